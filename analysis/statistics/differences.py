@@ -97,13 +97,20 @@ def _added_to_mean(each: Sequence[float | None], *, shared: bool) -> float | Non
     return sum(known) / len(each) / (1 if shared else len(each)) if len(known) == len(each) else None
 
 
+_ENDS = (
+    ("at_least", "at_most", "difference"),
+    ("at_least_low", "at_most_low", "low"),
+    ("at_least_high", "at_most_high", "high"),
+)
+"""Names of the difference at the one budget, at the other, and of the change, with their intervals."""
 CHANGES = pa.schema(
     [
         *typed(TEXT, *PLACE),  # dataset null: the mean over `n_datasets` data sets
         *typed(TEXT, "method", "baseline", "least", "most"),  # the smallest and the largest budget that all sets have
         *typed(INT, "n", "n_datasets"),  # n: seeds of each data set
-        *typed(REAL, "at_least", "at_most"),  # the difference at the one and at the other, of the seeds that both have
-        *typed(REAL, "difference", "low", "high"),  # the second less the first; the choice of four rates in the ends
+        # the difference at the one, at the other, of the seeds that both have, and the second less the first; the
+        # choice of rates in the intervals, each of which is for itself
+        *typed(REAL, *(name for names in _ENDS for name in names)),
         *typed(REAL, "p", "p_holm", "p_given_rates", "choice_sd"),  # null where it is not known what the choice adds
         ("verdict", TEXT),  # 'higher': the difference to the baseline rises with the budget
     ]
@@ -130,10 +137,11 @@ def changes(store: Store, baseline: str | None = None) -> pa.Table:
             continue
         budgets.sort(key=lambda rows: rows[0]["budget"])
         pairs = list(zip(budgets[0], budgets[-1], strict=True))  # both by data set
-        ends, added = [_ends(cells, pair) for pair in pairs], [_added_to_change(pair) for pair in pairs]
+        ends, added = [_ends(cells, pair) for pair in pairs], [_added(pair) for pair in pairs]
         rows = [_change(pairs[k : k + 1], ends[k : k + 1], added[k], shared=shared) for k in range(sets)]
         if sets > 1:
-            rows.insert(0, _change(pairs, ends, _added_to_mean(added, shared=shared), shared=shared))
+            means = [_added_to_mean(each, shared=shared) for each in zip(*added, strict=True)]
+            rows.insert(0, _change(pairs, ends, means, shared=shared))
         blocks.append(rows)
     cost = spent(level(store)) * len(blocks)
     return pa.Table.from_pylist([row for rows in blocks for row in _corrected(rows, cost)], schema=CHANGES)
@@ -146,34 +154,37 @@ def _ends(cells: Mapping[Cell, Sequence[Row]], pair: Sequence[Row]) -> list[dict
     return [least, most, {seed: most[seed] - value for seed, value in least.items()}]
 
 
-def _added_to_change(pair: Sequence[Row]) -> float | None:
-    """Variance that four choices add, taken for independent: it is less where those of a method's budgets err alike."""
-    known = [r["choice_sd"] for r in pair if r["choice_sd"] is not None]
-    return sum(sd**2 for sd in known) if len(known) == len(pair) else None
+def _added(pair: Sequence[Row]) -> list[float | None]:
+    """Variance that choices add at both budgets, and to the change: that of a method's budgets may err alike, which is
+    less, but they are taken for independent."""
+    ends = [None if (sd := r["choice_sd"]) is None else sd**2 for r in pair]
+    known = [variance for variance in ends if variance is not None]
+    return [*ends, sum(known) if len(known) == len(ends) else None]
 
 
 def _change(
-    pairs: Sequence[Sequence[Row]], ends: Sequence[Sequence[Mapping[Seed, float]]], added: float | None, *, shared: bool
+    pairs: Sequence[Sequence[Row]],
+    ends: Sequence[Sequence[Mapping[Seed, float]]],
+    added: Sequence[float | None],
+    *,
+    shared: bool,
 ) -> Row:
     """A row without its corrected p value and verdict.
 
     Args:
         pairs: of each data set the comparisons at both budgets. ends: of each `_ends`.
-        added: variance that choices add. shared: as of `over_datasets`.
+        added: variance that choices add to each of these. shared: as of `over_datasets`.
     """
     least, most = pairs[0]
-    at_least, at_most, found = (over_datasets(blocks, shared=shared) for blocks in zip(*ends, strict=True))
-    tested = None if found is None or added is None else found.widened(added)
-    return (
-        {name: least[name] for name in (*PLACE, "method", "baseline")}
-        | ({"dataset": None} if len(pairs) > 1 else {})
-        | {"least": least["reference"], "at_least": at_least and at_least.mean}
-        | {"most": most["reference"], "at_most": at_most and at_most.mean}
-        | {"n": found.n // len(found.pairs) if found else 0, "n_datasets": len(pairs)}
-        | {"difference": found and found.mean, "p": tested and tested.p, "p_given_rates": found and found.p}
-        | {"low": tested and tested.low, "high": tested and tested.high}
-        | {"choice_sd": None if added is None else added**0.5}
-    )
+    given = [over_datasets(blocks, shared=shared) for blocks in zip(*ends, strict=True)]
+    tested = [of and (None if extra is None else of.widened(extra)) for of, extra in zip(given, added, strict=True)]
+    found, test = given[-1], tested[-1]
+    row = {name: least[name] for name in (*PLACE, "method", "baseline")} | ({"dataset": None} if len(pairs) > 1 else {})
+    row |= {"least": least["reference"], "most": most["reference"], "n_datasets": len(pairs)}
+    for name, low, high, of, wide in zip(*_ENDS, given, tested, strict=True):
+        row |= {name: of and of.mean, low: wide and wide.low, high: wide and wide.high}
+    row |= {"n": found.n // len(found.pairs) if found else 0, "p_given_rates": found and found.p, "p": test and test.p}
+    return row | {"choice_sd": None if (extra := added[-1]) is None else extra**0.5}
 
 
 def _corrected(rows: Sequence[Row], cost: float) -> list[Row]:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from analysis.format import change_text, p_text, points
+from functools import partial
+
+from analysis.format import Row, change_text, p_text
 from analysis.statistics import rank_effects as slopes
 from analysis.statistics.differences import changes
 from analysis.statistics.scaling import question
@@ -19,6 +21,13 @@ _DOUBLED = {
 }
 
 
+_ENDS = {"difference at the one, points [95 %]": "at_least", "at the other": "at_most"}
+
+
+def _end(name: str, r: Row) -> str:
+    return change_text(r, name, f"{name}_low", f"{name}_high")
+
+
 def changed(store: Store, baseline: str | None = None) -> Sheet:
     """Whether the difference of the question's method to a baseline changes with the budget."""
     baseline = baseline or question(store).baseline
@@ -31,8 +40,7 @@ def changed(store: Store, baseline: str | None = None) -> Sheet:
             METHOD,
             text("from", "least"),
             text("to", "most"),
-            number("difference at the one, points", "at_least", points),
-            number("at the other", "at_most", points),
+            *(Column(head, partial(_end, end), "number") for head, end in _ENDS.items()),
             Column("change, points [95 %]", change_text, "number"),
             SEEDS,
             number("p, Holm", "p_holm", p_text),

@@ -44,7 +44,9 @@ def test_a_change_is_the_last_difference_less_the_first(tmp_path: Path, rule: st
         gaps = np.array([[cells["randlora", b, r["dataset"]][s] - cells["lora", b, r["dataset"]][s] for s in range(4)]  # type: ignore[operator]
                          for b in ("lora-1", "lora-8")])  # fmt: skip
         moved[r["dataset"]] = gaps[1] - gaps[0]
-        assert [r["at_least"], r["at_most"]] == pytest.approx([e["difference"] for e in ends])
+        for end, e in zip(("at_least", "at_most"), ends, strict=True):
+            at = (r[end], r[f"{end}_low"], r[f"{end}_high"])
+            assert at == pytest.approx((e["difference"], e["low"], e["high"]))
         assert r["choice_sd"] ** 2 == pytest.approx(sum(e["choice_sd"] ** 2 for e in ends)) and r["choice_sd"] > 0
         want = t_difference(list(moved[r["dataset"]])).widened(r["choice_sd"] ** 2)
         assert (r["difference"], r["low"], r["high"], r["p"]) == pytest.approx((want.mean, want.low, want.high, want.p))
