@@ -60,10 +60,10 @@ def _changed(rows: Sequence[Row]) -> str:
     if len({(r["sweep"], r["model"], r["train_size"]) for r in rows}) != 1 or rows[0]["difference"] is None:
         return ""
     row = rows[0]
-    where = f"in the mean over {row['n_datasets']} data sets " * (row["dataset"] is None)
+    where = f" in the mean over {row['n_datasets']} data sets" * (row["dataset"] is None)
     seen = f"{points(row['at_least'])} points at {row['least']} and {points(row['at_most'])} at {row['most']}"
     said = {"higher": "it rises", "lower": "it falls"}.get(row["verdict"], row["verdict"])
-    return f" It is {where}{seen}; the change, {change_text(row)}: {said}."
+    return f" The difference is {seen}{where}; its change, {change_text(row)}: {said}."
 
 
 def conclude_ranking(rows: Sequence[Row], asked: Question = ASKED) -> str:

@@ -64,9 +64,9 @@ def test_differences() -> None:
     ends = {"least": "lora-1", "most": "lora-8", "at_least": 0.02, "at_most": 0.0}
     change = ends | {"dataset": None, "difference": -0.02, "low": -0.03, "high": -0.01, "verdict": "lower"}
     change |= {"sweep": "s", "model": "m", "train_size": "1.0", "n_datasets": 2}
-    said = "at 1. It is {}+2.0 points at lora-1 and 0.0 at lora-8; the change, −2.0 [−3.0, −1.0]: {}."
+    said = "at 1. The difference is +2.0 points at lora-1 and 0.0 at lora-8{}; its change, −2.0 [−3.0, −1.0]: {}."
     set_a, apart = change | {"dataset": "a"}, [one(0.01, "higher")]
-    of_mean = said.format("in the mean over 2 data sets ", "it falls")
+    of_mean = said.format(" in the mean over 2 data sets", "it falls")
     assert say.conclude_differences(apart, [change, set_a, set_a]).endswith(of_mean)
     none = set_a | {"verdict": "not distinguishable"}
     assert say.conclude_differences(apart, [none]).endswith(said.format("", "not distinguishable"))
