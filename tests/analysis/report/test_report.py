@@ -274,6 +274,7 @@ def test_every_table_of_the_page_has_its_files(wide: Store, tmp_path: Path) -> N
         "results",
         "averages",
         "comparisons",
+        "changes",
         "full_fine_tuning",
         "groups",
         "ranks",
