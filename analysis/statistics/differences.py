@@ -17,6 +17,7 @@ from analysis.statistics.looks import level, spent
 from analysis.statistics.runs import (
     Cell,
     Seed,
+    added_over_datasets,
     baseline_runs,
     by,
     confirmed,
@@ -84,17 +85,15 @@ def _means(store: Store, single: Sequence[Row]) -> list[tuple[Row, Difference]]:
             other = [baseline_runs(cells, place_of(r), r["baseline"], reference) for r in rows]
             difference = over_datasets([gaps(*pair) for pair in zip(mine, other, strict=True)], shared=shared)
             if difference is not None:
-                added = _added_to_mean([None if (sd := r["choice_sd"]) is None else sd**2 for r in rows], shared=shared)
+                added = added_over_datasets(list(map(_choice, rows)), shared=shared)
                 row = {"dataset": None, "n_datasets": sets, "n": difference.n, "difference": difference.mean}
                 row |= {"choice_sd": None if added is None else added**0.5, "verdict": None}
                 found.append((rows[0] | row, difference))
     return found
 
 
-def _added_to_mean(each: Sequence[float | None], *, shared: bool) -> float | None:
-    """Variance that choices add to a mean over data sets; those on shared seeds may go wrong alike."""
-    known = [variance for variance in each if variance is not None]
-    return sum(known) / len(each) / (1 if shared else len(each)) if len(known) == len(each) else None
+def _choice(row: Row) -> float | None:
+    return None if row["choice_sd"] is None else row["choice_sd"] ** 2
 
 
 _ENDS = (
@@ -140,7 +139,7 @@ def changes(store: Store, baseline: str | None = None) -> pa.Table:
         ends, added = [_ends(cells, pair) for pair in pairs], [_added(pair) for pair in pairs]
         rows = [_change(pairs[k : k + 1], ends[k : k + 1], added[k], shared=shared) for k in range(sets)]
         if sets > 1:
-            means = [_added_to_mean(each, shared=shared) for each in zip(*added, strict=True)]
+            means = [added_over_datasets(each, shared=shared) for each in zip(*added, strict=True)]
             rows.insert(0, _change(pairs, ends, means, shared=shared))
         blocks.append(rows)
     cost = spent(level(store)) * len(blocks)
@@ -157,7 +156,7 @@ def _ends(cells: Mapping[Cell, Sequence[Row]], pair: Sequence[Row]) -> list[dict
 def _added(pair: Sequence[Row]) -> list[float | None]:
     """Variance that choices add at both budgets, and to the change: that of a method's budgets may err alike, which is
     less, but they are taken for independent."""
-    ends = [None if (sd := r["choice_sd"]) is None else sd**2 for r in pair]
+    ends = list(map(_choice, pair))
     known = [variance for variance in ends if variance is not None]
     return [*ends, sum(known) if len(known) == len(ends) else None]
 

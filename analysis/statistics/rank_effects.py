@@ -22,7 +22,7 @@ from analysis.format import Row
 from analysis.statistics.choice import CellKey, choice_variances
 from analysis.statistics.inference import mean_interval, verdict
 from analysis.statistics.looks import holm_at, level
-from analysis.statistics.runs import Seed, by, by_seed, over_datasets, shared_seeds, sharing_seeds
+from analysis.statistics.runs import Seed, added_over_datasets, by, by_seed, over_datasets, shared_seeds, sharing_seeds
 from analysis.store.columns import INT, PLACE, REAL, TEXT, typed
 from analysis.store.store import Store, remembered
 from analysis.styles import in_order, size_key
@@ -203,10 +203,8 @@ def _weights(runs: Sequence[Row], level: str, along: str) -> tuple[Weights, list
 def _said(found: Sequence[_Slope], *, shared: bool) -> Row:
     """Mean slope over data sets with its interval and test."""
     spanned = [value for f in found for value in f.spanned]
-    known = [f.added for f in found if f.added is not None]
     slopes = [f.by_seed for f in found]
-    together = 1 if shared else len(found)  # choices on shared seeds may go wrong alike
-    added = sum(known) / len(found) / together if len(known) == len(found) else None
+    added = added_over_datasets([f.added for f in found], shared=shared)
     given = over_datasets(slopes, shared=shared)
     tested = None if given is None or added is None else given.widened(added)
     return {

@@ -93,6 +93,16 @@ def over_datasets(blocks: Sequence[Mapping[Seed, float]], *, shared: bool) -> Di
     return t_difference(means, OVER_SEEDS if len(blocks) > 1 else T_TEST) if means else None
 
 
+def added_over_datasets(each: Sequence[float | None], *, shared: bool) -> float | None:
+    """Variance that choices of rates add to a mean over data sets; None where it is not known of one of them.
+
+    Args:
+        each: what they add on each data set. shared: as of `over_datasets`; choices on shared seeds may go wrong alike.
+    """
+    known = [variance for variance in each if variance is not None]
+    return sum(known) / len(each) / (1 if shared else len(each)) if len(known) == len(each) else None
+
+
 def baseline_runs(
     cells: Mapping[Cell, Sequence[Row]], place: Place, baseline: str, reference: str | None
 ) -> Sequence[Row]:

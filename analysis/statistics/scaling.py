@@ -25,6 +25,7 @@ from analysis.statistics.looks import declared, early, level, margin_of, spent
 from analysis.statistics.power import detectable, effect_size, power_at, seeds_needed
 from analysis.statistics.runs import (
     Seed,
+    added_over_datasets,
     averaged,
     baseline_runs,
     by,
@@ -342,10 +343,8 @@ def _overall(store: Store, rows: Sequence[Row], baseline: str, focus: str | None
         dataset = next(iter(blocks)) if len(blocks) == 1 else None
         total = {"sweep": sweep, "model": model, "dataset": dataset, "train_size": size, "method": focus}
         total |= {"reference": None, "budget": None}
-        known = [p for p in parts if p is not None]
         each, shared = list(blocks.values()), sweep in sharing
-        together = 1 if shared else len(parts)  # choices on shared seeds may go wrong alike
-        added = sum(known) / len(parts) / together if len(known) == len(parts) else None
+        added = added_over_datasets(parts, shared=shared)
         these = over_datasets(each, shared=shared)
         tests = [(these, added)]
         if len(blocks) > 1:  # one seed, which may do the same to all of them, tells no more of sets like these

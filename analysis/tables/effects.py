@@ -19,8 +19,6 @@ _DOUBLED = {
     slopes.PARAMETERS: "parameters, rank equal",
     slopes.CONTRAST: "rank less parameters",
 }
-
-
 _ENDS = {"difference at the one, points [95 %]": "at_least", "at the other": "at_most"}
 
 
@@ -30,11 +28,10 @@ def _end(name: str, r: Row) -> str:
 
 def changed(store: Store, baseline: str | None = None) -> Sheet:
     """Whether the difference of the question's method to a baseline changes with the budget."""
-    baseline = baseline or question(store).baseline
     rows = changes(store, baseline).to_pylist()
     return Sheet(
         "changes",
-        f"Does the difference to {style(baseline).name} change with the budget?",
+        f"Does the difference to {style(baseline or question(store).baseline).name} change with the budget?",
         columns_of(
             rows,
             METHOD,
