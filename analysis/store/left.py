@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from analysis.format import Row
+from analysis.store.schemas import LATE
 from analysis.store.store import Store
 
 Left = tuple[int, int] | None
@@ -53,11 +54,14 @@ def _tune_left(rows: Sequence[Row], points: int, rates: int, seeds: int, plain: 
     ended = [t for t in rows if t["seeds"] == first and (t["slot"] < points or t["origin"] == "widened")]
     if sum(t["slot"] < points for t in ended) < points:
         return plain
-    scores = sorted((t["score"] for t in ended if t["score"] is not None), reverse=True)[: rates or 1]
+    scored = [t for t in ended if t["score"] is not None]
+    scores = sorted((t["score"] for t in scored if t["slot"] < LATE), reverse=True)[: rates or 1]
     if not scores:
         return None
-    leaders = {_point(t) for t in ended if t["score"] is not None and t["score"] >= scores[-1]}
-    return max(0, min(rates, len(scores)) * seeds - sum(_point(t) in leaders for t in rows if t["seeds"] != first))
+    late = {_point(t) for t in scored if t["slot"] >= LATE}  # each is run again
+    leaders = late | {_point(t) for t in scored if t["score"] >= scores[-1]}
+    again = sum(_point(t) in leaders for t in rows if t["seeds"] != first)
+    return max(0, (min(rates, len(scores)) + len(late)) * seeds - again)
 
 
 def _point(row: Row) -> tuple[float, str | None]:

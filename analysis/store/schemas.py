@@ -29,13 +29,17 @@ from analysis.store.columns import (
 SCHEMA_VERSION = 1
 """Raised when a column changes its meaning or leaves; new columns alone do not raise it: old parts read as null."""
 
+WIDENED, LATE = 100_000, 200_000
+"""Slot number of the first point past the edge of a range, which no allowance reaches, and of the first past an edge
+that re-runs chose."""
+
 _TRIALS = (
     SWEEP,
     ("trial_id", TEXT, "Hash of its configuration."),
     ("cell_id", TEXT, "Its cell."),
     ("attempt", INT, "From 1; a try after a failure has its own row."),
     ("stage", TEXT, "'TUNE' or 'CONFIRM'."),
-    ("slot", INT, "Position in the stage, from 0."),
+    ("slot", INT, "Position in the stage, from 0; of rates past an edge from 100,000."),
     MODEL,
     ("adapt", TEXT, "'vision', 'both' (CLIP's towers) or 'all'."),
     DATASET,

@@ -1,7 +1,7 @@
 """How much a cell tries, and with what: the allowance, warm starts, the sampler's points, and those past an edge.
 
 Slot numbers say where a point comes from: first the warm starts, then the sampler's points, from `WIDENED` on those
-past the edge of the range.
+past the edge of the range, from `LATE` on those past an edge that the re-runs chose.
 """
 
 from __future__ import annotations
@@ -13,15 +13,13 @@ from itertools import pairwise
 from typing import Any
 
 from analysis.format import Row
+from analysis.store.schemas import LATE, WIDENED
 from sweeps.search.points import beyond, propose
 from sweeps.search.samplers import State, Tried
-from sweeps.search.slots import Edge, Slot
+from sweeps.search.slots import Choice, Edge, Slot
 from sweeps.spec.cell import Cell
 from sweeps.spec.search import SearchSection
 from sweeps.spec.space import Point, Space
-
-WIDENED = 100_000
-"""Number of the first slot past the edge of a range; no allowance reaches it."""
 
 
 def origin_of(number: int, search: SearchSection) -> str | None:
@@ -70,15 +68,49 @@ class Effort:
             asked: TUNE slots of the first seeds, by number.
             rows: rows of the cell's trials that are over, by trial id.
         """
-        points = {k: asked.get(k) for k in range(self._room(asked, rows))}
-        past: list[Slot | None] = [asked[k] for k in sorted(asked) if k >= WIDENED]
-        done = all(s is not None and s.trial_id in rows for s in [*points.values(), *past])
-        if done and len(past) < self._search.widen:
-            known = [s for s in [*points.values(), *past] if s is not None]
+        points: dict[int, Slot | None] = {k: asked.get(k) for k in range(self._room(asked, rows))}
+        points |= {k: asked[k] for k in sorted(asked) if k >= WIDENED}
+        known = [s for s in points.values() if s is not None and s.trial_id in rows]
+        past = sum(k >= WIDENED for k in points)
+        if len(known) == len(points) and past < self._search.widen and max(points, default=0) < LATE:
             ranked = self.ranked(known, rows)
-            if ranked and self.edge(ranked[0], known) is not None:
-                past.append(None)
-        return points | {WIDENED + i: s for i, s in enumerate(past)}
+            if ranked and _edge(ranked[0], known) is not None:
+                points[WIDENED + past] = None
+        return points
+
+    def late(self, points: Mapping[int, Slot | None], reruns: Sequence[Slot], rows: Mapping[str, Row]) -> int | None:
+        """Number of a point past the edge that the re-runs chose, to be asked and re-run itself; None for no such."""
+        choice, past = self.choose(points, reruns, rows), [k for k in points if k >= WIDENED]
+        if choice is None or choice.edge is None or len(past) >= self._search.widen:
+            return None
+        return LATE + sum(k >= LATE for k in past) * (1 + self._search.rerun_seeds)
+
+    def candidates(self, points: Mapping[int, Slot | None], rows: Mapping[str, Row]) -> list[Slot]:
+        """The points to re-run: the best, and those past an edge that re-runs chose, so that none displaces another."""
+        ranked = self.ranked(points.values(), rows)
+        late = [s for s in ranked if s.slot >= LATE]
+        return [s for s in ranked if s.slot < LATE][: self._search.rerun_rates] + late
+
+    def choose(
+        self, points: Mapping[int, Slot | None], reruns: Sequence[Slot], rows: Mapping[str, Row]
+    ) -> Choice | None:
+        """The choice once all points and re-runs are over; None where no point finished."""
+        again = self._search.reruns > 0
+        found = []
+        for rate in self.candidates(points, rows) if again else self.ranked(points.values(), rows)[:1]:
+            # dict: with every seed held fixed a re-run is its rate's own trial
+            trials = dict.fromkeys([rate.trial_id, *(s.trial_id for s in reruns if s.point == rate.point)])
+            done = [row for t in trials if (row := rows[t])["status"] == "finished" and row["val_score"] is not None]
+            mean = statistics.fmean(row["val_score"] for row in done)
+            key = self.rank_key(rate, mean, [row.get("train_loss") for row in done])
+            found.append(((len(trials) - len(done), *key), mean, rate))  # a rate without a score on a seed loses
+        if not found:
+            return None
+        _, mean, chosen = min(found, key=lambda each: each[0])
+        tried = [s for s in points.values() if s is not None]
+        n_trials = len({s.trial_id for s in [*tried, *reruns]})
+        seeds = self._search.rerun_seeds if again else 0
+        return Choice(chosen.point.lr, mean, n_trials, seeds, _edge(chosen, tried), chosen.extra)
 
     def _room(self, asked: Mapping[int, Slot], rows: Mapping[str, Row]) -> int:
         """Points that the allowance holds.
@@ -117,15 +149,15 @@ class Effort:
         Args:
             number: the slot's number.
             tried: the cell's points so far, by slot.
-            start: the neighbour's choice, for a slot that starts from it, or the best point, for one past its edge;
-                None where there is none.
+            start: the neighbour's choice, for a slot that starts from it, or the best point or the choice, for one past
+                its edge; None where there is none.
 
         A warm start that was tried already, or that does not exist, leaves its slot to the sampler.
         """
         search, cell = self._search, self._cell
         origin = origin_of(number, search)
         if origin == "widened":
-            edge = None if start is None else _edge(start.lr, [t.lr for t in tried])
+            edge = None if start is None else _end(start.lr, [t.lr for t in tried])
             if start is None or edge is None:
                 raise AssertionError(f"cell {cell.cell_id} widens, and its best rate is not at an edge")
             return beyond(self._space, tried, start, edge), origin
@@ -169,12 +201,13 @@ class Effort:
         centre = math.log10(self._space.low * self._space.high) / 2
         return -score, loss, round(abs(math.log10(slot.point.lr) - centre), 9), slot.slot
 
-    def edge(self, slot: Slot, points: Iterable[Slot]) -> Edge | None:
-        """Which end of the rates tried a slot's rate is."""
-        return _edge(slot.point.lr, [s.point.lr for s in points])
+
+def _edge(slot: Slot, points: Iterable[Slot]) -> Edge | None:
+    """Which end of the rates tried a slot's rate is."""
+    return _end(slot.point.lr, [s.point.lr for s in points])
 
 
-def _edge(lr: float, rates: Sequence[float]) -> Edge | None:
+def _end(lr: float, rates: Sequence[float]) -> Edge | None:
     low, high = min(rates), max(rates)
     if low == high or lr not in (low, high):
         return None

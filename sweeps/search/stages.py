@@ -7,13 +7,13 @@ one, and a sweep whose lists have grown.
 from __future__ import annotations
 
 import itertools
-import statistics
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import Literal, Protocol
 
 from analysis.format import Row
-from sweeps.search.effort import WIDENED, Effort, neighbours, origin_of
+from analysis.store.schemas import LATE, WIDENED
+from sweeps.search.effort import Effort, neighbours, origin_of
 from sweeps.search.order import ordered, tiers
 from sweeps.search.points import FIXED_SAMPLERS
 from sweeps.search.rules import derived_seed
@@ -130,8 +130,9 @@ class CellState:
 
     def planned(self) -> int:
         """Trials of a complete run of this cell."""
-        reruns = 0 if self.spec.confirm.held else self.spec.search.reruns
-        tune = len(self._points()) + reruns if self._tunes else 0
+        search, points = self.spec.search, self._points()
+        reruns = search.reruns + search.rerun_seeds * sum(number >= LATE for number in points)
+        tune = len(points) + (0 if self.spec.confirm.held else reruns) if self._tunes else 0
         return tune + self.cell.confirm_seeds
 
     def counted(self) -> int:
@@ -160,7 +161,8 @@ class CellState:
             full = have.get("full_weight_decay") if self.cell.method in FULL_METHODS else have.get("weight_decay")
             have["weight_decay"] = full
             extra = extra_of({d.name: d.listed(have[d.name]) for d in space.dimensions})
-        origin = origin_of(slot.slot, self.spec.search) if self._is_first(slot) else None
+        named = self._is_first(slot) or slot.slot >= WIDENED
+        origin = origin_of(slot.slot, self.spec.search) if named else None
         return replace(slot, extra=extra, origin=origin)
 
     def row(self) -> Row:
@@ -182,11 +184,11 @@ class CellState:
 
     @property
     def _points_done(self) -> bool:
-        return all(s is not None and s.trial_id in self.rows for s in self._points().values())
+        return self._over(self._points().values())
 
     @property
     def _tuned(self) -> bool:
-        return not self._tunes or (self._points_done and all(s.trial_id in self.rows for s in self._reruns()))
+        return not self._tunes or (self._points_done and self._over(self._reruns()))
 
     def _open(self, slot: Slot, beside: Mapping[str, Slot]) -> bool:
         return not any(slot.trial_id in known for known in (self.rows, self.running, beside))
@@ -207,7 +209,14 @@ class CellState:
         """The points that the allowance holds, by slot number, and those past an edge; None where not asked yet."""
         if not self._tunes:
             return {}
-        return self.effort.points(self._first_seeds(beside), self.rows)
+        points = self.effort.points(self._first_seeds(beside), self.rows)
+        if self._over(points.values()) and self._over(reruns := self._reruns_of(points)):
+            late = self.effort.late(points, reruns, self.rows)
+            points |= {} if late is None else {late: None}
+        return points
+
+    def _over(self, slots: Iterable[Slot | None]) -> bool:
+        return all(s is not None and s.trial_id in self.rows for s in slots)
 
     def _first_seeds(self, beside: Mapping[str, Slot] = _NOTHING) -> dict[int, Slot]:
         """The points asked, by slot number; re-runs have other seeds."""
@@ -233,57 +242,37 @@ class CellState:
                 return None
             choice = self.neighbour._compute_choice()
             start = None if choice is None else choice.point
-        elif origin == "widened":
-            start = self._ranked()[0].point
+        elif number >= LATE:
+            choice = self.effort.choose(points, self._reruns_of(points), self.rows)
+            start = None if choice is None else choice.point
+        elif number >= WIDENED:
+            start = self.effort.ranked(points.values(), self.rows)[0].point
         tried = [self.effort.tried(s, self.rows.get(s.trial_id)) for _, s in sorted(points.items()) if s is not None]
         point, origin = self.effort.propose(number, tried, start)
         return self._make("TUNE", number, point, self.seeds(TUNE_SEED), origin)
 
-    def _ranked(self) -> list[Slot]:
-        """The points that finished, the best first."""
-        return self.effort.ranked(self._points().values(), self.rows)
-
     def _reruns(self) -> list[Slot]:
         """The best points on the seeds after TUNE's first; empty until every point is done."""
-        search = self.spec.search
-        if not self._tunes or not self._points_done:
-            return []
-        base = sum(number < WIDENED for number in self._points())
+        points = self._points()
+        return self._reruns_of(points) if self._over(points.values()) else []
+
+    def _reruns_of(self, points: Mapping[int, Slot | None]) -> list[Slot]:
+        """Re-runs of points that are over, or of those of them that are."""
+        base, seeds = sum(number < WIDENED for number in points), self.spec.search.rerun_seeds
         slots = []
-        for i, rate in enumerate(self._ranked()[: search.rerun_rates]):
-            for j in range(search.rerun_seeds):
-                number = base + i * search.rerun_seeds + j
-                slots.append(self._make("TUNE", number, rate.point, self.seeds(TUNE_SEED + 1 + j)))
+        for i, rate in enumerate(self.effort.candidates(points, self.rows)):
+            late = rate.slot >= LATE
+            number = rate.slot + 1 if late else base + i * seeds
+            for j in range(seeds):
+                declared = self.seeds(TUNE_SEED + 1 + j)
+                slots.append(self._make("TUNE", number + j, rate.point, declared, "widened" if late else None))
         return slots
 
     def _compute_choice(self) -> Choice | None:
         if not self._tunes:
             centre = self.cell.lr_centre
             return None if centre is None else Choice(centre, None, 0, 0, None)
-        if not self._tuned:
-            return None
-        search, reruns = self.spec.search, self._reruns()
-        ranked = self._ranked()
-        again = search.reruns > 0
-        candidates = ranked[: search.rerun_rates] if again else ranked[:1]
-        if not candidates:
-            return None
-        found = []
-        for rate in candidates:
-            # dict: with every seed held fixed a re-run is its rate's own trial
-            trials = dict.fromkeys([rate.trial_id, *(s.trial_id for s in reruns if s.point == rate.point)])
-            done = [
-                row for t in trials if (row := self.rows[t])["status"] == "finished" and row["val_score"] is not None
-            ]
-            mean = statistics.fmean(row["val_score"] for row in done)
-            key = self.effort.rank_key(rate, mean, [row.get("train_loss") for row in done])
-            found.append(((len(trials) - len(done), *key), mean, rate))  # a rate without a score on a seed loses
-        _, mean, chosen = min(found, key=lambda each: each[0])
-        points = [s for s in self._points().values() if s is not None]
-        n_trials = len({s.trial_id for s in [*points, *reruns]})
-        edge = self.effort.edge(chosen, points)
-        seeds = search.rerun_seeds if again else 0
-        return Choice(chosen.point.lr, mean, n_trials, seeds, edge, chosen.extra)
+        return self.effort.choose(self._points(), self._reruns(), self.rows) if self._tuned else None
 
     @property
     def confirming(self) -> set[str]:

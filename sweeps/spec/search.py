@@ -120,7 +120,7 @@ class SearchSection(Section):
     rerun_seeds: int = Field(default=2, ge=0, le=MOST_TRIALS)
     """... on how many further seeds each; the best mean is chosen."""
     widen: Annotated[int, Field(ge=0, le=MOST_TRIALS), LATER] = 0
-    """Points past the edge that a cell may add while its best rate is the outermost, before re-runs."""
+    """Points past the edge that a cell may add while its best rate, or the one that re-runs chose, is the outermost."""
     pruner: Literal["none", "asha", "median"] = "none"
     """Stops bad TUNE trials early."""
     seed: int = Field(default=0, ge=0)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import subprocess
 import sys
 import threading
@@ -226,6 +227,33 @@ def test_a_cell_is_tuned_when_what_leads_has_its_reruns(tmp_path: Path, monkeypa
     told = progress_of(store)
     assert (told["phases"], told["cells_confirmed"], told["trials"]) == ({"done": 1}, 1, 5 + 2 + 2)
     assert facts(store)["missing"] == 0
+
+
+def test_rates_past_an_end_that_reruns_chose_have_reruns_to_come(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first: list[int] = []
+
+    def score(config: dict[str, Any], epoch: int) -> float:  # inside on the first seed, past the end on the others
+        first.append(config["data_seed"])
+        best = -3.4 if config["data_seed"] == first[0] else -1.5
+        return 1 - abs(math.log10(config["lr"]) - best) / 9
+
+    def interrupt(ended: int) -> None:
+        if ended == 10:  # the point past the end, none of its re-runs
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr("tests.fakes.analytic_score", score)
+    cells = (FakeCell("lora", lr_low=1e-4, lr_high=1e-2),)
+    plan = fake_plan(tmp_path, cells, search=FakeSearch(trials=9, rerun_rates=3, rerun_seeds=2, widen=1))
+    assert go_inline(plan, interrupt).interrupted
+    assert set(to_come(open_store(tmp_path)).values()) == {(2, 2)}
+    go_inline(plan)
+    store = open_store(tmp_path)
+    assert set(to_come(store).values()) == {(0, 0)}
+    told = progress_of(store)
+    assert (told["phases"], told["trials"], told["finished"]) == ({"done": 1}, 14, 14)
+    assert [r["widened"] for r in store.table("parity").to_pylist()] == [3]
 
 
 def test_rates_past_an_end_and_replaced_runs_are_beyond_the_plan(tmp_path: Path) -> None:

@@ -8,8 +8,9 @@ from typing import Any
 
 import pytest
 
-from sweeps.search.effort import WIDENED
+from analysis.store.schemas import LATE, WIDENED
 from sweeps.search.stages import Slot
+from sweeps.spec.sections import TUNE_SEED
 from sweeps.spec.space import Dimension
 from tests.fakes import FakeCell, FakeConfirm, FakePlan, FakeSamples, FakeSearch, fake_plan
 from tests.sweeps.search.support import Bench, at, search, tune
@@ -107,6 +108,46 @@ def test_widening_stops_at_its_limit_and_where_the_best_is_inside(tmp_path: Path
     assert len(tune(state, "lora-1000")) == 8
     state = Bench(at(1e-3)).run(fake_plan(tmp_path, cells[1:], search=search(widen=2)))
     assert len(tune(state, "vera-1000")) == 6
+
+
+def later(slot: Slot) -> float:
+    """A score that is best inside the range on TUNE's first seed, and at 1e-1 on all others."""
+    return at(5e-3 if slot.seeds[0] == TUNE_SEED else 1e-1)(slot)
+
+
+@pytest.mark.parametrize("limit", [0, 8, 9, 11, 16])
+def test_an_edge_that_the_reruns_choose_is_widened_and_run_again(tmp_path: Path, limit: int) -> None:
+    cells = (FakeCell("lora", lr_low=1e-4, lr_high=1e-2),)
+    plan = fake_plan(tmp_path, cells, search=search(trials=9, rerun_rates=2, rerun_seeds=2, widen=5))
+    bench = Bench(later)
+    for steps in (limit, 3, 10**6):
+        state = bench.run(plan, steps)
+    past = [s for s in tune(state, "lora-1000") if s.origin == "widened"]
+    assert [s.slot for s in past] == [LATE + k for k in range(9)]  # each with its two re-runs
+    assert [s.lr for s in past[::3]] == pytest.approx([10**-1.5, 1e-1, 10**-0.5], rel=1e-4)
+    cell = state.cells["lora-1000"]
+    choice = cell.settle() or cell.choice
+    assert choice is not None
+    assert (choice.lr, choice.edge, choice.n_trials) == (pytest.approx(1e-1, rel=1e-4), None, 9 + 9)
+    assert cell.planned() == cell.counted() == 9 + 9 + 2
+    assert {s.lr for s in bench.slots.values() if s.stage == "CONFIRM"} == {choice.lr}
+
+
+def test_points_past_an_edge_that_reruns_chose_keep_to_the_limit_and_displace_none(tmp_path: Path) -> None:
+    cells = (FakeCell("lora", lr_low=1e-4, lr_high=1e-2),)
+    given = {"trials": 9, "rerun_rates": 2, "rerun_seeds": 2}
+    state = Bench(later).run(fake_plan(tmp_path, cells, search=search(**given, widen=1)))
+    slots, choice = tune(state, "lora-1000"), state.cells["lora-1000"].choice
+    assert choice is not None
+    assert (len(slots), choice.lr, choice.edge) == (9 + 3, pytest.approx(10**-1.5, rel=1e-4), "high")
+
+    def first(slot: Slot) -> float:  # past the edge it is second on the first seed, and last on the others
+        return -1.0 if slot.point.lr > 2e-2 and slot.seeds[0] != TUNE_SEED else later(slot) + (slot.point.lr > 2e-2) / 2
+
+    state = Bench(first).run(fake_plan(tmp_path, cells, search=search(**given, widen=5)))
+    choice = state.cells["lora-1000"].choice
+    assert choice is not None
+    assert (len(tune(state, "lora-1000")), choice.lr) == (9 + 3, pytest.approx(1e-2))
 
 
 def test_widening_a_finished_sweep_only_adds_and_what_is_there_still_counts_without_it(tmp_path: Path) -> None:
