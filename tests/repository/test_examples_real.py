@@ -64,6 +64,7 @@ def test_every_real_example_plans(name: str, place: Path, monkeypatch: pytest.Mo
         assert (counts.get(("lora", "lora-39")), counts.get(("randlora", "lora-39"))) == there
     elif name == "study/texts":
         assert {counts[m, "lora-1"] for m in ("lora", "randlora", "vera")} == {30 * (2 * 576 + 576 + 192)}
+        assert (counts["lora", "lora-16"], counts["randlora", "lora-16"]) == (921_600, 927_750)
     elif name == "study/rank-text":
         ranks, of = ("randlora-a-16", "randlora-a-576"), ("lora-2", "lora-4")
         assert [counts[rank, budget] for budget in of for rank in ranks] == [114_720, 115_200, 235_680, 230_400]
