@@ -7,7 +7,7 @@ method and budget, which two verdicts, one of them *higher*, don't tell.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import pyarrow as pa
 
@@ -18,11 +18,12 @@ from analysis.statistics.runs import (
     Cell,
     Seed,
     added_over_datasets,
-    baseline_runs,
     by,
+    choice_of,
     confirmed,
     datasets_of,
     gaps,
+    over_all_datasets,
     over_datasets,
     shared_seeds,
     sharing_seeds,
@@ -71,29 +72,12 @@ def difference_curves(store: Store) -> pa.Table:
     return pa.Table.from_pylist(rows, schema=DIFFERENCES)
 
 
-def _means(store: Store, single: Sequence[Row]) -> list[tuple[Row, Difference]]:
+def _means(store: Store, single: Sequence[Row]) -> Iterator[tuple[Row, Difference]]:
     """The differences at each budget averaged over all data sets of a sweep and training size."""
-    cells, sharing, found = confirmed(store), sharing_seeds(store), []
-    at_budgets = [r for r in single if r["reference"] and r["dataset"]]
-    for key, of_place in by(at_budgets, "sweep", "model", "train_size").items():
-        sets = len(datasets_of(cells, *key))
-        shared = key[0] in sharing
-        for (method, reference), rows in by(of_place, "method", "reference").items():
-            if sets < 2 or len(rows) < sets:
-                continue
-            mine = [cells[place_of(r), method, reference] for r in rows]
-            other = [baseline_runs(cells, place_of(r), r["baseline"], reference) for r in rows]
-            difference = over_datasets([gaps(*pair) for pair in zip(mine, other, strict=True)], shared=shared)
-            if difference is not None:
-                added = added_over_datasets(list(map(_choice, rows)), shared=shared)
-                row = {"dataset": None, "n_datasets": sets, "n": difference.n, "difference": difference.mean}
-                row |= {"choice_sd": None if added is None else added**0.5, "verdict": None}
-                found.append((rows[0] | row, difference))
-    return found
-
-
-def _choice(row: Row) -> float | None:
-    return None if row["choice_sd"] is None else row["choice_sd"] ** 2
+    for rows, difference, added in over_all_datasets(store, single):
+        row = {"dataset": None, "n_datasets": len(rows), "n": difference.n, "difference": difference.mean}
+        row |= {"choice_sd": None if added is None else added**0.5, "verdict": None}
+        yield rows[0] | row, difference
 
 
 _ENDS = (
@@ -156,7 +140,7 @@ def _ends(cells: Mapping[Cell, Sequence[Row]], pair: Sequence[Row]) -> list[dict
 def _added(pair: Sequence[Row]) -> list[float | None]:
     """Variance that choices add at both budgets, and to the change: that of a method's budgets may err alike, which is
     less, but they are taken for independent."""
-    ends = list(map(_choice, pair))
+    ends = list(map(choice_of, pair))
     known = [variance for variance in ends if variance is not None]
     return [*ends, sum(known) if len(known) == len(ends) else None]
 

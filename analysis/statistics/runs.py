@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from analysis.format import Row
@@ -101,6 +101,34 @@ def added_over_datasets(each: Sequence[float | None], *, shared: bool) -> float 
     """
     known = [variance for variance in each if variance is not None]
     return sum(known) / len(each) / (1 if shared else len(each)) if len(known) == len(each) else None
+
+
+def over_all_datasets(store: Store, rows: Sequence[Row]) -> Iterator[tuple[list[Row], Difference, float | None]]:
+    """The differences averaged over data sets, of each method and budget that has one on all of its sweep and size.
+
+    Args:
+        rows: of `scaling.comparisons`.
+
+    Yields:
+        The rows, their mean, and the variance that the choices of rates add to it; None where that is not known.
+    """
+    cells, sharing = confirmed(store), sharing_seeds(store)
+    single = [r for r in rows if r["reference"] and r["dataset"]]
+    for key, of_place in by(single, "sweep", "model", "train_size").items():
+        sets, shared = len(datasets_of(cells, *key)), key[0] in sharing
+        for (method, reference), mine in by(of_place, "method", "reference").items():
+            if sets < 2 or len(mine) < sets:
+                continue
+            runs = [cells[place_of(r), method, reference] for r in mine]
+            other = [baseline_runs(cells, place_of(r), r["baseline"], reference) for r in mine]
+            mean = over_datasets([gaps(*pair) for pair in zip(runs, other, strict=True)], shared=shared)
+            if mean is not None:
+                yield mine, mean, added_over_datasets(list(map(choice_of, mine)), shared=shared)
+
+
+def choice_of(row: Row) -> float | None:
+    """Variance that the choice of rates adds to a comparison; None where it is not known."""
+    return None if row["choice_sd"] is None else row["choice_sd"] ** 2
 
 
 def baseline_runs(

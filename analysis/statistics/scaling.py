@@ -33,6 +33,7 @@ from analysis.statistics.runs import (
     confirmed,
     datasets_of,
     gaps,
+    over_all_datasets,
     over_datasets,
     ratios,
     seed_of,
@@ -201,9 +202,9 @@ def comparisons(store: Store, baseline: str | None = None) -> pa.Table:
         one row over the matched budgets that every data set has (`reference` null), where these are more than one row,
         and one for data sets like these (`test` OVER_DATASETS). `verdict` has the choice of rates in it. The rows of
         the focus are one family: its mean over budgets first, then Holm over the others; the rows of the other methods
-        are a second one. Against a baseline without a budget all rows are one. The chance of any false 'higher' or
-        'lower' in a family is at most 5 %, and so is that of any false 'equivalent'. The schema's metadata has `EARLY`
-        while seeds of the question's cells are to come.
+        are a second one. Against a baseline without a budget all rows are one, with the mean over all data sets of
+        every method and budget. The chance of any false 'higher' or 'lower' in a family is at most 5 %, and so is that
+        of any false 'equivalent'. The schema's metadata has `EARLY` while seeds of the question's cells are to come.
 
     Raises:
         StoreError: the margin in the folder's sweep file is no fraction between 0 and 1.
@@ -243,9 +244,13 @@ def _compared_with(store: Store, baseline: str, focus: str | None) -> list[tuple
             row = _compared(runs[0], baseline, difference, _added(choice, [(runs, other)]), margin)
             row |= ratios(store, runs[0], other[0]) | {"edge": _edge(edges, runs[0], other[0])}
             found.append((row, difference))
-    found += _overall(store, [row for row, _ in found], baseline, focus)
+    single = [row for row, _ in found]
+    matched = any(row["params_ratio"] is not None for row in single)  # else, without a mean to ask first, one family
+    for rows, mean, added in () if matched else over_all_datasets(store, single):
+        row = _compared(rows[0] | {"dataset": None}, baseline, mean, added, margin)
+        found.append((row | {"n_datasets": len(rows)}, mean))
+    found += _overall(store, single, baseline, focus)
     found.sort(key=lambda pair: _order(pair[0]))
-    matched = any(row["params_ratio"] is not None for row, _ in found)  # else, without a mean to ask first, one family
     _corrected([row for row, _ in found], focus if matched else None, spent(level(store)))
     for row, difference in found:
         row.update(_prospects(row, difference))

@@ -169,10 +169,14 @@ def _at_budgets(cells: Sequence[Row], whole: Sequence[Row], a: str, b: str) -> s
 def conclude_gap(compared: pa.Table, asked: Question = ASKED) -> str | None:
     """One sentence on the methods' distance from full fine-tuning at their largest budgets; None without it.
 
+    Over several data sets it is on their mean.
+
     Args:
         compared: `scaling.comparisons(store, baseline="full")`. Preliminary, as in `conclude`.
     """
     rows = [r for r in compared.to_pylist() if r["budget"] is not None]
+    means = [r for r in rows if r["dataset"] is None]
+    rows = means or rows
     places = {place_of(r) for r in rows}
     parts = []
     several = in_order({r["method"] for r in rows})[:_MOST]
@@ -184,7 +188,8 @@ def conclude_gap(compared: pa.Table, asked: Question = ASKED) -> str | None:
         parts.append(f"{style(method).name} ({top['reference']}) {interval_text(top)}, {top['verdict']}")
     if not parts:
         return None
-    return f"{early_words(compared)}Against full fine-tuning, each at its largest budget: {'; '.join(parts)}."
+    where = f", in the mean over {means[0]['n_datasets']} data sets" if means else ""
+    return f"{early_words(compared)}Against full fine-tuning{where}, each at its largest budget: {'; '.join(parts)}."
 
 
 def conclude_rank_effects(rows: Sequence[Row]) -> str:

@@ -16,6 +16,7 @@ from analysis.statistics.inference import OVER_DATASETS, OVER_SEEDS, WELCH
 from analysis.statistics.power import seeds_needed
 from analysis.statistics.runs import over_datasets
 from analysis.tables.results import compared, seeds
+from analysis.words.conclusions import conclude_gap
 from tests.analysis.odd import Cells, odd_results
 
 Row = dict[str, Any]
@@ -156,6 +157,29 @@ def test_a_mean_over_data_sets_is_of_the_budgets_and_seeds_that_all_have(tmp_pat
     cells["randlora", "lora-1", "b"] = {SEEDS: 0.51}
     store = open_store(odd_results(tmp_path / "seeds", cells, tune=(), seed_rule="per-data-set"))
     assert over_all(store) == {} and "averaged" not in conclusion(store)
+
+
+def test_the_mean_over_data_sets_against_full_fine_tuning_is_in_its_family(tmp_path: Path) -> None:
+    rng = np.random.default_rng(1)
+    scores = {name: rng.normal(0.7, 0.01, size=5) for name in ("lora a", "lora b", "vera a", "full a", "full b")}
+    scores["full a"] += 0.05
+    scores["full b"] += 0.05
+    cells: Cells = {
+        (name[:4], None if name[:4] == "full" else "lora-1", name[-1]): dict(enumerate(values))
+        for name, values in scores.items()
+    }
+    store = open_store(odd_results(tmp_path / "r", cells, tune=(), seeds=5, seed_rule="per-data-set"))
+    table = scaling.comparisons(store, baseline="full")
+    rows = {(r["dataset"], r["method"]): r for r in table.to_pylist()}
+    assert rows.keys() == {("a", "lora"), ("b", "lora"), ("a", "vera"), (None, "lora")}  # VeRA has none on b
+    by_hand = inference.stratified_difference([scores[f"lora {d}"] - scores[f"full {d}"] for d in "ab"])
+    mean = rows[None, "lora"]
+    assert (mean["difference"], mean["p"], mean["low"]) == pytest.approx((by_hand.mean, by_hand.p, by_hand.low))
+    assert (mean["test"], mean["n_datasets"], mean["reference"], mean["verdict"]) == (WELCH, 2, "lora-1", "lower")
+    assert table["p_holm"].to_pylist() == pytest.approx(inference.holm(table["p"].to_pylist()))
+    said = conclude_gap(table)
+    assert said is not None and said.startswith("Against full fine-tuning, in the mean over 2 data sets, each at its")
+    assert ["mean of 2 data sets", "LoRA", "lora-1"] in [row[:3] for row in compared(store, "full").cells]
 
 
 @pytest.mark.parametrize("blocks", [[{}, {}], [{}, {(0, 0, 0): 0.1, (1, 0, 0): 0.2}]])
