@@ -354,7 +354,7 @@ def _print_estimate(estimate: Estimate, plan: Plan) -> None:
 def print_estimate_line(estimate: Estimate) -> None:
     """How long it will take, in one line, and which limits will end it."""
     if estimate.trials_left == 0:
-        out.print("nothing left to run")
+        out.print("nothing of the plan is left to run")
         return
     for method, why in estimate.unknown.items():
         err.print(f"no estimate of {method}: {why}", style="yellow")

@@ -15,7 +15,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from math import ceil
 from pathlib import Path
 from statistics import fmean
@@ -42,6 +42,8 @@ START_SECONDS = 15.0
 TRIAL_OVERHEAD = 0.15
 """Seconds per trial that are neither training nor evaluation, lanes warm."""
 PROBE_BATCHES = 3
+PROBE_ROWS = 32
+"""Texts of each task that a probe evaluates: generating from all of them takes longer than all that it trains."""
 _ROW_BYTES = 12_000
 """Journal, table rows and predictions of a trial."""
 
@@ -252,11 +254,10 @@ def _probe(plan: Plan, left: Sequence[_Left], node: Node) -> _Found:
         torch.set_num_threads(threads)
     memory = max((cost.memory for cost in costs.values()), default=0)
     found = []
-    settings, workers = plan.spec.train, plan.spec.resources.workers
     for method, cost in costs.items():
         mine_left = [c for c in left if c.cell.method == method]
         total = sum(
-            trials * cost.trial(c.cell, stage, settings, workers)
+            trials * cost.trial(c.cell, stage, plan.spec.train, plan.spec.resources.workers)
             for c in mine_left
             for stage, trials in (("TUNE", c.tune), ("CONFIRM", c.confirm))
         )
@@ -301,9 +302,8 @@ def _measured(peak: int) -> Measured | None:
 
 def _pack(asked: ResourceSection, measured: Measured | None, gpu: float) -> int:
     """Most trials of a pack where a worker has so much of a GPU."""
-    if asked.workers > 1 or asked.isolated:
-        return 1
-    return pack_size(asked.pack, measured if gpu else None, min(1.0, gpu))
+    alone = asked.workers > 1 or asked.isolated
+    return 1 if alone else pack_size(asked.pack, measured if gpu else None, min(1.0, gpu))
 
 
 def probe_config(cell: Cell, plan: Plan) -> TrialConfig:
@@ -317,8 +317,13 @@ def probe_config(cell: Cell, plan: Plan) -> TrialConfig:
     short = {"epochs": 2, "min_batches_per_epoch": 0, "select": "last", "select_every": None}
     train = plan.spec.train.model_copy(update=short)
     stage = "CONFIRM" if plan.spec.protocol == "paper" else "TUNE"
-    trial = cell.trial(stage, cell.lr_centre, (0, 0, 0), train)
+    trial = _few_rows(cell).trial(stage, cell.lr_centre, (0, 0, 0), train)
     return trial.model_copy(update={"train_size": share, "train": train})
+
+
+def _few_rows(cell: Cell) -> Cell:
+    few = {"validation_rows": PROBE_ROWS, "test_rows": PROBE_ROWS}
+    return replace(cell, evaluate=cell.evaluate.model_copy(update=few))
 
 
 def probe_gpu(plan: Plan) -> Measured:
@@ -363,7 +368,7 @@ class _Probe:
 
     @classmethod
     def _from(cls, reports: Sequence[dict[str, Any]], cell: Cell) -> _Probe:
-        last, (_, evaluated, _) = reports[-1], split_sizes(cell)
+        last, (_, evaluated, _) = reports[-1], split_sizes(_few_rows(cell))
         images, seconds_eval = last["samples"] / len(reports), last["seconds_eval"]
         if cell.protocol == "paper":  # on validation it has nothing, and is probed on the test split
             evaluated = last["result"]["n_examples"]

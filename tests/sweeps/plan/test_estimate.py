@@ -23,7 +23,15 @@ from sweeps.cluster.resources import Node
 from sweeps.lanes.packs import Measured
 from sweeps.plan import estimate
 from sweeps.plan.disk_size import keep_bytes
-from sweeps.plan.estimate import START_SECONDS, TRIAL_OVERHEAD, _Probe, _probe, estimate_plan
+from sweeps.plan.estimate import (
+    PROBE_ROWS,
+    START_SECONDS,
+    TRIAL_OVERHEAD,
+    _Probe,
+    _probe,
+    estimate_plan,
+    probe_config,
+)
 from sweeps.plan.plan import Plan
 from sweeps.plan.split_sizes import split_sizes
 from sweeps.spec.cell import Cell
@@ -32,6 +40,7 @@ from sweeps.spec.spec import SweepSpec
 from tests.analysis.synthetic import START, make_results
 from tests.support import ROOT
 from tests.sweeps.spec.support import GOOD
+from tests.trainables.tiny_language import save_model, write_rows
 from trainables.errors import TrialError
 from trainables.models.loading import load_model
 
@@ -95,11 +104,24 @@ def test_a_search_on_rows_held_out_counts(method: str, seconds: float) -> None:
     assert _Probe._from([told(4.0, 0.0, 100), told(2.0, 0.0, 200)], cell).train == seconds / 100
 
 
+def test_few_of_many_texts_are_evaluated(tmp_path: Path) -> None:
+    save_model(tmp_path / "llama", "llama")
+    write_rows(tmp_path / "rows", train=800, test=5)
+    folders = [f'model={{id="local:{tmp_path / "llama"}"}}', f'data={{datasets=["json:{tmp_path / "rows"}"]}}']
+    plan, cell = probed("methods={lora={}}", *folders)
+    assert probe_config(cell, plan).evaluate.validation_rows == PROBE_ROWS == 32
+    probe = _Probe._from([told(8.0, 4.0, 8), told(8.0, 8.0, 16)], cell)
+    assert (probe.train, probe.evaluate) == (1.0, 0.25)
+    train, val, test = split_sizes(cell)
+    seconds = probe.trial(cell, "CONFIRM", plan.spec.train) - TRIAL_OVERHEAD
+    assert (val, test) == (80, 5) and seconds == plan.spec.train.epochs * (train + val / 4) + test / 4
+
+
 @pytest.mark.parametrize("every", [None, 10])
 def test_looks_at_validation_count_as_often_as_a_trial_has_them(every: int | None) -> None:
     more = () if every is None else (f"train.select_every={every}",)
     plan, cell = probed("methods={lora={}}", "train.epochs=2", "train.select='best'", *more)
-    assert (estimate.probe_config(cell, plan).train.select, plan.spec.train.select) == ("last", "best")
+    assert (probe_config(cell, plan).train.select, plan.spec.train.select) == ("last", "best")
     train, val, _ = split_sizes(cell)
     steps = 2 * math.ceil(train / plan.spec.train.global_batch_size)
     probe, last = _Probe(1.0, 0.0, 0), plan.spec.train.model_copy(update={"select": "last", "select_every": None})
