@@ -42,8 +42,8 @@ START_SECONDS = 15.0
 TRIAL_OVERHEAD = 0.15
 """Seconds per trial that are neither training nor evaluation, lanes warm."""
 PROBE_BATCHES = 3
-PROBE_ROWS = 32
-"""Texts of each task that a probe evaluates: generating from all of them takes longer than all that it trains."""
+PROBE_ROWS = 64
+"""Texts of each task that a probe evaluates, about a full batch: all of them take longer than what it trains."""
 _ROW_BYTES = 12_000
 """Journal, table rows and predictions of a trial."""
 

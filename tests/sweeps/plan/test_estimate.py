@@ -109,8 +109,8 @@ def test_few_of_many_texts_are_evaluated(tmp_path: Path) -> None:
     write_rows(tmp_path / "rows", train=800, test=5)
     folders = [f'model={{id="local:{tmp_path / "llama"}"}}', f'data={{datasets=["json:{tmp_path / "rows"}"]}}']
     plan, cell = probed("methods={lora={}}", *folders)
-    assert probe_config(cell, plan).evaluate.validation_rows == PROBE_ROWS == 32
-    probe = _Probe._from([told(8.0, 4.0, 8), told(8.0, 8.0, 16)], cell)
+    assert probe_config(cell, plan).evaluate.validation_rows == PROBE_ROWS == 64
+    probe = _Probe._from([told(8.0, 8.0, 8), told(8.0, 16.0, 16)], cell)
     assert (probe.train, probe.evaluate) == (1.0, 0.25)
     train, val, test = split_sizes(cell)
     seconds = probe.trial(cell, "CONFIRM", plan.spec.train) - TRIAL_OVERHEAD
