@@ -322,7 +322,7 @@ def probe_config(cell: Cell, plan: Plan) -> TrialConfig:
 
 
 def _few_rows(cell: Cell) -> Cell:
-    few = {"validation_rows": PROBE_ROWS, "test_rows": PROBE_ROWS}
+    few = {name: min(n or PROBE_ROWS, PROBE_ROWS) for name, n in cell.evaluate if name.endswith("_rows")}
     return replace(cell, evaluate=cell.evaluate.model_copy(update=few))
 
 

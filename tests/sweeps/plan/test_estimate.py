@@ -110,6 +110,8 @@ def test_few_of_many_texts_are_evaluated(tmp_path: Path) -> None:
     folders = [f'model={{id="local:{tmp_path / "llama"}"}}', f'data={{datasets=["json:{tmp_path / "rows"}"]}}']
     plan, cell = probed("methods={lora={}}", *folders)
     assert probe_config(cell, plan).evaluate.validation_rows == PROBE_ROWS == 64
+    fewer = replace(cell, evaluate=cell.evaluate.model_copy(update={"validation_rows": 7}))
+    assert probe_config(fewer, plan).evaluate.validation_rows == 7  # as a trial has
     probe = _Probe._from([told(8.0, 8.0, 8), told(8.0, 16.0, 16)], cell)
     assert (probe.train, probe.evaluate) == (1.0, 0.25)
     train, val, test = split_sizes(cell)
