@@ -116,12 +116,6 @@ class Store:
         """'standard', or 'paper': fixed published rates, no tuning, training on validation images too."""
         return str(self.stored().get("protocol", "standard"))
 
-    @property
-    def seed_rule(self) -> str:
-        """'per-data-set' where every cell's seeds are derived for its data set and size, else 'shared'."""
-        rules = set(self.table("cells").column("seed_rule").to_pylist())
-        return "per-data-set" if rules == {"per-data-set"} else "shared"
-
     def stored(self) -> dict[str, Any]:
         """What of the (first) sweep's specification may not change: `spec.json`'s, or `sweep.json` where that is lost.
 
