@@ -16,7 +16,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 import duckdb
 import pyarrow as pa
-from scipy import stats
+from scipy import special
 
 from analysis.errors import QueryError, nearest
 from analysis.store.views import VIEWS
@@ -43,7 +43,7 @@ _BATCH = 10_000
 def t95_table() -> pa.Table:
     """Critical values of the two-sided 95 % t interval: columns df (1 .. 2000) and t."""
     df = list(range(1, 2001))
-    return pa.table({"df": pa.array(df, pa.int64()), "t": pa.array(stats.t.ppf(0.975, df), pa.float64())})
+    return pa.table({"df": pa.array(df, pa.int64()), "t": pa.array(special.stdtrit(df, 0.975), pa.float64())})
 
 
 def connect(tables: Mapping[str, pa.Table], views: Iterable[str] = VIEWS) -> duckdb.DuckDBPyConnection:

@@ -4,6 +4,7 @@ A sheet says how the rows of an Arrow table are shown, the same in HTML, Markdow
 
     sheet        a sheet, its columns, and what sheets share
     console      the results table at the end of a run, as a table and on the terminal
+    terminal     what console prints to, without what it computes
     results      scores, comparisons, groups and ranks
     effects      differences over the budgets, and what rank and parameters bring
     fits         fits against a cost and against training examples, fronts, published numbers

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Sequence
-from typing import IO, Any
+from collections.abc import Collection, Sequence
+from typing import Any
 
 import pyarrow as pa
-from rich.console import Console, ConsoleOptions, RenderableType
-from rich.measure import Measurement
-from rich.segment import Segment
+from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from analysis.errors import StoreError
-from analysis.format import Row, change_text, duration, percent, quantity, ranged, visible
+from analysis.format import Row, change_text, duration, percent, quantity, ranged
 from analysis.statistics import scaling
 from analysis.statistics.looks import level
 from analysis.statistics.runs import by
@@ -21,6 +19,7 @@ from analysis.statistics.units.examples import example_intervals
 from analysis.store.columns import INT, PLACE, REAL, TEXT, limited, typed
 from analysis.store.store import Store
 from analysis.styles import place_of, place_text, size_key, style
+from analysis.tables.terminal import print_whole, safe_console
 from analysis.words import conclusions
 from analysis.words.decisions import best_text, would_change
 from analysis.words.parity import devices_apart
@@ -47,19 +46,6 @@ RESULTS = pa.schema(
         *typed(TEXT, "verdict", "note"),  # null where there is nothing to compare with; why a row has no score
     ]
 )
-
-
-class _Visible(Console):
-    """A console that prints texts as `visible`; the escapes of rich's own styles are made after `render`."""
-
-    def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
-        for segment in super().render(renderable, options):
-            yield segment if segment.control else Segment(visible(segment.text), segment.style)
-
-
-def safe_console(*, stderr: bool = False, soft_wrap: bool = False, file: IO[str] | None = None) -> Console:
-    """A console whose texts reach the terminal as characters: no markup, and no escapes that stand in them."""
-    return _Visible(file=file, stderr=stderr, soft_wrap=soft_wrap, highlight=False, markup=False, emoji=False)
 
 
 def conclusion(store: Store) -> str:
@@ -202,19 +188,6 @@ def _footnotes(rows: Sequence[Row]) -> list[str]:
         equal = limited(r["reference"] for r in rows).removeprefix("trainable ")
         found.append(f"\N{DAGGER} off its budget by more than the tolerance: not a comparison at equal {equal}")
     return found
-
-
-def print_whole(table: Table, console: Console) -> None:
-    """Print a table with no cell cut: a terminal that is too narrow wraps its lines, which loses nothing."""
-    needed = Measurement.get(console, console.options.update(max_width=10_000), table).maximum
-    if needed <= console.width:
-        console.print(table)
-        return
-    width, console.width = console.width, needed
-    try:
-        console.print(table)
-    finally:
-        console.width = width
 
 
 def _block(title: str, measured: str, against: str, rows: list[Row]) -> Table:

@@ -17,7 +17,7 @@ from rich.console import Console
 from rich.table import Table
 
 from analysis.format import finite
-from analysis.tables.console import print_whole, safe_console
+from analysis.tables.terminal import print_whole, safe_console
 from sweeps.errors import Problem, SpecError
 from trainables.errors import first_line
 

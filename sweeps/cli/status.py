@@ -15,7 +15,6 @@ from analysis.statistics.sizing.estimates import foresight
 from analysis.store.journal import JOURNAL
 from analysis.store.left import Left
 from analysis.store.left import to_come as left_of
-from analysis.words.weak import absent_data
 from sweeps.cli.options import Json, Set, Source, store_of, uri_of
 from sweeps.cli.printing import emit, out, print_rows, shown
 from sweeps.engine.limits import used_seconds
@@ -80,6 +79,8 @@ def progress_of(store: Store) -> dict[str, Any]:
     done when nothing of it is left to run, confirmed when all of its seeds have a score too. `retried` are trials that
     failed before and that the run in progress has still to end; they count as begun, not as failed.
     """
+    from analysis.words.weak import absent_data
+
     running = holder(store.path) is not None
     events = store.events()
     asked = {e["trial_id"] for e in events if e["ev"] == "ask"}

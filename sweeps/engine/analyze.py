@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from analysis.format import Row
-from analysis.tables.console import safe_console
+from analysis.tables.terminal import safe_console
 from sweeps.cluster.resources import ResourceError
 from sweeps.cluster.session import Session
 from sweeps.cluster.signals import signals

@@ -13,7 +13,7 @@ import torch
 from rich.progress import track
 
 from analysis.format import visible
-from analysis.tables.console import safe_console
+from analysis.tables.terminal import safe_console
 from sweeps.errors import Problem, SpecError
 from trainables.cache import cache_folder, check_owner, draft, make_folder, mark_used
 from trainables.data.downloads import DataWarning

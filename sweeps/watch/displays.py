@@ -16,7 +16,7 @@ from rich.table import Table
 from rich.text import Text
 
 from analysis.format import duration
-from analysis.tables.console import safe_console
+from analysis.tables.terminal import safe_console
 from sweeps.search.stages import SweepState
 from sweeps.watch.snapshot import Best, Counting, Failure, Snapshot
 from sweeps.watch.streams import lasting

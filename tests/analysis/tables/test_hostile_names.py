@@ -11,9 +11,9 @@ from rich.text import Text
 
 from analysis import open_store
 from analysis.figures.pictures import pictures
-from analysis.tables.console import print_whole, safe_console
 from analysis.tables.export import latex, markdown
 from analysis.tables.sheet import Sheet, text
+from analysis.tables.terminal import print_whole, safe_console
 from sweeps.watch.displays import make_progress
 from tests.analysis.synthetic import make_results
 
