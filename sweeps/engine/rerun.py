@@ -9,6 +9,8 @@ from pathlib import Path
 from analysis import Store, open_store
 from sweeps.engine.kept import config_of
 from sweeps.errors import Problem, SpecError, nearest
+from sweeps.spec.paths import anchored
+from trainables.config import TrialConfig
 
 
 @dataclass(frozen=True)
@@ -49,7 +51,8 @@ def again(folder: Path, trial: str) -> Again:
         rule = f"matches {len(found)} finished trials; one is needed" if found else "no such finished trial"
         raise SpecError([Problem("trial", trial, rule, nearest(trial, [r["trial_id"] for r in found or rows]))])
     (row,) = found
-    config, cpus = config_of(store, row["trial_id"]), _cpus(store, row["trial_id"])
+    asked, cpus = config_of(store, row["trial_id"]), _cpus(store, row["trial_id"])
+    config = TrialConfig.model_validate(anchored(asked.model_dump()))  # as its worker had it: draws depend on it
     before = torch.get_num_threads()
     torch.set_num_threads(cpus)  # as its worker had: sums depend on it
     try:

@@ -155,9 +155,9 @@ def _open_images(name: str, found: str) -> None:
     dataset = loaded(name)
     if isinstance(dataset, TextDataset):
         return  # read whole already
-    step = max(1, len(dataset.train) // OPENED)
-    for row in range(0, len(dataset.train), step):
-        dataset.train.image(row)
+    for split in (dataset.train, dataset.test):  # a test image that can't be read would stop CONFIRM at its end
+        for row in range(0, len(split), max(1, len(split) // OPENED)):
+            split.image(row)
 
 
 def _check_seen(folder: Path, now: dict[str, str]) -> None:

@@ -58,6 +58,17 @@ def test_a_trial_again_is_held_against_the_tables(tmp_path: Path) -> None:
     assert json.loads(other.output)["val_again"] == score
 
 
+def test_a_trial_again_has_its_paths_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As its worker had them: which rows are drawn of `glue:DIR` goes by it."""
+    trial = TrialConfig.model_validate({**TRIAL.model_dump(), "dataset": "folder:mine"})
+    told: list[TrialConfig] = []
+    run = lambda config, **_: [told.append(config) or {"result": {"val_score": 0.5}}]  # noqa: E731
+    monkeypatch.setattr("trainables.training.worker.run_trial", run)
+    monkeypatch.chdir(tmp_path)
+    assert sweeps("again", str(folder(tmp_path / "r", 0.5, trial)), trial.trial_id).exit_code == 0
+    assert [config.dataset for config in told] == [f"folder:{tmp_path / 'mine'}"]
+
+
 def test_a_trial_that_cannot_be_repeated(tmp_path: Path) -> None:
     place = folder(tmp_path, 0.5)
     assert "no such finished trial" in sweeps("again", str(place), "zzz").output

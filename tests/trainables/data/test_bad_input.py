@@ -11,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -120,6 +121,8 @@ def labelled(folder: Path, tables: Tables) -> Dataset:
         ({"train": (["bee", "ant"], None), "test": ([0, 1], ["bee", "ant"])}, ABC[:2], [1, 0], [1, 0]),
         ({"train": (["b", "a"], None), "test": ([0, 1], None)}, "'0' is not in train, whose labels are words", [], []),
         ({"train": (["1", "0"], None), "test": ([0, 1], None)}, ["0", "1"], [1, 0], [0, 1]),
+        ({"train": (["b", " ", "a"], None), "test": (["a"], None)}, r"\(train\): 1 rows have no 'label'", [], []),
+        ({"train-0": ([0], ABC), "train-1": (np.int32([2, 1]), ABC), "test": ([1], ABC)}, ABC, [0, 2, 1], [1]),
     ],
 )  # fmt: skip
 def test_class_numbers_go_by_the_names_of_their_own_file(
@@ -233,6 +236,17 @@ def test_a_folder_of_another_shape(images: Path, tmp_path: Path, monkeypatch: py
     (tmp_path / "train.jsonl").write_text('{"instruction": "a", "output": "b"}\n\n{"instruction": "a"\n')
     with pytest.raises(DataError, match=r"train\.jsonl: cannot be read as JSON \(line 3, column \d+: "):
         load_text_dataset(f"json:{tmp_path}")
+    (tmp_path / "train.json").write_text('{"instruction": "a", "output": "b"}\n{"instruction": "a", "output": "b"}\n')
+    with pytest.raises(DataError, match=r"with an object a line it is called train\.jsonl"):
+        load_text_dataset(f"json:{tmp_path}")
+
+
+def test_images_of_a_form_that_is_not_read_are_not_left_out_silently(images: Path) -> None:
+    shutil.copy(images / "train" / "red" / "0.png", images / "train" / "red" / "x.jfif")  # a name that Windows gives
+    assert len(load_dataset(f"folder:{images}").train) == 33
+    (images / "train" / "red" / "y.HEIC").touch()
+    with pytest.raises(DataError, match=r"red/y\.HEIC: \.HEIC is not read; make it a PNG or JPEG"):
+        load_dataset(f"folder:{images}")
 
 
 _ASK = """

@@ -60,6 +60,7 @@ def check(found: Any) -> None:
         "Question: What is 2 + 2? Think step by step.\nAnswer:", TRAIN[0]["response"], answer="4.0"
     )
     assert [row.answer for row in found.train.rows[:2]] == ["4.0", None]  # the long one is left out
+    assert found.train.place(1).endswith("row 2")
     (test,) = found.at("CONFIRM").test.rows
     assert test.prompt == "Question: Half of 3? Think step by step.\nAnswer:"
     assert answer_in("I think. The answer is: 3/2", test) == test.answer == "1.5"

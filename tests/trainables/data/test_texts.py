@@ -36,6 +36,7 @@ from trainables.errors import DataError
         ("答案是B。", "A B", "B"),
         ("the correct answer is answer10", "answer1 answer2", "answer1"),  # LLM-Adapters' own rule
         ("I do not know", "answer1 answer2", None),
+        ("the correct answer is option3", "option1 option2 option3 option4", "option3"),  # more than LLM-Adapters has
     ],
 )
 def test_an_answer_is_a_whole_word(text: str, labels: str, answer: str | None) -> None:
@@ -165,6 +166,55 @@ def test_sentences_of_one_class_are_refused(tmp_path: Path, folder: str, only: s
         (tmp_path / folder / f"{which}.tsv").write_text("sentence\tlabel\ngood\t1\nwarm\t1\n")
     with pytest.raises(DataError, match=rf"train\.tsv: every row has label '{only}'; .* needs two classes or more"):
         load_text_dataset(f"glue:{tmp_path / folder}")
+
+
+def test_a_sentence_keeps_its_question(tmp_path: Path) -> None:
+    for which in ("train", "test"):
+        (tmp_path / f"{which}.tsv").write_text("question\tsentence\tlabel\nWho?\tBob.\tyes\nWhen?\tBob.\tno\n")
+    (row, *_) = load_text_dataset(f"glue:{tmp_path}").train.rows
+    assert isinstance(row, Labelled) and row.sentences == ("Who?", "Bob.")
+
+
+@pytest.mark.parametrize(
+    ("folder", "lines", "message"),
+    [
+        ("mine", "sentence\tlabel\na\t0\nb\t1\nc\t \n", r"train\.tsv, row 2: no label"),
+        ("sst2", "text\tlabel\na\t0\nb\t1\n", r"train\.tsv: no column 'sentence'; it has 'text', 'label'"),
+        ("mine", 'sentence\tlabel\na\t0\n"say ""b"""\t1\n', r"train\.tsv, row 1: .*stands in quotes .*QUOTE_NONE"),
+    ],
+)
+def test_tables_that_are_not_what_they_seem(tmp_path: Path, folder: str, lines: str, message: str) -> None:
+    (tmp_path / folder).mkdir()
+    for which in ("train", "test"):
+        (tmp_path / folder / f"{which}.tsv").write_text(lines)
+    with pytest.raises(DataError, match=message):
+        load_text_dataset(f"glue:{tmp_path / folder}")
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        ("mr,ref\nname[X], eatType[pub],X is a pub.\n", r"row 0: more columns than the header; .* stands in quotes"),
+        ("meaning,text\nname[X], eatType[pub],X is a pub.\n", r"row 0: more columns"),
+        ("mr,ref\nname[X]\n", r"row 0: fewer columns"),
+    ],
+)
+def test_a_text_with_commas_stands_in_quotes(tmp_path: Path, rows: str, message: str) -> None:
+    for file in ("trainset", "devset", "testset_w_refs"):
+        (tmp_path / f"{file}.csv").write_text(rows)
+    with pytest.raises(DataError, match=rf"trainset\.csv, {message}"):
+        load_text_dataset(f"e2e:{tmp_path}")
+
+
+def test_a_row_is_named_as_its_file_counts_it(tmp_path: Path) -> None:
+    lines = ["mr,ref", *(f"name[{name}],It is {i}." for i, name in enumerate("AABBA")), "name[C],It is C."]
+    for file in ("trainset", "devset", "testset_w_refs"):
+        (tmp_path / f"{file}.csv").write_text("\n".join(lines))
+    data = load_text_dataset(f"e2e:{tmp_path}", stage="CONFIRM")
+    assert [data.test.place(row).rpartition(" ")[2] for row in range(len(data.test))] == ["0", "2", "5"]
+    (first, *_) = data.test.rows
+    assert isinstance(first, Exchange) and first.references == ("It is 0.", "It is 1.", "It is 4.")
+    assert data.val_rows is not None and data.val_rows.tolist() == [6, 7, 8]
 
 
 def test_a_meaning_takes_no_longer_for_blanks() -> None:

@@ -53,6 +53,12 @@ def as_rgb(image: Image.Image) -> Image.Image:
     return image.convert("RGB")
 
 
+_JPEG, _PNM = {".jpg", ".jpeg", ".jfif", ".jpe"}, {".ppm", ".pgm", ".pnm"}
+IMAGE_SUFFIXES = {".png", *_JPEG, ".bmp", ".gif", ".webp", ".tif", ".tiff", *_PNM}
+_OTHER_IMAGES = {".heic", ".heif", ".avif", ".jp2", ".svg"}
+"""Ends of names of images that are not read; to leave them out without a word would be to train on a part."""
+
+
 @dataclass(frozen=True, eq=False)
 class ImageSplit:
     """N encoded images with labels.
@@ -120,6 +126,14 @@ class Dataset(SplitSet[ImageSplit]):
 
     templates: tuple[str, ...]
     prompt: str
+
+
+def image_files(folder: Path) -> list[Path]:
+    """The images of a folder, by their names' ends. Raises DataError for one of a form that is not read."""
+    found = sorted(folder.glob("*"))
+    if (other := next((p for p in found if p.suffix.lower() in _OTHER_IMAGES), None)) is not None:
+        raise DataError(f"{other}: {other.suffix} is not read; make it a PNG or JPEG, or take it out")
+    return [p for p in found if p.suffix.lower() in IMAGE_SUFFIXES]
 
 
 @dataclass(frozen=True)
@@ -245,10 +259,9 @@ def check_labels(labels: Tensor, n_classes: int, where: str) -> Tensor:
     bad = ((labels < 0) | (labels >= n_classes)).nonzero().flatten()
     if len(bad):
         row = int(bad[0])
-        raise DataError(
-            f"{where}, row {row}: label {int(labels[row])} is not in 0..{n_classes - 1}; "
-            "unlabelled rows cannot be used, remove them or name a labelled split"
-        )
+        unlabelled = "unlabelled rows cannot be used, remove them or name a labelled split"
+        rule = unlabelled if labels[row] < 0 else "the first class is 0"
+        raise DataError(f"{where}, row {row}: label {int(labels[row])} is not in 0..{n_classes - 1}; {rule}")
     if len(labels) == 0:
         raise DataError(f"{where}: no rows")
     return labels

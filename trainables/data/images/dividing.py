@@ -8,7 +8,7 @@ import shutil
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
-from trainables.data.images.sources import IMAGE_SUFFIXES
+from trainables.data.images.dataset import image_files
 from trainables.errors import DataError
 
 PART = 5
@@ -28,7 +28,9 @@ def divide(folder: Path, into: Path, follow: Callable[[Classes], Classes] = iter
         DataError: no class, a class without images or with one alone, an image in two classes; `into` exists already.
         OSError: a file can't be read or written; then `into` is not there.
     """
-    classes = {each.name: _images(each) for each in sorted(folder.iterdir()) if each.is_dir()}
+    classes = {
+        each.name: [p for p in image_files(each) if p.is_file()] for each in sorted(folder.iterdir()) if each.is_dir()
+    }
     if not any(classes.values()):
         raise DataError(f"{folder} holds no CLASS/IMAGE; the images of each class need a folder of their own")
     if into.exists():
@@ -58,7 +60,3 @@ def divide(folder: Path, into: Path, follow: Callable[[Classes], Classes] = iter
         draft.rename(into)
     finally:
         shutil.rmtree(draft, ignore_errors=True)
-
-
-def _images(folder: Path) -> list[Path]:
-    return sorted(p for p in folder.iterdir() if p.suffix.lower() in IMAGE_SUFFIXES and p.is_file())

@@ -22,6 +22,7 @@ import torch
 from randlora.errors import nearest
 from trainables.data.downloads import hub_splits
 from trainables.data.images.dataset import (
+    IMAGE_SUFFIXES,
     Dataset,
     ImageSplit,
     Words,
@@ -30,11 +31,11 @@ from trainables.data.images.dataset import (
     check_templates,
     file_stamp,
     from_paths,
+    image_files,
     open_image,
 )
 from trainables.errors import DataError
 
-IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm"}
 _IMAGE_COLUMNS = ("image", "img", "jpg", "png", "picture")
 _LABEL_COLUMNS = ("label", "labels", "fine_label", "class", "target", "cls")
 _VALIDATION = ("validation", "valid", "val")
@@ -132,8 +133,7 @@ def from_folder(name: str, folder: Path) -> Dataset:
             raise DataError(f"{name}: class folder {extra[0]!r} of {which} is not in train; {hint}")
         paths, labels = [], []
         for index, each in enumerate(folders):
-            files = sorted((splits[which] / each).glob("*")) if each in found else []
-            images = [p for p in files if p.suffix.lower() in IMAGE_SUFFIXES]
+            images = image_files(splits[which] / each) if each in found else []
             if not images and each in found:
                 known = ", ".join(sorted(IMAGE_SUFFIXES))
                 raise DataError(
@@ -326,7 +326,7 @@ def _joined(paths: Sequence[Path], tables: list[pa.Table]) -> pa.Table:
     label = next((c for c in _LABEL_COLUMNS if c in tables[0].column_names), "")
     owns = [_own_names(table, label, str(path)) for path, table in zip(paths, tables, strict=True)]
     if len(set(owns) - {None}) < 2:
-        return pa.concat_tables(tables, promote_options="default")
+        return pa.concat_tables(tables, promote_options="permissive")
     place: dict[str, int] = {}
     for at, (path, table, own) in enumerate(zip(paths, tables, owns, strict=True)):
         if own is not None:
@@ -338,7 +338,7 @@ def _joined(paths: Sequence[Path], tables: list[pa.Table]) -> pa.Table:
             numbers = pa.array([None if v is None else place[own[v]] for v in values], field.type)
             tables[at] = table.set_column(table.column_names.index(label), field, numbers)
     about = json.dumps({"info": {"features": {label: {"names": list(place)}}}})
-    return pa.concat_tables(tables, promote_options="default").replace_schema_metadata({"huggingface": about})
+    return pa.concat_tables(tables, promote_options="permissive").replace_schema_metadata({"huggingface": about})
 
 
 def _table_split(
@@ -360,9 +360,9 @@ def _table_split(
     encoded, paths = _images(table, image, where)
     column = table.column(label)
     words = _are_words(column, where)
-    if column.null_count:
-        raise DataError(f"{where}: {column.null_count} rows have no {label!r}; remove them")
     values = column.to_pylist()
+    if empty := sum(v is None or (words and not v.strip()) for v in values):
+        raise DataError(f"{where}: {empty} rows have no {label!r}; remove them")
     own, nameless = _own_names(table, label, where), ""
     if own is not None and own != tuple(class_names) and (known != "none" or set(own) <= set(class_names)):
         check_labels(torch.tensor(values, dtype=torch.int64), len(own), where)

@@ -65,7 +65,7 @@ class TextSplit:
         labels: (N,) int64, the class of every row: a GLUE label, or the task of a row in a union of tasks.
         groups: names of the tasks of a union, or one name; scores are means over them.
         group_of: (N,) int64, the task of every row.
-        starts: first rows of the files that the rows were read from, with the files; for messages.
+        starts: first rows of what was read in one go, with the file and the row there; for messages.
     """
 
     source: str
@@ -74,18 +74,18 @@ class TextSplit:
     labels: Tensor
     groups: tuple[str, ...]
     group_of: Tensor
-    starts: tuple[tuple[int, str], ...] = ()
+    starts: tuple[tuple[int, str, int], ...] = ()
 
     def __len__(self) -> int:
         return len(self.rows)
 
     def place(self, row: int) -> str:
         """File and row (from 0) of a row, for messages."""
-        at = bisect.bisect_right([start for start, _ in self.starts], row) - 1
+        at = bisect.bisect_right([start for start, *_ in self.starts], row) - 1
         if at < 0:
             return f"{self.source}, {self.name} row {row}"
-        start, file = self.starts[at]
-        return f"{file}, row {row - start}"
+        start, file, first = self.starts[at]
+        return f"{file}, row {first + row - start}"
 
     def digest(self, row: int) -> bytes:
         """16 bytes of BLAKE2b over all texts of a row."""
@@ -113,8 +113,8 @@ class TextDataset(SplitSet[TextSplit]):
     metric: str
 
 
-Part = tuple[str, str, Sequence[Row]]
-"""Rows of one file: (task, the file's name for messages, rows)."""
+Part = tuple[str, str, Sequence[Row | None]]
+"""Rows of one file: (task, the file's name for messages, rows); None for one that is left out."""
 
 
 def text_dataset(
@@ -132,7 +132,7 @@ def text_dataset(
     The classes are the tasks of a union where `class_names` is None.
     """
     pool = text_split(name, "train", [*train, *held])
-    count = sum(len(rows) for _, _, rows in train)
+    count = sum(row is not None for _, _, rows in train for row in rows)
     tasks = tuple(dict.fromkeys(task for task, _, _ in train))
     return TextDataset(
         name=name,
@@ -151,9 +151,14 @@ def text_split(source: str, name: str, parts: Sequence[Part]) -> TextSplit:
     rows: list[Row] = []
     starts, group_of, labels = [], [], []
     for group, file, more in parts:
-        starts.append((len(rows), file))
-        number = groups.index(group)
+        number, follows = groups.index(group), False
         for at, row in enumerate(more):
+            if row is None:
+                follows = False
+                continue
+            if not follows:
+                starts.append((len(rows), file, at))
+                follows = True
             if (half := _half(row)) is not None:
                 raise DataError(f"{file}, row {at}: holds half of a character ({half!r}); write it whole, or remove it")
             rows.append(row)

@@ -89,7 +89,9 @@ def objects(path: Path) -> Sequence[object]:
             return [_object(line, f"line {i}") for i, line in enumerate(text.split("\n"), 1) if line.strip()]
         found = json.loads(text)
     except (OSError, ValueError, RecursionError) as error:
-        raise DataError(f"{path}: cannot be read as JSON ({error}); fetch it again, or mend it") from error
+        lines = isinstance(error, json.JSONDecodeError) and error.msg == "Extra data"
+        mend = f"with an object a line it is called {path.stem}.jsonl" if lines else "fetch it again, or mend it"
+        raise DataError(f"{path}: cannot be read as JSON ({error}); {mend}") from error
     if not isinstance(found, list):
         raise DataError(f"{path}: must hold a JSON list of rows, not {type(found).__name__}")
     return found

@@ -15,7 +15,7 @@ from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
-from trainables.data.text.dataset import Exchange, TextDataset, text_dataset
+from trainables.data.text.dataset import Exchange, Part, TextDataset, text_dataset
 from trainables.data.text.instructions import find_file, find_validation, objects
 from trainables.errors import DataError
 
@@ -52,9 +52,8 @@ def problem_set(
 ) -> TextDataset:
     """The data set of tables, each with its name for messages; the test table is read when that split is opened."""
 
-    def part(place: str, cells: Cells, *, judged: bool) -> tuple[str, str, list[Exchange]]:
-        rows = [_row(cell, f"{place}, row {i}", judged=judged) for i, cell in enumerate(cells)]
-        return name, place, [row for row in rows if row is not None]
+    def part(place: str, cells: Cells, *, judged: bool) -> Part:
+        return name, place, [_row(cell, f"{place}, row {i}", judged=judged) for i, cell in enumerate(cells)]
 
     found = text_dataset(
         name,

@@ -24,14 +24,8 @@ there."""
 _LABELS = re.compile(r"Answer format:\s*(\S.*)$")
 _OPTION = re.compile(r"\b(?:Answer|Option|Ending|Solution)(\d):\s*")
 _LEAD = re.compile(r"Please [^:]*:\s*")
-_FAMILIES = {
-    r"true|false": re.compile(r"true|false"),
-    r"solution\d": re.compile(r"solution[12]"),
-    r"answer\d": re.compile(r"answer[1-5]"),
-    r"ending\d": re.compile(r"ending[1-4]"),
-    r"option\d": re.compile(r"option[12]"),
-}
-"""Which label words a set uses, and what LLM-Adapters looks for in the output of such a set."""
+_FAMILIES = tuple(map(re.compile, ("true|false", "solution[12]", "answer[1-5]", "ending[1-4]", "option[12]")))
+"""What LLM-Adapters looks for in the output of its sets, whose labels are such words."""
 _NUMBER = re.compile(r"(?:(?<!\w)-)?\d+(?:\.\d+)?")
 _THOUSANDS = re.compile(r"(?<=\d),(?=\d{3}(?!\d))")
 _MISS = Decimal("0.001")
@@ -136,8 +130,8 @@ def extract_answer(generated: str, labels: Sequence[str]) -> str | None:
     does, or else what the text, or its part after the last "answer is", begins with; the label itself where they agree.
     """
     text = generated.partition(RESPONSE_HEADER)[0]
-    for words, pattern in _FAMILIES.items():
-        if labels and all(re.fullmatch(words, label) for label in labels):
+    for pattern in _FAMILIES:
+        if labels and all(map(pattern.fullmatch, labels)):
             found = pattern.search(text)
             return found.group() if found else None
     if len(labels) == 1:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import functools
 import math
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -52,6 +53,8 @@ GLUE: dict[str, GlueTask] = {
 
 _COLA = ("source", "label", "mark", "sentence")
 """CoLA's own files have these columns and no header."""
+_QUOTED = re.compile(r'"(?:[^"]|"")*""(?:[^"]|"")*"')
+"""A cell as spreadsheets and pandas write one that holds quotes; GLUE's own files are written without."""
 _GLUE_TEST = ("test-labeled", "test", "dev", "validation")
 _GLUE_VALIDATION = ("val", "validation", "dev")
 
@@ -96,11 +99,15 @@ def glue_dataset(
 
     def rows_of(cells: Cells, place: str) -> list[Labelled]:
         rows = []
+        if cells and (lacking := [column for column in (*columns, "label") if column not in cells[0]]):
+            raise DataError(f"{place}: no column {lacking[0]!r}; it has {', '.join(map(repr, cells[0]))}")
         for i, cell in enumerate(cells):
             where = f"{place}, row {i}"
             texts = tuple(str(cell.get(column) or "").strip() for column in columns)
             if not all(texts):
                 raise DataError(f"{where}: no text in {columns[texts.index('')]!r}")
+            if not str("" if cell["label"] is None else cell["label"]).strip():
+                raise DataError(f"{where}: no label; unlabelled rows cannot be used, remove them")
             rows.append(Labelled(texts, _label(cell.get("label"), classes, regression, numbered, where)))
         if not rows:
             raise DataError(f"{place}: no rows")
@@ -139,7 +146,7 @@ def _label(value: object, classes: tuple[str, ...], regression: bool, numbered: 
 
 def _sentence_columns(rows: Cells, place: str) -> tuple[str, ...]:
     names = set(rows[0]) if rows else set()
-    for task in GLUE.values():
+    for task in sorted(GLUE.values(), key=lambda task: -len(task.columns)):  # a question's sentence is one alone too
         if {*task.columns, "label"} <= names:
             return task.columns
     raise DataError(
@@ -153,6 +160,9 @@ def _read_tsv(path: Path, task: GlueTask | None) -> Cells:
     for i, row in enumerate(rows):
         if len(row) != len(header):
             raise DataError(f"{path}, row {i}: {len(row)} columns where the header has {len(header)}")
+        if task is None and (quoted := next(filter(_QUOTED.fullmatch, row), None)) is not None:
+            rule = "quotes are text here; write the file without (pandas: quoting=csv.QUOTE_NONE)"
+            raise DataError(f"{path}, row {i}: {quoted[:60]!r} stands in quotes and doubles those in it; {rule}")
     return [dict(zip(header, row, strict=True)) for row in rows]
 
 
@@ -204,7 +214,8 @@ def e2e_dataset(name: str, tables: Mapping[str, Callable[[], Cells]], places: Ma
     return text_dataset(name, "meanings", "bleu", [part("train")], lambda: [part("test")], held=[part("validation")])
 
 
-def _meanings(cells: Cells, place: str, *, grouped: bool) -> list[Exchange]:
+def _meanings(cells: Cells, place: str, *, grouped: bool) -> list[Exchange | None]:
+    """A row for every cell; grouped None for those whose meaning stands above already."""
     names = set(cells[0]) if cells else set()
     columns = next((pair for pair in _E2E_COLUMNS if set(pair) <= names), None)
     if columns is None:
@@ -222,7 +233,7 @@ def _meanings(cells: Cells, place: str, *, grouped: bool) -> list[Exchange]:
     texts: dict[str, list[str]] = {}
     for prompt, text in pairs:
         texts.setdefault(prompt, []).append(text)
-    return [_meaning_row(prompt, tuple(found)) for prompt, found in texts.items()]
+    return [_meaning_row(prompt, tuple(texts.pop(prompt))) if prompt in texts else None for prompt, _ in pairs]
 
 
 def _meaning_row(prompt: str, references: tuple[str, ...]) -> Exchange:
@@ -232,6 +243,11 @@ def _meaning_row(prompt: str, references: tuple[str, ...]) -> Exchange:
 def _read_csv(path: Path) -> Cells:
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
-            return list(csv.DictReader(file))
+            rows = list(csv.DictReader(file))
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise DataError(f"{path}: cannot be read as comma-separated text ({error})") from error
+    for i, row in enumerate(rows):
+        if None in row or None in row.values():
+            how = "more" if None in row else "fewer"
+            raise DataError(f"{path}, row {i}: {how} columns than the header; a text with a comma stands in quotes")
+    return rows
