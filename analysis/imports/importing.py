@@ -51,7 +51,7 @@ def import_peft(folder: Path, paths: Iterable[Path]) -> tuple[Path, list[str]]:
         they are reruns on one seed, not seeds.
 
     Raises:
-        StoreError: no file at all, a file that is not such a result, or a folder that exists.
+        StoreError: no file at all, none with a test accuracy, a file that is no such result, or a folder that exists.
     """
     files = [f for p in paths for f in (sorted(p.glob("*.json")) if p.is_dir() else [p])]
     if not files:
@@ -62,11 +62,18 @@ def import_peft(folder: Path, paths: Iterable[Path]) -> tuple[Path, list[str]]:
         result = _read_json(path)
         info = result["run_info"]
         name, at = str(info["experiment_name"]), str(info.get("created_at", ""))
+        metrics = result["train_info"].get("metrics") or []
+        if result["train_info"].get("status") == "success" and _last(metrics, "test accuracy") is None:
+            others = ", ".join(metrics[-1]) if metrics else "none"
+            left_out.append(f"{path}: has no test accuracy; its last metrics: {others}")
+            continue
         if name in newest:
             older = path if at <= newest[name][0] else newest[name][1]
             left_out.append(f"{older}: another file has {name} too, run later or at the same time")
         if name not in newest or at > newest[name][0]:
             newest[name] = (at, path, result)
+    if not newest:
+        raise StoreError(f"nothing to import: {left_out[0]}")
     rows = [_peft(name, path, result) for name, (_, path, result) in sorted(newest.items())]
     source = "PEFT method_comparison (github.com/huggingface/peft)"
     note = "One seed per experiment, learning rates not tuned by an equal allowance, parameters not matched."
@@ -134,7 +141,7 @@ def _peft(name: str, path: Path, result: Row) -> Imported:
 
 def _read_json(path: Path) -> Row:
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        found = json.loads(path.read_text(encoding="utf-8-sig"))
     except FileNotFoundError as error:
         raise StoreError(f"{path}: no such file") from error
     except (ValueError, RecursionError) as error:

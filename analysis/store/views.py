@@ -12,7 +12,7 @@ FEW = 3
 """Finished points below which a best one says little."""
 SHARE = 0.75
 """Share of the points tried that must have finished."""
-_PLANNED = "t.stage = 'TUNE' and t.origin is distinct from 'widened'"
+PLANNED = "t.stage = 'TUNE' and t.origin is distinct from 'widened'"
 """Whether trial `t` is one of the planned points, not one past an end of the range."""
 RISING = 0.005
 """Half a point: the best of n points is ahead of the second by n times that, so the peak may lie between the points."""
@@ -139,9 +139,9 @@ _ALL = (
                  else 0 end as missing
         from cells c left join (
           select t.sweep, t.cell_id,
-                 count(*) filter ({_PLANNED} and t.status in ('finished', 'pruned')) as tune_done,
+                 count(*) filter ({PLANNED} and t.status in ('finished', 'pruned')) as tune_done,
                  count(f.trial_id) as confirm_done,
-                 count(*) filter ({_PLANNED} and t.status = 'failed') as tune_failed,
+                 count(*) filter ({PLANNED} and t.status = 'failed') as tune_failed,
                  count(*) filter (t.stage = 'CONFIRM' and t.status = 'failed' and {COUNTS}) as confirm_failed
           from last_attempts t left join chosen c using (sweep, cell_id) left join cells k using (sweep, cell_id)
           left join confirmed f using (sweep, trial_id) group by all

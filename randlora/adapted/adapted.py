@@ -72,7 +72,9 @@ class Adapted:
         self.shapes: dict[str, Shape] = {name: site.shape for name, site in sites.items()}
         self._requires_grad: dict[nn.Parameter, bool] = {}
         self._before_merge: dict[str, Tensor] | None = None
+        self._names: dict[nn.Parameter, str] = {}
         self._since = self._merged_at = 0
+        self._fits = True  # W0 is still what it was attached on
         self._attached = self._detached = False
 
     def __repr__(self) -> str:
@@ -186,13 +188,21 @@ class Adapted:
 
     def _check_base(self, verb: str) -> None:
         """Refuse to take for W0 what another adapter has merged into since this one was attached."""
-        own = {id(site.parameter) for site in self.sites.values()}
-        for other in _LIVE - {self}:
-            shared = any(id(site.parameter) in own for site in other.sites.values())
-            if shared and other.merged and other._merged_at > self._since:
+        if not self._fits:
+            raise AdapterError(
+                f"cannot {verb}: it was attached on weights with another adapter merged in, which were restored since; "
+                "attach it again"
+            )
+        for other in self._sharing():
+            if other.merged and other._merged_at > self._since:
                 raise AdapterError(
                     f"cannot {verb}: another adapter ({other.method.title}) is merged into the weights; unmerge() it"
                 )
+
+    def _sharing(self) -> Iterator[Adapted]:
+        """The other live adapters on some of this one's weights."""
+        own = {id(site.parameter) for site in self.sites.values()}
+        return (a for a in _LIVE - {self} if any(id(site.parameter) in own for site in a.sites.values()))
 
     @property
     def enabled(self) -> bool:
@@ -315,12 +325,15 @@ class Adapted:
             for name, old in self._before_merge.items():
                 self.sites[name].base.copy_(old)
         self._before_merge = None
+        for other in self._sharing():
+            other._fits &= other._since < self._merged_at
 
     def freeze(self) -> None:
         """Freeze the base model and remember its `requires_grad` flags for `detach()`; `attach` calls it."""
         self._since = next(_CLOCK)
         _LIVE.add(self)
-        self._requires_grad = {p: p.requires_grad for p in self.model.parameters()}
+        self._names = {p: name for name, p in self.model.named_parameters()}
+        self._requires_grad = {p: p.requires_grad for p in self._names}
         for parameter in self._requires_grad:
             parameter.requires_grad_(False)
 
@@ -328,12 +341,14 @@ class Adapted:
         """Give the flags back; to the next adapter of the model that came later, which still needs them frozen."""
         _LIVE.discard(self)
         later = sorted((a for a in _LIVE if a._since > self._since), key=lambda a: a._since)
-        for parameter, flag in self._requires_grad.items():
-            heir = next((a for a in later if parameter in a._requires_grad), None)
+        now = dict(self.model.named_parameters())
+        for was, flag in self._requires_grad.items():
+            parameter = now.get(self._names[was], was)  # `load_state_dict(assign=True)` puts others there
+            heir, key = next(((a, p) for a in later for p in (was, parameter) if p in a._requires_grad), (None, was))
             if heir is None:
                 parameter.requires_grad_(flag)
             else:
-                heir._requires_grad[parameter] = flag
+                heir._requires_grad[key] = flag
         self._requires_grad = {}
 
     # -- files --------------------------------------------------------------------------------------------------------

@@ -14,13 +14,13 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
-from randlora.errors import ConfigError, nearest
+from randlora.errors import AdapterError, ConfigError, nearest
 
 GENERATOR_VERSION = 1
 """Raised when the same seed would give other bits; a checkpoint of another version is refused."""
@@ -205,6 +205,18 @@ class Bases(nn.Module):
             else:
                 values = draw(seed, name, spec)
             self.register_buffer(name, values.to(device=device, dtype=dtype), persistent=False)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Bases:
+        """Draws what leaves the meta device (`to_empty`), whose memory holds anything."""
+        before = [name for name, matrix in self.named_buffers() if matrix.device.type == "meta"]
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        for name in before:
+            matrix = self.get_buffer(name)
+            if matrix.device.type != "meta":
+                if self.given:
+                    raise AdapterError("frozen matrices that came in a file cannot be drawn: load it afterwards")
+                matrix.copy_(draw(self.seed, name, self.draws[name]))
+        return self
 
     def get(self, name: str, dtype: torch.dtype | None = None, scale: float = 1.0) -> Tensor:
         """The matrix `name` times a `scale` of `dtype`'s own; in another dtype one cast is kept for all layers."""

@@ -75,8 +75,8 @@ def self_attention(
     is_causal: bool = False,
 ) -> Tensor | None:
     """`mha(x, x, x)` (N, L, D) by `attend`, with the arguments of its forward; None where it can't be."""
-    plain = query is key is value and query.ndim == 3 and key_padding_mask is None and not need_weights
-    if not plain or not _is_usual(mha) or (is_causal and attn_mask is None):
+    plain = query is key is value and not query.is_nested and query.ndim == 3 and key_padding_mask is None
+    if not plain or need_weights or not _is_usual(mha) or (is_causal and attn_mask is None):
         return None
     return attend(mha, query, attn_mask)
 

@@ -36,6 +36,11 @@ _BY_HEAD: dict[str, Callable[[object], bool]] = {
     "multi_query": not_,
 }
 """Attributes of modules that keep q, k and v together by head: timm's MaxViT and TinyViT, CodeGen, GPT-BigCode."""
+_OTHERWISE = {
+    "MiniMaxLightningAttention": "keeps q, k and v together by head",
+    "Phi4MultimodalAudioMLP": "has up before gate",
+}
+"""Modules of transformers whose fused weight has a name from above and another layout."""
 _SELECTOR = re.compile(r"(?P<weight>.+)\[(?P<parts>[\w\s,]+)\]")
 
 Rows = tuple[int, int]
@@ -65,6 +70,8 @@ def layout(name: str, parent: nn.Module | None, rows: int, width: int) -> dict[s
     Raises `TargetError` where it is not known.
     """
     last = name.removesuffix(".weight").rpartition(".")[2]
+    if (why := _OTHERWISE.get(kind := type(parent).__name__, "")) and last in (*_FUSED, "gate_up_proj"):
+        raise TargetError(f"{name} cannot be taken in parts: {kind} {why}; name the whole weight")
     if last == "gate_up_proj" and rows % 2 == 0:
         return _lay(gate=rows // 2, up=rows // 2)
     mixed = next((a for a, tells in _BY_HEAD.items() if hasattr(parent, a) and tells(getattr(parent, a))), None)

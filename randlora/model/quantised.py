@@ -58,7 +58,18 @@ class Beside(nn.Module):
 @functools.cache
 def adapted_class(mixin: Any, kind: Any) -> Any:
     """The class that a layer of class `kind` takes on while an adapter is on it; `plain` is `kind`."""
-    return type(f"Adapted{kind.__name__}", (mixin, kind), {"plain": kind})
+    return type(f"Adapted{kind.__name__}", (mixin, kind), {"plain": kind, "__reduce_ex__": _reduce})
+
+
+def _reduce(layer: Any, _protocol: int) -> tuple[Any, ...]:
+    """How a layer of a class made here is pickled: no module has the class by its name."""
+    mixin, plain = type(layer).__bases__
+    return _empty, (mixin, plain), layer.__dict__
+
+
+def _empty(mixin: Any, plain: Any) -> Any:
+    kind = adapted_class(mixin, plain)
+    return kind.__new__(kind)
 
 
 def put_beside(layer: nn.Module, adapter: Adapter | PartAdapters) -> None:

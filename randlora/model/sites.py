@@ -189,10 +189,15 @@ class Site:
 
         A forward that the instance has itself (accelerate's hooks) would pass an adapter in the class by.
         """
-        if isinstance(self.owner, _MEETING):
-            return True
+        if self.attr != "weight" or self._meets:
+            return self._meets
         called = type(self.owner) is nn.Linear or _is_exact_conv1d(type(self.owner)) or self.quantised
         return called and "forward" not in vars(self.owner) and not _reads(self.parent, self.child)
+
+    @property
+    def _meets(self) -> bool:
+        """Whether an adapter meets the input there now."""
+        return self.attr == "weight" and isinstance(self.owner, _MEETING)
 
     @property
     def quantised(self) -> bool:
@@ -257,7 +262,7 @@ class Site:
 
     def _group(self) -> PartAdapters | None:
         """The adapters of the weight's parts that are in place now."""
-        if isinstance(self.owner, _MEETING):
+        if self._meets:
             installed = cast(nn.Module, self.owner.adapter)
         elif parametrize.is_parametrized(self.owner, self.attr):
             installed = self._parametrizations()[self.attr][0].adapter
@@ -300,7 +305,7 @@ class Site:
             group.drop(self.part)
             if len(group):
                 return
-        if isinstance(self.owner, _MEETING):
+        if self._meets:
             take_away(self.owner)
             return
         packed: PackedWeight = self._parametrizations()[self.attr][0]

@@ -259,7 +259,7 @@ def _infeasible(counts: Reach, nearest: Solution, tolerance: float, section: str
         else:
             lever = f"move the budget to {below.count:,} or {above.count:,}, or raise the tolerance"
     off = (named - budget) / budget
-    reason = f"{what} is {named:,}, {off:+.1%} from the budget {budget:,} (tolerance {tolerance:.0%})"
+    reason = f"{what} is {named:,}, {off:+.1%} from the budget {budget:,} (tolerance {100 * tolerance:.3g}%)"
     return Infeasible(method, budget, reason, below, above, lever)
 
 

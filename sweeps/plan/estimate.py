@@ -22,7 +22,7 @@ from statistics import fmean
 from typing import Any
 
 from analysis.store.store import open_store
-from analysis.store.views import COUNTS
+from analysis.store.views import COUNTS, PLANNED
 from randlora.methods.registry import METHODS
 from sweeps.cluster.resources import LaneShape, Node, accelerators, plan_lanes
 from sweeps.cluster.session import local_node
@@ -168,7 +168,7 @@ def _over(limits: LimitsSection, hours: float, accelerator_hours: float, used_ho
 _OVER = f"""
 select t.cell_id, t.stage, t.status from last_attempts t
 left join chosen c using (sweep, cell_id) left join cells k using (sweep, cell_id)
-where t.stage = 'TUNE' or {COUNTS}
+where ({PLANNED}) or (t.stage = 'CONFIRM' and {COUNTS})
 """  # noqa: S608  ours
 
 

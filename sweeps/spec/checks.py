@@ -90,6 +90,11 @@ def _option_problems(name: str, base: str, section: Mapping[str, Any]) -> list[P
                 where = ".".join((field, *(str(p) for p in e["loc"])))
                 value = e["input"] if e["loc"] else None
                 problems.append(Problem(where, value, rule_of(dict(e))))
+        else:
+            try:  # 8.0 is no 8 to what counts
+                method.config.from_options(method.min_capacity, options)
+            except AdapterError as error:
+                problems.append(Problem(field, options, str(error)))
     return problems
 
 

@@ -70,7 +70,7 @@ def is_echo(error: Mapping[str, Any]) -> bool:
 
 def problem(error: Mapping[str, Any], model: type[BaseModel]) -> Problem:
     """Turn one pydantic error into a `Problem`, with the known keys where a key is unknown."""
-    skip = {"int", "float", "str", "tuple"}  # union branches that pydantic puts into the path
+    skip = {"int", "float", "str", "tuple", "dict"}  # union branches that pydantic puts into the path
     loc = [
         p for p in error["loc"] if not (isinstance(p, str) and (p in skip or p.startswith(("literal[", "constrained"))))
     ]

@@ -71,7 +71,7 @@ def read_tree(path: Path) -> dict[str, Any]:
         raise SpecError([Problem("file", str(path), "no such sweep file", near)])
     read: Callable[[str], Any] = READERS.get(path.suffix, tomllib.loads)
     try:
-        tree = read(path.read_text(encoding="utf-8"))
+        tree = read(path.read_text(encoding="utf-8-sig"))
     except RecursionError:
         raise SpecError([Problem("file", str(path), f"has more than {DEPTH} levels")]) from None
     except (ValueError, yaml.YAMLError) as error:  # TOML's, JSON's and UTF-8's errors are ValueErrors

@@ -37,6 +37,12 @@ Capacities = Annotated[
 ]
 """One capacity, or a list of them; errors are of the one that was meant."""
 
+Epochs = Annotated[
+    Annotated[Literal["paper"], Tag("str")] | Annotated[dict[str, Annotated[int, Field(ge=1)]], Tag("dict")],
+    Discriminator(lambda value: "dict" if isinstance(value, dict) else "str"),
+]
+"""The paper's, or those of each data set; errors are of what was meant."""
+
 TUNE_SEED = 1_000_000
 """Seed of every first TUNE trial of a learning rate; re-runs take the seeds after it, CONFIRM those below."""
 MOST_SEEDS = 10_000
@@ -65,7 +71,7 @@ class DataSection(_Section):
     """Fractions in (0, 1] or `"K-shot"`."""
     skip_bad: Annotated[bool, LATER] = False
     """Leave unreadable images out and count them, instead of stopping."""
-    epochs: Annotated[Literal["paper"] | dict[str, Annotated[int, Field(ge=1)]] | None, LATER] = None
+    epochs: Annotated[Epochs | None, LATER] = None
     """Epochs by data set; "paper": 10 for few shots, else the paper's Table 7."""
 
     def epochs_of(self, dataset: str, size: str | float) -> int | None:

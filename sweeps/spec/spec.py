@@ -11,7 +11,6 @@ merged in key by key, any other value replaces. `drop` names what goes before th
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -94,7 +93,7 @@ def at_scale(tree: Mapping[str, Any], scale: str | None) -> dict[str, Any]:
     """
     if scale is not None and scale not in SCALES:
         raise SpecError([unknown("--scale", scale, "scale", SCALES)])
-    whole = {k: copy.deepcopy(v) for k, v in tree.items() if k != SMALL}
+    whole = {k: _own(v) for k, v in tree.items() if k != SMALL}
     if scale != SMALL:
         return whole
     small = tree.get(SMALL)
@@ -110,6 +109,13 @@ def at_scale(tree: Mapping[str, Any], scale: str | None) -> dict[str, Any]:
             whole[key] = f"{whole[key].rstrip('/')}-{SMALL}"
     _merge(whole, changes)
     return whole
+
+
+def _own(value: Any) -> Any:
+    """A copy in which nothing stands twice: what one alias of YAML is changed to holds for it alone."""
+    if isinstance(value, dict):
+        return {key: _own(each) for key, each in value.items()}
+    return [_own(each) for each in value] if isinstance(value, list) else value
 
 
 def _dropped(tree: dict[str, Any], name: object) -> list[Problem]:
@@ -132,4 +138,4 @@ def _merge(tree: dict[str, Any], changes: Mapping[str, Any]) -> None:
         if isinstance(value, Mapping) and isinstance(tree.get(key), dict):
             _merge(tree[key], value)
         else:
-            tree[key] = copy.deepcopy(value)
+            tree[key] = _own(value)

@@ -213,6 +213,17 @@ def test_files_of_another_kind_are_refused(tmp_path: Path) -> None:
         import_peft(tmp_path / "out", [])
 
 
+def test_results_without_a_test_accuracy_are_left_out(tmp_path: Path) -> None:
+    """PEFT's image generation has similarities and a drift."""
+    images = peft_result("lora/cats", metrics=[{"step": 9, "test dino_similarity": 0.7, "drift": 0.1}])
+    (tmp_path / "a.json").write_text(json.dumps(images))
+    with pytest.raises(StoreError, match=r"nothing to import: .*a\.json: has no test accuracy; .*, drift"):
+        import_peft(tmp_path / "to", [tmp_path / "a.json"])
+    (tmp_path / "b.json").write_text(json.dumps(peft_result("lora/rank32")))
+    folder, [left] = import_peft(tmp_path / "to", [tmp_path / "a.json", tmp_path / "b.json"])
+    assert "a.json" in left and open_store(folder).table("trials").num_rows == 1
+
+
 def test_the_verb(tmp_path: Path) -> None:
     done = CliRunner().invoke(app, ["import", "paper", "fig1-llama3", "--to", str(tmp_path / "p"), "--json"])
     assert done.exit_code == 0, done.output

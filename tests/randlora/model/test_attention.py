@@ -160,3 +160,17 @@ def test_the_packed_weight_is_made_once_a_forward() -> None:
         adapter.lambdas.add_(0.1)  # type: ignore[operator, union-attr]
     changed, model = forward(), block()
     assert not torch.equal(changed, forward())
+
+
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")
+def test_an_encoder_layer_gets_nested_texts() -> None:
+    """In evaluation with a padding mask torch's encoder hands its layers a nested tensor."""
+    torch.manual_seed(0)
+    layer = nn.TransformerEncoderLayer(8, 2, 16, dropout=0.0, batch_first=True)
+    model, x = nn.TransformerEncoder(layer, 2).eval(), torch.randn(3, 5, 8)
+    padded = torch.arange(5)[None] >= torch.tensor([5, 3, 2])[:, None]
+    perturb(attach(model, LoraConfig(2), ["out_proj", "in_proj_weight", "linear1"]))
+    with torch.no_grad():
+        found = model(x, src_key_padding_mask=padded)
+    told = model(x, src_key_padding_mask=padded)  # with gradients none is nested
+    assert torch.allclose(found[~padded], told[~padded], atol=1e-5)

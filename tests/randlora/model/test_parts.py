@@ -253,3 +253,17 @@ def test_names_of_parts() -> None:
     ):
         with pytest.raises(TargetError, match=message):
             resolve_targets(model, targets)
+
+
+@pytest.mark.parametrize(
+    ("kind", "name", "part", "why"),
+    [
+        ("MiniMaxLightningAttention", "qkv_proj", "q", "keeps q, k and v together by head"),
+        ("Phi4MultimodalAudioMLP", "gate_up_proj", "up", "has up before gate"),
+    ],
+)
+def test_fused_weights_that_are_laid_out_otherwise(kind: str, name: str, part: str, why: str) -> None:
+    held = type(kind, (nn.Module,), {})()
+    held.add_module(name, nn.Linear(8, 24))
+    with pytest.raises(TargetError, match=f"{kind} {why}; name the whole weight"):
+        attach(nn.ModuleDict({"a": held}), LoraConfig(2), [f"{name}[{part}]"])

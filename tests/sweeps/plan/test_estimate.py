@@ -16,6 +16,7 @@ from typer.testing import CliRunner
 
 from analysis import open_store
 from analysis.statistics.sizing.estimates import foresight
+from analysis.store.tables import write_part
 from sweeps.cli.main import app
 from sweeps.cli.plan import print_estimate_line
 from sweeps.cli.status import progress_of
@@ -27,6 +28,7 @@ from sweeps.plan.estimate import (
     PROBE_ROWS,
     START_SECONDS,
     TRIAL_OVERHEAD,
+    _left,
     _Probe,
     _probe,
     estimate_plan,
@@ -315,3 +317,13 @@ def test_no_estimate_is_said(tmp_path: Path) -> None:
     assert progress["estimate"] is None
     assert progress["cost"] is None
     assert sum(progress["phases"].values()) == progress["cells"]
+
+
+def test_rates_past_an_end_are_not_of_the_plan(tmp_path: Path) -> None:
+    plan, cell = probed("methods={lora={}}", f"output='{tmp_path}'")
+    row: dict[str, Any] = {"sweep": plan.spec.name, "trial_id": "a", "cell_id": cell.cell_id, "attempt": 1}
+    row |= {"stage": "TUNE", "slot": 0, "method": "lora", "status": "finished", "val_score": 0.5}
+    (tmp_path / "tables").mkdir()
+    write_part(tmp_path, "trials", [row, row | {"trial_id": "b", "slot": 1, "origin": "widened"}])
+    left = next(each for each in _left(plan, retry_failed=False) if each.cell == cell)
+    assert (left.tune, left.confirm) == (cell.tune_trials - 1, cell.confirm_seeds)

@@ -125,6 +125,8 @@ def test_methods_of_peft_are_planned_and_built_at_the_count_of_the_budget() -> N
         ("autolora", {"search": 1.0}, "search must lie between 0 and 1"),
         ("autolora", {"order": 3}, "order must be 1 or 2"),
         ("hydralora", {"head": 2}, "heads"),
+        ("nola", {"r": 8.0}, "nola: r must be an integer but got 8.0"),
+        ("nola", {"r": "8"}, "nola: r must be an integer but got '8'"),
         ("randlora-c", {}, "randlora-"),
         ("peft:mis", {}, "nearest: 'peft:miss'"),
         ("peft:prefix_tuning", {}, "trains keys and values that every attention layer reads"),

@@ -114,3 +114,27 @@ def test_data_lists_and_describes() -> None:
     assert CliRunner().invoke(app, ["data", "embedded:fashion-mnist"]).exit_code == 0
     wrong = CliRunner().invoke(app, ["data", "carz"])
     assert wrong.exit_code == 2
+
+
+ALIASED = """
+name: t
+model: {id: "embedded:tiny-clip"}
+data: {datasets: ["embedded:fashion-mnist"]}
+budgets: {lora_rank: [1]}
+methods:
+  lora: &base {lr: {low: 1.0e-4, high: 1.0e-1}}
+  dora: *base
+  randlora: {<<: *base}
+small: {drop: ["methods.lora.lr", "methods.dora.lr"], methods: {randlora: {lr: {low: 1.0e-3}}}}
+"""
+
+
+def test_what_an_alias_is_changed_to_holds_for_it_alone(tmp_path: Path) -> None:
+    path = tmp_path / "t.yaml"
+    path.write_text(ALIASED, encoding="utf-8-sig")  # as editors on Windows save it
+    spec = SweepSpec.load(path, ("methods.lora.lr.low=1e-6", "methods.dora.lr=1e-3"))
+    lows = {name: None if m.lr is None else m.lr.low for name, m in spec.methods.items()}
+    assert lows == {"lora": 1e-6, "dora": None, "randlora": 1e-4}
+    small = SweepSpec.load(path, scale="small")
+    assert [m.lr is None for m in small.methods.values()] == [True, True, False]
+    assert small.methods["randlora"].lr is not None and small.methods["randlora"].lr.low == 1e-3

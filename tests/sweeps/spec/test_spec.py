@@ -175,6 +175,8 @@ def test_epochs_by_data_set() -> None:
         ("train.epochs=three", "train.epochs = 'three': must be a whole number."),
         ("search.trials=0", "search.trials = 0: must be at least 1."),
         ("confirm.seeds=-1", "confirm.seeds = -1: a number of seeds, at least 1"),
+        ("data.epochs={x=0}", "data.epochs.x = 0: must be at least 1."),
+        ("data.epochs=papers", "data.epochs = 'papers': must be one of paper. Nearest: paper."),
         ("data.datasets=x", "data.datasets = 'x': must be a list, in [ ]."),
         ("name=chiffres à la main", "Nearest: chiffres-a-la-main."),
         ("train.batch_size=32", "Nearest: global_batch_size."),
@@ -185,5 +187,5 @@ def test_epochs_by_data_set() -> None:
 )
 def test_a_wrong_value_is_told_its_rule_in_words(tmp_path: Path, line: str, says: str) -> None:
     found = problems(tmp_path, GOOD, (line,))
-    assert any(says in problem for problem in found), found
+    assert any(says in problem for problem in found) and len(found) == 1, found
     assert not any("Input should" in problem or "instance of" in problem for problem in found)
