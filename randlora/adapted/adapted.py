@@ -349,7 +349,7 @@ class Adapted:
                 parameter.requires_grad_(flag)
             else:
                 heir._requires_grad[key] = flag
-        self._requires_grad = {}
+        self._requires_grad, self._names = {}, {}
 
     # -- files --------------------------------------------------------------------------------------------------------
 

@@ -64,7 +64,7 @@ def adapted_class(mixin: Any, kind: Any) -> Any:
 def _reduce(layer: Any, _protocol: int) -> tuple[Any, ...]:
     """How a layer of a class made here is pickled: no module has the class by its name."""
     mixin, plain = type(layer).__bases__
-    return _empty, (mixin, plain), layer.__dict__
+    return _empty, (mixin, plain), layer.__getstate__()
 
 
 def _empty(mixin: Any, plain: Any) -> Any:
