@@ -94,7 +94,7 @@ def _option_problems(name: str, base: str, section: Mapping[str, Any]) -> list[P
             try:  # 8.0 is no 8 to what counts
                 method.config.from_options(method.min_capacity, options)
             except AdapterError as error:
-                problems.append(Problem(field, options, str(error)))
+                problems.append(Problem(field, None, str(error)))
     return problems
 
 

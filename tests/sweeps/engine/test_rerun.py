@@ -62,7 +62,11 @@ def test_a_trial_again_has_its_paths_whole(tmp_path: Path, monkeypatch: pytest.M
     """As its worker had them: which rows are drawn of `glue:DIR` goes by it."""
     trial = TrialConfig.model_validate({**TRIAL.model_dump(), "dataset": "folder:mine"})
     told: list[TrialConfig] = []
-    run = lambda config, **_: [told.append(config) or {"result": {"val_score": 0.5}}]  # noqa: E731
+
+    def run(config: TrialConfig, **_: Any) -> list[dict[str, Any]]:
+        told.append(config)
+        return [{"result": {"val_score": 0.5}}]
+
     monkeypatch.setattr("trainables.training.worker.run_trial", run)
     monkeypatch.chdir(tmp_path)
     assert sweeps("again", str(folder(tmp_path / "r", 0.5, trial)), trial.trial_id).exit_code == 0
