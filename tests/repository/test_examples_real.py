@@ -66,7 +66,7 @@ def test_every_real_example_plans(name: str, place: Path, monkeypatch: pytest.Mo
         assert {counts[m, "lora-1"] for m in ("lora", "randlora", "vera")} == {30 * (2 * 576 + 576 + 192)}
         there = (921_600, 927_750) if name == "study/texts" else (None, None)
         assert (counts.get(("lora", "lora-16")), counts.get(("randlora", "lora-16"))) == there
-    elif name == "study/weights":
+    elif name in ("study/weights", "study/weights-e2e"):
         assert (counts["lora", "lora-3"], counts["randlora", "lora-3"]) == (915_840, 916_800)
     elif name == "study/rank-text":
         ranks, of = ("randlora-a-16", "randlora-a-576"), ("lora-2", "lora-4")
