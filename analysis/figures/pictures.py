@@ -193,7 +193,8 @@ def mean_ranks_picture(store: Store) -> list[Picture]:
         "from the first. It is drawn where there are three methods and three data sets."
     )
     figure = draw_mean_ranks(_where(table, rank_place, kept))
-    return [Picture("mean_ranks", "ranks", figure, label, caption, says)]
+    begin = early_words(scaling.comparisons(store))
+    return [Picture("mean_ranks", "ranks", figure, label, caption, begin + says)]
 
 
 def _profiles(store: Store) -> list[Picture]:

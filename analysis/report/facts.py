@@ -25,7 +25,7 @@ from analysis.styles import style
 from analysis.tables.console import conclusion
 from analysis.tables.diagnostics import FOLDER, SHEETS, WIDE, diagnostic_sheets
 from analysis.tables.evidence import parity_rows
-from analysis.words.conclusions import conclude_gap, names_of
+from analysis.words.conclusions import conclude_gap, early_words, names_of
 from analysis.words.figures import conclude_groups, conclude_ranks
 from analysis.words.parity import looks_says, parity_says
 from analysis.words.weak import weak_evidence
@@ -46,6 +46,8 @@ def facts(store: Store) -> dict[str, Any]:
     parity = parity_rows(store)
     confirm = store.sql("select count(*) as n from last_attempts where stage = 'CONFIRM' and test_score is not null")
     imported = (store.spec() or {}).get("imported")
+    begin = early_words(scaling.comparisons(store))
+    ranks_say = conclude_ranks(mean_ranks(store).to_pylist(), level(store))
     return {
         "title": ", ".join(store.names),
         "now": datetime.now(UTC),
@@ -55,8 +57,8 @@ def facts(store: Store) -> dict[str, Any]:
         "answer": answer,
         "given": f"(paired over{given}" if given else "",
         "gap": conclude_gap(scaling.comparisons(store, baseline="full"), asked),
-        "groups_say": conclude_groups(groups(store).to_pylist()),
-        "ranks_say": conclude_ranks(mean_ranks(store).to_pylist(), level(store)),
+        "groups_say": begin + conclude_groups(groups(store).to_pylist()),
+        "ranks_say": ranks_say and begin + ranks_say,
         "setting": _setting(store),
         "parity_says": [*parity_says(parity, predicted=not imported), *looks_says(looks(store).values())],
         "edges": sum(bool(r["edge"]) for r in parity),

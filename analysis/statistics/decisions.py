@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import pyarrow as pa
 
 from analysis.format import Row
@@ -20,8 +18,8 @@ DECISIONS = pa.schema(
         *typed(TEXT, *PLACE, "reference"),
         ("budget", INT),
         ("methods", INT),  # confirmed at the budget
-        ("best", pa.list_(TEXT)),  # methods that no test tells from the one with the best mean, and that one first
-        ("method", TEXT),  # the one with the best mean
+        ("best", pa.list_(TEXT)),  # methods that no test tells from the first, and that one first
+        ("method", TEXT),  # the one with the best mean that no test puts below another
         *typed(REAL, "mean", "low", "high"),  # its score
         *typed(INT, "n", "adapter_params"),
         *typed(REAL, "seconds", "memory_bytes"),  # training of one of its confirmed runs; peak
@@ -55,11 +53,9 @@ def decisions(store: Store) -> pa.Table:
 
 def _decide(block: Block) -> Row:
     methods, pairs = block
-    behind = {at[pair.tested.mean > 0] for at, pair in pairs.items() if pair.apart and pair.tested is not None}
-    first = next((k for k in range(len(methods)) if k not in behind), 0)
-    against = {at[at[0] == first]: pair for at, pair in pairs.items() if first in at}
-    # by the mean: pairs with the baseline are tested before the others, and stand first
-    top, best = methods[first], [first, *sorted(k for k, pair in against.items() if not pair.apart)]
+    against = {second: pair for (first, second), pair in pairs.items() if first == 0}
+    # in the block's order: pairs with the baseline are tested before the others, and stand first
+    top, best = methods[0], [0, *sorted(k for k, pair in against.items() if not pair.apart)]
     seen = mean_interval(list(top["scores"].values()))
     named = {k: top[k] for k in (*PLACE, "reference", "budget", "method", "n")}
     row = named | {"methods": len(methods), "best": [methods[k]["method"] for k in best]}
@@ -67,10 +63,7 @@ def _decide(block: Block) -> Row:
     if len(methods) == 1:
         return row
     second = best[1] if len(best) > 1 else min(against)
-    pair = against[second]
-    if second < first and pair.tested is not None:
-        pair = replace(pair, tested=replace(pair.tested, mean=-pair.tested.mean))
-    return row | _against(top, methods[second], pair)
+    return row | _against(top, methods[second], against[second])
 
 
 def _against(top: Row, second: Row, pair: Pair) -> Row:

@@ -8,6 +8,7 @@ Holm over these. A pair for which the choice is not known is not tested.
 from __future__ import annotations
 
 import math
+import statistics
 import string
 from collections import Counter, defaultdict
 from collections.abc import Iterator
@@ -24,7 +25,7 @@ from analysis.format import Row
 from analysis.statistics.choice import choice_variances
 from analysis.statistics.inference import Array, Difference, Verdict, paired_difference, verdict
 from analysis.statistics.looks import holm_at, level
-from analysis.statistics.runs import by, by_seed, confirmed, shared_seeds
+from analysis.statistics.runs import alike, by, by_seed, confirmed, shared_seeds
 from analysis.statistics.scaling import compared
 from analysis.store.columns import INT, PLACE, REAL, TEXT, typed
 from analysis.store.store import Store, remembered
@@ -57,7 +58,7 @@ RANKS = pa.schema(
 
 @dataclass(frozen=True)
 class Pair:
-    """Two methods of one budget, the one with the better mean first (`_best_first`).
+    """Two methods of one budget, the better one first, as in their block.
 
     Attributes:
         tested: their difference, the choice of rates included; None where that, or a common seed, is missing.
@@ -76,7 +77,10 @@ class Pair:
 
 
 Block = tuple[list[Row], dict[tuple[int, int], Pair]]
-"""The methods of a place and budget, `_best_first`, with their `scores` by seed; every pair of them by position."""
+"""The methods of a place and budget with their `scores` by seed, and every pair of them by position.
+
+`_best_first`, but none before one that a test puts above it.
+"""
 
 
 @remembered
@@ -109,7 +113,28 @@ def blocks(store: Store) -> list[Block]:
     alpha = level(store) / max(1, sum(p is not None for p in adjusted))
     for (pairs, at, tested, known), p in zip(others, adjusted, strict=True):
         pairs[at] = Pair(tested, verdict(None if tested is None else tested.mean, p, known=known), alpha)
-    return found
+    return [_winners_first(*block) for block in found]
+
+
+def _winners_first(methods: list[Row], pairs: dict[tuple[int, int], Pair]) -> Block:
+    """The same, no method before one that a test puts above it: means over unlike seeds may have it otherwise."""
+    beaten = [(at, pair.tested.mean > 0) for at, pair in pairs.items() if pair.apart and pair.tested is not None]
+    above = {at if first else at[::-1] for at, first in beaten}
+    left, order = list(range(len(methods))), list[int]()
+    while left:  # pairs of unlike seeds may even go round in a circle
+        k = next((k for k in left if not any((other, k) in above for other in left)), left[0])
+        left.remove(k)
+        order.append(k)
+    if order == sorted(order):
+        return methods, pairs
+    found: dict[tuple[int, int], Pair] = {}
+    for at in combinations(range(len(order)), 2):
+        a, b = (order[k] for k in at)
+        pair = pairs[min(a, b), max(a, b)]
+        if a > b and pair.tested is not None:
+            pair = replace(pair, tested=replace(pair.tested, mean=-pair.tested.mean))
+        found[at] = pair
+    return [methods[k] for k in order], found
 
 
 def _methods(store: Store) -> list[list[Row]]:
@@ -135,7 +160,7 @@ def _best_first(methods: list[Row]) -> list[Row]:
 
 @remembered
 def groups(store: Store) -> pa.Table:
-    """Methods with a budget, by place and budget where there are two or more, `_best_first`; columns `GROUPS`."""
+    """Methods with a budget, the best first, by place and budget where there are two or more; columns `GROUPS`."""
     rows = []
     for methods, pairs in blocks(store):
         letters = letter_groups(len(methods), {at for at, pair in pairs.items() if pair.apart})
@@ -172,18 +197,21 @@ def _letters() -> Iterator[str]:
 def mean_ranks(store: Store) -> pa.Table:
     """Ranks by mean test score, averaged over data sets, per budget; of methods confirmed on every one; `RANKS`.
 
+    On a data set the means are over the seeds that these methods share, where there are any.
     Sweeps over one data set have no row.
     """
     names = ("sweep", "model", "train_size", "reference")
     rows: list[Row] = []
     tables = 0  # that Friedman's test is made of
     for key, mine in by([row for methods in _methods(store) for row in methods], *names).items():
-        means = {(r["method"], r["dataset"]): r["mean"] for r in mine}
-        datasets = sorted({dataset for _, dataset in means})
-        whole = [m for m in in_order({m for m, _ in means}) if all((m, d) in means for d in datasets)]
+        runs = {(r["method"], r["dataset"]): r["scores"] for r in mine}
+        datasets = sorted({dataset for _, dataset in runs})
+        whole = [m for m in in_order({m for m, _ in runs}) if all((m, d) in runs for d in datasets)]
         if len(datasets) < 2 or len(whole) < 2:
             continue
-        scores = np.array([[means[m, d] for d in datasets] for m in whole]).round(12)  # sums end in rounding
+        columns = [alike([runs[m, d] for m in whole]) for d in datasets]
+        scores = np.array([[statistics.fmean(mine.values()) for mine in column] for column in columns]).T
+        scores = scores.round(12)  # sums end in rounding
         ranks = stats.rankdata(-scores, axis=0)
         p = _friedman(ranks)
         tables += p is not None

@@ -39,7 +39,10 @@ def load(spec: Path, overrides: Sequence[str] | None, scale: str | None, *, avai
 
 
 def folder_of(source: Path, overrides: Sequence[str] | None = None, scale: str | None = None) -> Path:
-    """The results folder that a sweep file or a folder names; an error where there is nothing yet."""
+    """The results folder that a sweep file or a folder names; an error where there is nothing yet.
+
+    Overrides and scale are a sweep file's: an error beside a folder, which has its own.
+    """
     from sweeps.spec.reading import READERS
     from sweeps.spec.spec import SweepSpec
 
@@ -48,6 +51,10 @@ def folder_of(source: Path, overrides: Sequence[str] | None = None, scale: str |
         raise SpecError([Problem("results", uri, rule)])
     if not source.exists() and source.suffix not in (".toml", *READERS):
         raise SpecError([Problem("results", str(source), "no such results folder or sweep file", _nearby(source))])
+    if source.is_dir() and (overrides or scale):
+        given = ", ".join([*(overrides or ()), *([scale] if scale else [])])
+        rule = "changes a sweep file, and this is a results folder, which is as it was run"
+        raise SpecError([Problem("--set" if overrides else "--scale", given, rule, "leave it out, or name the file")])
     folder = source if source.is_dir() else SweepSpec.load(source, overrides or (), scale).folder
     if not _holds_sweep(folder):
         within, beside = _sweeps_in(folder), [p.name for p in _sweeps_in(folder.parent)]

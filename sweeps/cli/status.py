@@ -168,9 +168,10 @@ def pace(
     Args:
         rows: of `trials`. events: the journal's. missing: trials to come by method. now: None where nothing runs.
     """
-    runs = [e for e in events if e["ev"] == "sweep" and "at" in e]
+    last = max((i for i, e in enumerate(events) if e["ev"] == "sweep" and "at" in e), default=len(events))
+    told = {(e["trial_id"], e["attempt"]) for e in events[last:] if e["ev"] == "finish"}  # clocks of machines differ
     ended = [r for r in rows if r["ended_at"] is not None and r["started_at"] is not None]
-    mine = [r for r in ended if runs and r["ended_at"] >= datetime.fromisoformat(runs[-1]["at"])]
+    mine = [r for r in ended if (r["trial_id"], r["attempt"]) in told]
     if not mine:
         return 0, None, None
     first = min(mine, key=lambda r: r["started_at"])
@@ -181,7 +182,7 @@ def pace(
         taken, trials = spent.get(r["method"], (0.0, 0))
         own = max(0.0, (r["seconds_total"] or 0.0) - (r["seconds_setup"] or 0.0))
         spent[r["method"]] = (taken + own, trials + 1)
-    lanes = runs[-1].get("lanes") or ()
+    lanes = events[last].get("lanes") or ()
     at_once = max(1, sum(1 if lane.get("group") else lane.get("workers", 1) for lane in lanes))
     left = None if now is None else seconds_left(missing, spent, at_once)
     return len(mine), 60 * len(mine) / seconds if seconds > 0 else None, left

@@ -253,7 +253,7 @@ class Session:
                     runtime_env={"env_vars": {k: v for k, v in variables.items() if k not in given}},
                 )
                 self.owned = True
-            self._patience = float(os.environ.get(_RECONNECT, _ENDS_S)) - _SPARE_S
+            self._patience = max(_QUIET_S, float(os.environ.get(_RECONNECT, _ENDS_S)) - _SPARE_S)
         except (OSError, ray.exceptions.AuthenticationError) as error:
             at = "" if address == asked else f" at {address}"
             rule = f"no Ray cluster answers there{at} ({first_line(error)})"
@@ -316,7 +316,7 @@ def _knock(address: str) -> None:
     """Fail within seconds where nothing listens; Ray would try for more than a minute."""
     host, _, port = address.rpartition(":")
     if port.isdecimal():
-        socket.create_connection((host, int(port)), timeout=_KNOCK_S).close()
+        socket.create_connection((host.strip("[]"), int(port)), timeout=_KNOCK_S).close()
 
 
 @contextmanager

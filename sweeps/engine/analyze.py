@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -50,13 +51,13 @@ def ray_tasks(address: str | None = None, *, cpus: float = 1.0, progress: bool =
                 from sweeps.cluster.nodes import check_nodes
 
                 check_nodes(folder.absolute() / "work" / "ray")
-            done = run_units(folder.absolute(), units, cpus)
-            yield from _shown(done, units) if progress else done
+            with closing(run_units(folder.absolute(), units, cpus)) as done:  # it cancels tasks: with the session up
+                yield from _shown(done, units) if progress else done
 
     return execute
 
 
-def run_units(folder: Path, units: Sequence[Unit], cpus: float) -> Iterator[tuple[Unit, list[Row]]]:
+def run_units(folder: Path, units: Sequence[Unit], cpus: float) -> Generator[tuple[Unit, list[Row]]]:
     """Submit all units; each with its rows as its task ends. What still runs when the caller stops is cancelled.
 
     Raises:

@@ -11,27 +11,14 @@ import math
 import time
 from collections import deque
 from collections.abc import Callable, Coroutine, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, Literal
 
 import ray
 
-from sweeps.lanes.leases import KILLED_FOR_MEMORY, SILENT, Event, Lease, gave_up, lane_of, result
-
-Verdict = Literal["go", "stop"]
+from sweeps.lanes.leases import SILENT, WAIT_S, Event, Lease, Process, Verdict, lane_of, result
 
 ENDED_S = 10.0
 """Ray Train ends the workers of a lane within this after one of them died."""
-MAX_SHRINKS = 20
-
-
-@dataclass
-class _Process:
-    """A worker's process, by what it said hello with. An empty token: its lane is lost."""
-
-    token: str
-    handle: Any
-    where: dict[str, Any]
 
 
 class Broker:
@@ -47,7 +34,7 @@ class Broker:
         self._kill = ray.kill if kill is None else kill
         self._leases: dict[str, Lease] = {}
         self._queue: deque[str] = deque()
-        self._workers: dict[str, _Process] = {}
+        self._workers: dict[str, Process] = {}
         self._doomed: set[str] = set()  # tokens of processes that are about to be ended
         self._worked: dict[str, float] = {}  # when a worker of a lane last told of its trial, on the monotonic clock
         self._tasks: set[asyncio.Task[None]] = set()
@@ -55,6 +42,7 @@ class Broker:
         self._stopping = False
         self._dead: str | None = None
         self._taken: dict[str, dict[str, Any]] = {}  # the driver's last `take`, and its answer
+        self._left: dict[str, Lease] = {}  # what a worker had as the driver took it, until it asks for the next
         self._change = asyncio.Condition()
 
     async def _wake(self) -> None:
@@ -94,9 +82,10 @@ class Broker:
             self._leases[lease.key] = lease
             self._queue.append(lease.key)
 
-    async def take(self, key: str) -> dict[str, Any] | None:
+    async def take(self, key: str, over: bool = False) -> dict[str, Any] | None:
         """Remove a lease and return its outcome and reports; a trial that runs is abandoned. None when unknown.
 
+        `over`: it never goes on, so its worker clears up after it.
         Time and place are what the broker saw where no worker told the trial's end.
         """
         lease = self._leases.pop(key, None)
@@ -104,6 +93,8 @@ class Broker:
             return self._taken.get(key)
         if key in self._queue:
             self._queue.remove(key)
+        if lease.state == "running":
+            lease.over, self._left[str(lease.worker)] = over, lease
         events = [lease.events[e] for e in sorted(lease.events)]
         facts = {"attempt": max(1, lease.attempt), "packed": lease.packed or None, "unpacked": lease.unpacked}
         taken = {"state": lease.state, **facts, "events": events, **lease.so_far, **lease.outcome}
@@ -178,7 +169,8 @@ class Broker:
             handle: what `kill` takes.
             where: its machine (`sweeps.lanes.reports.place`).
         """
-        self._workers[worker] = _Process(token, handle, where or {})
+        self._workers[worker] = Process(token, handle, where or {})
+        self._left.pop(worker, None)
         self._requeue(lambda lease: lease.worker == worker)
         await self._wake()
 
@@ -193,13 +185,10 @@ class Broker:
         their trials follow when that has happened, and their attempts do not count. `memory`: the machine had run out.
         """
         self._doomed |= {known.token for name, known in self._workers.items() if lane_of(name) == lane}
+        self._left = {name: lease for name, lease in self._left.items() if lane_of(name) != lane}
         for lease in self._on(lane):
             if (why := reasons.get(str(lease.worker))) is not None:
-                lease.death = lease.death or why
-                if memory and lease.packed > 1:
-                    lease.apart(KILLED_FOR_MEMORY, "memory")
-                elif memory:
-                    lease.shrink = KILLED_FOR_MEMORY
+                lease.die(why, memory)
             elif str(lease.worker) in reasons:
                 lease.lose()
             else:
@@ -225,8 +214,7 @@ class Broker:
         """A group gives a trial back that ran out of memory, to start it with less; the attempt does not count."""
         lease = self._held(worker, token, key)
         if lease is not None:
-            lease.shrink, lease.shrinks = reason, lease.shrinks + 1
-            lease.spared = lease.shrinks <= MAX_SHRINKS
+            lease.give_back(reason)
             self._doomed.add(token)
             self._requeue(lambda other: other is lease)
         await self._wake()
@@ -257,34 +245,28 @@ class Broker:
 
     def _requeue(self, lost: Callable[[Lease], bool]) -> None:
         for lease in self._leases.values():
-            if lease.state == "running" and lost(lease):
-                lease.let_go()
-                lease.attempt -= lease.spared
-                if not lease.spared and not lease.single:  # who of a pack is to blame shows when each is by itself
-                    lease.apart(lease.death or "its worker process died", "death")
-                if lease.attempt >= lease.attempts:
-                    lease.state = "failed"
-                    lease.outcome = {"reason": gave_up(lease)}
-                else:
-                    lease.state = "queued"
-                    self._queue.appendleft(lease.key)
-                lease.death, lease.spared = None, False
+            if lease.state == "running" and lost(lease) and lease.start_again():
+                self._queue.appendleft(lease.key)
 
     async def _watch(self) -> None:
-        """End the workers of trials that have been silent for too long, as long as there are leases."""
-        while timeouts := [lease.timeout for lease in self._leases.values() if lease.timeout is not None]:
+        """End the workers of trials that have been silent for too long, as long as there are any."""
+        while timeouts := [lease.timeout for lease in self._timed() if lease.timeout is not None]:
             begun, pause = time.monotonic(), min(1.0, min(timeouts) / 4)
             await asyncio.sleep(pause)
             deaf = max(0.0, time.monotonic() - begun - pause)  # as this process stood still
-            for lease in list(self._leases.values()):
+            for lease in self._timed():
                 lease.heard += deaf
                 if lease.silent:
                     await self._end(lease)
         self._watching = False
 
+    def _timed(self) -> list[Lease]:
+        return [*self._leases.values(), *self._left.values()]
+
     async def _end(self, lease: Lease) -> None:
         """Kill the worker of a trial, which takes the other workers of its lane along."""
         worker = str(lease.worker)
+        self._left.pop(worker, None)
         await self.died(lease.lane, {worker: f"{SILENT} for {lease.timeout:g} s (resources.trial_timeout)"})
         if worker in self._workers and self._workers[worker].handle is not None:
             self._kill(self._workers[worker].handle)
@@ -316,6 +298,7 @@ class Broker:
 
         if worker not in self._workers:
             return "hello"
+        self._left.pop(worker, None)
 
         def found() -> list[Lease]:
             return [] if self._stopping or token in self._doomed else self._next_for(worker)
@@ -356,19 +339,27 @@ class Broker:
     async def report(self, worker: str, token: str, key: str, event: Event) -> Verdict:
         """Take one epoch's report (a repeated one is ignored); returns whether the trial goes on."""
         lease = self._held(worker, token, key)
+        if lease is not None:
+            lease.events.setdefault(int(event["epoch"]), event)
+            await self._wake()
+        return await self.judged(worker, token, key, event["epoch"])
+
+    async def judged(self, worker: str, token: str, key: str, epoch: int) -> Verdict:
+        """Whether a trial goes on after an epoch, which may be ahead of what the driver has seen by its window."""
+        lease = self._held(worker, token, key)
         if lease is None:
-            return "stop"
-        lease.events.setdefault(int(event["epoch"]), event)
+            left = self._left.get(worker)
+            return "over" if left is not None and left.key == key and left.over else "stop"
+
+        def seen() -> bool:
+            return lease.window is None or epoch - lease.seen <= lease.window
+
         lease.heard, self._worked[lease.lane] = math.inf, time.monotonic()
-        await self._wake()
-
-        def unseen() -> bool:
-            return lease.window is not None and event["epoch"] - lease.seen > lease.window
-
-        while self._held(worker, token, key) is lease and unseen():
-            await self._wait(lambda: self._held(worker, token, key) is not lease or not unseen(), 5.0)
+        await self._wait(lambda: seen() or self._held(worker, token, key) is not lease, WAIT_S)
         lease.heard = time.monotonic()
-        return "go" if self._held(worker, token, key) is lease else "stop"
+        if self._held(worker, token, key) is not lease:
+            return await self.judged(worker, token, key, epoch)
+        return "go" if seen() else "wait"
 
     async def finish(self, worker: str, token: str, key: str, event: Event | None, outcome: dict[str, Any]) -> None:
         """The trial is over: its last report, if any, and its outcome with `status` and, if failed, `reason`."""
@@ -390,6 +381,7 @@ class Broker:
         for name, worker in self._workers.items():
             if lane_of(name) == lane:
                 worker.token = ""
+                self._left.pop(name, None)
         for lease in self._on(lane):
             lease.lose()
         self._requeue(lambda lease: lease.lane == lane)

@@ -181,6 +181,8 @@ class Lanes:
         beside = estimate_available_memory() // 2 // CONTROLLER_BYTES
         self._lanes = [_Lane(f"lane{k}", shape, beside=k < beside) for k, shape in enumerate(shapes)]
         self._why = "they have ended"
+
+    def start(self) -> None:
         for lane in self._lanes:
             lane.thread = threading.Thread(target=self._keep_up, args=(lane,), name=lane.name, daemon=True)
             lane.thread.start()

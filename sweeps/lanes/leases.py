@@ -7,15 +7,29 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 Event = dict[str, Any]
-State = Literal["queued", "running", "finished", "failed", "stopped"]
+State = Literal["queued", "running", "finished", "failed"]
+Verdict = Literal["go", "wait", "stop", "over"]
+"""Of a report: train on; ask again; stop, and keep the checkpoint; or stop, as the trial is over."""
 
 MAX_ATTEMPTS = 3
 SILENT = "no report"
 KILLED_FOR_MEMORY = "Ray ended its worker because the machine's memory was nearly used up"
+MAX_SHRINKS = 20
+WAIT_S = 5.0
+"""After which a report that waits for the driver is asked again: a group's other ranks wait in a collective."""
 MAX_LOSSES = 10
 """Losses with a machine or a lane that are no trial's doing; one that goes on losing them counts as dying itself."""
 ALONE_AFTER = 2
 """A trial whose lane died this often runs while its lane's other workers idle, so another death is its own fault."""
+
+
+@dataclass
+class Process:
+    """A worker's process, by what it said hello with. An empty token: its lane is lost."""
+
+    token: str
+    handle: Any
+    where: dict[str, Any]
 
 
 @dataclass
@@ -55,6 +69,8 @@ class Lease:
     spared: bool = False
     """Its worker goes down for another's sake: this attempt does not count."""
     losses: int = 0
+    over: bool = False
+    """Judged and done with, whatever its worker still does."""
     pack: str | None = None
     """Names the leases that go to one worker together."""
     single: bool = False
@@ -107,6 +123,38 @@ class Lease:
         known = {**self.where, "worker": (self.worker, self.where.get("host", ""))}
         return {**known, "started": ended - seconds, "ended": ended, "seconds_total": seconds}
 
+    def die(self, why: str, memory: bool) -> None:
+        """Its worker died, by this trial's own doing as far as is known. `memory`: the machine had run out of it."""
+        self.death = self.death or why
+        if memory and self.packed > 1:
+            self.apart(KILLED_FOR_MEMORY, "memory")
+        elif memory:
+            self.shrink = KILLED_FOR_MEMORY
+
+    def give_back(self, reason: str) -> None:
+        """Its worker ran out of memory: it starts with less, which up to `MAX_SHRINKS` times is no attempt."""
+        self.shrink, self.shrinks = reason, self.shrinks + 1
+        self.spared = self.shrinks <= MAX_SHRINKS
+
+    def start_again(self) -> bool:
+        """After its worker is gone: whether it is queued anew; else it has failed, and the outcome says why."""
+        self.let_go()
+        self.attempt -= self.spared
+        if not self.spared and not self.single:  # who of a pack is to blame shows when each is by itself
+            self.apart(self.death or "its worker process died", "death")
+        self.state = "failed" if self.attempt >= self.attempts else "queued"
+        if self.state == "failed":
+            self.outcome = {"reason": self._gave_up()}
+        self.death, self.spared = None, False
+        return self.state == "queued"
+
+    def _gave_up(self) -> str:
+        """Why it is not started again."""
+        if self.death is not None and self.death.startswith(SILENT):
+            return f"{self.death}; started {self.attempt} times"
+        why = f": {self.death}" if self.death else ""
+        return f"its worker process died {self.attempt} times while running it{why}"
+
     def lose(self) -> None:
         """Its worker was lost with its machine or its lane: the attempt does not count, up to `MAX_LOSSES` times.
 
@@ -127,15 +175,7 @@ def lane_of(worker: str) -> str:
     return worker.partition("/")[0]
 
 
-def gave_up(lease: Lease) -> str:
-    """Why a trial is not started again."""
-    if lease.death is not None and lease.death.startswith(SILENT):
-        return f"{lease.death}; started {lease.attempt} times"
-    why = f": {lease.death}" if lease.death else ""
-    return f"its worker process died {lease.attempt} times while running it{why}"
-
-
-def result(epoch: int, event: Event, status: State) -> dict[str, Any]:
+def result(epoch: int, event: Event, status: State | Literal["stopped"]) -> dict[str, Any]:
     """What Tune is told of an epoch."""
     seconds = (event.get("seconds") or 0.0) + (event.get("seconds_eval") or 0.0)
     values = {"train_loss": event.get("train_loss"), "score": event.get("val_score"), "seconds": seconds}

@@ -94,7 +94,7 @@ class _Pack:
             else:
                 asked[place] = self.worker.send("report", key, report)
         verdicts = zip(asked, ray.get(list(asked.values())), strict=True)
-        stopped = {place for place, verdict in verdicts if verdict == "stop"}
+        stopped = {place for place, verdict in verdicts if verdict != "go"}
         self.open -= stopped
         return stopped
 

@@ -150,6 +150,7 @@ class Pool:
         }
         self.broker = ray.remote(**options)(Broker).options(name=self.broker_name).remote()
         self._lanes = Lanes(self.broker, self.shapes, self.storage)
+        self._lanes.start()  # known by now to `close`, should this be interrupted
 
     def _share(self, nodes: list[Node]) -> float:
         """The part of a GPU that a worker gets where that is left to us."""

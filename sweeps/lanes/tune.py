@@ -168,7 +168,7 @@ class Dispatcher(Searcher):  # type: ignore[misc]  # Ray's classes carry no type
         slot = self.slots.pop(key)
         self._seconds.pop(key, None)
         self._packs = {first: left for first, keys in self._packs.items() if (left := keys - {key})}
-        outcome = ray.get(self.broker.take.remote(key)) or {}
+        outcome = ray.get(self.broker.take.remote(key, key in self._pruned)) or {}
         if outcome.get("unpacked") is not None:
             self._packing.learn(slot.cell_id, outcome["unpacked"])
         storage = outcome.get("storage") is not None

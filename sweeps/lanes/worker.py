@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import shutil
 import time
 import uuid
 from collections.abc import Callable, Generator
@@ -172,19 +173,31 @@ class _Worker(Line):
                 raise _StartAgainError(f"trial {order['key']} ran out of memory: {why}")
             micro.shrink(why)
 
+    def _verdict(self, what: str, *arguments: Any) -> str:
+        """The broker's word on an epoch, for all ranks; none waits in a collective for as long as the driver stands."""
+        while (verdict := self.everyone(functools.partial(self.ask, what, *arguments))) == "wait":
+            pass
+        return str(verdict)
+
     def _follow(self, order: dict[str, Any], trial: Generator[dict[str, Any], None, None]) -> dict[str, Any] | None:
         """Send reports until the trial is done (returns its last report) or is to stop (returns None)."""
         before: Any = None
         for event in trial:
             if event.get("done"):
                 # async actors may run calls out of order, so the report before must have arrived
-                return None if before is not None and ray.get(before) == "stop" else dict(event)
-            if self.world == 1 and order["ahead"]:
+                verdict = "go" if before is None else ray.get(before)
+                if not order["ahead"]:  # the epoch before may have been this trial's last
+                    verdict = self._verdict("judged", order["key"], event["epoch"])
+            elif self.world == 1 and order["ahead"]:
                 # nobody judges this trial by epoch, so the answer to the report before is soon enough
-                verdict = None if before is None else ray.get(before)
+                verdict = "go" if before is None else ray.get(before)
                 before = self.send("report", order["key"], event)
             else:
-                verdict = self.everyone(functools.partial(self.ask, "report", order["key"], event))
-            if verdict == "stop":
+                verdict = self._verdict("report", order["key"], event)
+            if verdict == "over" and self.rank == 0:  # the driver cleared its folder up before the last checkpoint
+                shutil.rmtree(order["directory"], ignore_errors=True)
+            if verdict != "go":
                 return None
+            if event.get("done"):
+                return dict(event)
         raise RuntimeError("the trial function returned without a report that has done = True")

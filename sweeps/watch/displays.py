@@ -103,7 +103,7 @@ class _Timed:
 
 
 class LineProgress(_Timed):
-    """One line every ten seconds, and one for each failure: for logs and notebooks."""
+    """A line at most every ten seconds, and one for each failure: for logs and notebooks."""
 
     def __init__(self, console: Console, every: float = _LINES_S) -> None:
         super().__init__(every)
@@ -122,7 +122,7 @@ class LineProgress(_Timed):
 
 
 class JsonProgress(_Timed):
-    """One JSON object a line: `start`, `progress` every ten seconds, `failure`, `note`, `stop`; for programs."""
+    """One JSON object a line: `start`, `progress` at most every ten seconds, `failure`, `note`, `stop`; for programs."""
 
     def __init__(self, stream: TextIO, every: float = _LINES_S) -> None:
         super().__init__(every)

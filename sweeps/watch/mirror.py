@@ -57,6 +57,7 @@ class StudyMirror:
     def asked(self, cell: Cell, slot: Slot) -> None:
         """Show a trial as running."""
         import optuna
+        from optuna.trial import TrialState
 
         if slot.stage != "TUNE" or cell.space is None:
             return
@@ -66,8 +67,13 @@ class StudyMirror:
             self._trials[slot.trial_id] = optuna.Trial(study, known._trial_id)
             self._reported[slot.trial_id] = set(known.intermediate_values)
             return
-        study.enqueue_trial({"lr": slot.lr, **dict(slot.extra)}, user_attrs=_attrs(slot))
-        self._trials[slot.trial_id] = study.ask(_distributions(cell.space, slot))
+        values, of = {"lr": slot.lr, **dict(slot.extra)}, _distributions(cell.space, slot)
+        begun = optuna.trial.create_trial(
+            state=TrialState.RUNNING, params=values, distributions=of, user_attrs=_attrs(slot)
+        )
+        # in one step: one that waits in the study, as after a kill, would be taken for another
+        number = self._storage.create_new_trial(study._study_id, template_trial=begun)
+        self._trials[slot.trial_id] = optuna.Trial(study, number)
         self._reported[slot.trial_id] = set()
 
     def reported(self, slot: Slot, values: Mapping[str, Any]) -> None:

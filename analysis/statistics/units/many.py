@@ -7,7 +7,7 @@ of the bootstrap; as in Demsar (JMLR 7, 2006) and Benavoli et al. (JMLR 17, 2016
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import combinations
 from typing import Any
 
@@ -19,12 +19,12 @@ from scipy import stats
 from analysis.format import Row
 from analysis.statistics.inference import LEVEL, verdict
 from analysis.statistics.looks import holm_at, level
-from analysis.statistics.runs import confirmed
+from analysis.statistics.runs import Seed, alike, by_seed, confirmed
 from analysis.store.columns import INT, REAL, TEXT, typed
 from analysis.store.store import Store, remembered
 from analysis.styles import budget_order, in_order, size_key
 
-Scores = list[NDArray[np.float64]]
+Scores = list[dict[Seed, float]]
 """Scores by seed, of every data set."""
 FEWEST = 5
 """Data sets below which these say little; of five Wilcoxon's least p value is 0.0625."""
@@ -46,17 +46,21 @@ WILCOXON = pa.schema(
 
 def _blocks(store: Store) -> Iterator[tuple[Row, dict[str, Scores]]]:
     """Every size and budget with FEWEST data sets: the scores of the methods that are confirmed on all of them."""
-    runs: dict[tuple[Any, ...], dict[str, dict[str, list[float]]]] = {}
+    runs: dict[tuple[Any, ...], dict[str, dict[str, dict[Seed, float]]]] = {}
     for ((sweep, model, dataset, size), method, reference), mine in confirmed(store).items():
         if reference is not None:
             by_method = runs.setdefault((sweep, model, size, reference), {}).setdefault(method, {})
-            by_method[dataset or ""] = [r["test_score"] for r in mine]
+            by_method[dataset or ""] = by_seed(mine)
     for key in sorted(runs, key=lambda k: (k[0], k[1], size_key(k[2]), budget_order(k[3]))):
         datasets = sorted({d for mine in runs[key].values() for d in mine})
         whole = [m for m in in_order(set(runs[key])) if len(runs[key][m]) == len(datasets)]
         if len(datasets) >= FEWEST and whole:
             named = dict(zip(("sweep", "model", "train_size", "reference"), key, strict=True))
-            yield named, {m: [np.array(runs[key][m][d]) for d in datasets] for m in whole}
+            yield named, {m: [runs[key][m][d] for d in datasets] for m in whole}
+
+
+def _values(scores: Sequence[Mapping[Seed, float]]) -> list[NDArray[np.float64]]:
+    return [np.array(list(mine.values())) for mine in scores]
 
 
 @remembered
@@ -64,7 +68,8 @@ def interquartile_means(store: Store) -> pa.Table:
     """Mean of the middle half of all runs over data sets and seeds; columns `IQM`."""
     rows: list[Row] = []
     for named, methods in _blocks(store):
-        for method, scores in methods.items():
+        for method, by_dataset in methods.items():
+            scores = _values(by_dataset)
             low, high = iqm_interval(scores)
             value = float(stats.trim_mean(np.concatenate(scores), 0.25))
             counts = {"datasets": len(scores), "n": sum(map(len, scores))}
@@ -97,8 +102,9 @@ def profiles(store: Store) -> pa.Table:
     """Share of the runs that score more, by score; every data set weighs the same; columns `PROFILES`."""
     rows: list[Row] = []
     for named, methods in _blocks(store):
-        every = np.concatenate([s for scores in methods.values() for s in scores])
-        for method, scores in methods.items():
+        values = {method: _values(scores) for method, scores in methods.items()}
+        every = np.concatenate([s for scores in values.values() for s in scores])
+        for method, scores in values.items():
             for at in np.linspace(every.min(), every.max(), 41):
                 share = float(np.mean([(s > at).mean() for s in scores]))
                 rows.append(named | {"method": method, "score": float(at), "share": share})
@@ -109,14 +115,15 @@ def profiles(store: Store) -> pa.Table:
 def wilcoxon(store: Store) -> pa.Table:
     """Wilcoxon's signed-rank test of every two methods of a budget over data sets, Holm over all; columns `WILCOXON`.
 
+    On a data set the means are over the seeds that both have, where there are any.
     Exact where no two differences tie. It takes data sets for independent samples of data sets like them.
     """
     rows: list[Row] = []
     leads: list[float] = []  # sums of signed ranks: a median may be 0 where these are not
     for named, methods in _blocks(store):
         for a, b in combinations(methods, 2):
-            apart = [float(x.mean() - y.mean()) for x, y in zip(methods[a], methods[b], strict=True)]
-            apart = [round(v, 12) for v in apart]  # means end in rounding
+            both = [_values(alike(pair)) for pair in zip(methods[a], methods[b], strict=True)]
+            apart = [round(float(x.mean() - y.mean()), 12) for x, y in both]  # means end in rounding
             p = float(stats.wilcoxon(apart).pvalue) if any(apart) else 1.0
             unlike = np.array([v for v in apart if v])
             leads.append(float(np.sign(unlike) @ stats.rankdata(np.abs(unlike))))

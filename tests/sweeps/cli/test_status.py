@@ -65,21 +65,28 @@ def test_the_pace_of_a_run_leaves_its_start_out() -> None:
 
     def trial(method: str, began: float, ended: float, setup: float) -> dict[str, Any]:
         times = {"started_at": start + timedelta(seconds=began), "ended_at": start + timedelta(seconds=ended)}
-        return {"method": method, **times, "seconds_setup": setup, "seconds_total": ended - began}
+        names = {"trial_id": f"{method} {began}", "attempt": 1, "method": method}
+        return {**names, **times, "seconds_setup": setup, "seconds_total": ended - began}
 
     rows = [trial("lora", -99, -90, 1.0), trial("lora", 60, 85, 20.0), trial("vera", 60, 90, 20.0)]
-    run = {"ev": "sweep", "at": start.isoformat(), "lanes": [{}, {}], "pack": 1}
-    events = [run | {"at": (start - timedelta(hours=1)).isoformat()}, run]
+    earlier, *told = ({"ev": "finish", "trial_id": row["trial_id"], "attempt": 1} for row in rows)
+    run: dict[str, Any] = {"ev": "sweep", "at": start.isoformat(), "lanes": [{}, {}], "pack": 1}
+    events = [run | {"at": (start - timedelta(hours=1)).isoformat()}, earlier, run, *told]
     now = start + timedelta(seconds=90)
     assert pace(rows, events, {"lora": 8, "vera": 2}, now) == (2, 12.0, (8 * 5 + 2 * 10) / 2)
     assert pace(rows, events, {"lora": 8, "dora": 2}, now)[2] == pytest.approx((8 * 5 + 2 * 7.5) / 2)
     one_lane = run | {"lanes": [{"workers": 4, "group": False}], "pack": 2}  # a pack's trials have their share each
-    assert pace(rows, [one_lane], {"lora": 8, "vera": 2}, now)[2] == (8 * 5 + 2 * 10) / 4
-    assert pace(rows, [one_lane], {"vera": 1}, now)[2] == 10  # the last trial has one worker
+    assert pace(rows, [one_lane, *told], {"lora": 8, "vera": 2}, now)[2] == (8 * 5 + 2 * 10) / 4
+    assert pace(rows, [one_lane, *told], {"vera": 1}, now)[2] == 10  # the last trial has one worker
     group = run | {"lanes": [{"workers": 4, "group": True}]}
-    assert pace(rows, [group], {"lora": 8, "vera": 2}, now)[2] == 8 * 5 + 2 * 10
+    assert pace(rows, [group, *told], {"lora": 8, "vera": 2}, now)[2] == 8 * 5 + 2 * 10
     assert pace(rows, events, {}, None) == (2, 12.0, None)
     assert pace(rows[:1], events, {"lora": 8}, now) == (0, None, None)
+    late = [
+        run | {"at": (start + timedelta(hours=1)).isoformat()},
+        *told,
+    ]  # the driver's clock is ahead of the workers'
+    assert pace(rows, late, {}, None) == (2, 12.0, None)
 
 
 def test_a_sweep_that_ended_is_over_whatever_failed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -75,6 +75,7 @@ def test_workers_that_share_a_trial_listen_on_loopback_alone(tmp_path: Path, poo
 
     broker = ray.remote(num_cpus=0)(Broker).remote()
     lanes = Lanes(broker, [LaneShape(2, True, {HEAD: 0.001})], tmp_path)  # the pool's lane has the CPUs
+    lanes.start()
     try:
         wait_for(lambda: lanes.down or ray.get(broker.status.remote())["workers"], "a group that has met")
         assert lanes.down is None

@@ -61,6 +61,7 @@ def test_lanes_that_came_back_are_not_given_up(tmp_path: Path, pool: Pool, monke
     monkeypatch.setattr(Lanes, "_fit", fit)
     monkeypatch.setattr(lanes, "RETRY_S", 0.01)
     started = Lanes(broker, [LaneShape(1, False, {"CPU": 1.0})] * 2, tmp_path)
+    started.start()
     try:
         wait_for(lambda: tries["lane0"] > 2 * lanes.LANE_TRIES)
         away.remove("lane0")
@@ -153,6 +154,7 @@ class Waiting:
         self.others, self.threads = waiting_groups(), set(threading.enumerate())
         self.broker = ray.remote(num_cpus=0)(Broker).remote()
         self.lanes = Lanes(self.broker, [LaneShape(2, False, {"CPU": 1.0})], folder)
+        self.lanes.start()
 
     def groups(self) -> set[str]:
         return waiting_groups() - self.others

@@ -97,6 +97,27 @@ def test_pruned_and_failed_trials_and_a_sweep_mirrored_late(tmp_path: Path, pool
     assert {s for _, s in wanted} == set(names)
 
 
+def test_a_mirror_takes_no_trial_for_another(tmp_path: Path) -> None:
+    """One that another version left waiting in the study, as its driver was killed between two calls."""
+    plan, where = fake_plan(tmp_path, (FakeCell("lora"),)), str(tmp_path / "studies.log")
+    state = SweepState(plan.feasible, plan.spec)
+    slots = [state.next_slot() for _ in range(2)]
+    mirror = StudyMirror(where, "fake")
+    for slot in filter(None, slots):
+        if not mirror._trials:
+            mirror._study(state.cells[slot.cell_id].cell).enqueue_trial({"lr": 0.5})
+        mirror.asked(state.cells[slot.cell_id].cell, slot)
+        mirror.reported(slot, {"epoch": 1, "val_score": 0.5})
+        mirror.finished(slot, {"status": "finished", "val_score": 0.25})
+    shown = {t.user_attrs.get("trial_id"): t for t in mirrored(where, "lora-1000").trials}
+    for slot in filter(None, slots):
+        trial = shown[slot.trial_id]
+        assert (trial.state.name, trial.value, trial.params) == ("COMPLETE", 0.25, {"lr": slot.lr})
+        assert trial.datetime_start is not None
+        assert trial.intermediate_values == {1: 0.5}
+    assert shown[None].state.name == "WAITING"
+
+
 def test_a_storage_that_cannot_be_opened_is_bad_input(tmp_path: Path) -> None:
     for where in ("nosuchdatabase://x", str(tmp_path)):
         with pytest.raises(SpecError, match=r"--optuna-storage.*can't be opened"):
