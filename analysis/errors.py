@@ -34,8 +34,11 @@ class DamagedPart:
         return f"{self.path}: damaged part of table {self.table!r} ({self.reason})"
 
 
-def nearest(name: str, known: Iterable[str]) -> str:
-    """A phrase naming the closest known names, or all of them where none is close."""
+def nearest(name: str, known: Iterable[str], most: int = 60) -> str:
+    """A phrase naming the closest known names, or so many of them where none is close."""
     names = sorted(set(known))
     close = difflib.get_close_matches(name, names, n=3, cutoff=0.5)
-    return f"nearest: {', '.join(close)}" if close else f"known: {', '.join(names) or 'none'}"
+    if close or not names:
+        return f"nearest: {', '.join(close)}" if close else "known: none"
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return f"known: {', '.join(names[:most])}{more}"

@@ -131,6 +131,16 @@ def place_text(dataset: str, train_size: str) -> str:
     return dataset if size == "all data" else f"{dataset}, {size}"
 
 
+def short_name(dataset: str) -> str:
+    """A data set's name alone: the last part of its id."""
+    return dataset.rstrip("/").rpartition("/")[2].rpartition(":")[2]
+
+
+def cut(text: str, most: int) -> str:
+    """So many characters of a text at most."""
+    return text if len(text) <= most else f"{text[: most - 1].rstrip()}\N{HORIZONTAL ELLIPSIS}"
+
+
 def in_order(methods: set[str]) -> list[str]:
     """Methods in the order of tables and legends."""
     return sorted(methods, key=lambda m: (style(m).order, m))

@@ -26,7 +26,6 @@ FEWEST_POINTS = 3
 _PARAMETERS: dict[Kind, int] = {"isotonic": 1, "power law": 3, "sigmoid": 4}
 KINDS = tuple(_PARAMETERS)
 NO_INTERVAL = "no spread between seeds: no interval"
-_KEPT = 0.9  # share of the draws that a parametric fit must settle on for its band to be shown
 
 
 @dataclass(frozen=True)
@@ -150,25 +149,17 @@ def fit(kind: Kind, x: Array, y: Array) -> Fit | None:
     return {"isotonic": isotonic, "power law": power_law, "sigmoid": sigmoid}[kind](x, y)
 
 
-def band(curve: Curve, kind: Kind, at: Array) -> tuple[Array, Array] | None:
-    """Band of a fit, two arrays like `at`; None with one seed, a point without spread, or too few draws that settle.
+def band(curve: Curve, at: Array) -> tuple[Array, Array] | None:
+    """Simultaneous band of the isotonic fit, two arrays like `at`; None with one seed, or a point without spread.
 
-    The isotonic fit's is simultaneous. Isotonic regression keeps order, so if t intervals hold at all points at once,
-    the fits of their lower and of their upper ends enclose the fit of the true scores everywhere. The other forms' are
-    pointwise, over draws.
+    Isotonic regression keeps order, so if t intervals hold at all points at once, the fits of their lower and of their
+    upper ends enclose the fit of the true scores everywhere.
     """
     if curve.seeds < 2 or (error := curve.scores.std(axis=1, ddof=1) / math.sqrt(curve.seeds)).min() <= NO_SPREAD:
         return None
-    if kind == "isotonic":
-        half = critical(len(curve.x), curve.seeds - 1) * error
-        ends = (isotonic(curve.x, curve.mean + side * half).predict(at) for side in (-1, 1))
-        return next(ends), next(ends)
-    found = [fit(kind, curve.x, mean) for mean in curve.drawn]
-    values = [f.predict(at) for f in found if f is not None]
-    if not values or len(values) < _KEPT * len(found):
-        return None
-    low, high = np.quantile(np.stack(values), [(1 - LEVEL) / 2, (1 + LEVEL) / 2], axis=0)
-    return np.asarray(low, dtype=float), np.asarray(high, dtype=float)
+    half = critical(len(curve.x), curve.seeds - 1) * error
+    low, high = (isotonic(curve.x, curve.mean + side * half).predict(at) for side in (-1, 1))
+    return low, high
 
 
 def crossing(a: Curve, b: Curve) -> Estimate:

@@ -69,7 +69,7 @@ def band_table(store: Store, x: str = "adapter_params", points: int = 60) -> pa.
         if found is None:
             continue
         at = np.geomspace(one.curve.x[0], one.curve.x[-1], points)
-        band = fits.band(one.curve, "isotonic", at)
+        band = fits.band(one.curve, at)
         low, high = band or ([None] * points, [None] * points)
         called = None if band is None else "simultaneous"
         for place, score, *ends in zip(at, found.predict(at), low, high, strict=True):

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import math
-import textwrap
 from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -19,13 +18,15 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter, NullLocator
 
 from analysis.format import Row
-from analysis.styles import Place, place_text, style
+from analysis.styles import Place, cut, place_text, short_name, style
 from analysis.words.weak import FEW_SEEDS
 
 INK, MUTED, GRID, PAPER = "#1b1f24", "#6b7480", "#e3e7ec", "#ffffff"
 COLUMN_INCHES = 3.5
 TITLE_WIDTH = 42
 """Characters that fit over one panel."""
+_ROW = 0.0225
+"""Inches of a legend's row, a point of its type."""
 DASHES = (0, (5, 2))
 """Of the lines of methods without a budget."""
 FORMATS = ("png", "svg", "pdf")
@@ -152,10 +153,8 @@ def panels(
 
 def curve_panels(count: int, columns: int, methods: Sequence[str]) -> tuple[Chart, list[Any]]:
     """`panels` of curves, at most `columns` in a row, under a legend of the methods in as many rows as it needs."""
-    inches = COLUMN_INCHES * min(columns, count)
-    widths = [0.39 + 0.053 * len(style(m).name) for m in methods]
-    across = len(methods) if sum(widths) <= inches else max(1, int(inches / max(widths)))
-    more = 0.17 * (math.ceil(len(methods) / max(1, across)) - 1)
+    across = _across(methods, COLUMN_INCHES * min(columns, count), 7.5)
+    more = _ROW * 7.5 * (math.ceil(len(methods) / max(1, across)) - 1)
     figure, spots = panels(
         count,
         columns,
@@ -179,13 +178,11 @@ def place_title(place: Place, among: Collection[Place] = ()) -> str:
 
     The model and the sweep have lines of their own where those of `among` are of several.
     """
-    short = (place[2] or "mean over data sets").rpartition("/")[2].rpartition(":")[2]
+    short = short_name(place[2] or "mean over data sets")
     apart = [str(place[i]) for i in (1, 0) if len({other[i] for other in among}) > 1]
     apart = [name.partition(":")[2] if name.startswith("open_clip:") else name.rpartition("/")[2] for name in apart]
     named = place_text(short, place[3]) if place[3] else short
-    return "\n".join(
-        textwrap.shorten(part, TITLE_WIDTH, placeholder=" \N{HORIZONTAL ELLIPSIS}") for part in (named, *apart)
-    )
+    return "\n".join(cut(part, TITLE_WIDTH) for part in (named, *apart))
 
 
 def dot(axes: Any, method: str, x: float, y: float, says: str, gid: str | None = None, **look: Any) -> None:
@@ -227,8 +224,31 @@ def band_or_bars(axes: Any, x: Sequence[float], rows: Sequence[Row], colour: str
         axes.vlines(at, [100 * v for v in low], [100 * v for v in high], color=colour, linewidth=1.1, alpha=0.7)
 
 
-def legend(figure: Chart, methods: Sequence[str], columns: int = 6, *, edge: float = 1.0, **look: Any) -> None:
-    """Methods over the panels, in their colours, at most `columns` in a row; those without a budget dashed."""
+def _across(methods: Sequence[str], inches: float, size: float) -> int:
+    """How many methods fit into a row of a legend so wide, in type of `size` points."""
+    widths = [size * (0.05 + 0.0073 * len(style(m).name)) for m in methods]
+    return len(methods) if sum(widths) <= inches else max(1, int(inches / max(widths)))
+
+
+def _raise(figure: Chart, inches: float) -> None:
+    """Room on top; what is drawn stays as large, and as far from the bottom."""
+    before = figure.get_figheight()
+    figure.set_figheight(before + inches)
+    kept = before / (before + inches)
+    for axes in figure.axes:
+        left, low, width, height = axes.get_position(original=True).bounds
+        axes.set_position((left, kept * low, width, kept * height))
+
+
+def legend(
+    figure: Chart, methods: Sequence[str], columns: int | None = None, *, edge: float = 1.0, **look: Any
+) -> None:
+    """Methods over the panels, in their colours; those without a budget dashed.
+
+    Args:
+        columns: methods in a row, for which there is room; None: what the figure, complete but for this, has in its
+            width, and room for further rows is made.
+    """
     handles = [
         Line2D(
             [],
@@ -242,11 +262,15 @@ def legend(figure: Chart, methods: Sequence[str], columns: int = 6, *, edge: flo
         for m in methods
     ]
     many = len(methods) > 4
+    size = 5.8 if many else 7.5
+    if columns is None:
+        columns = _across(methods, figure.get_figwidth(), size)
+        _raise(figure, _ROW * size * (math.ceil(len(methods) / max(1, columns)) - 1))
     shown: dict[str, Any] = {
         "loc": "upper left",
         "bbox_to_anchor": (0.0, 1.0),
-        "ncols": min(len(methods), columns),
-        "fontsize": 5.8 if many else 7.5,
+        "ncols": columns,
+        "fontsize": size,
         "handlelength": 1.2 if many else 1.6,
         "columnspacing": 0.8,
         "handletextpad": 0.4,

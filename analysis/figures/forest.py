@@ -14,7 +14,7 @@ from analysis.figures.drawing import INK, MUTED, STYLE, Chart, dot, mark_bands, 
 from analysis.figures.mean_ranks import rank_place, rank_places
 from analysis.format import Row, change_text
 from analysis.statistics.inference import OVER_DATASETS
-from analysis.styles import place_text, style
+from analysis.styles import cut, place_text, short_name, style
 
 ROW, LABELS, PANEL, WORDS = 0.175, 1.6, 3.0, 1.15
 """Inches: the height of a row, the width of its name, of the axis and of its verdict."""
@@ -89,9 +89,7 @@ def _name(row: Row, at: str) -> str:
     """'digits, lora-1', or which mean."""
     if row["test"] == OVER_DATASETS:
         return "mean of sets like these"
-    where = (row["dataset"] or "mean").rpartition("/")[2].rpartition(":")[2]
-    short = textwrap.shorten(where, 20, placeholder="\N{HORIZONTAL ELLIPSIS}")
-    return f"{short}, {at}"
+    return f"{cut(short_name(row['dataset'] or 'mean'), 20)}, {at}"
 
 
 def _says(row: Row, at: str) -> str:

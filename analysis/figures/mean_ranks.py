@@ -14,8 +14,8 @@ from analysis.format import Row
 from analysis.styles import budget_order, in_order, size_key, size_text, style
 
 Place = tuple[str, str, str]
-APART = 0.11
-"""How far the methods of a row stand apart, in rows, so that equal ranks stay readable."""
+APART, SPREAD = 0.11, 0.8
+"""How far the methods of a row stand apart so that equal ranks stay readable, and all of them at most, in rows."""
 
 
 def rank_place(row: Row) -> Place:
@@ -63,6 +63,7 @@ def draw_mean_ranks(ranks: pa.Table) -> Chart:
 def _panel(axes: Any, rows: Sequence[Row]) -> None:
     budgets = sorted({r["reference"] for r in rows}, key=budget_order)
     methods = in_order({r["method"] for r in rows})
+    apart = min(APART, SPREAD / len(methods))
     for level, reference in enumerate(budgets):
         mine = [r for r in rows if r["reference"] == reference]
         best, reach = min(r["mean_rank"] for r in mine), mine[0]["critical_difference"]
@@ -73,7 +74,7 @@ def _panel(axes: Any, rows: Sequence[Row]) -> None:
                 f"{style(r['method']).name} at {reference}: mean rank {r['mean_rank']:.2f} of {r['methods']} methods "
                 f"over {r['datasets']} data sets"
             )
-            aside = APART * (methods.index(r["method"]) - (len(methods) - 1) / 2)
+            aside = apart * (methods.index(r["method"]) - (len(methods) - 1) / 2)
             dot(axes, r["method"], r["mean_rank"], level + aside, said)
     axes.set_yticks(range(len(budgets)), labels=budgets)
     axes.set_ylim(len(budgets) - 0.5, -0.5)  # the smallest budget on top

@@ -29,14 +29,13 @@ def draw_ranks(table: pa.Table, *, score: str = "test accuracy") -> Chart:
         raise ValueError("no rank to draw: the table has no row")
     places = list(dict.fromkeys(place_of(r) for r in rows))
     bases = in_order({r["base"] for r in rows})
-    named = 0.17 * -(-len(bases) // (4 * min(2, len(places))))  # inches of the legend
     with mpl.rc_context(STYLE):
         figure, spots = panels(
             len(places),
             2,
             (COLUMN_INCHES, 2.3),
-            extra=(0.0, named + 0.25),
-            margins=(0.5, 0.12, 0.42, named + 0.35),
+            extra=(0.0, 0.42),
+            margins=(0.5, 0.12, 0.42, 0.52),
             gaps=(0.2, 0.5),
         )
         for place, spot in zip(places, spots, strict=True):
@@ -45,7 +44,7 @@ def draw_ranks(table: pa.Table, *, score: str = "test accuracy") -> Chart:
             axes.set_title(place_title(place, places), loc="left", fontweight="bold")
             if spot.is_first_col():
                 axes.set_ylabel(f"{score} (%)")
-        legend(figure, bases, 4 * min(2, len(places)))
+        legend(figure, bases)
         return figure
 
 

@@ -159,6 +159,7 @@ def print_results_table(
 
 def print_decisions(rows: Sequence[Row], console: Console) -> None:
     """What to take at each budget (`decisions.decisions`): the methods, and beneath what would change the answer."""
+    rows = [r for r in rows if r["methods"] > 1]
     several, models = len({place_of(r) for r in rows}) > 1, len({r["model"] for r in rows}) > 1
     if rows:
         console.print("what to take at each budget; = stands between methods that no test tells apart", style="bold")
@@ -167,7 +168,8 @@ def print_decisions(rows: Sequence[Row], console: Console) -> None:
         at += f" of {r['model']}" if models else ""
         seconds = "" if r["seconds"] is None else f", {duration(r['seconds'])} of training a run"
         score = ranged(percent(r["mean"]), percent(r["low"]), percent(r["high"]))
-        console.print(f"  {at}: {best_text(r)}, {score} %, {quantity(r['adapter_params'])} parameters{seconds}")
+        count = "" if r["adapter_params"] is None else f", {quantity(r['adapter_params'])} parameters"
+        console.print(f"  {at}: {best_text(r)}, {score} %{count}{seconds}")
         console.print(f"    {would_change(r)}", style="dim")
 
 

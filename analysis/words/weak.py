@@ -123,7 +123,7 @@ def _why(row: Row) -> str:
 
 def _short(name: str) -> str:
     """A data set's id, a path cut to its last part."""
-    return name.rpartition("/")[2] if "/" in name and name.partition(":")[0] != "hf" else name
+    return name.rstrip("/").rpartition("/")[2] if "/" in name and name.partition(":")[0] != "hf" else name
 
 
 def _listed(rows: Sequence[Row], note: Callable[[Row], str] | None = None, *, several: bool = False) -> str:

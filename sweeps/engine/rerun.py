@@ -49,7 +49,9 @@ def again(folder: Path, trial: str) -> Again:
     found = [r for r in rows if trial and r["trial_id"].startswith(trial)]
     if len(found) != 1:
         rule = f"matches {len(found)} finished trials; one is needed" if found else "no such finished trial"
-        raise SpecError([Problem("trial", trial, rule, nearest(trial, [r["trial_id"] for r in found or rows]))])
+        ids = [r["trial_id"] for r in found or rows]
+        near = nearest(trial, ids) or f"{ids[0]}, or another of `sweeps query`" if ids else None
+        raise SpecError([Problem("trial", trial, rule, near)])
     (row,) = found
     asked, cpus = config_of(store, row["trial_id"]), _cpus(store, row["trial_id"])
     config = TrialConfig.model_validate(anchored(asked.model_dump()))  # as its worker had it: draws depend on it

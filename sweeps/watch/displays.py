@@ -122,7 +122,7 @@ class LineProgress(_Timed):
 
 
 class JsonProgress(_Timed):
-    """One JSON object a line: `start`, `progress` at most every ten seconds, `failure`, `note`, `stop`; for programs."""
+    """One JSON object a line: `start`, `progress` every ten seconds at most, `failure`, `note`, `stop`."""
 
     def __init__(self, stream: TextIO, every: float = _LINES_S) -> None:
         super().__init__(every)

@@ -130,7 +130,8 @@ def _find(rows: list[Row], known: list[str], name: str) -> Row:
             f"trial {name!r} has no predictions: only a finished CONFIRM trial is tested; "
             "`sweeps query FOLDER predictions` lists them"
         )
-    raise StoreError(f"no trial {name!r}; {nearest(name, [r['trial_id'] for r in rows])}")
+    near = nearest(name, [r["trial_id"] for r in rows], most=3)
+    raise StoreError(f"no trial {name!r}; {near}; `sweeps query FOLDER confirmed` lists them")
 
 
 def _label(row: Row) -> str:

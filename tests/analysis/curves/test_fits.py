@@ -58,12 +58,12 @@ def test_crossing_of_two_lines_is_where_they_meet() -> None:
     found = fits.crossing(curve(steep), curve(flat))
     assert found.value == pytest.approx(2e4, rel=1e-6)
     assert found.low is found.high is found.share is None and found.note == fits.NO_INTERVAL  # never a zero width
-    assert fits.band(curve(steep), "isotonic", X) is None
+    assert fits.band(curve(steep), X) is None
 
 
 def test_the_band_encloses_the_fit_and_does_not_fall() -> None:
     one = curve(np.array([0.5, 0.6, 0.58, 0.7, 0.71]), noise=0.01, seeds=3)
-    low, high = fits.band(one, "isotonic", X) or (X, X)
+    low, high = fits.band(one, X) or (X, X)
     middle = fits.isotonic(X, one.mean).predict(X)
     assert (low < middle).all() and (middle < high).all() and (np.diff([low, high]) >= 0).all()
 
@@ -84,7 +84,7 @@ def test_one_seed_has_no_interval() -> None:
     steep, flat = 0.6 + 0.02 * (u - math.log(2e4)), np.full(len(X), 0.6)
     found = fits.crossing(curve(steep, seeds=1), curve(flat, seeds=1))
     assert found.value is not None and found.low is None and found.share is None
-    assert fits.band(curve(steep, seeds=1), "isotonic", X) is None
+    assert fits.band(curve(steep, seeds=1), X) is None
 
 
 def test_budget_needed_and_area() -> None:

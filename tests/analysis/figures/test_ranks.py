@@ -6,16 +6,19 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from scipy import stats as scipy_stats
 
 from analysis import Store, open_store
+from analysis.figures import forest
+from analysis.figures.drawing import TITLE_WIDTH, place_title
 from analysis.figures.mean_ranks import draw_mean_ranks
 from analysis.figures.pictures import MOST_EXPECTED, mean_ranks_picture, tuning_pictures
 from analysis.figures.tuning import draw_expected
 from analysis.report.page import render
 from analysis.statistics import tuning
-from analysis.statistics.groups import critical_difference, mean_ranks
+from analysis.statistics.groups import RANKS, critical_difference, mean_ranks
 from analysis.words import figures as say
 from tests.analysis.synthetic import make_results
 
@@ -94,6 +97,36 @@ def test_the_figure_of_ranks(many: Store, wide: Store, store: Store) -> None:
     assert mean_ranks_picture(store) == []  # one data set
     with pytest.raises(ValueError, match="no row"):
         draw_mean_ranks(mean_ranks(store))
+
+
+@pytest.mark.parametrize("count", [3, 7, 30])
+def test_every_method_stands_in_the_legend_over_the_panel_and_in_its_own_row(count: int) -> None:
+    named = {"sweep": "s", "model": "m", "train_size": "1.0", "methods": count, "datasets": 9}
+    rows = [
+        named | {"method": f"peft:method-{k}", "reference": reference, "mean_rank": float(k + 1)}
+        for reference in ("lora-1", "lora-4")
+        for k in range(count)
+    ]
+    figure = draw_mean_ranks(pa.Table.from_pylist(rows, schema=RANKS))
+    figure.canvas.draw()
+    (legend,) = figure.legends
+    box, (axes,) = legend.get_window_extent(), figure.axes
+    assert len(legend.get_texts()) == count
+    assert box.x0 >= 0 and box.x1 <= figure.bbox.width and box.y1 <= figure.bbox.height
+    assert box.y0 > axes.title.get_window_extent().y1 if axes.get_title() else box.y0 > axes.bbox.y1
+    assert axes.bbox.height / figure.dpi == pytest.approx(0.42 * 2 + 0.95 + 0.25 - 0.42 - 0.55)  # as of few
+    at = [float(line.get_ydata()[0]) for line in axes.lines if line.get_gid()]
+    assert sorted(round(y) for y in at) == [0] * count + [1] * count
+
+
+def test_names_of_data_sets_are_cut_and_never_lost() -> None:
+    long = "parquet:data/commonsense_reasoning_of_170_thousand_questions"
+    places = [("s", "m", name, "1.0") for name in (long, long + "-b", "folder:data/pets/", "hf:a/arc")]
+    titles = [place_title(place) for place in places]
+    assert titles[0].startswith("commonsense_reasoning_of_170_thousand") and titles[0].endswith("\u2026")
+    assert max(map(len, titles)) <= TITLE_WIDTH
+    assert titles[2:] == ["pets", "arc"]
+    assert forest._name({"test": "t", "dataset": long}, "lora-1") == "commonsense_reasoni\u2026, lora-1"
 
 
 def test_the_figure_of_expected_bests(many: Store, store: Store) -> None:
