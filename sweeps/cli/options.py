@@ -51,16 +51,22 @@ def folder_of(source: Path, overrides: Sequence[str] | None = None, scale: str |
         raise SpecError([Problem("results", uri, rule)])
     if not source.exists() and source.suffix not in (".toml", *READERS):
         raise SpecError([Problem("results", str(source), "no such results folder or sweep file", _nearby(source))])
-    if source.is_dir() and (overrides or scale):
-        given = ", ".join([*(overrides or ()), *([scale] if scale else [])])
-        rule = "changes a sweep file, and this is a results folder, which is as it was run"
-        raise SpecError([Problem("--set" if overrides else "--scale", given, rule, "leave it out, or name the file")])
+    if source.is_dir():
+        _refuse(overrides, scale)
     folder = source if source.is_dir() else SweepSpec.load(source, overrides or (), scale).folder
     if not _holds_sweep(folder):
         within, beside = _sweeps_in(folder), [p.name for p in _sweeps_in(folder.parent)]
         near = ", ".join(map(str, within[:3])) or nearest(folder.name, beside)
         raise SpecError([Problem("results", str(folder), "holds no sweep yet; start one with `sweeps run`", near)])
     return folder
+
+
+def _refuse(overrides: Sequence[str] | None, scale: str | None) -> None:
+    """Raise SpecError where anything is to change results, which are as they were run."""
+    for option, given in (("--set", overrides), ("--scale", [scale] if scale else [])):
+        if given:
+            rule = "changes a sweep file, and a results folder is named, which is as it was run"
+            raise SpecError([Problem(option, ", ".join(given), rule, "leave it out, or name the file")])
 
 
 def _holds_sweep(folder: Path) -> bool:
@@ -87,7 +93,10 @@ def store_of(
     from analysis import open_store
 
     beside = (uri_of(p) or folder_of(p) for p in also or ())
-    return open_store(uri_of(source) or folder_of(source, overrides, scale), *beside)
+    uri = uri_of(source)
+    if uri is not None:
+        _refuse(overrides, scale)
+    return open_store(uri or folder_of(source, overrides, scale), *beside)
 
 
 def uri_of(source: Path) -> str | None:

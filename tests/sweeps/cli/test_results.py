@@ -72,6 +72,14 @@ def test_a_sweep_file_or_a_uri_stands_for_the_folder(tmp_path: Path, words: tupl
     assert said[0] == said[1] == said[2] and "randlora" in said[0].lower()
 
 
+def test_overrides_are_a_sweep_files(folders: tuple[Path, Path]) -> None:
+    """Beside a folder, or its URI, they would do nothing."""
+    for source in (folders[0], folders[0].as_uri()):
+        done = sweeps("best", source, "--set", "budgets.lora_rank=[1]")
+        assert done.exit_code == 2
+        assert "--set" in done.output and "results folder" in done.output
+
+
 def test_several_sweeps_in_one_query(folders: tuple[Path, Path]) -> None:
     rows = json.loads(query(folders[0], SQL, "--also", folders[1], "--json").stdout)
     assert {r["sweep"] for r in rows} == {"one", "two"} and len(rows) == 12

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -17,6 +18,20 @@ import ray
 from sweeps.cluster import session
 from sweeps.cluster.session import RayStartError, Session
 from tests.support import gone
+
+
+@pytest.mark.parametrize(("family", "host"), [(socket.AF_INET, "127.0.0.1"), (socket.AF_INET6, "[::1]")])
+def test_a_control_store_is_knocked_at_by_its_address(family: socket.AddressFamily, host: str) -> None:
+    with socket.socket(family) as there:
+        try:
+            there.bind((host.strip("[]"), 0))
+        except OSError as error:
+            pytest.skip(f"no loopback of this family ({error})")
+        there.listen()
+        address = f"{host}:{there.getsockname()[1]}"
+        session._knock(address)
+    with pytest.raises(ConnectionRefusedError):
+        session._knock(address)
 
 
 def test_workers_without_a_gpu_see_none(pool: object) -> None:
