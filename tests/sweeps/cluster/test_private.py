@@ -164,7 +164,7 @@ def test_what_is_left_of_a_session_is_ended_with_its_folder(tmp_path: Path) -> N
     with subprocess.Popen([*sleep, f"--temp-dir={folder}/r"]) as own, subprocess.Popen(sleep) as other:
         process = psutil.Process(own.pid)
         private.clear(folder)
-        assert gone([process])
+        wait_for(lambda: gone([process]), "its process to end")
         assert other.poll() is None
         other.kill()
     assert not folder.exists()
