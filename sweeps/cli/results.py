@@ -179,12 +179,12 @@ def compare(
     """Methods against each other over seeds: differences, their change, groups, mean ranks, averages, seeds needed."""
     from analysis.statistics.differences import changes
     from analysis.statistics.groups import groups, mean_ranks
-    from analysis.statistics.looks import early, level
+    from analysis.statistics.looks import level
     from analysis.statistics.scaling import comparisons, curve, question
     from analysis.statistics.sizing.seeds import DIFFERENCES, seeds_table
     from analysis.tables.effects import changed
     from analysis.tables.results import averages, compared, grouped, ranks, seeds
-    from analysis.words.conclusions import preliminary
+    from analysis.words.conclusions import early_words
     from analysis.words.figures import conclude_groups, conclude_ranks
 
     store = store_of(source, overrides)
@@ -198,7 +198,7 @@ def compare(
     asked = tuple(p / 100 for p in points) if points else DIFFERENCES
     table, letters, ranked = comparisons(store, baseline), groups(store), mean_ranks(store)
     sentences = (conclude_groups(letters.to_pylist()), conclude_ranks(ranked.to_pylist(), level(store)))
-    begin = preliminary(early(store, table.to_pylist()))
+    begin = early_words(table)
     says = [begin + sentence for sentence in sentences if sentence]
 
     def answer() -> dict[str, Any]:

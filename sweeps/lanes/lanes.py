@@ -183,6 +183,7 @@ class Lanes:
         self._why = "they have ended"
 
     def start(self) -> None:
+        """Start the lanes' threads, once."""
         for lane in self._lanes:
             lane.thread = threading.Thread(target=self._keep_up, args=(lane,), name=lane.name, daemon=True)
             lane.thread.start()

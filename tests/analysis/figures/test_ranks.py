@@ -113,7 +113,7 @@ def test_every_method_stands_in_the_legend_over_the_panel_and_in_its_own_row(cou
     box, (axes,) = legend.get_window_extent(), figure.axes
     assert len(legend.get_texts()) == count
     assert box.x0 >= 0 and box.x1 <= figure.bbox.width and box.y1 <= figure.bbox.height
-    assert box.y0 > axes.title.get_window_extent().y1 if axes.get_title() else box.y0 > axes.bbox.y1
+    assert box.y0 > axes.get_tightbbox().y1  # its title included
     assert axes.bbox.height / figure.dpi == pytest.approx(0.42 * 2 + 0.95 + 0.25 - 0.42 - 0.55)  # as of few
     at = [float(line.get_ydata()[0]) for line in axes.lines if line.get_gid()]
     assert sorted(round(y) for y in at) == [0] * count + [1] * count

@@ -82,11 +82,8 @@ def test_the_pace_of_a_run_leaves_its_start_out() -> None:
     assert pace(rows, [group, *told], {"lora": 8, "vera": 2}, now)[2] == 8 * 5 + 2 * 10
     assert pace(rows, events, {}, None) == (2, 12.0, None)
     assert pace(rows[:1], events, {"lora": 8}, now) == (0, None, None)
-    late = [
-        run | {"at": (start + timedelta(hours=1)).isoformat()},
-        *told,
-    ]  # the driver's clock is ahead of the workers'
-    assert pace(rows, late, {}, None) == (2, 12.0, None)
+    ahead = run | {"at": (start + timedelta(hours=1)).isoformat()}  # by the driver's clock
+    assert pace(rows, [ahead, *told], {}, None) == (2, 12.0, None)
 
 
 def test_a_sweep_that_ended_is_over_whatever_failed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
