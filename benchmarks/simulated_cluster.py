@@ -41,7 +41,8 @@ DRIVER = """
 import json, sys
 from pathlib import Path
 from sweeps.engine.run import run
-from sweeps.lanes import lanes, packs
+from sweeps.backends import packs
+from sweeps.backends.ray import lanes
 from tests.fake_packs import TOGETHER
 from tests.fakes import TRIAL, FakeCell, FakeConfirm, FakeResources, FakeSearch, fake_plan
 

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from sweeps.backends.ray.pool import Pool
 from sweeps.cluster.session import EXIT_LOST
-from sweeps.lanes.pool import Pool
 from tests.fakes import fake_plan
 from tests.support import gone, wait_for
 from tests.sweeps.cluster.support import Head, OwnRay

@@ -29,8 +29,8 @@ os.environ.pop("RAY_ADDRESS", None)
 import psutil
 from ray.cluster_utils import Cluster
 
+from sweeps.backends.ray import lanes
 from sweeps.engine.run import run
-from sweeps.lanes import lanes
 from tests.fakes import TRIAL, FakeResources, fake_plan
 from tests.sweeps.support import logged
 

@@ -18,10 +18,11 @@ import psutil
 import pytest
 
 from analysis.store.store import open_store
+from sweeps.backends.ray.backend import using
+from sweeps.backends.ray.pool import Pool
 from sweeps.cluster.reaper import runs
 from sweeps.cluster.session import EXIT_LOST
 from sweeps.engine.run import run
-from sweeps.lanes.pool import Pool
 from sweeps.records.locks import HEARTBEAT_S, LockedError
 from tests.fakes import TRIAL, FakeCell, FakeConfirm, FakeSearch, fake_plan
 from tests.support import ROOT, gone, wait_for
@@ -57,12 +58,12 @@ Journal.write = write
 """
 SMALL_FILES = """
 import resource
-from sweeps.lanes.pool import Pool
+from sweeps.backends.ray.pool import Pool
 with Pool(plan.spec.resources, folder.with_name("ray")) as pool:  # Ray's own processes keep their limits
     usual = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[4]), usual[1]))
     try:
-        run(plan, trial=TRIAL, progress=False, pool=pool)
+        run(plan, trial=TRIAL, progress=False, backend=using(pool))
     except OSError as error:
         resource.setrlimit(resource.RLIMIT_FSIZE, usual)
         print("stopped by", error.errno)
@@ -102,7 +103,7 @@ def test_a_killed_actor_changes_nothing(tmp_path: Path, pool: Pool, undisturbed:
     """The lane's controller, the workers in the middle of an epoch, and our own broker."""
     kill = KillOnce(title)
     cells = (FakeCell("lora", options=(("delay", 0.05),)), FakeCell("vera", options=(("delay", 0.05),)))
-    summary = run(fake_plan(tmp_path / "r", cells), trial=TRIAL, progress=kill, pool=pool)
+    summary = run(fake_plan(tmp_path / "r", cells), trial=TRIAL, progress=kill, backend=using(pool))
     assert kill.killed
     assert (summary.finished, summary.failed) == (16, 0)
     assert_same_tables(tmp_path / "r", undisturbed(PAIR))
