@@ -22,7 +22,18 @@ class BackendError(RuntimeError):
 
 
 class BackendLostError(BackendError):
-    """What runs the trials died, by no fault of theirs. A new backend can go on from the journal."""
+    """What runs the trials died, by no fault of theirs. A new backend can go on from the journal.
+
+    Attributes:
+        why: what died, in words.
+    """
+
+    def __init__(self, why: str) -> None:
+        self.why = why
+        super().__init__(f"{why}; finished trials are kept, and the same command goes on")
+
+    def __reduce__(self) -> tuple[type[BackendLostError], tuple[str]]:
+        return type(self), (self.why,)
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from analysis.store.remote import Location
-from sweeps.backends.backend import Backend, BackendLostError, Facts, OpenBackend, Setup
+from sweeps.backends.backend import Backend, BackendError, BackendLostError, Facts, OpenBackend, Setup
 from sweeps.backends.packs import TOGETHER
 from sweeps.backends.registry import find_backend
 from sweeps.cluster.signals import received, signals
@@ -283,9 +283,11 @@ class _Opener:
         while True:
             try:
                 return self.open_backend(setup)
-            except SpecError:
-                if self.address is None or time.monotonic() > end:
+            except SpecError as error:
+                if self.address is None or not patience:
                     raise
+                if time.monotonic() > end:
+                    raise BackendError(f"the cluster did not come back within {patience:g} s: {error}") from error
             time.sleep(_AGAIN_S)
 
 
@@ -318,8 +320,8 @@ class _Runner:
                         if not self._restart or losses >= LOSSES:
                             raise
                         before, estimate = len(sweep.ledger.finished), None
-                        sweep.ledger.journal.write({"ev": "lost", "at": utc(time.time()), "reason": str(error)})
-                        sweep.display.note(f"{error}; it is started again, and the sweep goes on")
+                        sweep.ledger.journal.write({"ev": "lost", "at": utc(time.time()), "reason": error.why})
+                        sweep.display.note(f"{error.why}; a new session is started, and the sweep goes on")
         finally:
             sweep.display.stop(sweep.state)
             sweep.interrupted = self._signalled.is_set()

@@ -115,6 +115,8 @@ class RayBackend:
             verdict.set_result(False)
         self._verdicts.clear()
         with self._minded():
+            if (lost := self._pool.lost) is not None:
+                raise BackendLostError(lost)
             if (why := self._pool.down) is not None:
                 raise BackendError(f"no lane could be kept up: {why}")
             found: list[Event] = []
@@ -124,7 +126,13 @@ class RayBackend:
                     self._take(self._held.news.get_nowait(), found)
             return found
 
-    def _take(self, news: Told | Ended | BaseException, found: list[Event]) -> None:
+    def wake(self) -> None:
+        """Let a call of `events` that waits return now; from any thread."""
+        self._held.news.put(None)
+
+    def _take(self, news: Told | Ended | BaseException | None, found: list[Event]) -> None:
+        if news is None:
+            return
         if isinstance(news, BaseException):
             raise news
         if isinstance(news, Ended):
@@ -186,7 +194,7 @@ class RayBackend:
             with self._pool.minded():
                 yield
         except RayLostError as error:
-            raise BackendLostError(str(error)) from error
+            raise BackendLostError(self._pool.lost or str(error)) from error
 
     def close(self) -> None:
         self._held.closing.set()
@@ -220,7 +228,7 @@ class _WithPool(RayBackend):
             self._pool.close()
 
 
-def open_here(setup: Setup) -> Backend:
+def open_here(setup: Setup) -> RayBackend:
     """Start or join Ray in this process, with lanes."""
     pool = Pool(
         setup.resources,

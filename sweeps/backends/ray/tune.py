@@ -60,14 +60,14 @@ class Held:
         waiting: keys of trials that were started and that Tune has not asked for.
         judged: keys of trials that wait after each report for the engine.
         ids: the trial id of each key.
-        news: `Told`, `Ended` and errors, in the order in which they came.
+        news: `Told`, `Ended` and errors, in the order in which they came; None to end a wait.
         closing: no further trial is handed out, and reports are not waited for.
     """
 
     waiting: deque[str] = field(default_factory=deque)
     judged: set[str] = field(default_factory=set)
     ids: dict[str, str] = field(default_factory=dict)
-    news: SimpleQueue[Told | Ended | BaseException] = field(default_factory=SimpleQueue)
+    news: SimpleQueue[Told | Ended | BaseException | None] = field(default_factory=SimpleQueue)
     closing: threading.Event = field(default_factory=threading.Event)
 
 
