@@ -32,7 +32,7 @@ class Listener(Protocol):
         """Take trials back that are to be run one by one."""
 
 
-def train_together(listener: Listener, orders: Sequence[Order]) -> Iterator[None]:
+def train_together(listener: Listener, orders: Sequence[Order]) -> Generator[None, None, None]:
     """Run a pack, from lease to outcomes. Yields after every step of its trials.
 
     A trial that fails by itself is its own row. What goes wrong with the pack as a whole (trials that can't be packed,

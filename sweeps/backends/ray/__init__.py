@@ -1,20 +1,18 @@
-"""Lanes: Ray Train runs that stay warm and train trial after trial, and the broker that hands them the trials.
+"""The backend on Ray. Lanes are Ray Train runs that stay up and train trial after trial; a broker hands them the trials.
 
-Uses `cluster`, `records`, `search`, `spec` and the trial functions of trainables. A trial's way: `tune` takes the next
-slot from the search and submits it to the `broker`; a `worker` leases it, trains it and reports; `tune` takes the
-outcome and the ledger writes it down. Packs (trials that share a base model) go the same way: `packs` forms them,
-`broker` keeps them together or takes them apart, `packed_worker` runs them by `trainables.training.packed`.
+An order's way: the engine's process passes it to the driver's (`process`); `backend` queues it at the `broker` and
+gives it to Tune (`tune`); a `worker` leases it, trains it and reports; Tune asks the broker for the reports (`proxy`)
+and passes them on; `backend` takes the outcome, and the engine writes it down.
 
-    broker         the actor between driver and workers: queue, leases, reports, deaths
-    groups         how the workers that share a trial find each other
-    lanes          starts the lanes, keeps them up, ends them
-    leases         one trial on its way through a lane, as the broker knows it
-    memory         out of memory: smaller micro-batches
-    packed_worker  a pack in a worker, from lease to outcomes
-    packs          which trials share a worker, how many, and how workers share a GPU
-    pool           session, broker and lanes of a sweep, from start to end
-    proxy          the Tune trial, which has no process: Tune asks the broker
-    reports        what a worker says of a trial that is over, and of its machine
-    tune           Ray Tune's side: searcher and scheduler
-    worker         what a lane's processes do: lease a trial, train it, report
+    process  Ray's driver in a process of its own, so that Ray's death is not the sweep's
+    backend  what the engine asks, in the process with the Ray session
+    tune     Ray Tune's side: a searcher and a scheduler that pass on what the engine says
+    proxy    the Tune trial, which has no process: Tune asks the broker
+    pool     session, broker and lanes of a sweep, from start to end
+    broker   the actor between driver and workers: queue, leases, reports, deaths
+    leases   one trial on its way through a lane, as the broker knows it
+    lanes    starts the lanes, keeps them up, ends them
+    groups   how the workers that share a trial find each other
+    worker   what a lane's processes do: lease a trial, train it, report
+    line     a worker's line to the broker
 """

@@ -26,6 +26,7 @@ from queue import Empty, SimpleQueue
 from typing import IO, TYPE_CHECKING, Any
 
 from sweeps.backends.backend import Backend, BackendLostError, Event, Facts, Order, Reported, Setup
+from sweeps.cluster.private import clear
 from sweeps.cluster.signals import held
 
 if TYPE_CHECKING:
@@ -59,6 +60,7 @@ class RayProcess:
         self._news: list[Event] = []
         self._asked = False
         self.busy = 0
+        self._folder: Path | None = None
         self._said = tempfile.TemporaryFile()  # noqa: SIM115  # closed by `close`
         ours, theirs = socket.socketpair()
         with theirs:
@@ -98,7 +100,7 @@ class RayProcess:
         found, self._news = self._news, []
         for event in found:
             if not isinstance(event, Reported):
-                self._packs = [left for pack in self._packs if (left := pack - {event.trial_id})]
+                self._packs = [open_ for pack in self._packs if (open_ := pack - {event.trial_id})]
         return found
 
     def stop(self, trial_id: str, *, over: bool) -> None:
@@ -123,6 +125,8 @@ class RayProcess:
                     self._process.kill()
                     self._process.wait()
                 self._said.close()
+                if self._folder is not None and self._folder.exists():  # the driver could not end what it had started
+                    clear(self._folder)
 
     def _send(self, *words: Any) -> None:
         try:
@@ -139,7 +143,7 @@ class RayProcess:
         except (EOFError, OSError) as error:
             raise self._lost() from error
         if kind == _READY:
-            (self.facts,) = words
+            self.facts, self._folder = words
         elif kind == _EVENTS:
             self._news, self._asked = words[0], False
         elif kind == _BUSY:
@@ -206,6 +210,7 @@ class _Driver:
         threading.Thread(target=self._listen, name="engine", daemon=True).start()
         logging.getLogger().addHandler(_Forward(self))
         from sweeps.backends.ray.backend import open_here
+        from sweeps.cluster.private import session_folder
 
         try:
             backend = open_here(replace(pickle.loads(setup), note=lambda text: self.send(_NOTE, text)))  # noqa: S301
@@ -213,12 +218,12 @@ class _Driver:
             self.send(_RAISED, _portable(error))
             return
         self._wake = backend.wake
-        self.send(_READY, backend.facts)
+        self.send(_READY, backend.facts, session_folder())
         try:
             self._serve(backend)
         except BackendLostError as error:
             self.send(_LOST, error.why)
-            os._exit(1)  # Ray's library can't be left in order any more; the reaper ends what is left of Ray
+            os._exit(1)  # Ray's library can't be left in order any more
         except Exception as error:  # noqa: BLE001  # raised again in the engine's process
             self.send(_RAISED, _portable(error))
             backend.close()
