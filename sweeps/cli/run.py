@@ -80,6 +80,7 @@ def run(
     JSON lines on standard error (none with --quiet), beside warnings in plain text.
     """
     from analysis.store.remote import Location
+    from sweeps.backends.registry import find_backend
     from sweeps.engine.run import run as run_engine
     from sweeps.plan.estimate import estimate_plan
     from sweeps.plan.inputs import check_inputs
@@ -87,6 +88,7 @@ def run(
     from sweeps.records.locks import FolderLock, check_identity, holder, nothing_if_refused
     from sweeps.records.upload import check_there, restore
 
+    find_backend(backend)  # refuses an unknown name before data is read and methods are probed
     more = [] if max_hours is None else [f"limits.max_hours={max_hours}"]
     more += [] if output is None else [f"output={json.dumps(output, ensure_ascii=False)}"]
     planned = load(spec, [*(overrides or ()), *more], scale, available=available)

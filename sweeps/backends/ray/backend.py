@@ -13,6 +13,7 @@ from dataclasses import asdict, replace
 from typing import Any
 
 import ray
+
 from sweeps.backends.backend import (
     Backend,
     BackendError,

@@ -14,6 +14,7 @@ from collections.abc import Callable, Coroutine, Mapping, Sequence
 from typing import Any, Literal
 
 import ray
+
 from sweeps.backends.ray.leases import SILENT, WAIT_S, Event, Lease, Process, Verdict, lane_of, result
 
 ENDED_S = 10.0

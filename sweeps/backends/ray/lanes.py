@@ -29,6 +29,7 @@ from ray.train.v2._internal.constants import get_env_vars_to_propagate
 from ray.train.v2._internal.exceptions import WorkerHealthCheckFailedError
 from ray.train.v2._internal.execution.controller import TrainController
 from ray.util.placement_group import PlacementGroup, PlacementGroupID
+
 from sweeps.backends.ray.groups import group_config
 from sweeps.backends.ray.worker import lane_loop
 from sweeps.cluster.private import session_folder

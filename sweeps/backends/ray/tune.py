@@ -18,9 +18,10 @@ from pathlib import Path
 from queue import SimpleQueue
 from typing import Any, TypeVar, cast
 
-from ray import tune  # noqa: PLW0406  # Ray's, not this module
+from ray import tune  # Ray's, not this module
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
+
 from sweeps.backends.backend import Reported
 from sweeps.backends.ray.proxy import Proxy
 from sweeps.cluster.nodes import HEAD

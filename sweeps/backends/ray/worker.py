@@ -11,10 +11,10 @@ from collections.abc import Callable, Generator
 from pathlib import Path
 from typing import Any
 
-import torch
-
 import ray
 import ray.train
+import torch
+
 from sweeps.backends.memory import MicroBatch, end_if_lost
 from sweeps.backends.packed import train_together
 from sweeps.backends.ray.leases import KILLED_FOR_MEMORY
