@@ -120,7 +120,8 @@ class InlineBackend:
         """Train a trial by itself."""
         given, directory = order.for_worker(), order.directory
         started, clock = time.time(), time.perf_counter()
-        events: list[dict[str, Any]] = []
+        events: dict[int, dict[str, Any]] = {}  # by epoch: one that starts again repeats what its checkpoint has
+        last: dict[str, Any] | None = None
         outcome: Outcome = {"status": "finished"}
         micro: MicroBatch | None = None
         try:
@@ -128,17 +129,18 @@ class InlineBackend:
             micro = MicroBatch(directory, given["config"], 1)
             with contextlib.closing(train(given, self.warm, micro)) as trial:
                 for report in trial:
-                    events.append(dict(report))
                     if report.get("done"):
+                        last = events[int(report["epoch"])] = dict(report)
                         break
+                    events.setdefault(int(report["epoch"]), dict(report))
                     yield [_reported(order.trial_id, report)]
                     if order.trial_id in self._over:
                         break
             stopped = order.trial_id in self._over
             if not stopped:
-                if not events or not events[-1].get("done"):
+                if last is None:
                     raise ended_early()
-                outcome["result"] = events[-1].pop("result")
+                outcome["result"] = last.pop("result")
                 keep(given, directory)
         except Exception as error:  # whatever a trial raises is that trial's row
             if accelerator_lost(error):
@@ -150,10 +152,10 @@ class InlineBackend:
         if micro is not None:
             outcome |= {"micro_batch_size": micro.size, "memory": micro.events}
         if stopped:
-            yield [self._end_stopped(order, outcome, events)]
+            yield [self._end_stopped(order, outcome, _in_order(events))]
             return
-        last = [_reported(order.trial_id, events[-1])] if outcome["status"] == "finished" else []
-        yield [*last, _end(order, self._outcome(order, outcome, events))]
+        reported = [_reported(order.trial_id, last)] if last is not None and "result" in outcome else []
+        yield [*reported, _end(order, self._outcome(order, outcome, _in_order(events)))]
 
     def _train_pack(self, orders: list[Order]) -> Events:
         """Train a pack. What it gives back is queued again, one by one."""
@@ -182,8 +184,8 @@ class InlineBackend:
             found.append(_reported(key, report))
         for key, outcome in heard.ended:
             order = self._open[key]
-            events = heard.all.get(key, {})
-            found.append(_end(order, self._outcome(order, outcome, [events[e] for e in sorted(events)], packed)))
+            events = _in_order(heard.all.get(key, {}))
+            found.append(_end(order, self._outcome(order, outcome, events, packed)))
         heard.reports, heard.ended = [], []
         return found
 
@@ -210,6 +212,11 @@ class _Heard:
 
     def unpack(self, keys: Sequence[str], reason: str, cause: str) -> None:
         self.given_back = list(keys), {"reason": reason, "cause": cause}
+
+
+def _in_order(events: Mapping[int, dict[str, Any]]) -> list[dict[str, Any]]:
+    """Reports by epoch as a list, from the first epoch to the last."""
+    return [events[epoch] for epoch in sorted(events)]
 
 
 def _reported(trial_id: str, report: Mapping[str, Any]) -> Reported:

@@ -1,4 +1,4 @@
-"""The backend on Ray. Lanes are Ray Train runs that stay up and train trial after trial; a broker hands them the trials.
+"""The backend on Ray. Lanes are Ray Train runs that stay up and train trial after trial; a broker hands them trials.
 
 An order's way: the engine's process passes it to the driver's (`process`); `backend` queues it at the `broker` and
 gives it to Tune (`tune`); a `worker` leases it, trains it and reports; Tune asks the broker for the reports (`proxy`)

@@ -79,7 +79,10 @@ class RayBackend:
     @property
     def facts(self) -> Facts:
         shapes = self._pool.shapes
-        provenance: dict[str, Any] = {"lanes": [asdict(replace(shape, avoids=())) for shape in shapes]}
+        provenance: dict[str, Any] = {
+            "backend": "ray",
+            "lanes": [asdict(replace(shape, avoids=())) for shape in shapes],
+        }
         if self._pool.measured is not None:
             provenance["probe"] = asdict(self._pool.measured)
         return Facts(self._pool.trials, self._pack, accelerators(shapes), provenance)
