@@ -113,6 +113,7 @@ class RayBackend:
             else:
                 ray.get(self._pool.broker.submit.remote(keys[0], given[keys[0]], 1 if orders[0].judged else None))
         self._held.waiting.extend(keys)
+        self._held.arrived.set()
 
     def events(self, timeout: float) -> list[Event]:
         for verdict in self._verdicts.values():
@@ -202,6 +203,7 @@ class RayBackend:
 
     def close(self) -> None:
         self._held.closing.set()
+        self._held.arrived.set()
         for verdict in self._verdicts.values():
             verdict.set_result(True)
         self._verdicts.clear()

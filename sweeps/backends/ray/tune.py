@@ -30,6 +30,7 @@ WAVE = 1000
 """Trials of one Tuner, which keeps each in memory; more if many run at once (`wave`)."""
 ROUNDS = 20
 """Trials of a Tuner per trial at a time, at least: each Tuner takes a moment to start."""
+_LOOK_S = 0.5
 _NEXT_TO_NOTHING = {HEAD: 0.0001}
 """Resources of a Tune trial. It has no process, but Tune reserves something for each: 9,990 fit."""
 
@@ -62,6 +63,7 @@ class Held:
         judged: keys of trials that wait after each report for the engine.
         ids: the trial id of each key.
         news: `Told`, `Ended` and errors, in the order in which they came; None to end a wait.
+        arrived: set when a trial was added to `waiting`, and at the end.
         closing: no further trial is handed out, and reports are not waited for.
     """
 
@@ -69,6 +71,7 @@ class Held:
     judged: set[str] = field(default_factory=set)
     ids: dict[str, str] = field(default_factory=dict)
     news: SimpleQueue[Told | Ended | BaseException | None] = field(default_factory=SimpleQueue)
+    arrived: threading.Event = field(default_factory=threading.Event)
     closing: threading.Event = field(default_factory=threading.Event)
 
 
@@ -110,7 +113,13 @@ class StartedTrials(Searcher):  # type: ignore[misc]  # Ray's classes carry no t
 
     @_guarded(otherwise=str(Searcher.FINISHED))
     def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
-        """Return the next started trial as a Tune configuration, None if there is none now, or FINISHED."""
+        """Return the next started trial as a Tune configuration, None if there is none now, or FINISHED.
+
+        As long as Tune has no trial of ours it waits here for the next one: by itself it would look once a second.
+        """
+        while self.left > 0 and not (self._keys or self.held.waiting or self.held.closing.is_set()):
+            self.held.arrived.wait(_LOOK_S)
+            self.held.arrived.clear()
         if self.held.closing.is_set() or self.left <= 0:
             return str(Searcher.FINISHED)
         try:
@@ -132,7 +141,7 @@ class StartedTrials(Searcher):  # type: ignore[misc]  # Ray's classes carry no t
         self.held.news.put(Told(key, told, verdict))
         while verdict is not None and not self.held.closing.is_set():
             try:
-                return verdict.result(timeout=0.5)
+                return verdict.result(timeout=_LOOK_S)
             except TimeoutError:
                 continue
         return False
