@@ -10,6 +10,7 @@ from unittest.mock import patch
 
 from sweeps.backends.backend import Event, Order, Reported, Stopped
 from sweeps.backends.inline import InlineBackend
+from sweeps.backends.reports import facts
 from sweeps.engine.run import RunSummary, run
 from tests.fakes import TRIAL, FakePlan
 
@@ -17,7 +18,7 @@ from tests.fakes import TRIAL, FakePlan
 def go_inline(
     plan: FakePlan, before: Callable[[int], None] = lambda _: None, trial: str = TRIAL, **how: Any
 ) -> RunSummary:
-    """`sweeps.engine.run.run` on the inline backend, without waiting for the disk.
+    """`sweeps.engine.run.run` on the inline backend, with one date and duration for all trials, not waiting for disks.
 
     Args:
         before: called before every trial, with the number of those that ended.
@@ -35,7 +36,11 @@ def go_inline(
             self.ended += sum(not isinstance(event, Reported | Stopped) for event in found)
             return found
 
-    with patch("sweeps.backends.inline.InlineBackend", _Before), patch.object(os, "fsync", lambda _: None):
+    with (
+        patch("sweeps.backends.inline.InlineBackend", _Before),
+        patch("sweeps.backends.inline.facts", lambda *_: facts(1.7e9, 2.0)),
+        patch.object(os, "fsync", lambda _: None),
+    ):
         return run(plan, backend="inline", trial=trial, progress=False, **how)
 
 

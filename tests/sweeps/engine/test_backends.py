@@ -19,7 +19,17 @@ from sweeps.errors import SpecError
 from sweeps.plan.plan import Plan
 from sweeps.spec.spec import SweepSpec
 from tests.fake_packs import TOGETHER
-from tests.fakes import TRIAL, FakeCell, FakeConfirm, FakePlan, FakeResources, FakeSearch, fake_plan
+from tests.fakes import (
+    TRIAL,
+    FakeCell,
+    FakeConfirm,
+    FakeLimits,
+    FakePlan,
+    FakeResources,
+    FakeSearch,
+    FakeTrain,
+    fake_plan,
+)
 from tests.support import ROOT
 from tests.sweeps.inline import go_inline
 from tests.sweeps.support import PAIR, Undisturbed, assert_same_tables, events, go, rows
@@ -77,8 +87,8 @@ def test_a_trial_goes_on_from_its_checkpoint(tmp_path: Path, undisturbed: Undist
 
 @pytest.mark.parametrize("pruner", ["asha", "median"])
 def test_the_pruner_stops_trials_inline(tmp_path: Path, pruner: str) -> None:
-    search = FakeSearch(trials=6, pruner=pruner, rerun_rates=0, rerun_seeds=0)
-    summary = go_inline(fake_plan(tmp_path / "r", PAIR, search=search, confirm=FakeConfirm((0,))))
+    search = FakeSearch(trials=12, sampler="qmc", pruner=pruner, rerun_rates=0, rerun_seeds=0)
+    summary = go_inline(fake_plan(tmp_path / "r", PAIR, search=search, train=FakeTrain(9), confirm=FakeConfirm((0,))))
     assert summary.pruned > 0
     assert summary.failed == 0
     stopped = [row for row in rows(tmp_path / "r", "trials") if row["status"] == "pruned"]
@@ -113,8 +123,6 @@ def test_failures_and_memory_inline(tmp_path: Path) -> None:
 
 
 def test_a_limit_ends_an_inline_run(tmp_path: Path) -> None:
-    from tests.fakes import FakeLimits
-
     plan = fake_plan(tmp_path / "r", PAIR, limits=FakeLimits(max_hours=1e-9))
     summary = run(plan, backend="inline", trial=TRIAL, progress=False)
     assert summary.stopped_by == "limits.max_hours = 1e-09"
