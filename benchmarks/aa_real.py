@@ -40,8 +40,9 @@ from analysis import Store, open_store
 from analysis.statistics.scaling import comparisons
 from analysis.store.tables import write_part
 from benchmarks.calibration import proportion_interval
+from sweeps.backends.ray.backend import using
+from sweeps.backends.ray.pool import Pool
 from sweeps.engine.run import run
-from sweeps.lanes.pool import Pool
 from sweeps.plan.plan import Plan
 from sweeps.spec.spec import SweepSpec
 from trainables.config import TrialConfig
@@ -228,7 +229,7 @@ def tables(folder: Path, numbers: Sequence[int], quick: bool, minutes: float | N
                 if minutes is not None and time.monotonic() - begun > 60 * minutes:
                     break
                 deal(number, folder)
-                done = run(Plan.from_spec(specs[number]), trial="aa_real:shifted", progress=False, pool=pool)
+                done = run(Plan.from_spec(specs[number]), trial="aa_real:shifted", progress=False, backend=using(pool))
                 if not done.complete:
                     print(f"table {number}: stopped ({done.failed} failed trials)", file=sys.stderr)
                     break

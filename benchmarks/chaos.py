@@ -43,7 +43,7 @@ from tests.sweeps.support import assert_same_tables, events, trained  # noqa: E4
 PLAN = """
 import errno, itertools, os, sys, time
 from pathlib import Path
-from sweeps.cluster.session import RayLostError
+from sweeps.backends.backend import BackendLostError
 from sweeps.engine.run import run
 from tests.fakes import TRIAL, FakeCell, FakeResources, fake_plan
 def plan(folder, log, cells):
@@ -62,7 +62,7 @@ def fsync(file):
 os.fsync = fsync
 try:
     print(run(plan(folder, log, cells), trial=TRIAL, progress=False, retry_failed=True).complete)
-except RayLostError as error:
+except BackendLostError as error:
     print(error, file=sys.stderr)
     sys.exit(error.exit_code)
 except OSError as error:

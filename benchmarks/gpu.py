@@ -147,7 +147,7 @@ def shares(options: argparse.Namespace) -> Found:
     import torch.multiprocessing as mp
     from packing import plan_of
 
-    from sweeps.lanes.packs import gpu_share
+    from sweeps.backends.packs import gpu_share
     from sweeps.plan.estimate import probe_gpu
 
     found: Found = {"trials_an_hour": {}}

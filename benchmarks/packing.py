@@ -35,9 +35,10 @@ from contenders import RETAIN, restart_with, summary
 from small_texts import make_bert, make_gpt2, make_llama
 
 from sweeps import Plan, SweepSpec
+from sweeps.backends.ray.backend import using
+from sweeps.backends.ray.pool import Pool
 from sweeps.budget.solver import Solution, reference_budget, solve
 from sweeps.engine.run import run
-from sweeps.lanes.pool import Pool
 from trainables.config import EvaluateSettings, TrainSettings, TrialConfig
 from trainables.models.shapes import default_targets, target_shapes
 from trainables.runtime import pick_device
@@ -185,7 +186,7 @@ def whole_sweeps(pack: int, train_size: float, epochs: int, rounds: int) -> dict
                 for size in order:
                     plan = plan_of(Path(folder) / f"{number}-{size}", size, train_size, epochs)
                     begun = time.perf_counter()
-                    if not run(plan, progress=False, pool=pool).complete:
+                    if not run(plan, progress=False, backend=using(pool)).complete:
                         raise SystemExit(f"a trial of the sweep with pack = {size} failed")
                     spent[size] = time.perf_counter() - begun
                 if number:

@@ -41,7 +41,9 @@ DRIVER = """
 import json, sys
 from pathlib import Path
 from sweeps.engine.run import run
-from sweeps.lanes import lanes, packs
+from sweeps.backends import packs
+from sweeps.backends.ray import lanes
+from sweeps.backends.ray.backend import open_here
 from tests.fake_packs import TOGETHER
 from tests.fakes import TRIAL, FakeCell, FakeConfirm, FakeResources, FakeSearch, fake_plan
 
@@ -53,7 +55,7 @@ made = tuple(FakeCell("lora", 1000 * (1 + k), options=(("delay", pause / pack),)
 resources = FakeResources(gpus_per_worker=1.0, pack=pack)
 search = FakeSearch(trials=tune, sampler="qmc", rerun_rates=0, rerun_seeds=0)
 plan = fake_plan(folder, made, search=search, confirm=FakeConfirm((0, 1)), resources=resources)
-summary = run(plan, trial=TRIAL, progress=False, address=address)
+summary = run(plan, trial=TRIAL, progress=False, address=address, backend=open_here)
 print(json.dumps({"finished": summary.finished, "failed": summary.failed}))
 """
 SEEDS = 2

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
     from analysis import Store
     from analysis.store.remote import Location
+    from sweeps.backends.backend import OpenBackend
     from sweeps.budget.solver import Infeasible, Solution, solve
     from sweeps.errors import Problem, SpecError
     from sweeps.plan.plan import Plan
@@ -41,7 +42,9 @@ _HOMES = {
 def run(
     plan: Plan,
     *,
+    backend: str | OpenBackend = "ray",
     address: str | None = None,
+    restart: bool = True,
     progress: bool | Literal["json"] | Progress = True,
     retry_failed: bool = False,
     observers: Sequence[Observer] = (),
@@ -58,7 +61,9 @@ def run(
 
     made = run_engine(
         plan,
+        backend=backend,
         address=address,
+        restart=restart,
         progress=progress,
         retry_failed=retry_failed,
         observers=observers,

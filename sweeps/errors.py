@@ -40,6 +40,9 @@ class SpecError(ValueError):
         self.problems = tuple(problems)
         super().__init__("\n".join(str(p) for p in self.problems))
 
+    def __reduce__(self) -> tuple[type[SpecError], tuple[tuple[Problem, ...]]]:
+        return type(self), (self.problems,)
+
 
 def reason(error: BaseException) -> str:
     """An exception in one line: its type and the first line of its message."""

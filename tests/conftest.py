@@ -54,8 +54,8 @@ def _needs_ray(file: str) -> bool:
 
 @pytest.fixture(scope="session")
 def pool(tmp_path_factory: pytest.TempPathFactory) -> Iterator[object]:
-    """Two independent workers on a local Ray session (`sweeps.lanes.pool.Pool`)."""
-    from sweeps.lanes.pool import Pool
+    """Two independent workers on a local Ray session (`sweeps.backends.ray.pool.Pool`)."""
+    from sweeps.backends.ray.pool import Pool
     from tests.fakes import FakeResources
 
     with Pool(FakeResources(concurrent=2), tmp_path_factory.mktemp("ray")) as started:

@@ -1,6 +1,7 @@
 """The command line: a file and a few verbs. Every verb takes `--json`.
 
-Exit codes: 0 done, 1 failed trials, 2 refused or stopped, 3 stopped by a limit, 4 lost Ray, 130 interrupted.
+Exit codes: 0 done, 1 failed trials, 2 refused or stopped, 3 stopped by a limit, 4 lost Ray, 130 interrupted, 143 by
+SIGTERM.
 """
 
 from __future__ import annotations

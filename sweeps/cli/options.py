@@ -28,6 +28,11 @@ Json = Annotated[bool, typer.Option("--json", help="Print machine-readable JSON.
 FAILED_TRIALS, BAD_INPUT, LIMITED, INTERRUPTED = 1, 2, 3, 130
 
 
+def interrupted_by(number: int | None) -> int:
+    """Return the exit code of a run that a signal ended: 130 for SIGINT, 143 for SIGTERM, as a shell has it."""
+    return INTERRUPTED if number is None else 128 + number
+
+
 def load(spec: Path, overrides: Sequence[str] | None, scale: str | None, *, available: bool = False) -> Plan:
     """The plan of a sweep file, or of the part of it whose data is on this machine."""
     from sweeps.plan import inputs

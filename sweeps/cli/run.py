@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from analysis.format import duration
-from sweeps.cli.options import FAILED_TRIALS, INTERRUPTED, LIMITED, Available, Json, Scale, Set, Spec, load
+from sweeps.cli.options import FAILED_TRIALS, LIMITED, Available, Json, Scale, Set, Spec, interrupted_by, load
 from sweeps.cli.plan import precision_words, print_estimate_line, print_header, weak_of
 from sweeps.cli.printing import emit, err, out, print_files, print_weak
 from sweeps.cli.results import print_best
@@ -47,6 +47,10 @@ def run(
     address: Annotated[
         str | None, typer.Option(help="Ray cluster to join: auto, or HOST:PORT; default: a local one.")
     ] = None,
+    backend: Annotated[
+        str, typer.Option(help="What runs the trials: ray, or inline (one after another in this process, no Ray).")
+    ] = "ray",
+    restart: Annotated[bool, typer.Option(help="Start Ray again if it dies, and go on.")] = True,
     max_hours: Annotated[
         float | None, typer.Option("--max-hours", help="Stop cleanly after so long: limits.max_hours.")
     ] = None,
@@ -76,6 +80,7 @@ def run(
     JSON lines on standard error (none with --quiet), beside warnings in plain text.
     """
     from analysis.store.remote import Location
+    from sweeps.backends.registry import find_backend
     from sweeps.engine.run import run as run_engine
     from sweeps.plan.estimate import estimate_plan
     from sweeps.plan.inputs import check_inputs
@@ -83,6 +88,7 @@ def run(
     from sweeps.records.locks import FolderLock, check_identity, holder, nothing_if_refused
     from sweeps.records.upload import check_there, restore
 
+    find_backend(backend)  # refuses an unknown name before data is read and methods are probed
     more = [] if max_hours is None else [f"limits.max_hours={max_hours}"]
     more += [] if output is None else [f"output={json.dumps(output, ensure_ascii=False)}"]
     planned = load(spec, [*(overrides or ()), *more], scale, available=available)
@@ -98,9 +104,11 @@ def run(
         "--set": overrides or [],
         "--output": [output],
         "--address": [address],
+        "--backend": [] if backend == "ray" else [backend],
     }
     given |= {"--upload": [upload], "--optuna-storage": [optuna_storage], "--track": track or []}
-    again = command(spec, given, {"--available": available, "--retry-failed": retry_failed})
+    flags = {"--available": available, "--retry-failed": retry_failed, "--no-restart": not restart}
+    again = command(spec, given, flags)
     with nothing_if_refused(loaded.folder):
         if location is not None:  # what is there says which data its trials saw
             with FolderLock(loaded.folder.absolute()):  # another start may be fetching, or past that
@@ -113,14 +121,17 @@ def run(
         observers = watchers(loaded, optuna_storage, track or ())
         foreseen = None
         if not (quiet or address):
-            foreseen = estimate_plan(planned, retry_failed=retry_failed, used_hours=used_hours(loaded.folder))
+            there = planned if backend != "inline" else planned.with_resources(concurrent=1)
+            foreseen = estimate_plan(there, retry_failed=retry_failed, used_hours=used_hours(loaded.folder))
         if foreseen is not None and not as_json:
             print_header(planned)
             print_estimate_line(foreseen)
         with beside(loaded.folder, browser) if watch else contextlib.nullcontext():
             summary = run_engine(
                 planned,
+                backend=backend,
                 address=address,
+                restart=restart,
                 progress=progress,
                 retry_failed=retry_failed,
                 observers=observers,
@@ -166,7 +177,7 @@ def _end(
         on = "goes on from here" if summary.interrupted else "with a larger one goes on"
         err.print(f"{why}; finished trials are kept: `{again}` {on}")
         emit(as_json, lambda: _summary(summary), lambda: None)
-        return INTERRUPTED if summary.interrupted else LIMITED
+        return interrupted_by(summary.signal) if summary.interrupted else LIMITED
     paths = dict(write_report(loaded.folder)) if report else {}
     emit(
         as_json,

@@ -53,7 +53,7 @@ def plan_lanes(asked: ResourceSection, nodes: Sequence[Node], share: float = 1.0
     Args:
         asked: `[resources]`. "auto": `share` of a GPU a worker where there are any, and as many trials at once as fit.
         nodes: the machines.
-        share: of a GPU, as `sweeps.lanes.packs.gpu_share` has it; a data-parallel group takes whole ones.
+        share: of a GPU, as `sweeps.backends.packs.gpu_share` has it; a data-parallel group takes whole ones.
 
     Raises:
         ResourceError: naming what was asked, what there is, and the nearest choice that fits.

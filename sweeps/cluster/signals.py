@@ -52,6 +52,12 @@ def held() -> Iterator[None]:
 
 _depth: list[None] = []
 _came = threading.Event()
+_numbers: list[int] = []
+
+
+def received() -> int | None:
+    """The number of the last signal that was handled here; None if there was none."""
+    return _numbers[-1] if _numbers else None
 
 
 def handled() -> bool:
@@ -95,6 +101,7 @@ def _handled(handle: Callable[[int, FrameType | None], None]) -> Iterator[None]:
         return
 
     def noted(number: int, frame: FrameType | None) -> None:
+        _numbers.append(number)
         _came.set()
         handle(number, frame)
 

@@ -1,10 +1,12 @@
 """The engine: a plan is run, and what a finished sweep kept is exported, trained again or analysed.
 
-Uses all rooms below; `run` is what `sweeps.run` and the command line call.
+Uses all rooms below; `run` is what `sweeps.run` and the command line call. It knows no Ray, except for the tasks of
+`analyze`: a backend runs the trials (`sweeps.backends`).
 
+    run      a sweep's folder and a backend opened, trials run, everything closed; a lost backend opened again
+    loop     trials from the search to the backend, and what becomes of them into the ledger
+    packing  which trials form a pack
     limits   caps on hours and cost, and the meter that is held against them
-    drive    Ray Tune's Tuners one after another, and how they are stopped
-    run      a sweep's folder opened, lanes started, trials served, everything closed
     kept     trials that left their weights, by id, or the best by validation score
     export   a kept trial taken out of a results folder, with all that it takes to predict
     usage    README.md of what was taken out: code that loads it

@@ -6,7 +6,6 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from sweeps.cluster.resources import LaneShape, accelerators
 from sweeps.spec.resources import LimitsSection
 
 if TYPE_CHECKING:
@@ -42,13 +41,14 @@ class Meter:
 
     Attributes:
         seconds: that trials have held a worker, or their share of one, in all runs.
+        each: accelerators that one trial holds.
 
     Args:
         limits: `[limits]`.
         state: the sweep.
-        shapes: the lanes.
+        each: accelerators that one trial holds.
         begun: when this run began, by `clock`.
-        busy: tells how many workers, or groups of them, have a trial or a pack now: a lost machine's have none.
+        busy: tells how many workers, or groups of them, have a trial or a pack now; those of a lost node have none.
         events: the journal's, which say what earlier runs used; rows know nothing of attempts that were lost or tried
             again.
     """
@@ -57,23 +57,23 @@ class Meter:
         self,
         limits: LimitsSection,
         state: SweepState,
-        shapes: Sequence[LaneShape],
+        each: float,
         begun: float,
         busy: Callable[[], int],
         clock: Callable[[], float] = time.monotonic,
         events: Sequence[Mapping[str, Any]] = (),
     ) -> None:
         self._limits, self._begun, self._busy, self._clock = limits, begun, busy, clock
-        self._each = accelerators(shapes)
+        self.each = each
         rows = [row for cell in state.cells.values() for row in cell.rows.values()]
-        self.seconds, self._held = used_seconds(rows, events, self._each)
+        self.seconds, self._held = used_seconds(rows, events, self.each)
         self._last = clock()
 
     def tick(self) -> None:
         """Count the time since the last call; to be called every second or so."""
         now = self._clock()
         taken = self._busy() * (now - self._last)
-        self.seconds, self._held, self._last = self.seconds + taken, self._held + taken * self._each, now
+        self.seconds, self._held, self._last = self.seconds + taken, self._held + taken * self.each, now
 
     @property
     def hours(self) -> float:

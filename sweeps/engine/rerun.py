@@ -41,7 +41,7 @@ def again(folder: Path, trial: str) -> Again:
     """
     import torch
 
-    from sweeps.lanes.memory import MicroBatch
+    from sweeps.backends.memory import MicroBatch
     from trainables.training.worker import run_trial
 
     store = open_store(folder)

@@ -24,10 +24,10 @@ from typing import Any
 from analysis.store.store import open_store
 from analysis.store.views import COUNTS, PLANNED
 from randlora.methods.registry import METHODS
+from sweeps.backends.packs import Measured, least_share, pack_size, smallest_gpu, unpackable, worker_share
 from sweeps.cluster.resources import LaneShape, Node, accelerators, plan_lanes
 from sweeps.cluster.session import local_node
 from sweeps.errors import reason
-from sweeps.lanes.packs import Measured, least_share, pack_size, smallest_gpu, unpackable, worker_share
 from sweeps.plan.disk_size import keep_bytes
 from sweeps.plan.plan import Plan
 from sweeps.plan.split_sizes import split_sizes
@@ -228,7 +228,7 @@ def _hide_gpus() -> None:
 def _probe(plan: Plan, left: Sequence[_Left], node: Node) -> _Found:
     import torch
 
-    from sweeps.lanes.memory import free_memory
+    from sweeps.backends.memory import free_memory
 
     warm: dict[str, Any] = {}
     threads = torch.get_num_threads()
@@ -271,7 +271,7 @@ def _probe(plan: Plan, left: Sequence[_Left], node: Node) -> _Found:
 
 def _tried(probe: Callable[[], _Probe], warm: dict[str, Any]) -> _Probe | str:
     """What a probe finds, or why it failed: that is one method's trouble, and not the sweep's."""
-    from sweeps.lanes.memory import free_memory
+    from sweeps.backends.memory import free_memory
 
     try:
         return probe()

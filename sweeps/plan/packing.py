@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from sweeps.lanes.packs import MOST, pack_size, unpackable
+from sweeps.backends.packs import MOST, pack_size, unpackable
 from sweeps.plan.plan import Plan
 from sweeps.search.points import FIXED_SAMPLERS
 

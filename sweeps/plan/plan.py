@@ -6,6 +6,7 @@ import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import pyarrow as pa
 from pydantic import ValidationError
@@ -64,6 +65,11 @@ class Plan:
         return replace(
             self, cells=tuple(sized(c) if c.feasible and (download or on_disk(c.dataset)) else c for c in self.cells)
         )
+
+    def with_resources(self, **changes: Any) -> Plan:
+        """The plan with other values in `[resources]`, which change when and where its trials run, and not what."""
+        resources = self.spec.resources.model_copy(update=changes)
+        return replace(self, spec=self.spec.model_copy(update={"resources": resources}))
 
     def with_trials(self) -> Plan:
         """The plan with the trials that its allowance is; of samples, the data of feasible cells is read.

@@ -12,7 +12,7 @@ import torch
 import torch.multiprocessing
 from safetensors.torch import load_file
 
-from sweeps.lanes.packs import gpu_share
+from sweeps.backends.packs import gpu_share
 from sweeps.plan.estimate import probe_gpu
 from sweeps.plan.plan import Plan
 from sweeps.spec.spec import SweepSpec

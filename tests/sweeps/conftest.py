@@ -12,7 +12,7 @@ from typing import Any
 import psutil
 import pytest
 
-from sweeps.lanes.pool import Pool
+from sweeps.backends.ray.pool import Pool
 from tests.fakes import FakeCell, fake_plan
 from tests.support import ROOT
 from tests.sweeps.support import DRIVER, StartDriver, Undisturbed, go, without_faults

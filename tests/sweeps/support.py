@@ -14,8 +14,9 @@ from typing import Any
 import psutil
 
 from analysis.store.store import open_store
+from sweeps.backends.ray.backend import using
+from sweeps.backends.ray.pool import Pool
 from sweeps.engine.run import RunSummary, run
-from sweeps.lanes.pool import Pool
 from sweeps.plan.plan import Plan
 from sweeps.records.journal import Journal
 from sweeps.records.locks import write_identity
@@ -63,7 +64,7 @@ def without_faults(cell: FakeCell) -> FakeCell:
 
 
 def go(plan: FakePlan, pool: Pool | None = None) -> RunSummary:
-    return run(plan, trial=TRIAL, progress=False, pool=pool)
+    return run(plan, trial=TRIAL, progress=False, backend="ray" if pool is None else using(pool))
 
 
 def rows(folder: Path, name: str) -> list[dict[str, Any]]:

@@ -30,9 +30,9 @@ from analysis.figures.diagnostics import draw_cka
 from analysis.report.page import render
 from analysis.store.remote import Location
 from analysis.tables.diagnostics import diagnostic_sheets
+from sweeps.backends.ray.pool import Pool
 from sweeps.cli.main import app
 from sweeps.engine.analyze import ray_tasks
-from sweeps.lanes.pool import Pool
 from sweeps.records.upload import Upload
 from tests.analysis.diagnostics.support import numbers, tiny_results
 

@@ -9,9 +9,10 @@ import pytest
 from analysis import open_store
 from analysis.diagnostics.analyze import analyze
 from analysis.report.page import render
+from sweeps.backends.ray.backend import using
+from sweeps.backends.ray.pool import Pool
 from sweeps.engine.analyze import ray_tasks
 from sweeps.engine.run import run
-from sweeps.lanes.pool import Pool
 from sweeps.plan.plan import Plan
 from sweeps.spec.spec import SweepSpec
 from tests.support import ROOT
@@ -26,7 +27,7 @@ LESS = ("search.trials=2", "search.rerun_rates=0", "confirm.seeds=1", 'data.trai
 def test_the_diagnostics_of_figure_4(recipe: str, kind: str, tmp_path: Path, pool: Pool) -> None:
     given = (f'output="{tmp_path / "results"}"', *LESS, "train.global_batch_size=16")
     spec = SweepSpec.load(RECIPES / f"{recipe}.toml", given, "small")
-    assert run(Plan.from_spec(spec), progress=False, pool=pool).complete
+    assert run(Plan.from_spec(spec), progress=False, backend=using(pool)).complete
     store = open_store(spec.folder)
     execute = ray_tasks(cpus=0, progress=False)  # the pool's lanes hold the CPUs
     table, paths, says = analyze(store, kind, execute=execute)

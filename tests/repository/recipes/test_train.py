@@ -12,8 +12,9 @@ from pathlib import Path
 import pytest
 
 from analysis.store.store import open_store
+from sweeps.backends.ray.backend import using
+from sweeps.backends.ray.pool import Pool
 from sweeps.engine.run import run
-from sweeps.lanes.pool import Pool
 from sweeps.plan.inputs import check_inputs
 from sweeps.plan.plan import Plan
 from sweeps.spec.spec import SweepSpec
@@ -97,7 +98,7 @@ def test_a_recipe_trains(case: Case, place: Path, pool: Pool) -> None:
         given += ["budgets.lora_rank=[2]", *_labels(case.recipe, "lora-2")]
     plan = small(case.recipe, place, *given, *case.more)
     check_inputs(plan)
-    summary = run(plan, progress=False, pool=pool)
+    summary = run(plan, progress=False, backend=using(pool))
     assert (summary.finished, summary.failed) == (plan.n_trials, 0)
     trials = open_store(plan.spec.folder).table("trials").to_pylist()
     assert {t["metric"] for t in trials} == {case.metric}

@@ -17,11 +17,11 @@ from typing import Any
 import pytest
 import typer
 
+from sweeps.backends.backend import BackendError
 from sweeps.cli.main import VERBS, app
 from sweeps.cli.run import command
 from sweeps.cluster.session import RayLostError, RayStartError
 from sweeps.engine import run as engine
-from sweeps.engine.drive import EngineError
 from sweeps.engine.run import RunSummary
 from sweeps.errors import Problem, SpecError
 from sweeps.plan.plan import Plan
@@ -365,7 +365,7 @@ ENDS: list[tuple[dict[str, Any] | Exception, int]] = [
     (OSError(errno.ENOSPC, "No space left on device"), 2),
     (RayStartError("Ray did not come up"), 2),
     (RayLostError("Ray is gone"), 4),
-    (EngineError("no lane could be kept up"), 4),
+    (BackendError("no lane could be kept up"), 4),
 ]
 
 

@@ -19,11 +19,11 @@ from analysis.report.facts import facts
 from analysis.store.left import to_come
 from analysis.store.store import open_store
 from analysis.store.tables import part_paths, write_part
+from sweeps.backends.ray.pool import Pool
 from sweeps.cli.run import _print_results
 from sweeps.cli.status import pace, progress_of
 from sweeps.cli.watching.page import Page
 from sweeps.engine.kept import _by_id
-from sweeps.lanes.pool import Pool
 from sweeps.plan.estimate import _left
 from sweeps.plan.plan import Plan
 from sweeps.search.stages import SweepState

@@ -9,12 +9,12 @@ from types import SimpleNamespace
 import psutil
 import pytest
 
+from sweeps.backends.ray.pool import Pool
 from sweeps.cluster import joining, session
 from sweeps.cluster.joining import ask, find
 from sweeps.cluster.resources import ResourceError
 from sweeps.cluster.session import Session
 from sweeps.engine.analyze import ray_tasks
-from sweeps.lanes.pool import Pool
 
 
 def raylet(address: str, folder: str) -> SimpleNamespace:

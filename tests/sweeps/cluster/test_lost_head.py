@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from sweeps.backends.ray.pool import Pool
 from sweeps.cluster.session import EXIT_LOST
-from sweeps.lanes.pool import Pool
 from tests.fakes import fake_plan
 from tests.support import gone, wait_for
 from tests.sweeps.cluster.support import Head, OwnRay
@@ -23,7 +23,7 @@ JOINING = DRIVER.replace(
     "print(run(plan, trial=TRIAL, progress=False).interrupted)",
     """
 try:
-    print(run(plan, trial=TRIAL, progress=False, address=address).interrupted)
+    print(run(plan, trial=TRIAL, progress=False, address=address, restart=False).interrupted)
 except RuntimeError as error:
     print("error:", error, file=sys.stderr)
     sys.exit(error.exit_code)
@@ -64,6 +64,8 @@ def test_a_lost_head(
 
 def test_a_cluster_of_another_ray_is_refused(tmp_path: Path, head: Head, start_driver: StartDriver) -> None:
     code = "import ray; ray.__version__ = '1.2.3'\n" + JOINING.replace("=address", f"={head.address!r}")
+    code = code.replace("restart=False", "backend=open_here")  # in this process, whose Ray says so
+    code = "from sweeps.backends.ray.backend import open_here\n" + code
     code = code.replace("sys.exit(error.exit_code)", "sys.exit(2)").replace("RuntimeError", "ValueError")
     running = start_driver(tmp_path / "r", tmp_path / "log", 0, code, env=head.environment, stderr=subprocess.PIPE)
     errors = running.communicate(timeout=200)[1]

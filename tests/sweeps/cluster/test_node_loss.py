@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from analysis.store.store import open_store
-from sweeps.lanes.pool import Pool
+from sweeps.backends.ray.pool import Pool
 from tests.support import ROOT
 from tests.sweeps.cluster.support import OwnRay
 from tests.sweeps.support import Undisturbed, assert_same_tables, logged

@@ -13,10 +13,10 @@ from typing import Any
 import pytest
 import ray
 
+from sweeps.backends.ray.pool import Pool
 from sweeps.cluster import nodes
 from sweeps.cluster.nodes import HEAD, Needs, check_lasting, check_nodes, job_variables, own_paths
 from sweeps.cluster.resources import ResourceError
-from sweeps.lanes.pool import Pool
 from tests.support import ROOT
 
 

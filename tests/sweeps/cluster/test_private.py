@@ -16,13 +16,13 @@ import psutil
 import pytest
 from ray.train.torch import TorchConfig
 
+from sweeps.backends.ray.groups import group_config
+from sweeps.backends.ray.pool import Pool
 from sweeps.cluster import private
 from sweeps.cluster.nodes import HEAD
 from sweeps.cluster.private import PREFIX, make_folder, session_folder, token_of
 from sweeps.cluster.reaper import ray_processes
 from sweeps.cluster.resources import LaneShape, ResourceError
-from sweeps.lanes.groups import group_config
-from sweeps.lanes.pool import Pool
 from tests.support import ROOT, gone, wait_for
 
 STRANGER = [sys.executable, "-m", "tests.sweeps.cluster.stranger"]
@@ -70,8 +70,8 @@ def test_another_account_is_refused_on_every_port(pool: Pool) -> None:
 def test_workers_that_share_a_trial_listen_on_loopback_alone(tmp_path: Path, pool: Pool) -> None:
     import ray
 
-    from sweeps.lanes.broker import Broker
-    from sweeps.lanes.lanes import Lanes
+    from sweeps.backends.ray.broker import Broker
+    from sweeps.backends.ray.lanes import Lanes
 
     broker = ray.remote(num_cpus=0)(Broker).remote()
     lanes = Lanes(broker, [LaneShape(2, True, {HEAD: 0.001})], tmp_path)  # the pool's lane has the CPUs

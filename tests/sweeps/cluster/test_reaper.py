@@ -11,8 +11,8 @@ from pathlib import Path
 import psutil
 import pytest
 
+from sweeps.backends.ray.pool import Pool
 from sweeps.cluster.reaper import Reaper, ray_processes, runs
-from sweeps.lanes.pool import Pool
 from tests.support import wait_for
 
 SLEEP = [sys.executable, "-S", "-c", "import time; time.sleep(60)"]

@@ -29,8 +29,9 @@ os.environ.pop("RAY_ADDRESS", None)
 import psutil
 from ray.cluster_utils import Cluster
 
+from sweeps.backends.ray import lanes
+from sweeps.backends.ray.backend import open_here  # in this process, whose settings of lanes count
 from sweeps.engine.run import run
-from sweeps.lanes import lanes
 from tests.fakes import TRIAL, FakeResources, fake_plan
 from tests.sweeps.support import logged
 
@@ -101,7 +102,7 @@ def main() -> None:
         loss = Loss(cluster, nodes[-1], log, folder, back=how == ["back"])
         loss.thread.start()
         plan = fake_plan(folder, logged(log, delay=delay), resources=FakeResources(concurrent=2))
-        summary = run(plan, trial=TRIAL, progress=loss, address=cluster.address)
+        summary = run(plan, trial=TRIAL, progress=loss, address=cluster.address, backend=open_here)
         found = {"finished": summary.finished, "failed": summary.failed, "lost": loss.lost}
         found["controllers"] = loss.controllers
         print(json.dumps(found))

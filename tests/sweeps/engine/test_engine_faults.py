@@ -13,10 +13,11 @@ from typing import Any
 import psutil
 import pytest
 
-from sweeps.engine.drive import EngineError
+from sweeps.backends.backend import BackendError
+from sweeps.backends.ray.backend import using
+from sweeps.backends.ray.broker import Broker
+from sweeps.backends.ray.pool import Pool
 from sweeps.engine.run import run
-from sweeps.lanes.broker import Broker
-from sweeps.lanes.pool import Pool
 from sweeps.records.journal import Journal
 from sweeps.records.locks import LockedError
 from tests.fakes import FakeCell, FakeConfirm, FakeResources, FakeSearch, fake_plan
@@ -126,7 +127,7 @@ def test_lanes_that_cannot_start_are_an_error_that_says_why(
         ray.get(broken.lane_lost.remote("lane0", "RuntimeError: no room", True, 1.0))
         monkeypatch.setattr(pool, "broker", broken)
         monkeypatch.setattr(pool, "broker_name", "broken")
-        with pytest.raises(EngineError, match="RuntimeError: no room"):
+        with pytest.raises(BackendError, match="RuntimeError: no room"):
             go(fake_plan(tmp_path / "r", (FakeCell("lora"),)), pool)
     finally:
         ray.kill(broken)
@@ -145,7 +146,7 @@ def test_a_broker_that_cannot_be_made_is_an_error_that_says_why(
         def status(self) -> None: ...
 
     monkeypatch.setattr(pool, "broker", ray.remote(num_cpus=0)(Refused).remote())
-    with pytest.raises(EngineError, match=r"the broker can't run on the cluster's head: .*Refused"):
+    with pytest.raises(BackendError, match=r"the broker can't run on the cluster's head: .*Refused"):
         go(fake_plan(tmp_path / "r", (FakeCell("lora"),)), pool)
 
 
@@ -156,7 +157,7 @@ def test_lanes_that_ended_untold_end_the_sweep_which_goes_on_later(
     slow = (FakeCell("lora", options=(("delay", 0.05),)), FakeCell("vera"))
     down = property(lambda self: "OSError: busy" if events(tmp_path / "r", "finish") else None)
     monkeypatch.setattr(Pool, "down", down)
-    with pytest.raises(EngineError, match="no lane could be kept up: OSError: busy"):
+    with pytest.raises(BackendError, match="no lane could be kept up: OSError: busy"):
         go(fake_plan(tmp_path / "r", slow), pool)
     monkeypatch.undo()
     before = events(tmp_path / "r", "finish")
@@ -208,6 +209,6 @@ def test_a_full_disk_under_a_trial_is_not_the_trials_fault(
     with pytest.raises(OSError, match=r"No space left on device.*on host"):
         go(fake_plan(tmp_path / "r", cells), pool)
     # a second trial may have been on its way to the same fault: the disk has room again for both
-    again = run(fake_plan(tmp_path / "r", PAIR), trial="tests.fakes:mended_trial", progress=False, pool=pool)
+    again = run(fake_plan(tmp_path / "r", PAIR), trial="tests.fakes:mended_trial", progress=False, backend=using(pool))
     assert again.complete
     assert_same_tables(tmp_path / "r", undisturbed(PAIR))

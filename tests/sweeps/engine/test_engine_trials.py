@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from sweeps.lanes.pool import Pool
+from sweeps.backends.ray.pool import Pool
 from tests.fakes import FakeCell, FakeConfirm, FakeLimits, FakeResources, FakeSearch, fake_plan
 from tests.support import ROOT
 from tests.sweeps.support import DRIVER, PAIR, Undisturbed, assert_same_tables, events, go, logged, rows

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import os
 import random
 import signal
 import subprocess
@@ -18,10 +19,10 @@ import psutil
 import pytest
 
 from analysis.store.store import open_store
+from sweeps.backends.ray.backend import using
+from sweeps.backends.ray.pool import Pool
 from sweeps.cluster.reaper import runs
-from sweeps.cluster.session import EXIT_LOST
 from sweeps.engine.run import run
-from sweeps.lanes.pool import Pool
 from sweeps.records.locks import HEARTBEAT_S, LockedError
 from tests.fakes import TRIAL, FakeCell, FakeConfirm, FakeSearch, fake_plan
 from tests.support import ROOT, gone, wait_for
@@ -57,12 +58,12 @@ Journal.write = write
 """
 SMALL_FILES = """
 import resource
-from sweeps.lanes.pool import Pool
+from sweeps.backends.ray.pool import Pool
 with Pool(plan.spec.resources, folder.with_name("ray")) as pool:  # Ray's own processes keep their limits
     usual = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[4]), usual[1]))
     try:
-        run(plan, trial=TRIAL, progress=False, pool=pool)
+        run(plan, trial=TRIAL, progress=False, backend=using(pool))
     except OSError as error:
         resource.setrlimit(resource.RLIMIT_FSIZE, usual)
         print("stopped by", error.errno)
@@ -102,7 +103,7 @@ def test_a_killed_actor_changes_nothing(tmp_path: Path, pool: Pool, undisturbed:
     """The lane's controller, the workers in the middle of an epoch, and our own broker."""
     kill = KillOnce(title)
     cells = (FakeCell("lora", options=(("delay", 0.05),)), FakeCell("vera", options=(("delay", 0.05),)))
-    summary = run(fake_plan(tmp_path / "r", cells), trial=TRIAL, progress=kill, pool=pool)
+    summary = run(fake_plan(tmp_path / "r", cells), trial=TRIAL, progress=kill, backend=using(pool))
     assert kill.killed
     assert (summary.finished, summary.failed) == (16, 0)
     assert_same_tables(tmp_path / "r", undisturbed(PAIR))
@@ -188,14 +189,14 @@ def test_impatient_ctrl_c_while_lanes_are_ended(tmp_path: Path, pool: Pool, star
     assert not (tmp_path / "r" / "lock.json").exists()
 
 
-UNTIL_LOST = DRIVER.replace(
+ONE_RAY = DRIVER.replace(
     "print(run(plan, trial=TRIAL, progress=False).interrupted)",
     """
-from sweeps.cluster.session import RayLostError
+from sweeps.backends.backend import BackendLostError
 try:
-    print(run(plan, trial=TRIAL, progress=False).interrupted)
-except RayLostError as error:
-    print("lost:", error)
+    print(run(plan, trial=TRIAL, progress=False, restart=False).interrupted)
+except BackendLostError as error:
+    print("lost:", error.why)
 """,
 )
 
@@ -209,29 +210,63 @@ VICTIMS = {
 }
 
 
+def strike(victim: str, family: list[psutil.Process]) -> None:
+    """End a part of Ray, or all of it: the driver's process, its workers and Ray's own."""
+    for process in family:
+        with contextlib.suppress(psutil.Error):
+            if victim == "everything" or process.name().endswith(victim.rsplit(maxsplit=1)[-1]):
+                process.send_signal(signal.SIGTERM if "terminated" in victim else signal.SIGKILL)
+
+
+@pytest.mark.timeout(600)
 @pytest.mark.parametrize("victim", [*VICTIMS, "everything"])
-def test_ray_itself_is_killed(
+def test_a_sweep_outlives_its_ray(
     tmp_path: Path, pool: Pool, undisturbed: Undisturbed, victim: str, start_driver: StartDriver
 ) -> None:
-    """Nothing goes on then; Ray would end the driver a minute later. systemd and Slurm send SIGTERM to everything."""
+    """A new session is started, without a second command."""
     log = tmp_path / "log"
-    running = start_driver(tmp_path / "r", log, 1.0, UNTIL_LOST, stderr=subprocess.PIPE)
+    running = start_driver(tmp_path / "r", log, 0.5)
     wait_for(log.exists, "an epoch", 200)
     family = psutil.Process(running.pid).children(recursive=True)
-    if victim == "everything":
+    strike(victim, family)
+    assert running.communicate(timeout=400)[0].split()[-1] == "False"
+    assert running.returncode == 0
+    (lost,) = events(tmp_path / "r", "lost")
+    assert lost["reason"].startswith(VICTIMS.get(victim, "the process of Ray's driver"))
+    wait_for(lambda: gone(family), "the lost session's processes to end", 60)
+    assert_same_tables(tmp_path / "r", undisturbed(logged(log)))
+    assert all(count <= 2 for count in trained(log).values())  # only an epoch that was under way
+
+
+def test_without_restart_the_loss_of_ray_ends_the_run(
+    tmp_path: Path, pool: Pool, undisturbed: Undisturbed, start_driver: StartDriver
+) -> None:
+    log = tmp_path / "log"
+    running = start_driver(tmp_path / "r", log, 0.5, ONE_RAY)
+    wait_for(log.exists, "an epoch", 200)
+    strike("raylet", psutil.Process(running.pid).children(recursive=True))
+    assert "lost: Ray's raylet (process" in running.communicate(timeout=60)[0]
+    go(fake_plan(tmp_path / "r", logged(log)), pool)
+    assert_same_tables(tmp_path / "r", undisturbed(logged(log)))
+
+
+@pytest.mark.parametrize("everything", [False, True], ids=["the process group", "every process"])
+def test_a_signal_to_more_than_the_driver_is_an_interruption(
+    tmp_path: Path, pool: Pool, undisturbed: Undisturbed, start_driver: StartDriver, everything: bool
+) -> None:
+    """`timeout` and terminals signal the process group, systemd and Slurm every process."""
+    log = tmp_path / "log"
+    running = start_driver(tmp_path / "r", log, 0.5, start_new_session=True)
+    wait_for(log.exists, "an epoch", 200)
+    family = psutil.Process(running.pid).children(recursive=True)
+    if everything:
         for process in [psutil.Process(running.pid), *family]:
             with contextlib.suppress(psutil.Error):
                 process.terminate()
     else:
-        found = next(p for p in family if p.name().endswith(victim.rsplit(maxsplit=1)[-1]))
-        found.send_signal(signal.SIGTERM if "terminated" in victim else signal.SIGKILL)
-    said, errors = running.communicate(timeout=60)
-    if victim == "everything":  # by itself, or from the main thread, which may be in a call of Ray's that nothing ends
-        assert said.strip() == "True" if running.returncode == 0 else running.returncode == 130
-    elif running.returncode != 1 or not victim.endswith("Agent"):
-        assert running.returncode in (0, EXIT_LOST)
-        assert VICTIMS[victim] in said + errors
-    # else Ray was quicker: half a second after an agent it ends the raylet, and the driver with code 1
+        os.killpg(running.pid, signal.SIGTERM)
+    assert running.communicate(timeout=60)[0].split()[-1] == "True"
+    assert not events(tmp_path / "r", "lost")
     wait_for(lambda: gone(family), "its processes to end", 20)
     go(fake_plan(tmp_path / "r", logged(log)), pool)
     assert_same_tables(tmp_path / "r", undisturbed(logged(log)))

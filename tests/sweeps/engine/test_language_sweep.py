@@ -10,9 +10,10 @@ import pytest
 
 from analysis.store.store import open_store
 from randlora import load
+from sweeps.backends.ray.backend import using
+from sweeps.backends.ray.pool import Pool
 from sweeps.engine.run import run
 from sweeps.errors import SpecError
-from sweeps.lanes.pool import Pool
 from sweeps.plan.inputs import check_inputs
 from sweeps.plan.plan import Plan
 from sweeps.spec.spec import SweepSpec
@@ -47,7 +48,7 @@ def tree(place: Path, **given: Any) -> dict[str, Any]:
 def test_a_language_sweep_end_to_end(place: Path, pool: Pool) -> None:
     plan = Plan.from_spec(SweepSpec.parse(tree(place, evaluate={"test_rows": 7})))
     check_inputs(plan)
-    summary = run(plan, progress=False, pool=pool)
+    summary = run(plan, progress=False, backend=using(pool))
     assert (summary.finished, summary.failed) == (2 * (2 + 2) + 1, 0)
     trials = open_store(place / "results").table("trials").to_pylist()
     assert {t["metric"] for t in trials} == {"accuracy (log-likelihood)"}

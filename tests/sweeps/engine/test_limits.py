@@ -34,18 +34,17 @@ def one() -> int:
 
 
 def metered(
-    tmp_path: Path, clock: Clock, shapes: list[LaneShape], busy: Callable[[], int] = one, **limits: float
+    tmp_path: Path, clock: Clock, each: float = 1.0, busy: Callable[[], int] = one, **limits: float
 ) -> tuple[Meter, SweepState]:
     plan = fake_plan(tmp_path, (FakeCell("lora"), FakeCell("vera")))
     state = SweepState(plan.feasible, plan.spec)
-    return Meter(FakeLimits(**limits), state, shapes, 0.0, busy, clock), state
+    return Meter(FakeLimits(**limits), state, each, 0.0, busy, clock), state
 
 
 def test_accelerator_time_is_what_trials_hold(tmp_path: Path) -> None:
     clock = Clock()
-    shapes = [LaneShape(2, False, {"CPU": 1, "GPU": 0.5})]
     busy: Counter[str] = Counter()
-    meter, state = metered(tmp_path, clock, shapes, busy.total, max_cost=3.0, price_per_hour=2.0)
+    meter, state = metered(tmp_path, clock, 0.5, busy.total, max_cost=3.0, price_per_hour=2.0)
     clock.now = 3600
     meter.tick()
     assert meter.accelerator_hours == 0  # nothing ran
@@ -69,9 +68,9 @@ def test_accelerator_time_is_what_trials_hold(tmp_path: Path) -> None:
 
 def test_earlier_runs_count_for_accelerator_time_and_not_for_wall_time(tmp_path: Path) -> None:
     clock = Clock()
-    meter, state = metered(tmp_path, clock, [], max_accelerator_hours=1.0, max_hours=2.0)
+    meter, state = metered(tmp_path, clock, max_accelerator_hours=1.0, max_hours=2.0)
     state.cells["lora-1000"].rows["x"] = {"seconds_total": 3600.0}
-    again = Meter(FakeLimits(max_accelerator_hours=1.0), state, [LaneShape(1, False, {"CPU": 1})], 0.0, one, clock)
+    again = Meter(FakeLimits(max_accelerator_hours=1.0), state, 1.0, 0.0, one, clock)
     assert again.reached() == "limits.max_accelerator_hours = 1 (1 used)"
     assert meter.reached() is None
     clock.now = 7200
@@ -79,8 +78,8 @@ def test_earlier_runs_count_for_accelerator_time_and_not_for_wall_time(tmp_path:
 
 
 def test_attempts_that_no_row_knows_count_after_a_restart(tmp_path: Path) -> None:
-    clock, shapes = Clock(), [LaneShape(1, False, {"CPU": 1})]
-    meter, state = metered(tmp_path, clock, shapes)
+    clock = Clock()
+    meter, state = metered(tmp_path, clock)
     state.used = meter
     with Journal(tmp_path / "journal.jsonl") as journal:
         ledger = Ledger(state, journal, Sealer(tmp_path), tmp_path, "none")
@@ -90,7 +89,7 @@ def test_attempts_that_no_row_knows_count_after_a_restart(tmp_path: Path) -> Non
         clock.now = 3600
         meter.tick()
         ledger.finish(slot, {"status": "failed", "seconds_total": 1.0})  # its last attempt's
-    again = Meter(FakeLimits(), state, shapes, 0.0, one, clock, read_journal(journal.path).events)
+    again = Meter(FakeLimits(), state, 1.0, 0.0, one, clock, read_journal(journal.path).events)
     assert again.accelerator_hours == pytest.approx(1.0)
 
 
@@ -103,10 +102,10 @@ def test_every_run_counts_with_its_own_resources(tmp_path: Path) -> None:
         {"ev": "sweep", "accelerators": 4.0, "price_per_hour": 2.0},
         {"ev": "used", "used": 14400.0},
     ]
-    clock, shapes = Clock(), [LaneShape(1, False, {"CPU": 1, "GPU": 2})]
-    _, state = metered(tmp_path, clock, shapes)
+    clock = Clock()
+    _, state = metered(tmp_path, clock, 2.0)
     limits = FakeLimits(max_accelerator_hours=8.6, price_per_hour=2.0)
-    meter = Meter(limits, state, shapes, 0.0, one, clock, events)
+    meter = Meter(limits, state, 2.0, 0.0, one, clock, events)
     assert (meter.seconds, meter.accelerator_hours) == pytest.approx((14400, 2 + 2 * 0.25 + 4))
     clock.now = 3600
     meter.tick()

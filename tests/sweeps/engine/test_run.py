@@ -9,10 +9,11 @@ from pathlib import Path
 import pytest
 
 from analysis.store.store import open_store
+from sweeps.backends.ray.backend import using
+from sweeps.backends.ray.pool import Pool
+from sweeps.backends.reports import processor
 from sweeps.cluster.resources import ResourceError
 from sweeps.engine.run import run
-from sweeps.lanes.pool import Pool
-from sweeps.lanes.reports import processor
 from tests.fakes import (
     FakeCell,
     FakeConfirm,
@@ -88,7 +89,7 @@ def test_failed_trials_are_tried_again_when_asked(tmp_path: Path, pool: Pool) ->
     again = go(plan, None)
     assert (again.finished, again.failed, again.failed_before) == (0, 0, first.failed)
     assert not again.complete
-    mended = run(plan, trial="tests.fakes:mended_trial", progress=False, pool=pool, retry_failed=True)
+    mended = run(plan, trial="tests.fakes:mended_trial", progress=False, backend=using(pool), retry_failed=True)
     assert mended.complete
     table = open_store(tmp_path / "r").table("trials").to_pylist()
     attempts: dict[str, list[tuple[int, str]]] = {}

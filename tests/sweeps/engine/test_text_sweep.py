@@ -11,9 +11,10 @@ from typing import Any
 import pytest
 
 from analysis.store.store import open_store
+from sweeps.backends.ray.backend import using
+from sweeps.backends.ray.pool import Pool
 from sweeps.engine.run import run
 from sweeps.errors import SpecError
-from sweeps.lanes.pool import Pool
 from sweeps.plan.inputs import check_inputs
 from sweeps.plan.plan import Plan
 from sweeps.plan.split_sizes import split_sizes
@@ -61,7 +62,7 @@ def tree(place: Path, model: str = "llama", data: str = "json:rows", **given: An
 def test_a_text_encoder_sweep_end_to_end(place: Path, pool: Pool) -> None:
     methods: dict[str, Any] = {"lora": {}, "linear-probe": {}}
     plan = Plan.from_spec(SweepSpec.parse(tree(place, "roberta", "glue:SST-2", methods=methods)))
-    summary = run(plan, progress=False, pool=pool)
+    summary = run(plan, progress=False, backend=using(pool))
     assert (summary.finished, summary.failed) == (2 * (2 + 1), 0)
     trials = open_store(place / "results-roberta").table("trials").to_pylist()
     heads = {t["method"]: t["head_params"] for t in trials}

@@ -10,11 +10,12 @@ import pytest
 from analysis.diagnostics.analyze import analyze
 from analysis.store.store import open_store
 from randlora import load
+from sweeps.backends.ray.backend import using
+from sweeps.backends.ray.pool import Pool
 from sweeps.engine.export import export_trial
 from sweeps.engine.kept import kept_trial
 from sweeps.engine.run import run
 from sweeps.errors import SpecError
-from sweeps.lanes.pool import Pool
 from sweeps.plan.estimate import estimate_plan
 from sweeps.plan.plan import Plan
 from sweeps.spec.spec import SweepSpec
@@ -52,7 +53,7 @@ def test_a_vision_sweep_end_to_end(place: Path, pool: Pool) -> None:
     assert {cell.method: cell.adapt for cell in plan.cells} == dict.fromkeys(
         ("lora", "randlora", "full", "linear-probe"), "all"
     )
-    summary = run(plan, progress=False, pool=pool)
+    summary = run(plan, progress=False, backend=using(pool))
     assert (summary.finished, summary.failed) == (4 * (2 + 2), 0)
     trials = open_store(place / "results").table("trials").to_pylist()
     assert {t["metric"] for t in trials} == {"accuracy"}
@@ -78,7 +79,7 @@ def test_methods_of_peft_go_the_whole_way(place: Path, pool: Pool, tmp_path: Pat
     given = tree(place, output=str(tmp_path / "r"), methods=methods)
     plan = Plan.from_spec(SweepSpec.parse(given | {"budgets": {"params": [1024]}}))
     assert {m.method for m in estimate_plan(plan).methods} == set(methods)
-    assert run(plan, progress=False, pool=pool).finished == 2 * (2 + 2)
+    assert run(plan, progress=False, backend=using(pool)).finished == 2 * (2 + 2)
     store = open_store(tmp_path / "r")
     assert all(c["dof"] for c in store.table("cells").to_pylist())
     table, _, says = analyze(store, "spectrum")

@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from sweeps.engine import drive
-from sweeps.lanes.pool import Pool
-from sweeps.lanes.tune import Dispatcher
+from sweeps.backends.ray import backend, tune
+from sweeps.backends.ray.pool import Pool
 from tests.fakes import fake_plan
 from tests.sweeps.support import PAIR, Undisturbed, assert_same_tables, go
 
 
 def test_a_tuner_outlasts_what_runs_at_once() -> None:
     """At its end the lanes wait for the last trials, and the next one starts its processes anew."""
-    assert [drive.wave(at_once) for at_once in (1, 50, 51, 1000)] == [1000, 1000, 1020, 20_000]
+    assert [tune.wave(at_once) for at_once in (1, 50, 51, 1000)] == [1000, 1000, 1020, 20_000]
 
 
 @pytest.mark.slow
@@ -24,17 +24,23 @@ def test_a_long_sweep_takes_several_tuners(
 ) -> None:
     """Tune keeps every trial of a Tuner in memory; waves of them share journal, studies and warm lanes."""
     waves: list[int] = []
-    real = drive._tune
+    suggest = tune.StartedTrials.suggest
 
-    def tune(dispatcher: Dispatcher, pool: Pool) -> None:
-        before = dispatcher.left
-        real(dispatcher, pool)
-        waves.append(before - dispatcher.left)
+    def counted(self: tune.StartedTrials, trial_id: str) -> Any:
+        found = suggest(self, trial_id)
+        if isinstance(found, dict):
+            waves[-1] += 1
+        return found
 
-    assert drive.WAVE == 1000
-    monkeypatch.setattr(drive, "WAVE", 6)
-    monkeypatch.setattr(drive, "ROUNDS", 1)
-    monkeypatch.setattr(drive, "_tune", tune)
+    def run_tuner(*given: Any) -> None:
+        waves.append(0)
+        tune.run_tuner(*given)
+
+    assert tune.WAVE == 1000
+    monkeypatch.setattr(tune, "WAVE", 6)
+    monkeypatch.setattr(tune, "ROUNDS", 1)
+    monkeypatch.setattr(tune.StartedTrials, "suggest", counted)
+    monkeypatch.setattr(backend, "run_tuner", run_tuner)
     assert go(fake_plan(tmp_path / "r", PAIR), pool).finished == 16
     assert sum(waves) == 16
     assert len(waves) >= 3

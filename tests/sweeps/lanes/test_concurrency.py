@@ -10,8 +10,9 @@ from typing import Any
 
 import psutil
 
+from sweeps.backends.ray.backend import using
+from sweeps.backends.ray.pool import Pool
 from sweeps.engine.run import run
-from sweeps.lanes.pool import Pool
 from tests.fakes import TRIAL, fake_plan
 from tests.sweeps.support import PAIR, go
 
@@ -42,6 +43,6 @@ class Titles:
 
 def test_a_tune_trial_has_no_process(tmp_path: Path, pool: Pool) -> None:
     titles = Titles()
-    assert run(fake_plan(tmp_path / "r", PAIR), trial=TRIAL, progress=titles, pool=pool).finished == 16
+    assert run(fake_plan(tmp_path / "r", PAIR), trial=TRIAL, progress=titles, backend=using(pool)).finished == 16
     assert {"ray::Broker", "ray::RayTrainWorker"} <= titles.seen
     assert not [title for title in titles.seen if "Trainable" in title or "Proxy" in title]

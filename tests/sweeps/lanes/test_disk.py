@@ -1,11 +1,13 @@
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -15,16 +17,16 @@ import pytest
 import torch
 from safetensors import SafetensorError
 
-from sweeps.lanes.packed_worker import run_together
-from sweeps.lanes.packs import Packing
-from sweeps.lanes.reports import Line, failed, keep, make_folder, results_of, storage_fault
-from sweeps.lanes.tune import Dispatcher
-from sweeps.lanes.worker import _Worker, lane_loop
+from sweeps.backends.backend import Event, Finished, Lost, Order, Reported
+from sweeps.backends.packed import train_together
+from sweeps.backends.ray.backend import RayBackend
+from sweeps.backends.ray.line import Line
+from sweeps.backends.ray.tune import Ended
+from sweeps.backends.ray.worker import _Worker, lane_loop
+from sweeps.backends.reports import failed, keep, make_folder, results_of, storage_fault
 from sweeps.records.journal import Journal
-from sweeps.records.ledger import Ledger
-from sweeps.records.sealing import Sealer
-from sweeps.search.stages import SweepState
 from tests.fakes import TRIAL, FakeCell, FakeSearch, fake_plan
+from tests.sweeps.engine.scripted import Scripted, loop_of
 from tests.sweeps.support import events
 
 
@@ -82,7 +84,7 @@ def test_other_errors_are_the_trials_own(tmp_path: Path, error: Exception | None
 def test_the_words_of_a_real_writer_without_room(tmp_path: Path) -> None:
     code = (
         "import resource, sys, torch\nfrom pathlib import Path\nfrom safetensors.torch import save_file\n"
-        "from sweeps.lanes.reports import storage_fault\n"
+        "from sweeps.backends.reports import storage_fault\n"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))\n"
         "try:\n    save_file({'x': torch.zeros(10_000)}, sys.argv[1])\n"
         "except Exception as error:\n    print(storage_fault(error, Path(sys.argv[1]).parent))"
@@ -110,7 +112,7 @@ def test_storage_trouble_of_a_pack_says_nothing_of_packing(tmp_path: Path) -> No
     said: list[Any] = []
     own = own_folder(tmp_path)
     shutil.rmtree(results_of(own))
-    run_together(Heard(None, "lane0/0", "t"), [{"key": key, "directory": str(own)} for key in "ab"])
+    assert not list(train_together(Heard(None, "lane0/0", "t"), [{"key": key, "directory": str(own)} for key in "ab"]))
     ((what, keys, why, cause),) = said
     assert (what, keys, cause) == ("unpack", ["a", "b"], "storage") and "the results folder is gone" in why
 
@@ -142,78 +144,83 @@ def trouble(host: str = "n2") -> dict[str, Any]:
     return {**failed(error, Path("/r/trials/x")), "state": "failed", "host": host}
 
 
-Tell = Callable[..., tuple[Dispatcher, list[str]]]
+Tell = Callable[..., list[Lost | Finished]]
 
 
 @pytest.fixture
-def tell(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Tell]:
-    """Passes outcomes to a dispatcher, each of the trial that is then next; it, and the ids of those trials."""
-    monkeypatch.setattr("sweeps.lanes.tune.ray.get", lambda answer: answer)
-    plan = fake_plan(tmp_path / "r", (FakeCell("lora"),), search=FakeSearch(pruner="asha"))
-    state = SweepState(plan.feasible, plan.spec)
-    with Journal(tmp_path / "r" / "journal.jsonl") as journal:
-        ledger = Ledger(state, journal, Sealer(tmp_path / "r"), tmp_path / "r", "none")
+def tell(monkeypatch: pytest.MonkeyPatch) -> Tell:
+    """Takes outcomes from a broker as the Ray backend does; gives the events that the engine gets."""
+    monkeypatch.setattr("sweeps.backends.ray.backend.ray.get", lambda answer, **_: answer)
+    monkeypatch.setattr(RayBackend, "_tune", lambda self: None)
 
-        def told(*outcomes: dict[str, Any]) -> tuple[Dispatcher, list[str]]:
-            dispatcher = Dispatcher(ledger, Said(*outcomes), "broker", TRIAL, 9, lambda: None, Packing(1, 2, {}))
-            tried = []
-            for number in range(len(outcomes)):
-                assert isinstance(dispatcher.suggest(f"tune{number}"), dict)
-                tried.append(next(iter(dispatcher.slots.values())).trial_id)
-                dispatcher.on_trial_complete(f"tune{number}", error=False)
-            return dispatcher, tried
+    def told(*outcomes: dict[str, Any]) -> list[Lost | Finished]:
+        pool: Any = SimpleNamespace(
+            broker=Said(*outcomes), minded=contextlib.nullcontext, down=None, resources=None, trials=1
+        )
+        backend, ended = RayBackend(pool, False), []
+        for number in range(len(outcomes)):
+            backend.start([Order(f"t{number}", TRIAL, None, {}, Path("/r"), None, False)])
+            backend._held.news.put(Ended(backend._keys[f"t{number}"], False))
+            ended += backend.events(0.0)
+        return ended
 
-        yield told
-
-
-def test_storage_trouble_of_one_machine_is_noted_and_its_trial_goes_elsewhere(
-    tmp_path: Path, tell: Tell, caplog: pytest.LogCaptureFixture
-) -> None:
-    whole = {"state": "finished", "result": {}, "events": [], "host": "n1"}
-    dispatcher, tried = tell(trouble(), trouble(), whole)  # of two lanes of that machine, perhaps
-    assert dispatcher.error is None and not dispatcher.interrupted
-    assert len(set(tried)) == 1 and dispatcher.ledger.finished[0]["attempt"] == 1
-    event, _ = events(tmp_path / "r", "trouble")
-    assert event["host"] == "n2" and "No space left on device" in event["reason"]
-    assert [r.message for r in caplog.records if "(on host n2)" in r.message]
-    again, _ = tell(trouble("n1"), whole, trouble("n2"))  # not both at a time
-    assert again.error is None
+    return told
 
 
-def test_storage_trouble_of_all_machines_ends_the_sweep(tell: Tell) -> None:
-    dispatcher, tried = tell(trouble("n1"), trouble("n2"))
-    assert isinstance(dispatcher.error, OSError) and dispatcher.interrupted
-    assert dispatcher.error.errno == errno.ENOSPC and "on host n2" in str(dispatcher.error)
-    assert tried[0] == tried[1]
+def whole(host: str, **more: Any) -> dict[str, Any]:
+    return {"state": "finished", "result": {}, "events": [], "host": host, **more}
 
 
-def test_storage_trouble_of_a_groups_further_machine_is_its_workers_too(tell: Tell) -> None:
+def elsewhere(ended: list[Lost | Finished]) -> list[bool]:
+    """Of the lost trials, whether other nodes can run them."""
+    return [event.elsewhere for event in ended if isinstance(event, Lost)]
+
+
+def test_storage_trouble_of_one_node_leaves_the_others(tell: Tell) -> None:
+    ended = tell(trouble(), trouble(), whole("n1"))  # of two lanes of that node, perhaps
+    assert elsewhere(ended) == [True, True] and isinstance(ended[-1], Finished)
+    assert isinstance(ended[0], Lost) and ended[0].fault is not None and ended[0].fault.errno == errno.ENOSPC
+    assert elsewhere(tell(trouble("n1"), whole("n1"), trouble("n2"))) == [True, True]  # not both at a time
+    assert elsewhere(tell(trouble("n1"), trouble("n2"))) == [True, False]
+
+
+def test_storage_trouble_of_a_groups_further_node_is_its_workers_too(tell: Tell) -> None:
     def group(name: str) -> dict[str, Any]:
         return trouble("n3") | {"worker": (name, "n2")}
 
-    whole = {"state": "finished", "result": {}, "events": [], "host": "n2", "worker": ("lane1/0", "n2")}
-    assert tell(trouble("n1"), group("lane1/0"))[0].error is None
-    assert tell(trouble("n1"), group("lane1/0"), whole, group("lane2/0"))[0].error is None
-    assert isinstance(tell(trouble("n1"), group("lane1/0"), group("lane2/0"))[0].error, OSError)
+    fine = whole("n2", worker=("lane1/0", "n2"))
+    assert elsewhere(tell(trouble("n1"), group("lane1/0"))) == [True, True]
+    assert elsewhere(tell(trouble("n1"), group("lane1/0"), fine, group("lane2/0"))) == [True, True, True]
+    assert elsewhere(tell(trouble("n1"), group("lane1/0"), group("lane2/0"))) == [True, True, False]
 
 
-def test_a_trial_that_was_stopped_stays_so_where_storage_fails_then(
-    tmp_path: Path, tell: Tell, monkeypatch: pytest.MonkeyPatch
+def lost_to_a_disk(order: Order, *, elsewhere: bool) -> Lost:
+    outcome = trouble()
+    return Lost(order.trial_id, outcome, OSError(outcome["storage"], f"{outcome['reason']} (on host n2)"), elsewhere)
+
+
+def test_a_trial_that_storage_failed_is_tried_again_and_the_trouble_is_noted(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr("sweeps.lanes.tune.should_stop", lambda *_: True)
-    dispatcher, _ = tell()
-    dispatcher.broker = Said(trouble())
-    given = dispatcher.suggest("t")
-    assert isinstance(given, dict)
-    report = {"status": "running", "epoch": 1, "score": 0.1, "seconds": 1.0, "train_loss": 0.1}
-    assert dispatcher.saw(given["key"], report)
-    dispatcher.on_trial_complete("t", error=False)
-    assert dispatcher.error is None
-    assert [row["status"] for row in dispatcher.ledger.finished] == ["pruned"]
-    assert len(events(tmp_path / "r", "trouble")) == 1
+    def says(orders: Sequence[Order]) -> list[Event]:
+        again = backend.tried.count(orders[0].trial_id) > 1
+        return [Finished(orders[0].trial_id, whole("n1"))] if again else [lost_to_a_disk(orders[0], elsewhere=True)]
+
+    backend = Scripted(says)
+    plan = fake_plan(tmp_path / "r", (FakeCell("lora"),), search=FakeSearch(trials=1, rerun_rates=0, rerun_seeds=0))
+    with contextlib.contextmanager(loop_of)(plan, tmp_path / "r", backend) as (loop, ledger):
+        loop.run()
+    assert [row["attempt"] for row in ledger.finished] == [1, 1, 1]
+    assert Counter(backend.tried) == {row["trial_id"]: 2 for row in ledger.finished}
+    assert {event["host"] for event in events(tmp_path / "r", "trouble")} == {"n2"}
+    assert "No space left on device" in events(tmp_path / "r", "trouble")[0]["reason"]
+    assert len([r for r in caplog.records if "(on host n2)" in r.message]) == 3
 
 
-def test_storage_trouble_of_the_driver_too_ends_the_sweep(tell: Tell, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("driver_too", [False, True])
+def test_storage_trouble_of_all_nodes_or_of_the_driver_ends_the_sweep(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, driver_too: bool
+) -> None:
     real = Journal.write
 
     def write(self: Journal, event: dict[str, Any], *, sync: bool = True) -> None:
@@ -222,15 +229,38 @@ def test_storage_trouble_of_the_driver_too_ends_the_sweep(tell: Tell, monkeypatc
         real(self, event, sync=sync)
 
     monkeypatch.setattr(Journal, "write", write)
-    dispatcher, _ = tell(trouble())
-    assert isinstance(dispatcher.error, OSError) and "on host n2" in str(dispatcher.error)
-    assert isinstance(dispatcher.error.__cause__, OSError) and dispatcher.error.__cause__.errno == errno.EROFS
+    backend = Scripted(lambda orders: [lost_to_a_disk(orders[0], elsewhere=driver_too)])
+    with contextlib.contextmanager(loop_of)(
+        fake_plan(tmp_path / "r", (FakeCell("lora"),)), tmp_path / "r", backend
+    ) as (loop, ledger):
+        with pytest.raises(OSError, match="on host n2") as caught:
+            loop.run()
+        assert caught.value.errno == errno.ENOSPC
+        assert isinstance(caught.value.__cause__, OSError) == driver_too
+        assert ledger.state.running == 0
+
+
+def test_a_trial_that_was_stopped_stays_so_where_storage_fails_then(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sweeps.engine.loop.should_stop", lambda *_: True)
+
+    def says(orders: Sequence[Order]) -> list[Event]:
+        if orders[0].judged:
+            return [Reported(orders[0].trial_id, 1, 0.1, 0.1, 1.0), lost_to_a_disk(orders[0], elsewhere=True)]
+        return [Finished(orders[0].trial_id, whole("n1"))]
+
+    plan = fake_plan(tmp_path / "r", (FakeCell("lora"),), search=FakeSearch(pruner="asha", rerun_rates=0))
+    with contextlib.contextmanager(loop_of)(plan, tmp_path / "r", Scripted(says)) as (loop, ledger):
+        loop.run()
+    assert {row["status"] for row in ledger.finished if row["stage"] == "TUNE"} == {"pruned"}
+    assert len(events(tmp_path / "r", "trouble")) == len([r for r in ledger.finished if r["stage"] == "TUNE"]) > 0
 
 
 def test_a_worker_rests_after_storage_trouble_until_it_is_told_to_return(monkeypatch: pytest.MonkeyPatch) -> None:
     slept: list[float] = []
-    monkeypatch.setattr("sweeps.lanes.reports.ray.get", lambda answer: answer)
-    monkeypatch.setattr("sweeps.lanes.reports.time.sleep", slept.append)
+    monkeypatch.setattr("sweeps.backends.ray.line.ray.get", lambda answer: answer)
+    monkeypatch.setattr("sweeps.backends.ray.line.time.sleep", slept.append)
     line = Line(Said(patience=4), "lane1/0", "t")
     line.finish("k", None, {"status": "failed", "storage": None})
     line.rest()
@@ -244,8 +274,8 @@ def test_a_lane_rests_between_trials(monkeypatch: pytest.MonkeyPatch) -> None:
     done: list[str] = []
     orders = iter([{"key": "k"}, [{"key": "a"}, {"key": "b"}], "stop"])
     context = SimpleNamespace(get_world_rank=lambda: 0)
-    monkeypatch.setattr("sweeps.lanes.worker.ray.train.get_context", lambda: context)
-    monkeypatch.setattr("sweeps.lanes.worker.run_together", lambda worker, orders: done.append("pack"))
+    monkeypatch.setattr("sweeps.backends.ray.worker.ray.train.get_context", lambda: context)
+    monkeypatch.setattr("sweeps.backends.ray.worker.train_together", lambda worker, orders: done.append("pack") or ())
     for name, does in {
         "hello": lambda self: None,
         "ask": lambda self, *_: next(orders),

@@ -16,11 +16,11 @@ from ray.train import ControllerError
 from ray.util import placement_group_table, remove_placement_group
 from ray.util.placement_group import PlacementGroup, PlacementGroupID
 
+from sweeps.backends.ray import lanes
+from sweeps.backends.ray.broker import Broker
+from sweeps.backends.ray.lanes import Lanes
+from sweeps.backends.ray.pool import Pool
 from sweeps.cluster.resources import LaneShape, Node, ResourceError
-from sweeps.lanes import lanes
-from sweeps.lanes.broker import Broker
-from sweeps.lanes.lanes import Lanes
-from sweeps.lanes.pool import Pool
 from tests.fakes import FakeResources
 from tests.sweeps.lanes.support import W0, Answers, run, started
 
@@ -115,8 +115,8 @@ def test_what_is_told_of_a_worker_that_died(
 def test_what_others_have_taken_is_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     free = [{}, {"a": {"CPU": 1.0}}, {"a": {"CPU": 2.0}}]
     monkeypatch.setattr("ray._private.state.available_resources_per_node", lambda: free.pop(0))
-    monkeypatch.setattr("sweeps.lanes.pool._taken", lambda: "2 of 2 CPU(s) are taken")
-    monkeypatch.setattr("sweeps.lanes.pool._LOOK_S", 0.01)
+    monkeypatch.setattr("sweeps.backends.ray.pool._taken", lambda: "2 of 2 CPU(s) are taken")
+    monkeypatch.setattr("sweeps.backends.ray.pool._LOOK_S", 0.01)
     notes: list[str] = []
     joined = Pool(FakeResources(), tmp_path, address="auto", note=notes.append)
     joined._wait_for_room([LaneShape(2, False, {"CPU": 1.0}), LaneShape(1, False, {"CPU": 2.0})])
@@ -128,7 +128,7 @@ def test_a_pool_without_room_is_refused_and_says_who_has_it(
 ) -> None:
     """The pool's lane has two CPUs."""
     wait_for(lambda: len(ray.get(pool.broker.status.remote())["workers"]) == 2)
-    monkeypatch.setattr("sweeps.lanes.pool.ROOM_S", 0.1)
+    monkeypatch.setattr("sweeps.backends.ray.pool.ROOM_S", 0.1)
     cpus = ray.cluster_resources()["CPU"]
     said = rf"no lane fits beside what others run \(2 of {cpus:g} CPU\(s\) are taken\).*the same command when they are"
     with pytest.raises(ResourceError, match=said), Pool(FakeResources(cpus_per_worker=cpus), tmp_path):
@@ -143,7 +143,7 @@ def test_each_machine_is_asked_for_its_smallest_gpu(
     assert pool._memories([Node(2.0, 1.0, "one is all there is")]) == []
     assert pool._memories([here]) == []
     assert "all GPUs are taken to be as large as the probed one" in caplog.text  # there is none
-    monkeypatch.setattr("sweeps.lanes.pool.smallest_gpu", lambda: 40 * 2**30)
+    monkeypatch.setattr("sweeps.backends.ray.pool.smallest_gpu", lambda: 40 * 2**30)
     assert pool._memories([here, here]) == [40 * 2**30] * 2
 
 

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 import torch
 
-from sweeps.lanes.leases import KILLED_FOR_MEMORY
-from sweeps.lanes.memory import MicroBatch, end_if_lost, out_of_memory
+from sweeps.backends.memory import MicroBatch, end_if_lost, out_of_memory
+from sweeps.backends.ray.leases import KILLED_FOR_MEMORY
 from tests.sweeps.lanes.support import W0, lease, outcome_in_a_lane, refuse_more_than, run, started, tiny_trial
 from trainables.errors import TrialError
 
@@ -82,7 +82,7 @@ def ending(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_process_whose_cuda_context_is_lost_ends(monkeypatch: pytest.MonkeyPatch) -> None:
     """Every later trial of it would fail in moments, and it would draw all that are queued."""
     ending(monkeypatch)
-    monkeypatch.setattr("sweeps.lanes.memory._ACCELERATOR", (ZeroDivisionError,))
+    monkeypatch.setattr("sweeps.backends.memory._ACCELERATOR", (ZeroDivisionError,))
     for lost in (ZeroDivisionError("device-side assert triggered"), RuntimeError("CUDA error: unknown error")):
         with pytest.raises(Ended, match="1"):
             end_if_lost(lost)

@@ -13,9 +13,9 @@ import psutil
 import pytest
 
 from analysis.store.store import open_store
+from sweeps.backends import packs
+from sweeps.backends.ray.pool import Pool
 from sweeps.engine.run import RunSummary
-from sweeps.lanes import packs
-from sweeps.lanes.pool import Pool
 from tests.fake_packs import TOGETHER
 from tests.fakes import FakeCell, FakeConfirm, FakePlan, FakeResources, FakeSearch, fake_plan
 from tests.support import gone, wait_for
@@ -160,7 +160,7 @@ def test_a_killed_driver_goes_on_with_packs_and_repeats_nothing(
 ) -> None:
     log = tmp_path / "log"
     code = DRIVER.replace("concurrent=2", "concurrent=2, pack=3").replace(
-        "folder, log,", "from sweeps.lanes import packs\nfrom tests.fake_packs import TOGETHER\n"
+        "folder, log,", "from sweeps.backends import packs\nfrom tests.fake_packs import TOGETHER\n"
         "packs.TOGETHER.update(TOGETHER)\nfolder, log,"
     )  # fmt: skip
     driver = start_driver(tmp_path / "r", log, 0.05, code)

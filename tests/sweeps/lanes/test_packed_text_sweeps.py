@@ -8,8 +8,9 @@ from typing import Any
 import pytest
 
 from analysis.store.store import open_store
+from sweeps.backends.ray.backend import using
+from sweeps.backends.ray.pool import Pool
 from sweeps.engine.run import run
-from sweeps.lanes.pool import Pool
 from sweeps.plan.estimate import estimate_plan
 from sweeps.plan.packing import packing_words
 from sweeps.plan.plan import Plan
@@ -71,9 +72,9 @@ def test_a_packed_sweep_of_text_trains_to_the_same_numbers(
 ) -> None:
     form, _, name = data.partition(":")
     of = f"{form}:{place / name}"
-    summary = run(planned(place, tmp_path / "r", 3, model, of), progress=False, pool=pool)
+    summary = run(planned(place, tmp_path / "r", 3, model, of), progress=False, backend=using(pool))
     assert summary.failed == 0
-    assert run(planned(place, tmp_path / "whole", 1, model, of), progress=False, pool=pool).complete
+    assert run(planned(place, tmp_path / "whole", 1, model, of), progress=False, backend=using(pool)).complete
     check_equal(tmp_path / "r", tmp_path / "whole", score=1e-3, test=1e-3)
     trials = open_store(tmp_path / "r").table("trials").to_pylist()
     assert {t["method"] for t in trials if t["packed"] > 1} == {"lora", "adalora"}

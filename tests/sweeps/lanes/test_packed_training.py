@@ -8,8 +8,9 @@ from typing import Any
 import pytest
 
 from analysis.store.store import open_store
+from sweeps.backends.ray.backend import using
+from sweeps.backends.ray.pool import Pool
 from sweeps.engine.run import run
-from sweeps.lanes.pool import Pool
 from sweeps.plan.estimate import estimate_plan
 from sweeps.plan.plan import Plan
 from sweeps.spec.spec import SweepSpec
@@ -37,9 +38,9 @@ def planned(folder: Path, pack: int, **given: Any) -> Plan:
 
 @pytest.mark.slow
 def test_a_packed_sweep_trains_to_the_same_numbers(tmp_path: Path, pool: Pool) -> None:
-    summary = run(planned(tmp_path / "r", 4), progress=False, pool=pool)
+    summary = run(planned(tmp_path / "r", 4), progress=False, backend=using(pool))
     assert (summary.finished, summary.failed) == (4 * 6 + 1, 0)
-    assert run(planned(tmp_path / "whole", 1), progress=False, pool=pool).complete
+    assert run(planned(tmp_path / "whole", 1), progress=False, backend=using(pool)).complete
     check_equal(tmp_path / "r", tmp_path / "whole", score=0.004, test=0.004)
     trials = open_store(tmp_path / "r").table("trials").to_pylist()
     assert {t["method"] for t in trials if t["packed"] > 1} == {"lora", "randlora", "vera"}

@@ -10,12 +10,13 @@ from typing import Any
 
 import pytest
 
+from sweeps.backends.packs import MOST, Measured, gpu_share, pack_size, unpackable
+from sweeps.backends.ray.broker import Broker
+from sweeps.backends.ray.leases import KILLED_FOR_MEMORY
+from sweeps.backends.ray.pool import Pool
 from sweeps.cluster.resources import LaneShape, Node
+from sweeps.engine.packing import Packing
 from sweeps.errors import SpecError
-from sweeps.lanes.broker import Broker
-from sweeps.lanes.leases import KILLED_FOR_MEMORY
-from sweeps.lanes.packs import MOST, Measured, Packing, gpu_share, pack_size, unpackable
-from sweeps.lanes.pool import Pool
 from sweeps.plan.packing import packing_words
 from sweeps.plan.plan import Plan
 from sweeps.search.stages import Slot, SweepState
@@ -34,7 +35,7 @@ def packed_run(plan: FakePlan, packing: Packing, rows: Rows) -> list[list[Slot]]
     """Run a plan by packs, one of at most `workers` ending at a time; the packs in the order handed out."""
     state, packs, running = SweepState(plan.feasible, plan.spec), [], []
     while True:
-        while len(running) < packing.workers and (pack := packing.next(state, len(running), 1000)):
+        while len(running) < packing.workers and (pack := packing.next(state, len(running))):
             for slot in pack:
                 assert slot.trial_id not in rows
                 state.start(slot)
@@ -54,7 +55,7 @@ def test_packs_run_the_same_trials(tmp_path: Path, sampler: str, most: int, work
     whole: Rows = {}
     simulate(plan, whole)
     rows: Rows = {}
-    packs = packed_run(plan, Packing(most, workers, {}), rows)
+    packs = packed_run(plan, Packing(most, workers), rows)
     assert keys(rows) == keys(whole)
     assert {len(pack) for pack in packs} <= set(range(1, most + 1))
     assert max(len(pack) for pack in packs) > 1
@@ -70,7 +71,7 @@ def test_a_cell_is_packed_as_far_as_no_worker_is_without_a_trial(tmp_path: Path)
     for cells in (1, 2, 3):
         given = tuple(FakeCell("lora", 1000 * k) for k in range(1, cells + 1))
         state = SweepState((plan := fake_plan(tmp_path, given, search=search)).feasible, plan.spec)
-        sizes[cells] = [len(Packing(8, 3, {}).next(state, packs, 100)) for packs in (0, 1, 2, 3)]
+        sizes[cells] = [len(Packing(8, 3).next(state, packs)) for packs in (0, 1, 2, 3)]
     assert sizes == {1: [3, 4, 8, 8], 2: [4, 8, 8, 8], 3: [8, 8, 8, 8]}
 
 
@@ -81,19 +82,19 @@ def test_a_search_that_learns_is_asked_one_by_one_and_its_seeds_are_packed(tmp_p
     whole: Rows = {}
     simulate(plan, whole)
     rows: Rows = {}
-    packs = packed_run(plan, Packing(4, 1, {}), rows)
+    packs = packed_run(plan, Packing(4, 1), rows)
     assert keys(rows) == keys(whole)
     assert [len(pack) for pack in packs] == [1] * 6 + [2, 2]
 
 
 def test_trials_that_may_be_pruned_are_not_packed(tmp_path: Path) -> None:
     search = FakeSearch(trials=6, pruner="asha", rerun_rates=2, rerun_seeds=1)
-    packs = packed_run(fake_plan(tmp_path, (FakeCell("lora"),), search=search), Packing(4, 1, {}), {})
+    packs = packed_run(fake_plan(tmp_path, (FakeCell("lora"),), search=search), Packing(4, 1), {})
     assert [len(pack) for pack in packs] == [1] * 4 + [2, 2]
 
 
 def test_a_pack_that_did_not_do_makes_later_ones_smaller(tmp_path: Path) -> None:
-    packing = Packing(8, 1, {})
+    packing = Packing(8, 1)
     for nothing in ("uneven", "storage"):
         packing.learn("lora-1000", {"cause": nothing, "packed": 8})
     assert packing.limits == {}

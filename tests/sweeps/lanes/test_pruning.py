@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import math
 from collections.abc import Generator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -12,36 +13,29 @@ from typing import Any
 
 import pytest
 
-from sweeps.lanes.broker import Broker
-from sweeps.lanes.packs import Packing
-from sweeps.lanes.tune import Dispatcher
-from sweeps.lanes.worker import _Worker
-from sweeps.records.journal import Journal
-from sweeps.records.ledger import Ledger
-from sweeps.records.sealing import Sealer
-from sweeps.search.stages import SweepState
-from tests.fakes import TRIAL, FakeCell, FakeSearch, fake_plan
+from sweeps.backends.backend import Reported
+from sweeps.backends.ray.broker import Broker
+from sweeps.backends.ray.worker import _Worker
+from tests.fakes import FakeCell, FakeSearch, fake_plan
+from tests.sweeps.engine.scripted import Scripted, loop_of
 from tests.sweeps.lanes.support import W0, Answers, lease, run, started
 
 
 @pytest.mark.parametrize("beside", [{}, {"seeds": (1, 1, 1)}, {"stage": "CONFIRM"}, {"score": math.nan}])
 def test_rates_are_judged_against_scores_of_rates_alone(tmp_path: Path, beside: dict[str, Any]) -> None:
     plan = fake_plan(tmp_path, (FakeCell("lora"),), search=FakeSearch(pruner="asha"))
-    state = SweepState(plan.feasible, plan.spec)
-    slot = state.next_slot()
-    assert slot is not None
-    best = beside.get("score", 0.9)
-    better = replace(slot, trial_id="better", **{k: v for k, v in beside.items() if k != "score"})
-    with Journal(tmp_path / "journal.jsonl") as journal:
-        ledger = Ledger(state, journal, Sealer(tmp_path), tmp_path, "none")
-        told: list[str] = []
-        dispatcher = Dispatcher(ledger, None, "broker", TRIAL, 9, lambda: told.append("epoch"), Packing(1, 1, {}))
+    told: list[str] = []
+    backend = Scripted(lambda _: [])
+    with contextmanager(loop_of)(plan, tmp_path, backend, lambda: told.append("epoch")) as (loop, ledger):
+        slot = ledger.state.next_slot()
+        assert slot is not None
+        best = beside.get("score", 0.9)
+        better = replace(slot, trial_id="better", **{k: v for k, v in beside.items() if k != "score"})
         for each, score in ((better, best), (slot, 0.5)):
-            state.start(each)
-            dispatcher.slots[each.trial_id] = each
-            report = {"status": "running", "epoch": 1, "score": score, "seconds": 1.0, "train_loss": 0.1}
-            stopped = dispatcher.saw(each.trial_id, report)
-    assert stopped == (not beside)
+            ledger.state.start(each)
+            loop._running[each.trial_id] = each
+            loop._take(Reported(each.trial_id, 1, 0.1, score, 1.0))
+    assert backend.stopped == ([] if beside else [(slot.trial_id, True)])
     # trials may be long, and displays and logs are not silent meanwhile
     assert told == ["epoch"] * (1 + math.isfinite(best))
 
@@ -91,11 +85,11 @@ def test_a_driver_that_stands_still_keeps_no_rank_in_a_collective(monkeypatch: p
     async def scenario() -> None:
         broker = await started("a", window=0)
         await lease(broker, W0)
-        monkeypatch.setattr("sweeps.lanes.broker.WAIT_S", 0.01)
+        monkeypatch.setattr("sweeps.backends.ray.broker.WAIT_S", 0.01)
         assert await broker.report(W0, "t", "a", {"epoch": 1}) == "wait"
         assert (await broker.step("a", 1))["epoch"] == 1
         after = asyncio.create_task(broker.step("a", 2))
-        monkeypatch.setattr("sweeps.lanes.broker.WAIT_S", 5.0)
+        monkeypatch.setattr("sweeps.backends.ray.broker.WAIT_S", 5.0)
         assert await broker.report(W0, "t", "a", {"epoch": 1}) == "go"
         after.cancel()
 
@@ -131,10 +125,12 @@ def test_a_trial_that_is_over_leaves_no_folder_and_keeps_no_weights(
             ran.append(epoch)
             yield {"epoch": epoch, "done": epoch == epochs, "result": {}}
 
-    monkeypatch.setattr("sweeps.lanes.worker.load_trial", lambda _: trial)
-    monkeypatch.setattr("sweeps.lanes.worker.TrialConfig.model_validate", lambda config: config)
-    monkeypatch.setattr("sweeps.lanes.worker.MicroBatch", lambda *_: SimpleNamespace(smaller=None, events=[], size=1))
-    monkeypatch.setattr("sweeps.lanes.worker.ray.get", lambda answer: answer)
+    monkeypatch.setattr("sweeps.backends.trials.load_trial", lambda _: trial)
+    monkeypatch.setattr("sweeps.backends.trials.TrialConfig.model_validate", lambda config: config)
+    monkeypatch.setattr(
+        "sweeps.backends.ray.worker.MicroBatch", lambda *_: SimpleNamespace(smaller=None, events=[], size=1)
+    )
+    monkeypatch.setattr("sweeps.backends.ray.line.ray.get", lambda answer: answer)
     broker = _Over()
     order = {"key": "T", "trial": "", "config": {}, "ahead": False, "shrink": None}
     _Worker(broker, W0, 0, 1).run({**order, "directory": str(work), "keep": str(kept)})

@@ -9,8 +9,9 @@ from pathlib import Path
 import psutil
 import pytest
 
+from sweeps.backends.ray.backend import using
+from sweeps.backends.ray.pool import Pool
 from sweeps.engine.run import run
-from sweeps.lanes.pool import Pool
 from sweeps.plan.plan import Plan
 from sweeps.spec.spec import SweepSpec
 from tests.support import ROOT
@@ -39,7 +40,7 @@ def test_lane_workers_map_one_file(tmp_path: Path, pool: Pool) -> None:
         f'output="{tmp_path / "r"}"',
     ]
     spec = SweepSpec.load(ROOT / "examples" / "quickstart.toml", words)
-    summary = run(Plan.from_spec(spec), progress=False, pool=pool)
+    summary = run(Plan.from_spec(spec), progress=False, backend=using(pool))
     assert summary.failed == 0
     workers = [files for files in mapped() if files]
     assert len(workers) == 2

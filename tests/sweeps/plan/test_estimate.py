@@ -17,11 +17,11 @@ from typer.testing import CliRunner
 from analysis import open_store
 from analysis.statistics.sizing.estimates import foresight
 from analysis.store.tables import write_part
+from sweeps.backends.packs import Measured
 from sweeps.cli.main import app
 from sweeps.cli.plan import print_estimate_line
 from sweeps.cli.status import progress_of
 from sweeps.cluster.resources import Node
-from sweeps.lanes.packs import Measured
 from sweeps.plan import estimate
 from sweeps.plan.disk_size import keep_bytes
 from sweeps.plan.estimate import (
@@ -149,7 +149,7 @@ def test_a_method_whose_probe_fails_is_left_out(
         return _Probe(train=1.0, evaluate=0.0, memory=7)
 
     monkeypatch.setattr(_Probe, "of", probe)
-    monkeypatch.setattr("sweeps.lanes.memory.free_memory", lambda: held.update(freed=dict(held["warm"])))
+    monkeypatch.setattr("sweeps.backends.memory.free_memory", lambda: held.update(freed=dict(held["warm"])))
     found = estimate_plan(plan)
     assert [m.method for m in found.methods] == ["lora"]
     assert found.trials_left == 2 * found.methods[0].trials

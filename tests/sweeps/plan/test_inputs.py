@@ -7,11 +7,13 @@ import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import NoReturn
+from types import SimpleNamespace
+from typing import Any, NoReturn
 
 import pytest
 from PIL import Image
 
+from sweeps.backends.ray.backend import using
 from sweeps.cli.plan import weak_of
 from sweeps.cluster.nodes import Needs
 from sweeps.cluster.resources import ResourceError
@@ -25,7 +27,6 @@ from sweeps.spec.sections import ModelSection
 from sweeps.spec.spec import SweepSpec
 from tests.fakes import TRIAL, FakeCell, fake_plan
 from tests.support import sweeps
-from tests.sweeps.inline import Inline, go_inline
 from tests.sweeps.support import PAIR, begin
 from trainables.data.downloads import DataWarning
 from trainables.data.images.dataset import ImageSplit
@@ -390,11 +391,9 @@ def test_machines_of_a_cluster_are_asked_for_it_before_a_trial_runs(
         asked.append(needs)
         raise ResourceError([Problem("--address", "n2 10.0.0.2", "lacks /data")])
 
-    monkeypatch.setattr("sweeps.engine.run.check_nodes", lacking)
+    monkeypatch.setattr("sweeps.backends.ray.backend.check_nodes", lacking)
+    pool: Any = SimpleNamespace(address="head:1")
     plan = fake_plan(tmp_path / "r", PAIR)
-    assert go_inline(fake_plan(tmp_path / "local", PAIR)).complete and not asked
-    monkeypatch.setattr(Inline, "address", "head:1")
-    monkeypatch.setattr(Inline, "storage", tmp_path / "r" / "work" / "ray", raising=False)
     with pytest.raises(ResourceError, match=r"n2 10\.0\.0\.2.*lacks /data"):
-        go_inline(plan)
+        run(plan, backend=using(pool), trial=TRIAL, progress=False)
     assert asked == [inputs.needs_of(plan, TRIAL)] and not (tmp_path / "r").exists()

@@ -17,10 +17,11 @@ from analysis.errors import StoreError
 from analysis.statistics.looks import Looks, looks, margin_of
 from analysis.store.remote import Location
 from analysis.store.tables import part_paths
+from sweeps.backends.ray.backend import using
+from sweeps.backends.ray.pool import Pool
 from sweeps.cluster.resources import ResourceError
 from sweeps.engine.run import RunSummary, run
 from sweeps.errors import SpecError
-from sweeps.lanes.pool import Pool
 from sweeps.records import sealing
 from sweeps.records.locks import IdentityError
 from sweeps.records.sealing import Sealer
@@ -284,11 +285,13 @@ def test_a_machine_that_comes_back_does_not_go_on_beside_the_copy(tmp_path: Path
 def test_a_sweep_goes_on_from_the_copy(tmp_path: Path, pool: Pool, undisturbed: Undisturbed) -> None:
     there, confirm = subtree(tmp_path / "bucket"), ConfirmSection(seeds=(0, 1), margin=0.01)
     part = fake_plan(tmp_path / "r", PAIR[:1], keep=FakeKeep("best"), confirm=confirm)
-    summary = run(part, trial=TRIAL, progress=False, pool=pool, upload=there)
+    summary = run(part, trial=TRIAL, progress=False, backend=using(pool), upload=there)
     assert summary.not_uploaded is None
     assert len([name for name in there.files() if name.endswith("adapter.json")]) == 1
     shutil.rmtree(tmp_path / "r")  # the machine is lost
-    again = run(fake_plan(tmp_path / "r", PAIR, confirm=confirm), trial=TRIAL, progress=False, pool=pool, upload=there)
+    again = run(
+        fake_plan(tmp_path / "r", PAIR, confirm=confirm), trial=TRIAL, progress=False, backend=using(pool), upload=there
+    )
     assert (again.skipped, again.finished) == (8, 8)
     whole = undisturbed(PAIR, confirm=confirm)
     assert_same_tables(tmp_path / "r", whole)

@@ -6,6 +6,7 @@ import errno
 import fcntl
 import os
 import shutil
+import threading
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -14,7 +15,8 @@ import pytest
 
 from analysis.store.journal import read_journal
 from analysis.store.tables import write_part
-from sweeps.engine.drive import Stop
+from sweeps.engine import loop
+from sweeps.engine.loop import Stop
 from sweeps.records.journal import Journal
 from sweeps.records.upload import Upload
 from tests.fakes import FakeCell
@@ -126,15 +128,17 @@ def test_a_journal_that_another_took_the_place_of_is_saved_beside_it(tmp_path: P
     assert go_inline(small(folder)).skipped == 12
 
 
-def test_the_heartbeat_saves_a_removed_journal(tmp_path: Path) -> None:
+def test_the_heartbeat_saves_a_removed_journal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "journal.jsonl"
     with Journal(path) as journal:
         journal.write({"ev": "ask", "trial_id": "a"})
         meter: Any = SimpleNamespace(tick=lambda: None, reached=lambda: None)
-        stop = Stop(meter, journal.check)
-        assert not stop.wait()
+        monkeypatch.setattr(loop, "EVERY_S", 0.0)
+        stop = Stop(threading.Event(), meter, journal.check)
+        assert not stop.look()
         path.unlink()
-        assert stop.wait() and "written again" in str(stop.fault)
+        with pytest.raises(OSError, match="written again"):
+            stop.look()
         with pytest.raises(OSError, match="written again"):
             journal.write({"ev": "ask", "trial_id": "b"})
     assert [e["trial_id"] for e in read_journal(path).events] == ["a"]

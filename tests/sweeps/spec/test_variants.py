@@ -8,9 +8,10 @@ from typing import Any
 import pytest
 
 from analysis.store.store import open_store
+from sweeps.backends.ray.backend import using
+from sweeps.backends.ray.pool import Pool
 from sweeps.engine.run import run
 from sweeps.errors import SpecError
-from sweeps.lanes.pool import Pool
 from sweeps.plan.plan import Plan
 from sweeps.spec.spec import SweepSpec
 from trainables.models.shapes import known_configs, meta_model
@@ -43,7 +44,7 @@ def test_two_variants_of_a_method_run_side_by_side(tmp_path: Path, pool: Pool) -
     assert (one.method, other.method) == ("lora", "lora")
     assert (dict(one.options), dict(other.options)) == ({}, {"rank_stabilised": True})
     assert one.trial_id != other.trial_id
-    summary = run(plan, progress=False, pool=pool)
+    summary = run(plan, progress=False, backend=using(pool))
     assert (summary.finished, summary.failed) == (4, 0)
     found = open_store(tmp_path / "r").sql("select distinct method, adapter_params from trials order by 1").to_pylist()
     assert found == [{"method": m, "adapter_params": plain.count} for m in ("lora", "lora-stable")]

@@ -15,9 +15,10 @@ import psutil
 import pytest
 
 from analysis.format import Row
+from sweeps.backends.ray.backend import using
+from sweeps.backends.ray.pool import Pool
 from sweeps.engine.run import run
 from sweeps.errors import SpecError
-from sweeps.lanes.pool import Pool
 from sweeps.search.stages import Slot, SweepState
 from sweeps.spec.cell import Cell
 from sweeps.watch.mirror import StudyMirror, open_storage
@@ -60,7 +61,9 @@ def test_a_driver_killed_before_the_first_tell_repeats_no_rate_and_the_mirror_ag
     asked = {e["trial_id"]: e["config"]["lr"] for e in events(folder, "ask")}
     assert len(asked) >= 2
     assert not events(folder, "finish")
-    summary = run(searched(folder), trial=TRIAL, progress=False, pool=pool, observers=[StudyMirror(where, "fake")])
+    summary = run(
+        searched(folder), trial=TRIAL, progress=False, backend=using(pool), observers=[StudyMirror(where, "fake")]
+    )
     assert (summary.finished, summary.failed) == (12, 0)
     tuned = [t for t in rows(folder, "trials") if t["stage"] == "TUNE"]
     for cell_id in ("lora-1000", "vera-1000"):
@@ -85,10 +88,10 @@ def test_pruned_and_failed_trials_and_a_sweep_mirrored_late(tmp_path: Path, pool
     cells = (FakeCell("lora", options=(("fail_above", 1e-2),)), FakeCell("vera"))
     search = FakeSearch(trials=8, pruner="asha", rerun_rates=0, rerun_seeds=0)
     plan = fake_plan(tmp_path / "r", cells, search=search, confirm=FakeConfirm((0,)))
-    run(plan, trial=TRIAL, progress=False, pool=pool)
+    run(plan, trial=TRIAL, progress=False, backend=using(pool))
     where = f"sqlite:///{tmp_path / 'studies.db'}"
     for _ in range(2):  # the second time finds everything there
-        run(plan, trial=TRIAL, progress=False, pool=None, observers=[StudyMirror(where, "fake")])
+        run(plan, trial=TRIAL, progress=False, observers=[StudyMirror(where, "fake")])
     wanted = Counter((t["cell_id"], t["status"]) for t in rows(tmp_path / "r", "trials") if t["stage"] == "TUNE")
     names = {"finished": "COMPLETE", "pruned": "PRUNED", "failed": "FAIL"}
     for cell_id in ("lora-1000", "vera-1000"):
@@ -165,7 +168,7 @@ def test_observers_are_told_everything_in_order_and_a_broken_one_is_left_out(tmp
 
     good, bad = Recorder(), Recorder(fails=5)
     plan = fake_plan(tmp_path / "r", (FakeCell("lora"),), confirm=FakeConfirm((0,)))
-    summary = run(plan, trial=TRIAL, progress=Notes(), pool=pool, observers=[bad, good])
+    summary = run(plan, trial=TRIAL, progress=Notes(), backend=using(pool), observers=[bad, good])
     assert summary.complete
     assert (good.told[0], good.told[-1]) == ("start 0", "close")
     assert Counter(line.split()[0] for line in good.told[1:-1]) == {"asked": 7, "reported": 7 * 3, "finished": 7}

@@ -39,12 +39,17 @@ def out_of_memory(error: BaseException) -> bool:
     return isinstance(error, RuntimeError) and any(words in str(error) for words in _SAYS)
 
 
+def accelerator_lost(error: BaseException) -> bool:
+    """Whether an exception is a CUDA error that is not for want of memory: each later call would fail, of any trial."""
+    return not out_of_memory(error) and (isinstance(error, _ACCELERATOR) or "CUDA error" in str(error))
+
+
 def end_if_lost(error: BaseException) -> None:
-    """End this process after a CUDA error that is not for want of memory: each later call would fail, of any trial.
+    """End this process if its accelerator is lost.
 
     The broker hears of it as of any dead worker: the trial is tried again, and fails after so many attempts.
     """
-    if not out_of_memory(error) and (isinstance(error, _ACCELERATOR) or "CUDA error" in str(error)):
+    if accelerator_lost(error):
         traceback.print_exception(error)
         sys.stderr.flush()
         os._exit(1)

@@ -1,7 +1,7 @@
 """Lanes: long-lived Ray Train runs whose workers pull trial after trial from the broker, and so stay warm.
 
 A lane is either a number of independent workers, each with its own trial, or one data-parallel group that shares a
-trial. What a worker does is in `sweeps.lanes.worker`.
+trial. What a worker does is in `sweeps.backends.ray.worker`.
 """
 
 from __future__ import annotations
@@ -30,11 +30,11 @@ from ray.train.v2._internal.exceptions import WorkerHealthCheckFailedError
 from ray.train.v2._internal.execution.controller import TrainController
 from ray.util.placement_group import PlacementGroup, PlacementGroupID
 
+from sweeps.backends.ray.groups import group_config
+from sweeps.backends.ray.worker import lane_loop
 from sweeps.cluster.private import session_folder
 from sweeps.cluster.resources import LaneShape
 from sweeps.errors import reason
-from sweeps.lanes.groups import group_config
-from sweeps.lanes.worker import lane_loop
 
 LANE_TRIES = 3
 """Failures in a row, with no trial getting on between them, after which a lane is down; the sweep ends when all are."""

@@ -1,4 +1,4 @@
-"""A lane worker's line to the broker, what it says of a trial that is over, and how it finds what trains one."""
+"""What a worker says of a trial that is over, and of its node; and how it finds the function that trains one."""
 
 from __future__ import annotations
 
@@ -16,8 +16,6 @@ from collections.abc import Callable, Generator
 from pathlib import Path
 from typing import Any
 
-import ray
-
 from sweeps.errors import reason
 from trainables.errors import TrainablesError, TrialError
 from trainables.runtime import device_name, pick_device
@@ -30,43 +28,8 @@ _STORAGE = {
     if hasattr(errno, name)
 }
 _REFUSED = (errno.EPERM, errno.EACCES, errno.ENOENT)
-REST_S = 60.0
-"""For which a worker takes no trial after storage trouble, so that a machine in trouble draws few of them."""
 _RUST = re.compile(r"\(os error (\d+)\)")
 """How safetensors, written in Rust, tells what the system said."""
-
-
-class Line:
-    """What a worker needs of the broker, under its name and the token of this process.
-
-    Attributes:
-        warm: what stays from trial to trial: models and data.
-        troubled: whether the last trial that ended here met storage trouble.
-    """
-
-    def __init__(self, broker: Any, name: str, token: str) -> None:
-        self.broker, self.name, self.token = broker, name, token
-        self.warm: dict[str, Any] = {}
-        self.troubled = False
-
-    def send(self, what: str, *arguments: Any) -> Any:
-        """Call one of the broker's methods; a reference to its answer."""
-        return getattr(self.broker, what).remote(self.name, self.token, *arguments)
-
-    def ask(self, what: str, *arguments: Any) -> Any:
-        """Call one of the broker's methods and wait for its answer."""
-        return ray.get(self.send(what, *arguments))
-
-    def finish(self, key: str, last: dict[str, Any] | None, outcome: dict[str, Any]) -> None:
-        """Tell a trial's end: its last report, if any, and its outcome."""
-        self.troubled = outcome.get("storage") is not None
-        self.ask("finish", key, last, outcome)
-
-    def rest(self) -> None:
-        """After storage trouble wait `REST_S`, or until the lanes are told to return."""
-        end = time.monotonic() + (REST_S if self.troubled else 0.0)
-        while time.monotonic() < end and ray.get(self.broker.status.remote())["dead"] is None:
-            time.sleep(1.0)
 
 
 def load_trial(name: str) -> Callable[..., Generator[Any, Any, None]]:
@@ -131,8 +94,8 @@ def keep(order: dict[str, Any], directory: Path) -> None:
 def storage_fault(error: BaseException | None, directory: Path) -> int | None:
     """The system's error number when an exception, or its cause, says that storage is full, read-only or gone; or None.
 
-    No trial is to blame for that: `sweeps.lanes.tune` tries it again, or ends the sweep. A file that is refused or
-    missing counts where it is the results folder's: elsewhere it is the trial's own mistake.
+    No trial is to blame for that: it is tried again, or the sweep ends (`sweeps.engine.loop`). A file that is refused
+    or missing counts if it is in the results folder: elsewhere it is the trial's own mistake.
 
     Args:
         directory: the trial's own folder, in the results folder.

@@ -1,42 +1,55 @@
-"""Several trials of one cell in one lane worker, on one copy of the base model (`trainables.training.packed`)."""
+"""Several trials of one cell in one process, on one copy of the base model (`trainables.training.packed`)."""
 
 from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Collection, Generator, Sequence
+from collections.abc import Collection, Generator, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
-import ray
-
+from sweeps.backends.memory import MicroBatch, end_if_lost, free_memory, out_of_memory
+from sweeps.backends.reports import FORESEEN, facts, failed, keep, load_trial, make_folder, storage_fault
 from sweeps.errors import reason
-from sweeps.lanes.memory import MicroBatch, end_if_lost, free_memory, out_of_memory
-from sweeps.lanes.reports import FORESEEN, Line, facts, failed, keep, load_trial, make_folder, storage_fault
 from trainables.config import TrialConfig, UnevenTrialsError
 
 Order = dict[str, Any]
 
 
-def run_together(worker: Line, orders: Sequence[Order]) -> None:
-    """A pack, from lease to outcomes.
+class Listener(Protocol):
+    """Who hears of the trials of a pack, each by its key."""
+
+    warm: dict[str, Any]
+    """What stays from trial to trial: models and data."""
+
+    def report(self, reports: Mapping[str, dict[str, Any]]) -> Mapping[str, str]:
+        """Take the reports of an epoch; return a verdict on each, "go" if the trial is to go on."""
+
+    def finish(self, key: str, last: dict[str, Any] | None, outcome: dict[str, Any]) -> None:
+        """Take a trial's last report, if there is one, and its outcome."""
+
+    def unpack(self, keys: Sequence[str], reason: str, cause: str) -> None:
+        """Take trials back that are to be run one by one."""
+
+
+def train_together(listener: Listener, orders: Sequence[Order]) -> Generator[None, None, None]:
+    """Run a pack, from lease to outcomes. Yields after every step of its trials.
 
     A trial that fails by itself is its own row. What goes wrong with the pack as a whole (trials that can't be packed,
     memory, any other error) gives the trials that are not over back, to be run one by one.
     """
-    pack = _Pack(worker, orders)
+    pack = _Pack(listener, orders)
     why: tuple[str, str] | None = None
     try:
-        pack.run()
+        yield from pack.run()
     except Exception as error:  # noqa: BLE001  # whoever is at fault raises it again by itself
         end_if_lost(error)
         why = reason(error), _cause(error, Path(orders[0]["directory"]))
         if not isinstance(error, FORESEEN):
-            worker.warm.clear()  # nothing that such trials touched is trusted
+            listener.warm.clear()  # nothing that such trials touched is trusted
     if why is not None:  # out of the handler: the exception's frames hold tensors
         free_memory()
-        left = [order["key"] for place, order in enumerate(orders) if place in pack.open]
-        worker.ask("unpack", left, *why)
+        listener.unpack([order["key"] for place, order in enumerate(orders) if place in pack.open], *why)
 
 
 def _cause(error: Exception, directory: Path) -> str:
@@ -50,13 +63,13 @@ def _cause(error: Exception, directory: Path) -> str:
 class _Pack:
     """A pack in training. Trials go by their place among the orders; `open` are those that are not over."""
 
-    def __init__(self, worker: Line, orders: Sequence[Order]) -> None:
-        self.worker, self.orders = worker, orders
+    def __init__(self, listener: Listener, orders: Sequence[Order]) -> None:
+        self.listener, self.orders = listener, orders
         self.open = set(range(len(orders)))
         self.started, self._marked = time.time(), time.perf_counter()
         self._seconds = [0.0] * len(orders)
 
-    def run(self) -> None:
+    def run(self) -> Iterator[None]:
         """Train, report, tell outcomes."""
         directories = [Path(order["directory"]) for order in self.orders]
         for order, directory in zip(self.orders, directories, strict=True):
@@ -65,14 +78,14 @@ class _Pack:
                 raise UnevenTrialsError("one of the trials has smaller micro-batches since memory ran out")
         trials = load_trial(self.orders[0]["together"])(
             [TrialConfig.model_validate(order["config"]) for order in self.orders],
-            warm=self.worker.warm,
+            warm=self.listener.warm,
             directories=directories,
             keep=[order["keep"] is not None for order in self.orders],
         )
         with contextlib.closing(trials):
-            self._follow(trials)
+            yield from self._follow(trials)
 
-    def _follow(self, trials: Generator[dict[int, Any], set[int] | None, None]) -> None:
+    def _follow(self, trials: Generator[dict[int, Any], set[int] | None, None]) -> Iterator[None]:
         stopped: set[int] | None = None
         while self.open:
             try:
@@ -81,10 +94,11 @@ class _Pack:
                 raise RuntimeError("the pack ended before all its trials had a last report") from None
             self._share(self.open)
             stopped = self._tell(reports)
+            yield
 
     def _tell(self, reports: dict[int, Any]) -> set[int]:
         """Pass reports and outcomes on; returns the places of trials that are to stop."""
-        asked: dict[int, Any] = {}
+        places: dict[str, int] = {}
         for place, report in reports.items():
             key = self.orders[place]["key"]
             if isinstance(report, Exception):
@@ -92,9 +106,9 @@ class _Pack:
             elif report.get("done"):
                 self._done(place, dict(report))
             else:
-                asked[place] = self.worker.send("report", key, report)
-        verdicts = zip(asked, ray.get(list(asked.values())), strict=True)
-        stopped = {place for place, verdict in verdicts if verdict != "go"}
+                places[key] = place
+        verdicts = self.listener.report({key: reports[place] for key, place in places.items()})
+        stopped = {places[key] for key, verdict in verdicts.items() if verdict != "go"}
         self.open -= stopped
         return stopped
 
@@ -113,7 +127,7 @@ class _Pack:
         micro = MicroBatch(Path(order["directory"]), order["config"], 1)
         more = {"micro_batch_size": micro.size, "memory": micro.events}
         whole = outcome | facts(self.started, self._seconds[place]) | more
-        self.worker.finish(order["key"], last, whole)
+        self.listener.finish(order["key"], last, whole)
         self.open.discard(place)
 
     def _share(self, among: Collection[int]) -> None:

@@ -1,22 +1,17 @@
-"""Packing on the driver's side: which trials share a worker's base model, and how many share a worker and a GPU.
+"""How many trials share a worker's base model, and how many workers share a GPU.
 
-A pack changes when trials run, never which: it is a prefix of what the sweep would hand out anyway, without a result of
-one of them in between. What a worker does with it is in `packed_worker`; the reasons are in docs/decisions/0004.
+Which trials form a pack is in `sweeps.engine.packing`; what a worker does with it in `packed`; the reasons are in
+docs/decisions/0004.
 """
 
 from __future__ import annotations
 
 import functools
-import itertools
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
-from sweeps.search.slots import Slot
-from sweeps.search.stages import CellState, SweepState
 from sweeps.spec.resources import ResourceSection
-from trainables.config import alike
 
 TOGETHER = {"trainables.training.worker:run_trial": "trainables.training.packed:run_pack"}
 """Trial functions, and what runs several of their trials together."""
@@ -121,54 +116,3 @@ def worker_share(asked: ResourceSection, measured: Measured, cpus_per_gpu: float
         return 1.0
     pack = 1 if asked.isolated else pack_size(asked.pack, measured)
     return gpu_share(measured, cpus_per_gpu, asked.cpus_per_worker, pack)
-
-
-@dataclass
-class Packing:
-    """What the packs of a sweep may be.
-
-    Attributes:
-        most: trials of a pack; 1: none are packed.
-        workers: lane workers that each run one trial, or one pack, at a time.
-        limits: trials of a pack at most in cells where a larger one did not do.
-    """
-
-    most: int
-    workers: int
-    limits: dict[str, int]
-
-    def next(self, state: SweepState, packs: int, left: int) -> list[Slot]:
-        """The next trials for one worker, in the order in which they would run one by one; empty while all cells wait.
-
-        As long as workers have nothing to do, a cell's trials are spread over them instead of packed.
-
-        Args:
-            packs: packs and single trials that are not over.
-            left: trials at most.
-        """
-        first = state.next_slot()
-        if first is None:
-            return []
-        cell = state.cells[first.cell_id]
-        most = min(self.most, self.limits.get(first.cell_id, self.most), left)
-        if most <= 1 or not self._may(cell, first):
-            return [first]
-        idle = max(1, self.workers - packs)
-        like = alike(dict(first.config))
-        slots = list(itertools.takewhile(lambda s: alike(dict(s.config)) == like, cell.peek(most * idle)))
-        others = (c for c in state.awake() if c != first.cell_id and state.cells[c].next_slot() is not None)
-        for_others = sum(1 for _ in itertools.islice(others, idle - 1))
-        return slots[: min(most, -(-len(slots) // (idle - for_others)))]
-
-    def _may(self, cell: CellState, slot: Slot) -> bool:
-        if not slot.config or cell.prunable(slot):
-            return False
-        saving = bool(slot.config.get("train", {}).get("gradient_checkpointing", False))
-        return unpackable(slot.config["method"], slot.config.get("model"), saving) is None
-
-    def learn(self, cell_id: str, given_up: Mapping[str, Any]) -> None:
-        """Make a cell's packs smaller after one was given up (`Lease.unpacked`)."""
-        if given_up["cause"] == "memory":
-            self.limits[cell_id] = min(self.limits.get(cell_id, self.most), max(1, given_up["packed"] // 2))
-        elif given_up["cause"] == "refused":
-            self.limits[cell_id] = 1

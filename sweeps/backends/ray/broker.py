@@ -15,7 +15,7 @@ from typing import Any, Literal
 
 import ray
 
-from sweeps.lanes.leases import SILENT, WAIT_S, Event, Lease, Process, Verdict, lane_of, result
+from sweeps.backends.ray.leases import SILENT, WAIT_S, Event, Lease, Process, Verdict, lane_of, result
 
 ENDED_S = 10.0
 """Ray Train ends the workers of a lane within this after one of them died."""
@@ -167,7 +167,7 @@ class Broker:
 
         Args:
             handle: what `kill` takes.
-            where: its machine (`sweeps.lanes.reports.place`).
+            where: its machine (`sweeps.backends.reports.place`).
         """
         self._workers[worker] = Process(token, handle, where or {})
         self._left.pop(worker, None)

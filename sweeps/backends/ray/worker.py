@@ -15,12 +15,12 @@ import ray
 import ray.train
 import torch
 
-from sweeps.errors import reason
-from sweeps.lanes.leases import KILLED_FOR_MEMORY
-from sweeps.lanes.memory import MicroBatch, end_if_lost, free_memory, out_of_memory
-from sweeps.lanes.packed_worker import run_together
-from sweeps.lanes.reports import FORESEEN, Line, facts, failed, keep, load_trial, make_folder, place
-from trainables.config import TrialConfig
+from sweeps.backends.memory import MicroBatch, end_if_lost
+from sweeps.backends.packed import train_together
+from sweeps.backends.ray.leases import KILLED_FOR_MEMORY
+from sweeps.backends.ray.line import Line
+from sweeps.backends.reports import FORESEEN, facts, failed, keep, make_folder, place
+from sweeps.backends.trials import GroupOutOfMemoryError, ended_early, train
 from trainables.errors import TrialError
 from trainables.runtime import told
 
@@ -52,7 +52,8 @@ def lane_loop(config: dict[str, Any]) -> int:
         if order == "hello":
             worker.hello()
         elif isinstance(order, list):
-            run_together(worker, order)
+            for _ in train_together(worker, order):
+                pass
             worker.rest()
             done += len(order)
         elif order is not None:
@@ -91,7 +92,7 @@ class _Worker(Line):
         try:
             make_folder(directory)
             micro = self._micro_batch(order, directory)
-            last = self._train(order, directory, micro)
+            last = self._train(order, micro)
             if last is None:
                 return  # told to stop, or given back
             outcome["result"] = last.pop("result")
@@ -144,34 +145,14 @@ class _Worker(Line):
         time.sleep(PEER_DEATH_S)
         return False
 
-    def _train(self, order: dict[str, Any], directory: Path, micro: MicroBatch) -> dict[str, Any] | None:
+    def _train(self, order: dict[str, Any], micro: MicroBatch) -> dict[str, Any] | None:
         """The trial's last report; None when it was told to stop. With less memory than it needs it starts again."""
-        run_trial, config = load_trial(order["trial"]), TrialConfig.model_validate(order["config"])
-        while True:
-            more = {} if micro.smaller is None else {"micro_batch_size": micro.smaller}
+        with contextlib.closing(train(order, self.warm, micro, self.rank, self.world)) as trial:
             try:
-                trial = run_trial(
-                    config,
-                    warm=self.warm,
-                    directory=directory,
-                    keep=order["keep"] is not None,
-                    rank=self.rank,
-                    world=self.world,
-                    **more,
-                )
-                with contextlib.closing(trial):
-                    return self._follow(order, trial)
-            except Exception as error:
-                if not out_of_memory(error):
-                    raise
-                why = reason(error)
-            # out of the handler: the exception's frames hold tensors
-            self.warm.clear()
-            free_memory()
-            if self.world > 1:  # the other ranks may sit in a collective: Ray Train starts the group anew
-                self.ask("again", order["key"], why)
-                raise _StartAgainError(f"trial {order['key']} ran out of memory: {why}")
-            micro.shrink(why)
+                return self._follow(order, trial)
+            except GroupOutOfMemoryError as error:  # Ray Train starts the group anew
+                self.ask("again", order["key"], str(error))
+                raise _StartAgainError(f"trial {order['key']} ran out of memory: {error}") from None
 
     def _verdict(self, what: str, *arguments: Any) -> str:
         """The broker's word on an epoch, for all ranks; none waits in a collective for as long as the driver stands."""
@@ -200,4 +181,4 @@ class _Worker(Line):
                 return None
             if event.get("done"):
                 return dict(event)
-        raise RuntimeError("the trial function returned without a report that has done = True")
+        raise ended_early()

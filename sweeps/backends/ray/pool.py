@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import importlib
 import logging
-import os
-import socket
 import threading
 import time
 import uuid
@@ -15,12 +13,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Self
 
+from sweeps.backends.packs import Measured, least_share, pack_size, smallest_gpu, worker_share
 from sweeps.cluster.nodes import HEAD, Needs, check_nodes
 from sweeps.cluster.resources import LaneShape, Node, ResourceError, plan_lanes, workers_that_fit
 from sweeps.cluster.session import Session, local_node
 from sweeps.cluster.signals import held
 from sweeps.errors import Problem
-from sweeps.lanes.packs import Measured, least_share, pack_size, smallest_gpu, worker_share
 from sweeps.spec.resources import ResourceSection
 
 ROOM_S = 60.0
@@ -127,7 +125,7 @@ class Pool:
 
         if not ray.is_initialized() and self.address is None:
             plan_lanes(self.resources, [local_node()], 1.0 if self._measure is None else least_share(self.resources))
-        imports = threading.Thread(target=importlib.import_module, args=("sweeps.lanes.lanes",), daemon=True)
+        imports = threading.Thread(target=importlib.import_module, args=("sweeps.backends.ray.lanes",), daemon=True)
         imports.start()  # while Ray's processes come up
         self._session.connect()
         if self.address is not None:
@@ -137,8 +135,8 @@ class Pool:
         self.shapes = plan_lanes(self.resources, nodes, self._share(nodes))
         imports.join()
         self._wait_for_room(self.shapes)
-        from sweeps.lanes.broker import Broker
-        from sweeps.lanes.lanes import Lanes
+        from sweeps.backends.ray.broker import Broker
+        from sweeps.backends.ray.lanes import Lanes
 
         # on the head, which all depends on anyway: other machines may be lost
         options = {
@@ -260,17 +258,3 @@ def _taken() -> str:
     has, free = ray.cluster_resources(), ray.available_resources()
     parts = {name: (has[name] - free.get(name, 0.0), has[name]) for name in ("GPU", "CPU") if name in has}
     return ", ".join(f"{taken:g} of {there:g} {name}(s) are taken" for name, (taken, there) in parts.items())
-
-
-def host_facts() -> dict[str, Any]:
-    """Provenance of a run: host, process, start and versions."""
-    import platform
-    from importlib.metadata import PackageNotFoundError, version
-
-    versions = {"python": platform.python_version()}
-    for name in ("ray", "optuna", "torch", "randlora-sweeps"):
-        try:
-            versions[name] = version(name)
-        except PackageNotFoundError:
-            continue
-    return {"host": socket.gethostname(), "pid": os.getpid(), "started": time.time(), "versions": versions}

@@ -1,0 +1,272 @@
+"""The backend without Ray: trials one after another in this process, for a debugger, a notebook, a bare machine."""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+import time
+from collections import deque
+from collections.abc import Generator, Mapping, Sequence
+from dataclasses import asdict
+from typing import Any
+
+import torch
+
+from sweeps.backends.backend import (
+    Backend,
+    BackendError,
+    Event,
+    Facts,
+    Failed,
+    Finished,
+    Lost,
+    Order,
+    Outcome,
+    Reported,
+    Setup,
+    Stopped,
+)
+from sweeps.backends.memory import MicroBatch, accelerator_lost
+from sweeps.backends.packed import train_together
+from sweeps.backends.packs import Measured, pack_size
+from sweeps.backends.reports import FORESEEN, facts, failed, keep, make_folder
+from sweeps.backends.trials import ended_early, train
+from sweeps.cluster.resources import LaneShape
+from sweeps.errors import Problem, SpecError, reason
+from sweeps.spec.resources import ResourceSection
+
+Events = Generator[list[Event], None, None]
+
+
+class InlineBackend:
+    """Trains one trial, or one pack, at a time. `events` trains until the next report.
+
+    Args:
+        resources: `[resources]` of the sweep.
+        pack: trials of a pack, at most.
+        measured: a trial's memory on the GPU, if that was measured.
+    """
+
+    def __init__(self, resources: ResourceSection, pack: int, measured: Measured | None) -> None:
+        shape = LaneShape(1, False, {"CPU": resources.cpus_per_worker})
+        provenance: dict[str, Any] = {"lanes": [asdict(shape)], "backend": "inline"}
+        if measured is not None:
+            provenance["probe"] = asdict(measured)
+        self.facts = Facts(workers=1, pack=pack, accelerators=1.0, provenance=provenance)
+        self.warm: dict[str, Any] = {}
+        self._queue: deque[list[Order]] = deque()
+        self._unpacked: dict[str, dict[str, Any]] = {}  # why a trial's pack was given up
+        self._open: dict[str, Order] = {}  # trials that run now
+        self._over: dict[str, bool] = {}  # of trials that were stopped
+        self._stopped: list[Event] = []
+        self._training: Events | None = None
+        self._threads = torch.get_num_threads()
+        torch.set_num_threads(max(1, int(resources.cpus_per_worker)))  # as a lane's worker: sums depend on it
+
+    @property
+    def free(self) -> int:
+        return 0 if self._queue or self._open else 1
+
+    @property
+    def busy(self) -> int:
+        return 1 if self._open else 0
+
+    def start(self, orders: Sequence[Order]) -> None:
+        self._queue.append(list(orders))
+
+    def events(self, timeout: float) -> list[Event]:
+        if self._stopped:
+            stopped, self._stopped = self._stopped, []
+            return stopped
+        if self._training is None:
+            if not self._queue:
+                return []
+            orders = self._queue.popleft()
+            self._open = {order.trial_id: order for order in orders}
+            self._training = self._train_one(orders[0]) if len(orders) == 1 else self._train_pack(orders)
+        found = next(self._training, [])
+        for event in found:
+            if not isinstance(event, Reported):
+                self._open.pop(event.trial_id, None)
+        if not self._open:
+            self._training.close()
+            self._training = None
+        return found
+
+    def stop(self, trial_id: str, *, over: bool) -> None:
+        self._over[trial_id] = over
+        for orders in self._queue:
+            if [order.trial_id for order in orders] == [trial_id]:  # given back by its pack
+                self._queue.remove(orders)
+                self._stopped += [self._end_stopped(orders[0], {}, [])]
+                return
+
+    def close(self) -> None:
+        if self._training is not None:
+            self._training.close()
+        torch.set_num_threads(self._threads)
+
+    def _end_stopped(self, order: Order, outcome: Outcome, events: list[dict[str, Any]]) -> Stopped:
+        """The end of a trial that was stopped; the folder of one that is over goes."""
+        if self._over.pop(order.trial_id):
+            shutil.rmtree(order.directory, ignore_errors=True)
+        return Stopped(order.trial_id, self._outcome(order, outcome, events))
+
+    def _outcome(self, order: Order, outcome: Outcome, events: list[dict[str, Any]], packed: int = 1) -> Outcome:
+        unpacked = self._unpacked.get(order.trial_id)
+        return {"attempt": 1, "packed": packed, "unpacked": unpacked, "events": events, **outcome}
+
+    def _train_one(self, order: Order) -> Events:
+        """Train a trial by itself."""
+        given, directory = order.for_worker(), order.directory
+        started, clock = time.time(), time.perf_counter()
+        events: dict[int, dict[str, Any]] = {}  # by epoch: one that starts again repeats what its checkpoint has
+        last: dict[str, Any] | None = None
+        outcome: Outcome = {"status": "finished"}
+        micro: MicroBatch | None = None
+        try:
+            make_folder(directory)
+            micro = MicroBatch(directory, given["config"], 1)
+            with contextlib.closing(train(given, self.warm, micro)) as trial:
+                for report in trial:
+                    if report.get("done"):
+                        last = events[int(report["epoch"])] = dict(report)
+                        break
+                    events.setdefault(int(report["epoch"]), dict(report))
+                    yield [_reported(order.trial_id, report)]
+                    if order.trial_id in self._over:
+                        break
+            stopped = order.trial_id in self._over
+            if not stopped:
+                if last is None:
+                    raise ended_early()
+                outcome["result"] = last.pop("result")
+                keep(given, directory)
+        except Exception as error:  # whatever a trial raises is that trial's row
+            if accelerator_lost(error):
+                raise BackendError(f"this process can't use its accelerator any more: {reason(error)}") from error
+            stopped, outcome = False, failed(error, directory)
+            if not isinstance(error, FORESEEN):
+                self.warm.clear()  # nothing that such a trial touched is trusted
+        outcome |= facts(started, time.perf_counter() - clock)
+        if micro is not None:
+            outcome |= {"micro_batch_size": micro.size, "memory": micro.events}
+        if stopped:
+            yield [self._end_stopped(order, outcome, _in_order(events))]
+            return
+        reported = [_reported(order.trial_id, last)] if last is not None and "result" in outcome else []
+        yield [*reported, _end(order, self._outcome(order, outcome, _in_order(events)))]
+
+    def _train_pack(self, orders: list[Order]) -> Events:
+        """Train a pack. What it gives back is queued again, one by one."""
+        heard = _Heard(self.warm)
+        packed = len(orders)
+        with contextlib.closing(train_together(heard, [order.for_worker() for order in orders])) as steps:
+            for _ in steps:
+                yield self._of_pack(heard, packed)
+                stopped = [order for order in self._open.values() if order.trial_id in self._over]
+                heard.stopped |= {order.trial_id for order in stopped}
+                if stopped:
+                    yield [self._end_stopped(order, {}, []) for order in stopped]
+        ended = self._of_pack(heard, packed)
+        if heard.given_back is not None:
+            keys, why = heard.given_back
+            again = [self._open.pop(key) for key in keys if key in self._open]
+            self._unpacked |= {order.trial_id: {**why, "packed": packed} for order in again}
+            self._queue.extendleft([order] for order in reversed(again))
+        yield ended
+
+    def _of_pack(self, heard: _Heard, packed: int) -> list[Event]:
+        """The events of a pack since the last call."""
+        found: list[Event] = []
+        for key, report in heard.reports:
+            heard.all.setdefault(key, {})[report["epoch"]] = report
+            found.append(_reported(key, report))
+        for key, outcome in heard.ended:
+            order = self._open[key]
+            events = _in_order(heard.all.get(key, {}))
+            found.append(_end(order, self._outcome(order, outcome, events, packed)))
+        heard.reports, heard.ended = [], []
+        return found
+
+
+class _Heard:
+    """What a pack has said and the engine has not been told yet."""
+
+    def __init__(self, warm: dict[str, Any]) -> None:
+        self.warm = warm
+        self.stopped: set[str] = set()
+        self.reports: list[tuple[str, dict[str, Any]]] = []
+        self.ended: list[tuple[str, Outcome]] = []
+        self.all: dict[str, dict[int, dict[str, Any]]] = {}
+        self.given_back: tuple[list[str], dict[str, Any]] | None = None
+
+    def report(self, reports: Mapping[str, dict[str, Any]]) -> dict[str, str]:
+        self.reports += reports.items()
+        return {key: "stop" if key in self.stopped else "go" for key in reports}
+
+    def finish(self, key: str, last: dict[str, Any] | None, outcome: Outcome) -> None:
+        if last is not None:
+            self.reports.append((key, last))
+        self.ended.append((key, outcome))
+
+    def unpack(self, keys: Sequence[str], reason: str, cause: str) -> None:
+        self.given_back = list(keys), {"reason": reason, "cause": cause}
+
+
+def _in_order(events: Mapping[int, dict[str, Any]]) -> list[dict[str, Any]]:
+    """Reports by epoch as a list, from the first epoch to the last."""
+    return [events[epoch] for epoch in sorted(events)]
+
+
+def _reported(trial_id: str, report: Mapping[str, Any]) -> Reported:
+    seconds = (report.get("seconds") or 0.0) + (report.get("seconds_eval") or 0.0)
+    return Reported(trial_id, int(report["epoch"]), report.get("train_loss"), report.get("val_score"), seconds)
+
+
+def _end(order: Order, outcome: Outcome) -> Event:
+    """A trial's last event. Storage is no fault of the trial, and this process has no other."""
+    if outcome.get("storage") is not None:
+        fault = OSError(outcome["storage"], f"{outcome['reason']} (on host {outcome['host']})")
+        return Lost(order.trial_id, outcome, fault, elsewhere=False)
+    kind = Failed if outcome["status"] == "failed" else Finished
+    return kind(order.trial_id, outcome)
+
+
+def open_inline(setup: Setup) -> Backend:
+    """Open the backend that trains in this process.
+
+    Raises:
+        SpecError: what is asked needs other processes, or a cluster.
+    """
+    asked = setup.resources
+    problems = []
+    if setup.address is not None:
+        rule = "the inline backend trains in this process and joins no cluster"
+        problems.append(Problem("--address", setup.address, rule, "--backend ray"))
+    if asked.workers > 1:
+        rule = "the inline backend trains each trial in one process"
+        problems.append(Problem("resources.workers", asked.workers, rule, "workers = 1, or --backend ray"))
+    if asked.isolated:
+        rule = "the inline backend starts no process"
+        problems.append(Problem("resources.isolated", True, rule, "isolated = false, or --backend ray"))
+    gpu = torch.cuda.is_available()
+    if gpu and asked.gpus_per_worker == 0:
+        rule = "this process has a GPU, which the inline backend would use"
+        problems.append(Problem("resources.gpus_per_worker", 0, rule, "CUDA_VISIBLE_DEVICES='', or --backend ray"))
+    if not gpu and asked.gpus_per_worker not in ("auto", 0):
+        rule = "this process has no GPU"
+        problems.append(Problem("resources.gpus_per_worker", asked.gpus_per_worker, rule, "gpus_per_worker = 'auto'"))
+    if problems:
+        raise SpecError(problems)
+    for name, given, why in (
+        ("concurrent", asked.concurrent not in ("auto", 1), "trials run one after another"),
+        ("trial_timeout", asked.trial_timeout is not None, "a trial that hangs is not ended"),
+    ):
+        if given:
+            setup.note(f"resources.{name} has no effect with the inline backend: {why}")
+    measured = None
+    if gpu and asked.pack == "auto" and setup.packable and setup.measure is not None:
+        measured = setup.measure()
+    pack = pack_size(asked.pack, measured) if setup.packable else 1
+    return InlineBackend(asked, pack, measured)

@@ -1,0 +1,263 @@
+"""The backend on Ray, in the process that has the Ray session: Tune holds the trials, lanes of Ray Train run them."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import logging
+import queue
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, replace
+from typing import Any
+
+import ray
+
+from sweeps.backends.backend import (
+    Backend,
+    BackendError,
+    BackendLostError,
+    Event,
+    Facts,
+    Failed,
+    Finished,
+    Lost,
+    Order,
+    Outcome,
+    Setup,
+    Stopped,
+)
+from sweeps.backends.ray.pool import Pool
+from sweeps.backends.ray.tune import Ended, Held, Told, run_tuner, wave
+from sweeps.cluster.nodes import check_nodes
+from sweeps.cluster.resources import accelerators
+from sweeps.cluster.session import RayLostError
+from sweeps.errors import reason
+
+_END_S = 20.0
+"""For Tune's thread to end; Tune looks every tenth of a second whether it is to."""
+
+
+class RayBackend:
+    """Runs trials on the lanes of a pool.
+
+    Tune runs in a thread of its own, since `Tuner.fit` returns only at the end.
+
+    Args:
+        pool: session, broker and lanes, which are up.
+        packable: whether the trial function can train several trials at once.
+    """
+
+    def __init__(self, pool: Pool, packable: bool) -> None:
+        self._pool = pool
+        self._pack = pool.pack(pool.resources) if packable else 1
+        self._held = Held()
+        self._keys: dict[str, str] = {}  # the lease of each trial that is not over
+        self._packs: dict[str, set[str]] = {}  # keys that are not over, by the key of the first of their pack
+        self._over: dict[str, bool] = {}  # by key of trials that the engine stopped
+        self._verdicts: dict[str, Any] = {}
+        self._troubled: set[Any] = set()  # hosts, and (worker, host), whose last trial met storage trouble
+        self._run, self._issued = f"{time.time_ns():x}", 0
+        try:
+            with self._minded():
+                ray.get(pool.broker.reset.remote())
+        except ray.exceptions.RayError as error:
+            raise BackendError(f"the broker can't run on the cluster's head: {reason(error)}") from error
+        self._thread = threading.Thread(target=self._tune, name="tune", daemon=True)
+        self._thread.start()
+
+    def _tune(self) -> None:
+        """Run Tuner after Tuner."""
+        try:
+            while not self._held.closing.is_set():
+                trials = wave(self._pool.trials * self._pack)
+                run_tuner(self._held, self._pool.broker_name, trials, self._pool.storage / "tune")
+        except BaseException as error:  # noqa: BLE001  # raised again in the engine's thread
+            self._held.news.put(error)
+
+    @property
+    def facts(self) -> Facts:
+        shapes = self._pool.shapes
+        provenance: dict[str, Any] = {
+            "backend": "ray",
+            "lanes": [asdict(replace(shape, avoids=())) for shape in shapes],
+        }
+        if self._pool.measured is not None:
+            provenance["probe"] = asdict(self._pool.measured)
+        return Facts(self._pool.trials, self._pack, accelerators(shapes), provenance)
+
+    @property
+    def free(self) -> int:
+        return self._pool.trials + 1 - len(self._packs)  # one more than are at work: no lane waits for the next
+
+    @property
+    def busy(self) -> int:
+        return self._pool.busy
+
+    def start(self, orders: Sequence[Order]) -> None:
+        keys = []
+        for order in orders:
+            self._issued += 1
+            key = f"{self._run}.{self._issued}"
+            keys.append(key)
+            self._keys[order.trial_id] = key
+            self._held.ids[key] = order.trial_id
+            if order.judged:
+                self._held.judged.add(key)
+        self._packs[keys[0]] = set(keys)
+        given = {key: order.for_worker() for key, order in zip(keys, orders, strict=True)}
+        with self._minded():
+            if len(orders) > 1:
+                ray.get(self._pool.broker.submit_pack.remote(given))
+            else:
+                ray.get(self._pool.broker.submit.remote(keys[0], given[keys[0]], 1 if orders[0].judged else None))
+        self._held.waiting.extend(keys)
+        self._held.arrived.set()
+
+    def events(self, timeout: float) -> list[Event]:
+        for verdict in self._verdicts.values():
+            verdict.set_result(False)
+        self._verdicts.clear()
+        with self._minded():
+            if (lost := self._pool.lost) is not None:
+                raise BackendLostError(lost)
+            if (why := self._pool.down) is not None:
+                raise BackendError(f"no lane could be kept up: {why}")
+            found: list[Event] = []
+            with contextlib.suppress(queue.Empty):
+                self._take(self._held.news.get(timeout=timeout), found)
+                while True:
+                    self._take(self._held.news.get_nowait(), found)
+            return found
+
+    def wake(self) -> None:
+        """Let a call of `events` that waits return now; from any thread."""
+        self._held.news.put(None)
+
+    def _take(self, news: Told | Ended | BaseException | None, found: list[Event]) -> None:
+        if news is None:
+            return
+        if isinstance(news, BaseException):
+            raise news
+        if isinstance(news, Ended):
+            trial_id = self._held.ids.get(news.key)
+            if trial_id is not None:
+                found.append(self._end(trial_id, news.key, news.error))
+        elif news.key in self._held.ids:
+            found.append(news.report)
+            if news.verdict is not None:
+                self._verdicts[news.key] = news.verdict
+        elif news.verdict is not None:
+            news.verdict.set_result(True)
+
+    def stop(self, trial_id: str, *, over: bool) -> None:
+        key = self._keys[trial_id]
+        self._over[key] = over
+        verdict = self._verdicts.pop(key, None)
+        if verdict is not None:
+            verdict.set_result(True)
+        else:
+            with contextlib.suppress(ValueError):
+                self._held.waiting.remove(key)
+            self._held.news.put(Ended(key, False))
+
+    def _end(self, trial_id: str, key: str, error: bool) -> Event:
+        """Take a trial's outcome from the broker: it ended, or was stopped."""
+        stopped, over = key in self._over, self._over.pop(key, False)
+        del self._keys[trial_id], self._held.ids[key]
+        self._held.judged.discard(key)
+        self._packs = {first: left for first, keys in self._packs.items() if (left := keys - {key})}
+        outcome: Outcome = ray.get(self._pool.broker.take.remote(key, over)) or {}
+        if outcome.get("storage") is not None:
+            return self._troubled_by(trial_id, outcome)
+        self._troubled -= {outcome.get("host"), outcome.get("worker")}
+        if outcome.get("state") == "finished":
+            return Finished(trial_id, {"status": "finished", **outcome})
+        if outcome.get("state") == "failed":
+            return Failed(trial_id, {"status": "failed", **outcome})
+        if stopped:
+            return Stopped(trial_id, outcome)
+        if error:
+            raise RuntimeError(f"Ray Tune gave trial {trial_id} up, and the broker knows no outcome")
+        dead = ray.get(self._pool.broker.status.remote())["dead"]
+        if dead is not None:
+            raise BackendError(f"no lane could be kept up: {dead}")
+        return Lost(trial_id, outcome)
+
+    def _troubled_by(self, trial_id: str, outcome: Outcome) -> Lost:
+        """Note where storage failed under a trial, and whether workers of other nodes are there."""
+        self._troubled |= {outcome["host"], outcome.get("worker")}  # of a group's further node the broker knows none
+        workers = ray.get(self._pool.broker.status.remote())["workers"]
+        everywhere = all(host in self._troubled or (name, host) in self._troubled for name, host in workers.items())
+        fault = OSError(outcome["storage"], f"{outcome['reason']} (on host {outcome['host']})")
+        return Lost(trial_id, outcome, fault, elsewhere=not everywhere)
+
+    @contextlib.contextmanager
+    def _minded(self) -> Iterator[None]:
+        try:
+            with self._pool.minded():
+                yield
+        except RayLostError as error:
+            raise BackendLostError(self._pool.lost or str(error)) from error
+
+    def close(self) -> None:
+        self._held.closing.set()
+        self._held.arrived.set()
+        for verdict in self._verdicts.values():
+            verdict.set_result(True)
+        self._verdicts.clear()
+        lost = self._pool.lost is not None
+        if not lost:
+            with contextlib.suppress(ray.exceptions.RayError):
+                ray.get(self._pool.broker.interrupt.remote(), timeout=_END_S)
+            self._thread.join(_END_S)
+        if self._thread.is_alive():  # it would call Ray after its session is gone, and Ray would end the process
+            _interrupt(self._thread)
+            self._thread.join(2.0)
+            if self._thread.is_alive() and not lost:
+                logging.getLogger("sweeps").warning("Ray Tune did not end within %g s", _END_S)
+
+
+def _interrupt(thread: threading.Thread) -> None:
+    """Let a thread's next step be SystemExit."""
+    ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(thread.ident or 0), ctypes.py_object(SystemExit))
+
+
+class _WithPool(RayBackend):
+    """A backend whose pool ends with it."""
+
+    def close(self) -> None:
+        try:
+            super().close()
+        finally:
+            self._pool.close()
+
+
+def open_here(setup: Setup) -> RayBackend:
+    """Start or join Ray in this process, with lanes."""
+    pool = Pool(
+        setup.resources,
+        setup.storage,
+        address=setup.address,
+        measure=setup.measure,
+        note=setup.note,
+        needs=setup.needs,
+    )
+    pool.__enter__()
+    try:
+        return _WithPool(pool, setup.packable)
+    except BaseException:
+        pool.close()
+        raise
+
+
+def using(pool: Pool) -> Callable[[Setup], Backend]:
+    """Open backends on lanes that are up and stay up afterwards, so that their workers stay warm between sweeps."""
+
+    def open_backend(setup: Setup) -> Backend:
+        if pool.address is not None:  # it may have been another sweep's: folder and needs are this one's
+            check_nodes(setup.storage, setup.needs)
+        return RayBackend(pool, setup.packable)
+
+    return open_backend

@@ -1,0 +1,296 @@
+"""The backend on Ray, with Ray's driver in a process of its own: Ray may end that process, and this one goes on.
+
+Ray ends the process of a driver whose raylet or control store dies, at once or within a minute, and no setting changes
+that. So the engine's process has no Ray in it. The driver's process also has a session of its own: a signal that is
+sent to the engine's process group, as by `timeout` or Ctrl-C, reaches neither the driver nor Ray.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import pickle
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import replace
+from multiprocessing.connection import Connection
+from pathlib import Path
+from queue import Empty, SimpleQueue
+from typing import IO, TYPE_CHECKING, Any
+
+from sweeps.backends.backend import Backend, BackendLostError, Event, Facts, Order, Reported, Setup
+from sweeps.cluster.private import clear
+from sweeps.cluster.signals import held
+
+if TYPE_CHECKING:
+    from sweeps.backends.ray.backend import RayBackend
+
+_END_S = 30.0
+"""How long a driver that is told to end may take: lanes, Tune and Ray's own processes end within a third of that."""
+_LOOK_S = 0.5
+_CLOSED, _READY, _EVENTS, _BUSY = "closed", "ready", "events", "busy"
+_NOTE, _LOG, _RAISED, _LOST = "note", "log", "raised", "lost"
+
+
+def open_ray(setup: Setup) -> Backend:
+    """Start or join Ray, with lanes: in a process of its own, unless this process has a Ray session already."""
+    ray = sys.modules.get("ray")
+    if ray is not None and ray.is_initialized():
+        from sweeps.backends.ray.backend import open_here
+
+        return open_here(setup)
+    return RayProcess(setup)
+
+
+class RayProcess:
+    """Passes what the engine says to a `RayBackend` in the driver's process, and what happens there to the engine."""
+
+    facts: Facts
+
+    def __init__(self, setup: Setup) -> None:
+        self._note = setup.note
+        self._packs: list[set[str]] = []
+        self._news: list[Event] = []
+        self._asked = False
+        self.busy = 0
+        self._folder: Path | None = None
+        self._said = tempfile.TemporaryFile()  # noqa: SIM115  # closed by `close`
+        ours, theirs = socket.socketpair()
+        with theirs:
+            self._connection = Connection(ours.detach())
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", "sweeps.backends.ray.process", str(theirs.fileno())],
+                env={**os.environ, "PYTHONPATH": os.pathsep.join(_import_path())},
+                pass_fds=[theirs.fileno()],
+                stdin=subprocess.DEVNULL,
+                stdout=self._said,
+                stderr=self._said,
+                start_new_session=True,
+            )
+        try:
+            self._send(_import_path(), pickle.dumps(replace(setup, note=_nowhere)))
+            while not hasattr(self, "facts"):
+                self._hear(None)
+        except BaseException:
+            self.close()
+            raise
+
+    @property
+    def free(self) -> int:
+        return self.facts.workers + 1 - len(self._packs)  # one more than are at work: no lane waits for the next
+
+    def start(self, orders: Sequence[Order]) -> None:
+        self._packs.append({order.trial_id for order in orders})
+        self._send("start", orders)
+
+    def events(self, timeout: float) -> list[Event]:
+        if not self._asked:
+            self._send("events")
+            self._asked = True
+        end = time.monotonic() + timeout
+        while self._asked and (left := end - time.monotonic()) > 0:
+            self._hear(left)
+        found, self._news = self._news, []
+        for event in found:
+            if not isinstance(event, Reported):
+                self._packs = [open_ for pack in self._packs if (open_ := pack - {event.trial_id})]
+        return found
+
+    def stop(self, trial_id: str, *, over: bool) -> None:
+        self._send("stop", trial_id, over)
+
+    def close(self) -> None:
+        """Tell the driver to end, and wait for that; one that does not is killed. Ray's processes end with it."""
+        with held():
+            try:
+                if self._process.poll() is None and hasattr(self, "facts"):
+                    with suppress(BackendLostError):
+                        self._send("close")
+                        end = time.monotonic() + _END_S
+                        while (left := end - time.monotonic()) > 0:
+                            self._hear(left)
+                self._connection.close()
+                with suppress(subprocess.TimeoutExpired):
+                    self._process.wait(_END_S)
+            finally:
+                self._connection.close()
+                if self._process.poll() is None:
+                    self._process.kill()
+                    self._process.wait()
+                self._said.close()
+                if self._folder is not None and self._folder.exists():  # the driver could not end what it had started
+                    clear(self._folder)
+
+    def _send(self, *words: Any) -> None:
+        try:
+            self._connection.send(words)
+        except OSError as error:
+            raise self._lost() from error
+
+    def _hear(self, timeout: float | None) -> None:
+        """Take one message, if one comes within `timeout` seconds."""
+        try:
+            if not self._connection.poll(timeout):
+                return
+            kind, *words = self._connection.recv()
+        except (EOFError, OSError) as error:
+            raise self._lost() from error
+        if kind == _READY:
+            self.facts, self._folder = words
+        elif kind == _EVENTS:
+            self._news, self._asked = words[0], False
+        elif kind == _BUSY:
+            (self.busy,) = words
+        elif kind == _NOTE:
+            self._note(*words)
+        elif kind == _LOG:
+            name, level, text = words
+            logging.getLogger(name).log(level, "%s", text)
+        elif kind == _RAISED:
+            raise words[0]
+        elif kind == _LOST:
+            raise BackendLostError(words[0])
+        elif kind == _CLOSED:
+            raise BackendLostError("Ray's driver has ended")
+
+    def _lost(self) -> BackendLostError:
+        """The error of a driver that is gone, with what is known of its end."""
+        with suppress(subprocess.TimeoutExpired):
+            self._process.wait(_LOOK_S)
+        code = self._process.poll()
+        said = _tail(self._said)
+        for line in reversed(said):
+            if line.startswith(_ERROR):
+                return BackendLostError(line.removeprefix(_ERROR).partition(";")[0])
+        ended = "was ended by signal" if code is not None and code < 0 else "ended with exit code"
+        last = f" ({said[-1][:300]})" if said and code not in (None, 0) and code > 0 else ""
+        return BackendLostError(f"the process of Ray's driver {ended} {abs(code or 0)}{last}")
+
+
+_ERROR = "error: "
+"""How the driver's last line begins if Ray's own processes died (`sweeps.cluster.session`)."""
+
+
+def _import_path() -> list[str]:
+    """The import path of this process; a trial function may lie beside the caller."""
+    return [str(Path(entry or ".").resolve()) for entry in sys.path]
+
+
+def _nowhere(text: str) -> None:
+    """Show nothing."""
+
+
+def _tail(file: IO[bytes]) -> list[str]:
+    """The last lines of what a driver printed."""
+    size = file.seek(0, os.SEEK_END)
+    file.seek(max(0, size - 10_000))
+    return [line for line in file.read().decode(errors="replace").splitlines() if line.strip()]
+
+
+class _Driver:
+    """The driver's process: a `RayBackend`, and the engine at the other end of a connection."""
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+        self._sending = threading.Lock()
+        self._commands: SimpleQueue[tuple[Any, ...]] = SimpleQueue()
+        self._wake: Callable[[], None] | None = None
+        self._busy = 0
+
+    def run(self) -> None:
+        """Open the backend and serve the engine until it says "close", or is gone."""
+        sys.path[:], setup = self._connection.recv()
+        threading.Thread(target=self._listen, name="engine", daemon=True).start()
+        logging.getLogger().addHandler(_Forward(self))
+        from sweeps.backends.ray.backend import open_here
+        from sweeps.cluster.private import session_folder
+
+        try:
+            backend = open_here(replace(pickle.loads(setup), note=lambda text: self.send(_NOTE, text)))  # noqa: S301
+        except Exception as error:  # noqa: BLE001  # raised again in the engine's process
+            self.send(_RAISED, _portable(error))
+            return
+        self._wake = backend.wake
+        self.send(_READY, backend.facts, session_folder())
+        try:
+            self._serve(backend)
+        except BackendLostError as error:
+            self.send(_LOST, error.why)
+            os._exit(1)  # Ray's library can't be left in order any more
+        except Exception as error:  # noqa: BLE001  # raised again in the engine's process
+            self.send(_RAISED, _portable(error))
+            backend.close()
+        else:
+            backend.close()
+            self.send(_CLOSED)
+
+    def _serve(self, backend: RayBackend) -> None:
+        asked = False
+        while True:
+            with suppress(Empty):
+                what, *given = self._commands.get(timeout=0 if asked else _LOOK_S)
+                if what == "close":
+                    return
+                if what == "events":
+                    asked = True
+                elif what == "start":
+                    backend.start(*given)
+                elif what == "stop":
+                    backend.stop(given[0], over=given[1])
+                continue
+            if asked and (found := backend.events(_LOOK_S)):
+                self.send(_EVENTS, found)
+                asked = False
+            if (busy := backend.busy) != self._busy:
+                self._busy = busy
+                self.send(_BUSY, busy)
+
+    def _listen(self) -> None:
+        """Take the engine's commands. If the engine is gone, nothing more is to be done."""
+        with suppress(EOFError, OSError):
+            while True:
+                self._commands.put(self._connection.recv())
+                if self._wake is not None:
+                    self._wake()
+        if self._wake is None:  # Ray is coming up: its start is undone in order
+            os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(_END_S / 2)
+        os._exit(1)
+
+    def send(self, *words: Any) -> None:
+        """Tell the engine something; nothing if it is gone."""
+        with self._sending, suppress(OSError):
+            self._connection.send(words)
+
+
+class _Forward(logging.Handler):
+    """Passes warnings of this package on to the engine's process."""
+
+    def __init__(self, driver: _Driver) -> None:
+        super().__init__(logging.WARNING)
+        self._driver = driver
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if record.name.partition(".")[0] == "sweeps":
+            self._driver.send(_LOG, record.name, record.levelno, record.getMessage())
+
+
+def _portable(error: Exception) -> Exception:
+    """The error as it can be sent: itself, or its words if its class can't be pickled."""
+    try:
+        pickle.loads(pickle.dumps(error))  # noqa: S301  # made in the same line
+    except Exception:  # noqa: BLE001  # whatever pickle or the error's own class raises
+        return RuntimeError(f"{type(error).__name__}: {error}")
+    return error
+
+
+if __name__ == "__main__":
+    os.set_inheritable(int(sys.argv[1]), False)  # Ray's own processes are none of the engine's
+    _Driver(Connection(int(sys.argv[1]))).run()

@@ -1,0 +1,39 @@
+"""Backends by name: our own, and those that other packages register as entry points."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from importlib.metadata import entry_points
+
+from sweeps.backends.backend import OpenBackend
+from sweeps.errors import Problem, SpecError, unknown
+
+GROUP = "sweeps.backends"
+"""Group of entry points. The name of each is the backend's, and its object an `OpenBackend`."""
+_OURS = {"ray": "sweeps.backends.ray.process:open_ray", "inline": "sweeps.backends.inline:open_inline"}
+
+
+def backend_names() -> list[str]:
+    """Return the names of all backends, ours first."""
+    return [*_OURS, *sorted({point.name for point in entry_points(group=GROUP)} - _OURS.keys())]
+
+
+def find_backend(name: str) -> OpenBackend:
+    """Return what opens the backend of a name.
+
+    Raises:
+        SpecError: there is none of that name, or its package can't be imported.
+    """
+    if name in _OURS:
+        module, _, function = _OURS[name].partition(":")
+        ours: OpenBackend = getattr(import_module(module), function)
+        return ours
+    points = entry_points(group=GROUP, name=name)
+    if not points:
+        raise SpecError([unknown("--backend", name, "backend", backend_names())])
+    try:
+        found: OpenBackend = next(iter(points)).load()
+    except (ImportError, AttributeError) as error:
+        rule = f"its package can't be imported ({error})"
+        raise SpecError([Problem("--backend", name, rule, f"one of {', '.join(_OURS)}")]) from error
+    return found

@@ -1,0 +1,213 @@
+"""The loop of a sweep: trials from the search to the backend, and what becomes of them into the ledger."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import math
+import threading
+import time
+from collections.abc import Callable
+
+from sweeps.backends.backend import Backend, Event, Failed, Finished, Lost, Order, Reported, Stopped
+from sweeps.backends.packs import TOGETHER
+from sweeps.engine.limits import Meter
+from sweeps.engine.packing import Packing
+from sweeps.records.ledger import Ledger, pruned
+from sweeps.search.pruning import should_stop
+from sweeps.search.slots import Slot
+from sweeps.spec.paths import anchored
+
+EVERY_S = 0.5
+"""How often the loop looks at signals, the journal and the limits, if the backend has nothing to tell."""
+END_S = 10.0
+"""How long the loop waits for trials to stop at the end of an interrupted run."""
+
+
+class Stop:
+    """Whether a sweep is to end, and why: a signal, or a limit that is reached.
+
+    Args:
+        signalled: set when a signal came.
+        meter: what the sweep has used, and its limits.
+        check: called every moment; raises OSError if the journal is gone.
+
+    Attributes:
+        limit: the limit that is reached, in words.
+    """
+
+    def __init__(self, signalled: threading.Event, meter: Meter, check: Callable[[], None]) -> None:
+        self.signalled = signalled
+        self.limit: str | None = None
+        self._meter, self._check = meter, check
+        self._looked = -math.inf
+
+    def __bool__(self) -> bool:
+        return self.signalled.is_set() or self.limit is not None
+
+    def look(self) -> bool:
+        """Look at the journal and at the limits, if that was not done a moment ago; return whether to end."""
+        if time.monotonic() - self._looked >= EVERY_S:
+            self._looked = time.monotonic()
+            self._meter.tick()
+            self._check()
+            if not self.signalled.is_set():
+                self.limit = self.limit or self._meter.reached()
+        return bool(self)
+
+
+class Loop:
+    """Hands trials to a backend until nothing is left, or until it is to stop.
+
+    Args:
+        ledger: state and journal of the sweep.
+        backend: runs the trials.
+        function: the trial function, "package.module:function".
+        changed: called after every event, for the display.
+        stop: says when to end.
+    """
+
+    def __init__(
+        self, ledger: Ledger, backend: Backend, function: str, changed: Callable[[], None], stop: Stop
+    ) -> None:
+        self._ledger, self._backend, self._function = ledger, backend, function
+        self._changed, self._stop = changed, stop
+        facts = backend.facts
+        self._packing = Packing(facts.pack, facts.workers)
+        self._running: dict[str, Slot] = {}
+        self._packs: list[set[str]] = []
+        self._pruned: set[str] = set()
+        self._seconds: dict[str, dict[int, float]] = {}  # of each epoch reported, by trial
+
+    def run(self) -> None:
+        """Run what is missing.
+
+        Raises:
+            BackendError: nothing can run trials any more.
+            OSError: storage failed under the driver or on all nodes, or the journal is gone.
+        """
+        try:
+            while not self._stop.look():
+                self._fill()
+                if not self._running:
+                    return
+                for event in self._backend.events(EVERY_S):
+                    self._take(event)
+            self._stop_all()
+        finally:
+            self._release_all()
+
+    def _fill(self) -> None:
+        """Start trials as long as the backend takes them and the search has any."""
+        self._packing.workers = self._ledger.state.workers = self._backend.facts.workers
+        while self._backend.free > 0:
+            slots = self._packing.next(self._ledger.state, len(self._packs))
+            if not slots:
+                return
+            for slot in slots:
+                self._ledger.ask(slot)
+                self._running[slot.trial_id] = slot
+            self._packs.append({slot.trial_id for slot in slots})
+            self._backend.start([self._order(slot) for slot in slots])
+            self._changed()
+
+    def _order(self, slot: Slot) -> Order:
+        state = self._ledger.state
+        return Order(
+            trial_id=slot.trial_id,
+            function=self._function,
+            together=TOGETHER.get(self._function),
+            config=anchored(slot.config),
+            directory=self._ledger.trial_folder(slot),
+            keep=self._ledger.kept_folder(slot),
+            judged=state.cells[slot.cell_id].prunable(slot),
+            timeout=state.spec.resources.trial_timeout,
+            attempts=state.spec.resources.attempts,
+        )
+
+    def _take(self, event: Event) -> None:
+        slot = self._running.get(event.trial_id)
+        if slot is None:
+            return
+        if isinstance(event, Reported):
+            if self._report(slot, event):
+                self._pruned.add(slot.trial_id)
+                self._backend.stop(slot.trial_id, over=True)
+        else:
+            self._end(slot, event)
+
+    def _report(self, slot: Slot, event: Reported) -> bool:
+        """Write a report down; return whether the trial is stopped. Of reports that come twice one counts."""
+        state, score, epoch = self._ledger.state, event.val_score, event.epoch
+        took = self._seconds.setdefault(slot.trial_id, {})
+        took[epoch] = event.seconds
+        if slot.trial_id in self._pruned or score is None or not math.isfinite(score):
+            return False
+        if not state.report(slot.cell_id, slot.trial_id, epoch, score):
+            return False
+        cell = state.cells[slot.cell_id]
+        stop = False
+        if cell.prunable(slot) and epoch < slot.config["train"]["epochs"]:
+            others = [trial_id for trial_id in cell.curves if trial_id != slot.trial_id]
+            peers = [
+                cell.curves[i] for i in others if cell.prunable(cell.asked[i])
+            ]  # re-runs have the best rates alone
+            stop = should_stop(state.spec.search.pruner, epoch, cell.curves[slot.trial_id], peers)
+        values = {"epoch": epoch, "train_loss": event.train_loss, "val_score": score}
+        self._ledger.report(slot, values, stop=stop, seconds=sum(took.values()))
+        self._changed()
+        return stop
+
+    def _end(self, slot: Slot, event: Finished | Failed | Stopped | Lost) -> None:
+        """Write down how a trial ended."""
+        trial_id, state = slot.trial_id, self._ledger.state
+        del self._running[trial_id]
+        self._seconds.pop(trial_id, None)
+        self._packs = [left for pack in self._packs if (left := pack - {trial_id})]
+        if event.outcome.get("unpacked") is not None:
+            self._packing.learn(slot.cell_id, event.outcome["unpacked"])
+        if trial_id in self._pruned:
+            self._pruned.remove(trial_id)
+            self._ledger.finish(slot, pruned(state, slot, event.outcome))
+        elif isinstance(event, Finished | Failed):
+            self._ledger.finish(slot, event.outcome)
+        else:  # it goes on from its checkpoint another time
+            state.release(slot.cell_id, trial_id)
+        if isinstance(event, Lost) and event.fault is not None:
+            self._note_trouble(event, event.fault)
+        self._changed()
+
+    def _note_trouble(self, event: Lost, fault: OSError) -> None:
+        """Write down that a node's storage failed under a trial.
+
+        Raises OSError: it fails the driver too, or all nodes.
+        """
+        if not event.elsewhere:
+            raise fault
+        trouble = {"ev": "trouble", "host": event.outcome["host"], "reason": event.outcome["reason"]}
+        try:
+            self._ledger.journal.write(trouble)
+        except OSError as error:
+            raise fault from error
+        logging.getLogger("sweeps").warning("storage trouble of one node, whose trial goes elsewhere: %s", fault)
+
+    def _stop_all(self) -> None:
+        """Stop what runs, and write down what had finished meanwhile. Checkpoints are kept."""
+        for trial_id in reversed([*self._running]):  # queued ones first, so that none of them starts
+            if trial_id not in self._pruned:
+                self._backend.stop(trial_id, over=False)
+        end = time.monotonic() + END_S
+        while self._running and time.monotonic() < end:
+            for event in self._backend.events(EVERY_S):
+                self._take(event)
+
+    def _release_all(self) -> None:
+        """Trials that still run when the loop ends start again another time, except those that the pruner stopped."""
+        state = self._ledger.state
+        for slot in self._running.values():
+            if slot.trial_id not in self._pruned:
+                state.release(slot.cell_id, slot.trial_id)
+                continue
+            trained = sum(self._seconds.get(slot.trial_id, {}).values())
+            with contextlib.suppress(OSError):  # the journal says that it was stopped, and the next run writes its row
+                self._ledger.finish(slot, pruned(state, slot, {"seconds_total": trained}))
