@@ -5,7 +5,7 @@ BIN := .venv/bin
 JOBS ?= 2
 PYTEST := $(BIN)/python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder
 
-.PHONY: setup demo pictures test test-all test-gpu check lint types imports format docs clean help
+.PHONY: setup demo pictures test test-all test-gpu test-ray check lint types imports format docs clean help
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
@@ -58,6 +58,10 @@ test-all: check  ## slow tests too
 
 test-gpu: setup  ## those that need a CUDA device
 	$(BIN)/python -m pytest -m gpu tests/gpu
+
+test-ray: setup  ## those with Ray in them, on another release, which stays installed: RAY=2.56
+	$(BIN)/python -m pip install --quiet 'ray[tune,train]==$(RAY).*'
+	$(PYTEST) tests/sweeps/cluster tests/sweeps/lanes tests/sweeps/engine
 
 .venv/.docs: .venv/.ready
 	$(BIN)/python -m pip install --quiet --group docs

@@ -20,7 +20,6 @@ from sweeps.cli.options import FAILED_TRIALS, Json
 from sweeps.cli.printing import emit, out
 from trainables.errors import first_line
 
-RAY_MINOR = "2.60"
 _CLUSTER_S = 10.0
 PACKAGES = ("randlora", "trainables", "analysis", "sweeps")
 
@@ -100,7 +99,8 @@ def _versions() -> list[Check]:
 
 
 def _ray() -> Check:
-    """Sweeps lean on names that Ray's minor releases move, and Ray keeps its sessions and spilled objects in /tmp."""
+    """Ray's release is one of those that this package was tested with, and there is room for Ray's files."""
+    from sweeps.cluster.compat import NEWEST, OLDEST, supported
     from sweeps.cluster.private import room
 
     try:
@@ -108,17 +108,22 @@ def _ray() -> Check:
         import ray.tune
     except ImportError as error:
         return Check("ray parts", False, first_line(error), "pip install 'ray[tune,train]'")
-    minor = ".".join(ray.__version__.split(".")[:2])
+    release, known = ray.__version__, supported(ray.__version__)
     place, bytes_free = room()
     free = bytes_free / 2**30
-    known = minor == RAY_MINOR
-    mend = f"pip install 'ray[tune,train]=={RAY_MINOR}.*'" if not known else f"make room in {place}, or set RAY_TMPDIR"
-    return Check("ray parts", known and free > 1, f"tune and train of {minor}; {free:.1f} GiB free in {place}", mend)
+    found = f"tune and train of {release}, of {OLDEST} to {NEWEST}; {free:.1f} GiB free in {place}"
+    if not known:
+        found = f"tune and train of {release}, and this package needs Ray {OLDEST} to {NEWEST}"
+    mend = f"make room in {place}, or set RAY_TMPDIR" if known else f"pip install 'ray[tune,train]=={NEWEST}.*'"
+    return Check("ray parts", known and free > 1, found, mend)
 
 
 def _cluster(asked: str | None) -> list[Check]:
-    """Whether a cluster that sweeps would join asks for a token; none is fine, unless one was asked for."""
-    from sweeps.cluster.joining import ask, find
+    """A cluster that sweeps would join: whether it asks for a token, and whether its Ray is this one's.
+
+    No cluster is fine, unless one was asked for.
+    """
+    from sweeps.cluster.joining import ask, find, try_release
     from sweeps.cluster.resources import ResourceError
 
     try:
@@ -127,12 +132,16 @@ def _cluster(asked: str | None) -> list[Check]:
         if asked is not None:
             raise
         return []
-    said = ask(address, address, token=False, seconds=_CLUSTER_S)
-    if said is None:
-        mend = "whoever reaches its ports can run code on it: RAY_AUTH_MODE=token (docs/clusters.md), or a firewall"
-        return [Check("cluster", True, f"{address} answers without a token", mend, warns=True)]
-    refused = "InvalidAuthToken" in said
-    return [Check("cluster", refused, f"{address}: {'asks for a token' if refused else said}", "start it again")]
+    said = ask(address, token=False, seconds=_CLUSTER_S)
+    if said is not None and "InvalidAuthToken" not in said:
+        return [Check("cluster", False, f"{address}: {said}", "start it again")]
+    mend = "whoever reaches its ports can run code on it: RAY_AUTH_MODE=token (docs/clusters.md), or a firewall"
+    open_ = said is None
+    found = f"{address} {'answers without' if open_ else 'asks for'} a token"
+    checks = [Check("cluster", True, found, mend if open_ else "", warns=open_)]
+    if (problem := try_release(address)) is not None:
+        checks.append(Check("cluster's Ray", False, f"{address} {problem.rule}", str(problem.nearest)))
+    return checks
 
 
 def _hub() -> Check:

@@ -7,16 +7,18 @@ all sessions, in the user's home.
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import logging
 import os
 import secrets
 import shutil
 import tempfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
-import psutil
-
+from sweeps.cluster.compat import loopback, read_authentication
+from sweeps.cluster.processes import processes_of
 from sweeps.cluster.resources import ResourceError
 from sweeps.errors import Problem
 
@@ -24,8 +26,9 @@ PREFIX = "sweeps-ray-"
 """Of the folder's name: by it `joining.find` knows the processes of private sessions, anybody's."""
 _RAYS = "/r/session_2026-01-01_00-00-00_000000_4194304/sockets/plasma_store_1"
 _SOCKET_BYTES = 103  # of a Unix socket's path: 107 on Linux, 103 on macOS
+_YOUNG_S = 60.0
+"""Age up to which a folder may be one of a session that is just being started."""
 _SHORT = "/tmp"  # noqa: S108  # what is made in it is made anew, for its owner alone
-_WAIT_S = 5.0
 
 
 def _asked() -> str:
@@ -67,9 +70,21 @@ def make_folder() -> Path:
             continue
         if tried:
             logging.getLogger("sweeps").warning("Ray's files go to %s: %s", place, tried[0])
+        _remove_abandoned(place)
         return folder
     rule = f"Ray's files can go nowhere ({'; '.join(tried)})"
     raise ResourceError([Problem("RAY_TMPDIR", asked, rule, "a short, writable folder")])
+
+
+def _remove_abandoned(place: Path) -> None:
+    """Remove the folders of sessions whose drivers were killed: nobody holds the token's lock, and no process runs."""
+    for folder in place.glob(f"{PREFIX}*"):
+        with contextlib.suppress(OSError):  # somebody else's, or one that is in use
+            if time.time() - folder.stat().st_mtime > _YOUNG_S and folder.stat().st_uid == os.getuid():
+                with token_of(folder).open() as token:
+                    fcntl.flock(token, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    if not processes_of(folder):
+                        shutil.rmtree(folder, ignore_errors=True)
 
 
 def token_of(folder: Path) -> Path:
@@ -85,53 +100,38 @@ def session_folder() -> Path | None:
 
 @contextlib.contextmanager
 def guarded(folder: Path) -> Iterator[None]:
-    """What is started in the block listens on loopback and asks for the folder's token, whatever the user has set."""
-    from ray._private import ray_constants
-    from ray._raylet import AuthenticationTokenLoader, Config  # type: ignore[attr-defined]  # no stubs
+    """What is started in the block listens on loopback and asks for the folder's token, whatever the user has set.
 
-    def reread() -> None:
-        Config.initialize("")  # first: a thread of Ray's that still ends must not look for a token that is gone
-        AuthenticationTokenLoader.instance().reset_cache()
-
-    # no cluster: what makes Ray bind 127.0.0.1 on Linux; Ray read it when it was imported, perhaps long before
-    own = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0", "RAY_AUTH_MODE": "token"}
-    own["RAY_AUTH_TOKEN_PATH"] = str(token_of(folder))
+    The token's file is locked meanwhile, so that no other driver takes the folder for an abandoned one.
+    """
+    own = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(token_of(folder))}
     before = {name: os.environ.pop(name, None) for name in (*own, "RAY_AUTH_TOKEN")}
-    cluster = ray_constants.ENABLE_RAY_CLUSTER
     os.environ.update(own)
-    ray_constants.ENABLE_RAY_CLUSTER = False
-    reread()
     try:
-        yield
+        with loopback(), token_of(folder).open() as token:
+            fcntl.flock(token, fcntl.LOCK_SH)
+            read_authentication()
+            yield
     finally:
-        ray_constants.ENABLE_RAY_CLUSTER = cluster
         for name, value in before.items():
             os.environ.pop(name, None)
             if value is not None:
                 os.environ[name] = value
-        reread()
+        read_authentication()
 
 
-def clear(folder: Path) -> None:
-    """End what still runs of a session that did not come up, and remove its folder."""
-    left = processes_of(folder)
-    for process in left:
-        with contextlib.suppress(psutil.Error):
-            process.kill()
-    psutil.wait_procs(left, timeout=_WAIT_S)
-    shutil.rmtree(folder, ignore_errors=True)
-
-
-def processes_of(folder: Path) -> list[psutil.Process]:
-    """This user's processes of Ray that have the folder on their command line, or a file in it open."""
-    found = []
-    for pid in psutil.pids():  # not process_iter, whose processes may be earlier ones of the same number
-        with contextlib.suppress(psutil.Error):
-            process = psutil.Process(pid)
-            if process.pid == os.getpid() or process.uids().real != os.getuid():
-                continue
-            words = " ".join(process.cmdline())
-            files = process.open_files() if words.startswith("ray::") else []  # a title in place of its arguments
-            if str(folder) in words or any(file.path.startswith(f"{folder}/") for file in files):
-                found.append(process)
-    return found
+@contextlib.contextmanager
+def users_token() -> Iterator[None]:
+    """Use a token that the user has in the block, if RAY_AUTH_MODE does not say otherwise."""
+    path = os.environ.get("RAY_AUTH_TOKEN_PATH", "~/.ray/auth_token")
+    there = bool(os.environ.get("RAY_AUTH_TOKEN")) or Path(path).expanduser().is_file()
+    if "RAY_AUTH_MODE" in os.environ or not there:
+        yield
+        return
+    os.environ["RAY_AUTH_MODE"] = "token"
+    try:
+        read_authentication()
+        yield
+    finally:
+        del os.environ["RAY_AUTH_MODE"]
+        read_authentication()

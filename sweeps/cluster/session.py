@@ -12,14 +12,15 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
-from typing import Any, Self
+from typing import Self
 
 import psutil
 
-from sweeps.cluster.joining import ask, find
+from sweeps.cluster.compat import log_errors_of_workers
+from sweeps.cluster.joining import ask, find, other_release, unsupported
 from sweeps.cluster.nodes import job_variables, own_paths
-from sweeps.cluster.private import clear, guarded, make_folder, room
-from sweeps.cluster.reaper import Reaper, agents, ended, own_processes, ray_processes, runs
+from sweeps.cluster.private import guarded, make_folder, room, users_token
+from sweeps.cluster.processes import clear, ended, runs, vital
 from sweeps.cluster.resources import Node, ResourceError
 from sweeps.cluster.signals import handled, held, signalled
 from sweeps.errors import Problem
@@ -36,7 +37,6 @@ _HEARD_S = 0.02
 """For a signal to all processes to reach this one too."""
 _KEPT = "finished trials are kept, and the same command goes on"
 EXIT_LOST = 4
-_VITAL = ("raylet", "gcs_server")
 _QUIET_S = 3.0
 """How long the control store of a local session may take no connection: told to end, it hangs with its port closed."""
 _RECONNECT = "RAY_gcs_rpc_server_reconnect_timeout_s"
@@ -54,6 +54,7 @@ _ALWAYS = {
     "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
     "RAY_AIR_NEW_OUTPUT": "0",
     "RAY_CHDIR_TO_TRIAL_DIR": "0",
+    "RAY_WARN_BLOCKING_GET_INSIDE_ASYNC": "0",  # Ray Train's controllers do
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
     "TUNE_DISABLE_SIGINT_HANDLER": "1",
     "TUNE_GLOBAL_CHECKPOINT_S": "1000000",  # Tune's state is never read: the journal is the truth
@@ -131,7 +132,7 @@ class Session:
         self._private = ExitStack()
         self.owned = False
         self.lost: str | None = None
-        self._reaper: Reaper | None = None
+        self._folder: Path | None = None
         self._own: dict[str, psutil.Process] = {}
         self._store: str | None = None
         self._heard, self._patience = 0.0, _QUIET_S
@@ -150,8 +151,8 @@ class Session:
         if self.owned:
             ray.shutdown()
         self._private.close()
-        if self._reaper is not None:
-            self._reaper.close()
+        if self._folder is not None:
+            clear(self._folder)
         self._ended.set()
         self._variables.__exit__(None, None, None)
 
@@ -184,7 +185,7 @@ class Session:
             raise RayLostError(f"{self.lost}; {_KEPT}") from error
 
     def _watch(self) -> None:
-        helpers = [name for name in self._own if name not in _VITAL]
+        helpers = [name for name in self._own if "agent" in name]
         with ended(list(self._own.values())) as wait:
             while not self._over.is_set():
                 wait(_LOOK_S)
@@ -200,7 +201,7 @@ class Session:
     def _leave(self) -> None:
         """Interrupt the main thread; and where that is in a call of Ray's which nothing ends, leave without it.
 
-        Every step of the sweep is on disk, and the reaper sees to the processes.
+        Every step of the sweep is on disk.
         """
         code = 130 if signalled() else EXIT_LOST
         os.kill(os.getpid(), signal.SIGINT)
@@ -211,6 +212,8 @@ class Session:
         cursor = "\x1b[?25h" if sys.stderr.isatty() else ""  # a live display has hidden it
         with suppress(OSError):
             os.write(2, f"{cursor}error: {self.lost}; {_KEPT}\n".encode())
+        if self._folder is not None:
+            clear(self._folder)
         os._exit(code)
 
     def connect(self) -> None:
@@ -226,28 +229,31 @@ class Session:
         if self.address is not None:
             self._join(self.address, paths)
         else:
-            with held(), _own_handlers(), _environment({"PYTHONPATH": paths}, over=True):
+            with held(), _environment({"PYTHONPATH": paths}, over=True):
                 self._start()
         self._store, self._heard = ray.get_runtime_context().gcs_address, time.monotonic()
         threading.Thread(target=self._watch, name="ray-watch", daemon=True).start()
-        _silence_ray()
+        log_errors_of_workers()
 
     def _join(self, asked: str, paths: str) -> None:
         import ray
 
+        if problem := unsupported(asked):
+            raise ResourceError([problem])
         address = find(asked)
+        if asked == "auto":
+            self._private.enter_context(users_token())
         self._note(f"joining the Ray cluster at {address}")
         try:
             if "://" not in address:
                 _knock(address)
-                if why := ask(address, asked):
+                if why := ask(address):
                     raise ConnectionError(why)
             variables = {"PYTHONPATH": own_paths(paths), **_ALWAYS}
             given = job_variables()
-            # "auto" lets Ray use the token that the user has
-            with held(), _own_handlers(), _environment({"RAY_ADDRESS": address}, over=True):
+            with held(), _environment({"RAY_ADDRESS": address}, over=True), _no_exit():
                 ray.init(
-                    address="auto" if asked == "auto" else address,
+                    address=address,
                     log_to_driver=False,
                     logging_level=logging.ERROR,
                     runtime_env={"env_vars": {k: v for k, v in variables.items() if k not in given}},
@@ -259,10 +265,9 @@ class Session:
             rule = f"no Ray cluster answers there{at} ({first_line(error)})"
             raise ResourceError([Problem("--address", asked, rule, "leave it out to run locally")]) from error
         except RuntimeError as error:
-            if not str(error).startswith("Version mismatch"):
+            if (problem := other_release(asked, str(error))) is None:
                 raise
-            rule = f"runs another version of Ray or Python ({' '.join(str(error).split())})"
-            raise ResourceError([Problem("--address", asked, rule, "the same versions on every machine")]) from error
+            raise ResourceError([problem]) from error
 
     def _start(self) -> None:
         """Start a session of our own; once more where it did not come up."""
@@ -270,25 +275,24 @@ class Session:
 
         node = local_node()
         for left in reversed(range(_STARTS)):
-            folder = make_folder()
-            self._reaper = Reaper(folder)
+            self._folder = folder = make_folder()
             self._private.enter_context(guarded(folder))
             try:
-                ray.init(
-                    address="local",  # whatever RAY_ADDRESS says
-                    include_dashboard=False,
-                    num_cpus=int(node.cpus),
-                    num_gpus=int(node.gpus),
-                    object_store_memory=_STORE_BYTES,
-                    log_to_driver=False,
-                    logging_level=logging.ERROR,
-                    _temp_dir=str(folder / "r"),
-                )
+                with _no_exit():
+                    ray.init(
+                        address="local",  # whatever RAY_ADDRESS says
+                        include_dashboard=False,
+                        num_cpus=int(node.cpus),
+                        num_gpus=int(node.gpus),
+                        object_store_memory=_STORE_BYTES,
+                        log_to_driver=False,
+                        logging_level=logging.ERROR,
+                        _temp_dir=str(folder / "r"),
+                    )
             except BaseException as error:
                 ray.shutdown()
                 self._private.close()
                 clear(folder)
-                self._reaper.close()
                 if not isinstance(error, Exception):
                     raise
                 if not left:
@@ -296,9 +300,7 @@ class Session:
                 logging.getLogger("sweeps").warning("Ray did not come up, and is started again: %s", first_line(error))
                 continue
             self.owned = True
-            self._reaper.mind(ray_processes())
-            self._own = {name: psutil.Process(pid) for name, pid in own_processes().items() if name in _VITAL}
-            self._own |= agents(self._own["raylet"])
+            self._own = vital(folder)
             return
 
 
@@ -320,25 +322,9 @@ def _knock(address: str) -> None:
 
 
 @contextmanager
-def _own_handlers() -> Iterator[None]:
-    """Keep `ray.init` from its own SIGTERM handler, which ends the process wherever it is, with exit code 15."""
-    from ray._private import utils
-
-    theirs = getattr(utils, "set_sigterm_handler", None)
-    utils.set_sigterm_handler = lambda _: None
+def _no_exit() -> Iterator[None]:
+    """Make a SIGTERM during `ray.init` an interruption: Ray's handler ends the process, until `held` puts ours back."""
     try:
         yield
-    finally:
-        if theirs is not None:
-            utils.set_sigterm_handler = theirs
-
-
-def _silence_ray() -> None:
-    """Send what Ray prints about died workers into the log: on stdout it would break `--json` and live displays."""
-    from ray._private import worker
-
-    def log(data: dict[str, Any], *_: Any, **__: Any) -> None:
-        logging.getLogger("sweeps.ray").info("%s", " ".join(map(str, data.get("lines", ()))))
-
-    if hasattr(worker, "print_to_stdstream"):  # Ray's own switch, log_to_driver, does not cover these
-        worker.print_to_stdstream = log
+    except SystemExit as error:
+        raise KeyboardInterrupt from error

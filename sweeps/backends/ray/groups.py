@@ -14,10 +14,10 @@ from pathlib import Path
 from typing import Any
 
 import ray
+import ray.train
 import torch.distributed
 from ray.train.backend import Backend
-from ray.train.torch import TorchConfig
-from ray.train.torch.config import _set_torch_distributed_env_vars, _TorchBackend
+from ray.train.torch import TorchConfig, get_device
 
 TIMEOUT_S = 600
 
@@ -36,9 +36,8 @@ class _OnLoopback(TorchConfig):  # type: ignore[misc]  # Ray's classes carry no 
         return _LoopbackBackend
 
 
-class _LoopbackBackend(_TorchBackend):  # type: ignore[misc]
+class _LoopbackBackend(TorchConfig().backend_cls):  # type: ignore[misc]
     def on_start(self, worker_group: Any, backend_config: _OnLoopback) -> None:
-        worker_group.execute(_set_torch_distributed_env_vars)
         backend = "nccl" if worker_group.get_resources_per_worker().get("GPU", 0) > 0 else "gloo"
         file, world = f"{backend_config.folder}/group-{uuid.uuid4().hex}", len(worker_group)
         given = backend, timedelta(seconds=backend_config.timeout_s), file, world
@@ -46,6 +45,16 @@ class _LoopbackBackend(_TorchBackend):  # type: ignore[misc]
 
 
 def _meet(backend: str, timeout: timedelta, file: str, world: int, rank: int) -> None:
+    """Join the process group, with the variables that torch's own launcher sets and those that Accelerate reads."""
+    context = ray.train.get_context()
+    os.environ |= {
+        "RANK": str(rank),
+        "WORLD_SIZE": str(world),
+        "LOCAL_RANK": str(context.get_local_rank()),
+        "LOCAL_WORLD_SIZE": str(context.get_local_world_size()),
+        "NODE_RANK": str(context.get_node_rank()),
+        "ACCELERATE_TORCH_DEVICE": str(get_device()),
+    }
     loopback = "lo0" if sys.platform == "darwin" else "lo"
     os.environ |= {"GLOO_SOCKET_IFNAME": loopback, "NCCL_SOCKET_IFNAME": f"={loopback}"}
     os.environ.setdefault("TORCH_NCCL_ASYNC_ERROR_HANDLING", "1")  # as Ray's own

@@ -18,20 +18,13 @@ from typing import Any
 
 import ray
 import ray.train
-from ray._common.constants import RAY_WARN_BLOCKING_GET_INSIDE_ASYNC_ENV_VAR as _WARNS
-from ray._private.state import state as cluster_state
-from ray._private.utils import estimate_available_memory
-from ray.core.generated.gcs_pb2 import PlacementGroupTableData
-from ray.train import FailureConfig, LoggingConfig, RunConfig, ScalingConfig, UserCallback
-from ray.train.backend import Backend
-from ray.train.torch import TorchConfig, TorchTrainer
-from ray.train.v2._internal.constants import get_env_vars_to_propagate
-from ray.train.v2._internal.exceptions import WorkerHealthCheckFailedError
-from ray.train.v2._internal.execution.controller import TrainController
-from ray.util.placement_group import PlacementGroup, PlacementGroupID
+from ray.train import FailureConfig, LoggingConfig, RunConfig, ScalingConfig
+from ray.train.torch import TorchTrainer
 
+from sweeps.backends.ray.controllers import Deaths, Independent
 from sweeps.backends.ray.groups import group_config
 from sweeps.backends.ray.worker import lane_loop
+from sweeps.cluster.compat import NODE_LABEL, OwnController, free_room_of
 from sweeps.cluster.private import session_folder
 from sweeps.cluster.resources import LaneShape
 from sweeps.errors import reason
@@ -42,94 +35,17 @@ PROVEN_S = 600.0
 """Seconds that a lane must be up for its failures to be counted anew."""
 RETRY_S = 60.0
 """Between tries of a lane that is down, as when its machine is lost and another may take its place."""
-CONTROLLER_BYTES = 400 * 2**20
-"""Memory of a lane's controller with its helper process: docs/scale.md."""
+CONTROLLER_BYTES, GROUP_CONTROLLER_BYTES = 250 * 2**20, 400 * 2**20
+"""Memory of a lane's controller with its helper process, without torch and with it: docs/scale.md."""
 _TELLS, _TELL_S = 5, 2.0
 """How often, and with how many seconds between, a lane that ended is freed and told of: Ray may refuse for a moment."""
-_NODE = ray._raylet.RAY_NODE_ID_KEY
 _LEAVE_S = 2.0
 _END_S = 5.0
 """For the threads of lanes whose controllers were ended. Ray itself tells them within a tenth of that."""
 
 
-class _Independent(TorchConfig):  # type: ignore[misc]  # Ray's classes carry no types for us
-    """Torch workers without a process group between them: each runs its own trials."""
-
-    @property
-    def backend_cls(self) -> type[Backend]:
-        return Backend  # type: ignore[no-any-return]
-
-
-class _LeftError(Exception):
-    """A lane's thread has left Ray to itself: there it would end the whole process as soon as the session is down."""
-
-
-class _LaneTrainer(TorchTrainer):  # type: ignore[misc]
-    """A TorchTrainer without the helpers that a lane has no use for.
-
-    Ray starts a process per lane for data sets (a lane has none) and one that frees placement groups, which works only
-    beside a dashboard; `Lanes` frees them itself. Leaving them out halves the start-up on two cores.
-
-    Attributes:
-        controller: handle of the process that runs the lane, which `fit` keeps to itself; None before there is one.
-        place: of that process: what the label of its machine's id must be.
-        leave: once set, `fit` ends by `_LeftError`, whatever the controller does.
-    """
-
-    controller: Any = None
-    place: str
-    leave: threading.Event
-
-    def _initialize_and_run_controller(self, **how: Any) -> Any:
-        actor = ray.remote(
-            num_cpus=0,
-            label_selector={_NODE: self.place},
-            runtime_env={"env_vars": {_WARNS: "0"} | get_env_vars_to_propagate()},
-        )(TrainController)
-        self.controller = actor.remote(**how)
-        self._get(self.controller.run.remote())
-        return self._get(self.controller.get_result.remote())
-
-    def _get(self, reference: Any) -> Any:
-        while not ray.wait([reference], timeout=0.5)[0]:
-            if self.leave.is_set():
-                raise _LeftError
-        return ray.get(reference)
-
-    def _create_default_callbacks(self) -> list[Any]:
-        unused = ("DatasetsCallback", "PlacementGroupCleanerCallback")
-        return [c for c in super()._create_default_callbacks() if type(c).__name__ not in unused]
-
-
-class _Deaths(UserCallback):  # type: ignore[misc]
-    """Tells the broker which workers died and why, before Ray Train starts their lane again. Runs in its controller."""
-
-    def __init__(self, broker: Any, lane: str, group: bool) -> None:
-        self.broker, self.lane, self.group = broker, lane, group
-
-    def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
-        causes: dict[int, Exception] = {
-            rank: error.health_check_failure
-            for rank, error in worker_exceptions.items()
-            if isinstance(error, WorkerHealthCheckFailedError)  # what a trial raises is told by its worker
-        }
-        if causes:
-            reasons = {
-                f"{self.lane}/{0 if self.group else rank}": None if _away(cause) else reason(cause)
-                for rank, cause in causes.items()
-            }
-            memory = any(
-                isinstance(cause, ray.exceptions.OutOfMemoryError) or "out of memory" in str(cause).lower()
-                for cause in causes.values()
-            )
-            ray.get(self.broker.died.remote(self.lane, reasons, memory=memory))
-
-
-def _away(cause: Exception) -> bool:
-    """Whether a worker was lost with its machine, or the way to it: no trial's doing."""
-    if isinstance(cause, ray.exceptions.ActorDiedError):
-        return cause.preempted or "its node has died" in str(cause)  # Ray's control store says so, and no class does
-    return isinstance(cause, ray.exceptions.ActorUnavailableError)
+class _LaneTrainer(OwnController, TorchTrainer):  # type: ignore[misc]  # Ray's classes carry no types for us
+    """A TorchTrainer whose controller `Lanes` places and ends."""
 
 
 @dataclass
@@ -178,7 +94,8 @@ class Lanes:
         self._broker, self._storage = broker, storage
         self._run = uuid.uuid4().hex[:8]
         self._stopping, self._leaving = threading.Event(), threading.Event()
-        beside = estimate_available_memory() // 2 // CONTROLLER_BYTES
+        group = any(shape.group for shape in shapes)
+        beside = _memory_here() // 2 // (GROUP_CONTROLLER_BYTES if group else CONTROLLER_BYTES)
         self._lanes = [_Lane(f"lane{k}", shape, beside=k < beside) for k, shape in enumerate(shapes)]
         self._why = "they have ended"
 
@@ -223,7 +140,7 @@ class Lanes:
             if self._stopping.is_set():
                 return False
             try:
-                _free(lane.controller)
+                free_room_of(lane.controller)
                 final = all(other.down for other in self._lanes)
                 told = self._broker.lane_lost.remote(lane.name, why, final, time.monotonic() - lane.begun)
                 while not self._stopping.is_set():  # a broker that starts again, or hangs, is not waited for at the end
@@ -239,7 +156,7 @@ class Lanes:
 
     def _fit(self, lane: _Lane, number: int) -> None:
         shape = lane.shape
-        torch_config = group_config(session_folder()) if shape.group else _Independent()
+        torch_config = group_config(session_folder()) if shape.group else Independent()
         lane.trainer = _LaneTrainer(
             lane_loop,
             train_loop_config={
@@ -255,12 +172,12 @@ class Lanes:
                 use_gpu=shape.per_worker.get("GPU", 0) > 0,
                 resources_per_worker=shape.per_worker,
                 placement_strategy="PACK" if shape.group else "STRICT_PACK",
-                label_selector={_NODE: f"!in({','.join(shape.avoids)})"} if shape.avoids else None,
+                label_selector={NODE_LABEL: f"!in({','.join(shape.avoids)})"} if shape.avoids else None,
             ),
             run_config=RunConfig(
                 name=f"{lane.name}-{self._run}-{number}",
                 storage_path=str(self._storage),
-                callbacks=[_Deaths(self._broker, lane.name, shape.group)],
+                callbacks=[Deaths(self._broker, lane.name, shape.group)],
                 failure_config=FailureConfig(max_failures=-1, controller_failure_limit=3),
                 logging_config=LoggingConfig(log_level="ERROR"),
             ),
@@ -297,7 +214,7 @@ class Lanes:
                     killed[lane.name] = lane.controller
             self._join(0.5)
         for controller in killed.values():
-            _free(controller)
+            free_room_of(controller)
         return self.leave()
 
     def leave(self) -> bool:
@@ -326,16 +243,7 @@ def _place(beside: bool) -> str:
     return f"in({','.join(others)})" if others else here
 
 
-def _free(controller: Any) -> None:
-    """Remove the placement groups of a controller that died, or nothing else gets their room.
-
-    Ray asks for the job's death too. A controller that dies early has told nobody of its group, so Ray's own table is
-    looked through.
-    """
-    if controller is None:
-        return
-    for data in cluster_state._connect_and_get_accessor().get_placement_group_table():
-        group = PlacementGroupTableData.FromString(data)
-        mine = group.creator_actor_id == controller._actor_id.binary()
-        if mine and group.state != PlacementGroupTableData.REMOVED:
-            ray.util.remove_placement_group(PlacementGroup(PlacementGroupID(group.placement_group_id)))
+def _memory_here() -> float:
+    """Memory that Ray has of the driver's node, in bytes."""
+    here = ray.get_runtime_context().get_node_id()
+    return float(next(node["Resources"].get("memory", 0.0) for node in ray.nodes() if node["NodeID"] == here))

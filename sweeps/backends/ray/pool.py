@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from sweeps.backends.packs import Measured, least_share, pack_size, smallest_gpu, worker_share
+from sweeps.cluster.compat import free_resources
 from sweeps.cluster.nodes import HEAD, Needs, check_nodes
 from sweeps.cluster.resources import LaneShape, Node, ResourceError, plan_lanes, workers_that_fit
 from sweeps.cluster.session import Session, local_node
@@ -204,11 +205,9 @@ class Pool:
 
     def _wait_for_room(self, shapes: list[LaneShape]) -> None:
         """Wait until one of some lanes fits beside what others run. Raises ResourceError: none does within `ROOM_S`."""
-        from ray._private.state import available_resources_per_node
-
         if self._session.owned and self.address is None:  # nobody else is there
             return
-        begun, said, free = time.monotonic(), False, available_resources_per_node()
+        begun, said, free = time.monotonic(), False, free_resources()
         while not any(workers_that_fit(shape, free) >= shape.workers for shape in shapes):
             if time.monotonic() - begun > ROOM_S:
                 most = max(workers_that_fit(shape, free) for shape in shapes)
@@ -221,7 +220,7 @@ class Pool:
                 self._note(f"waiting for room beside what others run ({_taken()})")
                 said = True
             time.sleep(_LOOK_S)
-            free = available_resources_per_node()
+            free = free_resources()
 
     def close(self) -> None:
         """Stop lanes and broker; end the Ray session if it is ours."""

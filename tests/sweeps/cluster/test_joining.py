@@ -24,11 +24,14 @@ def raylet(address: str, folder: str) -> SimpleNamespace:
 
 def test_auto_passes_private_sessions_over(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
-    monkeypatch.setattr("ray._private.utils.read_ray_address", lambda: None)
     running = [raylet("127.0.0.1:1", "/tmp/sweeps-ray-a1"), raylet("10.0.0.1:6379", "/tmp/ray")]
     monkeypatch.setattr(psutil, "process_iter", lambda: running)
     assert find("auto") == "10.0.0.1:6379"
-    running.pop()
+    running.append(raylet("10.0.0.3:6379", "/tmp/ray"))
+    with pytest.raises(ResourceError) as several:
+        find("auto")
+    assert several.value.problems[0].nearest == "10.0.0.1:6379 or 10.0.0.3:6379"
+    del running[1:]
     with pytest.raises(ResourceError, match=r"--address = 'auto': no Ray cluster runs on this machine"):
         find("auto")
     monkeypatch.setenv("RAY_ADDRESS", "10.0.0.2:6379")
@@ -46,8 +49,8 @@ def test_a_cluster_answers_with_its_token_only(pool: Pool) -> None:
     import ray
 
     address = ray.get_runtime_context().gcs_address
-    assert ask(address, address) is None
-    assert "InvalidAuthToken" in str(ask(address, address, token=False))
+    assert ask(address) is None
+    assert "InvalidAuthToken" in str(ask(address, token=False))
 
 
 def test_what_does_not_answer_is_an_error_that_names_it(
@@ -63,21 +66,44 @@ def test_what_does_not_answer_is_an_error_that_names_it(
         with pytest.raises(ResourceError):
             list(ray_tasks(address)(tmp_path, []))
         server.listen()
-        assert ask(address, address, seconds=0.5) == "no answer within 0.5 s"
+        assert ask(address, seconds=0.5) == "no answer within 0.5 s"
     assert said == [f"joining the Ray cluster at {address}"] == capsys.readouterr().err.splitlines()
 
 
-@pytest.mark.parametrize("differs", ["ray_version", "python_version"])
-def test_a_cluster_of_other_versions_is_refused(monkeypatch: pytest.MonkeyPatch, differs: str) -> None:
-    from ray._private.utils import check_version_info, compute_version_info
+OTHERS = [
+    ("2.58.1", "3.11.7", "2.60.0", "pip install 'ray[tune,train]==2.58.1'"),
+    ("2.44.0", "3.11.7", "2.60.0", "a cluster with Ray 2.60.0"),  # this package does not work with it
+    ("2.60.0", "3.12.1", "2.60.0", "Python 3.12 here"),
+]
+"""Releases of Ray and Python in the cluster, of Ray here, and what to do."""
 
+
+@pytest.mark.parametrize(("theirs", "python", "ours", "nearest"), OTHERS)
+def test_a_cluster_of_another_release_is_refused(
+    monkeypatch: pytest.MonkeyPatch, theirs: str, python: str, ours: str, nearest: str
+) -> None:
     def init(**_: object) -> None:
-        mine = dict(zip(("ray_version", "python_version"), compute_version_info(), strict=True))
-        check_version_info(mine | {differs: "1.2.3"}, "node 127.0.0.1:1")
+        here = f"    Ray: {ours}\n    Python: 3.11.7\n"
+        raise RuntimeError(
+            f"Version mismatch: The cluster was started with:\n    Ray: {theirs}\n    Python: {python}\n"
+            f"This process on node 127.0.0.1:1 was started with:\n{here}"
+        )
 
     monkeypatch.setattr("ray.init", init)
     monkeypatch.setattr(session, "connected", lambda: False)
     monkeypatch.setattr(session, "_knock", lambda _: None)
     monkeypatch.setattr(session, "ask", lambda *_: None)
-    with pytest.raises(ResourceError, match=r"--address = 'head:1'.*another version of Ray or Python \(.*1\.2\.3.*\)"):
+    with pytest.raises(ResourceError) as refused:
         Session("head:1").connect()
+    (problem,) = refused.value.problems
+    assert (problem.field, problem.value, problem.nearest) == ("--address", "head:1", nearest)
+    assert f"Ray {theirs}" in problem.rule and f"Ray {ours}" in problem.rule
+    assert ("needs Ray" in problem.rule) == (theirs == "2.44.0")
+
+
+def test_a_ray_that_nobody_tried_joins_no_cluster(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ray.__version__", "3.0.0.dev0")
+    monkeypatch.setattr(session, "connected", lambda: False)
+    with pytest.raises(ResourceError) as refused:
+        Session("head:1").connect()
+    assert "3.0.0.dev0" in refused.value.problems[0].rule

@@ -21,7 +21,7 @@ from sweeps.backends.ray.pool import Pool
 from sweeps.cluster import private
 from sweeps.cluster.nodes import HEAD
 from sweeps.cluster.private import PREFIX, make_folder, session_folder, token_of
-from sweeps.cluster.reaper import ray_processes
+from sweeps.cluster.processes import clear, processes_of
 from sweeps.cluster.resources import LaneShape, ResourceError
 from tests.support import ROOT, gone, wait_for
 
@@ -101,10 +101,10 @@ def test_the_token_is_what_lets_in(pool: Pool) -> None:
     token = Path(os.environ["RAY_AUTH_TOKEN_PATH"]).read_text()
     assert knock([], RAY_AUTH_MODE="token", RAY_AUTH_TOKEN=token)["said"] in ("1", "True")
     assert knock([], RAY_AUTH_MODE="token", RAY_AUTH_TOKEN="0" * len(token))["said"] == "refused"
-    for pid in ray_processes():
-        with contextlib.suppress(psutil.Error):
-            assert token not in " ".join(psutil.Process(pid).cmdline())
     folder, found = Path(os.environ["RAY_AUTH_TOKEN_PATH"]).parent, []
+    for process in processes_of(folder):
+        with contextlib.suppress(psutil.Error):
+            assert token not in " ".join(process.cmdline())
     for path in folder.rglob("*"):
         with contextlib.suppress(OSError):  # sockets, and files that go meanwhile
             found += [path.name] if token.encode() in path.read_bytes() else []
@@ -133,7 +133,7 @@ def test_a_path_too_long_for_sockets_gives_way_to_a_short_one(
     folder = make_folder()
     assert folder.parent == Path("/tmp")
     assert "bytes too long for Ray's sockets" in caplog.text
-    private.clear(folder)
+    clear(folder)
     assert not folder.exists()
     monkeypatch.setattr(private, "_SOCKET_BYTES", 30)
     with pytest.raises(ResourceError, match=r"RAY_TMPDIR = .*go nowhere .*too long.*/tmp is \d+ bytes"):
@@ -154,7 +154,7 @@ def test_a_full_disk_gives_way_and_nothing_stays_there(tmp_path: Path, monkeypat
     folder = make_folder()
     assert folder.parent == Path("/tmp") and token_of(folder).read_text()
     assert list(tmp_path.iterdir()) == []
-    private.clear(folder)
+    clear(folder)
 
 
 def test_what_is_left_of_a_session_is_ended_with_its_folder(tmp_path: Path) -> None:
@@ -163,7 +163,7 @@ def test_what_is_left_of_a_session_is_ended_with_its_folder(tmp_path: Path) -> N
     sleep = [sys.executable, "-S", "-c", "import time; time.sleep(60)"]
     with subprocess.Popen([*sleep, f"--temp-dir={folder}/r"]) as own, subprocess.Popen(sleep) as other:
         process = psutil.Process(own.pid)
-        private.clear(folder)
+        clear(folder)
         wait_for(lambda: gone([process]), "its process to end")
         assert other.poll() is None
         other.kill()

@@ -94,7 +94,7 @@ def main() -> None:
     folder, log, delay, how = Path(sys.argv[1]), Path(sys.argv[2]), float(sys.argv[3]), sys.argv[4:]
     lanes.RETRY_S = 2.0  # not a minute
     if how == ["away"]:
-        lanes.CONTROLLER_BYTES = 2**60
+        lanes.CONTROLLER_BYTES = lanes.GROUP_CONTROLLER_BYTES = 2**60
     cluster = Cluster()
     try:
         cluster.add_node(num_cpus=0, object_store_memory=SMALL, include_dashboard=False)

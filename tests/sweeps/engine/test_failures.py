@@ -21,7 +21,7 @@ import pytest
 from analysis.store.store import open_store
 from sweeps.backends.ray.backend import using
 from sweeps.backends.ray.pool import Pool
-from sweeps.cluster.reaper import runs
+from sweeps.cluster.processes import runs
 from sweeps.engine.run import run
 from sweeps.records.locks import HEARTBEAT_S, LockedError
 from tests.fakes import TRIAL, FakeCell, FakeConfirm, FakeSearch, fake_plan
@@ -201,6 +201,8 @@ except BackendLostError as error:
 )
 
 
+AGENTS_S = 120
+"""Ray's agents end by themselves a minute after a driver that had no time to end them."""
 VICTIMS = {
     "gcs_server": "Ray's gcs_server (process",
     "raylet": "Ray's raylet (process",

@@ -13,10 +13,11 @@ import pytest
 import ray
 from ray.core.generated.common_pb2 import ActorDiedErrorContext
 from ray.train import ControllerError
+from ray.train.v2._internal.exceptions import WorkerHealthCheckFailedError
 from ray.util import placement_group_table, remove_placement_group
 from ray.util.placement_group import PlacementGroup, PlacementGroupID
 
-from sweeps.backends.ray import lanes
+from sweeps.backends.ray import controllers, lanes
 from sweeps.backends.ray.broker import Broker
 from sweeps.backends.ray.lanes import Lanes
 from sweeps.backends.ray.pool import Pool
@@ -103,10 +104,10 @@ def test_a_lane_under_which_trials_get_on_is_not_given_up() -> None:
 def test_what_is_told_of_a_worker_that_died(
     cause: Exception, said: str | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(lanes.ray, "get", lambda answer: answer)
+    monkeypatch.setattr(controllers.ray, "get", lambda answer: answer)
     broker = Answers()
-    failure = lanes.WorkerHealthCheckFailedError("a worker health check failed", cause)
-    lanes._Deaths(broker, "lane0", False).after_exception(None, {1: failure})
+    failure = WorkerHealthCheckFailedError("a worker health check failed", cause)
+    controllers.Deaths(broker, "lane0", False).after_exception(None, {1: failure})
     (((lane, reasons),),) = broker.given.values()
     assert lane == "lane0" and list(reasons) == ["lane0/1"]
     assert reasons["lane0/1"] is None if said is None else reasons["lane0/1"].startswith(said)
@@ -114,7 +115,7 @@ def test_what_is_told_of_a_worker_that_died(
 
 def test_what_others_have_taken_is_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     free = [{}, {"a": {"CPU": 1.0}}, {"a": {"CPU": 2.0}}]
-    monkeypatch.setattr("ray._private.state.available_resources_per_node", lambda: free.pop(0))
+    monkeypatch.setattr("sweeps.backends.ray.pool.free_resources", lambda: free.pop(0))
     monkeypatch.setattr("sweeps.backends.ray.pool._taken", lambda: "2 of 2 CPU(s) are taken")
     monkeypatch.setattr("sweeps.backends.ray.pool._LOOK_S", 0.01)
     notes: list[str] = []
@@ -224,7 +225,7 @@ def test_a_controller_that_dies_early_leaves_no_room_taken(waiting: Waiting) -> 
 def test_a_lane_is_started_again_where_ray_refuses_for_a_moment(
     waiting: Waiting, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    refused, real, before = [], lanes._free, waiting.controller
+    refused, real, before = [], lanes.free_room_of, waiting.controller
     monkeypatch.setattr(lanes, "_TELL_S", 0.1)
 
     def free(controller: Any) -> None:
@@ -233,7 +234,7 @@ def test_a_lane_is_started_again_where_ray_refuses_for_a_moment(
             raise RuntimeError("the control store is busy")
         real(controller)
 
-    monkeypatch.setattr(lanes, "_free", free)
+    monkeypatch.setattr(lanes, "free_room_of", free)
     ray.kill(before)
     wait_for(lambda: waiting.controller not in (None, before))
     assert len(refused) == 2 and waiting.lanes.down is None
@@ -242,7 +243,7 @@ def test_a_lane_is_started_again_where_ray_refuses_for_a_moment(
 
 def test_a_lane_that_ray_never_frees_is_down_and_says_why(waiting: Waiting, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(lanes, "_TELL_S", 0.01)
-    monkeypatch.setattr(lanes, "_free", lambda _: 1 / 0)
+    monkeypatch.setattr(lanes, "free_room_of", lambda _: 1 / 0)
     assert waiting.lanes.down is None
     ray.kill(waiting.controller)
     wait_for(waiting.ended)
