@@ -20,9 +20,9 @@ from ray.train import RunConfig, ScalingConfig
 from ray.train.torch import TorchTrainer
 from ray.util import placement_group, placement_group_table
 
+from sweeps.backends.ray.pool import Pool
 from sweeps.cluster import compat
 from sweeps.cluster.compat import NEWEST, OLDEST, OwnController, supported
-from sweeps.backends.ray.pool import Pool
 from tests.support import ROOT, wait_for
 
 PRIVATE = re.compile(

@@ -12,10 +12,10 @@ from pathlib import Path
 import psutil
 import pytest
 
+from sweeps.backends.ray.pool import Pool
 from sweeps.cluster import private
 from sweeps.cluster.private import PREFIX, make_folder, session_folder, token_of
 from sweeps.cluster.processes import clear, processes_of, runs, vital
-from sweeps.backends.ray.pool import Pool
 from tests.support import ROOT, wait_for
 
 SLEEP = [sys.executable, "-S", "-c", "import time; time.sleep(60)"]
