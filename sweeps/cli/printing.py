@@ -127,9 +127,9 @@ def shown(value: object) -> str:
 
 
 def print_weak(says: Sequence[str], console: Console = out) -> None:
-    """What the evidence is weak in (`analysis.words.weak`), before anything else; nothing where nothing is."""
+    """Print what the evidence is weak in (`analysis.words.weak`), a line each; nothing if nothing is."""
     if says:
-        console.print("weak evidence", style="bold yellow")
+        console.print("\nWeak evidence", style="bold yellow")
     for line in says:
         console.print(f"  {line}", style="yellow")
 

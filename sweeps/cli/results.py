@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from analysis.format import visible
+from analysis.format import plural, visible
 from sweeps.cli.options import Json, Set, Source, folder_of, store_of
 from sweeps.cli.printing import (
     as_bytes,
@@ -32,6 +33,7 @@ Also = Annotated[list[Path] | None, typer.Option(help="A further sweep to read b
 Cost = Annotated[str, typer.Option("--x", help="Cost of the fits and the front: seconds_train, ...")]
 
 _NEAR = 0.05  # of a number of parameters
+_WEAK_LINES, _NAMED = 3, 2  # lines of weak evidence that `best` prints, and cells that each names
 FORMATS = ("table", "csv", "json", "parquet", "arrow")
 _OF_SUFFIX = {".csv": "csv", ".json": "json", ".parquet": "parquet", ".arrow": "arrow", ".feather": "arrow"}
 
@@ -42,15 +44,16 @@ def best(
         str | None, typer.Option(help="One budget: its label, lora-4, or a number of parameters, for the nearest.")
     ] = None,
     overrides: Set = None,
+    all_notes: Annotated[bool, typer.Option("--all-notes", help="Print all weak evidence.")] = False,
     as_json: Json = False,
 ) -> None:
-    """The results: what to take at each budget, scores with intervals, and the difference to the baseline."""
+    """Print the results: the answer, the scores with their intervals, what to take at each budget, weak evidence."""
     from analysis.statistics.decisions import decisions
     from analysis.tables.console import results_table
 
     store = store_of(source, overrides)
     if at is None:
-        emit(as_json, lambda: results_table(store).to_pylist(), lambda: print_best(store))
+        emit(as_json, lambda: results_table(store).to_pylist(), lambda: print_best(store, all_notes=all_notes))
         return
     references = _budgets_at(store, at)
 
@@ -59,7 +62,7 @@ def best(
         taken = [r for r in decisions(store).to_pylist() if r["reference"] in references]
         return {"budgets": references, "decisions": taken, "cells": [r for r in rows if r["reference"] in references]}
 
-    emit(as_json, answer, lambda: print_best(store, references))
+    emit(as_json, answer, lambda: print_best(store, references, all_notes=all_notes))
 
 
 def _budgets_at(store: Store, asked: str) -> list[str]:
@@ -83,20 +86,41 @@ def _budgets_at(store: Store, asked: str) -> list[str]:
     return nearest
 
 
-def print_best(store: Store, references: Sequence[str] | None = None) -> None:
-    """What the evidence is weak in, what to take, the results table, and a conclusion; or of some budgets alone."""
+def print_best(store: Store, references: Sequence[str] | None = None, *, all_notes: bool = False) -> None:
+    """Print the answer, the results table, what to take and what would change it, and weak evidence.
+
+    Args:
+        references: the budgets to show; all, with the answer over them.
+        all_notes: print all weak evidence, not the first lines alone.
+    """
     from analysis.statistics.decisions import decisions
-    from analysis.tables.console import conclusion, print_decisions, print_results_table
+    from analysis.store.columns import PLACE
+    from analysis.tables.console import conclusion_of, print_decisions, print_results_table
     from analysis.words.weak import weak_evidence
 
     def asked(rows: list[Any]) -> list[Any]:
         return [r for r in rows if references is None or r["reference"] is None or r["reference"] in references]
 
-    print_weak(weak_evidence(asked(store.table("signs").to_pylist())))
-    print_decisions(asked(decisions(store).to_pylist()), out)
+    found = None if references is not None else conclusion_of(store)
+    if found is not None:
+        out.print(found.answer, style="bold")
+        out.print(f"{found.budgets}\n" if found.budgets else "")
     print_results_table(store, out, references)
-    if references is None:
-        out.print(f"\n{conclusion(store)}")
+    print_decisions(asked(decisions(store).to_pylist()), out)
+    if found is not None:
+        reasons = found.reasons if len(store.table("cells").select(PLACE).group_by(PLACE).aggregate([])) > 1 else ""
+        if rest := " ".join(filter(None, (reasons, found.limits))):
+            out.print(f"\n{rest}")
+    signs = asked(store.table("signs").to_pylist())
+    if all_notes:
+        print_weak(weak_evidence(signs))
+        return
+    short, whole = weak_evidence(signs, _NAMED), weak_evidence(signs)
+    print_weak(short[:_WEAK_LINES])
+    if short[:_WEAK_LINES] != whole:
+        rest = len(whole) - _WEAK_LINES
+        more = f"{plural(rest, 'more note', 'more notes')} and all cells" if rest > 0 else "All cells"
+        out.print(f"  {more}: sweeps best {shlex.quote(str(store.path))} --all-notes", style="dim")
 
 
 def report(
