@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import pyarrow as pa
 
-from analysis.format import Row, change_text, level_text, listed, percent, points, quantity, span
+from analysis.format import Row, change_text, level_text, listed, percent, plural, points, span
 from analysis.statistics.inference import LEVEL, NOT_KNOWN, OVER_DATASETS
 from analysis.statistics.rank_effects import CONTRAST, PARAMETERS, RANK
 from analysis.statistics.scaling import EARLY, Question
@@ -92,14 +92,13 @@ def conclude(
 
 def _basis(cells: Sequence[Row], whole: Sequence[Row], level: float) -> str:
     """How the comparisons were tested."""
-    seeds = {round(r["n"] / (r["datasets"] or 1)) for r in cells}
-    same = seeds == {1}
+    counts = {round(r["n"] / (r["datasets"] or 1)) for r in cells}
+    seeds = f"{span(counts)} seed{'' if counts == {1} else 's'}"
     first = ", the average over budgets first" if any(r["test"] != OVER_DATASETS for r in whole) else ""
-    equal = f" at equal {_limited(cells)}" if _apart(cells) <= MATCHED else ""
+    equal = f"compared at equal {_limited(cells)} and " if _apart(cells) <= MATCHED else ""
     return (
-        f"Methods are compared{equal}, seed by seed over {span(seeds)} seed{'' if same else 's'}. Differences account "
-        f"for the choice of learning rate. Verdicts are corrected for multiple comparisons (Holm, at "
-        f"{level_text(level)}{first})."
+        f"Methods are {equal}paired by seed ({seeds}). Differences account for the choice of learning rate. Verdicts "
+        f"are corrected for multiple comparisons (Holm, at {level_text(level)}{first})."
     )
 
 
@@ -118,9 +117,9 @@ def _of_each(cells: Sequence[Row], b: str) -> tuple[str, str, list[str]]:
     if len({(*place_of(r), r["reference"]) for r in cells}) > 1:
         each = [[r for r in cells if r["method"] == method] for method in in_order({r["method"] for r in cells})]
         names = [style(mine[0]["method"]).name for mine in each]
-        said = [_summary(mine, name) for name, mine in zip(names, each, strict=True)]
-        reasons = [f"{name}: {text}" for name, mine in zip(names, each, strict=True) for text in _reasons(mine)]
-        return f"{_matched(cells)}, against {b}: {' '.join(said)}", "", reasons
+        said = [_summary(mine, name, b) for name, mine in zip(names, each, strict=True)]
+        whose = (f"{name}: {text}" for name, text in zip(names, said, strict=True))
+        return f"{_matched(cells)}. {' '.join(whose)}", "", _reasons(cells)
     at = f"at {_at(cells[0], '')}"
     found = {verdict: [r for r in cells if r["verdict"] == verdict] for verdict in SAID}
     said = [
@@ -138,7 +137,7 @@ def _of_each(cells: Sequence[Row], b: str) -> tuple[str, str, list[str]]:
     if rows := [r for r in cells if inconclusive(r)]:
         reasons.append(f"No conclusion on {_named(rows)}: {_missed(rows)}")
     if rows := [r for r in cells if untested(r["verdict"])]:
-        reasons.append(f"Not tested: {_named(rows)} ({_why_not(rows)}).")
+        reasons.append(f"Not tested: {_named(rows)}, since {_why_not(rows)}.")
     return " ".join(said), "", reasons
 
 
@@ -158,15 +157,21 @@ def _of_one(cells: Sequence[Row], whole: Sequence[Row], a: str, b: str, *, advis
     if len(means) == 1:
         main = _main(means[0], lead, a, b, _averaged(means, len({r["reference"] for r in cells})), advise=advise)
         silent = inconclusive(means[0]) and all(inconclusive(r) for r in cells)
-        return main, "" if silent else _summary(cells, "It"), _reasons(cells)
+        at = f"In the {len(cells)} single comparisons, "
+        return main, "" if silent else _summary(cells, "It"), _reasons(cells, at) if silent else _reasons(cells)
     verdicts = {r["verdict"] for r in cells}
+    if means:
+        over = _averaged(means, len({r["reference"] for r in cells}))
+        each = f"{_verdicts(means)} ({_range(means)})"
+        said = f"{lead} {a} against {b}, {over}, for {len(means)} sizes, models or sweeps: {each}."
+        return said, _summary(cells, a, b), _reasons(cells)
     if all(inconclusive(r) for r in cells):
         said = f"No conclusion on {a} and {b} {_where(cells, len(cells), what, every='any of the')}: {_missed(cells)}"
         reasons = []
     else:
         start = "There is no single answer. " * ({"higher", "lower"} <= verdicts)
-        said, reasons = f"{start}{lead}, against {b}: {_summary(cells, a)}", _reasons(cells)
-    return said + _several_means(means, cells), "", reasons
+        said, reasons = f"{start}{lead} {_summary(cells, a, b)}", _reasons(cells)
+    return said, "", reasons
 
 
 def _main(row: Row, lead: str, a: str, b: str, where: str, *, advise: bool) -> str:
@@ -186,41 +191,48 @@ def _main(row: Row, lead: str, a: str, b: str, where: str, *, advise: bool) -> s
 
 
 def _remedy(row: Row) -> str:
+    if row["detectable"] is None:
+        return ""
     return remedy(row["difference"], row["seeds_for_seen"], row["seeds_for_seen_given_rates"])
 
 
-def _summary(cells: Sequence[Row], who: str) -> str:
-    """A sentence for each verdict: 'It is higher at LoRA-1 (...). There is no conclusion at LoRA-16 (...).'"""
+def _summary(cells: Sequence[Row], who: str, b: str | None = None) -> str:
+    """A sentence for each verdict: 'It is higher at LoRA-1 (...). There is no conclusion at LoRA-16 (...).'
+
+    Args:
+        who: the method, or 'It'. b: what it is compared with, if no sentence before has said that.
+    """
     margin = next((f" within {percent(r['margin'])} points" for r in cells if r["verdict"] == "equivalent"), "")
+    than, to, tell = ("", "", "") if b is None else (f" than {b}", f" to {b}", f" from {b}")
     kinds = [
-        *((f"{who} is {verdict}", [r for r in cells if r["verdict"] == verdict]) for verdict in SAID[:2]),
-        (f"{who} is equivalent{margin}", [r for r in cells if r["verdict"] == "equivalent"]),
-        (f"{who} is {SAID[-1]}", [r for r in cells if r["verdict"] == SAID[-1] and not inconclusive(r)]),
-        ("There is no conclusion", [r for r in cells if inconclusive(r)]),
-        ("Nothing could be tested", [r for r in cells if untested(r["verdict"])]),
+        *((f"{verdict}{than}", [r for r in cells if r["verdict"] == verdict]) for verdict in SAID[:2]),
+        (f"equivalent{to}{margin}", [r for r in cells if r["verdict"] == "equivalent"]),
+        (f"{SAID[-1]}{tell}", [r for r in cells if r["verdict"] == SAID[-1] and not inconclusive(r)]),
     ]
     what, total = _places(cells), len(cells)
-    return " ".join(
-        f"{said} {_where(rows, total, what, every='any of the' if said.startswith('There') else 'all')}."
-        for said, rows in kinds
-        if rows
-    )
-
-
-def _reasons(cells: Sequence[Row]) -> list[str]:
-    """Why there is no conclusion, or no test, at some budgets."""
-    what, total, said = _places(cells), len(cells), []
+    said = [f"is {kind} {_where(rows, total, what)}." for kind, rows in kinds if rows]
+    named = [f"{who if i == 0 else 'It'} {text}" for i, text in enumerate(said)]
     if rows := [r for r in cells if inconclusive(r)]:
-        said.append(f"No conclusion {_where(rows, total, what, every='any of the')}: {_missed(rows)}")
+        named.append(f"There is no conclusion {_where(rows, total, what, every='any of the')}.")
     if rows := [r for r in cells if untested(r["verdict"])]:
-        said.append(f"Not tested {_where(rows, total, what)}: {_why_not(rows)}.")
+        named.append(f"Nothing could be tested {_where(rows, total, what, every='any of the')}.")
+    return " ".join(named)
+
+
+def _reasons(cells: Sequence[Row], where: str = "Where there is no conclusion, ") -> list[str]:
+    """Why there is no conclusion, or no test, at some budgets."""
+    said = []
+    if rows := [r for r in cells if inconclusive(r)]:
+        said.append(f"{where}{_missed(rows)}")
+    if rows := [r for r in cells if untested(r["verdict"])]:
+        said.append(f"Where nothing could be tested, {_why_not(rows)}.")
     return said
 
 
 def _why_not(rows: Sequence[Row]) -> str:
     if all(r["verdict"] == NOT_KNOWN for r in rows):
-        return "what the choice of learning rates adds is not known"
-    return "one seed, or no spread between seeds"
+        return "it is not known what the choice of learning rates adds"
+    return "there is one seed, or no spread between seeds"
 
 
 def _missed(rows: Sequence[Row]) -> str:
@@ -229,17 +241,10 @@ def _missed(rows: Sequence[Row]) -> str:
         return f"{missed_text(rows[0])}. {_remedy(rows[0])}".strip()
     known = sorted(r["detectable"] for r in rows if r["detectable"] is not None)
     if not known:
-        return "how small a difference can be detected is not known."
+        return f"{missed_text(rows[0])}."
     seeds = span({round(r["n"] / (r["datasets"] or 1)) for r in rows})
     ends = " to ".join(dict.fromkeys(size_of(value) for value in (known[0], known[-1])))
     return f"{seeds} seed{'' if seeds == '1' else 's'} cannot detect differences below {ends} points."
-
-
-def _several_means(means: Sequence[Row], cells: Sequence[Row]) -> str:
-    if not means:
-        return ""
-    over = _averaged(means, len({r["reference"] for r in cells}))
-    return f" For {len(means)} sizes, models or sweeps, {over}: {_verdicts(means)} ({_range(means)})."
 
 
 def _limits(cells: Sequence[Row], whole: Sequence[Row], devices: str | None) -> list[str]:
@@ -389,8 +394,8 @@ def _at(r: Row, what: str, *, seen: bool = False) -> str:
     Args:
         seen: the difference follows the number of parameters.
     """
-    limit = "degrees of freedom" if of_dof(r["reference"]) else "parameters"
-    inside = [] if r["budget"] is None else [f"{quantity(r['budget'])} {limit}"]
+    limit = ("degree of freedom", "degrees of freedom") if of_dof(r["reference"]) else ("parameter", "parameters")
+    inside = [] if r["budget"] is None else [plural(r["budget"], *limit)]
     inside += [interval_text(r)] if seen else []
     place = place_text(r["dataset"], r["train_size"]) if _SIZES in what else dataset_text(r["dataset"] or "")
     on = f" on {place}" if _DATASETS in what or _SIZES in what else ""

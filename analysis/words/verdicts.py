@@ -60,7 +60,10 @@ def missed_text(row: Row) -> str:
     """What a comparison without a conclusion cannot detect: '2 seeds cannot detect differences below 30 points'."""
     found = row.get("detectable")
     if found is None:
-        return "how small a difference can be detected is not known"
+        spent = row.get("alpha") == 0.0
+        return (
+            "earlier looks have left no level to test at" if spent else "how small a difference is detected is unknown"
+        )
     if found >= 1:
         return f"{runs_of(row)} cannot detect any difference"
     if found <= abs(row["difference"]):

@@ -156,7 +156,7 @@ def query(
         to.write_bytes(as_bytes(table, kind))
         rows = table.num_rows
         said = {"path": str(to), "rows": rows}
-        emit(as_json, lambda: said, lambda: out.print(f"wrote {rows} row(s) to {to}"))
+        emit(as_json, lambda: said, lambda: out.print(f"wrote {plural(rows, 'row')} to {to}"))
     elif kind == "table":
         print_table(table)
     elif kind in ("json", "csv"):
