@@ -173,7 +173,7 @@ def _without_cells(rows: Sequence[Row]) -> list[str]:
 def print_decisions(rows: Sequence[Row], console: Console) -> None:
     """Say what to take at each budget (`decisions.decisions`), and what would change that.
 
-    Two lines a budget, or one table if there are several data sets or models.
+    It prints two lines for each budget, or one table if there are several data sets or models.
     """
     rows = [r for r in rows if r["methods"] > 1]
     if not rows:
@@ -182,7 +182,21 @@ def print_decisions(rows: Sequence[Row], console: Console) -> None:
     if len({place_of(r) for r in rows}) > 1:
         print_whole(_decision_table(rows), console)
         console.print(f"  {_decision_note(rows)}", style="dim")
-        return
+    else:
+        _print_each(rows, console)
+    if any(_prospects(r)[1] == _RATES for r in rows):
+        console.print(f"  {_LESS_NOISE}", style="dim")
+
+
+_RATES = "rates"
+_LESS_NOISE = (
+    "The choice of learning rates is less uncertain with more validation examples, or with more re-runs of the best "
+    "rates (search.rerun_seeds)."
+)
+
+
+def _print_each(rows: Sequence[Row], console: Console) -> None:
+    """Print two lines for each budget."""
     for r in rows:
         score = ranged(f"{percent(r['mean'])} %", percent(r["low"]), percent(r["high"]))
         count = "" if r["adapter_params"] is None else f", {plural(r['adapter_params'], 'parameter')}"
@@ -228,20 +242,20 @@ def _prospects(row: Row) -> tuple[str, str]:
     found = size_of(row["detectable"]) if row["detectable"] < 1 else "nothing"
     if row["seeds_needed"] is not None:
         return found, quantity(row["seeds_needed"])
-    return found, "rates" if row["seeds_needed_given_rates"] is not None else "over 1,000"
+    return found, _RATES if row["seeds_needed_given_rates"] is not None else "over 1,000"
 
 
 def _decision_note(rows: Sequence[Row]) -> str:
     """How the table of decisions is read."""
     notes = [
-        "Methods joined by 'or' are not distinguishable; the score is that of the first.",
+        "No test separates methods that are joined by 'or'; the score is that of the first.",
         "Next: the method to compare it with, and how many points that one scores more or less.",
         "Detectable: the smallest difference, in points, that these seeds can detect.",
     ]
     last = {_prospects(r)[1] for r in rows} - {""}
     if last:
         notes.append("Seeds needed: how many seeds a new sweep needs to detect the difference that was seen.")
-    if "rates" in last:
+    if _RATES in last:
         notes.append("'rates': more seeds alone would not help, since the choice of learning rates limits this.")
     return " ".join(notes)
 

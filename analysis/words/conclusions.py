@@ -157,8 +157,7 @@ def _of_one(cells: Sequence[Row], whole: Sequence[Row], a: str, b: str, *, advis
     if len(means) == 1:
         main = _main(means[0], lead, a, b, _averaged(means, len({r["reference"] for r in cells})), advise=advise)
         silent = inconclusive(means[0]) and all(inconclusive(r) for r in cells)
-        at = f"In the {len(cells)} single comparisons, "
-        return main, "" if silent else _summary(cells, "It"), _reasons(cells, at) if silent else _reasons(cells)
+        return main, "" if silent else _summary(cells, "It"), _reasons(cells)
     verdicts = {r["verdict"] for r in cells}
     if means:
         over = _averaged(means, len({r["reference"] for r in cells}))
@@ -219,11 +218,12 @@ def _summary(cells: Sequence[Row], who: str, b: str | None = None) -> str:
     return " ".join(named)
 
 
-def _reasons(cells: Sequence[Row], where: str = "Where there is no conclusion, ") -> list[str]:
+def _reasons(cells: Sequence[Row]) -> list[str]:
     """Why there is no conclusion, or no test, at some budgets."""
     said = []
     if rows := [r for r in cells if inconclusive(r)]:
-        said.append(f"{where}{_missed(rows)}")
+        which = "comparison" if len(rows) == 1 else f"{len(rows)} comparisons"
+        said.append(f"In the {which} without a conclusion, {_missed(rows)}")
     if rows := [r for r in cells if untested(r["verdict"])]:
         said.append(f"Where nothing could be tested, {_why_not(rows)}.")
     return said

@@ -311,7 +311,8 @@ def print_plan(plan: Plan) -> None:
         out.print(f"PEFT      {line}")
     confirm = plan.spec.confirm
     if confirm.margin is not None:
-        out.print(f"margin    differences below {100 * confirm.margin:g} points count as none")
+        margin = 100 * confirm.margin
+        out.print(f"margin    differences below {margin:g} {'point' if margin == 1 else 'points'} count as none")
     if confirm.question is not None:
         out.print(f"question  {confirm.question}")
     if confirm.max_seeds is not None:
@@ -320,7 +321,9 @@ def print_plan(plan: Plan) -> None:
         later = f"up to {most} can be added, and all looks share the level of 5 %"
         out.print(f"seeds     {seeds}; {none if most == len(confirm.seeds) else later}")
     _print_packing(plan)
-    print_weak(weak_of(plan))
+    if weak := weak_of(plan):
+        out.print()
+        print_weak(weak)
 
 
 _PLAN_NOTES = (

@@ -132,7 +132,7 @@ def shown(value: object) -> str:
 def print_weak(says: Sequence[str], console: Console = out) -> None:
     """Print what the evidence is weak in (`analysis.words.weak`), a line each; nothing if nothing is."""
     if says:
-        console.print("\nWeak evidence", style="bold yellow")
+        console.print("Weak evidence", style="bold yellow")
     for line in says:
         console.print(f"  {line}", style="yellow")
 
