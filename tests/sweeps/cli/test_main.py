@@ -399,3 +399,17 @@ def test_the_command_that_goes_on_is_the_one_that_was_given() -> None:
         *("sweeps", "run", "s.toml", "--scale", "small", "--set", "name='a b'", "--upload", "s3://..."),
         *("--address", "me@head:1", "--optuna-storage", "postgresql://...", "--track", "wandb", "--available"),
     ]
+
+
+def test_a_budget_says_what_its_columns_mean() -> None:
+    """Several capacities have a legend, and what is infeasible is marked in every table."""
+    shown = sweeps("budget", "--model", "embedded:tiny-clip", "--lora-rank", "4", "--method", "dora").output
+    assert "3x9 4x6: rank 3 on 9 weights, rank 4 on 6 weights." in shown
+    (row,) = (
+        line
+        for line in sweeps("budget", "--shape", "64x64", "--params", "999", "--method", "vera").output.splitlines()
+        if line.startswith("vera")
+    )
+    assert row.rstrip().endswith("infeasible")
+    half = json.loads(sweeps("budget", "--model", "embedded:tiny-clip", "--percent", "1", "--json").stdout)
+    assert half["budget"] == round(half["adapted_parameters"] / 100) < half["model_parameters"] / 100

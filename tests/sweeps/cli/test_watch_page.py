@@ -23,6 +23,7 @@ from analysis.store.tables import write_part
 from sweeps.cli.watching import verb
 from sweeps.cli.watching.keys import Keys
 from sweeps.cli.watching.page import Page
+from tests.analysis.odd import Cells, odd_results
 from tests.analysis.synthetic import make_results
 from tests.fakes import FakeConfirm, fake_plan
 from tests.support import ROOT, sweeps, wait_for
@@ -330,3 +331,15 @@ def test_a_browser_is_opened_only_where_one_can_be(
     assert f"watch at {start}{keys.token}" in said.getvalue()
     assert ("--no-browser" in said.getvalue()) == opened
     assert addresses == ([start + keys.once] if opened else [])
+
+
+@pytest.mark.parametrize(("seeds", "early"), [(5, True), (3, False)])
+def test_every_sentence_of_a_sweep_in_progress_is_preliminary(tmp_path: Path, seeds: int, early: bool) -> None:
+    scores = {"lora": 0.5, "randlora": 0.7, "vera": 0.6}
+    cells: Cells = {
+        (m, f"lora-{r}", "d"): {k: s + k / 100 for k in range(3)} for m, s in scores.items() for r in (1, 4)
+    }
+    page = Page(odd_results(tmp_path / "some", cells, seeds=seeds))
+    page.numbers()
+    captions = re.findall("<figcaption>(.*?)</figcaption>", page.figures()["figures"])
+    assert len(captions) > 1 and {text.startswith("Preliminary") for text in captions} == {early}
