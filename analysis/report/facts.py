@@ -22,7 +22,7 @@ from analysis.store.schemas import SCHEMA_VERSION
 from analysis.store.store import Store
 from analysis.store.views import SECONDS
 from analysis.styles import style
-from analysis.tables.console import conclusion
+from analysis.tables.console import conclusion_of
 from analysis.tables.diagnostics import FOLDER, SHEETS, WIDE, diagnostic_sheets
 from analysis.tables.evidence import parity_rows
 from analysis.words.conclusions import conclude_gap, early_words, names_of
@@ -41,7 +41,7 @@ _NOT_SHOWN = {"ev", "name", "cells", "versions", "pid", "started"}
 def facts(store: Store) -> dict[str, Any]:
     """What the page says beside its tables and figures."""
     trials, asked = store.table("trials"), scaling.question(store)
-    answer, _, given = conclusion(store).partition(" (paired over")
+    concluded = conclusion_of(store)
     coverage = store.table("coverage").to_pylist()
     parity = parity_rows(store)
     confirm = store.sql("select count(*) as n from last_attempts where stage = 'CONFIRM' and test_score is not null")
@@ -54,8 +54,8 @@ def facts(store: Store) -> dict[str, Any]:
         "question": _question(asked, limited(r["reference"] for r in parity)),
         "baseline": style(asked.baseline).name,
         "description": (store.spec() or {}).get("description") or None,
-        "answer": answer,
-        "given": f"(paired over{given}" if given else "",
+        "answer": " ".join(filter(None, (concluded.answer, concluded.budgets, concluded.reasons, concluded.limits))),
+        "given": concluded.basis,
         "gap": conclude_gap(scaling.comparisons(store, baseline="full"), asked),
         "groups_say": begin + conclude_groups(groups(store).to_pylist()),
         "ranks_say": ranks_say and begin + ranks_say,

@@ -119,9 +119,9 @@ def decided(store: Store) -> Sheet:
             Column("what would change the answer", would_change, "long"),
         ),
         rows,
-        "An equals sign stands between methods that no test tells apart from the one with the best mean, whose score "
-        "and cost these are. A difference is found when it would be seen four times in five, at the level of its row "
-        "in the comparisons, the choice of learning rates included.",
+        "Methods joined by 'or' are not distinguishable; score and cost are those of the first. A difference can be "
+        "detected if it would be found four times in five, at the level of its row in the comparisons, the choice of "
+        "learning rates included.",
         folded=len(rows) > LONG,
     )
 

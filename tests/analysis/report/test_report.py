@@ -293,8 +293,8 @@ def test_printed_table(store: Store, wide: Store, empty: Store) -> None:
         print_results_table(one, Console(file=buffer, width=130))
         text = buffer.getvalue()
         assert text.count("test accuracy on") == blocks
-        assert "left out: VeRA at lora-16" in text
-        assert max(len(line.rstrip()) for line in text.splitlines() if "left out" not in line) <= 130
+        assert "Left out: VeRA at lora-16" in text
+        assert max(len(line.rstrip()) for line in text.splitlines() if not line.startswith("  ")) <= 130
     buffer = io.StringIO()
     print_results_table(store, Console(file=buffer, width=130))
     assert "81.5 ±  1.5" in buffer.getvalue()

@@ -75,7 +75,7 @@ def test_an_allowance_in_samples_is_of_the_data_that_is_here(file: Path) -> None
     assert [cell.epoch_samples for cell in missing] == [None, None]
     tree["search"]["allowance"]["samples"] = 1
     file.write_text(json.dumps(tree))
-    with pytest.raises(SpecError, match=r"is 0 trial\(s\) of .* Nearest: samples = "):
+    with pytest.raises(SpecError, match=r"is 0 trials of .* Nearest: samples = "):
         plan(file)
 
 
