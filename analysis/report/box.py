@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from analysis.format import Row, listed, plural, quantity, span
 from analysis.store.columns import of_dof
 from analysis.store.store import Store
-from analysis.styles import budget_order, dataset_text, place_text, size_text
+from analysis.styles import budget_order, dataset_text, place_text, size_text, training_text
 
 _CELLS = """
     select c.dataset, c.train_size, c.model, any_value(c.model_params) as model_params,
@@ -101,7 +101,7 @@ def _budgets(store: Store) -> str:
 def _kind(unit: str, by_rank: bool, said: list[str]) -> str:
     if not by_rank:
         return f"In {unit}: {listed(said)}."
-    name = "dof-lora-N" if unit.startswith("degrees") else "lora-N"
+    name = "dof-lora-N" if unit.startswith("degrees") else "lora-N (or LoRA-N)"
     return f"{name} is the number of {unit} that LoRA of rank N has on the same weights: {listed(said)}."
 
 
@@ -138,8 +138,7 @@ def summary(store: Store) -> list[str]:
 def _summary(r: Row, several: bool) -> str:
     names = _some(dataset_text(d) for d in sorted(r["datasets"]))
     if len(r["datasets"]) == len(r["sizes"]) == 1:
-        size = place_text(r["datasets"][0], r["sizes"][0]).removeprefix(names).lstrip(", ")
-        names += f" ({size})" if size else ""
+        names += f" ({training_text(r['datasets'][0], r['sizes'][0])})"
     budgets = f" at {plural(r['budgets'], 'budget')}" if r["budgets"] else ""
     subject = f"The sweep {r['sweep']}" if several else "This sweep"
     methods = plural(r["methods"], "method")

@@ -41,7 +41,7 @@ _NOT_SHOWN = {"ev", "name", "cells", "versions", "pid", "started"}
 def facts(store: Store) -> dict[str, Any]:
     """Return what the page says besides its tables and figures."""
     trials, asked = store.table("trials"), scaling.question(store)
-    concluded = conclusion_of(store)
+    concluded, totals = conclusion_of(store), _totals(store)
     coverage = store.table("coverage").to_pylist()
     parity = parity_rows(store)
     imported = (store.spec() or {}).get("imported")
@@ -69,7 +69,8 @@ def facts(store: Store) -> dict[str, Any]:
         "missing": sum(sum(left) for left in to_come(store).values() if left),
         "planned": sum(r["tune_planned"] + r["confirm_planned"] for r in coverage if r["feasible"]),
         "attempts": trials.num_rows,
-        "cost_says": _cost_says(store, trials.num_rows),
+        "totals": totals,
+        "cost_says": _cost_says(totals, trials.num_rows),
         "more_seeds": _more_seeds(store),
         "damaged": [str(d) for d in store.damaged],
         "imported": imported if isinstance(imported, dict) else None,
@@ -140,23 +141,27 @@ def _test_says(store: Store) -> list[str]:
     return [said]
 
 
-def _cost_says(store: Store, attempts: int) -> str:
-    """Say in sentences how long the runs took."""
+def _totals(store: Store) -> Row:
+    """Add up the time of all runs: in total, of failed runs, and per finished run outside training and evaluation."""
     found = store.sql(f"""
         select sum({SECONDS}) as seconds, min(started_at) as first, max(ended_at) as last,
-               sum({SECONDS}) filter (status = 'failed') as failed,
+               sum({SECONDS}) filter (status = 'failed') as seconds_failed,
                sum({SECONDS} - coalesce(seconds_train, 0) - coalesce(seconds_eval, 0))
                  filter (status = 'finished') / nullif(count(*) filter (status = 'finished'), 0) as overhead
         from trials
     """)  # noqa: S608  ours
-    (r,) = found.to_pylist()
+    return dict(found.to_pylist()[0])
+
+
+def _cost_says(r: Row, attempts: int) -> str:
+    """Say in sentences how long the runs took, from `_totals`."""
     said = [f"{plural(attempts, 'run')} took {duration(r['seconds'])} in total"]
     if r["first"] is not None and r["last"] is not None:
         said[0] += f", between {moment(r['first'])} and {moment(r['last'])}"
     if r["overhead"] is not None:
         said.append(f"Of a finished run, {duration(r['overhead'])} was neither training nor evaluation")
-    if r["failed"]:
-        said.append(f"Failed runs took {duration(r['failed'])} of the total")
+    if r["seconds_failed"]:
+        said.append(f"Failed runs took {duration(r['seconds_failed'])} of the total")
     return "".join(f"{sentence}. " for sentence in said).strip()
 
 

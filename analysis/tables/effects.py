@@ -12,7 +12,7 @@ from analysis.statistics.scaling import question
 from analysis.store.store import Store
 from analysis.styles import style
 from analysis.tables.results import SEEDS
-from analysis.tables.sheet import METHOD, Column, Sheet, columns_of, number, text
+from analysis.tables.sheet import METHOD, Column, Sheet, columns_of, number
 from analysis.words.conclusions import idle_text
 
 _DOUBLED = {
@@ -22,6 +22,7 @@ _DOUBLED = {
 }
 _ENDS = {"difference at the smallest, points [95 %]": "at_least", "difference at the largest": "at_most"}
 _RANGE = "range, cells and seeds"
+_SLOPES = {"higher": "above zero", "lower": "below zero", "not distinguishable": "not distinguishable from zero"}
 _CHANGES = {"higher": "rises", "lower": "falls", "not distinguishable": "no change detected"}
 
 
@@ -68,7 +69,7 @@ def rank_effects(store: Store) -> Sheet:
             Column("doubled", lambda r: _DOUBLED[r["effect"]], label=True),
             Column("over", _scope, label=True),
             Column("points per doubling [95 %]", lambda r: change_text(r, "slope"), "number"),
-            text("difference from zero", "verdict"),
+            Column("the slope is", lambda r: _SLOPES.get(r["verdict"], r["verdict"])),
             number("p, corrected (Holm)", "p_holm", p_text),
             number("from", "least", group=_RANGE),
             number("to", "most", group=_RANGE),

@@ -49,7 +49,7 @@ def parity(rows: list[Row]) -> Sheet:
         BUDGET,
         Column("parameters built", _built, "number"),
         number("distance from the budget", "residual_fraction", off_budget),
-        Column("tuning, used / given", _allowance, "number"),
+        Column("tuning used / given", _allowance, "number"),
         number("chosen learning rate", "chosen_lr"),
         text("perhaps under-tuned", "under_tuned", "long"),
         Column("seeds, run / declared", lambda r: f"{r['seeds_confirmed']} / {r['confirm_seeds']}", "number"),
@@ -90,7 +90,7 @@ def _built(r: Row) -> str:
 
 
 def _allowance(r: Row) -> str:
-    used, more = r["allowance_used"] - r["widened"], f" + {r['widened']} beyond the edge" * bool(r["widened"])
+    used, more = r["allowance_used"] - r["widened"], f" + {r['widened']} past the edge" * bool(r["widened"])
     if r["allowance_samples"] is not None:  # theirs are among the examples
         said = f"{used} trials{more}, {quantity(r['tune_samples'] or 0)} / {quantity(r['allowance_samples'])} examples"
     else:

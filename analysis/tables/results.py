@@ -51,6 +51,7 @@ LONG = 45
 """The page closes a table of more rows until asked for."""
 MOST_NAMED = 6
 TESTS, DETECTABLE, TUNED = "tests", "what these seeds can detect", "learning rate, seeds and weak evidence"
+EFFECT = "size of the effect"
 OTHER_EXAMPLES = "intervals for other test examples"
 """Groups of columns."""
 
@@ -117,6 +118,12 @@ def _legend(rows: Sequence[Row], versus: str, margin: float | None) -> str:
         said.append(f'"Equivalent" says that the difference is smaller than {percent(margin)} points.')
     if "not distinguishable" in verdicts:
         said.append('"Not distinguishable" says that these runs cannot tell which is better; they may still differ.')
+    silent = [r for r in rows if r["verdict"] == "not distinguishable" and r["difference_low"] is not None]
+    if any(r["difference_low"] > 0 or r["difference_high"] < 0 for r in silent):
+        said.append(
+            "Its interval may still leave out zero, since verdicts are corrected for the number of comparisons and "
+            "intervals are not."
+        )
     if any(r["off_budget"] for r in rows):
         unit = limited(r["reference"] for r in rows).removeprefix("trainable ")
         said.append(f"\N{DAGGER} The row misses its budget by more than the tolerance: its {unit} are not equal.")
@@ -176,8 +183,8 @@ def decided(store: Store) -> Sheet:
             number("parameters", "adapter_params"),
             Column("best method", best_text),
             Column("test score, % [95 %]", score_text, "number"),
-            Column("how sure", would_change, "long"),
             number("training time of a run", "seconds", duration, "training time"),
+            Column("the next best method, and how sure", would_change, "long"),
         ),
         rows,
         "A difference can be detected if a study like this one finds it in four of five repetitions. This accounts for "
@@ -235,8 +242,9 @@ def _reading(rows: Sequence[Row], alpha: float) -> str:
         "verdict if the chosen rates were the only ones possible. Effect is Hedges' g: the mean of the paired "
         "differences divided by their standard deviation, with its 95 % interval, given the rates. Power is the "
         f'chance that this comparison finds a true difference of {100 * PLANTED:g} points. "Seeds for it" is the '
-        'number of seeds that would find it in four of five studies. "Detectable" is the smallest true difference '
-        "that these seeds find in four of five studies. The three come from simulations with the variances seen here. "
+        'number of seeds that would find it in four of five studies (empty: over 1,000). "Detectable" is the smallest '
+        "true difference that these seeds find in four of five studies. The three come from simulations with the "
+        "variances seen here. "
         "The ratio divides the parameters of the method by those of the baseline."
     )
     if (margin := next((r["margin"] for r in rows if r["margin"] is not None), None)) is not None:
@@ -284,7 +292,7 @@ def _difference_columns(rows: Sequence[Row], *, ratio: bool) -> list[Column]:
         number("p", "p", p_text, TESTS),
         number("p, corrected (Holm)", "p_holm", p_text, TESTS),
         Column("given the rates", lambda r: verdict_text(r["verdict_given_rates"]), "verdict", TESTS),
-        Column("effect [95 %]", _effect, "number", TESTS),
+        Column("effect [95 %]", _effect, "number", EFFECT),
         number(
             f"power for {100 * PLANTED:g} points",
             "power",
@@ -293,7 +301,7 @@ def _difference_columns(rows: Sequence[Row], *, ratio: bool) -> list[Column]:
         ),
         number("seeds for it", "seeds_needed", group=DETECTABLE),
         number("detectable, points", "detectable", percent, DETECTABLE),
-        *([number("parameters, ratio", "params_ratio", _ratio, DETECTABLE)] if ratio else []),
+        *([number("parameters, ratio", "params_ratio", _ratio, EFFECT)] if ratio else []),
     )
 
 

@@ -48,7 +48,8 @@ class Part:
     Attributes:
         id: its id in the page.
         heading: what its columns are about; empty for the main table.
-        columns: its columns. beneath: those whose text a phone shows beneath the method's name.
+        columns: those that have a text in some row.
+        beneath: those whose text a phone shows beneath the method's name.
         rows: for each row its class, its text beneath the method's name, and its cells: column, text, method.
     """
 
@@ -108,10 +109,12 @@ class Sheet:
     def further(self) -> list[Part]:
         """The tables that the page shows on request, one for each group of columns."""
         groups = dict.fromkeys(c.group for c in self.columns if c.group)
-        return [self._part(group, f"table-{self.name}-{number}") for number, group in enumerate(groups, 1)]
+        parts = [self._part(group, f"table-{self.name}-{number}") for number, group in enumerate(groups, 1)]
+        return [part for part in parts if not all(c.label for c in part.columns)]
 
     def _part(self, group: str, name: str) -> Part:
-        columns = [c for c in self.columns if c.group == group or (c.label and group)]
+        said = [c for c in self.columns if c.label or any(c.text(row) for row in self.rows)]
+        columns = [c for c in said if c.group == group or (c.label and group)]
         named = any(c.kind == "method" for c in columns)
         beneath = [c for c in columns if c.beneath and named]
         rows = []
