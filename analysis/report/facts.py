@@ -127,7 +127,7 @@ def _tuning_says(parity: list[Row]) -> list[str]:
     poor, edges = sum(bool(r["under_tuned"]) for r in tuned), sum(bool(r["edge"]) for r in tuned)
     found = f"{plural(poor, 'cell is', 'cells are')} perhaps under-tuned" if poor else "no cell looks under-tuned"
     at = f"the chosen rate of {plural(edges, 'cell')} is at the edge of its range" if edges else ""
-    return [f"Tuning sufficed: {found}, and {at or 'no chosen rate is at the edge of its range'}."]
+    return [f"Enough tuning: {found}, and {at or 'no chosen rate is at the edge of its range'}."]
 
 
 def _test_says(store: Store) -> list[str]:

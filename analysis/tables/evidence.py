@@ -6,15 +6,30 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
-from analysis.format import Row, duration, freedom, off_budget, percent, points, quantity, score_text
+from analysis.format import Row, duration, freedom, listed, off_budget, percent, points, quantity, score_text
 from analysis.statistics.choice import choice_variances, run_noises
+from analysis.statistics.runs import by
 from analysis.statistics.sizing.estimates import foresight
 from analysis.statistics.tuning import NEAR, best_of_n, rates, sharpness
 from analysis.store.columns import limited
 from analysis.store.store import Store
 from analysis.styles import size_key, style
 from analysis.tables.results import LONG
-from analysis.tables.sheet import BUDGET, METHOD, PARAMETERS, PLACE, Column, Sheet, columns_of, number, pivoted, text
+from analysis.tables.sheet import (
+    BUDGET,
+    METHOD,
+    PARAMETERS,
+    PLACE,
+    Column,
+    Sheet,
+    columns_of,
+    number,
+    origins,
+    pivoted,
+    text,
+    where,
+)
+from analysis.words.weak import why_under_tuned
 
 MOST_FAILURES = 50
 SPREADS = {"noise": "a run", "choice": "the choice"}
@@ -51,7 +66,7 @@ def parity(rows: list[Row]) -> Sheet:
         number("distance from the budget", "residual_fraction", off_budget),
         Column("tuning used / given", _allowance, "number"),
         number("chosen learning rate", "chosen_lr"),
-        text("perhaps under-tuned", "under_tuned", "long"),
+        Column("perhaps under-tuned", lambda r: why_under_tuned(r) if r["under_tuned"] else "", "long"),
         Column("seeds, run / declared", lambda r: f"{r['seeds_confirmed']} / {r['confirm_seeds']}", "number"),
         number(f"budget, {unit}", "budget", group=COUNTS),
         Column(
@@ -235,11 +250,14 @@ def failures(store: Store) -> Sheet:
 
 def infeasible(store: Store) -> Sheet:
     """Cells for which a method has no setting close enough to the budget."""
-    rows = [r for r in store.table("cells").to_pylist() if not r["feasible"] and not r["absent"]]
+    cells = [r for r in store.table("cells").to_pylist() if not r["feasible"] and not r["absent"]]
+    alike = by(cells, "sweep", "model", "method", "reference", "reason")
+    rows = [same[0] | {"places": listed([where(r) for r in same])} for same in alike.values()]
     columns = [
+        *origins(rows),
         METHOD,
         BUDGET,
-        PLACE,
+        text("data", "places", "long"),
         number("budget aimed at", "budget"),
         number("nearest count", "count"),
         number("distance", "residual_fraction", off_budget),

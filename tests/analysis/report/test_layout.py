@@ -57,6 +57,11 @@ def test_a_phone_shows_method_score_difference_and_verdict(pages: tuple[str, str
         table = page.partition('<table id="table-results">')[2].partition("</table>")[0]
         assert len(re.findall(r'<th[^>]* apart"', table)) == len(main.beneath)
         assert re.search(r'<td class="m" data-also="[^"]*lora-1, [\d,]+ parameters"><span', table)
+    small = pages[0].partition("@media (max-width: 40rem)")[2]
+    assert ".apart { display: none; } td[data-also]::after { content: attr(data-also);" in small
+    panels = re.findall(r"\.panels[^{]*{([^}]*)}", small.partition("@media print")[0])
+    assert panels and not any("min-width" in rule for rule in panels)  # as wide as the phone, and none is cut
+    assert "background-attachment: local, local, scroll, scroll" in pages[0]
 
 
 def test_the_page_shows_all_columns_in_one_table_or_another(wide: Store) -> None:
@@ -86,10 +91,6 @@ def test_the_answer_comes_first_and_what_limits_it_later(pages: tuple[str, str])
         assert answer.index('class="said"') < answer.index('id="figure-scaling_curve"')
         assert answer.index('id="figure-scaling_curve"') < answer.index('id="table-decisions"')
         assert 'class="warning"' not in answer
-    small = pages[0].partition("@media (max-width: 40rem)")[2]
-    assert ".apart { display: none; } td[data-also]::after { content: attr(data-also);" in small
-    assert "min-width" not in small.partition("@media print")[0]  # a panel is as wide as the phone, none is cut
-    assert "background-attachment: local, local, scroll, scroll" in pages[0]
 
 
 def test_a_legend_names_every_method_and_what_is_its(pages: tuple[str, str]) -> None:
@@ -125,7 +126,7 @@ def test_the_box_has_what_the_tables_know(store: Store, pages: tuple[str, str]) 
     box = dict(facts_box(store))
     assert list(box) == ["data", "classes", "training", "model", "budgets", "runs"] and box["classes"] == "10"
     assert box["training"] == "5 epochs of 16 steps, batches of 128"
-    assert box["model"] == "embedded:tiny-clip: 2,000,000 parameters, 1,500,000 of them in adapted weights"
+    assert box["model"] == "embedded:tiny-clip: 2,000,000 parameters, 1,500,000 of them in the adapted weights"
     assert "lora-1 is 12,288 (0.61 % of the model), lora-2 is 24,576 (1.2 % of the model)" in box["budgets"]
     assert '<dl class="box">' in pages[0] and box["training"] in pages[0]
 
