@@ -57,7 +57,7 @@ def weak_evidence(cells: Iterable[Row], most: int = _MOST) -> list[str]:
         text = named(rising, lambda r: f"{points(r['still_rising'])} points")
         said.append(f"Validation still rose in the last epoch, so more epochs might change the order: {text}.")
     if poor := [r for r in trained if r.get("under_tuned")]:
-        said.append(f"More learning rates might raise the score: {named(poor, _why)}.")
+        said.append(f"More learning rates might raise the score: {named(poor, why_under_tuned)}.")
     if idle := [r for r in trained if is_idle(r) and not of_dof(r["reference"])]:
         said.append(f"More than a tenth of the parameters cannot act: {named(idle, _acting)}.")
     said += [*_few_examples(rows, trained), *_absent_classes(rows, most)]
@@ -121,7 +121,8 @@ def _tied(row: Row) -> str:
     return f"{row['rates_tied']} of {row['rates']} rates"
 
 
-def _why(row: Row) -> str:
+def why_under_tuned(row: Row) -> str:
+    """Why more tuning might help a cell."""
     return ", ".join(_WHY.get(reason, reason) for reason in row["under_tuned"].split("; "))
 
 
