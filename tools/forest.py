@@ -1,33 +1,23 @@
-"""Draws docs/images/forest.png: what every study under docs/results declared to compare, with the declared answers.
-
-python -m tools.forest            # prints the rows, and writes the picture
-
-Parts of a results table are never rewritten, and their names have the time at which they were written. So the folder
-as it was when a declared question was answered is the folder without later parts.
-"""
+"""The forest of docs/images: every declared comparison of full rank with low rank, study by study, on one axis."""
 
 from __future__ import annotations
 
-import shutil
-import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import matplotlib as mpl
 
-from analysis import Store, comparisons, open_store
+from analysis import Store, comparisons
 from analysis.figures import differences
-from analysis.figures.drawing import INK, MUTED, SMALL, STYLE, Chart, dot, lying_bar, mark_bands, panels
+from analysis.figures.drawing import INK, MUTED, PAPER, SMALL, STYLE, Chart, dot, lying_bar, mark_bands, panels
 from analysis.format import Row, change_text
 from analysis.statistics.inference import OVER_DATASETS, verdict
 from analysis.statistics.looks import margin_of
 from analysis.statistics.runs import over_all_datasets
 from analysis.statistics.scaling import question
-from analysis.styles import short_name
+from analysis.styles import STYLES, short_name
 
-ROOT = Path(__file__).parents[1]
 ROW, LABELS, PANEL, WORDS = 0.158, 1.75, 2.75, 2.25
 """Inches: the height of a row, the width of its name, of the axis, and of its numbers and verdict."""
 NAMES = {
@@ -40,6 +30,8 @@ NAMES = {
     "e2e": "E2E",
 }
 """Data sets whose short name is not how they are written."""
+A_CLASS = {"4-shot": 4, "16-shot": 16, "1.0": 96}
+"""Images a class of the study of few images and many."""
 
 
 @dataclass(frozen=True)
@@ -62,37 +54,13 @@ class Study:
     added: bool = False
 
 
-STUDIES = (
-    Study("Images, ViT-S/14: RandLoRA minus LoRA", "images", ("lora-1", "lora-8"), "20261128T2306"),
-    Study("the same, a budget that was added later", "images", ("lora-39",), added=True),
-    Study("Three further image sets: RandLoRA minus LoRA", "photos", ("lora-1",), "20261129T1815"),
-    Study("the same, a budget that was added later", "photos", ("lora-39",), added=True),
-    Study("Few images and many: RandLoRA minus LoRA", "shots", ("lora-1",)),
-    Study("Texts, SmolLM2-135M: RandLoRA minus LoRA", "texts", ("lora-1",), "20261129T1935"),
-    Study("the same, a budget that was added later", "texts", ("lora-16",), added=True),
-    Study("Texts, every linear weight: RandLoRA minus LoRA", "weights", ("lora-3",)),
-    Study("", "weights-e2e", ("lora-3",)),
-    Study("Commonsense questions: RandLoRA minus LoRA", "commonsense", ("lora-1",)),
-    Study("Images, RandLoRA-a: rank 384 minus rank 16", "real-rank", ("lora-2",)),
-    Study("Texts, RandLoRA-a: rank 576 minus rank 16", "text-rank", ("lora-2", "lora-4")),
-)
-
-
-def answered(study: Study) -> list[Row]:
-    """Return the comparisons of a study as they were when its question was answered; means come last."""
-
-    def later(_: str, names: list[str]) -> set[str]:
-        return {n for n in names if study.until and n.startswith("part-") and n[5:] > study.until}
-
-    with tempfile.TemporaryDirectory() as made:
-        copy = Path(made) / study.folder
-        shutil.copytree(ROOT / "docs" / "results" / study.folder, copy, ignore=later)
-        store = open_store(copy)
-        focus, table = question(store).focus, comparisons(store).to_pylist()
-        mine = [r for r in table if r["method"] == focus and r["test"] != OVER_DATASETS]
-        single = [r for r in mine if r["reference"] in study.budgets]
-        means = added_means(store, single) if study.added else (r for r in mine if r["reference"] is None)
-        return [r | {"margin": margin_of(store)} for r in (*single, *means)]
+def declared(study: Study, store: Store) -> list[Row]:
+    """Return the comparisons that a study declared, from its results; means come last."""
+    focus, table = question(store).focus, comparisons(store).to_pylist()
+    mine = [r for r in table if r["method"] == focus and r["test"] != OVER_DATASETS]
+    single = [r for r in mine if r["reference"] in study.budgets]
+    means = added_means(store, single) if study.added else (r for r in mine if r["reference"] is None)
+    return [r | {"margin": margin_of(store)} for r in (*single, *means)]
 
 
 def added_means(store: Store, rows: list[Row]) -> Iterator[Row]:
@@ -105,21 +73,16 @@ def added_means(store: Store, rows: list[Row]) -> Iterator[Row]:
 
 
 def name(row: Row, study: Study) -> str:
-    """Name a row: its data set or mean, its budget, and its images a class."""
+    """Name a row: its data set or mean, and its images a class or its budget; a declared mean is over all budgets."""
     if row["dataset"] is None:
         what = f"mean of {row['n_datasets']} sets"
     elif row["reference"] is None:
-        what = "mean"
+        what = "mean of both budgets"
     else:
         what = NAMES.get(short_name(row["dataset"]), short_name(row["dataset"]))
-    size = {"4-shot": ", 4 a class", "16-shot": ", 16 a class"}.get(row["train_size"], "")
     if study.folder == "shots":
-        size = size or ", 96 a class"
-    return (
-        what + size
-        if row["reference"] is None and not size
-        else f"{what}{size or ', ' + row['reference'].replace('lora', 'LoRA')}"
-    )
+        return f"{what}, {A_CLASS[row['train_size']]} a class"
+    return what if row["reference"] is None else f"{what}, {row['reference'].replace('lora', 'LoRA')}"
 
 
 def draw(found: list[tuple[Study, list[Row]]]) -> Chart:
@@ -142,9 +105,9 @@ def draw(found: list[tuple[Study, list[Row]]]) -> Chart:
         level = 0
         for study, rows in found:
             if study.title:
-                at = (-LABELS / PANEL + 0.02, level)
-                axes.text(*at, study.title, transform=axes.get_yaxis_transform(), weight="bold", fontsize=SMALL,
-                          va="center", bbox={"facecolor": "white", "edgecolor": "none", "pad": 0.6}, zorder=4)  # fmt: skip
+                where = {"transform": axes.get_yaxis_transform(), "va": "center", "zorder": 4}
+                shown = {"weight": "bold", "bbox": {"facecolor": PAPER, "edgecolor": "none", "pad": 0.6}}
+                axes.text(-LABELS / PANEL + 0.02, level, study.title, fontsize=SMALL, **where, **shown)
                 level += 1
             for row in rows:
                 _row(axes, level, row, study)
@@ -161,22 +124,8 @@ def _row(axes: Any, level: int, row: Row, study: Study) -> None:
     mean = row["reference"] is None or row["dataset"] is None
     beside = {"transform": axes.get_yaxis_transform(), "va": "center", "fontsize": SMALL}
     axes.text(-0.03, level, name(row, study), ha="right", color=INK, **beside)
-    lying_bar(axes, level, row, "#D55E00", 2.0 if mean else 1.1)
+    lying_bar(axes, level, row, STYLES["randlora"].colour, 2.0 if mean else 1.1)
     dot(axes, "randlora", 100 * row["difference"], level, "", **{"marker": "D"} if mean else {})
     axes.text(1.03, level, change_text(row), color=INK, **beside)
     plain = row["verdict"] == "not distinguishable"
     axes.text(1.47, level, row["verdict"], color=MUTED if plain else INK, weight=None if plain else "bold", **beside)
-
-
-def main() -> None:
-    """Print the rows, and write the picture."""
-    found = [(study, answered(study)) for study in STUDIES]
-    for study, rows in found:
-        print(study.title or "(the same)", f"[docs/results/{study.folder}]")
-        for row in rows:
-            print(f"  {name(row, study)}: {change_text(row)} {row['verdict']}")
-    draw(found).savefig(ROOT / "docs" / "images" / "forest.png", dpi=200)
-
-
-if __name__ == "__main__":
-    main()

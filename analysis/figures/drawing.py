@@ -6,7 +6,6 @@ Figures are made without pyplot, so there is no global state.
 from __future__ import annotations
 
 import contextlib
-import itertools
 import math
 from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
@@ -236,42 +235,41 @@ def spread(axes: Any, spots: Sequence[Spot]) -> list[float]:
         axes: linear or logarithmic.
         spots: in the units of the axes.
     """
-    limits = axes.get_xlim()
+    limits, room, half = axes.get_xlim(), axes.bbox.width * 72 / axes.figure.dpi, MARKER_POINTS / 2
     for apart in (1.0, 0.75, 0.5, 0.3):
         axes.set_xlim(limits)
         for _ in range(4):
-            places, room = _places(axes, spots, apart), axes.bbox.width * 72 / axes.figure.dpi
-            left, right = min([0.0, *places]), max([room, *places])
-            if left == 0.0 and right == room:
+            places = _places(axes, spots, apart)
+            least, most = min(places, default=room), max(places, default=0.0)
+            if least >= half - 0.01 and most <= room - half + 0.01:
                 return list(_from_points(axes, places))
-            ends = (left and left - MARKER_POINTS, right + (MARKER_POINTS if right > room else 0.0))
+            ends = min(0.0, least - half), max(room, most + half)
             axes.set_xlim(*_from_points(axes, ends))
     return list(_from_points(axes, _places(axes, spots, apart)))
 
 
 def _places(axes: Any, spots: Sequence[Spot], apart: float) -> list[float]:
     """Of each spot its place in points from the left end of the axis; `apart`: how much of its width it keeps free."""
-    taken: list[Spot] = []
-    scale = 72 / axes.figure.dpi
-    for wanted in spots:
-        ends = axes.transData.transform([(wanted.x, v) for v in wanted[1:]])
-        one = Spot(scale * (ends[0, 0] - axes.bbox.x0), *(scale * ends[:, 1]))
-        near = [(other.x, apart * _clearance(one, other)) for other in taken]
-        asides = (0.2 * MARKER_POINTS * k * side for k in itertools.count() for side in (1, -1))
-        place = next(one.x + aside for aside in asides if all(abs(one.x + aside - x) >= room for x, room in near))
-        taken.append(one._replace(x=place))
-    return [one.x for one in taken]
+    if not spots:
+        return []
+    scale, wanted = 72 / axes.figure.dpi, np.asarray(spots)
+    ends = [scale * axes.transData.transform(wanted[:, (0, column)]) for column in (1, 2, 3)]
+    found = np.column_stack([ends[0][:, 0] - scale * axes.bbox.x0, *(each[:, 1] for each in ends)])
+    for k in range(1, len(found)):
+        at, room = found[:k, 0], apart * _clearances(found[k], found[:k])
+        asides = np.concatenate([found[k : k + 1, 0], at + room, at - room])
+        free = asides[(np.abs(asides[:, None] - at) > room - 1e-6).all(axis=1)]
+        found[k, 0] = free[np.argmin(np.abs(free - found[k, 0]))]
+    return [float(x) for x in found[:, 0]]
 
 
-def _clearance(one: Spot, other: Spot) -> float:
-    """How far apart, in points, two spots have to stand so that both can be seen whole."""
-    if abs(one.y - other.y) < MARKER_POINTS:
-        return MARKER_POINTS
+def _clearances(one: Any, others: Any) -> Any:
+    """How far from each of the others, in points, a spot has to stand so that both can be seen whole."""
+    (_, y, low, high), (_, ys, lows, highs) = one, others.T
     half = MARKER_POINTS / 2
-    for a, b in ((one, other), (other, one)):
-        if b.low - half < a.y < b.high + half:  # a marker on a bar
-            return 0.7 * MARKER_POINTS
-    return 0.4 * MARKER_POINTS if one.low < other.high and other.low < one.high else 0.0
+    on_bar = ((lows - half < y) & (y < highs + half)) | ((low - half < ys) & (ys < high + half))
+    bars = (low < highs) & (lows < high)
+    return MARKER_POINTS * np.select([np.abs(y - ys) < MARKER_POINTS, on_bar, bars], [1.0, 0.7, 0.4], 0.0)
 
 
 def _from_points(axes: Any, places: Sequence[float]) -> Any:
