@@ -1,6 +1,6 @@
 """How methods are named and drawn: one name, one colour and one marker each, in every table and figure; sizes in words.
 
-Colours are Okabe and Ito's (colour-blind safe); markers tell methods apart in print without colour.
+Colours are Okabe and Ito's (colour-blind safe). Markers differ too, so that print without colour is readable.
 """
 
 from __future__ import annotations
@@ -66,27 +66,37 @@ _NAMES = {
 }
 """Of the methods without a style of their own; a variant keeps the name that its sweep file gives it."""
 
-_SPARE = (("#8C510A", "#D8A25E"), ("#542788", "#B79AE0"), ("#7F7F00", "#CFCF4A"), ("#A50026", "#F0708A"))
-_FIRST, _MORE = ("v", "P", "X", "h", "<", ">"), ("*", "d", "s", "^", "D", "p", "o", "8")
-_LOOKS = tuple((*colours, marker) for marker in _FIRST + _MORE for colours in _SPARE)
-"""Colour, dark one and marker of methods without a style of their own; a name stands for one with a first marker."""
+SPARE_COLOURS = (
+    ("#8C510A", "#D8A25E"),
+    ("#542788", "#B79AE0"),
+    ("#7F7F00", "#CFCF4A"),
+    ("#A50026", "#F0708A"),
+    ("#00696F", "#4FC3CB"),
+    ("#C7157E", "#FF8AC8"),
+)
+"""Colours of methods without a style of their own: on a light background, and on a dark one."""
+_FIRST, _MORE = ("v", "P", "X", "<", ">"), ("*", "d", "s", "^", "D", "o")
+_LOOKS = tuple((*colours, marker) for marker in _FIRST + _MORE for colours in SPARE_COLOURS)
+"""Colour, dark colour and marker of methods without a style of their own; the first of them follow from a name."""
 
 
 def spare_styles(titles: Mapping[str, str | None]) -> dict[str, Style]:
-    """Styles of methods that have none in `STYLES`, with ours among them; no two alike while there are looks left.
+    """Return styles for methods that have none in `STYLES`, and for ours; no two are alike while looks are left.
 
-    A look comes from the method's name, so it is the same in every sweep but where one of ours, or one before it in the
-    alphabet, has it: then it is one with a further marker.
+    A method's name picks its look, so that it is the same in every sweep. If one of ours, or one before it in the
+    alphabet, has that look, the method gets the next free one.
 
     Args:
         titles: of all methods that are shown together; of those that are not ours they are the names.
     """
     found: dict[str, Style] = {}
-    first, more, free = len(_SPARE) * len(_FIRST), len(_SPARE) * len(_MORE), set(range(len(_LOOKS)))
+    colours, looks = len(SPARE_COLOURS), len(_LOOKS)
+    first, free = colours * len(_FIRST), set(range(looks))
     for method in (*_NAMES, *sorted(titles.keys() - STYLES.keys() - _NAMES.keys())):
         digest = zlib.crc32(method.encode())
-        own = len(_SPARE) * (digest // 7 % len(_FIRST)) + digest % len(_SPARE)
-        at = next((k for k in (own, *(first + (own + i) % more for i in range(more))) if k in free), own)
+        own = colours * (digest // 7 % len(_FIRST)) + digest % colours
+        further = (first + (own + i) % (looks - first) for i in range(looks - first))
+        at = next((k for k in (own, *further, *range(first)) if k in free), own)
         free.discard(at)
         found[method] = Style(_NAMES.get(method) or titles.get(method) or method, *_LOOKS[at], 50)
     return found
