@@ -1,4 +1,4 @@
-"""Write the numbers of docs/league.md (every method at one budget) and of docs/peft-published.md (PEFT's own results)."""
+"""Write the numbers of docs/league.md (methods at one budget) and docs/peft-published.md (PEFT's own results)."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from analysis.statistics.scaling import comparisons, question
 from analysis.styles import style
 from analysis.tables.console import DIFFERENCE, results_table
 
-COLUMNS = ("method", "accuracy", "less LoRA", "parameters", "dof", "rank", "learning rate", "time", "MiB", "stored")
+COLUMNS = ("method", "accuracy", "minus LoRA", "parameters", "dof", "rank", "learning rate", "time", "MiB", "stored")
 PUBLISHED = ("experiment", "accuracy", "parameters", "learning rate", "training", "GiB")
 
 Places = dict[str, str | tuple[tuple[str, ...], list[list[str]]]]
@@ -63,7 +63,7 @@ def attaching(store: Store) -> str:
         if row["seconds_setup"] is not None:
             spent.setdefault(row["method"], []).append(row["seconds_setup"])
     medians = sorted(((median(seconds), method) for method, seconds in spent.items()), reverse=True)
-    slow = ", ".join(f"`{m}` {seconds:.1f} s (first trial {spent[m][0]:.1f} s)" for seconds, m in medians if seconds > 1)
+    slow = ", ".join(f"`{m}` {spend:.1f} s (first trial {spent[m][0]:.1f} s)" for spend, m in medians if spend > 1)
     exceptions = f", except {slow}" if slow else ""
     return f"- *Starting*: once the model is loaded, a method attaches to it within a second (median){exceptions}."
 
@@ -101,7 +101,9 @@ def state(store: Store, finished: list[Row]) -> str:
     cells = [r["method"] for r in store.table("cells").to_pylist() if r["feasible"]]
     done = {r["method"] for r in finished}
     missing = ", ".join(f"`{m}`" for m in cells if m not in done)
-    return f"- **Unfinished: {len(done)} of {len(cells)} methods have their seeds**, all but {missing}." if missing else ""
+    if not missing:
+        return ""
+    return f"- **Unfinished: {len(done)} of {len(cells)} methods have their seeds**, all but {missing}."
 
 
 def answer(store: Store) -> str:
@@ -111,7 +113,7 @@ def answer(store: Store) -> str:
     if not rows:
         return ""
     (row,) = rows
-    names = f"{style(row['method']).name} less {style(row['baseline']).name}"
+    names = f"{style(row['method']).name} minus {style(row['baseline']).name}"
     said = f"- **{names} is {change_text(row)} points: {row['verdict']}.**"
     if not row["detectable"]:
         return said
@@ -156,8 +158,8 @@ def twins(store: Store, finished: list[Row]) -> str:
     rates = " and ".join(quantity(cells[m]["lr"]) for m in TWINS)
     seeds = "; ".join(f"`{m}` {', '.join(percent(score) for score in sorted(runs[m]))}" for m in TWINS)
     return (
-        f"- **`lora` and `peft:lora` are the same method, and score {means} %.** They differ in the random numbers they "
-        f"start from. The learning rates that were chosen for them are {rates}. Single seeds: {seeds}."
+        f"- **`lora` and `peft:lora` are the same method, and score {means} %.** They differ in the random numbers "
+        f"that they start from. The learning rates that were chosen for them are {rates}. Single seeds: {seeds}."
     )
 
 

@@ -16,7 +16,7 @@ def test_what_was_not_measured_is_empty(tmp_path: Path) -> None:
     store = open_store(odd_results(tmp_path / "one", {("lora", "lora-1", "d"): scores}))
     (row,) = league_page.league(store, league_page._finished(store))
     shown = dict(zip(league_page.COLUMNS, row, strict=True))
-    assert (shown["method"], shown["less LoRA"], shown["MiB"]) == ("`lora`", "", "")
+    assert (shown["method"], shown["minus LoRA"], shown["MiB"]) == ("`lora`", "", "")
     assert [r[league_page.PUBLISHED.index("GiB")] for r in league_page.published(store)] == [""] * 3
 
 
@@ -30,7 +30,7 @@ def test_what_can_be_distinguished_and_which_methods_lack_seeds(tmp_path: Path) 
     assert "Of 6 pairs of methods 4 " in said and "4 of 4 methods are perhaps under-tuned" in said
     assert "to be detected" in said
     answer = league_page.answer(store)
-    assert answer.startswith("- **RandLoRA less LoRA is +") and "not distinguishable" in answer and "detects" in answer
+    assert answer.startswith("- **RandLoRA minus LoRA is +") and "not distinguishable" in answer and "detects" in answer
 
 
 def test_a_league_without_randlora_has_no_answer(tmp_path: Path) -> None:
@@ -39,7 +39,7 @@ def test_a_league_without_randlora_has_no_answer(tmp_path: Path) -> None:
     assert league_page.answer(one) == "" and "detected" not in league_page.ranking(one, league_page._finished(one))
     runs["vera", "lora-1", "d"] = {0: 0.6, 1: 0.62, 2: 0.63}
     two = open_store(odd_results(tmp_path / "two", runs))
-    assert league_page.answer(two).startswith("- **VeRA less LoRA is ")
+    assert league_page.answer(two).startswith("- **VeRA minus LoRA is ")
 
 
 def test_the_two_loras_are_compared_with_every_seed(tmp_path: Path) -> None:
