@@ -30,12 +30,8 @@ setup: .venv/.ready  ## make .venv with everything in it, development tools too
 demo: .venv/.run  ## the quickstart sweep, end to end: table, scaling curve, report (7 to 10 minutes on 2 cores)
 	$(BIN)/sweeps run examples/quickstart.toml
 
-pictures: setup  ## the quickstart's figures, from the results that `make demo` left, and the league's
-	$(BIN)/sweeps report results/quickstart
-	cp results/quickstart/figures/scaling_curve.png docs/images/quickstart.png
-	cp results/quickstart/figures/differences.png docs/images/quickstart-differences.png
-	rm -rf .venv/league && cp -r docs/results/league .venv/league && $(BIN)/sweeps report .venv/league
-	cp .venv/league/figures/ranking.png docs/images/league.png
+pictures: setup  ## the figures of docs/images, from the tables under docs/results
+	$(BIN)/python -m tools.pictures
 
 check: setup  ## style, types and the import order, side by side
 	@$(MAKE) --no-print-directory --jobs=3 lint types imports

@@ -155,8 +155,7 @@ def _print_all(found: list[dict[str, Any]]) -> None:
 
 
 def _print_one(found: dict[str, Any]) -> None:
-    """What is weak in it, and a line per fact."""
-    print_weak(_weak(found))
+    """Print a line per fact, and what is weak in it."""
     table = Table(box=None, pad_edge=False, show_header=False)
     table.add_column(no_wrap=True)
     table.add_column(overflow="fold")
@@ -170,3 +169,4 @@ def _print_one(found: dict[str, Any]) -> None:
             shown = "\n".join(map(str, value)) if key == "templates" else ", ".join(map(str, value))
         table.add_row(key.replace("_", " "), str(shown))
     out.print(table)
+    print_weak(_weak(found))
