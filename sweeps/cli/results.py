@@ -118,8 +118,8 @@ def print_best(store: Store, references: Sequence[str] | None = None, *, all_not
         out.print()
     print_weak(short)
     if short != whole:
-        rest = len(whole) - _WEAK_LINES
-        more = f"{plural(rest, 'more note', 'more notes')} and all cells" if rest > 0 else "All cells"
+        left = len(whole) - _WEAK_LINES
+        more = f"{plural(left, 'more note')} and all cells" if left > 0 else "All cells"
         out.print(f"  {more}: sweeps best {shlex.quote(str(store.path))} --all-notes", style="dim")
     if "imported" not in (store.spec() or {}):
         out.print("\nMore seeds, budgets or methods: edit the sweep file; `sweeps run FILE` then runs what is missing.")
