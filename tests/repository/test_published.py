@@ -99,7 +99,8 @@ def numbers(texts: Sequence[str]) -> tuple[float, ...]:
 
 def printed(folder: Path) -> str:
     """The tables of a folder that the page quotes, as `sweeps tables` prints them."""
-    store, said = open_store(folder), []
+    store = open_store(folder)
+    said: list[str] = []
     for name in TABLES:
         with contextlib.suppress(StoreError):  # a table without a row here
             said += [form_of("markdown")(sheet) for sheet in pick(store, [name])]
