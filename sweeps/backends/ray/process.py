@@ -26,7 +26,7 @@ from queue import Empty, SimpleQueue
 from typing import IO, TYPE_CHECKING, Any
 
 from sweeps.backends.backend import Backend, BackendLostError, Event, Facts, Order, Reported, Setup
-from sweeps.cluster.private import clear
+from sweeps.cluster.processes import clear
 from sweeps.cluster.signals import held
 
 if TYPE_CHECKING:
