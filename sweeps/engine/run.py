@@ -20,7 +20,7 @@ from analysis.store.remote import Location
 from sweeps.backends.backend import Backend, BackendError, BackendLostError, Facts, OpenBackend, Setup
 from sweeps.backends.packs import TOGETHER
 from sweeps.backends.registry import find_backend
-from sweeps.cluster.signals import received, signals
+from sweeps.backends.signals import received, signals
 from sweeps.engine.limits import Meter
 from sweeps.engine.loop import Loop, Stop
 from sweeps.errors import SpecError

@@ -12,7 +12,7 @@ import pytest
 
 from sweeps.backends.backend import BackendError, BackendLostError, Event, Reported, Setup
 from sweeps.backends.inline import InlineBackend, open_inline
-from sweeps.cluster.resources import ResourceError
+from sweeps.backends.resources import ResourceError
 from sweeps.engine.run import LOSSES, RunSummary, run
 from sweeps.errors import Problem
 from tests.fakes import TRIAL, FakePlan, fake_plan
