@@ -101,8 +101,8 @@ def _versions() -> list[Check]:
 
 def _ray() -> Check:
     """Ray's release is one of those that this package was tested with, and there is room for Ray's files."""
-    from sweeps.cluster.compat import NEWEST, OLDEST, supported
-    from sweeps.cluster.private import room
+    from sweeps.backends.ray.compat import NEWEST, OLDEST, supported
+    from sweeps.backends.ray.private import room
 
     try:
         import ray.train
@@ -124,8 +124,8 @@ def _cluster(asked: str | None) -> list[Check]:
 
     No cluster is fine, unless one was asked for.
     """
-    from sweeps.cluster.joining import ask, find, try_release
-    from sweeps.cluster.resources import ResourceError
+    from sweeps.backends.ray.joining import ask, find, try_release
+    from sweeps.backends.resources import ResourceError
 
     try:
         address = find(asked or "auto")
@@ -161,7 +161,7 @@ def _hub() -> Check:
 def _devices() -> Check:
     import torch
 
-    from sweeps.cluster.session import local_node
+    from sweeps.backends.resources import local_node
     from trainables.runtime import slow_bf16
 
     names = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]

@@ -3,7 +3,8 @@
 Uses all rooms below; `run` is what `sweeps.run` and the command line call. It knows no Ray, except for the tasks of
 `analyze`: a backend runs the trials (`sweeps.backends`).
 
-    run      a sweep's folder and a backend opened, trials run, everything closed; a lost backend opened again
+    run      a sweep's folder opened, what is missing run, everything closed
+    runner   what is missing, run on one backend, and on the next one if that is lost
     loop     trials from the search to the backend, and what becomes of them into the ledger
     packing  which trials form a pack
     limits   caps on hours and cost, and the meter that is held against them

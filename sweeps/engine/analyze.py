@@ -12,9 +12,9 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from analysis.format import Row
 from analysis.tables.terminal import safe_console
-from sweeps.cluster.resources import ResourceError
-from sweeps.cluster.session import Session
-from sweeps.cluster.signals import signals
+from sweeps.backends.ray.session import Session
+from sweeps.backends.resources import ResourceError
+from sweeps.backends.signals import signals
 from sweeps.errors import Problem, reason
 from sweeps.spec.paths import anchored
 from sweeps.watch.displays import Silent
@@ -48,7 +48,7 @@ def ray_tasks(address: str | None = None, *, cpus: float = 1.0, progress: bool =
         with Session(address, Silent().note) as session, signals(None), session.minded():
             session.connect()
             if address is not None:
-                from sweeps.cluster.nodes import check_nodes
+                from sweeps.backends.ray.nodes import check_nodes
 
                 check_nodes(folder.absolute() / "work" / "ray")
             with closing(run_units(folder.absolute(), units, cpus)) as done:  # it cancels tasks: with the session up

@@ -3,29 +3,19 @@
 from __future__ import annotations
 
 import contextlib
-import functools
-import os
-import platform
 import shutil
-import socket
-import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Literal
 
 from analysis.store.remote import Location
-from sweeps.backends.backend import Backend, BackendError, BackendLostError, Facts, OpenBackend, Setup
-from sweeps.backends.packs import TOGETHER
+from sweeps.backends.backend import OpenBackend
 from sweeps.backends.registry import find_backend
-from sweeps.cluster.signals import received, signals
-from sweeps.engine.limits import Meter
-from sweeps.engine.loop import Loop, Stop
-from sweeps.errors import SpecError
-from sweeps.plan.estimate import probe_gpu
-from sweeps.plan.inputs import check_inputs, needs_of
+from sweeps.backends.signals import received
+from sweeps.engine.runner import TRIAL, Opener, Runner, Sweep
+from sweeps.plan.inputs import check_inputs
 from sweeps.plan.plan import Plan
 from sweeps.records.declared import declare
 from sweeps.records.journal import Journal
@@ -38,22 +28,12 @@ from sweeps.records.locks import (
     write_identity,
 )
 from sweeps.records.replay import replay
-from sweeps.records.rows import git_commit, utc
 from sweeps.records.sealing import Sealer
 from sweeps.records.upload import EVERY_S, Upload, check_there, restore
 from sweeps.search.rules import RULES
 from sweeps.search.stages import SweepState
 from sweeps.watch.displays import Progress, make_progress
 from sweeps.watch.observers import Observer, Observers
-
-TRIAL = "trainables.training.worker:run_trial"
-LOSSES = 3
-"""How often in a row a backend may be lost with no trial finished in between, before the run gives up."""
-REJOIN_S = 600.0
-"""How long a cluster that went away is waited for."""
-_AGAIN_S = 5.0
-_HEARD_S = 0.2
-"""For a signal that ended the backend to reach this process too."""
 
 
 @dataclass(frozen=True)
@@ -137,7 +117,7 @@ def run(
     """
     begun = time.monotonic()
     folder, identity = plan.spec.folder.absolute(), plan.spec.identity()
-    opener = _Opener(find_backend(backend) if isinstance(backend, str) else backend, address, trial)
+    opener = Opener(find_backend(backend) if isinstance(backend, str) else backend, address, trial)
     restart = restart and isinstance(backend, str)
     location = Location.of(upload) if isinstance(upload, str) else upload
     check_identity(folder, identity)
@@ -155,39 +135,13 @@ def run(
             sweep = _open(plan, folder, journal, sealer, make_progress(progress), retry_failed)
             with _followed(sweep, observers, location):
                 if sweep.left:
-                    _Runner(sweep, plan, opener, begun, restart).run(estimate)
+                    Runner(sweep, plan, opener, begun, restart).run(estimate)
         if not (sweep.interrupted or sweep.limit):
             shutil.rmtree(folder / "work", ignore_errors=True)
     return _summary(sweep, time.monotonic() - begun)
 
 
-@dataclass
-class _Sweep:
-    """A sweep whose folder is open, and how its run ended.
-
-    Attributes:
-        skipped: trials that earlier runs brought to an end.
-    """
-
-    ledger: Ledger
-    display: Progress
-    skipped: int
-    interrupted: bool = False
-    signal: int | None = None
-    limit: str | None = None
-    not_uploaded: str | None = None
-
-    @property
-    def state(self) -> SweepState:
-        return self.ledger.state
-
-    @property
-    def left(self) -> bool:
-        """Whether a cell has trials left to run."""
-        return any(not cell.finished for cell in self.state.cells.values())
-
-
-def _open(plan: Plan, folder: Path, journal: Journal, sealer: Sealer, display: Progress, retry_failed: bool) -> _Sweep:
+def _open(plan: Plan, folder: Path, journal: Journal, sealer: Sealer, display: Progress, retry_failed: bool) -> Sweep:
     """The sweep as its folder has it; what an earlier run left half written is written."""
     spec = plan.spec
     state = SweepState(plan.feasible, spec)
@@ -205,11 +159,11 @@ def _open(plan: Plan, folder: Path, journal: Journal, sealer: Sealer, display: P
         ledger.finish(slot, pruned(state, slot, {"seconds_total": trained}))
     for cell_id in state.cells:
         ledger.settle(cell_id)
-    return _Sweep(ledger, display, skipped)
+    return Sweep(ledger, display, skipped)
 
 
 @contextlib.contextmanager
-def _followed(sweep: _Sweep, observers: Sequence[Observer], location: Location | None) -> Iterator[None]:
+def _followed(sweep: Sweep, observers: Sequence[Observer], location: Location | None) -> Iterator[None]:
     """Observers and a copy elsewhere follow the sweep; at its end the tables are sealed and sent."""
     folder, note = sweep.ledger.folder, sweep.display.note
     copies = None if location is None else Upload(folder, location, note=note)
@@ -237,159 +191,7 @@ def _followed(sweep: _Sweep, observers: Sequence[Observer], location: Location |
         sweep.not_uploaded = None if copies is None else copies.finish(rest=not refused)
 
 
-def _close_to_others(folder: Path) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
-    with contextlib.suppress(OSError):  # a file system without modes
-        folder.chmod(0o700)
-
-
-@dataclass(frozen=True)
-class _Opener:
-    """How the backend of a run is opened."""
-
-    open_backend: OpenBackend
-    address: str | None
-    function: str
-
-    @contextlib.contextmanager
-    def opened(self, sweep: _Sweep, plan: Plan, patience: float) -> Iterator[Backend]:
-        """A backend that takes trials; a signal while it comes up ends the run at once.
-
-        Args:
-            patience: seconds for which a cluster that does not answer is tried again.
-        """
-        folder = sweep.ledger.folder
-        if self.address is None:  # a cluster's workers may be other users of a group that shares the folder
-            _close_to_others(folder / "work")
-        there = Plan(plan.spec, tuple(cell.anchored() for cell in plan.cells))  # a task has a folder of its own
-        setup = Setup(
-            resources=plan.spec.resources,
-            storage=folder / "work" / "ray",
-            packable=self.function in TOGETHER,
-            address=self.address,
-            needs=needs_of(plan, self.function),
-            measure=functools.partial(probe_gpu, there) if self.function == TRIAL else None,
-            note=sweep.display.note,
-        )
-        with signals(None):
-            backend = self._open(setup, patience)
-        try:
-            yield backend
-        finally:
-            backend.close()
-
-    def _open(self, setup: Setup, patience: float) -> Backend:
-        end = time.monotonic() + patience
-        while True:
-            try:
-                return self.open_backend(setup)
-            except SpecError as error:
-                if self.address is None or not patience:
-                    raise
-                if time.monotonic() > end:
-                    raise BackendError(f"the cluster did not come back within {patience:g} s: {error}") from error
-            time.sleep(_AGAIN_S)
-
-
-class _Runner:
-    """Runs what is missing of a sweep on one backend, and on the next one if that is lost."""
-
-    def __init__(self, sweep: _Sweep, plan: Plan, opener: _Opener, begun: float, restart: bool) -> None:
-        self._sweep, self._plan, self._opener, self._restart = sweep, plan, opener, restart
-        self._begun, self._signalled = begun, threading.Event()
-        self._backend: Backend | None = None
-        self._meter: Meter | None = None
-
-    def run(self, estimate: Mapping[str, Any] | None) -> None:
-        """Run until nothing is left, or until a signal or a limit ends it.
-
-        Raises:
-            BackendError: nothing can run trials any more, or the backend was lost too often.
-        """
-        sweep, losses, before = self._sweep, 0, 0
-        sweep.display.start(sweep.state)
-        try:
-            with signals(self._signalled):
-                while True:
-                    try:
-                        return self._run_on_a_backend(estimate, REJOIN_S if losses else 0.0)
-                    except BackendLostError as error:
-                        if self._signalled.wait(_HEARD_S):  # whoever sent the signal meant all processes
-                            return None
-                        losses = losses + 1 if len(sweep.ledger.finished) == before else 1
-                        if not self._restart or losses >= LOSSES:
-                            raise
-                        before, estimate = len(sweep.ledger.finished), None
-                        sweep.ledger.journal.write({"ev": "lost", "at": utc(time.time()), "reason": error.why})
-                        sweep.display.note(f"{error.why}; a new session is started, and the sweep goes on")
-        finally:
-            sweep.display.stop(sweep.state)
-            sweep.interrupted = self._signalled.is_set()
-            sweep.signal = received() if sweep.interrupted else None
-
-    def _run_on_a_backend(self, estimate: Mapping[str, Any] | None, patience: float) -> None:
-        """Write down what the run is, then run what is missing."""
-        sweep, state, journal = self._sweep, self._sweep.state, self._sweep.ledger.journal
-        with self._opener.opened(sweep, self._plan, patience) as backend:
-            facts = backend.facts
-            state.workers = facts.workers
-            if estimate is not None:
-                held = {**estimate, "accelerators": facts.accelerators}
-                journal.write({"ev": "estimate", "at": utc(time.time()), "estimate": held})
-            retried = {"retried": sorted(sweep.ledger.earlier)} if sweep.ledger.earlier else {}
-            journal.write(_provenance(state, self._opener.function, facts) | retried)
-            meter = self._metered(backend, facts)
-            stop = Stop(self._signalled, meter, sweep.ledger.look)
-            changed = functools.partial(sweep.display.update, state)
-            try:
-                Loop(sweep.ledger, backend, self._opener.function, changed, stop).run()
-            finally:
-                meter.tick()
-                self._backend = None
-                with contextlib.suppress(OSError):  # of a journal that is gone, as the first error says
-                    journal.write({"ev": "used", "at": utc(time.time()), "used": meter.seconds})
-                sweep.limit = stop.limit if sweep.left else None
-
-    def _metered(self, backend: Backend, facts: Facts) -> Meter:
-        """The meter of the run, which reads this backend from now on."""
-        state, journal = self._sweep.state, self._sweep.ledger.journal
-        if self._meter is None:
-            limits = state.spec.limits
-            state.used = self._meter = Meter(
-                limits, state, facts.accelerators, self._begun, self._busy, events=journal.events
-            )
-        self._meter.tick()  # nothing was busy since the last backend
-        self._meter.each, self._backend = facts.accelerators, backend
-        return self._meter
-
-    def _busy(self) -> int:
-        return 0 if self._backend is None else self._backend.busy
-
-
-def _provenance(state: SweepState, trial: str, facts: Facts) -> dict[str, Any]:
-    host = host_facts() | dict(facts.provenance) | {"pack": facts.pack, "accelerators": facts.accelerators}
-    return {
-        "ev": "sweep",
-        "name": state.spec.name,
-        "trial": trial,
-        **RULES,
-        "git_commit": git_commit(),
-        "at": utc(host["started"]),
-        **host,
-        "price_per_hour": state.spec.limits.price_per_hour,
-    }
-
-
-def host_facts() -> dict[str, Any]:
-    """Provenance of a run: host, process, start and versions."""
-    versions = {"python": platform.python_version()}
-    for name in ("ray", "optuna", "torch", "randlora-sweeps"):
-        with contextlib.suppress(PackageNotFoundError):
-            versions[name] = version(name)
-    return {"host": socket.gethostname(), "pid": os.getpid(), "started": time.time(), "versions": versions}
-
-
-def _summary(sweep: _Sweep, seconds: float) -> RunSummary:
+def _summary(sweep: Sweep, seconds: float) -> RunSummary:
     rows, cells = sweep.ledger.finished, sweep.state.cells.values()
     failed = sum(row["status"] == "failed" for row in rows)
     ran = {row["trial_id"] for row in rows}

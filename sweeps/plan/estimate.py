@@ -25,8 +25,7 @@ from analysis.store.store import open_store
 from analysis.store.views import COUNTS, PLANNED
 from randlora.methods.registry import METHODS
 from sweeps.backends.packs import Measured, least_share, pack_size, smallest_gpu, unpackable, worker_share
-from sweeps.cluster.resources import LaneShape, Node, accelerators, plan_lanes
-from sweeps.cluster.session import local_node
+from sweeps.backends.resources import LaneShape, Node, accelerators, local_node, plan_lanes
 from sweeps.errors import reason
 from sweeps.plan.disk_size import keep_bytes
 from sweeps.plan.plan import Plan

@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from analysis.store.store import Store
-from sweeps.cluster.nodes import Needs
+from sweeps.backends.needs import Needs
 from sweeps.errors import Problem, SpecError
 from sweeps.plan.digests import COMMIT, KIND, fingerprint, label_digest, model_digest
 from sweeps.plan.plan import Plan

@@ -28,11 +28,11 @@ from sweeps.backends.backend import (
     Setup,
     Stopped,
 )
+from sweeps.backends.ray.nodes import check_nodes
 from sweeps.backends.ray.pool import Pool
+from sweeps.backends.ray.session import RayLostError
 from sweeps.backends.ray.tune import Ended, Held, Told, run_tuner, wave
-from sweeps.cluster.nodes import check_nodes
-from sweeps.cluster.resources import accelerators
-from sweeps.cluster.session import RayLostError
+from sweeps.backends.resources import accelerators
 from sweeps.errors import reason
 
 _END_S = 20.0

@@ -8,7 +8,7 @@ from typing import Any
 import ray
 from ray.train import BackendConfig, UserCallback
 
-from sweeps.cluster.compat import death_of
+from sweeps.backends.ray.compat import death_of
 from sweeps.errors import reason
 
 

@@ -21,12 +21,12 @@ import ray.train
 from ray.train import FailureConfig, LoggingConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchTrainer
 
+from sweeps.backends.ray.compat import NODE_LABEL, OwnController, free_room_of
 from sweeps.backends.ray.controllers import Deaths, Independent
 from sweeps.backends.ray.groups import group_config
+from sweeps.backends.ray.private import session_folder
 from sweeps.backends.ray.worker import lane_loop
-from sweeps.cluster.compat import NODE_LABEL, OwnController, free_room_of
-from sweeps.cluster.private import session_folder
-from sweeps.cluster.resources import LaneShape
+from sweeps.backends.resources import LaneShape
 from sweeps.errors import reason
 
 LANE_TRIES = 3

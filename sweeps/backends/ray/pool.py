@@ -13,12 +13,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Self
 
+from sweeps.backends.needs import Needs
 from sweeps.backends.packs import Measured, least_share, pack_size, smallest_gpu, worker_share
-from sweeps.cluster.compat import free_resources
-from sweeps.cluster.nodes import HEAD, Needs, check_nodes
-from sweeps.cluster.resources import LaneShape, Node, ResourceError, plan_lanes, workers_that_fit
-from sweeps.cluster.session import Session, local_node
-from sweeps.cluster.signals import held
+from sweeps.backends.ray.compat import free_resources
+from sweeps.backends.ray.nodes import HEAD, check_nodes
+from sweeps.backends.ray.session import Session
+from sweeps.backends.resources import LaneShape, Node, ResourceError, local_node, plan_lanes, workers_that_fit
+from sweeps.backends.signals import held
 from sweeps.errors import Problem
 from sweeps.spec.resources import ResourceSection
 

@@ -26,8 +26,8 @@ from queue import Empty, SimpleQueue
 from typing import IO, TYPE_CHECKING, Any
 
 from sweeps.backends.backend import Backend, BackendLostError, Event, Facts, Order, Reported, Setup
-from sweeps.cluster.processes import clear
-from sweeps.cluster.signals import held
+from sweeps.backends.ray.processes import clear
+from sweeps.backends.signals import held
 
 if TYPE_CHECKING:
     from sweeps.backends.ray.backend import RayBackend
@@ -175,7 +175,7 @@ class RayProcess:
 
 
 _ERROR = "error: "
-"""How the driver's last line begins if Ray's own processes died (`sweeps.cluster.session`)."""
+"""How the driver's last line begins if Ray's own processes died (`sweeps.backends.ray.session`)."""
 
 
 def _import_path() -> list[str]:
@@ -210,7 +210,7 @@ class _Driver:
         threading.Thread(target=self._listen, name="engine", daemon=True).start()
         logging.getLogger().addHandler(_Forward(self))
         from sweeps.backends.ray.backend import open_here
-        from sweeps.cluster.private import session_folder
+        from sweeps.backends.ray.private import session_folder
 
         try:
             backend = open_here(replace(pickle.loads(setup), note=lambda text: self.send(_NOTE, text)))  # noqa: S301

@@ -23,8 +23,8 @@ from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
 
 from sweeps.backends.backend import Reported
+from sweeps.backends.ray.nodes import HEAD
 from sweeps.backends.ray.proxy import Proxy
-from sweeps.cluster.nodes import HEAD
 
 WAVE = 1000
 """Trials of one Tuner, which keeps each in memory; more if many run at once (`wave`)."""

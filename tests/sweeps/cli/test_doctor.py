@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 import ray
 
+from sweeps.backends.ray.compat import NEWEST
 from sweeps.cli import doctor
-from sweeps.cluster.compat import NEWEST
 from sweeps.errors import Problem
 
 
@@ -52,16 +52,16 @@ def test_another_ray_another_package_and_a_closed_cache_are_named(
 
 
 def test_a_cluster_without_authentication_is_a_warning(monkeypatch: pytest.MonkeyPatch) -> None:
-    from sweeps.cluster.resources import ResourceError
+    from sweeps.backends.resources import ResourceError
 
     answers = {"open:1": None, "closed:1": "AuthenticationError: InvalidAuthToken", "gone:1": "no answer within 10 s"}
-    monkeypatch.setattr("sweeps.cluster.joining.ask", lambda address, **_: answers[address])
-    monkeypatch.setattr("sweeps.cluster.joining.try_release", lambda _: None)
+    monkeypatch.setattr("sweeps.backends.ray.joining.ask", lambda address, **_: answers[address])
+    monkeypatch.setattr("sweeps.backends.ray.joining.try_release", lambda _: None)
     seen = {address: doctor._cluster(address)[0] for address in answers}
     assert [(check.ok, check.warns) for check in seen.values()] == [(True, True), (True, False), (False, False)]
     assert "open:1 answers without a token" in seen["open:1"].found
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
-    monkeypatch.setattr("sweeps.cluster.joining._running", list)
+    monkeypatch.setattr("sweeps.backends.ray.joining._running", list)
     assert doctor._cluster(None) == []
     with pytest.raises(ResourceError):
         doctor._cluster("auto")
@@ -69,8 +69,8 @@ def test_a_cluster_without_authentication_is_a_warning(monkeypatch: pytest.Monke
 
 def test_a_cluster_of_another_ray_fails(monkeypatch: pytest.MonkeyPatch) -> None:
     other = Problem("--address", "open:1", "runs Ray 2.58.1", "pip install 'ray[tune,train]==2.58.1'")
-    monkeypatch.setattr("sweeps.cluster.joining.ask", lambda *_, **__: None)
-    monkeypatch.setattr("sweeps.cluster.joining.try_release", lambda _: other)
+    monkeypatch.setattr("sweeps.backends.ray.joining.ask", lambda *_, **__: None)
+    monkeypatch.setattr("sweeps.backends.ray.joining.try_release", lambda _: other)
     token, release = doctor._cluster("open:1")
     assert token.ok and not release.ok
     assert "Ray 2.58.1" in release.found and release.mend == other.nearest

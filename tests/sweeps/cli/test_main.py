@@ -18,9 +18,9 @@ import pytest
 import typer
 
 from sweeps.backends.backend import BackendError
+from sweeps.backends.ray.session import RayLostError, RayStartError
 from sweeps.cli.main import VERBS, app
 from sweeps.cli.run import command
-from sweeps.cluster.session import RayLostError, RayStartError
 from sweeps.engine import run as engine
 from sweeps.engine.run import RunSummary
 from sweeps.errors import Problem, SpecError

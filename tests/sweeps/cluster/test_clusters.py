@@ -17,7 +17,7 @@ import ray
 import yaml
 from jsonschema import Draft202012Validator  # Ray depends on it
 
-from sweeps.cluster.compat import supported
+from sweeps.backends.ray.compat import supported
 from tests.support import ROOT, wait_for
 
 EXAMPLES = ROOT / "examples" / "cluster"

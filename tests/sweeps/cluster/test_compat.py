@@ -20,9 +20,9 @@ from ray.train import RunConfig, ScalingConfig
 from ray.train.torch import TorchTrainer
 from ray.util import placement_group, placement_group_table
 
+from sweeps.backends.ray import compat
+from sweeps.backends.ray.compat import NEWEST, OLDEST, OwnController, supported
 from sweeps.backends.ray.pool import Pool
-from sweeps.cluster import compat
-from sweeps.cluster.compat import NEWEST, OLDEST, OwnController, supported
 from tests.support import ROOT, wait_for
 
 PRIVATE = re.compile(
@@ -45,7 +45,7 @@ def test_private_names_stand_in_one_file() -> None:
         for line in path.read_text(encoding="utf-8").splitlines()
         if PRIVATE.search(line)
     }
-    assert set(found) == {"sweeps/cluster/compat.py"}, found
+    assert set(found) == {"sweeps/backends/ray/compat.py"}, found
 
 
 @pytest.mark.parametrize(
@@ -82,7 +82,7 @@ def test_ray_binds_loopback_though_it_was_imported_before() -> None:
     """Without: Ray's ports are open to the network, under the machine's own address."""
     code = """
 import ray
-from sweeps.cluster.compat import loopback
+from sweeps.backends.ray.compat import loopback
 with loopback():
     print(ray.util.get_node_ip_address())
 """
@@ -91,7 +91,7 @@ with loopback():
 
 TWO = """
 import os, ray
-from sweeps.cluster.session import Session
+from sweeps.backends.ray.session import Session
 
 @ray.remote(num_cpus=0, max_retries=0)
 def die():

@@ -9,11 +9,11 @@ from types import SimpleNamespace
 import psutil
 import pytest
 
+from sweeps.backends.ray import joining, session
+from sweeps.backends.ray.joining import ask, find
 from sweeps.backends.ray.pool import Pool
-from sweeps.cluster import joining, session
-from sweeps.cluster.joining import ask, find
-from sweeps.cluster.resources import ResourceError
-from sweeps.cluster.session import Session
+from sweeps.backends.ray.session import Session
+from sweeps.backends.resources import ResourceError
 from sweeps.engine.analyze import ray_tasks
 
 

@@ -13,10 +13,11 @@ from typing import Any
 import pytest
 import ray
 
+from sweeps.backends.needs import Needs
+from sweeps.backends.ray import nodes
+from sweeps.backends.ray.nodes import HEAD, check_lasting, check_nodes, job_variables, own_paths
 from sweeps.backends.ray.pool import Pool
-from sweeps.cluster import nodes
-from sweeps.cluster.nodes import HEAD, Needs, check_lasting, check_nodes, job_variables, own_paths
-from sweeps.cluster.resources import ResourceError
+from sweeps.backends.resources import ResourceError
 from tests.support import ROOT
 
 
@@ -61,7 +62,7 @@ def test_a_machine_that_lacks_something_is_named(tmp_path: Path, pool: Pool, mon
         (_other_package, r"has this package 0.0 there, and the driver 0.0 here"),
     )
     for look, said in lacks:
-        monkeypatch.setattr("sweeps.cluster.nodes.look", look)
+        monkeypatch.setattr("sweeps.backends.ray.nodes.look", look)
         with pytest.raises(ResourceError, match=said):
             check_nodes(tmp_path / "work" / "ray")
 

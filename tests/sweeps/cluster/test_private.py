@@ -16,13 +16,13 @@ import psutil
 import pytest
 from ray.train.torch import TorchConfig
 
+from sweeps.backends.ray import private
 from sweeps.backends.ray.groups import group_config
+from sweeps.backends.ray.nodes import HEAD
 from sweeps.backends.ray.pool import Pool
-from sweeps.cluster import private
-from sweeps.cluster.nodes import HEAD
-from sweeps.cluster.private import PREFIX, make_folder, session_folder, token_of
-from sweeps.cluster.processes import clear, processes_of
-from sweeps.cluster.resources import LaneShape, ResourceError
+from sweeps.backends.ray.private import PREFIX, make_folder, session_folder, token_of
+from sweeps.backends.ray.processes import clear, processes_of
+from sweeps.backends.resources import LaneShape, ResourceError
 from tests.support import ROOT, gone, wait_for
 
 STRANGER = [sys.executable, "-m", "tests.sweeps.cluster.stranger"]

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from sweeps.cluster.resources import LaneShape, Node, ResourceError, plan_lanes, workers_that_fit
+from sweeps.backends.resources import LaneShape, Node, ResourceError, plan_lanes, workers_that_fit
 from tests.fakes import FakeResources
 
 LAPTOP = [Node(2, 0)]

@@ -7,7 +7,7 @@ import signal
 
 import pytest
 
-from sweeps.cluster import signals
+from sweeps.backends import signals
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])

@@ -104,7 +104,7 @@ def packed_plan(folder: Path, pack: int, **options: Any) -> FakePlan:
 @pytest.mark.parametrize("options", [{}, {"refuse_pack": True}, {"pack_oom_above": 2}])
 def test_packs_inline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, options: dict[str, Any]) -> None:
     monkeypatch.setattr("sweeps.engine.loop.TOGETHER", TOGETHER)
-    monkeypatch.setattr("sweeps.engine.run.TOGETHER", TOGETHER)
+    monkeypatch.setattr("sweeps.engine.runner.TOGETHER", TOGETHER)
     assert go_inline(packed_plan(tmp_path / "r", 4, **options)).complete
     assert go_inline(packed_plan(tmp_path / "whole", 1)).complete
     assert_same_tables(tmp_path / "r", tmp_path / "whole")

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from analysis.store.journal import read_journal
+from sweeps.backends.resources import LaneShape, accelerators
 from sweeps.cli.status import _used
-from sweeps.cluster.resources import LaneShape, accelerators
 from sweeps.engine.limits import Meter
 from sweeps.errors import SpecError
 from sweeps.records.journal import Journal

@@ -14,8 +14,8 @@ import pytest
 import ray
 
 from analysis.diagnostics.units import Unit
+from sweeps.backends.ray.session import EXIT_LOST, RayLostError, Session
 from sweeps.cli.main import _is_user_error
-from sweeps.cluster.session import EXIT_LOST, RayLostError, Session
 from sweeps.engine.analyze import DiagnosticError, ray_tasks, run_units
 
 

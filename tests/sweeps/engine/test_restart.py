@@ -12,8 +12,9 @@ import pytest
 
 from sweeps.backends.backend import BackendError, BackendLostError, Event, Reported, Setup
 from sweeps.backends.inline import InlineBackend, open_inline
-from sweeps.cluster.resources import ResourceError
-from sweeps.engine.run import LOSSES, RunSummary, run
+from sweeps.backends.resources import ResourceError
+from sweeps.engine.run import RunSummary, run
+from sweeps.engine.runner import LOSSES
 from sweeps.errors import Problem
 from tests.fakes import TRIAL, FakePlan, fake_plan
 from tests.sweeps.inline import go_inline
@@ -106,8 +107,8 @@ def test_a_loss_by_a_signal_is_an_interruption(tmp_path: Path, go: Go, monkeypat
 def test_a_cluster_that_went_away_is_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, back: bool) -> None:
     opened = list[int]()
     monkeypatch.setattr("sweeps.backends.inline.InlineBackend", dying(2, 1, opened))
-    monkeypatch.setattr("sweeps.engine.run._AGAIN_S", 0.01)
-    monkeypatch.setattr("sweeps.engine.run.REJOIN_S", 0.2)
+    monkeypatch.setattr("sweeps.engine.runner._AGAIN_S", 0.01)
+    monkeypatch.setattr("sweeps.engine.runner.REJOIN_S", 0.2)
     refused = []
 
     def join(setup: Setup) -> InlineBackend:

@@ -12,7 +12,7 @@ from analysis.store.store import open_store
 from sweeps.backends.ray.backend import using
 from sweeps.backends.ray.pool import Pool
 from sweeps.backends.reports import processor
-from sweeps.cluster.resources import ResourceError
+from sweeps.backends.resources import ResourceError
 from sweeps.engine.run import run
 from tests.fakes import (
     FakeCell,

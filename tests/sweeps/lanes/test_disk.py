@@ -155,7 +155,7 @@ def tell(monkeypatch: pytest.MonkeyPatch) -> Tell:
 
     def told(*outcomes: dict[str, Any]) -> list[Lost | Finished]:
         pool: Any = SimpleNamespace(
-            broker=Said(*outcomes), minded=contextlib.nullcontext, down=None, resources=None, trials=1
+            broker=Said(*outcomes), minded=contextlib.nullcontext, lost=None, down=None, resources=None, trials=1
         )
         backend, ended = RayBackend(pool, False), []
         for number in range(len(outcomes)):
@@ -168,7 +168,7 @@ def tell(monkeypatch: pytest.MonkeyPatch) -> Tell:
 
 
 def whole(host: str, **more: Any) -> dict[str, Any]:
-    return {"state": "finished", "result": {}, "events": [], "host": host, **more}
+    return {"status": "finished", "state": "finished", "result": {}, "events": [], "host": host, **more}
 
 
 def elsewhere(ended: list[Lost | Finished]) -> list[bool]:

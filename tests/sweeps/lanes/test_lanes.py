@@ -21,7 +21,7 @@ from sweeps.backends.ray import controllers, lanes
 from sweeps.backends.ray.broker import Broker
 from sweeps.backends.ray.lanes import Lanes
 from sweeps.backends.ray.pool import Pool
-from sweeps.cluster.resources import LaneShape, Node, ResourceError
+from sweeps.backends.resources import LaneShape, Node, ResourceError
 from tests.fakes import FakeResources
 from tests.sweeps.lanes.support import W0, Answers, run, started
 

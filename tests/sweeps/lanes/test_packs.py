@@ -14,7 +14,7 @@ from sweeps.backends.packs import MOST, Measured, gpu_share, pack_size, unpackab
 from sweeps.backends.ray.broker import Broker
 from sweeps.backends.ray.leases import KILLED_FOR_MEMORY
 from sweeps.backends.ray.pool import Pool
-from sweeps.cluster.resources import LaneShape, Node
+from sweeps.backends.resources import LaneShape, Node
 from sweeps.engine.packing import Packing
 from sweeps.errors import SpecError
 from sweeps.plan.packing import packing_words

@@ -18,10 +18,10 @@ from analysis import open_store
 from analysis.statistics.sizing.estimates import foresight
 from analysis.store.tables import write_part
 from sweeps.backends.packs import Measured
+from sweeps.backends.resources import Node
 from sweeps.cli.main import app
 from sweeps.cli.plan import print_estimate_line
 from sweeps.cli.status import progress_of
-from sweeps.cluster.resources import Node
 from sweeps.plan import estimate
 from sweeps.plan.disk_size import keep_bytes
 from sweeps.plan.estimate import (

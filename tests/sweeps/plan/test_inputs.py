@@ -13,10 +13,10 @@ from typing import Any, NoReturn
 import pytest
 from PIL import Image
 
+from sweeps.backends.needs import Needs
 from sweeps.backends.ray.backend import using
+from sweeps.backends.resources import ResourceError
 from sweeps.cli.plan import weak_of
-from sweeps.cluster.nodes import Needs
-from sweeps.cluster.resources import ResourceError
 from sweeps.engine.run import run
 from sweeps.errors import Problem, SpecError
 from sweeps.plan import digests, inputs, split_sizes

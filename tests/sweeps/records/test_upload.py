@@ -19,7 +19,7 @@ from analysis.store.remote import Location
 from analysis.store.tables import part_paths
 from sweeps.backends.ray.backend import using
 from sweeps.backends.ray.pool import Pool
-from sweeps.cluster.resources import ResourceError
+from sweeps.backends.resources import ResourceError
 from sweeps.engine.run import RunSummary, run
 from sweeps.errors import SpecError
 from sweeps.records import sealing

@@ -13,9 +13,9 @@ import sys
 
 import psutil
 
-from sweeps.cluster.compat import COMMAND, NEWEST, OLDEST, supported
-from sweeps.cluster.private import PREFIX, users_token
-from sweeps.cluster.resources import ResourceError
+from sweeps.backends.ray.compat import COMMAND, NEWEST, OLDEST, supported
+from sweeps.backends.ray.private import PREFIX, users_token
+from sweeps.backends.resources import ResourceError
 from sweeps.errors import Problem
 
 ANSWER_S = 30.0

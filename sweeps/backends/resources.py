@@ -1,8 +1,9 @@
-"""What a sweep asks of the machines, checked against what they have, and cut into lanes. Pure arithmetic, no Ray."""
+"""What a sweep asks of the machines, checked against what they have, and cut into lanes. No Ray."""
 
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -21,6 +22,14 @@ class Node:
     cpus: float
     gpus: float
     name: str = ""
+
+
+def local_node() -> Node:
+    """CPUs that this process may use, and CUDA devices."""
+    import torch
+
+    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return Node(float(usable), float(torch.cuda.device_count()))
 
 
 @dataclass(frozen=True)

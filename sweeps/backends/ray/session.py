@@ -16,13 +16,13 @@ from typing import Self
 
 import psutil
 
-from sweeps.cluster.compat import log_errors_of_workers
-from sweeps.cluster.joining import ask, find, other_release, unsupported
-from sweeps.cluster.nodes import job_variables, own_paths
-from sweeps.cluster.private import guarded, make_folder, room, users_token
-from sweeps.cluster.processes import clear, ended, runs, vital
-from sweeps.cluster.resources import Node, ResourceError
-from sweeps.cluster.signals import handled, held, signalled
+from sweeps.backends.ray.compat import log_errors_of_workers
+from sweeps.backends.ray.joining import ask, find, other_release, unsupported
+from sweeps.backends.ray.nodes import job_variables, own_paths
+from sweeps.backends.ray.private import guarded, make_folder, room, users_token
+from sweeps.backends.ray.processes import clear, ended, runs, vital
+from sweeps.backends.resources import ResourceError, local_node
+from sweeps.backends.signals import handled, held, signalled
 from sweeps.errors import Problem
 from trainables.errors import first_line
 
@@ -60,14 +60,6 @@ _ALWAYS = {
     "TUNE_GLOBAL_CHECKPOINT_S": "1000000",  # Tune's state is never read: the journal is the truth
     "TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "0",
 }
-
-
-def local_node() -> Node:
-    """CPUs that this process may use, and CUDA devices."""
-    import torch
-
-    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return Node(float(usable), float(torch.cuda.device_count()))
 
 
 @contextmanager

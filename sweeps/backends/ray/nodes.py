@@ -12,13 +12,12 @@ import socket
 import sys
 import uuid
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sweeps.cluster.resources import ResourceError
+from sweeps.backends.needs import Needs
+from sweeps.backends.resources import ResourceError
 from sweeps.errors import Problem
-from trainables.errors import first_line
 
 HEAD = "node:__internal_head__"
 """What Ray's head has beside CPUs and GPUs; the broker runs there even where trials don't."""
@@ -27,40 +26,6 @@ ANSWER_S = 660.0
 _NOTE_S = 10.0
 JOB_CONFIG = "RAY_JOB_CONFIG_JSON_ENV_VAR"
 _JOB_FOLDER = "working_dir_files"
-
-
-@dataclass(frozen=True)
-class Needs:
-    """What a machine must have for trials.
-
-    Attributes:
-        paths: of models and data, absolute.
-        methods: names in the registry, which other packages may have to fill.
-        modules: to be imported.
-    """
-
-    paths: tuple[str, ...] = ()
-    methods: tuple[str, ...] = ()
-    modules: tuple[str, ...] = ()
-
-    def lacking(self) -> Iterator[str]:
-        """What this machine has not, in words."""
-        yield from (path for path in self.paths if not os.access(path, os.R_OK))
-        for module in self.modules:
-            try:
-                importlib.import_module(module)
-            except ImportError as error:
-                yield f"module {module} ({first_line(error)})"
-        if self.methods:
-            from randlora.errors import AdapterError, UnknownMethodError
-            from randlora.methods.registry import get_method
-        for method in self.methods:
-            try:
-                get_method(method)
-            except UnknownMethodError:  # its message lists all others
-                yield f"method {method}"
-            except AdapterError as error:
-                yield f"method {method} ({first_line(error)})"
 
 
 def look(token: str, needs: Needs) -> dict[str, Any]:

@@ -17,9 +17,9 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from sweeps.cluster.compat import loopback, read_authentication
-from sweeps.cluster.processes import processes_of
-from sweeps.cluster.resources import ResourceError
+from sweeps.backends.ray.compat import loopback, read_authentication
+from sweeps.backends.ray.processes import processes_of
+from sweeps.backends.resources import ResourceError
 from sweeps.errors import Problem
 
 PREFIX = "sweeps-ray-"

@@ -1,0 +1,218 @@
+"""What is missing of a sweep, run on one backend, and on the next one if that is lost."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import os
+import platform
+import socket
+import threading
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from sweeps.backends.backend import Backend, BackendError, BackendLostError, Facts, OpenBackend, Setup
+from sweeps.backends.packs import TOGETHER
+from sweeps.backends.signals import received, signals
+from sweeps.engine.limits import Meter
+from sweeps.engine.loop import Loop, Stop
+from sweeps.errors import SpecError
+from sweeps.plan.estimate import probe_gpu
+from sweeps.plan.inputs import needs_of
+from sweeps.plan.plan import Plan
+from sweeps.records.ledger import Ledger
+from sweeps.records.rows import git_commit, utc
+from sweeps.search.rules import RULES
+from sweeps.search.stages import SweepState
+from sweeps.watch.displays import Progress
+
+TRIAL = "trainables.training.worker:run_trial"
+LOSSES = 3
+"""How often in a row a backend may be lost with no trial finished in between, before the run gives up."""
+REJOIN_S = 600.0
+"""How long a cluster that went away is waited for."""
+_AGAIN_S = 5.0
+_HEARD_S = 0.2
+"""For a signal that ended the backend to reach this process too."""
+
+
+@dataclass
+class Sweep:
+    """A sweep whose folder is open, and how its run ended.
+
+    Attributes:
+        skipped: trials that earlier runs brought to an end.
+    """
+
+    ledger: Ledger
+    display: Progress
+    skipped: int
+    interrupted: bool = False
+    signal: int | None = None
+    limit: str | None = None
+    not_uploaded: str | None = None
+
+    @property
+    def state(self) -> SweepState:
+        return self.ledger.state
+
+    @property
+    def left(self) -> bool:
+        """Whether a cell has trials left to run."""
+        return any(not cell.finished for cell in self.state.cells.values())
+
+
+@dataclass(frozen=True)
+class Opener:
+    """How the backend of a run is opened."""
+
+    open_backend: OpenBackend
+    address: str | None
+    function: str
+
+    @contextlib.contextmanager
+    def opened(self, sweep: Sweep, plan: Plan, patience: float) -> Iterator[Backend]:
+        """A backend that takes trials; a signal while it comes up ends the run at once.
+
+        Args:
+            patience: seconds for which a cluster that does not answer is tried again.
+        """
+        folder = sweep.ledger.folder
+        if self.address is None:  # a cluster's workers may be other users of a group that shares the folder
+            _close_to_others(folder / "work")
+        there = Plan(plan.spec, tuple(cell.anchored() for cell in plan.cells))  # a task has a folder of its own
+        setup = Setup(
+            resources=plan.spec.resources,
+            storage=folder / "work" / "ray",
+            packable=self.function in TOGETHER,
+            address=self.address,
+            needs=needs_of(plan, self.function),
+            measure=functools.partial(probe_gpu, there) if self.function == TRIAL else None,
+            note=sweep.display.note,
+        )
+        with signals(None):
+            backend = self._open(setup, patience)
+        try:
+            yield backend
+        finally:
+            backend.close()
+
+    def _open(self, setup: Setup, patience: float) -> Backend:
+        end = time.monotonic() + patience
+        while True:
+            try:
+                return self.open_backend(setup)
+            except SpecError as error:
+                if self.address is None or not patience:
+                    raise
+                if time.monotonic() > end:
+                    raise BackendError(f"the cluster did not come back within {patience:g} s: {error}") from error
+            time.sleep(_AGAIN_S)
+
+
+class Runner:
+    """Runs what is missing of a sweep on one backend, and on the next one if that is lost."""
+
+    def __init__(self, sweep: Sweep, plan: Plan, opener: Opener, begun: float, restart: bool) -> None:
+        self._sweep, self._plan, self._opener, self._restart = sweep, plan, opener, restart
+        self._begun, self._signalled = begun, threading.Event()
+        self._backend: Backend | None = None
+        self._meter: Meter | None = None
+
+    def run(self, estimate: Mapping[str, Any] | None) -> None:
+        """Run until nothing is left, or until a signal or a limit ends it.
+
+        Raises:
+            BackendError: nothing can run trials any more, or the backend was lost too often.
+        """
+        sweep, losses, before = self._sweep, 0, 0
+        sweep.display.start(sweep.state)
+        try:
+            with signals(self._signalled):
+                while True:
+                    try:
+                        return self._run_on_a_backend(estimate, REJOIN_S if losses else 0.0)
+                    except BackendLostError as error:
+                        if self._signalled.wait(_HEARD_S):  # whoever sent the signal meant all processes
+                            return None
+                        losses = losses + 1 if len(sweep.ledger.finished) == before else 1
+                        if not self._restart or losses >= LOSSES:
+                            raise
+                        before, estimate = len(sweep.ledger.finished), None
+                        sweep.ledger.journal.write({"ev": "lost", "at": utc(time.time()), "reason": error.why})
+                        sweep.display.note(f"{error.why}; a new session is started, and the sweep goes on")
+        finally:
+            sweep.display.stop(sweep.state)
+            sweep.interrupted = self._signalled.is_set()
+            sweep.signal = received() if sweep.interrupted else None
+
+    def _run_on_a_backend(self, estimate: Mapping[str, Any] | None, patience: float) -> None:
+        """Write down what the run is, then run what is missing."""
+        sweep, state, journal = self._sweep, self._sweep.state, self._sweep.ledger.journal
+        with self._opener.opened(sweep, self._plan, patience) as backend:
+            facts = backend.facts
+            state.workers = facts.workers
+            if estimate is not None:
+                held = {**estimate, "accelerators": facts.accelerators}
+                journal.write({"ev": "estimate", "at": utc(time.time()), "estimate": held})
+            retried = {"retried": sorted(sweep.ledger.earlier)} if sweep.ledger.earlier else {}
+            journal.write(_provenance(state, self._opener.function, facts) | retried)
+            meter = self._metered(backend, facts)
+            stop = Stop(self._signalled, meter, sweep.ledger.look)
+            changed = functools.partial(sweep.display.update, state)
+            try:
+                Loop(sweep.ledger, backend, self._opener.function, changed, stop).run()
+            finally:
+                meter.tick()
+                self._backend = None
+                with contextlib.suppress(OSError):  # of a journal that is gone, as the first error says
+                    journal.write({"ev": "used", "at": utc(time.time()), "used": meter.seconds})
+                sweep.limit = stop.limit if sweep.left else None
+
+    def _metered(self, backend: Backend, facts: Facts) -> Meter:
+        """The meter of the run, which reads this backend from now on."""
+        state, journal = self._sweep.state, self._sweep.ledger.journal
+        if self._meter is None:
+            limits = state.spec.limits
+            state.used = self._meter = Meter(
+                limits, state, facts.accelerators, self._begun, self._busy, events=journal.events
+            )
+        self._meter.tick()  # nothing was busy since the last backend
+        self._meter.each, self._backend = facts.accelerators, backend
+        return self._meter
+
+    def _busy(self) -> int:
+        return 0 if self._backend is None else self._backend.busy
+
+
+def _close_to_others(folder: Path) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    with contextlib.suppress(OSError):  # a file system without modes
+        folder.chmod(0o700)
+
+
+def _provenance(state: SweepState, trial: str, facts: Facts) -> dict[str, Any]:
+    host = host_facts() | dict(facts.provenance) | {"pack": facts.pack, "accelerators": facts.accelerators}
+    return {
+        "ev": "sweep",
+        "name": state.spec.name,
+        "trial": trial,
+        **RULES,
+        "git_commit": git_commit(),
+        "at": utc(host["started"]),
+        **host,
+        "price_per_hour": state.spec.limits.price_per_hour,
+    }
+
+
+def host_facts() -> dict[str, Any]:
+    """Provenance of a run: host, process, start and versions."""
+    versions = {"python": platform.python_version()}
+    for name in ("ray", "optuna", "torch", "randlora-sweeps"):
+        with contextlib.suppress(PackageNotFoundError):
+            versions[name] = version(name)
+    return {"host": socket.gethostname(), "pid": os.getpid(), "started": time.time(), "versions": versions}
