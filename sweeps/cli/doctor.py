@@ -21,7 +21,6 @@ from sweeps.cli.options import FAILED_TRIALS, Json
 from sweeps.cli.printing import emit, out
 from trainables.errors import first_line
 
-_CLUSTER_S = 10.0
 PACKAGES = ("randlora", "trainables", "analysis", "sweeps")
 
 
@@ -124,7 +123,8 @@ def _cluster(asked: str | None) -> list[Check]:
 
     No cluster is fine, unless one was asked for.
     """
-    from sweeps.backends.ray.joining import ask, find, try_release
+    from sweeps.backends.ray.joining import ask, find, other_release
+    from sweeps.backends.ray.private import users_token
     from sweeps.backends.resources import ResourceError
 
     try:
@@ -133,15 +133,19 @@ def _cluster(asked: str | None) -> list[Check]:
         if asked is not None:
             raise
         return []
-    said = ask(address, token=False, seconds=_CLUSTER_S)
-    if said is not None and "InvalidAuthToken" not in said:
+    said = ask(address, token=False)
+    refused = said is not None and "InvalidAuthToken" in said
+    if refused:
+        with users_token():
+            said = ask(address)
+    other = other_release(address, said)
+    if said is not None and other is None and not (refused and "InvalidAuthToken" in said):
         return [Check("cluster", False, f"{address}: {said}", "start it again")]
     mend = "whoever reaches its ports can run code on it: RAY_AUTH_MODE=token (docs/clusters.md), or a firewall"
-    open_ = said is None
-    found = f"{address} {'answers without' if open_ else 'asks for'} a token"
-    checks = [Check("cluster", True, found, mend if open_ else "", warns=open_)]
-    if (problem := try_release(address)) is not None:
-        checks.append(Check("cluster's Ray", False, f"{address} {problem.rule}", str(problem.nearest)))
+    found = f"{address} {'asks for' if refused else 'answers without'} a token"
+    checks = [Check("cluster", True, found, "" if refused else mend, warns=not refused)]
+    if other is not None:
+        checks.append(Check("cluster's Ray", False, f"{address} {other.rule}", str(other.nearest)))
     return checks
 
 

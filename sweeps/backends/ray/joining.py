@@ -9,16 +9,15 @@ import contextlib
 import os
 import re
 import subprocess
-import sys
 
 import psutil
 
 from sweeps.backends.ray.compat import COMMAND, NEWEST, OLDEST, supported
-from sweeps.backends.ray.private import PREFIX, users_token
+from sweeps.backends.ray.private import PREFIX
 from sweeps.backends.resources import ResourceError
 from sweeps.errors import Problem
 
-ANSWER_S = 30.0
+ANSWER_S = 60.0
 
 
 def find(address: str) -> str:
@@ -58,7 +57,9 @@ def _running() -> list[str]:
 
 
 def ask(address: str, *, token: bool = True, seconds: float = ANSWER_S) -> str | None:
-    """Ask a cluster's control store for something, by `ray status`.
+    """Ask a cluster's control store for its status, by `ray status`.
+
+    That is a process of its own, since nothing interrupts Ray's calls.
 
     Args:
         address: "HOST:PORT".
@@ -66,37 +67,38 @@ def ask(address: str, *, token: bool = True, seconds: float = ANSWER_S) -> str |
         seconds: that the answer may take.
 
     Returns:
-        Why it did not answer; None if it did.
+        Why it did not answer, or that its release of Ray is another one (`other_release`); None if all is well.
     """
-    failure = _run([*COMMAND, "status", "--address", address], {} if token else {"RAY_AUTH_MODE": "disabled"}, seconds)
-    return failure.splitlines()[-1] if failure else None
+    variables = {"RAY_LOG_TO_STDERR": "0", "RAY_USAGE_STATS_ENABLED": "0"}
+    environment = {**os.environ, **variables, **({} if token else {"RAY_AUTH_MODE": "disabled"})}
+    command = [*COMMAND, "status", "--address", address]
+    try:
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=seconds, check=False)
+    except subprocess.TimeoutExpired:
+        return f"no answer within {seconds:g} s"
+    return None if done.returncode == 0 else (done.stderr.strip().splitlines() or ["no answer"])[-1]
 
 
-def try_release(address: str, *, seconds: float = ANSWER_S) -> Problem | None:
-    """Connect to a cluster in a process of its own; returns what is wrong with its release of Ray, None if nothing is.
+def other_release(asked: str, message: str | None) -> Problem | None:
+    """Return what is wrong if Ray's `message` says that versions differ; None if it does not say so.
 
-    A cluster that can't be joined from here for other reasons, such as a driver without a raylet, is no problem.
+    `ray status` names the releases of Ray, and `ray.init` those of Python too.
     """
-    join = f"import ray; ray.init(address={address!r}, log_to_driver=False)"
-    with users_token():
-        return other_release(address, _run([sys.executable, "-c", join], {}, seconds) or "")
-
-
-def other_release(asked: str, message: str) -> Problem | None:
-    """Return what is wrong if Ray's `message` says that versions differ; None if it does not say so."""
-    said = message.rpartition("Version mismatch")[2]
-    rays, pythons = re.findall(r"\bRay: (\S+)", said), re.findall(r"\bPython: (\S+)", said)
+    said = (message or "").rpartition("ersion mismatch")[2]
+    rays = re.findall(r"\bRay(?::| version| version is) (\d\S*)", said)
+    pythons = re.findall(r"\bPython: (\S+)", said) or ["", ""]
     if len(rays) != 2 or len(pythons) != 2:
         return None
-    (theirs, ours), (their_python, our_python) = rays, pythons
-    rule = f"runs Ray {theirs} on Python {their_python}, and here are Ray {ours} and Python {our_python}"
-    nearest = f"Python {'.'.join(their_python.split('.')[:2])} here"
-    if theirs != ours:
-        nearest = f"pip install 'ray[tune,train]=={theirs}'"
-        if not supported(theirs):
-            rule += f"; this package needs Ray {OLDEST} to {NEWEST}"
-            nearest = f"a cluster with Ray {ours}"
-    return Problem("--address", asked, rule, nearest)
+    theirs, ours = (
+        f"Ray {ray} on Python {python}" if python else f"Ray {ray}" for ray, python in zip(rays, pythons, strict=True)
+    )
+    rule = f"runs {theirs}, and here is {ours}"
+    if rays[0] == rays[1]:
+        return Problem("--address", asked, rule, f"Python {'.'.join(pythons[0].split('.')[:2])} here")
+    if supported(rays[0]):
+        return Problem("--address", asked, rule, f"pip install 'ray[tune,train]=={rays[0]}'")
+    rule += f"; this package needs Ray {OLDEST} to {NEWEST}"
+    return Problem("--address", asked, rule, f"a cluster with Ray {rays[1]}")
 
 
 def unsupported(asked: str) -> Problem | None:
@@ -107,13 +109,3 @@ def unsupported(asked: str) -> Problem | None:
         return None
     rule = f"Ray {ray.__version__} is installed here, and this package needs Ray {OLDEST} to {NEWEST}"
     return Problem("--address", asked, rule, f"pip install 'ray[tune,train]=={NEWEST}.*' here and on the cluster")
-
-
-def _run(command: list[str], variables: dict[str, str], seconds: float) -> str | None:
-    """Run a program that talks to a cluster, since nothing interrupts Ray's calls; returns its errors, None if none."""
-    environment = {**os.environ, "RAY_LOG_TO_STDERR": "0", "RAY_USAGE_STATS_ENABLED": "0", **variables}
-    try:
-        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=seconds, check=False)
-    except subprocess.TimeoutExpired:
-        return f"no answer within {seconds:g} s"
-    return None if done.returncode == 0 else done.stderr.strip() or "no answer"

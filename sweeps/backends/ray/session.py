@@ -239,7 +239,10 @@ class Session:
         try:
             if "://" not in address:
                 _knock(address)
-                if why := ask(address):
+                why = ask(address)
+                if (problem := other_release(asked, why)) is not None:
+                    raise ResourceError([problem])
+                if why is not None:
                     raise ConnectionError(why)
             variables = {"PYTHONPATH": own_paths(paths), **_ALWAYS}
             given = job_variables()
@@ -259,7 +262,7 @@ class Session:
         except RuntimeError as error:
             if (problem := other_release(asked, str(error))) is None:
                 raise
-            raise ResourceError([problem]) from error
+            raise ResourceError([problem]) from error  # another Python: `ray status` says nothing of it
 
     def _start(self) -> None:
         """Start a session of our own; once more where it did not come up."""

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import ray
 
 from sweeps.backends.ray.pool import Pool
 from sweeps.backends.ray.session import EXIT_LOST
@@ -63,11 +64,10 @@ def test_a_lost_head(
 
 
 def test_a_cluster_of_another_ray_is_refused(tmp_path: Path, head: Head, start_driver: StartDriver) -> None:
-    code = "import ray; ray.__version__ = '1.2.3'\n" + JOINING.replace("=address", f"={head.address!r}")
-    code = code.replace("restart=False", "backend=open_here")  # in this process, whose Ray says so
-    code = "from sweeps.backends.ray.backend import open_here\n" + code
+    code = "import ray; ray.__version__ = '2.57.9'\n" + JOINING.replace("=address", f"={head.address!r}")
     code = code.replace("sys.exit(error.exit_code)", "sys.exit(2)").replace("RuntimeError", "ValueError")
     running = start_driver(tmp_path / "r", tmp_path / "log", 0, code, env=head.environment, stderr=subprocess.PIPE)
     errors = running.communicate(timeout=200)[1]
     assert running.returncode == 2
-    assert "error: --address" in errors and "This process" in errors and "Ray: 1.2.3" in errors
+    assert "error: --address" in errors and "Ray 2.57.9" in errors
+    assert f"pip install 'ray[tune,train]=={ray.__version__}'" in errors
