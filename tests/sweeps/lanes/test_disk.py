@@ -169,10 +169,10 @@ def tell(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Tell]:
 def test_storage_trouble_of_one_machine_is_noted_and_its_trial_goes_elsewhere(
     tmp_path: Path, tell: Tell, caplog: pytest.LogCaptureFixture
 ) -> None:
-    whole = {"state": "finished", "result": {}, "events": [], "host": "n1"}
+    whole = {"state": "finished", "result": None, "events": [], "host": "n1"}
     dispatcher, tried = tell(trouble(), trouble(), whole)  # of two lanes of that machine, perhaps
     assert dispatcher.error is None and not dispatcher.interrupted
-    assert len(set(tried)) == 1 and dispatcher.ledger.finished[0]["attempt"] == 1
+    assert len(set(tried)) == 1 and dispatcher.ledger.finished[0].attempt == 1
     event, _ = events(tmp_path / "r", "trouble")
     assert event["host"] == "n2" and "No space left on device" in event["reason"]
     assert [r.message for r in caplog.records if "(on host n2)" in r.message]
@@ -191,7 +191,7 @@ def test_storage_trouble_of_a_groups_further_machine_is_its_workers_too(tell: Te
     def group(name: str) -> dict[str, Any]:
         return trouble("n3") | {"worker": (name, "n2")}
 
-    whole = {"state": "finished", "result": {}, "events": [], "host": "n2", "worker": ("lane1/0", "n2")}
+    whole = {"state": "finished", "result": None, "events": [], "host": "n2", "worker": ("lane1/0", "n2")}
     assert tell(trouble("n1"), group("lane1/0"))[0].error is None
     assert tell(trouble("n1"), group("lane1/0"), whole, group("lane2/0"))[0].error is None
     assert isinstance(tell(trouble("n1"), group("lane1/0"), group("lane2/0"))[0].error, OSError)
