@@ -8,7 +8,6 @@ worker, sleep without end, ENOSPC), `oom_above` (micro-batch size), `fail_rank` 
 
 from __future__ import annotations
 
-import base64
 import errno
 import hashlib
 import json
@@ -24,7 +23,9 @@ from typing import Any, Literal
 import torch
 import torch.distributed
 
+from analysis.store.rows import TrialRow
 from sweeps.plan.plan import Plan
+from sweeps.search.slots import Slot
 from sweeps.spec.cell import Cell
 from sweeps.spec.resources import LimitsSection, Order, ResourceSection
 from sweeps.spec.search import Allowance, SearchSection
@@ -33,6 +34,7 @@ from sweeps.spec.space import Extra
 from sweeps.spec.spec import SweepSpec
 from trainables.config import TrainSettings, TrialConfig
 from trainables.errors import TrialError
+from trainables.training.measured import Measured, Predicted, Result
 
 TRIAL = "tests.fakes:analytic_trial"
 SLOWER = "SWEEPS_TEST_SLOWER"
@@ -131,27 +133,47 @@ def _strikes(kind: str | None, directory: Path) -> bool:
     return first or kind == "always"
 
 
-def _result(config: dict[str, Any], history: list[dict[str, Any]]) -> dict[str, Any]:
+def _result(config: dict[str, Any], history: list[dict[str, Any]]) -> Result:
     confirm = config["stage"] == "CONFIRM"
-    return {
-        "val_score": history[-1]["val_score"],
-        "test_score": history[-1]["val_score"] - 0.01 if confirm else None,
-        "correct": base64.b64encode(bytes([0b10110000])).decode() if confirm else None,
-        "n_examples": 4 if confirm else None,
-        "examples_hash": "abcd" if confirm else None,
-        "adapter_params": config["budget"] or 0,
-        "head_params": 0,
-        "stored_bytes": 0,
-        "device": "cpu",
-        "precision": "fp32",
-        "backend": "default",
-        "seconds_train": sum(r["seconds"] for r in history),
-        "seconds_eval": 0.0,
-        "seconds_setup": 0.0,
-        "samples": history[-1]["samples"],
-        "peak_memory_bytes": 1000,
-        "versions": {"python": "3"},
-    }
+    last = history[-1]
+    measured = Measured(
+        val_score=last["val_score"],
+        test_score=last["val_score"] - 0.01 if confirm else None,
+        train_loss=last["train_loss"],
+        epochs=last["epoch"],
+        adapter_params=config["budget"] or 0,
+        head_params=0,
+        stored_bytes=0,
+        device="cpu",
+        precision="fp32",
+        backend="default",
+        seconds_train=sum(r["seconds"] for r in history),
+        seconds_eval=0.0,
+        seconds_setup=0.0,
+        samples=last["samples"],
+        peak_memory_bytes=1000,
+        versions={"python": "3"},
+    )
+    right = Predicted(n_examples=4, correct=bytes([0b10110000]), examples_hash="abcd")
+    return Result(measured, right if confirm else Predicted())
+
+
+def fake_row(slot: Slot, status: str = "finished", **columns: Any) -> TrialRow:
+    """The row of a slot that is over; `columns` are what is known of it beside."""
+    data_seed, init_seed, basis_seed = slot.seeds
+    return TrialRow(
+        sweep="fake",
+        trial_id=slot.trial_id,
+        cell_id=slot.cell_id,
+        stage=slot.stage,
+        slot=slot.slot,
+        lr=slot.lr,
+        data_seed=data_seed,
+        init_seed=init_seed,
+        basis_seed=basis_seed,
+        status=status,
+        **columns,
+    )
 
 
 def mended_trial(trial: TrialConfig, **how: Any) -> Generator[dict[str, Any], None, None]:

@@ -14,9 +14,9 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from textwrap import fill
 
-import pyarrow as pa
 import typer
 
+from analysis.store.codec import Column, columns_of, doc_of
 from analysis.store.schemas import SCHEMA_VERSION, TABLES
 from analysis.store.views import VIEWS
 from sweeps.cli.main import app
@@ -150,21 +150,27 @@ def sweep_file_page() -> str:
 # -- results tables ---------------------------------------------------------------------------------------------------
 
 
-def _columns(columns: Iterable[tuple[str, pa.DataType, str]]) -> str:
-    return listed((f"`{name}`", meaning) for name, _, meaning in columns)
+def _columns(columns: Iterable[Column]) -> str:
+    """The list of columns: name, unit if there is one, sentence."""
+    return listed((f"`{one.name}`" + (f" ({one.unit})" if one.unit else ""), one.doc) for one in columns)
 
 
 def tables_page() -> str:
     """docs/tables.md; a column that several tables have alike is described once, above them."""
-    times = Counter(column for one in TABLES.values() for column in one.columns)
-    shared = [column for column, n in times.items() if n > 1]
+    times = Counter((one.name, one.kind, one.doc) for row in TABLES.values() for one in columns_of(row))
+    shared = {
+        (one.name, one.doc): one
+        for row in TABLES.values()
+        for one in columns_of(row)
+        if times[one.name, one.kind, one.doc] > 1
+    }
     parts = []
-    for name, one in TABLES.items():
-        own = _columns(column for column in one.columns if column not in shared)
-        parts.append(f"## `{name}`\n\n{fill(one.doc, 120, break_on_hyphens=False)}\n\n{own}")
+    for name, row in TABLES.items():
+        own = _columns(one for one in columns_of(row) if (one.name, one.doc) not in shared)
+        parts.append(f"## `{name}`\n\n{fill(doc_of(row), 120, break_on_hyphens=False)}\n\n{own}")
     views = listed((f"`{view.name}`", view.doc) for view in VIEWS.values())
     text = (TEXTS / "tables.md").read_text(encoding="utf-8").replace("@VERSION@", str(SCHEMA_VERSION))
-    text = text.replace("@SHARED@", _columns(shared)).replace("@VIEWS@", views)
+    text = text.replace("@SHARED@", _columns(shared.values())).replace("@VIEWS@", views)
     return text.replace("@TABLES@", "\n\n".join(parts))
 
 

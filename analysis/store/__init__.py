@@ -2,9 +2,12 @@
 
 Uses `errors` and `format` alone; knows nothing of statistics. What is written here is never rewritten.
 
-    columns             Arrow's types, a table's definition, columns that tables share
-    diagnostic_schemas  the tables of `sweeps analyze`
+    codec               a table's columns from a dataclass; rows to JSON and back
+    columns             Arrow's types, and words on budgets
+    rows                the tables of a sweep: one dataclass a table
+    diagnostic_rows     the tables of `sweeps analyze`: one dataclass a table
     schemas             every results table, and its Arrow schema
+    slot_kinds          what the number of a TUNE slot says
     views               the named views, as SQL
     tables              rows to Parquet parts and back; damaged parts are named
     journal             the events of a sweep, read

@@ -18,7 +18,9 @@ from pathlib import Path
 from typing import Any
 
 from analysis.errors import StoreError
-from analysis.format import Row
+from analysis.format import Row, finite
+from analysis.store.codec import from_values, to_json
+from analysis.store.rows import ChoiceRow, MetricRow, PredictionRow, TrialRow
 
 JOURNAL = "journal.jsonl"
 """File name in a results folder."""
@@ -112,8 +114,67 @@ def _number(events: Iterable[Event]) -> None:
             row.setdefault("sequence", last[cell])
 
 
+@dataclass(frozen=True)
+class Finish:
+    """A trial's end, as rows of the tables.
+
+    Attributes:
+        row: the attempt.
+        metrics: its epochs.
+        prediction: which test examples it got right; None if nothing is known of that.
+    """
+
+    row: TrialRow
+    metrics: tuple[MetricRow, ...] = ()
+    prediction: PredictionRow | None = None
+
+    def event(self) -> Event:
+        """Return it as a `finish` event."""
+        return {
+            "ev": "finish",
+            "trial_id": self.row.trial_id,
+            "attempt": self.row.attempt,
+            "row": to_json(self.row),
+            "metrics": [to_json(row) for row in self.metrics],
+            "prediction": None if self.prediction is None else to_json(self.prediction),
+        }
+
+    @classmethod
+    def of(cls, event: Mapping[str, Any], sweep: str) -> Finish:
+        """Read a `finish` event. Rows of the first release name no sweep: they are of `sweep`.
+
+        Raises:
+            StoreError: a row lacks what it needs, or a value does not fit its column.
+        """
+        head = {"sweep": sweep}
+        prediction = event.get("prediction")
+        return cls(
+            from_values(TrialRow, {**head, "attempt": event.get("attempt", 1), **event["row"]}),
+            tuple(from_values(MetricRow, {**head, **row}) for row in event.get("metrics") or ()),
+            None if not prediction else from_values(PredictionRow, {**head, **prediction}),
+        )
+
+
+def choose_event(row: ChoiceRow) -> Event:
+    """Return a cell's choice as a `choose` event."""
+    names = {"cell_id": row.cell_id, "lr": row.lr, "mean_val": finite(row.mean_val), "trials": row.n_trials}
+    return {"ev": "choose", **names, "row": to_json(row)}
+
+
+def choice_of(event: Mapping[str, Any], sweep: str) -> ChoiceRow:
+    """Read a `choose` event. A row that names no sweep is of `sweep`.
+
+    Raises:
+        StoreError: the row lacks what it needs, or a value does not fit its column.
+    """
+    return from_values(ChoiceRow, {"sweep": sweep, **event["row"]})
+
+
 def rows_of(events: Iterable[Mapping[str, Any]]) -> dict[str, list[Row]]:
-    """The table rows that events carry, by table: trials, metrics and predictions (`finish`), choices (`choose`)."""
+    """Return the rows that events carry, by table, as the journal has them.
+
+    `finish` has rows of trials, metrics and predictions, `choose` of choices.
+    """
     rows: dict[str, list[Row]] = defaultdict(list)
     for event in events:
         if event["ev"] == "finish":

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from analysis.format import Row
-from analysis.store.schemas import LATE
+from analysis.store.slot_kinds import SlotKind
 from analysis.store.store import Store
 
 Left = tuple[int, int] | None
@@ -55,10 +55,11 @@ def _tune_left(rows: Sequence[Row], points: int, rates: int, seeds: int, plain: 
     if sum(t["slot"] < points for t in ended) < points:
         return plain
     scored = [t for t in ended if t["score"] is not None]
-    scores = sorted((t["score"] for t in scored if t["slot"] < LATE), reverse=True)[: rates or 1]
+    late_rows = [t for t in scored if SlotKind.of(t["slot"]) is SlotKind.WIDENED_LATE]
+    scores = sorted((t["score"] for t in scored if t not in late_rows), reverse=True)[: rates or 1]
     if not scores:
         return None
-    late = {_point(t) for t in scored if t["slot"] >= LATE}  # each is run again
+    late = {_point(t) for t in late_rows}  # each is run again
     leaders = late | {_point(t) for t in scored if t["score"] >= scores[-1]}
     again = sum(_point(t) in leaders for t in rows if t["seeds"] != first)
     return max(0, (min(rates, len(scores)) + len(late)) * seeds - again)

@@ -6,11 +6,8 @@ that supersedes another has the same key (`schemas.TABLES`) and is written later
 
 from __future__ import annotations
 
-import base64
 import contextlib
 import errno
-import json
-import math
 import os
 import re
 import uuid
@@ -22,62 +19,23 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from analysis.errors import DamagedPart, StoreError, nearest
-from analysis.store.schemas import SCHEMA_VERSION, TABLES, doc, schema
+from analysis.errors import DamagedPart, StoreError
+from analysis.store.codec import TableRow, stored_rows
+from analysis.store.schemas import SCHEMA_VERSION, TABLES, schema
 
 _STAMP = re.compile(r"part-(\d{8})T(\d{12})-")
 
 
-def to_table(name: str, rows: Iterable[Mapping[str, Any]]) -> pa.Table:
-    """Rows as an Arrow table of the named schema.
+def to_table(name: str, rows: Iterable[TableRow | Mapping[str, Any]]) -> pa.Table:
+    """Make an Arrow table of the named schema from rows: dataclasses, or mappings as the journal has them.
 
-    Missing keys become null. Values may be as JSON has them: ISO 8601 text for instants (UTC where no zone is given),
-    base64 text for bits; mappings and lists in a text column become JSON. A number that is not finite becomes null.
-    Raises StoreError: unknown table, unknown column (with the nearest known ones), or a value of the wrong type.
+    A column that a row lacks is null. `Column.stored` says which values fit.
+
+    Raises:
+        StoreError: unknown table, unknown column (with the nearest known ones), or a value of the wrong type.
     """
     wanted = schema(name)
-    columns: dict[str, list[Any]] = {field.name: [] for field in wanted}
-    for row in rows:
-        unknown = [key for key in row if key not in columns]
-        if unknown:
-            raise StoreError(f"table {name!r} has no column {unknown[0]!r}; {nearest(unknown[0], columns)}")
-        for field in wanted:
-            columns[field.name].append(_value(name, field, row.get(field.name)))
-    return pa.table(columns, schema=wanted)
-
-
-def _value(table: str, field: pa.Field, value: Any) -> Any:
-    kind = field.type
-    if value is None:
-        return None
-    try:
-        if pa.types.is_timestamp(kind):
-            instant = datetime.fromisoformat(value) if isinstance(value, str) else value
-            if isinstance(instant, int | float):
-                return datetime.fromtimestamp(instant, UTC)
-            return instant if instant.tzinfo else instant.replace(tzinfo=UTC)
-        if pa.types.is_binary(kind):
-            return base64.b64decode(value, validate=True) if isinstance(value, str) else bytes(value)
-        if pa.types.is_string(kind):
-            return json.dumps(value, sort_keys=True) if isinstance(value, dict | list | tuple) else str(value)
-        if pa.types.is_boolean(kind):
-            if not isinstance(value, bool):
-                raise TypeError("not a boolean")
-            return value
-        if pa.types.is_list(kind):
-            return [_value(table, field.with_type(kind.value_type), each) for each in value]
-        number = float(value)
-        if not math.isfinite(number):
-            return None
-        if pa.types.is_integer(kind):
-            if number != int(number):
-                raise TypeError("not a whole number")
-            return int(value)
-        return number
-    except (TypeError, ValueError, AttributeError) as error:
-        raise StoreError(
-            f"table {table!r}, column {field.name!r}: {value!r} does not fit type {kind} ({error}); {doc(field)}"
-        ) from error
+    return pa.table(stored_rows(TABLES[name], rows), schema=wanted)
 
 
 def conform(table: pa.Table, name: str, source: str) -> pa.Table:
@@ -109,7 +67,7 @@ def latest(name: str, tables: Sequence[pa.Table]) -> pa.Table:
     return whole if len(rows) == whole.num_rows else whole.take(pa.array(rows.values(), pa.int64()))
 
 
-def write_part(folder: Path, name: str, rows: Sequence[Mapping[str, Any]]) -> Path:
+def write_part(folder: Path, name: str, rows: Sequence[TableRow | Mapping[str, Any]]) -> Path:
     """Seal rows into one immutable part of a results folder; on disk it is whole, or not there.
 
     Args:

@@ -235,7 +235,7 @@ def weak_of(plan: Plan) -> list[str]:
     """What will be weak in the results, as far as it is known before a run."""
     from analysis.words.weak import weak_evidence
 
-    return weak_evidence(cell.row() for cell in plan.cells if cell.feasible or cell.absent)
+    return weak_evidence(vars(cell.row()) for cell in plan.cells if cell.feasible or cell.absent)
 
 
 def print_header(plan: Plan) -> None:

@@ -202,7 +202,8 @@ def _used(rows: Sequence[Row], events: Sequence[Row]) -> tuple[float, float | No
     if not last:  # of an older version
         last = next((e["estimate"] for e in reversed(events) if e["ev"] == "estimate"), {})
         last = last | ({"price_per_hour": last["cost"] / last["accelerator_hours"]} if last.get("cost") else {})
-    hours, price = used_seconds(rows, events, last.get("accelerators", 1.0))[1] / 3600, last.get("price_per_hour")
+    taken = [row.get("seconds_total") for row in rows]
+    hours, price = used_seconds(taken, events, last.get("accelerators", 1.0))[1] / 3600, last.get("price_per_hour")
     return hours, None if price is None else hours * price
 
 

@@ -13,15 +13,16 @@ if TYPE_CHECKING:
 
 
 def used_seconds(
-    rows: Iterable[Mapping[str, Any]], events: Iterable[Mapping[str, Any]], each: float
+    taken: Iterable[float | None], events: Iterable[Mapping[str, Any]], each: float
 ) -> tuple[float, float]:
-    """Seconds that trials held workers in all runs, and accelerator-seconds, every run with its own `[resources]`.
+    """Return the worker-seconds and accelerator-seconds that all runs of this sweep used.
 
-    The former is what was journaled last, or the sum of rows where that is more.
+    The worker-seconds are what was journaled last, or the sum of the trials' if that is more.
 
     Args:
-        rows: of `trials`. events: the journal's.
-        each: accelerators of a trial where no run's `sweep` event says.
+        taken: seconds of every trial, as its row has them.
+        events: the journal's.
+        each: accelerators of a trial if no run's `sweep` event says it.
     """
     seconds, held, now = 0.0, 0.0, each
     for event in events:
@@ -29,7 +30,7 @@ def used_seconds(
             now = event.get("accelerators") or each
         more = max(0.0, (event.get("used") or 0.0) - seconds)
         seconds, held = seconds + more, held + more * now
-    more = max(0.0, sum(row.get("seconds_total") or 0.0 for row in rows) - seconds)
+    more = max(0.0, sum(one or 0.0 for one in taken) - seconds)
     return seconds + more, held + more * each
 
 
@@ -65,8 +66,8 @@ class Meter:
     ) -> None:
         self._limits, self._begun, self._busy, self._clock = limits, begun, busy, clock
         self.each = each
-        rows = [row for cell in state.cells.values() for row in cell.rows.values()]
-        self.seconds, self._held = used_seconds(rows, events, self.each)
+        taken = [row.seconds_total for cell in state.cells.values() for row in cell.rows.values()]
+        self.seconds, self._held = used_seconds(taken, events, self.each)
         self._last = clock()
 
     def tick(self) -> None:

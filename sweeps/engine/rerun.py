@@ -65,8 +65,8 @@ def again(folder: Path, trial: str) -> Again:
             *_, last = run_trial(config, warm={}, directory=Path(place), micro_batch_size=micro)
     finally:
         torch.set_num_threads(before)
-    now = last["result"]
-    return Again(row["trial_id"], row["val_score"], now["val_score"], row["test_score"], now.get("test_score"))
+    now = last["result"].measured
+    return Again(row["trial_id"], row["val_score"], now.val_score, row["test_score"], now.test_score)
 
 
 def _cpus(store: Store, trial: str) -> int:

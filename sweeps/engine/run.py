@@ -149,7 +149,7 @@ def _open(plan: Plan, folder: Path, journal: Journal, sealer: Sealer, display: P
     unfinished = replay(state, sealer, journal.events, sealer.rows, earlier if retry_failed else None)
     write_identity(folder, spec.identity())
     cells = (state.cells.get(cell.cell_id, cell) for cell in plan.cells)
-    sealer.write_cells(cell.row() | {"seed_rule": RULES["seed_rule"]} for cell in cells)
+    sealer.write_cells(replace(cell.row(), seed_rule=RULES["seed_rule"]) for cell in cells)
     declare(spec, journal, sealer.rows)
     skipped = sum(cell.counted() for cell in state.cells.values())
     for line in sealer.damaged:
@@ -193,20 +193,20 @@ def _followed(sweep: Sweep, observers: Sequence[Observer], location: Location | 
 
 def _summary(sweep: Sweep, seconds: float) -> RunSummary:
     rows, cells = sweep.ledger.finished, sweep.state.cells.values()
-    failed = sum(row["status"] == "failed" for row in rows)
-    ran = {row["trial_id"] for row in rows}
-    before = [row for cell in cells for row in cell.counting() if row["trial_id"] not in ran]
+    failed = sum(row.status == "failed" for row in rows)
+    ran = {row.trial_id for row in rows}
+    before = [row for cell in cells for row in cell.counting() if row.trial_id not in ran]
     return RunSummary(
         folder=sweep.ledger.folder,
         finished=len(rows) - failed,
         failed=failed,
-        pruned=sum(row["status"] == "pruned" for row in rows),
+        pruned=sum(row.status == "pruned" for row in rows),
         skipped=sweep.skipped,
         seconds=seconds,
         interrupted=sweep.interrupted,
         damaged=tuple(sweep.ledger.sealer.damaged),
         stuck=tuple(cell.cell.label for cell in cells if cell.phase == "stuck"),
-        failed_before=sum(row["status"] == "failed" for row in before),
+        failed_before=sum(row.status == "failed" for row in before),
         stopped_by=sweep.limit,
         not_uploaded=sweep.not_uploaded,
         signal=sweep.signal,

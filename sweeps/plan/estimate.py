@@ -383,8 +383,8 @@ class _Probe:
         last, (_, evaluated, _) = reports[-1], split_sizes(_few_rows(cell))
         images, seconds_eval = last["samples"] / len(reports), last["seconds_eval"]
         if cell.protocol == "paper":  # on validation it has nothing, and is probed on the test split
-            evaluated = last["result"]["n_examples"]
-            seconds_eval = last["result"]["seconds_eval"] - sum(report["seconds_eval"] for report in reports)
+            evaluated = last["result"].predicted.n_examples
+            seconds_eval = last["result"].measured.seconds_eval - sum(report["seconds_eval"] for report in reports)
         # the first epoch pays for what later ones find cached; a search on rows held out costs more, and ends with it
         whole = cell.base in METHODS and METHODS[cell.base].holds_out
         seconds = fmean(report["seconds"] for report in (reports if whole else reports[-1:]))

@@ -10,15 +10,16 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
-from analysis.format import Row
+from analysis.store.journal import Finish
 from analysis.store.remote import DECLARED
+from analysis.store.rows import TrialRow
 from analysis.store.store import declarations
 from sweeps.records.journal import Journal, write_atomically
 from sweeps.records.rows import utc
 from sweeps.spec.spec import SweepSpec
 
 
-def declare(spec: SweepSpec, journal: Journal, sealed: Mapping[str, Row]) -> None:
+def declare(spec: SweepSpec, journal: Journal, sealed: Mapping[str, TrialRow]) -> None:
     """Write a sweep's `declare` event, where it differs from the last one.
 
     `scored` in it is how many test scores were there to be seen: none at first. A folder from before these events gets
@@ -41,11 +42,11 @@ def declare(spec: SweepSpec, journal: Journal, sealed: Mapping[str, Row]) -> Non
     confirm = spec.confirm
     now: dict[str, Any] = {name: getattr(confirm, name) for name in ("max_seeds", "margin", "question")}
     now["seeds"] = sorted(confirm.seeds)
-    compared = _compared(journal, sealed)
-    scored = sum(row.get("test_score") is not None for row in compared)
+    compared = _compared(journal, sealed, spec.name)
+    scored = sum(row.test_score is not None for row in compared)
     before = {name: known[-1].get(name) for name in now} if known else None
     if before is None and scored:
-        ran = {row["slot"] for row in compared}
+        ran = {row.slot for row in compared}
         before = {**now, "seeds": sorted(confirm.seeds)[: len(ran)], "margin": None, "question": None}
         if before != now:
             known.append(_write(journal, spec.name, before, 0))
@@ -56,11 +57,14 @@ def declare(spec: SweepSpec, journal: Journal, sealed: Mapping[str, Row]) -> Non
         write_atomically(file, text)
 
 
-def _compared(journal: Journal, sealed: Mapping[str, Row]) -> list[Row]:
-    """CONFIRM's rows, without those of methods that train nothing; what left the sweep file was seen all the same."""
-    rows = dict(sealed)
-    rows |= {event["row"]["trial_id"]: event["row"] for event in journal.events if event["ev"] == "finish"}
-    return [row for row in rows.values() if row.get("stage") == "CONFIRM" and row.get("lr") is not None]
+def _compared(journal: Journal, sealed: Mapping[str, TrialRow], sweep: str) -> list[TrialRow]:
+    """Return CONFIRM's rows, without those of methods that train nothing.
+
+    Trials that left the sweep file are among them: their scores were there to be seen.
+    """
+    ended = (Finish.of(event, sweep).row for event in journal.events if event["ev"] == "finish")
+    rows = dict(sealed) | {row.trial_id: row for row in ended}
+    return [row for row in rows.values() if row.stage == "CONFIRM" and row.lr is not None]
 
 
 def _write(journal: Journal, name: str, what: Mapping[str, Any], scored: int) -> dict[str, Any]:

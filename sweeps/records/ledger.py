@@ -8,7 +8,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from analysis.format import Row, finite
+from analysis.format import finite
+from analysis.store.journal import Finish, choose_event
+from analysis.store.rows import TrialRow
 from sweeps.records.journal import Journal
 from sweeps.records.rows import choice_row, metric_rows, prediction_row, trial_row
 from sweeps.records.sealing import Sealer
@@ -38,7 +40,7 @@ class Ledger:
         self.state, self.journal, self.sealer, self.folder = state, journal, sealer, folder
         self.name = state.spec.name
         self.keep = keep
-        self.finished: list[Row] = []
+        self.finished: list[TrialRow] = []
         self.observers = Observers()
 
     def ask(self, slot: Slot) -> None:
@@ -56,49 +58,47 @@ class Ledger:
         self.observers.reported(slot, values)
 
     def finish(self, slot: Slot, outcome: dict[str, Any]) -> None:
-        """A trial's outcome: its rows, and the cell's choice when that was its last TUNE trial."""
-        cell = self.state.cells[slot.cell_id].cell
-        known = self.state.cells[slot.cell_id].rows.get(slot.trial_id, {})  # failed, and its next attempt was stopped
-        before = self.earlier.get(slot.trial_id) or known.get("attempt") or 0
-        outcome = {**outcome, "attempt": outcome.get("attempt", 1) + before}
-        outcome["workers"] = self.state.spec.resources.workers
-        row = finite(trial_row(self.name, cell, slot, outcome))
-        event: dict[str, Any] = {
-            "ev": "finish",
-            "trial_id": slot.trial_id,
-            "attempt": row["attempt"],
-            "row": row,
-            "metrics": finite(metric_rows(self.name, slot, outcome)),
-            "prediction": prediction_row(self.name, slot, outcome),
+        """Write down a trial's outcome: its rows, and the cell's choice if that was its last TUNE trial."""
+        cell = self.state.cells[slot.cell_id]
+        known = cell.rows.get(slot.trial_id)  # if it failed, and its next attempt was stopped
+        before = self.earlier.get(slot.trial_id) or (known.attempt if known is not None else 0)
+        outcome = {
+            **outcome,
+            "attempt": outcome.get("attempt", 1) + before,
+            "workers": self.state.spec.resources.workers,
         }
+        finish = Finish(
+            trial_row(self.name, cell.cell, slot, outcome),
+            tuple(metric_rows(self.name, slot, outcome)),
+            prediction_row(self.name, slot, outcome),
+        )
+        event = finish.event()
         if self.state.used is not None:
             event["used"] = self.state.used.seconds
         if outcome.get("traceback"):
             event["traceback"] = outcome["traceback"]
             if (where := where_raised(outcome["traceback"])) is not None:
-                self.state.cells[slot.cell_id].raised[slot.trial_id] = where
+                cell.raised[slot.trial_id] = where
         for smaller in outcome.get("memory") or ():
             self.journal.write({"ev": "memory", "trial_id": slot.trial_id, **smaller}, sync=False)
         if outcome.get("unpacked") is not None:
             self.journal.write({"ev": "unpack", "trial_id": slot.trial_id, **outcome["unpacked"]}, sync=False)
         self.journal.write(event)
-        self.state.finish(row)
-        self.sealer.add(event)
-        self.finished.append(row)
-        self.observers.finished(slot, row)
+        self.state.finish(finish.row)
+        self.sealer.add(finish)
+        self.finished.append(finish.row)
+        self.observers.finished(slot, finish.row)
         shutil.rmtree(self.trial_folder(slot), ignore_errors=True)
         self.settle(slot.cell_id)
 
     def settle(self, cell_id: str) -> None:
-        """Write a cell's choice down, when it has a new one."""
+        """Write a cell's choice down, if it has a new one."""
         cell = self.state.cells[cell_id]
         choice = cell.settle()
         if choice is not None:
             row = choice_row(self.name, cell_id, choice, time.time(), self.sealer.choices.get(cell_id))
-            names = {"cell_id": cell_id, "lr": choice.lr, "mean_val": choice.mean_val, "trials": choice.n_trials}
-            event = {"ev": "choose", **names, "row": row}
-            self.journal.write(event)
-            self.sealer.add(event)
+            self.journal.write(choose_event(row))
+            self.sealer.add_choice(row)
             cell.choice = choice
         if self.keep == "best" and cell.phase == "done" and cell.cell.method not in NEVER_KEPT:
             self._keep_best(cell_id)
@@ -114,17 +114,19 @@ class Ledger:
         self.sealer.seal()
 
     def _keep_best(self, cell_id: str) -> None:
+        """Remove the kept weights of a cell's CONFIRM trials, except those with the best validation score."""
         cell, kept = self.state.cells[cell_id], self.folder / "adapters"
-        rows, counted = [r for r in cell.rows.values() if r["stage"] == "CONFIRM"], cell.confirming
-        done = [
-            r
-            for r in rows
-            if r["trial_id"] in counted and r["val_score"] is not None and (kept / r["trial_id"]).is_dir()
+        rows = [row for row in cell.rows.values() if row.stage == "CONFIRM"]
+        scored = [
+            (row.val_score, -row.slot, row.trial_id)
+            for row in rows
+            if row.val_score is not None and row.trial_id in cell.confirming and (kept / row.trial_id).is_dir()
         ]
-        best = max(done, key=lambda r: (r["val_score"], -r["slot"]), default=None)
-        for row in rows:
-            if best is not None and row["trial_id"] != best["trial_id"]:
-                shutil.rmtree(kept / row["trial_id"], ignore_errors=True)
+        if scored:
+            _, _, best = max(scored)
+            for row in rows:
+                if row.trial_id != best:
+                    shutil.rmtree(kept / row.trial_id, ignore_errors=True)
 
     def trial_folder(self, slot: Slot) -> Path:
         """Where a trial keeps its checkpoints until it is finished."""

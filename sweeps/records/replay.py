@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from pydantic import ValidationError
 
 from analysis.errors import StoreError
-from analysis.format import Row
-from analysis.store.journal import JOURNAL
+from analysis.store.journal import JOURNAL, Finish, choice_of
+from analysis.store.rows import ChoiceRow, TrialRow
 from sweeps.records.sealing import Sealer
-from sweeps.search.slots import Choice, Slot
+from sweeps.search.slots import Choice, Edge, Slot
 from sweeps.search.stages import CellState, SweepState
 from sweeps.spec.cell import Cell
 from sweeps.spec.space import extra_from
@@ -23,7 +23,7 @@ def replay(
     state: SweepState,
     sealer: Sealer,
     events: Sequence[Mapping[str, Any]],
-    rows: Mapping[str, Row],
+    rows: Mapping[str, TrialRow],
     retry: dict[str, int] | None = None,
 ) -> list[tuple[Slot, float | None]]:
     """Rebuild a sweep from its journal and from sealed rows, which stand in for a journal that was lost.
@@ -43,10 +43,7 @@ def replay(
     for number, event in enumerate(events, 1):
         kind = event["ev"]
         if lacking := _lacking(event):
-            raise StoreError(
-                f"journal.jsonl: the event {kind!r} of line {number} has no {lacking}; restore the journal from a "
-                "copy, or cut the file before that line to repeat what came after"
-            )
+            raise _damaged(number, kind, f"has no {lacking}")
         if kind == "ask" and event["cell_id"] in state.cells:
             slot = _asked(state.cells[event["cell_id"]].cell, event, sealer.folder)
             asked[slot.trial_id] = state.restore(slot)
@@ -55,29 +52,33 @@ def replay(
             state.report(known.cell_id, known.trial_id, event["epoch"], event["values"].get("val_score"))
             if event.get("stop"):
                 stopped[known.trial_id] = known, event.get("seconds")
-        elif kind == "finish":
-            row = event["row"]
-            stopped.pop(row["trial_id"], None)
-            sealer.add(event)
-            if row["trial_id"] not in last or _attempt(row) >= _attempt(last[row["trial_id"]]):
-                last[row["trial_id"]] = row
-        elif kind == "choose":
-            sealer.add(event)
+        try:
+            if kind == "finish":
+                finish = Finish.of(event, state.spec.name)
+                row = finish.row
+                stopped.pop(row.trial_id, None)
+                sealer.add(finish)
+                if row.trial_id not in last or row.attempt >= last[row.trial_id].attempt:
+                    last[row.trial_id] = row
+            elif kind == "choose":
+                sealer.add_choice(choice_of(event, state.spec.name))
+        except StoreError as error:
+            raise _damaged(number, kind, f"has a row that cannot be read ({error})") from error
     for trial_id, row in last.items():
-        cell = state.cells.get(row["cell_id"])
+        cell = state.cells.get(row.cell_id)
         if cell is None:
             continue
         if trial_id not in asked:
             state.restore(_recalled(cell, trial_id, row, sealer.folder))
-        if retry is not None and row["status"] == "failed":
-            retry[trial_id] = _attempt(row)
+        if retry is not None and row.status == "failed":
+            retry[trial_id] = row.attempt
         else:
             state.finish(row)
     state.keep_known()
-    for cell_id, row in sealer.choices.items():
+    for cell_id, choice in sealer.choices.items():
         if cell_id in state.cells:
-            state.cells[cell_id].choice = _choice(row)
-    return [found for trial_id, found in stopped.items() if last.get(trial_id, {}).get("status") != "pruned"]
+            state.cells[cell_id].choice = _choice(choice)
+    return [found for trial_id, found in stopped.items() if trial_id not in last or last[trial_id].status != "pruned"]
 
 
 def _asked(cell: Cell, event: Mapping[str, Any], folder: Path) -> Slot:
@@ -94,7 +95,7 @@ def _asked(cell: Cell, event: Mapping[str, Any], folder: Path) -> Slot:
     return Slot(*where, trial_id, config, config["lr"], (data, init, basis))
 
 
-def _recalled(cell: CellState, trial_id: str, row: Row, folder: Path) -> Slot:
+def _recalled(cell: CellState, trial_id: str, row: TrialRow, folder: Path) -> Slot:
     slot = cell.recall(row)
     if slot is None or slot.trial_id != trial_id:
         rule = f"is none of cell {cell.cell.cell_id}, whose rates, seeds and settings make other ids"
@@ -107,30 +108,28 @@ def _foreign(place: Path, trial_id: str, rule: str) -> StoreError:
     return StoreError(f"{place}: trial {trial_id!r} {rule}; {remedy}")
 
 
-def _attempt(row: Row) -> int:
-    return int(row.get("attempt") or 1)
+def _damaged(number: int, kind: str, problem: str) -> StoreError:
+    return StoreError(
+        f"journal.jsonl: the event {kind!r} of line {number} {problem}; restore the journal from a copy, or cut the "
+        "file before that line to repeat what came after"
+    )
 
 
 _NEEDED: dict[str, dict[str, type]] = {
     "ask": {"cell_id": str, "stage": str, "slot": int, "trial_id": str, "config": dict},
     "report": {"trial_id": str, "epoch": int, "values": dict},
-    "choose": {"cell_id": str},
 }
-_ROW: dict[str, dict[str, type]] = {
-    "finish": {"trial_id": str, "cell_id": str, "status": str, "attempt": int},
-    "choose": {"cell_id": str, "chosen_at": str},
-}
+"""What an event needs besides rows, which their dataclasses check."""
 
 
 def _lacking(event: Mapping[str, Any]) -> str:
-    """A key that an event, or its row, has not, or not with a value of its type; "" where it has all."""
-    for of, needed, what in ((event, _NEEDED, ""), (event.get("row", {}), _ROW, "row.")):
-        for name, kind in needed.get(str(event["ev"]), {}).items():
-            if not isinstance(of.get(name), kind):
-                return f"{what}{name} ({kind.__name__})"
+    """Return a key that an event lacks, or has with a value of another type; "" if it has all."""
+    for name, kind in _NEEDED.get(str(event["ev"]), {}).items():
+        if not isinstance(event.get(name), kind):
+            return f"{name} ({kind.__name__})"
     return ""
 
 
-def _choice(row: Row) -> Choice:
-    extra = extra_from(row.get("hyperparameters"))
-    return Choice(row["lr"], row["mean_val"], row["n_trials"], row["n_rerun_seeds"], row["edge"], extra)
+def _choice(row: ChoiceRow) -> Choice:
+    edge = cast("Edge | None", row.edge)
+    return Choice(row.lr, row.mean_val, row.n_trials, row.n_rerun_seeds, edge, extra_from(row.hyperparameters))

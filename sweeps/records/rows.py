@@ -1,75 +1,107 @@
-"""From what a lane sends back to rows of the results tables."""
+"""Rows of the results tables, made of what a lane sends back."""
 
 from __future__ import annotations
 
-import json
+import dataclasses
 import subprocess
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-from analysis.format import Row, finite
+from analysis.format import finite
+from analysis.store.codec import TableRow
+from analysis.store.rows import ChoiceRow, MetricRow, PredictionRow, TrialRow
 from sweeps.search.slots import Choice, Slot
 from sweeps.spec.cell import Cell
 from sweeps.spec.space import extra_json
+from trainables.training.measured import Epoch, Measured, Result
 
-_OF_CELL = ("model", "adapt", "dataset", "method", "allocation", "reference", "budget", "capacity")
-_OF_SLOT = ("trial_id", "cell_id", "stage", "slot", "lr", "origin")
-_OF_RESULT = (
-    *("metric", "unit", "val_score", "test_score", "adapter_params", "head_params", "stored_bytes"),
-    *("train_examples", "samples", "skipped", "seconds_setup", "seconds_train", "seconds_eval", "peak_memory_bytes"),
-    *("device", "precision", "backend"),
-)
-_OF_OUTCOME = ("status", "reason", "seconds_total", "micro_batch_size", "packed", "workers", "processor", "host")
-_METRICS = ("train_loss", "val_score", "seconds", "samples", "samples_per_second")
+R = TypeVar("R", bound=TableRow)
+
+
+def instant(seconds: float | None) -> datetime | None:
+    """Return seconds since 1970 as an instant in UTC."""
+    return None if seconds is None else datetime.fromtimestamp(seconds, UTC)
 
 
 def utc(seconds: float | None) -> str | None:
-    """Seconds since 1970 as ISO text in UTC."""
-    return None if seconds is None else datetime.fromtimestamp(seconds, UTC).isoformat()
+    """Return seconds since 1970 as ISO text in UTC."""
+    at = instant(seconds)
+    return None if at is None else at.isoformat()
 
 
-def trial_row(sweep: str, cell: Cell, slot: Slot, outcome: Mapping[str, Any]) -> Row:
-    """The `trials` row of one trial.
+def trial_row(sweep: str, cell: Cell, slot: Slot, outcome: Mapping[str, Any]) -> TrialRow:
+    """Make the `trials` row of one attempt.
 
     Args:
         sweep: name of the sweep.
         cell: the trial's cell.
-        slot: its place, seeds and learning rate.
-        outcome: from the lane: `status`, `reason`, `result` (the worker's, or None), `events` (one an epoch),
+        slot: its number, seeds and learning rate.
+        outcome: from the lane: `status`, `reason`, `result` (a `Result`, or None), `events` (one an epoch),
             `attempt`, `host`, `processor`, `device`, `started`, `ended` (seconds since 1970), `seconds_total` (lease to
             finish), `micro_batch_size`, `packed` and `workers`.
     """
-    result: Mapping[str, Any] = outcome.get("result") or {}
+    result: Result | None = outcome.get("result")
+    measured = _measured_by_epochs(outcome) if result is None else result.measured
+    samples, seconds = measured.samples, measured.seconds_train
+    measured = dataclasses.replace(
+        measured,
+        seconds_total=outcome.get("seconds_total"),
+        samples_per_second=samples / seconds if samples and seconds else None,
+        micro_batch_size=outcome.get("micro_batch_size"),
+        packed=outcome.get("packed"),
+        workers=outcome.get("workers"),
+        device=measured.device or outcome.get("device"),
+        processor=outcome.get("processor"),
+        host=outcome.get("host"),
+    )
+    data_seed, init_seed, basis_seed = slot.seeds
+    row = TrialRow(
+        **vars(measured),
+        sweep=sweep,
+        trial_id=slot.trial_id,
+        cell_id=slot.cell_id,
+        attempt=outcome.get("attempt", 1),
+        stage=slot.stage,
+        slot=slot.slot,
+        model=cell.model,
+        adapt=cell.adapt,
+        dataset=cell.dataset,
+        train_size=str(cell.train_size),
+        method=cell.method,
+        allocation=cell.allocation,
+        reference=cell.reference,
+        budget=cell.budget,
+        capacity=cell.capacity,
+        lr=slot.lr,
+        hyperparameters=extra_json(slot.extra),
+        origin=slot.origin,
+        data_seed=data_seed,
+        init_seed=init_seed,
+        basis_seed=basis_seed,
+        status=outcome["status"],
+        reason=outcome.get("reason"),
+        git_commit=git_commit(),
+        started_at=instant(outcome.get("started")),
+        ended_at=instant(outcome.get("ended")),
+    )
+    return _finite(row)
+
+
+def _measured_by_epochs(outcome: Mapping[str, Any]) -> Measured:
+    """Return what the reported epochs say of a trial that has no result."""
     events: Sequence[Mapping[str, Any]] = outcome.get("events") or ()
     last: Mapping[str, Any] = events[-1] if events else {}
-    row: Row = {"sweep": sweep, "attempt": outcome.get("attempt", 1), "train_size": str(cell.train_size)}
-    row |= {name: getattr(slot, name) for name in _OF_SLOT} | {name: getattr(cell, name) for name in _OF_CELL}
-    row |= {name: outcome.get(name) for name in _OF_OUTCOME} | {name: result.get(name) for name in _OF_RESULT}
-    known = {  # by the epochs reported, of a trial that has no result of its own
-        "val_score": None if outcome["status"] == "failed" else last.get("val_score"),
-        "samples": last.get("samples"),
-        "seconds_train": _summed(events, "seconds"),
-        "seconds_eval": _summed(events, "seconds_eval"),
-        "device": outcome.get("device"),
-    }
-    row |= {name: value for name, value in known.items() if row[name] is None}
-    samples, seconds = row["samples"], row["seconds_train"]
-    versions, further = result.get("versions"), result.get("further")
-    return row | {
-        "hyperparameters": extra_json(slot.extra),
-        **dict(zip(("data_seed", "init_seed", "basis_seed"), slot.seeds, strict=True)),
-        "further": json.dumps(finite(further), sort_keys=True, allow_nan=False) if further else None,
-        "train_loss": last.get("train_loss"),
-        "epochs": last.get("epoch"),
-        "samples_per_second": samples / seconds if samples and seconds else None,
-        "versions": None if versions is None else json.dumps(versions, sort_keys=True),
-        "git_commit": git_commit(),
-        "started_at": utc(outcome.get("started")),
-        "ended_at": utc(outcome.get("ended")),
-    }
+    return Measured(
+        val_score=None if outcome["status"] == "failed" else last.get("val_score"),
+        train_loss=last.get("train_loss"),
+        epochs=last.get("epoch"),
+        samples=last.get("samples"),
+        seconds_train=_summed(events, "seconds"),
+        seconds_eval=_summed(events, "seconds_eval"),
+    )
 
 
 def _summed(events: Sequence[Mapping[str, Any]], name: str) -> float | None:
@@ -77,54 +109,68 @@ def _summed(events: Sequence[Mapping[str, Any]], name: str) -> float | None:
     return sum(known) if known else None
 
 
-def metric_rows(sweep: str, slot: Slot, outcome: Mapping[str, Any]) -> list[Row]:
-    """The `metrics` rows of one trial, one an epoch."""
-    head = {"sweep": sweep, "trial_id": slot.trial_id, "cell_id": slot.cell_id, "attempt": outcome.get("attempt", 1)}
+def _finite(row: R) -> R:
+    """Return the row with None for every number that is not finite, as tables and journal have it."""
+    numbers = {name: value for name, value in vars(row).items() if isinstance(value, float | Mapping)}
+    return dataclasses.replace(row, **finite(numbers))
+
+
+def metric_rows(sweep: str, slot: Slot, outcome: Mapping[str, Any]) -> list[MetricRow]:
+    """Make the `metrics` rows of one attempt, one an epoch. A report's values of the same names fill the columns."""
+    attempt = outcome.get("attempt", 1)
+    names = [field.name for field in dataclasses.fields(Epoch)]
     return [
-        {**head, "epoch": event["epoch"], **{name: event.get(name) for name in _METRICS}}
+        _finite(
+            MetricRow(
+                sweep=sweep,
+                trial_id=slot.trial_id,
+                cell_id=slot.cell_id,
+                attempt=attempt,
+                **{name: event.get(name) for name in names},
+            )
+        )
         for event in outcome.get("events") or ()
     ]
 
 
-def prediction_row(sweep: str, slot: Slot, outcome: Mapping[str, Any]) -> Row | None:
-    """The `predictions` row of a CONFIRM trial that evaluated test; `correct` is base64 of the packed bits."""
-    result = outcome.get("result") or {}
-    if outcome["status"] != "finished" or result.get("correct") is None:
+def prediction_row(sweep: str, slot: Slot, outcome: Mapping[str, Any]) -> PredictionRow | None:
+    """Make the `predictions` row of a CONFIRM trial. Return None if it has no right and wrong test answers."""
+    result: Result | None = outcome.get("result")
+    if outcome["status"] != "finished" or result is None or result.predicted.correct is None:
         return None
-    names = ("n_examples", "correct", "examples_hash")
-    head = {"sweep": sweep, "trial_id": slot.trial_id, "cell_id": slot.cell_id}
-    return {**head, **{name: result.get(name) for name in names}}
+    return PredictionRow(**vars(result.predicted), sweep=sweep, trial_id=slot.trial_id, cell_id=slot.cell_id)
 
 
-def choice_row(sweep: str, cell_id: str, choice: Choice, seconds: float, before: Row | None = None) -> Row:
-    """The `choices` row of one cell.
+def choice_row(sweep: str, cell_id: str, choice: Choice, seconds: float, before: ChoiceRow | None = None) -> ChoiceRow:
+    """Make the `choices` row of one cell.
 
     Args:
-        seconds: since 1970, by a clock that may have been set back.
-        before: the cell's last choice: the new one gets the next number, and a later time.
+        seconds: now, since 1970, by a clock that may have been set back.
+        before: the cell's last choice. The new one gets the next number, and a later time.
     """
     at = datetime.fromtimestamp(seconds, UTC)
     if before is not None:
-        last = before["chosen_at"]
-        last = datetime.fromisoformat(last) if isinstance(last, str) else last
-        at = max(at, last + timedelta(microseconds=1))
-    return {
-        "sweep": sweep,
-        "cell_id": cell_id,
-        "lr": choice.lr,
-        "hyperparameters": extra_json(choice.extra),
-        "mean_val": choice.mean_val,
-        "n_trials": choice.n_trials,
-        "n_rerun_seeds": choice.n_rerun_seeds,
-        "edge": choice.edge,
-        "chosen_at": at.isoformat(),
-        "sequence": 1 + ((before or {}).get("sequence") or 0),
-    }
+        at = max(at, before.chosen_at + timedelta(microseconds=1))
+    return ChoiceRow(
+        sweep=sweep,
+        cell_id=cell_id,
+        lr=choice.lr,
+        hyperparameters=extra_json(choice.extra),
+        mean_val=choice.mean_val,
+        n_trials=choice.n_trials,
+        n_rerun_seeds=choice.n_rerun_seeds,
+        edge=choice.edge,
+        chosen_at=at,
+        sequence=1 + ((before.sequence if before is not None else None) or 0),
+    )
 
 
 @cache
 def git_commit() -> str | None:
-    """Commit of the checkout that this package runs from, with '-dirty' where files differ; None when it is not one."""
+    """Return the commit of the checkout that this package runs from, with '-dirty' if files differ.
+
+    Return None if it does not run from a checkout.
+    """
     folder = Path(__file__).resolve().parents[1]
     if not (folder.parent / ".git").exists():
         return None

@@ -18,7 +18,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from analysis.store import diagnostic_schemas
+from analysis.store.diagnostic_rows import ROWS as DIAGNOSTICS
 from analysis.store.journal import JOURNAL
 from analysis.store.remote import FACTS, Location
 from analysis.store.tables import scan_parts
@@ -28,7 +28,7 @@ from trainables.errors import first_line
 
 EVERY_S = 150.0
 """Seconds that a finished trial waits for its part at most, and seconds between two copies."""
-TABLES = (*diagnostic_schemas.TABLES, "predictions", "metrics", "trials", "choices", "cells")
+TABLES = (*(row.table for row in DIAGNOSTICS), "predictions", "metrics", "trials", "choices", "cells")
 """Diagnostics, and the sweep's own in the order of sealing: a trial whose row is there has all its rows there."""
 _META = ("adapter.json", "weights.json")
 """The file of a kept folder that goes last: with it the folder is whole."""

@@ -1,7 +1,7 @@
 """How much a cell tries, and with what: the allowance, warm starts, the sampler's points, and those past an edge.
 
-Slot numbers say where a point comes from: first the warm starts, then the sampler's points, from `WIDENED` on those
-past the edge of the range, from `LATE` on those past an edge that the re-runs chose.
+A slot's number says where its point comes from (`SlotKind`). The planned points are first the warm starts, then the
+sampler's.
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import pairwise
 from typing import Any
 
-from analysis.format import Row
-from analysis.store.schemas import LATE, WIDENED
+from analysis.store.rows import TrialRow
+from analysis.store.slot_kinds import SlotKind
 from sweeps.search.points import beyond, propose
 from sweeps.search.samplers import State, Tried
 from sweeps.search.slots import Choice, Edge, Slot
@@ -24,7 +24,7 @@ from sweeps.spec.space import Point, Space
 
 def origin_of(number: int, search: SearchSection) -> str | None:
     """What a TUNE slot of the first seeds is for: a warm start's name, "widened", or None for the sampler's."""
-    if number >= WIDENED:
+    if SlotKind.of(number) is not SlotKind.PLANNED:
         return "widened"
     return search.warm_start[number] if number < len(search.warm_start) else None
 
@@ -61,7 +61,7 @@ class Effort:
             raise AssertionError(f"cell {self._cell.cell_id} has TUNE trials and no learning-rate range")
         return space
 
-    def points(self, asked: Mapping[int, Slot], rows: Mapping[str, Row]) -> dict[int, Slot | None]:
+    def points(self, asked: Mapping[int, Slot], rows: Mapping[str, TrialRow]) -> dict[int, Slot | None]:
         """All points of the cell as of now, by slot number; None for one that is to be asked.
 
         Args:
@@ -69,30 +69,35 @@ class Effort:
             rows: rows of the cell's trials that are over, by trial id.
         """
         points: dict[int, Slot | None] = {k: asked.get(k) for k in range(self._room(asked, rows))}
-        points |= {k: asked[k] for k in sorted(asked) if k >= WIDENED}
+        points |= {k: asked[k] for k in sorted(asked) if SlotKind.of(k) is not SlotKind.PLANNED}
         known = [s for s in points.values() if s is not None and s.trial_id in rows]
-        past = sum(k >= WIDENED for k in points)
-        if len(known) == len(points) and past < self._search.widen and max(points, default=0) < LATE:
+        kinds = [SlotKind.of(k) for k in points]
+        past = len(kinds) - kinds.count(SlotKind.PLANNED)
+        if len(known) == len(points) and past < self._search.widen and SlotKind.WIDENED_LATE not in kinds:
             ranked = self.ranked(known, rows)
             if ranked and _edge(ranked[0], known) is not None:
-                points[WIDENED + past] = None
+                points[SlotKind.WIDENED.slot(past)] = None
         return points
 
-    def late(self, points: Mapping[int, Slot | None], reruns: Sequence[Slot], rows: Mapping[str, Row]) -> int | None:
-        """Number of a point past the edge that the re-runs chose, to be asked and re-run itself; None for no such."""
-        choice, past = self.choose(points, reruns, rows), [k for k in points if k >= WIDENED]
-        if choice is None or choice.edge is None or len(past) >= self._search.widen:
+    def late(
+        self, points: Mapping[int, Slot | None], reruns: Sequence[Slot], rows: Mapping[str, TrialRow]
+    ) -> int | None:
+        """Return the slot number of the next point past an edge that the re-runs chose; None if there is none."""
+        choice, kinds = self.choose(points, reruns, rows), [SlotKind.of(k) for k in points]
+        past = len(kinds) - kinds.count(SlotKind.PLANNED)
+        if choice is None or choice.edge is None or past >= self._search.widen:
             return None
-        return LATE + sum(k >= LATE for k in past) * (1 + self._search.rerun_seeds)
+        late = kinds.count(SlotKind.WIDENED_LATE)
+        return SlotKind.WIDENED_LATE.slot(late * (1 + self._search.rerun_seeds))
 
-    def candidates(self, points: Mapping[int, Slot | None], rows: Mapping[str, Row]) -> list[Slot]:
+    def candidates(self, points: Mapping[int, Slot | None], rows: Mapping[str, TrialRow]) -> list[Slot]:
         """The points to re-run: the best, and those past an edge that re-runs chose, so that none displaces another."""
         ranked = self.ranked(points.values(), rows)
-        late = [s for s in ranked if s.slot >= LATE]
-        return [s for s in ranked if s.slot < LATE][: self._search.rerun_rates] + late
+        late = [s for s in ranked if SlotKind.of(s.slot) is SlotKind.WIDENED_LATE]
+        return [s for s in ranked if s not in late][: self._search.rerun_rates] + late
 
     def choose(
-        self, points: Mapping[int, Slot | None], reruns: Sequence[Slot], rows: Mapping[str, Row]
+        self, points: Mapping[int, Slot | None], reruns: Sequence[Slot], rows: Mapping[str, TrialRow]
     ) -> Choice | None:
         """The choice once all points and re-runs are over; None where no point finished."""
         again = self._search.reruns > 0
@@ -100,9 +105,9 @@ class Effort:
         for rate in self.candidates(points, rows) if again else self.ranked(points.values(), rows)[:1]:
             # dict: with every seed held fixed a re-run is its rate's own trial
             trials = dict.fromkeys([rate.trial_id, *(s.trial_id for s in reruns if s.point == rate.point)])
-            done = [row for t in trials if (row := rows[t])["status"] == "finished" and row["val_score"] is not None]
-            mean = statistics.fmean(row["val_score"] for row in done)
-            key = self.rank_key(rate, mean, [row.get("train_loss") for row in done])
+            done = [rows[t] for t in trials if rows[t].score is not None]
+            mean = statistics.fmean(row.score for row in done if row.score is not None)
+            key = self.rank_key(rate, mean, [row.train_loss for row in done])
             found.append(((len(trials) - len(done), *key), mean, rate))  # a rate without a score on a seed loses
         if not found:
             return None
@@ -112,7 +117,7 @@ class Effort:
         seeds = self._search.rerun_seeds if again else 0
         return Choice(chosen.point.lr, mean, n_trials, seeds, _edge(chosen, tried), chosen.extra)
 
-    def _room(self, asked: Mapping[int, Slot], rows: Mapping[str, Row]) -> int:
+    def _room(self, asked: Mapping[int, Slot], rows: Mapping[str, TrialRow]) -> int:
         """Points that the allowance holds.
 
         Of samples, what is trained counts as it was, what runs or failed counts whole, the re-runs are set aside.
@@ -135,13 +140,13 @@ class Effort:
             raise AssertionError(f"cell {self._cell.cell_id} has an allowance in samples and no samples per epoch")
         return self._cell.epoch_samples * (self._cell.epochs if epochs is None else epochs)
 
-    def _used(self, slot: Slot, row: Row | None) -> int:
+    def _used(self, slot: Slot, row: TrialRow | None) -> int:
         whole = self._samples(slot.config["train"]["epochs"] if slot.config else None)
-        if row is None or row["status"] == "failed":
+        if row is None or row.status == "failed":
             return whole
-        if row.get("samples") is not None:
-            return int(row["samples"])
-        return self._samples(row["epochs"]) if row.get("epochs") else whole
+        if row.samples is not None:
+            return row.samples
+        return self._samples(row.epochs) if row.epochs else whole
 
     def propose(self, number: int, tried: Sequence[Tried], start: Point | None) -> tuple[Point, str | None]:
         """The point of a slot, and its origin.
@@ -169,23 +174,23 @@ class Effort:
         mine = number - warm if number >= warm else cell.tune_trials - search.reruns - warm + number
         return propose(search.sampler, search.seed, cell.cell_id, mine, self._space, tried), None
 
-    def tried(self, slot: Slot, row: Row | None) -> Tried:
+    def tried(self, slot: Slot, row: TrialRow | None) -> Tried:
         """A slot as the samplers see it."""
-        warm = slot.slot < len(self._search.warm_start) or slot.slot >= WIDENED
+        warm = origin_of(slot.slot, self._search) is not None
         number = slot.slot if warm else slot.slot - len(self._search.warm_start)
         lr, extra = slot.point
         if row is None:
             return Tried(number, lr, None, "running", extra, warm)
-        score = row["val_score"] if row["status"] == "finished" else None
-        status: State = "failed" if row["status"] == "finished" and score is None else row["status"]
-        return Tried(number, lr, score, status, extra, warm)
+        status: State = "pruned" if row.status == "pruned" else "failed" if row.score is None else "finished"
+        return Tried(number, lr, row.score, status, extra, warm)
 
-    def ranked(self, points: Iterable[Slot | None], rows: Mapping[str, Row]) -> list[Slot]:
+    def ranked(self, points: Iterable[Slot | None], rows: Mapping[str, TrialRow]) -> list[Slot]:
         """The points that finished, the best first (`rank_key`)."""
         done = []
         for s in points:
-            if s is not None and (score := self.tried(s, row := rows.get(s.trial_id)).score) is not None:
-                done.append((self.rank_key(s, score, [(row or {}).get("train_loss")]), s))
+            row = None if s is None else rows.get(s.trial_id)
+            if s is not None and row is not None and row.score is not None:
+                done.append((self.rank_key(s, row.score, [row.train_loss]), s))
         return [s for _, s in sorted(done, key=lambda pair: pair[0])]
 
     def rank_key(self, slot: Slot, score: float, losses: Sequence[float | None]) -> tuple[float, float, float, int]:

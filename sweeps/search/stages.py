@@ -11,8 +11,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import Literal, Protocol
 
-from analysis.format import Row
-from analysis.store.schemas import LATE, WIDENED
+from analysis.store.rows import CellRow, TrialRow
+from analysis.store.slot_kinds import SlotKind
 from sweeps.search.effort import Effort, neighbours, origin_of
 from sweeps.search.order import ordered, tiers
 from sweeps.search.points import FIXED_SAMPLERS
@@ -48,7 +48,7 @@ class CellState:
         self.cell = cell
         self.spec = spec
         self.asked: dict[str, Slot] = {}
-        self.rows: dict[str, Row] = {}
+        self.rows: dict[str, TrialRow] = {}
         self.running: set[str] = set()
         self.curves: dict[str, dict[int, float]] = {}
         self.raised: dict[str, str] = {}  # where failed trials of this run failed, for the display
@@ -125,13 +125,14 @@ class CellState:
     @property
     def best(self) -> float | None:
         """Best validation score of the cell's finished trials."""
-        scores = [row["val_score"] for row in self.rows.values() if row.get("val_score") is not None]
+        scores = [row.val_score for row in self.rows.values() if row.val_score is not None]
         return max(scores, default=None)
 
     def planned(self) -> int:
         """Trials of a complete run of this cell."""
         search, points = self.spec.search, self._points()
-        reruns = search.reruns + search.rerun_seeds * sum(number >= LATE for number in points)
+        late = sum(SlotKind.of(number) is SlotKind.WIDENED_LATE for number in points)
+        reruns = search.reruns + search.rerun_seeds * late
         tune = len(points) + (0 if self.spec.confirm.held else reruns) if self._tunes else 0
         return tune + self.cell.confirm_seeds
 
@@ -139,7 +140,7 @@ class CellState:
         """How many of the planned trials are done."""
         return len(self.counting())
 
-    def counting(self) -> list[Row]:
+    def counting(self) -> list[TrialRow]:
         """Rows of the planned trials that are done. Leftovers of a changed choice or a shortened list don't count."""
         wanted = [s.trial_id for s in self._points().values() if s is not None]
         wanted += [s.trial_id for s in self._reruns()] if self._points_done else []
@@ -161,22 +162,23 @@ class CellState:
             full = have.get("full_weight_decay") if self.cell.method in FULL_METHODS else have.get("weight_decay")
             have["weight_decay"] = full
             extra = extra_of({d.name: d.listed(have[d.name]) for d in space.dimensions})
-        named = self._is_first(slot) or slot.slot >= WIDENED
+        named = self._is_first(slot) or SlotKind.of(slot.slot) is not SlotKind.PLANNED
         origin = origin_of(slot.slot, self.spec.search) if named else None
         return replace(slot, extra=extra, origin=origin)
 
-    def row(self) -> Row:
-        """The cell's row of the `cells` table, with the seeds that count now."""
+    def row(self) -> CellRow:
+        """Return the cell's row of the `cells` table, with the seeds that count now."""
         seeds = self.spec.confirm.seeds if self.cell.lr_centre is not None else (0,)
-        return self.cell.row() | {"seeds": " ".join("/".join(map(str, self.seeds(seed))) for seed in seeds)}
+        listed = " ".join("/".join(map(str, self.seeds(seed))) for seed in seeds)
+        return replace(self.cell.row(), seeds=listed)
 
-    def recall(self, row: Row) -> Slot | None:
+    def recall(self, row: TrialRow) -> Slot | None:
         """The slot of a row whose journal is lost, made anew; None where the row is of no trial of this cell."""
-        extra = extra_from(row.get("hyperparameters"))
-        point = None if row["lr"] is None else Point(row["lr"], extra)
-        seeds = (row["data_seed"], row["init_seed"], row["basis_seed"])
-        made = self._make(row["stage"], row["slot"], point, seeds)
-        return made if made.trial_id == row["trial_id"] else None
+        if row.data_seed is None or row.init_seed is None or row.basis_seed is None:
+            return None
+        point = None if row.lr is None else Point(row.lr, extra_from(row.hyperparameters))
+        made = self._make(row.stage, row.slot, point, (row.data_seed, row.init_seed, row.basis_seed))
+        return made if made.trial_id == row.trial_id else None
 
     @property
     def _tunes(self) -> bool:
@@ -242,10 +244,10 @@ class CellState:
                 return None
             choice = self.neighbour._compute_choice()
             start = None if choice is None else choice.point
-        elif number >= LATE:
+        elif SlotKind.of(number) is SlotKind.WIDENED_LATE:
             choice = self.effort.choose(points, self._reruns_of(points), self.rows)
             start = None if choice is None else choice.point
-        elif number >= WIDENED:
+        elif SlotKind.of(number) is SlotKind.WIDENED:
             start = self.effort.ranked(points.values(), self.rows)[0].point
         tried = [self.effort.tried(s, self.rows.get(s.trial_id)) for _, s in sorted(points.items()) if s is not None]
         point, origin = self.effort.propose(number, tried, start)
@@ -258,10 +260,10 @@ class CellState:
 
     def _reruns_of(self, points: Mapping[int, Slot | None]) -> list[Slot]:
         """Re-runs of points that are over, or of those of them that are."""
-        base, seeds = sum(number < WIDENED for number in points), self.spec.search.rerun_seeds
+        base, seeds = sum(SlotKind.of(number) is SlotKind.PLANNED for number in points), self.spec.search.rerun_seeds
         slots = []
         for i, rate in enumerate(self.effort.candidates(points, self.rows)):
-            late = rate.slot >= LATE
+            late = SlotKind.of(rate.slot) is SlotKind.WIDENED_LATE
             number = rate.slot + 1 if late else base + i * seeds
             for j in range(seeds):
                 declared = self.seeds(TUNE_SEED + 1 + j)
@@ -358,12 +360,12 @@ class SweepState:
         curve[epoch] = score
         return True
 
-    def finish(self, row: Row) -> None:
+    def finish(self, row: TrialRow) -> None:
         """Note a trial's row."""
-        cell = self.cells.get(row["cell_id"])
+        cell = self.cells.get(row.cell_id)
         if cell is not None:
-            cell.rows[row["trial_id"]] = row
-            self.release(row["cell_id"], row["trial_id"])
+            cell.rows[row.trial_id] = row
+            self.release(row.cell_id, row.trial_id)
 
     def release(self, cell_id: str, trial_id: str) -> None:
         """A trial no longer runs; without a row it will be issued again."""

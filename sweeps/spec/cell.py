@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
+from analysis.store.codec import from_values
+from analysis.store.rows import CellRow
 from randlora.methods.registry import METHODS
 from sweeps.spec.paths import absolute
 from sweeps.spec.search_space import split_extra
@@ -158,21 +160,25 @@ class Cell:
         """A sweep's training settings as they hold for this cell."""
         return train if self.epochs is None else train.model_copy(update={"epochs": self.epochs})
 
-    def row(self) -> dict[str, Any]:
-        """This cell as a row of the `cells` table."""
-        row = asdict(self)
-        hidden = ("targets", "options", "protocol", "dimensions", "published", "epoch_samples", "epochs", "skip_bad")
-        for name in (*hidden, "keep", "image_size", "evaluate"):
-            del row[name]
+    def row(self) -> CellRow:
+        """Return this cell as a row of the `cells` table.
+
+        A column is the attribute of the same name, unless this function makes it.
+        """
+        same = {column.name: getattr(self, column.name) for column in fields(CellRow) if hasattr(self, column.name)}
+        own = METHODS.get(self.base) if self.base == self.method else None
         fraction = self.residual / self.budget if self.residual is not None and self.budget else None
-        return row | {
-            "title": METHODS[self.base].title if self.base == self.method and self.base in METHODS else None,
-            "label": self.label,
-            "train_size": str(self.train_size),
-            "capacities": json.dumps(dict(self.capacities)),
-            "test_lacks": json.dumps(self.test_lacks) if self.test_lacks else None,
-            "space": json.dumps({d.name: d.as_dict() for d in self.dimensions}) if self.dimensions else None,
-            "residual_fraction": fraction,
-            "below": None if self.below is None else json.dumps(self.below),
-            "above": None if self.above is None else json.dumps(self.above),
-        }
+        return from_values(
+            CellRow,
+            same
+            | {
+                "title": None if own is None else own.title,
+                "train_size": str(self.train_size),
+                "capacities": json.dumps(dict(self.capacities)),
+                "test_lacks": json.dumps(self.test_lacks) if self.test_lacks else None,
+                "space": json.dumps({d.name: d.as_dict() for d in self.dimensions}) if self.dimensions else None,
+                "residual_fraction": fraction,
+                "below": None if self.below is None else json.dumps(self.below),
+                "above": None if self.above is None else json.dumps(self.above),
+            },
+        )

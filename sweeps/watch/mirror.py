@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from analysis.format import Row
+from analysis.store.rows import TrialRow
 from sweeps.errors import Problem, SpecError
 from sweeps.search.slots import Slot
 from sweeps.spec.cell import Cell
@@ -50,7 +50,7 @@ class StudyMirror:
                 continue
             known = self._known(one.cell).get(one.slot.trial_id)
             state = None if known is None else known.state
-            again = state == TrialState.FAIL and one.row["status"] != "failed"  # tried in a run without the mirror
+            again = state == TrialState.FAIL and one.row.status != "failed"  # tried in a run without the mirror
             if state is None or not state.is_finished() or again:
                 tell(self, one)
 
@@ -84,19 +84,17 @@ class StudyMirror:
             self._reported[slot.trial_id].add(epoch)
             trial.report(float(score), epoch)
 
-    def finished(self, slot: Slot, row: Row) -> None:
+    def finished(self, slot: Slot, row: TrialRow) -> None:
         """Show a trial as complete, pruned or failed."""
-        from optuna.trial import TrialState
 
         trial = self._trials.pop(slot.trial_id, None)
         self._reported.pop(slot.trial_id, None)
         if trial is None:
             return
         state = _state(row)
-        if row.get("reason"):
-            trial.set_user_attr("reason", str(row["reason"]))
-        value = float(row["val_score"]) if state == TrialState.COMPLETE else None
-        trial.study.tell(trial, value, state=state)
+        if row.reason:
+            trial.set_user_attr("reason", row.reason)
+        trial.study.tell(trial, row.score, state=state)
 
     def close(self) -> None:
         """Trials that still run stay as they are: the next run goes on with them."""
@@ -142,12 +140,12 @@ def open_storage(where: str) -> optuna.storages.BaseStorage:
         raise SpecError([Problem("--optuna-storage", where, rule, "sqlite:///studies.db, or a file")]) from error
 
 
-def _state(row: Row) -> optuna.trial.TrialState:
+def _state(row: TrialRow) -> optuna.trial.TrialState:
     from optuna.trial import TrialState
 
-    if row["status"] == "pruned":
+    if row.status == "pruned":
         return TrialState.PRUNED
-    return TrialState.COMPLETE if row["status"] == "finished" and row["val_score"] is not None else TrialState.FAIL
+    return TrialState.FAIL if row.score is None else TrialState.COMPLETE
 
 
 def _attrs(slot: Slot) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from analysis.format import Row
+from analysis.store.rows import TrialRow
 from sweeps.errors import reason
 from sweeps.search.slots import Slot
 from sweeps.search.stages import SweepState
@@ -28,7 +28,7 @@ class Seen:
 
     cell: Cell
     slot: Slot
-    row: Row | None
+    row: TrialRow | None
     curve: Mapping[int, float] = field(default_factory=dict)
 
 
@@ -40,7 +40,7 @@ class Observer(Protocol):
     def start(self, seen: Sequence[Seen]) -> None: ...
     def asked(self, cell: Cell, slot: Slot) -> None: ...
     def reported(self, slot: Slot, values: Mapping[str, Any]) -> None: ...
-    def finished(self, slot: Slot, row: Row) -> None: ...
+    def finished(self, slot: Slot, row: TrialRow) -> None: ...
     def close(self) -> None: ...
 
 
@@ -92,7 +92,7 @@ class Observers:
         """An epoch of a trial: `epoch`, `train_loss`, `val_score`."""
         self._put(lambda o: o.reported(slot, values))
 
-    def finished(self, slot: Slot, row: Row) -> None:
+    def finished(self, slot: Slot, row: TrialRow) -> None:
         """A trial is over."""
         self._put(lambda o: o.finished(slot, row))
 

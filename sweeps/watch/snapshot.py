@@ -142,15 +142,15 @@ class Counting:
 def _count_cell(cell: CellState) -> _Cell:
     counted, phase = cell.counted(), cell.phase
     rows = list(cell.rows.values())
-    seconds = [r["seconds_total"] - (r.get("seconds_setup") or 0.0) for r in rows if r.get("seconds_total") is not None]
-    failed = [r for r in rows if r["status"] == "failed"]
+    seconds = [row.seconds_total - (row.seconds_setup or 0.0) for row in rows if row.seconds_total is not None]
+    failed = [row for row in rows if row.status == "failed"]
     c = cell.cell
     return _Cell(
         counted=counted,
         missing=0 if phase in ("done", "stuck") else max(0, cell.planned() - counted),
         best=Best(f"{c.dataset} {c.train_size}", c.method, c.reference or "", cell.best, phase),
         failures=tuple(
-            Failure(r["trial_id"], c.label, str(r["reason"]), cell.raised.get(r["trial_id"])) for r in failed
+            Failure(row.trial_id, c.label, str(row.reason), cell.raised.get(row.trial_id)) for row in failed
         ),
         seconds=(sum(seconds), len(seconds)),
     )

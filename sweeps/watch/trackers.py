@@ -18,7 +18,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from analysis.format import Row
+from analysis.store.rows import TrialRow
 from sweeps.errors import Problem, SpecError, unknown
 from sweeps.search.slots import Slot
 from sweeps.spec.cell import Cell
@@ -63,11 +63,12 @@ class RunTracker:
             numbers = {k: float(v) for k, v in values.items() if k != "epoch" and v is not None}
             self.log(run, int(values["epoch"]), numbers)
 
-    def finished(self, slot: Slot, row: Row) -> None:
+    def finished(self, slot: Slot, row: TrialRow) -> None:
         """Log the outcome and end the run."""
         run = self._runs.pop(slot.trial_id, None)
         if run is not None:
-            self.end(run, row, {name: float(row[name]) for name in _OUTCOME if row.get(name) is not None})
+            values = {name: getattr(row, name) for name in _OUTCOME}
+            self.end(run, row, {name: float(value) for name, value in values.items() if value is not None})
 
     def close(self) -> None:
         """Leave the runs of unfinished trials to the next run of the sweep."""
@@ -85,7 +86,7 @@ class RunTracker:
     def log(self, run: Any, epoch: int, numbers: Mapping[str, float]) -> None:
         run.log(dict(numbers), step=epoch)
 
-    def end(self, run: Any, row: Row, summary: Mapping[str, float]) -> None:
+    def end(self, run: Any, row: TrialRow, summary: Mapping[str, float]) -> None:
         raise NotImplementedError
 
     def leave(self, run: Any) -> None:
@@ -113,10 +114,10 @@ class TensorBoard(RunTracker):
         for key, value in numbers.items():
             run.add_scalar(key, value, epoch)
 
-    def end(self, run: Any, row: Row, summary: Mapping[str, float]) -> None:
+    def end(self, run: Any, row: TrialRow, summary: Mapping[str, float]) -> None:
         for key, value in summary.items():
-            run.add_scalar(f"outcome/{key}", value, int(row.get("epochs") or 0))
-        run.add_text("status", " ".join(filter(None, [row["status"], row.get("reason")])))
+            run.add_scalar(f"outcome/{key}", value, row.epochs or 0)
+        run.add_text("status", " ".join(filter(None, [row.status, row.reason])))
         run.close()
 
     def leave(self, run: Any) -> None:
@@ -168,12 +169,12 @@ class MLflow(RunTracker):
         for key, value in numbers.items():
             self._client.log_metric(run, key, value, step=epoch)
 
-    def end(self, run: Any, row: Row, summary: Mapping[str, float]) -> None:
+    def end(self, run: Any, row: TrialRow, summary: Mapping[str, float]) -> None:
         for key, value in summary.items():
             self._client.log_metric(run, f"outcome_{key}", value)
-        if row.get("reason"):
-            self._client.set_tag(run, "reason", row["reason"])
-        status = {"finished": "FINISHED", "pruned": "KILLED"}.get(row["status"], "FAILED")
+        if row.reason:
+            self._client.set_tag(run, "reason", row.reason)
+        status = {"finished": "FINISHED", "pruned": "KILLED"}.get(row.status, "FAILED")
         self._client.set_terminated(run, status)
 
     def leave(self, run: Any) -> None:
@@ -213,9 +214,9 @@ class WeightsAndBiases(RunTracker):
             settings=self.tracker.Settings(silent=True, console="off", x_disable_stats=True),
         )
 
-    def end(self, run: Any, row: Row, summary: Mapping[str, float]) -> None:
-        run.summary.update({**summary, "status": row["status"], "reason": row.get("reason")})
-        run.finish(exit_code=int(row["status"] == "failed"))
+    def end(self, run: Any, row: TrialRow, summary: Mapping[str, float]) -> None:
+        run.summary.update({**summary, "status": row.status, "reason": row.reason})
+        run.finish(exit_code=int(row.status == "failed"))
 
 
 def _silence() -> contextlib.AbstractContextManager[Any]:
@@ -243,8 +244,8 @@ class Trackio(RunTracker):
                 auto_log_cpu=False,
             )
 
-    def end(self, run: Any, row: Row, summary: Mapping[str, float]) -> None:
-        run.log({f"outcome/{k}": v for k, v in summary.items()} | {"status": row["status"]})
+    def end(self, run: Any, row: TrialRow, summary: Mapping[str, float]) -> None:
+        run.log({f"outcome/{k}": v for k, v in summary.items()} | {"status": row.status})
         self.leave(run)
 
     def leave(self, run: Any) -> None:

@@ -55,7 +55,8 @@ def test_as_on_the_cpu(
     wanted = outcome(run(trial(places, method), tmp_path / "cpu"))
     on_cpu.undo()
     reports = run(trial(places, method), tmp_path / "device")
-    assert reports[-1]["result"]["device"] == (torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu")
+    where = reports[-1]["result"].measured.device
+    assert where == (torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu")
     check_close(outcome(reports), wanted, rel=1e-2)
 
 
@@ -68,7 +69,7 @@ def test_precisions(device: torch.device, places: tuple[Path, Path], tmp_path: P
             update={"train": config.train.model_copy(update={"precision": "bf16", "base_weights": weights})}
         )
         last = run(low, tmp_path / weights)[-1]
-        assert last["result"]["precision"] == "bf16"
+        assert last["result"].measured.precision == "bf16"
         assert last["train_loss"] == pytest.approx(exact, rel=0.05)
 
 
@@ -151,4 +152,4 @@ def test_two_devices_as_one(device: torch.device, places: tuple[Path, Path], met
     # Adam divides by the gradient's own size, which turns rounding in near-zero gradients into visible steps
     assert all((a[key] - b[key]).abs().mean() < 1e-3 for key in a)
     assert (tmp_path / "reports1.json").is_file()
-    assert alone[-1]["result"]["n_examples"] == 32
+    assert alone[-1]["result"].predicted.n_examples == 32

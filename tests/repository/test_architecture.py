@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 import importlib
+import json
+import os
 import re
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +31,23 @@ from trainables.training.worker import run_trial
 
 PAGE = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
 QUICKSTART = ROOT / "docs" / "results" / "quickstart"
+
+
+TRIAL = TrialConfig(
+    stage="TUNE",
+    cell_id="a",
+    model="embedded:tiny-clip",
+    adapt="vision",
+    targets=("attn.in_proj_weight",),
+    dataset="embedded:fashion-mnist",
+    train_size="1-shot",
+    method="full-targets",
+    lr=1e-3,
+    data_seed=0,
+    init_seed=0,
+    basis_seed=0,
+    train=TrainSettings(epochs=1, global_batch_size=10),
+)
 
 
 def example(heading: str) -> dict[str, Any]:
@@ -72,26 +94,60 @@ def test_the_method_and_the_data_set(monkeypatch: pytest.MonkeyPatch) -> None:
     assert describe("beans")["classes"] == 3
 
 
+MEASURE = """
+import json, sys
+from pathlib import Path
+from analysis.store.journal import JOURNAL, Finish, journal_line
+from analysis.store.store import open_store
+from sweeps.records.journal import Journal
+from sweeps.records.rows import trial_row
+from sweeps.search.slots import Slot
+from tests.fakes import FakeCell
+from tools.pages import tables_page
+from trainables.config import TrialConfig
+from trainables.training.worker import run_trial
+
+folder, config = Path(sys.argv[1]), json.loads(sys.argv[2])
+reports = list(run_trial(TrialConfig.model_validate(config), warm={}, directory=folder / "trial"))
+slot = Slot("a", "TUNE", 0, "t", config, 1e-3, (0, 0, 0))
+outcome = {"status": "finished", "result": reports[-1].pop("result"), "events": reports}
+with Journal(folder / JOURNAL) as journal:
+    journal.write(Finish(trial_row("made", FakeCell("lora"), slot, outcome)).event())
+(row,) = open_store(folder).sql("select * from trials").to_pylist()
+said = [line for line in tables_page().splitlines() if "first_train_loss" in line]
+print(json.dumps({"row": row["first_train_loss"], "reported": reports[0]["train_loss"], "said": said}))
+"""
+
+
+def test_the_measured_number_is_in_the_journal_the_table_and_the_page(tmp_path: Path) -> None:
+    """The page's commit is made on a copy of the packages; nothing else is changed."""
+    diff = PAGE.split("### A measured number\n")[1].split("```diff\n")[1].split("```")[0]
+    for package in ("randlora", "trainables", "analysis", "sweeps"):
+        shutil.copytree(ROOT / package, tmp_path / package, ignore=shutil.ignore_patterns("__pycache__"))
+    alone = {**os.environ, "GIT_CEILING_DIRECTORIES": str(tmp_path.parent)}  # the copy is in no repository
+    subprocess.run(["git", "apply", "-"], cwd=tmp_path, input=diff, text=True, check=True, env=alone)
+    (tmp_path / "r").mkdir()
+    config = TRIAL.model_dump_json()
+    paths = {**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), str(ROOT)])}
+    done = subprocess.run(
+        [sys.executable, "-c", MEASURE, str(tmp_path / "r"), config],
+        cwd=tmp_path,
+        env=paths,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    assert found["row"] == found["reported"] > 0
+    assert found["said"] == ["- `first_train_loss`: Mean training loss of the first epoch, per image or target token."]
+
+
 def test_the_task_trains(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     smoothed = example("A task")["SmoothedTask"]
     monkeypatch.setattr(clip, "ImageTask", smoothed)
-    trial = TrialConfig(
-        stage="TUNE",
-        cell_id="a",
-        model="embedded:tiny-clip",
-        adapt="vision",
-        targets=("attn.in_proj_weight",),
-        dataset="embedded:fashion-mnist",
-        train_size="1-shot",
-        method="full-targets",
-        lr=1e-3,
-        data_seed=0,
-        init_seed=0,
-        basis_seed=0,
-        train=TrainSettings(epochs=1, global_batch_size=10),
-    )
     assert make.make_task  # the table that a new kind of model gets its line in
-    last = list(run_trial(trial, warm={}, directory=tmp_path))[-1]
+    last = list(run_trial(TRIAL, warm={}, directory=tmp_path))[-1]
     assert last["done"] and torch.isfinite(torch.tensor(last["train_loss"]))
 
 

@@ -54,7 +54,7 @@ def outcome(reports: list[dict[str, Any]]) -> list[Any]:
     """What a trial found, without clocks and memory."""
     kept = [(r["epoch"], r["train_loss"], r["val_score"], r["samples"]) for r in reports]
     result = reports[-1]["result"]
-    return [*kept, result["test_score"], result["correct"], result["val_score"]]
+    return [*kept, result.measured.test_score, result.predicted.correct, result.measured.val_score]
 
 
 def work(rank: int, world: int, trial: TrialConfig, folder: str, kind: str = "cpu") -> None:

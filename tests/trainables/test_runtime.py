@@ -142,7 +142,7 @@ def test_a_trials_row_says_what_it_ran_on(
     trial = make_trial("randlora", train={"epochs": 1, "float32": "fast"})
     warm: dict[str, Any] = {}
     reports = list(run_trial(trial, warm=warm, directory=tmp_path))
-    backend = reports[-1]["result"]["backend"]
+    backend = reports[-1]["result"].measured.backend
     assert backend == "fast" if loss == 1.0 else backend.startswith("default (fast refused")
     assert switch() == "none"
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import base64
-
 import numpy as np
 import torch
 from torch import Tensor
@@ -42,6 +40,6 @@ def correlation(a: Tensor, b: Tensor, *, ranks: bool = False) -> float:
     return float((stats.spearmanr if ranks else stats.pearsonr)(x, y).statistic)
 
 
-def pack(correct: Tensor) -> str:
-    """Correctness (n,) bool as base64 of its bits, eight to a byte, first example in the highest bit."""
-    return base64.b64encode(np.packbits(correct.numpy()).tobytes()).decode("ascii")
+def pack(correct: Tensor) -> bytes:
+    """Pack correctness (n,) bool into bits, eight to a byte, the first example in the highest bit."""
+    return np.packbits(correct.numpy()).tobytes()

@@ -7,6 +7,7 @@ Uses everything below; knows nothing of Ray or of sweeps.
     adapting     what trains in a trial, and how the base model is given back
     selection    the weights with the lowest validation loss
     trainer      epochs of optimiser steps
+    measured     what a trial measures: numbers that become columns of the results tables
     worker       one trial: `run_trial`
     packed       several trials on one copy of the model: `run_pack`
 """

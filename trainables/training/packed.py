@@ -30,6 +30,7 @@ from trainables.tasks.make import make_task
 from trainables.tasks.task import Parts, Task
 from trainables.training.adapting import adapted, reseed_dropout
 from trainables.training.checkpoints import Pace, load_checkpoint, save_checkpoint
+from trainables.training.measured import Measured
 from trainables.training.trainer import Trainer, Work, freeze_statistics, part_of
 from trainables.training.worker import Report, Run
 
@@ -69,7 +70,7 @@ def run_pack(
     try:
         with contextlib.ExitStack() as stack:
             backend = stack.enter_context(float32_backend(first.train.float32, device))
-            facts = {"device": device_name(device), "precision": precision, "backend": backend}
+            surroundings = Measured(device=device_name(device), precision=precision, backend=backend)
             loaded.module.eval()
             tasks = [
                 make_task(Parts(trial=trial, lane=lane, loaded=loaded, autocast=autocast, precision=precision))
@@ -81,7 +82,7 @@ def run_pack(
                 work = Work(trial=trial, module=loaded.module, task=task, trainables=trainables, device=device)
                 work.adapters.disable()
                 about = facts_of(trial, loaded, lane) if kept else None
-                runs.append(Run(work, Path(directory), about, facts, memory, started))
+                runs.append(Run(work, Path(directory), about, surroundings, memory, started))
             drawing = _drawing(runs[0].work, tasks)
             pack = Pack([run.work.adapters for run in runs])
             stack.callback(pack.remove)

@@ -28,6 +28,7 @@ from trainables.tasks.make import make_task
 from trainables.tasks.task import Parts, Scores, Which, eval_batch_size
 from trainables.training.adapting import adapted
 from trainables.training.checkpoints import Pace, load_checkpoint, save_checkpoint
+from trainables.training.measured import Epoch, Measured, Predicted, Result
 from trainables.training.trainer import Trainer, Work
 
 Report = dict[str, Any]
@@ -62,7 +63,7 @@ def run_trial(
         One report per epoch: `epoch` (from 1), `done`, `train_loss` (mean over the epoch, per image or target token),
         `val_score` (None in protocol "paper"), `val_further` (further metrics by name), `skipped` (examples left out as
         unreadable), `seconds` and `seconds_eval` (of this epoch), `samples` (images or texts trained on so far),
-        `samples_per_second` (of this epoch), `peak_memory_bytes`. The last has `done` True and `result`.
+        `samples_per_second` (of this epoch), `peak_memory_bytes`. The last has `done` True and `result`, a `Result`.
 
     Raises:
         TrialError: the loss is not finite, or the combination is not supported.
@@ -105,9 +106,9 @@ def run_trial(
                 world=world,
                 micro_batch_size=micro_batch_size,
             )
-            facts = {"device": device_name(device), "precision": precision, "backend": backend}
+            surroundings = Measured(device=device_name(device), precision=precision, backend=backend)
             about = facts_of(trial, loaded, lane) if keep else None
-            yield from Run(work, Path(directory), about, facts, memory, started).go()
+            yield from Run(work, Path(directory), about, surroundings, memory, started).go()
     finally:
         lane.check_model(trial.model, trial.train.base_weights)
 
@@ -142,14 +143,14 @@ class Run:
 
     Attributes:
         about: what is kept beside the trained weights; None: they are not kept.
-        facts: what of its surroundings belongs into the result.
+        surroundings: the device, precision and back end that it computes with.
         started: the clock when the trial was begun.
     """
 
     work: Work
     directory: Path
     about: Facts | None
-    facts: Report
+    surroundings: Measured
     memory: PeakMemory
     started: float
 
@@ -187,17 +188,20 @@ class Run:
         count = 0 if trainer is None else trainer.samples_per_epoch
         selected = trainer.settle() if trainer is not None and epoch == self.work.trial.train.epochs else {}
         val = self._evaluate("val")
+        measured = Epoch(
+            epoch=epoch,
+            train_loss=loss,
+            val_score=None if val is None else val.score,
+            seconds=seconds,
+            samples=count * epoch,
+            samples_per_second=count / seconds if count else None,
+        )
         return {
-            "epoch": epoch,
+            **vars(measured),
             "done": False,
-            "train_loss": loss,
-            "val_score": None if val is None else val.score,
             "val_further": selected if val is None else {**val.further, **selected},
             "skipped": None if val is None else val.skipped,
-            "seconds": seconds,
             "seconds_eval": time.perf_counter() - begun,
-            "samples": count * epoch,
-            "samples_per_second": count / seconds if count else None,
             "peak_memory_bytes": self.memory.bytes(),
         }
 
@@ -236,48 +240,51 @@ class Run:
         return work.task.evaluate(which, batch_size=size, rank=rank, world=world)
 
     def finish(self, history: list[Report], setup: float) -> Report:
-        """The last report, with the result: in CONFIRM the test split is read, here and nowhere else."""
+        """Make the last report, with the trial's `Result`. In CONFIRM this alone reads the test split."""
         work, last = self.work, history[-1]
         seconds_eval = sum(r["seconds_eval"] for r in history)
-        tested: Report = dict.fromkeys(("test_score", "correct", "n_examples", "examples_hash"))
+        test, predicted, skipped = None, Predicted(), last.get("skipped")
         further = {"val": last["val_further"]}
         if work.trial.stage == "CONFIRM":
             begun = time.perf_counter()
             test = self._evaluate("test")
             if test is None:
                 raise TrialError(f"the test split of {work.trial.dataset!r} has no rows")
-            tested = {
-                "test_score": test.score,
-                "correct": None if test.correct is None else pack(test.correct),
-                "n_examples": test.n_examples,
-                "examples_hash": test.examples_hash,
-            }
+            predicted = Predicted(
+                n_examples=test.n_examples,
+                correct=None if test.correct is None else pack(test.correct),
+                examples_hash=test.examples_hash,
+            )
             further["test"] = dict(test.further)
             seconds_eval += time.perf_counter() - begun
-            last = last | {"skipped": test.skipped}
+            skipped = test.skipped
         head = {} if work.task.head is None else dict(work.task.head.named_parameters())
         if self.about is not None:
             self._keep(head, self.about)
-        result = {
-            "metric": work.task.metric,
-            "unit": work.task.unit,
-            "val_score": last["val_score"],
-            **tested,
-            "skipped": last.get("skipped"),
-            "train_examples": len(work.task.rows("train")),
-            "further": {which: values for which, values in further.items() if values},
-            "adapter_params": work.trainables.adapter_params,
-            "head_params": sum(p.numel() for p in head.values()),
-            "stored_bytes": work.trainables.stored_bytes,
-            **self.facts,
-            "seconds_train": sum(r["seconds"] for r in history),
-            "seconds_eval": seconds_eval,
-            "seconds_setup": setup,
-            "samples": last["samples"],
-            "peak_memory_bytes": max(self.memory.bytes(), *(r["peak_memory_bytes"] for r in history)),
-            "versions": versions(),
-        }
-        return last | {"done": True, "result": result}
+        measured = Measured(
+            metric=work.task.metric,
+            val_score=last["val_score"],
+            test_score=None if test is None else test.score,
+            further={which: values for which, values in further.items() if values} or None,
+            train_loss=last["train_loss"],
+            epochs=last["epoch"],
+            adapter_params=work.trainables.adapter_params,
+            head_params=sum(p.numel() for p in head.values()),
+            stored_bytes=work.trainables.stored_bytes,
+            train_examples=len(work.task.rows("train")),
+            samples=last["samples"],
+            skipped=skipped,
+            unit=work.task.unit,
+            seconds_setup=setup,
+            seconds_train=sum(r["seconds"] for r in history),
+            seconds_eval=seconds_eval,
+            peak_memory_bytes=max(self.memory.bytes(), *(r["peak_memory_bytes"] for r in history)),
+            device=self.surroundings.device,
+            precision=self.surroundings.precision,
+            backend=self.surroundings.backend,
+            versions=versions(),
+        )
+        return last | {"done": True, "skipped": skipped, "result": Result(measured, predicted)}
 
     def _keep(self, head: dict[str, nn.Parameter], about: Facts) -> None:
         """Leave the trained weights in the trial's folder with what it takes to use them, written by rank 0."""

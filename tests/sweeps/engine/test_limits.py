@@ -18,7 +18,7 @@ from sweeps.records.ledger import Ledger
 from sweeps.records.sealing import Sealer
 from sweeps.search.stages import SweepState
 from sweeps.spec.spec import SweepSpec
-from tests.fakes import FakeCell, FakeLimits, fake_plan
+from tests.fakes import FakeCell, FakeLimits, fake_plan, fake_row
 
 
 class Clock:
@@ -69,7 +69,9 @@ def test_accelerator_time_is_what_trials_hold(tmp_path: Path) -> None:
 def test_earlier_runs_count_for_accelerator_time_and_not_for_wall_time(tmp_path: Path) -> None:
     clock = Clock()
     meter, state = metered(tmp_path, clock, max_accelerator_hours=1.0, max_hours=2.0)
-    state.cells["lora-1000"].rows["x"] = {"seconds_total": 3600.0}
+    slot = state.next_slot()
+    assert slot is not None
+    state.cells["lora-1000"].rows["x"] = fake_row(slot, seconds_total=3600.0)
     again = Meter(FakeLimits(max_accelerator_hours=1.0), state, 1.0, 0.0, one, clock)
     assert again.reached() == "limits.max_accelerator_hours = 1 (1 used)"
     assert meter.reached() is None

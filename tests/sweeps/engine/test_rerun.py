@@ -11,6 +11,7 @@ import pytest
 from analysis.store.tables import write_part
 from tests.support import sweeps
 from trainables.config import TrialConfig
+from trainables.training.measured import Measured, Result
 from trainables.training.worker import run_trial
 
 TRIAL = TrialConfig.model_validate(
@@ -46,7 +47,7 @@ def folder(place: Path, score: float, trial: TrialConfig = TRIAL, **more: Any) -
 
 def test_a_trial_again_is_held_against_the_tables(tmp_path: Path) -> None:
     *_, last = run_trial(TRIAL, warm={}, directory=tmp_path / "first")
-    score = last["result"]["val_score"]
+    score = last["result"].measured.val_score
     assert 0 <= score <= 1
     good = folder(tmp_path / "good", score)
     before = sorted(good.rglob("*"))
@@ -65,7 +66,7 @@ def test_a_trial_again_has_its_paths_whole(tmp_path: Path, monkeypatch: pytest.M
 
     def run(config: TrialConfig, **_: Any) -> list[dict[str, Any]]:
         told.append(config)
-        return [{"result": {"val_score": 0.5}}]
+        return [{"result": Result(Measured(val_score=0.5))}]
 
     monkeypatch.setattr("trainables.training.worker.run_trial", run)
     monkeypatch.chdir(tmp_path)
@@ -96,7 +97,8 @@ def test_a_trial_again_has_the_threads_of_its_own_run(tmp_path: Path, monkeypatc
     lines = [run(8.0), run(2.0), ask, {"ev": "finish", "row": row}, run(3.0), other]
     (place / "journal.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
     monkeypatch.setattr("torch.set_num_threads", threads.append)
-    monkeypatch.setattr("trainables.training.worker.run_trial", lambda *_, **__: [{"result": {"val_score": 0.5}}])
+    last = {"result": Result(Measured(val_score=0.5))}
+    monkeypatch.setattr("trainables.training.worker.run_trial", lambda *_, **__: [last])
     assert sweeps("again", str(place), TRIAL.trial_id).exit_code == 0
     assert threads[0] == 2
 
@@ -121,7 +123,7 @@ def test_a_trial_again_has_smaller_micro_batches_only_where_memory_had_run_out(
 
     def run(*_: Any, micro_batch_size: int | None, **__: Any) -> list[dict[str, Any]]:
         told.append(micro_batch_size)
-        return [{"result": {"val_score": 0.5}}]
+        return [{"result": Result(Measured(val_score=0.5))}]
 
     monkeypatch.setattr("trainables.training.worker.run_trial", run)
     place = folder(tmp_path, 0.5, trial, micro_batch_size=its)

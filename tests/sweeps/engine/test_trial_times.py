@@ -108,4 +108,4 @@ def test_a_stopped_trial_whose_row_was_not_written_keeps_the_time_that_stands_in
         assert (found.trial_id, trained) == (slot.trial_id, 12.5)
         Ledger(state, journal, sealer, tmp_path, "none").finish(found, pruned(state, found, {"seconds_total": trained}))
     (row,) = state.cells[slot.cell_id].rows.values()
-    assert (row["status"], row["seconds_total"], row["workers"], row["epochs"]) == ("pruned", 12.5, 2, 1)
+    assert (row.status, row.seconds_total, row.workers, row.epochs) == ("pruned", 12.5, 2, 1)

@@ -45,6 +45,7 @@ from tests.sweeps.spec.support import GOOD
 from tests.trainables.tiny_language import save_model, write_rows
 from trainables.errors import TrialError
 from trainables.models.loading import load_model
+from trainables.training import measured
 
 
 def test_time_money_and_disk_of_a_plan(tmp_path: Path) -> None:
@@ -94,7 +95,7 @@ def told(seconds: float, seconds_eval: float, samples: int) -> dict[str, Any]:
 
 def test_the_paper_s_protocol_pays_for_its_test_split() -> None:
     plan, cell = probed("methods={lora={}}", "protocol='paper'", "train.epochs=2")
-    result = {"n_examples": 500, "seconds_eval": 10.5}
+    result = measured.Result(measured.Measured(seconds_eval=10.5), measured.Predicted(n_examples=500))
     probe = _Probe._from([told(9.0, 0.25, 100), told(3.0, 0.25, 200) | {"result": result}], cell)
     assert (probe.train, probe.evaluate) == (0.03, 0.02)
     train, val, test = split_sizes(cell)

@@ -10,8 +10,7 @@ from typing import Any
 
 import pyarrow.fs as pafs
 
-from analysis.format import finite
-from analysis.store.journal import journal_line, read_journal
+from analysis.store.journal import Finish, journal_line, read_journal
 from analysis.store.remote import Location
 from sweeps.engine.run import RunSummary
 from sweeps.records.rows import metric_rows, prediction_row, trial_row
@@ -27,7 +26,7 @@ FRAGILE = tuple(FakeCell(cell.method, options=(("fail_above", 1e-2),)) for cell 
 """One rate of each cell fails, until `mended_trial` runs it."""
 
 
-def finish_event(seed: int, folder: Path) -> dict[str, Any]:
+def finish_event(seed: int, folder: Path) -> Finish:
     """What the engine journals for one CONFIRM trial."""
     cell = FakeCell("lora")
     trial = cell.trial("CONFIRM", 1e-3, (seed, seed, seed), FakeTrain())
@@ -36,15 +35,11 @@ def finish_event(seed: int, folder: Path) -> dict[str, Any]:
     result = events[-1].pop("result")
     times = {"started": 1.7e9 + seed, "ended": 1.7e9 + seed + 2, "seconds_total": 2.0, "host": "here"}
     outcome = {"status": "finished", "result": result, "events": events, **times}
-    return {
-        "ev": "finish",
-        "row": finite(trial_row("fake", cell, slot, outcome)),
-        "metrics": finite(metric_rows("fake", slot, outcome)),
-        "prediction": prediction_row("fake", slot, outcome),
-    }
+    metrics = tuple(metric_rows("fake", slot, outcome))
+    return Finish(trial_row("fake", cell, slot, outcome), metrics, prediction_row("fake", slot, outcome))
 
 
-def finish_events(tmp_path: Path, count: int) -> list[dict[str, Any]]:
+def finish_events(tmp_path: Path, count: int) -> list[Finish]:
     for seed in range(count):
         trial = FakeCell("lora").trial("CONFIRM", 1e-3, (seed, seed, seed), FakeTrain())
         (tmp_path / "work" / trial.trial_id).mkdir(parents=True)

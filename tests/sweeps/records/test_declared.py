@@ -8,12 +8,14 @@ from typing import Any
 import pytest
 
 from analysis.statistics.looks import Looks, looks, margin_of
+from analysis.store.rows import TrialRow
 from analysis.store.store import open_store
 from sweeps.records.declared import declare
 from sweeps.records.journal import Journal
 from sweeps.records.locks import IdentityError, check_identity, write_identity
+from sweeps.search.slots import Slot
 from sweeps.spec.sections import ConfirmSection
-from tests.fakes import FakeCell, FakeConfirm, fake_plan
+from tests.fakes import FakeCell, FakeConfirm, fake_plan, fake_row
 from tests.sweeps.inline import go_inline
 from tests.sweeps.records.support import small, without
 from tests.sweeps.support import PAIR, events
@@ -22,11 +24,11 @@ from tests.sweeps.support import PAIR, events
 def run(folder: Path, scored: int = 0, **confirm: Any) -> list[tuple[Any, ...]]:
     """A run's declaration, with so many test scores known; what the journal has then."""
     plan = fake_plan(folder, (FakeCell("lora"), FakeCell("zero-shot", None)), confirm=ConfirmSection(**confirm))
-    sealed: dict[str, dict[str, Any]] = {}
+    sealed: dict[str, TrialRow] = {}
     for name, lr, count in (("lora-1000", 1e-3, scored), ("zero-shot-None", None, 1)):
         for k in range(count):
-            row = {"cell_id": name, "trial_id": f"{name}{k}", "stage": "CONFIRM", "slot": k, "lr": lr}
-            sealed[f"{name}{k}"] = {**row, "test_score": 0.5}
+            slot = Slot(name, "CONFIRM", k, f"{name}{k}", {}, lr, (k, k, k))
+            sealed[slot.trial_id] = fake_row(slot, test_score=0.5)
     with Journal(folder / "journal.jsonl") as journal:
         declare(plan.spec, journal, sealed)
     return [(e["seeds"], e["max_seeds"], e["margin"], e["scored"]) for e in events(folder, "declare")]

@@ -8,23 +8,23 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
-from sweeps.search.stages import Slot, SweepState
-from tests.fakes import FakePlan, FakeSearch, analytic_score
+from analysis.store.rows import TrialRow
+from sweeps.search.slots import Seeds, Slot
+from sweeps.search.stages import SweepState
+from tests.fakes import FakePlan, FakeSearch, analytic_score, fake_row
 
-Rows = dict[str, dict[str, Any]]
+Rows = dict[str, TrialRow]
 Score = Callable[[Slot], float]
 
 
-def row_of(slot: Slot, status: str = "finished") -> dict[str, Any]:
-    score = analytic_score(dict(slot.config), 3) if status == "finished" else None
-    names = {"cell_id": slot.cell_id, "trial_id": slot.trial_id, "stage": slot.stage, "slot": slot.slot, "lr": slot.lr}
-    return {**names, "status": status, "val_score": score, "seeds": slot.seeds}
+def row_of(slot: Slot, status: str = "finished") -> TrialRow:
+    return fake_row(slot, status, val_score=analytic_score(dict(slot.config), 3) if status == "finished" else None)
 
 
 def drive(
     state: SweepState,
     known: Rows,
-    end: Callable[[Slot], dict[str, Any]],
+    end: Callable[[Slot], TrialRow],
     *,
     parallel: int,
     limit: int,
@@ -57,21 +57,25 @@ def simulate(plan: FakePlan, rows: Rows, *, fails: Any = None, parallel: int = 1
         state.finish(row)
     state.keep_known()
 
-    def end(slot: Slot) -> dict[str, Any]:
+    def end(slot: Slot) -> TrialRow:
         return row_of(slot, "failed" if fails and fails(slot) else "finished")
 
     return drive(state, rows, end, parallel=parallel, limit=limit)
 
 
-def slot_of(row: dict[str, Any], plan: FakePlan) -> Slot:
-    cell = next(c for c in plan.cells if c.cell_id == row["cell_id"])
-    trial = cell.trial(row["stage"], row["lr"], row["seeds"], plan.spec.train)
-    where = (row["cell_id"], row["stage"], row["slot"])
-    return Slot(*where, row["trial_id"], trial.model_dump(), row["lr"], row["seeds"])
+def seeds_of(row: TrialRow) -> Seeds:
+    assert row.data_seed is not None and row.init_seed is not None and row.basis_seed is not None
+    return row.data_seed, row.init_seed, row.basis_seed
+
+
+def slot_of(row: TrialRow, plan: FakePlan) -> Slot:
+    cell = next(c for c in plan.cells if c.cell_id == row.cell_id)
+    trial = cell.trial(row.stage, row.lr, seeds_of(row), plan.spec.train)
+    return Slot(row.cell_id, row.stage, row.slot, row.trial_id, trial.model_dump(), row.lr, seeds_of(row))
 
 
 def keys(rows: Rows) -> set[tuple[Any, ...]]:
-    return {(r["trial_id"], r["slot"], r["val_score"]) for r in rows.values()}
+    return {(r.trial_id, r.slot, r.val_score) for r in rows.values()}
 
 
 class Bench:
@@ -79,7 +83,7 @@ class Bench:
 
     def __init__(self, score: Score, *, parallel: int = 1, prune: Callable[[Slot], int] | None = None) -> None:
         self.score, self.parallel, self.prune = score, parallel, prune
-        self.rows: dict[str, dict[str, Any]] = {}
+        self.rows: Rows = {}
         self.slots: dict[str, Slot] = {}
         self.order: list[Slot] = []
 
@@ -96,13 +100,12 @@ class Bench:
         self.slots[slot.trial_id] = slot
         self.order.append(slot)
 
-    def end(self, slot: Slot) -> dict[str, Any]:
+    def end(self, slot: Slot) -> TrialRow:
         whole = slot.config["train"]["epochs"]
         epochs = self.prune(slot) if self.prune is not None and slot.stage == "TUNE" else whole
         status = "finished" if epochs == whole else "pruned"
         score = self.score(slot) if status == "finished" else None
-        names = {"cell_id": slot.cell_id, "trial_id": slot.trial_id, "stage": slot.stage, "slot": slot.slot}
-        return {**names, "lr": slot.lr, "status": status, "val_score": score, "epochs": epochs, "samples": 100 * epochs}
+        return fake_row(slot, status, val_score=score, epochs=epochs, samples=100 * epochs)
 
 
 def at(best: float) -> Score:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from analysis.store.schemas import LATE, WIDENED
+from analysis.store.rows import TrialRow
+from analysis.store.slot_kinds import SlotKind
 from sweeps.search.stages import Slot
 from sweeps.spec.sections import TUNE_SEED
 from sweeps.spec.space import Dimension
@@ -60,10 +62,10 @@ def test_a_neighbour_that_is_stuck_leaves_the_slot_to_the_sampler(tmp_path: Path
     plan = fake_plan(tmp_path, family()[:2], search=search(warm_start=("neighbour",)))
 
     class Failing(Bench):
-        def end(self, slot: Slot) -> dict[str, Any]:
+        def end(self, slot: Slot) -> TrialRow:
             row = super().end(slot)
             if slot.cell_id == "lora-1000":
-                row |= {"status": "failed", "val_score": None}
+                row = replace(row, status="failed", val_score=None)
             return row
 
     state = Failing(at(1e-3)).run(plan)
@@ -89,7 +91,7 @@ def test_widening_goes_on_past_the_edge_at_the_same_density(tmp_path: Path) -> N
     state = Bench(at(1e-1)).run(plan)
     slots = tune(state, "lora-1000")
     past = [s for s in slots if s.origin == "widened"]
-    assert [s.slot for s in past] == [WIDENED + k for k in range(3)]
+    assert [s.slot for s in past] == [SlotKind.WIDENED.slot(k) for k in range(3)]
     step = 10**0.5  # two decades, five rates
     assert [s.lr for s in past] == pytest.approx([1e-2 * step ** (k + 1) for k in range(3)], rel=1e-4)
     choice = state.cells["lora-1000"].choice
@@ -123,7 +125,7 @@ def test_an_edge_that_the_reruns_choose_is_widened_and_run_again(tmp_path: Path,
     for steps in (limit, 3, 10**6):
         state = bench.run(plan, steps)
     past = [s for s in tune(state, "lora-1000") if s.origin == "widened"]
-    assert [s.slot for s in past] == [LATE + k for k in range(9)]  # each with its two re-runs
+    assert [s.slot for s in past] == [SlotKind.WIDENED_LATE.slot(k) for k in range(9)]  # each with its two re-runs
     assert [s.lr for s in past[::3]] == pytest.approx([10**-1.5, 1e-1, 10**-0.5], rel=1e-4)
     cell = state.cells["lora-1000"]
     choice = cell.settle() or cell.choice
@@ -165,9 +167,9 @@ def test_widening_a_finished_sweep_only_adds_and_what_is_there_still_counts_with
 
 def test_a_failed_point_past_the_edge_ends_the_widening(tmp_path: Path) -> None:
     class Diverging(Bench):
-        def end(self, slot: Slot) -> dict[str, Any]:
+        def end(self, slot: Slot) -> TrialRow:
             row = super().end(slot)
-            return row | {"status": "failed", "val_score": None} if slot.point.lr > 1e-2 else row
+            return replace(row, status="failed", val_score=None) if slot.point.lr > 1e-2 else row
 
     bench = Diverging(at(1e-1))
     state = bench.run(fake_plan(tmp_path, (FakeCell("lora", lr_low=1e-4, lr_high=1e-2),), search=search(widen=4)))
@@ -219,7 +221,7 @@ def test_what_pruning_saves_buys_more_points(tmp_path: Path, parallel: int) -> N
     bench.run(in_samples(tmp_path, 3000), limit=4)
     state = bench.run(in_samples(tmp_path, 3000))
     slots = tune(state, "lora-1000")
-    spent = sum(bench.rows[s.trial_id]["samples"] for s in slots)
+    spent = sum(bench.rows[s.trial_id].samples for s in slots)
     assert len(slots) > 10
     assert 3000 - 300 < spent <= 3000
     assert state.cells["lora-1000"].phase == "done"
@@ -227,9 +229,9 @@ def test_what_pruning_saves_buys_more_points(tmp_path: Path, parallel: int) -> N
 
 def test_failed_trials_use_up_an_allowance_in_samples(tmp_path: Path) -> None:
     class Failing(Bench):
-        def end(self, slot: Slot) -> dict[str, Any]:
+        def end(self, slot: Slot) -> TrialRow:
             row = super().end(slot)
-            return row | {"status": "failed", "val_score": None, "samples": None, "epochs": None}
+            return replace(row, status="failed", val_score=None, samples=None, epochs=None)
 
     state = Failing(at(1e-3)).run(in_samples(tmp_path, 2000))
     assert len(tune(state, "lora-1000")) == 5

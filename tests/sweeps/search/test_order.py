@@ -10,12 +10,13 @@ from typing import Any
 
 import pytest
 
+from analysis.store.rows import TrialRow
 from sweeps.errors import SpecError
 from sweeps.plan.plan import Plan
 from sweeps.search.order import ordered, spread, tiers
 from sweeps.search.stages import Slot, SweepState
 from sweeps.spec.spec import SweepSpec
-from tests.fakes import FakeCell, FakePlan, FakeResources, FakeSearch, fake_plan
+from tests.fakes import FakeCell, FakePlan, FakeResources, FakeSearch, fake_plan, fake_row
 
 CELLS = tuple(
     FakeCell(method, budget, dataset=data)
@@ -56,11 +57,11 @@ def test_training_sizes_and_data_in_folders_have_names_too(tmp_path: Path, monke
     assert tiers(cells, [1.0]) == {"lora-100": 1, "vera-100": 0}
 
 
-def served(plan: FakePlan, workers: int, done: dict[str, dict[str, Any]], limit: int = 10**6) -> list[Slot]:
+def served(plan: FakePlan, workers: int, done: dict[str, tuple[Slot, TrialRow]], limit: int = 10**6) -> list[Slot]:
     """Trials in the order in which so many workers get them, each ending the oldest; `done` is the journal."""
     state = SweepState(plan.feasible, plan.spec)
-    for row in done.values():
-        state.restore(row["asked"])
+    for slot, row in done.values():
+        state.restore(slot)
         state.finish(row)
     running: list[Slot] = []
     order: list[Slot] = []
@@ -72,9 +73,8 @@ def served(plan: FakePlan, workers: int, done: dict[str, dict[str, Any]], limit:
         if not running:
             break
         slot = running.pop(0)
-        row = {"cell_id": slot.cell_id, "trial_id": slot.trial_id, "stage": slot.stage, "slot": slot.slot}
-        row |= {"lr": slot.lr, "status": "finished", "val_score": -abs(slot.point.lr - 1e-3), "asked": slot}
-        done[slot.trial_id] = row
+        row = fake_row(slot, val_score=-abs(slot.point.lr - 1e-3))
+        done[slot.trial_id] = slot, row
         state.finish(row)
     return order
 
@@ -102,7 +102,7 @@ def test_others_wait_until_the_first_have_nothing_left_to_start(tmp_path: Path) 
 
 
 def test_priority_may_change_between_runs_of_a_sweep(tmp_path: Path) -> None:
-    done: dict[str, dict[str, Any]] = {}
+    done: dict[str, tuple[Slot, TrialRow]] = {}
     parts = served(with_priority(tmp_path, ("vera",)), 2, done, limit=13)
     # the two that ran when the driver died are asked, and not finished
     parts += served(with_priority(tmp_path, ("lora", "params-100")), 2, done)

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 
+from analysis.store.rows import TrialRow
 from sweeps.search.slots import Choice, Slot
 from sweeps.search.stages import SweepState
 from sweeps.spec.sections import TUNE_SEED
 from tests.fakes import FakeCell, FakeConfirm, FakePlan, FakeSamples, FakeSearch, fake_plan
-from tests.sweeps.search.support import Rows, drive, keys, row_of, simulate
+from tests.sweeps.search.support import Rows, drive, keys, row_of, seeds_of, simulate
 
 
 @pytest.mark.parametrize("sampler", ["grid", "qmc", "random", "tpe"])
@@ -20,18 +21,18 @@ def test_every_cell_gets_its_exact_allowance(tmp_path: Path, sampler: str) -> No
     plan = fake_plan(tmp_path, search=FakeSearch(trials=8, sampler=sampler, rerun_rates=2, rerun_seeds=2))
     rows: Rows = {}
     state = simulate(plan, rows, parallel=3)
-    tune = Counter(r["cell_id"] for r in rows.values() if r["stage"] == "TUNE")
-    confirm = Counter(r["cell_id"] for r in rows.values() if r["stage"] == "CONFIRM")
+    tune = Counter(r.cell_id for r in rows.values() if r.stage == "TUNE")
+    confirm = Counter(r.cell_id for r in rows.values() if r.stage == "CONFIRM")
     trained = {c.cell_id for c in plan.cells if c.lr_centre is not None}
     assert tune == dict.fromkeys(trained, 8)
     assert confirm == {**dict.fromkeys(trained, 2), "zero-shot-None": 1}
     assert all(cell.phase == "done" and cell.finished for cell in state.cells.values())
     assert sum(c.counted() for c in state.cells.values()) == len(rows) == sum(c.planned() for c in state.cells.values())
     for cell_id in trained:
-        mine = [r for r in rows.values() if r["cell_id"] == cell_id and r["stage"] == "TUNE"]
-        assert sorted(r["slot"] for r in mine) == list(range(8))
-        rates = {r["lr"] for r in mine if r["seeds"][0] == TUNE_SEED}
-        reruns = Counter(r["lr"] for r in mine if r["seeds"][0] > TUNE_SEED)
+        mine = [r for r in rows.values() if r.cell_id == cell_id and r.stage == "TUNE"]
+        assert sorted(r.slot for r in mine) == list(range(8))
+        rates = {r.lr for r in mine if r.data_seed == TUNE_SEED}
+        reruns = Counter(r.lr for r in mine if r.data_seed > TUNE_SEED)
         assert len(rates) == 4
         assert sorted(reruns.values()) == [2, 2]
         assert set(reruns) <= rates
@@ -41,14 +42,14 @@ def test_choice_is_the_best_mean_over_seeds_of_the_rates_run_again(tmp_path: Pat
     plan = fake_plan(tmp_path, (FakeCell("lora"),), search=FakeSearch(trials=9, rerun_rates=2, rerun_seeds=2))
     rows: Rows = {}
     choice = simulate(plan, rows).cells["lora-1000"].choice
-    tune = [r for r in rows.values() if r["stage"] == "TUNE"]
-    again = {r["lr"] for r in tune if r["seeds"][0] != TUNE_SEED}
-    means = {lr: sum(r["val_score"] for r in tune if r["lr"] == lr) / 3 for lr in again}
+    tune = [r for r in rows.values() if r.stage == "TUNE"]
+    again = {r.lr for r in tune if r.data_seed != TUNE_SEED}
+    means = {lr: sum(r.val_score for r in tune if r.lr == lr) / 3 for lr in again}
     assert choice is not None
     assert choice.lr == max(means, key=lambda lr: means[lr])
     assert choice.mean_val == pytest.approx(means[choice.lr])
     assert (choice.n_trials, choice.n_rerun_seeds, choice.edge) == (9, 2, None)
-    assert {r["lr"] for r in rows.values() if r["stage"] == "CONFIRM"} == {choice.lr}
+    assert {r.lr for r in rows.values() if r.stage == "CONFIRM"} == {choice.lr}
 
 
 @pytest.mark.parametrize(("low", "high", "edge"), [(1e-3, 1e-1, "low"), (1e-5, 1e-3, "high"), (1e-5, 1e-1, None)])
@@ -82,7 +83,7 @@ def test_a_longer_allowance_only_adds(tmp_path: Path, sampler: str) -> None:
     for cell in state.cells.values():
         assert cell.choice is not None
         assert cell.choice.n_trials == 9
-        confirmed = [r for r in cell.rows.values() if r["stage"] == "CONFIRM" and r["lr"] == cell.choice.lr]
+        confirmed = [r for r in cell.rows.values() if r.stage == "CONFIRM" and r.lr == cell.choice.lr]
         assert len(confirmed) == 2  # CONFIRM is run again when the choice has changed
     if sampler != "tpe":  # whose points do not hang on the allowance: what counts equals a sweep begun with it
         fresh = simulate(fake_plan(tmp_path, cells, search=FakeSearch(trials=9, sampler=sampler)), {})
@@ -95,7 +96,7 @@ def chosen(state: SweepState) -> list[Choice | None]:
 
 
 def rates(rows: Rows, cell_id: str) -> set[float]:
-    return {r["lr"] for r in rows.values() if r["cell_id"] == cell_id and r["stage"] == "TUNE"}
+    return {r.lr for r in rows.values() if r.cell_id == cell_id and r.stage == "TUNE"}
 
 
 @pytest.mark.parametrize("sampler", ["grid", "qmc"])
@@ -135,9 +136,9 @@ def test_more_seeds_only_add_confirm_trials(tmp_path: Path) -> None:
     simulate(fake_plan(tmp_path, confirm=FakeConfirm((0, 1))), rows)
     before = keys(rows)
     simulate(fake_plan(tmp_path, confirm=FakeConfirm((0, 1, 2))), rows)
-    added = [r for r in rows.values() if (r["trial_id"], r["slot"], r["val_score"]) not in before]
+    added = [r for r in rows.values() if (r.trial_id, r.slot, r.val_score) not in before]
     assert before <= keys(rows)
-    assert {(r["stage"], r["seeds"]) for r in added} == {("CONFIRM", (2, 2, 2))}
+    assert {(r.stage, seeds_of(r)) for r in added} == {("CONFIRM", (2, 2, 2))}
     assert len(added) == 5
 
 
@@ -145,7 +146,7 @@ def test_a_failed_rate_counts_and_the_cell_goes_on(tmp_path: Path) -> None:
     rows: Rows = {}
     plan = fake_plan(tmp_path, (FakeCell("lora"),), search=FakeSearch(trials=6))
     state = simulate(plan, rows, fails=lambda slot: slot.lr is not None and slot.lr > 1e-3)
-    assert Counter(r["status"] for r in rows.values() if r["stage"] == "TUNE") == {"finished": 4, "failed": 2}
+    assert Counter(r.status for r in rows.values() if r.stage == "TUNE") == {"finished": 4, "failed": 2}
     assert state.cells["lora-1000"].phase == "done"
 
 
@@ -156,9 +157,9 @@ def test_a_rate_without_a_score_on_a_further_seed_loses(tmp_path: Path, status: 
     assert unharmed is not None
     lost = unharmed.lr
 
-    def end(slot: Slot) -> dict[str, Any]:
+    def end(slot: Slot) -> TrialRow:
         hurt = slot.lr == lost and slot.seeds[0] == TUNE_SEED + 1
-        return row_of(slot, "failed") | {"status": status} if hurt else row_of(slot)
+        return replace(row_of(slot, "failed"), status=status) if hurt else row_of(slot)
 
     state = drive(SweepState(plan.feasible, plan.spec), {}, end, parallel=1, limit=10**6)
     choice = state.cells["lora-1000"].choice
@@ -179,12 +180,12 @@ def test_held_seeds_are_held_in_both_stages(tmp_path: Path) -> None:
     rows: Rows = {}
     hold = {"data_seed": 7, "init_seed": 8}
     simulate(fake_plan(tmp_path, (FakeCell("lora"),), confirm=FakeConfirm((0, 1), hold)), rows)
-    assert {r["seeds"][:2] for r in rows.values()} == {(7, 8)}
+    assert {seeds_of(r)[:2] for r in rows.values()} == {(7, 8)}
     everything = {**hold, "basis_seed": 9}
     rows = {}
     state = simulate(fake_plan(tmp_path, (FakeCell("lora"),), confirm=FakeConfirm((0, 1), everything)), rows)
     assert state.cells["lora-1000"].phase == "done"  # re-runs and further seeds are the same trial
-    assert Counter(r["stage"] for r in rows.values()) == {"TUNE": 5, "CONFIRM": 1}
+    assert Counter(r.stage for r in rows.values()) == {"TUNE": 5, "CONFIRM": 1}
 
 
 def test_without_tuning_the_centre_is_confirmed(tmp_path: Path) -> None:
@@ -192,7 +193,7 @@ def test_without_tuning_the_centre_is_confirmed(tmp_path: Path) -> None:
     cell = FakeCell("lora", confirm_seeds=2)
     rows: Rows = {}
     state = simulate(FakePlan(plan.spec, (cell,)), rows)
-    assert {(r["stage"], r["lr"]) for r in rows.values()} == {("CONFIRM", 1e-3)}
+    assert {(r.stage, r.lr) for r in rows.values()} == {("CONFIRM", 1e-3)}
     assert state.cells["lora-1000"].choice == Choice(1e-3, None, 0, 0, None)
 
 
@@ -237,8 +238,8 @@ def tied(state: SweepState, losses: dict[float, float | None]) -> tuple[float, l
     """Run TUNE with all validation scores equal and the training losses of each rate; the choice, and the re-runs."""
     rows: Rows = {}
 
-    def end(slot: Slot) -> dict[str, Any]:
-        return row_of(slot) | {"val_score": 0.5, "train_loss": losses.get(slot.point.lr)}
+    def end(slot: Slot) -> TrialRow:
+        return replace(row_of(slot), val_score=0.5, train_loss=losses.get(slot.point.lr))
 
     cell = drive(state, rows, end, parallel=1, limit=10**6).cells["lora-1000"]
     assert cell.choice is not None

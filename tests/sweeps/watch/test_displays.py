@@ -20,16 +20,17 @@ from sweeps.watch.displays import (
     render,
 )
 from sweeps.watch.snapshot import Best, Counting, Snapshot
-from tests.fakes import fake_plan
+from tests.fakes import fake_plan, fake_row
 from tests.sweeps.search.support import simulate
 
 
 def half_way(tmp_path: Path) -> SweepState:
     state = simulate(fake_plan(tmp_path), {}, fails=lambda slot: slot.lr == 1e-1, limit=12)
     for cell in state.cells.values():
-        for row in cell.rows.values():
-            row |= {"seconds_total": 2.0, "reason": "TrialError: loss became nan at step 3"}
-            cell.raised[row["trial_id"]] = "training.py:88 in train"
+        for trial_id, row in cell.rows.items():
+            reason = "TrialError: loss became nan at step 3"
+            cell.rows[trial_id] = replace(row, seconds_total=2.0, reason=reason)
+            cell.raised[trial_id] = "training.py:88 in train"
     return state
 
 
@@ -51,7 +52,7 @@ def test_snapshot_counts_and_estimates(tmp_path: Path) -> None:
     assert {method for (method, _), score in scores.items() if score is not None} == {"lora", "randlora"}
     for b in shot.best:
         mine = [r for c in state.cells.values() for r in c.rows.values() if c.cell.method == b.method]
-        known = [r["val_score"] for r in mine if r["val_score"] is not None]
+        known = [r.val_score for r in mine if r.val_score is not None]
         assert b.score is None or b.score in known
     assert {f.reason for f in shot.failures} == {"TrialError: loss became nan at step 3"}
     assert (shot.accelerator_hours, shot.cost) == (None, None)
@@ -71,7 +72,7 @@ def test_cells_are_counted_again_only_when_they_change(tmp_path: Path, monkeypat
     assert slot is not None
     state.start(slot)
     assert counting.snapshot(2.0).running == state.running == 2  # one was running when the simulation stopped
-    state.finish({"trial_id": slot.trial_id, "cell_id": slot.cell_id, "status": "finished", "val_score": 0.5})
+    state.finish(fake_row(slot, val_score=0.5))
     shot = counting.snapshot(60.0)
     assert (shot.done, shot.running, shot.per_minute) == (13, 1, 1.0)
     assert counted[6:] == [slot.cell_id] * 2
@@ -113,15 +114,7 @@ def test_lines_tell_every_failure_once(tmp_path: Path) -> None:
     slot = state.next_slot()
     assert slot is not None
     state.start(slot)
-    state.finish(
-        {
-            "trial_id": slot.trial_id,
-            "cell_id": slot.cell_id,
-            "status": "failed",
-            "reason": "no memory",
-            "seconds_total": 1.0,
-        }
-    )
+    state.finish(fake_row(slot, "failed", reason="no memory", seconds_total=1.0))
     for _ in range(2):
         display.update(state)
     assert text.getvalue().count("failed: ") == 1 and "no memory" in text.getvalue()
@@ -171,8 +164,7 @@ def test_json_lines(tmp_path: Path) -> None:
     state.start(slot)
     cell = state.cells[slot.cell_id]
     cell.raised[slot.trial_id] = "clip.py:5 in forward"
-    row = {"trial_id": slot.trial_id, "cell_id": slot.cell_id, "status": "failed", "reason": "ValueError: no"}
-    state.finish({**row, "val_score": None})
+    state.finish(fake_row(slot, "failed", reason="ValueError: no"))
     display.note("a note")
     display.update(state)
     display.stop(state)
@@ -183,8 +175,8 @@ def test_json_lines(tmp_path: Path) -> None:
     assert (told[0]["done"], told[3]["done"], told[3]["cost"]) == (12, 13, 3.5)
     assert all(b["score"] is not None for b in told[3]["best"])
     early = next(cell for cell in state.cells.values() if cell.cell.cell_id != slot.cell_id)  # before it in the plan
-    known = next(row for row in early.rows.values() if row["status"] == "finished")
-    state.finish(known | {"status": "failed", "reason": "OSError: late"})
+    known = next(row for row in early.rows.values() if row.status == "finished")
+    state.finish(replace(known, status="failed", reason="OSError: late"))
     display.update(state)
     late = [json.loads(line) for line in stream.getvalue().splitlines()][len(told) :]
     assert [t.get("reason") for t in late] == ["OSError: late", None]

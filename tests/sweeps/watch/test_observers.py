@@ -14,7 +14,7 @@ import optuna
 import psutil
 import pytest
 
-from analysis.format import Row
+from analysis.store.rows import TrialRow
 from sweeps.backends.ray.backend import using
 from sweeps.backends.ray.pool import Pool
 from sweeps.engine.run import run
@@ -23,7 +23,7 @@ from sweeps.search.stages import Slot, SweepState
 from sweeps.spec.cell import Cell
 from sweeps.watch.mirror import StudyMirror, open_storage
 from sweeps.watch.observers import Observers, Seen
-from tests.fakes import TRIAL, FakeCell, FakeConfirm, FakeSearch, fake_plan
+from tests.fakes import TRIAL, FakeCell, FakeConfirm, FakeSearch, fake_plan, fake_row
 from tests.support import ROOT, gone, wait_for
 from tests.sweeps.support import events, rows, searched
 
@@ -111,7 +111,7 @@ def test_a_mirror_takes_no_trial_for_another(tmp_path: Path) -> None:
             mirror._study(state.cells[slot.cell_id].cell).enqueue_trial({"lr": 0.5})
         mirror.asked(state.cells[slot.cell_id].cell, slot)
         mirror.reported(slot, {"epoch": 1, "val_score": 0.5})
-        mirror.finished(slot, {"status": "finished", "val_score": 0.25})
+        mirror.finished(slot, fake_row(slot, val_score=0.25))
     shown = {t.user_attrs.get("trial_id"): t for t in mirrored(where, "lora-1000").trials}
     for slot in filter(None, slots):
         trial = shown[slot.trial_id]
@@ -149,7 +149,7 @@ class Recorder:
     def reported(self, slot: Slot, values: Mapping[str, Any]) -> None:
         self._tell(f"reported {slot.trial_id} {values['epoch']}")
 
-    def finished(self, slot: Slot, row: Row) -> None:
+    def finished(self, slot: Slot, row: TrialRow) -> None:
         self._tell(f"finished {slot.trial_id}")
 
     def close(self) -> None:

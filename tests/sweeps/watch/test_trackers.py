@@ -11,12 +11,13 @@ from typing import Any
 
 import pytest
 
+from analysis.store.rows import TrialRow
 from sweeps.cli.run import watchers
 from sweeps.errors import SpecError
 from sweeps.search.stages import Slot, SweepState
 from sweeps.watch.observers import Observer, seen_in
 from sweeps.watch.trackers import TRACKERS, make_tracker
-from tests.fakes import FakeCell, FakeConfirm, FakePlan, FakeSearch, fake_plan
+from tests.fakes import FakeCell, FakeConfirm, FakePlan, FakeSearch, fake_plan, fake_row
 
 Told = dict[str, dict[str, Any]]
 
@@ -26,12 +27,11 @@ def tiny(folder: Path) -> FakePlan:
     return fake_plan(folder, (FakeCell("lora"), FakeCell("vera")), search=search, confirm=FakeConfirm((0,)))
 
 
-def row_of(slot: Slot, status: str = "finished") -> dict[str, Any]:
+def row_of(slot: Slot, status: str = "finished") -> TrialRow:
     confirm = slot.stage == "CONFIRM"
     scores = {"val_score": 0.5 + slot.slot / 10, "test_score": 0.4 if confirm else None}
-    row = {"trial_id": slot.trial_id, "cell_id": slot.cell_id, "stage": slot.stage, "lr": slot.lr, "status": status}
     reason = None if status == "finished" else "ValueError: too much"
-    return {**row, **scores, "adapter_params": 1000, "epochs": 3, "reason": reason}
+    return fake_row(slot, status, **scores, adapter_params=1000, epochs=3, reason=reason)
 
 
 def drive(plan: FakePlan, observer: Observer, *, pause_after: int = 1) -> SweepState:
@@ -59,7 +59,7 @@ def drive(plan: FakePlan, observer: Observer, *, pause_after: int = 1) -> SweepS
     return state
 
 
-def rows_in(state: SweepState) -> dict[str, dict[str, Any]]:
+def rows_in(state: SweepState) -> dict[str, TrialRow]:
     return {trial_id: row for cell in state.cells.values() for trial_id, row in cell.rows.items()}
 
 
@@ -75,8 +75,8 @@ def test_tensorboard_event_files(tmp_path: Path) -> None:
         assert found.keys() == rows_in(state).keys()
         for trial_id, row in rows_in(state).items():
             assert found[trial_id]["val_score"] == pytest.approx({1: 0.1, 2: 0.2, 3: 0.3})
-            assert found[trial_id]["outcome/val_score"] == pytest.approx({3: row["val_score"]})
-            assert ("outcome/test_score" in found[trial_id]) == (row["stage"] == "CONFIRM")
+            assert found[trial_id]["outcome/val_score"] == pytest.approx({3: row.val_score})
+            assert ("outcome/test_score" in found[trial_id]) == (row.stage == "CONFIRM")
             assert ("train_loss" in found[trial_id]) == (folder == tmp_path)
 
 
@@ -106,9 +106,9 @@ def test_mlflow_database(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     assert len(runs) == len(rows_in(state)) == 6
     for run in runs:
         row = rows_in(state)[run.data.tags["trial_id"]]
-        assert run.info.status == ("FAILED" if row["status"] == "failed" else "FINISHED")
-        assert run.data.metrics["outcome_val_score"] == row["val_score"]
-        assert float(run.data.params["lr"]) == row["lr"]
+        assert run.info.status == ("FAILED" if row.status == "failed" else "FINISHED")
+        assert run.data.metrics["outcome_val_score"] == row.val_score
+        assert float(run.data.params["lr"]) == row.lr
         assert [m.step for m in client.get_metric_history(run.info.run_id, "val_score")] == [1, 2, 3]
 
 
@@ -119,7 +119,7 @@ def test_trackio_database(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     runs = {run.name.rpartition(" ")[2]: run for run in trackio.Api().runs("fake")}
     assert runs.keys() == rows_in(state).keys()
     for trial_id, row in rows_in(state).items():
-        assert runs[trial_id].config["lr"] == row["lr"]
+        assert runs[trial_id].config["lr"] == row.lr
 
 
 def test_wandb_offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -165,9 +165,9 @@ def test_wandb_calls(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for trial_id, row in rows_in(state).items():
         told = library.told[trial_id]
         assert set(told["log"]) == {1, 2, 3}
-        assert told["config"]["lr"] == row["lr"]
-        assert told["summary"]["val_score"] == row["val_score"]
-        assert told["exit"][-1] == int(row["status"] == "failed")
+        assert told["config"]["lr"] == row.lr
+        assert told["summary"]["val_score"] == row.val_score
+        assert told["exit"][-1] == int(row.status == "failed")
     assert sum(len(t["exit"]) for t in library.told.values()) == 6 + 1  # one was left open and taken up again
 
 

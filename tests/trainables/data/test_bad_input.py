@@ -53,8 +53,8 @@ def test_corrupt_images_stop_a_trial_or_are_counted(
     tolerant = make_trial(**settings, skip_bad=True)
     assert tolerant.trial_id != trial.trial_id
     result = list(run_trial(tolerant, warm={}, directory=tmp_path / "b"))[-1]["result"]
-    assert result["skipped"] == 3
-    assert result["n_examples"] == 15
+    assert result.measured.skipped == 3
+    assert result.predicted.n_examples == 15
 
 
 def test_skipping_counts_validation_in_tune(
@@ -65,7 +65,7 @@ def test_skipping_counts_validation_in_tune(
             truncate(images / "train" / name / f"{i}.png")
     trial = make_trial(dataset=f"folder:{images}", skip_bad=True, stage="TUNE")
     result = list(run_trial(trial, warm={}, directory=tmp_path / "a"))[-1]["result"]
-    assert result["skipped"] == 8
+    assert result.measured.skipped == 8
     for path in (images / "train").rglob("*.png"):
         truncate(path)
     with pytest.raises(TrialError, match="none of 29 images can be read"):

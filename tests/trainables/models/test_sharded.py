@@ -87,9 +87,9 @@ def test_two_workers_with_half_the_weights_each_equal_one(tmp_path: Path, monkey
         assert [r["epoch"] for r in reports] == [1, 2, 3]
         assert [r["train_loss"] for r in reports] == pytest.approx([r["train_loss"] for r in alone], rel=1e-4)
         result = reports[-1]["result"]
-        assert result["adapter_params"] == alone[-1]["result"]["adapter_params"]
-        assert result["n_examples"] == 5
-    assert both[0][-1]["result"]["correct"] == both[1][-1]["result"]["correct"]
+        assert result.measured.adapter_params == alone[-1]["result"].measured.adapter_params
+        assert result.predicted.n_examples == 5
+    assert both[0][-1]["result"].predicted.correct == both[1][-1]["result"].predicted.correct
     a, b = (load_file(str(tmp_path / d / "adapter" / "weights.safetensors")) for d in ("alone", "trial"))
     assert a.keys() == b.keys()
     assert all(a[k].shape == b[k].shape for k in a)

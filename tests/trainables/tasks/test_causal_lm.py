@@ -113,7 +113,7 @@ def test_micro_batches_divide_by_the_tokens_of_the_whole_batch(make: MakeTrial, 
     whole = run(make(), tmp_path / "whole")
     parts = run(make(train={"micro_batch_size": 5}), tmp_path / "parts")
     assert [r["train_loss"] for r in parts] == pytest.approx([r["train_loss"] for r in whole], rel=1e-5)
-    further = [json.loads(json.dumps(r[-1]["result"]["further"])) for r in (whole, parts)]
+    further = [json.loads(json.dumps(r[-1]["result"].measured.further)) for r in (whole, parts)]
     assert further[1]["test"]["loss"] == pytest.approx(further[0]["test"]["loss"], rel=1e-4)
 
 
@@ -130,7 +130,7 @@ def test_it_learns_the_rows_it_trains_on(make: MakeTrial, tmp_path: Path, method
     losses = [r["train_loss"] for r in reports]
     assert losses[-1] < losses[0] - 0.3
     result = reports[-1]["result"]
-    assert (result["metric"], result["unit"]) == ("accuracy (log-likelihood)", "texts")
+    assert (result.measured.metric, result.measured.unit) == ("accuracy (log-likelihood)", "texts")
 
 
 def test_the_loss_may_cover_the_prompt(make: MakeTrial, tmp_path: Path) -> None:
@@ -142,9 +142,9 @@ def test_the_loss_may_cover_the_prompt(make: MakeTrial, tmp_path: Path) -> None:
 def test_generation_is_read_by_the_rules_of_llm_adapters(make: MakeTrial, tmp_path: Path) -> None:
     evaluate = EvaluateSettings(protocol="generation", max_new_tokens=4, num_beams=2, test_rows=5)
     result = run(make(evaluate=evaluate), tmp_path)[-1]["result"]
-    assert result["metric"] == "accuracy (generation)"
-    assert result["n_examples"] == 5
-    assert {"without-answer", "loss"} <= set(result["further"]["test"])
+    assert result.measured.metric == "accuracy (generation)"
+    assert result.predicted.n_examples == 5
+    assert {"without-answer", "loss"} <= set(result.measured.further["test"])
 
 
 def test_problems_are_generated_and_judged_by_their_numbers(make: MakeTrial, tmp_path: Path) -> None:
@@ -156,8 +156,8 @@ def test_problems_are_generated_and_judged_by_their_numbers(make: MakeTrial, tmp
     evaluate = EvaluateSettings(max_new_tokens=4, num_beams=1, test_rows=5)
     given = {"dataset": f"problems:{folder}", "evaluate": evaluate}
     result = run(make(**given), tmp_path / "trial")[-1]["result"]
-    assert (result["metric"], result["n_examples"]) == ("accuracy (generation)", 5)
-    assert {"without-answer", "loss"} <= set(result["further"]["test"])
+    assert (result.measured.metric, result.predicted.n_examples) == ("accuracy (generation)", 5)
+    assert {"without-answer", "loss"} <= set(result.measured.further["test"])
     likelihood = evaluate.model_copy(update={"protocol": "log-likelihood"})
     with pytest.raises(TrialError, match="have numbers as answers instead of choices; use 'generation'"):
         run(make(**given | {"evaluate": likelihood}), tmp_path / "refused")
@@ -165,8 +165,8 @@ def test_problems_are_generated_and_judged_by_their_numbers(make: MakeTrial, tmp
 
 def test_zero_shot_is_the_model_as_it_is(make: MakeTrial, tmp_path: Path) -> None:
     result = run(make("zero-shot"), tmp_path)[-1]["result"]
-    assert result["adapter_params"] == 0
-    assert 0 <= result["test_score"] <= 1
+    assert result.measured.adapter_params == 0
+    assert 0 <= result.measured.test_score <= 1
 
 
 def row(prompt: str, response: str = "the correct answer is answer1") -> Exchange:
@@ -191,7 +191,7 @@ def test_the_share_of_texts_that_are_cut_is_told(make: MakeTrial, folder: Path, 
     lengths = sorted(len(rows[i]) for i in range(len(train)))
     for limit, share in ((lengths[-1], 0.0), (lengths[0] - 1, 1.0)):
         result = run(make(train={"max_tokens": limit}), tmp_path / str(limit))[-1]["result"]
-        assert result["further"]["test"]["cut-train-texts"] == share
+        assert result.measured.further["test"]["cut-train-texts"] == share
 
 
 def test_a_tokenizer_without_pad_or_eos(folder: Path, tmp_path: Path) -> None:

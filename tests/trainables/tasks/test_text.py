@@ -65,11 +65,11 @@ def test_every_method_learns_and_gives_the_encoder_back(text_trial: MakeTrial, t
     warm: dict[str, Any] = {}
     reports = run(trial, tmp_path, warm, keep=True)
     result = reports[-1]["result"]
-    assert result["head_params"] == (0 if probe else HEAD + 2) + 2 * WIDTH
-    assert (result["metric"], result["unit"], result["n_examples"]) == ("accuracy", "texts", 24)
+    assert result.measured.head_params == (0 if probe else HEAD + 2) + 2 * WIDTH
+    assert (result.measured.metric, result.measured.unit, result.predicted.n_examples) == ("accuracy", "texts", 24)
     assert reports[-1]["train_loss"] < reports[0]["train_loss"]
-    assert result["test_score"] > 0.7  # chance is 0.5
-    assert {"f1", "matthews", "loss"} <= set(result["further"]["test"])
+    assert result.measured.test_score > 0.7  # chance is 0.5
+    assert {"f1", "matthews", "loss"} <= set(result.measured.further["test"])
     fresh = load_model(trial.model).module
     module = warm["models"][trial.model].module
     assert all(torch.equal(v, fresh.state_dict()[k]) for k, v in module.state_dict().items())
@@ -87,7 +87,7 @@ def test_the_kept_adapter_and_head_classify_as_the_trial_did(text_trial: MakeTri
     with torch.no_grad():
         vectors = SentenceReader(loaded.module, torch.no_grad, encoder.pad)(encoder(list(test.rows)))
         predicted = load_head(tmp_path / "adapter")(vectors).argmax(dim=1)
-    assert float((predicted == test.labels).float().mean()) == result["test_score"]
+    assert float((predicted == test.labels).float().mean()) == result.measured.test_score
 
 
 def test_a_head_of_other_shapes_is_a_damaged_file(text_trial: MakeTrial, tmp_path: Path) -> None:
@@ -132,10 +132,10 @@ def test_numbers_of_pairs(text_trial: MakeTrial, tmp_path: Path, family: str) ->
     model = f"local:{save_encoder(tmp_path / family, family)}"
     trial = text_trial(model=model, dataset=f"glue:{data}", train={"epochs": 12})
     result = run(trial, tmp_path / "run")[-1]["result"]
-    assert (result["metric"], result["correct"]) == ("pearson", None)
-    assert result["test_score"] > 0.5
-    assert set(result["further"]["test"]) == {"spearman", "loss", "cut-train-texts"}
-    assert result["head_params"] == HEAD + WIDTH + 1
+    assert (result.measured.metric, result.predicted.correct) == ("pearson", None)
+    assert result.measured.test_score > 0.5
+    assert set(result.measured.further["test"]) == {"spearman", "loss", "cut-train-texts"}
+    assert result.measured.head_params == HEAD + WIDTH + 1
 
 
 def test_segments_reach_a_bert(tmp_path: Path, sst2: Path) -> None:
@@ -200,8 +200,8 @@ def test_a_pooler_that_no_file_holds_is_not_read(tmp_path: Path, family: str) ->
 def test_matthews_on_cola(text_trial: MakeTrial, tmp_path: Path) -> None:
     trial = text_trial(dataset=f"glue:{write_sst2(tmp_path / 'CoLA')}", train={"epochs": 6})
     result = run(trial, tmp_path / "run")[-1]["result"]
-    assert (result["metric"], result["correct"]) == ("matthews", None)
-    assert 0.3 < result["test_score"] <= 1.0
+    assert (result.measured.metric, result.predicted.correct) == ("matthews", None)
+    assert 0.3 < result.measured.test_score <= 1.0
 
 
 def test_metrics_are_those_of_scikit_learn_and_scipy() -> None:
@@ -264,4 +264,4 @@ def test_the_real_files(text_trial: MakeTrial, tmp_path: Path, name: str, metric
     evaluate = {"validation_rows": 40, "test_rows": 60}
     trial = text_trial(dataset=f"glue:{folder}", train_size=0.01, train={"epochs": 1}, evaluate=evaluate)
     result = run(trial, tmp_path)[-1]["result"]
-    assert (result["metric"], result["n_examples"]) == (metric, 60)
+    assert (result.measured.metric, result.predicted.n_examples) == (metric, 60)

@@ -60,15 +60,15 @@ def test_every_method_learns_and_gives_the_encoder_back(vision_trial: MakeTrial,
     warm: dict[str, Any] = {}
     reports = run(trial, tmp_path, warm)
     result = reports[-1]["result"]
-    assert result["head_params"] == CLASSES * WIDTH
-    assert (result["metric"], result["unit"]) == ("accuracy", "images")
+    assert result.measured.head_params == CLASSES * WIDTH
+    assert (result.measured.metric, result.measured.unit) == ("accuracy", "images")
     assert reports[-1]["train_loss"] < reports[0]["train_loss"]
-    assert result["test_score"] > 0.5  # chance is 0.25
+    assert result.measured.test_score > 0.5  # chance is 0.25
     fresh = load_model(trial.model).module
     if method == "full":  # the mask token takes no part in classifying
-        assert result["adapter_params"] == sum(p.numel() for p in fresh.parameters()) - WIDTH
+        assert result.measured.adapter_params == sum(p.numel() for p in fresh.parameters()) - WIDTH
     elif method == "linear-probe":
-        assert result["adapter_params"] == 0
+        assert result.measured.adapter_params == 0
     module = warm["models"][trial.model].module
     assert all(torch.equal(v, fresh.state_dict()[k]) for k, v in module.state_dict().items())
     assert all(p.requires_grad and p.grad is None for p in module.parameters())
@@ -140,7 +140,7 @@ def test_kept_adapter_and_head_reproduce_the_test_score(vision_trial: MakeTrial,
     images, labels = colour_images(loaded, trial, "test")
     with torch.no_grad():
         right = head(image_encoder(loaded.module)(images)).argmax(1) == labels
-    assert float(right.float().mean()) == pytest.approx(result["test_score"])
+    assert float(right.float().mean()) == pytest.approx(result.measured.test_score)
 
 
 def colour_images(loaded: LoadedModel, trial: TrialConfig, part: Literal["train", "test"]) -> tuple[Tensor, Tensor]:
@@ -248,7 +248,7 @@ def test_two_workers_equal_one(vision_trial: MakeTrial, tmp_path: Path, method: 
     for rank in (0, 1):
         reports = json.loads((tmp_path / f"reports{rank}.json").read_text())
         assert [r["train_loss"] for r in reports] == pytest.approx([r["train_loss"] for r in alone], rel=1e-4)
-        assert reports[-1]["result"]["n_examples"] == 32
+        assert reports[-1]["result"].predicted.n_examples == 32
     a, b = (load_file(str(tmp_path / d / "adapter" / "head.safetensors")) for d in ("alone", "trial"))
     assert (a["weight"] - b["weight"]).abs().mean() < 2e-4
 
@@ -281,6 +281,6 @@ def test_a_real_vit_learns(tmp_path: Path) -> None:
         train=TrainSettings(epochs=3, global_batch_size=32),
     )
     result = run(trial, tmp_path)[-1]["result"]
-    assert result["adapter_params"] == 12 * 4 * (3 * 768 + 2 * 1920)
-    assert result["head_params"] == 3840
-    assert result["test_score"] > 0.5
+    assert result.measured.adapter_params == 12 * 4 * (3 * 768 + 2 * 1920)
+    assert result.measured.head_params == 3840
+    assert result.measured.test_score > 0.5

@@ -59,8 +59,8 @@ def test_gpt2_end_to_end(e2e_trial: MakeTrial, place: Path, tmp_path: Path, meth
     reports = run(trial, tmp_path, keep=True)
     result = reports[-1]["result"]
     assert reports[-1]["train_loss"] < reports[0]["train_loss"]
-    assert (result["metric"], result["correct"], result["n_examples"]) == ("bleu", None, 4)
-    assert set(result["further"]["test"]) == {"nist", "meteor", "rouge-l", "cider", "loss", "cut-train-texts"}
+    assert (result.measured.metric, result.predicted.correct, result.predicted.n_examples) == ("bleu", None, 4)
+    assert set(result.measured.further["test"]) == {"nist", "meteor", "rouge-l", "cider", "loss", "cut-train-texts"}
     loaded = load_model(trial.model)
     load(loaded.module, tmp_path / "adapter")
     test = load_text_dataset(trial.dataset, stage="CONFIRM").test
@@ -69,7 +69,7 @@ def test_gpt2_end_to_end(e2e_trial: MakeTrial, place: Path, tmp_path: Path, meth
     written = generate(
         loaded.module, encoder.prompts(rows), encoder, trial.evaluate, batch_size=512, autocast=torch.no_grad
     )
-    assert score_texts(written, [r.references for r in rows])["bleu"] == pytest.approx(result["test_score"])
+    assert score_texts(written, [r.references for r in rows])["bleu"] == pytest.approx(result.measured.test_score)
 
 
 def test_the_default_targets_are_conv1d(place: Path) -> None:
@@ -150,4 +150,4 @@ def test_the_real_files(e2e_trial: MakeTrial, tmp_path: Path) -> None:
         train={"epochs": 1, "global_batch_size": 8},
         evaluate=EvaluateSettings(num_beams=2, max_new_tokens=16, validation_rows=4, test_rows=6),
     )
-    assert run(trial, tmp_path / "run")[-1]["result"]["n_examples"] == 6
+    assert run(trial, tmp_path / "run")[-1]["result"].predicted.n_examples == 6

@@ -68,8 +68,8 @@ def task_of(trial: TrialConfig) -> tuple[CausalLMTask, Any]:
 def test_the_families_train(lm_trial: MakeTrial, tmp_path: Path, family: str) -> None:
     trial = lm_trial("randlora", model=f"local:{save_model(tmp_path / family, family)}", train={"epochs": 1})
     result = run(trial, tmp_path / "run")[-1]["result"]
-    assert 0 <= result["test_score"] <= 1
-    assert result["adapter_params"] > 0
+    assert 0 <= result.measured.test_score <= 1
+    assert result.measured.adapter_params > 0
 
 
 def test_the_loss_is_the_responses_mean_cross_entropy(lm_trial: MakeTrial) -> None:
@@ -187,7 +187,7 @@ def test_two_workers_equal_one(lm_trial: MakeTrial, tmp_path: Path) -> None:
     both = [json.loads((tmp_path / f"reports{rank}.json").read_text()) for rank in (0, 1)]
     for reports in both:
         assert [r["train_loss"] for r in reports] == pytest.approx([r["train_loss"] for r in alone], rel=1e-4)
-    assert both[0][-1]["result"]["correct"] == both[1][-1]["result"]["correct"]
+    assert both[0][-1]["result"].predicted.correct == both[1][-1]["result"].predicted.correct
 
 
 def test_a_union_of_tasks_is_averaged_over_them(lm_trial: MakeTrial, tmp_path: Path) -> None:
@@ -198,8 +198,8 @@ def test_a_union_of_tasks_is_averaged_over_them(lm_trial: MakeTrial, tmp_path: P
         (folder / task).mkdir()
         (folder / task / "test.json").write_text(json.dumps(instruction_rows(n, seed=n)), encoding="utf-8")
     result = run(lm_trial(dataset=f"json:{folder}", train={"epochs": 1}), tmp_path / "run")[-1]["result"]
-    further = result["further"]["test"]
-    assert result["test_score"] == pytest.approx((further["accuracy: one"] + further["accuracy: two"]) / 2)
+    further = result.measured.further["test"]
+    assert result.measured.test_score == pytest.approx((further["accuracy: one"] + further["accuracy: two"]) / 2)
 
 
 @pytest.mark.parametrize("task", ["ARC-Easy", "openbookqa"])
@@ -210,4 +210,4 @@ def test_the_real_files(lm_trial: MakeTrial, tmp_path: Path, task: str) -> None:
     evaluate = {"validation_rows": 8, "test_rows": 12}
     trial = lm_trial(dataset=f"questions:{folder}", train_size=0.005, train={"epochs": 1}, evaluate=evaluate)
     result = run(trial, tmp_path)[-1]["result"]
-    assert (result["metric"], result["n_examples"]) == ("accuracy (log-likelihood per byte)", 12)
+    assert (result.measured.metric, result.predicted.n_examples) == ("accuracy (log-likelihood per byte)", 12)

@@ -26,10 +26,13 @@ def check_same(got: dict[str, Any], want: dict[str, Any], rows: int = 32) -> Non
         assert got[name] == want[name]
     assert set(got) == set(want)
     if want["done"]:
-        assert set(got["result"]) == set(want["result"])
-        assert got["result"]["test_score"] == pytest.approx(want["result"]["test_score"], abs=1.01 / rows)
-        for name in ("adapter_params", "head_params", "examples_hash", "n_examples", "metric", "precision"):
-            assert got["result"][name] == want["result"][name]
+        assert got["result"].measured.test_score == pytest.approx(want["result"].measured.test_score, abs=1.01 / rows)
+        for part, names in {
+            "measured": ("adapter_params", "head_params", "metric", "precision"),
+            "predicted": ("examples_hash", "n_examples"),
+        }.items():
+            mine, other = getattr(got["result"], part), getattr(want["result"], part)
+            assert [getattr(mine, name) for name in names] == [getattr(other, name) for name in names]
 
 
 SETS: dict[str, list[dict[str, Any]]] = {
@@ -163,7 +166,7 @@ def test_an_abandoned_pack_goes_on_where_it_was(make_trial: MakeTrial, tmp_path:
     assert resumed[0] == first
     for k in range(3):
         assert resumed[-1][k]["train_loss"] == whole[-1][k]["train_loss"]  # type: ignore[index]
-        assert resumed[-1][k]["result"]["correct"] == whole[-1][k]["result"]["correct"]  # type: ignore[index]
+        assert resumed[-1][k]["result"].predicted.correct == whole[-1][k]["result"].predicted.correct  # type: ignore[index]
 
 
 def test_a_trial_of_a_pack_goes_on_alone(make_trial: MakeTrial, tmp_path: Path) -> None:

@@ -87,14 +87,14 @@ def check(trials: list[TrialConfig], tmp_path: Path) -> list[dict[str, Any]]:
             assert got["val_further"] == pytest.approx(expected["val_further"], rel=1e-3, abs=1e-3)
             assert (got["epoch"], got["samples"]) == (expected["epoch"], expected["samples"])
         result, wanted = got["result"], want[-1]["result"]
-        assert set(result) == set(wanted)
-        assert result["test_score"] == pytest.approx(wanted["test_score"], abs=1e-3)
-        assert result["further"]["test"] == pytest.approx(wanted["further"]["test"], rel=1e-3, abs=1e-3)
-        for name in ("adapter_params", "head_params", "examples_hash", "n_examples", "metric", "correct"):
-            assert result[name] == wanted[name]
+        assert result.measured.test_score == pytest.approx(wanted.measured.test_score, abs=1e-3)
+        assert result.measured.further["test"] == pytest.approx(wanted.measured.further["test"], rel=1e-3, abs=1e-3)
+        assert result.predicted == wanted.predicted
+        for name in ("adapter_params", "head_params", "metric"):
+            assert getattr(result.measured, name) == getattr(wanted.measured, name)
         check_weights(tmp_path, k, tmp_path / f"alone{k}")
         heads = [tmp_path / f"{where}{k}" / "adapter" / "head.safetensors" for where in ("packed", "alone")]
-        assert heads[0].exists() == heads[1].exists() == (result["head_params"] > 0)
+        assert heads[0].exists() == heads[1].exists() == (result.measured.head_params > 0)
         if heads[0].exists():
             of = [load_file(str(head)) for head in heads]
             assert all(torch.allclose(of[0][n], v, rtol=0, atol=ATOL) for n, v in of[1].items())
@@ -157,7 +157,7 @@ def test_a_method_without_a_stacked_product_drops_as_alone(make: Make, tmp_path:
 
 def test_numbers_of_pairs(make: Make, tmp_path: Path) -> None:
     last = check(make("bert", "glue:STS-B", "randlora"), tmp_path)
-    assert last[0]["result"]["metric"] == "pearson"
+    assert last[0]["result"].measured.metric == "pearson"
 
 
 FEW = EvaluateSettings(num_beams=2, max_new_tokens=6, test_rows=4, validation_rows=3)
@@ -165,14 +165,14 @@ FEW = EvaluateSettings(num_beams=2, max_new_tokens=6, test_rows=4, validation_ro
 
 def test_references(make: Make, tmp_path: Path) -> None:
     last = check(make("gpt2", "e2e:restaurants", evaluate=FEW), tmp_path)
-    assert last[0]["result"]["metric"] == "bleu"
+    assert last[0]["result"].measured.metric == "bleu"
 
 
 @pytest.mark.slow
 def test_generated_answers(make: Make, tmp_path: Path) -> None:
     evaluate = FEW.model_copy(update={"protocol": "generation"})
     last = check(make("llama", "json:rows", evaluate=evaluate), tmp_path)
-    assert last[0]["result"]["metric"] == "accuracy (generation)"
+    assert last[0]["result"].measured.metric == "accuracy (generation)"
 
 
 @pytest.mark.parametrize(

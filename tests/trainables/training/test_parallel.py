@@ -31,8 +31,8 @@ def test_two_workers_equal_one(make_trial: Callable[..., TrialConfig], tmp_path:
     both = [json.loads((tmp_path / f"reports{rank}.json").read_text()) for rank in (0, 1)]
     for reports in both:
         assert [r["train_loss"] for r in reports] == pytest.approx([r["train_loss"] for r in alone], rel=1e-4)
-        assert reports[-1]["result"]["n_examples"] == 32
-    assert both[0][-1]["result"]["correct"] == both[1][-1]["result"]["correct"]
+        assert reports[-1]["result"].predicted.n_examples == 32
+    assert both[0][-1]["result"].predicted.correct == both[1][-1]["result"].predicted.correct
     a, b = (load_file(str(tmp_path / d / "adapter" / "weights.safetensors")) for d in ("alone", "trial"))
     # Adam divides by the gradient's own size, which turns rounding in near-zero gradients into visible steps
     assert all((a[k] - b[k]).abs().mean() < 2e-4 for k in a)

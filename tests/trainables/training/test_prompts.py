@@ -53,9 +53,9 @@ def test_a_trial_learns_and_gives_the_model_back(prompt_trial: MakeTrial, tmp_pa
     reports = run(trial, tmp_path / "warm", warm)
     result = reports[-1]["result"]
     assert reports[-1]["train_loss"] < reports[0]["train_loss"]
-    assert (result["head_params"] > 0) == ("dept" in method)
+    assert (result.measured.head_params > 0) == ("dept" in method)
     with adapted(load_model(MODEL).module, trial) as trainables:
-        assert trainables.adapter_params == result["adapter_params"]
+        assert trainables.adapter_params == result.measured.adapter_params
     fresh = load_model(MODEL).module
     assert all(torch.equal(v, fresh.state_dict()[k]) for k, v in weights(warm).items())
     again = run(trial, tmp_path / "again", warm)  # the text features of the trial before must be gone
@@ -83,7 +83,7 @@ def test_a_kept_trial_answers_as_it_was_evaluated(
 ) -> None:
     trial = prompt_trial(method, lr=2e-2)
     warm: dict[str, Any] = {}
-    score = run(trial, tmp_path, warm, keep=True)[-1]["result"]["test_score"]
+    score = run(trial, tmp_path, warm, keep=True)[-1]["result"].measured.test_score
     test = Warm(warm, torch.device("cpu")).dataset(trial.dataset, "CONFIRM").test
     files = []
     for row in range(len(test.labels)):

@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 import trainables.training.checkpoints
+from analysis.store.codec import to_json
 from sweeps.records.rows import trial_row
 from sweeps.search.slots import Slot
 from tests.fakes import FakeCell
@@ -24,6 +25,7 @@ from trainables.config import TrainSettings, TrialConfig
 from trainables.data.registry import load_text_dataset
 from trainables.data.splits import split, split_of
 from trainables.errors import TrialError
+from trainables.training.measured import Measured, Result
 from trainables.training.selection import Selected
 from trainables.training.trainer import Trainer
 from trainables.training.worker import run_trial
@@ -61,7 +63,7 @@ def test_the_weights_with_the_lowest_loss_are_scored_and_kept(
     report = run(climbing(), tmp_path / "best", keep=True)[-1]
     assert [step for step, _, _ in offers] == [2, 4, 6, 8]
     step, loss, _ = min(offers, key=lambda offer: offer[1])
-    found = report["result"]["further"]["val"]
+    found = report["result"].measured.further["val"]
     assert step == 4
     assert found == {
         "selected-step": step,
@@ -73,7 +75,8 @@ def test_the_weights_with_the_lowest_loss_are_scored_and_kept(
     kept = [load_file(str(tmp_path / d / "adapter" / "adapter.safetensors")) for d in ("best", "plain")]
     assert kept[0].keys() == kept[1].keys()
     assert all(torch.equal(value, kept[1][name]) for name, value in kept[0].items())
-    assert (report["result"]["test_score"], report["val_score"]) == (ended["test_score"], ended["val_score"])
+    scores = ended.measured.test_score, ended.measured.val_score
+    assert (report["result"].measured.test_score, report["val_score"]) == scores
 
 
 def test_ties_go_to_the_earlier_weights() -> None:
@@ -93,9 +96,10 @@ def test_ties_go_to_the_earlier_weights() -> None:
 def test_a_last_loss_that_is_not_finite_is_null_in_the_table() -> None:
     trial_id, seeds = "t", (1, 1, 1)
     further = {"val": {"selected-loss": 0.5, "last-loss": math.nan}}
-    outcome = {"status": "finished", "result": {"further": further}}
+    outcome = {"status": "finished", "result": Result(Measured(further=further))}
     row = trial_row("s", FakeCell("lora"), Slot("c", "CONFIRM", 0, trial_id, {}, 1e-3, seeds), outcome)
-    assert row["further"] == '{"val": {"last-loss": null, "selected-loss": 0.5}}'
+    assert row.further == {"val": {"last-loss": None, "selected-loss": 0.5}}
+    assert to_json(row)["further"] == '{"val": {"last-loss": null, "selected-loss": 0.5}}'
 
 
 def test_a_stopped_trial_selects_the_same(climbing: MakeTrial, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -204,7 +208,8 @@ def test_two_workers_select_as_one_does(
         mine = report["val_further"]
         assert mine["again"] == pytest.approx(mine["selected-loss"], rel=1e-5), "the selected weights are scored"
         assert mine["selected-step"] < 3 * epochs and mine["selected-loss"] < mine["last-loss"]
-        assert (mine, report["result"]["correct"]) == (both[0]["val_further"], both[0]["result"]["correct"])
+        assert mine == both[0]["val_further"]
+        assert report["result"].predicted == both[0]["result"].predicted
         if method == "full":  # at LoRA's rate rounding decides too much
             assert mine == pytest.approx(further, rel=2e-3)
     assert all(kept[0][n].shape == kept[1][n].shape for n in kept[0])

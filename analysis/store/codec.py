@@ -1,0 +1,225 @@
+"""How a table is derived from a dataclass: its columns with type, unit and sentence, and rows to JSON and back.
+
+A field of a row's dataclass is a column. Its type gives the Arrow type, its metadata the sentence and the unit
+(`trainables.training.measured.column`). Everything that reads or writes a table asks the columns made here.
+"""
+
+from __future__ import annotations
+
+import base64
+import dataclasses
+import json
+import math
+import types
+import typing
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any, ClassVar, TypeVar
+
+import pyarrow as pa
+
+from analysis.errors import StoreError, nearest
+from analysis.format import finite
+from analysis.store.columns import BITS, FLAG, INT, REAL, TEXT, TIME
+
+_ARROW: dict[Any, pa.DataType] = {
+    str: TEXT,
+    int: INT,
+    float: REAL,
+    bool: FLAG,
+    bytes: BITS,
+    datetime: TIME,
+    list[float]: pa.list_(REAL),
+    Mapping[str, Any]: TEXT,
+}
+"""The Arrow type of a field's Python type. A mapping is stored as JSON text."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TableRow:
+    """A row of a results table: its fields are the table's columns, in order.
+
+    Attributes:
+        table: the table's name.
+        key: columns that identify a row. Of two rows with one key the later written counts.
+    """
+
+    table: ClassVar[str]
+    key: ClassVar[tuple[str, ...]]
+
+
+R = TypeVar("R", bound=TableRow)
+
+
+@dataclass(frozen=True)
+class Column:
+    """A column of a results table.
+
+    Attributes:
+        kind: its Arrow type. Every column may be null on disk.
+        doc: a sentence that says what it means.
+        unit: of its numbers, or None.
+        required: whether a row cannot be made without it.
+        parsed: whether it is JSON text on disk and a mapping in a row.
+    """
+
+    name: str
+    kind: pa.DataType
+    doc: str
+    unit: str | None = None
+    required: bool = False
+    parsed: bool = False
+
+    @property
+    def field(self) -> pa.Field:
+        """The Arrow field, with the sentence and the unit in its metadata."""
+        said = {"doc": self.doc} | ({"unit": self.unit} if self.unit else {})
+        return pa.field(self.name, self.kind, metadata=said)
+
+    def stored(self, table: str, value: Any) -> Any:
+        """Return a value as Arrow takes it.
+
+        The value may be as JSON has it: ISO 8601 text for an instant (in UTC if it names no zone), base64 text for
+        bits. A mapping or list in a text column becomes JSON text. A number that is not finite becomes None.
+
+        Raises:
+            StoreError: the value does not fit the column's type.
+        """
+        if value is None:
+            return None
+        try:
+            return _fitted(self.kind, value)
+        except (TypeError, ValueError, AttributeError) as error:
+            raise StoreError(
+                f"table {table!r}, column {self.name!r}: {value!r} does not fit type {self.kind} ({error}); {self.doc}"
+            ) from error
+
+
+def _fitted(kind: pa.DataType, value: Any) -> Any:
+    if pa.types.is_timestamp(kind):
+        instant = datetime.fromisoformat(value) if isinstance(value, str) else value
+        if isinstance(instant, int | float):
+            return datetime.fromtimestamp(instant, UTC)
+        return instant if instant.tzinfo else instant.replace(tzinfo=UTC)
+    if pa.types.is_binary(kind):
+        return base64.b64decode(value, validate=True) if isinstance(value, str) else bytes(value)
+    if pa.types.is_string(kind):
+        if isinstance(value, Mapping | list | tuple):
+            return json.dumps(finite(value), sort_keys=True, allow_nan=False)
+        return str(value)
+    if pa.types.is_boolean(kind):
+        if not isinstance(value, bool):
+            raise TypeError("not a boolean")
+        return value
+    if pa.types.is_list(kind):
+        return [_fitted(kind.value_type, each) for each in value]
+    number = float(value)
+    if not math.isfinite(number):
+        return None
+    if not pa.types.is_integer(kind):
+        return number
+    if number != int(number):
+        raise TypeError("not a whole number")
+    return int(value)
+
+
+def columns_of(row: type[TableRow]) -> tuple[Column, ...]:
+    """Return the columns that the fields of a row's dataclass define, in order."""
+    if row not in _COLUMNS:
+        _COLUMNS[row] = _columns(row)
+    return _COLUMNS[row]
+
+
+_COLUMNS: dict[type[TableRow], tuple[Column, ...]] = {}
+
+
+def _columns(row: type[TableRow]) -> tuple[Column, ...]:
+    kinds = typing.get_type_hints(row)
+    made = []
+    for field in dataclasses.fields(row):
+        kind = kinds[field.name]
+        if isinstance(kind, types.UnionType):
+            (kind,) = (each for each in typing.get_args(kind) if each is not types.NoneType)
+        made.append(
+            Column(
+                field.name,
+                _ARROW[kind],
+                field.metadata["doc"],
+                field.metadata["unit"],
+                field.default is dataclasses.MISSING,
+                kind == Mapping[str, Any],
+            )
+        )
+    return tuple(made)
+
+
+def doc_of(row: type[TableRow]) -> str:
+    """Return the sentence that says what a row of the table is: its docstring."""
+    return " ".join((row.__doc__ or "").split())
+
+
+def values_of(row: TableRow | Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return a row's values by column. A mapping is returned as it is."""
+    return row if isinstance(row, Mapping) else vars(row)
+
+
+def stored_rows(row: type[TableRow], rows: Iterable[TableRow | Mapping[str, Any]]) -> dict[str, list[Any]]:
+    """Return the values of rows by column, as Arrow takes them. A column that a row lacks is None.
+
+    Raises:
+        StoreError: a row has an unknown column, or a value that does not fit.
+    """
+    columns = columns_of(row)
+    found: dict[str, list[Any]] = {column.name: [] for column in columns}
+    for values in map(values_of, rows):
+        _refuse_unknown(row.table, values, found)
+        for column in columns:
+            found[column.name].append(column.stored(row.table, values.get(column.name)))
+    return found
+
+
+def to_json(row: TableRow) -> dict[str, Any]:
+    """Return a row as JSON has it, for the journal: text for instants, base64 for bits, None for what is not finite."""
+    found: dict[str, Any] = {}
+    for column in columns_of(type(row)):
+        value = column.stored(row.table, getattr(row, column.name))
+        found[column.name] = value.isoformat() if isinstance(value, datetime) else finite(value)
+    return found
+
+
+def from_values(row: type[R], values: Mapping[str, Any]) -> R:
+    """Make a row from values as the journal (JSON) or a table (Arrow) has them.
+
+    A column that `values` lacks, such as one that is newer than they are, is the field's default.
+
+    Raises:
+        StoreError: a required column is missing, a column is unknown, or a value does not fit.
+    """
+    columns = columns_of(row)
+    _refuse_unknown(row.table, values, {column.name: column for column in columns})
+    made: dict[str, Any] = {}
+    for column in columns:
+        value = column.stored(row.table, values.get(column.name))
+        if value is not None:
+            made[column.name] = _parsed(row.table, column, value) if column.parsed else value
+        elif column.required:
+            raise StoreError(f"table {row.table!r}: a row has no {column.name!r}, which it needs; {column.doc}")
+    return row(**made)
+
+
+def _parsed(table: str, column: Column, text: str) -> Any:
+    try:
+        found = json.loads(text)
+        if isinstance(found, dict):
+            return found
+        problem = "not an object"
+    except (ValueError, RecursionError) as error:
+        problem = str(error)
+    raise StoreError(f"table {table!r}, column {column.name!r}: {text!r} is not JSON ({problem}); {column.doc}")
+
+
+def _refuse_unknown(table: str, values: Mapping[str, Any], known: Mapping[str, Any]) -> None:
+    for key in values:
+        if key not in known:
+            raise StoreError(f"table {table!r} has no column {key!r}; {nearest(key, known)}")

@@ -1,0 +1,173 @@
+"""The tables of the diagnostics (`sweeps analyze`): one frozen dataclass a table, as in `rows`."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from datetime import datetime
+from typing import ClassVar
+
+from analysis.store.codec import TableRow
+from analysis.store.rows import DATASET, METHOD, MODEL, REFERENCE, SIZE, SWEEP
+from trainables.training.measured import about, column
+
+PARAMETERS = "Trainable adapter parameters, counted in the model."
+WEIGHT = "Name of the target weight."
+OUTPUTS = "Number of outputs of the target weight."
+INPUTS = "Number of inputs of the target weight."
+COMPUTED = "When the row was computed."
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Computed:
+    """What a row is computed from."""
+
+    sweep: str = dataclasses.field(metadata=SWEEP)
+    unit: str = dataclasses.field(metadata=about("Hash of the trials and settings that the row is computed from."))
+    model: str | None = column(MODEL)
+    dataset: str | None = column(DATASET)
+    train_size: str | None = column(SIZE)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _OfMethod(_Computed):
+    """What a row on one adapted model is computed from."""
+
+    method: str | None = column(METHOD)
+    reference: str | None = column(REFERENCE)
+    adapter_params: int | None = column(PARAMETERS)
+
+
+@dataclass(frozen=True, kw_only=True)
+class FullRankRow(_OfMethod, TableRow):
+    """Each row is one shape of weight and kind of bases, and says how probable it is that RandLoRA's update has full
+    rank. `sweeps analyze full_rank` computes it.
+    """
+
+    table: ClassVar[str] = "full_rank"
+    key: ClassVar[tuple[str, ...]] = (
+        "sweep",
+        "unit",
+        "out_features",
+        "in_features",
+        "capacity",
+        "distribution",
+        "sparsity",
+        "sparse_a",
+    )
+
+    trial_id: str | None = column("The kept trial of RandLoRA.")
+    out_features: int | None = column(OUTPUTS)
+    in_features: int | None = column(INPUTS)
+    capacity: int | None = column("RandLoRA's rank on weights of this shape.")
+    distribution: str | None = column("Distribution of the bases.")
+    sparsity: float | None = column(
+        "s: an entry is not 0 with probability 2 / s. 2 means binary bases, null means dense ones."
+    )
+    sparse_a: bool | None = column("Whether A is sparse too.")
+    log10_collinear: float | None = column(
+        "log10 of appendix C.6's bound on the probability of two collinear rows of B. It is null if that is 0."
+    )
+    draws: int | None = column("Number of random updates drawn.")
+    full: float | None = column("Share of the drawn updates that have full rank.", "fraction")
+    mean_rank: float | None = column("Mean rank of the drawn updates, as a share of full rank.", "fraction")
+    computed_at: datetime | None = column(COMPUTED)
+
+
+@dataclass(frozen=True, kw_only=True)
+class CkaRow(_OfMethod, TableRow):
+    """Each row is one kept trial and layer, and says how similar its activations are to full fine-tuning's.
+    `sweeps analyze cka` computes it.
+    """
+
+    table: ClassVar[str] = "cka"
+    key: ClassVar[tuple[str, ...]] = ("sweep", "unit", "layer")
+
+    trial_id: str | None = column("The CONFIRM trial. It is null for the untouched base model.")
+    against: str | None = column("The trial of full fine-tuning that it is compared with.")
+    layer: str | None = column("Attention or MLP of a block; in older rows the block.")
+    depth: int | None = column("Position of the layer, counted from the input, from 0.")
+    cka: float | None = column("Linear, unbiased CKA, mean over mini-batches. Null: constant or not finite.")
+    examples: int | None = column("Number of examples that both models saw. Each gives one vector.")
+    batch_size: int | None = column("Number of examples of a mini-batch.")
+    computed_at: datetime | None = column(COMPUTED)
+
+
+@dataclass(frozen=True, kw_only=True)
+class LandscapeRow(_Computed, TableRow):
+    """Each row is one point of the loss plane through LoRA, RandLoRA and full fine-tuning, or of an edge between two
+    of them. `sweeps analyze landscape` computes it.
+    """
+
+    table: ClassVar[str] = "landscape"
+    key: ClassVar[tuple[str, ...]] = ("sweep", "unit", "kind", "split", "x", "y")
+
+    reference: str | None = column("The budget of LoRA and RandLoRA, such as 'lora-8'.")
+    corner_0: str | None = column("Trial of LoRA, at (0, 0).")
+    corner_1: str | None = column("Trial of RandLoRA, at (1, 0).")
+    corner_2: str | None = column("Trial of full fine-tuning, at (0.5, 1).")
+    kind: str | None = column("'plane', or 'edge' for a path between two corners.")
+    split: str | None = column("'train' or 'val': the split whose loss it is.")
+    x: float | None = column("Horizontal position. The corners weigh 1 - x - y / 2, x - y / 2 and y.")
+    y: float | None = column("Vertical position.")
+    a: int | None = column("Corner where the edge begins.")
+    b: int | None = column("Corner where the edge ends.")
+    t: float | None = column("Share of the way from a to b.", "fraction")
+    loss: float | None = column("The task's training loss. It is null if it was not finite.")
+    barrier: float | None = column("Largest height of the edge above the line between its ends.")
+    examples: int | None = column("Number of examples that the loss is a mean of.")
+    points: int | None = column("Number of points of a row of the grid, and of an edge.")
+    computed_at: datetime | None = column(COMPUTED)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SpectrumRow(_OfMethod, TableRow):
+    """Each row is one kept trial and target weight, with the singular values of the weight's update.
+    `sweeps analyze spectrum` computes it.
+    """
+
+    table: ClassVar[str] = "spectrum"
+    key: ClassVar[tuple[str, ...]] = ("sweep", "unit", "weight")
+
+    trial_id: str | None = column("The CONFIRM trial of the weights.")
+    weight: str | None = column(WEIGHT)
+    out_features: int | None = column(OUTPUTS)
+    in_features: int | None = column(INPUTS)
+    frobenius: float | None = column("Frobenius norm of the update.")
+    spectral: float | None = column("Largest singular value of the update.")
+    stable_rank: float | None = column("sum s^2 / s_1^2.")
+    effective_rank: float | None = column("exp of the entropy of s / sum s.")
+    rank: int | None = column("Number of singular values above float32's rounding.")
+    overlap_k: int | None = column("Number of leading left directions that `overlap` compares.")
+    overlap: float | None = column(
+        "Share of these directions that lies in full fine-tuning's; by chance overlap_k / out_features.", "fraction"
+    )
+    singular_values: list[float] | None = column("All singular values, from the largest.")
+    computed_at: datetime | None = column(COMPUTED)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ApproximationRow(_Computed, TableRow):
+    """Each row is one target weight, form and budget, and says how well the form can approximate full fine-tuning's
+    update. `sweeps analyze spectrum` computes it.
+    """
+
+    table: ClassVar[str] = "approximation"
+    key: ClassVar[tuple[str, ...]] = ("sweep", "unit", "weight", "target", "form", "lora_rank")
+
+    trial_id: str | None = column("The trial of full fine-tuning that is approximated.")
+    weight: str | None = column(WEIGHT)
+    out_features: int | None = column(OUTPUTS)
+    in_features: int | None = column(INPUTS)
+    target: str | None = column("'trained' or null: the trial's update. 'random': a normal matrix of its shape.")
+    form: str | None = column("'lora' (the exact optimum), 'randlora' or 'vera' (fitted, so upper bounds).")
+    lora_rank: int | None = column("Rank of LoRA that has as many parameters.")
+    capacity: int | None = column("Rank of the form itself.")
+    parameters: int | None = column("Number of parameters that the form trains on this weight.")
+    error: float | None = column("Relative Frobenius error.", "fraction")
+    bound: float | None = column("RandLoRA's bound of the error (equation 7).", "fraction")
+    computed_at: datetime | None = column(COMPUTED)
+
+
+ROWS: tuple[type[TableRow], ...] = (FullRankRow, CkaRow, LandscapeRow, SpectrumRow, ApproximationRow)
+"""The dataclasses of this module's tables."""
