@@ -181,7 +181,7 @@ class Round:
         lines = self.log.read_text().splitlines()
         late = {line.split()[0] for trial, seen in self.over.items() for line in lines[seen:] if line.startswith(trial)}
         assert not late, f"trained again: {late}"
-        assert not (self.results / "lock.json").exists() and not (self.results / "work").exists()
+        assert not (self.results / "lock").exists() and not (self.results / "work").exists()
 
 
 def in_shm() -> set[str]:

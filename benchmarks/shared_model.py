@@ -33,7 +33,8 @@ from contenders import summary
 
 from trainables.cache import FOLDER_VARIABLE
 from trainables.models.loading import load_model
-from trainables.models.sharing.skeleton import named_tensors
+from trainables.models.shapes import meta_model
+from trainables.models.shared import named_tensors
 from trainables.tasks.lane_cache import Warm
 
 CPU = torch.device("cpu")
@@ -89,7 +90,7 @@ def passes(module: Any, images: int | None) -> Any:
 def worker(model: str) -> None:
     """One worker: whatever is asked on its standard input, in three steps."""
     torch.set_num_threads(1)
-    load_model(model, weights=False)  # imports
+    meta_model(model)  # imports
     before = psutil.Process().memory_full_info()
     print("ready", flush=True)
     sys.stdin.readline()
@@ -190,7 +191,7 @@ def offsets() -> str:
 
 def measure(model: str, counts: list[int], rounds: int) -> dict[str, Any]:
     """All of one model; memory in units of its weights."""
-    size = sum(t.nbytes for t in named_tensors(load_model(model, weights=False).module).values())
+    size = sum(t.nbytes for t in named_tensors(load_model(model).module).values())
     found: dict[str, Any] = {"mib": size / 2**20, "workers": {}}
     for count in counts:
         rows: dict[str, list[dict[str, float]]] = {side: [] for side in SIDES}

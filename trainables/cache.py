@@ -1,7 +1,7 @@
 """The cache of a machine: a folder of folders (decoded images, weights of base models) with a limit and with locks.
 
 Its workers share what is in it; a folder that was unused for longest is removed first (`data.images.decoded`,
-`models.sharing.shared`).
+`models.shared`).
 """
 
 from __future__ import annotations

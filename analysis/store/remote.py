@@ -1,6 +1,7 @@
-"""Results on a file system that pyarrow reaches (s3://, gs://, hdfs://, file://): every file is whole, or not there.
+"""Results on a file system that pyarrow reaches: s3://, gs://, hf://, hdfs://, file://.
 
 A results folder there holds `tables/NAME/part-*.parquet` and the small JSON files of a local one, not its journal.
+Parts never change. If a part and its copy differ in size, copying was cut off, and the part is copied again.
 """
 
 from __future__ import annotations
@@ -11,10 +12,8 @@ import hashlib
 import os
 import re
 import shutil
-import stat
 import tempfile
-import uuid
-from collections.abc import Container
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
@@ -23,14 +22,13 @@ import pyarrow.fs as pafs
 
 from analysis.errors import StoreError
 from analysis.store.schemas import SCHEMAS
-from analysis.store.tables import sync_folder
-from trainables.cache import FOLDER_VARIABLE, cache_folder
+from trainables.cache import cache_folder, make_folder
+from trainables.errors import first_line
 
 DECLARED = "declared.json"
 """The journal's `declare` events, a list: they outlive the journal, which no copy has."""
 FACTS = ("spec.json", "sweep.json", "data.json", DECLARED)
 """Small files of a results folder that may change; all others are immutable."""
-STAGING = ".uploading"
 _PART = re.compile(r"tables/\w+/part-[\w-]+\.parquet")
 
 
@@ -56,84 +54,89 @@ class Location:
         return cls(filesystem, base.rstrip("/"), uri)
 
     def files(self) -> dict[str, int]:
-        """Size in bytes of every whole file there, by its name relative to the folder.
+        """Return the size in bytes of every file there, keyed by its name relative to the folder.
 
         Raises:
             OSError: the file system does not answer.
         """
         selector = pafs.FileSelector(self.base, recursive=True, allow_not_found=True)
-        found = {}
-        for info in self.filesystem.get_file_info(selector):
-            name = str(PurePosixPath(info.path).relative_to(self.base))
-            if info.type == pafs.FileType.File and not name.startswith(STAGING):
-                found[name] = info.size
-        return found
+        with _raising_os_errors():
+            infos = self.filesystem.get_file_info(selector)
+        files = [info for info in infos if info.type == pafs.FileType.File]
+        return {str(PurePosixPath(info.path).relative_to(self.base)): info.size for info in files}
 
     def read(self, name: str) -> bytes:
         """One file. Raises OSError."""
-        with self.filesystem.open_input_stream(f"{self.base}/{name}") as stream:
+        with _raising_os_errors(), self.filesystem.open_input_stream(f"{self.base}/{name}") as stream:
             return bytes(stream.read())
 
     def put(self, source: Path, name: str) -> None:
-        """Copy a local file there: written under another name, its size compared, then moved.
+        """Copy a local file to `name`, over a copy that was cut off.
 
         Raises:
-            OSError: it could not be written; nothing stands under its name then, or what stood there before.
+            OSError: the file did not arrive whole. Its size tells, so the next upload replaces it.
         """
-        draft, final = f"{self.base}/{STAGING}/{uuid.uuid4().hex}", f"{self.base}/{name}"
-        for place in (draft, final):
-            self.filesystem.create_dir(str(PurePosixPath(place).parent), recursive=True)
+        target = f"{self.base}/{name}"
+        local = pafs.LocalFileSystem()
         try:
-            with source.open("rb") as file, self.filesystem.open_output_stream(draft) as stream:
-                shutil.copyfileobj(file, stream, 1 << 20)
-            written = self.filesystem.get_file_info(draft).size
-            if written != source.stat().st_size:
-                raise OSError(f"{written} of {source.stat().st_size} bytes of {name} arrived at {self.uri}")
-            self.filesystem.move(draft, final)
-        except (pa.ArrowException, OSError) as error:
-            with contextlib.suppress(pa.ArrowException, OSError):
-                self.filesystem.delete_file(draft)
-            raise OSError(
-                getattr(error, "errno", None), f"{name} could not be stored at {self.uri}: {error}"
-            ) from error
+            with _raising_os_errors():
+                self.filesystem.create_dir(str(PurePosixPath(target).parent), recursive=True)
+                pafs.copy_files(str(source), target, local, self.filesystem)
+                arrived = self.filesystem.get_file_info(target).size
+        except OSError as error:
+            raise OSError(error.errno, f"{name} could not be stored at {self.uri}: {error}") from error
+        size = source.stat().st_size
+        if arrived != size:
+            raise OSError(f"{name} could not be stored at {self.uri}: {arrived} of {size} bytes arrived")
 
     def remove(self, folder: str) -> None:
         """Delete a folder there, if it is there."""
-        with contextlib.suppress(FileNotFoundError):
+        with contextlib.suppress(FileNotFoundError), _raising_os_errors():
             self.filesystem.delete_dir(f"{self.base}/{folder}")
 
-    def fetch(self, folder: Path, only: Container[str] | None = None) -> int:
-        """Copy tables and facts that a local folder lacks into it; how many files came.
+    def fetch(self, folder: Path, *, facts: bool = True) -> int:
+        """Copy the parts that a local folder lacks or has in another size into it. Return the number of files copied.
 
         Args:
-            only: names of parts to copy instead, over what the folder has of them.
+            facts: whether facts that differ are copied as well, over the folder's own.
 
         Raises:
             StoreError: a name there leads out of the folder; nothing was copied.
             OSError: the file system does not answer, or the disk is full.
         """
-        count = 0
-        there = sorted(self.files())
+        there = self.files()
         if out := [name for name in there if ".." in PurePosixPath(name).parts]:
             raise StoreError(f"{self.uri}: {out[0]!r} leads out of the folder, as no sweep writes it; remove it there")
-        for name in there:
-            if (name not in FACTS and _PART.fullmatch(name) is None) or (only is not None and name not in only):
-                continue
-            table, target = name not in FACTS, folder / name
-            if table and only is None and target.exists():
-                continue
-            data = self.read(name)
-            if not target.exists() or target.read_bytes() != data:
-                target.parent.mkdir(parents=True, exist_ok=True)
-                draft = target.with_name(f".{target.name}.{os.getpid()}.tmp")
-                with draft.open("wb") as file:
-                    file.write(data)
-                    file.flush()
-                    os.fsync(file.fileno())
-                draft.replace(target)
-                sync_folder(target.parent)
-                count += 1
-        return count
+        wanted = [name for name, size in there.items() if _PART.fullmatch(name) and _size(folder / name) != size]
+        if facts:
+            wanted += [name for name in FACTS if name in there and not self._has_same(folder, name)]
+        for name in wanted:
+            target = folder / name
+            target.parent.mkdir(parents=True, exist_ok=True)
+            draft = target.with_name(f".{target.name}.{os.getpid()}.tmp")
+            with _raising_os_errors():
+                pafs.copy_files(f"{self.base}/{name}", str(draft), self.filesystem, pafs.LocalFileSystem())
+            draft.replace(target)
+        return len(wanted)
+
+    def _has_same(self, folder: Path, name: str) -> bool:
+        path = folder / name
+        return path.exists() and path.read_bytes() == self.read(name)
+
+
+@contextlib.contextmanager
+def _raising_os_errors() -> Iterator[None]:
+    """Raise what a file system says as OSError: fsspec's, such as `hf://`, have errors of their HTTP client."""
+    try:
+        yield
+    except OSError:
+        raise
+    except Exception as error:  # of any kind; named and raised on
+        raise OSError(f"{type(error).__name__}: {first_line(error)}") from error
+
+
+def _size(path: Path) -> int | None:
+    return path.stat().st_size if path.exists() else None
 
 
 def is_uri(path: str | Path) -> bool:
@@ -158,16 +161,16 @@ def local_copy(uri: str) -> Path:
             if str(part.relative_to(folder).as_posix()) not in there:
                 part.unlink()
         location.fetch(folder)
-    except (pa.ArrowException, OSError) as error:
+    except OSError as error:
         raise StoreError(f"{uri} can't be read: {error}") from error
     return folder
 
 
 def _copies() -> Path:
-    """The folder of all local copies, this user's alone; one for this process where the cache is switched off.
+    """Return the folder of all local copies, this user's alone; one for this process if the cache is switched off.
 
     Raises:
-        StoreError: another user has put something in its place.
+        OSError: another user has put something in its place.
     """
     cache = cache_folder("stores")
     if cache is None:
@@ -175,11 +178,5 @@ def _copies() -> Path:
         atexit.register(shutil.rmtree, place, ignore_errors=True)
         return place
     place = cache / f"stores-{os.getuid()}"
-    cache.mkdir(mode=0o700, parents=True, exist_ok=True)
-    with contextlib.suppress(FileExistsError):
-        place.mkdir(mode=0o700)
-    found = place.lstat()
-    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid():
-        rule = "is a link or another user's, so what is read there can't be trusted; remove it"
-        raise StoreError(f"{place} {rule}, or set {FOLDER_VARIABLE} to a folder of yours")
+    make_folder(place)
     return place

@@ -11,7 +11,7 @@ Uses every other room, each only when its verb runs, so that `--help` and Ctrl-C
     printing  how the verbs print: JSON, lines, tables
     program   the entry point, which imports nothing at first
     results   the verbs that read results: `best`, `report`, `query`, `compare`, `mcnemar`, `tables`; and `import`
-    run       the verbs `run` and `resume`
+    run       the verb `run`
     status    the verb `status`: how far a sweep is
     trials    the verbs that take trials up again: `export`, `predict`, `again`, `analyze`
     watching  the verb `watch`: a page that shows a sweep as it happens

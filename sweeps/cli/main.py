@@ -91,7 +91,6 @@ VERBS: dict[str, tuple[Callable[..., int | None], str]] = {
     "plan": (plan, "sweeps plan my.toml --set search.trials=9"),
     "estimate": (estimate, "sweeps estimate my.toml"),
     "run": (run, "sweeps run my.toml --max-hours 8"),
-    "resume": (run, "sweeps resume my.toml"),
     "status": (status, "sweeps status results/my-sweep"),
     "watch": (watch, "sweeps watch results/my-sweep --port 8080"),
     "best": (best, "sweeps best results/my-sweep --at lora-4"),
@@ -111,8 +110,7 @@ VERBS: dict[str, tuple[Callable[..., int | None], str]] = {
 }
 """Each with an example, which its `--help` ends with."""
 for _name, (_verb, _example) in VERBS.items():
-    _help = "The same as `run`." if _name == "resume" else None
-    app.command(_name, help=_help, epilog=f"Example: {_example}")(_guarded(_verb))
+    app.command(_name, epilog=f"Example: {_example}")(_guarded(_verb))
 
 
 def main(arguments: list[str] | None = None) -> Any:

@@ -1,4 +1,4 @@
-"""The verbs `run` and `resume`."""
+"""The verb `run`."""
 
 from __future__ import annotations
 

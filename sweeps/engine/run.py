@@ -6,7 +6,7 @@ import contextlib
 import shutil
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -21,6 +21,8 @@ from sweeps.records.declared import declare
 from sweeps.records.journal import Journal
 from sweeps.records.ledger import Ledger, pruned
 from sweeps.records.locks import (
+    KERNEL_LOCK,
+    LEASE,
     REFUSALS,
     FolderLock,
     check_identity,
@@ -183,7 +185,7 @@ def _followed(sweep: Sweep, observers: Sequence[Observer], location: Location | 
         refused = isinstance(error, REFUSALS) and not sweep.skipped
         with contextlib.suppress(OSError):  # of a disk that is full or gone, as the first error says
             sweep.ledger.seal()
-        if folder.is_dir() and {path.name for path in folder.iterdir()} <= {"work", "lock.json"}:
+        if folder.is_dir() and {path.name for path in folder.iterdir()} <= {"work", LEASE, KERNEL_LOCK}:
             shutil.rmtree(folder, ignore_errors=True)  # what Ray made anew of a folder that was moved away
         raise
     finally:

@@ -198,7 +198,7 @@ def _left(plan: Plan, retry_failed: bool) -> list[_Left]:
 
 
 def _shared(warm: dict[str, Any]) -> int:
-    from trainables.models.sharing.shared import shared_bytes
+    from trainables.models.shared import shared_bytes
 
     return sum(shared_bytes(loaded.module) for loaded in warm.get("models", {}).values())
 

@@ -1,26 +1,31 @@
-"""One driver per results folder, and one sweep per name: the lock file and the identity check."""
+"""One driver per results folder, and one sweep per name: the lock and the identity check.
+
+A driver holds two locks of `filelock` in its folder (docs/decisions/0013-lock-of-a-folder.md):
+
+    .lock   the kernel's lock, which ends with the process. It refuses a second driver at once, on this machine and over
+            file systems that pass locks on, as NFS does. The file itself stays.
+    lock    a lease: process, host and start of the driver, renewed every `HEARTBEAT_S` seconds. It refuses drivers of
+            other hosts where the file system passes no locks on.
+"""
 
 from __future__ import annotations
 
 import contextlib
-import errno
-import fcntl
+import functools
 import json
 import logging
 import os
 import shutil
 import signal
-import socket
-import threading
+import tempfile
 import time
-import uuid
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass
-from datetime import UTC, datetime
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
 import psutil
+from filelock import FileLock, LeaseCompromise, OwnerRecord, SoftFileLease, Timeout
 
 from analysis.store.journal import JOURNAL, read_journal
 from sweeps.errors import Problem, SpecError
@@ -28,13 +33,13 @@ from sweeps.records.journal import write_atomically
 from sweeps.search.rules import RULES
 from trainables.errors import TrainablesError
 
+KERNEL_LOCK = ".lock"
+LEASE = "lock"
 HEARTBEAT_S = 5.0
 STALE_S = 60.0
-"""A lock held elsewhere is alive while its heartbeat is younger than this; one that seems older is watched first."""
-_WATCHED = 2.5
-"""For so many heartbeats: clocks may differ, or have been set."""
+"""A lease that nobody renewed for this long, watched by the contender's own clock, is taken over."""
 _ENDS_S = 5.0
-"""For the threads of a process that was killed to let the kernel's lock go, or for a contender to write its name."""
+"""How long a contender waits for the threads of a killed driver to end, until which the kernel keeps its lock."""
 
 
 class LockedError(SpecError):
@@ -47,210 +52,117 @@ class IdentityError(SpecError):
 
 @dataclass(frozen=True)
 class Holder:
-    """Who holds a results folder: host, process, its start and last heartbeat in seconds since 1970.
+    """The driver that holds a results folder."""
 
-    Attributes:
-        place: where its process number means that process: the boot of a machine, and a name space. Hosts' names may be
-            equal, and containers of one host count processes apart. Empty in locks of before.
-        ticks: the process's start by the machine's clock since its boot, which nobody sets; None where unknown.
-    """
-
-    host: str
     pid: int
-    process_start: float
-    started: float
-    heartbeat: float
-    token: str
-    place: str = ""
-    ticks: int | None = None
-
-    @property
-    def here(self) -> bool:
-        """Whether its process can be looked up."""
-        return self.place == _place() if self.place else self.host == socket.gethostname()
-
-    @property
-    def alive(self) -> bool:
-        """Whether it still runs: by its process where that can be looked up, by its heartbeat elsewhere."""
-        if not self.here:
-            return abs(time.time() - self.heartbeat) < STALE_S
-        try:
-            process = psutil.Process(self.pid)
-            start, over = process.create_time(), process.status() == psutil.STATUS_ZOMBIE
-        except psutil.NoSuchProcess:
-            return False
-        if over:  # killed, and its parent has not looked after it: in a container there may be nobody to
-            return False
-        # else the pid has been given to another process; a start since 1970 moves when the clock is set
-        known = self.ticks is not None
-        return bool(_ticks(self.pid) == self.ticks if known else abs(start - self.process_start) < 2.0)
+    host: str
 
     def __str__(self) -> str:
-        since = datetime.fromtimestamp(self.started, UTC).isoformat(sep=" ", timespec="seconds")
-        return f"process {self.pid} on host {self.host}, running since {since}"
-
-
-def _place() -> str:
-    try:
-        boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
-        return f"{boot} {Path('/proc/self/ns/pid').readlink()}"
-    except OSError:
-        return ""
-
-
-def _ticks(pid: int) -> int | None:
-    try:
-        return int(Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()[19])
-    except OSError:
-        return None
+        return f"process {self.pid} on host {self.host}"
 
 
 def holder(folder: Path) -> Holder | None:
-    """The driver that runs a results folder now; None when none does, or its lock is stale."""
-    found = _read(folder / "lock.json")
-    return found if found is not None and found.alive else None
+    """Return the driver that runs a results folder now, or None if its process or its heartbeat has ended."""
+    record = SoftFileLease(folder / LEASE, lease_duration=STALE_S).owner
+    beat = _last_beat(folder)
+    if record is None or beat is None or abs(time.time() - beat) >= STALE_S or _has_ended(record):
+        return None
+    return Holder(record.pid, record.hostname.partition("?")[0])
 
 
-def _read(path: Path) -> Holder | None:
+def _has_ended(record: OwnerRecord) -> bool:
+    """Return whether the driver of a record ran on this host and is over. A zombie is, which nobody waited for."""
+    if record.hostname != _this_host():
+        return False
     try:
-        found = Holder(**json.loads(path.read_text(encoding="utf-8")))
-        numbers = (found.pid, found.process_start, found.started, found.heartbeat)
-        return found if all(isinstance(n, int | float) for n in numbers) and isinstance(found.pid, int) else None
-    except (FileNotFoundError, ValueError, TypeError, RecursionError):  # damaged: nobody's
+        return bool(psutil.Process(record.pid).status() == psutil.STATUS_ZOMBIE)
+    except psutil.NoSuchProcess:
+        return True
+
+
+def _last_beat(folder: Path) -> float | None:
+    """Return when the lease was renewed, by the clock of who renewed it. None if there is no lease."""
+    try:
+        return (folder / LEASE).stat().st_mtime
+    except FileNotFoundError:
         return None
 
 
-def _name_too(file: Path, name: Path) -> None:
-    """Give a file a further name, or its copy where the file system has no hard links. Raises FileExistsError."""
-    try:
-        os.link(file, name)
-    except OSError as error:
-        if error.errno not in (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK):
-            raise
-        with name.open("xb") as copy:
-            copy.write(file.read_bytes())
+@functools.cache
+def _this_host() -> str:
+    """Return the name that `filelock` records for this host and its space of process numbers, such as a container."""
+    with tempfile.TemporaryDirectory() as folder, SoftFileLease(Path(folder) / LEASE) as lease:
+        return lease.owner.hostname if lease.owner else ""
 
 
 class FolderLock:
-    """Holds `lock.json` of a results folder while in its `with` block, and renews its heartbeat.
-
-    Beside it, the kernel's lock of the folder, where the file system has one: contenders for a dead driver's lock get
-    through one at a time, and drivers of one machine see each other whatever their clocks and name spaces say.
+    """Holds a results folder while in its `with` block.
 
     Raises:
-        LockedError: on entry, when a living driver holds the folder. A dead driver's lock is taken over. A driver that
-            stood still until another took its folder over interrupts itself when it notices.
+        LockedError: on entry, if a living driver holds the folder. A dead driver's lock is taken over: at once if its
+            process is known to have ended, else after `STALE_S` seconds without a heartbeat. A driver whose lock was
+            taken over, as on a host that was suspended, interrupts itself when it notices.
     """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self._path = folder / "lock.json"
-        now = time.time()
-        host, pid, begun = socket.gethostname(), os.getpid(), psutil.Process().create_time()
-        self._holder = Holder(host, pid, begun, now, now, uuid.uuid4().hex, _place(), _ticks(pid))
-        self._kernels = contextlib.ExitStack()
-        self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._beat, name="lock-heartbeat", daemon=True)
+        self._kernel = FileLock(folder / KERNEL_LOCK, fallback_to_soft=False)
+        self._lease = SoftFileLease(
+            folder / LEASE, lease_duration=STALE_S, heartbeat_interval=HEARTBEAT_S, on_compromise=self._stop
+        )
 
     def __enter__(self) -> Self:
         self.folder.mkdir(parents=True, exist_ok=True)
-        with contextlib.ExitStack() as kernels:
-            end = time.monotonic() + _ENDS_S
-            while not self._lock_folder(kernels):
-                other = _read(self._path)
-                if other is None or not other.here or other.alive or time.monotonic() > end:
-                    raise self._refused(other)
-                time.sleep(0.05)
-            self._take()
-            self._kernels = kernels.pop_all()
-        self._thread.start()
+        with contextlib.ExitStack() as held:
+            try:
+                self._kernel.acquire(_ENDS_S, 0.05, cancel_check=lambda: holder(self.folder) is not None)
+                held.callback(self._kernel.release)
+            except Timeout as error:
+                raise self._refused() from error
+            except OSError as error:  # a file system without the kernel's locks: the lease alone decides
+                logging.getLogger("sweeps").debug("%s has no kernel locks (%s)", self.folder, error)
+            self._take_lease()
+            held.pop_all()
         return self
 
-    def _refused(self, other: Holder | None) -> LockedError:
-        rule = f"is being run by {other or 'another process'}; wait for it, stop it, or give this sweep another folder"
+    def _take_lease(self) -> None:
+        seen, record = _last_beat(self.folder), self._lease.owner
+        if self._kernel.is_locked and seen is not None and (record is None or _has_ended(record)):
+            self._lease.force_break()  # a living driver of this host would have the kernel's lock
+        with contextlib.suppress(Timeout):
+            self._lease.acquire(blocking=False)
+            return
+        if holder(self.folder) is None:  # its last heartbeat is old, by clocks that may differ: watch it by our own
+            logging.getLogger("sweeps").warning(
+                "%s was held by %s; waiting %.0f s for its next heartbeat", self.folder, self._owner(), STALE_S
+            )
+
+            def beats() -> bool:
+                return _last_beat(self.folder) not in (seen, None)
+
+            with contextlib.suppress(Timeout):
+                self._lease.acquire(2 * STALE_S, HEARTBEAT_S / 10, cancel_check=beats)
+                return
+        raise self._refused()
+
+    def _owner(self) -> Holder | str:
+        record = self._lease.owner
+        return "another process" if record is None else Holder(record.pid, record.hostname.partition("?")[0])
+
+    def _refused(self) -> LockedError:
+        rule = f"is being run by {self._owner()}; wait for it, stop it, or give this sweep another folder"
         return LockedError([Problem("results", str(self.folder), rule)])
 
-    def _lock_folder(self, kernels: contextlib.ExitStack) -> bool:
-        """Take the kernel's lock until `kernels` closes; False where another has it. NFS and others may have none."""
-        handle = os.open(self.folder, os.O_RDONLY)
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            os.close(handle)
-            return False
-        except OSError:
-            pass
-        kernels.callback(os.close, handle)
-        return True
-
-    def _take(self) -> None:
-        for _ in range(10):
-            if self._create():
-                return
-            other = _read(self._path)
-            if other is not None and (other.alive or self._beats(other)):
-                raise self._refused(other)
-            self._clear(other)
-        raise LockedError([Problem("results", str(self.folder), "its lock.json keeps changing hands; try again")])
-
     def __exit__(self, *_: object) -> None:
-        self._stop.set()
-        self._thread.join()
-        found = _read(self._path)
-        if found is not None and found.token == self._holder.token:
-            self._path.unlink(missing_ok=True)
-        self._kernels.close()
+        self._lease.release()
+        self._kernel.release()
 
-    def _beats(self, other: Holder) -> bool:
-        """Whether the lock of a process elsewhere is renewed while we watch, by no clock but ours."""
-        end = time.monotonic() + (0.0 if other.here else _WATCHED * HEARTBEAT_S)
-        while time.monotonic() < end:
-            time.sleep(HEARTBEAT_S / 10)
-            found = _read(self._path)
-            if found != other:
-                return found is not None and found.token == other.token
-        return False
-
-    def _create(self) -> bool:
-        """Make the lock file with its content in one step; False when there is one."""
-        own = self._path.with_name(f".lock.{self._holder.token}")
-        own.write_text(json.dumps(asdict(self._holder)), encoding="utf-8")
-        try:
-            _name_too(own, self._path)
-        except FileExistsError:
-            return False
-        finally:
-            own.unlink()
-        return True
-
-    def _clear(self, stale: Holder | None) -> None:
-        """Move a dead lock away; put it back when another driver took the folder in between."""
-        aside = self._path.with_name(f".lock.stale.{self._holder.token}")
-        try:
-            self._path.rename(aside)
-        except FileNotFoundError:
-            return
-        moved = _read(aside)
-        if moved is not None and moved.alive and (stale is None or moved.token != stale.token):
-            with contextlib.suppress(FileExistsError):  # a third driver holds it by now; the next round says so
-                _name_too(aside, self._path)
-        aside.unlink()
-
-    def _beat(self) -> None:
-        while not self._stop.wait(HEARTBEAT_S):
-            try:
-                other = _read(self._path)
-            except OSError:  # a network folder that can't be read now: the next beat tries again
-                continue
-            if other is not None and other.token != self._holder.token:  # this process, or its disk, had stood still
-                logging.getLogger("sweeps").error("%s was taken over by %s: this run stops", self.folder, other)
-                os.kill(os.getpid(), signal.SIGINT)  # as Ctrl-C does: Ray is ended, and finished trials are kept
-                return
-            beat = Holder(**{**asdict(self._holder), "heartbeat": time.time()})
-            try:
-                write_atomically(self._path, json.dumps(asdict(beat)))
-            except OSError:  # a full disk: the journal will say so, and the process itself still proves the lock
-                continue
+    def _stop(self, loss: LeaseCompromise) -> None:
+        """End this run as Ctrl-C does: Ray is ended, and finished trials are kept."""
+        logging.getLogger("sweeps").error(
+            "%s: this run stops, for it lost its lock (%s); now held by %s", self.folder, loss.reason, self._owner()
+        )
+        os.kill(os.getpid(), signal.SIGINT)
 
 
 REFUSALS = (SpecError, TrainablesError)

@@ -1,14 +1,14 @@
-"""A copy of a results folder elsewhere, kept up while the sweep runs: sealed parts and kept adapters, each whole.
+"""Copy a results folder elsewhere while the sweep runs: sealed parts, JSON files and kept adapters.
 
-What is not there yet is lost when the driver's machine is: at most five minutes, `EVERY_S` until it is sealed and as
-long until it is copied. A run on another machine fetches what is there and goes on from it.
+If the driver's machine is lost, so is what was not copied yet: at most the trials of the last five minutes. A trial
+waits `EVERY_S` seconds until it is sealed and as long until it is copied. A run on another machine fetches the copy and
+goes on from it.
 """
 
 from __future__ import annotations
 
 import contextlib
 import errno
-import hashlib
 import json
 import os
 import threading
@@ -16,12 +16,9 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
-
 from analysis.store.diagnostic_rows import ROWS as DIAGNOSTICS
 from analysis.store.journal import JOURNAL
 from analysis.store.remote import FACTS, Location
-from analysis.store.tables import scan_parts
 from sweeps.errors import Problem, SpecError
 from sweeps.records.locks import IdentityError, refuse_other, stored_identity
 from trainables.errors import first_line
@@ -35,27 +32,19 @@ _META = ("adapter.json", "weights.json")
 
 
 def restore(folder: Path, location: Location) -> int:
-    """Fetch what is there into a results folder that has not begun, else its damaged parts alone; the number of files.
+    """Fetch parts that a results folder lacks or has damaged. Return the number of files fetched.
 
-    A fetch that was cut off is gone on with. Whoever calls holds the folder.
+    A folder without a journal gets the JSON files too; a folder that has begun keeps its own. A fetch that was cut off
+    is continued. The caller holds the folder's lock.
 
     Raises:
         SpecError: no answer, or the folder has begun and lacks trials that are there.
     """
-    damaged = None
-    if (folder / JOURNAL).exists():
+    begun = (folder / JOURNAL).exists()
+    if begun:
         _refuse_behind(folder, location)
-        damaged = _damaged(folder)  # its journal may lack their rows: those from before it was fetched
     with _answering(location):
-        return location.fetch(folder, damaged)
-
-
-def _damaged(folder: Path) -> set[str]:
-    """Names of parts that can't be read, or were set aside and not fetched since."""
-    bad = [part.path for table in TABLES for part in scan_parts(folder, table)[1]]
-    aside = (path.with_suffix("") for path in folder.glob("tables/*/part-*.parquet.damaged"))
-    bad += (path for path in aside if not path.exists())
-    return {path.relative_to(folder).as_posix() for path in bad}
+        return location.fetch(folder, facts=not begun)
 
 
 def check_there(location: Location, identity: Mapping[str, Any]) -> None:
@@ -105,7 +94,7 @@ def _refuse_behind(folder: Path, location: Location) -> None:
 def _answering(location: Location) -> Iterator[None]:
     try:
         yield
-    except (pa.ArrowException, OSError) as error:
+    except OSError as error:
         raise SpecError([Problem("--upload", location.uri, f"does not answer ({first_line(error)})")]) from error
 
 
@@ -122,7 +111,7 @@ class Upload:
         self.folder, self.location, self._note = folder, location, note
         self.error: str | None = None
         self._over = threading.Event()
-        self._facts: dict[str, str] = {}
+        self._facts: dict[str, bytes] = {}
         self._adapters = self._kept()
         self._thread = threading.Thread(target=self._work, name="upload", daemon=True)
 
@@ -144,7 +133,7 @@ class Upload:
         """Copy what is new now; why that was not possible, or None."""
         try:
             self.sync()
-        except (pa.ArrowException, OSError) as error:
+        except OSError as error:
             before, self.error = self.error, f"not uploaded: {error}"
             if self.error != before:
                 self._note(self.error)
@@ -153,32 +142,38 @@ class Upload:
         return self.error
 
     def sync(self) -> None:
-        """Copy everything that is sealed here and not there. Raises OSError: it can't be written, or read here."""
+        """Copy everything that is sealed here and not there.
+
+        Raises:
+            OSError: a file can't be read here, or not written there.
+        """
         if not self.folder.is_dir():  # moved away: what it kept is not to be removed there
             raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(self.folder))
         there = self.location.files()
         for name in FACTS:  # first, for tables without them belong to no sweep
             path = self.folder / name
-            digest = hashlib.sha256(path.read_bytes()).hexdigest() if path.exists() else None
-            if digest is not None and self._facts.get(name) != digest:
+            content = path.read_bytes() if path.exists() else None
+            if content is not None and self._facts.get(name) != content:
                 self.location.put(path, name)
-                self._facts[name] = digest
+                self._facts[name] = content
         parts = {t: sorted((self.folder / "tables" / t).glob("part-*.parquet")) for t in reversed(TABLES)}
         for table in TABLES:  # listed the other way round, for the driver seals meanwhile
             for part in parts[table]:
-                name = f"tables/{table}/{part.name}"
-                if name not in there:
-                    self.location.put(part, name)
+                self._put_if_new(part, there)
         self._sync_adapters(there)
+
+    def _put_if_new(self, path: Path, there: Mapping[str, int]) -> None:
+        """Copy a file that never changes, unless it is there already; a copy of another size was cut off."""
+        name = path.relative_to(self.folder).as_posix()
+        if there.get(name) != path.stat().st_size:
+            self.location.put(path, name)
 
     def _sync_adapters(self, there: Mapping[str, int]) -> None:
         kept = self._kept()
         for trial in sorted(kept):
             files = [path for path in (self.folder / "adapters" / trial).rglob("*") if path.is_file()]
             for path in sorted(files, key=lambda p: (p.name in _META, p.name)):
-                name = path.relative_to(self.folder).as_posix()
-                if name not in there:
-                    self.location.put(path, name)
+                self._put_if_new(path, there)
         for trial in self._adapters - kept:  # only the best of a cell stays
             self.location.remove(f"adapters/{trial}")
         self._adapters = kept

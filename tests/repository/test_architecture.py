@@ -21,7 +21,8 @@ from randlora.methods.method import METHODS
 from sweeps.cli import main
 from sweeps.cli.data import describe
 from sweeps.engine.run import run
-from tests.fakes import TRIAL, FakeCell, FakeKeep, fake_plan
+from tests.fakes import TRIAL as FAKE_TRIAL
+from tests.fakes import FakeCell, FakeKeep, fake_plan
 from tests.support import ROOT
 from trainables.config import TrainSettings, TrialConfig
 from trainables.data.registry import DATASETS
@@ -159,7 +160,7 @@ def test_the_figure_draws() -> None:
 def test_the_backend_runs_a_sweep(tmp_path: Path) -> None:
     cells = (FakeCell("lora", options=(("fail_above", 1e-2),)), FakeCell("vera"))
     plan = fake_plan(tmp_path / "r", cells, keep=FakeKeep("best"))
-    summary = run(plan, backend=example("A backend")["open_one_by_one"], trial=TRIAL, progress=False)
+    summary = run(plan, backend=example("A backend")["open_one_by_one"], trial=FAKE_TRIAL, progress=False)
     assert summary.finished + summary.failed == 16 and 0 < summary.failed < 8
     assert len(list((tmp_path / "r" / "adapters").iterdir())) == 2
 

@@ -6,7 +6,7 @@ Uses `cache`, `runtime` and `seeds`, and randlora's targets; knows nothing of da
     encoders     one vector per input, and the heads on it
     shapes       shapes without weights
     loading      models with their weights
-    sharing      one copy of the weights for a machine's CPU workers
+    shared       one copy of the weights for a machine's CPU workers
     sharded      weights split over the workers of one trial (FSDP2)
     forward      forward passes that do less, or keep less
     language     causal language models: logits where they are asked for

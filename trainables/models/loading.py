@@ -79,11 +79,8 @@ def word_ids(tokenizer: Tokenizer, text: str) -> tuple[int, ...]:
     return tuple(row[1 : int(row.argmax())].tolist())
 
 
-def load_model(model_id: str, *, weights: bool = True) -> LoadedModel:
+def load_model(model_id: str) -> LoadedModel:
     """Load a base model and its weights. The CPU's random state is left as it was.
-
-    Args:
-        weights: False: read none, and leave every tensor on the meta device, for who has them already.
 
     Raises ModelError: an unknown id, missing or malformed files, weights that are not safetensors, or no network.
     """
@@ -93,12 +90,12 @@ def load_model(model_id: str, *, weights: bool = True) -> LoadedModel:
     with torch.random.fork_rng(devices=[]):  # weights are drawn before they are read over
         torch.manual_seed(0)
         if not is_open_clip(parsed, model_id):
-            return _load_hf(parsed, model_id, weights)
+            return _load_hf(parsed, model_id)
         if parsed.folder is None:
-            return _load_open_clip(parsed.name, parsed, model_id, weights)
+            return _load_open_clip(parsed.name, parsed, model_id)
         open_clip_config(parsed.folder, model_id)
         _refuse_pickles(parsed.folder, model_id)
-        return _load_open_clip(f"local-dir:{parsed.folder}", parsed, model_id, weights)
+        return _load_open_clip(f"local-dir:{parsed.folder}", parsed, model_id)
 
 
 def fetched(parsed: ModelId) -> Path | None:
@@ -140,7 +137,7 @@ def check_weights(model_id: str) -> None:
         raise ModelError(f"{model_id!r}: the hub does not answer, and this machine has no copy. {advice(model_id)}")
 
 
-def _load_open_clip(name: str, parsed: ModelId, model_id: str, weights: bool) -> LoadedModel:
+def _load_open_clip(name: str, parsed: ModelId, model_id: str) -> LoadedModel:
     import open_clip
 
     arguments: dict[str, Any] = {}
@@ -152,21 +149,18 @@ def _load_open_clip(name: str, parsed: ModelId, model_id: str, weights: bool) ->
                 f"write open_clip:{parsed.name}/TAG with one of {', '.join(tags) or '(open_clip lists none)'}"
             )
         arguments = {"pretrained": parsed.tag, "force_quick_gelu": quick_gelu(parsed)}
-    arguments |= {"device": "cpu"} if weights else {"device": "meta", "load_weights": False, "pretrained_text": False}
     try:
         with _quiet_root_logger():
-            with contextlib.nullcontext() if weights else torch.device("meta"):
-                module = open_clip.create_model(
-                    name, precision="fp32", require_pretrained=weights, weights_only=True, **arguments
-                )
+            module = open_clip.create_model(
+                name, precision="fp32", device="cpu", require_pretrained=True, weights_only=True, **arguments
+            )
             text = open_clip.get_model_config(name)["text_cfg"]
             # over the config's tokenizer_kwargs, which may ask for code; open_clip's own tokenizer takes no such thing
             no_code = {"trust_remote_code": False} if text.get("hf_tokenizer_name") else {}
             tokenizer = open_clip.get_tokenizer(name, **no_code)
     except UNREADABLE as error:
         raise ModelError(f"{model_id!r} can't be loaded ({first_line(error)}). {advice(model_id)}") from error
-    if weights:
-        check_finite(cast("nn.Module", module), model_id)
+    check_finite(cast("nn.Module", module), model_id)
     settings = module.visual.preprocess_cfg
     return LoadedModel(
         module=cast("nn.Module", module).float().eval(),
@@ -209,7 +203,7 @@ def check_finite(module: nn.Module, model_id: str) -> None:
             )
 
 
-def _load_hf(parsed: ModelId, model_id: str, weights: bool) -> LoadedModel:
+def _load_hf(parsed: ModelId, model_id: str) -> LoadedModel:
     source = str(parsed.folder or parsed.name)
     config = hf_config(source, model_id, gguf=parsed.gguf)
     from_gguf: dict[str, Any] = dict(gguf_argument(parsed.gguf, model_id))
@@ -223,13 +217,12 @@ def _load_hf(parsed: ModelId, model_id: str, weights: bool) -> LoadedModel:
                 dtype=torch.float32,
                 trust_remote_code=False,
                 output_loading_info=True,
-                **(arguments if weights else arguments | {"device_map": "meta"}),
+                **arguments,
             )
     except UNREADABLE as error:
         raise ModelError(f"{model_id!r} can't be loaded ({first_line(error)}). {advice(model_id)}") from error
-    if weights:
-        _check_complete(module, info, model_id)
-        check_finite(cast("nn.Module", module), model_id)
+    _check_complete(module, info, model_id)
+    check_finite(cast("nn.Module", module), model_id)
     vision = kind == "hf-vision"
     text = None if vision else _hf_tokenizer(source, parsed.folder, model_id, from_gguf)
     # what was quantised in its file is not any more, which transformers' own float() does not know
@@ -340,17 +333,10 @@ def _quiet_root_logger() -> Iterator[None]:
     handler = logging.NullHandler()
     root = logging.getLogger()
     root.addHandler(handler)
-    root.addFilter(_not_without_weights)
     try:
         yield
     finally:
-        root.removeFilter(_not_without_weights)
         root.removeHandler(handler)
-
-
-def _not_without_weights(record: logging.LogRecord) -> bool:
-    """All but the warning over a model that is meant to have no weights; where they are needed it is an error."""
-    return not record.getMessage().startswith("No pretrained weights loaded")
 
 
 @contextlib.contextmanager

@@ -16,8 +16,7 @@ from trainables.data.images.pixels import KEEP_BYTES, Pixels, Recipe
 from trainables.data.registry import load_dataset, load_text_dataset
 from trainables.data.text.dataset import TextDataset
 from trainables.models.loading import LoadedModel, load_model, to_bf16
-from trainables.models.sharing.shared import shared_model
-from trainables.models.sharing.skeleton import named_tensors
+from trainables.models.shared import checksum, named_tensors, shared_model
 
 T = TypeVar("T")
 
@@ -26,16 +25,11 @@ FEATURE_BYTES = 2**30
 SETS = 2
 """Data sets of images, and of texts, that a lane keeps, the newest: a worker stays with a cell until it is done."""
 
-_WORDS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
-_RUN = 64
-"""Words whose order a checksum does not see; one that sees all takes several times as long."""
-
 
 class Marks:
     """How a model's tensors looked when it was loaded: identity, address and a checksum of the bits and their places.
 
-    torch's counters of writes would spare the reading, but `.data`, NumPy and DLPack write past them. Reading takes a
-    tenth of a second a GiB on a core, once a trial (by hand).
+    torch's counters of writes would spare the reading, but `.data`, NumPy and DLPack write past them.
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -47,18 +41,7 @@ class Marks:
 
 
 def _marks(model: nn.Module) -> dict[str, tuple[int, int, int]]:
-    return {name: (id(t), t.data_ptr(), _checksum(t)) for name, t in named_tensors(model).items()}
-
-
-@torch.no_grad()
-def _checksum(tensor: Tensor) -> int:
-    flat, size = tensor.detach().reshape(-1), tensor.element_size()
-    whole = flat.nbytes % 8 == flat.storage_offset() * size % 8 == 0  # words of 8 bytes are summed 25 times as fast
-    words = flat.view(torch.int64 if whole else _WORDS[size])
-    cut = len(words) // _RUN * _RUN
-    sums = torch.cat([words[:cut].view(-1, _RUN).sum(1, dtype=torch.int64), words[cut:].to(torch.int64)])
-    places = torch.arange(1, len(sums) + 1, device=sums.device)
-    return int(((sums ^ sums >> 29) * places).sum())  # else high bits would be lost in products with even places
+    return {name: (id(t), t.data_ptr(), checksum(t)) for name, t in named_tensors(model).items()}
 
 
 class Warm:

@@ -25,9 +25,10 @@ from trainables.models.encoders import is_unused
 from trainables.models.loading import Tokenizer, word_ids
 from trainables.models.shapes import VISUAL
 from trainables.models.sharded import gathered, is_split
-from trainables.models.sharing.mapped import own_copy
 from trainables.seeds import derive_seed
 
+_ALIGNMENT = 64
+"""Bytes, of torch's own allocator."""
 _TEMPERATURE = ("logit_scale", "logit_bias")
 
 
@@ -125,13 +126,13 @@ def _base_weights(model: nn.Module, trial: TrialConfig, stack: contextlib.ExitSt
 def _put_aside(model: nn.Module, parameters: Mapping[str, nn.Parameter]) -> Callable[[], None]:
     """Let parameters go on with copies of their values; calling the result gives back what they held.
 
-    What they held is not written to: it may be memory that all workers of a machine share (`models.sharing.shared`).
+    What they held is not written to: it may be memory that all workers of a machine share (`models.shared`).
     Where a parameter's memory can't be exchanged, its values are kept and written back.
     """
     tensors = [t for t in (*model.parameters(), *model.buffers()) if type(t.data) is Tensor]
     owners = Counter(t.untyped_storage().data_ptr() for t in tensors)
     apart = {
-        name: own_copy(p)
+        name: _own_copy(p)
         for name, p in parameters.items()
         if type(p.data) is Tensor and p.is_contiguous() and owners[p.untyped_storage().data_ptr()] == 1
     }
@@ -148,6 +149,14 @@ def _put_aside(model: nn.Module, parameters: Mapping[str, nn.Parameter]) -> Call
                 parameters[name].copy_(value)
 
     return give_back
+
+
+def _own_copy(tensor: Tensor) -> Tensor:
+    """Copy a tensor to memory that lies to multiples of 64 bytes as its own does: products then have the same bits."""
+    data = tensor.detach()
+    room = torch.empty(data.nbytes + _ALIGNMENT, dtype=torch.uint8, device=data.device)
+    shift = (data.data_ptr() - room.data_ptr()) % _ALIGNMENT
+    return room[shift : shift + data.nbytes].view(data.dtype).view(data.shape).copy_(data)
 
 
 def base_weight_names(model: nn.Module, trial: TrialConfig) -> list[str]:

@@ -31,9 +31,9 @@ ELSEWHERE = {
     "docs/verbs.md": "below, parsed",
 }
 """Pages whose commands another test runs, with what they print."""
-PARSED = {"again", "analyze", "doctor", "export", "mcnemar", "predict", "resume", "import", "watch"}
+PARSED = {"again", "analyze", "doctor", "export", "mcnemar", "predict", "import", "watch"}
 """Verbs that need trained weights or files from elsewhere, ask the machine itself, or serve until they are stopped."""
-PLANNED = {"run", "resume", "estimate"}
+PLANNED = {"run", "estimate"}
 INSTALLED = "lora-fa"
 """A method that its page installs first; `randlora/test_plugins` does so, and checks and plans it."""
 

@@ -339,7 +339,7 @@ def test_a_second_driver_is_refused_before_anything_is_read(tmp_path: Path, monk
         refused = sweeps("run", QUICKSTART, "--output", str(folder), "--quiet")
         assert (refused.exit_code, read) == (2, [])
         assert f"results = {str(folder)!r}: is being run by process {os.getpid()}" in refused.output.replace("\n", "")
-        assert [path.name for path in folder.iterdir()] == ["lock.json"]
+        assert sorted(path.name for path in folder.iterdir()) == [".lock", "lock"]
 
 
 def test_a_copy_is_fetched_by_one_start_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -64,7 +64,7 @@ def test_a_submitted_job(tmp_path: Path, own_ray: OwnRay) -> None:
         ("TUNE", "finished")
     ]
     assert [row["test_score"] is not None for row in trials if row["stage"] == "CONFIRM"] == [True]
-    assert not (output / "lock.json").exists()
+    assert not (output / "lock").exists()
 
 
 def submitted(copy: Path, variables: dict[str, str]) -> None:

@@ -85,7 +85,7 @@ def test_a_signal_stops_cleanly_and_the_next_run_goes_on(
     assert driver.communicate(timeout=30)[0].split()[-1] == "True"
     assert driver.returncode == 0
     assert gone(family)
-    assert not (tmp_path / "r" / "lock.json").exists()
+    assert not (tmp_path / "r" / "lock").exists()
     before = {e["trial_id"] for e in events(tmp_path / "r", "finish")}
     assert before == {t["trial_id"] for t in rows(tmp_path / "r", "trials")}
     summary = go(fake_plan(tmp_path / "r", logged(log)), pool)

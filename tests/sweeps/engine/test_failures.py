@@ -133,7 +133,7 @@ def test_ctrl_c_twice_ends_at_once_and_loses_nothing(
         time.sleep(0.1)
     assert running.communicate(timeout=30)[0].split()[-1] == "True"
     wait_for(lambda: gone(family), "its processes to end", 60)
-    assert not (tmp_path / "r" / "lock.json").exists()
+    assert not (tmp_path / "r" / "lock").exists()
     go(fake_plan(tmp_path / "r", logged(tmp_path / "log")), pool)
     assert_same_tables(tmp_path / "r", undisturbed(logged(tmp_path / "log")))
 
@@ -153,7 +153,7 @@ def test_a_signal_while_ray_comes_up_leaves_nothing_behind(
         time.sleep(0.05)
     assert (running.returncode, running.communicate()[0].split()[-1]) == (0, "True")
     wait_for(lambda: gone(list(seen)), "its processes to end", 5)
-    assert not (tmp_path / "r" / "lock.json").exists()
+    assert not (tmp_path / "r" / "lock").exists()
 
 
 def test_a_raylet_killed_while_ray_comes_up(
@@ -186,7 +186,7 @@ def test_impatient_ctrl_c_while_lanes_are_ended(tmp_path: Path, pool: Pool, star
         time.sleep(1.2)
     assert running.communicate(timeout=60)[0].split()[-1] == "True"
     assert running.returncode == 0
-    assert not (tmp_path / "r" / "lock.json").exists()
+    assert not (tmp_path / "r" / "lock").exists()
 
 
 ONE_RAY = DRIVER.replace(

@@ -15,7 +15,7 @@ from sweeps.engine.run import run
 from sweeps.plan.plan import Plan
 from sweeps.spec.spec import SweepSpec
 from tests.support import ROOT
-from trainables.models.sharing.shared import FILE, PREFIX
+from trainables.models.shared import FILE, PREFIX
 
 
 def mapped() -> list[set[str]]:

@@ -6,11 +6,11 @@ import fcntl
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
 import time
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +20,9 @@ import pytest
 from sweeps.errors import Problem, SpecError
 from sweeps.records import locks
 from sweeps.records.locks import (
-    STALE_S,
+    KERNEL_LOCK,
+    LEASE,
     FolderLock,
-    Holder,
     IdentityError,
     LockedError,
     check_identity,
@@ -37,15 +37,13 @@ from tests.fakes import fake_spec
 IDENTITY = {"name": "a", "train": {"epochs": 3, "lr": 1e-3}, "methods": {"lora": {"alpha": 16}}}
 
 
-def held(folder: Path) -> Holder:
-    found = holder(folder)
-    assert found is not None
-    return found
-
-
-def rewrite(folder: Path, **values: object) -> None:
-    path = folder / "lock.json"
-    path.write_text(json.dumps({**json.loads(path.read_text()), **values}))
+def rewrite(folder: Path, age: float = 0.0, **values: object) -> None:
+    """Change the record of a lease in place, and when it was renewed."""
+    path = folder / LEASE
+    fields = dict(line.split("=", 1) for line in path.read_text().splitlines()[1:])
+    fields |= {name: str(value) for name, value in values.items()}
+    path.write_text("\n".join(["filelock/2", *(f"{name}={value}" for name, value in fields.items()), ""]))
+    os.utime(path, (time.time() - age,) * 2)
 
 
 @pytest.fixture
@@ -58,24 +56,29 @@ def no_flock(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(fcntl, "flock", refuse)
 
 
+@pytest.fixture
+def short(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Contenders wait for fractions of a second."""
+    monkeypatch.setattr(locks, "STALE_S", 0.6)
+    monkeypatch.setattr(locks, "HEARTBEAT_S", 0.2)
+    monkeypatch.setattr(locks, "_ENDS_S", 0.2)
+
+
 def test_a_second_driver_is_refused_naming_the_first(tmp_path: Path) -> None:
     with FolderLock(tmp_path):
-        held = holder(tmp_path)
-        assert held is not None
-        assert held.pid == os.getpid()
-        with pytest.raises(LockedError, match=rf"being run by process {os.getpid()} on host \S+, running since"):
+        found = holder(tmp_path)
+        assert found is not None
+        assert found.pid == os.getpid()
+        with pytest.raises(LockedError, match=rf"being run by process {os.getpid()} on host \S+; wait"):
             FolderLock(tmp_path).__enter__()
-        assert holder(tmp_path) == held
+        assert holder(tmp_path) == found
     assert holder(tmp_path) is None
-    assert list(tmp_path.iterdir()) == []
+    assert [path.name for path in tmp_path.iterdir()] == [KERNEL_LOCK]
 
 
-WRONG = b'{"host": 1, "pid": "x", "process_start": [], "started": 0, "heartbeat": "now", "token": 0}'
-
-
-@pytest.mark.parametrize("text", [b"", b"{", b"\xff\xfe", b"[]", b"[" * 100_000, b"9", b'{"host": "h"}', WRONG])
-def test_a_damaged_lock_is_nobodys(tmp_path: Path, text: bytes) -> None:
-    (tmp_path / "lock.json").write_bytes(text)
+@pytest.mark.parametrize("text", [b"", b"{", b"\xff\xfe", b"filelock/2\npid=x\nhost=h\nmode=lease\n", b"9" * 5000])
+def test_a_damaged_lease_is_nobodys(tmp_path: Path, text: bytes) -> None:
+    (tmp_path / LEASE).write_bytes(text)
     assert holder(tmp_path) is None
     with FolderLock(tmp_path):
         assert holder(tmp_path) is not None
@@ -88,20 +91,11 @@ def test_a_damaged_identity_is_named(tmp_path: Path, text: bytes) -> None:
         check_identity(tmp_path, IDENTITY)
 
 
-@pytest.mark.parametrize("code", [errno.EPERM, errno.EOPNOTSUPP])
-def test_a_file_system_without_hard_links_locks_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int) -> None:
-    def refuse(*_: object) -> None:
-        raise OSError(code, os.strerror(code))
-
-    monkeypatch.setattr(os, "link", refuse)
-    test_a_second_driver_is_refused_naming_the_first(tmp_path)
-
-
 def test_a_dead_process_loses_its_lock(tmp_path: Path) -> None:
     code = "import os, sys; from pathlib import Path; from sweeps.records.locks import FolderLock\n"
     code += "FolderLock(Path(sys.argv[1])).__enter__(); os._exit(0)"
     subprocess.run([sys.executable, "-c", code, str(tmp_path)], check=True)
-    assert (tmp_path / "lock.json").exists()
+    assert (tmp_path / LEASE).exists()
     assert holder(tmp_path) is None
     with FolderLock(tmp_path):
         assert holder(tmp_path) is not None
@@ -118,56 +112,66 @@ def test_a_killed_process_that_nobody_waited_for_loses_its_lock(tmp_path: Path) 
             assert holder(tmp_path) is not None
 
 
-@pytest.mark.parametrize("other", [{"ticks": 12345}, {"ticks": None, "process_start": 12345.0}], ids=["now", "before"])
-def test_a_reused_pid_does_not_count_as_alive(tmp_path: Path, no_flock: None, other: dict[str, object]) -> None:
+def test_a_reused_pid_does_not_count_as_alive(tmp_path: Path, no_flock: None) -> None:
     with FolderLock(tmp_path):
-        rewrite(tmp_path, **other)
+        rewrite(tmp_path, start=12345)
         with FolderLock(tmp_path):
             pass
 
 
-def test_a_clock_that_is_set_kills_nobody(tmp_path: Path, no_flock: None) -> None:
-    """The start of a process since 1970 moves with it."""
-    with FolderLock(tmp_path):
-        rewrite(tmp_path, process_start=psutil.Process().create_time() + 3)
-        with pytest.raises(LockedError):
-            FolderLock(tmp_path).__enter__()
+ELSEWHERE = ["elsewhere", f"{socket.gethostname()}?pidns-1"]
+"""Another host, and another container of this one: `filelock` adds its space of process numbers to the host's name."""
 
 
-ELSEWHERE = {"another machine": {"host": "elsewhere", "place": "b n"}, "another container": {"place": "b n"}}
+@pytest.mark.parametrize("host", ELSEWHERE)
+def test_a_process_elsewhere_with_a_heartbeat_is_alive(tmp_path: Path, no_flock: None, host: str) -> None:
+    abandon(tmp_path, 0.0, host)
+    with pytest.raises(LockedError, match=f"process {2**22} on host {host.partition('?')[0]};"):
+        FolderLock(tmp_path).__enter__()
 
 
-@pytest.mark.parametrize("where", ELSEWHERE)
-def test_a_process_elsewhere_counts_by_its_heartbeat(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, no_flock: None, where: str
+@pytest.mark.parametrize("age", [-3600.0, 3600.0])  # by its clock, which may be ahead or behind
+@pytest.mark.parametrize("host", ELSEWHERE)
+def test_a_process_elsewhere_without_a_heartbeat_is_dead(
+    tmp_path: Path, no_flock: None, short: None, host: str, age: float
 ) -> None:
-    """Another container of this host, or a host of the same name, has other processes of the same numbers."""
+    abandon(tmp_path, age, host)
+    assert holder(tmp_path) is None
     with FolderLock(tmp_path):
-        lock = (tmp_path / "lock.json").read_text()
-        monkeypatch.setattr(locks, "HEARTBEAT_S", 0.1)  # of what waits from here on
-        rewrite(tmp_path, pid=2**22, **ELSEWHERE[where])
-        with pytest.raises(LockedError, match="on host"):
-            FolderLock(tmp_path).__enter__()
-        for clock in (-2 * STALE_S, 2 * STALE_S):
-            (tmp_path / "lock.json").write_text(lock)
-            rewrite(tmp_path, pid=2**22, **ELSEWHERE[where], heartbeat=time.time() + clock)
-            with FolderLock(tmp_path):
-                pass
+        pass
 
 
-def test_a_heartbeat_that_moves_counts_whatever_the_clocks_say(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, no_flock: None
-) -> None:
-    with FolderLock(tmp_path):
-        rewrite(tmp_path, host="elsewhere", place="b n", heartbeat=1.0)
-        monkeypatch.setattr("sweeps.records.locks.time.sleep", lambda _: rewrite(tmp_path, heartbeat=2.0))
+def abandon(folder: Path, age: float, host: str) -> None:
+    """Leave the lease of a process of another host, renewed `age` seconds ago."""
+    fields = {"pid": 2**22, "host": host, "mode": "lease", "token": "theirs", "duration": locks.STALE_S}
+    (folder / LEASE).write_text("filelock/2\n" + "".join(f"{name}={value}\n" for name, value in fields.items()))
+    os.utime(folder / LEASE, (time.time() - age,) * 2)
+
+
+def test_a_heartbeat_that_moves_counts_whatever_the_clocks_say(tmp_path: Path, no_flock: None, short: None) -> None:
+    abandon(tmp_path, 3600.0, "elsewhere")
+    over = threading.Event()
+
+    def beat() -> None:
+        for late in range(1, 1000):
+            os.utime(tmp_path / LEASE, (time.time() - 3600 + late,) * 2)
+            if over.wait(0.1):
+                return
+
+    thread = threading.Thread(target=beat)
+    thread.start()
+    try:
         with pytest.raises(LockedError, match="on host elsewhere"):
             FolderLock(tmp_path).__enter__()
+    finally:
+        over.set()
+        thread.join()
 
 
-def test_the_kernel_knows_better_than_a_lock_file(tmp_path: Path) -> None:
+def test_the_kernel_knows_better_than_a_lease(tmp_path: Path, short: None) -> None:
+    """A driver that stands still, as under SIGSTOP, keeps its folder."""
     with FolderLock(tmp_path):
-        rewrite(tmp_path, host="elsewhere", place="b n", heartbeat=1.0)
+        rewrite(tmp_path, age=3600.0, host="elsewhere")
         with pytest.raises(LockedError, match="on host elsewhere"):
             FolderLock(tmp_path).__enter__()
 
@@ -179,7 +183,7 @@ from sweeps.records.locks import FolderLock, LockedError
 
 folder, rounds, several = Path(sys.argv[1]), int(sys.argv[2]), 4
 for _ in range(rounds):
-    (folder / "lock.json").write_text(sys.argv[3])
+    (folder / "lock").write_text(sys.argv[3])
     go, done, end = os.pipe(), os.pipe(), os.pipe()
     for _ in range(several):
         if os.fork() == 0:
@@ -207,44 +211,26 @@ for _ in range(rounds):
 
 def test_of_contenders_for_a_dead_lock_one_gets_it(tmp_path: Path) -> None:
     with FolderLock(tmp_path):
-        stale = json.dumps({**asdict(held(tmp_path)), "pid": 2**22})
+        rewrite(tmp_path, pid=2**22)
+        stale = (tmp_path / LEASE).read_text()
+        rewrite(tmp_path, pid=os.getpid())
     done = subprocess.run(
         [sys.executable, "-c", CONTENDERS, str(tmp_path), "20", stale], capture_output=True, text=True, check=True
     )
     assert done.stdout.split() == ["1"] * 20
 
 
-def test_a_driver_that_lost_its_folder_stops(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_driver_that_lost_its_folder_stops(tmp_path: Path, short: None) -> None:
     """As on a host that was suspended until another took the folder over: it must not write on, nor take it back."""
-    monkeypatch.setattr(locks, "HEARTBEAT_S", 0.1)
     before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a run has its own; under nohup it is ignored
     try:
         with pytest.raises(KeyboardInterrupt), FolderLock(tmp_path):
-            rewrite(tmp_path, token="theirs", host="elsewhere")
+            (tmp_path / "theirs").write_text("filelock/2\n")
+            (tmp_path / "theirs").rename(tmp_path / LEASE)
             time.sleep(240)  # the interrupt ends it
     finally:
         signal.signal(signal.SIGINT, before)
-    assert json.loads((tmp_path / "lock.json").read_text())["token"] == "theirs"
-
-
-def test_a_lock_that_can_not_be_read_for_a_moment_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As on a network folder whose server starts again: the heart goes on to beat."""
-    monkeypatch.setattr(locks, "HEARTBEAT_S", 0.05)
-    real, asked = locks._read, list[Path]()
-
-    def read(path: Path) -> Holder | None:
-        asked.append(path)
-        if threading.current_thread() is not threading.main_thread() and len(asked) < 3:
-            raise OSError(errno.ESTALE, "stale")
-        return real(path)
-
-    with FolderLock(tmp_path):
-        begun = held(tmp_path).heartbeat
-        monkeypatch.setattr(locks, "_read", read)
-        until = time.monotonic() + 240  # it ends as soon as it beats
-        while held(tmp_path).heartbeat == begun and time.monotonic() < until:
-            time.sleep(0.01)
-        assert held(tmp_path).heartbeat != begun
+    assert (tmp_path / LEASE).read_text() == "filelock/2\n"
 
 
 def test_identity_refusal_shows_each_difference(tmp_path: Path) -> None:

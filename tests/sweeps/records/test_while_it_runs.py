@@ -65,7 +65,7 @@ def test_a_folder_that_is_moved_while_it_runs_is_not_begun_anew(tmp_path: Path, 
             folder.rename(away)
             if remade:
                 (folder / "work" / "ray").mkdir(parents=True)
-                (folder / "lock.json").touch()  # as the heartbeat does
+                (folder / "lock").touch()
 
     with pytest.raises(
         OSError, match="the results folder, or its journal, was moved or removed while the sweep ran; put"
@@ -73,7 +73,7 @@ def test_a_folder_that_is_moved_while_it_runs_is_not_begun_anew(tmp_path: Path, 
         go_inline(small(folder), move)
     assert not folder.exists()
     away.rename(folder)
-    (folder / "lock.json").unlink()  # its holder, which lives on here, could not
+    (folder / "lock").unlink()  # its holder, which lives on here, could not
     assert go_inline(small(folder)).skipped >= 6
     assert_same_tables(folder, whole)
 
@@ -95,7 +95,7 @@ def test_failed_trials_are_tried_again_after_it(
         go_inline(small(folder, FRAGILE), harm)
     if moved:
         away.rename(folder)
-        (folder / "lock.json").unlink()
+        (folder / "lock").unlink()
     assert any(e["row"]["status"] == "failed" for e in events(folder, "finish"))
     assert assert_retried(small(folder, FRAGILE), whole).skipped
 
@@ -164,7 +164,7 @@ def test_a_driver_that_wakes_after_another_has_taken_over_writes_nothing(
 
     def sleep(done: int) -> None:
         if done == 4:
-            (folder / "lock.json").unlink()
+            (folder / "lock").unlink()
             assert go_inline(small(folder)).skipped == 4
 
     with pytest.raises(OSError, match="another process has written to the journal, so this run stops"):

@@ -10,9 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from trainables.models.loading import LoadedModel, load_model
-from trainables.models.sharing.shared import FILE, PREFIX
-from trainables.models.sharing.skeleton import named_tensors
+from trainables.models.shared import FILE, PREFIX, named_tensors
 
 HEADS, KEY_HEADS, LAYERS = 4, 2, 2
 
@@ -20,20 +18,8 @@ HEADS, KEY_HEADS, LAYERS = 4, 2, 2
 def own_cache(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A cache of the test's own, of which nothing has been said yet."""
     monkeypatch.setenv("SWEEPS_CACHE", str(folder))
-    monkeypatch.setattr("trainables.models.sharing.shared._said", set())
+    monkeypatch.setattr("trainables.models.shared._said", set())
     return folder
-
-
-def counted_loads(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
-    """Of every `load_model` that sharing makes, whether it read weights."""
-    made: list[bool] = []
-
-    def counted(model_id: str, *, weights: bool = True) -> LoadedModel:
-        made.append(weights)
-        return load_model(model_id, weights=weights)
-
-    monkeypatch.setattr("trainables.models.sharing.shared.load_model", counted)
-    return made
 
 
 def files(cache: Path) -> list[Path]:

@@ -18,16 +18,16 @@ from torch import Tensor, nn
 
 import randlora
 from randlora import LoraConfig
-from tests.trainables.models.support import counted_loads, files, in_bf16, own_cache, same_bits, size, write_gguf
+from tests.trainables.models.support import files, in_bf16, own_cache, same_bits, size, write_gguf
 from tests.trainables.support import outcome, run, weights
 from tests.trainables.tiny_images import save_dinov2
 from tests.trainables.tiny_language import save_model
 from tests.trainables.tiny_sentences import save_encoder
 from trainables.config import TrialConfig
 from trainables.models.loading import LoadedModel, load_model
-from trainables.models.sharing.shared import MAPPED_ALREADY, PREFIX, shared_bytes, shared_model
-from trainables.models.sharing.skeleton import named_tensors
-from trainables.tasks.lane_cache import Marks, Warm, _checksum
+from trainables.models.shared import FILE, checksum, named_tensors, shared_bytes, shared_model
+from trainables.tasks.lane_cache import Marks, Warm
+from trainables.training.adapting import _own_copy
 from trainables.training.worker import run_trial
 
 MakeTrial = Callable[..., TrialConfig]
@@ -37,11 +37,6 @@ CPU = torch.device("cpu")
 @pytest.fixture(autouse=True)
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return own_cache(tmp_path / "cache", monkeypatch)
-
-
-@pytest.fixture
-def loads(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
-    return counted_loads(monkeypatch)
 
 
 def forward(loaded: LoadedModel) -> Tensor:
@@ -60,7 +55,7 @@ def forward(loaded: LoadedModel) -> Tensor:
 
 @pytest.mark.parametrize("kind", ["clip", "gpt2", "llama", "qwen2", "phi3", "roberta", "dinov2", "gguf"])
 def test_bits_and_results_are_those_of_the_loaded_model(
-    tmp_path: Path, cache: Path, loads: list[bool], model_dir: Path, kind: str
+    tmp_path: Path, cache: Path, model_dir: Path, kind: str
 ) -> None:
     if kind == "gguf":
         pytest.importorskip("gguf")
@@ -74,10 +69,8 @@ def test_bits_and_results_are_those_of_the_loaded_model(
         }.get(kind, lambda: in_bf16(save_model(tmp_path / kind, kind)))()
         model = f"local:{folder}"
     plain = load_model(model)
-    for expected in ([True, False], [False]):  # the first one tries how it is built without weights
-        loads.clear()
+    for _ in range(2):  # the first worker, and a later one
         shared = shared_model(model)
-        assert loads == expected
         assert same_bits(shared.module, plain.module)
         assert torch.equal(forward(shared), forward(plain))
         assert shared_bytes(shared.module) == size(plain.module)
@@ -97,60 +90,49 @@ def test_bits_and_results_are_those_of_the_loaded_model(
     assert shared_bytes(plain.module) == 0
 
 
-def test_a_model_whose_loader_maps_its_file_is_left_alone(tmp_path: Path, cache: Path, loads: list[bool]) -> None:
+def test_a_model_whose_loader_maps_its_file_is_left_alone(tmp_path: Path, cache: Path) -> None:
     wide = {"hidden_size": 256, "intermediate_size": 512, "vocab_size": 4000}
     model = f"local:{save_model(tmp_path / 'llama', 'llama', **wide)}"  # float32
     if shared_bytes(load_model(model).module) == 0:
         pytest.skip("this transformers copies what it reads")
-    for _ in range(2):
-        loads.clear()
-        shared = shared_model(model)
-        assert loads == [True]
-        assert shared_bytes(shared.module) > 0.9 * size(shared.module)
-        assert same_bits(shared.module, load_model(model).module)
+    shared = shared_model(model)
+    assert shared_bytes(shared.module) > 0.9 * size(shared.module)
+    assert same_bits(shared.module, load_model(model).module)
     assert not files(cache)
-    assert len(list(cache.glob(f"{PREFIX}*/{MAPPED_ALREADY}"))) == 1
 
 
-def test_a_model_that_needs_its_weights_to_be_built_is_loaded_and_exchanged(
-    cache: Path, loads: list[bool], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("trainables.models.sharing.shared.is_empty_form", lambda *_: False)
-    plain = load_model("embedded:tiny-clip")
-    for expected in ([True, False], [True]):
-        loads.clear()
-        shared = shared_model("embedded:tiny-clip")
-        assert loads == expected
-        assert same_bits(shared.module, plain.module)
-        assert shared_bytes(shared.module) == size(plain.module)
-
-
-def test_tensors_that_are_not_plain_keep_memory_of_their_own(
-    cache: Path, loads: list[bool], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_tensors_that_are_not_plain_keep_memory_of_their_own(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     class Packed(nn.Parameter):
         pass
 
-    def odd(model_id: str, *, weights: bool = True) -> LoadedModel:
-        loads.append(weights)
-        loaded = load_model(model_id, weights=weights)
+    def odd(model_id: str) -> LoadedModel:
+        loaded = load_model(model_id)
         module: Any = loaded.module
         module.ln_final.weight = Packed(module.ln_final.weight.detach())
         module.ln_final.bias = nn.Parameter(module.text_projection.detach().view(-1)[: module.ln_final.bias.numel()])
         module.alias = nn.Parameter(module.positional_embedding.detach())  # two parameters, one memory
+        module.turned = nn.Parameter(torch.arange(12.0).view(3, 4).t())
         return loaded
 
-    monkeypatch.setattr("trainables.models.sharing.shared.load_model", odd)
+    monkeypatch.setattr("trainables.models.shared.load_model", odd)
     plain = odd("embedded:tiny-clip")
-    for expected in ([True], [True]):
-        loads.clear()
+    for _ in range(2):
         shared: Any = shared_model("embedded:tiny-clip").module
-        assert loads == expected
         assert same_bits(shared, plain.module)
         assert type(shared.ln_final.weight) is Packed
         assert shared.alias.data_ptr() == shared.positional_embedding.data_ptr()
-        own = [shared.ln_final.weight, shared.ln_final.bias, shared.alias, shared.text_projection]
-        assert shared_bytes(shared) == size(shared) - sum(t.nbytes for t in own) - shared.positional_embedding.nbytes
+        own = [shared.ln_final.weight, shared.ln_final.bias, shared.turned]
+        assert shared_bytes(shared) == size(shared) - sum(t.nbytes for t in own)
+
+
+def test_a_copy_lies_as_its_original() -> None:
+    room = torch.randn(1000)
+    for start in (0, 1, 10):
+        tensor = room[start : start + 12].view(3, 4)
+        found = _own_copy(tensor)
+        assert torch.equal(found, tensor)
+        assert found.data_ptr() % 64 == tensor.data_ptr() % 64
+        assert found.data_ptr() != tensor.data_ptr()
 
 
 @pytest.mark.parametrize("method", ["lora", "randlora", "pissa", "full", "full-targets"])
@@ -215,7 +197,7 @@ def test_values_that_changed_places_are_noticed(cache: Path) -> None:
     assert not lane.check_model("embedded:tiny-clip")
     simple = torch.zeros(1024, 128)
     simple[0, 1] = 1.0  # bits at the top of a word
-    assert _checksum(simple) != _checksum(simple.roll(512, 0))
+    assert checksum(simple) != checksum(simple.roll(512, 0))
 
 
 def test_merging_changes_this_worker_alone(cache: Path) -> None:
@@ -251,8 +233,8 @@ def test_only_cpu_workers_share(cache: Path, monkeypatch: pytest.MonkeyPatch) ->
 
 WORKER = """
 import json, sys, psutil, torch
-from trainables.models.sharing.skeleton import named_tensors
-from trainables.tasks.lane_cache import Warm, _checksum
+from trainables.models.shared import checksum, named_tensors
+from trainables.tasks.lane_cache import Warm
 torch.set_num_threads(1)
 cpu = torch.device("cpu")
 Warm({}, cpu).model(sys.argv[2])  # whatever is imported for a model
@@ -262,7 +244,7 @@ lane = Warm({}, cpu)
 print("ready", flush=True)
 sys.stdin.readline()
 module = lane.model(sys.argv[1]).module
-print(json.dumps(sum(_checksum(t) for t in named_tensors(module).values())), flush=True)
+print(json.dumps(sum(checksum(t) for t in named_tensors(module).values())), flush=True)
 sys.stdin.readline()
 print(own() - before, flush=True)
 sys.stdin.readline()
@@ -289,7 +271,7 @@ def test_two_processes_that_start_together_hold_one_copy(tmp_path: Path, cache: 
     try:
         assert [worker.stdout.readline() for worker in workers if worker.stdout] == ["ready\n"] * 2
         go_on()
-        assert told() == [sum(_checksum(t) for t in named_tensors(plain).values())] * 2
+        assert told() == [sum(checksum(t) for t in named_tensors(plain).values())] * 2
         go_on()
         own = told()
         go_on()
@@ -298,5 +280,5 @@ def test_two_processes_that_start_together_hold_one_copy(tmp_path: Path, cache: 
             worker.communicate(timeout=60)
     assert size(plain) > 60e6
     assert sum(own) < 0.95 * size(plain), "one copy of one's own is the model, two are twice that; the rest is the heap"
-    assert len(list(cache.glob("*/*.safetensors"))) == 1
+    assert len(list(cache.glob(f"*/{FILE}"))) == 1
     assert not list(cache.glob("*/*.part"))

@@ -80,11 +80,15 @@ class Pixels:
         self._shape = (3, recipe.size, recipe.size)
         self._count = int(np.prod(self._shape))
         self._sized = recipe.resize_mode == "whole"  # rows end with the image's width and height
-        width = self._width = self._count + 2 * _SIZE.itemsize * self._sized
+        self._width = self._count
+        if self._sized:
+            self._width += 2 * _SIZE.itemsize
         self._aspects = torch.full((len(split),), torch.nan)
-        self.nbytes = len(split) * width
+        self.nbytes = len(split) * self._width
         folder = cache_folder()
-        self._mapped = DecodedRows(folder / key(split, recipe), len(split), width) if split.stamp and folder else None
+        self._mapped: DecodedRows | None = None
+        if split.stamp and folder:
+            self._mapped = DecodedRows(folder / key(split, recipe), len(split), self._width)
         self._keep_bytes = keep_bytes
         self._all: Tensor | None = None
         self._done = torch.zeros(len(split), dtype=torch.bool)

@@ -18,6 +18,7 @@ import pyarrow.compute as pc
 import pyarrow.ipc
 import pyarrow.parquet as pq
 import torch
+from torch import Tensor
 
 from randlora.errors import nearest
 from trainables.data.downloads import hub_splits
@@ -118,7 +119,9 @@ def from_folder(name: str, folder: Path) -> Dataset:
     splits = {s: folder / s for s in ("train", "test", *_VALIDATION) if (folder / s).is_dir()}
     if not {"train", "test"} <= splits.keys():
         inside = sorted(p.name for p in folder.iterdir())
-        shown = ", ".join(map(repr, inside[:6])) + (f" and {len(inside) - 6} more" if len(inside) > 6 else "")
+        shown = ", ".join(map(repr, inside[:6]))
+        if len(inside) > 6:
+            shown += f" and {len(inside) - 6} more"
         raise DataError(
             f"data set {name!r}: {folder} needs train/CLASS/IMAGE and test/CLASS/IMAGE, and perhaps val/CLASS/IMAGE; "
             f"it holds {shown or 'nothing'}; `sweeps data folder:DIR --split NEW` makes them of DIR/CLASS/IMAGE"
@@ -166,10 +169,11 @@ def from_hub(
         splits: our names of splits to the hub's; None takes its `train`, `test` and validation split as they are.
         advice: how else to get it, for the message when it can't be had.
     """
-    instead = (
-        f"check the id and the connection, or download it and use 'parquet:FOLDER'{'; ' + advice if advice else ''}"
-    )
-    given = hub_splits(name, repository, *([config] if config else []), instead=instead)
+    instead = "check the id and the connection, or download it and use 'parquet:FOLDER'"
+    if advice:
+        instead += f"; {advice}"
+    arguments = [config] if config else []
+    given = hub_splits(name, repository, *arguments, instead=instead)
     wanted = {ours: theirs for ours, theirs in (splits or {k: k for k in given}).items() if theirs in given}
     _must_have(name, Path(repository), wanted, "splits")
     tables = {ours: lambda split=given[theirs]: split.with_format("arrow")[:] for ours, theirs in wanted.items()}
@@ -351,30 +355,14 @@ def _table_split(
     stamp: str,
     ours: bool,
 ) -> ImageSplit:
-    """`known`: what train's table has: words as labels, names of its numbers, or numbers alone."""
-    image, label = columns
+    """Return a split of a table. `known` says what train's table has: words as labels, names of numbers, or numbers."""
     where = f"{source} ({which})"
     for wanted in columns:
         if wanted not in table.column_names:
             raise DataError(f"{where}: no column {wanted!r} as in train; it has {table.column_names}")
+    image, label = columns
     encoded, paths = _images(table, image, where)
-    column = table.column(label)
-    words = _are_words(column, where)
-    values = column.to_pylist()
-    if empty := sum(v is None or (words and not v.strip()) for v in values):
-        raise DataError(f"{where}: {empty} rows have no {label!r}; remove them")
-    own, nameless = _own_names(table, label, where), ""
-    if own is not None and own != tuple(class_names) and (known != "none" or set(own) <= set(class_names)):
-        check_labels(torch.tensor(values, dtype=torch.int64), len(own), where)
-        values, words = [own[v] for v in values], True
-    elif own is None and known == "words" and not words:
-        values, words, nameless = [str(v) for v in values], True, ", whose labels are words: these are numbers"
-    if words:
-        index = {n: i for i, n in enumerate(class_names)}
-        if (unknown := next((v for v in values if v not in index), None)) is not None:
-            raise DataError(f"{where}: class {unknown!r} is not in train{nameless}; {nearest(unknown, class_names)}")
-        values = [index[v] for v in values]
-    labels = check_labels(torch.tensor(values, dtype=torch.int64), len(class_names), where)
+    labels = _labels(table, label, class_names, known, where)
 
     def raw(row: int) -> bytes:
         found: bytes | None = encoded[row].as_py()
@@ -385,6 +373,29 @@ def _table_split(
         return found
 
     return ImageSplit(source, which, labels, lambda row: open_image(io.BytesIO(raw(row))), stamp, raw=raw)
+
+
+def _labels(table: pa.Table, label: str, class_names: Sequence[str], known: _Known, where: str) -> Tensor:
+    """Return every row's number among `class_names`: by its word, by its table's own names, or as the table has it."""
+    values = table.column(label).to_pylist()
+    are_words = _are_words(table.column(label), where)
+    if empty := sum(value is None or (are_words and not value.strip()) for value in values):
+        raise DataError(f"{where}: {empty} rows have no {label!r}; remove them")
+    own = _own_names(table, label, where)
+    words: list[str] | None = values if are_words else None
+    hint = ""
+    if own is not None and own != tuple(class_names) and (known != "none" or set(own) <= set(class_names)):
+        check_labels(torch.tensor(values, dtype=torch.int64), len(own), where)
+        words = [own[value] for value in values]
+    elif own is None and known == "words" and not are_words:
+        words = [str(value) for value in values]
+        hint = ", whose labels are words: these are numbers"
+    if words is not None:
+        index = {name: number for number, name in enumerate(class_names)}
+        if (unknown := next((word for word in words if word not in index), None)) is not None:
+            raise DataError(f"{where}: class {unknown!r} is not in train{hint}; {nearest(unknown, class_names)}")
+        values = [index[word] for word in words]
+    return check_labels(torch.tensor(values, dtype=torch.int64), len(class_names), where)
 
 
 def _check_one_validation(name: str, folder: Path, splits: Mapping[str, object]) -> None:
