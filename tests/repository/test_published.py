@@ -26,7 +26,8 @@ from tests.support import ROOT
 RESULTS = ROOT / "docs" / "results"
 PAGE = (ROOT / "docs" / "questions.md").read_text(encoding="utf-8")
 ANSWERS = (ROOT / "docs" / "results.md").read_text(encoding="utf-8")
-QUESTIONS = re.findall(r"```sh\n(.*?)```\n```text\n(.*?)```", PAGE + ANSWERS, re.S)
+BLOCK = r"```sh\n(.*?)```\n```text\n(.*?)```"
+QUESTIONS = re.findall(BLOCK, PAGE + ANSWERS, re.S)
 KINDS = {".parquet", ".json", ".jsonl"}
 
 
@@ -87,8 +88,8 @@ def test_a_sweep_goes_on_from_its_tables(name: str, trials: int, tmp_path: Path)
 INTERVAL = re.compile(r"([+−]?\d+\.\d)(?: points?)?(?: of BLEU)?\s*\[([+−]?\d+\.\d),\s*([+−]?\d+\.\d)\]")
 """A mean and its interval, of a score or a difference; shares of tables, which have a % between, are not meant."""
 TABLES = ("results", "comparisons", "averages", "changes", "full_fine_tuning", "rank_effects")
-STUDIED = {path for path in re.findall(r"docs/results/[\w-]+", ANSWERS) if (ROOT / path).is_dir()}
-BASELINES = re.findall(r"`sweeps\s+compare\s+(docs/results/[\w-]+)\s+--baseline\s+([\w-]+)`", ANSWERS)
+SECTIONS = {text.splitlines()[0]: text for text in re.split(r"^#+ ", ANSWERS, flags=re.M) if INTERVAL.search(text)}
+"""The sections of the results page that quote intervals, by heading."""
 DECLARED = (("721cd04", "images"), ("7c585bd", "photos"), ("b4d31db", "texts"))
 """The commits whose folders print the declared answers of studies to which something was added later."""
 
@@ -108,24 +109,39 @@ def printed(folder: Path) -> str:
 
 
 @pytest.mark.slow
-def test_a_folder_prints_every_interval_of_the_results_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("heading", SECTIONS)
+def test_the_folders_of_a_section_print_its_intervals(
+    heading: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(ROOT)
     monkeypatch.setenv("COLUMNS", "250")
-    said = [printed(ROOT / path) for path in sorted(STUDIED)]
-    said += [CliRunner().invoke(app, ["compare", path, "--baseline", name]).output for path, name in BASELINES]
+    text = SECTIONS[heading]
+    folders = sorted(path for path in set(re.findall(r"docs/results/[\w-]+", text)) if (ROOT / path).is_dir())
+    said = [printed(ROOT / path) for path in folders]
+    for path, name in re.findall(r"`sweeps\s+compare\s+(docs/results/[\w-]+)\s+--baseline\s+([\w-]+)`", text):
+        said.append(CliRunner().invoke(app, ["compare", path, "--baseline", name]).output)
     for commit, name in DECLARED:
-        assert commit in ANSWERS
-        command = ["git", "archive", commit, f"docs/results/{name}"]
-        packed = subprocess.run(command, cwd=ROOT, capture_output=True, check=False)
-        if packed.returncode:
-            pytest.skip(f"this copy has no history: commit {commit} is not there")
-        with tarfile.open(fileobj=io.BytesIO(packed.stdout)) as files:
-            files.extractall(tmp_path / commit, filter="data")
-        said.append(printed(tmp_path / commit / "docs" / "results" / name))
+        if f"commit {commit}" in text:
+            said.append(printed(unpacked(commit, name, tmp_path)))
     known = {numbers(found) for text in said for found in INTERVAL.findall(text)}
-    for _, answer in QUESTIONS:
+    for _, answer in re.findall(BLOCK, text, re.S):
         rows = [line.split()[-3:] for line in answer.splitlines()]
-        known |= {numbers(row) for row in rows if all(re.fullmatch(r"-?\d+\.\d", text) for text in row)}
+        known |= {numbers(row) for row in rows if all(re.fullmatch(r"-?\d+\.\d", word) for word in row)}
     known |= {(-mean, -high, -low) for mean, low, high in known}
-    quoted = [numbers(found) for found in INTERVAL.findall(ANSWERS)]
-    assert len(quoted) > 200 and not [one for one in quoted if one not in known]
+    assert [found for found in INTERVAL.findall(text) if numbers(found) not in known] == []
+
+
+def unpacked(commit: str, name: str, to: Path) -> Path:
+    """A results folder as it was at a commit."""
+    command = ["git", "archive", commit, f"docs/results/{name}"]
+    packed = subprocess.run(command, cwd=ROOT, capture_output=True, check=False)
+    if packed.returncode:
+        pytest.skip(f"this copy has no history: commit {commit} is not there")
+    with tarfile.open(fileobj=io.BytesIO(packed.stdout)) as files:
+        files.extractall(to, filter="data")
+    return to / "docs" / "results" / name
+
+
+def test_most_sections_quote_intervals() -> None:
+    assert len(SECTIONS) >= 9 and sum(len(INTERVAL.findall(text)) for text in SECTIONS.values()) > 200
+    assert all(f"commit {commit}" in ANSWERS for commit, _ in DECLARED)
