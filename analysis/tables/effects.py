@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
 
@@ -14,6 +15,7 @@ from analysis.styles import style
 from analysis.tables.results import SEEDS
 from analysis.tables.sheet import METHOD, Column, Sheet, columns_of, number
 from analysis.words.conclusions import idle_text
+from analysis.words.verdicts import verdict_text
 
 _DOUBLED = {
     slopes.RANK: "rank, parameters equal",
@@ -30,6 +32,11 @@ def _end(name: str, r: Row) -> str:
     return change_text(r, name, f"{name}_low", f"{name}_high")
 
 
+def _verdict(r: Row, names: Mapping[str, str]) -> str:
+    verdict = verdict_text(r["verdict"])
+    return names.get(verdict, verdict)
+
+
 def changed(store: Store, baseline: str | None = None) -> Sheet:
     """Test whether the difference between the method in question and a baseline changes with the budget."""
     rows = changes(store, baseline).to_pylist()
@@ -42,7 +49,7 @@ def changed(store: Store, baseline: str | None = None) -> Sheet:
             Column("budgets", lambda r: f"{r['least']} to {r['most']}", label=True, beneath=True),
             *(Column(head, partial(_end, end), "number") for head, end in _ENDS.items()),
             Column("change, points [95 %]", change_text, "number"),
-            Column("the difference", lambda r: _CHANGES.get(r["verdict"], r["verdict"])),
+            Column("the difference", lambda r: _verdict(r, _CHANGES)),
             SEEDS,
             number("p, corrected (Holm)", "p_holm", p_text),
         ),
@@ -69,7 +76,7 @@ def rank_effects(store: Store) -> Sheet:
             Column("doubled", lambda r: _DOUBLED[r["effect"]], label=True),
             Column("over", _scope, label=True),
             Column("points per doubling [95 %]", lambda r: change_text(r, "slope"), "number"),
-            Column("the slope is", lambda r: _SLOPES.get(r["verdict"], r["verdict"])),
+            Column("the slope is", lambda r: _verdict(r, _SLOPES)),
             number("p, corrected (Holm)", "p_holm", p_text),
             number("from", "least", group=_RANGE),
             number("to", "most", group=_RANGE),
