@@ -29,6 +29,8 @@ SMALL = 7.0
 """Points of the smallest type in any figure."""
 MARKER_POINTS = 5.6
 """Width and height that a marker takes, with some room around it."""
+REACH = 20.0
+"""Points by which an interval may leave all values of an axis, however near to each other these are."""
 TITLE_WIDTH = 42
 """Characters that fit over one panel."""
 _ROW = 0.0225 * SMALL
@@ -181,13 +183,15 @@ def padded(low: float, high: float) -> tuple[float, float]:
 
 
 def fitted(values: Sequence[float], ends: Sequence[tuple[float, float]]) -> tuple[float, float]:
-    """Least and largest value that an axis shows: all values, and their intervals but for unusually wide ones.
+    """Least and largest value, in percent or points, that an axis shows: all values, and what fits of their intervals.
 
-    An interval may leave the values by two of the wider half widths (the upper quartile); what is beyond is cut.
+    An interval may leave the values by two of the wider half widths (the upper quartile), but by no more than 2.5
+    times the range of the values, or `REACH` if that is more: the values have to be seen apart.
     """
     low, high = min(values), max(values)
     if ends:
-        reach = 2 * float(np.quantile([(above - below) / 2 for below, above in ends], 0.75))
+        wide = 2 * float(np.quantile([(above - below) / 2 for below, above in ends], 0.75))
+        reach = min(wide, max(2.5 * (high - low), REACH))
         low = min(low, max(min(below for below, _ in ends), low - reach))
         high = max(high, min(max(above for _, above in ends), high + reach))
     return low, high
