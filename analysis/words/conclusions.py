@@ -86,8 +86,10 @@ def conclude(
     else:
         said, single, reasons = _of_one(cells, whole, a, b, advise=not early)
     limits = _limits(cells, whole, devices)
-    parts = (early + text if text else "" for text in (said, single, " ".join(reasons), " ".join(limits)))
-    return Conclusion(*parts, _basis(cells, whole, level))
+    answer, budgets, why, more = (
+        early + text if text else "" for text in (said, single, " ".join(reasons), " ".join(limits))
+    )
+    return Conclusion(answer, budgets, why, more, _basis(cells, whole, level))
 
 
 def _basis(cells: Sequence[Row], whole: Sequence[Row], level: float) -> str:

@@ -21,7 +21,7 @@ FEW_SEEDS = 3
 """Below it an interval over seeds is 12.7 standard errors wide, too wide to be shaded in a plot."""
 RISING_BY = 0.01
 """A point: validation that rises by more in the last epoch has not come to its end."""
-_MOST = 4
+_MOST = 4  # cells or classes
 _WHY = {
     "edge low": "the lowest rate tried is the best",
     "edge high": "the highest rate tried is the best",

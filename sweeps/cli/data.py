@@ -23,11 +23,14 @@ def data(
         str | None, typer.Argument(help="A data set, cifar100 or folder:DIR; default: a list of all.")
     ] = None,
     split: Annotated[
-        Path | None, typer.Option(help="Copy folder:DIR, which has classes and no splits, to here, a fifth to test.")
+        Path | None,
+        typer.Option(
+            help="Copy folder:DIR, which has classes but no splits, to this folder; a fifth becomes the test split."
+        ),
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """The registered data sets and their sizes; of one also its split, source, licence, prompts, how to get it.
+    """List the registered data sets and their sizes; of one also its split, source, licence, prompts and how to get it.
 
     Of files of your own: classes, sizes, what validates, and classes that the test split lacks.
     """

@@ -288,7 +288,7 @@ def print_plan(plan: Plan) -> None:
         }
         for cell in plan.cells
     ]
-    common = []  # said in the title
+    common: list[str] = []  # said in the title
     for column in ("data", "size"):
         if len({row[column] for row in rows}) == 1:
             common += {row.pop(column) for row in rows}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -112,15 +111,15 @@ def print_best(store: Store, references: Sequence[str] | None = None, *, all_not
         if rest := " ".join(filter(None, (reasons, found.limits))):
             out.print(f"\n{rest}")
     signs = asked(store.table("signs").to_pylist())
-    whole = weak_evidence(signs)
+    whole = weak_evidence(signs, len(signs))
     short = whole if all_notes else weak_evidence(signs, _NAMED)[:_WEAK_LINES]
     if short:
         out.print()
     print_weak(short)
     if short != whole:
-        rest = len(whole) - _WEAK_LINES
-        more = f"{plural(rest, 'more note', 'more notes')} and all cells" if rest > 0 else "All cells"
-        out.print(f"  {more}: sweeps best {shlex.quote(str(store.path))} --all-notes", style="dim")
+        left = len(whole) - _WEAK_LINES
+        more = f"{plural(left, 'more note')} and all cells" if left > 0 else "All cells"
+        out.print(f"  {more}: `sweeps best ... --all-notes`", style="dim")
     if "imported" not in (store.spec() or {}):
         out.print("\nMore seeds, budgets or methods: edit the sweep file; `sweeps run FILE` then runs what is missing.")
 

@@ -42,6 +42,23 @@ def test_a_question_has_the_printed_answer(command: str, printed: str, monkeypat
         assert line.rstrip() in done.output
 
 
+def test_the_readme_shows_what_the_published_quickstart_prints(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its block of output, and every number of its table of answers."""
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setenv("COLUMNS", "200")
+    done = CliRunner().invoke(app, ["best", "docs/results/quickstart"])
+    said = " ".join(done.output.split())
+    plain = said.replace(" points [", " [")
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    (block,) = re.findall(r"```text\n(.*?)```", readme, re.S)
+    for part in block.split("...\n"):
+        assert " ".join(part.split()) in said
+    rows = [line for line in readme.splitlines() if line.startswith(("| LoRA-", "| mean of"))]
+    assert len(rows) == 4
+    for number in re.findall(r"[+−]?\d[\d.,]*(?: \[.*?\])?", " ".join(rows)):
+        assert number in plain, number
+
+
 def test_every_block_of_commands_has_its_answer() -> None:
     assert len(QUESTIONS) == (PAGE + ANSWERS).count("```sh") == 6
 
@@ -82,7 +99,8 @@ def numbers(texts: Sequence[str]) -> tuple[float, ...]:
 
 def printed(folder: Path) -> str:
     """The tables of a folder that the page quotes, as `sweeps tables` prints them."""
-    store, said = open_store(folder), []
+    store = open_store(folder)
+    said: list[str] = []
     for name in TABLES:
         with contextlib.suppress(StoreError):  # a table without a row here
             said += [form_of("markdown")(sheet) for sheet in pick(store, [name])]

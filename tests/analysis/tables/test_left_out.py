@@ -31,4 +31,4 @@ def test_data_sets_that_share_the_reason_are_one_line(tmp_path: Path, capsys: py
     print_results_table(open_store(folder))
     said = " ".join(capsys.readouterr().out.split())
     assert "Left out: VeRA at lora-16 on 3 data sets or sizes, infeasible" in said
-    assert "Left out: VeRA at lora-16 on embedded:d, infeasible: another" in said and said.count("Left out") == 2
+    assert "Left out: VeRA at lora-16 on d, infeasible: another" in said and said.count("Left out") == 2

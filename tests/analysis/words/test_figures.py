@@ -89,7 +89,9 @@ def test_one_rate_says_nothing_of_another_allowance() -> None:
     rows = [place(method=m, n=1, expected=v) for m, v in (("lora", 0.6), ("randlora", 0.7))]
     assert say.conclude_expected(rows).startswith("No cell tried two learning rates: a description")
     more = [place(method=m, n=2, expected=v) for m, v in (("lora", 0.61), ("randlora", 0.7))]
-    assert "above LoRA's at 1 of 1 budgets; with 2, at 1; the last learning rate" in say.conclude_expected([*rows, *more])
+    assert "above LoRA's at 1 of 1 budgets; with 2, at 1; the last learning rate" in say.conclude_expected(
+        [*rows, *more]
+    )
 
 
 def compared(verdict: str, size: str, **more: Any) -> Row:
@@ -141,7 +143,9 @@ def test_groups_and_ranks() -> None:
     assert "RandLoRA is above every other method at 1;" in say.conclude_groups(clear + level)
     assert "the best methods are not distinguishable at all 2 (" in say.conclude_groups(level + overlap)
     assert "above" not in say.conclude_groups(level)
-    assert "no two methods can be tested" in say.conclude_groups([line("randlora", "a", 0.9, 1), line("lora", "a", 0.5, 1)])
+    assert "no two methods can be tested" in say.conclude_groups(
+        [line("randlora", "a", 0.9, 1), line("lora", "a", 0.5, 1)]
+    )
     assert "nothing to group" in say.conclude_groups([])
 
     assert say.conclude_ranks([], 0.05) is None
