@@ -177,8 +177,9 @@ def _more_seeds(store: Store) -> str:
     if len(seeds) < most:
         return f"{now}. This sweep declared at most {plural(most, 'seed')} before its first score."
     return (
-        f"Give the sweep file another name and a larger number of seeds under [confirm], and run it. This sweep "
-        f"declared at most {plural(most, 'seed')} before its first score; tests of further seeds have no level left."
+        "Give the sweep file another name and a larger number of seeds under [confirm], and run it. This sweep "
+        f"declared at most {plural(most, 'seed')} before its first score. With more seeds in this folder no difference "
+        "could be tested."
     )
 
 

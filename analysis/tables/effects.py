@@ -42,7 +42,7 @@ def changed(store: Store, baseline: str | None = None) -> Sheet:
     rows = changes(store, baseline).to_pylist()
     return Sheet(
         "changes",
-        f"Does the difference to {style(baseline or question(store).baseline).name} change with the budget?",
+        f"Does the difference from {style(baseline or question(store).baseline).name} change with the budget?",
         columns_of(
             rows,
             METHOD,

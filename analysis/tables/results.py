@@ -67,7 +67,7 @@ VERDICT = Column("verdict", lambda r: verdict_text(r["verdict"]), "verdict")
 
 
 def results(store: Store) -> Sheet:
-    """Every feasible cell: its score, and the difference to the baseline at the same budget."""
+    """Every feasible cell: its score, and the difference from the baseline at the same budget."""
     baseline = question(store).baseline
     versus = style(baseline).name
     cells = results_table(store).to_pylist()
@@ -85,14 +85,14 @@ def results(store: Store) -> Sheet:
         METHOD,
         BUDGET,
         Column("test score, % [95 %]", score_text, "number"),
-        Column(f"difference to {versus}, points [95 %]", lambda r: change_text(r, *DIFFERENCE), "number"),
+        Column(f"difference from {versus}, points [95 %]", lambda r: change_text(r, *DIFFERENCE), "number"),
         Column("verdict", verdict, "verdict"),
         replace(PARAMETERS, text=lambda r: quantity(r["adapter_params"]) + "\N{DAGGER}" * bool(r["off_budget"])),
         Column("learning rate", lambda r: quantity(r["lr"]) + "*" * bool(r["under_tuned"]), "number", TUNED),
         replace(SEEDS, group=TUNED),
         text("weak evidence", "weak", "long", TUNED),
         Column("test score, %", _over_examples, "number", OTHER_EXAMPLES),
-        Column(f"difference to {versus}, points", _difference_over_examples, "number", OTHER_EXAMPLES),
+        Column(f"difference from {versus}, points", _difference_over_examples, "number", OTHER_EXAMPLES),
     )
     return Sheet(
         "results",
@@ -411,7 +411,7 @@ def seeds(store: Store, baseline: str | None = None, differences: Sequence[float
     sd = number("standard deviation of paired differences, points", "sd", percent)
     return Sheet(
         "seeds",
-        f"Seeds needed to detect a difference to {style(baseline).name}",
+        f"Seeds needed to detect a difference from {style(baseline).name}",
         columns_of(rows, METHOD, BUDGETS, PAIRS, sd, *map(cell, asked)),
         rows,
         "Each number is the smallest number of paired seeds (of each data set) that finds a true difference of that "

@@ -183,9 +183,10 @@ def by_size(rows: Iterable[Row], names: Sequence[str]) -> tuple[list[Row], list[
     """Group rows by `names`; also return a column of scores for each training size."""
     lines = pivoted(rows, names, "train_size")
 
-    def column(size: str) -> Column:
-        return Column(
-            f"{size_text(size)}, % [95 %]", lambda r: score_text(r["by"][size]) if size in r["by"] else "", "number"
-        )
+    sizes = sorted({size for line in lines for size in line["by"]}, key=size_key)
 
-    return lines, [column(size) for size in sorted({size for line in lines for size in line["by"]}, key=size_key)]
+    def column(size: str) -> Column:
+        head = size_text(size) if len(sizes) > 1 else "test score"
+        return Column(f"{head}, % [95 %]", lambda r: score_text(r["by"][size]) if size in r["by"] else "", "number")
+
+    return lines, [column(size) for size in sizes]

@@ -9,13 +9,16 @@ from analysis.words.conclusions import preliminary
 from analysis.words.verdicts import remedy, size_of, untested
 
 SILENT = "not distinguishable"
+_MOST = 4  # methods that are named
 
 
 def best_text(row: Row) -> str:
-    """The best methods of a row of `decisions.decisions`: 'RandLoRA or VeRA (not distinguishable)'."""
+    """The best methods of a row of `decisions.decisions`, in words. Of more than four the last are only counted."""
     if row["methods"] > 1 and untested(row["verdict"]):
         return f"{style(row['method']).name} (not tested)"
-    names = listed([style(m).name for m in row["best"]], "or")
+    found = [style(m).name for m in row["best"]]
+    rest = [f"{len(found) - _MOST + 1} others"] if len(found) > _MOST else []
+    names = listed([*found[: _MOST - len(rest)], *rest], "or")
     return names if len(row["best"]) < 2 else f"{names} ({_how_alike(row)})"
 
 
