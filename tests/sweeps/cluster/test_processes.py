@@ -85,6 +85,7 @@ def test_what_a_killed_driver_leaves_ends_by_itself(monkeypatch: pytest.MonkeyPa
     try:
         assert driver.stdout is not None
         folder = Path(driver.stdout.readline().decode().strip())
+        assert folder.name.startswith(PREFIX)
         monkeypatch.setattr(private, "_YOUNG_S", 0.0)
         clear(make_folder())
         assert folder.exists() and runs(psutil.Process(driver.pid))  # it is in use
