@@ -127,7 +127,7 @@ def _lines(axes: Any, rows: Sequence[Row], x: str, y: str, **look: Any) -> None:
     """A line per method, with its markers; dotted for a method without a budget."""
     for method in dict.fromkeys(r["method"] for r in rows):
         line, mine = [r for r in rows if r["method"] == method], style(method)
-        dashes = "-" if mine.marker else (0, (1.2, 1.6))
+        dashes = "-" if mine.marker else drawing.DOTS
         drawn = {"color": mine.colour, "marker": mine.marker, "linestyle": dashes, "label": mine.name}
         axes.plot([r[x] for r in line], [r[y] for r in line], **drawn | look)
 
@@ -149,7 +149,9 @@ def draw_landscape(table: pa.Table) -> Chart:
         for method, (x, y) in CORNERS.items():
             look = style(method)
             axes.plot([x], [y], marker=look.marker or "*", color=look.colour, markeredgecolor=PAPER, markersize=8)
-            axes.annotate(look.name, (x, y), xytext=(4, 5), textcoords="offset points", fontsize=6.8, color=look.colour)
+            axes.annotate(
+                look.name, (x, y), xytext=(4, 5), textcoords="offset points", fontsize=drawing.SMALL, color=look.colour
+            )
         axes.grid(visible=False)
         bar = figure.colorbar(filled, ax=axes, fraction=0.05)
         bar.set_label("log10 loss")
@@ -183,12 +185,12 @@ def draw_surface(table: pa.Table) -> Chart:
                     markersize=8, zorder=3, label=look.name,
                 )  # fmt: skip
         axes.view_init(elev=32, azim=-60)
-        axes.tick_params(labelsize=6, pad=-2)
+        axes.tick_params(labelsize=drawing.SMALL, pad=-2)
         axes.set_xticks([0, 0.5, 1])
         axes.set_yticks([0, 0.5, 1])
         axes.set_zlabel("log10 loss", labelpad=-4)
         if edges:
-            axes.legend(loc="upper left", fontsize=6.8)
+            axes.legend(loc="upper left", fontsize=drawing.SMALL)
         return figure
 
 

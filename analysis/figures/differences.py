@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Sequence
 from typing import Any
 
@@ -16,26 +17,29 @@ from analysis.figures.drawing import (
     band_or_bars,
     curve_panels,
     dot,
+    fitted,
+    has_band,
+    legend,
     log_ticks,
     mark_bands,
     padded,
     place_title,
+    spot,
+    spread,
 )
 from analysis.format import Row, change_text
 from analysis.store.columns import limited
 from analysis.styles import in_order, place_of, places, style
 from analysis.words.weak import FEW_SEEDS
 
-APART = 1.025
-"""Factor between the places of two methods at one budget, so that their bars are seen apart."""
 MARGIN = "margin"
 """End of the id of the strip of equivalence."""
 
 
 def draw_differences(table: pa.Table, *, score: str, focus: str | None = None, margin: float | None = None) -> Chart:
-    """Differences to the baseline over the budgets, a panel per place: one method with its band, the others with bars.
+    """Differences from the baseline over the budgets, a panel per place: one method with its band, others with bars.
 
-    The baseline is the zero line.
+    The baseline is the zero line. A marker or bar that would cover another one stands beside it.
 
     Args:
         table: from `differences.difference_curves`; not empty, of budgets above 0.
@@ -52,14 +56,15 @@ def draw_differences(table: pa.Table, *, score: str, focus: str | None = None, m
     methods = in_order({r[arm] for r in rows for arm in ("method", "baseline")})
     with mpl.rc_context(STYLE):
         found = places(table)
-        figure, spots = curve_panels(len(found), 2, methods)
-        for index, (place, spot) in enumerate(zip(found, spots, strict=True)):
-            axes = figure.add_subplot(spot)
+        figure, grid = curve_panels(len(found), 2, over=0.22)
+        for index, (place, cell) in enumerate(zip(found, grid, strict=True)):
+            axes = figure.add_subplot(cell)
             mine = [r for r in rows if place_of(r) == place]
             _panel(axes, index, mine, focus, margin)
             axes.set_title(place_title(place, found), loc="left", fontweight="bold")
-            if spot.is_first_col():
-                axes.set_ylabel(f"{score} less {style(mine[0]['baseline']).name}'s (points)")
+            if cell.is_first_col():
+                axes.set_ylabel(from_baseline(score, mine[0]["baseline"]))
+        legend(figure, methods)
         mark_bands(figure, "simultaneous")
         return figure
 
@@ -68,33 +73,34 @@ def _panel(axes: Any, index: int, rows: Sequence[Row], focus: str | None, margin
     budgets = sorted({r["budget"] for r in rows})
     methods = in_order({r["method"] for r in rows})
     edge = (budgets[-1] / budgets[0]) ** 0.06 if len(budgets) > 1 else 2.0
-    edge = max(edge, APART ** (len(methods) / 2 + 1))  # the bars of all methods beside each other
     axes.set_xscale("log")
     axes.set_xlim(budgets[0] / edge, budgets[-1] * edge)
-    log_ticks(axes.xaxis, *axes.get_xlim())
+    axes.set_ylim(*limits(rows))
+    axes.yaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 2.5, 5, 10]))
     axes.grid(axis="x", visible=False)
     axes.set_xlabel(limited(r["reference"] for r in rows).replace("trainable", "trainable adapter"))
     if margin is not None:
         axes.axhspan(-100 * margin, 100 * margin, color=MUTED, alpha=0.13, linewidth=0, gid=f"{index}:{MARGIN}")
     with axes.figure.of(rows[0]["baseline"]):
         axes.axhline(0.0, color=style(rows[0]["baseline"]).colour, linewidth=1.2, gid=f"{index}:zero")
-    for k, method in enumerate(reversed(methods)):
-        place = APART ** (len(methods) - 1 - k - (len(methods) - 1) / 2)
-        mine = [r for r in rows if r["method"] == method]
+    each = {method: [r for r in rows if r["method"] == method] for method in methods}
+    banded = {method: method == focus and has_band(line) for method, line in each.items()}
+    spots = [spot(r["budget"], r["difference"], r, bar=not banded[m]) for m, line in each.items() for r in line]
+    asides = iter(spread(axes, spots))
+    x = {method: [next(asides) for _ in line] for method, line in each.items()}
+    log_ticks(axes.xaxis, *axes.get_xlim())
+    for method in reversed(methods):  # the first method ends on top
+        look, line = style(method), each[method]
         with axes.figure.of(method):
-            _curve(axes, f"{index}:{method}", mine, place, banded=method == focus)
-    axes.set_ylim(*limits(rows))
-    axes.yaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 2.5, 5, 10]))
+            axes.plot(x[method], [100 * r["difference"] for r in line], color=look.colour, gid=f"{index}:{method}")
+            band_or_bars(axes, x[method], line, look.colour, banded=banded[method])
+            for at, r in zip(x[method], line, strict=True):
+                dot(axes, method, at, 100 * r["difference"], point_text(r))
 
 
-def _curve(axes: Any, gid: str, rows: Sequence[Row], shift: float, *, banded: bool) -> None:
-    method = rows[0]["method"]
-    look = style(method)
-    x = [r["budget"] * shift for r in rows]
-    axes.plot(x, [100 * r["difference"] for r in rows], color=look.colour, gid=gid)
-    band_or_bars(axes, x, rows, look.colour, banded=banded)
-    for at, r in zip(x, rows, strict=True):
-        dot(axes, method, at, 100 * r["difference"], point_text(r))
+def from_baseline(score: str, baseline: str) -> str:
+    """The name of an axis of differences: 'test accuracy minus LoRA's (points)', on two lines if it is long."""
+    return textwrap.fill(f"{score} minus {style(baseline).name}'s (points)", 42)
 
 
 def zero_line(axes: Any, index: int, baseline: str, margin: float | None) -> None:
@@ -114,10 +120,6 @@ def point_text(row: Row) -> str:
 
 
 def limits(rows: Sequence[Row]) -> tuple[float, float]:
-    """Least and largest value to show, in points; a band wider than the picture may run out of it."""
-    seen = [0.0, *(100 * r["difference"] for r in rows)]
-    reach = max(1.5 * (max(seen) - min(seen)), 3.0)
-    ends = [100 * r[k] for r in rows for k in ("low", "high") if r["low"] is not None and r["n"] >= FEW_SEEDS]
-    low = max(min([*seen, *ends]), min(seen) - reach)
-    high = min(max([*seen, *ends]), max(seen) + reach)
-    return padded(low, high)
+    """Least and largest value to show, in points; an interval much wider than the others runs out of the picture."""
+    ends = [(100 * r["low"], 100 * r["high"]) for r in rows if r["low"] is not None and r["n"] >= FEW_SEEDS]
+    return padded(*fitted([0.0, *(100 * r["difference"] for r in rows)], ends))

@@ -9,26 +9,36 @@ import contextlib
 import math
 from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import matplotlib as mpl
+import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter, NullLocator
 
 from analysis.format import Row
-from analysis.styles import Place, cut, place_text, short_name, style
+from analysis.styles import Place, cut, place_text, short_name, size_text, style
 from analysis.words.weak import FEW_SEEDS
 
 INK, MUTED, GRID, PAPER = "#1b1f24", "#6b7480", "#e3e7ec", "#ffffff"
-COLUMN_INCHES = 3.5
+COLUMN_INCHES = 3.3
+"""Width of a panel of curves: a paper's column holds one, and its page two beside each other."""
+SMALL = 7.0
+"""Points of the smallest type in any figure."""
+MARKER_POINTS = 5.6
+"""Width and height that a marker takes, with some room around it."""
 TITLE_WIDTH = 42
 """Characters that fit over one panel."""
-_ROW = 0.0225
-"""Inches of a legend's row, a point of its type."""
-DASHES = (0, (5, 2))
-"""Of the lines of methods without a budget."""
+_ROW = 0.0225 * SMALL
+"""Inches of a legend's row."""
+_NOTE = 0.13
+"""Inches of the line at the bottom that says what the bands are."""
+DASHES, DOTS = (0, (5, 2)), (0, (1.2, 1.6))
+"""Lines of methods without a budget; zero-shot's is dotted."""
+_SIZES = {"*": 1.6, "P": 1.2, "X": 1.2, "d": 1.15, "v": 1.1, "^": 1.1, "<": 1.1, ">": 1.1}
+"""How much larger thin markers are drawn, so that all of them look alike in size."""
 FORMATS = ("png", "svg", "pdf")
 STYLE = {
     "font.family": "sans-serif",
@@ -102,11 +112,13 @@ def count_text(value: float, _: int | None = None) -> str:
 
 
 def log_ticks(axis: Any, low: float, high: float) -> None:
-    """Ticks of a logarithmic axis of counts: 1, 2 and 5; of a range too short for these a few even ones."""
-    short = high / low < 3
+    """Set few ticks on a logarithmic axis of counts: 1, 2 and 5, fewer on a long axis, even ones on a short one."""
+    span = high / low
+    short = span < 3
+    subs = (1, 2, 5) if span < 100 else (1, 3) if span < 1e4 else (1,)
     axis.set_minor_locator(NullLocator())
     axis.set_minor_formatter(NullFormatter())
-    axis.set_major_locator(MaxNLocator(3) if short else LogLocator(base=10, subs=(1, 2, 5), numticks=8))
+    axis.set_major_locator(MaxNLocator(3) if short else LogLocator(base=10, subs=subs, numticks=8))
     axis.set_major_formatter(FuncFormatter(_fine_text if short else count_text))
 
 
@@ -151,20 +163,15 @@ def panels(
     return figure, [grid[i // across, i % across] for i in range(count)]
 
 
-def curve_panels(count: int, columns: int, methods: Sequence[str]) -> tuple[Chart, list[Any]]:
-    """`panels` of curves, at most `columns` in a row, under a legend of the methods in as many rows as it needs."""
-    across = _across(methods, COLUMN_INCHES * min(columns, count), 7.5)
-    more = _ROW * 7.5 * (math.ceil(len(methods) / max(1, across)) - 1)
-    figure, spots = panels(
-        count,
-        columns,
-        (COLUMN_INCHES, 2.55),
-        extra=(0.0, 0.2 + more),
-        margins=(0.56, 0.12, 0.42, 0.6 + more),
-        gaps=(0.24, 0.5),
-    )
-    legend(figure, methods, across, edge=0.6, fontsize=7.5, handlelength=1.6, columnspacing=1.1)
-    return figure, spots
+def curve_panels(count: int, columns: int, over: float) -> tuple[Chart, list[Any]]:
+    """`panels` of curves, with room for a legend of one row.
+
+    Args:
+        count, columns: as of `panels`.
+        over: height of the title of a panel, and of its second axis if it has one, in inches.
+    """
+    size, margins = (COLUMN_INCHES, 2.2 + over), (0.56, 0.12, 0.42, over + 0.22)
+    return panels(count, columns, size, extra=(0.0, 0.2), margins=margins, gaps=(0.24, (0.5 + over) / 1.7))
 
 
 def padded(low: float, high: float) -> tuple[float, float]:
@@ -173,20 +180,124 @@ def padded(low: float, high: float) -> tuple[float, float]:
     return low - pad, high + pad
 
 
-def place_title(place: Place, among: Collection[Place] = ()) -> str:
-    """The title of a panel: the data set by its name alone (its source is in the tables), and the training size.
+def fitted(values: Sequence[float], ends: Sequence[tuple[float, float]]) -> tuple[float, float]:
+    """Least and largest value that an axis shows: all values, and their intervals but for unusually wide ones.
 
-    The model and the sweep have lines of their own where those of `among` are of several.
+    An interval may leave the values by two of the wider half widths (the upper quartile); what is beyond is cut.
     """
-    short = short_name(place[2] or "mean over data sets")
+    low, high = min(values), max(values)
+    if ends:
+        reach = 2 * float(np.quantile([(above - below) / 2 for below, above in ends], 0.75))
+        low = min(low, max(min(below for below, _ in ends), low - reach))
+        high = max(high, min(max(above for _, above in ends), high + reach))
+    return low, high
+
+
+def bounded(rows: Sequence[Row], value: str = "mean", low: str = "low", high: str = "high") -> list[Row]:
+    """Rows of scores whose intervals end at 0 and 100 %, or at -100 % if a score is negative, as correlations are."""
+    least = -1.0 if any((r[value] or 0.0) < 0 for r in rows) else 0.0
+    return [r | {end: None if r[end] is None else min(max(r[end], least), 1.0) for end in (low, high)} for r in rows]
+
+
+def fix_limits(axes: Any, spots: Sequence[Spot]) -> None:
+    """Set the limits of both axes so that these spots and all that is drawn are seen; they stay."""
+    axes.update_datalim([(one.x, end) for one in spots for end in (one.low, one.high)])
+    axes.autoscale_view()
+    axes.set(xlim=axes.get_xlim(), ylim=axes.get_ylim())
+
+
+class Spot(NamedTuple):
+    """A marker and its bar, where they would stand: in the units of the axes, or in points.
+
+    Attributes:
+        x, y: of the marker. low, high: the ends of its bar; those of a marker without one are `y`.
+    """
+
+    x: float
+    y: float
+    low: float
+    high: float
+
+
+def spot(x: float, value: float, row: Row, *, bar: bool = True) -> Spot:
+    """The spot of a row with a `value` and an interval (`low`, `high`), all fractions, that is drawn in percent."""
+    bare = not bar or row["low"] is None
+    return Spot(x, *(100 * v for v in ((value, value, value) if bare else (value, row["low"], row["high"]))))
+
+
+def spread(axes: Any, spots: Sequence[Spot]) -> list[float]:
+    """Places on the x axis at which nothing covers what is before it: a marker moves aside, no farther than it must.
+
+    Both axes need their limits before. Those of x are widened if markers at an edge have no room, and markers move
+    closer together if even that is not enough.
+
+    Args:
+        axes: linear or logarithmic.
+        spots: in the units of the axes.
+    """
+    limits, room, half = axes.get_xlim(), axes.bbox.width * 72 / axes.figure.dpi, MARKER_POINTS / 2
+    for apart in (1.0, 0.75, 0.5, 0.3):
+        axes.set_xlim(limits)
+        for _ in range(4):
+            places = _places(axes, spots, apart)
+            least, most = min(places, default=room), max(places, default=0.0)
+            if least >= half - 0.01 and most <= room - half + 0.01:
+                return list(_from_points(axes, places))
+            ends = min(0.0, least - half), max(room, most + half)
+            axes.set_xlim(*_from_points(axes, ends))
+    return list(_from_points(axes, _places(axes, spots, apart)))
+
+
+def _places(axes: Any, spots: Sequence[Spot], apart: float) -> list[float]:
+    """Of each spot its place in points from the left end of the axis; `apart`: how much of its width it keeps free."""
+    if not spots:
+        return []
+    scale, wanted = 72 / axes.figure.dpi, np.asarray(spots)
+    ends = [scale * axes.transData.transform(wanted[:, (0, column)]) for column in (1, 2, 3)]
+    found = np.column_stack([ends[0][:, 0] - scale * axes.bbox.x0, *(each[:, 1] for each in ends)])
+    for k in range(1, len(found)):
+        at, room = found[:k, 0], apart * _clearances(found[k], found[:k])
+        asides = np.concatenate([found[k : k + 1, 0], at + room, at - room])
+        free = asides[(np.abs(asides[:, None] - at) > room - 1e-6).all(axis=1)]
+        found[k, 0] = free[np.argmin(np.abs(free - found[k, 0]))]
+    return [float(x) for x in found[:, 0]]
+
+
+def _clearances(one: Any, others: Any) -> Any:
+    """How far from each of the others, in points, a spot has to stand so that both can be seen whole."""
+    (_, y, low, high), (_, ys, lows, highs) = one, others.T
+    half = MARKER_POINTS / 2
+    on_bar = ((lows - half < y) & (y < highs + half)) | ((low - half < ys) & (ys < high + half))
+    bars = (low < highs) & (lows < high)
+    return MARKER_POINTS * np.select([np.abs(y - ys) < MARKER_POINTS, on_bar, bars], [1.0, 0.7, 0.4], 0.0)
+
+
+def _from_points(axes: Any, places: Sequence[float]) -> Any:
+    """Values on the x axis that are so many points from its left end."""
+    pixels = [(axes.bbox.x0 + place * axes.figure.dpi / 72, axes.bbox.y0) for place in places]
+    return axes.transData.inverted().transform(pixels)[:, 0] if pixels else []
+
+
+def place_title(place: Place, among: Collection[Place] = ()) -> str:
+    """The title of a panel: the short name of the data set (its source is in the tables), and the training size.
+
+    A mean over data sets has the training size only if those of `among` differ in it. The model and the sweep have
+    lines of their own if those of `among` differ in them.
+    """
+    sizes = {other[3] for other in among}
+    if place[2] is None or not place[2]:
+        size = size_text(place[3]) if place[3] and (len(sizes) > 1 or place[2] is not None) else ""
+        named = ", ".join(filter(None, ("mean over data sets" if place[2] is None else "", size)))
+    else:
+        named = place_text(place[2], place[3]) if place[3] else place[2]
+        named = named.replace(place[2], short_name(place[2]), 1)
     apart = [str(place[i]) for i in (1, 0) if len({other[i] for other in among}) > 1]
     apart = [name.partition(":")[2] if name.startswith("open_clip:") else name.rpartition("/")[2] for name in apart]
-    named = place_text(short, place[3]) if place[3] else short
     return "\n".join(cut(part, TITLE_WIDTH) for part in (named, *apart))
 
 
 def dot(axes: Any, method: str, x: float, y: float, says: str, gid: str | None = None, **look: Any) -> None:
-    """A method's marker at one point, hollow for a method without a budget, and what it says on hover."""
+    """Draw a method's marker at one point, hollow for a method without a budget; `says` is shown on hover."""
     tips = axes.figure.tips
     gid = gid or f"tip:{len(tips)}"
     tips[gid] = says
@@ -198,11 +309,13 @@ def dot(axes: Any, method: str, x: float, y: float, says: str, gid: str | None =
         "color": mine.colour,
         "markerfacecolor": mine.colour if solid else PAPER,
         "markeredgecolor": PAPER if solid else mine.colour,
-        "markeredgewidth": 0.6,
+        "markeredgewidth": 0.5,
+        "markersize": mpl.rcParams["lines.markersize"],
         "linestyle": "none",
         "zorder": 3,
-    }
-    axes.plot([x], [y], gid=gid, **drawn | look)
+    } | look
+    drawn["markersize"] *= _SIZES.get(drawn["marker"], 1.0)
+    axes.plot([x], [y], gid=gid, **drawn)
 
 
 def band(axes: Any, x: Sequence[float], low: Sequence[float], high: Sequence[float], colour: str, alpha: float) -> None:
@@ -211,82 +324,117 @@ def band(axes: Any, x: Sequence[float], low: Sequence[float], high: Sequence[flo
     axes.fill_between(x, *ends, color=colour, alpha=alpha, linewidth=0)
 
 
-def band_or_bars(axes: Any, x: Sequence[float], rows: Sequence[Row], colour: str, *, banded: bool = True) -> None:
-    """The intervals of a curve's points (`low`, `high`, `n`): a band where all have one of `FEW_SEEDS` or more.
+def has_band(rows: Sequence[Row]) -> bool:
+    """Whether a curve's intervals may be shaded: every point has one, of `FEW_SEEDS` or more."""
+    return len(rows) > 1 and all(r["low"] is not None and r["n"] >= FEW_SEEDS for r in rows)
 
-    Else bars: a band would say something of a point in between that has no interval.
-    """
+
+def band_or_bars(axes: Any, x: Sequence[float], rows: Sequence[Row], colour: str, *, banded: bool) -> None:
+    """The intervals of a curve's points (`low`, `high`): a band, or bars, which say nothing of what is in between."""
     known = [(at, r) for at, r in zip(x, rows, strict=True) if r["low"] is not None]
     at, low, high = [at for at, _ in known], [r["low"] for _, r in known], [r["high"] for _, r in known]
-    if banded and len(known) == len(rows) > 1 and all(r["n"] >= FEW_SEEDS for r in rows):
+    if banded:
         band(axes, at, low, high, colour, 0.16)
     elif known:
         axes.vlines(at, [100 * v for v in low], [100 * v for v in high], color=colour, linewidth=1.1, alpha=0.7)
+        for place, ends in zip(at, zip(low, high, strict=True), strict=True):
+            cut_ends(axes, place, *ends, colour)
 
 
-def _across(methods: Sequence[str], inches: float, size: float) -> int:
-    """How many methods fit into a row of a legend so wide, in type of `size` points."""
-    widths = [size * (0.05 + 0.0073 * len(style(m).name)) for m in methods]
-    return len(methods) if sum(widths) <= inches else max(1, int(inches / max(widths)))
+def lying_bar(axes: Any, level: float, row: Row, colour: str, width: float = 1.1) -> None:
+    """The interval of a row (`low`, `high`; none if they are null) as a bar of a chart that has its rows upright."""
+    if row["low"] is not None:
+        axes.hlines(level, 100 * row["low"], 100 * row["high"], color=colour, linewidth=width, alpha=0.7)
+        cut_ends(axes, level, row["low"], row["high"], colour, upright=False)
 
 
-def _raise(figure: Chart, inches: float) -> None:
-    """Room on top; what is drawn stays as large, and as far from the bottom."""
+def cut_ends(axes: Any, at: float, low: float, high: float, colour: str, *, upright: bool = True) -> None:
+    """Draw an arrow's head at the edge of the axes for each end of a bar, in fractions, that lies beyond it."""
+    edges = axes.get_ylim() if upright else axes.get_xlim()
+    for beyond, edge, head in ((100 * low < edges[0], edges[0], "v<"), (100 * high > edges[1], edges[1], "^>")):
+        if beyond:
+            place = (at, edge) if upright else (edge, at)
+            axes.plot(*place, marker=head[not upright], markersize=3.2, color=colour, clip_on=False, linestyle="none")
+
+
+def line_style(method: str) -> Any:
+    """How a method's line is drawn: dashed without a budget, dotted if nothing is trained."""
+    return "-" if style(method).marker else DOTS if method == "zero-shot" else DASHES
+
+
+def _across(names: Sequence[str], inches: float) -> int:
+    """How many columns of a legend fit into a width; a column is as wide as its longest name."""
+    widths = [SMALL * (0.05 + 0.0073 * len(name)) for name in names]
+    fits = (k for k in range(len(names), 1, -1) if sum(max(part) for part in np.array_split(widths, k)) <= inches)
+    return next(fits, 1)
+
+
+def _add_room(figure: Chart, top: float = 0.0, bottom: float = 0.0) -> None:
+    """Make a figure higher, in inches; what is drawn stays as large."""
     before = figure.get_figheight()
-    figure.set_figheight(before + inches)
-    kept = before / (before + inches)
+    after = before + top + bottom
+    figure.set_figheight(after)
     for axes in figure.axes:
         left, low, width, height = axes.get_position(original=True).bounds
-        axes.set_position((left, kept * low, width, kept * height))
+        axes.set_position((left, (low * before + bottom) / after, width, height * before / after))
 
 
 def legend(
-    figure: Chart, methods: Sequence[str], columns: int | None = None, *, edge: float = 1.0, **look: Any
+    figure: Chart, methods: Sequence[str], further: Sequence[tuple[Any, str]] = (), *, bare_lines: bool = False
 ) -> None:
-    """Methods over the panels, in their colours; those without a budget dashed.
+    """Name the methods over the panels, with their colours, markers and lines; the figure grows by a row for each.
 
     Args:
-        columns: methods in a row, for which there is room; None: what the figure, complete but for this, has in its
-            width, and room for further rows is made.
+        figure: complete but for this and `mark_bands`; it has room for one row.
+        methods: in order.
+        further: of entries that are no methods the artist and its name.
+        bare_lines: methods without a budget are lines without markers.
     """
     handles = [
         Line2D(
             [],
             [],
             color=style(m).colour,
-            marker=style(m).marker or "None",
-            markeredgecolor=PAPER,
-            markeredgewidth=edge,
-            linestyle="-" if style(m).marker else DASHES,
+            marker=style(m).marker or ("None" if bare_lines else "o"),
+            markersize=mpl.rcParams["lines.markersize"] * _SIZES.get(style(m).marker or "", 1.0),
+            markerfacecolor=style(m).colour if style(m).marker else PAPER,
+            markeredgecolor=PAPER if style(m).marker else style(m).colour,
+            markeredgewidth=0.5,
+            linestyle=line_style(m),
+            linewidth=mpl.rcParams["lines.linewidth"] if style(m).marker else 1.1,
         )
         for m in methods
     ]
-    many = len(methods) > 4
-    size = 5.8 if many else 7.5
-    if columns is None:
-        columns = _across(methods, figure.get_figwidth(), size)
-        _raise(figure, _ROW * size * (math.ceil(len(methods) / max(1, columns)) - 1))
-    shown: dict[str, Any] = {
-        "loc": "upper left",
-        "bbox_to_anchor": (0.0, 1.0),
-        "ncols": columns,
-        "fontsize": size,
-        "handlelength": 1.2 if many else 1.6,
-        "columnspacing": 0.8,
-        "handletextpad": 0.4,
-        "borderaxespad": 0.3,
-    }
-    drawn = figure.legend(handles, [style(m).name for m in methods], **shown | look)
-    for i, (method, name) in enumerate(zip(methods, drawn.get_texts(), strict=True)):
+    names = [*(style(m).name for m in methods), *(name for _, name in further)]
+    columns = _across(names, figure.get_figwidth())
+    more = _ROW * (math.ceil(len(names) / columns) - 1)
+    _add_room(figure, top=more)
+    drawn = figure.legend(
+        [*handles, *(artist for artist, _ in further)],
+        names,
+        loc="upper left",
+        bbox_to_anchor=(0.0, 1.0),
+        ncols=columns,
+        fontsize=SMALL,
+        handlelength=2.0,
+        columnspacing=0.9,
+        handletextpad=0.4,
+        borderaxespad=0.3,
+    )
+    for i, (method, name) in enumerate(zip(methods, drawn.get_texts(), strict=False)):
         name.set_gid(f"key:{i}")
         figure.keys[f"key:{i}"] = method
 
 
 def mark_bands(
-    figure: Figure, kind: Literal["pointwise", "simultaneous", "left pointwise, right simultaneous"]
+    figure: Chart,
+    kind: Literal["pointwise", "simultaneous", "left pointwise, right simultaneous"],
+    what: Literal["bands", "intervals"] = "bands",
 ) -> None:
-    """Say in a corner what the figure's bands hold: each point for itself, or all at once."""
-    figure.text(0.005, 0.008, f"bands: 95 %, {kind}", ha="left", va="bottom", fontsize=5.5, color=MUTED)
+    """Say at the bottom whether the bands hold for each point alone or for all at once; the figure grows by a line."""
+    _add_room(figure, bottom=_NOTE)
+    where = (0.04 / figure.get_figwidth(), 0.03 / figure.get_figheight())
+    figure.text(*where, f"{what}: 95 %, {kind}", ha="left", va="bottom", fontsize=SMALL, color=MUTED)
 
 
 def save(figure: Figure, folder: Path, stem: str, formats: Sequence[str] = FORMATS) -> dict[str, Path]:

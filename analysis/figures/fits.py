@@ -16,22 +16,28 @@ from matplotlib.ticker import MaxNLocator, NullLocator
 from analysis.curves.measured import AXES, size_labels
 from analysis.figures.drawing import (
     COLUMN_INCHES,
-    DASHES,
     MUTED,
     PAPER,
+    SMALL,
     STYLE,
     Chart,
     band,
     band_or_bars,
+    bounded,
     dot,
+    fix_limits,
+    has_band,
     legend,
+    line_style,
     log_ticks,
     mark_bands,
     padded,
     panels,
     place_title,
+    spot,
+    spread,
 )
-from analysis.figures.scaling import limits
+from analysis.figures.scaling import MOST_BANDS, limits
 from analysis.format import Row, percent, quantity, ranged
 from analysis.styles import budget_order, in_order, place_of, style
 
@@ -53,7 +59,7 @@ def draw_fits(points: pa.Table, bands: pa.Table, crossings: pa.Table, *, score: 
     """
     if bands.num_rows == 0:
         raise ValueError("no fit to draw: the table has no row")
-    rows, dots, turns = bands.to_pylist(), points.to_pylist(), crossings.to_pylist()
+    rows, dots, turns = bounded(bands.to_pylist(), "score"), points.to_pylist(), crossings.to_pylist()
     with mpl.rc_context(STYLE):
         figure, each = _panels(rows, score)
         for axes, place, mine in each:
@@ -63,13 +69,14 @@ def draw_fits(points: pa.Table, bands: pa.Table, crossings: pa.Table, *, score: 
             for method in reversed(in_order({r["method"] for r in mine})):
                 with figure.of(method):
                     _fitted(axes, method, [r for r in mine if r["method"] == method])
-                _dots(axes, [d for d in dots if place_of(d) == place and d["method"] == method])
+            shown = {r["method"] for r in mine}
+            _dots(axes, [d for d in dots if place_of(d) == place and d["method"] in shown])
         mark_bands(figure, "simultaneous")
         return figure
 
 
 def draw_front(front: pa.Table, *, score: str = SCORE) -> Chart:
-    """Every cell's score against its cost; the front joined by a stepped line, cells off it pale.
+    """Every cell's score against its cost; a stepped line connects the front, cells off it are pale.
 
     Cells at a cost of 0 have no place on the log axis; `at_no_cost` names them.
 
@@ -83,9 +90,9 @@ def draw_front(front: pa.Table, *, score: str = SCORE) -> Chart:
         figure, each = _panels(rows, score)
         for axes, _, mine in each:
             best = sorted((r for r in mine if r["on_front"]), key=lambda r: r["cost"])
+            beaten = [r for r in mine if not r["on_front"]]
             axes.step([r["cost"] for r in best], [100 * r["score"] for r in best], where="post", color=MUTED, lw=1.0)
-            _dots(axes, [r for r in mine if not r["on_front"]], alpha=0.4)
-            _dots(axes, best)
+            _dots(axes, [*best, *beaten], pale=beaten)
         return figure
 
 
@@ -104,23 +111,28 @@ def draw_sizes(table: pa.Table, *, score: str = SCORE) -> Chart:
             number of training examples where it is known for all sizes, else their order.
         score: what is measured, in words.
     """
-    rows, labels = table.to_pylist(), size_labels(table)
+    rows, labels = bounded(table.to_pylist()), size_labels(table)
     at = {r["position"]: r["images"] for r in rows if r["images"]}
     known = set(at) == {r["position"] for r in rows} and len(set(at.values())) == len(at)
     ticks = [at[i] if known else i for i in range(len(labels))]
     shown = [r for r in rows if r["method"] != "zero-shot"] or rows  # far below, it would flatten the curves
     methods = in_order({r["method"] for r in shown})
     with mpl.rc_context(STYLE):
-        figure = Chart(COLUMN_INCHES * 1.25, 2.9)
-        axes = figure.add_axes((0.13, 0.19, 0.85, 0.65))
-        for method in methods:
-            with figure.of(method):
-                _size_lines(axes, method, [r for r in shown if r["method"] == method], ticks, labels)
+        figure = Chart(COLUMN_INCHES, 2.6)
+        axes = figure.add_axes((0.17, 0.2, 0.79, 0.6))
         axes.set_ylim(*padded(*limits(shown)))
         if known:
             axes.set_xscale("log")
             axes.xaxis.set_minor_locator(NullLocator())
             labels = [f"{label.removesuffix(' of the data')}\n{at[i]:,.0f}" for i, label in enumerate(labels)]
+        edge = 0.05 * (ticks[-1] - ticks[0]) if not known else 1.0
+        axes.set_xlim(*((ticks[0] / 1.2, ticks[-1] * 1.2) if known else (ticks[0] - edge, ticks[-1] + edge)))
+        places = spread(axes, [spot(ticks[r["position"]], r["mean"], r, bar=False) for r in shown])
+        for method in methods:
+            with figure.of(method):
+                mine = [(x, r) for x, r in zip(places, shown, strict=True) if r["method"] == method]
+                _size_lines(axes, method, mine, labels, banded=len(methods) <= MOST_BANDS)
+        axes.grid(axis="x", visible=False)
         axes.set_xticks(ticks, labels=labels)
         axes.set_xlabel("training examples")
         axes.set_ylabel(f"{score} (%)")
@@ -141,19 +153,27 @@ def draw_overlay(ours: pa.Table, theirs: pa.Table, source: str, *, score: str = 
     with mpl.rc_context(STYLE):
         figure = Chart(COLUMN_INCHES * 1.35, 3.0)
         axes = figure.add_axes((0.12, 0.15, 0.85, 0.68))
-        methods: set[str] = set()
-        for table, published in ((ours, False), (theirs, True)):
-            rows = [r for r in table.to_pylist() if r["adapter_params"] and r["kind"] == "curve"]
-            methods |= {r["method"] for r in rows}
-            for method in in_order({r["method"] for r in rows}):
-                mine = sorted((r for r in rows if r["method"] == method), key=lambda r: r["adapter_params"])
+        axes.set_xscale("log")
+        kept = [
+            (published, r)
+            for published, table in ((False, ours), (True, theirs))
+            for r in sorted(table.to_pylist(), key=lambda r: r["adapter_params"] or 0)
+            if r["adapter_params"] and r["kind"] == "curve"
+        ]
+        spots = [spot(r["adapter_params"], r["mean"], r, bar=False) for _, r in kept]
+        fix_limits(axes, spots)
+        placed = list(zip(spread(axes, spots), kept, strict=True))
+        methods = in_order({r["method"] for _, r in kept})
+        for whose in (False, True):
+            for method in methods:
+                mine = [(x, r) for x, (published, r) in placed if (published, r["method"]) == (whose, method)]
                 with figure.of(method):
-                    _overlaid(axes, method, mine, published)
+                    _overlaid(axes, method, mine, whose)
         _log(axes, "adapter_params")
         axes.set_ylabel(f"{score} (%)")
         kinds = [Line2D([], [], color=MUTED), Line2D([], [], color=MUTED, linestyle=_PUBLISHED, linewidth=1.0)]
-        axes.legend(kinds, ["this sweep", source], loc="lower right", fontsize=6.5)
-        legend(figure, in_order(methods))
+        axes.legend(kinds, ["this sweep", source], loc="lower right", fontsize=SMALL)
+        legend(figure, methods)
         return figure
 
 
@@ -163,48 +183,51 @@ def _panels(rows: Sequence[Row], measured: str) -> tuple[Chart, Iterator[tuple[A
     A panel's axes are named and scaled when the next one is asked for, the legend is added after the last.
     """
     places = list(dict.fromkeys(place_of(r) for r in rows))
-    figure, spots = panels(
+    figure, grid = panels(
         len(places), 2, (COLUMN_INCHES, 2.4), extra=(0.0, 0.35), margins=(0.56, 0.12, 0.45, 0.52), gaps=(0.24, 0.55)
     )
 
     def each() -> Iterator[tuple[Any, Any, list[Row]]]:
-        for place, spot in zip(places, spots, strict=True):
-            axes = figure.add_subplot(spot)
+        for place, cell in zip(places, grid, strict=True):
+            axes = figure.add_subplot(cell)
             yield axes, place, [r for r in rows if place_of(r) == place]
             _log(axes, rows[0]["x"])
             axes.set_title(place_title(place, places), loc="left", fontweight="bold")
-            if spot.is_first_col():
+            if cell.is_first_col():
                 axes.set_ylabel(f"{measured} (%)")
         legend(figure, in_order({r["method"] for r in rows}))
 
     return figure, each()
 
 
-def _size_lines(axes: Any, method: str, rows: Sequence[Row], ticks: Sequence[float], labels: Sequence[str]) -> None:
+def _size_lines(
+    axes: Any, method: str, points: Sequence[tuple[float, Row]], labels: Sequence[str], *, banded: bool
+) -> None:
     """A method's lines, one for each of its budgets; the largest with its band or bars."""
     look = style(method)
     # by name: cells off their budgets may have one count at several
-    counts = {r["reference"]: r["adapter_params"] or 0 for r in rows}
+    counts = {r["reference"]: r["adapter_params"] or 0 for _, r in points}
     budgets = sorted(counts, key=lambda name: (counts[name], budget_order(name or "")))
     for k, budget in enumerate(budgets):
-        line = sorted((r for r in rows if r["reference"] == budget), key=lambda r: r["position"])
-        x = [ticks[r["position"]] for r in line]
-        y = [100 * r["mean"] for r in line]
+        line = sorted((each for each in points if each[1]["reference"] == budget), key=lambda each: each[1]["position"])
+        x, rows = [at for at, _ in line], [r for _, r in line]
         fade = 1.0 if len(budgets) == 1 else 0.25 + 0.75 * k / (len(budgets) - 1)
-        axes.plot(x, y, color=look.colour, alpha=fade, linestyle="-" if look.marker else DASHES)
-        for i, r in enumerate(line):
+        axes.plot(x, [100 * r["mean"] for r in rows], color=look.colour, alpha=fade, linestyle=line_style(method))
+        for at, r in line:
             said = _said(r, f"{r['reference'] or ''}, {labels[r['position']]}")
-            dot(axes, method, x[i], y[i], said, markersize=4.5 if look.marker else 3.5, alpha=fade, zorder=2)
+            dot(axes, method, at, 100 * r["mean"], said, markersize=4.5 if look.marker else 3.5, alpha=fade, zorder=2)
         if k == len(budgets) - 1:
-            band_or_bars(axes, x, line, look.colour)
+            band_or_bars(axes, x, rows, look.colour, banded=banded and has_band(rows))
 
 
-def _overlaid(axes: Any, method: str, rows: Sequence[Row], published: bool) -> None:
-    """One method's curve, ours or a published one."""
+def _overlaid(axes: Any, method: str, points: Sequence[tuple[float, Row]], published: bool) -> None:
+    """One method's curve, ours or a published one; a point is its place on the axis and its row."""
+    if not points:
+        return
     colour = style(method).colour
     axes.plot(
-        [r["adapter_params"] for r in rows],
-        [100 * r["mean"] for r in rows],
+        [x for x, _ in points],
+        [100 * r["mean"] for _, r in points],
         color=colour,
         linestyle=_PUBLISHED if published else "-",
         linewidth=1.0 if published else 1.5,
@@ -213,10 +236,10 @@ def _overlaid(axes: Any, method: str, rows: Sequence[Row], published: bool) -> N
     hollow: dict[str, Any] = (
         {"markerfacecolor": PAPER, "markeredgecolor": colour, "markeredgewidth": 0.9} if published else {}
     )
-    for r in rows:
+    for x, r in points:
         whose = f"{r['reference'] or ''}, {'published' if published else 'this sweep'}"
         said = _said(r, whose, r["adapter_params"], "parameters")
-        dot(axes, method, r["adapter_params"], 100 * r["mean"], said, zorder=2, **(hollow if published else {}))
+        dot(axes, method, x, 100 * r["mean"], said, zorder=2, **hollow)
 
 
 def _said(row: Row, where: str, cost: float | None = None, unit: str = "") -> str:
@@ -240,10 +263,15 @@ def _fitted(axes: Any, method: str, rows: Sequence[Row]) -> None:
         band(axes, at, [r["low"] for r in rows], [r["high"] for r in rows], colour, 0.16)
 
 
-def _dots(axes: Any, rows: Sequence[Row], alpha: float = 1.0) -> None:
-    for row in rows:
+def _dots(axes: Any, rows: Sequence[Row], pale: Sequence[Row] = ()) -> None:
+    """Draw the cells of a panel; one that would cover a cell before it stands beside it."""
+    axes.set_xscale("log")
+    spots = [spot(r["cost"], r["score"], r, bar=False) for r in rows]
+    fix_limits(axes, spots)
+    places = spread(axes, spots)
+    for at, row in zip(places, rows, strict=True):
         said = _said(row, row.get("reference") or "", row["cost"], axis_label(row.get("x")))
-        dot(axes, row["method"], row["cost"], 100 * row["score"], said, alpha=alpha)
+        dot(axes, row["method"], at, 100 * row["score"], said, alpha=0.4 if row in pale else 1.0)
 
 
 def _turn(axes: Any, turn: Row, at: Sequence[float]) -> None:

@@ -10,18 +10,18 @@ import matplotlib as mpl
 import pyarrow as pa
 
 from analysis.figures import differences
-from analysis.figures.drawing import INK, MUTED, STYLE, Chart, dot, mark_bands, panels, place_title
+from analysis.figures.drawing import INK, MUTED, SMALL, STYLE, Chart, dot, lying_bar, mark_bands, panels, place_title
 from analysis.figures.mean_ranks import rank_place, rank_places
 from analysis.format import Row, change_text
 from analysis.statistics.inference import OVER_DATASETS
 from analysis.styles import cut, place_text, short_name, style
 
-ROW, LABELS, PANEL, WORDS = 0.175, 1.6, 3.0, 1.15
+ROW, LABELS, PANEL, WORDS = 0.175, 1.75, 3.0, 1.25
 """Inches: the height of a row, the width of its name, of the axis and of its verdict."""
 
 
 def draw_forest(table: pa.Table, *, score: str, margin: float | None = None) -> Chart:
-    """Differences to the baseline with an interval each and their corrected verdict; a panel per sweep, model and size.
+    """Differences from the baseline with their intervals and corrected verdicts; a panel per sweep, model and size.
 
     Args:
         table: of `scaling.comparisons`, of one method; not empty.
@@ -51,7 +51,7 @@ def draw_forest(table: pa.Table, *, score: str, margin: float | None = None) -> 
             _panel(axes, index, [r for r in rows if rank_place(r) == place], score, margin)
             if len(found) > 1:
                 axes.set_title(place_title(titled[index], titled), loc="left", fontweight="bold")
-        mark_bands(figure, "pointwise")
+        mark_bands(figure, "pointwise", "intervals")
         return figure
 
 
@@ -61,14 +61,13 @@ def _panel(axes: Any, index: int, rows: Sequence[Row], score: str, margin: float
     alone = rows[0]["reference"] if most == 1 else None  # a mean is of it too
     budgets = [r["reference"] or alone or _several(r["n_budgets"], most) for r in rows]
     differences.zero_line(axes, index, rows[0]["baseline"], margin)
+    axes.set_xlim(*differences.limits(rows))
     for level, (r, at) in enumerate(zip(rows, budgets, strict=True)):
         mean = r["reference"] is None
-        if r["low"] is not None:
-            width = 2.2 if mean else 1.3
-            axes.hlines(level, 100 * r["low"], 100 * r["high"], color=method.colour, linewidth=width, alpha=0.75)
+        lying_bar(axes, level, r, method.colour, 2.2 if mean else 1.3)
         dot(axes, r["method"], 100 * r["difference"], level, _says(r, at), **{"marker": "D"} if mean else {})
         said = textwrap.fill(r["verdict"], 22)
-        axes.text(1.03, level, said, transform=axes.get_yaxis_transform(), va="center", fontsize=6, color=INK)
+        axes.text(1.03, level, said, transform=axes.get_yaxis_transform(), va="center", fontsize=SMALL, color=INK)
     first = next((level for level, r in enumerate(rows) if r["reference"] is None), 0)
     if first:
         axes.axhline(first - 0.5, color=MUTED, linewidth=0.6)
@@ -76,8 +75,7 @@ def _panel(axes: Any, index: int, rows: Sequence[Row], score: str, margin: float
     axes.tick_params(axis="y", length=0)
     axes.grid(axis="y", visible=False)
     axes.set_ylim(len(rows) - 0.4, -0.6)
-    axes.set_xlim(*differences.limits(rows))
-    axes.set_xlabel(f"{score} of {method.name} less {baseline.name}'s (points)")
+    axes.set_xlabel(f"{score}: {method.name} minus {baseline.name} (points)")
 
 
 def _several(budgets: int, most: int) -> str:
@@ -88,7 +86,7 @@ def _several(budgets: int, most: int) -> str:
 def _name(row: Row, at: str) -> str:
     """'digits, lora-1', or which mean."""
     if row["test"] == OVER_DATASETS:
-        return "mean of sets like these"
+        return "data sets like these"
     return f"{cut(short_name(row['dataset'] or 'mean'), 20)}, {at}"
 
 

@@ -22,7 +22,7 @@ from analysis.figures.mean_ranks import draw_mean_ranks, rank_place, rank_places
 from analysis.figures.profiles import draw_profiles, panel_of
 from analysis.figures.rank import draw_ranks
 from analysis.figures.ranking import draw_ranking
-from analysis.figures.scaling import draw_scaling
+from analysis.figures.scaling import MOST_BANDS, draw_scaling
 from analysis.figures.svg import Picture
 from analysis.format import Row
 from analysis.statistics import rank_effects, scaling
@@ -33,7 +33,7 @@ from analysis.statistics.publications.published import overlaid
 from analysis.statistics.tuning import best_of_n, rates, sharpness
 from analysis.statistics.units.many import profiles
 from analysis.store.store import Store
-from analysis.styles import Place, place_of, place_text
+from analysis.styles import Place, place_of, place_text, short_name
 from analysis.tables.console import conclusion
 from analysis.words.conclusions import conclude_rank_effects, early_words, idle_text, names_of, of_question
 from analysis.words.figures import (
@@ -55,6 +55,7 @@ from analysis.words.weak import absent_data
 K = TypeVar("K")
 MOST_PANELS, MOST_SIZE_FIGURES, MOST_RATE_FIGURES, MOST_EXPECTED, MOST_ROWS = 8, 4, 6, 4, 60
 """Most panels or rows of a figure, and most figures of a section; the tables below them have all."""
+BESIDE = " A marker that would cover another one stands beside it."
 LEAST_RANKS = 3
 """Ranks at one budget from which there is a figure: two are the comparison of two methods, which the report has."""
 
@@ -98,9 +99,11 @@ def _scaling(store: Store) -> list[Picture]:
         return [_ranking(store, curve, score)]
     label = f"{score.capitalize()} against trainable parameters, a curve per method with 95 % bands"
     caption = (
-        f"{score.capitalize()} against trainable adapter parameters (log axis): means over seeds, bands pointwise 95 % "
-        "t intervals (bars where a point has under three seeds); dashed lines have no budget. The upper axis is the "
-        "LoRA rank of a budget. Point at a marker for its numbers, press a name in the legend to hide its method."
+        f"{score.capitalize()} against trainable adapter parameters (log axis): means over seeds with pointwise 95 % t "
+        "intervals. Intervals are bands, or bars if a point has fewer than three seeds, a method has one point, or a "
+        f"panel more than {MOST_BANDS} curves. Dashed lines have no budget, and an arrow points to one far from the "
+        "curves. The upper axis is the LoRA rank of a budget. Point at a marker for its numbers, press a name in the "
+        f"legend to hide its method.{BESIDE}"
     )
     figure = draw_scaling(curve, columns=2, score=score)
     return [Picture("scaling_curve", "scaling", figure, label, caption, conclusion(store))]
@@ -114,9 +117,10 @@ def _ranking(store: Store, curve: pa.Table, score: str) -> Picture:
         f"{score.capitalize()} over seeds with pointwise 95 % t intervals, the best mean on top, which is no verdict."
     )
     if compared.num_rows:
-        caption += f" Right: the paired difference to {names_of(asked)[1]}, with {held_at_once(compared.to_pylist())}."
-        caption += _grey(margin)
-    caption += " Hollow: methods without a budget. An arrow stands for a value beyond the panel."
+        caption += f" Right: the paired difference from {names_of(asked)[1]} with "
+        caption += f"{held_at_once(compared.to_pylist())}.{_grey(margin)}"
+    caption += " Hollow: methods without a budget. An arrow stands for a value, or an arrow's head for the end of an "
+    caption += "interval, that lies beyond the panel."
     figure = draw_ranking(_first_panels(curve), compared, score=score, margin=margin)
     return Picture("ranking", "scaling", figure, label, caption, conclude_ranking(compared.to_pylist(), asked))
 
@@ -130,10 +134,9 @@ def _differences(store: Store) -> list[Picture]:
     asked = scaling.question(store)
     focus, name = names_of(asked)
     shapes = "The bars are" if asked.focus is None else f"The band (of {focus}) and the bars (of the others) are"
-    label = f"{score.capitalize()} less {name}'s at the same budget, with simultaneous 95 % bands and the zero line"
-    caption = f"Paired difference to {name} at the same budget, in points. {shapes} {held_at_once(table.to_pylist())}."
-    caption += f" {name} is the zero line."
-    caption += _grey(margin)
+    label = f"{score.capitalize()}: difference from {name} at the same budget, with simultaneous 95 % bands"
+    caption = f"{score.capitalize()}: paired difference from {name} at the same budget, in points. "
+    caption += f"{shapes} {held_at_once(table.to_pylist())}. {name} is the zero line.{_grey(margin)}{BESIDE}"
     figure = draw_differences(shown, score=score, focus=asked.focus, margin=margin)
     says = early_words(scaling.comparisons(store))
     says += conclude_differences(table.to_pylist(), changes(store).to_pylist(), asked)
@@ -141,20 +144,19 @@ def _differences(store: Store) -> list[Picture]:
 
 
 def _forest(store: Store) -> list[Picture]:
-    """Every difference of the question's methods and their means, where there are several data sets."""
+    """Every difference of the question's methods and their means, if there are several data sets."""
     asked, table = scaling.question(store), scaling.comparisons(store)
     mine = [r for r in of_question(table.to_pylist(), asked) if asked.focus]
     several = len({r["dataset"] for r in mine if r["dataset"]}) > 1
     if not several or len(mine) > MOST_ROWS or all(r["low"] is None for r in mine):
         return []
     (focus, name), score, margin = names_of(asked), scaling.score_name(store), margin_of(store)
-    label = f"{score.capitalize()} of {focus} less {name}'s: a row per data set and budget, and per mean"
+    label = f"{score.capitalize()}: {focus} minus {name}, a row per data set and budget, and per mean"
     caption = (
-        f"Paired difference of {focus} to {name} in points with a 95 % interval each, the choice of rates included; "
-        "beside it its verdict, which is corrected for their number, so an interval may leave out zero without a word "
-        "for it. Diamonds: means."
+        f"{score.capitalize()}: {focus} minus {name}, paired, in points. Each has a 95 % interval, which includes the "
+        "choice of learning rates, and its verdict. Verdicts are corrected for the number of comparisons, so an "
+        f"interval may exclude zero though its verdict is not distinguishable. Diamonds are means.{_grey(margin)}"
     )
-    caption += _grey(margin)
     figure = draw_forest(pa.Table.from_pylist(mine, schema=table.schema), score=score, margin=margin)
     return [Picture("forest", "scaling", figure, label, caption, conclusion(store))]
 
@@ -171,8 +173,8 @@ def _rank(store: Store) -> list[Picture]:
     label = f"{score.capitalize()} against the rank of the update, at equal trainable parameters"
     caption = (
         "At equal trainable parameters (paler: fewer). The axis is the largest rank that the update of a weight can "
-        "have, mean over the target weights; bars are 95 % t intervals over seeds, lines join variants of one method "
-        f"at one budget.{idle_text(rank_effects.idle(store))}"
+        "have, mean over the target weights. Bars are 95 % t intervals over seeds, lines connect variants of one "
+        f"method at one budget.{BESIDE}{idle_text(rank_effects.idle(store))}"
     )
     says = conclude_rank_effects(rank_effects.effects(store).to_pylist())
     figure = draw_ranks(_where(table, place_of, enough[:MOST_PANELS]), score=score)
@@ -246,8 +248,8 @@ def _fitted(
     score, shown = scaling.score_name(store), _first_panels(bands)
     label = f"Isotonic fits of {score} against {cost} with simultaneous bands, crossings marked"
     caption = (
-        f"Isotonic fits (never falling) of mean {score} against {cost}; bands are simultaneous, each a "
-        "95 % band over seeds of one whole curve; a shaded column is a crossing's interval."
+        f"Isotonic fits (never falling) of mean {score} against {cost}. Bands are simultaneous: each is a 95 % band "
+        f"over seeds of one whole curve. A shaded column is the interval of a crossing.{BESIDE}"
     )
     says = conclude_crossings(crossings.to_pylist(), cost.split(" (", maxsplit=1)[0], scaling.question(store))
     figure = fits.draw_fits(points, shown, crossings, score=score)
@@ -259,9 +261,9 @@ def _front(store: Store, x: str) -> list[Picture]:
     if len({r["cost"] for r in everything.to_pylist() if r["cost"] > 0}) < 2:
         return []
     shown = _first_panels(everything)
-    label = f"{score.capitalize()} against cost; the cells that no other beats are joined"
-    caption = "Every confirmed cell; pale ones are beaten by a cell that costs no more and scores no less."
-    caption += fits.at_no_cost(shown)
+    label = f"{score.capitalize()} against cost; a stepped line connects the cells that no other beats"
+    caption = "Every confirmed cell. Pale ones are beaten by a cell that costs no more and scores no less."
+    caption += fits.at_no_cost(shown) + BESIDE
     says = conclude_front(everything.to_pylist())
     figure = fits.draw_front(shown, score=score)
     return [Picture("pareto", "pareto", figure, label, caption, says)]
@@ -276,9 +278,10 @@ def _sizes(store: Store) -> list[Picture]:
     for sweep, model, dataset in _keys(table, _data)[:MOST_SIZE_FIGURES]:
         mine = [r for r in compared if r["sweep"] == sweep and r["model"] == model and dataset in (None, r["dataset"])]
         caption = (
-            f"On {dataset or 'the mean over data sets'}{f', {model} in {sweep}' if several else ''}: one line per "
-            "method and budget (paler is smaller); band: pointwise 95 % t intervals of the largest budget. Under the "
-            "sizes, the training examples."
+            f"On {short_name(dataset) if dataset else 'the mean over data sets'}"
+            f"{f', {model} in {sweep}' if several else ''}: one line per method and budget (paler is smaller). Bands "
+            "are pointwise 95 % t intervals of the largest budget. The numbers of training examples stand under the "
+            f"sizes.{BESIDE}"
         )
         says = conclude_sizes(mine, scaling.question(store))
         figure = fits.draw_sizes(_where(table, _data, [(sweep, model, dataset)]), score=score)
@@ -311,7 +314,7 @@ def _rates(store: Store) -> list[Picture]:
         label = f"Validation score against learning rate on {where}"
         caption = (
             f"Stage TUNE on {where}: validation score against learning rate, one line per budget (darker is "
-            "larger), stars the choices."
+            "larger). Stars are the chosen learning rates."
         )
         says = conclude_rates([r for r in parity if _tuned(r) == place])
         stem, figure = _numbered("learning_rates", len(found)), tuning.draw_rates(mine)
@@ -332,18 +335,18 @@ def tuning_pictures(store: Store) -> list[Picture]:
         caption = (
             f"Stage TUNE on {where}: the validation score that the best of n learning rates, drawn at random from "
             "those tried, is expected to have (Tang et al. 2020; a grid is no random sample, and n even points would "
-            "do better), a panel per budget; methods without a budget are dashed in each. A line still rising at its "
-            "end says that more tuning would have helped; lines that cross, that with another allowance another "
-            "method would have come first."
+            "do better), a panel per budget; methods without a budget are dashed in each. If a line still rises at "
+            "its end, more tuning would have helped. If lines cross, another method would have come first with "
+            f"another number of learning rates.{BESIDE}"
         )
         figure, says = tuning.draw_expected(shown), conclude_expected(mine, scaling.question(store))
         found.append(Picture(_numbered("expected_best", i), "expected", figure, label, caption, says))
         if shown["test"].null_count < shown.num_rows:
             label = f"Expected {score} against learning rates tried on {where}"
             caption = (
-                "The same in test terms: the confirmed score at the chosen rate, less what the best of n rates "
-                "validates below it, for test scores are known at the chosen rate alone. Bands are pointwise 95 % "
-                "intervals over seeds, the noise of validation in them."
+                "The same for the test score: the confirmed score at the chosen learning rate, minus what the best of "
+                "n rates has less on validation, because test scores are known at the chosen rate alone. Bands are "
+                "pointwise 95 % intervals over seeds, which include the noise of validation."
             )
             figure, says = tuning.draw_expected(shown, score), conclude_effort(mine)
             found.append(Picture(_numbered("tuning_effort", i), "effort", figure, label, caption, says))
@@ -351,9 +354,9 @@ def tuning_pictures(store: Store) -> list[Picture]:
         if flat.num_rows:
             label = f"Decades of learning rate within a point of the best on {where}"
             caption = (
-                "How exactly a rate must be met: the decades around the best rate in which the validation score stays "
-                "within a point of its, lines drawn between the rates tried. Pale: the range ends before. No band: "
-                "every score is noisy, so this describes."
+                "How exactly a learning rate must be met: the decades around the best rate in which the validation "
+                "score is at most a point lower, interpolated between the rates tried. Pale: the range ends before. "
+                f"There is no band, as this describes noisy scores.{BESIDE}"
             )
             figure, says = tuning.draw_sharpness(flat), conclude_sharpness(flat.to_pylist())
             found.append(Picture(_numbered("sharpness", i), "sharpness", figure, label, caption, says))

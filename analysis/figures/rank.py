@@ -7,9 +7,25 @@ from typing import Any
 
 import matplotlib as mpl
 import pyarrow as pa
+from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
-from analysis.figures.drawing import COLUMN_INCHES, STYLE, Chart, dot, legend, panels, place_title
+from analysis.figures.drawing import (
+    COLUMN_INCHES,
+    MUTED,
+    STYLE,
+    Chart,
+    bounded,
+    dot,
+    fitted,
+    legend,
+    mark_bands,
+    padded,
+    panels,
+    place_title,
+    spot,
+    spread,
+)
 from analysis.format import Row, quantity, score_text
 from analysis.styles import in_order, place_of, style
 
@@ -24,27 +40,30 @@ def draw_ranks(table: pa.Table, *, score: str = "test accuracy") -> Chart:
     Raises:
         ValueError: no row.
     """
-    rows = table.to_pylist()
+    rows = bounded(table.to_pylist())
     if not rows:
         raise ValueError("no rank to draw: the table has no row")
     places = list(dict.fromkeys(place_of(r) for r in rows))
     bases = in_order({r["base"] for r in rows})
     with mpl.rc_context(STYLE):
-        figure, spots = panels(
+        figure, grid = panels(
             len(places),
             2,
             (COLUMN_INCHES, 2.3),
-            extra=(0.0, 0.42),
-            margins=(0.5, 0.12, 0.42, 0.52),
-            gaps=(0.2, 0.5),
+            extra=(0.0, 0.3),
+            margins=(0.56, 0.12, 0.42, 0.44),
+            gaps=(0.24, 0.42),
         )
-        for place, spot in zip(places, spots, strict=True):
-            axes = figure.add_subplot(spot)
+        for place, cell in zip(places, grid, strict=True):
+            axes = figure.add_subplot(cell)
             _panel(axes, [r for r in rows if place_of(r) == place])
             axes.set_title(place_title(place, places), loc="left", fontweight="bold")
-            if spot.is_first_col():
+            if cell.is_first_col():
                 axes.set_ylabel(f"{score} (%)")
-        legend(figure, bases)
+        budgets = _budgets(rows)
+        faded = [(Line2D([], [], alpha=a, color=MUTED, marker="o", ls="none"), name) for name, a in budgets.items()]
+        legend(figure, bases, faded if len(budgets) > 1 else [])
+        mark_bands(figure, "pointwise", "intervals")
         return figure
 
 
@@ -55,41 +74,38 @@ def _panel(axes: Any, rows: Sequence[Row]) -> None:
     axes.xaxis.set_major_formatter(FuncFormatter(lambda v, _: f"{v:g}"))
     axes.grid(axis="x", visible=False)
     axes.set_xlabel("largest rank of the update")
-    ranks = [r["update_rank"] for r in rows]
-    axes.set_xlim(min(ranks) / 2.1, max(ranks) * 1.35)  # room for the budgets' names
-    references = list(dict.fromkeys(r["reference"] for r in sorted(rows, key=lambda r: r["budget"])))
-    for k, reference in enumerate(references):
-        alpha = 0.35 + 0.65 * (k + 1) / len(references)
-        mine = [r for r in rows if r["reference"] == reference]
-        for base in reversed(in_order({r["base"] for r in mine})):
+    ranks, bases = [r["update_rank"] for r in rows], {r["base"] for r in rows}
+    axes.set_xlim(min(ranks) / 1.4, max(ranks) * 1.4)
+    ends = [(100 * r["low"], 100 * r["high"]) for r in rows if r["low"] is not None]
+    axes.set_ylim(*padded(*fitted([100 * r["mean"] for r in rows], ends)))
+    ordered = sorted(rows, key=lambda r: (in_order(bases).index(r["base"]), r["budget"]))
+    places = spread(axes, [spot(r["update_rank"], r["mean"], r) for r in ordered])
+    for reference, alpha in _budgets(rows).items():
+        for base in reversed(in_order(bases)):
+            cell = base, reference
+            mine = [(x, r) for x, r in zip(places, ordered, strict=True) if (r["base"], r["reference"]) == cell]
             with axes.figure.of(base):
-                _line(axes, [r for r in mine if r["base"] == base], alpha)
+                _line(axes, sorted(mine, key=lambda each: each[1]["update_rank"]), alpha)
 
 
-def _line(axes: Any, rows: Sequence[Row], alpha: float) -> None:
-    """The variants of one method at one budget."""
-    look = style(rows[0]["base"])
-    rows = sorted(rows, key=lambda r: r["update_rank"])
-    if len(rows) > 1:
-        x, y = [r["update_rank"] for r in rows], [100 * r["mean"] for r in rows]
-        axes.plot(x, y, color=look.colour, alpha=alpha, linewidth=1.2)
-        axes.annotate(
-            rows[0]["reference"],
-            (x[0], y[0]),
-            xytext=(-4, 0),
-            textcoords="offset points",
-            fontsize=6,
-            color=look.colour,
-            alpha=alpha,
-            ha="right",
-            va="center",
-        )
-    for r in rows:
-        x, y = r["update_rank"], 100 * r["mean"]
+def _budgets(rows: Sequence[Row]) -> dict[str, float]:
+    """How strongly the markers of each budget are drawn: the smallest is the palest."""
+    names = list(dict.fromkeys(r["reference"] for r in sorted(rows, key=lambda r: r["budget"])))
+    return {name: 0.35 + 0.65 * (k + 1) / len(names) for k, name in enumerate(names)}
+
+
+def _line(axes: Any, points: Sequence[tuple[float, Row]], alpha: float) -> None:
+    """Draw the variants of one method at one budget; a point is its place on the axis and its row."""
+    if not points:
+        return
+    look = style(points[0][1]["base"])
+    line = [x for x, _ in points], [100 * r["mean"] for _, r in points]
+    axes.plot(*line, color=look.colour, alpha=alpha, linewidth=1.2)
+    for x, r in points:
         if r["low"] is not None:
             axes.vlines(x, 100 * r["low"], 100 * r["high"], color=look.colour, linewidth=1.0, alpha=0.6 * alpha)
         said = (
             f"{style(r['method']).name} at {r['reference']}: rank {quantity(r['update_rank'])}, "
             f"{quantity(r['adapter_params'])} parameters, {score_text(r)} %, {r['n']} seed{'s' * (r['n'] > 1)}"
         )
-        dot(axes, r["base"], x, y, said, alpha=alpha, markeredgewidth=0.5)
+        dot(axes, r["base"], x, 100 * r["mean"], said, alpha=alpha)

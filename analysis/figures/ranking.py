@@ -10,11 +10,23 @@ import numpy as np
 import pyarrow as pa
 
 from analysis.figures import differences, scaling
-from analysis.figures.drawing import PAPER, STYLE, Chart, dot, mark_bands, panels, place_title
+from analysis.figures.drawing import (
+    PAPER,
+    SMALL,
+    STYLE,
+    Chart,
+    bounded,
+    dot,
+    lying_bar,
+    mark_bands,
+    padded,
+    panels,
+    place_title,
+)
 from analysis.format import Row
 from analysis.styles import place_of, places, style
 
-ROW, LABELS, PANEL = 0.165, 1.35, 2.45
+ROW, LABELS, PANEL = 0.165, 1.4, 2.6
 """Inches: the height of a row, the width of the methods' names, and of a panel."""
 FEW_ROWS, SPREAD = 8, 0.01
 """Of fewer methods all are within the panel; the least range of the quartiles, a fraction."""
@@ -23,7 +35,7 @@ FEW_ROWS, SPREAD = 8, 0.01
 def draw_ranking(
     curve: pa.Table, compared: pa.Table, *, score: str = "test accuracy", margin: float | None = None
 ) -> Chart:
-    """Scores of the methods and, beside them, their paired differences to the baseline; two panels per place.
+    """Scores of the methods and, beside them, their paired differences from the baseline; two panels per place.
 
     Args:
         curve: from `scaling.curve`, at one budget; not empty.
@@ -34,7 +46,7 @@ def draw_ranking(
     Raises:
         ValueError: no row.
     """
-    rows, gaps = curve.to_pylist(), compared.to_pylist()
+    rows, gaps = bounded(curve.to_pylist()), compared.to_pylist()
     if not rows:
         raise ValueError("no method to draw: the table has no row")
     found, across = places(curve), 2 if gaps else 1
@@ -43,10 +55,10 @@ def draw_ranking(
         figure, spots = panels(
             across * len(found),
             across,
-            (PANEL, ROW * most + 0.85),
+            (PANEL, ROW * most + (0.7 if len(found) > 1 else 0.6)),
             extra=(LABELS, 0.1),
-            margins=(LABELS, 0.12, 0.48, 0.3),
-            gaps=(0.08, 0.95 / (ROW * most)),
+            margins=(LABELS, 0.12, 0.42, 0.28),
+            gaps=(0.08, 0.6 / (ROW * most)),
         )
         for k, place in enumerate(found):
             mine = sorted((r for r in rows if place_of(r) == place), key=lambda r: -r["mean"])
@@ -58,7 +70,11 @@ def draw_ranking(
                 beside = [r for r in gaps if place_of(r) == place and (r["method"], r["reference"]) in order]
                 right = figure.add_subplot(spots[across * k + 1], sharey=left)
                 right.tick_params(axis="y", labelleft=False, length=0)
-                _differences(right, k, order, beside, margin)
+                _differences(right, k, order, beside, score, margin)
+                if place != found[-1]:
+                    right.set_xlabel("")
+            if place != found[-1]:  # the same for all
+                left.set_xlabel("")
         mark_bands(figure, "left pointwise, right simultaneous" if gaps else "pointwise")
         return figure
 
@@ -67,22 +83,27 @@ def _scores(axes: Any, rows: Sequence[Row], score: str) -> None:
     axes.set_ylim(len(rows) - 0.4, -0.6)
     axes.set_yticks(range(len(rows)), labels=[style(r["method"]).name for r in rows])
     axes.tick_params(axis="y", length=0)
-    low, high = scaling.limits(_near([r for r in rows if r["method"] != "zero-shot"] or rows, "mean"))
-    axes.set_xlim(low - 0.03 * (high - low), high + 0.03 * (high - low))
+    curves, lines = ([r for r in rows if r["kind"] == kind] for kind in ("curve", "line"))
+    low, high, _ = scaling.with_lines(_near(curves, "mean"), lines)
+    axes.set_xlim(*padded(low, high))
     axes.set_xlabel(f"{score} (%)")
     for level, r in enumerate(rows):
         _mark(axes, r, "mean", level, scaling.point_text(r))
 
 
 def _differences(
-    axes: Any, index: int, order: Sequence[tuple[str, str | None]], rows: Sequence[Row], margin: float | None
+    axes: Any,
+    index: int,
+    order: Sequence[tuple[str, str | None]],
+    rows: Sequence[Row],
+    score: str,
+    margin: float | None,
 ) -> None:
     if not rows:
         axes.set_axis_off()
         return
-    baseline = style(rows[0]["baseline"])
     axes.set_xlim(*differences.limits(_near(rows, "difference")))
-    axes.set_xlabel(f"less {baseline.name}'s (points)")
+    axes.set_xlabel(differences.from_baseline(score, rows[0]["baseline"]))
     differences.zero_line(axes, index, rows[0]["baseline"], margin)
     for r in rows:
         _mark(axes, r, "difference", order.index((r["method"], r["reference"])), differences.point_text(r))
@@ -90,9 +111,11 @@ def _differences(
 
 def _near(rows: Sequence[Row], value: str) -> Sequence[Row]:
     """The rows that set a panel's width: without those far behind (three ranges of the quartiles), which get arrows."""
+    if len(rows) < FEW_ROWS:
+        return rows
     low, high = np.quantile([r[value] for r in rows], (0.25, 0.75))
     least = low - 3 * max(high - low, SPREAD)
-    return [r for r in rows if r[value] >= least] if len(rows) >= FEW_ROWS else rows
+    return [r for r in rows if r[value] >= least]
 
 
 def _mark(axes: Any, row: Row, value: str, level: int, says: str) -> None:
@@ -102,10 +125,9 @@ def _mark(axes: Any, row: Row, value: str, level: int, says: str) -> None:
     if not low <= at <= high:
         side, arrow = (0.01, "\N{LEFTWARDS ARROW}") if at < low else (0.99, "\N{RIGHTWARDS ARROW}")
         where = axes.get_yaxis_transform()
-        axes.text(side, level, f"{arrow} {at:.1f}", transform=where, fontsize=6, color=look.colour, va="center",
+        axes.text(side, level, f"{arrow} {at:.1f}", transform=where, fontsize=SMALL, color=look.colour, va="center",
                   ha="left" if at < low else "right")  # fmt: skip
         return
-    if row["low"] is not None:
-        axes.hlines(level, 100 * row["low"], 100 * row["high"], color=look.colour, linewidth=1.1, alpha=0.7)
+    lying_bar(axes, level, row, look.colour)
     hollow = {"markerfacecolor": PAPER, "markeredgecolor": look.colour} if row.get("kind") == "line" else {}
     dot(axes, row["method"], at, level, says, **hollow)

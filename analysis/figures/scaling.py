@@ -11,27 +11,46 @@ from typing import Any
 
 import matplotlib as mpl
 import pyarrow as pa
-from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator
+from matplotlib.ticker import MaxNLocator, NullLocator
 
 from analysis.figures.drawing import (
-    DASHES,
     MUTED,
+    PAPER,
+    SMALL,
     STYLE,
     Chart,
     band_or_bars,
+    bounded,
     curve_panels,
     dot,
+    fitted,
+    has_band,
+    legend,
+    line_style,
     log_ticks,
     mark_bands,
+    padded,
     place_title,
+    spot,
+    spread,
 )
 from analysis.format import Row, percent
 from analysis.styles import in_order, place_of, places, style
 from analysis.words.weak import FEW_SEEDS
 
+NEAR = 0.5
+"""A method without a budget is drawn as a line if it is this near to the others, in parts of their range."""
+MOST_BANDS = 5
+"""Most curves of a panel whose intervals are shaded; of more they are bars, as bands would hide each other."""
+ARROW_INCHES = 0.13
+"""Height of an arrow with its score."""
+
 
 def draw_scaling(curve: pa.Table, *, columns: int = 3, score: str = "test accuracy") -> Chart:
     """Score against trainable parameters: one panel per data set and training size.
+
+    A marker that would cover another one stands beside it. A method without a budget whose score is far from the
+    curves is an arrow with its score at the edge.
 
     Args:
         curve: from `scaling.curve`; not empty.
@@ -43,71 +62,71 @@ def draw_scaling(curve: pa.Table, *, columns: int = 3, score: str = "test accura
     """
     if curve.num_rows == 0:
         raise ValueError("no curve to draw: the table has no row")
-    rows = curve.to_pylist()
-    methods = in_order({r["method"] for r in rows if r["kind"] == "curve"})
+    rows, found = bounded(curve.to_pylist()), places(curve)
     with mpl.rc_context(STYLE):
-        found = places(curve)
-        figure, spots = curve_panels(len(found), columns, methods)
-        for index, (place, spot) in enumerate(zip(found, spots, strict=True)):
+        ranked = any(_lora_ranks([r for r in rows if place_of(r) == place]) for place in found)
+        figure, grid = curve_panels(len(found), columns, over=0.4 if ranked else 0.22)
+        named: set[str] = set()
+        for index, (place, cell) in enumerate(zip(found, grid, strict=True)):
             mine = [r for r in rows if place_of(r) == place]
-            axes = _panel(figure, spot, index, mine)
-            if spot.is_first_col():
+            axes = figure.add_subplot(cell)
+            named |= _panel(axes, index, mine)
+            if cell.is_first_col():
                 axes.set_ylabel(f"{score} (%)")
-            where = f"mean of {mine[0]['n_datasets']} data sets" if place[2] is None else place[2]
-            pad = 16 if _lora_ranks(mine) else 6
-            axes.set_title(place_title((*place[:2], where, place[3]), found), loc="left", pad=pad, fontweight="bold")
+            axes.set_title(place_title(place, found), loc="left", pad=16 if ranked else 6, fontweight="bold")
+        legend(figure, in_order(named), bare_lines=True)
         mark_bands(figure, "pointwise")
         return figure
 
 
-def _panel(figure: Chart, spot: Any, index: int, rows: Sequence[Row]) -> Any:
-    """Draw one panel; returns its axes, the upper ones where a line far below breaks them."""
-    lines = [r for r in rows if r["kind"] == "line"]
-    curves = [r for r in rows if r["kind"] == "curve"]
-    low, high = limits(curves + [r for r in lines if r["method"] != "zero-shot"] or lines)
-    far = [r for r in lines if 100 * r["mean"] < low - 0.45 * (high - low)]
-    high = max([high, *(100 * r["mean"] for r in lines)])
-    pad = max(0.06 * (high - low), 0.3)
-    if far and len(far) < len(rows):  # a line far below would flatten the curves: break the axis
-        upper, lower = spot.subgridspec(2, 1, height_ratios=(7, 1), hspace=0.09)
-        axes, foot = figure.add_subplot(upper), figure.add_subplot(lower)
-        _foot(axes, foot, far)
-        shown = [r for r in lines if r not in far]
-    else:
-        axes, foot, shown = figure.add_subplot(spot), None, lines
-        low = min([low, *(100 * r["mean"] for r in shown)])
-    axes.set_ylim(low - pad, high + 1.6 * pad)
-    base = foot or axes
-    for ax in filter(None, (axes, foot)):
-        ax.set_xscale("log")
-        ax.set_xlim(*_span(curves))
-        ax.xaxis.set_minor_locator(NullLocator())
-        ax.grid(axis="x", visible=False)
-    log_ticks(base.xaxis, *_span(curves))
+def _panel(axes: Any, index: int, rows: Sequence[Row]) -> set[str]:
+    """Draw one panel; returns the methods that its legend has to name."""
+    lines, curves = ([r for r in rows if r["kind"] == kind] for kind in ("line", "curve"))
+    low, high, near = with_lines(curves, lines)
+    below = [r for r in lines if r not in near and 100 * r["mean"] < low]
+    above = [r for r in lines if r not in near and r not in below]
+    _limit(axes, low, high, len(below), len(above))
+    axes.set_xscale("log")
+    axes.set_xlim(*_span(curves))
+    axes.grid(axis="x", visible=False)
     axes.yaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 2.5, 5, 10]))
-    base.set_xlabel("trainable adapter parameters")
-    for row in shown:
-        with figure.of(row["method"]):
-            _line(axes, index, row, *_clear_place(axes, row, curves))
-    for row in far:
-        with figure.of(row["method"]):
-            _line(foot, index, row, "left", "bottom")
-    for method in reversed(in_order({r["method"] for r in curves})):  # the first method ends on top
-        with figure.of(method):
-            _curve(axes, index, method, [r for r in curves if r["method"] == method])
+    axes.set_xlabel("trainable adapter parameters")
+    for row in near:
+        with axes.figure.of(row["method"]):
+            _line(axes, index, row)
+    for far, edge in ((below, 0), (above, 1)):
+        for k, row in enumerate(sorted(far, key=lambda r: r["mean"], reverse=edge == 1)):
+            with axes.figure.of(row["method"]):
+                _arrow(axes, row, edge, k)
+    _curves(axes, index, curves)
+    log_ticks(axes.xaxis, *axes.get_xlim())
     _ranks(axes, curves)
-    return axes
+    return {r["method"] for r in [*curves, *near]}
 
 
 def limits(rows: Sequence[Row]) -> tuple[float, float]:
-    """Least and largest value to show, in percent; an interval wider than the picture may run out of it."""
-    means = [100 * r["mean"] for r in rows]
-    reach = 1.5 * max(max(means) - min(means), 2.0)
-    ends = [100 * v for r in rows for v in (r["low"], r["high"]) if v is not None and r["n"] >= FEW_SEEDS]
-    low = max(min([*means, *ends]), min(means) - reach)
-    high = min(max([*means, *ends]), max(means) + reach)
-    low, high = low if min(means) < 0 else max(low, 0.0), min(high, 100.0)  # a correlation may be negative
+    """Least and largest value to show, in percent; an interval much wider than the others runs out of the picture."""
+    ends = [(100 * r["low"], 100 * r["high"]) for r in rows if r["low"] is not None and r["n"] >= FEW_SEEDS]
+    low, high = fitted([100 * r["mean"] for r in rows], ends)
     return (low, high) if high > low else (low - 1, high + 1)
+
+
+def with_lines(curves: Sequence[Row], lines: Sequence[Row]) -> tuple[float, float, list[Row]]:
+    """Least and largest value to show, in percent, and which of the methods without a budget are within."""
+    low, high = limits(curves or lines)
+    room = NEAR * max(high - low, 2.0)
+    near = [r for r in lines if low - room <= 100 * r["mean"] <= high + room]
+    levels = [100 * r["mean"] for r in near]
+    return min([low, *levels]), max([high, *levels]), near
+
+
+def _limit(axes: Any, low: float, high: float, below: int, above: int) -> None:
+    """Set the limits of the y axis, with room for so many arrows at either edge."""
+    low, high = padded(low, high)
+    inches = axes.bbox.height / axes.figure.dpi
+    under, over = (ARROW_INCHES * count / inches for count in (below, above))
+    unit = (high - low) / max(1 - under - over, 0.3)
+    axes.set_ylim(low - under * unit, high + over * unit)
 
 
 def _span(curves: Sequence[Row]) -> tuple[float, float]:
@@ -118,70 +137,50 @@ def _span(curves: Sequence[Row]) -> tuple[float, float]:
     return min(counts) / edge, max(counts) * edge
 
 
-def _foot(axes: Any, foot: Any, far: Sequence[Row]) -> None:
-    """The small part of a broken axis, around the lines far below."""
-    axes.spines["bottom"].set_visible(False)
-    axes.tick_params(axis="x", which="both", bottom=False, labelbottom=False)
-    values = [100 * r["mean"] for r in far]
-    foot.set_ylim(min(values) - 3, max(values) + 3)
-    foot.yaxis.set_major_locator(FixedLocator(values))
-    foot.yaxis.set_major_formatter(FuncFormatter(lambda v, _: f"{v:.0f}"))
-    foot.grid(visible=False)
-    marks = {
-        "marker": [(-1, -0.6), (1, 0.6)],
-        "markersize": 6,
-        "linestyle": "none",
-        "color": MUTED,
-        "clip_on": False,
-        "mew": 0.8,
-    }
-    axes.plot([0], [0], transform=axes.transAxes, **marks)
-    foot.plot([0], [1], transform=foot.transAxes, **marks)
-
-
-def _clear_place(axes: Any, line: Row, curves: Sequence[Row]) -> tuple[str, str]:
-    """The end of a horizontal line, and the side of it, where no curve comes near its name."""
-    low, high = axes.get_ylim()
-    height = 0.07 * (high - low)  # of a name, in a panel of the usual height
-    counts = [r["adapter_params"] for r in curves]
-    room = {}
-    for place, middle in (("bottom", 100 * line["mean"] + height / 2), ("top", 100 * line["mean"] - height / 2)):
-        for side, end in (("left", min(counts, default=1)), ("right", max(counts, default=1))):
-            near = [abs(100 * r["mean"] - middle) for r in curves if end / 2 <= r["adapter_params"] <= end * 2]
-            room[side, place] = min([*near, 2 * height])  # farther is no clearer
-    return max(room, key=lambda place: room[place])
-
-
-def _line(axes: Any, index: int, row: Row, side: str, place: str) -> None:
-    """A method without a budget: a dashed line at its score, named at one end of it, on or under it."""
-    look = style(row["method"])
-    level = 100 * row["mean"]
-    dashes = (0, (1.2, 1.6)) if row["method"] == "zero-shot" else DASHES
+def _line(axes: Any, index: int, row: Row) -> None:
+    """A method without a budget: a dashed line at its score."""
+    look, gid = style(row["method"]), f"{index}:{row['method']}"
     if row["low"] is not None:
         axes.axhspan(100 * row["low"], 100 * row["high"], color=look.colour, alpha=0.08, linewidth=0)
-    axes.axhline(level, color=look.colour, linewidth=1.1, linestyle=dashes, gid=f"{index}:{row['method']}")
+    axes.axhline(100 * row["mean"], color=look.colour, linewidth=1.1, linestyle=line_style(row["method"]), gid=gid)
+    axes.figure.tips[gid] = point_text(row)
+
+
+def _arrow(axes: Any, row: Row, edge: int, before: int) -> None:
+    """A method far from the curves: an arrow to it at the lower (0) or upper edge (1), and its score."""
+    head, side = ("\N{DOWNWARDS ARROW}", 1) if edge == 0 else ("\N{UPWARDS ARROW}", -1)
+    look, gid = style(row["method"]), f"far:{len(axes.figure.tips)}"
     axes.annotate(
-        f"{look.name} {level:.1f}",
-        (0.01 if side == "left" else 0.99, level),
-        xycoords=("axes fraction", "data"),
-        xytext=(0, 1.5 if place == "bottom" else -1.5),
+        f"{head} {look.name} {100 * row['mean']:.1f}",
+        (0.01, edge),
+        xycoords="axes fraction",
+        xytext=(0, side * (1.5 + 72 * ARROW_INCHES * before)),
         textcoords="offset points",
         color=look.colour,
-        fontsize=6.8,
-        va=place,
-        ha=side,
+        fontsize=SMALL,
+        va="bottom" if edge == 0 else "top",
+        bbox={"facecolor": PAPER, "edgecolor": "none", "pad": 0.3},  # over the grid
+        gid=gid,
     )
+    axes.figure.tips[gid] = point_text(row)
 
 
-def _curve(axes: Any, index: int, method: str, rows: Sequence[Row]) -> None:
-    look = style(method)
-    rows = sorted(rows, key=lambda r: r["adapter_params"])
-    x = [r["adapter_params"] for r in rows]
-    y = [100 * r["mean"] for r in rows]
-    band_or_bars(axes, x, rows, look.colour)
-    axes.plot(x, y, color=look.colour, gid=f"{index}:{method}", solid_capstyle="round")
-    for i, r in enumerate(rows):
-        dot(axes, method, x[i], y[i], point_text(r), f"point:{index}:{method}:{i}")
+def _curves(axes: Any, index: int, curves: Sequence[Row]) -> None:
+    """Every method's curve; a marker that would cover that of a method before it stands beside it."""
+    methods = in_order({r["method"] for r in curves})
+    each = {m: sorted((r for r in curves if r["method"] == m), key=lambda r: r["adapter_params"]) for m in methods}
+    banded = {m: has_band(line) and len(methods) <= MOST_BANDS for m, line in each.items()}
+    spots = [spot(r["adapter_params"], r["mean"], r, bar=not banded[m]) for m, line in each.items() for r in line]
+    asides = iter(spread(axes, spots))
+    x = {m: [next(asides) for _ in line] for m, line in each.items()}
+    for method in reversed(methods):  # the first method ends on top
+        look, line = style(method), each[method]
+        y = [100 * r["mean"] for r in line]
+        with axes.figure.of(method):
+            band_or_bars(axes, x[method], line, look.colour, banded=banded[method])
+            axes.plot(x[method], y, color=look.colour, gid=f"{index}:{method}", solid_capstyle="round")
+            for i, r in enumerate(line):
+                dot(axes, method, x[method][i], y[i], point_text(r), f"point:{index}:{method}:{i}")
 
 
 def point_text(row: Row) -> str:
@@ -208,7 +207,7 @@ def _ranks(axes: Any, curves: Sequence[Row]) -> None:
     top.set_xticks(list(ranks.values()), labels=list(ranks))
     top.xaxis.set_minor_locator(NullLocator())
     top.spines["top"].set_visible(False)
-    top.tick_params(length=2, pad=1, labelcolor=MUTED, labelsize=6.5)
+    top.tick_params(length=2, pad=1, labelcolor=MUTED, labelsize=SMALL)
     axes.annotate(
         "LoRA rank",
         (0, 1),
@@ -216,6 +215,6 @@ def _ranks(axes: Any, curves: Sequence[Row]) -> None:
         xytext=(-3, 4),
         textcoords="offset points",
         ha="right",
-        fontsize=6.5,
+        fontsize=SMALL,
         color=MUTED,
     )

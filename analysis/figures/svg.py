@@ -12,19 +12,22 @@ import matplotlib as mpl
 
 from analysis.figures import drawing
 from analysis.figures.drawing import Chart
-from analysis.styles import STYLES, style
+from analysis.styles import SPARE_COLOURS, STYLES, style
+
+_VARIABLES = {look.colour.lower(): (f"--m-{method}", look.colour, look.dark) for method, look in STYLES.items()}
+_VARIABLES |= {light.lower(): (f"--m-spare-{k}", light, dark) for k, (light, dark) in enumerate(SPARE_COLOURS)}
+"""Colour of a method in lower case -> its CSS custom property, its colour on a light page and on a dark one."""
 
 
 def colour_variables(dark: bool) -> str:
     """CSS custom properties for the methods' colours, for a light or a dark page."""
-    shown = {m: look.dark if dark else look.colour for m, look in STYLES.items()}
-    return " ".join(f"--m-{method}: {colour};" for method, colour in shown.items())
+    return " ".join(f"{name}: {on_dark if dark else light};" for name, light, on_dark in _VARIABLES.values())
 
 
 def colour(method: str) -> str:
-    """A method's colour in CSS, by its variable where it has one: not every name may stand in a variable's."""
+    """A method's colour in CSS, which follows the page's light or dark colours."""
     shown = style(method).colour
-    return f"var(--m-{method}, {shown})" if method in STYLES else shown
+    return f"var({_VARIABLES[shown.lower()][0]}, {shown})"
 
 
 def inline_svg(figure: Chart, name: str, label: str) -> str:
@@ -78,7 +81,7 @@ def embedded(
 def _themed(text: str) -> str:
     """Fixed colours to CSS variables with the fixed colour as fall-back."""
     variables = {drawing.INK: "--ink", drawing.MUTED: "--muted", drawing.GRID: "--grid", drawing.PAPER: "--paper"}
-    variables |= {look.colour.lower(): f"--m-{method}" for method, look in STYLES.items()}
+    variables |= {shown: name for shown, (name, _, _) in _VARIABLES.items()}
     pattern = "|".join(re.escape(colour) for colour in variables)
     return re.sub(
         rf"(?<=: )({pattern})\b", lambda m: f"var({variables[m[1].lower()]}, {m[1]})", text, flags=re.IGNORECASE

@@ -9,10 +9,29 @@ import matplotlib as mpl
 import pyarrow as pa
 from matplotlib.ticker import MaxNLocator, NullLocator
 
-from analysis.figures.drawing import DASHES, PAPER, STYLE, Chart, band, dot, legend, log_ticks, mark_bands, panels
+from analysis.figures.drawing import (
+    COLUMN_INCHES,
+    PAPER,
+    SMALL,
+    STYLE,
+    Chart,
+    Spot,
+    band,
+    bounded,
+    dot,
+    fix_limits,
+    legend,
+    line_style,
+    log_ticks,
+    mark_bands,
+    panels,
+    spread,
+)
 from analysis.format import Row, score_text
 from analysis.statistics.runs import by
 from analysis.styles import in_order, style
+
+_ENDS = ("test_low", "test_high")
 
 
 def draw_rates(rates: pa.Table) -> Chart:
@@ -44,15 +63,13 @@ def draw_expected(expected: pa.Table, test: str | None = None) -> Chart:
     Raises:
         ValueError: no row, or several data sets or sizes.
     """
-    rows = _of_one_place(expected, "expected bests")
-    budgets = budgets_of(rows)
+    rows = bounded(_of_one_place(expected, "expected bests"), "test", *_ENDS)
+    budgets, value = budgets_of(rows), "test" if test else "expected"
     with mpl.rc_context(STYLE):
         figure, each = _panels(len(budgets), 1.85, (0.35, 0.5, 0.6), f"expected {test or 'best validation'} (%)")
         for budget, axes in zip(budgets, each, strict=True):
-            mine = [r for r in rows if r["reference"] in (budget, None)]
-            for method in reversed(in_order({r["method"] for r in mine})):
-                with figure.of(method):
-                    _expected_line(axes, [r for r in mine if r["method"] == method], "test" if test else "expected")
+            mine = [r for r in rows if r["reference"] in (budget, None) and r[value] is not None]
+            _expected_lines(axes, mine, value)
             axes.set_title(budget or "", loc="left", fontweight="bold", pad=3)
             axes.xaxis.set_major_locator(MaxNLocator(integer=True))
             axes.set_xlabel("learning rates tried")
@@ -83,9 +100,9 @@ def _panels(count: int, height: float, room: tuple[float, float, float], label: 
         room: height beyond the panels and above them, in inches, and between them, in panels.
     """
     beyond, above, between = room
-    width = 2.3 * min(3, count) + 0.4
+    width = 2.1 * min(3, count) + 0.4
     figure, spots = panels(
-        count, 3, (2.3, height), extra=(0.4, beyond), margins=(0.45, 0.01 * width, 0.4, above), gaps=(0.08, between)
+        count, 3, (2.1, height), extra=(0.4, beyond), margins=(0.45, 0.01 * width, 0.4, above), gaps=(0.08, between)
     )
 
     def each() -> Iterator[Any]:
@@ -148,7 +165,7 @@ def _rates_panel(axes: Any, method: str, rows: Sequence[Row]) -> None:
                 (mine[-1]["lr"], 100 * mine[-1]["mean_val"]),
                 xytext=(2, 0),
                 textcoords="offset points",
-                fontsize=6,
+                fontsize=SMALL,
                 color=look.colour,
                 alpha=alpha,
                 va="center" if len(cells) == 1 else ("bottom" if k else "top"),
@@ -156,20 +173,28 @@ def _rates_panel(axes: Any, method: str, rows: Sequence[Row]) -> None:
             )
 
 
-def _expected_line(axes: Any, rows: Sequence[Row], value: str) -> None:
-    method = rows[0]["method"]
-    look = style(method)
-    rows = sorted((r for r in rows if r[value] is not None), key=lambda r: r["n"])
-    dashes = "-" if look.marker else DASHES
-    axes.plot([r["n"] for r in rows], [100 * r[value] for r in rows], color=look.colour, linestyle=dashes, lw=1.1)
-    if value == "test" and rows and all(r["test_low"] is not None for r in rows):
-        ends = [r["test_low"] for r in rows], [r["test_high"] for r in rows]
-        band(axes, [r["n"] for r in rows], *ends, look.colour, 0.13)
-    for r in rows:
-        where = f" at {r['reference']}" if r["reference"] else ""
-        shown = score_text(r, "test", "test_low", "test_high") if value == "test" else f"{100 * r[value]:.1f}"
-        said = f"{look.name}{where}: {shown} % expected of the best of {r['n']} rates"
-        dot(axes, method, r["n"], 100 * r[value], said, markersize=3.6, markeredgewidth=0.5)
+def _expected_lines(axes: Any, rows: Sequence[Row], value: str) -> None:
+    """Draw a line per method; a marker that would cover that of a method before it stands beside it."""
+    methods = in_order({r["method"] for r in rows})
+    ordered = sorted(rows, key=lambda r: (methods.index(r["method"]), r["n"]))
+    spots = [Spot(r["n"], *3 * (100 * r[value],)) for r in ordered]
+    if value == "test":
+        axes.update_datalim([(r["n"], 100 * r[end]) for r in rows for end in _ENDS if r[end] is not None])
+    fix_limits(axes, spots)
+    placed = list(zip(spread(axes, spots), ordered, strict=True))
+    for method in reversed(methods):
+        look, line = style(method), [(x, r) for x, r in placed if r["method"] == method]
+        x, y = [at for at, _ in line], [100 * r[value] for _, r in line]
+        with axes.figure.of(method):
+            axes.plot(x, y, color=look.colour, linestyle=line_style(method), lw=1.1)
+            if value == "test" and all(r["test_low"] is not None for _, r in line):
+                ends = [r["test_low"] for _, r in line], [r["test_high"] for _, r in line]
+                band(axes, x, *ends, look.colour, 0.13)
+        for at, r in line:
+            where = f" at {r['reference']}" if r["reference"] else ""
+            shown = score_text(r, "test", "test_low", "test_high") if value == "test" else f"{100 * r[value]:.1f}"
+            said = f"{look.name}{where}: {shown} % expected of the best of {r['n']} learning rates"
+            dot(axes, method, at, 100 * r[value], said, markersize=3.6)
 
 
 def draw_sharpness(table: pa.Table) -> Chart:
@@ -185,26 +210,35 @@ def draw_sharpness(table: pa.Table) -> Chart:
     rows = _of_one_place(table, "sharpness")
     budgets = sorted({r["budget"] for r in rows if r["budget"]}) or [1, 10]
     with mpl.rc_context(STYLE):
-        figure, [spot] = panels(1, 1, (3.5, 1.9), extra=(0, 0.35), margins=(0.5, 0.1, 0.4, 0.4), gaps=(0, 0))
+        figure, [spot] = panels(1, 1, (COLUMN_INCHES, 1.9), extra=(0, 0.35), margins=(0.5, 0.1, 0.4, 0.4), gaps=(0, 0))
         axes = figure.add_subplot(spot)
         axes.set_xscale("log")
-        for method in reversed(in_order({r["method"] for r in rows})):
-            look, mine = style(method), [r for r in rows if r["method"] == method]
-            mine = [r | {"at": b} for r in mine for b in ([r["budget"]] if r["budget"] else budgets)]
-            mine.sort(key=lambda r: r["at"])
-            dashes = "-" if mine[0]["budget"] else DASHES
+        methods = in_order({r["method"] for r in rows})
+        every = [r | {"at": b} for m in methods for r in rows if r["method"] == m for b in _budgets(r, budgets)]
+        every.sort(key=lambda r: (methods.index(r["method"]), r["at"]))
+        spots = [Spot(r["at"], *3 * (r["decades"],)) for r in every]
+        fix_limits(axes, spots)
+        axes.set_ylim(bottom=0.0)
+        placed = list(zip(spread(axes, spots), every, strict=True))
+        for method in reversed(methods):
+            look, mine = style(method), [(x, r) for x, r in placed if r["method"] == method]
             with figure.of(method):
-                axes.plot([r["at"] for r in mine], [r["decades"] for r in mine], color=look.colour, ls=dashes, lw=1.1)
-            for r in mine if mine[0]["budget"] else mine[-1:]:
+                line = [at for at, _ in mine], [r["decades"] for _, r in mine]
+                axes.plot(*line, color=look.colour, ls=line_style(method), lw=1.1)
+            for x, r in mine if mine[0][1]["budget"] else mine[-1:]:
                 least, where = "at least " * r["open"], f" at {r['reference']}" if r["reference"] else ""
                 said = (
                     f"{look.name}{where}: {least}{r['decades']:.1f} decades within a point of {100 * r['best']:.1f} %"
                 )
-                dot(axes, method, r["at"], r["decades"], said, alpha=0.4 if r["open"] else 1.0)
-        axes.set_ylim(bottom=0.0)
+                dot(axes, method, x, r["decades"], said, alpha=0.4 if r["open"] else 1.0)
         log_ticks(axes.xaxis, *axes.get_xlim())
         axes.grid(axis="x", visible=False)
         axes.set_xlabel("trainable adapter parameters")
         axes.set_ylabel("decades within a point")
-        legend(figure, in_order({r["method"] for r in rows}))
+        legend(figure, methods)
         return figure
+
+
+def _budgets(row: Row, budgets: Sequence[int]) -> Sequence[int]:
+    """Where a row is drawn: at its budget; at every one if its method has none."""
+    return [row["budget"]] if row["budget"] else budgets

@@ -20,16 +20,17 @@ from analysis.statistics.runs import UNTRAINED
 from analysis.statistics.scaling import Question
 from analysis.store.views import RISING
 from analysis.styles import in_order, place_of, size_key, size_text, style
-from analysis.words.conclusions import ASKED, SAID, names_of, of_question
+from analysis.words.conclusions import ASKED, names_of, of_question
+from analysis.words.verdicts import SAID
 
 SURE = 0.95
-"""Share of the draws from which a cell's place on a front is called settled."""
+"""Share of the draws from which a cell is said to be on a front."""
 _GIVEN = "Holm-corrected, the choice of rates included"
 _MOST = 4  # cells named in a sentence; more are counted
 
 
 def conclude_differences(rows: Sequence[Row], changes: Sequence[Row] = (), asked: Question = ASKED) -> str:
-    """The differences of the question's methods, how many their bands tell from zero, and whether they change.
+    """The differences of the question's methods, how many of their bands exclude zero, and whether they change.
 
     Args:
         rows: of `differences.difference_curves`.
@@ -43,15 +44,15 @@ def conclude_differences(rows: Sequence[Row], changes: Sequence[Row] = (), asked
     what = "budgets" if len({(r["sweep"], r["dataset"], r["train_size"]) for r in mine}) == 1 else "budgets and places"
     what = what if asked.focus is not None else "comparisons"
     seen = f"{points(min(gaps))} to {points(max(gaps))} points over {len(mine)} {what}"
-    text = f"{a[0].upper()}{a[1:]} less {b} at the same budget: {seen}"
+    text = f"{a[0].upper()}{a[1:]} minus {b} at the same budget: {seen}"
     verdicts = Counter(r["verdict"] for r in mine)
     said = ", ".join(f"{verdict} at {count}" for verdict, count in verdicts.most_common())
     banded = [r for r in mine if r["band"]]
     if not banded:
-        return f"{text}, {said}; with one seed, or no spread between seeds, there is no band."
+        return f"{text}. Verdicts: {said}. There is no band, because there is one seed or no spread between seeds."
     apart, of_means = (sum(r["low"] > 0 or r["high"] < 0 for r in part) for part in (banded, means))
-    text += f"; by the corrected verdicts {said}; the simultaneous 95 % band leaves out zero at {apart}"
-    text += f", that of the mean over data sets at {of_means} of {len(means)}" if means else ""
+    text += f". Corrected verdicts: {said}. The simultaneous 95 % band excludes zero at {apart} of {len(banded)}"
+    text += f", and that of the mean over data sets at {of_means} of {len(means)}" if means else ""
     return f"{text}.{_changed(changes)}"
 
 
@@ -63,7 +64,7 @@ def _changed(rows: Sequence[Row]) -> str:
     where = f" in the mean over {row['n_datasets']} data sets" * (row["dataset"] is None)
     seen = f"{points(row['at_least'])} points at {row['least']} and {points(row['at_most'])} at {row['most']}"
     said = {"higher": "it rises", "lower": "it falls"}.get(row["verdict"], row["verdict"])
-    return f" The difference is {seen}{where}; its change, {change_text(row)}: {said}."
+    return f" The difference is {seen}{where}. Its change is {change_text(row)} points: {said}."
 
 
 def conclude_ranking(rows: Sequence[Row], asked: Question = ASKED) -> str:
@@ -75,20 +76,20 @@ def conclude_ranking(rows: Sequence[Row], asked: Question = ASKED) -> str:
     mine = [r for r in rows if r["dataset"]]
     counts, among = Counter(r["verdict"] for r in mine), len({place_of(r) for r in mine})
     if not counts:
-        return f"No method is confirmed on a seed of {names_of(asked)[1]}'s: nothing is compared."
+        return f"No method shares a confirmed seed with {names_of(asked)[1]}, so nothing is compared."
     found = ", ".join(
         f"{counts[verdict]} {verdict}" for verdict in (*SAID, "not testable", NOT_KNOWN) if counts[verdict]
     )
     over = "" if among == 1 else f", {len(mine)} comparisons in {among} places"
-    return f"Against {style(mine[0]['baseline']).name}, by the corrected verdicts{over}: {found}."
+    return f"Corrected verdicts against {style(mine[0]['baseline']).name}{over}: {found}."
 
 
 def held_at_once(rows: Sequence[Row]) -> str:
-    """What the intervals of differences hold; `rows` of `differences.difference_curves`."""
+    """Say of which kind the intervals of differences are; `rows` of `differences.difference_curves`."""
     given = " or ".join(sorted({r["band"] for r in rows if r["band"]})) or "none: one seed, or no spread"
-    return (
-        f"simultaneous 95 % intervals over seeds ({given}): all {rows[0]['family']} differences lie in theirs at once"
-    )
+    count = rows[0]["family"]
+    every = "the difference lies in its own" if count == 1 else f"all {count} differences lie in theirs at once"
+    return f"simultaneous 95 % intervals over seeds ({given}): with that confidence {every}"
 
 
 def conclude_crossings(rows: Sequence[Row], axis: str, asked: Question = ASKED) -> str:
@@ -109,7 +110,7 @@ def conclude_crossings(rows: Sequence[Row], axis: str, asked: Question = ASKED) 
     if settled:
         parts.append(f"cross in range in {settled} of {len(mine)} panels, the 95 % interval inside it")
     if seen:
-        parts.append(f"may cross in {seen}, which is not settled")
+        parts.append(f"may cross in {seen}, where the interval leaves the range")
     if none:
         above = sum("above throughout" in r["note"] for r in none)
         below = sum("below throughout" in r["note"] for r in none)
@@ -132,15 +133,13 @@ def conclude_front(rows: Sequence[Row]) -> str:
     if all(r["front_share"] is None or r["method"] == UNTRAINED for r in on):
         counts = Counter(r["method"] for r in on)
         said = ", ".join(f"{style(m).name} {counts[m]}" for m in in_order(set(counts)))
-        return (
-            f"On the front of score against {cost} (cells): {said}; with one seed there is no saying how sure that is."
-        )
+        return f"On the front of score against {cost} (cells): {said}. With one seed it is not known how sure that is."
     single = [r for r in on if r["front_share"] is None]
     sure = [r for r in on if r not in single and r["front_share"] >= SURE]
     unsure = [r for r in on if r not in single and r["front_share"] < SURE]
     text = f"On the front of score against {cost} in at least {100 * SURE:.0f} % of draws: {_cells(sure) or 'no cell'}"
-    text += f"; on it, but not settled: {_cells(unsure, share=True)}" if unsure else ""
-    return text + (f"; on it with one seed, so there is no saying how sure: {_cells(single)}." if single else ".")
+    text += f". On it in fewer draws: {_cells(unsure, share=True)}" if unsure else ""
+    return text + (f". On it, with one seed, so it is not known how sure that is: {_cells(single)}." if single else ".")
 
 
 def conclude_sizes(rows: Sequence[Row], asked: Question = ASKED) -> str:
@@ -208,7 +207,7 @@ def conclude_overlay(ours: Sequence[Row], theirs: Sequence[Row]) -> str:
     other = "" if same else "; model or data differ, so heights do not compare, shapes at most"
     if not parts:
         return f"The published counts and ours do not overlap, so no distance is given{other}; nothing is tested."
-    return f"Ours less the published score, where counts overlap: {'; '.join(parts)}{other}; nothing is tested."
+    return f"Our score minus the published one, where counts overlap: {'; '.join(parts)}{other}; nothing is tested."
 
 
 def conclude_groups(rows: Sequence[Row]) -> str:
@@ -221,7 +220,7 @@ def conclude_groups(rows: Sequence[Row]) -> str:
     if all(r["tested"] == 0 for r in rows):
         why = "Without common seeds, a spread between them, and knowing what the choice of rates adds,"
         why = "With one seed" if all(r["n"] < 2 for r in rows) else why
-        return f"{why} no two methods can be told apart: every group is a single 'a' for want of a test."
+        return f"{why} no two methods can be tested: all of them are in group 'a'."
     alone = Counter(b[0]["method"] for b in blocks.values() if [r for r in b if "a" in r["group"]] == b[:1])
     blind = sum(all(r["tested"] == 0 for r in b) for b in blocks.values())
     shared = len(blocks) - alone.total() - blind
@@ -301,7 +300,7 @@ def conclude_expected(rows: Sequence[Row], asked: Question = ASKED) -> str:
     rising = Counter(m for (m, _), gain in gains.items() if gain > RISING)
     named = ", ".join(f"{style(m).name} in {rising[m]}" for m in in_order(set(rising)))
     parts.append(
-        f"the last rate still brought more than half a point in {rising.total()} of {len(gains)} cells"
+        f"the last learning rate still brought more than half a point in {rising.total()} of {len(gains)} cells"
         f"{f' ({named})' if named else ''}"
         if gains
         else "no cell tried two learning rates"

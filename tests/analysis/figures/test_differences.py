@@ -117,7 +117,7 @@ def test_one_seed_and_no_spread_have_no_band_and_say_so(tmp_path: Path) -> None:
     one = open_store(make_results(tmp_path / "one", seeds=1, plan=plan))
     assert {r["band"] for r in difference_curves(one).to_pylist()} == {None}
     [picture] = [p for p in pictures(one) if p.stem == "differences"]
-    assert "there is no band" in picture.says and "(none: one seed, or no spread)" in picture.caption
+    assert "There is no band" in picture.says and "(none: one seed, or no spread)" in picture.caption
     same = open_store(odd_results(tmp_path / "same", {(m, "lora-1", "a"): dict.fromkeys(range(3), 0.7 + k)
                                                       for k, m in enumerate(("lora", "randlora"))}))  # fmt: skip
     assert [r["low"] for r in difference_curves(same).to_pylist()] == [None]

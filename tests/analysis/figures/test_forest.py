@@ -30,7 +30,7 @@ def test_a_row_for_every_difference_and_mean(tmp_path: Path) -> None:
     [picture] = [p for p in pictures(store) if p.stem == "forest"]
     rows = [r for r in scaling.comparisons(store).to_pylist() if r["method"] == "randlora"]
     [axes] = picture.figure.axes
-    names = ["a, lora-1", "a, lora-2", "b, lora-1", "b, lora-2", "mean, all budgets", "mean of sets like these"]
+    names = ["a, lora-1", "a, lora-2", "b, lora-1", "b, lora-2", "mean, all budgets", "data sets like these"]
     assert [t.get_text() for t in axes.get_yticklabels()] == names[: len(rows)] and len(rows) >= 5
     assert [t.get_text().replace("\n", " ") for t in axes.texts] == [r["verdict"] for r in rows]
     dots = {line.get_ydata()[0]: (line.get_xdata()[0], line.get_marker()) for line in axes.lines if line.get_gid()}

@@ -49,24 +49,28 @@ def test_every_line_has_the_tables_numbers(store: Store, wide: Store) -> None:
         curve = scaling.curve(one)
         rows = curve.to_pylist()
         figure = draw_scaling(curve)
-        drawn = lines(figure)
-        wanted = set()
+        drawn, far = lines(figure), [t.get_text() for axes in figure.axes for t in axes.texts]
+        wanted, aside = set(), 0
         for index, panel in enumerate(places(curve)):
             mine = [r for r in rows if (r["sweep"], r["model"], r["dataset"], r["train_size"]) == panel]
             for method in {r["method"] for r in mine}:
                 points = sorted((r for r in mine if r["method"] == method), key=lambda r: r["adapter_params"])
                 gid = f"{index}:{method}"
+                if points[0]["kind"] == "line" and gid not in drawn:
+                    assert any(text.endswith(f"{style(method).name} {100 * points[0]['mean']:.1f}") for text in far)
+                    continue
                 wanted.add(gid)
                 [(x, y, colour)] = drawn[gid]
                 assert colour == style(method).colour.lower()
                 if points[0]["kind"] == "line":
                     assert set(y) == {100 * points[0]["mean"]}
                 else:
-                    assert list(x) == [p["adapter_params"] for p in points]
+                    assert list(x) == pytest.approx([p["adapter_params"] for p in points], rel=0.5)
+                    aside += list(x) != pytest.approx([p["adapter_params"] for p in points])
                     assert list(y) == [100 * p["mean"] for p in points]
                     wanted |= {f"point:{index}:{method}:{i}" for i in range(len(points))}
-        assert set(drawn) == wanted
-        assert set(figure.tips) == {gid for gid in wanted if gid.startswith("point")}
+        assert set(drawn) == wanted and aside < len(wanted) / 4  # most markers stand at their count
+        assert set(figure.tips) - wanted == {gid for gid in figure.parts if gid.startswith("far:")}
 
 
 def test_bands_are_the_intervals(store: Store) -> None:
@@ -87,33 +91,20 @@ def test_every_point_is_in_the_picture_and_no_band_is_invented(tmp_path: Path) -
     cells |= {("randlora", f"lora-{r}", "a"): {s: 0.1 + s * s / 50 for s in seeds[r]} for r in seeds}
     store = open_store(odd_results(tmp_path / "odd", cells | {("zero-shot", None, "a"): {0: 0.5}}))
     axes = draw_scaling(scaling.curve(store)).axes[0]
-    low, high = axes.get_ylim()
-    assert low < 100 * min(r["mean"] for r in scaling.curve(store).to_pylist()) and high > 50
+    assert axes.get_ylim()[0] < 100 * min(r["mean"] for r in scaling.curve(store).to_pylist())
+    assert [t.get_text() for t in axes.texts if t.get_gid()] == ["\N{UPWARDS ARROW} zero-shot 50.0"]
     for drawn in (axes, draw_differences(difference_curves(store), score="score", focus="randlora").axes[0]):
         assert not [c for c in drawn.collections if c.get_alpha() == 0.16]
         assert next(len(c.get_segments()) for c in drawn.collections if isinstance(c, LineCollection)) == 2
 
 
-def test_the_parameter_axis_is_logarithmic_and_a_far_line_breaks_the_other(store: Store) -> None:
-    upper, foot = draw_scaling(scaling.curve(store)).axes[:2]
-    assert upper.get_xscale() == foot.get_xscale() == "log"
-    assert upper.get_xlim() == foot.get_xlim()
-    assert upper.get_ylim()[0] > 60  # the curves are not flattened by zero-shot at 38 %
-    assert foot.get_ylim()[1] < 60
-
-
-def test_no_marker_lies_under_the_name_of_a_line() -> None:
-    figure = draw_scaling(scaling.curve(open_store(ROOT / "docs/results/images")), columns=2)
-    figure.canvas.draw()
-    named = 0
-    for axes in figure.axes:
-        dots = [axes.transData.transform((x, y)) for line in axes.lines if (line.get_gid() or "").startswith("point:")
-                for x, y in zip(line.get_xdata(), line.get_ydata(), strict=True)]  # fmt: skip
-        for text in (t for t in axes.texts if t.get_text().startswith(("full fine-tuning", "linear probe"))):
-            named += 1
-            box = text.get_window_extent()
-            assert not any(box.contains(*at) for at in dots), (axes.get_title(), text.get_text())
-    assert named == 8
+def test_the_parameter_axis_is_logarithmic_and_a_far_method_is_an_arrow(store: Store) -> None:
+    [axes] = draw_scaling(scaling.curve(store)).axes
+    assert axes.get_xscale() == "log"
+    assert axes.get_ylim()[0] > 60  # the curves are not flattened by zero-shot at 38 %
+    [zero] = [r for r in scaling.curve(store).to_pylist() if r["method"] == "zero-shot"]
+    said = [t.get_text() for t in axes.texts if t.get_gid()]
+    assert said == [f"\N{DOWNWARDS ARROW} zero-shot {100 * zero['mean']:.1f}"]
 
 
 def test_one_cell_and_lines_alone_can_be_drawn(store: Store) -> None:
@@ -201,7 +192,7 @@ def test_figures_name_the_metric_that_was_measured(store: Store, tmp_path: Path)
         named = {axes.get_ylabel() for axes in p.figure.axes if axes.get_ylabel()}
         tuned = {"rates": "validation score (%)", "expected": "expected best validation (%)"}  # of every metric
         tuned |= {"effort": "expected test bleu (%)", "sharpness": "decades within a point"}
-        wanted = "test bleu less LoRA's (points)" if p.stem == "differences" else "test bleu (%)"
+        wanted = "test bleu minus LoRA's (points)" if p.stem == "differences" else "test bleu (%)"
         assert named == {tuned.get(p.kind, wanted)}, p.stem
         assert "accuracy" not in p.label + p.caption
 

@@ -35,7 +35,7 @@ def test_crossings() -> None:
     none = say.conclude_crossings([above], "parameters")
     assert "RandLoRA's lies above throughout" in none and "a description, not a test" in none
     many = say.conclude_crossings([sure, unsure, above, below], "parameters")
-    assert "cross in range in 1 of 4 panels" in many and "may cross in 1, which is not settled" in many
+    assert "cross in range in 1 of 4 panels" in many and "may cross in 1, where the interval leaves the range" in many
     assert "no lasting crossing in 2 (RandLoRA above throughout in 1, below throughout in 1)" in many
     assert many.endswith("a description, not a test.")
 
@@ -46,9 +46,9 @@ def test_fronts() -> None:
 
     assert say.conclude_front([cell("lora", 0.2, on=False)]) == "No confirmed cell has this cost."
     text = say.conclude_front([cell("lora", 1.0), cell("randlora", 0.6), cell("vera", 0.1, on=False)])
-    assert "at least 95 % of draws: LoRA at lora-1; on it, but not settled: RandLoRA at lora-1 (60 %)." in text
-    assert "no cell; on it, but not settled" in say.conclude_front([cell("lora", 0.9)])
-    assert "no saying how sure" in say.conclude_front([cell("lora", None)])
+    assert "at least 95 % of draws: LoRA at lora-1. On it in fewer draws: RandLoRA at lora-1 (60 %)." in text
+    assert "no cell. On it in fewer draws" in say.conclude_front([cell("lora", 0.9)])
+    assert "not known how sure" in say.conclude_front([cell("lora", None)])
 
 
 def test_differences() -> None:
@@ -58,13 +58,13 @@ def test_differences() -> None:
 
     assert "nowhere are both confirmed" in say.conclude_differences([one(0.01, "higher", method="vera")])
     text = say.conclude_differences([one(0.01, "higher"), one(-0.02, "not distinguishable")])
-    assert "over 2 budgets; by the corrected verdicts higher at 1, not distinguishable at 1" in text
-    assert text.endswith("band leaves out zero at 1.")
-    assert "there is no band" in say.conclude_differences([one(None, "not testable")])
+    assert "over 2 budgets. Corrected verdicts: higher at 1, not distinguishable at 1." in text
+    assert text.endswith("band excludes zero at 1 of 2.")
+    assert "There is no band" in say.conclude_differences([one(None, "not testable")])
     ends = {"least": "lora-1", "most": "lora-8", "at_least": 0.02, "at_most": 0.0}
     change = ends | {"dataset": None, "difference": -0.02, "low": -0.03, "high": -0.01, "verdict": "lower"}
     change |= {"sweep": "s", "model": "m", "train_size": "1.0", "n_datasets": 2}
-    said = "at 1. The difference is +2.0 points at lora-1 and 0.0 at lora-8{}; its change, −2.0 [−3.0, −1.0]: {}."
+    said = " The difference is +2.0 points at lora-1 and 0.0 at lora-8{}. Its change is −2.0 [−3.0, −1.0] points: {}."
     set_a, apart = change | {"dataset": "a"}, [one(0.01, "higher")]
     of_mean = said.format(" in the mean over 2 data sets", "it falls")
     assert say.conclude_differences(apart, [change, set_a, set_a]).endswith(of_mean)
@@ -89,7 +89,9 @@ def test_one_rate_says_nothing_of_another_allowance() -> None:
     rows = [place(method=m, n=1, expected=v) for m, v in (("lora", 0.6), ("randlora", 0.7))]
     assert say.conclude_expected(rows).startswith("No cell tried two learning rates: a description")
     more = [place(method=m, n=2, expected=v) for m, v in (("lora", 0.61), ("randlora", 0.7))]
-    assert "above LoRA's at 1 of 1 budgets; with 2, at 1; the last rate" in say.conclude_expected([*rows, *more])
+    assert "above LoRA's at 1 of 1 budgets; with 2, at 1; the last learning rate" in say.conclude_expected(
+        [*rows, *more]
+    )
 
 
 def compared(verdict: str, size: str, **more: Any) -> Row:
@@ -141,7 +143,9 @@ def test_groups_and_ranks() -> None:
     assert "RandLoRA is above every other method at 1;" in say.conclude_groups(clear + level)
     assert "the best methods are not distinguishable at all 2 (" in say.conclude_groups(level + overlap)
     assert "above" not in say.conclude_groups(level)
-    assert "for want of a test" in say.conclude_groups([line("randlora", "a", 0.9, 1), line("lora", "a", 0.5, 1)])
+    assert "no two methods can be tested" in say.conclude_groups(
+        [line("randlora", "a", 0.9, 1), line("lora", "a", 0.5, 1)]
+    )
     assert "nothing to group" in say.conclude_groups([])
 
     assert say.conclude_ranks([], 0.05) is None

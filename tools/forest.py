@@ -1,0 +1,131 @@
+"""The forest of docs/images: every declared comparison of full rank with low rank, study by study, on one axis."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import matplotlib as mpl
+
+from analysis import Store, comparisons
+from analysis.figures import differences
+from analysis.figures.drawing import INK, MUTED, PAPER, SMALL, STYLE, Chart, dot, lying_bar, mark_bands, panels
+from analysis.format import Row, change_text
+from analysis.statistics.inference import OVER_DATASETS, verdict
+from analysis.statistics.looks import margin_of
+from analysis.statistics.runs import over_all_datasets
+from analysis.statistics.scaling import question
+from analysis.styles import STYLES, short_name
+
+ROW, LABELS, PANEL, WORDS = 0.158, 1.75, 2.75, 2.25
+"""Inches: the height of a row, the width of its name, of the axis, and of its numbers and verdict."""
+NAMES = {
+    "fashion-mnist": "Fashion-MNIST",
+    "signdigits": "sign digits",
+    "cifar10": "CIFAR-10",
+    "gtsrb": "traffic signs",
+    "dtd10": "textures",
+    "sst2": "SST-2",
+    "e2e": "E2E",
+}
+"""Data sets whose short name is not how they are written."""
+A_CLASS = {"4-shot": 4, "16-shot": 16, "1.0": 96}
+"""Images a class of the study of few images and many."""
+
+
+@dataclass(frozen=True)
+class Study:
+    """A question that a study declared.
+
+    Attributes:
+        title: over its rows.
+        folder: under docs/results.
+        budgets: at which it was asked.
+        until: when it was answered, as in the names of parts; later parts hold methods and budgets that were added
+            afterwards. None: the whole folder.
+        added: the budgets were declared after others had been read, so their mean is not the table's first row.
+    """
+
+    title: str
+    folder: str
+    budgets: tuple[str, ...]
+    until: str | None = None
+    added: bool = False
+
+
+def declared(study: Study, store: Store) -> list[Row]:
+    """Return the comparisons that a study declared, from its results; means come last."""
+    focus, table = question(store).focus, comparisons(store).to_pylist()
+    mine = [r for r in table if r["method"] == focus and r["test"] != OVER_DATASETS]
+    single = [r for r in mine if r["reference"] in study.budgets]
+    means = added_means(store, single) if study.added else (r for r in mine if r["reference"] is None)
+    return [r | {"margin": margin_of(store)} for r in (*single, *means)]
+
+
+def added_means(store: Store, rows: list[Row]) -> Iterator[Row]:
+    """Yield the mean over data sets at each budget of these comparisons, tested two-sided at 5 % without correction."""
+    for of, mean, choice in over_all_datasets(store, rows):
+        tested = None if choice is None else mean.widened(choice)
+        row = of[0] | {"dataset": None, "difference": mean.mean, "n_datasets": len(of)}
+        row |= {"low": tested and tested.low, "high": tested and tested.high}
+        yield row | {"verdict": verdict(mean.mean, tested and tested.p, known=tested is not None)}
+
+
+def name(row: Row, study: Study) -> str:
+    """Name a row: its data set or mean, and its images a class or its budget; a declared mean is over all budgets."""
+    if row["dataset"] is None:
+        what = f"mean of {row['n_datasets']} sets"
+    elif row["reference"] is None:
+        what = "mean of both budgets"
+    else:
+        what = NAMES.get(short_name(row["dataset"]), short_name(row["dataset"]))
+    if study.folder == "shots":
+        return f"{what}, {A_CLASS[row['train_size']]} a class"
+    return what if row["reference"] is None else f"{what}, {row['reference'].replace('lora', 'LoRA')}"
+
+
+def draw(found: list[tuple[Study, list[Row]]]) -> Chart:
+    """Draw all rows on one axis, under the titles of their studies."""
+    every = [r for _, rows in found for r in rows]
+    count = len(every) + sum(bool(study.title) for study, _ in found)
+    with mpl.rc_context(STYLE):
+        figure, [cell] = panels(
+            1,
+            1,
+            (PANEL, ROW * count),
+            extra=(LABELS + WORDS, 0.5),
+            margins=(LABELS, WORDS, 0.42, 0.06),
+            gaps=(0, 0),
+        )
+        axes = figure.add_subplot(cell)
+        axes.set_xlim(*differences.limits(every))
+        axes.set_ylim(count - 0.4, -0.6)
+        differences.zero_line(axes, 0, "lora", max(r["margin"] for r in every))
+        level = 0
+        for study, rows in found:
+            if study.title:
+                where = {"transform": axes.get_yaxis_transform(), "va": "center", "zorder": 4}
+                shown = {"weight": "bold", "bbox": {"facecolor": PAPER, "edgecolor": "none", "pad": 0.6}}
+                axes.text(-LABELS / PANEL + 0.02, level, study.title, fontsize=SMALL, **where, **shown)
+                level += 1
+            for row in rows:
+                _row(axes, level, row, study)
+                level += 1
+        axes.set_yticks([])
+        axes.spines["left"].set_visible(False)
+        axes.grid(axis="y", visible=False)
+        axes.set_xlabel("difference in test score (points)")
+        mark_bands(figure, "pointwise", "intervals")
+        return figure
+
+
+def _row(axes: Any, level: int, row: Row, study: Study) -> None:
+    mean = row["reference"] is None or row["dataset"] is None
+    beside = {"transform": axes.get_yaxis_transform(), "va": "center", "fontsize": SMALL}
+    axes.text(-0.03, level, name(row, study), ha="right", color=INK, **beside)
+    lying_bar(axes, level, row, STYLES["randlora"].colour, 2.0 if mean else 1.1)
+    dot(axes, "randlora", 100 * row["difference"], level, "", **{"marker": "D"} if mean else {})
+    axes.text(1.03, level, change_text(row), color=INK, **beside)
+    plain = row["verdict"] == "not distinguishable"
+    axes.text(1.47, level, row["verdict"], color=MUTED if plain else INK, weight=None if plain else "bold", **beside)
