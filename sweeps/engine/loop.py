@@ -182,6 +182,7 @@ class Loop:
 
         Raises OSError: it fails the driver too, or all nodes.
         """
+        self._ledger.journal.check()  # a results folder that was moved or removed is said in its own words
         if not event.elsewhere:
             raise fault
         trouble = {"ev": "trouble", "host": event.outcome["host"], "reason": event.outcome["reason"]}

@@ -28,7 +28,7 @@ def test_everything_is_looked_at() -> None:
 def test_cores_are_those_that_trials_run_on(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 2, 5}, raising=False)
     monkeypatch.setattr("torch.cuda.device_count", lambda: 0)
-    assert "trials run on 3 CPU core(s)" in doctor._devices().found
+    assert "trials run on 3 CPU cores" in doctor._devices().found
 
 
 def test_another_ray_another_package_and_a_closed_cache_are_named(

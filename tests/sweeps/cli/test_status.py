@@ -154,7 +154,8 @@ def test_failed_trials_that_are_tried_again_are_to_come(tmp_path: Path) -> None:
     assert mended.complete
     left = [len(t["retried"]) for t in told]
     assert left[0] == first.failed and left == sorted(left, reverse=True)
-    assert [t["unfinished"] for t in told] == left and "nola" in pages[0]
+    assert all(0 <= t["unfinished"] - n <= 1 for t, n in zip(told, left, strict=True))  # the trial that begins
+    assert "nola" in pages[0]
     assert (told[0]["failed"], told[0]["phases"]) == (0, {"tuning": 2})
     assert told[0]["trials"] - told[0]["finished"] == mended.finished
     after = progress_of(open_store(tmp_path))

@@ -169,7 +169,7 @@ def test_a_point_arrives_while_the_sweep_runs(tmp_path: Path, monkeypatch: pytes
         assert "No trial is over" in seen[0]
         assert [markers(html) for html in seen] == sorted(markers(html) for html in seen)
         page_end = page.sections()
-    assert "cells confirmed; not running" in page_end["headline"] and markers(page_end["figures"]) == 4
+    assert "cells confirmed; not running" in page_end["headline"] and markers(page_end["figures"]) == 6
 
 
 def test_what_a_run_has_is_said_by_its_lanes_and_host(tmp_path: Path) -> None:

@@ -168,7 +168,7 @@ def tell(monkeypatch: pytest.MonkeyPatch) -> Tell:
 
 
 def whole(host: str, **more: Any) -> dict[str, Any]:
-    return {"status": "finished", "state": "finished", "result": {}, "events": [], "host": host, **more}
+    return {"status": "finished", "state": "finished", "result": None, "events": [], "host": host, **more}
 
 
 def elsewhere(ended: list[Lost | Finished]) -> list[bool]:
@@ -210,8 +210,8 @@ def test_a_trial_that_storage_failed_is_tried_again_and_the_trouble_is_noted(
     plan = fake_plan(tmp_path / "r", (FakeCell("lora"),), search=FakeSearch(trials=1, rerun_rates=0, rerun_seeds=0))
     with contextlib.contextmanager(loop_of)(plan, tmp_path / "r", backend) as (loop, ledger):
         loop.run()
-    assert [row["attempt"] for row in ledger.finished] == [1, 1, 1]
-    assert Counter(backend.tried) == {row["trial_id"]: 2 for row in ledger.finished}
+    assert [row.attempt for row in ledger.finished] == [1, 1, 1]
+    assert Counter(backend.tried) == {row.trial_id: 2 for row in ledger.finished}
     assert {event["host"] for event in events(tmp_path / "r", "trouble")} == {"n2"}
     assert "No space left on device" in events(tmp_path / "r", "trouble")[0]["reason"]
     assert len([r for r in caplog.records if "(on host n2)" in r.message]) == 3
@@ -253,8 +253,8 @@ def test_a_trial_that_was_stopped_stays_so_where_storage_fails_then(
     plan = fake_plan(tmp_path / "r", (FakeCell("lora"),), search=FakeSearch(pruner="asha", rerun_rates=0))
     with contextlib.contextmanager(loop_of)(plan, tmp_path / "r", Scripted(says)) as (loop, ledger):
         loop.run()
-    assert {row["status"] for row in ledger.finished if row["stage"] == "TUNE"} == {"pruned"}
-    assert len(events(tmp_path / "r", "trouble")) == len([r for r in ledger.finished if r["stage"] == "TUNE"]) > 0
+    assert {row.status for row in ledger.finished if row.stage == "TUNE"} == {"pruned"}
+    assert len(events(tmp_path / "r", "trouble")) == len([r for r in ledger.finished if r.stage == "TUNE"]) > 0
 
 
 def test_a_worker_rests_after_storage_trouble_until_it_is_told_to_return(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -41,7 +41,7 @@ def test_whole_trials_of_an_allowance_in_samples(sections: dict[str, Any], epoch
     assert lora.allowance_samples == 20 * 160 * 4 + 1
     trials = lora.tune_trials + lora.confirm_seeds + nothing.confirm_seeds
     assert repr(planned(20 * 160 * 4 + 1, **sections)) == f"<Plan s: 2 cells, {trials} trials on embedded:tiny-clip>"
-    with pytest.raises(SpecError, match=rf"2 trial\(s\) of {160 * epochs} samples .* Nearest: samples = "):
+    with pytest.raises(SpecError, match=rf"2 trials of {160 * epochs} samples .* Nearest: samples = "):
         planned(2 * 160 * epochs, **sections)
 
 

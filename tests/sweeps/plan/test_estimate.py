@@ -232,7 +232,7 @@ def test_a_gpu_for_every_trial_where_one_could_not_be_probed(tmp_path: Path, mon
 
     monkeypatch.setattr(_Probe, "of", probe)
     monkeypatch.setattr(estimate, "_measured", lambda peak: Measured(peak, 80 * GIB))
-    found = _probe(plan, estimate._left(plan, retry_failed=False), Node(16, 2))
+    found = _probe(plan, estimate._left(plan, retry_failed=False), Node(16, 2), None)
     assert (found.shapes[0].trials, list(found.unknown)) == (2, ["lora"])
 
 

@@ -27,6 +27,7 @@ from trainables.models.loading import load_model
 from trainables.models.shapes import default_targets, target_shapes
 from trainables.tasks.images.clip import ClipClassifier
 from trainables.tasks.lane_cache import Warm
+from trainables.training.measured import Predicted
 from trainables.training.worker import run_trial
 
 MakeTrial = Callable[..., TrialConfig]
@@ -208,7 +209,7 @@ def test_tune_reads_no_test_data(make_trial: MakeTrial, tmp_path: Path, colours:
     (tmp_path / "data" / "test.parquet").write_bytes(b"not to be opened")
     trial = make_trial(stage="TUNE", dataset=f"parquet:{tmp_path / 'data'}")
     result = run(trial, tmp_path)[-1]["result"]
-    assert [result[k] for k in ("test_score", "correct", "n_examples", "examples_hash")] == [None] * 4
+    assert result.measured.test_score is None and result.predicted == Predicted()
     with pytest.raises(DataError, match="damaged"):
         run(trial.model_copy(update={"stage": "CONFIRM"}), tmp_path / "confirm")
 
