@@ -6,5 +6,6 @@ Uses the rooms that compute the numbers; draws and prints nothing.
     decisions    the best methods of a budget, and what would change that
     figures      one sentence per figure, and on groups and mean ranks
     parity       what was equal over all cells, and what was not
+    verdicts     the words of a verdict, and what a comparison can detect
     weak         what results rest on too little
 """

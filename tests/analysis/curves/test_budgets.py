@@ -99,7 +99,7 @@ def test_the_front_says_what_its_axis_has_no_place_for(tmp_path: Path) -> None:
     for given, said in ((cells, named), ({key: cells[key] for key in lora}, "")):
         drawn = open_store(odd_results(tmp_path / str(len(given)), given))
         (front,) = (p for p in pictures.pictures(drawn, x="adapter_params") if p.kind == "pareto")
-        assert front.caption.endswith(f"scores no less.{said}")
+        assert f"scores no less.{said}" in front.caption and ("Not on" in front.caption) == bool(said)
 
 
 def test_data_size_curves_in_order_of_size(shots: Store, store: Store) -> None:
@@ -134,7 +134,7 @@ def test_the_overlay_is_the_published_curve_on_ours(store: Store) -> None:
         mine, published = lines[f"ours:{method}"], lines[f"published:{method}"]
         points = [p for p in publication("fig1-clip").points if p["method"] == method and p["adapter_params"]]
         points.sort(key=lambda p: p["adapter_params"])
-        assert list(published.get_xdata()) == [p["adapter_params"] for p in points]
+        assert published.get_xdata() == pytest.approx([p["adapter_params"] for p in points], rel=0.2)  # moved aside
         assert np.allclose(published.get_ydata(), [100 * p["score"] for p in points])
         rows = sorted((r for r in ours.to_pylist() if r["method"] == method), key=lambda r: r["adapter_params"])
         assert np.allclose(mine.get_ydata(), [100 * r["mean"] for r in rows])

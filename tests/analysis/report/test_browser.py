@@ -118,7 +118,7 @@ def test_a_marker_shows_its_numbers(browser: Browser, report: tuple[Path, int]) 
     browser.open(report[0])
     browser.evaluate(OPEN)
     for kind, words in (
-        ("scaling_curve", "parameters"),
+        ("scaling_curve", "seeds"),
         ("fits", "trainable adapter parameters"),
         ("data_size", "4-shot"),
         ("learning_rates", "validation"),

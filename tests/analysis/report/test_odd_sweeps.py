@@ -73,17 +73,14 @@ def test_what_was_not_tested_is_not_called_indistinguishable(tmp_path: Path) -> 
         store = open_store(odd_results(tmp_path / name, SWEEPS[name]))
         said = conclude_groups(groups(store).to_pylist())
         assert why in said and "not distinguishable" not in said
-        assert {row[-1] for row in grouped(store).cells} == {"a (untested)"}
+        assert {row[-1] for row in grouped(store).cells} == {"a (not tested)"}
         assert "not distinguishable" not in conclusion(store) and "No conclusion" in conclusion(store)
     some: Cells = {
         (m, "lora-1", d): s for d in "ab" for m, s in (("lora", LESS), ("randlora", {0: 0.705, 1: 0.7, 2: 0.71}))
     }
     some |= {("lora", "lora-1", "c"): {0: 0.7}, ("randlora", "lora-1", "c"): {0: 0.9}}
     said = conclusion(open_store(odd_results(tmp_path / "some", some)))
-    assert (
-        "not distinguishable from LoRA at any of the 2 budgets and data sets" in said
-        and "at 1 nothing can be tested" in said
-    )
+    assert "No conclusion about RandLoRA and LoRA" in said and "not distinguishable" not in said
     said = conclude_groups(groups(open_store(tmp_path / "some")).to_pylist())
     assert "not distinguishable at 2" in said and "nothing can be tested at 1" in said
 
@@ -108,7 +105,7 @@ def test_single_seeds_beside_more_are_tested_together(tmp_path: Path) -> None:
     row = next(r for r in scaling.comparisons(store).to_pylist() if r["test"] == inference.WELCH)
     assert (row["n"], row["n_datasets"], row["verdict"]) == (12, 8, "higher")
     assert row["low"] < row["difference"] < row["high"]
-    assert "8 data sets the difference is +2.1 points" in (said := conclusion(store)) and said.count("tested") == 1
+    assert "RandLoRA scores higher than LoRA: +2.1 points [" in conclusion(store)
 
 
 def test_a_data_set_without_the_method_leaves_no_mean_over_data_sets(tmp_path: Path) -> None:
@@ -133,7 +130,9 @@ def test_one_seed_is_never_sure_of_its_place_on_the_front(tmp_path: Path) -> Non
     rows = {r["method"]: r for r in pareto.front(open_store(odd_results(tmp_path / "front", cells))).to_pylist()}
     assert rows["randlora"]["on_front"] and rows["randlora"]["front_share"] is None
     assert rows["zero-shot"]["front_share"] == 1.0  # it trains nothing, so no seed could change it
-    assert "one seed, so there is no saying how sure: RandLoRA at lora-1" in conclude_front(list(rows.values()))
+    assert "with one seed, so it is not known how sure that is: RandLoRA at lora-1" in conclude_front(
+        list(rows.values())
+    )
 
 
 def test_shares_of_the_front_are_spread_as_wide_as_the_seeds(tmp_path: Path) -> None:

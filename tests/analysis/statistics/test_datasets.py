@@ -120,8 +120,8 @@ def test_p_and_interval_of_a_row_agree(tmp_path: Path) -> None:
     assert like["verdict"] == "not distinguishable" and like["low"] < 0 < like["high"]  # data sets differ by 5 points
     assert like["difference"] == pytest.approx(these["difference"]) and (like["n"], like["datasets"]) == (8, 1)
     said = conclusion(store)
-    assert "averaged over 8 data sets the difference is +0.3 points" in said  # there is one budget
-    assert "for data sets like these it is +0.3 points [" in said and "]: not distinguishable (" in said
+    assert ": +0.3 points [" in said and "on average over 8 data sets" in said  # there is one budget
+    assert "No conclusion on other data sets of this kind: +0.3 points [" in said
     assert WELCH in compared(store).note
     named = [{cell for row in sheet(store).cells for cell in row} for sheet in (compared, seeds)]
     assert "mean of 1 budget, for data sets like these" in named[0] and all(

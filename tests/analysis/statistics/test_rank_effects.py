@@ -204,7 +204,8 @@ def test_the_figure_and_the_table_are_in_the_report(tmp_path: Path) -> None:
     text = f"a-16 at lora-4: rank 16, 9,216 parameters, {100 * middle:.1f} ["
     assert [tip.endswith(", 3 seeds") for tip in said if tip.startswith(text)] == [True]
     markers = [line for line in picture.figure.axes[0].lines if line.get_gid()]
-    assert {float(line.get_xdata()[0]) for line in markers} == {4, 16, 64}
+    ranks = [float(line.get_xdata()[0]) for line in markers]  # a marker that would cover another stands aside
+    assert {min((4, 16, 64), key=lambda rank: abs(rank - x)) for x in ranks} == {4, 16, 64}
     page = report.render(store)
     assert "Rank or parameters" in page and picture.says.partition(";")[0] in page
     sheet = report_tables.sheets(store)["rank_effects"]

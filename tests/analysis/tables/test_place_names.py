@@ -44,6 +44,8 @@ def test_a_store_names_its_data_and_prints_the_ids_once(tmp_path: Path) -> None:
     cells: Cells = {("lora", "lora-1", "parquet:a/digits"): scores, ("lora", "lora-1", "parquet:a/coats"): scores}
     folder = odd_results(tmp_path / "named", cells)
     trials = open_store(folder).table("trials").to_pylist()
+    planned = open_store(folder).table("cells").to_pylist()
+    write_part(folder, "cells", [r | {"train_size": "0.5"} for r in planned])
     write_part(folder, "trials", [r | {"train_size": "0.5", "unit": "images", "train_examples": 480} for r in trials])
     store = open_store(folder)
     store.table("cells")

@@ -111,7 +111,7 @@ def test_a_plan_shows_the_capacities_that_are_built() -> None:
     solved = next(json.loads(cell["capacities"]) for cell in cells if cell["method"] == "peft:oft")
     assert set(solved.values()) == {29}  # an identity of begun folders; blocks divide the 192 columns
     line = next(line for line in sweeps("plan", QUICKSTART, *words).output.splitlines() if line.startswith("peft:oft"))
-    assert line.split()[4:7] == ["9,216", "32", "uniform"]
+    assert line.split()[2:5] == ["9,216", "32", "uniform"]
 
 
 def test_budget_prints_the_solver() -> None:

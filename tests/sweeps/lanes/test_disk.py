@@ -28,6 +28,7 @@ from sweeps.records.journal import Journal
 from tests.fakes import TRIAL, FakeCell, FakeSearch, fake_plan
 from tests.sweeps.engine.scripted import Scripted, loop_of
 from tests.sweeps.support import events
+from trainables.training.measured import Measured, Result
 
 
 def own_folder(tmp_path: Path) -> Path:
@@ -167,8 +168,11 @@ def tell(monkeypatch: pytest.MonkeyPatch) -> Tell:
     return told
 
 
+SCORED = Result(Measured(val_score=0.5))
+
+
 def whole(host: str, **more: Any) -> dict[str, Any]:
-    return {"status": "finished", "state": "finished", "result": None, "events": [], "host": host, **more}
+    return {"status": "finished", "state": "finished", "result": SCORED, "events": [], "host": host, **more}
 
 
 def elsewhere(ended: list[Lost | Finished]) -> list[bool]:

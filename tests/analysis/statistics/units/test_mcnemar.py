@@ -33,7 +33,7 @@ def test_counts_and_p_are_scipys(store: Store) -> None:
     assert sum(map(sum, table)) == row["n_examples"] == N_TEST
     assert row["p"] == pytest.approx(scipy_stats.binomtest(table[0][1], table[0][1] + table[1][0]).pvalue)
     assert (row["a"], row["b"], row["dataset"]) == (a, b, "embedded:fashion")
-    assert row["label_a"] == "RandLoRA at lora-8 on embedded:fashion, seed 0"
+    assert row["label_a"] == "RandLoRA at lora-8 on fashion, seed 0"
     back = compare_checkpoints(store, b, a).to_pylist()[0]
     assert (back["only_a"], back["only_b"], back["p"]) == (row["only_b"], row["only_a"], row["p"])
 
