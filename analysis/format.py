@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import base64
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 Row = dict[str, Any]
@@ -72,6 +72,16 @@ def freedom(dof: int | None, measured: bool | None, at_most: bool | None) -> str
     """Degrees of freedom: about that many where they are measured on a small weight, at most where it is a bound."""
     about = "\N{ALMOST EQUAL TO} " if measured else ""
     return "" if dof is None else ("\N{LESS-THAN OR EQUAL TO} " if at_most else about) + quantity(dof)
+
+
+def plural(count: int, noun: str, several: str | None = None) -> str:
+    """'1 trial', '2 trials', '2,700 images'. `several`: the plural of the noun, if it is not the noun with an s."""
+    return f"{count:,} {noun if count == 1 else several or noun + 's'}"
+
+
+def listed(names: Sequence[str], last: str = "and") -> str:
+    """'A, B and C'."""
+    return f" {last} ".join(filter(None, (", ".join(names[:-1]), *names[-1:])))
 
 
 def p_text(value: float | None) -> str:

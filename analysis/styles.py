@@ -7,13 +7,16 @@ from __future__ import annotations
 
 import re
 import zlib
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Iterable, Mapping
 from contextvars import ContextVar
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any
 
 import pyarrow as pa
+
+from analysis.format import plural
 
 Place = tuple[str, str, str | None, str]
 """Sweep, model, data set (None for the mean over data sets), training size."""
@@ -99,16 +102,33 @@ def spare_styles(titles: Mapping[str, str | None]) -> dict[str, Style]:
     return found
 
 
+@dataclass(frozen=True)
+class PlaceNames:
+    """How the data sets of a store are named in sentences, tables and figures.
+
+    Attributes:
+        datasets: the short name of each data set id.
+        sizes: the training examples of a data set id at a training size, '480 images', if they are known.
+    """
+
+    datasets: Mapping[str, str] = field(default_factory=dict)
+    sizes: Mapping[tuple[str, str], str] = field(default_factory=dict)
+
+
 _SHOWN: ContextVar[Mapping[str, Style]] = ContextVar("styles", default=MappingProxyType({}))
 """`spare_styles` of the folder that was looked at last, with titles from its tables (`cells.title`)."""
+_PLACES: ContextVar[PlaceNames | None] = ContextVar("places", default=None)
+"""`PlaceNames` of the folder that was looked at last."""
 
 
-def entitle(styles: Mapping[str, Style]) -> None:
-    """Name and draw methods that have no style here, and those alone, so in what this thread shows of a store.
+def entitle(styles: Mapping[str, Style], places: PlaceNames) -> None:
+    """Use these names and styles in what this thread shows of a store.
 
-    The store does so whenever it is looked at, so that two reports in one process don't see each other's.
+    The store calls this whenever it is looked at, so that two reports in one process do not see each other's names.
+    `styles` are those of methods that have none in `STYLES`.
     """
     _SHOWN.set(styles)
+    _PLACES.set(places)
 
 
 def style(method: str) -> Style:
@@ -136,14 +156,55 @@ def size_key(train_size: str) -> tuple[int, float]:
 
 
 def place_text(dataset: str, train_size: str) -> str:
-    """A data set with its training size, where that is not all of it."""
-    size = size_text(train_size)
-    return dataset if size == "all data" else f"{dataset}, {size}"
+    """Name a data set and its training size: 'digits, 480 images', or 'digits' if it trains on all data.
+
+    The name is short and the size counts training examples if the store that is shown knows them.
+    """
+    name, size = dataset_text(dataset), size_text(train_size)
+    return name if size == "all data" else f"{name}, {training_text(dataset, train_size)}"
+
+
+def training_text(dataset: str, train_size: str) -> str:
+    """The training examples of a data set at a training size: '480 images'; 'all data' if nobody counted them."""
+    known = _PLACES.get() or PlaceNames()
+    return known.sizes.get((dataset, train_size), size_text(train_size))
+
+
+def dataset_text(dataset: str) -> str:
+    """Name a data set: short if the store that is shown has no other of that short name, else its id."""
+    known = _PLACES.get() or PlaceNames()
+    return known.datasets.get(dataset, dataset)
 
 
 def short_name(dataset: str) -> str:
     """A data set's name alone: the last part of its id."""
     return dataset.rstrip("/").rpartition("/")[2].rpartition(":")[2]
+
+
+def short_names(datasets: Iterable[str]) -> dict[str, str]:
+    """Return the short name of every data set id, or the id itself if two would have the same."""
+    short = {dataset: short_name(dataset) for dataset in datasets}
+    counts = Counter(short.values())
+    return {dataset: name if name and counts[name] == 1 else dataset for dataset, name in short.items()}
+
+
+def example_counts(trials: Iterable[Mapping[str, Any]]) -> dict[tuple[str, str], str]:
+    """Return '480 images' for every (data set, training size) of which all trials had equally many examples.
+
+    Args:
+        trials: rows with `dataset`, `train_size`, `unit` and `train_examples`.
+    """
+    seen: dict[tuple[str, str], set[tuple[int, str]]] = {}
+    for r in trials:
+        if r["train_examples"] is not None:
+            unit = (r["unit"] or "examples").removesuffix("s")
+            seen.setdefault((r["dataset"], r["train_size"]), set()).add((r["train_examples"], unit))
+    return {place: plural(*next(iter(found))) for place, found in seen.items() if len(found) == 1}
+
+
+def budget_text(reference: str) -> str:
+    """Name a budget in a sentence: 'LoRA-8' for 'lora-8'; other labels stay as they are."""
+    return re.sub(r"^lora-(?=\d+$)", "LoRA-", reference)
 
 
 def cut(text: str, most: int) -> str:

@@ -1,4 +1,4 @@
-"""docs/league.md: every method at one count, from the published tables of the league and of PEFT's own comparison."""
+"""Write the numbers of docs/league.md (methods at one budget) and docs/peft-published.md (PEFT's own results)."""
 
 from __future__ import annotations
 
@@ -12,14 +12,18 @@ from analysis import Store, open_store
 from analysis.format import Row, change_text, duration, freedom, percent, quantity, score_text
 from analysis.statistics.groups import groups
 from analysis.statistics.scaling import comparisons, question
-from analysis.tables.console import DIFFERENCE, conclusion, results_table
+from analysis.styles import style
+from analysis.tables.console import DIFFERENCE, results_table
 
-COLUMNS = ("method", "accuracy", "vs LoRA", "parameters", "dof", "rank", "rate", "example", "MiB", "stored")
-PUBLISHED = ("experiment", "accuracy", "parameters", "rate", "training", "GiB")
+COLUMNS = ("method", "accuracy", "minus LoRA", "parameters", "dof", "rank", "learning rate", "time", "MiB", "stored")
+PUBLISHED = ("experiment", "accuracy", "parameters", "learning rate", "training", "GiB")
+
+Places = dict[str, str | tuple[tuple[str, ...], list[list[str]]]]
+"""What replaces a placeholder of a page: a text, or a table as its columns and rows."""
 
 
 def league(store: Store, finished: list[Row]) -> list[list[str]]:
-    """Texts of the finished methods, in the order of `COLUMNS`, the best mean first."""
+    """Return one row of texts for each finished method, in the order of `COLUMNS`, highest mean first."""
     cells = {r["method"]: r for r in store.table("cells").to_pylist()}
     costs = {r["method"]: r for r in store.table("cost").to_pylist()}
     rows = sorted(finished, key=lambda r: -r["mean"])
@@ -44,24 +48,24 @@ def _texts(row: Row, cell: Row, cost: Row) -> list[str]:
 
 
 def unreached(store: Store) -> str:
-    """The methods that can't have the count, with the nearest that they can."""
+    """Name the methods that cannot reach the budget, each with the nearest number of parameters that it can train."""
     cells = [r for r in store.table("cells").to_pylist() if not r["feasible"]]
     nearest = {r["method"]: _nearest(r) for r in cells}
     most = sorted(nearest, key=nearest.__getitem__, reverse=True)
-    return f"Out of reach on these weights, with the nearest count: {', '.join(f'`{m}` {nearest[m]:,}' for m in most)}."
+    listed = ", ".join(f"`{m}` {nearest[m]:,}" for m in most)
+    return f"These methods cannot reach the budget on these weights; beside each is its nearest count: {listed}."
 
 
 def attaching(store: Store) -> str:
-    """Which methods take over a second to start on a model that is there, in the median over their trials."""
+    """Name the methods whose median trial takes over a second to attach to a loaded model."""
     spent: dict[str, list[float]] = {}
     for row in sorted(store.table("trials").to_pylist(), key=lambda row: row["started_at"]):
         if row["seconds_setup"] is not None:
             spent.setdefault(row["method"], []).append(row["seconds_setup"])
     medians = sorted(((median(seconds), method) for method, seconds in spent.items()), reverse=True)
-    slow = ", ".join(f"`{m}` in {seconds:.1f} s, at first {spent[m][0]:.1f} s" for seconds, m in medians if seconds > 1)
-    return (
-        f"- In the median over its trials a method starts within a second, its model being there; {slow or 'all do'}."
-    )
+    slow = ", ".join(f"`{m}` {spend:.1f} s (first trial {spent[m][0]:.1f} s)" for spend, m in medians if spend > 1)
+    exceptions = f", except {slow}" if slow else ""
+    return f"- *Starting*: once the model is loaded, a method attaches to it within a second (median){exceptions}."
 
 
 def _nearest(cell: Row) -> int:
@@ -70,7 +74,7 @@ def _nearest(cell: Row) -> int:
 
 
 def published(store: Store) -> list[list[str]]:
-    """Texts of every experiment of PEFT's comparison, in the order of `PUBLISHED`, the best first."""
+    """Return one row of texts for each experiment of PEFT's comparison, in the order of `PUBLISHED`, highest first."""
     rows = [r for r in store.table("trials").to_pylist() if r["test_score"] is not None]
     rows.sort(key=lambda r: (-r["test_score"], r["cell_id"]))
     return [
@@ -87,51 +91,98 @@ def published(store: Store) -> list[list[str]]:
 
 
 def _finished(store: Store) -> list[Row]:
-    """The results of the cells that have all of their seeds."""
+    """Return the results of the methods that have all of their seeds."""
     seeds = {r["method"]: r["confirm_seeds"] for r in store.table("cells").to_pylist()}
     return [r for r in results_table(store).to_pylist() if r["n"] and r["n"] == seeds[r["method"]]]
 
 
 def state(store: Store, finished: list[Row]) -> str:
-    """How far the league has come, in bold, where it is not at its end."""
+    """Say which methods still lack seeds; empty if the league is complete."""
     cells = [r["method"] for r in store.table("cells").to_pylist() if r["feasible"]]
     done = {r["method"] for r in finished}
     missing = ", ".join(f"`{m}`" for m in cells if m not in done)
-    said = f"**Unfinished: {len(done)} of {len(cells)} methods have their seeds**, all but {missing}. "
-    return said if missing else ""
+    if not missing:
+        return ""
+    return f"- **Unfinished: {len(done)} of {len(cells)} methods have their seeds**, all but {missing}."
 
 
-def power(store: Store, finished: list[Row]) -> str:
-    """How many pairs a test tells apart, what it would have found, and how many methods are perhaps under-tuned."""
+def answer(store: Store) -> str:
+    """Give the difference of the method in question from LoRA, its verdict, and what the test can detect."""
+    asked = question(store)
+    rows = [r for r in comparisons(store).to_pylist() if r["method"] == asked.focus and r["reference"]]
+    if not rows:
+        return ""
+    (row,) = rows
+    names = f"{style(row['method']).name} minus {style(row['baseline']).name}"
+    said = f"- **{names} is {change_text(row)} points: {row['verdict']}.**"
+    if not row["detectable"]:
+        return said
+    return f"{said} The test detects a difference of {100 * row['detectable']:.1f} points four times in five."
+
+
+def ranking(store: Store, finished: list[Row]) -> str:
+    """Say how many pairs of methods can be distinguished, what can be detected, and how many are under-tuned."""
     done = {r["method"] for r in finished}
     letters = [set(r["group"]) for r in groups(store).to_pylist() if r["method"] in done]
-    pairs = [not one & other for one, other in combinations(letters, 2)]
-    asked, rows = question(store), [r for r in comparisons(store).to_pylist() if r["detectable"]]
-    found = [f"of {100 * r['detectable']:.1f} points for RandLoRA" for r in rows if r["method"] == asked.focus]
-    others = sorted(100 * r["detectable"] for r in rows if r["method"] != asked.focus)
+    apart = [not one & other for one, other in combinations(letters, 2)]
+    asked = question(store)
+    others = sorted(
+        100 * r["detectable"] for r in comparisons(store).to_pylist() if r["detectable"] and r["method"] != asked.focus
+    )
+    detectable = ""
     if others:
         most = others[9 * len(others) // 10]
-        until = f"{most:.0f}" if most < 100 else "more than there can be"
-        found.append(f"of {others[0]:.0f} to {until} for nine in ten of the others, who share their 5 %")
-    finds = f" Four times in five it finds a difference from LoRA {', and '.join(found)}." if found else ""
-    tuned_too_little = sum(bool(r["under_tuned"]) for r in finished)
+        until = f"{most:.0f}" if most < 100 else "over 100"
+        detectable = f" For nine in ten methods a difference from LoRA must be {others[0]:.0f} to {until} points large"
+        detectable += " to be detected, because the test is corrected for their number."
+    under_tuned = sum(bool(r["under_tuned"]) for r in finished)
     return (
-        f"**The order is no ranking.** Over all pairs a test tells {sum(pairs) or 'none'} of {len(pairs)} apart."
-        f"{finds} {tuned_too_little} of {len(finished)} methods are perhaps under-tuned."
+        f"- **The order is no ranking.** Of {len(apart)} pairs of methods {sum(apart) or 'none'} can be distinguished."
+        f"{detectable} {under_tuned} of {len(finished)} methods are perhaps under-tuned."
     )
 
 
-def texts(results: Path) -> dict[str, object]:
-    """What the page's placeholders stand for: sentences, and tables as columns and rows."""
-    found: dict[str, object] = {"@PUBLISHED@": (PUBLISHED, published(open_store(results / "peft-published")))}
+TWINS = ("lora", "peft:lora")
+
+
+def twins(store: Store, finished: list[Row]) -> str:
+    """Compare our LoRA with PEFT's, the same function: their scores, learning rates and single seeds."""
+    cells = {r["method"]: r for r in finished if r["method"] in TWINS}
+    if len(cells) < len(TWINS):
+        return ""
+    runs: dict[str, list[float]] = {m: [] for m in TWINS}
+    for row in store.table("confirmed").to_pylist():
+        if row["method"] in runs:
+            runs[row["method"]].append(row["test_score"])
+    means = " and ".join(percent(cells[m]["mean"]) for m in TWINS)
+    rates = " and ".join(quantity(cells[m]["lr"]) for m in TWINS)
+    seeds = "; ".join(f"`{m}` {', '.join(percent(score) for score in sorted(runs[m]))}" for m in TWINS)
+    return (
+        f"- **`lora` and `peft:lora` are the same method, and score {means} %.** They differ in the random numbers "
+        f"that they start from. The learning rates that were chosen for them are {rates}. Single seeds: {seeds}."
+    )
+
+
+def _item(text: str) -> str:
+    return fill(text, 120, subsequent_indent="  ", break_on_hyphens=False)
+
+
+def texts(results: Path) -> Places:
+    """Return what replaces the placeholders of docs/league.md: texts, and tables as columns and rows."""
+    found: Places = {}
     for name, prefix in (("league", ""), ("league-language", "LANGUAGE_")):
         ours = open_store(results / name)
         finished = _finished(ours)
+        said = (state(ours, finished), ranking(ours, finished), answer(ours), twins(ours, finished))
         found |= {
-            f"@{prefix}ANSWER@": fill(state(ours, finished) + conclusion(ours), 120, break_on_hyphens=False),
-            f"@{prefix}POWER@": fill(power(ours, finished), 120, break_on_hyphens=False),
+            f"@{prefix}ANSWER@": "\n".join(_item(one) for one in said if one),
             f"@{prefix}LEAGUE@": (COLUMNS, league(ours, finished)),
-            f"@{prefix}ATTACH@": fill(attaching(ours), 120, subsequent_indent="  "),
+            f"@{prefix}ATTACH@": _item(attaching(ours)),
             f"@{prefix}UNREACHED@": fill(unreached(ours), 120),
         }
     return found
+
+
+def published_texts(results: Path) -> Places:
+    """Return what replaces the placeholders of docs/peft-published.md."""
+    return {"@PUBLISHED@": (PUBLISHED, published(open_store(results / "peft-published")))}

@@ -1,4 +1,4 @@
-"""Writes pages of `docs/`: recipes (headers of `examples/paper`), data (registry), sweep file, results tables, verbs.
+"""Write pages of `docs/`: recipes, data, sweep file, results tables, verbs, the league, PEFT's published numbers.
 
 python -m tools.pages             # write them
 python -m tools.pages --check     # exit 1 where one is out of date
@@ -192,16 +192,27 @@ def verbs_page() -> str:
 # -- league -----------------------------------------------------------------------------------------------------------
 
 
-def league() -> str:
-    """docs/league.md."""
-    text = (TEXTS / "league.md").read_text(encoding="utf-8")
-    for place, found in league_page.texts(ROOT / "docs" / "results").items():
+def _filled(name: str, places: league_page.Places) -> str:
+    """A page's text with its placeholders replaced by texts and tables."""
+    text = (TEXTS / name).read_text(encoding="utf-8")
+    for place, found in places.items():
         text = text.replace(place, found if isinstance(found, str) else table(*found))
     return text
 
 
+def league() -> str:
+    """docs/league.md."""
+    return _filled("league.md", league_page.texts(ROOT / "docs" / "results"))
+
+
+def peft_published() -> str:
+    """docs/peft-published.md."""
+    return _filled("peft_published.md", league_page.published_texts(ROOT / "docs" / "results"))
+
+
 PAGES = {
     "docs/league.md": league,
+    "docs/peft-published.md": peft_published,
     "docs/recipes.md": recipes_page,
     "docs/data.md": data_page,
     "docs/sweep-file.md": sweep_file_page,

@@ -1,13 +1,15 @@
-"""The facts of a sweep that a reader asks for before its numbers: data, training, model, and what counts mean."""
+"""The setting of a sweep: what was compared, on which data, with which model, and what the budgets mean."""
 
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterable
 
-from analysis.format import Row
+from analysis.format import Row, listed, plural, quantity, span
+from analysis.store.columns import of_dof
 from analysis.store.store import Store
-from analysis.styles import place_text
+from analysis.styles import budget_order, dataset_text, place_text, size_text, training_text
 
 _CELLS = """
     select c.dataset, c.train_size, c.model, any_value(c.model_params) as model_params,
@@ -25,61 +27,126 @@ _CELLS = """
 
 
 def facts_box(store: Store) -> list[tuple[str, str]]:
-    """(fact, value) pairs; what older folders did not write is left out."""
+    """Return (fact, value) pairs. What an older folder did not record is left out."""
     rows = store.sql(_CELLS).to_pylist()
     batch = _batch(store.stored())
-    several = len(rows) > 1
-    found = [("data", _joined(_data(r, several) for r in rows))]
-    found.append(("classes", _joined(_where(r, several) + f"{r['classes']:,}" for r in rows if r["classes"])))
-    found.append(("training", _joined(_training(r, batch, several) for r in rows)))
-    found.append(("model", _joined(_model(r) for r in rows)))
-    found.append(("counts", _counts(store)))
+    found = [
+        ("data", "; ".join(dict.fromkeys(map(_data, rows)))),
+        ("classes", _by_place(rows, [f"{r['classes']:,}" if r["classes"] else "" for r in rows])),
+        ("training", _by_place(rows, [_training(r, batch) for r in rows])),
+        ("model", "; ".join(dict.fromkeys(map(_model, rows)))),
+        ("budgets", _budgets(store)),
+        ("runs", _runs(store)),
+    ]
     return [(fact, value) for fact, value in found if value]
 
 
 def _batch(spec: Row) -> int | None:
-    """The batch size of a specification; None where it has no number there."""
+    """Return the batch size of a specification, or None if it has none."""
     found: object = spec
     for key in ("train", "global_batch_size"):
         found = found.get(key) if isinstance(found, dict) else None
     return found if isinstance(found, int) and found > 0 else None
 
 
-def _joined(values: Iterable[str]) -> str:
-    return "; ".join(dict.fromkeys(v for v in values if v))
+def _by_place(rows: list[Row], values: list[str]) -> str:
+    """Return the value of all rows, or each with its data set and size if they differ."""
+    if len(set(values)) == 1:
+        return values[0]
+    named = (f"{place_text(r['dataset'], r['train_size'])}: {v}" for r, v in zip(rows, values, strict=True) if v)
+    return "; ".join(dict.fromkeys(named))
 
 
-def _where(r: Row, several: bool) -> str:
-    return f"{place_text(r['dataset'], r['train_size'])}: " if several else ""
+def _data(r: Row) -> str:
+    """Name a data set with its id and its numbers of examples."""
+    name, unit = dataset_text(r["dataset"]), r["unit"] or "examples"
+    name += f" ({r['dataset']})" if name != r["dataset"] else ""
+    sizes = [f"{r[k]:,}{word}" for k, word in (("train", ""), ("val", " to validate"), ("test", " to test")) if r[k]]
+    if not r["train"]:
+        return ", ".join([name, size_text(r["train_size"]), *sizes])
+    sizes[0] += f" {unit} to train"
+    return f"{name}, {size_text(r['train_size'])}: {listed(sizes)}"
 
 
-def _data(r: Row, several: bool) -> str:
-    parts = [
-        f"{r[k]:,} {name}" for k, name in (("train", "to train"), ("val", "to validate"), ("test", "to test")) if r[k]
-    ]
-    return _where(r, several) + f"{', '.join(parts)} {r['unit'] or ''}".strip() if parts else ""
-
-
-def _training(r: Row, batch: int | None, several: bool) -> str:
+def _training(r: Row, batch: int | None) -> str:
     if not r["epochs"]:
         return ""
     steps = f" of {math.ceil(r['samples'] / r['epochs'] / batch):,} steps" if batch and r["samples"] else ""
     size = f", batches of {batch:,}" if batch else ""
-    return _where(r, several) + f"{r['epochs']:,} epochs{steps}{size}"
+    return f"{plural(r['epochs'], 'epoch')}{steps}{size}"
 
 
 def _model(r: Row) -> str:
     if not r["model_params"]:
         return str(r["model"])
-    adapted = f", {r['target_params']:,} of them in adapted weights" if r["target_params"] else ""
+    adapted = f", {r['target_params']:,} of them in the adapted weights" if r["target_params"] else ""
     return f"{r['model']}: {r['model_params']:,} parameters{adapted}"
 
 
-def _counts(store: Store) -> str:
-    """Budgets as shares of the model."""
-    found = store.sql("""
-        select reference, max(budget / model_params) as share
-        from cells where feasible and budget is not null and model_params > 0 group by all order by 2
-    """)
-    shares = ", ".join(f"{r['reference']} {100 * r['share']:.2g} %" for r in found.to_pylist())
-    return f"of the model: {shares}" if shares else ""
+def _budgets(store: Store) -> str:
+    """Explain every budget: its number, where it comes from, and its share of the model."""
+    rows = store.sql("""
+        select reference, list(distinct budget) as counts, max(budget / nullif(model_params, 0)) as share
+        from cells where feasible and budget is not null group by all
+    """).to_pylist()
+    kinds: dict[tuple[str, bool], list[str]] = {}
+    for r in sorted(rows, key=lambda r: budget_order(r["reference"])):
+        unit = "degrees of freedom" if of_dof(r["reference"]) else "trainable parameters"
+        share = "" if r["share"] is None else f" ({100 * r['share']:.2g} % of the model)"
+        by_rank = re.fullmatch(r"(dof-)?lora-\d+", r["reference"]) is not None
+        kinds.setdefault((unit, by_rank), []).append(f"{r['reference']} is {span(r['counts'])}{share}")
+    return " ".join(_kind(unit, by_rank, said) for (unit, by_rank), said in kinds.items())
+
+
+def _kind(unit: str, by_rank: bool, said: list[str]) -> str:
+    if not by_rank:
+        return f"In {unit}: {listed(said)}."
+    name = "dof-lora-N" if unit.startswith("degrees") else "lora-N (or LoRA-N)"
+    return f"{name} is the number of {unit} that LoRA of rank N has on the same weights: {listed(said)}."
+
+
+def _runs(store: Store) -> str:
+    """Explain how cells were tuned and confirmed."""
+    rows = store.sql("""
+        select max(tune_trials) as trials, max(allowance_samples) as samples, max(confirm_seeds) as seeds,
+               count(*) as cells
+        from cells where feasible
+    """).to_pylist()
+    (r,) = rows
+    if not r["cells"] or (store.spec() or {}).get("imported"):
+        return ""
+    tuned = plural(r["trials"], "run") if r["samples"] is None else f"{quantity(r['samples'])} training examples"
+    said = [f"{plural(r['cells'], 'cell')} (a cell is one method at one budget on one data set)"]
+    if r["trials"]:
+        said.append(f"Stage TUNE chooses the learning rate of each cell on validation data with {tuned}")
+    seeds = plural(r["seeds"], "seed")
+    said.append(f"Stage CONFIRM then trains each cell with {seeds} at that rate and reads the test data")
+    return "".join(f"{sentence}. " for sentence in said).strip()
+
+
+def summary(store: Store) -> list[str]:
+    """Say in a sentence for each sweep what it compares."""
+    rows = store.sql("""
+        select sweep, list(distinct model) as models, list(distinct dataset) as datasets,
+               list(distinct train_size) as sizes, count(distinct method) as methods,
+               count(distinct reference) as budgets
+        from cells where feasible group by all order by sweep
+    """).to_pylist()
+    return [_summary(r, len(rows) > 1) for r in rows]
+
+
+def _summary(r: Row, several: bool) -> str:
+    names = _some(dataset_text(d) for d in sorted(r["datasets"]))
+    if len(r["datasets"]) == len(r["sizes"]) == 1:
+        names += f" ({training_text(r['datasets'][0], r['sizes'][0])})"
+    budgets = f" at {plural(r['budgets'], 'budget')}" if r["budgets"] else ""
+    subject = f"The sweep {r['sweep']}" if several else "This sweep"
+    methods = plural(r["methods"], "method")
+    return f"{subject} compares {methods}{budgets} on {names} with the model {_some(sorted(r['models']))}."
+
+
+def _some(names: Iterable[str], most: int = 6) -> str:
+    """List names; of more than `most` the last ones are only counted."""
+    found = list(names)
+    rest = [f"{len(found) - most + 1} more"] if len(found) > most else []
+    return listed(found[: most - len(rest)] + rest)

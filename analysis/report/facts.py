@@ -1,4 +1,4 @@
-"""What the report says beside its figures and tables: question, answer, setting, parities, totals, provenance."""
+"""What the report says besides its figures and tables: question, answer, setting, fairness, costs, provenance."""
 
 from __future__ import annotations
 
@@ -10,19 +10,19 @@ from datetime import UTC, datetime
 from typing import Any
 
 from analysis.figures import svg
-from analysis.format import Row
-from analysis.report.box import facts_box
+from analysis.format import Row, duration, plural
+from analysis.report.box import facts_box, summary
 from analysis.report.foreign import ForeignError, drawing_of
 from analysis.statistics import scaling
 from analysis.statistics.groups import groups, mean_ranks
-from analysis.statistics.looks import level, looks
+from analysis.statistics.looks import declared, level, looks
 from analysis.store.columns import limited
 from analysis.store.left import to_come
 from analysis.store.schemas import SCHEMA_VERSION
 from analysis.store.store import Store
 from analysis.store.views import SECONDS
 from analysis.styles import style
-from analysis.tables.console import conclusion
+from analysis.tables.console import conclusion_of
 from analysis.tables.diagnostics import FOLDER, SHEETS, WIDE, diagnostic_sheets
 from analysis.tables.evidence import parity_rows
 from analysis.words.conclusions import conclude_gap, early_words, names_of
@@ -39,12 +39,11 @@ _NOT_SHOWN = {"ev", "name", "cells", "versions", "pid", "started"}
 
 
 def facts(store: Store) -> dict[str, Any]:
-    """What the page says beside its tables and figures."""
+    """Return what the page says besides its tables and figures."""
     trials, asked = store.table("trials"), scaling.question(store)
-    answer, _, given = conclusion(store).partition(" (paired over")
+    concluded, totals = conclusion_of(store), _totals(store)
     coverage = store.table("coverage").to_pylist()
     parity = parity_rows(store)
-    confirm = store.sql("select count(*) as n from last_attempts where stage = 'CONFIRM' and test_score is not null")
     imported = (store.spec() or {}).get("imported")
     begin = early_words(scaling.comparisons(store))
     ranks_say = conclude_ranks(mean_ranks(store).to_pylist(), level(store))
@@ -54,23 +53,25 @@ def facts(store: Store) -> dict[str, Any]:
         "question": _question(asked, limited(r["reference"] for r in parity)),
         "baseline": style(asked.baseline).name,
         "description": (store.spec() or {}).get("description") or None,
-        "answer": answer,
-        "given": f"(paired over{given}" if given else "",
+        "concluded": concluded,
         "gap": conclude_gap(scaling.comparisons(store, baseline="full"), asked),
         "groups_say": begin + conclude_groups(groups(store).to_pylist()),
         "ranks_say": ranks_say and begin + ranks_say,
-        "setting": _setting(store),
-        "parity_says": [*parity_says(parity, predicted=not imported), *looks_says(looks(store).values())],
-        "edges": sum(bool(r["edge"]) for r in parity),
+        "setting": summary(store),
+        "parity_says": [
+            *parity_says(parity, predicted=not imported),
+            *looks_says(looks(store).values()),
+            *_tuning_says(parity),
+            *_test_says(store),
+        ],
         "weak": weak_evidence(store.table("signs").to_pylist()),
-        "under_tuned": [r for r in parity if r["under_tuned"]],
-        "test_looks": confirm.column("n")[0].as_py(),
-        "superseded": store.table("superseded").num_rows,
         "failed_for_good": sum(r["failed"] for r in coverage),
         "missing": sum(sum(left) for left in to_come(store).values() if left),
         "planned": sum(r["tune_planned"] + r["confirm_planned"] for r in coverage if r["feasible"]),
         "attempts": trials.num_rows,
-        "totals": _totals(store),
+        "totals": totals,
+        "cost_says": _cost_says(totals, trials.num_rows),
+        "more_seeds": _more_seeds(store),
         "damaged": [str(d) for d in store.damaged],
         "imported": imported if isinstance(imported, dict) else None,
         "diagnostics": _diagnostics(store),
@@ -95,9 +96,10 @@ def _question(asked: scaling.Question, equal: str) -> str:
 
 
 def _diagnostics(store: Store) -> list[Row]:
-    """Figures that `sweeps analyze` left, with what they say: `stem`, `svg`, `says`, `wide`, `sheets` (their tables).
+    """Return the figures that `sweeps analyze` left: `stem`, `svg`, `says`, `wide`, and `sheets`, their tables.
 
-    Reads files only: a figure is `diagnostics/STEM.svg`, its sentence `STEM.txt`. `lacks` says why one has no `svg`.
+    This reads files only: a figure is `diagnostics/STEM.svg`, and its sentence is in `STEM.txt`. `lacks` says why a
+    figure has no `svg`.
     """
     there = {sheet.name for sheet in diagnostic_sheets(store)}
     found = []
@@ -117,22 +119,30 @@ def _diagnostics(store: Store) -> list[Row]:
     return found
 
 
-def _setting(store: Store) -> list[Row]:
-    """What was compared, one row per sweep."""
-    found = store.sql("""
-        select sweep, string_agg(distinct model, ', ') as models, string_agg(distinct adapt, ', ') as adapt,
-               string_agg(distinct dataset, ', ') as datasets, string_agg(distinct train_size, ', ') as sizes,
-               count(distinct method) filter (feasible) as methods,
-               count(distinct reference) filter (feasible) as budgets,
-               coalesce(format('{:,} training examples for tuning', max(allowance_samples)),
-                        format('{} tuning trials', max(tune_trials))) as tuning,
-               max(confirm_seeds) as seeds, count(*) filter (feasible) as cells
-        from cells group by all order by sweep
-    """)
-    return list(found.to_pylist())
+def _tuning_says(parity: list[Row]) -> list[str]:
+    """Say how many cells might gain from more tuning."""
+    tuned = [r for r in parity if r["chosen_lr"] is not None]
+    if not tuned:
+        return []
+    poor, edges = sum(bool(r["under_tuned"]) for r in tuned), sum(bool(r["edge"]) for r in tuned)
+    found = f"{plural(poor, 'cell is', 'cells are')} perhaps under-tuned" if poor else "no cell looks under-tuned"
+    at = f"the chosen rate of {plural(edges, 'cell')} is at the edge of its range" if edges else ""
+    return [f"Enough tuning: {found}, and {at or 'no chosen rate is at the edge of its range'}."]
+
+
+def _test_says(store: Store) -> list[str]:
+    """Say how often the test data was read."""
+    confirm = store.sql("select count(*) as n from last_attempts where stage = 'CONFIRM' and test_score is not null")
+    reads, superseded = confirm.column("n")[0].as_py(), store.table("superseded").num_rows
+    said = f"Test data: stage CONFIRM read it {plural(reads, 'time')}, and stage TUNE cannot read it."
+    if superseded:
+        were = "was at a rate" if superseded == 1 else "were at rates"
+        said += f" {superseded:,} of these {were} or seeds that a later choice replaced, and does not count."
+    return [said]
 
 
 def _totals(store: Store) -> Row:
+    """Add up the time of all runs: in total, of failed runs, and per finished run outside training and evaluation."""
     found = store.sql(f"""
         select sum({SECONDS}) as seconds, min(started_at) as first, max(ended_at) as last,
                sum({SECONDS}) filter (status = 'failed') as seconds_failed,
@@ -143,8 +153,42 @@ def _totals(store: Store) -> Row:
     return dict(found.to_pylist()[0])
 
 
+def _cost_says(r: Row, attempts: int) -> str:
+    """Say in sentences how long the runs took, from `_totals`."""
+    said = [f"{plural(attempts, 'run')} took {duration(r['seconds'])} in total"]
+    if r["first"] is not None and r["last"] is not None:
+        said[0] += f", between {moment(r['first'])} and {moment(r['last'])}"
+    if r["overhead"] is not None:
+        said.append(f"Of a finished run, {duration(r['overhead'])} was neither training nor evaluation")
+    if r["seconds_failed"]:
+        said.append(f"Failed runs took {duration(r['seconds_failed'])} of the total")
+    return "".join(f"{sentence}. " for sentence in said).strip()
+
+
+def _more_seeds(store: Store) -> str:
+    """Say how to add seeds, and what they cost in confidence."""
+    section = declared(store)
+    seeds, most = section.get("seeds"), section.get("max_seeds")
+    if not isinstance(seeds, list):
+        return ""
+    now = f"Raise seeds under [confirm] in the sweep file (now {len(seeds)}), and run the same command again"
+    if not isinstance(most, int):
+        return f"{now}. Each addition is a further look at the test scores, and the tests become stricter."
+    if len(seeds) < most:
+        return f"{now}. This sweep declared at most {plural(most, 'seed')} before its first score."
+    return (
+        f"Give the sweep file another name and a larger number of seeds under [confirm], and run it. This sweep "
+        f"declared at most {plural(most, 'seed')} before its first score; tests of further seeds have no level left."
+    )
+
+
+def moment(value: datetime | None) -> str:
+    """'2026-11-27 00:50 UTC'; empty for None."""
+    return "" if value is None else f"{value:%Y-%m-%d %H:%M} UTC"
+
+
 def _provenance(store: Store) -> list[tuple[str, str]]:
-    """Facts on what ran: from the journal's `sweep` events and the trial rows."""
+    """Return what the journal and the trials record of the runs: versions, devices, seeds."""
     rows: list[tuple[str, str]] = []
     runs = store.events("sweep")
     if runs:

@@ -1,4 +1,4 @@
-"""One self-contained HTML page per results folder, and its figures: the question, the answer, and all the evidence.
+"""One self-contained HTML page per results folder: the answer, the main figure and table, then all the evidence.
 
 The page makes no request (its policy forbids it), follows light and dark, prints, and reads on a phone. Every number
 comes from a function that returns a table; `tables` says how tables are shown, `figures.pictures` holds the figures.
@@ -21,9 +21,8 @@ import jinja2
 from markupsafe import Markup, escape
 
 from analysis.figures import pictures, svg
-from analysis.format import duration
 from analysis.report import tables
-from analysis.report.facts import facts
+from analysis.report.facts import facts, moment
 from analysis.store.store import Store, open_store
 from analysis.tables import export
 from analysis.tables.sheet import Sheet
@@ -100,8 +99,7 @@ def render(
     environment = templates("analysis.report")
     filters: dict[str, Any] = {
         "colour": lambda v: svg.colour(v) if v else "transparent",
-        "moment": lambda v: "" if v is None else f"{v:%Y-%m-%d %H:%M} UTC",
-        "duration": duration,
+        "moment": moment,
         "bracketed": _bracketed,
         "csv": lambda sheet: quote(export.comma_separated(sheet)),
     }

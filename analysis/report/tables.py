@@ -67,7 +67,7 @@ def sheets(store: Store, x: str = "adapter_params", overlay: str | None = None) 
 def _marked(store: Store, found: Iterable[Sheet]) -> list[Sheet]:
     """The tables, each with a note on data sets that are left out."""
     mark = "".join(f"{line}. " for line in absent_data(store.table("signs").to_pylist()))
-    return [replace(s, note=mark + s.note, mark=mark.strip()) for s in found] if mark else list(found)
+    return [replace(s, legend=mark + s.legend, mark=mark.strip()) for s in found] if mark else list(found)
 
 
 def pick(store: Store, names: Sequence[str], x: str = "adapter_params") -> list[Sheet]:

@@ -1,4 +1,4 @@
-"""What to take at each budget: the best methods that no test tells apart, their cost, what would tell them apart."""
+"""What to take at each budget: the best methods that are not distinguishable, their cost, and what would decide."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ DECISIONS = pa.schema(
         *typed(TEXT, *PLACE, "reference"),
         ("budget", INT),
         ("methods", INT),  # confirmed at the budget
-        ("best", pa.list_(TEXT)),  # methods that no test tells from the first, and that one first
+        ("best", pa.list_(TEXT)),  # the first method, and those that are not distinguishable from it
         ("method", TEXT),  # the one with the best mean that no test puts below another
         *typed(REAL, "mean", "low", "high"),  # its score
         *typed(INT, "n", "adapter_params"),
@@ -29,6 +29,7 @@ DECISIONS = pa.schema(
         *typed(REAL, "ahead", "ahead_low", "ahead_high"),  # of the next
         ("detectable", REAL),  # smallest difference of the two that these seeds find 4 times in 5
         ("seeds_needed", INT),  # seeds that would find the difference seen 4 times in 5; null: not within 1000
+        ("seeds_needed_given_rates", INT),  # the same, were the chosen rates the only ones possible
         ("early", TEXT),  # "2 of 5 seeds", of the cell here with the fewest while some are to come (`looks.early_at`)
     ]
 )
@@ -76,4 +77,5 @@ def _against(top: Row, second: Row, pair: Pair) -> Row:
     row["detectable"] = detectable(pair.tested, pair.alpha)
     if not pair.apart and pair.tested.mean:
         row["seeds_needed"] = seeds_needed(pair.tested, pair.tested.mean, pair.alpha)
+        row["seeds_needed_given_rates"] = seeds_needed(pair.tested.widened(0.0), pair.tested.mean, pair.alpha)
     return row

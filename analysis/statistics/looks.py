@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from analysis.errors import StoreError
-from analysis.format import Row
+from analysis.format import Row, plural
 from analysis.statistics.inference import LEVEL, holm
 from analysis.store.columns import PLACE
 from analysis.store.left import to_come
@@ -127,7 +127,7 @@ def early_at(store: Store, at: Row) -> str | None:
 
 def _fewest(seeds: Iterable[tuple[int, int]]) -> str | None:
     found = min(seeds, default=None)
-    return None if found is None else f"{found[0]} of {found[1]} seed{'s' * (found[1] != 1)}"
+    return None if found is None else f"{found[0]} of {plural(found[1], 'seed')}"
 
 
 @remembered

@@ -127,6 +127,9 @@ COMPARISONS = pa.schema(
         ("power", REAL),  # chance to find a true difference of PLANTED; null where not computable
         ("seeds_needed", INT),  # least seeds that would find it 4 times in 5; null: not within 1000, or unknown
         ("detectable", REAL),  # smallest true difference that is found 4 times in 5; null where not computable
+        # of a row that is not distinguishable: least seeds that would find the difference seen 4 times in 5; null: not
+        # within 1000, or unknown; the second one were the chosen rates the only ones possible
+        *typed(INT, "seeds_for_seen", "seeds_for_seen_given_rates"),
         ("effect", REAL),  # Hedges' g of the paired differences: their mean in standard deviations
         *typed(REAL, "effect_low", "effect_high"),
     ]
@@ -299,7 +302,10 @@ def _prospects(row: Row, difference: Difference) -> Row:
         return {}
     alpha, tested = row["alpha"], difference.widened(row["choice_sd"] ** 2)
     low, high = tested.interval(row["alpha_all"])
+    silent = row["verdict"] == "not distinguishable" and row["difference"]
     return {
+        "seeds_for_seen": seeds_needed(tested, row["difference"], alpha) if silent else None,
+        "seeds_for_seen_given_rates": seeds_needed(difference, row["difference"], alpha) if silent else None,
         "power": power_at(tested, PLANTED, alpha),
         "seeds_needed": seeds_needed(tested, PLANTED, alpha),
         "detectable": detectable(tested, alpha),

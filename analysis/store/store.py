@@ -19,7 +19,7 @@ from analysis.store.remote import DECLARED, is_uri, local_copy
 from analysis.store.schemas import SCHEMAS
 from analysis.store.tables import latest, part_paths, scan_parts, to_table
 from analysis.store.views import VIEWS
-from analysis.styles import Style, entitle, spare_styles
+from analysis.styles import PlaceNames, Style, entitle, example_counts, short_names, spare_styles
 
 T = TypeVar("T")
 Arguments = ParamSpec("Arguments")
@@ -33,6 +33,7 @@ class _Snapshot:
     own: int  # so many of them are the first folder's
     damaged: list[DamagedPart]
     styles: dict[str, Style]
+    places: PlaceNames
     kept: dict[Hashable, Any] = field(default_factory=dict)
 
 
@@ -127,7 +128,7 @@ class Store:
         state = [_state(path) for path in self.paths]
         if self._cache is None or self._cache.state != state:
             self._cache = self._read(state)
-        entitle(self._cache.styles)
+        entitle(self._cache.styles, self._cache.places)
         return self._cache
 
     def _read(self, state: object) -> _Snapshot:
@@ -157,7 +158,10 @@ class Store:
         tables = {name: latest(name, found) for name, found in parts.items()}
         named = tables["cells"].select(["method", "title"]).to_pylist()
         titles = {row["method"]: row["title"] for row in sorted(named, key=lambda row: row["title"] or "")}
-        return _Snapshot(state, tables, everything, own, damaged, spare_styles(titles))
+        sizes = tables["trials"].group_by(["dataset", "train_size", "unit", "train_examples"]).aggregate([])
+        named_sets = short_names(tables["cells"]["dataset"].unique().to_pylist())
+        places = PlaceNames(named_sets, example_counts(sizes.to_pylist()))
+        return _Snapshot(state, tables, everything, own, damaged, spare_styles(titles), places)
 
 
 def remembered(make: Callable[Concatenate[Store, Arguments], T]) -> Callable[Concatenate[Store, Arguments], T]:

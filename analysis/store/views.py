@@ -175,8 +175,9 @@ _ALL = (
     View(
         "signs",
         "One row per feasible cell, what its result rests on: seeds, examples, how many rates share the best score "
-        "(`rates_tied`), whether every confirmed run scores as zero-shot (`untrained`), and what the last epoch "
-        "brought to the mean validation score, null where not to all runs (`still_rising`).",
+        "(`rates_tied`), whether three seeds or more all have one test score (`scores_equal`) and whether every "
+        "confirmed run scores as zero-shot (`untrained`), and what the last epoch brought to the mean validation "
+        "score, null where not to all runs (`still_rising`).",
         """
         with points as (
           select sweep, cell_id, arg_min(val_score, slot) as score from last_attempts
@@ -199,13 +200,15 @@ _ALL = (
                  filter (m.epoch < t.epochs) as gain
           from metrics m join confirmed t using (sweep, trial_id, attempt) group by m.sweep, m.cell_id, m.trial_id
         ), scored as (
-          select sweep, cell_id, count(test_score) as seeds_scored from confirmed group by all
+          select sweep, cell_id, count(test_score) as seeds_scored,
+                 count(test_score) > 2 and max(test_score) - min(test_score) < 1e-12 as scores_equal
+          from confirmed group by all
         ), last as (
           select sweep, cell_id, case when min(gain) > 0 then avg(gain) end as still_rising from gains group by all
         )
         select c.sweep, c.cell_id, c.model, c.dataset, c.train_size, c.method, c.reference, c.budget, c.count, c.dof,
-               c.lr_centre, c.confirm_seeds, n.seeds_scored, c.val_examples, c.test_examples, c.test_lacks, c.absent,
-               d.rates, d.rates_tied, u.under_tuned, s.untrained, l.still_rising
+               c.lr_centre, c.confirm_seeds, n.seeds_scored, n.scores_equal, c.val_examples, c.test_examples,
+               c.test_lacks, c.absent, d.rates, d.rates_tied, u.under_tuned, s.untrained, l.still_rising
         from cells c left join tied d using (sweep, cell_id) left join tuned u using (sweep, cell_id)
         left join same s using (sweep, cell_id) left join last l using (sweep, cell_id)
         left join scored n using (sweep, cell_id)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection, Sequence
 from typing import Any
 
@@ -11,18 +12,19 @@ from rich.table import Table
 from rich.text import Text
 
 from analysis.errors import StoreError
-from analysis.format import Row, change_text, duration, percent, quantity, ranged
+from analysis.format import Row, change_text, duration, listed, percent, plural, quantity, ranged
 from analysis.statistics import scaling
 from analysis.statistics.looks import level
 from analysis.statistics.runs import by
 from analysis.statistics.units.examples import example_intervals
 from analysis.store.columns import INT, PLACE, REAL, TEXT, limited, typed
 from analysis.store.store import Store
-from analysis.styles import place_of, place_text, size_key, style
+from analysis.styles import dataset_text, place_of, place_text, size_key, style, training_text
 from analysis.tables.terminal import print_whole, safe_console
-from analysis.words import conclusions
-from analysis.words.decisions import best_text, would_change
+from analysis.words.conclusions import Conclusion, conclude, preliminary
+from analysis.words.decisions import behind_text, best_text, would_change
 from analysis.words.parity import devices_apart
+from analysis.words.verdicts import size_of, untested, verdict_text
 from analysis.words.weak import absent_data, weak_evidence
 
 DIFFERENCE = ("difference", "difference_low", "difference_high")
@@ -49,11 +51,16 @@ RESULTS = pa.schema(
 
 
 def conclusion(store: Store) -> str:
-    """The sweep's answer in one sentence, no stronger than its tests allow."""
+    """The sweep's answer in sentences, no stronger than its tests allow."""
+    return str(conclusion_of(store))
+
+
+def conclusion_of(store: Store) -> Conclusion:
+    """The sweep's answer, with what else there is to say and how it was tested."""
     asked = scaling.question(store)
     methods = None if asked.focus is None else (asked.focus, asked.baseline)
     apart = devices_apart(store.table("parity").to_pylist(), methods)
-    return conclusions.conclude(scaling.comparisons(store), level(store), apart, asked)
+    return conclude(scaling.comparisons(store), level(store), apart, asked)
 
 
 def results_table(store: Store) -> pa.Table:
@@ -128,7 +135,7 @@ def _key(row: Row) -> tuple[str, str, str, str, str, str | None]:
 def print_results_table(
     store: Store, console: Console | None = None, references: Collection[str] | None = None
 ) -> None:
-    """Draw `results_table`: one block per data set and training size, infeasible cells listed beneath.
+    """Draw `results_table`: one block per data set and training size, with what was left out and how to read it.
 
     Args:
         references: the budgets to show, with the methods that have none; all.
@@ -145,32 +152,112 @@ def print_results_table(
     for (sweep, model, dataset, size), mine in by([r for r in rows if not r["absent"]], *PLACE).items():
         measured = scaling.score_name(store, dataset)
         of = f" of {model}" if several else ""
-        title = f"{sweep}: {measured}{of} on {place_text(dataset, size)}"
+        title = f"{sweep}: {measured}{of} on {dataset_text(dataset)}, trained on {training_text(dataset, size)}"
         print_whole(_block(title, measured, against, mine), console)
-    gone = [r for r in rows if _left_out(r) and not r["absent"]]
-    for (name, reference, model, note), mine in by(gone, "name", "reference", "model", "note").items():
-        (first, *more) = mine
-        where = f"{len(mine)} data sets or sizes" if more else place_text(first["dataset"], first["train_size"])
-        of = f" of {model}" if several else ""
-        console.print(f"  left out: {name} at {reference} on {where}{of}, {note}", highlight=False, markup=False)
-    for said in (*absent_data(rows), *_footnotes(rows)):
+    for said in (*_without_cells(rows), *absent_data(rows), *_footnotes(rows)):
         console.print(f"  {said}", style="dim", highlight=False, markup=False)
 
 
+def _without_cells(rows: Sequence[Row]) -> list[str]:
+    """A line for each method and budget that was left out, with the reason and the number of places."""
+    several = len({r["model"] for r in rows}) > 1
+    gone = [r for r in rows if _left_out(r) and not r["absent"]]
+    found = []
+    for (name, reference, model, note), mine in by(gone, "name", "reference", "model", "note").items():
+        (first, *more) = mine
+        where = f"{len(mine)} data sets or sizes" if more else place_text(first["dataset"], first["train_size"])
+        found.append(f"Left out: {name} at {reference} on {where}{f' of {model}' if several else ''}, {note}.")
+    return found
+
+
 def print_decisions(rows: Sequence[Row], console: Console) -> None:
-    """What to take at each budget (`decisions.decisions`): the methods, and beneath what would change the answer."""
+    """Say what to take at each budget (`decisions.decisions`), and what would change that.
+
+    It prints two lines for each budget, or one table if there are several data sets or models.
+    """
     rows = [r for r in rows if r["methods"] > 1]
-    several, models = len({place_of(r) for r in rows}) > 1, len({r["model"] for r in rows}) > 1
-    if rows:
-        console.print("what to take at each budget; = stands between methods that no test tells apart", style="bold")
+    if not rows:
+        return
+    console.print("\nWhat to take at each budget, and what would change it", style="bold")
+    if len({place_of(r) for r in rows}) > 1:
+        print_whole(_decision_table(rows), console)
+        console.print(f"  {_decision_note(rows)}", style="dim")
+    else:
+        _print_each(rows, console)
+    if any(_prospects(r)[1] == _RATES for r in rows):
+        console.print(f"  {_LESS_NOISE}", style="dim")
+
+
+_RATES = "rates"
+_LESS_NOISE = (
+    "The choice of learning rates is less uncertain with more validation examples, or with more re-runs of the best "
+    "rates (search.rerun_seeds)."
+)
+
+
+def _print_each(rows: Sequence[Row], console: Console) -> None:
+    """Print two lines for each budget."""
     for r in rows:
-        at = f"{r['reference']} on {place_text(r['dataset'], r['train_size'])}" if several else r["reference"]
-        at += f" of {r['model']}" if models else ""
-        seconds = "" if r["seconds"] is None else f", {duration(r['seconds'])} of training a run"
-        score = ranged(percent(r["mean"]), percent(r["low"]), percent(r["high"]))
-        count = "" if r["adapter_params"] is None else f", {quantity(r['adapter_params'])} parameters"
-        console.print(f"  {at}: {best_text(r)}, {score} %{count}{seconds}")
+        score = ranged(f"{percent(r['mean'])} %", percent(r["low"]), percent(r["high"]))
+        count = "" if r["adapter_params"] is None else f", {plural(r['adapter_params'], 'parameter')}"
+        seconds = "" if r["seconds"] is None else f", {duration(r['seconds'])} of training per run"
+        console.print(f"  {r['reference']}: {best_text(r)}, {score}{count}{seconds}")
         console.print(f"    {would_change(r)}", style="dim")
+
+
+def _decision_table(rows: Sequence[Row]) -> Table:
+    """A line per place and budget."""
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    models, sizes = (len({r[column] for r in rows}) > 1 for column in ("model", "train_size"))
+    for head in ("data", *(["model"] if models else []), "budget", "take"):
+        table.add_column(head, no_wrap=True)
+    for head in ("score %", "next", "points [95 %]", "detectable", "seeds needed"):
+        table.add_column(head, justify="left" if head == "next" else "right", no_wrap=True)
+    previous = None
+    for r in rows:
+        place = place_text(r["dataset"], r["train_size"]) if sizes else dataset_text(r["dataset"])
+        table.add_row(
+            place if (place, r["model"]) != previous else "",
+            *([r["model"]] if models else []),
+            r["reference"],
+            preliminary(r["early"]) + _take(r),
+            percent(r["mean"]),
+            "" if r["next"] is None else style(r["next"]).name,
+            "" if r["ahead"] is None else behind_text(r),
+            *_prospects(r),
+        )
+        previous = place, r["model"]
+    return table
+
+
+def _take(row: Row) -> str:
+    """The best methods of a decision, and that they were not tested if so."""
+    return best_text(row) if untested(row["verdict"]) else listed([style(m).name for m in row["best"]], "or")
+
+
+def _prospects(row: Row) -> tuple[str, str]:
+    """What the seeds of a decision can detect, or its verdict; how many seeds would decide."""
+    if row["verdict"] != "not distinguishable" or row["detectable"] is None:
+        return verdict_text(row["verdict"]), ""
+    found = size_of(row["detectable"]) if row["detectable"] < 1 else "nothing"
+    if row["seeds_needed"] is not None:
+        return found, quantity(row["seeds_needed"])
+    return found, _RATES if row["seeds_needed_given_rates"] is not None else "over 1,000"
+
+
+def _decision_note(rows: Sequence[Row]) -> str:
+    """How the table of decisions is read."""
+    notes = [
+        "No test separates methods that are joined by 'or'; the score is that of the first.",
+        "Next: the method to compare it with, and how many points that one scores more or less.",
+        "Detectable: the smallest difference, in points, that these seeds can detect.",
+    ]
+    last = {_prospects(r)[1] for r in rows} - {""}
+    if last:
+        notes.append("Seeds needed: how many seeds a new sweep needs to detect the difference that was seen.")
+    if _RATES in last:
+        notes.append("'rates': more seeds alone would not help, since the choice of learning rates limits this.")
+    return " ".join(notes)
 
 
 def _left_out(row: Row) -> bool:
@@ -178,25 +265,46 @@ def _left_out(row: Row) -> bool:
 
 
 def _footnotes(rows: Sequence[Row]) -> list[str]:
-    """How the table is read, and what its marks mean where it has them."""
-    found = [
-        "\N{PLUS-MINUS SIGN} and [ ]: 95 % intervals over seeds, each for itself; differences in points, paired by "
-        "seed, the choice of rates in their intervals and verdicts, which are Holm-corrected, the question's method "
-        "and the others each for themselves"
-    ]
+    """How the table is read, and what its marks mean if it has them."""
+    found = [*_budget_notes(rows), *_name_notes(rows)]
+    found.append(
+        "\N{PLUS-MINUS SIGN} and [ ]: 95 % intervals. Differences, in points, are paired by seed and account for the "
+        "choice of learning rate. Verdicts are corrected for multiple comparisons (Holm)."
+    )
     if any(r["under_tuned"] for r in rows):
-        found.append("* perhaps under-tuned, as said above")
+        found.append("*: more learning rates might raise the score, see weak evidence.")
     if any(r["off_budget"] for r in rows):
         equal = limited(r["reference"] for r in rows).removeprefix("trainable ")
-        found.append(f"\N{DAGGER} off its budget by more than the tolerance: not a comparison at equal {equal}")
+        found.append(f"\N{DAGGER} off its budget by more than the tolerance: not a comparison at equal {equal}.")
     return found
+
+
+def _budget_notes(rows: Sequence[Row]) -> list[str]:
+    """What 'lora-8' means."""
+    found = {r["reference"]: r["budget"] for r in rows if re.fullmatch(r"lora-\d+", r["reference"] or "")}
+    if not found or len({r["model"] for r in rows}) > 1:
+        return []
+    (name, budget), *_ = found.items()
+    rank = name.removeprefix("lora-")
+    return [
+        f"{name}: the budget of {quantity(budget)} parameters, as many as LoRA of rank {rank} trains on the adapted "
+        "weights. Every method gets as many."
+    ]
+
+
+def _name_notes(rows: Sequence[Row]) -> list[str]:
+    """The full ids of the data sets that have short names here."""
+    ids = dict.fromkeys(r["dataset"] for r in rows)
+    named = [f"{dataset_text(each)} = {each}" for each in ids if dataset_text(each) != each]
+    return [f"Data: {', '.join(named)}."] if named else []
 
 
 def _block(title: str, measured: str, against: str, rows: list[Row]) -> Table:
     table = Table(title=title, title_justify="left", box=None, pad_edge=False, header_style="bold", title_style="bold")
     table.add_column("method", no_wrap=True)
     table.add_column("budget", no_wrap=True)
-    for name in ("parameters", "rate", f"{measured.removeprefix('test ')} %", "n", f"vs {against} [95 %]"):
+    score = f"{measured.removeprefix('test ')} %"
+    for name in ("parameters", "learning rate", score, "seeds", f"vs {against} [95 %]"):
         table.add_column(name, justify="right", no_wrap=True)
     table.add_column("verdict", no_wrap=True)
     previous = None
@@ -234,4 +342,4 @@ def _verdict(row: Row) -> Text:
     if row["note"]:
         return Text(row["note"], style="dim")
     colour = {"higher": "bold green", "lower": "bold red"}.get(row["verdict"] or "", "dim")
-    return Text(row["verdict"] or "", style=colour)
+    return Text(verdict_text(row["verdict"]), style=colour)

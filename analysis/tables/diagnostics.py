@@ -1,7 +1,8 @@
-"""What `sweeps analyze` left in a results folder, for the report: figures, their sentences, tables of their numbers.
+"""What `sweeps analyze` left in a results folder: figures, their sentences, and tables of their numbers.
 
-Reads files only, so the report needs neither torch nor the weights. A figure is `diagnostics/STEM.svg` with `STEM.txt`;
-the numbers are the store's tables of the diagnostic's name. Sheets are of what was computed last of a cell.
+This reads files only, so the report needs neither torch nor the weights. A figure is `diagnostics/STEM.svg`, and its
+sentence is in `STEM.txt`. The numbers are in the store's table of that name. A sheet shows what was computed last for
+each cell.
 """
 
 from __future__ import annotations
@@ -16,13 +17,13 @@ from analysis.tables.sheet import BUDGET, METHOD, PARAMETERS, Column, Sheet, col
 FOLDER = "diagnostics"
 WIDE = ("spectrum",)
 SHEETS = {"spectrum": ("spectrum", "approximation"), "cka": ("cka",), "landscape": ("landscape",)}
-"""Sheets under a figure, by its stem."""
+"""The sheets shown with a figure, by its file stem."""
 CORNERS = {"lora": (0.0, 0.0), "randlora": (1.0, 0.0), "full": (0.5, 1.0)}
-"""Where the three models of a loss plane stand, in order."""
+"""Coordinates of the three models of a loss plane, in order."""
 
 
 def diagnostic_sheets(store: Store) -> list[Sheet]:
-    """A table per diagnostic that the store has rows of."""
+    """Return a table for each diagnostic that the store has rows of."""
     found = []
     for name, (title, query, columns) in _SHEETS.items():
         rows = store.sql(query).to_pylist() if store.table(name).num_rows else []
@@ -34,7 +35,7 @@ def diagnostic_sheets(store: Store) -> list[Sheet]:
 
 
 def _numbers(*keys: str) -> tuple[Column, ...]:
-    """A column of each key, headed by it."""
+    """Make a column for each key, with the key as its heading."""
     return tuple(number(key.replace("_", " "), key) for key in keys)
 
 
@@ -48,7 +49,7 @@ qualify unit = first_value(unit) over (partition by {_PLACE}, model, method, ref
 """
 _SHEETS: dict[str, tuple[str, str, tuple[Column, ...]]] = {
     "spectrum": (
-        "Updates' spectra: means over target weights",
+        "Spectra of the updates: means over the adapted weights",
         f"""
         select {_PLACE}, method, reference, adapter_params, avg(stable_rank) as stable_rank,
                avg(effective_rank) as effective_rank, avg(frobenius) as frobenius_norm, avg(overlap) as overlap
@@ -57,7 +58,7 @@ _SHEETS: dict[str, tuple[str, str, tuple[Column, ...]]] = {
         (METHOD, BUDGET, *_numbers("stable_rank", "effective_rank", "frobenius_norm", "overlap")),
     ),
     "approximation": (
-        "Full fine-tuning's update approximated: relative error, mean over the weights looked at",
+        "Relative error when a method approximates the update of full fine-tuning (mean over the weights)",
         f"""
         select {_PLACE}, form as method, 'lora-' || lora_rank as reference,
                sum(parameters) filter (not random) as adapter_params,
@@ -102,7 +103,7 @@ _SHEETS: dict[str, tuple[str, str, tuple[Column, ...]]] = {
         (METHOD, BUDGET, *_numbers("first_layer", "mean_over_layers", "last_layer")),
     ),
     "landscape": (
-        "Barriers on the straight path between two models",
+        "Loss barriers on the straight path between two models",
         f"""
         with newest as (
           select * from landscape where kind = 'edge'
@@ -122,4 +123,4 @@ _SHEETS: dict[str, tuple[str, str, tuple[Column, ...]]] = {
 }
 
 DIAGNOSTIC_SHEETS = tuple(f"diagnostic_{name}" for name in _SHEETS)
-"""Names of the sheets there may be."""
+"""Names of the possible sheets."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
 
 from analysis.format import Row, change_text, p_text
@@ -10,16 +11,19 @@ from analysis.statistics.differences import changes
 from analysis.statistics.scaling import question
 from analysis.store.store import Store
 from analysis.styles import style
-from analysis.tables.results import SEEDS, VERDICT
-from analysis.tables.sheet import METHOD, Column, Sheet, columns_of, number, text
+from analysis.tables.results import SEEDS
+from analysis.tables.sheet import METHOD, Column, Sheet, columns_of, number
 from analysis.words.conclusions import idle_text
 
 _DOUBLED = {
     slopes.RANK: "rank, parameters equal",
     slopes.PARAMETERS: "parameters, rank equal",
-    slopes.CONTRAST: "rank less parameters",
+    slopes.CONTRAST: "the difference of these two slopes",
 }
-_ENDS = {"difference at the one, points [95 %]": "at_least", "at the other": "at_most"}
+_ENDS = {"difference at the smallest, points [95 %]": "at_least", "difference at the largest": "at_most"}
+_RANGE = "range, cells and seeds"
+_SLOPES = {"higher": "above zero", "lower": "below zero", "not distinguishable": "not distinguishable from zero"}
+_CHANGES = {"higher": "rises", "lower": "falls", "not distinguishable": "no change detected"}
 
 
 def _end(name: str, r: Row) -> str:
@@ -27,7 +31,7 @@ def _end(name: str, r: Row) -> str:
 
 
 def changed(store: Store, baseline: str | None = None) -> Sheet:
-    """Whether the difference of the question's method to a baseline changes with the budget."""
+    """Test whether the difference between the method in question and a baseline changes with the budget."""
     rows = changes(store, baseline).to_pylist()
     return Sheet(
         "changes",
@@ -35,46 +39,49 @@ def changed(store: Store, baseline: str | None = None) -> Sheet:
         columns_of(
             rows,
             METHOD,
-            text("from", "least"),
-            text("to", "most"),
+            Column("budgets", lambda r: f"{r['least']} to {r['most']}", label=True, beneath=True),
             *(Column(head, partial(_end, end), "number") for head, end in _ENDS.items()),
             Column("change, points [95 %]", change_text, "number"),
+            Column("the difference", lambda r: _CHANGES.get(r["verdict"], r["verdict"])),
             SEEDS,
-            number("p, Holm", "p_holm", p_text),
-            VERDICT,
+            number("p, corrected (Holm)", "p_holm", p_text),
         ),
         rows,
-        "The difference at the largest matched budget that every data set has, less that at the smallest, seed by "
-        "seed; higher: it rises with the budget, lower: it falls. The test is that of the comparisons, the choice of "
-        "the four rates included; the mean over data sets comes first, then Holm's steps over them: a family of its "
-        "own.",
+        "The change is the difference at the largest budget less the difference at the smallest, seed by seed. The "
+        "budgets are those that every data set has. The test accounts for the choice of all four learning rates. The "
+        "mean over data sets is tested first, and Holm's correction covers the data sets.",
         strong=lambda r: r["dataset"] is None,
     )
 
 
+def _scope(r: Row) -> str:
+    return f"variants of {style(r['scope']).name}" if r["scope"] else "all methods"
+
+
 def rank_effects(store: Store) -> Sheet:
-    """What a doubling of the rank, and of the parameters, brings."""
+    """Estimate what a doubling of the rank, and of the parameters, adds to the score."""
     rows = slopes.effects(store).to_pylist()
     return Sheet(
         "rank_effects",
         "Rank against parameters",
         columns_of(
             rows,
-            Column("doubled", lambda r: _DOUBLED[r["effect"]]),
-            Column("over", lambda r: f"variants of {style(r['scope']).name}" if r["scope"] else "all methods"),
-            number("from", "least"),
-            number("to", "most"),
-            number("cells", "cells"),
-            SEEDS,
-            Column("points [95 %]", lambda r: change_text(r, "slope"), "number"),
-            number("p, Holm", "p_holm", p_text),
-            VERDICT,
+            Column("doubled", lambda r: _DOUBLED[r["effect"]], label=True),
+            Column("over", _scope, label=True),
+            Column("points per doubling [95 %]", lambda r: change_text(r, "slope"), "number"),
+            Column("the slope is", lambda r: _SLOPES.get(r["verdict"], r["verdict"])),
+            number("p, corrected (Holm)", "p_holm", p_text),
+            number("from", "least", group=_RANGE),
+            number("to", "most", group=_RANGE),
+            number("cells", "cells", group=_RANGE),
+            replace(SEEDS, group=_RANGE),
         ),
         rows,
-        "Slopes of the test score per doubling, fitted for each seed: over the methods of one budget, each budget with "
-        "a level of its own; over the budgets of methods whose rank stays, each method with a level of its own. The "
-        "rank is the largest that an update can have. Methods differ in more than rank: variants of one method are the "
-        "cleaner evidence. The last rows are the one slope less the other. t tests over seeds, the choice of rates "
-        "included, Holm-corrected over this table, data sets included: a family apart from the comparisons, whose "
+        "Each row is a slope: the points that one doubling adds to the test score, fitted for each seed. The first "
+        "rows double the rank and compare the methods of one budget. The next rows double the parameters and compare "
+        "the budgets of methods whose rank stays the same. The last rows subtract the second slope from the first. The "
+        "rank is the largest that an update can have. Methods differ in more than rank, so variants of one method are "
+        "the cleaner evidence. The t tests over seeds account for the choice of rates, and Holm's correction covers "
+        "this table. These tests are separate from the comparisons, whose "
         f"verdict on two methods of one budget may differ.{idle_text(slopes.idle(store))}",
     )

@@ -6,19 +6,39 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
-from analysis.format import Row, duration, freedom, off_budget, percent, points, quantity, score_text
+from analysis.format import Row, duration, freedom, listed, off_budget, percent, points, quantity, score_text
 from analysis.statistics.choice import choice_variances, run_noises
+from analysis.statistics.runs import by
 from analysis.statistics.sizing.estimates import foresight
 from analysis.statistics.tuning import NEAR, best_of_n, rates, sharpness
 from analysis.store.columns import limited
 from analysis.store.store import Store
 from analysis.styles import size_key, style
 from analysis.tables.results import LONG
-from analysis.tables.sheet import BUDGET, METHOD, PARAMETERS, PLACE, Column, Sheet, columns_of, number, pivoted, text
+from analysis.tables.sheet import (
+    BUDGET,
+    METHOD,
+    PARAMETERS,
+    PLACE,
+    Column,
+    Sheet,
+    columns_of,
+    number,
+    origins,
+    pivoted,
+    text,
+    where,
+)
+from analysis.words.weak import why_under_tuned
 
 MOST_FAILURES = 50
 SPREADS = {"noise": "a run", "choice": "the choice"}
 AT_LEAST = "\N{GREATER-THAN OR EQUAL TO} "
+COUNTS, CHOICE, MACHINE = "parameters", "how the rate was chosen", "device"
+"""Groups of columns of `parity`."""
+MORE_COST = "all runs, speed and storage"
+COLUMNS_BESIDE = 7
+"""Columns of scores that a page of 1,280 pixels has room for."""
 
 
 def parity_rows(store: Store) -> list[Row]:
@@ -36,38 +56,42 @@ def _order(r: Row) -> tuple[Any, ...]:
 
 
 def parity(rows: list[Row]) -> Sheet:
-    """Counts, allowance and edges, cell by cell."""
+    """Parameters, tuning and seeds of every cell: what was equal, and what was not."""
+    unit = limited(r["reference"] for r in rows).removeprefix("trainable ")
     columns = columns_of(
         rows,
         METHOD,
         BUDGET,
-        number(f"budget, {limited(r['reference'] for r in rows).removeprefix('trainable ')}", "budget"),
-        Column("built", _built, "number"),
-        Column("degrees of freedom", lambda r: freedom(r["dof"], r["dof_measured"], r["dof_at_most"]), "number"),
-        number("residual", "residual_fraction", off_budget),
-        text("allocation", "allocation"),
+        Column("parameters built", _built, "number"),
+        number("distance from the budget", "residual_fraction", off_budget),
         Column("tuning used / given", _allowance, "number"),
-        text("rates", "rates_tried", "number"),
-        number("chosen", "chosen_lr"),
-        number("last gain, points", "last_gain", points),
-        text("under-tuned?", "under_tuned"),
-        *(Column(f"sd of {head}, points", partial(_sd, part), "number") for part, head in SPREADS.items()),
-        text("ran on", "computed_on"),
-        *([number("images compared", "negatives")] if any(r["negatives"] for r in rows) else []),
-        Column("seeds", lambda r: f"{r['seeds_confirmed']} / {r['confirm_seeds']}", "number"),
+        number("chosen learning rate", "chosen_lr"),
+        Column("perhaps under-tuned", lambda r: why_under_tuned(r) if r["under_tuned"] else "", "long"),
+        Column("seeds, run / declared", lambda r: f"{r['seeds_confirmed']} / {r['confirm_seeds']}", "number"),
+        number(f"budget, {unit}", "budget", group=COUNTS),
+        Column(
+            "degrees of freedom", lambda r: freedom(r["dof"], r["dof_measured"], r["dof_at_most"]), "number", COUNTS
+        ),
+        text("allocation", "allocation", group=COUNTS),
+        text("rates tried", "rates_tried", "number", CHOICE),
+        number("last gain, points", "last_gain", points, CHOICE),
+        *(Column(f"sd of {head}, points", partial(_sd, part), "number", CHOICE) for part, head in SPREADS.items()),
+        text("device and precision", "computed_on", group=MACHINE),
+        *([number("images compared", "negatives", group=MACHINE)] if any(r["negatives"] for r in rows) else []),
     )
     note = (
-        "Degrees of freedom: directions that updates can move in, \N{ALMOST EQUAL TO} where measured on a small one, "
-        "\N{LESS-THAN OR EQUAL TO} where a bound. Last gain: what the expected best validation score rose by when the "
-        "number of learning rates went from one fewer to all of them; a large gain says that more tuning might have "
-        "helped. Under-tuned: the choice is the end of its range, few of the points tried have finished, or the last "
-        "gain is above half a point; a wider range (search.widen) or more trials, and the same command, go on from "
-        "here. Sd of a run: of its validation score, one for all methods unless one is clearly noisier; of the choice: "
-        "of the expected score, as another draw of that noise might choose another rate."
-        + " Images compared: those that the contrastive loss compares each with; fewer than the batch where "
-        "train.negatives is 'part'." * any(r["negatives"] for r in rows)
+        "A cell is perhaps under-tuned for one of three reasons. Its chosen rate is at the edge of the range, few of "
+        "its rates have finished, or the last gain is above half a point. To continue, give a wider range "
+        "(search.widen) or more trials in the sweep file and run the same command. Last gain is the rise of the "
+        "expected best validation score when the number of rates goes from one fewer to all of them. Degrees of "
+        "freedom count the directions in which updates can move. \N{ALMOST EQUAL TO} marks those that were measured on "
+        "a small update, and \N{LESS-THAN OR EQUAL TO} marks upper bounds. Sd of a run is the standard deviation of "
+        "its validation score; all methods share one value unless a method is clearly noisier. Sd of the choice is "
+        "the standard deviation of the expected score if that noise were drawn again and another rate chosen."
+        + " Images compared is the number of images that the contrastive loss compares each image with. It is smaller "
+        "than the batch if train.negatives is 'part'." * any(r["negatives"] for r in rows)
     )
-    return Sheet("parity", "Parity: counts, allowance, edges", columns, rows, note, folded=len(rows) > LONG)
+    return Sheet("parity", "Parameters, tuning and seeds", columns, rows, note, folded=len(rows) > LONG)
 
 
 def _sd(part: str, r: Row) -> str:
@@ -90,7 +114,7 @@ def _allowance(r: Row) -> str:
 
 
 def learning_rates(store: Store) -> Sheet:
-    """Stage TUNE's validation scores, the numbers of the figures of learning rates."""
+    """Validation scores of stage TUNE: the numbers of the figures of learning rates."""
     rows = sorted(rates(store).to_pylist(), key=_order)
     columns = columns_of(
         rows,
@@ -102,26 +126,33 @@ def learning_rates(store: Store) -> Sheet:
         number("runs", "n"),
         text("failed", "failed", "number"),
     )
-    return Sheet("learning_rates", "Stage TUNE, rate by rate", columns, rows, "* chosen.", folded=True)
+    return Sheet(
+        "learning_rates",
+        "Validation score of each learning rate",
+        columns,
+        rows,
+        legend="* The chosen rate.",
+        folded=True,
+    )
 
 
 def expected(store: Store) -> Sheet:
-    """Expected best validation score of n rates."""
+    """Expected best validation score if fewer rates had been tried."""
     note = (
-        "Expected best validation score, %, had only n of the learning rates been tried, drawn at random (Tang et al. "
-        "2020; a grid is no random sample, and n even points would do better): a row still rising at its end says that "
-        "more tuning would have helped."
+        "Each number is the expected best validation score in % if only n of the learning rates had been tried, drawn "
+        "at random (Tang et al. 2020). If a row still rises at its end, more tuning would probably have helped. A grid "
+        "is not a random sample: n evenly spaced rates would do better than n random ones."
     )
-    title = "Was anyone under-tuned? Expected best of n rates"
+    title = "Was a method under-tuned? Expected best of n rates"
     return _by_n("expected_best", title, note, best_of_n(store).to_pylist(), lambda r: percent(r["expected"]))
 
 
 def effort(store: Store) -> Sheet:
-    """The same in test terms."""
+    """Expected test score if fewer rates had been tried."""
     rows = [r for r in best_of_n(store).to_pylist() if r["test"] is not None]
     note = (
-        "Expected test score, % with its pointwise 95 % interval, had only n of the learning rates been tried: the "
-        "confirmed score at the chosen rate, less what the best of n rates validates below it."
+        "Each number is the expected test score in %, with a pointwise 95 % interval, if only n of the learning rates "
+        "had been tried. It is the confirmed score at the chosen rate minus the expected loss in validation score."
     )
     title = "Test score against tuning effort"
     return _by_n("tuning_effort", title, note, rows, lambda r: score_text(r, "test", "test_low", "test_high"))
@@ -131,7 +162,9 @@ def _by_n(name: str, title: str, note: str, rows: Sequence[Row], form: Callable[
     rows = sorted(pivoted(rows, ("sweep", "cell_id"), "n"), key=_order)
 
     def cell(n: int) -> Column:
-        return Column(f"n = {n}", lambda r: form(r["by"][n]) if n in r["by"] else "", "number")
+        first = (n - 1) // COLUMNS_BESIDE * COLUMNS_BESIDE + 1
+        group = f"n from {first} to {min(most, first + COLUMNS_BESIDE - 1)}" if first > 1 else ""
+        return Column(f"n = {n}", lambda r: form(r["by"][n]) if n in r["by"] else "", "number", group)
 
     most = max((len(r["by"]) for r in rows), default=0)
     columns = columns_of(rows, METHOD, BUDGET, *(cell(n) for n in range(1, most + 1)))
@@ -139,7 +172,7 @@ def _by_n(name: str, title: str, note: str, rows: Sequence[Row], form: Callable[
 
 
 def sharp(store: Store) -> Sheet:
-    """How exactly each cell's rate must be met."""
+    """How exactly the learning rate of each cell must be met."""
     rows = sorted(sharpness(store).to_pylist(), key=_order)
     columns = columns_of(
         rows,
@@ -150,35 +183,41 @@ def sharp(store: Store) -> Sheet:
         number("best validation score, %", "best", percent),
     )
     note = (
-        f"Decades of learning rate around the best one in which the validation score stays within {100 * NEAR:g} point "
-        f"of its. {AT_LEAST.strip()}: the range tried ends before. Scores are noisy, and so is the best of them."
+        "Decades within a point is the width of the range of learning rates whose validation score is at most "
+        f"{100 * NEAR:g} point below the best. A decade is a factor of ten. {AT_LEAST.strip()} marks a range that is "
+        "cut off at the edge of what was tried. Scores are noisy, and the best of them is too."
     )
-    return Sheet("sharpness", "How exactly a rate must be met", columns, rows, note, folded=True)
+    return Sheet("sharpness", "How exactly the learning rate must be met", columns, rows, note, folded=True)
 
 
 def cost(store: Store) -> Sheet:
-    """What every method and budget took."""
+    """What every method and budget cost."""
     rows = store.table("cost").to_pylist()
     rows.sort(key=lambda r: (r["sweep"], style(r["method"]).order, r["method"], r["adapter_params"] or 0))
+    sweep = Column("sweep", lambda r: str(r["sweep"]), label=True, beneath=True)
     columns = [
-        *([text("sweep", "sweep")] if len({r["sweep"] for r in rows}) > 1 else []),
+        *([sweep] if len({r["sweep"] for r in rows}) > 1 else []),
         METHOD,
         BUDGET,
         PARAMETERS,
-        number("attempts", "attempts"),
-        number("trial time in all", "hours", lambda v: duration(None if v is None else 3600 * v)),
-        number("per trial", "seconds_per_trial", duration),
-        number("training", "seconds_train", duration),
-        number("overhead", "seconds_overhead", duration),
-        number("examples/s", "samples_per_second", lambda v: "" if v is None else f"{v:,.0f}"),
+        number("time of a run", "seconds_per_trial", duration),
+        number("of it training", "seconds_train", duration),
         number("peak memory, MiB", "peak_memory_bytes", lambda v: "" if v is None else f"{v / 2**20:,.0f}"),
-        number("stored, bytes", "stored_bytes"),
+        number("runs", "attempts", group=MORE_COST),
+        number("time of all runs", "hours", lambda v: duration(None if v is None else 3600 * v), MORE_COST),
+        number("of a run neither training nor evaluation", "seconds_overhead", duration, MORE_COST),
+        number("examples per second", "samples_per_second", lambda v: "" if v is None else f"{v:,.0f}", MORE_COST),
+        number("stored bytes", "stored_bytes", group=MORE_COST),
     ]
-    return Sheet("cost", "What it cost", columns, rows)
+    note = (
+        "Times of a run are means over finished runs. Stored bytes are those of the frozen bases and the stored "
+        "starting points of a method."
+    )
+    return Sheet("cost", "What each method cost", columns, rows, note)
 
 
 def estimate(store: Store) -> Sheet:
-    """Estimate against actual of the last run."""
+    """Estimate and actual cost of the last run of the sweep."""
     rows = foresight(store).to_pylist()
     columns = [
         Column("quantity", lambda r: r["quantity"] + (f", {r['unit']}" if r["unit"] else "")),
@@ -187,38 +226,41 @@ def estimate(store: Store) -> Sheet:
         number("actual", "actual"),
         number("actual / estimated", "ratio"),
     ]
-    return Sheet("estimate", "Estimated before the last run, against what it took", columns, rows)
+    return Sheet("estimate", "What the last run was estimated to cost, and what it cost", columns, rows)
 
 
 def failures(store: Store) -> Sheet:
-    """Failed attempts with their reasons, the first `MOST_FAILURES`."""
+    """The first `MOST_FAILURES` failed attempts, with their reasons."""
     rows = store.table("failures").to_pylist()
     columns = [
-        text("trial", "trial_id", "code"),
-        number("attempt", "attempt"),
-        text("stage", "stage"),
         METHOD,
         BUDGET,
         PLACE,
+        text("stage", "stage"),
         number("learning rate", "lr"),
+        number("attempt", "attempt"),
         text("reason", "reason", "long"),
-        Column("afterwards", lambda r: "finished on a later attempt" if r["recovered"] else "not recovered"),
+        Column("afterwards", lambda r: "finished on a later attempt" if r["recovered"] else "not recovered", "long"),
+        text("trial", "trial_id", "code"),
     ]
     more = len(rows) - MOST_FAILURES
-    note = f"And {more} more: sweeps query {store.path.name} failures" if more > 0 else ""
-    return Sheet("failures", "Failed attempts", columns, rows[:MOST_FAILURES], note)
+    legend = f"{more} more attempts failed. To list them: sweeps query {store.path.name} failures" if more > 0 else ""
+    return Sheet("failures", "Failed attempts", columns, rows[:MOST_FAILURES], legend=legend)
 
 
 def infeasible(store: Store) -> Sheet:
-    """Cells that have no setting near enough to their budget."""
-    rows = [r for r in store.table("cells").to_pylist() if not r["feasible"] and not r["absent"]]
+    """Cells for which a method has no setting close enough to the budget."""
+    cells = [r for r in store.table("cells").to_pylist() if not r["feasible"] and not r["absent"]]
+    alike = by(cells, "sweep", "model", "method", "reference", "reason")
+    rows = [same[0] | {"places": listed([where(r) for r in same])} for same in alike.values()]
     columns = [
+        *origins(rows),
         METHOD,
         BUDGET,
-        PLACE,
-        number("aimed at", "budget"),
-        number("nearest", "count"),
-        number("off by", "residual_fraction", off_budget),
+        text("data", "places", "long"),
+        number("budget aimed at", "budget"),
+        number("nearest count", "count"),
+        number("distance", "residual_fraction", off_budget),
         text("why", "reason", "long"),
     ]
     return Sheet("infeasible", "Infeasible cells", columns, rows)

@@ -11,7 +11,7 @@ from analysis.curves import pareto, readings
 from analysis.curves.measured import EXAMPLES, axis, size_curves
 from analysis.format import Row, change_text, percent, quantity, ranged, score_text
 from analysis.store.store import Store
-from analysis.styles import style
+from analysis.styles import dataset_text, style
 from analysis.tables.console import DIFFERENCE
 from analysis.tables.sheet import BUDGET, METHOD, PARAMETERS, Column, Sheet, by_size, columns_of, number, origins, text
 
@@ -38,7 +38,7 @@ def _parameters(r: Row) -> str:
     return ", ".join(f"{name} {value:.4g}" for name, value in json.loads(r["parameters"]).items())
 
 
-_DATA = Column("data", lambda r: r["dataset"] or "mean over data sets")
+_DATA = Column("data", lambda r: dataset_text(r["dataset"] or "mean over data sets"), label=True, beneath=True)
 _COLUMNS: tuple[tuple[Column, ...], ...] = (
     (
         Column("against", lambda r: style(r["baseline"]).name),
@@ -78,7 +78,7 @@ def fitted(store: Store, x: str) -> list[Sheet]:
 
 
 def front(store: Store, x: str) -> Sheet:
-    """The cells on the Pareto front."""
+    """The cells on the Pareto front: no other cell has a higher score at a lower cost."""
     rows = [r for r in pareto.front(store, x).to_pylist() if r["on_front"]]
     columns = columns_of(
         rows,
@@ -86,15 +86,15 @@ def front(store: Store, x: str) -> Sheet:
         BUDGET,
         number(axis(x).label, "cost"),
         number("score, %", "score", percent),
-        number("on it, % of draws", "front_share", percent),
+        number("on the front in % of draws", "front_share", percent),
     )
-    return Sheet("front", "Cells that no other beats", columns, rows, folded=len(rows) > 20)
+    return Sheet("front", "Cells that no other cell beats in both score and cost", columns, rows, folded=len(rows) > 20)
 
 
 def sizes(store: Store) -> list[Sheet]:
-    """The numbers of the data-size curves, and what is read off their fits."""
+    """The scores by training size, and what the fitted curves say."""
     lines, columns = by_size(size_curves(store).to_pylist(), ("sweep", "model", "dataset", "method", "reference"))
-    note, lead = "Means over seeds with 95 % t intervals.", [*origins(lines), _DATA, METHOD, BUDGET]
+    note, lead = "Each score is a mean over seeds with its 95 % t interval.", [*origins(lines), _DATA, METHOD, BUDGET]
     whole = Sheet(SIZES[0], "Test score by training size", [*lead, *columns], lines, note, folded=len(lines) > 20)
     tables: tuple[tuple[str, pa.Table], ...] = (
         ("Where curves cross, in training examples", readings.crossing_table(store, EXAMPLES)),
@@ -110,7 +110,7 @@ def sizes(store: Store) -> list[Sheet]:
 
 
 def overlay(ours: Sequence[Row], theirs: Sequence[Row], source: str) -> Sheet:
-    """Our numbers and the published ones, row by row."""
+    """This sweep's scores and the published ones."""
     rows = [{**r, "whose": "this sweep"} for r in ours] + [{**r, "whose": source} for r in theirs]
     score = Column("score, % [95 %]", score_text, "number")
     columns = [text("from", "whose"), METHOD, text("setting", "reference"), PARAMETERS, score]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 
 from analysis.format import (
@@ -10,6 +11,7 @@ from analysis.format import (
     change_text,
     duration,
     level_text,
+    listed,
     p_text,
     percent,
     points,
@@ -21,7 +23,7 @@ from analysis.format import (
 from analysis.statistics.decisions import decisions
 from analysis.statistics.groups import groups, mean_ranks
 from analysis.statistics.inference import OVER_DATASETS
-from analysis.statistics.looks import level
+from analysis.statistics.looks import level, margin_of
 from analysis.statistics.scaling import PLANTED, comparisons, curve, question
 from analysis.statistics.sizing.seeds import DIFFERENCES, seeds_table
 from analysis.statistics.units.many import interquartile_means, wilcoxon
@@ -43,55 +45,115 @@ from analysis.tables.sheet import (
     text,
 )
 from analysis.words.decisions import best_text, would_change
+from analysis.words.verdicts import verdict_text
 
 LONG = 45
-"""A table of more rows is closed in the page until asked for."""
+"""The page closes a table of more rows until asked for."""
+MOST_NAMED = 6
+TESTS, DETECTABLE, TUNED = "tests", "what these seeds can detect", "learning rate, seeds and weak evidence"
+EFFECT = "size of the effect"
+OTHER_EXAMPLES = "intervals for other test examples"
+"""Groups of columns."""
 
 
 SEEDS = number("seeds", "n")
 PAIRS = Column(
-    "seeds", lambda r: f"{r['n']} sets" if _like_these(r) else f"{r['n'] / (r.get('datasets') or 1):.3g}", "number"
+    "seeds", lambda r: f"{r['n']} data sets" if _like_these(r) else f"{r['n'] / (r.get('datasets') or 1):.3g}", "number"
 )
-"""Seeds per data set, their mean where data sets have unequally many; the data sets of a row of sets like these."""
-BUDGETS = Column("budget", lambda r: r["reference"] or _several(r))
-SIZE = Column("size", lambda r: size_text(r["train_size"]))
-VERDICT = text("verdict", "verdict", "verdict")
+"""Seeds per data set, or their mean if data sets have different numbers; the data sets if they are the sample."""
+BUDGETS = Column("budget", lambda r: r["reference"] or _several(r), label=True, beneath=True)
+SIZE = Column("size", lambda r: size_text(r["train_size"]), label=True, beneath=True)
+VERDICT = Column("verdict", lambda r: verdict_text(r["verdict"]), "verdict")
 
 
 def results(store: Store) -> Sheet:
-    """Every feasible cell: setting, score, and the difference to the baseline at the same budget."""
-    versus = f"vs {style(question(store).baseline).name}"
-    rows = [r for r in results_table(store).to_pylist() if not (r["note"] or "").startswith("infeasible")]
+    """Every feasible cell: its score, and the difference to the baseline at the same budget."""
+    baseline = question(store).baseline
+    versus = style(baseline).name
+    cells = results_table(store).to_pylist()
+    rows = [r for r in cells if not _infeasible(r)]
     rows.sort(key=lambda r: (r["sweep"], r["dataset"], size_key(r["train_size"])))
+    compared_at = {(r["dataset"], r["train_size"], r["reference"]) for r in rows if r["verdict"]}
+
+    def verdict(r: Row) -> str:
+        place = (r["dataset"], r["train_size"], r["reference"])
+        is_baseline = r["method"] == baseline and place in compared_at
+        return verdict_text(r["verdict"]) or r["note"] or "baseline" * is_baseline
+
     columns = columns_of(
         rows,
         METHOD,
         BUDGET,
         Column("test score, % [95 %]", score_text, "number"),
-        Column("verdict", lambda r: r["verdict"] or r["note"] or "", "verdict"),
-        Column(f"{versus}, points [95 %]", lambda r: change_text(r, *DIFFERENCE), "number"),
-        Column("parameters", lambda r: quantity(r["adapter_params"]) + "\N{DAGGER}" * bool(r["off_budget"]), "number"),
-        Column("learning rate", lambda r: quantity(r["lr"]) + "*" * bool(r["under_tuned"]), "number"),
-        SEEDS,
-        Column("score, over test examples too, % [95 %]", _over_examples, "number"),
-        Column(f"{versus}, over them too, points", lambda r: _ends(r, "difference_", points), "number"),
-    )
-    note = (
-        "Intervals are 95 % intervals, each for itself. Differences are paired by seed. Verdicts are those of the "
-        'comparisons below; "not distinguishable" does not mean equal: see their power. Over test examples too: for '
-        "other examples of the same kind; the other intervals speak of this test set. * perhaps under-tuned."
-        + " \N{DAGGER} off its budget by more than the tolerance: no comparison at equal "
-        f"{limited(r['reference'] for r in rows).removeprefix('trainable ')}." * any(r["off_budget"] for r in rows)
+        Column(f"difference to {versus}, points [95 %]", lambda r: change_text(r, *DIFFERENCE), "number"),
+        Column("verdict", verdict, "verdict"),
+        replace(PARAMETERS, text=lambda r: quantity(r["adapter_params"]) + "\N{DAGGER}" * bool(r["off_budget"])),
+        Column("learning rate", lambda r: quantity(r["lr"]) + "*" * bool(r["under_tuned"]), "number", TUNED),
+        replace(SEEDS, group=TUNED),
+        text("weak evidence", "weak", "long", TUNED),
+        Column("test score, %", _over_examples, "number", OTHER_EXAMPLES),
+        Column(f"difference to {versus}, points", _difference_over_examples, "number", OTHER_EXAMPLES),
     )
     return Sheet(
         "results",
-        "Test score of every cell",
+        "Test score of every method",
         columns,
         rows,
-        note,
+        _how_computed(rows),
+        legend=_legend(rows, versus, margin_of(store)) + _without_row([r for r in cells if _infeasible(r)]),
         faint=lambda r: bool(r["note"]),
         folded=len(rows) > LONG,
     )
+
+
+def _legend(rows: Sequence[Row], versus: str, margin: float | None) -> str:
+    """Explain the signs and the verdicts that the rows have."""
+    verdicts = {r["verdict"] for r in rows}
+    said = ["Brackets hold 95 % intervals."] if any(r["low"] is not None for r in rows) else []
+    if verdicts & {"higher", "lower"}:
+        said.append(
+            f'"Higher" (green) and "lower" (red) say that the method of the row scores above or below {versus}.'
+        )
+    if "equivalent" in verdicts:
+        said.append(f'"Equivalent" says that the difference is smaller than {percent(margin)} points.')
+    if "not distinguishable" in verdicts:
+        said.append('"Not distinguishable" says that these runs cannot tell which is better; they may still differ.')
+    silent = [r for r in rows if r["verdict"] == "not distinguishable" and r["difference_low"] is not None]
+    if any(r["difference_low"] > 0 or r["difference_high"] < 0 for r in silent):
+        said.append(
+            "Its interval may still leave out zero, since verdicts are corrected for the number of comparisons and "
+            "intervals are not."
+        )
+    if any(r["off_budget"] for r in rows):
+        unit = limited(r["reference"] for r in rows).removeprefix("trainable ")
+        said.append(f"\N{DAGGER} The row misses its budget by more than the tolerance: its {unit} are not equal.")
+    return " ".join(said)
+
+
+def _infeasible(r: Row) -> bool:
+    return bool((r["note"] or "").startswith("infeasible"))
+
+
+def _without_row(cells: Sequence[Row]) -> str:
+    """Name the methods and budgets that could not run."""
+    names = list(dict.fromkeys(f"{r['name']} at {r['reference']}" for r in cells if not r["absent"]))
+    if not names:
+        return ""
+    rest = [f"{len(names) - MOST_NAMED} more"] if len(names) > MOST_NAMED else []
+    without = listed([*names[:MOST_NAMED], *rest])
+    return f" Infeasible, so without a row here: {without}. The section on failures says why."
+
+
+def _how_computed(rows: Sequence[Row]) -> str:
+    note = (
+        "The score is the mean over seeds, and its interval says how much that mean varies between seeds. Differences "
+        "are paired: both methods ran on the same seeds. Their intervals and verdicts account for the choice of "
+        "learning rate, and the verdicts are corrected for the number of comparisons (Holm). All of these intervals "
+        "hold for this test set. The intervals for other test examples also cover which examples were drawn."
+    )
+    if any(r["under_tuned"] for r in rows):
+        note += " * More tuning might help this row."
+    return note
 
 
 def _ends(r: Row, value: str, form: Callable[[float], str]) -> str:
@@ -103,31 +165,37 @@ def _over_examples(r: Row) -> str:
     return _ends(r, "", percent) or r["examples_note"] or ""
 
 
+def _difference_over_examples(r: Row) -> str:
+    return _ends(r, "difference_", points)
+
+
 def decided(store: Store) -> Sheet:
     """What to take at each budget, and what would change that."""
     rows = decisions(store).to_pylist()
+    several = any(len(r["best"]) > 1 for r in rows)
+    legend = "Score, parameters and training time are those of the first method that a row names." * several
     return Sheet(
         "decisions",
         "What to take at each budget",
         columns_of(
             rows,
             BUDGET,
-            Column("best", best_text),
+            number("parameters", "adapter_params"),
+            Column("best method", best_text),
             Column("test score, % [95 %]", score_text, "number"),
-            PARAMETERS,
-            number("training of a run", "seconds", duration),
-            Column("what would change the answer", would_change, "long"),
+            number("training time of a run", "seconds", duration, "training time"),
+            Column("the next best method, and how sure", would_change, "long"),
         ),
         rows,
-        "An equals sign stands between methods that no test tells apart from the one with the best mean, whose score "
-        "and cost these are. A difference is found when it would be seen four times in five, at the level of its row "
-        "in the comparisons, the choice of learning rates included.",
+        "A difference can be detected if a study like this one finds it in four of five repetitions. This accounts for "
+        "the correction for multiple comparisons and for the choice of learning rate.",
+        legend,
         folded=len(rows) > LONG,
     )
 
 
 def averages(store: Store) -> Sheet:
-    """Mean over data sets by method and budget, a column per training size: the form of the paper's Tables 11 to 14."""
+    """Mean over data sets of each method and budget, with a column for each training size."""
     rows = [r for r in curve(store).to_pylist() if r["dataset"] is None]
     found, sizes = by_size(rows, ("sweep", "model", "method", "reference"))
     facts = {"parameters": "adapter_params", "data sets": "n_datasets", "seeds": "n"}
@@ -137,19 +205,19 @@ def averages(store: Store) -> Sheet:
         "Mean test score over data sets",
         [*origins(found), METHOD, BUDGET, *columns[:1], *sizes, *columns[1:]],
         found,
-        "Every data set weighs the same; intervals are t intervals over seeds, so they speak of these data sets only. "
-        "Methods and budgets confirmed on every data set.",
+        "Every data set has the same weight. The t intervals over seeds hold for these data sets only. A method and "
+        "budget is in the table if it was confirmed on every data set.",
         folded=len(found) > LONG,
     )
 
 
 def _over_sizes(key: str, r: Row) -> str:
-    """A value of a row's training sizes: one, or the least and the largest."""
+    """Return the value of a row's training sizes, or the smallest and the largest if they differ."""
     return span({one[key] for one in r["by"].values()} - {None})
 
 
 def compared(store: Store, baseline: str | None = None) -> Sheet:
-    """Each method against a baseline at the same budget."""
+    """Compare each method with a baseline at the same budget."""
     baseline = baseline or question(store).baseline
     rows = comparisons(store, baseline).to_pylist()
     return Sheet(
@@ -164,31 +232,34 @@ def compared(store: Store, baseline: str | None = None) -> Sheet:
 
 
 def _reading(rows: Sequence[Row], alpha: float) -> str:
-    """How the table of comparisons is read."""
+    """Explain how the comparisons were computed."""
     note = (
-        "Intervals, p and verdict have the choice of learning rates in them: the test is widened by what another "
-        "draw of stage TUNE might have chosen. Simultaneous: all intervals of a family cover at once, 19 times in "
-        "20. A family is one method's rows in question, the mean over all budgets tested first and then Holm over "
-        f"the rest, or the rows of all other methods; each spends {level_text(alpha)}. Given the rates: the "
-        "verdict, were the chosen rates the only ones possible. Power: the chance that this comparison, at its "
-        f"level, finds a true difference of {100 * PLANTED:g} points; beside it the seeds that would find it, and "
-        "the smallest true difference that is found, four times in five; by simulation at the variances seen. "
-        "Parameters, ratio: the method's over the baseline's. Effect: Hedges' g of the paired differences, their "
-        "mean in their own standard deviations, with its 95 % interval, given the rates."
+        "Differences are paired by seed. Interval, p and verdict account for the choice of learning rate: another draw "
+        "of the tuning runs might have chosen another rate. Simultaneous intervals cover all differences of a family "
+        "at once, in 19 of 20 studies. The rows of the method in question are one family, and the rows of all other "
+        f"methods are another. The tests of each family share a level of {level_text(alpha)}. In the first family the "
+        'mean over all budgets is tested first, and Holm\'s correction covers the other rows. "Given the rates" is the '
+        "verdict if the chosen rates were the only ones possible. Effect is Hedges' g: the mean of the paired "
+        "differences divided by their standard deviation, with its 95 % interval, given the rates. Power is the "
+        f'chance that this comparison finds a true difference of {100 * PLANTED:g} points. "Seeds for it" is the '
+        'number of seeds that would find it in four of five studies (empty: over 1,000). "Detectable" is the smallest '
+        "true difference that these seeds find in four of five studies. The three come from simulations with the "
+        "variances seen here. "
+        "The ratio divides the parameters of the method by those of the baseline."
     )
     if (margin := next((r["margin"] for r in rows if r["margin"] is not None), None)) is not None:
-        note += f" Equivalent: the 90 % interval lies within {percent(margin)} points of zero, corrected alike."
+        note += f" Equivalent means that the corrected 90 % interval lies within {percent(margin)} points of zero."
     tests = list(dict.fromkeys(r["test"] for r in rows if r["n_datasets"] > 1))
     if tests:
-        note += f" Over data sets, of the budgets that all have: {'; '.join(tests)}. Without data sets like these, it "
-        note += "speaks of these alone."
+        note += f" Rows over data sets use the budgets that every data set has ({'; '.join(tests)}). They hold for "
+        note += "these data sets only, unless the row says that it holds for data sets like these."
     return note
 
 
 def _several(r: Row) -> str:
-    """What stands for the budget of a row over several."""
-    said = f"mean of {r['n_budgets']}"
-    return f"{said}, sets like these" if _like_these(r) else f"{said} budget{'s' * (r['n_budgets'] != 1)}"
+    """Return what stands in place of the budget in a row over several budgets."""
+    said = f"mean of {r['n_budgets']} budget{'s' * (r['n_budgets'] != 1)}"
+    return f"{said}, for data sets like these" if _like_these(r) else said
 
 
 def _like_these(r: Row) -> bool:
@@ -196,14 +267,15 @@ def _like_these(r: Row) -> bool:
 
 
 def gaps(store: Store) -> Sheet:
-    """Each method with a budget against full fine-tuning."""
+    """Compare each method that has a budget with full fine-tuning."""
     rows = comparisons(store, baseline="full").to_pylist()
     return Sheet(
         "full_fine_tuning",
         "Each method against full fine-tuning",
         _difference_columns(rows, ratio=False),
         rows,
-        "A family of its own: corrected over this table, whose columns are those of the comparisons at equal budgets.",
+        "The columns are those of the comparisons at equal budgets. The correction for multiple comparisons covers the "
+        "rows of this table.",
         folded=True,
     )
 
@@ -215,17 +287,26 @@ def _difference_columns(rows: Sequence[Row], *, ratio: bool) -> list[Column]:
         BUDGETS,
         Column("difference, points [95 %]", change_text, "number"),
         VERDICT,
-        Column("simultaneous, points", _simultaneous, "number"),
         PAIRS,
-        number("p", "p", p_text),
-        number("p, Holm", "p_holm", p_text),
-        text("given the rates", "verdict_given_rates", "verdict"),
-        Column("effect [95 %]", _effect, "number"),
-        number("power", "power", lambda v: "" if v is None else f"{100 * v:.0f} %"),
-        number("seeds for it", "seeds_needed"),
-        number("detectable, points", "detectable", percent),
-        *([number("parameters, ratio", "params_ratio", lambda v: "" if v is None else f"{v:.3f}")] if ratio else []),
+        Column("simultaneous interval, points", _simultaneous, "number", TESTS),
+        number("p", "p", p_text, TESTS),
+        number("p, corrected (Holm)", "p_holm", p_text, TESTS),
+        Column("given the rates", lambda r: verdict_text(r["verdict_given_rates"]), "verdict", TESTS),
+        Column("effect [95 %]", _effect, "number", EFFECT),
+        number(
+            f"power for {100 * PLANTED:g} points",
+            "power",
+            lambda v: "" if v is None else f"{100 * v:.0f} %",
+            DETECTABLE,
+        ),
+        number("seeds for it", "seeds_needed", group=DETECTABLE),
+        number("detectable, points", "detectable", percent, DETECTABLE),
+        *([number("parameters, ratio", "params_ratio", _ratio, EFFECT)] if ratio else []),
     )
+
+
+def _ratio(value: float | None) -> str:
+    return "" if value is None else f"{value:.3f}"
 
 
 def _simultaneous(r: Row) -> str:
@@ -240,24 +321,24 @@ def _effect(r: Row) -> str:
 
 
 def grouped(store: Store) -> Sheet:
-    """Groups of methods, at each budget, that the tests do not tell apart."""
+    """Group the methods of each budget that are not distinguishable from each other."""
     rows = groups(store).to_pylist()
     return Sheet(
         "groups",
-        "Groups that are not distinguishable",
+        "Which methods of a budget are distinguishable",
         columns_of(
             rows,
             BUDGET,
             METHOD,
             number("mean score, %", "mean", percent),
             SEEDS,
-            Column("group", lambda r: r["group"] if r["tested"] else f"{r['group']} (untested)"),
+            Column("group", lambda r: r["group"] if r["tested"] else f"{r['group']} (not tested)"),
         ),
         rows,
-        "At one budget, two methods that share a letter are not distinguishable; 'a' is the best group. Pairs with "
-        f"{style(question(store).baseline).name} have the verdicts of the table against it; the other pairs are tested "
-        "alike, the choice of rates included, Holm-corrected over all of them: a family of its own. Untested: no seed "
-        "in common with another, no spread between seeds, or what the choice of rates adds is not known.",
+        f"A pair with {style(question(store).baseline).name} has the verdict of the comparisons above. The other pairs "
+        "are tested in the same way, with Holm's correction over all of them. A method is not tested if it shares no "
+        "seed with another, if its seeds do not differ in score, or if the effect of the choice of rates is unknown.",
+        "Two methods of one budget that share a letter are not distinguishable. Group a has the best method.",
         folded=len(rows) > LONG,
     )
 
@@ -318,7 +399,7 @@ def many(store: Store) -> list[Sheet]:
 
 
 def seeds(store: Store, baseline: str | None = None, differences: Sequence[float] = DIFFERENCES) -> Sheet:
-    """Seeds that would see a difference, for each comparison with the baseline."""
+    """Return the number of seeds that would detect each of `differences`, for each comparison with the baseline."""
     baseline = baseline or question(store).baseline
     found = seeds_table(store, baseline, differences).to_pylist()
     rows = pivoted(found, ("sweep", "model", "dataset", "train_size", "method", "reference"), "difference")
@@ -327,15 +408,16 @@ def seeds(store: Store, baseline: str | None = None, differences: Sequence[float
         return Column(f"seeds for {100 * difference:g} points", lambda r: _needed(r["by"][difference]), "number")
 
     asked = dict.fromkeys(r["difference"] for r in found)
-    sd = number("sd of paired differences, points", "sd", percent)
+    sd = number("standard deviation of paired differences, points", "sd", percent)
     return Sheet(
         "seeds",
-        f"Seeds needed to see a difference to {style(baseline).name}",
+        f"Seeds needed to detect a difference to {style(baseline).name}",
         columns_of(rows, METHOD, BUDGETS, PAIRS, sd, *map(cell, asked)),
         rows,
-        "Least number of paired seeds (of each data set) that finds a true difference of that size four times in five, "
-        "at the row's level in the table of comparisons, the choice of rates included, which more seeds do not lessen; "
-        "in brackets, were the chosen rates the only ones possible. \N{EM DASH}: not within 1,000 seeds, or not known.",
+        "Each number is the smallest number of paired seeds (of each data set) that finds a true difference of that "
+        "size in four of five studies, at the level of its row in the comparisons. It includes the uncertainty of the "
+        "choice of rates, which more seeds do not reduce. The number in brackets leaves that out. \N{EM DASH} means: "
+        "more than 1,000 seeds, or not known.",
         strong=lambda r: r["reference"] is None,
         folded=True,
     )

@@ -2,28 +2,52 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import pyarrow as pa
 
-from analysis.format import Row, change_text, level_text, percent, points, span
+from analysis.format import Row, change_text, level_text, listed, percent, plural, points, span
 from analysis.statistics.inference import LEVEL, NOT_KNOWN, OVER_DATASETS
 from analysis.statistics.rank_effects import CONTRAST, PARAMETERS, RANK
 from analysis.statistics.scaling import EARLY, Question
 from analysis.store.columns import limited, of_dof
-from analysis.styles import in_order, place_of, place_text, style
+from analysis.styles import budget_text, dataset_text, in_order, place_of, place_text, style
+from analysis.words.verdicts import SAID, apart_text, inconclusive, missed_text, remedy, size_of, untested, verdict_text
 
 ASKED = Question()
 MATCHED = 0.05
 """Counts further apart than this, as a share, are not called equal."""
 _MOST = 4  # methods that are named
+_LISTED = 3  # budgets whose differences are listed; more have a range
 _DATASETS, _SIZES, _MODELS = "data sets", "sizes", "models"
-SAID = ("higher", "lower", "equivalent", "not distinguishable")
-"""The verdicts of what was tested."""
+
+
+@dataclass(frozen=True)
+class Conclusion:
+    """What a sweep answers to its question; all but the answer may be empty.
+
+    Attributes:
+        answer: one or two sentences: what a reader came for.
+        budgets: the verdicts at the single budgets, if the answer is on their average.
+        reasons: why there is no conclusion at some budgets.
+        limits: on other data sets, unlike budgets, and devices that differ.
+        basis: how it was tested.
+    """
+
+    answer: str
+    budgets: str = ""
+    reasons: str = ""
+    limits: str = ""
+    basis: str = ""
+
+    def __str__(self) -> str:
+        return " ".join(filter(None, (self.answer, self.budgets, self.reasons, self.limits, self.basis)))
 
 
 def interval_text(row: Row) -> str:
-    """'+1.3 points [0.2, 2.4]'; without the bracket where one seed gives no interval."""
+    """'+1.3 points [+0.2, +2.4]'; without the bracket if one seed gives no interval."""
     text = f"{points(row['difference'])} points"
     return text if row["low"] is None else f"{text} [{points(row['low'])}, {points(row['high'])}]"
 
@@ -38,32 +62,50 @@ def of_question(rows: Sequence[Row], asked: Question) -> list[Row]:
     return [r for r in rows if r["baseline"] == asked.baseline and asked.focus in (None, r["method"])]
 
 
-def conclude(compared: pa.Table, level: float = 1 - LEVEL, devices: str | None = None, asked: Question = ASKED) -> str:
-    """One sentence on the question's methods at the same budgets, from `scaling.comparisons`.
+def conclude(
+    compared: pa.Table, level: float = 1 - LEVEL, devices: str | None = None, asked: Question = ASKED
+) -> Conclusion:
+    """Answer the sweep's question from `scaling.comparisons`, no stronger than its verdicts.
 
-    It says 'higher', 'lower' or 'equivalent' only of budgets whose `verdict` does, and says so where the method in
-    question does not win, and first of all where it is preliminary, as seeds are to come. `level`: of the tests
-    (`looks.level`). `devices`: what they ran on, where that differs (`parity.devices_apart`).
+    It starts with 'Preliminary' while seeds are still to come.
+
+    Args:
+        level: of the tests (`looks.level`).
+        devices: what the methods ran on, if that differs (`parity.devices_apart`).
     """
     (a, b), rows = names_of(asked), of_question(compared.to_pylist(), asked)
     cells = [r for r in rows if r["reference"] is not None]
     whole = [r for r in rows if r["reference"] is None]
     if not cells:
-        return f"No conclusion about {a} and {b} yet: no budget at which both are confirmed with a common seed."
+        return Conclusion(f"No conclusion about {a} and {b} yet: no budget at which both are confirmed on one seed.")
     early = early_words(compared)
-    if all(_untested(r) for r in [*cells, *whole]):
-        return f"{early}No conclusion about {a} and {b}: {_why_untested(cells)} (observed {_range(cells)})."
-    text = early + (_each(cells, b) if asked.focus is None else _of_one(cells, whole, a, b))
-    text += f"; but devices or precision are NOT equal, {devices}" if devices else ""
-    n = sorted({r["n"] for r in cells})
-    seeds = str(n[0]) if len(n) == 1 else f"{n[0]} to {n[-1]}"
-    order = ", the mean first" if any(r["test"] != OVER_DATASETS for r in whole) else ""
-    paired = f"paired over {seeds} seed{'s' * (seeds != '1')}, the choice of learning rates included"
-    return f"{text} ({paired}, Holm-corrected at {level_text(level)}{order})."
+    if all(untested(r["verdict"]) for r in [*cells, *whole]):
+        return Conclusion(f"{early}No conclusion about {a} and {b}: {_why_untested(cells)} (observed {_range(cells)}).")
+    if asked.focus is None:
+        said, single, reasons = _of_each(cells, b)
+    else:
+        said, single, reasons = _of_one(cells, whole, a, b, advise=not early)
+    limits = _limits(cells, whole, devices)
+    answer, budgets, why, more = (
+        early + text if text else "" for text in (said, single, " ".join(reasons), " ".join(limits))
+    )
+    return Conclusion(answer, budgets, why, more, _basis(cells, whole, level))
+
+
+def _basis(cells: Sequence[Row], whole: Sequence[Row], level: float) -> str:
+    """How the comparisons were tested."""
+    counts = {round(r["n"] / (r["datasets"] or 1)) for r in cells}
+    seeds = f"{span(counts)} seed{'' if counts == {1} else 's'}"
+    first = ", the average over budgets first" if any(r["test"] != OVER_DATASETS for r in whole) else ""
+    equal = f"compared at equal {_limited(cells)} and " if _apart(cells) <= MATCHED else ""
+    return (
+        f"Methods are {equal}paired by seed ({seeds}). Differences account for the choice of learning rate. Verdicts "
+        f"are corrected for multiple comparisons (Holm, at {level_text(level)}{first})."
+    )
 
 
 def preliminary(seeds: str | None) -> str:
-    """How a sentence begins that is made while seeds are to come; nothing else. `seeds`: as of `looks.early`."""
+    """How a sentence begins while seeds are to come; else empty. `seeds`: as `looks.early` returns them."""
     return f"Preliminary, {seeds}: " if seeds else ""
 
 
@@ -72,42 +114,171 @@ def early_words(compared: pa.Table) -> str:
     return preliminary((compared.schema.metadata or {}).get(EARLY, b"").decode())
 
 
-def _each(cells: Sequence[Row], b: str) -> str:
-    """Every method against the baseline."""
+def _of_each(cells: Sequence[Row], b: str) -> tuple[str, str, list[str]]:
+    """Every method against the baseline: the answer, nothing, and why there is none on some methods."""
+    if len({(*place_of(r), r["reference"]) for r in cells}) > 1:
+        each = [[r for r in cells if r["method"] == method] for method in in_order({r["method"] for r in cells})]
+        names = [style(mine[0]["method"]).name for mine in each]
+        said = [_summary(mine, name, b) for name, mine in zip(names, each, strict=True)]
+        whose = (f"{name}: {text}" for name, text in zip(names, said, strict=True))
+        return f"{_matched(cells)}. {' '.join(whose)}", "", _reasons(cells)
+    at = f"at {_at(cells[0], '')}"
+    found = {verdict: [r for r in cells if r["verdict"] == verdict] for verdict in SAID}
+    said = [
+        f"{_named(rows)} {'scores' if len(rows) == 1 else 'score'} {verdict} than {b} {at}."
+        for verdict in SAID[:2]
+        if (rows := found[verdict])
+    ]
+    lead = _matched(cells)
+    said = [f"{lead} {said[0]}", *said[1:]] if said else [f"No conclusion: {at} no method is higher or lower than {b}."]
+    if rows := found["equivalent"]:
+        said.append(f"Equivalent to {b} within {percent(rows[0]['margin'])} points: {_named(rows)}.")
+    if rows := [r for r in found[SAID[-1]] if not inconclusive(r)]:
+        said.append(f"Not distinguishable from {b}: {_named(rows)}.")
+    reasons = []
+    if rows := [r for r in cells if inconclusive(r)]:
+        reasons.append(f"No conclusion on {_named(rows)}: {_missed(rows)}")
+    if rows := [r for r in cells if untested(r["verdict"])]:
+        reasons.append(f"Not tested: {_named(rows)}, since {_why_not(rows)}.")
+    return " ".join(said), "", reasons
+
+
+def _named(rows: Sequence[Row]) -> str:
+    """The methods of rows at one budget with their differences, or their number if they are many."""
+    if len(rows) > _MOST:
+        return f"{len(rows)} methods ({_range(rows)})"
+    return listed([f"{style(r['method']).name} ({interval_text(r)})" for r in rows])
+
+
+def _of_one(cells: Sequence[Row], whole: Sequence[Row], a: str, b: str, *, advise: bool) -> tuple[str, str, list[str]]:
+    """The method in question against the baseline: the answer, the single budgets, and why some have none."""
+    means = [r for r in whole if r["test"] != OVER_DATASETS]
+    lead, what = _matched(cells), _places(cells)
+    if len(cells) == 1 and not means:
+        return _main(cells[0], lead, a, b, f"at {_at(cells[0], '')}", advise=advise), "", []
+    if len(means) == 1:
+        main = _main(means[0], lead, a, b, _averaged(means, len({r["reference"] for r in cells})), advise=advise)
+        silent = inconclusive(means[0]) and all(inconclusive(r) for r in cells)
+        return main, "" if silent else _summary(cells, "It"), _reasons(cells)
+    verdicts = {r["verdict"] for r in cells}
+    if means:
+        over = _averaged(means, len({r["reference"] for r in cells}))
+        each = f"{_verdicts(means)} ({_range(means)})"
+        said = f"{lead} {a} against {b}, {over}, for {len(means)} sizes, models or sweeps: {each}."
+        return said, _summary(cells, a, b), _reasons(cells)
+    if all(inconclusive(r) for r in cells):
+        said = f"No conclusion on {a} and {b} {_where(cells, len(cells), what, every='any of the')}: {_missed(cells)}"
+        reasons = []
+    else:
+        start = "There is no single answer. " * ({"higher", "lower"} <= verdicts)
+        said, reasons = f"{start}{lead} {_summary(cells, a, b)}", _reasons(cells)
+    return said, "", reasons
+
+
+def _main(row: Row, lead: str, a: str, b: str, where: str, *, advise: bool) -> str:
+    """The verdict on the one difference that answers the question."""
+    if row["verdict"] in SAID[:2]:
+        return f"{lead} {a} scores {row['verdict']} than {b}: {interval_text(row)} {where}."
+    if row["verdict"] == "equivalent":
+        within = percent(row["margin"])
+        return f"{lead} {a} and {b} are equivalent within {within} points: {interval_text(row)} {where}."
+    if untested(row["verdict"]):
+        return f"No conclusion about {a} and {b} {where} ({points(row['difference'])} points): it could not be tested."
+    if not inconclusive(row):
+        seen = f"{lead} {a} and {b} are not distinguishable: {interval_text(row)} {where}."
+        return f"{seen} A difference of {size_of(row['detectable'])} points would be detected."
+    text = f"No conclusion: {apart_text(row, a, b)} {where}, but {missed_text(row)}."
+    return f"{text} {_remedy(row) if advise else ''}".strip()
+
+
+def _remedy(row: Row) -> str:
+    if row["detectable"] is None:
+        return ""
+    return remedy(row["difference"], row["seeds_for_seen"], row["seeds_for_seen_given_rates"])
+
+
+def _summary(cells: Sequence[Row], who: str, b: str | None = None) -> str:
+    """A sentence for each verdict: 'It is higher at LoRA-1 (...). There is no conclusion at LoRA-16 (...).'
+
+    Args:
+        who: the method, or 'It'. b: what it is compared with, if no sentence before has said that.
+    """
+    margin = next((f" within {percent(r['margin'])} points" for r in cells if r["verdict"] == "equivalent"), "")
+    than, to, tell = ("", "", "") if b is None else (f" than {b}", f" to {b}", f" from {b}")
+    kinds = [
+        *((f"{verdict}{than}", [r for r in cells if r["verdict"] == verdict]) for verdict in SAID[:2]),
+        (f"equivalent{to}{margin}", [r for r in cells if r["verdict"] == "equivalent"]),
+        (f"{SAID[-1]}{tell}", [r for r in cells if r["verdict"] == SAID[-1] and not inconclusive(r)]),
+    ]
+    what, total = _places(cells), len(cells)
+    said = [f"is {kind} {_where(rows, total, what)}." for kind, rows in kinds if rows]
+    named = [f"{who if i == 0 else 'It'} {text}" for i, text in enumerate(said)]
+    if rows := [r for r in cells if inconclusive(r)]:
+        named.append(f"There is no conclusion {_where(rows, total, what, every='any of the')}.")
+    if rows := [r for r in cells if untested(r["verdict"])]:
+        named.append(f"Nothing could be tested {_where(rows, total, what, every='any of the')}.")
+    return " ".join(named)
+
+
+def _reasons(cells: Sequence[Row]) -> list[str]:
+    """Why there is no conclusion, or no test, at some budgets."""
     said = []
-    for method in in_order({r["method"] for r in cells}):
-        mine = [r for r in cells if r["method"] == method]
-        found = [(v, [r for r in mine if r["verdict"] == v]) for v in (*SAID, "not testable", NOT_KNOWN)]
-        at = [f"{v} at {_count(rows, len(mine), _places(mine))}" for v, rows in found if rows]
-        said.append(f"{style(method).name} {', '.join(at)}")
-    return f"{_matched(cells)} against {b}: {'; '.join(said)}"
+    if rows := [r for r in cells if inconclusive(r)]:
+        which = "comparison" if len(rows) == 1 else f"{len(rows)} comparisons"
+        said.append(f"In the {which} without a conclusion, {_missed(rows)}")
+    if rows := [r for r in cells if untested(r["verdict"])]:
+        said.append(f"Where nothing could be tested, {_why_not(rows)}.")
+    return said
+
+
+def _why_not(rows: Sequence[Row]) -> str:
+    if all(r["verdict"] == NOT_KNOWN for r in rows):
+        return "it is not known what the choice of learning rates adds"
+    return "there is one seed, or no spread between seeds"
+
+
+def _missed(rows: Sequence[Row]) -> str:
+    """What rows without a conclusion cannot detect, and what would decide if there is one row."""
+    if len(rows) == 1:
+        return f"{missed_text(rows[0])}. {_remedy(rows[0])}".strip()
+    known = sorted(r["detectable"] for r in rows if r["detectable"] is not None)
+    if not known:
+        return f"{missed_text(rows[0])}."
+    seeds = span({round(r["n"] / (r["datasets"] or 1)) for r in rows})
+    ends = " to ".join(dict.fromkeys(size_of(value) for value in (known[0], known[-1])))
+    return f"{seeds} seed{'' if seeds == '1' else 's'} cannot detect differences below {ends} points."
+
+
+def _limits(cells: Sequence[Row], whole: Sequence[Row], devices: str | None) -> list[str]:
+    """What limits the answer: budgets that are unlike, other data sets, and devices that differ."""
+    means, like = ([r for r in whole if (r["test"] == OVER_DATASETS) is over] for over in (False, True))
+    said = []
+    if means and (hidden := [r for r in cells if r["verdict"] == SAID[-1] and _excludes_zero(r)]):
+        said.append(
+            f"The average hides how unlike the single comparisons are: in {len(hidden)} of them the simultaneous "
+            f"interval excludes zero ({_range(hidden)})."
+        )
+    said += _like_these(like)
+    if devices:
+        said.append(f"Devices or precision are NOT equal: {devices}.")
+    return said
+
+
+def _limited(cells: Sequence[Row]) -> str:
+    return limited(r["reference"] for r in cells)
+
+
+def _apart(cells: Sequence[Row]) -> float:
+    """The largest share by which counts differ that are compared."""
+    ratios = [r["dof_ratio" if of_dof(r["reference"]) else "params_ratio"] for r in cells]
+    return max((abs(ratio - 1) for ratio in ratios if ratio is not None), default=0.0)
 
 
 def _matched(cells: Sequence[Row]) -> str:
     """How equal the counts are that are compared."""
-    ratios = [r["dof_ratio" if of_dof(r["reference"]) else "params_ratio"] for r in cells]
-    apart = max((abs(ratio - 1) for ratio in ratios if ratio is not None), default=0.0)
-    if apart <= MATCHED:
-        return f"At equal {limited(r['reference'] for r in cells)}"
-    return f"At the same budgets, where counts differ by up to {100 * apart:.1f} %,"
-
-
-def _of_one(cells: Sequence[Row], whole: Sequence[Row], a: str, b: str) -> str:
-    """The method in question against the baseline."""
-    text = _at_budgets(cells, whole, a, b)
-    untested = [r for r in cells if _untested(r)]
-    if untested and len(untested) < len(cells):
-        unknown = all(r["verdict"] == NOT_KNOWN for r in untested)
-        why = "what the choice of rates adds is not known" if unknown else "one seed, or no spread between seeds"
-        text += f"; at {len(untested)} nothing can be tested ({why})"
-    text += _overall([r for r in whole if r["test"] != OVER_DATASETS], len({r["reference"] for r in cells}))
-    apart_all_the_same = [r for r in cells if r["verdict"] == SAID[-1] and _excludes_zero(r)]
-    if apart_all_the_same:
-        text += (
-            f"; yet at {len(apart_all_the_same)} of the {_places(cells)} the simultaneous interval excludes zero "
-            f"({_range(apart_all_the_same)}): the mean hides how unlike they are"
-        )
-    return text + _like_these([r for r in whole if r["test"] == OVER_DATASETS])
+    if _apart(cells) <= MATCHED:
+        return f"At equal {_limited(cells)}"
+    return f"At the same budgets, where counts differ by up to {100 * _apart(cells):.1f} %,"
 
 
 def _excludes_zero(row: Row) -> bool:
@@ -115,55 +286,16 @@ def _excludes_zero(row: Row) -> bool:
     return low is not None and high is not None and not low <= 0.0 <= high
 
 
-def _untested(row: Row) -> bool:
-    return bool(row["verdict"].startswith("not testable"))
-
-
 def _why_untested(cells: Sequence[Row]) -> str:
     if any(r["verdict"] == NOT_KNOWN for r in cells):
         given = [(v, sum(r["verdict_given_rates"] == v for r in cells)) for v in SAID]
-        said = ", ".join(f"{v} at {n}" for v, n in given if n) or "not testable either"
+        said = ", ".join(f"{v} at {n}" for v, n in given if n) or "not tested either"
         return (
             "what the choice of learning rates adds is not known here, so no difference can be tested with it; were "
             f"the chosen rates the only ones possible, of {len(cells)} {_places(cells)}: {said}"
         )
     why = "only one seed" if max(r["n"] for r in cells) < 2 else "no spread between seeds"
     return f"{why}, so no difference can be tested"
-
-
-def _at_budgets(cells: Sequence[Row], whole: Sequence[Row], a: str, b: str) -> str:
-    """The budgets' verdicts in words."""
-    where = _matched(cells)
-    there = where[0].lower() + where[1:]
-    higher, lower, equal, same = ([r for r in cells if r["verdict"] == v] for v in SAID)
-    total, what = len(cells), _places(cells)
-    left = len(same) if any(map(_untested, cells)) else f"the other {len(same)}"
-    others = [f"is not distinguishable from it at {left}"] if same else []
-    if equal:
-        others.insert(0, f"is equivalent to it, within {percent(equal[0]['margin'])} points, at {len(equal)}")
-    rest = "".join(f", and {other}" for other in others)
-    if higher and not lower:
-        return f"{where} {a} scores higher than {b} at {_count(higher, total, what)}{rest}"
-    if higher:
-        return (
-            f"There is no one answer here: {there} {a} scores higher than {b} at "
-            f"{_count(higher, total, what)}, lower at {len(lower)} ({_listed(lower, what)}){rest}"
-        )
-    start = f"{a} does not win here: {there} it"
-    if lower:
-        return f"{start} scores lower than {b} at {_count(lower, total, what)}{rest}"
-    if any(r["verdict"] in ("higher", "lower") for r in whole):
-        start = f"No single comparison decides: {there} {a}"
-    seen = f" (differences {_range(cells)}{_power(cells)})"
-    if equal:
-        end = f", and not distinguishable at {left}" if same else ""
-        margin = percent(equal[0]["margin"])
-        return f"{start} is equivalent to {b}, within {margin} points, at {_count(equal, total, what)}{end}{seen}"
-    if not same:
-        return f"{where} no single comparison of {a} and {b} can be tested{seen}"
-    at = f"at the one {what[:-1]} {'compared' if total == 1 else 'tested'}"
-    at = f"at any of the {len(same)} {what}" if len(same) > 1 else at
-    return f"{start} is not distinguishable from {b} {at}{seen}"
 
 
 def conclude_gap(compared: pa.Table, asked: Question = ASKED) -> str | None:
@@ -248,31 +380,35 @@ def _tested(rows: Sequence[Row]) -> str:
     return f"{said} Not tested, for want of a spread between seeds: {named(untested)}." if untested else said
 
 
-def _count(rows: Sequence[Row], total: int, what: str) -> str:
-    if total == 1:
-        return f"the one {what[:-1]} compared ({_listed(rows, what)})"
-    if len(rows) == total:
-        return f"all {total} {what} ({_range(rows)})"
-    return f"{len(rows)} of {total} {what} ({_listed(rows, what)})"
+def _where(rows: Sequence[Row], total: int, what: str, every: str = "all") -> str:
+    """Where the rows are, with their differences: 'at LoRA-1 (...) and LoRA-4 (...)', or 'in 4 of 9 comparisons'."""
+    if len(rows) > _LISTED:
+        count = f"{every} {total}" if len(rows) == total else f"{len(rows)} of {total}"
+        place = f"at {count} budgets" if what == "budgets" else f"in {count} comparisons"
+        return f"{place} ({_range(rows)})"
+    named = listed([_at(r, what, seen=True) for r in rows])
+    return f"at {named}" if what == "budgets" else f"in {len(rows)} of {total} comparisons: {named}"
 
 
-def _listed(rows: Sequence[Row], what: str) -> str:
-    """The rows' budgets with their differences, and where `what` says that there are several; many are only counted."""
-    if len(rows) > 3:
-        return _range(rows)
+def _at(r: Row, what: str, *, seen: bool = False) -> str:
+    """'LoRA-8 (589,824 parameters)', with the data set and the model if `what` says that there are several.
 
-    def where(r: Row) -> str:
-        on = f" on {place_text(r['dataset'], r['train_size'])}" if _DATASETS in what or _SIZES in what else ""
-        return on + (f" with {r['model']}" if _MODELS in what else "")
-
-    return "; ".join(f"{r['reference']}{where(r)}: {interval_text(r)}" for r in rows)
+    Args:
+        seen: the difference follows the number of parameters.
+    """
+    limit = ("degree of freedom", "degrees of freedom") if of_dof(r["reference"]) else ("parameter", "parameters")
+    inside = [] if r["budget"] is None else [plural(r["budget"], *limit)]
+    inside += [interval_text(r)] if seen else []
+    place = place_text(r["dataset"], r["train_size"]) if _SIZES in what else dataset_text(r["dataset"] or "")
+    on = f" on {place}" if _DATASETS in what or _SIZES in what else ""
+    model = f" with {r['model']}" if _MODELS in what else ""
+    return budget_text(r["reference"]) + on + model + (f" ({', '.join(inside)})" if inside else "")
 
 
 def _places(rows: Sequence[Row]) -> str:
-    """What the rows are of."""
+    """What the rows are of: 'budgets', 'budgets and data sets'."""
     kinds = {_DATASETS: "dataset", _SIZES: "train_size", _MODELS: "model"}
-    *most, last = "budgets", *(name for name, column in kinds.items() if len({r[column] for r in rows}) > 1)
-    return f"{', '.join(most)} and {last}" if most else last
+    return listed(["budgets", *(name for name, column in kinds.items() if len({r[column] for r in rows}) > 1)])
 
 
 def _range(rows: Sequence[Row]) -> str:
@@ -280,48 +416,30 @@ def _range(rows: Sequence[Row]) -> str:
     return f"{low} points" if low == high else f"{low} to {high} points"
 
 
-def _power(rows: Sequence[Row]) -> str:
-    known = [r["power"] for r in rows if r["power"] is not None]
-    if not known:
-        return ""
-    low, high = (f"{100 * end(known):.0f}" for end in (min, max))
-    share = low if low == high else f"{low} to {high}"
-    return f"; a true 2-point difference would be found {share} % of the time"
-
-
-def _overall(rows: Sequence[Row], budgets: int) -> str:
-    if not rows:
-        return ""
-    row, over = rows[0], _averaged(rows, budgets)
-    if len(rows) > 1:
-        return f"; averaged over {over}, at {len(rows)} sizes, models or sweeps: {_verdicts(rows)} ({_range(rows)})"
-    text = f"; averaged over {over} the difference is {interval_text(row)}: {row['verdict']}"
-    if row["verdict"] == "equivalent":
-        text += f", within {percent(row['margin'])} points"
-    if row["verdict"] == "not distinguishable" and row.get("detectable") is not None:
-        text += f", where {percent(row['detectable'])} points would be found four times in five"
-    return text
-
-
 def _averaged(rows: Sequence[Row], budgets: int) -> str:
-    """What means are over, of all `budgets` or some."""
+    """What means are over: 'on average over the 3 budgets and 2 data sets'."""
     some = {r["n_budgets"] for r in rows} - {budgets, None}
-    over = ["budgets" if not some else f"{span(some)} of the {budgets} budgets"] if budgets > 1 else []
+    over = [f"the {budgets} budgets" if not some else f"{span(some)} of the {budgets} budgets"] if budgets > 1 else []
     sets = {r["n_datasets"] for r in rows if r["dataset"] is None}
-    return " and ".join([*over, *([f"{span(sets)} data sets"] if sets else [])])
+    return f"on average over {listed([*over, *([f'{span(sets)} data sets'] if sets else [])])}"
 
 
 def _verdicts(rows: Sequence[Row]) -> str:
     """How many rows have each verdict."""
-    found = {v: [r for r in rows if r["verdict"] == v] for v in (*SAID, "not testable", NOT_KNOWN)}
-    within = "".join(f" (within {percent(r['margin'])} points)" for r in found["equivalent"][:1])
-    return ", ".join(f"{v}{within * (v == 'equivalent')} at {len(mine)}" for v, mine in found.items() if mine)
+    counts = Counter(verdict_text(r["verdict"]) for r in rows)
+    margin = next((r["margin"] for r in rows if r["verdict"] == "equivalent"), None)
+    within = "" if margin is None else f" (within {percent(margin)} points)"
+    found = [v for v in (*SAID, "not tested") if counts[v]]
+    return ", ".join(f"{v}{within * (v == 'equivalent')} at {counts[v]}" for v in found)
 
 
-def _like_these(rows: Sequence[Row]) -> str:
-    """The claim on data sets like those of the sweep, where their seeds let it be made."""
+def _like_these(rows: Sequence[Row]) -> list[str]:
+    """The claim on other data sets of the same kind, if the seeds let it be made."""
     if all(r["low"] is None for r in rows):
-        return ""
+        return []
     if len(rows) > 1:
-        return f"; for data sets like these: {_verdicts(rows)}"
-    return f"; for data sets like these it is {interval_text(rows[0])}: {rows[0]['verdict']}"
+        return [f"On other data sets of this kind: {_verdicts(rows)}."]
+    row = rows[0]
+    if inconclusive(row):
+        return [f"No conclusion on other data sets of this kind: {interval_text(row)}, and {missed_text(row)}."]
+    return [f"On other data sets of this kind: {interval_text(row)}, {row['verdict']}."]

@@ -2,48 +2,69 @@
 
 from __future__ import annotations
 
-from analysis.format import Row, percent, points, ranged
+from analysis.format import Row, listed, plural, points, ranged
 from analysis.statistics.inference import NOT_KNOWN
 from analysis.styles import style
 from analysis.words.conclusions import preliminary
+from analysis.words.verdicts import remedy, size_of, untested
+
+SILENT = "not distinguishable"
 
 
 def best_text(row: Row) -> str:
-    """The best methods of a row of `decisions.decisions`; of several none is known to be better than the others."""
-    if row["methods"] > 1 and not tested(row):
-        return f"{style(row['method']).name} (untested)"
-    return " = ".join(style(m).name for m in row["best"])
+    """The best methods of a row of `decisions.decisions`: 'RandLoRA or VeRA (not distinguishable)'."""
+    if row["methods"] > 1 and untested(row["verdict"]):
+        return f"{style(row['method']).name} (not tested)"
+    names = listed([style(m).name for m in row["best"]], "or")
+    return names if len(row["best"]) < 2 else f"{names} ({_how_alike(row)})"
 
 
-def tested(row: Row) -> bool:
-    """Whether the two best could be tested."""
-    return row["verdict"] is not None and not row["verdict"].startswith("not testable")
+def _how_alike(row: Row) -> str:
+    alike = len(row["best"]) == 2 and row["verdict"] == "equivalent"
+    return "equivalent" if alike else SILENT
 
 
 def would_change(row: Row) -> str:
-    """What would change the answer of a row of `decisions.decisions`."""
+    """What would change the answer of a row of `decisions.decisions`, in sentences."""
     return preliminary(row["early"]) + _would_change(row)
 
 
 def _would_change(row: Row) -> str:
     if row["next"] is None:
-        return "no other method is confirmed here"
-    names = style(row["method"]).name, style(row["next"]).name
+        return "No other method is confirmed here."
+    name, other = style(row["method"]).name, style(row["next"]).name
     if row["verdict"] == NOT_KNOWN:
-        return f"{names[0]} and {names[1]}: not testable, what the choice of rates adds is not known"
-    if not tested(row):
-        why = "one seed" if row["n"] < 2 else "no seed in common, or no spread between seeds"
-        return f"{names[0]} and {names[1]}: not testable, {why}"
-    gap = ranged(points(row["ahead"]), points(row["ahead_low"]), points(row["ahead_high"]))
+        return f"{other}: not tested, since what the choice of learning rates adds is not known."
+    if untested(row["verdict"]):
+        why = "there is one seed" if row["n"] < 2 else "they have no seed in common, or no spread between seeds"
+        return f"{other}: not tested, since {why}."
+    gap = behind_text(row)
     if row["ahead"] < 0:
-        return f"{names[1]} scores more on the seeds that both have ({gap} points): confirm both on the same seeds"
+        return f"{other}: {gap} points, on the seeds that both have. Run both on the same seeds."
     if row["verdict"] in ("higher", "lower"):
-        return f"{names[0]} is ahead of {names[1]} by {gap} points"
+        return f"{other}: {gap} points, so {name} is higher."
     if row["verdict"] == "equivalent":
-        return f"{names[1]} is equivalent ({gap} points): cost decides"
+        return f"{other}: {gap} points, equivalent. Choose by cost."
     if row["detectable"] is None:
-        return f"{names[1]} is {percent(row['ahead'])} points behind; looks have left no level to test at"
-    needs = "no number up to 1,000" if row["seeds_needed"] is None else f"{row['seeds_needed']:,}"
-    least = percent(row["detectable"]) if row["detectable"] < 1 else "no difference that there can be"
-    found = f"{row['pairs']} seeds find {least}"
-    return f"{names[1]} is {percent(row['ahead'])} points behind; {found}, and {needs} would find that"
+        return f"{other}: {points(-row['ahead'])} points. Earlier looks have left no level to test at."
+    return " ".join(filter(None, (f"{other}: {points(-row['ahead'])} points.", found_text(row), decides_text(row))))
+
+
+def behind_text(row: Row) -> str:
+    """How far the next method is behind, with the interval, in points: '-2.2 [-4.8, +0.4]'."""
+    ends = ("ahead_high", "ahead_low")
+    low, high = ("" if row[end] is None else points(-row[end]) for end in ends)
+    return ranged(points(-row["ahead"]), low, high)
+
+
+def found_text(row: Row) -> str:
+    """The smallest difference that the seeds can detect."""
+    seeds = plural(row["pairs"], "seed")
+    if row["detectable"] >= 1:
+        return f"With {seeds} no difference can be detected."
+    return f"With {seeds} a difference of about {size_of(row['detectable'])} points can be detected."
+
+
+def decides_text(row: Row) -> str:
+    """How many seeds would decide, or what limits it; empty while seeds are to come."""
+    return "" if row["early"] else remedy(row["ahead"], row["seeds_needed"], row["seeds_needed_given_rates"])

@@ -20,7 +20,8 @@ from analysis.statistics.runs import UNTRAINED
 from analysis.statistics.scaling import Question
 from analysis.store.views import RISING
 from analysis.styles import in_order, place_of, size_key, size_text, style
-from analysis.words.conclusions import ASKED, SAID, names_of, of_question
+from analysis.words.conclusions import ASKED, names_of, of_question
+from analysis.words.verdicts import SAID
 
 SURE = 0.95
 """Share of the draws from which a cell is said to be on a front."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Sequence
 
-from analysis.format import Row, level_text, span
+from analysis.format import Row, level_text, plural, span
 from analysis.statistics.looks import Looks
 from analysis.store.columns import limited
 from analysis.styles import style
@@ -38,9 +38,8 @@ def parity_says(parity: Sequence[Row], *, predicted: bool = True) -> list[str]:
     built = [r for r in parity if predicted and r["count_holds"] is not None and r["count"] is not None]
     wrong = [r for r in built if not r["count_holds"]]
     if wrong:
-        said.append(
-            f"Counts: {len(wrong)} cell(s) built another number of parameters than the solver predicted; see the table."
-        )
+        cells = plural(len(wrong), "cell")
+        said.append(f"Counts: {cells} built another number of parameters than the solver predicted; see the table.")
     elif built:
         said.append(f"Counts: in all {len(built)} cells with a predicted count the built module has exactly that many.")
     tuned = [r for r in parity if r["allowance"]]
@@ -130,12 +129,14 @@ def looks_says(found: Iterable[Looks]) -> list[str]:
                 f"scores of {' and then '.join(map(str, earlier))} seeds were there to be seen before there were {now}"
             )
         else:
-            text = f"one, at {now} seed{'s' * (now != 1)}"
+            text = f"one, at {plural(now, 'seed')}"
         said.append(f"Looks: {text}; {most}, and tests of this look are made at {level_text(each.level)}.")
         if each.margins:
-            said.append(f"The margin of equivalence was changed {each.margins} time(s) after test scores were there.")
+            times = plural(each.margins, "time")
+            said.append(f"The margin of equivalence was changed {times} after test scores were there.")
         if each.questions:
-            said.append(f"The method in question was changed {each.questions} time(s) after test scores were there.")
+            times = plural(each.questions, "time")
+            said.append(f"The method in question was changed {times} after test scores were there.")
     return said
 
 

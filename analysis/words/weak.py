@@ -1,4 +1,4 @@
-"""What a sweep's results rest on too little, said before the results: by `plan` beforehand, by reports afterwards."""
+"""What a sweep's results rest on too little: said by `plan` beforehand, by `best` and the report afterwards."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from functools import partial
 
 from scipy import stats
 
-from analysis.format import Row, percent, points
+from analysis.format import Row, listed, percent, plural, points
 from analysis.statistics.inference import LEVEL
 from analysis.statistics.rank_effects import is_idle
 from analysis.store.columns import of_dof
-from analysis.styles import place_text, size_key, size_text, style
+from analysis.styles import dataset_text, size_key, size_text, style
 
 FEW_EXAMPLES = 200
 """Below it one example moves a score by more than half a point."""
@@ -21,47 +21,48 @@ FEW_SEEDS = 3
 """Below it an interval over seeds is 12.7 standard errors wide, too wide to be shaded in a plot."""
 RISING_BY = 0.01
 """A point: validation that rises by more in the last epoch has not come to its end."""
-_MOST = 4  # cells, or classes, that are named; more are counted
+_MOST = 4  # cells or classes
 _WHY = {
     "edge low": "the lowest rate tried is the best",
     "edge high": "the highest rate tried is the best",
     "few finished": "few rates finished",
-    "still rising": "one rate far above the others",
+    "still rising": "one rate is far better than the others",
 }
 
 
-def weak_evidence(cells: Iterable[Row]) -> list[str]:
-    """Statements on what is weak, the most general first; none where nothing is.
+def weak_evidence(cells: Iterable[Row], most: int = _MOST) -> list[str]:
+    """Return a sentence on each weakness of the evidence, the gravest first; none if there is none.
 
     Args:
         cells: rows of the view `signs`; before a run, rows of the table `cells`, feasible ones and those without data,
             of which less can be said.
+        most: how many cells, or classes, a sentence names; more are counted.
     """
     found = list(cells)
     rows = [r for r in found if not r.get("absent")]
     trained = [r for r in rows if r["lr_centre"] is not None]
-    several = len({(r["dataset"], r["train_size"]) for r in rows}) > 1
-    said = [
-        *absent_data(found),
-        *_few_examples(rows, trained, several=several),
-        *_absent_classes(rows),
-        *_few_seeds(trained),
-    ]
-    named = partial(_listed, several=several)
-    if idle := [r for r in trained if is_idle(r) and not of_dof(r["reference"])]:
-        said.append(f"more than a tenth of the parameters can't act: {named(idle, _acting)}")
-    if few := [r for r in trained if 0 < (r.get("seeds_scored") or 0) < min(FEW_SEEDS, r["confirm_seeds"])]:
-        said.append(f"fewer than {FEW_SEEDS} seeds have a score: {named(few, _scored)}")
+    named = partial(_listed, most=most, at=_places(rows))
+    said = absent_data(found)
     if flat := [r for r in trained if r.get("untrained")]:
-        said.append(f"every run scores exactly as zero-shot does (perhaps it did not train): {named(flat)}")
-    if tied := [r for r in trained if (r.get("rates_tied") or 0) > 1]:
-        said.append(f"rates tie for the best: {named(tied, _tied)}")
-    if poor := [r for r in trained if r.get("under_tuned")]:
-        said.append(f"perhaps under-tuned: {named(poor, _why)}")
+        said.append(
+            f"Every run scores exactly as the untrained model does, so perhaps nothing was learned: {named(flat)}."
+        )
+    if equal := [r for r in trained if r.get("scores_equal") and not r.get("untrained")]:
+        said.append(f"All seeds have exactly the same score: {named(equal)}.")
+    said += _few_seeds(trained)
+    if few := [r for r in trained if 0 < (r.get("seeds_scored") or 0) < min(FEW_SEEDS, r["confirm_seeds"])]:
+        said.append(f"Fewer than {FEW_SEEDS} seeds have a score: {named(few, _scored)}.")
     if rising := [r for r in trained if (r.get("still_rising") or 0.0) > RISING_BY]:
         rising.sort(key=lambda r: -r["still_rising"])
-        text = named(rising, lambda r: points(r["still_rising"]))
-        said.append(f"validation still rising in the last epoch (points): {text}; more epochs might change the order")
+        text = named(rising, lambda r: f"{points(r['still_rising'])} points")
+        said.append(f"Validation still rose in the last epoch, so more epochs might change the order: {text}.")
+    if poor := [r for r in trained if r.get("under_tuned")]:
+        said.append(f"More learning rates might raise the score: {named(poor, why_under_tuned)}.")
+    if idle := [r for r in trained if is_idle(r) and not of_dof(r["reference"])]:
+        said.append(f"More than a tenth of the parameters cannot act: {named(idle, _acting)}.")
+    said += [*_few_examples(rows, trained), *_absent_classes(rows, most)]
+    if tied := [r for r in trained if (r.get("rates_tied") or 0) > 1]:
+        said.append(f"Several learning rates share the best validation score: {named(tied, _tied)}.")
     return said
 
 
@@ -74,25 +75,26 @@ def absent_data(cells: Iterable[Row]) -> list[str]:
     return [f"{len(names)} of {len({r['dataset'] for r in rows})} data sets left out, not at hand: {', '.join(names)}"]
 
 
-def _few_examples(rows: Sequence[Row], trained: Sequence[Row], *, several: bool) -> Iterator[str]:
-    """Validation and test splits so small that one example counts much; each once, whatever trains on it."""
+def _few_examples(rows: Sequence[Row], trained: Sequence[Row]) -> Iterator[str]:
+    """Validation and test splits so small that one example counts much, the smallest first; each once."""
+    several = len({(r["dataset"], r["train_size"]) for r in rows}) > 1
+    found: dict[tuple[str, str, int], set[str]] = {}
     for part, column, mine in (("validation", "val_examples", trained), ("test", "test_examples", rows)):
-        found: dict[tuple[str, int], set[str]] = {}
         for r in mine:
             if n := r.get(column):
-                found.setdefault((r["dataset"], n), set()).add(r["train_size"])
-        unlike = Counter(dataset for dataset, _ in found)
-        for (dataset, n), sizes in sorted(found.items(), key=lambda item: item[0]):
-            if n >= FEW_EXAMPLES:
-                continue
-            of = f" of {_short(dataset)}" if several else ""
-            of += f" at {' and '.join(map(size_text, sorted(sizes, key=size_key)))}" if unlike[dataset] > 1 else ""
-            yield f"{part}{of} has {n} example{'s' * (n > 1)}: one is {percent(1 / n)} % of them"
+                found.setdefault((part, r["dataset"], n), set()).add(r["train_size"])
+    unlike = Counter((part, dataset) for part, dataset, _ in found)
+    for (part, dataset, n), sizes in sorted(found.items(), key=lambda item: item[0][2]):
+        if n >= FEW_EXAMPLES:
+            continue
+        of = f" of {_short(dataset)}" if several else ""
+        of += f" at {listed([size_text(s) for s in sorted(sizes, key=size_key)])}" if unlike[part, dataset] > 1 else ""
+        yield f"The {part} split{of} has {plural(n, 'example')}: one of them is {percent(1 / n)} % of the score."
 
 
-def _absent_classes(rows: Sequence[Row]) -> list[str]:
+def _absent_classes(rows: Sequence[Row], most: int) -> list[str]:
     found = {r["dataset"]: json.loads(r["test_lacks"]) for r in rows if r.get("test_lacks")}
-    return [f"test of {_short(name)} has no example of {_first(lacks)}" for name, lacks in found.items()]
+    return [f"The test split of {_short(d)} has no example of {_first(lacks, most)}." for d, lacks in found.items()]
 
 
 def _few_seeds(trained: Sequence[Row]) -> list[str]:
@@ -100,9 +102,11 @@ def _few_seeds(trained: Sequence[Row]) -> list[str]:
     if not seeds or min(seeds) >= FEW_SEEDS:
         return []
     if min(seeds) < 2:
-        return ["1 seed: no interval, and no difference can be tested"]
+        return ["There is 1 seed: no interval is known, and no difference can be tested."]
     two, five = (stats.t.isf((1 - LEVEL) / 2, n - 1) for n in (2, 5))
-    return [f"2 seeds: an interval reaches {two:.1f} standard errors each way, with 5 seeds {five:.1f}"]
+    return [
+        f"There are 2 seeds: intervals reach {two:.1f} standard errors each way; with 5 seeds they reach {five:.1f}."
+    ]
 
 
 def _acting(row: Row) -> str:
@@ -110,32 +114,52 @@ def _acting(row: Row) -> str:
 
 
 def _scored(row: Row) -> str:
-    return f"{row['seeds_scored']} of {row['confirm_seeds']}"
+    return f"{row['seeds_scored']} of {row['confirm_seeds']} seeds"
 
 
 def _tied(row: Row) -> str:
-    return f"{row['rates_tied']} of {row['rates']}"
+    return f"{row['rates_tied']} of {row['rates']} rates"
 
 
-def _why(row: Row) -> str:
+def why_under_tuned(row: Row) -> str:
+    """Why more tuning might help a cell."""
     return ", ".join(_WHY.get(reason, reason) for reason in row["under_tuned"].split("; "))
 
 
 def _short(name: str) -> str:
-    """A data set's id, a path cut to its last part."""
+    """A data set's name: short if the store that is shown knows it; else its id, a path cut to its last part."""
+    known = dataset_text(name)
+    if known != name:
+        return known
     return name.rstrip("/").rpartition("/")[2] if "/" in name and name.partition(":")[0] != "hf" else name
 
 
-def _listed(rows: Sequence[Row], note: Callable[[Row], str] | None = None, *, several: bool = False) -> str:
+def _places(rows: Sequence[Row]) -> Callable[[Row], str]:
+    """How a cell's data set and training size are named beside its method, as far as they differ among the rows."""
+    sets, sizes = ({r[column] for r in rows} for column in ("dataset", "train_size"))
+
+    def at(r: Row) -> str:
+        size = f", {size_text(r['train_size'])}" if len(sizes) > 1 else ""
+        return f" on {_short(r['dataset'])}{size}" if len(sets) > 1 or size else ""
+
+    return at
+
+
+def _listed(
+    rows: Sequence[Row],
+    note: Callable[[Row], str] | None = None,
+    *,
+    most: int,
+    at: Callable[[Row], str],
+) -> str:
     """Cells by name, each with a note."""
     names = []
     for r in rows:
-        at = f" at {r['reference']}" if r["reference"] else ""
-        on = f" on {place_text(_short(r['dataset']), r['train_size'])}" if several else ""
-        names.append(f"{style(r['method']).name}{at}{on}" + (f" ({note(r)})" if note is not None else ""))
-    return _first(names)
+        budget = f" at {r['reference']}" if r["reference"] else ""
+        names.append(f"{style(r['method']).name}{budget}{at(r)}" + (f" ({note(r)})" if note is not None else ""))
+    return _first(names, most)
 
 
-def _first(names: Sequence[str]) -> str:
-    more = f" and {len(names) - _MOST} more" if len(names) > _MOST else ""
-    return ", ".join(names[:_MOST]) + more
+def _first(names: Sequence[str], most: int) -> str:
+    more = [f"{len(names) - most} more"] if len(names) > most else []
+    return listed([*names[:most], *more])

@@ -23,11 +23,14 @@ def data(
         str | None, typer.Argument(help="A data set, cifar100 or folder:DIR; default: a list of all.")
     ] = None,
     split: Annotated[
-        Path | None, typer.Option(help="Copy folder:DIR, which has classes and no splits, to here, a fifth to test.")
+        Path | None,
+        typer.Option(
+            help="Copy folder:DIR, which has classes but no splits, to this folder; a fifth becomes the test split."
+        ),
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """The registered data sets and their sizes; of one also its split, source, licence, prompts, how to get it.
+    """List the registered data sets and their sizes; of one also its split, source, licence, prompts and how to get it.
 
     Of files of your own: classes, sizes, what validates, and classes that the test split lacks.
     """
@@ -155,8 +158,7 @@ def _print_all(found: list[dict[str, Any]]) -> None:
 
 
 def _print_one(found: dict[str, Any]) -> None:
-    """What is weak in it, and a line per fact."""
-    print_weak(_weak(found))
+    """Print a line per fact, and what is weak in it."""
     table = Table(box=None, pad_edge=False, show_header=False)
     table.add_column(no_wrap=True)
     table.add_column(overflow="fold")
@@ -170,3 +172,4 @@ def _print_one(found: dict[str, Any]) -> None:
             shown = "\n".join(map(str, value)) if key == "templates" else ", ".join(map(str, value))
         table.add_row(key.replace("_", " "), str(shown))
     out.print(table)
+    print_weak(_weak(found))

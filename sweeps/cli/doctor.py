@@ -16,6 +16,7 @@ import psutil
 import typer
 from rich.text import Text
 
+from analysis.format import plural
 from sweeps.cli.options import FAILED_TRIALS, Json
 from sweeps.cli.printing import emit, out
 from trainables.errors import first_line
@@ -155,7 +156,7 @@ def _devices() -> Check:
     from trainables.runtime import slow_bf16
 
     names = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
-    none = f"none; trials run on {local_node().cpus:.0f} CPU core(s)"
+    none = f"none; trials run on {plural(round(local_node().cpus), 'CPU core')}"
     if slow_bf16():
         none += ", bf16 slower than fp32"
     return Check("accelerators", True, ", ".join(names) or none, "")

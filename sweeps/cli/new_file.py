@@ -19,9 +19,9 @@ from sweeps.errors import Problem, SpecError, unknown
 def init(
     path: Annotated[Path | None, typer.Argument(help="File to write; default: sweep.toml, or NAME.toml.")] = None,
     example: Annotated[str | None, typer.Option(help="Write an example instead: quickstart, paper/fig1-clip.")] = None,
-    listed: Annotated[bool, typer.Option("--list", help="The examples; writes nothing.")] = False,
-    data: Annotated[str | None, typer.Option(help="The data set: folder:DIR, cifar100, json:DIR.")] = None,
-    model: Annotated[str | None, typer.Option(help="The model id: open_clip:ARCH/TAG, hf:ORG/NAME, local:DIR.")] = None,
+    listed: Annotated[bool, typer.Option("--list", help="List the examples; write nothing.")] = False,
+    data: Annotated[str | None, typer.Option(help="Data set: folder:DIR, cifar100, json:DIR.")] = None,
+    model: Annotated[str | None, typer.Option(help="Model id: open_clip:ARCH/TAG, hf:ORG/NAME, local:DIR.")] = None,
     name: Annotated[str | None, typer.Option(help="Name of the sweep, and so of its results folder.")] = None,
     force: Annotated[bool, typer.Option("--force", help="Overwrite an existing file.")] = False,
     as_json: Json = False,

@@ -18,10 +18,10 @@ if TYPE_CHECKING:
 Spec = Annotated[Path, typer.Argument(help="Sweep file (TOML or YAML).", show_default=False)]
 Source = Annotated[Path, typer.Argument(help="Sweep file, or a results folder.", show_default=False)]
 Trial = Annotated[str, typer.Argument(help="Trial id (or its beginning), from `sweeps query`.")]
-Set = Annotated[list[str] | None, typer.Option("--set", help="Override a key: --set search.trials=6.")]
-Scale = Annotated[str | None, typer.Option("--scale", help="small: the file's [small] form, for a laptop.")]
+Set = Annotated[list[str] | None, typer.Option("--set", help="Change a key of the sweep file: --set search.trials=6.")]
+Scale = Annotated[str | None, typer.Option("--scale", help="small: use the [small] form of the file, for a laptop.")]
 Available = Annotated[
-    bool, typer.Option("--available", help="Only the data sets that are on this machine; download none.")
+    bool, typer.Option("--available", help="Use only the data sets that are on this machine; download none.")
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print machine-readable JSON.")]
 

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.text import Text
 
-from analysis.format import duration, freedom, quantity
+from analysis.format import duration, freedom, off_budget, plural, quantity
+from analysis.styles import short_names, size_text
 from sweeps.cli.options import Available, Json, Scale, Set, Source, Spec, load, store_of
-from sweeps.cli.printing import emit, err, out, print_rows, print_table, print_weak
+from sweeps.cli.printing import emit, err, out, print_probing, print_rows, print_table, print_weak
 from sweeps.cli.status import used_hours
 from sweeps.errors import Problem, SpecError, unknown
 
@@ -27,7 +28,7 @@ _TOWERS = ("vision", "both", "all")
 def plan(
     spec: Spec, overrides: Set = None, scale: Scale = None, available: Available = False, as_json: Json = False
 ) -> None:
-    """List the cells: solved ranks, counts, residuals, infeasible cells. Starts nothing."""
+    """List the cells of a sweep, with their ranks and numbers of parameters, and what is infeasible. Starts nothing."""
     from sweeps.plan.checks import peft_forms
     from sweeps.plan.packing import packing_of
 
@@ -54,10 +55,12 @@ def estimate(
     overrides: Set = None,
     scale: Scale = None,
     available: Available = False,
-    compare: Annotated[bool, typer.Option("--compare", help="The last run's estimate against what it took.")] = False,
+    compare: Annotated[
+        bool, typer.Option("--compare", help="Compare the last run's estimate with what it took.")
+    ] = False,
     as_json: Json = False,
 ) -> None:
-    """Time, accelerator-hours, memory, disk and money of a sweep, from a short probe of every method."""
+    """Estimate time, accelerator-hours, memory, disk and cost of a sweep from a short probe of every method."""
     from analysis.statistics.sizing.estimates import foresight
     from sweeps.plan.estimate import estimate_plan
     from trainables.models.loading import check_weights
@@ -72,7 +75,8 @@ def estimate(
     planned = load(spec, overrides, scale, available=available)
     check_weights(planned.spec.model.id)
     sized = planned.with_sizes(download=True)  # data that can't be had is refused, as a run does
-    answer = estimate_plan(sized, used_hours=used_hours(sized.spec.folder))
+    tell = None if as_json else print_probing
+    answer = estimate_plan(sized, used_hours=used_hours(sized.spec.folder), tell=tell)
     if answer.unknown and not answer.methods:
         raise SpecError([Problem(f"methods.{m}", None, f"no estimate: {why}") for m, why in answer.unknown.items()])
     emit(as_json, answer.as_dict, lambda: _print_estimate(answer, planned))
@@ -80,27 +84,34 @@ def estimate(
 
 def budget(
     model: Annotated[str | None, typer.Option(help="Model: open_clip:ARCH, local:DIR, hf:ORG/NAME, ...")] = None,
-    shape: Annotated[list[str] | None, typer.Option(help="In its place weights, OUTxIN: 4096x4096.")] = None,
-    lora_rank: Annotated[int | None, typer.Option(help="The budget as LoRA's count at this rank.", min=1)] = None,
+    shape: Annotated[list[str] | None, typer.Option(help="Weights instead of a model, OUTxIN: 4096x4096.")] = None,
+    lora_rank: Annotated[
+        int | None, typer.Option(help="The budget: as many parameters as LoRA trains at this rank.", min=1)
+    ] = None,
     params: Annotated[int | None, typer.Option(help="The budget as a number of parameters.", min=1)] = None,
     percent: Annotated[
         float | None,
-        typer.Option(
-            help="In percent of the model's parameters (a file's [budgets] percent is of the adapted weights)."
-        ),
+        typer.Option(help="The budget as a percentage of the adapted weights, as [budgets] percent in a file."),
     ] = None,
-    rank: Annotated[int | None, typer.Option(help="The budget as the count of --method at this rank.", min=1)] = None,
+    rank: Annotated[
+        int | None, typer.Option(help="The budget: as many parameters as --method trains at this rank.", min=1)
+    ] = None,
     targets: Annotated[
-        list[str] | None, typer.Option(help="Target weights, repeated or with commas; default: the family's.")
+        list[str] | None,
+        typer.Option(help="Target weights, repeated or with commas; default: those of the model's family."),
     ] = None,
-    adapt: Annotated[str | None, typer.Option(help="CLIP: vision or both towers; else all; default: both.")] = None,
+    adapt: Annotated[
+        str | None, typer.Option(help="CLIP: vision, or both towers (default); other models: all.")
+    ] = None,
     method: Annotated[
-        list[str] | None, typer.Option(help="A method, also peft:NAME, prompt:NAME; peft:all; default: ours.")
+        list[str] | None, typer.Option(help="A method, also peft:NAME, prompt:NAME or peft:all; default: all of ours.")
     ] = None,
-    every: Annotated[bool, typer.Option("--all", help="Every allocation, where else auto's choice stands.")] = False,
+    every: Annotated[
+        bool, typer.Option("--all", help="List every allocation, not only the one that auto chooses.")
+    ] = False,
     as_json: Json = False,
 ) -> None:
-    """The budget solver alone: what every method trains at a budget, or at the count of one's rank. No weights."""
+    """List the rank and the number of parameters of every method at a budget. Loads no weights."""
     from sweeps.budget.solver import ALLOCATIONS, budget_table
 
     if adapt is not None and adapt not in _TOWERS:
@@ -109,12 +120,13 @@ def budget(
     shapes, whole = _weights(model, shape, targets, adapt)
     own = _own_shapes(model, shapes)
     aims = {"--lora-rank": lora_rank, "--params": params, "--percent": percent, "--rank": rank}
-    asked, reference = _budget_of({n: v for n, v in aims.items() if v is not None}, shapes, whole, chosen, own)
+    asked, reference = _budget_of({n: v for n, v in aims.items() if v is not None}, shapes, chosen, own)
     if rank is not None and chosen is not None and "lora" not in chosen:
         chosen = [*chosen, "lora"]
     allocations = ALLOCATIONS if every else ("auto",)
     answer = budget_table(shapes, asked, reference, methods=chosen, allocations=allocations, own=own)
-    answer["model_parameters"] = whole
+    adapted = sum(rows * columns for rows, columns in shapes.values())
+    answer |= {"model_parameters": whole, "adapted_parameters": adapted}
     for row in answer["methods"]:
         row["percent"] = 100 * row["count"] / whole
     emit(as_json, lambda: answer, lambda: _print_budget(model or ", ".join(shape or ()), answer, bool(method)))
@@ -164,7 +176,6 @@ def _own_shapes(model: str | None, shapes: Mapping[str, tuple[int, int]]) -> Cal
 def _budget_of(
     given: Mapping[str, Any],
     shapes: Shapes,
-    whole: int,
     chosen: Sequence[str] | None,
     own: Callable[[str], Shapes],
 ) -> tuple[int, str]:
@@ -183,7 +194,8 @@ def _budget_of(
     if name == "--percent":
         if not 0 < value <= 100:
             raise SpecError([Problem("--percent", value, "is above 0 and at most 100", "1")])
-        return max(1, round(whole * value / 100)), f"percent-{value:g}"
+        adapted = sum(rows * columns for rows, columns in shapes.values())
+        return max(1, round(adapted * value / 100)), f"percent-{value:g}"
     if name == "--rank":
         if chosen is None or len(chosen) != 1:
             raise SpecError([Problem("--rank", value, "is of one method", f"--method randlora --rank {value}")])
@@ -227,15 +239,15 @@ def weak_of(plan: Plan) -> list[str]:
 
 
 def print_header(plan: Plan) -> None:
-    """One line on what is about to run."""
+    """Print one line on what is about to run."""
     spec, left_out = plan.spec, len(plan.cells) - len(plan.feasible)
     allowance = spec.search.allowance
-    tune = str(spec.search.trials) if allowance is None else f"{allowance.samples:,} samples"
+    tune = str(spec.search.trials) if allowance is None else plural(allowance.samples, "sample")
     out.print(
         Text(spec.name, "bold"),
-        f": {len(plan.feasible)} cells, {plan.n_trials} trials "
+        f": {plural(len(plan.feasible), 'cell')}, {plural(plan.n_trials, 'trial')} "
         f"({tune} to tune and {len(spec.confirm.seeds)} to confirm per cell) on {spec.model.id}",
-        f"; {left_out} infeasible cell(s) left out, see `sweeps plan`" if left_out else "",
+        f"; {plural(left_out, 'infeasible cell')} left out, see `sweeps plan`" if left_out else "",
         sep="",
     )
 
@@ -253,31 +265,40 @@ def print_plan(plan: Plan) -> None:
     """The cells with their solutions; the infeasible ones with the reason and the nearest reachable counts."""
     from sweeps.plan.checks import peft_words
 
-    print_weak(weak_of(plan))
     for line in precision_words(plan):
         out.print(f"bf16      {line}")
     if plan.spec.description:
         out.print(plan.spec.description, style="dim")
+    names = short_names(cell.dataset for cell in plan.cells)
     rows = [
         {
             "method": cell.method,
-            "reference": cell.reference or "",
-            "data": cell.dataset,
-            "size": str(cell.train_size),
-            "budget": quantity(cell.budget),
+            "budget": cell.reference or "",
+            "aim": quantity(cell.budget),
+            "data": names[cell.dataset],
+            "size": size_text(str(cell.train_size)),
             "capacity": _ranks(_built(cell)),
             "allocation": cell.allocation or "",
             "rank": "" if cell.update_rank is None else f"{cell.update_rank:.4g}",
-            "count": quantity(cell.count),
+            "parameters": quantity(cell.count),
+            "off budget": _residual(cell.residual, cell.budget),
             "dof": freedom(cell.dof, cell.dof_measured, cell.dof_at_most),
-            "residual": _residual(cell.residual, cell.budget),
-            "lr": "" if cell.lr_low is None or cell.lr_high is None else f"{cell.lr_low:.1e} .. {cell.lr_high:.1e}",
-            "trials": str(cell.tune_trials + cell.confirm_seeds) if cell.feasible else "left out",
+            "learning rates": "" if cell.space is None else f"{cell.lr_low:.1e} to {cell.lr_high:.1e}",
+            "trials": _trials(cell),
         }
         for cell in plan.cells
     ]
-    title = f"{plan.spec.name}: {len(plan.feasible)} cells, {plan.n_trials} trials"
+    common: list[str] = []  # said in the title
+    for column in ("data", "size"):
+        if len({row[column] for row in rows}) == 1:
+            common += {row.pop(column) for row in rows}
+    title = f"{plan.spec.name}: {plural(len(plan.feasible), 'cell')}, {plural(plan.n_trials, 'trial')}"
+    title += f"; data: {', '.join(common)}" if common else ""
     print_rows(list(rows[0]) if rows else [], [list(row.values()) for row in rows], title)
+    for note in (*capacity_notes((cell.base, _ranks(_built(cell))) for cell in plan.cells), *_PLAN_NOTES):
+        out.print(f"  {note}", style="dim")
+    if named := [f"{name} = {each}" for each, name in names.items() if name != each]:
+        out.print(f"  Data: {', '.join(named)}.", style="dim")
     for name, why in {cell.dataset: cell.absent for cell in plan.cells if cell.absent}.items():
         out.print(f"no data   {name}: {why}")
     for line in _left_out(plan.cells):
@@ -285,17 +306,37 @@ def print_plan(plan: Plan) -> None:
     for reference, budget in plan.instead().items():
         out.print(f"budget    not every method reaches {reference}; all reach {budget}")
     if plan.spec.budgets.count == "dof":
-        out.print("budgets   at equal degrees of freedom in place of trainable parameters")
+        out.print("budgets   are equal degrees of freedom instead of equal trainable parameters")
     for line in peft_words(plan.cells):
         out.print(f"PEFT      {line}")
     confirm = plan.spec.confirm
     if confirm.margin is not None:
-        out.print(f"margin    differences below {100 * confirm.margin:g} points count as none")
+        margin = 100 * confirm.margin
+        out.print(f"margin    differences below {margin:g} {'point' if margin == 1 else 'points'} count as none")
     if confirm.question is not None:
         out.print(f"question  {confirm.question}")
     if confirm.max_seeds is not None:
-        out.print(f"seeds     {len(confirm.seeds)} of at most {confirm.max_seeds}, the level spread over them")
+        seeds, most = plural(len(confirm.seeds), "seed"), confirm.max_seeds
+        none = "no more can be added, so one look has the whole level of 5 %"
+        later = f"up to {most} can be added, and all looks share the level of 5 %"
+        out.print(f"seeds     {seeds}; {none if most == len(confirm.seeds) else later}")
     _print_packing(plan)
+    if weak := weak_of(plan):
+        out.print()
+        print_weak(weak)
+
+
+_PLAN_NOTES = (
+    "Rank: the largest that an update can have, mean over the weights. Off budget: in percent of the budget. dof: "
+    "degrees of freedom of the update, the number of parameters that act.",
+)
+
+
+def _trials(cell: Cell) -> str:
+    """The number of trials of a cell, or why it has none."""
+    if cell.feasible:
+        return str(cell.tune_trials + cell.confirm_seeds)
+    return "no data" if cell.absent else "infeasible"
 
 
 def _left_out(cells: Sequence[Cell]) -> Iterator[str]:
@@ -318,17 +359,50 @@ def _print_packing(plan: Plan) -> None:
 
 
 def _print_budget(model: str, answer: Mapping[str, Any], asked: bool) -> None:
-    rows = []
-    for m in answer["methods"]:
-        residual = _residual(m["residual"], answer["budget"])
-        near = [_near(m["below"]), _near(m["above"])]
-        counted = [quantity(m["count"]), f"{m['percent']:.3g}", freedom(m["dof"], m["dof_measured"], m["dof_at_most"])]
-        rows.append([m["method"], m["chosen"], _ranks(m["ranks"]), *counted, residual, *near])
-    header = ["method", "allocation", "capacity", "count", "% of all", "dof", "residual", "below", "above"]
-    print_rows(header, rows, f"{model}: {answer['reference']} = {answer['budget']:,} trainable parameters")
-    for m in answer["methods"]:
+    methods, budget = answer["methods"], answer["budget"]
+    rows = [
+        [
+            m["method"],
+            m["chosen"],
+            _ranks(m["ranks"]),
+            quantity(m["count"]),
+            _residual(m["residual"], budget),
+            freedom(m["dof"], m["dof_measured"], m["dof_at_most"]),
+            _near(m["below"]),
+            _near(m["above"]),
+            "" if m["feasible"] else "infeasible",
+        ]
+        for m in methods
+    ]
+    header = ["method", "allocation", "capacity", "parameters", "off budget", "dof", "next below", "next above", ""]
+    shares = f"{100 * budget / answer['adapted_parameters']:.3g} % of the adapted weights"
+    if answer["model_parameters"] != answer["adapted_parameters"]:
+        shares += f", {100 * budget / answer['model_parameters']:.3g} % of the model"
+    title = f"{model}: {answer['reference']} = {budget:,} trainable parameters ({shares})"
+    print_rows(header, rows, title)
+    for note in (*capacity_notes((row[0], row[2]) for row in rows), *_BUDGET_NOTES):
+        out.print(f"  {note}", style="dim")
+    for m in methods:
         if asked and not m["feasible"]:
             out.print(f"infeasible  {m['method']}, {m['allocation']}: {m['reason']}; {m['lever']}")
+
+
+_BUDGET_NOTES = (
+    "Off budget: in percent of the budget; infeasible: by more than 5 %. Next below and above: the nearest numbers of "
+    "parameters that one capacity for all weights gives.",
+    "dof: degrees of freedom of the update, the number of parameters that act.",
+)
+
+
+def capacity_notes(shown: Iterable[tuple[str, str]]) -> list[str]:
+    """How capacities are read, with an example if a method has several. `shown`: methods with their capacities."""
+    said = "Capacity: the rank, or k of NoLA."
+    method, mixed = next((pair for pair in shown if "x" in pair[1]), ("", ""))
+    if not mixed:
+        return [said]
+    kind = "k" if method == "nola" else "rank"
+    parts = [part.split("x") for part in mixed.split(" ")]
+    return [f"{said} {mixed}: " + ", ".join(f"{kind} {r} on {plural(int(n), 'weight')}" for r, n in parts) + "."]
 
 
 def _print_estimate(estimate: Estimate, plan: Plan) -> None:
@@ -372,7 +446,7 @@ def print_estimate_line(estimate: Estimate) -> None:
 
 
 def _residual(residual: int | None, budget: int | None) -> str:
-    return "" if residual is None or not budget else f"{residual / budget:+.2%}"
+    return "" if residual is None or not budget else off_budget(residual / budget)
 
 
 def _ranks(ranks: Any) -> str:

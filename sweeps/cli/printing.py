@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 from rich.console import Console
 from rich.table import Table
 
-from analysis.format import finite
+from analysis.format import finite, plural
 from analysis.tables.terminal import print_whole, safe_console
 from sweeps.errors import Problem, SpecError
 from trainables.errors import first_line
@@ -91,7 +91,7 @@ def print_table(table: pa.Table, title: str | None = None) -> None:
     rows = list(zip(*(column.to_pylist() for column in first.columns), strict=True))
     print_rows(table.column_names, [[shown(v) for v in row] for row in rows], title)
     rest = f", of which the first {_MOST_ROWS:,} are shown; --to FILE writes all" if len(rows) < len(table) else ""
-    out.print(f"{table.num_rows} row(s){rest}", style="dim")
+    out.print(f"{plural(table.num_rows, 'row')}{rest}", style="dim")
 
 
 def print_sheet(sheet: Sheet) -> None:
@@ -114,7 +114,10 @@ def print_rows(header: Sequence[str], rows: Sequence[Sequence[str]], title: str 
 
 
 def _is_number(text: str) -> bool:
-    return text == "" or text.replace(",", "").lstrip("+-")[:1].isdigit()
+    return (
+        text == ""
+        or text.replace(",", "").lstrip("+-\N{MINUS SIGN}\N{ALMOST EQUAL TO}\N{LESS-THAN OR EQUAL TO} ")[:1].isdigit()
+    )
 
 
 def shown(value: object) -> str:
@@ -127,11 +130,16 @@ def shown(value: object) -> str:
 
 
 def print_weak(says: Sequence[str], console: Console = out) -> None:
-    """What the evidence is weak in (`analysis.words.weak`), before anything else; nothing where nothing is."""
+    """Print what the evidence is weak in (`analysis.words.weak`), a line each; nothing if nothing is."""
     if says:
-        console.print("weak evidence", style="bold yellow")
+        console.print("Weak evidence", style="bold yellow")
     for line in says:
         console.print(f"  {line}", style="yellow")
+
+
+def print_probing(method: str, number: int, count: int) -> None:
+    """Say on standard error which method is probed, so that minutes do not pass without a word."""
+    err.print(f"probing {method}: {number} of {plural(count, 'method')}", style="dim")
 
 
 def print_named(texts: Mapping[str, object]) -> None:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from analysis.format import visible
+from analysis.format import plural, visible
 from sweeps.cli.options import Json, Set, Source, folder_of, store_of
 from sweeps.cli.printing import (
     as_bytes,
@@ -28,10 +28,11 @@ from sweeps.errors import Problem, SpecError, unknown
 if TYPE_CHECKING:
     from analysis import Store
 
-Also = Annotated[list[Path] | None, typer.Option(help="A further sweep to read beside it; may be repeated.")]
+Also = Annotated[list[Path] | None, typer.Option(help="Another sweep to read with it; repeat it for more.")]
 Cost = Annotated[str, typer.Option("--x", help="Cost of the fits and the front: seconds_train, ...")]
 
 _NEAR = 0.05  # of a number of parameters
+_WEAK_LINES, _NAMED = 3, 2  # lines of weak evidence that `best` prints, and cells that each names
 FORMATS = ("table", "csv", "json", "parquet", "arrow")
 _OF_SUFFIX = {".csv": "csv", ".json": "json", ".parquet": "parquet", ".arrow": "arrow", ".feather": "arrow"}
 
@@ -39,18 +40,19 @@ _OF_SUFFIX = {".csv": "csv", ".json": "json", ".parquet": "parquet", ".arrow": "
 def best(
     source: Source,
     at: Annotated[
-        str | None, typer.Option(help="One budget: its label, lora-4, or a number of parameters, for the nearest.")
+        str | None, typer.Option(help="Show one budget: its label (lora-4), or a number of parameters for the nearest.")
     ] = None,
     overrides: Set = None,
+    all_notes: Annotated[bool, typer.Option("--all-notes", help="Print all weak evidence.")] = False,
     as_json: Json = False,
 ) -> None:
-    """The results: what to take at each budget, scores with intervals, and the difference to the baseline."""
+    """Print the results: the answer, the scores with their intervals, what to take at each budget, weak evidence."""
     from analysis.statistics.decisions import decisions
     from analysis.tables.console import results_table
 
     store = store_of(source, overrides)
     if at is None:
-        emit(as_json, lambda: results_table(store).to_pylist(), lambda: print_best(store))
+        emit(as_json, lambda: results_table(store).to_pylist(), lambda: print_best(store, all_notes=all_notes))
         return
     references = _budgets_at(store, at)
 
@@ -59,7 +61,7 @@ def best(
         taken = [r for r in decisions(store).to_pylist() if r["reference"] in references]
         return {"budgets": references, "decisions": taken, "cells": [r for r in rows if r["reference"] in references]}
 
-    emit(as_json, answer, lambda: print_best(store, references))
+    emit(as_json, answer, lambda: print_best(store, references, all_notes=all_notes))
 
 
 def _budgets_at(store: Store, asked: str) -> list[str]:
@@ -83,20 +85,43 @@ def _budgets_at(store: Store, asked: str) -> list[str]:
     return nearest
 
 
-def print_best(store: Store, references: Sequence[str] | None = None) -> None:
-    """What the evidence is weak in, what to take, the results table, and a conclusion; or of some budgets alone."""
+def print_best(store: Store, references: Sequence[str] | None = None, *, all_notes: bool = False) -> None:
+    """Print the answer, the results table, what to take and what would change it, and weak evidence.
+
+    Args:
+        references: the budgets to show; all, with the answer over them.
+        all_notes: print all weak evidence, not the first lines alone.
+    """
     from analysis.statistics.decisions import decisions
-    from analysis.tables.console import conclusion, print_decisions, print_results_table
+    from analysis.store.columns import PLACE
+    from analysis.tables.console import conclusion_of, print_decisions, print_results_table
     from analysis.words.weak import weak_evidence
 
     def asked(rows: list[Any]) -> list[Any]:
         return [r for r in rows if references is None or r["reference"] is None or r["reference"] in references]
 
-    print_weak(weak_evidence(asked(store.table("signs").to_pylist())))
-    print_decisions(asked(decisions(store).to_pylist()), out)
+    found = None if references is not None else conclusion_of(store)
+    if found is not None:
+        out.print(found.answer, style="bold")
+        out.print(f"{found.budgets}\n" if found.budgets else "")
     print_results_table(store, out, references)
-    if references is None:
-        out.print(f"\n{conclusion(store)}")
+    print_decisions(asked(decisions(store).to_pylist()), out)
+    if found is not None:
+        reasons = found.reasons if len(store.table("cells").select(PLACE).group_by(PLACE).aggregate([])) > 1 else ""
+        if rest := " ".join(filter(None, (reasons, found.limits))):
+            out.print(f"\n{rest}")
+    signs = asked(store.table("signs").to_pylist())
+    whole = weak_evidence(signs, len(signs))
+    short = whole if all_notes else weak_evidence(signs, _NAMED)[:_WEAK_LINES]
+    if short:
+        out.print()
+    print_weak(short)
+    if short != whole:
+        left = len(whole) - _WEAK_LINES
+        more = f"{plural(left, 'more note')} and all cells" if left > 0 else "All cells"
+        out.print(f"  {more}: `sweeps best ... --all-notes`", style="dim")
+    if "imported" not in (store.spec() or {}):
+        out.print("\nMore seeds, budgets or methods: edit the sweep file; `sweeps run FILE` then runs what is missing.")
 
 
 def report(
@@ -124,7 +149,7 @@ def query(
     csv: Annotated[bool, typer.Option("--csv", help="The same as --format csv.")] = False,
     as_json: Json = False,
 ) -> None:
-    """Read-only SQL over the results tables (DuckDB) of one sweep or several, told apart by the column `sweep`."""
+    """Run read-only SQL (DuckDB) over the results tables of one sweep or several; the column `sweep` names each."""
     kind = _format(form, to, csv=csv, as_json=as_json)
     store = store_of(source, also=also)
     table = store.table(sql) if sql.isidentifier() else store.sql(sql)
@@ -132,7 +157,7 @@ def query(
         to.write_bytes(as_bytes(table, kind))
         rows = table.num_rows
         said = {"path": str(to), "rows": rows}
-        emit(as_json, lambda: said, lambda: out.print(f"wrote {rows} row(s) to {to}"))
+        emit(as_json, lambda: said, lambda: out.print(f"wrote {plural(rows, 'row')} to {to}"))
     elif kind == "table":
         print_table(table)
     elif kind in ("json", "csv"):
@@ -169,14 +194,18 @@ def compare(
     source: Source,
     overrides: Set = None,
     baseline: Annotated[
-        str | None, typer.Option(help="What each method is compared with: lora, full, ...; default: as in `best`.")
+        str | None,
+        typer.Option(help="The method that all others are compared with: lora, full, ...; default: as in `best`."),
     ] = None,
     points: Annotated[
-        list[float] | None, typer.Option("--points", help="True difference, in points, to plan seeds for.")
+        list[float] | None,
+        typer.Option(
+            "--points", help="The true difference, in points, that the seeds must detect; repeat it for more."
+        ),
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Methods against each other over seeds: differences, their change, groups, mean ranks, averages, seeds needed."""
+    """Compare the methods over seeds: differences, their change, groups, mean ranks, averages, seeds needed."""
     from analysis.statistics.differences import changes
     from analysis.statistics.groups import groups, mean_ranks
     from analysis.statistics.looks import level
@@ -216,12 +245,13 @@ def compare(
         if table.num_rows == 0 and letters.num_rows == 0:
             out.print("nothing to compare yet: no two methods are confirmed at one budget")
             return
+        for said in says:
+            out.print(said)
+        out.print()
         found = [compared(store, baseline), changed(store, baseline), grouped(store), ranks(store), averages(store)]
         for sheet in [*found, seeds(store, baseline, asked)]:
             if sheet.rows:
                 print_sheet(sheet)
-        for said in says:
-            out.print(said)
 
     emit(as_json, answer, draw)
 
@@ -233,7 +263,7 @@ def mcnemar(
     also: Also = None,
     as_json: Json = False,
 ) -> None:
-    """McNemar's exact test of two fixed checkpoints on the same test examples. It says nothing of their methods."""
+    """Test two checkpoints on the same test examples (McNemar, exact). It says nothing about their methods."""
     from analysis.statistics.units.mcnemar import checkpoint_sentence, compare_checkpoints
 
     row = compare_checkpoints(store_of(source, also=also), a, b).to_pylist()[0]
@@ -255,7 +285,7 @@ def tables(
     x: Cost = "adapter_params",
     as_json: Json = False,
 ) -> None:
-    """Tables of the report as Markdown, LaTeX or CSV; `report` writes all of them into report_tables/."""
+    """Print tables of the report as Markdown, LaTeX or CSV; `report` writes all of them into report_tables/."""
     from analysis.report.tables import pick, sheets
     from analysis.tables.export import form_of
 
@@ -282,7 +312,7 @@ def import_results(
     to: Annotated[Path, typer.Option("--to", help="Results folder to make.")] = Path("results/imported"),
     as_json: Json = False,
 ) -> None:
-    """Make a results folder of numbers from elsewhere, to query and draw beside ours.
+    """Make a results folder from numbers published elsewhere, to query and draw together with ours.
 
     A CSV file has a header: method, and score (a fraction) or percent; and what is known of model, dataset,
     train_size, reference (lora-8), parameters, lr, source.

@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from analysis.format import duration
+from analysis.format import duration, plural
 from sweeps.cli.options import FAILED_TRIALS, INTERRUPTED, LIMITED, Available, Json, Scale, Set, Spec, load
 from sweeps.cli.plan import precision_words, print_estimate_line, print_header, weak_of
-from sweeps.cli.printing import emit, err, out, print_files, print_weak
+from sweeps.cli.printing import emit, err, out, print_files, print_probing, print_weak
 from sweeps.cli.results import print_best
 from sweeps.cli.status import used_hours
 from sweeps.cli.watching.verb import Browser, beside
@@ -42,32 +42,36 @@ def run(
     scale: Scale = None,
     output: Annotated[
         str | None,
-        typer.Option("--output", "-o", metavar="PATH", help="Results folder; default: the file's, or results/NAME."),
+        typer.Option(
+            "--output", "-o", metavar="PATH", help="Results folder; default: output in the file, or results/NAME."
+        ),
     ] = None,
     address: Annotated[
         str | None, typer.Option(help="Ray cluster to join: auto, or HOST:PORT; default: a local one.")
     ] = None,
     max_hours: Annotated[
-        float | None, typer.Option("--max-hours", help="Stop cleanly after so long: limits.max_hours.")
+        float | None, typer.Option("--max-hours", help="Stop after this many hours (the same as limits.max_hours).")
     ] = None,
     available: Available = False,
-    report: Annotated[bool, typer.Option(help="Draw the figures and the report at the end.")] = True,
+    report: Annotated[bool, typer.Option(help="Draw the figures and write the report at the end.")] = True,
     retry_failed: Annotated[
         bool, typer.Option("--retry-failed", help="Try failed trials of earlier runs again.")
     ] = False,
     optuna_storage: Annotated[
         str | None,
-        typer.Option(help="Mirror the studies for optuna-dashboard: a journal file, or sqlite:///studies.db."),
+        typer.Option(help="Copy the studies to a journal file or sqlite:///studies.db, for optuna-dashboard."),
     ] = None,
     track: Annotated[
         list[str] | None, typer.Option(help="Report trials to tensorboard, mlflow, wandb or trackio; repeatable.")
     ] = None,
     upload: Annotated[
-        str | None, typer.Option(help="Copy results there as they come: s3://BUCKET/FOLDER, gs://...")
+        str | None, typer.Option(help="Copy results to this URI while the sweep runs: s3://BUCKET/FOLDER, gs://...")
     ] = None,
-    watch: Annotated[bool, typer.Option("--watch", help="Show it on a page meanwhile, as `watch` does.")] = False,
+    watch: Annotated[bool, typer.Option("--watch", help="Also show the sweep on a page, as `watch` does.")] = False,
     browser: Browser = True,
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No live progress; warnings stay.")] = False,
+    quiet: Annotated[
+        bool, typer.Option("--quiet", "-q", help="Print no progress; warnings are still printed.")
+    ] = False,
     as_json: Json = False,
 ) -> int:
     """Run a sweep; the same command resumes it, or extends it after an edit.
@@ -113,9 +117,11 @@ def run(
         observers = watchers(loaded, optuna_storage, track or ())
         foreseen = None
         if not (quiet or address):
-            foreseen = estimate_plan(planned, retry_failed=retry_failed, used_hours=used_hours(loaded.folder))
+            if not as_json:
+                print_header(planned)
+            tell, used = None if as_json else print_probing, used_hours(loaded.folder)
+            foreseen = estimate_plan(planned, retry_failed=retry_failed, used_hours=used, tell=tell)
         if foreseen is not None and not as_json:
-            print_header(planned)
             print_estimate_line(foreseen)
         with beside(loaded.folder, browser) if watch else contextlib.nullcontext():
             summary = run_engine(
@@ -211,14 +217,14 @@ def _print_results(folder: Path, summary: RunSummary, paths: Mapping[str, Path])
     store = open_store(folder)
     print_best(store)
     ran, failed = summary.finished + summary.failed, summary.failed + summary.failed_before
-    done = f"{ran} trial(s) run" if ran else "nothing was left to run"
-    out.print(f"\n{done} in {duration(summary.seconds)}, {summary.skipped} done before, {failed} failed in all")
+    done = f"{plural(ran, 'trial')} run" if ran else "nothing was left to run"
+    out.print(f"\n{done} in {duration(summary.seconds)}, {summary.skipped} done before, {failed} failed in total")
     for label in summary.stuck:
         err.print(f"no learning rate of {label} finished: nothing to confirm", style="red")
     if failed:
         last = store.table("last_attempts").to_pylist()
         reasons = Counter(row["reason"] for row in last if row["status"] == "failed")
         for reason, count in reasons.most_common(3):
-            err.print(f"{count} trial(s) failed: {reason}", style="red")
-        err.print("failed trials are tried again by `sweeps run ... --retry-failed`")
+            err.print(f"{plural(count, 'trial')} failed: {reason}", style="red")
+        err.print("to run failed trials again: `sweeps run ... --retry-failed`")
     print_files({"tables": folder / "tables", **paths})

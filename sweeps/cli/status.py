@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from analysis import Store, open_store
-from analysis.format import Row, duration
+from analysis.format import Row, duration, percent, plural
 from analysis.statistics.sizing.estimates import foresight
 from analysis.store.journal import JOURNAL
 from analysis.store.left import Left
@@ -26,7 +26,7 @@ _SHOWN, _FAILURES = 3, 20
 
 
 def status(source: Source, overrides: Set = None, as_json: Json = False) -> None:
-    """How far a sweep is; works while it runs."""
+    """Say how far a sweep is, also while it runs."""
     progress = progress_of(store_of(source, overrides))
     if uri_of(source) is not None:
         progress |= {"running": None, "idle_seconds": None}  # who runs it is not told there
@@ -38,9 +38,9 @@ def says(p: Row) -> tuple[str, str]:
     state = {True: "running", False: "not running"}.get(p["running"], "running or not")
     far = (
         f"{p['sweep']}: {p['finished']} of {p['trials']} trials finished, {p['failed']} failed, "
-        f"{p['unfinished']} begun; {p['cells_confirmed']} of {p['cells']} cells confirmed; {state}"
+        f"{p['unfinished']} in progress; {p['cells_confirmed']} of {p['cells']} cells confirmed; {state}"
     )
-    words = [", ".join(f"{n} cell(s) {phase}" for phase, n in p["phases"].items())]
+    words = [", ".join(f"{plural(n, 'cell')} {phase}" for phase, n in p["phases"].items())]
     if p["per_minute"] is not None:
         which = "run" if p["running"] else "last run"
         words.append(f"{p['this_run']} trials of the {which} at {p['per_minute']:.1f}/min")
@@ -65,7 +65,9 @@ def _print(p: Row) -> None:
         where = f" ({failure['where']})" if failure["where"] else ""
         out.print(f"{failure['count']} failed: {failure['reason']}{where}", style="red")
     if p["methods"]:
-        print_rows(list(p["methods"][0]), [[shown(v) for v in row.values()] for row in p["methods"]], None)
+        heads = {"best_val_score": "best validation score, %"}
+        rows = [{**row, "best_val_score": percent(row["best_val_score"])} for row in p["methods"]]
+        print_rows([heads.get(k, k) for k in rows[0]], [[shown(v) for v in row.values()] for row in rows], None)
 
 
 def progress_of(store: Store) -> dict[str, Any]:

@@ -16,9 +16,11 @@ if TYPE_CHECKING:
     from sweeps.engine.kept import KeptTrial
 
 
-Best = Annotated[str, typer.Argument(help="Trial id (or its beginning), or best: by validation score.")]
-Method = Annotated[str | None, typer.Option("--method", help="best of this method.")]
-Budget = Annotated[str | None, typer.Option("--budget", help="best at this budget: lora-4, params-5000.")]
+Best = Annotated[str, typer.Argument(help="Trial id (or its beginning), or best: the highest validation score.")]
+Method = Annotated[str | None, typer.Option("--method", help="With best: only trials of this method.")]
+Budget = Annotated[
+    str | None, typer.Option("--budget", help="With best: only trials at this budget (lora-4, params-5000).")
+]
 
 
 def export(
@@ -44,12 +46,12 @@ def export(
 def predict(
     source: Source,
     trial: Best,
-    given: Annotated[list[str], typer.Argument(help="Image files; of a text task texts.", metavar="INPUT...")],
+    given: Annotated[list[str], typer.Argument(help="Image files, or texts if it is a text task.", metavar="INPUT...")],
     method: Method = None,
     budget: Budget = None,
     as_json: Json = False,
 ) -> None:
-    """What a kept trial says to new images or texts: class and probability, a line each. For a first look."""
+    """Classify new images or texts with a kept trial: class and probability, a line each. For a first look."""
     from sweeps.engine.kept import kept_trial
     from trainables.predicting.answers import answers
     from trainables.predicting.trained import load_trained
@@ -77,7 +79,7 @@ def _named(kept: KeptTrial) -> str:
 
 
 def again(source: Source, trial: Trial, as_json: Json = False) -> int:
-    """Train one finished trial again, here, and hold its scores against those in the tables; writes nothing."""
+    """Train one finished trial again on this machine and compare its scores with the tables. Writes nothing."""
     from sweeps.engine.rerun import again as once_more
 
     answer = once_more(folder_of(source), trial)
@@ -94,13 +96,17 @@ def analyze(
     kind: Annotated[str, typer.Argument(help="spectrum, cka, landscape or full_rank.")],
     source: Source,
     overrides: Set = None,
-    address: Annotated[str | None, typer.Option(help="Ray cluster to join; default: one of its own.")] = None,
-    cpus: Annotated[float, typer.Option(help="CPUs of a task.", min=0)] = 1,
-    examples: Annotated[float | None, typer.Option(help="cka, landscape: examples at most; below 1: a share.")] = None,
-    points: Annotated[int | None, typer.Option(help="landscape: points of a row and of an edge.")] = None,
-    force: Annotated[bool, typer.Option("--force", help="Compute again what is there.")] = False,
+    address: Annotated[str | None, typer.Option(help="Ray cluster to join; default: a new local one.")] = None,
+    cpus: Annotated[float, typer.Option(help="CPUs for each task.", min=0)] = 1,
+    examples: Annotated[
+        float | None, typer.Option(help="For cka and landscape: most examples to use; below 1: a share of them.")
+    ] = None,
+    points: Annotated[
+        int | None, typer.Option(help="For landscape: points along each side of the grid and of each path.")
+    ] = None,
+    force: Annotated[bool, typer.Option("--force", help="Compute again what is already there.")] = False,
     upload: Annotated[
-        str | None, typer.Option(help="Copy the tables there at the end, beside the sweep's: s3://BUCKET/FOLDER.")
+        str | None, typer.Option(help="Copy the tables to the sweep's URI at the end: s3://BUCKET/FOLDER.")
     ] = None,
     as_json: Json = False,
 ) -> int:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from torch import nn
 
+from analysis.format import plural
 from randlora import Adapted, attach
 from randlora.errors import AdapterError, ExportError
 from randlora.files.peft_export import peft_form
@@ -96,17 +97,17 @@ def peft_forms(cells: Sequence[Cell]) -> dict[str, str]:
 
 
 def peft_words(cells: Sequence[Cell]) -> list[str]:
-    """The same, a line for each form."""
+    """Say how `peft_forms` exports the methods, a line for each form."""
     forms = peft_forms(cells)
     lines: dict[str, dict[str, dict[str, None]]] = {}  # by form and method the budgets, each once, in order
     for cell in cells:
         if (form := forms.get(cell.cell_id)) is not None:
             lines.setdefault(form, {}).setdefault(cell.method, {})[cell.reference or ""] = None
-    said = {"itself": "as themselves: ", "lora": "as a LoRA that computes the same: "}
+    said = {"itself": "can be exported", "lora": "can be exported as a LoRA that computes the same"}
     every = {m: sum(len(found.get(m, ())) for found in lines.values()) for found in lines.values() for m in found}
     return [
-        said.get(form, f"not ({form}): ")
-        + "; ".join(m if len(refs) == every[m] else f"{m} at {', '.join(refs)}" for m, refs in found.items())
+        "; ".join(m if len(refs) == every[m] else f"{m} at {', '.join(refs)}" for m, refs in found.items())
+        + f": {said.get(form, f'cannot be exported, {form}')}"
         for form, found in lines.items()
     ]
 
@@ -131,7 +132,7 @@ def counted(cell: Cell, spec: SweepSpec) -> Cell:
     longest = cell.space.epochs or train.epochs
     trials = allowance.samples // (samples * longest)
     if trials < least:
-        rule = f"is {trials} trial(s) of {samples * longest} samples for {cell.label}, and {least} are needed"
+        rule = f"is {plural(trials, 'trial')} of {samples * longest} samples for {cell.label}, and {least} are needed"
         enough = f"samples = {least * samples * longest}"
         raise SpecError([Problem("search.allowance.samples", allowance.samples, rule, enough)])
     if trials > MOST_TRIALS:

@@ -118,10 +118,19 @@ class _Left:
         return self.tune + self.confirm
 
 
-def estimate_plan(plan: Plan, *, retry_failed: bool = False, used_hours: float = 0.0) -> Estimate:
-    """Probe every method that still has trials to run, and add up; failed ones too where they are tried again.
+Tell = Callable[[str, int, int], None]
+"""Called before each probe with the method, its number from 1, and the number of methods; it can be pickled."""
 
-    `used_hours`: accelerator-hours of earlier runs, which count against the limits of the whole sweep.
+
+def estimate_plan(
+    plan: Plan, *, retry_failed: bool = False, used_hours: float = 0.0, tell: Tell | None = None
+) -> Estimate:
+    """Probe every method that still has trials to run, and add up their time.
+
+    Args:
+        retry_failed: failed trials are run again.
+        used_hours: accelerator-hours of earlier runs, which count against the limits of the whole sweep.
+        tell: called before each probe.
     """
     started = time.perf_counter()
     node = local_node()
@@ -129,7 +138,7 @@ def estimate_plan(plan: Plan, *, retry_failed: bool = False, used_hours: float =
     left = [cell for cell in _left(plan, retry_failed) if cell.trials]
     if not left:
         return Estimate((), sum(lane.trials for lane in shapes), 0, 0.0, 0.0, 0, 0, 0, 0.0)
-    found = _apart(plan, left, node) if node.gpus else _probe(plan, left, node)
+    found = _apart(plan, left, node, tell) if node.gpus else _probe(plan, left, node, tell)
     concurrent = sum(lane.trials for lane in found.shapes)
     trials = sum(c.trials for c in left)
     busy = sum(m.seconds_total for m in found.methods)
@@ -207,14 +216,14 @@ class _Found:
     unknown: dict[str, str]
 
 
-def _apart(plan: Plan, left: Sequence[_Left], node: Node) -> _Found:
+def _apart(plan: Plan, left: Sequence[_Left], node: Node, tell: Tell | None) -> _Found:
     """`_probe` in a process of its own: what it holds on a GPU ends with it, and trials find the GPU free."""
     spawn = multiprocessing.get_context("spawn")
     initializer = _hide_gpus if plan.spec.resources.gpus_per_worker == 0 else None
     # one task a child, or it would wait for more when the driver is killed
     with ProcessPoolExecutor(1, spawn, initializer, max_tasks_per_child=1) as process:
         try:
-            return process.submit(_probe, plan, left, node).result()
+            return process.submit(_probe, plan, left, node, tell).result()
         except BrokenProcessPool:
             why = "the probe's process was ended, perhaps for want of memory"
             shapes = plan_lanes(plan.spec.resources, [node], least_share(plan.spec.resources))
@@ -225,7 +234,7 @@ def _hide_gpus() -> None:
     os.environ["CUDA_VISIBLE_DEVICES"] = ""
 
 
-def _probe(plan: Plan, left: Sequence[_Left], node: Node) -> _Found:
+def _probe(plan: Plan, left: Sequence[_Left], node: Node, tell: Tell | None) -> _Found:
     import torch
 
     from sweeps.lanes.memory import free_memory
@@ -235,7 +244,11 @@ def _probe(plan: Plan, left: Sequence[_Left], node: Node) -> _Found:
     torch.set_num_threads(max(1, int(plan.spec.resources.cpus_per_worker)))
     largest = _largest(c.cell for c in left)
     try:
-        probed = {m: _tried(functools.partial(_Probe.of, cell, plan, warm), warm) for m, cell in largest.items()}
+        probed = {}
+        for number, (method, cell) in enumerate(largest.items(), 1):
+            if tell is not None:
+                tell(method, number, len(largest))
+            probed[method] = _tried(functools.partial(_Probe.of, cell, plan, warm), warm)
         costs = {method: cost for method, cost in probed.items() if isinstance(cost, _Probe)}
         unknown = {m: why for m, why in probed.items() if isinstance(why, str)}
         peak = max((cost.memory for cost in costs.values()), default=0)

@@ -9,6 +9,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
+from analysis.format import plural
 from sweeps.errors import Problem, nearest
 
 _RULES = {
@@ -84,7 +85,7 @@ def problem(error: Mapping[str, Any], model: type[BaseModel]) -> Problem:
         choices = re.findall(r"'([^']+)'", error["ctx"]["expected"])
         return Problem(field, value, f"must be one of {', '.join(choices)}", nearest(str(value), choices))
     if kind == "too_short":
-        return Problem(field, value, f"must hold at least {error['ctx']['min_length']} item(s)")
+        return Problem(field, value, f"must hold at least {plural(error['ctx']['min_length'], 'item')}")
     slug = _slug(value) if kind == "string_pattern_mismatch" else None
     return Problem(field, value, rule_of(error), slug)
 

@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import re
 import shlex
 import shutil
+import subprocess
+import tarfile
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner
 
-from analysis import open_store
+from analysis import StoreError, open_store
+from analysis.report.tables import pick
+from analysis.tables.export import form_of
 from sweeps import Plan, SweepSpec
 from sweeps.cli.main import app
 from sweeps.engine.run import run
@@ -18,7 +25,8 @@ from tests.support import ROOT
 
 RESULTS = ROOT / "docs" / "results"
 PAGE = (ROOT / "docs" / "questions.md").read_text(encoding="utf-8")
-QUESTIONS = re.findall(r"```sh\n(.*?)```\n```text\n(.*?)```", PAGE, re.S)
+ANSWERS = (ROOT / "docs" / "results.md").read_text(encoding="utf-8")
+QUESTIONS = re.findall(r"```sh\n(.*?)```\n```text\n(.*?)```", PAGE + ANSWERS, re.S)
 KINDS = {".parquet", ".json", ".jsonl"}
 
 
@@ -26,7 +34,7 @@ KINDS = {".parquet", ".json", ".jsonl"}
 def test_a_question_has_the_printed_answer(command: str, printed: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)
     monkeypatch.setenv("COLUMNS", "200")
-    program, *words = shlex.split(command)
+    program, *words = shlex.split(command.replace("\\\n", " "))
     assert program == "sweeps"
     done = CliRunner().invoke(app, words)
     assert done.exit_code == 0, done.output
@@ -34,8 +42,25 @@ def test_a_question_has_the_printed_answer(command: str, printed: str, monkeypat
         assert line.rstrip() in done.output
 
 
-def test_there_are_three_questions() -> None:
-    assert len(QUESTIONS) == 3
+def test_the_readme_shows_what_the_published_quickstart_prints(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its block of output, and every number of its table of answers."""
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setenv("COLUMNS", "200")
+    done = CliRunner().invoke(app, ["best", "docs/results/quickstart"])
+    said = " ".join(done.output.split())
+    plain = said.replace(" points [", " [")
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    (block,) = re.findall(r"```text\n(.*?)```", readme, re.S)
+    for part in block.split("...\n"):
+        assert " ".join(part.split()) in said
+    rows = [line for line in readme.splitlines() if line.startswith(("| LoRA-", "| mean of"))]
+    assert len(rows) == 4
+    for number in re.findall(r"[+−]?\d[\d.,]*(?: \[.*?\])?", " ".join(rows)):
+        assert number in plain, number
+
+
+def test_every_block_of_commands_has_its_answer() -> None:
+    assert len(QUESTIONS) == (PAGE + ANSWERS).count("```sh") == 6
 
 
 @pytest.mark.parametrize("folder", sorted(p for p in RESULTS.iterdir() if p.is_dir()), ids=lambda p: p.name)
@@ -57,3 +82,50 @@ def test_a_sweep_goes_on_from_its_tables(name: str, trials: int, tmp_path: Path)
     plan = Plan.from_spec(SweepSpec.load(ROOT / "examples" / f"{name}.toml", [f"output={folder}"]))
     summary = run(plan, progress=False)  # starts no Ray: nothing is missing
     assert (summary.finished, summary.skipped, summary.complete) == (0, trials, True)
+
+
+INTERVAL = re.compile(r"([+−]?\d+\.\d)(?: points?)?(?: of BLEU)?\s*\[([+−]?\d+\.\d),\s*([+−]?\d+\.\d)\]")
+"""A mean and its interval, of a score or a difference; shares of tables, which have a % between, are not meant."""
+TABLES = ("results", "comparisons", "averages", "changes", "full_fine_tuning", "rank_effects")
+STUDIED = {path for path in re.findall(r"docs/results/[\w-]+", ANSWERS) if (ROOT / path).is_dir()}
+BASELINES = re.findall(r"`sweeps\s+compare\s+(docs/results/[\w-]+)\s+--baseline\s+([\w-]+)`", ANSWERS)
+DECLARED = (("721cd04", "images"), ("7c585bd", "photos"), ("b4d31db", "texts"))
+"""The commits whose folders print the declared answers of studies to which something was added later."""
+
+
+def numbers(texts: Sequence[str]) -> tuple[float, ...]:
+    return tuple(float(text.replace("−", "-")) for text in texts)
+
+
+def printed(folder: Path) -> str:
+    """The tables of a folder that the page quotes, as `sweeps tables` prints them."""
+    store = open_store(folder)
+    said: list[str] = []
+    for name in TABLES:
+        with contextlib.suppress(StoreError):  # a table without a row here
+            said += [form_of("markdown")(sheet) for sheet in pick(store, [name])]
+    return "\n".join(said)
+
+
+@pytest.mark.slow
+def test_a_folder_prints_every_interval_of_the_results_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setenv("COLUMNS", "250")
+    said = [printed(ROOT / path) for path in sorted(STUDIED)]
+    said += [CliRunner().invoke(app, ["compare", path, "--baseline", name]).output for path, name in BASELINES]
+    for commit, name in DECLARED:
+        assert commit in ANSWERS
+        command = ["git", "archive", commit, f"docs/results/{name}"]
+        packed = subprocess.run(command, cwd=ROOT, capture_output=True, check=False)
+        if packed.returncode:
+            pytest.skip(f"this copy has no history: commit {commit} is not there")
+        with tarfile.open(fileobj=io.BytesIO(packed.stdout)) as files:
+            files.extractall(tmp_path / commit, filter="data")
+        said.append(printed(tmp_path / commit / "docs" / "results" / name))
+    known = {numbers(found) for text in said for found in INTERVAL.findall(text)}
+    for _, answer in QUESTIONS:
+        rows = [line.split()[-3:] for line in answer.splitlines()]
+        known |= {numbers(row) for row in rows if all(re.fullmatch(r"-?\d+\.\d", text) for text in row)}
+    known |= {(-mean, -high, -low) for mean, low, high in known}
+    quoted = [numbers(found) for found in INTERVAL.findall(ANSWERS)]
+    assert len(quoted) > 200 and not [one for one in quoted if one not in known]

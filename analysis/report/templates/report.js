@@ -67,7 +67,7 @@
   let opened = [];
   addEventListener("beforeprint", () => {
     hide();
-    opened = [...document.querySelectorAll("details:is(.table, .how):not([open])")];
+    opened = [...document.querySelectorAll("details:is(.table, .how):not([open], .more)")];
     for (const one of opened) one.open = true;
   });
   addEventListener("afterprint", () => { for (const one of opened) one.open = false; });

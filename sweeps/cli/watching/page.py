@@ -17,9 +17,10 @@ from markupsafe import Markup
 
 from analysis.errors import QueryError, StoreError
 from analysis.figures import pictures, svg
-from analysis.format import Row, visible
+from analysis.format import Row, plural, visible
 from analysis.report.page import render, templates
 from analysis.store.journal import JOURNAL
+from analysis.store.left import to_come
 from analysis.store.queries import run_sql
 from analysis.store.schemas import SCHEMAS
 from analysis.store.store import Store, open_store
@@ -116,7 +117,7 @@ class Page:
         columns = [[visible(shown(value)) for value in column.to_pylist()] for column in first.columns]
         more = f", the first {MOST_ROWS:,} of them shown; `sweeps query` writes all" if len(table) > MOST_ROWS else ""
         rows = list(zip(*columns, strict=True))
-        return {"columns": table.column_names, "rows": rows, "says": f"{len(table):,} row(s){more}"}
+        return {"columns": table.column_names, "rows": rows, "says": f"{plural(len(table), 'row')}{more}"}
 
     def report(self) -> str:
         """The report of the results as they are.
@@ -141,7 +142,8 @@ class Page:
 
 
 def _drawn(draw: Callable[[Store], list[svg.Picture]], store: Store) -> dict[str, Any]:
-    return {"pictures": draw(store)}
+    begin = "Preliminary: " if any(sum(left or ()) for left in to_come(store).values()) else ""
+    return {"pictures": draw(store), "begin": begin}
 
 
 def _cells(store: Store, phase_of: dict[str, str]) -> list[Row]:
@@ -169,7 +171,9 @@ def _lanes(store: Store) -> list[str]:
 
 def _lane(shape: Row) -> str:
     has = ", ".join(f"{amount:g} {kind}" for kind, amount in shape.get("per_worker", {}).items())
-    return f"{shape.get('workers', 1)} worker(s){' that share a trial' if shape.get('group') else ''}, {has} each"
+    return (
+        f"{plural(shape.get('workers', 1), 'worker')}{' that share a trial' if shape.get('group') else ''}, {has} each"
+    )
 
 
 def _begun(store: Store, retried: Sequence[str]) -> Sequence[Row]:

@@ -20,19 +20,19 @@ from sweeps.errors import Problem, SpecError
 if TYPE_CHECKING:
     from rich.console import Console
 
-Browser = Annotated[bool, typer.Option(help="Open the page of `watch` in a browser, where one can be opened.")]
+Browser = Annotated[bool, typer.Option(help="Open the page of `watch` in a browser, if there is one.")]
 _ENDS_S = 30.0
 """For the page to send what a run ended with."""
 
 
 def watch(
     source: Source,
-    port: Annotated[int, typer.Option(help="Of the page on this machine; 0: any that is free.")] = 0,
+    port: Annotated[int, typer.Option(help="Port of the page on this machine; 0: any free port.")] = 0,
     browser: Browser = True,
     overrides: Set = None,
     as_json: Json = False,
 ) -> None:
-    """Show a sweep as it happens, or afterwards, on a page of this machine; Ctrl-C ends the page alone."""
+    """Show a sweep on a web page of this machine, while it runs or afterwards. Ctrl-C ends only the page."""
     from sweeps.cli.watching.server import make_server
 
     folder, keys = folder_of(source, overrides), Keys()

@@ -110,10 +110,10 @@ def test_data_size_curves_in_order_of_size(shots: Store, store: Store) -> None:
 
 def test_the_report_has_the_sections(store: Store, shots: Store, empty: Store) -> None:
     page = render(store, x="adapter_params", overlay="fig1-clip")
-    for heading in ("Fits: what a budget buys", "Score against cost", "Beside the published curve"):
-        assert heading in page
-    assert "Score against training size" in render(shots)
-    assert "Fits: what a budget buys" not in render(empty)
+    for name in ("more", "pareto", "overlay"):
+        assert f'<section id="{name}">' in page
+    assert '<section id="sizes">' in render(shots)
+    assert '<section id="more">' not in render(empty)
 
 
 def test_figures_are_written(shots: Store, tmp_path: Path) -> None:

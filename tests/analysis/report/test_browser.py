@@ -17,6 +17,7 @@ from analysis.store.tables import to_table, write_part
 from analysis.styles import style
 from tests.analysis.report.browser import CHROMIUM, Browser
 from tests.analysis.synthetic import make_results
+from tests.support import ROOT
 
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine")
 
@@ -178,6 +179,25 @@ def test_a_phone_scrolls_one_way_only(browser: Browser, report: tuple[Path, int]
     sizes = "[...document.querySelectorAll('p, td')].map(e => parseFloat(getComputedStyle(e).fontSize))"
     small = browser.evaluate(f"Math.min(...{sizes})")
     assert small >= 11
+
+
+SLOW_STUDIES = [pytest.param(name, marks=pytest.mark.slow) for name in ("images", "league")]
+SIDEWAYS = """
+[...document.querySelectorAll(".scroll")].filter(s => s.querySelector("table") && s.scrollWidth > s.clientWidth + 1)
+  .map(s => `${s.querySelector("table").id}: ${s.scrollWidth} > ${s.clientWidth}`)
+"""
+
+
+@pytest.mark.parametrize("name", ["quickstart", *SLOW_STUDIES])
+def test_no_table_scrolls_sideways(browser: Browser, name: str, tmp_path: Path) -> None:
+    store, page = open_store(ROOT / "docs" / "results" / name), tmp_path / "report.html"
+    drawn = [picture for draw in pictures.growing() for picture in draw(store)]
+    page.write_text(render(store, drawn=drawn), encoding="utf-8")
+    for width in (1280, 390):
+        browser.open(page, width=width, mobile=width < 1000)
+        browser.evaluate(OPEN)
+        assert browser.evaluate("document.documentElement.scrollWidth") <= width
+        assert browser.evaluate(SIDEWAYS) == []
 
 
 @pytest.mark.slow

@@ -10,13 +10,15 @@ from pathlib import Path
 
 import pytest
 
-from analysis import Store, conclusion, open_store
+from analysis import Store, open_store
 from analysis.figures.pictures import pictures
 from analysis.figures.scaling import draw_scaling
 from analysis.report.box import facts_box
 from analysis.report.page import render
+from analysis.report.tables import sheets
 from analysis.statistics import scaling
 from analysis.store.tables import write_part
+from analysis.tables.console import conclusion_of
 from analysis.tables.results import results
 from tests.analysis.synthetic import make_results
 
@@ -47,18 +49,48 @@ def test_figures_stand_beside_their_tables_or_take_the_whole_width(store: Store,
     assert max(across.values()) > 1
 
 
-def test_on_a_phone_score_and_verdict_come_next(pages: tuple[str, str], store: Store, wide: Store) -> None:
+def test_a_phone_shows_method_score_difference_and_verdict(pages: tuple[str, str], store: Store, wide: Store) -> None:
     for page, one in zip(pages, (store, wide), strict=True):
-        sheet = results(one)
-        kept = [c.head for c in sheet.columns if c not in sheet.joined]
-        assert kept[0] == "method" and kept[1].startswith("test score") and kept[2] == "verdict"
+        main = results(one).main
+        kept = [c.head for c in main.columns if c not in main.beneath]
+        assert [head.split()[0] for head in kept] == ["method", "test", "difference", "verdict"] and main.narrow
         table = page.partition('<table id="table-results">')[2].partition("</table>")[0]
-        assert table.count('class=" apart"') == len(sheet.joined)
-        assert re.search(r'<td data-also="[^"]*lora-1"><span', table)
+        assert len(re.findall(r'<th[^>]* apart"', table)) == len(main.beneath)
+        assert re.search(r'<td class="m" data-also="[^"]*lora-1, [\d,]+ parameters"><span', table)
     small = pages[0].partition("@media (max-width: 40rem)")[2]
     assert ".apart { display: none; } td[data-also]::after { content: attr(data-also);" in small
-    assert "min-width" not in small.partition("@media print")[0]  # a panel is as wide as the phone, none is cut
+    panels = re.findall(r"\.panels[^{]*{([^}]*)}", small.partition("@media print")[0])
+    assert panels and not any("min-width" in rule for rule in panels)  # as wide as the phone, and none is cut
     assert "background-attachment: local, local, scroll, scroll" in pages[0]
+
+
+def test_the_page_shows_all_columns_in_one_table_or_another(wide: Store) -> None:
+    for sheet in sheets(wide).values():
+        shown = [c.head for part in (sheet.main, *sheet.further) for c in part.columns]
+        filled = {c.head for c in sheet.columns if any(c.text(row) for row in sheet.rows)}
+        assert filled <= set(shown)
+        assert all(shown.count(c.head) == 1 for c in sheet.columns if c.head in filled and not c.label), sheet.name
+
+
+def test_colour_stands_for_the_method_of_the_row_alone(wide: Store) -> None:
+    """A slope or a change is no method, and what no test distinguishes has no colour."""
+    for sheet in sheets(wide).values():
+        coloured = [c for c in sheet.columns if c.kind == "verdict"]
+        assert not coloured or any(c.kind == "method" for c in sheet.columns), sheet.name
+        assert sheet.name not in ("changes", "rank_effects") or not coloured
+    page = render(wide)
+    rules = page.partition("<style>")[2].partition("</style>")[0]
+    assert ".higher {" in rules and ".lower {" in rules and ".not-distinguishable" not in rules
+
+
+def test_the_answer_comes_first_and_what_limits_it_later(pages: tuple[str, str]) -> None:
+    for page in pages:
+        order = re.findall(r'<section id="(\w+)">', page)
+        assert order[:3] == ["answer", "results", "sure"] and order[-1] == "again"
+        answer = page.partition('<section id="answer">')[2].partition("</section>")[0]
+        assert answer.index('class="said"') < answer.index('id="figure-scaling_curve"')
+        assert answer.index('id="figure-scaling_curve"') < answer.index('id="table-decisions"')
+        assert 'class="warning"' not in answer
 
 
 def test_a_legend_names_every_method_and_what_is_its(pages: tuple[str, str]) -> None:
@@ -72,7 +104,7 @@ def test_a_legend_names_every_method_and_what_is_its(pages: tuple[str, str]) -> 
 
 
 def test_nothing_is_said_twice(store: Store, pages: tuple[str, str]) -> None:
-    answer = conclusion(store).partition(" (paired over")[0]
+    answer = conclusion_of(store).answer
     shown = re.sub(r"<svg.*?</svg>", "", pages[0], flags=re.S)  # a screen reader is told it with the curve
     assert shown.count(answer.replace("'", "&#39;")) == 1
     notes = re.findall(r'<p class="note">([^<]{80,})</p>', pages[0])
@@ -92,10 +124,10 @@ def test_two_seeds_do_not_fill_the_plot(tmp_path: Path) -> None:
 
 def test_the_box_has_what_the_tables_know(store: Store, pages: tuple[str, str]) -> None:
     box = dict(facts_box(store))
-    assert list(box) == ["classes", "training", "model", "counts"] and box["classes"] == "10"
+    assert list(box) == ["data", "classes", "training", "model", "budgets", "runs"] and box["classes"] == "10"
     assert box["training"] == "5 epochs of 16 steps, batches of 128"
-    assert box["model"] == "embedded:tiny-clip: 2,000,000 parameters, 1,500,000 of them in adapted weights"
-    assert box["counts"].startswith("of the model: lora-1 0.61 %, lora-2 1.2 %")
+    assert box["model"] == "embedded:tiny-clip: 2,000,000 parameters, 1,500,000 of them in the adapted weights"
+    assert "lora-1 is 12,288 (0.61 % of the model), lora-2 is 24,576 (1.2 % of the model)" in box["budgets"]
     assert '<dl class="box">' in pages[0] and box["training"] in pages[0]
 
 

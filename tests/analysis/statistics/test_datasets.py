@@ -124,10 +124,12 @@ def test_p_and_interval_of_a_row_agree(tmp_path: Path) -> None:
     assert "for data sets like these it is +0.3 points [" in said and "]: not distinguishable (" in said
     assert WELCH in compared(store).note
     named = [{cell for row in sheet(store).cells for cell in row} for sheet in (compared, seeds)]
-    assert "mean of 1, sets like these" in named[0] and all("mean of 1 budget" in cells for cells in named)
+    assert "mean of 1 budget, for data sets like these" in named[0] and all(
+        "mean of 1 budget" in cells for cells in named
+    )
     table = compared(store)
     column = [c.head for c in table.columns].index("seeds")
-    assert [row[column] for row in table.cells][-2:] == ["3", "8 sets"]
+    assert [row[column] for row in table.cells][-2:] == ["3", "8 data sets"]
 
 
 def test_shared_seeds_say_nothing_of_data_sets_like_these(tmp_path: Path) -> None:

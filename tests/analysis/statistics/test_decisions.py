@@ -42,13 +42,16 @@ def test_a_winner_a_tie_and_a_method_alone(tmp_path: Path) -> None:
         "vera",
         "higher",
     )
-    assert would_change(first).startswith("DoRA is ahead of VeRA by +19.9 [+18.9, +20.9] points")
+    assert (
+        would_change(first)
+        == "VeRA: \N{MINUS SIGN}19.9 [\N{MINUS SIGN}20.9, \N{MINUS SIGN}18.9] points, so DoRA is higher."
+    )
     assert second["best"] == ["vera", "lora"] and second["verdict"] == "not distinguishable"
     assert second["detectable"] > second["ahead"] and second["seeds_needed"] > 5
-    assert best_text(second) == "VeRA = LoRA"
-    text = f"5 seeds find {100 * second['detectable']:.1f}, and {second['seeds_needed']:,} would find that"
-    assert would_change(second).endswith(text)
-    assert (third["next"], would_change(third)) == (None, "no other method is confirmed here")
+    assert best_text(second) == "VeRA or LoRA (not distinguishable)"
+    assert f"With 5 seeds a difference of about {100 * second['detectable']:.1f} points" in would_change(second)
+    assert f"{second['seeds_needed']:,} seeds" in would_change(second)
+    assert third["next"] is None and "No other method" in would_change(third)
     letters = {(r["reference"], r["method"]): r["group"] for r in groups(store).to_pylist()}
     assert letters == {
         **{("lora-1", "dora"): "a", ("lora-1", "vera"): "b", ("lora-1", "lora"): "b"},
@@ -62,15 +65,16 @@ def test_of_methods_not_told_apart_the_next_is_that_with_the_second_mean(tmp_pat
     store = made(tmp_path / "s", {(m, "lora-1", "d"): s for m, s in (("lora", LOW), ("vera", NEAR), ("dora", ahead))})
     (row,) = decisions(store).to_pylist()
     assert (row["best"], row["next"]) == (["dora", "vera", "lora"], "vera")
-    assert best_text(row) == "DoRA = VeRA = LoRA" and would_change(row).startswith("VeRA is 0.1 points behind")
+    assert best_text(row) == "DoRA, VeRA or LoRA (not distinguishable)"
+    assert would_change(row).startswith("VeRA: \N{MINUS SIGN}0.1 points.")
 
 
 def test_equal_scores_are_not_testable_and_never_indistinguishable(tmp_path: Path) -> None:
     same = dict.fromkeys(range(3), 0.5)
     store = made(tmp_path / "same", {("lora", "lora-1", "d"): same, ("vera", "lora-1", "d"): same})
     (row,) = decisions(store).to_pylist()
-    assert best_text(row).endswith("(untested)")
-    assert would_change(row).endswith("not testable, no seed in common, or no spread between seeds")
+    assert best_text(row).endswith("(not tested)")
+    assert "no seed in common, or no spread between seeds" in would_change(row)
     (compared,) = comparisons(store).to_pylist()
     assert [compared[k] for k in ("verdict", "p", "low", "high")] == ["not testable", None, None, None]
     assert "No conclusion about VeRA and LoRA: no spread between seeds" in conclusion(store)
@@ -79,11 +83,11 @@ def test_equal_scores_are_not_testable_and_never_indistinguishable(tmp_path: Pat
 @pytest.mark.parametrize(
     ("methods", "asked", "said"),
     [
-        (("randlora", "lora", "vera"), Question("randlora", "lora"), "RandLoRA scores higher than LoRA at the one"),
-        (("dora", "lora"), Question("dora", "lora"), "DoRA scores higher than LoRA at the one"),
-        (("vera", "nola"), Question("nola", "vera"), "NoLA scores higher than VeRA at the one"),
+        (("randlora", "lora", "vera"), Question("randlora", "lora"), "RandLoRA scores higher than LoRA: +"),
+        (("dora", "lora"), Question("dora", "lora"), "DoRA scores higher than LoRA: +"),
+        (("vera", "nola"), Question("nola", "vera"), "NoLA scores higher than VeRA: +"),
         (("nola", "randlora"), Question("randlora", "nola"), "No conclusion about RandLoRA and NoLA: no spread"),
-        (("dora", "lora", "vera"), Question(None, "lora"), "against LoRA: DoRA higher at the one budget compared ("),
+        (("dora", "lora", "vera"), Question(None, "lora"), "DoRA (+20.0 points ["),
         (("lora",), Question(None, "lora"), "No conclusion about each other method and LoRA yet"),
     ],
 )
@@ -142,6 +146,6 @@ def test_best_at_a_budget(tmp_path: Path) -> None:
         assert {r["reference"] for r in [*answer["cells"], *answer["decisions"]]} == {"lora-4"}
     shown = sweeps("best", folder, "--at", str(2 * four)).output
     assert f"no budget within 5% of {2 * four:,}; the nearest: lora-4" in shown
-    assert "lora-4: DoRA, 71.7 [" in shown and "lora-1" not in shown
+    assert "lora-4: DoRA, 71.7 % [" in shown and "lora-1" not in shown
     wrong = sweeps("best", folder, "--at", "lora-5")
     assert wrong.exit_code == 2 and "lora-4" in wrong.output

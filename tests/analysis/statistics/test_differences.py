@@ -70,7 +70,7 @@ def test_the_mean_is_tested_first_and_holm_over_the_data_sets(tmp_path: Path) ->
     assert (other["method"], other["difference"]) == ("lora", pytest.approx(-mean["difference"]))
     assert other["p"] == pytest.approx(mean["p"]) and other["verdict"] == "higher"
     sheet = changed(store)
-    assert sheet.cells[0][:4] == ["mean of 3 data sets", "RandLoRA", "lora-1", "lora-8"] and sheet.strong(mean)
+    assert sheet.cells[0][:3] == ["mean of 3 data sets", "RandLoRA", "lora-1 to lora-8"] and sheet.strong(mean)
 
 
 def test_budgets_that_a_data_set_lacks_are_no_ends(tmp_path: Path) -> None:

@@ -107,8 +107,8 @@ def test_budgets_are_asked_only_where_their_mean_is_settled(tmp_path: Path) -> N
     table = scaling.comparisons(open_store(odd_results(tmp_path / "crossing", cells, tune=()))).to_pylist()
     assert {r["verdict"] for r in table} == {"not distinguishable"}
     assert max(r["p"] for r in table if r["reference"]) < 1e-4
-    said = conclusions.conclude(pa.Table.from_pylist(table, schema=scaling.COMPARISONS))
-    assert "yet at 2 of the budgets the simultaneous interval excludes zero (−5.0 to +5." in said
+    said = said_of(pa.Table.from_pylist(table, schema=scaling.COMPARISONS))
+    assert "in 2 of them the simultaneous interval excludes zero (−5.0 to +5." in said
 
 
 def test_the_pair_in_question_has_one_verdict_whichever_is_the_baseline(tmp_path: Path) -> None:
@@ -148,7 +148,7 @@ def test_the_question_is_the_declared_one(tmp_path: Path) -> None:
         store = open_store(folder)
         assert scaling.question(store) == scaling.Question(asked, baseline)
     assert looks(store)["asked"].questions == 1
-    assert any("in question was changed 1 time(s) after" in line for line in looks_says(looks(store).values()))
+    assert any("in question was changed 1 time after" in line for line in looks_says(looks(store).values()))
 
 
 def test_places_are_families_side_by_side(tmp_path: Path) -> None:
@@ -184,10 +184,10 @@ def test_equivalence_is_claimed_within_a_margin_named_beforehand(tmp_path: Path)
     given = rows["lora-1"]
     inner = given["error"] * scipy_stats.t.isf(0.05, given["freedom"])
     assert abs(given["difference"]) + inner < 0.03 and given["margin"] == 0.03
-    said = conclusions.conclude(scaling.comparisons(store))
-    assert "it is equivalent to LoRA, within 3.0 points, at 1 of 2 budgets (lora-1: " in said
-    assert "and not distinguishable at the other 1" in said and ": equivalent, within 3.0 points (" in said
-    assert "Equivalent: the 90 % interval lies within 3.0 points" in compared(store).note
+    said = said_of(scaling.comparisons(store))
+    assert "RandLoRA and LoRA are equivalent within 3.0 points: " in said
+    assert "It is equivalent within 3.0 points at LoRA-1 (" in said and "There is no conclusion at LoRA-4 (" in said
+    assert "lies within 3.0 points" in compared(store).note
     for wrong in (0, -0.01, 1, 1.5, "much", True):
         with pytest.raises(StoreError, match=r"confirm.margin is .*; it must be a fraction above 0 and below 1"):
             scaling.comparisons(named(wrong))
@@ -219,83 +219,91 @@ def test_sentences_of_two_models_tell_them_apart() -> None:
         r | {"model": "n"} for r in fake((0.01, conclusions.SAID[-1])).to_pylist()
     ]
     table = pa.Table.from_pylist(rows, schema=scaling.COMPARISONS)
-    assert "at 1 of 2 budgets and models (lora-1 with m: +2.0 points" in conclusions.conclude(table)
+    assert "in 1 of 2 comparisons: LoRA-1 with m (1 parameter, +2.0 points" in said_of(table)
     gaps = [r | {"baseline": "full"} for r in rows]
     assert conclusions.conclude_gap(pa.Table.from_pylist(gaps[:1], schema=scaling.COMPARISONS)) is not None
     assert conclusions.conclude_gap(pa.Table.from_pylist(gaps, schema=scaling.COMPARISONS)) is None
 
 
 def test_sentence_of_a_win(store: Store, wide: Store) -> None:
-    said = conclusions.conclude(scaling.comparisons(store))
-    assert said.startswith("At equal trainable parameters RandLoRA scores higher than LoRA at all 5 budgets")
-    assert "averaged over budgets" in said
-    assert "all 10 budgets and data sets" in conclusions.conclude(scaling.comparisons(wide))
+    said = said_of(scaling.comparisons(store))
+    assert said.startswith("At equal trainable parameters RandLoRA scores higher than LoRA: +")
+    assert "on average over the 5 budgets" in said and "It is higher at all 5 budgets" in said
+    assert "higher in all 10 comparisons" in said_of(scaling.comparisons(wide))
+
+
+def said_of(table: pa.Table) -> str:
+    return str(conclusions.conclude(table))
 
 
 def test_sentences_are_no_stronger_than_the_verdicts() -> None:
-    same = "not distinguishable"
-    some = conclusions.conclude(fake((0.02, "higher"), (0.001, same), (0.0, same)))
-    assert "higher than LoRA at 1 of 3 budgets (lora-1: +2.0 points [+1.0, +3.0])" in some
-    assert "not distinguishable from it at the other 2" in some
-    none = conclusions.conclude(fake((0.02, same), (-0.01, same)))
-    assert none.startswith("RandLoRA does not win here")
-    assert "at any of the 2 budgets (differences −1.0 to +2.0 points" in none
-    assert "would be found 30 % of the time" in none
-    mixed = conclusions.conclude(fake((0.02, "higher"), (-0.03, "lower"), (0.0, same)))
-    assert mixed.startswith(
-        "There is no one answer here: at equal trainable parameters RandLoRA scores higher than LoRA at 1"
-    )
-    assert "lower at 1 (lora-2: −3.0" in mixed
-    assert "(lora-1: +2.0" in mixed and "not distinguishable from it at the other 1 (paired" in mixed
-    table = fake((0.02, same), (0.03, same)).to_pylist()
+    same, low = "not distinguishable", {"detectable": 0.04, "alpha": 0.05}
+    some = said_of(fake((0.02, "higher"), (0.001, same), (0.0, same), **low))
+    assert "RandLoRA is higher than LoRA at LoRA-1 (1 parameter, +2.0 points [+1.0, +3.0])" in some
+    assert "no conclusion at LoRA-2 (2 parameters, +0.1 points" in some and "below 4.0 points" in some
+    none = said_of(fake((0.02, same), (-0.01, same), **low))
+    assert none.startswith("No conclusion") and "higher" not in none and "3 seeds cannot detect" in none
+    mixed = said_of(fake((0.02, "higher"), (-0.03, "lower"), (0.0, same), **low))
+    assert mixed.startswith("There is no single answer")
+    assert "higher than LoRA at LoRA-1 (1 parameter, +2.0" in mixed and "lower than LoRA at LoRA-2" in mixed
+    table = fake((0.02, same), (0.03, same), **low).to_pylist()
     whole = [r | {"reference": None, "verdict": "higher", "test": T_TEST} for r in table]
-    one = conclusions.conclude(pa.Table.from_pylist([*table, whole[0]], schema=scaling.COMPARISONS))
-    assert (
-        one.startswith("No single comparison decides")
-        and "does not win" not in one
-        and ": higher (paired" in one
-        and "5 %, the mean first" in one
-    )
-    two = conclusions.conclude(pa.Table.from_pylist([*table, *whole], schema=scaling.COMPARISONS))
-    assert "averaged over budgets, at 2 sizes, models or sweeps: higher at 2 (+2.0 to +3.0 points)" in two
+    one = said_of(pa.Table.from_pylist([*table, whole[0]], schema=scaling.COMPARISONS))
+    assert "scores higher than LoRA: +2.0 points [+1.0, +3.0] on average over the 2 budgets" in one
+    assert "There is no conclusion at LoRA-1" in one and "5 %, the average over budgets first" in one
+    two = said_of(pa.Table.from_pylist([*table, *whole], schema=scaling.COMPARISONS))
+    assert "on average over the 2 budgets, for 2 sizes, models or sweeps: higher at 2 (+2.0 to +3.0 points)" in two
     like = [r | {"test": OVER_DATASETS, "verdict": same} for r in whole]
     sets = [r | {"dataset": None, "n_datasets": 3, "n_budgets": 2, "margin": 0.01} for r in (*whole, *like)]
     sets[0]["verdict"] = "equivalent"
-    many = conclusions.conclude(pa.Table.from_pylist([*table, *sets], schema=scaling.COMPARISONS))
-    assert (
-        "averaged over budgets and 3 data sets, at 2 sizes, models or sweeps: higher at 1, equivalent (within " in many
-    )
-    assert "for data sets like these: not distinguishable at 2" in many
-    small = conclusions.conclude(fake((0.02, "higher"), (0.001, "equivalent"), (0.0, same), margin=0.01))
-    assert (
-        ", and is equivalent to it, within 1.0 points, at 1, and is not distinguishable from it at the other 1" in small
-    )
-    part = conclusions.conclude(fake((0.02, "higher"), (0.0, same), (0.0, "not testable")))
-    assert "not distinguishable from it at 1; at 1 nothing can be tested" in part  # not "the other 1"
-    sizes = [r | {"train_size": s} for s in ("4-shot", "1.0") for r in fake((0.02, "higher")).to_pylist()]
+    many = said_of(pa.Table.from_pylist([*table, *sets], schema=scaling.COMPARISONS))
+    assert "on average over the 2 budgets and 3 data sets" in many
+    assert "higher at 1, equivalent (within 1.0 points) at 1" in many
+    assert "other data sets of this kind: not distinguishable at 2" in many
+    small = said_of(fake((0.02, "higher"), (0.001, "equivalent"), (0.0, same), margin=0.01, **low))
+    assert "equivalent to LoRA within 1.0 points at LoRA-2 (" in small and "no conclusion at LoRA-4 (" in small
+    part = said_of(fake((0.02, "higher"), (0.0, same), (0.0, "not testable"), **low))
+    assert "no conclusion at LoRA-2 (" in part and "Nothing could be tested at LoRA-4 (" in part
+    sizes = [r | {"train_size": s} for s in ("4-shot", "1.0") for r in fake((0.02, "higher"), **low).to_pylist()]
     sizes[0]["verdict"] = same
-    at = conclusions.conclude(pa.Table.from_pylist(sizes, schema=scaling.COMPARISONS))
-    assert "higher than LoRA at 1 of 2 budgets and sizes (lora-1 on d: +2.0 points" in at
-    worse = conclusions.conclude(fake((-0.02, "lower"), (-0.03, "lower")))
-    assert "lower than LoRA at all 2 budgets" in worse
-    one = conclusions.conclude(fake((0.02, same)))
-    assert "at the one budget compared" in one
+    at = said_of(pa.Table.from_pylist(sizes, schema=scaling.COMPARISONS))
+    assert "higher than LoRA in 1 of 2 comparisons: LoRA-1 on d (" in at and "LoRA-1 on d, 4-shot (" in at
+    worse = said_of(fake((-0.02, "lower"), (-0.03, "lower")))
+    assert "lower than LoRA at LoRA-1 (" in worse and "higher" not in worse
     for text in (some, none, mixed, worse, one):
-        assert "Holm-corrected" in text
+        assert "corrected" in text
         assert text.endswith(".")
         assert "\n" not in text
 
 
+@pytest.mark.parametrize(
+    ("seeds", "said"),
+    [
+        ({"seeds_for_seen": 8, "seeds_for_seen_given_rates": 6}, "8 seeds."),
+        ({"seeds_for_seen": 214}, "214 seeds"),
+        ({"seeds_for_seen_given_rates": 6}, "choice of learning rates"),
+        ({}, "Not even 1,000 seeds"),
+    ],
+)
+def test_without_power_there_is_no_conclusion_and_what_would_bring_one(seeds: dict[str, int], said: str) -> None:
+    silent = (0.069, "not distinguishable")
+    text = conclusions.conclude(fake(silent, n=2, detectable=0.3, alpha=0.05, **seeds)).answer
+    start = "No conclusion: RandLoRA is 6.9 points above LoRA at LoRA-1 (1 parameter), but 2 seeds cannot detect "
+    assert text.startswith(start + "differences below 30 points.") and said in text
+    sure = conclusions.conclude(fake((0.001, silent[1]), detectable=0.015, alpha=0.05, **seeds)).answer
+    assert "are not distinguishable: +0.1 points" in sure and "1.5 points would be detected" in sure
+
+
 def test_sentence_when_nothing_can_be_said(empty: Store) -> None:
-    assert conclusions.conclude(scaling.comparisons(empty)).startswith("No conclusion")
-    single = conclusions.conclude(fake((0.02, "not testable"), n=1))
+    assert said_of(scaling.comparisons(empty)).startswith("No conclusion")
+    single = said_of(fake((0.02, "not testable"), n=1))
     assert "only one seed" in single
-    assert "no spread" in conclusions.conclude(fake((0.02, "not testable"), n=3))
+    assert "no spread" in said_of(fake((0.02, "not testable"), n=3))
 
 
 def test_sentence_points_out_unequal_counts() -> None:
-    assert "counts differ by up to 24.9 %" in conclusions.conclude(fake((0.02, "higher"), ratio=0.751))
-    assert "counts differ" not in conclusions.conclude(fake((0.02, "higher"), ratio=1.01))
+    assert "counts differ by up to 24.9 %" in said_of(fake((0.02, "higher"), ratio=0.751))
+    assert "counts differ" not in said_of(fake((0.02, "higher"), ratio=1.01))
 
 
 def test_comparisons_say_whose_rate_is_at_the_edge(store: Store) -> None:

@@ -41,4 +41,4 @@ def test_a_cell_off_its_budget_is_marked(tmp_path: Path, tolerance: float) -> No
     assert {(r["method"], r["reference"]): r["off_budget"] for r in rows if r["off_budget"]} == off
     print_results_table(store, Console(file=(said := io.StringIO()), width=200))
     assert said.getvalue().count("\N{DAGGER}") == (len(off) + 1 if off else 0)  # and the line that explains it
-    assert ("\N{DAGGER} off its budget" in results.results(store).note) == bool(off)
+    assert ("\N{DAGGER}" in results.results(store).legend) == bool(off)

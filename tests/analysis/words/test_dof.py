@@ -39,7 +39,7 @@ def of_dof(folder: Path, tmp_path: Path) -> Store:
 
 
 def test_it_is_said_in_the_answer_the_question_the_evidence_and_the_tables(of_dof: Store) -> None:
-    assert "at equal degrees of freedom it is not distinguishable from LoRA" in conclusion(of_dof)
+    assert "compared at equal degrees of freedom" in conclusion(of_dof)
     ratios = {r["dof_ratio"] for r in scaling.comparisons(of_dof).to_pylist() if r["reference"]}
     assert all(abs(ratio - 1) < 0.05 for ratio in ratios)
     assert "at the same number of degrees of freedom" in facts(of_dof)["question"]

@@ -111,3 +111,17 @@ def test_where_everything_is(capsys: pytest.CaptureFixture[str]) -> None:
         ["figures", "results/one/figures", "(fits:", "png,", "svg)"],
         ["report", "results/one/report.html"],
     ]
+
+
+def test_best_begins_with_the_answer_and_ends_with_what_is_weak(tmp_path: Path) -> None:
+    """Few lines of it; a flag prints all."""
+    starts = (("lora", 0.5), ("randlora", 0.7), ("vera", 0.6))
+    cells: Cells = {(m, f"lora-{r}", "d"): {0: s, 1: s + 0.01} for m, s in starts for r in (1, 4)}
+    folder = odd_results(tmp_path / "weak", cells, seeds=2, tune=(0.5, 0.6, 0.6, None))
+    shown = sweeps("best", folder).stdout
+    parts = [shown.index(text) for text in ("RandLoRA", "test accuracy on", "What to take", "Weak evidence")]
+    assert parts == sorted(parts) and shown.index("RandLoRA") < shown.index("test accuracy on")
+    assert "--all-notes" in shown and " more" in shown.partition("Weak evidence")[2]
+    whole = sweeps("best", folder, "--all-notes").stdout.partition("Weak evidence")[2]
+    assert "--all-notes" not in whole and " more:" not in whole
+    assert all(f"{m} at lora-{r}" in whole for m in ("LoRA", "RandLoRA", "VeRA") for r in (1, 4))

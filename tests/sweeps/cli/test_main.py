@@ -69,7 +69,7 @@ def test_a_plan_says_what_a_cell_is_given(tmp_path: Path) -> None:
     answer = json.loads(sweeps("plan", QUICKSTART, "--set", "confirm.margin=0.01", "--json").stdout)
     assert (answer["allowance"], answer["margin"], answer["max_seeds"]) == ({"trials": 9}, 0.01, 5)
     shown = sweeps("plan", QUICKSTART, "--set", "confirm.margin=0.01").output
-    assert "below 1 points count as none" in shown and "5 of at most 5" in shown
+    assert "below 1 point count as none" in shown and "5 seeds; no more can be added" in shown
 
 
 @pytest.mark.parametrize("slow", [True, False])
@@ -87,7 +87,7 @@ def test_a_plan_says_what_can_go_to_peft() -> None:
     itself, refused = sorted(forms.values())
     assert itself == "itself" and refused.endswith("which PEFT's DoRA needs")
     shown = sweeps("plan", QUICKSTART, *words).output
-    assert "PEFT      as themselves: lora\n" in shown and f"PEFT      not ({refused}): dora\n" in shown
+    assert "PEFT      lora: can be exported\n" in shown and f"PEFT      dora: cannot be exported, {refused}\n" in shown
 
 
 def test_a_budget_of_several_data_sets_is_named_once(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -98,7 +98,10 @@ def test_a_budget_of_several_data_sets_is_named_once(monkeypatch: pytest.MonkeyP
     sets = 'data.datasets=["embedded:fashion-mnist", "embedded:fashion-mnist-turned"]'
     words = ["--set", "methods={lora={}, vera={}}", "--set", "budgets.lora_rank=[4, 16]", "--set", sets]
     shown = sweeps("plan", QUICKSTART, *words).output
-    assert "as themselves: lora at lora-4\n" in shown and "not (no place): lora at lora-16\n" in shown
+    assert (
+        "PEFT      lora at lora-4: can be exported\n" in shown
+        and "lora at lora-16: cannot be exported, no place\n" in shown
+    )
     assert "left out  vera lora-16, 2 data sets or sizes: " in shown and shown.count("left out  ") == 2
 
 
@@ -396,3 +399,17 @@ def test_the_command_that_goes_on_is_the_one_that_was_given() -> None:
         *("sweeps", "run", "s.toml", "--scale", "small", "--set", "name='a b'", "--upload", "s3://..."),
         *("--address", "me@head:1", "--optuna-storage", "postgresql://...", "--track", "wandb", "--available"),
     ]
+
+
+def test_a_budget_says_what_its_columns_mean() -> None:
+    """Several capacities have a legend, and what is infeasible is marked in every table."""
+    shown = sweeps("budget", "--model", "embedded:tiny-clip", "--lora-rank", "4", "--method", "dora").output
+    assert "3x9 4x6: rank 3 on 9 weights, rank 4 on 6 weights." in shown
+    (row,) = (
+        line
+        for line in sweeps("budget", "--shape", "64x64", "--params", "999", "--method", "vera").output.splitlines()
+        if line.startswith("vera")
+    )
+    assert row.rstrip().endswith("infeasible")
+    half = json.loads(sweeps("budget", "--model", "embedded:tiny-clip", "--percent", "1", "--json").stdout)
+    assert half["budget"] == round(half["adapted_parameters"] / 100) < half["model_parameters"] / 100

@@ -48,7 +48,7 @@ def test_all_formats_hold_the_same_rows(folders: tuple[Path, Path], tmp_path: Pa
     piped = query(folders[0], SQL, "--format", "arrow").stdout_bytes
     assert pa.ipc.open_file(pa.BufferReader(piped)).read_all().to_pylist() == wanted
     for name in ("a.parquet", "a.arrow", "a.json", "a.csv"):
-        assert "6 row(s)" in query(folders[0], SQL, "--to", tmp_path / name).stdout
+        assert "6 rows" in query(folders[0], SQL, "--to", tmp_path / name).stdout
     assert pq.read_table(tmp_path / "a.parquet").to_pylist() == wanted
     with pa.memory_map(str(tmp_path / "a.arrow")) as file:
         assert pa.ipc.open_file(file).read_all().to_pylist() == wanted

@@ -178,7 +178,7 @@ def test_the_last_attempt_counts_in_whatever_order_parts_come(
     assert (told["failed"], told["failures"], told["finished"]) == (0, [], told["trials"])
     assert _by_id(store, first["trial_id"], {first["trial_id"]})["status"] == "finished"
     _print_results(folder, replace(mended, failed_before=1), {})
-    assert "trial(s) failed" not in capsys.readouterr().err
+    assert "failed:" not in capsys.readouterr().err
 
 
 def test_a_copy_without_a_journal_says_what_was_begun(tmp_path: Path) -> None:

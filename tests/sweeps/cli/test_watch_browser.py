@@ -65,7 +65,7 @@ def test_a_sweep_is_seen_as_it_happens(tmp_path: Path) -> None:
         browser.evaluate("document.querySelector('#failures details').open = true")
         assert browser.evaluate("[window.ran === undefined, document.images.length]") == [True, 0]
 
-        for query, said in (("delete from trials", "a query is one SELECT"), ("select 7 as seven", "1 row(s)")):
+        for query, said in (("delete from trials", "a query is one SELECT"), ("select 7 as seven", "1 row")):
             browser.evaluate(ASK.format(query=json.dumps(query)))
             wait_for(lambda said=said: said in text("said"), said)
         assert text("answer") == "seven7"

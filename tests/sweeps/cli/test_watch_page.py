@@ -23,6 +23,7 @@ from analysis.store.tables import write_part
 from sweeps.cli.watching import verb
 from sweeps.cli.watching.keys import Keys
 from sweeps.cli.watching.page import Page
+from tests.analysis.odd import Cells, odd_results
 from tests.analysis.synthetic import make_results
 from tests.fakes import FakeConfirm, fake_plan
 from tests.support import ROOT, sweeps, wait_for
@@ -95,7 +96,7 @@ def test_the_page_has_every_part_and_asks_nobody_else(page: Served) -> None:
 
 def test_sections_say_what_the_tables_have_and_show_names_as_text(page: Served) -> None:
     found = page.sections()
-    assert "45 of 46 trials finished, 1 failed, 1 begun; 5 of 5 cells confirmed; not running" in found["headline"]
+    assert "45 of 46 trials finished, 1 failed, 1 in progress; 5 of 5 cells confirmed; not running" in found["headline"]
     assert '<progress max="46" value="46"' in found["headline"]
     assert "accelerator-hours" in found["pace"]
     assert re.search(r"<td>randlora lora-1 .*?</td><td>done</td><td>6 of 6</td><td>3 of 3</td>", found["cells"])
@@ -135,10 +136,10 @@ def test_sql_reads(page: Served, monkeypatch: pytest.MonkeyPatch) -> None:
     assert page.sql("select 1 as a, 'b' as a, null as c") == {
         "columns": ["a", "a", "c"],
         "rows": [["1", "b", ""]],
-        "says": "1 row(s)",
+        "says": "1 row",
     }
     many = page.sql("select * from range(3000)")
-    assert many["says"] == "3,000 row(s), the first 1,000 of them shown; `sweeps query` writes all"
+    assert many["says"] == "3,000 rows, the first 1,000 of them shown; `sweeps query` writes all"
     assert len(many["rows"]) == 1000  # type: ignore[arg-type]
     monkeypatch.setenv("SWEEPS_SQL_SECONDS", "0.2")
     endless = "with recursive t(a) as (select 1 union all select 1 - a from t) select count(*) from t"
@@ -174,7 +175,7 @@ def test_a_point_arrives_while_the_sweep_runs(tmp_path: Path, monkeypatch: pytes
 def test_what_a_run_has_is_said_by_its_lanes_and_host(tmp_path: Path) -> None:
     go_inline(fake_plan(tmp_path / "r", PAIR[:1], confirm=FakeConfirm((0,))))
     lanes = Page(tmp_path / "r").numbers()["lanes"]
-    assert f"<p>on {socket.gethostname()}</p>" in lanes and "1 x 1 worker(s), 1 CPU each" in lanes
+    assert f"<p>on {socket.gethostname()}</p>" in lanes and "1 x 1 worker, 1 CPU each" in lanes
     assert "None" not in lanes and "GPU" not in lanes
 
 
@@ -224,7 +225,7 @@ def test_an_error_is_shown_in_its_box_and_the_page_goes_on(tmp_path: Path, monke
         monkeypatch.undo()
         found = dict(itertools.islice(events, 2))  # on the same line
         assert "trials finished" in found["headline"] and "This can't" not in found["cells"]
-        assert page.sql("select 1 as a")["says"] == "1 row(s)"
+        assert page.sql("select 1 as a")["says"] == "1 row"
 
 
 @pytest.mark.parametrize("stop", ["end", "kill"])
@@ -268,7 +269,7 @@ def test_a_run_shows_itself(tmp_path: Path) -> None:
         printed, _ = run.communicate()
     assert run.returncode == 0 and "RandLoRA" in printed
     assert "the sweep begins" in seen[0] or "; running" in seen[0]
-    assert "4 of 4 trials finished, 0 failed, 0 begun; 2 of 2 cells confirmed; not running" in seen[-1]
+    assert "4 of 4 trials finished, 0 failed, 0 in progress; 2 of 2 cells confirmed; not running" in seen[-1]
     assert "figure-ranking" in last["figures"] and not page.listens()  # one budget
 
 
@@ -330,3 +331,15 @@ def test_a_browser_is_opened_only_where_one_can_be(
     assert f"watch at {start}{keys.token}" in said.getvalue()
     assert ("--no-browser" in said.getvalue()) == opened
     assert addresses == ([start + keys.once] if opened else [])
+
+
+@pytest.mark.parametrize(("seeds", "early"), [(5, True), (3, False)])
+def test_every_sentence_of_a_sweep_in_progress_is_preliminary(tmp_path: Path, seeds: int, early: bool) -> None:
+    scores = {"lora": 0.5, "randlora": 0.7, "vera": 0.6}
+    cells: Cells = {
+        (m, f"lora-{r}", "d"): {k: s + k / 100 for k in range(3)} for m, s in scores.items() for r in (1, 4)
+    }
+    page = Page(odd_results(tmp_path / "some", cells, seeds=seeds))
+    page.numbers()
+    captions = re.findall("<figcaption>(.*?)</figcaption>", page.figures()["figures"])
+    assert len(captions) > 1 and {text.startswith("Preliminary") for text in captions} == {early}

@@ -75,7 +75,7 @@ def test_an_allowance_in_samples_is_of_the_data_that_is_here(file: Path) -> None
     assert [cell.epoch_samples for cell in missing] == [None, None]
     tree["search"]["allowance"]["samples"] = 1
     file.write_text(json.dumps(tree))
-    with pytest.raises(SpecError, match=r"is 0 trial\(s\) of .* Nearest: samples = "):
+    with pytest.raises(SpecError, match=r"is 0 trials of .* Nearest: samples = "):
         plan(file)
 
 
@@ -85,8 +85,8 @@ def test_every_reader_says_it_and_data_that_comes_is_added(file: Path, monkeypat
         patch.setattr(engine, "check_inputs", lambda _: None)
         assert go_inline(first).complete
     store = open_store(folder)
-    assert all(SAID in sheet.note for sheet in tables.sheets(store).values())
-    assert SAID in tables.pick(store, ["results"])[0].note
+    assert all(SAID in sheet.legend for sheet in tables.sheets(store).values())
+    assert SAID in tables.pick(store, ["results"])[0].legend
     assert {SAID in picture.caption for picture in pictures(store)} == {True}
     assert SAID in render(store)
     for words in (["status"], ["status", "--json"], ["best"], ["tables"]):
@@ -126,7 +126,7 @@ def test_a_list_of_capacities_stands_beside_data_that_is_missing(file: Path, mon
     store = open_store(folder)
     shown = [(r["method"], r["reference"]) for r in store.table("scaling").to_pylist()]
     assert sorted(shown) == [("bases", "bases-4"), ("bases", "bases-8"), ("lora", "lora-1")]
-    assert all(SAID in sheet.note for sheet in tables.sheets(store).values())
+    assert all(SAID in sheet.legend for sheet in tables.sheets(store).values())
     assert SAID in render(store)
     for words in (["status"], ["best"], ["best", "--at", "bases-8"]):
         shown_text = sweeps(words[0], str(folder), *words[1:])

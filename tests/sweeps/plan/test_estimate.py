@@ -52,7 +52,9 @@ def test_time_money_and_disk_of_a_plan(tmp_path: Path) -> None:
     limits = ["limits.max_hours=1e-6", "limits.price_per_hour=36", "limits.max_cost=1000", 'keep.adapters="all"']
     spec = SweepSpec.load(ROOT / "examples" / "quickstart.toml", [*words, *limits, f'output="{tmp_path / "r"}"'])
     plan = Plan.from_spec(spec)
-    found = estimate_plan(plan)
+    told: list[tuple[str, int, int]] = []
+    found = estimate_plan(plan, tell=lambda *probe: told.append(probe))
+    assert told == [("lora", 1, 2), ("zero-shot", 2, 2)]
     lora, nothing = found.methods
     assert (lora.method, nothing.method) == ("lora", "zero-shot")
     assert (lora.trials, nothing.trials) == (spec.search.trials + len(spec.confirm.seeds), 1)
@@ -181,7 +183,7 @@ def test_trials_that_share_gpus_are_counted_so(
     plan = Plan.from_spec(SweepSpec.load(ROOT / "examples" / "quickstart.toml", given))
     apart: list[Node] = []
     monkeypatch.setattr(estimate, "local_node", lambda: Node(16, 2))
-    monkeypatch.setattr(estimate, "_apart", lambda plan, left, node: apart.append(node) or _probe(plan, left, node))
+    monkeypatch.setattr(estimate, "_apart", lambda *given: apart.append(given[2]) or _probe(*given))
     monkeypatch.setattr(estimate, "_measured", lambda peak: Measured(peak, 80 * GIB))
     monkeypatch.setattr(_Probe, "of", lambda *_: _Probe(train=1.0, evaluate=1.0, memory=GIB))
     found = estimate_plan(plan)
@@ -243,7 +245,7 @@ def test_beside_gpus_another_process_probes(monkeypatch: pytest.MonkeyPatch, gpu
     spec = SweepSpec.load(ROOT / "examples" / "quickstart.toml", [f"resources.gpus_per_worker={json.dumps(gpus)}"])
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
     monkeypatch.setattr(estimate, "_probe", surroundings)
-    process, seen = cast("tuple[int, str]", estimate._apart(Plan(spec, ()), [], Node(2, 1)))
+    process, seen = cast("tuple[int, str]", estimate._apart(Plan(spec, ()), [], Node(2, 1), None))
     assert process != os.getpid()
     assert seen == visible
     assert os.environ["CUDA_VISIBLE_DEVICES"] == "0"

@@ -338,11 +338,8 @@ def test_a_plan_knows_small_splits_and_classes_that_test_lacks(images: Path, tmp
     assert (cell.val_examples, cell.test_examples, cell.test_lacks) == (1, 2, ("shoe",))
     assert (before.cells[0].val_examples, cell.cell_id) == (None, before.cells[0].cell_id)
     said = weak_of(before.with_sizes(download=False))
-    assert said[:2] == [
-        "validation has 1 example: one is 100.0 % of them",
-        "test has 2 examples: one is 50.0 % of them",
-    ]
-    assert said[2] == "test of images has no example of shoe"
+    assert "validation" in said[0] and "100.0 %" in said[0] and "test" in said[1] and "50.0 %" in said[1]
+    assert said[2].startswith("The test split of images has no example of shoe")
     registered = plan(images, str(tmp_path / "out"), datasets=["cifar10"])
     assert registered.with_sizes(download=False) == registered  # it may not be here
 

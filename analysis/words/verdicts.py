@@ -1,0 +1,90 @@
+"""Verdicts in words, and what a comparison that reaches no conclusion could have detected."""
+
+from __future__ import annotations
+
+from analysis.format import Row, plural, points
+from analysis.statistics.inference import OVER_DATASETS
+from analysis.statistics.scaling import PLANTED
+
+SAID = ("higher", "lower", "equivalent", "not distinguishable")
+"""The verdicts on what was tested."""
+MANY_SEEDS = 50
+"""More seeds than these are stated as what it would take, not advised."""
+_SMALL = 0.0005  # shown as 0.0 points
+
+
+def untested(verdict: str | None) -> bool:
+    """Whether nothing could be tested."""
+    return verdict is None or verdict.startswith("not testable")
+
+
+def verdict_text(verdict: str | None) -> str:
+    """One of 'higher', 'lower', 'equivalent', 'not distinguishable', 'not tested'; empty for None."""
+    return "" if verdict is None else "not tested" if untested(verdict) else verdict
+
+
+def inconclusive(row: Row) -> bool:
+    """Whether a difference is not distinguishable from zero and a difference that matters could have been missed.
+
+    A difference matters from the declared margin on, or from `scaling.PLANTED` on.
+    """
+    return bool(row["verdict"] == "not distinguishable") and not _powerful(row)
+
+
+def _powerful(row: Row) -> bool:
+    found = row.get("detectable")
+    return found is not None and found <= max(PLANTED, row.get("margin") or 0.0)
+
+
+def size_of(fraction: float) -> str:
+    """A difference in points without its sign: '3.6', or '30' from ten points on."""
+    value = 100 * abs(fraction)
+    return f"{value:.1f}" if value < 9.95 else f"{value:.0f}"
+
+
+def runs_of(row: Row) -> str:
+    """What a comparison is over: '5 seeds', or '3 data sets'."""
+    each = row["n"] / (row.get("datasets") or 1)
+    return plural(row["n"], "data set") if row.get("test") == OVER_DATASETS else plural(round(each), "seed")
+
+
+def apart_text(row: Row, a: str, b: str) -> str:
+    """'RandLoRA is 6.9 points above LoRA'."""
+    difference = row["difference"]
+    if abs(difference) < _SMALL:
+        return f"{a} and {b} are less than 0.1 points apart"
+    return f"{a} is {size_of(difference)} points {'above' if difference > 0 else 'below'} {b}"
+
+
+def missed_text(row: Row) -> str:
+    """What a comparison without a conclusion cannot detect: '2 seeds cannot detect differences below 30 points'."""
+    found = row.get("detectable")
+    if found is None:
+        spent = row.get("alpha") == 0.0
+        return (
+            "earlier looks have left no level to test at" if spent else "how small a difference is detected is unknown"
+        )
+    if found >= 1:
+        return f"{runs_of(row)} cannot detect any difference"
+    if found <= abs(row["difference"]):
+        return f"the corrected test does not exclude zero ({runs_of(row)})"
+    return f"{runs_of(row)} cannot detect differences below {size_of(found)} points"
+
+
+def remedy(difference: float, seeds: int | None, seeds_given_rates: int | None) -> str:
+    """What would decide on a difference: more seeds, or why these would not help. Empty for a difference near zero.
+
+    Args:
+        difference: seen.
+        seeds: that would detect it; None if no number up to 1,000 would.
+        seeds_given_rates: the same without the uncertainty that the choice of learning rates adds.
+    """
+    if abs(difference) < _SMALL:
+        return ""
+    if seeds is None:
+        if seeds_given_rates is None:
+            return f"Not even 1,000 seeds would detect {points(abs(difference)).lstrip('+')} points."
+        return "The choice of learning rates limits this: more seeds alone would not help."
+    if seeds > MANY_SEEDS:
+        return f"It would take {seeds:,} seeds to detect this difference."
+    return f"Run a new sweep with {plural(seeds, 'seed')}."

@@ -1,0 +1,379 @@
+"""Put some forty faults into the engine's code, one at a time, and count how many of them the tests find.
+
+    python -m benchmarks.seeded_faults                       # all faults; about an hour on two cores
+    python -m benchmarks.seeded_faults --only ledger store   # the faults of two rooms
+    python -m benchmarks.seeded_faults --check               # only that each fault still has its place in the code
+
+Each fault changes one place of a copy of this repository and runs the tests of that place's room there. A fault is
+found if a test fails. A fault that no test finds shows what the tests do not hold. The faults are of the kind that a
+tired programmer makes: an order turned round, a boundary off by one, a condition left out.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+CODE = ("sweeps", "analysis/store")
+TESTS = {
+    "engine": ("tests/sweeps/engine",),
+    "ledger": ("tests/sweeps/records", "tests/sweeps/engine"),
+    "replay": ("tests/sweeps/records", "tests/sweeps/engine"),
+    "lanes": ("tests/sweeps/lanes", "tests/sweeps/backends"),
+    "search": ("tests/sweeps/search", "tests/sweeps/engine"),
+    "store": ("tests/analysis/store", "tests/sweeps/records"),
+}
+"""Where the tests of a room are, those that find most of its faults first. A folder that is not there is left out."""
+LIMIT_S = 1800
+"""Seconds that the tests may take with one fault. A fault that makes them hang is found too."""
+
+
+@dataclass(frozen=True)
+class Fault:
+    """One fault: in the file that has the text `old`, exactly once in `CODE`, it becomes `new`.
+
+    Attributes:
+        about: what goes wrong, for the reader.
+        room: whose tests are run, a key of `TESTS`.
+    """
+
+    about: str
+    room: str
+    old: str
+    new: str
+
+    def place(self, root: Path) -> Path:
+        """Return the file that has the fault's place.
+
+        Raises:
+            LookupError: none has it, or several, or one has it twice.
+        """
+        files = [path for code in CODE for path in sorted((root / code).rglob("*.py"))]
+        counts = {path: path.read_text(encoding="utf-8").count(self.old) for path in files}
+        hits = [path for path, count in counts.items() if count]
+        if len(hits) != 1 or counts[hits[0]] != 1:
+            names = ", ".join(str(path.relative_to(root)) for path in hits) or "no file"
+            raise LookupError(f"{self.about}: {self.old!r} must stand once in {' and '.join(CODE)}; {names} has it")
+        return hits[0]
+
+
+FAULTS = (
+    Fault(
+        "a trial's row is written before the journal has its finish event",
+        "ledger",
+        "        self.journal.write(event)\n        self.state.finish(row)\n",
+        "        self.state.finish(row)\n",
+    ),
+    Fault(
+        "a new slot is not written down before it runs",
+        "ledger",
+        "if slot.trial_id not in self.state.cells[slot.cell_id].asked:",
+        "if slot.trial_id in self.state.cells[slot.cell_id].asked:",
+    ),
+    Fault(
+        "attempts of earlier runs are forgotten",
+        "ledger",
+        'outcome.get("attempt", 1) + before',
+        'outcome.get("attempt", 1)',
+    ),
+    Fault(
+        "a choice is journaled again although it did not change",
+        "search",
+        "return choice if choice is not None and choice != self.choice else None",
+        "return choice if choice is not None else None",
+    ),
+    Fault(
+        "keep = best removes the best adapter and keeps another",
+        "ledger",
+        'if best is not None and row["trial_id"] != best["trial_id"]:',
+        'if best is not None and row["trial_id"] == best["trial_id"]:',
+    ),
+    Fault(
+        "a finished trial's checkpoints stay in the work folder",
+        "ledger",
+        "        shutil.rmtree(self.trial_folder(slot), ignore_errors=True)\n",
+        "",
+    ),
+    Fault(
+        "weights of full fine-tuning are kept for every seed",
+        "ledger",
+        'self.state.spec.keep.full and (slot.stage, slot.slot) == ("CONFIRM", 0)',
+        'self.state.spec.keep.full and slot.stage == "CONFIRM"',
+    ),
+    Fault(
+        "a failed trial keeps its last validation score",
+        "ledger",
+        'None if outcome["status"] == "failed" else last.get("val_score")',
+        'last.get("val_score")',
+    ),
+    Fault(
+        "replay lets an earlier attempt replace a later one",
+        "replay",
+        '_attempt(row) >= _attempt(last[row["trial_id"]])',
+        '_attempt(row) <= _attempt(last[row["trial_id"]])',
+    ),
+    Fault(
+        "replay takes a trial whose id is not its configuration's",
+        "replay",
+        'if true != (trial_id, event["cell_id"], event["stage"]):',
+        "if true == ():",
+    ),
+    Fault(
+        "a retried trial still counts as finished",
+        "replay",
+        'if retry is not None and row["status"] == "failed":',
+        'if retry is None and row["status"] == "failed":',
+    ),
+    Fault(
+        "a stop that the pruner decided is forgotten by a resume",
+        "replay",
+        'if event.get("stop"):',
+        'if event.get("stopped"):',
+    ),
+    Fault(
+        "rows of a lost journal do not stand in for it",
+        "replay",
+        "        if trial_id not in asked:\n",
+        "        if trial_id in asked:\n",
+    ),
+    Fault(
+        "the cell's latest choice is not restored",
+        "replay",
+        "    for cell_id, row in sealer.choices.items():\n        if cell_id in state.cells:",
+        "    for cell_id, row in sealer.choices.items():\n        if cell_id not in state.cells:",
+    ),
+    Fault(
+        "the torn last line is not cut off before the next event",
+        "replay",
+        "            os.truncate(path, found.size)",
+        "            path.stat()",
+    ),
+    Fault(
+        "a half-written line stays when the disk is full",
+        "ledger",
+        "                self._file.truncate(start)\n",
+        "",
+    ),
+    Fault(
+        "two drivers may append to one journal",
+        "ledger",
+        "if start != self._end and self._lost is None:",
+        "if start < self._end and self._lost is None:",
+    ),
+    Fault(
+        "a journal line is not checked against its checksum",
+        "store",
+        "if checked is not None and zlib.crc32(line[:-_CRC_BYTES]) != int(checked[1], 16):",
+        "if checked is None and zlib.crc32(line[:-_CRC_BYTES]) == 0:",
+    ),
+    Fault(
+        "damage in the middle of a journal passes as a torn end",
+        "store",
+        r'if event is None and end and data[end:].strip(b"\n\0 "):',
+        r'if event is None and not end and data[end:].strip(b"\n\0 "):',
+    ),
+    Fault(
+        "metrics are not read from the journal",
+        "store",
+        'rows["metrics"] += event.get("metrics") or []',
+        'rows["metrics"] += []',
+    ),
+    Fault(
+        "of rows with one key the first wins",
+        "store",
+        "rows = {key: index for index, key in enumerate(keys)}",
+        "rows: dict[object, int] = {}\n    for index, key in enumerate(keys):\n        rows.setdefault(key, index)",
+    ),
+    Fault(
+        "a damaged part counts as an empty one",
+        "store",
+        "            damaged.append(DamagedPart(path, name, reason))\n",
+        "",
+    ),
+    Fault(
+        "a part of a clock that was set back sorts before older parts",
+        "store",
+        "digits = now if now > newest else str(int(newest) + 1)",
+        "digits = now",
+    ),
+    Fault(
+        "sealed rows are sealed again by the next run",
+        "store",
+        "[row for row in rows if _key(name, row) not in sealed]",
+        "[row for row in rows if _key(name, row) not in ()]",
+    ),
+    Fault(
+        "an older choice replaces a newer one",
+        "store",
+        'if (row.get("sequence") or 0) >= (before.get("sequence") or 0):',
+        'if (row.get("sequence") or 0) <= (before.get("sequence") or 0) or not before:',
+    ),
+    Fault(
+        "a half-written part is left behind when the disk is full",
+        "store",
+        "            temporary.unlink()\n        raise\n    sync_folder(place)\n",
+        "            temporary.exists()\n        raise\n    sync_folder(place)\n",
+    ),
+    Fault(
+        "the best point is the worst",
+        "search",
+        "return -score, loss,",
+        "return score, loss,",
+    ),
+    Fault(
+        "a rate that failed on a re-run may win",
+        "search",
+        "found.append(((len(trials) - len(done), *key), mean, rate))",
+        "found.append(((0, *key), mean, rate))",
+    ),
+    Fault(
+        "one more point than the allowance holds",
+        "search",
+        "return max(search.rates, self.least)",
+        "return max(search.rates, self.least) + 1",
+    ),
+    Fault(
+        "CONFIRM begins while re-runs are open",
+        "search",
+        "return not self._tunes or (self._points_done and self._over(self._reruns()))",
+        "return not self._tunes or self._points_done",
+    ),
+    Fault(
+        "a neighbour's choice is used before it is final",
+        "search",
+        "            if not self.neighbour._tuned:\n                return None\n",
+        "",
+    ),
+    Fault(
+        "a point beyond an edge goes to the wrong side",
+        "search",
+        'max(rates) * step if edge == "high" else min(rates) / step',
+        'max(rates) * step if edge == "low" else min(rates) / step',
+    ),
+    Fault(
+        "all asks of a cell have one seed",
+        "search",
+        'f"{search_seed}|{cell_id}|{slot}|{retry}"',
+        'f"{search_seed}|{cell_id}|{retry}"',
+    ),
+    Fault(
+        "a cell with a failed trial waits for ever",
+        "search",
+        "        self._resting.discard(cell_id)\n        self._resting.discard(self._dependents",
+        "        self._resting.discard(self._dependents",
+    ),
+    Fault(
+        "a worker's death does not queue its trial again",
+        "lanes",
+        'return self.state == "queued"\n\n    def _gave_up',
+        "return False\n\n    def _gave_up",
+    ),
+    Fault(
+        "a lost machine counts as an attempt of the trial",
+        "lanes",
+        "self.spared = self.death is None and self.losses <= MAX_LOSSES",
+        "self.spared = False",
+    ),
+    Fault(
+        "a worker that starts again gets what it held before, twice",
+        "lanes",
+        "        self._requeue(lambda lease: lease.worker == worker)\n",
+        "",
+    ),
+    Fault(
+        "an outcome of a process that was replaced is taken",
+        "lanes",
+        "return lease if mine and self._token(worker) == token and not self._stopping else None",
+        "return lease if mine and not self._stopping else None",
+    ),
+    Fault(
+        "a step that Ray asks twice moves on",
+        "lanes",
+        "        if lease.step < number:\n            if (epoch := following()) is not None:",
+        "        if lease.step <= number:\n            if (epoch := following()) is not None:",
+    ),
+    Fault(
+        "a limit on wall time is never reached",
+        "engine",
+        "if limits.max_hours is not None and self.hours >= limits.max_hours:",
+        "if limits.max_hours is not None and self.hours < 0:",
+    ),
+    Fault(
+        "what earlier runs used does not count against a limit",
+        "engine",
+        "return seconds + more, held + more * each",
+        "return 0.0, 0.0",
+    ),
+    Fault(
+        "a trial without a learning rate failing leaves the sweep complete",
+        "engine",
+        "return not (self.interrupted or self.stopped_by or self.failed or self.failed_before or self.stuck)",
+        "return not (self.interrupted or self.stopped_by)",
+    ),
+)
+
+
+def run_tests(root: Path, room: str) -> tuple[bool, str]:
+    """Return whether the room's tests fail in a copy of the repository, and the line that says which test did."""
+    places = [place for place in TESTS[room] if (root / place).exists()]
+    command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:xdist", "-p", "no:cacheprovider", *places]
+    known = os.environ | {"PYTHONPATH": str(root), "OMP_NUM_THREADS": "1"}
+    try:
+        done = subprocess.run(
+            command, cwd=root, env=known, capture_output=True, text=True, timeout=LIMIT_S, check=False
+        )
+    except subprocess.TimeoutExpired:
+        return True, f"the tests did not end within {LIMIT_S} s"
+    lines = [line for line in done.stdout.splitlines() if line.startswith(("FAILED", "ERROR"))]
+    return done.returncode != 0, lines[0][:160] if lines else ""
+
+
+def copy_repository(to: Path) -> None:
+    """Copy what git knows of the repository, as it is in the working tree."""
+    listed = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, check=True).stdout
+    for name in filter(None, listed.decode().split("\0")):
+        if (ROOT / name).is_file():
+            (to / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(ROOT / name, to / name)
+
+
+def main() -> int:
+    """Run the faults that are asked for; the exit code is 1 if a test finds none of one."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", nargs="+", choices=sorted(TESTS), help="the rooms whose faults are tried")
+    parser.add_argument("--check", action="store_true", help="only check that each fault has its place")
+    given = parser.parse_args()
+    faults = [fault for fault in FAULTS if given.only is None or fault.room in given.only]
+    for fault in faults:
+        fault.place(ROOT)
+    if given.check:
+        print(f"{len(faults)} faults have their place")
+        return 0
+    missed = 0
+    with tempfile.TemporaryDirectory() as folder:
+        root = Path(folder)
+        copy_repository(root)
+        for number, fault in enumerate(faults, 1):
+            path = fault.place(root)
+            whole = path.read_text(encoding="utf-8")
+            path.write_text(whole.replace(fault.old, fault.new), encoding="utf-8")
+            begun = time.monotonic()
+            found, how = run_tests(root, fault.room)
+            path.write_text(whole, encoding="utf-8")
+            missed += not found
+            verdict = "found" if found else "MISSED"
+            print(f"{number:2} {verdict:6} {time.monotonic() - begun:5.0f} s  {fault.about}  {how}", flush=True)
+    print(f"{len(faults) - missed} of {len(faults)} faults found")
+    return 1 if missed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
