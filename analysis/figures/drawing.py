@@ -19,7 +19,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter, NullLocator
 
 from analysis.format import Row
-from analysis.styles import Place, cut, place_text, short_name, size_text, style
+from analysis.styles import Place, cut, short_name, size_text, style, training_text
 from analysis.words.weak import FEW_SEEDS
 
 INK, MUTED, GRID, PAPER = "#1b1f24", "#6b7480", "#e3e7ec", "#ffffff"
@@ -291,13 +291,15 @@ def place_title(place: Place, among: Collection[Place] = ()) -> str:
     A mean over data sets has the training size only if those of `among` differ in it. The model and the sweep have
     lines of their own if those of `among` differ in them.
     """
-    sizes = {other[3] for other in among}
-    if place[2] is None or not place[2]:
-        size = size_text(place[3]) if place[3] and (len(sizes) > 1 or place[2] is not None) else ""
-        named = ", ".join(filter(None, ("mean over data sets" if place[2] is None else "", size)))
+    train_size, dataset = place[3], place[2]
+    if dataset:
+        alike = {other[2] for other in among if other[2] and short_name(other[2]) == short_name(dataset)}
+        name = dataset if len(alike) > 1 else short_name(dataset)
+        size = "" if size_text(train_size) == "all data" else training_text(dataset, train_size)
     else:
-        named = place_text(place[2], place[3]) if place[3] else place[2]
-        named = named.replace(place[2], short_name(place[2]), 1)
+        name = "mean over data sets" if dataset is None else ""
+        size = size_text(train_size) if not name or len({other[3] for other in among}) > 1 else ""
+    named = ", ".join(filter(None, (name, size)))
     apart = [str(place[i]) for i in (1, 0) if len({other[i] for other in among}) > 1]
     apart = [name.partition(":")[2] if name.startswith("open_clip:") else name.rpartition("/")[2] for name in apart]
     return "\n".join(cut(part, TITLE_WIDTH) for part in (named, *apart))
