@@ -22,7 +22,7 @@ from tests.trainables.tiny_language import save_model, write_rows
 from trainables.config import TrialConfig
 from trainables.models.loading import load_model
 from trainables.models.sharded import gathered, shard
-from trainables.models.sharing.mapped import can_be_mapped
+from trainables.models.shared import can_be_mapped
 from trainables.training import adapting, worker
 from trainables.training.optim import Group, make_adamw, state_tensors
 from trainables.training.worker import run_trial
