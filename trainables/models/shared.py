@@ -79,7 +79,7 @@ def checksum(tensor: Tensor) -> int:
 def _share(module: nn.Module, cache: Path) -> None:
     """Map the weights of a loaded model from the cache, saved first if they are not there."""
     spans, tensors = _mapped_files(), named_tensors(module)
-    own = {name: t.data for name, t in tensors.items() if _can_be_mapped(t) and not _lies_in(t, spans)}
+    own = {name: t.data for name, t in tensors.items() if can_be_mapped(t) and not _lies_in(t, spans)}
     size = sum(t.nbytes for t in own.values())
     if size <= _REST * sum(t.nbytes for t in tensors.values()):
         return
@@ -126,7 +126,7 @@ def _same_bits(one: Tensor, other: Tensor) -> bool:
     return torch.equal(one.reshape(-1).view(torch.uint8), other.reshape(-1).view(torch.uint8))
 
 
-def _can_be_mapped(tensor: Tensor) -> bool:
+def can_be_mapped(tensor: Tensor) -> bool:
     """Return whether a tensor is a plain one and all of its memory: no subclass, not quantised, not split, no view."""
     return (
         type(tensor) in (Tensor, nn.Parameter)
