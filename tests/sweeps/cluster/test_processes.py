@@ -24,13 +24,16 @@ AGAIN = "import os, sys, time\nwhile True: os.makedirs(sys.argv[1], exist_ok=Tru
 LEFT_S = 120.0
 """Ray's agents try for 60 s to reach a control store that is gone."""
 DRIVER = """
-import os, time
+import time
 import ray
 from sweeps.backends.ray.session import Session
 from sweeps.backends.ray.private import session_folder
 
 @ray.remote(num_cpus=1)
 class Busy:
+    def ready(self):
+        return True
+
     def go(self):
         while True:
             sum(range(10**6))
@@ -39,9 +42,8 @@ session = Session()
 session.__enter__()
 session.connect()
 busy = Busy.remote()
+ray.get(busy.ready.remote())
 busy.go.remote()
-while ray.available_resources().get("CPU", 0) == ray.cluster_resources()["CPU"]:
-    time.sleep(0.1)
 print(session_folder(), flush=True)
 time.sleep(600)
 """
