@@ -240,8 +240,8 @@ def spread(axes: Any, spots: Sequence[Spot]) -> list[float]:
         spots: in the units of the axes.
     """
     if axes.get_xscale() == "log" and any(one.x <= 0 for one in spots):  # no marker of these is seen
-        places = iter(spread(axes, [one for one in spots if one.x > 0]))
-        return [next(places) if one.x > 0 else one.x for one in spots]
+        seen = iter(spread(axes, [one for one in spots if one.x > 0]))
+        return [next(seen) if one.x > 0 else one.x for one in spots]
     limits, room, half = axes.get_xlim(), axes.bbox.width * 72 / axes.figure.dpi, MARKER_POINTS / 2
     for apart in (1.0, 0.75, 0.5, 0.3):
         axes.set_xlim(limits)
