@@ -34,6 +34,7 @@ from sweeps.backends.ray.session import RayLostError
 from sweeps.backends.ray.tune import Ended, Held, Told, run_tuner, wave
 from sweeps.backends.resources import accelerators
 from sweeps.errors import reason
+from sweeps.spec.resources import ResourceSection
 
 _END_S = 20.0
 """For Tune's thread to end; Tune looks every tenth of a second whether it is to."""
@@ -47,11 +48,12 @@ class RayBackend:
     Args:
         pool: session, broker and lanes, which are up.
         packable: whether the trial function can train several trials at once.
+        resources: `[resources]` of the sweep, if the pool was opened with others.
     """
 
-    def __init__(self, pool: Pool, packable: bool) -> None:
+    def __init__(self, pool: Pool, packable: bool, resources: ResourceSection | None = None) -> None:
         self._pool = pool
-        self._pack = pool.pack(pool.resources) if packable else 1
+        self._pack = pool.pack(resources or pool.resources) if packable else 1
         self._held = Held()
         self._keys: dict[str, str] = {}  # the lease of each trial that is not over
         self._packs: dict[str, set[str]] = {}  # keys that are not over, by the key of the first of their pack
@@ -258,6 +260,6 @@ def using(pool: Pool) -> Callable[[Setup], Backend]:
     def open_backend(setup: Setup) -> Backend:
         if pool.address is not None:  # it may have been another sweep's: folder and needs are this one's
             check_nodes(setup.storage, setup.needs)
-        return RayBackend(pool, setup.packable)
+        return RayBackend(pool, setup.packable, setup.resources)
 
     return open_backend

@@ -26,6 +26,7 @@ from queue import Empty, SimpleQueue
 from typing import IO, TYPE_CHECKING, Any
 
 from sweeps.backends.backend import Backend, BackendLostError, Event, Facts, Order, Reported, Setup
+from sweeps.backends.ray.private import session_folder
 from sweeps.backends.ray.processes import clear
 from sweeps.backends.signals import held
 
@@ -210,7 +211,6 @@ class _Driver:
         threading.Thread(target=self._listen, name="engine", daemon=True).start()
         logging.getLogger().addHandler(_Forward(self))
         from sweeps.backends.ray.backend import open_here
-        from sweeps.backends.ray.private import session_folder
 
         try:
             backend = open_here(replace(pickle.loads(setup), note=lambda text: self.send(_NOTE, text)))  # noqa: S301
@@ -262,6 +262,8 @@ class _Driver:
         if self._wake is None:  # Ray is coming up: its start is undone in order
             os.kill(os.getpid(), signal.SIGINT)
             time.sleep(_END_S / 2)
+        if (folder := session_folder()) is not None:  # Ray's agents would try for a minute to reach what is gone
+            clear(folder)
         os._exit(1)
 
     def send(self, *words: Any) -> None:

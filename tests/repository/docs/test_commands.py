@@ -152,7 +152,7 @@ def test_the_tests_that_run_other_pages_are_there() -> None:
 def test_run_in_python_takes_what_the_pages_give_it(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     texts = [(ROOT / page).read_text(encoding="utf-8") for page in PAGES]
     named = {keyword for text in texts for keyword in re.findall(r"\brun\(plan, (\w+)=", text)}
-    assert named == {"progress", "observers"}
+    assert named == {"progress", "observers", "backend"}
     given: dict[str, Any] = {}
 
     def engine(plan: object, **how: object) -> SimpleNamespace:
