@@ -160,6 +160,6 @@ def test_run_in_python_takes_what_the_pages_give_it(folder: Path, monkeypatch: p
         return SimpleNamespace(folder=Path("results/quickstart"))
 
     monkeypatch.setattr("sweeps.engine.run.run", engine)
-    wanted: dict[str, Any] = dict.fromkeys([*named, "address", "retry_failed", "upload", "estimate"], "this")
+    wanted: dict[str, Any] = dict.fromkeys([*named, "address", "restart", "retry_failed", "upload", "estimate"], "this")
     plan: Any = None
     assert run_plan(plan, **wanted).path == Path("results/quickstart") and given == wanted
