@@ -1,6 +1,6 @@
 """The names of Ray that are not public, each with its reason: all of this package's are here.
 
-Tried with Ray 2.56.0, 2.58.0 and 2.60.0. Each has a test in `tests/sweeps/cluster/test_compat.py`, which says what
+Tried with Ray 2.56.0 and 2.60.0. Each has a test in `tests/sweeps/cluster/test_compat.py`, which says what
 breaks without it. `docs/decisions/0012-ray-releases.md` says which private names public ones replaced.
 """
 
