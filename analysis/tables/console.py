@@ -248,13 +248,13 @@ def _prospects(row: Row) -> tuple[str, str]:
 def _decision_note(rows: Sequence[Row]) -> str:
     """How the table of decisions is read."""
     notes = [
-        "No test separates methods that are joined by 'or'; the score is that of the first.",
-        "Next: the method to compare it with, and how many points that one scores more or less.",
+        "The tests found no difference between the methods of one row; the score is that of the first.",
+        "Next: the runner-up. Points: its score minus that of the first method.",
         "Detectable: the smallest difference, in points, that these seeds can detect.",
     ]
     last = {_prospects(r)[1] for r in rows} - {""}
     if last:
-        notes.append("Seeds needed: how many seeds a new sweep needs to detect the difference that was seen.")
+        notes.append("Seeds needed: the number of seeds, in all, that would detect the difference that was seen.")
     if _RATES in last:
         notes.append("'rates': more seeds alone would not help, since the choice of learning rates limits this.")
     return " ".join(notes)
@@ -269,7 +269,8 @@ def _footnotes(rows: Sequence[Row]) -> list[str]:
     found = [*_budget_notes(rows), *_name_notes(rows)]
     found.append(
         "\N{PLUS-MINUS SIGN} and [ ]: 95 % intervals. Differences, in points, are paired by seed and account for the "
-        "choice of learning rate. Verdicts are corrected for multiple comparisons (Holm)."
+        "choice of learning rate. Verdicts are corrected for multiple comparisons (Holm) and intervals are not, so an "
+        "interval may exclude 0 although the verdict is 'not distinguishable'."
     )
     if any(r["under_tuned"] for r in rows):
         found.append("*: more learning rates might raise the score, see weak evidence.")
@@ -288,7 +289,7 @@ def _budget_notes(rows: Sequence[Row]) -> list[str]:
     rank = name.removeprefix("lora-")
     return [
         f"{name}: the budget of {quantity(budget)} parameters, as many as LoRA of rank {rank} trains on the adapted "
-        "weights. Every method gets as many."
+        "weights. Every method comes as near to it as it can."
     ]
 
 

@@ -121,7 +121,9 @@ def print_best(store: Store, references: Sequence[str] | None = None, *, all_not
         more = f"{plural(left, 'more note')} and all cells" if left > 0 else "All cells"
         out.print(f"  {more}: `sweeps best ... --all-notes`", style="dim")
     if "imported" not in (store.spec() or {}):
-        out.print("\nMore seeds, budgets or methods: edit the sweep file; `sweeps run FILE` then runs what is missing.")
+        out.print(
+            "\nFor more seeds raise confirm.seeds in the sweep file. `sweeps run FILE` then runs what is missing."
+        )
 
 
 def report(
