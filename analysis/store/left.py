@@ -30,30 +30,38 @@ def to_come(store: Store) -> dict[tuple[str, str], Left]:
     tried: dict[str, list[Row]] = {r["cell_id"]: [] for r in cells}
     for row in store.sql(_TRIED).to_pylist():
         tried.setdefault(row["cell_id"], []).append(row)
+    asked_for = {r["cell_id"]: r["tune_points"] for r in store.table("cells").to_pylist()}
     found: dict[tuple[str, str], Left] = {}
     for r in cells:
         rows, planned = tried[r["cell_id"]], r["tune_planned"]
         plain = max(0, planned - sum(t["origin"] != "widened" for t in rows))
         whole = rows and planned == most  # else it was taken out: what it has is all that was planned
         again = 0 if len(hold) == 3 else seeds
-        tune = _tune_left(rows, planned - rates * seeds, rates, again, plain) if whole else plain
+        points = asked_for[r["cell_id"]]
+        if not whole:
+            tune: int | None = plain
+        elif points is None:  # an older folder, or an allowance in samples
+            tune = _tune_left(rows, planned - rates * seeds, rates, again, plain)
+        else:
+            tune = _tune_left(rows, points, rates, again, None)
         found[r["sweep"], r["cell_id"]] = None if tune is None else (tune, r["missing"] - plain)
     return found
 
 
-def _tune_left(rows: Sequence[Row], points: int, rates: int, seeds: int, plain: int) -> int | None:
-    """TUNE trials to come of a cell.
+def _tune_left(rows: Sequence[Row], points: int, rates: int, seeds: int, plain: int | None) -> int | None:
+    """Return the number of TUNE trials that a cell has still to run; None if all its rates failed.
 
     Args:
-        rows: its trials that ended, by slot: the rates first.
-        points: rates that are planned.
-        rates, seeds: so many rates are re-run on so many further seeds; 0 seeds where all are held.
-        plain: what is to come where re-runs are counted whatever they are of.
+        rows: its trials that ended, by slot.
+        points: rates that the cell tries on the first seed.
+        rates, seeds: the best `rates` rates run again on `seeds` more seeds each (0 if all seeds are fixed).
+        plain: what to return while rates are missing. None: the number of missing rates and of all re-runs.
     """
     first = rows[0]["seeds"]
     ended = [t for t in rows if t["seeds"] == first and (t["slot"] < points or t["origin"] == "widened")]
-    if sum(t["slot"] < points for t in ended) < points:
-        return plain
+    planned = sum(t["slot"] < points for t in ended)
+    if planned < points:
+        return points - planned + rates * seeds if plain is None else plain
     scored = [t for t in ended if t["score"] is not None]
     late_rows = [t for t in scored if SlotKind.of(t["slot"]) is SlotKind.WIDENED_LATE]
     scores = sorted((t["score"] for t in scored if t not in late_rows), reverse=True)[: rates or 1]

@@ -152,6 +152,10 @@ class CellRow(TableRow):
     lr_centre: float | None = column("Centre of the learning-rate range.")
     space: str | None = column(SEARCHED)
     tune_trials: int | None = column("The tuning allowance as a number of TUNE trials.")
+    tune_points: int | None = column(
+        "Number of learning rates that the cell tries on TUNE's first seed. Points that all cells had been asked for "
+        "before the allowance was lowered still count. Null: the allowance is in training examples."
+    )
     allowance_samples: int | None = column("The tuning allowance in training examples, if it is given so.")
     confirm_seeds: int | None = column("Number of CONFIRM trials of the cell.")
     classes: int | None = column("Number of classes of the data set.")

@@ -117,6 +117,11 @@ class Effort:
         seeds = self._search.rerun_seeds if again else 0
         return Choice(chosen.point.lr, mean, n_trials, seeds, _edge(chosen, tried), chosen.extra)
 
+    @property
+    def planned_points(self) -> int | None:
+        """Points that count however they end; None if the allowance is in samples, which depends on how they end."""
+        return None if self._search.allowance is not None else max(self._search.rates, self.least)
+
     def _room(self, asked: Mapping[int, Slot], rows: Mapping[str, TrialRow]) -> int:
         """Points that the allowance holds.
 

@@ -170,7 +170,8 @@ class CellState:
         """Return the cell's row of the `cells` table, with the seeds that count now."""
         seeds = self.spec.confirm.seeds if self.cell.lr_centre is not None else (0,)
         listed = " ".join("/".join(map(str, self.seeds(seed))) for seed in seeds)
-        return replace(self.cell.row(), seeds=listed)
+        points = self.effort.planned_points if self._tunes else None
+        return replace(self.cell.row(), tune_points=points, seeds=listed)
 
     def recall(self, row: TrialRow) -> Slot | None:
         """The slot of a row whose journal is lost, made anew; None where the row is of no trial of this cell."""

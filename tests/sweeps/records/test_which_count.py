@@ -1,0 +1,124 @@
+"""Which trials count and what is left to run: SQL over a folder says what the search says, on random sweeps.
+
+What is left is not compared while a cell with a choice is tuned further: the folder's tables still have that choice.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import tempfile
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from analysis.store.left import to_come
+from analysis.store.slot_kinds import SlotKind
+from analysis.store.store import open_store
+from sweeps.records.journal import Journal
+from sweeps.records.ledger import Ledger
+from sweeps.records.locks import write_identity
+from sweeps.records.replay import replay
+from sweeps.records.sealing import Sealer
+from sweeps.search.rules import RULES
+from sweeps.search.slots import Slot
+from sweeps.search.stages import CellState, SweepState
+from tests.fakes import FakeCell, FakeConfirm, FakePlan, FakeSearch, fake_plan
+from trainables.training.measured import Measured, Result
+
+CELLS = (FakeCell("lora"), FakeCell("vera"), FakeCell("zero-shot", None, lr_low=None, lr_high=None, lr_centre=None))
+
+
+@st.composite
+def runs(draw: st.DrawFn) -> list[dict[str, Any]]:
+    """A sweep's runs: the sweep file of each, and after how many trials it was stopped."""
+    reruns = draw(st.sampled_from([{"rerun_rates": 0, "rerun_seeds": 0}, {"rerun_rates": 1, "rerun_seeds": 2}]))
+    reruns |= {"widen": draw(st.integers(0, 2))}
+    run = st.fixed_dictionaries(
+        {
+            "trials": st.integers(4, 7),
+            "seeds": st.sets(st.integers(0, 4), min_size=1, max_size=4),
+            "limit": st.integers(0, 25),
+            "sealed": st.booleans(),
+        }
+    )
+    return [one | reruns for one in draw(st.lists(run, min_size=1, max_size=3))]
+
+
+def outcome_of(slot: Slot, luck: int, failing: float) -> dict[str, Any]:
+    """The outcome of a trial, which depends on the trial and on nothing else."""
+    drawn = random.Random(f"{luck} {slot.trial_id}")
+    if drawn.random() < failing:
+        return {"status": "failed", "reason": "bad luck"}
+    score = drawn.random()
+    return {"status": "finished", "result": Result(Measured(val_score=score, test_score=score, epochs=3, samples=300))}
+
+
+def go_on(plan: FakePlan, folder: Path, limit: int, luck: int, failing: float, *, sealed: bool) -> SweepState:
+    """One run of a sweep, two trials at once, stopped after `limit` trials."""
+    drawn = random.Random(luck)
+    state, sealer = SweepState(plan.feasible, plan.spec), Sealer(folder)
+    write_identity(folder, plan.spec.identity())
+    with Journal(folder / "journal.jsonl") as journal:
+        replay(state, sealer, journal.events, sealer.rows)
+        sealer.write_cells(replace(cell.row(), seed_rule=RULES["seed_rule"]) for cell in state.cells.values())
+        ledger = Ledger(state, journal, sealer, folder, "none")
+        for cell_id in state.cells:
+            ledger.settle(cell_id)
+        running: list[Slot] = []
+        for _ in range(limit):
+            while len(running) < 2 and (slot := state.next_slot()) is not None:
+                ledger.ask(slot)
+                running.append(slot)
+            if not running:
+                break
+            slot = running.pop(drawn.randrange(len(running)))
+            ledger.finish(slot, outcome_of(slot, luck, failing))
+        if sealed:
+            ledger.seal()
+    return state
+
+
+def confirmed_by(cell: CellState) -> set[str]:
+    """The finished CONFIRM trials that count: at the journaled choice, or without one, on seeds of the sweep file."""
+    point = None if cell.choice is None else cell.choice.point
+    seeds = [cell.seeds(seed) for seed in cell.spec.confirm.seeds] if point is not None else [cell.seeds(0)]
+    rows = {t for t, row in cell.rows.items() if row.status == "finished" and row.stage == "CONFIRM"}
+    at = {t for t in rows if (slot := cell.asked[t]).seeds in seeds and (slot.point if slot.lr else None) == point}
+    if cell.phase in ("confirming", "done"):
+        assert at == rows & cell.confirming
+    return at
+
+
+def past_an_edge(cell: CellState) -> bool:
+    """Whether a point past an edge is to be asked, of which SQL knows nothing before it is."""
+    return any(slot is None and SlotKind.of(number) is not SlotKind.PLANNED for number, slot in cell._points().items())
+
+
+@settings(max_examples=25, deadline=None)
+@given(runs(), st.integers(0, 10**6), st.sampled_from([0.0, 0.1, 0.4, 1.0]))
+def test_the_search_and_sql_count_the_same_trials(given_runs: list[dict[str, Any]], luck: int, failing: float) -> None:
+    with tempfile.TemporaryDirectory() as place, patch.object(os, "fsync", lambda _: None):
+        folder = Path(place)
+        for run in given_runs:
+            search = {name: run[name] for name in ("trials", "rerun_rates", "rerun_seeds", "widen")}
+            plan = fake_plan(
+                folder, CELLS, search=FakeSearch(**search), confirm=FakeConfirm(tuple(sorted(run["seeds"])))
+            )
+            state = go_on(plan, folder, run["limit"], luck, failing, sealed=run["sealed"])
+            store = open_store(folder)
+            confirmed = {r["trial_id"] for r in store.table("confirmed").to_pylist()}
+            left = to_come(store)
+            for cell_id, cell in state.cells.items():
+                mine = {t for t, row in cell.rows.items() if row.stage == "CONFIRM"} & confirmed
+                if cell.settle() is None:  # else its new choice is journaled when its next trial ends
+                    assert mine == confirmed_by(cell), cell_id
+                told = left["fake", cell_id]
+                if cell.phase == "stuck":
+                    assert told is None, cell_id
+                elif not (cell.phase == "tuning" and cell.choice is not None) and not past_an_edge(cell):
+                    assert sum(told or ()) == cell.planned() - cell.counted(), cell_id
