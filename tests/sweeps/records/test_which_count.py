@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -99,6 +100,7 @@ def past_an_edge(cell: CellState) -> bool:
     return any(slot is None and SlotKind.of(number) is not SlotKind.PLANNED for number, slot in cell._points().items())
 
 
+@pytest.mark.slow
 @settings(max_examples=25, deadline=None)
 @given(runs(), st.integers(0, 10**6), st.sampled_from([0.0, 0.1, 0.4, 1.0]))
 def test_the_search_and_sql_count_the_same_trials(given_runs: list[dict[str, Any]], luck: int, failing: float) -> None:
