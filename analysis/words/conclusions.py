@@ -441,5 +441,8 @@ def _like_these(rows: Sequence[Row]) -> list[str]:
         return [f"On other data sets of this kind: {_verdicts(rows)}."]
     row = rows[0]
     if inconclusive(row):
-        return [f"No conclusion on other data sets of this kind: {interval_text(row)}, and {missed_text(row)}."]
+        return [
+            f"Other data sets of this kind were not tested. For these the mean difference is {interval_text(row)}, "
+            f"which is no conclusion: {missed_text(row)}."
+        ]
     return [f"On other data sets of this kind: {interval_text(row)}, {row['verdict']}."]
