@@ -295,8 +295,8 @@ def conclude_expected(rows: Sequence[Row], asked: Question = ASKED) -> str:
     if focus is not None and least > 1:
         ahead = [sum(curves[focus, r][n] > curves[base, r][n] for r in both) for n in (1, least)]
         parts.append(
-            f"had one learning rate been tried, {a}'s expected best validation score would be above {b}'s at "
-            f"{ahead[0]} of {len(both)} budgets; with {least}, at {ahead[1]}"
+            f"with one learning rate {a}'s expected best validation score would be above {b}'s at {ahead[0]} of "
+            f"{len(both)} budgets, with {least} learning rates at {ahead[1]}"
         )
     gains = {key: curve[len(curve)] - curve[len(curve) - 1] for key, curve in curves.items() if len(curve) > 1}
     rising = Counter(m for (m, _), gain in gains.items() if gain > RISING)
@@ -342,7 +342,10 @@ def conclude_sharpness(rows: Sequence[Row]) -> str:
         mine = [r for r in rows if r["method"] == method]
         least = "at least " * (sum(r["open"] for r in mine) * 2 >= len(mine))
         parts.append(f"{style(method).name} {least}{float(np.median([r['decades'] for r in mine])):.1f}")
-    return f"Median decades of learning rate within a point of the best: {', '.join(parts)}; nothing is tested."
+    return (
+        f"Decades of learning rate whose score is within a point of the best (a decade is a factor of ten; median over "
+        f"budgets): {', '.join(parts)}; nothing is tested."
+    )
 
 
 def _leaders(block: Sequence[Row]) -> str:

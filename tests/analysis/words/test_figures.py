@@ -90,9 +90,8 @@ def test_one_rate_says_nothing_of_another_allowance() -> None:
     rows = [place(method=m, n=1, expected=v) for m, v in (("lora", 0.6), ("randlora", 0.7))]
     assert say.conclude_expected(rows).startswith("No cell tried two learning rates: a description")
     more = [place(method=m, n=2, expected=v) for m, v in (("lora", 0.61), ("randlora", 0.7))]
-    assert "above LoRA's at 1 of 1 budgets; with 2, at 1; the last learning rate" in say.conclude_expected(
-        [*rows, *more]
-    )
+    said = say.conclude_expected([*rows, *more])
+    assert "above LoRA's at 1 of 1 budgets, with 2 learning rates at 1; the last learning rate" in said
 
 
 def compared(verdict: str, size: str, **more: Any) -> Row:
