@@ -22,6 +22,8 @@ from sweeps.errors import Problem
 
 HEAD = "node:__internal_head__"
 """What Ray's head has beside CPUs and GPUs; the broker runs there even where trials don't."""
+SEES_GPUS = {"env_vars": {"RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0"}}
+"""A task that takes no GPU sees all of its node's with this, which sessions else keep from it (`session`)."""
 ANSWER_S = 660.0
 """A minute more than Ray gives a machine to install a job's environment, with torch in it."""
 _NOTE_S = 10.0
@@ -61,7 +63,9 @@ class NodeCheck:
         self._token = storage / f"seen-{uuid.uuid4().hex}"
         self._token.touch()
         self._here = look(str(self._token), Needs())
-        task = ray.remote(num_cpus=0, max_retries=0, max_calls=1)(look)  # its process ends, with all that it imported
+        environment = SEES_GPUS if needs.gpu_bytes else {}
+        options = {"num_cpus": 0, "max_retries": 0, "runtime_env": environment}
+        task = ray.remote(**options, max_calls=1)(look)  # its process ends, with all that it imported
         there = [NodeAffinitySchedulingStrategy(node["NodeID"], soft=False) for node in nodes]
         self._asked = [
             task.options(scheduling_strategy=strategy).remote(str(self._token), needs if _trains(node) else Needs())
@@ -134,7 +138,7 @@ class ClusterNodes:
     """
 
     def __init__(self, storage: Path, needs: Needs) -> None:
-        self._storage, self._needs = storage, needs
+        self._storage, self.needs = storage, needs
         self._usable: set[str] = set()
         self._asked: dict[str, NodeCheck] = {}
         self.refused: dict[str, str] = {}
@@ -142,7 +146,7 @@ class ClusterNodes:
 
     def check(self) -> list[Node]:
         """Return the nodes that are there, after every one of them was asked. Raises ResourceError as `check_nodes`."""
-        self._usable |= {*check_nodes(self._storage, self._needs, self._usable)}
+        self._usable |= {*check_nodes(self._storage, self.needs, self._usable)}
         return [node for node in nodes_there() if node.name in self._usable]
 
     def look(self) -> list[Node]:
@@ -152,7 +156,7 @@ class ClusterNodes:
         alive = {node["NodeID"]: node for node in ray.nodes() if node["Alive"]}
         for name, node in alive.items():
             if _trains(node) and not (name in self._usable or name in self._asked or name in self.refused):
-                self._asked[name] = NodeCheck(self._storage, self._needs, [node])
+                self._asked[name] = NodeCheck(self._storage, self.needs, [node])
         for name, check in [*self._asked.items()]:
             if name in alive and not check.over:
                 continue

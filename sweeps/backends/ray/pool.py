@@ -16,7 +16,7 @@ from typing import Any, Self
 from sweeps.backends.needs import Needs
 from sweeps.backends.packs import Measured, least_share, pack_size, smallest_gpu, worker_share
 from sweeps.backends.ray.compat import free_resources
-from sweeps.backends.ray.nodes import HEAD, ClusterNodes, nodes_there
+from sweeps.backends.ray.nodes import HEAD, SEES_GPUS, ClusterNodes, nodes_there
 from sweeps.backends.ray.session import Session
 from sweeps.backends.resources import (
     LaneShape,
@@ -74,7 +74,7 @@ class Pool:
     ) -> None:
         self.resources, self.storage, self.address = resources, storage, address
         self.measured: Measured | None = None
-        self._measure, self._note, self._needs = measure, note, needs
+        self._measure, self._note = measure, note
         self.shapes: list[LaneShape] = []
         self.broker: Any = None
         self.broker_name = f"sweeps-broker-{uuid.uuid4().hex[:8]}"
@@ -253,7 +253,8 @@ class Pool:
         self._lanes.change(change.start, end)
         before, self.shapes = self.trials, [*self._lanes.shapes.values()]
         if change.start or end:
-            self._note(f"nodes with room for trials: {len(nodes)}; trials at a time: {self.trials} (before: {before})")
+            train = sum(bool(node.cpus or node.gpus) for node in nodes)
+            self._note(f"nodes that can train: {train}; trials at a time: {self.trials} (before: {before})")
 
     def _share(self, nodes: list[Node]) -> float:
         """The part of a GPU that a worker gets where that is left to us."""
@@ -267,6 +268,8 @@ class Pool:
         if self.measured is None:
             return 1.0
         self.measured = replace(self.measured, device=min([self.measured.device, *self._memories(with_gpus)]))
+        if self._cluster is not None:  # of nodes that join
+            self._cluster.needs = replace(self._cluster.needs, gpu_bytes=self.measured.device)
         return worker_share(asked, self.measured, min(n.cpus / n.gpus for n in with_gpus))
 
     def _measured(self, measure: Callable[[], Measured]) -> Measured | None:
@@ -295,9 +298,7 @@ class Pool:
 
         if sum(node.gpus for node in nodes) <= 1:
             return []
-        # a task that takes no GPU sees all of its machine's, which sessions else keep from those (`session`)
-        seeing = {"env_vars": {"RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0"}}
-        task = ray.remote(num_cpus=0, max_calls=1, max_retries=0, runtime_env=seeing)(smallest_gpu)
+        task = ray.remote(num_cpus=0, max_calls=1, max_retries=0, runtime_env=SEES_GPUS)(smallest_gpu)
         there = [NodeAffinitySchedulingStrategy(node.name, soft=False) for node in nodes]
         asked = [task.options(scheduling_strategy=strategy).remote() for strategy in there]
         try:

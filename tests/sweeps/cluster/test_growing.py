@@ -86,15 +86,15 @@ def test_a_pool_starts_and_ends_lanes_as_nodes_join_and_leave(tmp_path: Path, mo
     joined.shapes, joined._said = [*shapes.values()], {"busy": 0, "nodes": {"lane0": "a"}}
     joined.follow()
     assert joined.trials == 2 and not notes
-    there += [Node(2, 0, "b"), Node(2, 0, "c")]
+    there += [Node(2, 0, "b"), Node(0, 0, "head"), Node(2, 0, "c")]
     joined.follow()
     assert joined.trials == 2  # it looked a moment ago
     monkeypatch.setattr("sweeps.backends.ray.pool.FOLLOW_S", 0.0)
     joined.follow()
     assert [shape.workers for shape in joined.shapes] == [2, 2, 1]  # five at most
-    assert notes == ["nodes with room for trials: 3; trials at a time: 5 (before: 2)"]
+    assert notes == ["nodes that can train: 3; trials at a time: 5 (before: 2)"]
     joined._said["nodes"] |= {"lane1": "b", "lane2": "c"}
-    del there[:2]
+    there[:] = there[-1:]
     joined.follow()
     assert joined.trials == 5 and not ended  # the losses may not all be known
     monkeypatch.setattr("sweeps.backends.ray.pool.HOMELESS_S", -1.0)

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from typing import Literal
+
 import pytest
 
 from sweeps.backends.resources import LaneShape, Node, ResourceError, change_lanes, plan_lanes, workers_that_fit
@@ -48,6 +50,14 @@ def test_bounds_on_trials_at_a_time() -> None:
         lanes(nodes, min_concurrent=13)
     (problem,) = raised.value.problems
     assert (problem.field, problem.value, problem.nearest) == ("resources.min_concurrent", 13, "min_concurrent = 12")
+
+
+@pytest.mark.parametrize(("concurrent", "least", "most"), [(2, None, 3), (2, 1, None), ("auto", 3, 2)])
+def test_bounds_that_contradict_each_other_are_refused(
+    concurrent: int | Literal["auto"], least: int | None, most: int | None
+) -> None:
+    with pytest.raises(ValueError, match=r"leave one out|is more than max_concurrent"):
+        FakeResources(concurrent=concurrent, min_concurrent=least, max_concurrent=most)
 
 
 def changed(
