@@ -32,6 +32,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -134,58 +135,42 @@ class Growth:
     """A cluster that grows to `most` nodes and then shrinks to `last`, as the sweep's journal gets on.
 
     Attributes:
-        at: when each step happened, in seconds since 1970: the nodes "joined" and were "used", they "left" and were
-            "missed".
+        at: when the nodes "joined" and "left", in seconds since 1970.
     """
 
     def __init__(self, cluster: Any, devices: int, most: int, last: int, journal: Path) -> None:
         self.cluster, self.devices, self.most, self.last, self.journal = cluster, devices, most, last, journal
         self.at: dict[str, float] = {}
         self.lost, self.silent = 0, 0
-        self._before = 0
+        self._before: int | None = None
+        """The number of trials that had finished when all nodes were used."""
 
     def next(self) -> None:
-        events = [json.loads(line) for line in self.journal.read_text().splitlines(keepends=True) if line[-1] == "\n"]
-        finished = sum(event["ev"] == "finish" for event in events)
-        workers = next((event["workers"] for event in reversed(events) if event["ev"] == "workers"), None)
+        lines = self.journal.read_text().splitlines(keepends=True)
+        finished = sum('"ev":"finish"' in line for line in lines if line.endswith("\n"))
         if "joined" not in self.at:
             if finished >= 2:
                 for _ in range(self.most - len(self.cluster.worker_nodes)):
                     join(self.cluster, self.devices, wait=False)
                 self.at["joined"] = time.time()
-        elif "used" not in self.at:
-            if workers == self.most * self.devices and self._at_work() == workers:
-                self.at["used"], self._before = time.time(), finished
-        elif "left" not in self.at:
-            if finished >= self._before + self.most * self.devices:
-                for node in [*self.cluster.worker_nodes][: self.most - self.last]:  # the first one too
-                    signalled(node, signal.SIGKILL)
-                    self.cluster.remove_node(node, allow_graceful=False)
-                    self.lost += 1
-                self.at["left"] = time.time()
-        elif "missed" not in self.at and workers == self.last * self.devices:
-            self.at["missed"] = time.time()
-
-    def _at_work(self) -> int:
-        """The number of worker processes that train."""
-        family = psutil.Process().children(recursive=True)
-        return sum("RayTrainWorker.run_train_fn" in " ".join(_command(process)) for process in family)
+        elif self._before is None:
+            if _workers() == self.most * self.devices:
+                self._before = finished
+        elif "left" not in self.at and finished >= self._before + 2 * self.most * self.devices:
+            for node in [*self.cluster.worker_nodes][: self.most - self.last]:  # the first one too
+                signalled(node, signal.SIGKILL)
+                self.cluster.remove_node(node, allow_graceful=False)
+                self.lost += 1
+            self.at["left"] = time.time()
 
 
-def _command(process: psutil.Process) -> list[str]:
-    with contextlib.suppress(psutil.Error):
-        return process.cmdline()
-    return []
-
-
-def at_once(folder: Path, begin: float, end: float) -> int:
-    """The largest number of trials that ran at the same time between two moments."""
-    from analysis import open_store
-
-    rows = open_store(folder).table("trials").to_pylist()
-    spans = [(row["started_at"].timestamp(), row["ended_at"].timestamp()) for row in rows]
-    starts = [begin, *(start for start, _ in spans if begin <= start <= end)]
-    return max(sum(start <= moment < stop for start, stop in spans) for moment in starts)
+def _workers() -> int:
+    """The number of processes that can train, on all nodes."""
+    count = 0
+    for process in psutil.Process().children(recursive=True):
+        with contextlib.suppress(psutil.Error):
+            count += "ray::RayTrainWorker" in " ".join(process.cmdline())
+    return count
 
 
 @contextlib.contextmanager
@@ -228,7 +213,8 @@ def row(folder: Path, nodes: int, options: argparse.Namespace, every: float) -> 
         journal, due = folder / "journal.jsonl", None
         faults: Faults | Growth = Faults(cluster, options.devices)
         if options.grow and every:
-            faults = Growth(cluster, options.devices, *options.grow[1:], journal)
+            _, most, last = options.grow
+            faults = Growth(cluster, options.devices, most, last, journal)
         while driver.poll() is None:
             time.sleep(LOOK_S)
             memory.look()
@@ -248,19 +234,30 @@ def row(folder: Path, nodes: int, options: argparse.Namespace, every: float) -> 
 
 
 def grown(folder: Path, growth: Growth) -> dict[str, Any]:
-    """How the sweep followed its nodes."""
-    at = growth.at
-    if "missed" not in at:
-        raise SystemExit(f"the sweep ended before the cluster had grown and shrunk ({', '.join(at)}): take more trials")
+    """How a sweep followed its nodes: trials at a time before, in the middle and at the end, and when they changed."""
+    from analysis import open_store
+
+    changes = [event for event in _events(folder) if event["ev"] == "workers"]
+    if "left" not in growth.at or changes[-1]["workers"] != growth.last * growth.devices:
+        raise SystemExit("the sweep ended before it had followed the cluster to its last size: take more trials")
+    given_up = datetime.fromisoformat(changes[-1]["at"]).timestamp()
+    rows = open_store(folder).table("trials").to_pylist()
+    spans = [(row["started_at"].timestamp(), row["ended_at"].timestamp()) for row in rows]
+    counts = [(moment, sum(start <= moment < end for start, end in spans)) for moment, _ in sorted(spans)]
+    joined, left = growth.at["joined"], growth.at["left"]
+    middle = [(moment, count) for moment, count in counts if joined <= moment < left]
+    most = max(count for _, count in middle)
+    after = [count for moment, count in counts if moment >= given_up]
     return {
-        "seconds until used": at["used"] - at["joined"],
-        "seconds until missed": at["missed"] - at["left"],
-        "at once": [
-            at_once(folder, 0, at["joined"]),
-            at_once(folder, at["used"], at["left"]),
-            at_once(folder, at["missed"], time.time()),
-        ],
+        "at once": [max(count for moment, count in counts if moment < joined), most, max(after, default=0)],
+        "seconds until used": next(moment for moment, count in middle if count == most) - joined,
+        "seconds until given up": given_up - left,
+        "attempts": max(row["attempt"] for row in rows),
     }
+
+
+def _events(folder: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (folder / "journal.jsonl").read_text().splitlines()]
 
 
 def rate(folder: Path, devices: int) -> float:
@@ -336,11 +333,11 @@ def main() -> None:
                     flush=True,
                 )
                 if "at once" in found:
-                    alone_, most, last = found["at once"]
+                    before, most, last = found["at once"]
                     print(
-                        f"nodes {' -> '.join(map(str, options.grow))}: {alone_}, {most} and {last} trials at a time; "
+                        f"nodes {' -> '.join(map(str, options.grow))}: {before}, {most} and {last} trials at a time; "
                         f"{found['seconds until used']:.0f} s until the nodes that joined trained, "
-                        f"{found['seconds until missed']:.0f} s until those that left were given up",
+                        f"{found['seconds until given up']:.0f} s until those that left were given up",
                         flush=True,
                     )
                 first = first or folder
