@@ -143,11 +143,11 @@ class LaneChange:
 
     Attributes:
         start: lanes to start, for room that no lane has.
-        homeless: names of lanes whose node is gone and that fit on no other one.
+        unplaced: names of lanes whose node is gone and that fit on no other one.
     """
 
     start: list[LaneShape]
-    homeless: list[str]
+    unplaced: list[str]
 
 
 def change_lanes(
@@ -171,17 +171,17 @@ def change_lanes(
         room, placed = {"": sum(room.values())}, dict.fromkeys(placed, "")
     for name, node in placed.items():
         room[node] -= lanes[name].workers
-    homeless = []
+    unplaced = []
     for name in sorted(set(lanes) - set(placed), key=lambda name: (-lanes[name].workers, name)):
         lane = lanes[name]
         fits = [node for node, left in room.items() if left >= lane.workers and node not in lane.avoids]
         if fits:
             room[min(fits, key=lambda node: room[node])] -= lane.workers
         else:
-            homeless.append(name)
+            unplaced.append(name)
     trials = sum(lane.trials for lane in lanes.values())  # a lane without a node may find one before it is ended
     left_over = [(node, left) for node, left in room.items() if left > 0]
-    return LaneChange(_fill(asked, per_worker, left_over, asked.most - trials), homeless)
+    return LaneChange(_fill(asked, per_worker, left_over, asked.most - trials), unplaced)
 
 
 def workers_that_fit(shape: LaneShape, free: Mapping[str, Mapping[str, float]]) -> int:

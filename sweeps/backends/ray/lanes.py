@@ -137,6 +137,8 @@ class Lanes:
     def _keep_up(self, lane: _Lane) -> None:
         """Start a lane again and again. One that fails right away is tried less often, as long as others work."""
         for number in itertools.count():
+            if lane.over:
+                return
             lane.begun = time.monotonic()
             ended: str | None = None  # no exception is kept: its frames would hold Ray's handles past the session
             try:
@@ -155,7 +157,7 @@ class Lanes:
                 lane.failures += 1
                 if not self._lost(lane, ended):
                     return
-            if lane.over or self._stopping.wait(RETRY_S if lane.failures >= LANE_TRIES else 0.0) or lane.over:
+            if self._stopping.wait(RETRY_S if lane.failures >= LANE_TRIES else 0.0):
                 return
 
     def _lost(self, lane: _Lane, why: str) -> bool:

@@ -35,8 +35,8 @@ ROOM_S = 60.0
 """How long we wait for room that others have: a sweep that has just ended gives its own back within seconds."""
 FOLLOW_S = 10.0
 """How often we look whether nodes have joined or left a cluster."""
-HOMELESS_S = 30.0
-"""How long a lane without a node waits for room before it is ended. Ray and the broker hear of losses at two times."""
+UNPLACED_S = 30.0
+"""How long a lane that fits on no node waits before it is ended. Ray and the broker hear of losses at two times."""
 _LOOK_S, _SAY_S = 0.5, 60.0
 _ANSWER_S = 120.0
 _STOP_S = 2.5  # idle lanes return at once; one in the middle of an epoch has its last checkpoint
@@ -83,7 +83,7 @@ class Pool:
         self._said: dict[str, Any] = {"busy": 0, "nodes": {}}  # its last answer
         self._cluster = None if address is None else ClusterNodes(storage, needs)
         self._looked = 0.0
-        self._homeless: dict[str, float] = {}  # since when each lane without a node fits nowhere
+        self._unplaced: dict[str, float] = {}  # since when lanes fit on no node, by name
         self._requested = False
         self._session = Session(address, note)
 
@@ -188,21 +188,21 @@ class Pool:
 
         A cluster without an autoscaler takes no notice. One that has an autoscaler starts nodes only if it is asked.
         """
-        from ray.autoscaler.sdk import request_resources
-
         asked = self.resources
         trials = asked.max_concurrent or asked.min_concurrent
         if self._cluster is None or trials is None:
             return
+        from ray.autoscaler.sdk import request_resources
+
         gpus = 0 if asked.gpus_per_worker == "auto" else asked.gpus_per_worker
         worker = {"CPU": asked.cpus_per_worker} | ({"GPU": gpus} if gpus else {})
         request_resources(bundles=[worker] * (trials * asked.workers))
         self._requested = True
 
     def _withdraw_request(self) -> None:
-        from ray.autoscaler.sdk import request_resources
-
         if self._requested and self.lost is None:
+            from ray.autoscaler.sdk import request_resources
+
             with suppress(Exception):  # of a control store that goes away right now: what it was asked goes with it
                 request_resources(bundles=[])
 
@@ -229,7 +229,7 @@ class Pool:
             if now != said:
                 self._note(
                     f"waiting {asked.start_timeout:g} s at most for room for {asked.min_concurrent} trials at a time "
-                    f"(resources.min_concurrent); now {now}"
+                    f"(resources.min_concurrent). Now: {now}"
                 )
                 said = now
             time.sleep(_LOOK_S)
@@ -237,7 +237,7 @@ class Pool:
     def follow(self) -> None:
         """Start lanes on nodes that have joined the cluster, and end lanes whose node has left and that fit nowhere.
 
-        Lanes that run go on. Call it as often as you like: it looks every `FOLLOW_S` seconds.
+        Lanes that run go on. It looks once in `FOLLOW_S` seconds, however often it is called.
         """
         if self._cluster is None or self._lanes is None or time.monotonic() - self._looked < FOLLOW_S:
             return
@@ -247,8 +247,8 @@ class Pool:
             return
         self._lanes.refused = frozenset(self._cluster.refused)
         change = change_lanes(self.resources, nodes, lanes, self._said["nodes"])
-        self._homeless = {name: self._homeless.get(name, now) for name in change.homeless}
-        end = [name for name, since in self._homeless.items() if now - since > HOMELESS_S]
+        self._unplaced = {name: self._unplaced.get(name, now) for name in change.unplaced}
+        end = [name for name, since in self._unplaced.items() if now - since > UNPLACED_S]
         end = end[: len(lanes) + len(change.start) - 1]  # one at least stays: it tells when no node comes any more
         self._lanes.change(change.start, end)
         before, self.shapes = self.trials, [*self._lanes.shapes.values()]

@@ -97,7 +97,7 @@ def test_a_pool_starts_and_ends_lanes_as_nodes_join_and_leave(tmp_path: Path, mo
     there[:] = there[-1:]
     joined.follow()
     assert joined.trials == 5 and not ended  # the losses may not all be known
-    monkeypatch.setattr("sweeps.backends.ray.pool.HOMELESS_S", -1.0)
+    monkeypatch.setattr("sweeps.backends.ray.pool.UNPLACED_S", -1.0)
     joined.follow()
     assert ended == ["lane0", "lane1"] and joined.trials == 1
     del there[:]
@@ -119,7 +119,7 @@ def test_the_start_waits_for_the_room_that_the_sweep_asks_for(tmp_path: Path, mo
     joined = Pool(FakeResources(min_concurrent=3), tmp_path, address="auto", note=notes.append)
     joined._wait_for_nodes(1.0, time.monotonic() + 60)
     (note,) = notes
-    assert note.startswith("waiting 600 s at most for room for 3 trials at a time (resources.min_concurrent); now 1 ")
+    assert note.startswith("waiting 600 s at most for room for 3 trials at a time (resources.min_concurrent). Now: 1 ")
     joined = Pool(FakeResources(min_concurrent=4), tmp_path, address="auto")
     with pytest.raises(ResourceError) as raised:
         joined._wait_for_nodes(1.0, time.monotonic())

@@ -72,7 +72,7 @@ def changed(
     names = [*running, *waiting.split()]
     there = {name: LaneShape(int(name[0]), bool(group), per_worker) for name in names}
     change = change_lanes(FakeResources(**asked), nodes, there, running)  # type: ignore[arg-type]
-    return [lane.workers for lane in change.start], change.homeless
+    return [lane.workers for lane in change.start], change.unplaced
 
 
 A, B, C, BIG = Node(2, 0, "a"), Node(2, 0, "b"), Node(2, 0, "c"), Node(8, 0, "big")
