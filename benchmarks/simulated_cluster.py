@@ -3,6 +3,7 @@
     python benchmarks/simulated_cluster.py                      # 1 and 4 nodes of 2 devices
     python benchmarks/simulated_cluster.py --nodes 1 4 16 --devices 8 --trials 2000 --json FILE
     python benchmarks/simulated_cluster.py --nodes 16 --devices 1 --pack 16 --trials 2000   # 256 trials at a time
+    python benchmarks/simulated_cluster.py --grow 1 8 2 --devices 1 --trials 160 --pause 3  # a cluster that follows
 
 Ray's own test cluster gives each node logical GPUs; a trial trains nothing, its epochs are pauses, `--slow` times as
 long on one of the nodes, and every node's clock is `--apart` seconds ahead of the one before. The head has no device,
@@ -12,6 +13,10 @@ fault (its processes stand still), and another one is killed with all of its pro
 sweep's tables must equal the first's. What a node costs here (a worker is a process of 250 MB) bounds the size; a
 lane that is down is tried again after 2 seconds, not after a minute. Everything listens on loopback, and asks for a
 token.
+
+`--grow FIRST MOST LAST` runs a sweep on FIRST nodes. Once it has finished trials, nodes join until MOST are there. Once
+these have finished trials too, nodes are killed until LAST are left. It says how long the sweep took to use the nodes
+that joined, and how many trials ran at a time. A sweep that was left alone, with shorter pauses, has the same tables.
 """
 
 from __future__ import annotations
@@ -27,6 +32,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -125,6 +131,48 @@ class Faults:
         self.lost += 1
 
 
+class Growth:
+    """A cluster that grows to `most` nodes and then shrinks to `last`, as the sweep's journal gets on.
+
+    Attributes:
+        at: when the nodes "joined" and "left", in seconds since 1970.
+    """
+
+    def __init__(self, cluster: Any, devices: int, most: int, last: int, journal: Path) -> None:
+        self.cluster, self.devices, self.most, self.last, self.journal = cluster, devices, most, last, journal
+        self.at: dict[str, float] = {}
+        self.lost, self.silent = 0, 0
+        self._before: int | None = None
+        """The number of trials that had finished when all nodes were used."""
+
+    def next(self) -> None:
+        lines = self.journal.read_text().splitlines(keepends=True)
+        finished = sum('"ev":"finish"' in line for line in lines if line.endswith("\n"))
+        if "joined" not in self.at:
+            if finished >= 2:
+                for _ in range(self.most - len(self.cluster.worker_nodes)):
+                    join(self.cluster, self.devices, wait=False)
+                self.at["joined"] = time.time()
+        elif self._before is None:
+            if _workers() == self.most * self.devices:
+                self._before = finished
+        elif "left" not in self.at and finished >= self._before + 2 * self.most * self.devices:
+            for node in [*self.cluster.worker_nodes][: self.most - self.last]:  # the first one too
+                signalled(node, signal.SIGKILL)
+                self.cluster.remove_node(node, allow_graceful=False)
+                self.lost += 1
+            self.at["left"] = time.time()
+
+
+def _workers() -> int:
+    """The number of processes that can train, on all nodes."""
+    count = 0
+    for process in psutil.Process().children(recursive=True):
+        with contextlib.suppress(psutil.Error):
+            count += "ray::RayTrainWorker" in " ".join(process.cmdline())
+    return count
+
+
 @contextlib.contextmanager
 def cluster_of(nodes: int, options: argparse.Namespace) -> Iterator[Any]:
     """A head without devices, so many nodes with them and the idle ones; nothing of them is left afterwards."""
@@ -158,14 +206,18 @@ def row(folder: Path, nodes: int, options: argparse.Namespace, every: float) -> 
     with cluster_of(nodes, options) as cluster:
         tune = max(8, options.pack)
         sizes = (max(1, options.trials // (tune + SEEDS)), tune, options.pack)
-        command = [sys.executable, "-c", DRIVER, *map(str, (folder, cluster.address, options.pause, *sizes))]
+        pause = options.pause if every or not options.grow else options.pause / 10
+        command = [sys.executable, "-c", DRIVER, *map(str, (folder, cluster.address, pause, *sizes))]
         driver = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
         memory = Memory(driver.pid, cluster.head_node.all_processes["raylet"][0].process.pid)
-        faults, due = Faults(cluster, options.devices), None
+        journal, due = folder / "journal.jsonl", None
+        faults: Faults | Growth = Faults(cluster, options.devices)
+        if options.grow and every:
+            _, most, last = options.grow
+            faults = Growth(cluster, options.devices, most, last, journal)
         while driver.poll() is None:
             time.sleep(LOOK_S)
             memory.look()
-            journal = folder / "journal.jsonl"
             if due is None and journal.exists() and '"ev":"finish"' in journal.read_text():
                 due = time.monotonic() + every  # all is up
             if every and due is not None and time.monotonic() > due:
@@ -175,8 +227,37 @@ def row(folder: Path, nodes: int, options: argparse.Namespace, every: float) -> 
             raise SystemExit(f"the driver ended with {driver.returncode}")
         assert driver.stdout is not None
         found = json.loads(driver.stdout.read().strip().splitlines()[-1])
+    if isinstance(faults, Growth):
+        found |= grown(folder, faults)
     return {"nodes": nodes, "devices": nodes * options.devices, "lost": faults.lost, "silent": faults.silent, **found,
             "trials per second": rate(folder, nodes * options.devices), "MB": memory.most}  # fmt: skip
+
+
+def grown(folder: Path, growth: Growth) -> dict[str, Any]:
+    """How a sweep followed its nodes: trials at a time before, in the middle and at the end, and when they changed."""
+    from analysis import open_store
+
+    changes = [event for event in _events(folder) if event["ev"] == "workers"]
+    if "left" not in growth.at or changes[-1]["workers"] != growth.last * growth.devices:
+        raise SystemExit("the sweep ended before it had followed the cluster to its last size: take more trials")
+    given_up = datetime.fromisoformat(changes[-1]["at"]).timestamp()
+    rows = open_store(folder).table("trials").to_pylist()
+    spans = [(row["started_at"].timestamp(), row["ended_at"].timestamp()) for row in rows]
+    counts = [(moment, sum(start <= moment < end for start, end in spans)) for moment, _ in sorted(spans)]
+    joined, left = growth.at["joined"], growth.at["left"]
+    middle = [(moment, count) for moment, count in counts if joined <= moment < left]
+    most = max(count for _, count in middle)
+    after = [count for moment, count in counts if moment >= given_up]
+    return {
+        "at once": [max(count for moment, count in counts if moment < joined), most, max(after, default=0)],
+        "seconds until used": next(moment for moment, count in middle if count == most) - joined,
+        "seconds until given up": given_up - left,
+        "attempts": max(row["attempt"] for row in rows),
+    }
+
+
+def _events(folder: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (folder / "journal.jsonl").read_text().splitlines()]
 
 
 def rate(folder: Path, devices: int) -> float:
@@ -217,11 +298,16 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--slow", type=float, default=1.0, help="how many times as long trials of one node take (1)")
     parser.add_argument("--apart", type=float, default=0.0, help="seconds between the clocks of two nodes (0)")
     parser.add_argument("--idle", type=int, default=0, help="nodes without devices besides, with --every 0 (0)")
+    parser.add_argument(
+        "--grow", type=int, nargs=3, metavar=("FIRST", "MOST", "LAST"), help="nodes that join and leave during a sweep"
+    )
     parser.add_argument("--json", type=Path, help="write all numbers here")
     parser.add_argument("--row", nargs=3, help=argparse.SUPPRESS)
     found = parser.parse_args(arguments)
     if found.idle and found.every:
         parser.error("--idle is for clusters that are left alone: --every 0")
+    if found.grow:
+        found.nodes, found.every = found.grow[:1], LOOK_S
     return found
 
 
@@ -246,6 +332,14 @@ def main() -> None:
                     f"{found['failed']} failed; MB: {memory}",
                     flush=True,
                 )
+                if "at once" in found:
+                    before, most, last = found["at once"]
+                    print(
+                        f"nodes {' -> '.join(map(str, options.grow))}: {before}, {most} and {last} trials at a time; "
+                        f"{found['seconds until used']:.0f} s until the nodes that joined trained, "
+                        f"{found['seconds until given up']:.0f} s until those that left were given up",
+                        flush=True,
+                    )
                 first = first or folder
                 assert_same_tables(folder, first)
     print(f"tables of all {len(rows)} sweeps are equal")

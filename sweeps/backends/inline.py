@@ -261,6 +261,7 @@ def open_inline(setup: Setup) -> Backend:
         raise SpecError(problems)
     for name, given, why in (
         ("concurrent", asked.concurrent not in ("auto", 1), "trials run one after another"),
+        ("min_concurrent", asked.min_concurrent not in (None, 1), "trials run one after another"),
         ("trial_timeout", asked.trial_timeout is not None, "a trial that hangs is not ended"),
     ):
         if given:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from sweeps.backends.packs import smallest_gpu
 from trainables.errors import first_line
 
 
@@ -18,11 +20,13 @@ class Needs:
         paths: of models and data, absolute.
         methods: names in the registry, which other packages may have to fill.
         modules: to be imported.
+        gpu_bytes: memory that every GPU of a node must have, if trials got their part of a GPU by its memory; else 0.
     """
 
     paths: tuple[str, ...] = ()
     methods: tuple[str, ...] = ()
     modules: tuple[str, ...] = ()
+    gpu_bytes: int = 0
 
     def lacking(self) -> Iterator[str]:
         """What this machine has not, in words."""
@@ -32,6 +36,10 @@ class Needs:
                 importlib.import_module(module)
             except ImportError as error:
                 yield f"module {module} ({first_line(error)})"
+        if self.gpu_bytes:
+            with contextlib.suppress(ValueError):  # a node without GPUs gets no lanes that need one
+                if smallest_gpu() < self.gpu_bytes:
+                    yield f"GPUs with the {self.gpu_bytes / 2**30:.1f} GiB that trials share (gpus_per_worker)"
         if self.methods:
             from randlora.errors import AdapterError, UnknownMethodError
             from randlora.methods.registry import get_method

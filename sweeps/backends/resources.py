@@ -97,21 +97,13 @@ def plan_lanes(asked: ResourceSection, nodes: Sequence[Node], share: float = 1.0
         rule = f"{total} worker(s) of {each} fit on {len(nodes)} machine(s)"
         raise ResourceError([Problem("resources.workers", asked.workers, rule, f"workers = {total}")])
     most = total // asked.workers
-    if asked.concurrent != "auto" and asked.concurrent > most:
-        rule = f"{most} trial(s) of {asked.workers} worker(s) with {each} fit at once on {len(nodes)} machine(s)"
-        raise ResourceError([Problem("resources.concurrent", asked.concurrent, rule, f"concurrent = {most}")])
-    count = most if asked.concurrent == "auto" else asked.concurrent
+    rule = f"{most} trial(s) of {asked.workers} worker(s) with {each} fit at once on {len(nodes)} machine(s)"
+    for name, least in (("concurrent", asked.concurrent), ("min_concurrent", asked.min_concurrent)):
+        if isinstance(least, int) and least > most:
+            raise ResourceError([Problem(f"resources.{name}", least, rule, f"{name} = {most}")])
     per_worker = {"CPU": float(cpu)} | ({"GPU": float(gpu)} if gpu else {})
-    if asked.workers > 1 or asked.isolated:  # an isolated trial is a lane of its own: it comes and goes alone
-        return [LaneShape(asked.workers, asked.workers > 1, per_worker, asked.isolated) for _ in range(count)]
-    lanes = []
-    for fit in sorted(fits, reverse=True):
-        here = min(fit, count)
-        if here:
-            larger = tuple(node.name for node, room in zip(nodes, fits, strict=True) if room > fit and node.name)
-            lanes.append(LaneShape(here, False, per_worker, avoids=larger))
-        count -= here
-    return lanes
+    room = [(node.name, fit) for node, fit in zip(nodes, fits, strict=True)]
+    return _fill(asked, per_worker, room, asked.most)
 
 
 def _fit(node: Node, cpu: float, gpu: float) -> int:
@@ -121,6 +113,75 @@ def _fit(node: Node, cpu: float, gpu: float) -> int:
     per_gpu = math.floor(1 / gpu + 1e-9) if gpu < 1 else 0
     by_gpu = math.floor(node.gpus) * per_gpu if gpu < 1 else math.floor(node.gpus / gpu + 1e-9)
     return min(by_cpu, by_gpu)
+
+
+def _fill(
+    asked: ResourceSection, per_worker: Mapping[str, float], room: Sequence[tuple[str, int]], most: float
+) -> list[LaneShape]:
+    """Return lanes for the nodes that have room.
+
+    Args:
+        room: the id of each node, "" if that is not known, and the number of workers that fit there.
+        most: trials at a time of all these lanes together, at most.
+    """
+    if asked.workers > 1 or asked.isolated:  # an isolated trial is a lane of its own: it comes and goes alone
+        count = int(min(sum(fit for _, fit in room) // asked.workers, most))
+        return [LaneShape(asked.workers, asked.workers > 1, dict(per_worker), asked.isolated) for _ in range(count)]
+    lanes: list[LaneShape] = []
+    for fit in sorted((fit for _, fit in room), reverse=True):
+        here = int(min(fit, most))
+        if here > 0:
+            larger = tuple(name for name, other in room if other > fit and name)
+            lanes.append(LaneShape(here, False, dict(per_worker), avoids=larger))
+        most -= here
+    return lanes
+
+
+@dataclass(frozen=True)
+class LaneChange:
+    """How the lanes of a sweep change after nodes have joined or left.
+
+    Attributes:
+        start: lanes to start, for room that no lane has.
+        unplaced: names of lanes whose node is gone and that fit on no other one.
+    """
+
+    start: list[LaneShape]
+    unplaced: list[str]
+
+
+def change_lanes(
+    asked: ResourceSection, nodes: Sequence[Node], lanes: Mapping[str, LaneShape], at: Mapping[str, str]
+) -> LaneChange:
+    """Return which lanes to start, and which have no node to run on. Lanes that run stay as they are.
+
+    A worker takes what the workers of the first lanes take. A lane without a node gets the smallest room that is large
+    enough for it, before a new lane is started there.
+
+    Args:
+        asked: `[resources]`.
+        nodes: the nodes that are there now.
+        lanes: the shapes of the lanes that run or wait for room, by name; one at least.
+        at: the id of the node that a lane's workers are on, by name of the lane. Lanes that wait are left out.
+    """
+    per_worker = next(iter(lanes.values())).per_worker
+    room = {node.name: _fit(node, per_worker["CPU"], per_worker.get("GPU", 0.0)) for node in nodes}
+    placed = {name: at[name] for name in lanes if at.get(name) in room}
+    if asked.workers > 1:  # a group may lie on several nodes
+        room, placed = {"": sum(room.values())}, dict.fromkeys(placed, "")
+    for name, node in placed.items():
+        room[node] -= lanes[name].workers
+    unplaced = []
+    for name in sorted(set(lanes) - set(placed), key=lambda name: (-lanes[name].workers, name)):
+        lane = lanes[name]
+        fits = [node for node, left in room.items() if left >= lane.workers and node not in lane.avoids]
+        if fits:
+            room[min(fits, key=lambda node: room[node])] -= lane.workers
+        else:
+            unplaced.append(name)
+    trials = sum(lane.trials for lane in lanes.values())  # a lane without a node may find one before it is ended
+    left_over = [(node, left) for node, left in room.items() if left > 0]
+    return LaneChange(_fill(asked, per_worker, left_over, asked.most - trials), unplaced)
 
 
 def workers_that_fit(shape: LaneShape, free: Mapping[str, Mapping[str, float]]) -> int:

@@ -127,7 +127,7 @@ def run(
         if not (quiet or address):
             if not as_json:
                 print_header(planned)
-            there = planned if backend != "inline" else planned.with_resources(concurrent=1)
+            there = planned if backend != "inline" else planned.with_resources(concurrent=1, min_concurrent=None)
             tell, used = None if as_json else print_probing, used_hours(loaded.folder)
             foreseen = estimate_plan(there, retry_failed=retry_failed, used_hours=used, tell=tell)
         if foreseen is not None and not as_json:

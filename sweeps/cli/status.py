@@ -59,6 +59,9 @@ def _print(p: Row) -> None:
     far, took = says(p)
     out.print(far if p["idle_seconds"] is None else f"{far}, last event {duration(p['idle_seconds'])} ago")
     out.print(took)
+    if p["losses"]:
+        last = datetime.fromisoformat(p["losses"][-1]["at"]).strftime("%Y-%m-%d %H:%M UTC")
+        out.print(f"Ray was lost and started again {plural(len(p['losses']), 'time')} (last: {last})", style="yellow")
     for line in p["left_out"]:
         out.print(line, style="yellow")
     for failure in p["failures"][:_SHOWN]:
@@ -79,7 +82,8 @@ def progress_of(store: Store) -> dict[str, Any]:
     `cost` is null without `limits.price_per_hour`; `estimate` has the wall time estimated at the last launch and, once
     that is over, the actual one; `phase_of` has every cell's phase, `phases` how many are in each. A cell is
     done when nothing of it is left to run, confirmed when all of its seeds have a score too. `retried` are trials that
-    failed before and that the run in progress has still to end; they count as begun, not as failed.
+    failed before and that the run in progress has still to end; they count as begun, not as failed. `losses`: when and
+    why Ray was lost and started again, in all runs.
     """
     from analysis.words.weak import absent_data
 
@@ -126,6 +130,7 @@ def progress_of(store: Store) -> dict[str, Any]:
         "accelerator_hours": hours,
         "cost": cost,
         "estimate": _estimate(store),
+        "losses": [{"at": e["at"], "reason": e["reason"]} for e in events if e["ev"] == "lost"],
         "left_out": absent_data(store.table("signs").to_pylist()),
         "failures": _failures(trials, events, {c["cell_id"]: c["label"] for c in cells}),
         "methods": [_method(name, cells, confirmed, trials) for name in dict.fromkeys(c["method"] for c in cells)],
@@ -185,7 +190,9 @@ def pace(
         own = max(0.0, (r["seconds_total"] or 0.0) - (r["seconds_setup"] or 0.0))
         spent[r["method"]] = (taken + own, trials + 1)
     lanes = events[last].get("lanes") or ()
-    at_once = max(1, sum(1 if lane.get("group") else lane.get("workers", 1) for lane in lanes))
+    planned = sum(1 if lane.get("group") else lane.get("workers", 1) for lane in lanes)
+    changed = [e["workers"] for e in events[last:] if e["ev"] == "workers"]  # nodes joined or left
+    at_once = max(1, changed[-1] if changed else planned)
     left = None if now is None else seconds_left(missing, spent, at_once)
     return len(mine), 60 * len(mine) / seconds if seconds > 0 else None, left
 

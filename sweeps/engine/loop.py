@@ -14,6 +14,7 @@ from sweeps.backends.packs import TOGETHER
 from sweeps.engine.limits import Meter
 from sweeps.engine.packing import Packing
 from sweeps.records.ledger import Ledger, pruned
+from sweeps.records.rows import utc
 from sweeps.search.pruning import should_stop
 from sweeps.search.slots import Slot
 from sweeps.spec.paths import anchored
@@ -99,7 +100,10 @@ class Loop:
 
     def _fill(self) -> None:
         """Start trials as long as the backend takes them and the search has any."""
-        self._packing.workers = self._ledger.state.workers = self._backend.facts.workers
+        workers = self._backend.facts.workers
+        if workers != self._packing.workers:
+            self._ledger.journal.write({"ev": "workers", "at": utc(time.time()), "workers": workers})
+        self._packing.workers = self._ledger.state.workers = workers
         while self._backend.free > 0:
             slots = self._packing.next(self._ledger.state, len(self._packs))
             if not slots:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Annotated, Literal, Self
 
 from pydantic import Field, ValidationInfo, field_validator, model_validator
@@ -18,6 +19,12 @@ class ResourceSection(Section):
     """Data-parallel workers of one trial."""
     concurrent: int | Literal["auto"] = "auto"
     """Trials at a time; auto: as many as CPUs and GPUs allow, memory aside (docs/running.md)."""
+    min_concurrent: int | None = Field(default=None, ge=1)
+    """With `--address`: the start waits until the cluster has room for this many trials at a time."""
+    max_concurrent: int | None = Field(default=None, ge=1)
+    """Most trials at a time, also when nodes join the cluster."""
+    start_timeout: float = Field(default=600, gt=0)
+    """Seconds that the start waits for the room that `min_concurrent` asks for; then the run is refused."""
     cpus_per_worker: float = Field(default=1, gt=0)
     """CPUs of a worker."""
     gpus_per_worker: float | Literal["auto"] = "auto"
@@ -56,6 +63,23 @@ class ResourceSection(Section):
         if value != "auto" and (type(value) is not int or value < 1):
             raise ValueError("a number of trials, at least 1, or 'auto'")
         return value
+
+    @model_validator(mode="after")
+    def _bounds(self) -> Self:
+        least, most = self.min_concurrent, self.max_concurrent
+        if self.concurrent != "auto" and (least is not None or most is not None):
+            name = "min_concurrent" if least is not None else "max_concurrent"
+            raise ValueError(f"concurrent = {self.concurrent} is a fixed number, and {name} a bound; leave one out")
+        if least is not None and most is not None and least > most:
+            raise ValueError(f"min_concurrent = {least} is more than max_concurrent = {most}")
+        return self
+
+    @property
+    def most(self) -> float:
+        """Trials at a time that are never exceeded; inf if only the nodes bound them."""
+        if self.concurrent != "auto":
+            return self.concurrent
+        return math.inf if self.max_concurrent is None else self.max_concurrent
 
     @model_validator(mode="after")
     def _packs(self) -> Self:

@@ -13,7 +13,7 @@ from typing import Any
 import psutil
 import pytest
 
-from benchmarks.simulated_cluster import AHEAD, SLOWER, Faults
+from benchmarks.simulated_cluster import AHEAD, SLOWER, Faults, Growth
 from tests.support import ROOT, wait_for
 
 
@@ -77,6 +77,24 @@ def test_a_node_that_ended_while_it_was_silent_is_replaced_too(machines: Machine
     faults.next()
     assert (faults.silent, faults.lost, len(machines.worker_nodes)) == (1, 2, 2)
     assert not {id(first), id(second)} & {id(node) for node in machines.worker_nodes}
+
+
+def test_a_cluster_grows_and_shrinks_as_the_sweep_gets_on(
+    machines: Machines, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    journal, workers = tmp_path / "journal.jsonl", [1]
+    monkeypatch.setattr("benchmarks.simulated_cluster._workers", lambda: workers[0])
+    growth = Growth(machines, devices=1, most=4, last=1, journal=journal)
+
+    def after(trials: int) -> int:
+        journal.write_text('{"ev":"finish"}\n' * trials + '{"ev":"finish"')  # a line that is being written
+        growth.next()
+        return len(machines.worker_nodes)
+
+    assert [after(1), after(2), after(20)] == [2, 4, 4]  # those that joined do not train yet
+    workers[0] = 4
+    assert [after(20), after(27), after(28), after(40)] == [4, 4, 1, 1]
+    assert growth.lost == 3 and growth.at["joined"] <= growth.at["left"]
 
 
 @pytest.mark.slow

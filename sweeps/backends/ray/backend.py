@@ -126,6 +126,7 @@ class RayBackend:
                 raise BackendLostError(lost)
             if (why := self._pool.down) is not None:
                 raise BackendError(f"no lane could be kept up: {why}")
+            self._pool.follow()
             found: list[Event] = []
             with contextlib.suppress(queue.Empty):
                 self._take(self._held.news.get(timeout=timeout), found)

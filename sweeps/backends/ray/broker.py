@@ -120,10 +120,15 @@ class Broker:
         await self._wake()
 
     async def status(self) -> dict[str, Any]:
-        """Hosts of the workers that are there, how many have a trial or a pack, and why no lane is left, if so."""
+        """Return the state of the workers.
+
+        `workers`: the host of each that is there. `nodes`: the id of the node that each lane was last heard from.
+        `busy`: how many workers have a trial or a pack. `dead`: why no lane is left; None if lanes are.
+        """
         workers = {name: worker.where.get("host", "") for name, worker in self._workers.items() if worker.token}
+        nodes = {lane_of(name): self._workers[name].node for name in workers}
         busy = {lease.worker for lease in self._leases.values() if lease.state == "running"}
-        return {"workers": workers, "busy": len(busy), "dead": self._dead}
+        return {"workers": workers, "nodes": nodes, "busy": len(busy), "dead": self._dead}
 
     # Tune's side
 
@@ -162,14 +167,17 @@ class Broker:
 
     # The lanes' side
 
-    async def hello(self, worker: str, token: str, handle: Any = None, where: dict[str, Any] | None = None) -> None:
+    async def hello(
+        self, worker: str, token: str, handle: Any = None, where: dict[str, Any] | None = None, node: str = ""
+    ) -> None:
         """A lane worker starts, or starts again: what it held before is queued anew.
 
         Args:
             handle: what `kill` takes.
             where: its machine (`sweeps.backends.reports.place`).
+            node: Ray's id of the node that it runs on.
         """
-        self._workers[worker] = Process(token, handle, where or {})
+        self._workers[worker] = Process(token, handle, where or {}, node)
         self._left.pop(worker, None)
         self._requeue(lambda lease: lease.worker == worker)
         await self._wake()

@@ -11,7 +11,7 @@ import logging
 import threading
 import time
 import uuid
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -60,6 +60,8 @@ class _Lane:
     """When it was last started, on the monotonic clock."""
     failures: int = 0
     """In a row."""
+    over: bool = False
+    """It is not started again: no node has room for it."""
 
     @property
     def proven(self) -> bool:
@@ -67,7 +69,7 @@ class _Lane:
 
     @property
     def down(self) -> bool:
-        return not self.up or (self.failures >= LANE_TRIES and not self.proven)
+        return self.over or not self.up or (self.failures >= LANE_TRIES and not self.proven)
 
     @property
     def controller(self) -> Any:
@@ -88,6 +90,9 @@ class Lanes:
         broker: handle of the broker actor.
         shapes: one a lane.
         storage: Ray Train's own folder, which all nodes see.
+
+    Attributes:
+        refused: ids of nodes on which no lane is started any more.
     """
 
     def __init__(self, broker: Any, shapes: Sequence[LaneShape], storage: Path) -> None:
@@ -95,19 +100,45 @@ class Lanes:
         self._run = uuid.uuid4().hex[:8]
         self._stopping, self._leaving = threading.Event(), threading.Event()
         group = any(shape.group for shape in shapes)
-        beside = _memory_here() // 2 // (GROUP_CONTROLLER_BYTES if group else CONTROLLER_BYTES)
-        self._lanes = [_Lane(f"lane{k}", shape, beside=k < beside) for k, shape in enumerate(shapes)]
+        self._beside = _memory_here() // 2 // (GROUP_CONTROLLER_BYTES if group else CONTROLLER_BYTES)
+        self._numbers = itertools.count()
+        self._lanes: list[_Lane] = []
+        self._make(shapes)
         self._why = "they have ended"
+        self.refused: frozenset[str] = frozenset()
+
+    def _make(self, shapes: Sequence[LaneShape]) -> None:
+        for shape in shapes:
+            beside = sum(lane.beside for lane in self._lanes) < self._beside
+            self._lanes = [*self._lanes, _Lane(f"lane{next(self._numbers)}", shape, beside)]
 
     def start(self) -> None:
-        """Start the lanes' threads, once."""
+        """Start the threads of the lanes that have none."""
         for lane in self._lanes:
-            lane.thread = threading.Thread(target=self._keep_up, args=(lane,), name=lane.name, daemon=True)
-            lane.thread.start()
+            if lane.thread is None:
+                lane.thread = threading.Thread(target=self._keep_up, args=(lane,), name=lane.name, daemon=True)
+                lane.thread.start()
+
+    @property
+    def shapes(self) -> dict[str, LaneShape]:
+        """The shapes of the lanes that run, or wait for room, by name."""
+        return {lane.name: lane.shape for lane in self._up() if not lane.over}
+
+    def change(self, start: Sequence[LaneShape], end: Container[str]) -> None:
+        """Start further lanes, and end lanes that no node has room for. The other ones go on as they are."""
+        for lane in self._lanes:
+            lane.over = lane.over or lane.name in end
+            if lane.over and lane.up and lane.controller is not None:
+                ray.kill(lane.controller)  # its thread hears of that, and frees what it held
+        self._lanes = [lane for lane in self._lanes if lane.up or not lane.over]
+        self._make(start)
+        self.start()
 
     def _keep_up(self, lane: _Lane) -> None:
         """Start a lane again and again. One that fails right away is tried less often, as long as others work."""
         for number in itertools.count():
+            if lane.over:
+                return
             lane.begun = time.monotonic()
             ended: str | None = None  # no exception is kept: its frames would hold Ray's handles past the session
             try:
@@ -141,7 +172,7 @@ class Lanes:
                 return False
             try:
                 free_room_of(lane.controller)
-                final = all(other.down for other in self._lanes)
+                final = not lane.over and all(other.down for other in self._lanes)
                 told = self._broker.lane_lost.remote(lane.name, why, final, time.monotonic() - lane.begun)
                 while not self._stopping.is_set():  # a broker that starts again, or hangs, is not waited for at the end
                     if ray.wait([told], timeout=0.5)[0]:
@@ -156,6 +187,7 @@ class Lanes:
 
     def _fit(self, lane: _Lane, number: int) -> None:
         shape = lane.shape
+        avoids = sorted({*shape.avoids, *self.refused})
         torch_config = group_config(session_folder()) if shape.group else Independent()
         lane.trainer = _LaneTrainer(
             lane_loop,
@@ -172,7 +204,7 @@ class Lanes:
                 use_gpu=shape.per_worker.get("GPU", 0) > 0,
                 resources_per_worker=shape.per_worker,
                 placement_strategy="PACK" if shape.group else "STRICT_PACK",
-                label_selector={NODE_LABEL: f"!in({','.join(shape.avoids)})"} if shape.avoids else None,
+                label_selector={NODE_LABEL: f"!in({','.join(avoids)})"} if avoids else None,
             ),
             run_config=RunConfig(
                 name=f"{lane.name}-{self._run}-{number}",

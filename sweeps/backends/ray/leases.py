@@ -30,6 +30,8 @@ class Process:
     token: str
     handle: Any
     where: dict[str, Any]
+    node: str = ""
+    """Ray's id of the node that it runs on."""
 
 
 @dataclass

@@ -16,15 +16,27 @@ from typing import Any, Self
 from sweeps.backends.needs import Needs
 from sweeps.backends.packs import Measured, least_share, pack_size, smallest_gpu, worker_share
 from sweeps.backends.ray.compat import free_resources
-from sweeps.backends.ray.nodes import HEAD, check_nodes
+from sweeps.backends.ray.nodes import HEAD, SEES_GPUS, ClusterNodes, nodes_there
 from sweeps.backends.ray.session import Session
-from sweeps.backends.resources import LaneShape, Node, ResourceError, local_node, plan_lanes, workers_that_fit
+from sweeps.backends.resources import (
+    LaneShape,
+    Node,
+    ResourceError,
+    change_lanes,
+    local_node,
+    plan_lanes,
+    workers_that_fit,
+)
 from sweeps.backends.signals import held
 from sweeps.errors import Problem
 from sweeps.spec.resources import ResourceSection
 
 ROOM_S = 60.0
 """How long we wait for room that others have: a sweep that has just ended gives its own back within seconds."""
+FOLLOW_S = 10.0
+"""How often we look whether nodes have joined or left a cluster."""
+UNPLACED_S = 30.0
+"""How long a lane that fits on no node waits before it is ended. Ray and the broker hear of losses at two times."""
 _LOOK_S, _SAY_S = 0.5, 60.0
 _ANSWER_S = 120.0
 _STOP_S = 2.5  # idle lanes return at once; one in the middle of an epoch has its last checkpoint
@@ -32,6 +44,8 @@ _STOP_S = 2.5  # idle lanes return at once; one in the middle of an epoch has it
 
 class Pool:
     """Broker and lanes of a Ray session. One pool can run one sweep after another and keeps its workers warm.
+
+    On a joined cluster the lanes follow the nodes: `follow`.
 
     Args:
         resources: `[resources]` of the sweep: what a trial takes and how many run at once.
@@ -60,13 +74,17 @@ class Pool:
     ) -> None:
         self.resources, self.storage, self.address = resources, storage, address
         self.measured: Measured | None = None
-        self._measure, self._note, self._needs = measure, note, needs
+        self._measure, self._note = measure, note
         self.shapes: list[LaneShape] = []
         self.broker: Any = None
         self.broker_name = f"sweeps-broker-{uuid.uuid4().hex[:8]}"
         self._lanes: Any = None
         self._status: Any = None  # what the broker was asked and has not answered yet
-        self._busy = 0
+        self._said: dict[str, Any] = {"busy": 0, "nodes": {}}  # its last answer
+        self._cluster = None if address is None else ClusterNodes(storage, needs)
+        self._looked = 0.0
+        self._unplaced: dict[str, float] = {}  # since when lanes fit on no node, by name
+        self._requested = False
         self._session = Session(address, note)
 
     @property
@@ -83,9 +101,10 @@ class Pool:
             with suppress(Exception):  # of a broker that starts again or was ended: the last answer holds
                 if self._status is not None and ray.wait([self._status], timeout=0)[0]:
                     asked, self._status = self._status, None
-                    self._busy = ray.get(asked)["busy"]
+                    self._said = ray.get(asked)
                 self._status = self._status or self.broker.status.remote()
-        return self._busy
+        busy: int = self._said["busy"]
+        return busy
 
     @property
     def lost(self) -> str | None:
@@ -130,11 +149,7 @@ class Pool:
         imports = threading.Thread(target=importlib.import_module, args=("sweeps.backends.ray.lanes",), daemon=True)
         imports.start()  # while Ray's processes come up
         self._session.connect()
-        if self.address is not None:
-            check_nodes(self.storage, self._needs)
-        found = [(n["Resources"], n["NodeID"]) for n in ray.nodes() if n["Alive"]]
-        nodes = [Node(has.get("CPU", 0.0), has.get("GPU", 0.0), name) for has, name in found]
-        self.shapes = plan_lanes(self.resources, nodes, self._share(nodes))
+        self.shapes = self._plan()
         imports.join()
         self._wait_for_room(self.shapes)
         from sweeps.backends.ray.broker import Broker
@@ -152,6 +167,95 @@ class Pool:
         self._lanes = Lanes(self.broker, self.shapes, self.storage)
         self._lanes.start()  # known by now to `close`, should this be interrupted
 
+    def _plan(self) -> list[LaneShape]:
+        """Plan the lanes, once there is the room that `resources.min_concurrent` asks for.
+
+        What a worker takes of a GPU may be known only after a measurement on one. Then the room is looked at again.
+        """
+        self._request_nodes()
+        share = 1.0 if self._measure is None else least_share(self.resources)
+        end = time.monotonic() + self.resources.start_timeout
+        while True:
+            self._wait_for_nodes(share, end)
+            nodes = nodes_there() if self._cluster is None else self._cluster.check()
+            measured = self._share(nodes)
+            if self._cluster is None or self.resources.min_concurrent is None or measured == share:
+                return plan_lanes(self.resources, nodes, measured)
+            share = measured
+
+    def _request_nodes(self) -> None:
+        """Ask the cluster's autoscaler for nodes, if `[resources]` names how many trials are to run at a time.
+
+        A cluster without an autoscaler takes no notice. One that has an autoscaler starts nodes only if it is asked.
+        """
+        asked = self.resources
+        trials = asked.max_concurrent or asked.min_concurrent
+        if self._cluster is None or trials is None:
+            return
+        from ray.autoscaler.sdk import request_resources
+
+        gpus = 0 if asked.gpus_per_worker == "auto" else asked.gpus_per_worker
+        worker = {"CPU": asked.cpus_per_worker} | ({"GPU": gpus} if gpus else {})
+        request_resources(bundles=[worker] * (trials * asked.workers))
+        self._requested = True
+
+    def _withdraw_request(self) -> None:
+        if self._requested and self.lost is None:
+            from ray.autoscaler.sdk import request_resources
+
+            with suppress(Exception):  # of a control store that goes away right now: what it was asked goes with it
+                request_resources(bundles=[])
+
+    def _wait_for_nodes(self, share: float, end: float) -> None:
+        """Wait for nodes with room for `resources.min_concurrent` trials at a time, until `end`.
+
+        Raises:
+            ResourceError: they did not come.
+        """
+        asked, said = self.resources, ""
+        if self._cluster is None or asked.min_concurrent is None:
+            return
+        while True:
+            try:
+                plan_lanes(asked, nodes_there(), share)
+                return
+            except ResourceError as error:
+                (problem, *_) = error.problems
+                now = problem.rule
+                if time.monotonic() > end:
+                    rule = f"nodes for so many did not come within {asked.start_timeout:g} s (start_timeout): {now}"
+                    late = Problem("resources.min_concurrent", asked.min_concurrent, rule, problem.nearest)
+                    raise ResourceError([late]) from error
+            if now != said:
+                self._note(
+                    f"waiting {asked.start_timeout:g} s at most for room for {asked.min_concurrent} trials at a time "
+                    f"(resources.min_concurrent). Now: {now}"
+                )
+                said = now
+            time.sleep(_LOOK_S)
+
+    def follow(self) -> None:
+        """Start lanes on nodes that have joined the cluster, and end lanes whose node has left and that fit nowhere.
+
+        Lanes that run go on. It looks once in `FOLLOW_S` seconds, however often it is called.
+        """
+        if self._cluster is None or self._lanes is None or time.monotonic() - self._looked < FOLLOW_S:
+            return
+        self._looked = now = time.monotonic()
+        nodes, lanes = self._cluster.look(), self._lanes.shapes
+        if not lanes:
+            return
+        self._lanes.refused = frozenset(self._cluster.refused)
+        change = change_lanes(self.resources, nodes, lanes, self._said["nodes"])
+        self._unplaced = {name: self._unplaced.get(name, now) for name in change.unplaced}
+        end = [name for name, since in self._unplaced.items() if now - since > UNPLACED_S]
+        end = end[: len(lanes) + len(change.start) - 1]  # one at least stays: it tells when no node comes any more
+        self._lanes.change(change.start, end)
+        before, self.shapes = self.trials, [*self._lanes.shapes.values()]
+        if change.start or end:
+            train = sum(bool(node.cpus or node.gpus) for node in nodes)
+            self._note(f"nodes that can train: {train}; trials at a time: {self.trials} (before: {before})")
+
     def _share(self, nodes: list[Node]) -> float:
         """The part of a GPU that a worker gets where that is left to us."""
         asked = self.resources
@@ -160,10 +264,12 @@ class Pool:
         packed = asked.pack == "auto" and asked.gpus_per_worker != 0 and not asked.isolated
         if not with_gpus or asked.workers > 1 or self._measure is None or not (shared or packed):
             return 1.0
-        self.measured = self._measured(self._measure)
+        self.measured = self.measured or self._measured(self._measure)
         if self.measured is None:
             return 1.0
         self.measured = replace(self.measured, device=min([self.measured.device, *self._memories(with_gpus)]))
+        if self._cluster is not None:  # of nodes that join
+            self._cluster.needs = replace(self._cluster.needs, gpu_bytes=self.measured.device)
         return worker_share(asked, self.measured, min(n.cpus / n.gpus for n in with_gpus))
 
     def _measured(self, measure: Callable[[], Measured]) -> Measured | None:
@@ -192,9 +298,7 @@ class Pool:
 
         if sum(node.gpus for node in nodes) <= 1:
             return []
-        # a task that takes no GPU sees all of its machine's, which sessions else keep from those (`session`)
-        seeing = {"env_vars": {"RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0"}}
-        task = ray.remote(num_cpus=0, max_calls=1, max_retries=0, runtime_env=seeing)(smallest_gpu)
+        task = ray.remote(num_cpus=0, max_calls=1, max_retries=0, runtime_env=SEES_GPUS)(smallest_gpu)
         there = [NodeAffinitySchedulingStrategy(node.name, soft=False) for node in nodes]
         asked = [task.options(scheduling_strategy=strategy).remote() for strategy in there]
         try:
@@ -237,7 +341,10 @@ class Pool:
                         self._lanes.leave()
                     if not self._session.owned:
                         ray.kill(self.broker)
+                self._withdraw_request()
             finally:
+                if self._cluster is not None:
+                    self._cluster.close()
                 self._session.__exit__(None, None, None)
 
     def _told(self) -> bool:

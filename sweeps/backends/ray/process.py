@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 _END_S = 30.0
 """How long a driver that is told to end may take: lanes, Tune and Ray's own processes end within a third of that."""
 _LOOK_S = 0.5
-_CLOSED, _READY, _EVENTS, _BUSY = "closed", "ready", "events", "busy"
+_CLOSED, _READY, _EVENTS, _BUSY, _FACTS = "closed", "ready", "events", "busy", "facts"
 _NOTE, _LOG, _RAISED, _LOST = "note", "log", "raised", "lost"
 
 
@@ -149,6 +149,8 @@ class RayProcess:
             self._news, self._asked = words[0], False
         elif kind == _BUSY:
             (self.busy,) = words
+        elif kind == _FACTS:
+            (self.facts,) = words
         elif kind == _NOTE:
             self._note(*words)
         elif kind == _LOG:
@@ -232,7 +234,7 @@ class _Driver:
             self.send(_CLOSED)
 
     def _serve(self, backend: RayBackend) -> None:
-        asked = False
+        asked, facts = False, backend.facts
         while True:
             with suppress(Empty):
                 what, *given = self._commands.get(timeout=0 if asked else _LOOK_S)
@@ -248,6 +250,9 @@ class _Driver:
             if asked and (found := backend.events(_LOOK_S)):
                 self.send(_EVENTS, found)
                 asked = False
+            if backend.facts.workers != facts.workers:  # nodes have joined or left
+                facts = backend.facts
+                self.send(_FACTS, facts)
             if (busy := backend.busy) != self._busy:
                 self._busy = busy
                 self.send(_BUSY, busy)

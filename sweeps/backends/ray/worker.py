@@ -78,8 +78,9 @@ class _Worker(Line):
 
     def hello(self) -> None:
         if self.rank == 0:
-            me = ray.get_runtime_context().current_actor  # for the broker to end this process when it hangs
-            self.ask("hello", me, place())
+            context = ray.get_runtime_context()
+            me = context.current_actor  # for the broker to end this process when it hangs
+            self.ask("hello", me, place(), context.get_node_id())
 
     def run(self, order: dict[str, Any]) -> None:
         """One trial, from lease to outcome."""

@@ -26,6 +26,7 @@ from sweeps.cli.watching.page import Page
 from sweeps.engine.kept import _by_id
 from sweeps.plan.estimate import _left
 from sweeps.plan.plan import Plan
+from sweeps.records.journal import Journal
 from sweeps.search.stages import SweepState
 from sweeps.spec.spec import SweepSpec
 from tests.analysis.odd import odd_results
@@ -80,6 +81,9 @@ def test_the_pace_of_a_run_leaves_its_start_out() -> None:
     assert pace(rows, [one_lane, *told], {"vera": 1}, now)[2] == 10  # the last trial has one worker
     group = run | {"lanes": [{"workers": 4, "group": True}]}
     assert pace(rows, [group, *told], {"lora": 8, "vera": 2}, now)[2] == 8 * 5 + 2 * 10
+    grown = {"ev": "workers", "at": start.isoformat(), "workers": 4}  # nodes have joined
+    assert pace(rows, [grown, *events, grown], {"lora": 8, "vera": 2}, now)[2] == (8 * 5 + 2 * 10) / 4
+    assert pace(rows, [grown, *events], {"lora": 8, "vera": 2}, now)[2] == (8 * 5 + 2 * 10) / 2  # of an earlier run
     assert pace(rows, events, {}, None) == (2, 12.0, None)
     assert pace(rows[:1], events, {"lora": 8}, now) == (0, None, None)
     ahead = run | {"at": (start + timedelta(hours=1)).isoformat()}  # by the driver's clock
@@ -99,6 +103,18 @@ def test_a_sweep_that_ended_is_over_whatever_failed(tmp_path: Path, monkeypatch:
     told = progress_of(store)
     assert (told["phases"], told["cells_confirmed"]) == ({"done": 2, "stuck": 1}, 1)
     assert facts(store)["missing"] == 0  # so the report is not preliminary
+
+
+def test_the_losses_of_ray_are_shown(tmp_path: Path) -> None:
+    go_inline(fake_plan(tmp_path, PAIR))
+    assert progress_of(open_store(tmp_path))["losses"] == []
+    assert "lost" not in status(tmp_path)
+    with Journal(tmp_path / "journal.jsonl") as journal:
+        for minute, reason in ((4, "Ray's raylet died"), (5, "Ray's gcs_server died")):
+            journal.write({"ev": "lost", "at": f"2026-01-02T03:0{minute}:06+00:00", "reason": reason})
+    losses = progress_of(open_store(tmp_path))["losses"]
+    assert [loss["reason"] for loss in losses] == ["Ray's raylet died", "Ray's gcs_server died"]
+    assert "Ray was lost and started again 2 times (last: 2026-01-02 03:05 UTC)\n" in status(tmp_path)
 
 
 def test_a_cell_that_is_extended_is_not_done(tmp_path: Path) -> None:

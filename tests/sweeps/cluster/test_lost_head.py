@@ -64,7 +64,9 @@ def test_a_lost_head(
 
 
 def test_a_cluster_of_another_ray_is_refused(tmp_path: Path, head: Head, start_driver: StartDriver) -> None:
-    code = "import ray; ray.__version__ = '2.57.9'\n" + JOINING.replace("=address", f"={head.address!r}")
+    # Ray's driver is in the same process here, for the release to be another one there too
+    other = "import ray; ray.__version__ = '2.57.9'\nfrom sweeps.backends.ray.backend import open_here\n"
+    code = other + JOINING.replace("=address", f"={head.address!r}").replace("restart=False", "backend=open_here")
     code = code.replace("sys.exit(error.exit_code)", "sys.exit(2)").replace("RuntimeError", "ValueError")
     running = start_driver(tmp_path / "r", tmp_path / "log", 0, code, env=head.environment, stderr=subprocess.PIPE)
     errors = running.communicate(timeout=200)[1]

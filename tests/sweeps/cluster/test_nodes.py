@@ -92,6 +92,14 @@ def test_a_broken_package_of_a_method_is_told_with_its_reason(monkeypatch: pytes
     ]
 
 
+def test_a_node_with_smaller_gpus_lacks_what_trials_share(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sweeps.backends.needs.smallest_gpu", lambda: 40 * 2**30)
+    assert not list(Needs(gpu_bytes=40 * 2**30).lacking())
+    assert list(Needs(gpu_bytes=80 * 2**30).lacking()) == ["GPUs with the 80.0 GiB that trials share (gpus_per_worker)"]
+    monkeypatch.undo()
+    assert not list(Needs(gpu_bytes=2**60).lacking())  # there is no GPU here
+
+
 def test_a_machine_may_install_as_long_as_ray_lets_it(
     tmp_path: Path, pool: Pool, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
