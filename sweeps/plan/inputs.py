@@ -15,7 +15,6 @@ from sweeps.plan.digests import COMMIT, KIND, fingerprint, label_digest, model_d
 from sweeps.plan.plan import Plan
 from sweeps.plan.split_sizes import forget, loaded, split_sizes
 from sweeps.records.journal import write_atomically
-from sweeps.records.locks import check_identity
 from sweeps.spec.cell import Cell
 from sweeps.spec.methods import has_budget
 from sweeps.spec.paths import absolute, path_of
@@ -38,10 +37,12 @@ FILE = "data.json"
 def check_inputs(plan: Plan) -> None:
     """Read what the sweep will read, so that bad input stops it before anything starts.
 
+    The results folder must be this sweep's (`sweeps.records.locks.check_identity`): its record of the data is written.
+
     Raises:
-        SpecError: a model id that names no weights; a results folder that is another sweep's or can't be written, or
-            whose trials saw other data, or a model of other files, under the same name; a test split that is a
-            copy of train; texts that `evaluate.protocol` can't judge.
+        SpecError: a model id that names no weights; a results folder that can't be written, or whose trials saw other
+            data, or a model of other files, under the same name; a test split that is a copy of train; texts that
+            `evaluate.protocol` can't judge.
         ModelError: weights that are neither here nor to be had.
         DataError: missing or damaged files, a class without images, an image that does not open; of all data sets that
             can't be had at once, each with how to get it.
@@ -50,7 +51,6 @@ def check_inputs(plan: Plan) -> None:
     if parsed.scheme == "open_clip" and parsed.tag is None:
         raise SpecError([Problem("model.id", plan.spec.model.id, "names no weights; write open_clip:ARCH/TAG")])
     check_weights(plan.spec.model.id)
-    check_identity(plan.spec.folder.absolute(), plan.spec.identity())  # before this writes into it
     forget()  # files may have changed since this process read them
     _check_sizes(plan)
     _check_judged(plan)
