@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Mapping
-from dataclasses import dataclass
 from fractions import Fraction
 from functools import lru_cache
 from typing import Any, Literal
@@ -18,6 +17,7 @@ from numpy.typing import NDArray
 
 from randlora.adapted.freedom import Degrees, degrees, degrees_of_one
 from randlora.methods.registry import Method, get_method
+from sweeps.spec.solution import Neighbour
 
 Shape = tuple[int, int]
 Shapes = Mapping[str, Shape]
@@ -32,21 +32,6 @@ _MOST_ROUNDED = 10
 
 class UnknownFreedomError(ValueError):
     """A method with no formula for its degrees of freedom, which so small a weight as they are measured on refuses."""
-
-
-@dataclass(frozen=True)
-class Neighbour:
-    """A count that one uniform capacity reaches.
-
-    Attributes:
-        capacity: the (smallest) uniform capacity with that count.
-        count: trainable adapter parameters, or degrees of freedom where a budget limits these.
-        residual: count - budget.
-    """
-
-    capacity: int
-    count: int
-    residual: int
 
 
 class Reach:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence, Set
-from dataclasses import dataclass, field
 from itertools import islice
 from statistics import fmean
 from typing import Any
@@ -12,10 +11,11 @@ from randlora.adapter import Shape
 from randlora.errors import AdapterError
 from randlora.methods.method import Method
 from randlora.methods.registry import METHODS
-from sweeps.budget.reach import Counted, Neighbour, Reach, Shapes, UnknownFreedomError
-from sweeps.budget.solver import Infeasible, Solution, reference_budget, solve, solve_pinned
+from sweeps.budget.reach import Counted, Reach, Shapes, UnknownFreedomError
+from sweeps.budget.solver import reference_budget, solve, solve_pinned, unknown_freedom
 from sweeps.errors import Problem, reason
 from sweeps.spec.methods import full_rank, has_budget
+from sweeps.spec.solution import Answer, Solution
 from sweeps.spec.spec import SweepSpec
 from trainables.models.families import ModelError
 from trainables.models.shapes import method_shapes
@@ -84,74 +84,29 @@ def _illegal(
             yield Problem(f"methods.{name}.capacity", capacity, f"{rule} in its place", " or ".join(near))
 
 
-@dataclass(frozen=True)
-class Solved:
-    """What a cell takes at a budget; of a method without a budget, nothing.
-
-    Attributes:
-        allocation, capacity, capacities, count, residual: of the `Solution`; nothing where no setting reaches it.
-        below, above: `capacity` and `count` of the nearest reachable counts.
-        reason: why no setting reaches the budget, and what to change.
-    """
-
-    reference: str | None = None
-    budget: int | None = None
-    allocation: str | None = None
-    capacity: int | None = None
-    capacities: Mapping[str, int] = field(default_factory=dict)
-    count: int | None = None
-    residual: int | None = None
-    below: dict[str, int] | None = None
-    above: dict[str, int] | None = None
-    reason: str | None = None
-
-    @classmethod
-    def of(cls, reference: str, answer: Solution | Infeasible) -> Solved:
-        """The solver's answer for one budget."""
-        below, above = _counts(answer.below), _counts(answer.above)
-        if isinstance(answer, Infeasible):
-            reason = f"{answer.reason}; {answer.lever}"
-            return cls(reference, answer.budget, below=below, above=above, reason=reason)
-        return cls(
-            reference,
-            answer.budget,
-            answer.allocation,
-            answer.capacity,
-            answer.capacities,
-            answer.count,
-            answer.residual,
-            below,
-            above,
-        )
-
-
-def _counts(neighbour: Neighbour | None) -> dict[str, int] | None:
-    return None if neighbour is None else {"capacity": neighbour.capacity, "count": neighbour.count}
-
-
-def solutions(name: str, spec: SweepSpec, shapes: Shapes) -> list[Solved]:
-    """A method's settings for all its budgets; one without a budget for a method that has none."""
+def solutions(name: str, spec: SweepSpec, shapes: Shapes) -> list[tuple[str | None, Answer | None]]:
+    """The solver's answer for each budget of a method, by the budget's name; [(None, None)] if it has no budget."""
     section, method = spec.methods[name], spec.base(name)
     if not has_budget(method):
-        return [Solved()]
-    budgets, options = _budgets(spec, shapes), section.options
+        return [(None, None)]
+    budgets, options, counted = _budgets(spec, shapes), section.options, spec.budgets.count
     shapes = method_shapes(method, spec.model.id, shapes)
     references = section.budgets or spec.budgets.references()
-    counted = spec.budgets.count
-    if section.capacity is not None and (why := _unknown(method, shapes, options, counted)) is not None:
-        return [Solved(r, budgets[r], reason=why) for r in references]
+    if section.capacity is not None:
+        try:
+            Reach(method, shapes, options, counted)
+        except UnknownFreedomError as error:
+            return [(r, unknown_freedom(method, budgets[r], error)) for r in references]
     if isinstance(section.capacity, tuple):  # each at its own count
-        return [
-            Solved.of(f"{name}-{c}", _pinned_at_its_own(method, shapes, c, options, counted)) for c in section.capacity
-        ]
+        return [(f"{name}-{c}", _pinned_at_its_own(method, shapes, c, options, counted)) for c in section.capacity]
     if section.capacity is not None:  # pinned: one cell, at the budget nearest to its own count
         pinned = {
             r: solve_pinned(method, shapes, section.capacity, budgets[r], options=options, counted=counted)
             for r in references
         }
-        return [Solved.of(*min(pinned.items(), key=lambda item: abs(item[1].residual)))]
+        return [min(pinned.items(), key=lambda item: abs(item[1].residual))]
     return [
-        Solved.of(
+        (
             r,
             solve(
                 method,
@@ -167,15 +122,6 @@ def solutions(name: str, spec: SweepSpec, shapes: Shapes) -> list[Solved]:
         )
         for r in references
     ]
-
-
-def _unknown(method: str, shapes: Shapes, options: Mapping[str, Any], counted: Counted) -> str | None:
-    """Why what the budget limits is not known of a method; None where it is."""
-    try:
-        Reach(method, shapes, options, counted)
-    except UnknownFreedomError as error:
-        return str(error)
-    return None
 
 
 def _pinned_at_its_own(

@@ -278,10 +278,10 @@ def print_plan(plan: Plan) -> None:
             "data": names[cell.dataset],
             "size": size_text(str(cell.train_size)),
             "capacity": _ranks(_built(cell)),
-            "allocation": cell.allocation or "",
+            "allocation": "" if cell.solved is None else cell.solved.allocation,
             "rank": "" if cell.update_rank is None else f"{cell.update_rank:.4g}",
             "parameters": quantity(cell.count),
-            "off budget": _residual(cell.residual, cell.budget),
+            "off budget": "" if cell.solved is None else _residual(cell.solved.residual, cell.solved.budget),
             "dof": freedom(cell.dof, cell.dof_measured, cell.dof_at_most),
             "learning rates": "" if cell.space is None else f"{cell.lr_low:.1e} to {cell.lr_high:.1e}",
             "trials": _trials(cell),
@@ -343,7 +343,9 @@ def _left_out(cells: Sequence[Cell]) -> Iterator[str]:
     """What can't be built and why, a line for all data sets and sizes that share the reason."""
     found: dict[tuple[str, str], list[Cell]] = {}
     for cell in (c for c in cells if not c.feasible and not c.absent):
-        around = ", ".join(_near(n) for n in (cell.below, cell.above) if n)
+        assert cell.solution is not None
+        sides = (cell.solution.below, cell.solution.above)
+        around = ", ".join(_near({"count": n.count, "capacity": n.capacity}) for n in sides if n)
         why = f": {cell.reason}" + (f" (reachable: {around})" if around else "")
         found.setdefault((f"{cell.method} {cell.reference}", why), []).append(cell)
     for (name, why), mine in found.items():
@@ -467,7 +469,7 @@ def _built(cell: Cell) -> dict[str, int]:
         return {}
     entry = get_method(cell.base)
     shapes = target_shapes(cell.model, cell.targets, cell.adapt) if entry.legal else {}
-    return entry.built(shapes, dict(cell.capacities), **dict(cell.options))
+    return entry.built(shapes, cell.capacities, **dict(cell.options))
 
 
 def _near(neighbour: Any) -> str:

@@ -99,12 +99,7 @@ def available(plan: Plan) -> Plan:
             "without --available they are downloaded, as far as they can be"
         )
     reasons = {cell.cell_id: lacking[cell.dataset] for cell in plan.feasible if cell.dataset in lacking}
-    left_out = (
-        replace(cell, feasible=False, reason=f"no data: {why}", absent=why)
-        if (why := reasons.get(cell.cell_id)) is not None
-        else cell
-        for cell in plan.cells
-    )
+    left_out = (replace(cell, absent=reasons.get(cell.cell_id)) for cell in plan.cells)
     with offline():  # data that trials saw may be gone
         return replace(plan, cells=tuple(left_out)).with_trials()
 

@@ -14,7 +14,7 @@ from pydantic import ValidationError
 from analysis.store.tables import to_table
 from randlora.adapted.freedom import degrees
 from sweeps.budget.reach import Shapes
-from sweeps.budget.solving import Solved, rank_problems, reached_by_all, solutions, update_rank
+from sweeps.budget.solving import rank_problems, reached_by_all, solutions, update_rank
 from sweeps.errors import Problem, SpecError
 from sweeps.plan.checks import check_adapters, counted
 from sweeps.plan.split_sizes import sized
@@ -22,6 +22,7 @@ from sweeps.search.points import check_sampler
 from sweeps.spec.cell import Cell
 from sweeps.spec.methods import has_budget, published_lr
 from sweeps.spec.search_space import dimensions, published
+from sweeps.spec.solution import Answer, Infeasible, Solution
 from sweeps.spec.space import Space
 from sweeps.spec.spec import SweepSpec
 from sweeps.spec.task_checks import task_problems, with_towers
@@ -167,9 +168,9 @@ def _data_problems(spec: SweepSpec, *, available: bool) -> list[Problem]:
 
 def _cells(spec: SweepSpec, targets: tuple[str, ...], shapes: Shapes) -> list[Cell]:
     return [
-        _cell(spec, targets, shapes, name, solved, dataset, size)
+        _cell(spec, targets, shapes, name, reference, solution, dataset, size)
         for name in spec.methods
-        for solved in solutions(name, spec, shapes)
+        for reference, solution in solutions(name, spec, shapes)
         for dataset in spec.data.datasets
         for size in spec.data.train_size
     ]
@@ -180,7 +181,8 @@ def _cell(
     targets: tuple[str, ...],
     shapes: Shapes,
     name: str,
-    solved: Solved,
+    reference: str | None,
+    solution: Answer | None,
     dataset: str,
     size: str | float,
 ) -> Cell:
@@ -188,9 +190,10 @@ def _cell(
     low, high, centre = _lr_range(name, spec)
     trains, tuned = centre is not None, centre is not None and spec.protocol != "paper"
     space = dimensions(name, spec) if tuned else ()
-    freedom = degrees(base, shapes, solved.capacities, options) if solved.capacities else None
+    capacities = solution.capacities if isinstance(solution, Solution) else {}
+    freedom = degrees(base, shapes, capacities, options) if capacities else None
     return Cell(
-        cell_id=_cell_id(spec, targets, name, solved.reference, dataset, size),
+        cell_id=_cell_id(spec, targets, name, reference, dataset, size),
         sweep=spec.name,
         model=spec.model.id,
         adapt=spec.model.adapt or "both",
@@ -200,18 +203,9 @@ def _cell(
         method=name,
         base=base,
         options=tuple(sorted(options.items())),
-        reference=solved.reference,
-        budget=solved.budget,
-        allocation=solved.allocation,
-        capacity=solved.capacity,
-        capacities=tuple(solved.capacities.items()),
-        count=solved.count,
-        residual=solved.residual,
-        feasible=solved.reason is None,
-        reason=solved.reason,
-        below=solved.below,
-        above=solved.above,
-        update_rank=update_rank(base, shapes, solved.capacities, options),
+        reference=reference,
+        solution=solution,
+        update_rank=update_rank(base, shapes, capacities, options),
         dof=None if freedom is None else freedom.count,
         dof_measured=None if freedom is None else freedom.measured,
         dof_at_most=None if freedom is None else freedom.at_most,
@@ -219,7 +213,7 @@ def _cell(
         lr_high=high,
         lr_centre=centre,
         dimensions=space,
-        published=() if solved.reason else published(name, spec, space, solved.capacities, shapes),
+        published=() if isinstance(solution, Infeasible) else published(name, spec, space, capacities, shapes),
         tune_trials=spec.search.trials if tuned else 0,
         confirm_seeds=len(spec.confirm.seeds) if trains and not spec.confirm.held else 1,  # nothing varies
         epochs=(spec.data.epochs_of(dataset, size) or spec.train.epochs) if trains else None,
@@ -274,8 +268,9 @@ def _lr_range(name: str, spec: SweepSpec) -> tuple[float, float, float] | tuple[
 
 
 def _lever(cells: Sequence[Cell]) -> str | None:
-    counts = [n["count"] for cell in cells for n in (cell.below, cell.above) if n is not None]
-    budgets = [cell.budget for cell in cells if cell.budget is not None]
+    answers = [cell.solution for cell in cells if cell.solution is not None]
+    counts = [n.count for answer in answers for n in (answer.below, answer.above) if n is not None]
+    budgets = [answer.budget for answer in answers]
     if not counts or not budgets:
         return None
     best = min(counts, key=lambda count: min(abs(count - budget) for budget in budgets))

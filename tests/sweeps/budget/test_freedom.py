@@ -11,8 +11,9 @@ from randlora.methods.bridge.freedom import FREEDOM
 from randlora.methods.registry import get_method
 from sweeps import Plan
 from sweeps.budget import reach
-from sweeps.budget.solver import Infeasible, Solution, reference_budget, solve, solve_pinned
+from sweeps.budget.solver import reference_budget, solve, solve_pinned
 from sweeps.budget.solving import reached_by_all
+from sweeps.spec.solution import Infeasible, Solution
 from sweeps.spec.spec import SweepSpec
 from tests.sweeps.budget.shapes import clip_tower
 from tests.sweeps.spec.support import GOOD, write
