@@ -284,7 +284,7 @@ def print_plan(plan: Plan) -> None:
             "off budget": "" if cell.solved is None else _residual(cell.solved.residual, cell.solved.budget),
             "dof": freedom(cell.dof, cell.dof_measured, cell.dof_at_most),
             "learning rates": "" if cell.space is None else f"{cell.lr_low:.1e} to {cell.lr_high:.1e}",
-            "trials": _trials(cell),
+            "trials": _trials(plan, cell),
         }
         for cell in plan.cells
     ]
@@ -332,10 +332,10 @@ _PLAN_NOTES = (
 )
 
 
-def _trials(cell: Cell) -> str:
+def _trials(plan: Plan, cell: Cell) -> str:
     """The number of trials of a cell, or why it has none."""
     if cell.feasible:
-        return str(cell.tune_trials + cell.confirm_seeds)
+        return str(plan.trials_of(cell))
     return "no data" if cell.absent else "infeasible"
 
 

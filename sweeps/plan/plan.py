@@ -19,6 +19,7 @@ from sweeps.errors import Problem, SpecError
 from sweeps.plan.checks import check_adapters, counted
 from sweeps.plan.split_sizes import sized
 from sweeps.search.points import check_sampler
+from sweeps.search.stages import CellState
 from sweeps.spec.cell import Cell
 from sweeps.spec.methods import has_budget, published_lr
 from sweeps.spec.search_space import dimensions, published
@@ -54,8 +55,11 @@ class Plan:
     @property
     def n_trials(self) -> int:
         """Trials of a complete run: the allowance and the CONFIRM seeds of feasible cells."""
-        again = self.spec.search.reruns if self.spec.confirm.held else 0  # of a point on the seeds that it had
-        return sum(max(0, cell.tune_trials - again) + cell.confirm_seeds for cell in self.feasible)
+        return sum(self.trials_of(cell) for cell in self.feasible)
+
+    def trials_of(self, cell: Cell) -> int:
+        """Trials of a complete run of one feasible cell."""
+        return CellState(cell, self.spec).planned()
 
     def table(self) -> pa.Table:
         """The cells as an Arrow table (schema: docs/tables.md, `cells`)."""
