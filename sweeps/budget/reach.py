@@ -48,7 +48,9 @@ class Reach:
     ) -> None:
         if not shapes:
             raise ValueError("no target weights: nothing to match a budget on")
-        self.entry, self.shapes, self.options = get_method(method), dict(shapes), dict(options or {})
+        self.entry = get_method(method)
+        self.shapes = dict(shapes)
+        self.options = dict(options or {})
         self.counted = counted
         self.groups: dict[Shape, list[str]] = {}
         for name, shape in self.shapes.items():

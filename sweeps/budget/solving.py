@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence, Set
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from itertools import islice
 from statistics import fmean
 from typing import Any
@@ -18,12 +18,14 @@ from sweeps.spec.methods import full_rank, has_budget
 from sweeps.spec.solution import Answer, Solution
 from sweeps.spec.spec import SweepSpec
 from trainables.models.families import ModelError
-from trainables.models.shapes import method_shapes
 
+MethodShapes = Callable[[str, Shapes], Shapes]
+"""Gives what a method counts on, of its name and the target weights' shapes. Raises ModelError: it has no place there.
+"""
 _MOST = 50  # counts of a method that are tried as a budget for all
 
 
-def rank_problems(spec: SweepSpec, shapes: Shapes) -> list[Problem]:
+def rank_problems(spec: SweepSpec, shapes: Shapes, method_shapes: MethodShapes) -> list[Problem]:
     """Budgets that the target weights can't have: LoRA ranks above theirs, percentages of less than one parameter;
     and pinned capacities beyond their method's reach."""
     largest = max(min(shape) for shape in shapes.values())
@@ -39,7 +41,7 @@ def rank_problems(spec: SweepSpec, shapes: Shapes) -> list[Problem]:
             continue
         entry = METHODS[spec.base(name)]
         try:
-            own = tuple(method_shapes(entry.name, spec.model.id, shapes).values())
+            own = tuple(method_shapes(entry.name, shapes).values())
             most = entry.max_capacity(own, **section.options)
             counted = entry.total(own, entry.min_capacity, **section.options)  # prompts' limits are the model's to know
         except (ModelError, AdapterError) as error:
@@ -84,13 +86,17 @@ def _illegal(
             yield Problem(f"methods.{name}.capacity", capacity, f"{rule} in its place", " or ".join(near))
 
 
-def solutions(name: str, spec: SweepSpec, shapes: Shapes) -> list[tuple[str | None, Answer | None]]:
+def solutions(
+    name: str, spec: SweepSpec, shapes: Shapes, method_shapes: MethodShapes
+) -> list[tuple[str | None, Answer | None]]:
     """The solver's answer for each budget of a method, by the budget's name; [(None, None)] if it has no budget."""
     section, method = spec.methods[name], spec.base(name)
     if not has_budget(method):
         return [(None, None)]
-    budgets, options, counted = _budgets(spec, shapes), section.options, spec.budgets.count
-    shapes = method_shapes(method, spec.model.id, shapes)
+    budgets = _budgets(spec, shapes)
+    options = section.options
+    counted = spec.budgets.count
+    shapes = method_shapes(method, shapes)
     references = section.budgets or spec.budgets.references()
     if section.capacity is not None:
         try:
@@ -132,7 +138,7 @@ def _pinned_at_its_own(
     return solve_pinned(method, shapes, capacity, 1 + beyond, options=options, counted=counted)
 
 
-def reached_by_all(spec: SweepSpec, shapes: Shapes, reference: str) -> str | None:
+def reached_by_all(spec: SweepSpec, shapes: Shapes, method_shapes: MethodShapes, reference: str) -> str | None:
     """A budget near `reference` that every method which is asked for it reaches, as a sweep file writes it.
 
     The nearest LoRA rank; of other budgets the nearest number that one of the methods counts with one capacity for all
@@ -146,7 +152,7 @@ def reached_by_all(spec: SweepSpec, shapes: Shapes, reference: str) -> str | Non
     ]
     budget = _budgets(spec, shapes)[reference]
 
-    own = {method: method_shapes(method, spec.model.id, shapes) for method, _ in asked}
+    own = {method: method_shapes(method, shapes) for method, _ in asked}
 
     def all_reach(count: int) -> bool:
         return all(

@@ -13,5 +13,5 @@ Uses all rooms below; `run` is what `sweeps.run` and the command line call. It k
     export   a kept trial taken out of a results folder, with all that it takes to predict
     usage    README.md of what was taken out: code that loads it
     rerun    one finished trial trained once more
-    analyze  diagnostics as Ray tasks
+    analyze  diagnostics as Ray tasks, or in this process
 """

@@ -202,7 +202,8 @@ def _apart(plan: Plan, left: Sequence[_Left], node: Node, tell: Tell | None) -> 
     # one task a child, or it would wait for more when the driver is killed
     with ProcessPoolExecutor(1, spawn, initializer, max_tasks_per_child=1) as process:
         try:
-            return process.submit(_probe, plan, left, node, tell).result()
+            given = Plan(plan.spec, plan.cells)  # without the base model's modules, which need not be sent
+            return process.submit(_probe, given, left, node, tell).result()
         except BrokenProcessPool:
             why = "the probe's process was ended, perhaps for want of memory"
             shapes = plan_lanes(plan.spec.resources, [node], least_share(plan.spec.resources))

@@ -92,7 +92,7 @@ def test_a_plan_says_what_can_go_to_peft() -> None:
 
 
 def test_a_budget_of_several_data_sets_is_named_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    def forms(cells: Sequence[Cell]) -> dict[str, str]:
+    def forms(_: object, cells: Sequence[Cell]) -> dict[str, str]:
         return {c.cell_id: "itself" if c.reference == "lora-4" else "no place" for c in cells if c.feasible}
 
     monkeypatch.setattr("sweeps.plan.checks.peft_forms", forms)
