@@ -37,8 +37,9 @@ from small_texts import make_bert, make_gpt2, make_llama
 from sweeps import Plan, SweepSpec
 from sweeps.backends.ray.backend import using
 from sweeps.backends.ray.pool import Pool
-from sweeps.budget.solver import Solution, reference_budget, solve
+from sweeps.budget.solver import reference_budget, solve
 from sweeps.engine.run import run
+from sweeps.spec.solution import Solution
 from trainables.config import EvaluateSettings, TrainSettings, TrialConfig
 from trainables.models.shapes import default_targets, target_shapes
 from trainables.runtime import pick_device

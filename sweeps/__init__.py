@@ -17,10 +17,11 @@ if TYPE_CHECKING:
     from analysis import Store
     from analysis.store.remote import Location
     from sweeps.backends.backend import OpenBackend
-    from sweeps.budget.solver import Infeasible, Solution, solve
+    from sweeps.budget.solver import solve
     from sweeps.errors import Problem, SpecError
     from sweeps.plan.plan import Plan
     from sweeps.spec.cell import Cell
+    from sweeps.spec.solution import Infeasible, Solution
     from sweeps.spec.spec import SweepSpec
     from sweeps.watch.displays import Progress
     from sweeps.watch.observers import Observer
@@ -29,10 +30,10 @@ __all__ = ["Cell", "Infeasible", "Plan", "Problem", "Solution", "SpecError", "Sw
 
 _HOMES = {
     "Cell": "sweeps.spec.cell",
-    "Infeasible": "sweeps.budget.solver",
+    "Infeasible": "sweeps.spec.solution",
     "Plan": "sweeps.plan.plan",
     "Problem": "sweeps.errors",
-    "Solution": "sweeps.budget.solver",
+    "Solution": "sweeps.spec.solution",
     "SpecError": "sweeps.errors",
     "SweepSpec": "sweeps.spec.spec",
     "solve": "sweeps.budget.solver",

@@ -63,4 +63,7 @@ def unknown(field: str, value: str, kind: str, known: Iterable[str]) -> Problem:
 
 
 _SHOWN = reprlib.Repr()  # texts (names, paths) whole, a few of many items, both ends of a long number
-_SHOWN.maxlevel, _SHOWN.maxlong, _SHOWN.maxstring, _SHOWN.maxother = 3, 80, 4000, 4000
+_SHOWN.maxlevel = 3
+_SHOWN.maxlong = 80
+_SHOWN.maxstring = 4000
+_SHOWN.maxother = 4000

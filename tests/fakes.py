@@ -30,6 +30,7 @@ from sweeps.spec.cell import Cell
 from sweeps.spec.resources import LimitsSection, Order, ResourceSection
 from sweeps.spec.search import Allowance, SearchSection
 from sweeps.spec.sections import BudgetSection, ConfirmSection, DataSection, KeepSection, MethodSection, ModelSection
+from sweeps.spec.solution import Solution
 from sweeps.spec.space import Extra
 from sweeps.spec.spec import SweepSpec
 from trainables.config import TrainSettings, TrialConfig
@@ -210,15 +211,7 @@ class FakeCell(Cell):
             "train_size": 1.0,
             "options": (),
             "reference": None if budget is None else f"params-{budget}",
-            "allocation": "uniform",
-            "capacity": 4,
-            "capacities": (),
-            "count": budget,
-            "residual": None if budget is None else 0,
-            "feasible": True,
-            "reason": None,
-            "below": None,
-            "above": None,
+            "solution": None if budget is None else Solution(method, "uniform", 4, {}, budget, budget, 0, None, None),
             "lr_low": 1e-5,
             "lr_high": 1e-1,
             "lr_centre": 1e-3,
@@ -226,7 +219,7 @@ class FakeCell(Cell):
             "confirm_seeds": 0,
             "base": method,
         }
-        super().__init__(**{**usual, **named, "method": method, "budget": budget})
+        super().__init__(**{**usual, **named, "method": method})
 
     def trial(
         self, stage: str, lr: float | None, seeds: tuple[int, int, int], train: TrainSettings, extra: Extra = ()

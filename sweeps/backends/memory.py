@@ -24,9 +24,13 @@ _ACCELERATOR: tuple[type[BaseException], ...] = tuple(
     error for error in (getattr(torch, "AcceleratorError", None),) if error is not None
 )  # torch 2.6 and 2.7 have none
 _SAYS = (
-    *("DefaultCPUAllocator", "not enough memory: you tried to allocate"),  # the CPU's
-    *("CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED", "CUSOLVER_STATUS_ALLOC_FAILED"),
-    *("CUDNN_STATUS_ALLOC_FAILED", "CUDNN_STATUS_INTERNAL_ERROR_DEVICE_ALLOCATION_FAILED"),  # of cuDNN 8, and 9
+    "DefaultCPUAllocator",
+    "not enough memory: you tried to allocate",  # the CPU's
+    "CUDA error: out of memory",
+    "CUBLAS_STATUS_ALLOC_FAILED",
+    "CUSOLVER_STATUS_ALLOC_FAILED",
+    "CUDNN_STATUS_ALLOC_FAILED",  # of cuDNN 8
+    "CUDNN_STATUS_INTERNAL_ERROR_DEVICE_ALLOCATION_FAILED",  # of cuDNN 9
     "Cuda failure 2 'out of memory'",  # NCCL's
 )
 """What a RuntimeError says when memory is used up that torch's allocator of CUDA tensors does not hand out."""

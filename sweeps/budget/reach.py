@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Mapping
-from dataclasses import dataclass
 from fractions import Fraction
 from functools import lru_cache
 from typing import Any, Literal
@@ -18,6 +17,7 @@ from numpy.typing import NDArray
 
 from randlora.adapted.freedom import Degrees, degrees, degrees_of_one
 from randlora.methods.registry import Method, get_method
+from sweeps.spec.solution import Neighbour
 
 Shape = tuple[int, int]
 Shapes = Mapping[str, Shape]
@@ -34,21 +34,6 @@ class UnknownFreedomError(ValueError):
     """A method with no formula for its degrees of freedom, which so small a weight as they are measured on refuses."""
 
 
-@dataclass(frozen=True)
-class Neighbour:
-    """A count that one uniform capacity reaches.
-
-    Attributes:
-        capacity: the (smallest) uniform capacity with that count.
-        count: trainable adapter parameters, or degrees of freedom where a budget limits these.
-        residual: count - budget.
-    """
-
-    capacity: int
-    count: int
-    residual: int
-
-
 class Reach:
     """The counts of one method on one set of target weights.
 
@@ -63,7 +48,9 @@ class Reach:
     ) -> None:
         if not shapes:
             raise ValueError("no target weights: nothing to match a budget on")
-        self.entry, self.shapes, self.options = get_method(method), dict(shapes), dict(options or {})
+        self.entry = get_method(method)
+        self.shapes = dict(shapes)
+        self.options = dict(options or {})
         self.counted = counted
         self.groups: dict[Shape, list[str]] = {}
         for name, shape in self.shapes.items():

@@ -20,61 +20,19 @@ from __future__ import annotations
 import dataclasses
 import itertools
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any, Literal
 
 from randlora.adapted.freedom import degrees
 from randlora.methods.method import low_rank
 from randlora.methods.registry import METHODS
-from sweeps.budget.reach import Counted, Neighbour, Reach, Shapes, UnknownFreedomError
+from sweeps.budget.reach import Counted, Reach, Shapes, UnknownFreedomError
+from sweeps.spec.solution import Answer, Infeasible, Neighbour, Solution
 
 Allocation = Literal["uniform", "per-layer", "fill", "auto"]
 ALLOCATIONS: tuple[Allocation, ...] = ("uniform", "per-layer", "fill", "auto")
 TOLERANCE = 0.05
 """How far from its budget a count may lie by default, as a fraction of the budget."""
-
-
-@dataclass(frozen=True)
-class Solution:
-    """What a method takes at a budget.
-
-    Attributes:
-        allocation: "uniform", "per-layer" or "fill"; never "auto", but what it chose.
-        capacity: the one capacity where all weights share it; None where they differ.
-        capacities: the capacity of every target weight, in model order.
-        count: trainable adapter parameters.
-        residual: what is counted, these or degrees of freedom, less the budget.
-        below, above: nearest of what a uniform capacity counts, strictly below and above; None where the reach ends.
-    """
-
-    method: str
-    allocation: str
-    capacity: int | None
-    capacities: dict[str, int]
-    count: int
-    budget: int
-    residual: int
-    below: Neighbour | None
-    above: Neighbour | None
-
-
-@dataclass(frozen=True)
-class Infeasible:
-    """No capacity comes within the tolerance of the budget.
-
-    Attributes:
-        reason: what can't be reached, with the numbers.
-        below, above: the nearest counts of a uniform capacity on either side of the budget; None beyond the reach.
-        lever: what to change so that it can be reached.
-    """
-
-    method: str
-    budget: int
-    reason: str
-    below: Neighbour | None
-    above: Neighbour | None
-    lever: str
 
 
 def reference_budget(shapes: Shapes, lora_rank: int, counted: Counted = "parameters") -> int:
@@ -100,7 +58,7 @@ def solve(
     options: Mapping[str, Any] | None = None,
     counted: Counted = "parameters",
     section: str | None = None,
-) -> Solution | Infeasible:
+) -> Answer:
     """The capacities that bring a method nearest to a budget.
 
     Arguments:
@@ -129,7 +87,7 @@ def solve(
     try:
         counts = Reach(method, shapes, options, counted)
     except UnknownFreedomError as error:
-        return Infeasible(method, budget, str(error), None, None, 'budgets.count = "parameters" needs no such number')
+        return unknown_freedom(method, budget, error)
     # without a tolerance any uniform count would do, and auto never come to fill: there the default decides
     limit = Fraction(str(TOLERANCE if tolerance is None else tolerance)) * budget
     if counts.shared:
@@ -145,6 +103,11 @@ def solve(
     if nearest or tolerance is None or abs(solution.residual) <= limit:
         return solution
     return _infeasible(counts, solution, tolerance, section or method)
+
+
+def unknown_freedom(method: str, budget: int, error: UnknownFreedomError) -> Infeasible:
+    """The answer for a method whose degrees of freedom nobody knows, where the budget limits them."""
+    return Infeasible(method, budget, str(error), None, None, 'budgets.count = "parameters" needs no such number')
 
 
 def solve_pinned(

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence, Set
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from itertools import islice
 from statistics import fmean
 from typing import Any
@@ -12,18 +11,21 @@ from randlora.adapter import Shape
 from randlora.errors import AdapterError
 from randlora.methods.method import Method
 from randlora.methods.registry import METHODS
-from sweeps.budget.reach import Counted, Neighbour, Reach, Shapes, UnknownFreedomError
-from sweeps.budget.solver import Infeasible, Solution, reference_budget, solve, solve_pinned
+from sweeps.budget.reach import Counted, Reach, Shapes, UnknownFreedomError
+from sweeps.budget.solver import reference_budget, solve, solve_pinned, unknown_freedom
 from sweeps.errors import Problem, reason
 from sweeps.spec.methods import full_rank, has_budget
+from sweeps.spec.solution import Answer, Solution
 from sweeps.spec.spec import SweepSpec
 from trainables.models.families import ModelError
-from trainables.models.shapes import method_shapes
 
+MethodShapes = Callable[[str, Shapes], Shapes]
+"""Gives what a method counts on, of its name and the target weights' shapes. Raises ModelError: it has no place there.
+"""
 _MOST = 50  # counts of a method that are tried as a budget for all
 
 
-def rank_problems(spec: SweepSpec, shapes: Shapes) -> list[Problem]:
+def rank_problems(spec: SweepSpec, shapes: Shapes, method_shapes: MethodShapes) -> list[Problem]:
     """Budgets that the target weights can't have: LoRA ranks above theirs, percentages of less than one parameter;
     and pinned capacities beyond their method's reach."""
     largest = max(min(shape) for shape in shapes.values())
@@ -39,7 +41,7 @@ def rank_problems(spec: SweepSpec, shapes: Shapes) -> list[Problem]:
             continue
         entry = METHODS[spec.base(name)]
         try:
-            own = tuple(method_shapes(entry.name, spec.model.id, shapes).values())
+            own = tuple(method_shapes(entry.name, shapes).values())
             most = entry.max_capacity(own, **section.options)
             counted = entry.total(own, entry.min_capacity, **section.options)  # prompts' limits are the model's to know
         except (ModelError, AdapterError) as error:
@@ -84,74 +86,33 @@ def _illegal(
             yield Problem(f"methods.{name}.capacity", capacity, f"{rule} in its place", " or ".join(near))
 
 
-@dataclass(frozen=True)
-class Solved:
-    """What a cell takes at a budget; of a method without a budget, nothing.
-
-    Attributes:
-        allocation, capacity, capacities, count, residual: of the `Solution`; nothing where no setting reaches it.
-        below, above: `capacity` and `count` of the nearest reachable counts.
-        reason: why no setting reaches the budget, and what to change.
-    """
-
-    reference: str | None = None
-    budget: int | None = None
-    allocation: str | None = None
-    capacity: int | None = None
-    capacities: Mapping[str, int] = field(default_factory=dict)
-    count: int | None = None
-    residual: int | None = None
-    below: dict[str, int] | None = None
-    above: dict[str, int] | None = None
-    reason: str | None = None
-
-    @classmethod
-    def of(cls, reference: str, answer: Solution | Infeasible) -> Solved:
-        """The solver's answer for one budget."""
-        below, above = _counts(answer.below), _counts(answer.above)
-        if isinstance(answer, Infeasible):
-            reason = f"{answer.reason}; {answer.lever}"
-            return cls(reference, answer.budget, below=below, above=above, reason=reason)
-        return cls(
-            reference,
-            answer.budget,
-            answer.allocation,
-            answer.capacity,
-            answer.capacities,
-            answer.count,
-            answer.residual,
-            below,
-            above,
-        )
-
-
-def _counts(neighbour: Neighbour | None) -> dict[str, int] | None:
-    return None if neighbour is None else {"capacity": neighbour.capacity, "count": neighbour.count}
-
-
-def solutions(name: str, spec: SweepSpec, shapes: Shapes) -> list[Solved]:
-    """A method's settings for all its budgets; one without a budget for a method that has none."""
+def solutions(
+    name: str, spec: SweepSpec, shapes: Shapes, method_shapes: MethodShapes
+) -> list[tuple[str | None, Answer | None]]:
+    """The solver's answer for each budget of a method, by the budget's name; [(None, None)] if it has no budget."""
     section, method = spec.methods[name], spec.base(name)
     if not has_budget(method):
-        return [Solved()]
-    budgets, options = _budgets(spec, shapes), section.options
-    shapes = method_shapes(method, spec.model.id, shapes)
-    references = section.budgets or spec.budgets.references()
+        return [(None, None)]
+    budgets = _budgets(spec, shapes)
+    options = section.options
     counted = spec.budgets.count
-    if section.capacity is not None and (why := _unknown(method, shapes, options, counted)) is not None:
-        return [Solved(r, budgets[r], reason=why) for r in references]
+    shapes = method_shapes(method, shapes)
+    references = section.budgets or spec.budgets.references()
+    if section.capacity is not None:
+        try:
+            Reach(method, shapes, options, counted)
+        except UnknownFreedomError as error:
+            return [(r, unknown_freedom(method, budgets[r], error)) for r in references]
     if isinstance(section.capacity, tuple):  # each at its own count
-        return [
-            Solved.of(f"{name}-{c}", _pinned_at_its_own(method, shapes, c, options, counted)) for c in section.capacity
-        ]
+        return [(f"{name}-{c}", _pinned_at_its_own(method, shapes, c, options, counted)) for c in section.capacity]
     if section.capacity is not None:  # pinned: one cell, at the budget nearest to its own count
         pinned = {
             r: solve_pinned(method, shapes, section.capacity, budgets[r], options=options, counted=counted)
             for r in references
         }
-        return [Solved.of(*min(pinned.items(), key=lambda item: abs(item[1].residual)))]
+        return [min(pinned.items(), key=lambda item: abs(item[1].residual))]
     return [
-        Solved.of(
+        (
             r,
             solve(
                 method,
@@ -169,15 +130,6 @@ def solutions(name: str, spec: SweepSpec, shapes: Shapes) -> list[Solved]:
     ]
 
 
-def _unknown(method: str, shapes: Shapes, options: Mapping[str, Any], counted: Counted) -> str | None:
-    """Why what the budget limits is not known of a method; None where it is."""
-    try:
-        Reach(method, shapes, options, counted)
-    except UnknownFreedomError as error:
-        return str(error)
-    return None
-
-
 def _pinned_at_its_own(
     method: str, shapes: Shapes, capacity: int, options: Mapping[str, Any], counted: Counted
 ) -> Solution:
@@ -186,7 +138,7 @@ def _pinned_at_its_own(
     return solve_pinned(method, shapes, capacity, 1 + beyond, options=options, counted=counted)
 
 
-def reached_by_all(spec: SweepSpec, shapes: Shapes, reference: str) -> str | None:
+def reached_by_all(spec: SweepSpec, shapes: Shapes, method_shapes: MethodShapes, reference: str) -> str | None:
     """A budget near `reference` that every method which is asked for it reaches, as a sweep file writes it.
 
     The nearest LoRA rank; of other budgets the nearest number that one of the methods counts with one capacity for all
@@ -200,7 +152,7 @@ def reached_by_all(spec: SweepSpec, shapes: Shapes, reference: str) -> str | Non
     ]
     budget = _budgets(spec, shapes)[reference]
 
-    own = {method: method_shapes(method, spec.model.id, shapes) for method, _ in asked}
+    own = {method: method_shapes(method, shapes) for method, _ in asked}
 
     def all_reach(count: int) -> bool:
         return all(

@@ -25,7 +25,10 @@ Available = Annotated[
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print machine-readable JSON.")]
 
-FAILED_TRIALS, BAD_INPUT, LIMITED, INTERRUPTED = 1, 2, 3, 130
+FAILED_TRIALS = 1
+BAD_INPUT = 2
+LIMITED = 3
+INTERRUPTED = 130
 
 
 def interrupted_by(number: int | None) -> int:
@@ -110,4 +113,5 @@ def uri_of(source: Path) -> str | None:
     if found is None:
         return None
     rest = re.sub(r"(=https?:)/+", r"\1//", found[2])  # of an option: endpoint_override=http://...
-    return f"{found[1]}://{'/' * (found[1] == 'file')}{rest}"
+    root = "/" if found[1] == "file" else ""
+    return f"{found[1]}://{root}{rest}"

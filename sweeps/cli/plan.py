@@ -18,6 +18,7 @@ from sweeps.errors import Problem, SpecError, unknown
 
 if TYPE_CHECKING:
     from sweeps.budget.reach import Shapes
+    from sweeps.plan.base_model import BaseModelInfo
     from sweeps.plan.estimate import Estimate
     from sweeps.plan.plan import Plan
     from sweeps.spec.cell import Cell
@@ -44,7 +45,7 @@ def plan(
             "weak": weak,
             "packing": packing,
             "instead": planned.instead(),
-            "peft": peft_forms(planned.cells),
+            "peft": peft_forms(planned.base_model.module, planned.cells),
         }
 
     emit(as_json, answer, lambda: print_plan(planned))
@@ -113,12 +114,14 @@ def budget(
 ) -> None:
     """List the rank and the number of parameters of every method at a budget. Loads no weights."""
     from sweeps.budget.solver import ALLOCATIONS, budget_table
+    from sweeps.plan.base_model import BaseModelInfo
 
     if adapt is not None and adapt not in _TOWERS:
         raise SpecError([unknown("--adapt", adapt, "choice", _TOWERS)])
     chosen = _chosen(method)
-    shapes, whole = _weights(model, shape, targets, adapt)
-    own = _own_shapes(model, shapes)
+    base = None if model is None else BaseModelInfo(model)
+    shapes, whole = _weights(base, shape, targets, adapt)
+    own = _own_shapes(base, shapes)
     aims = {"--lora-rank": lora_rank, "--params": params, "--percent": percent, "--rank": rank}
     asked, reference = _budget_of({n: v for n, v in aims.items() if v is not None}, shapes, chosen, own)
     if rank is not None and chosen is not None and "lora" not in chosen:
@@ -133,18 +136,15 @@ def budget(
 
 
 def _weights(
-    model: str | None, shape: list[str] | None, targets: list[str] | None, adapt: str | None
+    model: BaseModelInfo | None, shape: list[str] | None, targets: list[str] | None, adapt: str | None
 ) -> tuple[dict[str, tuple[int, int]], int]:
     """The target weights' shapes by name, and the parameters of the whole model, or of the shapes."""
-    from trainables.models.shapes import default_targets, model_size, target_shapes
-
     if (model is None) == (shape is None):
         given = "both" if model else "neither"
         raise SpecError([Problem("--model", given, "give a model, or in its place shapes", "--shape 4096x4096")])
     if model is not None:
         named = [each for given in targets or () for each in re.split(r",(?![^\[]*\])", given)]  # no comma in [q,v]
-        found = target_shapes(model, named or list(default_targets(model)), adapt or "both")
-        return dict(found), model_size(model)
+        return model.target_shapes(named or model.default_targets, adapt or "both"), model.size
     for option, value in {"--targets": ",".join(targets or ()), "--adapt": adapt}.items():
         if value:
             rule = "names weights of a model; --shape is the weights"
@@ -158,14 +158,13 @@ def _weights(
     return shapes, sum(rows * columns for rows, columns in shapes.values())
 
 
-def _own_shapes(model: str | None, shapes: Mapping[str, tuple[int, int]]) -> Callable[[str], Shapes]:
+def _own_shapes(model: BaseModelInfo | None, shapes: Mapping[str, tuple[int, int]]) -> Callable[[str], Shapes]:
     """What a method counts on: the weights, or the place of prompts in a model."""
     from randlora.methods.registry import get_method
-    from trainables.models.shapes import method_shapes
 
     def own(name: str) -> Shapes:
         if model is not None:
-            return method_shapes(name, model, shapes)
+            return model.method_shapes(name, shapes)
         if get_method(name).prompts:
             raise SpecError([Problem("--method", name, "has its place in a CLIP", "--model open_clip:ViT-B-32")])
         return shapes
@@ -277,14 +276,14 @@ def print_plan(plan: Plan) -> None:
             "aim": quantity(cell.budget),
             "data": names[cell.dataset],
             "size": size_text(str(cell.train_size)),
-            "capacity": _ranks(_built(cell)),
-            "allocation": cell.allocation or "",
+            "capacity": _ranks(_built(plan, cell)),
+            "allocation": "" if cell.solved is None else cell.solved.allocation,
             "rank": "" if cell.update_rank is None else f"{cell.update_rank:.4g}",
             "parameters": quantity(cell.count),
-            "off budget": _residual(cell.residual, cell.budget),
+            "off budget": "" if cell.solved is None else _residual(cell.solved.residual, cell.solved.budget),
             "dof": freedom(cell.dof, cell.dof_measured, cell.dof_at_most),
             "learning rates": "" if cell.space is None else f"{cell.lr_low:.1e} to {cell.lr_high:.1e}",
-            "trials": _trials(cell),
+            "trials": _trials(plan, cell),
         }
         for cell in plan.cells
     ]
@@ -295,7 +294,7 @@ def print_plan(plan: Plan) -> None:
     title = f"{plan.spec.name}: {plural(len(plan.feasible), 'cell')}, {plural(plan.n_trials, 'trial')}"
     title += f"; data: {', '.join(common)}" if common else ""
     print_rows(list(rows[0]) if rows else [], [list(row.values()) for row in rows], title)
-    for note in (*capacity_notes((cell.base, _ranks(_built(cell))) for cell in plan.cells), *_PLAN_NOTES):
+    for note in (*capacity_notes((cell.base, _ranks(_built(plan, cell))) for cell in plan.cells), *_PLAN_NOTES):
         out.print(f"  {note}", style="dim")
     if named := [f"{name} = {each}" for each, name in names.items() if name != each]:
         out.print(f"  Data: {', '.join(named)}.", style="dim")
@@ -307,7 +306,7 @@ def print_plan(plan: Plan) -> None:
         out.print(f"budget    not every method reaches {reference}; all reach {budget}")
     if plan.spec.budgets.count == "dof":
         out.print("budgets   are equal degrees of freedom instead of equal trainable parameters")
-    for line in peft_words(plan.cells):
+    for line in peft_words(plan.base_model.module, plan.cells):
         out.print(f"PEFT      {line}")
     confirm = plan.spec.confirm
     if confirm.margin is not None:
@@ -332,10 +331,10 @@ _PLAN_NOTES = (
 )
 
 
-def _trials(cell: Cell) -> str:
+def _trials(plan: Plan, cell: Cell) -> str:
     """The number of trials of a cell, or why it has none."""
     if cell.feasible:
-        return str(cell.tune_trials + cell.confirm_seeds)
+        return str(plan.trials_of(cell))
     return "no data" if cell.absent else "infeasible"
 
 
@@ -343,7 +342,9 @@ def _left_out(cells: Sequence[Cell]) -> Iterator[str]:
     """What can't be built and why, a line for all data sets and sizes that share the reason."""
     found: dict[tuple[str, str], list[Cell]] = {}
     for cell in (c for c in cells if not c.feasible and not c.absent):
-        around = ", ".join(_near(n) for n in (cell.below, cell.above) if n)
+        assert cell.solution is not None
+        sides = (cell.solution.below, cell.solution.above)
+        around = ", ".join(_near({"count": n.count, "capacity": n.capacity}) for n in sides if n)
         why = f": {cell.reason}" + (f" (reachable: {around})" if around else "")
         found.setdefault((f"{cell.method} {cell.reference}", why), []).append(cell)
     for (name, why), mine in found.items():
@@ -458,16 +459,15 @@ def _ranks(ranks: Any) -> str:
     return str(ranks)
 
 
-def _built(cell: Cell) -> dict[str, int]:
+def _built(plan: Plan, cell: Cell) -> dict[str, int]:
     """The capacities that a cell's adapter is built with."""
     from randlora.methods.registry import get_method
-    from trainables.models.shapes import target_shapes
 
     if not cell.capacities:
         return {}
     entry = get_method(cell.base)
-    shapes = target_shapes(cell.model, cell.targets, cell.adapt) if entry.legal else {}
-    return entry.built(shapes, dict(cell.capacities), **dict(cell.options))
+    shapes = plan.base_model.target_shapes(cell.targets, cell.adapt) if entry.legal else {}
+    return entry.built(shapes, cell.capacities, **dict(cell.options))
 
 
 def _near(neighbour: Any) -> str:

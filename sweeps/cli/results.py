@@ -233,7 +233,9 @@ def compare(
         raise SpecError([unknown("--baseline", baseline, "method of this sweep", sorted(methods))])
     baseline = baseline or question(store).baseline
     asked = tuple(p / 100 for p in points) if points else DIFFERENCES
-    table, letters, ranked = comparisons(store, baseline), groups(store), mean_ranks(store)
+    table = comparisons(store, baseline)
+    letters = groups(store)
+    ranked = mean_ranks(store)
     sentences = (conclude_groups(letters.to_pylist()), conclude_ranks(ranked.to_pylist(), level(store)))
     begin = early_words(table)
     says = [begin + sentence for sentence in sentences if sentence]

@@ -26,12 +26,22 @@ from sweeps.errors import Problem, SpecError
 if TYPE_CHECKING:
     from analysis.store.remote import Location
     from sweeps.engine.run import RunSummary
+    from sweeps.plan.estimate import Estimate
+    from sweeps.plan.plan import Plan
     from sweeps.spec.spec import SweepSpec
     from sweeps.watch.observers import Observer
 
 _SUMMARY = (
-    *("finished", "failed", "failed_before", "skipped", "stuck", "damaged"),
-    *("seconds", "interrupted", "stopped_by", "not_uploaded"),
+    "finished",
+    "failed",
+    "failed_before",
+    "skipped",
+    "stuck",
+    "damaged",
+    "seconds",
+    "interrupted",
+    "stopped_by",
+    "not_uploaded",
 )
 """What the JSON document of a run has of its `RunSummary`."""
 
@@ -83,68 +93,74 @@ def run(
     Finished trials are never repeated. With --json, one document on standard output at the end, and progress as
     JSON lines on standard error (none with --quiet), beside warnings in plain text.
     """
-    from analysis.store.remote import Location
-    from sweeps.backends.registry import find_backend
-    from sweeps.engine.run import run as run_engine
-    from sweeps.plan.estimate import estimate_plan
-    from sweeps.plan.inputs import check_inputs
-    from sweeps.plan.split_sizes import fewer_words
-    from sweeps.records.locks import FolderLock, check_identity, holder, nothing_if_refused
-    from sweeps.records.upload import check_there, restore
+    from sweeps.engine.prepare import prepare
+    from sweeps.engine.run import run_prepared
 
-    find_backend(backend)  # refuses an unknown name before data is read and methods are probed
-    more = [] if max_hours is None else [f"limits.max_hours={max_hours}"]
-    more += [] if output is None else [f"output={json.dumps(output, ensure_ascii=False)}"]
-    planned = load(spec, [*(overrides or ()), *more], scale, available=available)
-    loaded = planned.spec
-    if holder(loaded.folder) is not None:
-        with FolderLock(loaded.folder.absolute()):  # refuses as the engine will, before data is read and methods probed
-            pass
-    check_identity(loaded.folder.absolute(), loaded.identity())  # before a copy puts another spec.json into it
-    location = None if upload is None else Location.of(upload)
-    progress: bool | Literal["json"] = False if quiet else "json" if as_json else True
+    asked = list(overrides or ())
+    if max_hours is not None:
+        asked.append(f"limits.max_hours={max_hours}")
+    if output is not None:
+        asked.append(f"output={json.dumps(output, ensure_ascii=False)}")
+    planned = load(spec, asked, scale, available=available)
     given: dict[str, Sequence[object]] = {
         "--scale": [scale],
         "--set": overrides or [],
         "--output": [output],
         "--address": [address],
         "--backend": [] if backend == "ray" else [backend],
+        "--upload": [upload],
+        "--optuna-storage": [optuna_storage],
+        "--track": track or [],
     }
-    given |= {"--upload": [upload], "--optuna-storage": [optuna_storage], "--track": track or []}
     flags = {"--available": available, "--retry-failed": retry_failed, "--no-restart": not restart}
     again = command(spec, given, flags)
-    with nothing_if_refused(loaded.folder):
-        if location is not None:  # what is there says which data its trials saw
-            with FolderLock(loaded.folder.absolute()):  # another start may be fetching, or past that
-                check_there(location, loaded.identity())
-                restore(loaded.folder, location)
-        check_inputs(planned)
-        for line in (*fewer_words(planned.feasible), *([] if address else precision_words(planned))):
-            err.print(line, style="yellow")
-        print_weak(weak_of(planned.with_sizes(download=True)), err)
-        observers = watchers(loaded, optuna_storage, track or ())
-        foreseen = None
-        if not (quiet or address):
-            if not as_json:
-                print_header(planned)
-            there = planned if backend != "inline" else planned.with_resources(concurrent=1, min_concurrent=None)
-            tell, used = None if as_json else print_probing, used_hours(loaded.folder)
-            foreseen = estimate_plan(there, retry_failed=retry_failed, used_hours=used, tell=tell)
-        if foreseen is not None and not as_json:
-            print_estimate_line(foreseen)
-        with beside(loaded.folder, browser) if watch else contextlib.nullcontext():
-            summary = run_engine(
-                planned,
-                backend=backend,
-                address=address,
-                restart=restart,
-                progress=progress,
+    progress: bool | Literal["json"] = "json" if as_json else True
+    with contextlib.ExitStack() as until_the_end:
+        with prepare(planned, backend=backend, address=address, restart=restart, upload=upload) as prepared:
+            _print_cautions(prepared.plan, joined=address is not None)
+            observers = watchers(planned.spec, optuna_storage, track or ())
+            foreseen = None
+            if not quiet and address is None:
+                foreseen = _foresee(prepared.plan, backend, retry_failed=retry_failed, as_json=as_json)
+            if watch:
+                until_the_end.enter_context(beside(planned.spec.folder, browser))
+            summary = run_prepared(
+                prepared,
+                progress=False if quiet else progress,
                 retry_failed=retry_failed,
                 observers=observers,
-                upload=location,
                 estimate=None if foreseen is None or foreseen.unknown else foreseen.as_dict(),
             )
-            return _end(loaded, summary, location, again, report=report, as_json=as_json)
+        return _end(planned.spec, summary, prepared.location, again, report=report, as_json=as_json)
+
+
+def _print_cautions(plan: Plan, *, joined: bool) -> None:
+    """Print what the user may want to change before the run. `joined`: its trials run on other machines."""
+    from sweeps.plan.split_sizes import fewer_words
+
+    lines = fewer_words(plan.feasible)
+    if not joined:
+        lines += precision_words(plan)
+    for line in lines:
+        err.print(line, style="yellow")
+    print_weak(weak_of(plan), err)
+
+
+def _foresee(plan: Plan, backend: str, *, retry_failed: bool, as_json: bool) -> Estimate:
+    """Estimate what is left to run, and print it unless standard output is for JSON."""
+    from sweeps.plan.estimate import estimate_plan
+
+    if not as_json:
+        print_header(plan)
+    foreseen = estimate_plan(
+        plan if backend != "inline" else plan.with_resources(concurrent=1, min_concurrent=None),
+        retry_failed=retry_failed,
+        used_hours=used_hours(plan.spec.folder),
+        tell=None if as_json else print_probing,
+    )
+    if not as_json:
+        print_estimate_line(foreseen)
+    return foreseen
 
 
 def _hidden(uri: str) -> str:

@@ -97,6 +97,9 @@ def analyze(
     source: Source,
     overrides: Set = None,
     address: Annotated[str | None, typer.Option(help="Ray cluster to join; default: a new local one.")] = None,
+    backend: Annotated[
+        str, typer.Option(help="What computes: ray, or inline (one task after another in this process, no Ray).")
+    ] = "ray",
     cpus: Annotated[float, typer.Option(help="CPUs for each task.", min=0)] = 1,
     examples: Annotated[
         float | None, typer.Option(help="For cka and landscape: most examples to use; below 1: a share of them.")
@@ -110,20 +113,20 @@ def analyze(
     ] = None,
     as_json: Json = False,
 ) -> int:
-    """Diagnostics of kept weights, as Ray tasks; needs [keep] adapters; cka and landscape full = true too.
+    """Compute diagnostics of kept weights. They need [keep] adapters; cka and landscape also need full = true.
 
     Stopped, the same command goes on. The results are tables (`sweeps query`) and figures (`sweeps report`).
     """
     from analysis.diagnostics.analyze import analyze as run_diagnostic
     from analysis.store.remote import Location
-    from sweeps.engine.analyze import ray_tasks
+    from sweeps.engine.analyze import executor
     from sweeps.records.upload import Upload, check_same
 
     folder = folder_of(source, overrides)
     location = None if upload is None else Location.of(upload)
     if location is not None:
         check_same(location, folder)
-    execute = ray_tasks(address, cpus=cpus, progress=not as_json)
+    execute = executor(backend, address, cpus=cpus, progress=not as_json)
     store = store_of(folder)
     table, paths, says = run_diagnostic(store, kind, execute=execute, force=force, examples=examples, points=points)
     if not as_json:

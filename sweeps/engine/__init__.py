@@ -3,6 +3,7 @@
 Uses all rooms below; `run` is what `sweeps.run` and the command line call. It knows no Ray, except for the tasks of
 `analyze`: a backend runs the trials (`sweeps.backends`).
 
+    prepare  what is checked before a run; the results folder, held
     run      a sweep's folder opened, what is missing run, everything closed
     runner   what is missing, run on one backend, and on the next one if that is lost
     loop     trials from the search to the backend, and what becomes of them into the ledger
@@ -12,5 +13,5 @@ Uses all rooms below; `run` is what `sweeps.run` and the command line call. It k
     export   a kept trial taken out of a results folder, with all that it takes to predict
     usage    README.md of what was taken out: code that loads it
     rerun    one finished trial trained once more
-    analyze  diagnostics as Ray tasks
+    analyze  diagnostics as Ray tasks, or in this process
 """

@@ -1,4 +1,4 @@
-"""Diagnostics as Ray tasks: one per unit, each given back as it is done."""
+"""Who computes the units of a diagnostic: Ray tasks, one for each unit, or this process, one unit after another."""
 
 from __future__ import annotations
 
@@ -12,10 +12,9 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from analysis.format import Row
 from analysis.tables.terminal import safe_console
-from sweeps.backends.ray.session import Session
 from sweeps.backends.resources import ResourceError
 from sweeps.backends.signals import signals
-from sweeps.errors import Problem, reason
+from sweeps.errors import Problem, SpecError, reason, unknown
 from sweeps.spec.paths import anchored
 from sweeps.watch.displays import Silent
 
@@ -35,6 +34,31 @@ class DiagnosticError(RuntimeError):
 _warm: dict[str, Any] = {}  # of a Ray worker: the model and its data, from task to task
 
 
+def executor(backend: str, address: str | None, *, cpus: float, progress: bool) -> Execute:
+    """Return who runs units in `diagnostics.analyze`.
+
+    Args:
+        backend: "ray" (`ray_tasks`, which says what the others mean), or "inline": this process, without Ray.
+
+    Raises:
+        SpecError: another backend, or an address to join with "inline".
+    """
+    if backend == "ray":
+        return ray_tasks(address, cpus=cpus, progress=progress)
+    if backend != "inline":
+        raise SpecError([unknown("--backend", backend, "backend", ("ray", "inline"))])
+    if address is not None:
+        raise SpecError([Problem("--address", address, "backend inline has one process, here", "--backend ray")])
+
+    def execute(folder: Path, units: Sequence[Unit]) -> Iterator[tuple[Unit, list[Row]]]:
+        from analysis.diagnostics.analyze import in_process
+
+        done = in_process(folder, units)
+        yield from _shown(done, units) if progress else done
+
+    return execute
+
+
 def ray_tasks(address: str | None = None, *, cpus: float = 1.0, progress: bool = True) -> Execute:
     """Who runs units in `diagnostics.analyze`: a task per unit, in a session of Ray's as `sweeps run` has it.
 
@@ -45,6 +69,8 @@ def ray_tasks(address: str | None = None, *, cpus: float = 1.0, progress: bool =
     """
 
     def execute(folder: Path, units: Sequence[Unit]) -> Iterator[tuple[Unit, list[Row]]]:
+        from sweeps.backends.ray.session import Session
+
         with Session(address, Silent().note) as session, signals(None), session.minded():
             session.connect()
             if address is not None:

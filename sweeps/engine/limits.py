@@ -24,7 +24,9 @@ def used_seconds(
         events: the journal's.
         each: accelerators of a trial if no run's `sweep` event says it.
     """
-    seconds, held, now = 0.0, 0.0, each
+    seconds = 0.0
+    held = 0.0
+    now = each
     for event in events:
         if event["ev"] == "sweep":
             now = event.get("accelerators") or each
@@ -64,7 +66,10 @@ class Meter:
         clock: Callable[[], float] = time.monotonic,
         events: Sequence[Mapping[str, Any]] = (),
     ) -> None:
-        self._limits, self._begun, self._busy, self._clock = limits, begun, busy, clock
+        self._limits = limits
+        self._begun = begun
+        self._busy = busy
+        self._clock = clock
         self.each = each
         taken = [row.seconds_total for cell in state.cells.values() for row in cell.rows.values()]
         self.seconds, self._held = used_seconds(taken, events, self.each)
@@ -74,7 +79,9 @@ class Meter:
         """Count the time since the last call; to be called every second or so."""
         now = self._clock()
         taken = self._busy() * (now - self._last)
-        self.seconds, self._held, self._last = self.seconds + taken, self._held + taken * self.each, now
+        self.seconds += taken
+        self._held += taken * self.each
+        self._last = now
 
     @property
     def hours(self) -> float:

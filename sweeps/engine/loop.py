@@ -71,7 +71,9 @@ class Loop:
     def __init__(
         self, ledger: Ledger, backend: Backend, function: str, changed: Callable[[], None], stop: Stop
     ) -> None:
-        self._ledger, self._backend, self._function = ledger, backend, function
+        self._ledger = ledger
+        self._backend = backend
+        self._function = function
         self._changed, self._stop = changed, stop
         facts = backend.facts
         self._packing = Packing(facts.pack, facts.workers)
@@ -142,7 +144,9 @@ class Loop:
 
     def _report(self, slot: Slot, event: Reported) -> bool:
         """Write a report down; return whether the trial is stopped. Of reports that come twice one counts."""
-        state, score, epoch = self._ledger.state, event.val_score, event.epoch
+        state = self._ledger.state
+        score = event.val_score
+        epoch = event.epoch
         took = self._seconds.setdefault(slot.trial_id, {})
         took[epoch] = event.seconds
         if slot.trial_id in self._pruned or score is None or not math.isfinite(score):

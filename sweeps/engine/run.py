@@ -12,26 +12,17 @@ from typing import Any, Literal
 
 from analysis.store.remote import Location
 from sweeps.backends.backend import OpenBackend
-from sweeps.backends.registry import find_backend
 from sweeps.backends.signals import received
-from sweeps.engine.runner import TRIAL, Opener, Runner, Sweep
-from sweeps.plan.inputs import check_inputs
+from sweeps.engine.prepare import Prepared, prepare
+from sweeps.engine.runner import TRIAL, Runner, Sweep
 from sweeps.plan.plan import Plan
 from sweeps.records.declared import declare
 from sweeps.records.journal import Journal
 from sweeps.records.ledger import Ledger, pruned
-from sweeps.records.locks import (
-    KERNEL_LOCK,
-    LEASE,
-    REFUSALS,
-    FolderLock,
-    check_identity,
-    nothing_if_refused,
-    write_identity,
-)
+from sweeps.records.locks import KERNEL_LOCK, LEASE, REFUSALS, write_identity
 from sweeps.records.replay import replay
 from sweeps.records.sealing import Sealer
-from sweeps.records.upload import EVERY_S, Upload, check_there, restore
+from sweeps.records.upload import EVERY_S, Upload
 from sweeps.search.rules import RULES
 from sweeps.search.stages import SweepState
 from sweeps.watch.displays import Progress, make_progress
@@ -117,29 +108,32 @@ def run(
         BackendError: nothing can run trials any more, or the backend was lost too often; the same command goes on.
         OSError: the journal can't be written, or it, or the folder, was moved or removed meanwhile.
     """
+    with prepare(plan, backend=backend, address=address, restart=restart, trial=trial, upload=upload) as prepared:
+        return run_prepared(
+            prepared, progress=progress, retry_failed=retry_failed, observers=observers, estimate=estimate
+        )
+
+
+def run_prepared(
+    prepared: Prepared,
+    *,
+    progress: bool | Literal["json"] | Progress = True,
+    retry_failed: bool = False,
+    observers: Sequence[Observer] = (),
+    estimate: Mapping[str, Any] | None = None,
+) -> RunSummary:
+    """Run what is missing of a plan whose folder `prepare` holds. The arguments are those of `run`."""
     begun = time.monotonic()
-    folder, identity = plan.spec.folder.absolute(), plan.spec.identity()
-    opener = Opener(find_backend(backend) if isinstance(backend, str) else backend, address, trial)
-    restart = restart and isinstance(backend, str)
-    location = Location.of(upload) if isinstance(upload, str) else upload
-    check_identity(folder, identity)
-    if location is not None:
-        check_there(location, identity)
-    with nothing_if_refused(folder), FolderLock(folder):
-        check_identity(folder, identity)  # another sweep may have come and gone meanwhile
-        if location is not None:
-            restore(folder, location)
-        if trial == TRIAL:
-            check_inputs(plan)
-            plan = plan.with_sizes(download=True)
-        with Journal(folder / "journal.jsonl") as journal:
-            sealer = Sealer(folder, None if location is None else EVERY_S)
-            sweep = _open(plan, folder, journal, sealer, make_progress(progress), retry_failed)
-            with _followed(sweep, observers, location):
-                if sweep.left:
-                    Runner(sweep, plan, opener, begun, restart).run(estimate)
-        if not (sweep.interrupted or sweep.limit):
-            shutil.rmtree(folder / "work", ignore_errors=True)
+    plan, location = prepared.plan, prepared.location
+    folder = plan.spec.folder.absolute()
+    with Journal(folder / "journal.jsonl") as journal:
+        sealer = Sealer(folder, None if location is None else EVERY_S)
+        sweep = _open(plan, folder, journal, sealer, make_progress(progress), retry_failed)
+        with _followed(sweep, observers, location):
+            if sweep.left:
+                Runner(sweep, plan, prepared.opener, begun, prepared.restart).run(estimate)
+    if not (sweep.interrupted or sweep.limit):
+        shutil.rmtree(folder / "work", ignore_errors=True)
     return _summary(sweep, time.monotonic() - begun)
 
 

@@ -118,7 +118,10 @@ class Runner:
     """Runs what is missing of a sweep on one backend, and on the next one if that is lost."""
 
     def __init__(self, sweep: Sweep, plan: Plan, opener: Opener, begun: float, restart: bool) -> None:
-        self._sweep, self._plan, self._opener, self._restart = sweep, plan, opener, restart
+        self._sweep = sweep
+        self._plan = plan
+        self._opener = opener
+        self._restart = restart
         self._begun, self._signalled = begun, threading.Event()
         self._backend: Backend | None = None
         self._meter: Meter | None = None
@@ -129,7 +132,9 @@ class Runner:
         Raises:
             BackendError: nothing can run trials any more, or the backend was lost too often.
         """
-        sweep, losses, before = self._sweep, 0, 0
+        sweep = self._sweep
+        losses = 0
+        before = 0
         sweep.display.start(sweep.state)
         try:
             with signals(self._signalled):
@@ -152,7 +157,9 @@ class Runner:
 
     def _run_on_a_backend(self, estimate: Mapping[str, Any] | None, patience: float) -> None:
         """Write down what the run is, then run what is missing."""
-        sweep, state, journal = self._sweep, self._sweep.state, self._sweep.ledger.journal
+        sweep = self._sweep
+        state = self._sweep.state
+        journal = self._sweep.ledger.journal
         with self._opener.opened(sweep, self._plan, patience) as backend:
             facts = backend.facts
             state.workers = facts.workers

@@ -58,7 +58,9 @@ def write_usage(kept: KeptTrial, trained: Trained, to: Path, form: str) -> None:
 
 def _known(kept: KeptTrial, trained: Trained, form: str) -> dict[str, Any]:
     """What the template asks of the model."""
-    facts, module, head = trained.facts, trained.loaded.module, trained.head
+    facts = trained.facts
+    module = trained.loaded.module
+    head = trained.head
     takes = inspect.signature(module.forward).parameters
     found = {
         "about": _about(kept),

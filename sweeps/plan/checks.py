@@ -21,26 +21,24 @@ from sweeps.spec.search import MOST_TRIALS
 from sweeps.spec.search_space import split_extra
 from sweeps.spec.space import Extra, extra_of
 from trainables.data.images.batches import samples_per_epoch
-from trainables.models.shapes import meta_model
 
 if TYPE_CHECKING:
     from sweeps.spec.cell import Cell
     from sweeps.spec.spec import SweepSpec
 
 
-def check_adapters(model: str, cells: Sequence[Cell]) -> None:
+def check_adapters(module: nn.Module, cells: Sequence[Cell]) -> None:
     """Attach every method, on the meta device, so that what a method refuses stops the sweep here.
 
     Of each method the largest cell is built, without a search and at each end of what it searches.
 
     Args:
-        model: model id.
+        module: the base model on the meta device.
         cells: the feasible cells.
 
     Raises:
         SpecError: targets or options that a method cannot take; a search that changes the number of parameters.
     """
-    module = meta_model(model)
     problems = []
     for name in dict.fromkeys(cell.method for cell in cells if has_budget(cell.base)):
         cell = max((c for c in cells if c.method == name), key=lambda c: c.count or 0)
@@ -68,7 +66,7 @@ def _count(module: nn.Module, cell: Cell, point: Extra) -> int:
 @contextlib.contextmanager
 def _built(module: nn.Module, cell: Cell, point: Extra) -> Iterator[Adapted]:
     """The adapter of a cell on a model, taken off again."""
-    capacities = dict(cell.capacities)
+    capacities = cell.capacities
     options = {**dict(cell.options), **split_extra(cell.method, point)[0]}
     config = METHODS[cell.base].config.from_options(max(capacities.values()), options)
     adapted = attach(module, config, list(capacities), capacities=capacities)
@@ -78,17 +76,17 @@ def _built(module: nn.Module, cell: Cell, point: Extra) -> Iterator[Adapted]:
         adapted.detach()
 
 
-def peft_forms(cells: Sequence[Cell]) -> dict[str, str]:
+def peft_forms(module: nn.Module, cells: Sequence[Cell]) -> dict[str, str]:
     """By cell, in which form PEFT can hold what it trains: "itself", "lora" (as a LoRA that computes the same), or why
     it can't. Cells without an adapter are left out."""
     forms: dict[str, str] = {}
     known: dict[str, str] = {}  # cells that differ in their data alone are built once
     for cell in cells:
         if cell.feasible and has_budget(cell.base):
-            key = repr((cell.model, cell.adapt, cell.base, cell.capacities, cell.options, cell.published))
+            key = repr((cell.base, cell.capacities, cell.options, cell.published))
             if key not in known:
                 try:
-                    with _built(meta_model(cell.model), cell, cell.published) as adapted:
+                    with _built(module, cell, cell.published) as adapted:
                         known[key] = peft_form(adapted)
                 except ExportError as error:
                     known[key] = str(error).partition(";")[0]
@@ -96,9 +94,9 @@ def peft_forms(cells: Sequence[Cell]) -> dict[str, str]:
     return forms
 
 
-def peft_words(cells: Sequence[Cell]) -> list[str]:
+def peft_words(module: nn.Module, cells: Sequence[Cell]) -> list[str]:
     """Say how `peft_forms` exports the methods, a line for each form."""
-    forms = peft_forms(cells)
+    forms = peft_forms(module, cells)
     lines: dict[str, dict[str, dict[str, None]]] = {}  # by form and method the budgets, each once, in order
     for cell in cells:
         if (form := forms.get(cell.cell_id)) is not None:

@@ -10,7 +10,6 @@ from sweeps.records.ledger import NEVER_KEPT
 from sweeps.spec.cell import Cell
 from trainables.config import FULL_METHODS
 from trainables.models.encoders import hidden_size
-from trainables.models.shapes import meta_model, model_kind
 from trainables.training.adapting import base_weight_names
 
 _FLOAT = 4
@@ -34,7 +33,7 @@ def keep_bytes(plan: Plan, cells: Sequence[Cell] | None = None) -> int:
 def _cell_bytes(cell: Cell, plan: Plan) -> int:
     keep = plan.spec.keep
     if cell.method in FULL_METHODS:
-        return _ABOUT + _FLOAT * (_base_weights(cell, plan) + _head(cell)) if keep.full else 0
+        return _ABOUT + _FLOAT * (_base_weights(cell, plan) + _head(cell, plan)) if keep.full else 0
     if cell.method in NEVER_KEPT:
         return 0
     trials = {
@@ -43,17 +42,18 @@ def _cell_bytes(cell: Cell, plan: Plan) -> int:
         "confirm": cell.confirm_seeds,
         "all": cell.tune_trials + cell.confirm_seeds,
     }[keep.adapters]
-    return trials * (_ABOUT + _FLOAT * ((cell.count or 0) + _head(cell))) if trials else 0
+    return trials * (_ABOUT + _FLOAT * ((cell.count or 0) + _head(cell, plan))) if trials else 0
 
 
 def _base_weights(cell: Cell, plan: Plan) -> int:
-    module = meta_model(cell.model)
+    module = plan.base_model.module
     names = set(base_weight_names(module, cell.trial("CONFIRM", cell.lr_centre, (0, 0, 0), plan.spec.train)))
     return sum(p.numel() for name, p in module.named_parameters() if name in names)
 
 
-def _head(cell: Cell) -> int:
+def _head(cell: Cell, plan: Plan) -> int:
     """Numbers of a task's own head: encoders of one tower have a linear one without bias."""
-    if model_kind(cell.model) not in ("hf-vision", "text-encoder"):
+    model = plan.base_model
+    if model.kind not in ("hf-vision", "text-encoder"):
         return 0
-    return hidden_size(meta_model(cell.model), cell.model) * class_count(cell.dataset)
+    return hidden_size(model.module, model.id) * class_count(cell.dataset)

@@ -11,7 +11,6 @@ import multiprocessing
 import os
 import tempfile
 import time
-from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
@@ -21,8 +20,6 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from analysis.store.store import open_store
-from analysis.store.views import COUNTS, PLANNED
 from randlora.methods.registry import METHODS
 from sweeps.backends.packs import Measured, least_share, pack_size, smallest_gpu, unpackable, worker_share
 from sweeps.backends.resources import LaneShape, Node, accelerators, local_node, plan_lanes
@@ -30,6 +27,7 @@ from sweeps.errors import reason
 from sweeps.plan.disk_size import keep_bytes
 from sweeps.plan.plan import Plan
 from sweeps.plan.split_sizes import split_sizes
+from sweeps.records.replay import stored_state
 from sweeps.spec.cell import Cell
 from sweeps.spec.resources import LimitsSection, ResourceSection
 from trainables.config import TrainSettings, TrialConfig
@@ -170,31 +168,13 @@ def _over(limits: LimitsSection, hours: float, accelerator_hours: float, used_ho
     for name, (left, used) in ({"max_hours": (hours, 0.0)} | spent).items():  # max_hours is of one run
         most = getattr(limits, name)
         if most is not None and left + used > most:
-            yield f"limits.{name} = {most:g}, and about {left:.3g} are left to run" + f" after {used:.3g}" * (used > 0)
-
-
-_OVER = f"""
-select t.cell_id, t.stage, t.status from last_attempts t
-left join chosen c using (sweep, cell_id) left join cells k using (sweep, cell_id)
-where ({PLANNED}) or (t.stage = 'CONFIRM' and {COUNTS})
-"""  # noqa: S608  ours
+            after = f" after {used:.3g}" if used > 0 else ""
+            yield f"limits.{name} = {most:g}, and about {left:.3g} are left to run{after}"
 
 
 def _left(plan: Plan, retry_failed: bool) -> list[_Left]:
-    done: Counter[tuple[str, str]] = Counter()
-    folder = plan.spec.folder
-    if (folder / "journal.jsonl").exists() or (folder / "tables").is_dir():
-        trials = open_store(folder).sql(_OVER).to_pylist()
-        done.update((r["cell_id"], r["stage"]) for r in trials if not (retry_failed and r["status"] == "failed"))
-    again = plan.spec.search.reruns if plan.spec.confirm.held else 0  # of a rate on the seeds that it had
-    return [
-        _Left(
-            cell,
-            max(0, cell.tune_trials - again - done[cell.cell_id, "TUNE"]),
-            max(0, cell.confirm_seeds - done[cell.cell_id, "CONFIRM"]),
-        )
-        for cell in plan.feasible
-    ]
+    state = stored_state(plan.feasible, plan.spec, retry_failed=retry_failed)
+    return [_Left(known.cell, *known.left()) for known in state.cells.values()]
 
 
 def _shared(warm: dict[str, Any]) -> int:
@@ -222,7 +202,8 @@ def _apart(plan: Plan, left: Sequence[_Left], node: Node, tell: Tell | None) -> 
     # one task a child, or it would wait for more when the driver is killed
     with ProcessPoolExecutor(1, spawn, initializer, max_tasks_per_child=1) as process:
         try:
-            return process.submit(_probe, plan, left, node, tell).result()
+            given = Plan(plan.spec, plan.cells)  # without the base model's modules, which need not be sent
+            return process.submit(_probe, given, left, node, tell).result()
         except BrokenProcessPool:
             why = "the probe's process was ended, perhaps for want of memory"
             shapes = plan_lanes(plan.spec.resources, [node], least_share(plan.spec.resources))

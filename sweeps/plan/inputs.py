@@ -11,11 +11,10 @@ from pathlib import Path
 from analysis.store.store import Store
 from sweeps.backends.needs import Needs
 from sweeps.errors import Problem, SpecError
-from sweeps.plan.digests import COMMIT, KIND, fingerprint, label_digest, model_digest
+from sweeps.plan.digests import COMMIT, KIND, fingerprint, label_digest
 from sweeps.plan.plan import Plan
 from sweeps.plan.split_sizes import forget, loaded, split_sizes
 from sweeps.records.journal import write_atomically
-from sweeps.records.locks import check_identity
 from sweeps.spec.cell import Cell
 from sweeps.spec.methods import has_budget
 from sweeps.spec.paths import absolute, path_of
@@ -26,7 +25,7 @@ from trainables.data.text.dataset import TextDataset
 from trainables.data.text.registry import text_kind
 from trainables.errors import DataError, TrialError, first_line
 from trainables.metrics.texts import LIBRARIES
-from trainables.models.families import GGUF, parse_id
+from trainables.models.families import GGUF
 from trainables.models.loading import check_weights
 from trainables.tasks.text.causal_lm import check_judged
 
@@ -38,19 +37,20 @@ FILE = "data.json"
 def check_inputs(plan: Plan) -> None:
     """Read what the sweep will read, so that bad input stops it before anything starts.
 
+    The results folder must be this sweep's (`sweeps.records.locks.check_identity`): its record of the data is written.
+
     Raises:
-        SpecError: a model id that names no weights; a results folder that is another sweep's or can't be written, or
-            whose trials saw other data, or a model of other files, under the same name; a test split that is a
-            copy of train; texts that `evaluate.protocol` can't judge.
+        SpecError: a model id that names no weights; a results folder that can't be written, or whose trials saw other
+            data, or a model of other files, under the same name; a test split that is a copy of train; texts that
+            `evaluate.protocol` can't judge.
         ModelError: weights that are neither here nor to be had.
         DataError: missing or damaged files, a class without images, an image that does not open; of all data sets that
             can't be had at once, each with how to get it.
     """
-    parsed = parse_id(plan.spec.model.id)
-    if parsed.scheme == "open_clip" and parsed.tag is None:
-        raise SpecError([Problem("model.id", plan.spec.model.id, "names no weights; write open_clip:ARCH/TAG")])
-    check_weights(plan.spec.model.id)
-    check_identity(plan.spec.folder.absolute(), plan.spec.identity())  # before this writes into it
+    model = plan.base_model
+    if model.parsed.scheme == "open_clip" and model.parsed.tag is None:
+        raise SpecError([Problem("model.id", model.id, "names no weights; write open_clip:ARCH/TAG")])
+    check_weights(model.id)
     forget()  # files may have changed since this process read them
     _check_sizes(plan)
     _check_judged(plan)
@@ -58,9 +58,9 @@ def check_inputs(plan: Plan) -> None:
     for cell in plan.feasible:
         if not cell.skip_bad:
             _open_images(cell.dataset, now[cell.dataset])
-    weights = model_digest(plan.spec.model.id)
+    weights = model.digest()
     # where a data set of the hub has the model's name, that is the data set's
-    _check_seen(plan.spec.folder, ({} if weights is None else {plan.spec.model.id: weights}) | now)
+    _check_seen(plan.spec.folder, ({} if weights is None else {model.id: weights}) | now)
 
 
 def needs_of(plan: Plan, trial: str) -> Needs:
@@ -99,12 +99,7 @@ def available(plan: Plan) -> Plan:
             "without --available they are downloaded, as far as they can be"
         )
     reasons = {cell.cell_id: lacking[cell.dataset] for cell in plan.feasible if cell.dataset in lacking}
-    left_out = (
-        replace(cell, feasible=False, reason=f"no data: {why}", absent=why)
-        if (why := reasons.get(cell.cell_id)) is not None
-        else cell
-        for cell in plan.cells
-    )
+    left_out = (replace(cell, absent=reasons.get(cell.cell_id)) for cell in plan.cells)
     with offline():  # data that trials saw may be gone
         return replace(plan, cells=tuple(left_out)).with_trials()
 
@@ -189,9 +184,13 @@ def _check_seen(folder: Path, now: dict[str, str]) -> None:
 
 
 def _changed(name: str, found: str, folder: Path) -> Problem:
-    field, what, how = "data.datasets", "data", "its examples, labels or prompts changed"
+    field = "data.datasets"
+    what = "data"
+    how = "its examples, labels or prompts changed"
     if name.startswith("local:"):
-        field, what, how = "model.id", "model", "its files changed"
+        field = "model.id"
+        what = "model"
+        how = "its files changed"
     elif found.startswith(COMMIT):
         how = f"the hub has another commit; if that left the weights as they were, take the line out of {FILE}"
         field, what = "model.id", "model"

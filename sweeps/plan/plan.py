@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import pyarrow as pa
@@ -14,14 +14,17 @@ from pydantic import ValidationError
 from analysis.store.tables import to_table
 from randlora.adapted.freedom import degrees
 from sweeps.budget.reach import Shapes
-from sweeps.budget.solving import Solved, rank_problems, reached_by_all, solutions, update_rank
+from sweeps.budget.solving import rank_problems, reached_by_all, solutions, update_rank
 from sweeps.errors import Problem, SpecError
+from sweeps.plan.base_model import BaseModelInfo
 from sweeps.plan.checks import check_adapters, counted
 from sweeps.plan.split_sizes import sized
 from sweeps.search.points import check_sampler
+from sweeps.search.stages import CellState
 from sweeps.spec.cell import Cell
 from sweeps.spec.methods import has_budget, published_lr
 from sweeps.spec.search_space import dimensions, published
+from sweeps.spec.solution import Answer, Infeasible, Solution
 from sweeps.spec.space import Space
 from sweeps.spec.spec import SweepSpec
 from sweeps.spec.task_checks import task_problems, with_towers
@@ -30,15 +33,24 @@ from trainables.data.registry import check_dataset, on_disk
 from trainables.data.splits import kept_rows
 from trainables.errors import DataError, MissingDataError
 from trainables.models.families import ModelError
-from trainables.models.shapes import default_targets, model_kind, model_size, target_shapes
 
 
 @dataclass(frozen=True)
 class Plan:
-    """All cells of a sweep, infeasible ones included."""
+    """All cells of a sweep, infeasible ones included.
+
+    Attributes:
+        asked: what was asked of the base model when the plan was made; None for a plan that is made of cells.
+    """
 
     spec: SweepSpec
     cells: tuple[Cell, ...]
+    asked: BaseModelInfo | None = field(default=None, repr=False, compare=False)
+
+    @property
+    def base_model(self) -> BaseModelInfo:
+        """What is known of the base model."""
+        return self.asked or BaseModelInfo(self.spec.model.id)
 
     def __repr__(self) -> str:
         left_out = len(self.cells) - len(self.feasible)
@@ -53,8 +65,11 @@ class Plan:
     @property
     def n_trials(self) -> int:
         """Trials of a complete run: the allowance and the CONFIRM seeds of feasible cells."""
-        again = self.spec.search.reruns if self.spec.confirm.held else 0  # of a point on the seeds that it had
-        return sum(max(0, cell.tune_trials - again) + cell.confirm_seeds for cell in self.feasible)
+        return sum(self.trials_of(cell) for cell in self.feasible)
+
+    def trials_of(self, cell: Cell) -> int:
+        """Trials of a complete run of one feasible cell."""
+        return CellState(cell, self.spec).planned()
 
     def table(self) -> pa.Table:
         """The cells as an Arrow table (schema: docs/tables.md, `cells`)."""
@@ -87,9 +102,9 @@ class Plan:
         missed = [r for r in known if any(c.reference == r and not c.feasible and not c.absent for c in self.cells)]
         if not missed:
             return {}
-        cell = self.cells[0]
-        shapes = target_shapes(self.spec.model.id, cell.targets, cell.adapt)
-        found = {reference: reached_by_all(self.spec, shapes, reference) for reference in missed}
+        model, cell = self.base_model, self.cells[0]
+        shapes = model.target_shapes(cell.targets, cell.adapt)
+        found = {r: reached_by_all(self.spec, shapes, model.method_shapes, r) for r in missed}
         return {reference: budget for reference, budget in found.items() if budget is not None}
 
     @classmethod
@@ -103,34 +118,34 @@ class Plan:
             SpecError: unknown model, data set or target, or no feasible cell at all.
         """
         problems = _data_problems(spec, available=available)
+        model = BaseModelInfo(spec.model.id)
         shapes: Shapes = {}
         targets: tuple[str, ...] = ()
         try:
-            kind = model_kind(spec.model.id)
-            spec = with_towers(spec, kind)
-            problems += task_problems(spec, kind)
-            targets = spec.model.targets or tuple(default_targets(spec.model.id))
-            shapes = target_shapes(spec.model.id, targets, spec.model.adapt or "both")
+            spec = with_towers(spec, model.kind)
+            problems += task_problems(spec, model.kind)
+            targets = spec.model.targets or model.default_targets
+            shapes = model.target_shapes(targets, spec.model.adapt or "both")
         except ModelError as error:
             problems.append(Problem("model.id", None, str(error)))  # the message has the value
         except ValueError as error:  # a target pattern that matches nothing; the message lists the nearest names
             problems.append(Problem("model.targets", list(targets), str(error)))
         else:
-            problems += rank_problems(spec, shapes)
+            problems += rank_problems(spec, shapes, model.method_shapes)
         if problems:
             raise SpecError(problems)
-        cells = tuple(_cells(spec, targets, shapes))
+        cells = tuple(_cells(spec, model, targets, shapes))
         matched = [cell for cell in cells if has_budget(cell.base)]
         if not any(cell.feasible for cell in matched or cells):
             reasons = "; ".join(f"{cell.label}: {cell.reason}" for cell in matched or cells)
             raise SpecError([Problem("budgets", None, f"no cell is feasible: {reasons}", _lever(cells))])
-        whole, adapted = model_size(spec.model.id), sum(rows * columns for rows, columns in shapes.values())
-        cells = tuple(replace(cell, model_params=whole, target_params=adapted) for cell in cells)
-        plan = cls(spec, cells)
+        adapted = sum(rows * columns for rows, columns in shapes.values())
+        cells = tuple(replace(cell, model_params=model.size, target_params=adapted) for cell in cells)
+        plan = cls(spec, cells, model)
         if not available:
             plan = plan.with_trials()
         plan.check_training()
-        check_adapters(spec.model.id, plan.feasible)
+        check_adapters(model.module, plan.feasible)
         return plan
 
     def studies(self) -> list[tuple[str, Space, int]]:
@@ -165,11 +180,11 @@ def _data_problems(spec: SweepSpec, *, available: bool) -> list[Problem]:
     return problems
 
 
-def _cells(spec: SweepSpec, targets: tuple[str, ...], shapes: Shapes) -> list[Cell]:
+def _cells(spec: SweepSpec, model: BaseModelInfo, targets: tuple[str, ...], shapes: Shapes) -> list[Cell]:
     return [
-        _cell(spec, targets, shapes, name, solved, dataset, size)
+        _cell(spec, targets, shapes, name, reference, solution, dataset, size)
         for name in spec.methods
-        for solved in solutions(name, spec, shapes)
+        for reference, solution in solutions(name, spec, shapes, model.method_shapes)
         for dataset in spec.data.datasets
         for size in spec.data.train_size
     ]
@@ -180,7 +195,8 @@ def _cell(
     targets: tuple[str, ...],
     shapes: Shapes,
     name: str,
-    solved: Solved,
+    reference: str | None,
+    solution: Answer | None,
     dataset: str,
     size: str | float,
 ) -> Cell:
@@ -188,9 +204,10 @@ def _cell(
     low, high, centre = _lr_range(name, spec)
     trains, tuned = centre is not None, centre is not None and spec.protocol != "paper"
     space = dimensions(name, spec) if tuned else ()
-    freedom = degrees(base, shapes, solved.capacities, options) if solved.capacities else None
+    capacities = solution.capacities if isinstance(solution, Solution) else {}
+    freedom = degrees(base, shapes, capacities, options) if capacities else None
     return Cell(
-        cell_id=_cell_id(spec, targets, name, solved.reference, dataset, size),
+        cell_id=_cell_id(spec, targets, name, reference, dataset, size),
         sweep=spec.name,
         model=spec.model.id,
         adapt=spec.model.adapt or "both",
@@ -200,18 +217,9 @@ def _cell(
         method=name,
         base=base,
         options=tuple(sorted(options.items())),
-        reference=solved.reference,
-        budget=solved.budget,
-        allocation=solved.allocation,
-        capacity=solved.capacity,
-        capacities=tuple(solved.capacities.items()),
-        count=solved.count,
-        residual=solved.residual,
-        feasible=solved.reason is None,
-        reason=solved.reason,
-        below=solved.below,
-        above=solved.above,
-        update_rank=update_rank(base, shapes, solved.capacities, options),
+        reference=reference,
+        solution=solution,
+        update_rank=update_rank(base, shapes, capacities, options),
         dof=None if freedom is None else freedom.count,
         dof_measured=None if freedom is None else freedom.measured,
         dof_at_most=None if freedom is None else freedom.at_most,
@@ -219,7 +227,7 @@ def _cell(
         lr_high=high,
         lr_centre=centre,
         dimensions=space,
-        published=() if solved.reason else published(name, spec, space, solved.capacities, shapes),
+        published=() if isinstance(solution, Infeasible) else published(name, spec, space, capacities, shapes),
         tune_trials=spec.search.trials if tuned else 0,
         confirm_seeds=len(spec.confirm.seeds) if trains and not spec.confirm.held else 1,  # nothing varies
         epochs=(spec.data.epochs_of(dataset, size) or spec.train.epochs) if trains else None,
@@ -248,8 +256,15 @@ def _cell_id(
     options = tuple(sorted(section.options.items()))
     model = spec.model
     key: list[object] = [
-        *(model.id, model.adapt, targets, dataset, size),
-        *(name, options, reference, section.allocation),
+        model.id,
+        model.adapt,
+        targets,
+        dataset,
+        size,
+        name,
+        options,
+        reference,
+        section.allocation,
     ]
     if model.image_size is not None:  # what came later is in the key only where it is set, so that old ids stay
         key.append(model.image_size)
@@ -274,8 +289,9 @@ def _lr_range(name: str, spec: SweepSpec) -> tuple[float, float, float] | tuple[
 
 
 def _lever(cells: Sequence[Cell]) -> str | None:
-    counts = [n["count"] for cell in cells for n in (cell.below, cell.above) if n is not None]
-    budgets = [cell.budget for cell in cells if cell.budget is not None]
+    answers = [cell.solution for cell in cells if cell.solution is not None]
+    counts = [n.count for answer in answers for n in (answer.below, answer.above) if n is not None]
+    budgets = [answer.budget for answer in answers]
     if not counts or not budgets:
         return None
     best = min(counts, key=lambda count: min(abs(count - budget) for budget in budgets))

@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from dataclasses import replace
 
 from sweeps.spec.cell import Cell
+from sweeps.spec.paths import absolute
 from trainables.config import Protocol
 from trainables.data.images.dataset import Dataset
 from trainables.data.registry import load_dataset, load_text_dataset
@@ -54,9 +55,16 @@ def fewer_words(cells: Iterable[Cell]) -> list[str]:
     return list(lines.values())
 
 
-@functools.cache
 def loaded(name: str) -> Dataset | TextDataset:
-    """Labels and encoded images, or texts; the test split is opened for its size and labels, its images are not."""
+    """Labels and encoded images, or texts; the test split is opened for its size and labels, its images are not.
+
+    Data with a path is loaded by its absolute path, as a worker does: which rows are evaluated may depend on it.
+    """
+    return _loaded(absolute(name))
+
+
+@functools.cache
+def _loaded(name: str) -> Dataset | TextDataset:
     if text_loader(name) is not None:
         return load_text_dataset(name, stage="CONFIRM")
     return load_dataset(name, stage="CONFIRM")
@@ -76,7 +84,7 @@ def _split_sizes(
 
 def forget() -> None:
     """Have data sets read again that this process has read."""
-    loaded.cache_clear()
+    _loaded.cache_clear()
     _split_sizes.cache_clear()
 
 

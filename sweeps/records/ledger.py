@@ -37,7 +37,10 @@ class Ledger:
         earlier: Mapping[str, int] | None = None,
     ) -> None:
         self.earlier = dict(earlier or {})
-        self.state, self.journal, self.sealer, self.folder = state, journal, sealer, folder
+        self.state = state
+        self.journal = journal
+        self.sealer = sealer
+        self.folder = folder
         self.name = state.spec.name
         self.keep = keep
         self.finished: list[TrialRow] = []

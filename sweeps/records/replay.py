@@ -2,26 +2,69 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Protocol, cast
 
 from pydantic import ValidationError
 
 from analysis.errors import StoreError
-from analysis.store.journal import JOURNAL, Finish, choice_of
+from analysis.store.codec import from_values
+from analysis.store.journal import JOURNAL, Finish, choice_of, read_journal
 from analysis.store.rows import ChoiceRow, TrialRow
-from sweeps.records.sealing import Sealer
+from analysis.store.tables import scan_parts
 from sweeps.search.slots import Choice, Edge, Slot
 from sweeps.search.stages import CellState, SweepState
 from sweeps.spec.cell import Cell
 from sweeps.spec.space import extra_from
+from sweeps.spec.spec import SweepSpec
 from trainables.errors import first_line
+
+
+class Tables(Protocol):
+    """Takes the rows that a journal has: a `Sealer`, which writes them, or what only looks on.
+
+    Attributes:
+        folder: the results folder.
+        choices: each cell's latest choice.
+    """
+
+    folder: Path
+    choices: dict[str, ChoiceRow]
+
+    def add(self, finish: Finish) -> None: ...
+    def add_choice(self, row: ChoiceRow) -> None: ...
+
+
+class _Unwritten:
+    """Writes nothing, and leaves the choices to be computed."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.choices: dict[str, ChoiceRow] = {}
+
+    def add(self, finish: Finish) -> None: ...
+    def add_choice(self, row: ChoiceRow) -> None: ...
+
+
+def stored_state(cells: Iterable[Cell], spec: SweepSpec, *, retry_failed: bool = False) -> SweepState:
+    """Return what a run of these cells would find in the sweep's results folder. Writes nothing.
+
+    Raises:
+        StoreError: as `replay`.
+    """
+    state = SweepState(cells, spec)
+    sealed, _ = scan_parts(spec.folder, TrialRow.table)
+    rows = [from_values(TrialRow, values) for values in sealed.to_pylist()]
+    last = {row.trial_id: row for row in sorted(rows, key=lambda row: row.attempt)}
+    events = read_journal(spec.folder / JOURNAL).events
+    replay(state, _Unwritten(spec.folder), events, last, {} if retry_failed else None)
+    return state
 
 
 def replay(
     state: SweepState,
-    sealer: Sealer,
+    sealer: Tables,
     events: Sequence[Mapping[str, Any]],
     rows: Mapping[str, TrialRow],
     retry: dict[str, int] | None = None,

@@ -108,7 +108,9 @@ class Upload:
     """
 
     def __init__(self, folder: Path, location: Location, *, note: Callable[[str], None] = print) -> None:
-        self.folder, self.location, self._note = folder, location, note
+        self.folder = folder
+        self.location = location
+        self._note = note
         self.error: str | None = None
         self._over = threading.Event()
         self._facts: dict[str, bytes] = {}

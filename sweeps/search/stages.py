@@ -7,6 +7,7 @@ one, and a sweep whose lists have grown.
 from __future__ import annotations
 
 import itertools
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import Literal, Protocol
@@ -130,11 +131,23 @@ class CellState:
 
     def planned(self) -> int:
         """Trials of a complete run of this cell."""
-        search, points = self.spec.search, self._points()
+        return self._planned_tune() + self.cell.confirm_seeds
+
+    def left(self) -> tuple[int, int]:
+        """The number of TUNE and of CONFIRM trials still to run; none if no learning rate finished."""
+        if self.phase in ("done", "stuck"):
+            return 0, 0
+        done = Counter(row.stage for row in self.counting())
+        return max(0, self._planned_tune() - done["TUNE"]), max(0, self.cell.confirm_seeds - done["CONFIRM"])
+
+    def _planned_tune(self) -> int:
+        if not self._tunes:
+            return 0
+        points = self._points()
+        if self.spec.confirm.held:  # a re-run would be its rate's own trial
+            return len(points)
         late = sum(SlotKind.of(number) is SlotKind.WIDENED_LATE for number in points)
-        reruns = search.reruns + search.rerun_seeds * late
-        tune = len(points) + (0 if self.spec.confirm.held else reruns) if self._tunes else 0
-        return tune + self.cell.confirm_seeds
+        return len(points) + self.spec.search.reruns + self.spec.search.rerun_seeds * late
 
     def counted(self) -> int:
         """How many of the planned trials are done."""

@@ -12,6 +12,7 @@ from analysis.store.rows import CellRow
 from randlora.methods.registry import METHODS
 from sweeps.spec.paths import absolute
 from sweeps.spec.search_space import split_extra
+from sweeps.spec.solution import Answer, Infeasible, Neighbour, Solution
 from sweeps.spec.space import Dimension, Extra, Space
 from trainables.config import EvaluateSettings, TrainSettings, TrialConfig
 
@@ -22,17 +23,13 @@ class Cell:
 
     Attributes:
         reference: what defines the budget, 'lora-8'; None for a method without one.
-        budget: trainable adapter parameters, or degrees of freedom, aimed at; None for a method without one.
-        capacity: the one capacity of a uniform allocation (r; k for NoLA); None where layers differ.
-        capacities: capacity of every target weight, by qualified name.
-        count: trainable adapter parameters of the solution; residual: what the budget limits less the budget.
+        solution: the solver's answer at the budget; None for a method without one.
         dof: degrees of freedom of its updates, which the budget may limit in place of parameters; `dof_measured`: on a
             small weight, where no formula is known; `dof_at_most`: a bound.
         update_rank: the largest rank that a target weight's update can have, mean over target weights; None where there
             is none, or nobody has said.
         model_params, target_params: parameters of the base model and of the target weights.
         classes: of the data set; None where it has none, or has not been read.
-        below, above: nearest reachable counts around the budget, with their capacity.
         lr_low, lr_high, lr_centre: the learning-rate range; None where nothing trains.
         dimensions: what is searched beside the learning rate; published: its values where nothing is searched.
         epochs: of a trial, unless they are searched: `data.epochs`, else `train.epochs`; None where nothing trains.
@@ -43,7 +40,7 @@ class Cell:
         val_examples, test_examples: what it validates and tests on; None where the data has not been read.
         test_lacks: classes of which the test split has no example.
         negatives: images that the contrastive loss compares each with, itself among them; None for another loss.
-        absent: why its data is not on this machine, of a cell that is left out for that; None elsewhere.
+        absent: why its data is not on this machine, if it is left out for that.
         base: the method in the registry; `method` is its name in the sweep file, another one for a variant.
     """
 
@@ -58,16 +55,7 @@ class Cell:
     base: str
     options: tuple[tuple[str, str | float | int | bool], ...]
     reference: str | None
-    budget: int | None
-    allocation: str | None
-    capacity: int | None
-    capacities: tuple[tuple[str, int], ...]
-    count: int | None
-    residual: int | None
-    feasible: bool
-    reason: str | None
-    below: dict[str, int] | None
-    above: dict[str, int] | None
+    solution: Answer | None
     lr_low: float | None
     lr_high: float | None
     lr_centre: float | None
@@ -95,6 +83,40 @@ class Cell:
     test_lacks: tuple[str, ...] = ()
     absent: str | None = None
     negatives: int | None = None
+
+    @property
+    def solved(self) -> Solution | None:
+        """The solution; None if the budget is out of reach, or if the method has none."""
+        return self.solution if isinstance(self.solution, Solution) else None
+
+    @property
+    def budget(self) -> int | None:
+        """Trainable adapter parameters, or degrees of freedom, aimed at; None for a method without a budget."""
+        return None if self.solution is None else self.solution.budget
+
+    @property
+    def capacities(self) -> dict[str, int]:
+        """Capacity of every target weight, by qualified name; {} without a solution."""
+        return {} if self.solved is None else self.solved.capacities
+
+    @property
+    def count(self) -> int | None:
+        """Trainable adapter parameters of the solution."""
+        return None if self.solved is None else self.solved.count
+
+    @property
+    def reason(self) -> str | None:
+        """Why the cell does not run, and what would help; None if it runs."""
+        if self.absent is not None:
+            return f"no data: {self.absent}"
+        if isinstance(self.solution, Infeasible):
+            return f"{self.solution.reason}; {self.solution.lever}"
+        return None
+
+    @property
+    def feasible(self) -> bool:
+        """Whether the cell runs."""
+        return self.reason is None
 
     @property
     def space(self) -> Space | None:
@@ -133,7 +155,7 @@ class Cell:
                 "dataset": self.dataset,
                 "train_size": self.train_size,
                 "method": self.base,
-                "capacities": self.capacities,
+                "capacities": tuple(self.capacities.items()),
                 "options": tuple(sorted({**dict(self.options), **options}.items())),
                 "budget": self.budget,
                 "lr": lr,
@@ -163,22 +185,29 @@ class Cell:
     def row(self) -> CellRow:
         """Return this cell as a row of the `cells` table.
 
-        A column is the attribute of the same name, unless this function makes it.
+        A column is the attribute of the same name of the cell or of its solution, unless this function makes it.
         """
-        same = {column.name: getattr(self, column.name) for column in fields(CellRow) if hasattr(self, column.name)}
+        columns = [column.name for column in fields(CellRow)]
+        same = {name: getattr(self.solution, name) for name in columns if hasattr(self.solution, name)}
+        same |= {name: getattr(self, name) for name in columns if hasattr(self, name)}
         own = METHODS.get(self.base) if self.base == self.method else None
-        fraction = self.residual / self.budget if self.residual is not None and self.budget else None
+        fraction = None if self.solved is None else self.solved.residual / self.solved.budget
         return from_values(
             CellRow,
             same
             | {
                 "title": None if own is None else own.title,
                 "train_size": str(self.train_size),
-                "capacities": json.dumps(dict(self.capacities)),
+                "capacities": json.dumps(self.capacities),
                 "test_lacks": json.dumps(self.test_lacks) if self.test_lacks else None,
                 "space": json.dumps({d.name: d.as_dict() for d in self.dimensions}) if self.dimensions else None,
                 "residual_fraction": fraction,
-                "below": None if self.below is None else json.dumps(self.below),
-                "above": None if self.above is None else json.dumps(self.above),
+                "below": None if self.solution is None else _count_text(self.solution.below),
+                "above": None if self.solution is None else _count_text(self.solution.above),
             },
         )
+
+
+def _count_text(neighbour: Neighbour | None) -> str | None:
+    """A reachable count as the columns `below` and `above` have it."""
+    return None if neighbour is None else json.dumps({"capacity": neighbour.capacity, "count": neighbour.count})

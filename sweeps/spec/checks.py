@@ -71,7 +71,9 @@ def _variant_problems(name: str, base: object) -> list[Problem]:
 def _option_problems(name: str, base: str, section: Mapping[str, Any]) -> list[Problem]:
     shared = MethodSection.model_fields
     options = {k: v for k, v in section.items() if k not in shared}
-    field, problems, method = f"methods.{name}", [], METHODS.get(base)
+    field = f"methods.{name}"
+    problems = []
+    method = METHODS.get(base)
     if method is not None:
         for key in {method.capacity_field, "rank"} & options.keys():
             value = options.pop(key)
@@ -99,7 +101,9 @@ def _option_problems(name: str, base: str, section: Mapping[str, Any]) -> list[P
 
 
 def _budget_problems(name: str, spec: Sections) -> list[Problem]:
-    section, field, problems = spec.methods[name], f"methods.{name}", []
+    section = spec.methods[name]
+    field = f"methods.{name}"
+    problems = []
     references = spec.budgets.references()
     for label in section.budgets or ():
         if label not in references:

@@ -79,7 +79,9 @@ def _method_problems(spec: SweepSpec, kind: Kind) -> list[Problem]:
 
 def _worker_problems(spec: SweepSpec, kind: Kind) -> list[Problem]:
     """What several workers of a trial can't share, which each of its trials would refuse."""
-    workers, batch, bases = spec.resources.workers, spec.train.global_batch_size, [spec.base(n) for n in spec.methods]
+    workers = spec.resources.workers
+    batch = spec.train.global_batch_size
+    bases = [spec.base(n) for n in spec.methods]
     if workers == 1:
         return []
     problems = []

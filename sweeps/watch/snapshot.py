@@ -140,15 +140,14 @@ class Counting:
 
 
 def _count_cell(cell: CellState) -> _Cell:
-    counted, phase = cell.counted(), cell.phase
     rows = list(cell.rows.values())
     seconds = [row.seconds_total - (row.seconds_setup or 0.0) for row in rows if row.seconds_total is not None]
     failed = [row for row in rows if row.status == "failed"]
     c = cell.cell
     return _Cell(
-        counted=counted,
-        missing=0 if phase in ("done", "stuck") else max(0, cell.planned() - counted),
-        best=Best(f"{c.dataset} {c.train_size}", c.method, c.reference or "", cell.best, phase),
+        counted=cell.counted(),
+        missing=sum(cell.left()),
+        best=Best(f"{c.dataset} {c.train_size}", c.method, c.reference or "", cell.best, cell.phase),
         failures=tuple(
             Failure(row.trial_id, c.label, str(row.reason), cell.raised.get(row.trial_id)) for row in failed
         ),

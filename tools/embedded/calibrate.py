@@ -24,7 +24,8 @@ from typing import Any
 
 import torch
 
-from sweeps.budget.solver import Solution, reference_budget, solve
+from sweeps.budget.solver import reference_budget, solve
+from sweeps.spec.solution import Solution
 from trainables.config import TrainSettings, TrialConfig
 from trainables.models.shapes import target_shapes
 from trainables.training.worker import run_trial

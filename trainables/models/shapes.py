@@ -73,27 +73,34 @@ def model_kind(model_id: str) -> Kind:
 def default_targets(model: str | nn.Module) -> list[str]:
     """Weight-name suffixes adapted by default in a model, an id or a module. Raises ModelError where there are none."""
     try:
-        return known_targets(meta_model(model) if isinstance(model, str) else model)
+        return known_targets(_module(model))
     except TargetError as error:
         raise ModelError(f"{error} (model.targets)") from error
 
 
-def model_size(model_id: str) -> int:
-    """Parameters of a model, heads that a task adds left out. Reads no weights."""
-    return sum(p.numel() for p in meta_model(model_id).parameters())
+def model_size(model: str | nn.Module) -> int:
+    """Parameters of a model, an id or a module, heads that a task adds left out. Reads no weights."""
+    return sum(p.numel() for p in _module(model).parameters())
 
 
-def target_shapes(model_id: str, targets: Sequence[str] | None = None, adapt: str = "both") -> dict[str, Shape]:
+def _module(model: str | nn.Module) -> nn.Module:
+    return meta_model(model) if isinstance(model, str) else model
+
+
+def target_shapes(
+    model: str | nn.Module, targets: Sequence[str] | None = None, adapt: str = "both"
+) -> dict[str, Shape]:
     """Qualified names and (out, in) of the weights to adapt, in the model's order. Reads no weights.
 
     Arguments:
+        model: a model id, or the module.
         targets: names, suffixes or patterns (`randlora.resolve_targets`); None takes the family's defaults.
         adapt: for CLIP "vision" keeps the visual tower, "both" and "all" keep both. Other models have one tower, of
             which "vision" names no part.
 
     Raises ModelError for an unknown model or nothing left to adapt, TargetError for a target that matches no weight.
     """
-    module = meta_model(model_id)
+    module = _module(model)
     found = resolve_targets(module, list(targets) if targets is not None else default_targets(module))
     if adapt not in ("vision", "both", "all"):
         raise ModelError(f"adapt must be one of vision, both, all; got {adapt!r}")
@@ -108,7 +115,7 @@ def target_shapes(model_id: str, targets: Sequence[str] | None = None, adapt: st
     return kept
 
 
-def method_shapes(method: str, model_id: str, shapes: Mapping[str, Shape]) -> dict[str, Shape]:
+def method_shapes(method: str, model: str | nn.Module, shapes: Mapping[str, Shape]) -> dict[str, Shape]:
     """What a method counts on: the target weights of `shapes`, the place of prompts, or both.
 
     Raises ModelError for prompts on a model that has no place for them.
@@ -117,9 +124,9 @@ def method_shapes(method: str, model_id: str, shapes: Mapping[str, Shape]) -> di
     if not entry.prompts:
         return dict(shapes)
     try:
-        place = place_of(meta_model(model_id))
+        place = place_of(_module(model))
     except TargetError as error:
-        raise ModelError(f"{model_id!r} cannot take {method}: {error}") from error
+        raise ModelError(f"the model cannot take {method}: {error}") from error
     return {PLACE: place, **(shapes if entry.on_weights else {})}
 
 

@@ -28,7 +28,9 @@ from sweeps.cli.printing import shown
 from sweeps.cli.status import progress_of, says
 from sweeps.errors import reason
 
-MOST_ROWS, MOST_CELLS, MOST_BEGUN = 1000, 200, 50
+MOST_ROWS = 1000
+MOST_CELLS = 200
+MOST_BEGUN = 50
 """Shown of an answer to SQL, of the cells, and of the trials that are not over."""
 
 _DEVICES = """

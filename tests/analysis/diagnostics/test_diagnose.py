@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import os
 import shutil
@@ -217,6 +218,17 @@ def test_ray_tasks_give_what_this_process_gives(tiny: Path, pool: Pool) -> None:
     for unit, wanted in in_process(tiny, cka_plan(store, examples=32)):
         found = [r for r in rows if r["unit"] == unit.unit_id]
         assert [r["cka"] for r in found] == pytest.approx([r["cka"] for r in wanted], rel=1e-5)
+
+
+def test_the_verb_computes_in_this_process_without_ray(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sweeps.backends.ray.session.Session", lambda *_: pytest.fail("a session of Ray"))
+    ask = ["analyze", "cka", str(tiny), "--backend"]
+    done = CliRunner().invoke(app, [*ask, "inline", "--examples", "16", "--json"])
+    assert done.exit_code == 0, done.output
+    assert json.loads(done.stdout)["rows"] == open_store(tiny).table("cka").num_rows > 0
+    for words, named in (([*ask, "inline", "--address", "auto"], "--address"), ([*ask, "dask"], "--backend")):
+        refused = CliRunner().invoke(app, words)
+        assert refused.exit_code == 2 and f"error: {named} = " in refused.output
 
 
 def test_a_layer_that_says_nothing_is_null() -> None:

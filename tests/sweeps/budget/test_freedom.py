@@ -11,8 +11,10 @@ from randlora.methods.bridge.freedom import FREEDOM
 from randlora.methods.registry import get_method
 from sweeps import Plan
 from sweeps.budget import reach
-from sweeps.budget.solver import Infeasible, Solution, reference_budget, solve, solve_pinned
+from sweeps.budget.solver import reference_budget, solve, solve_pinned
 from sweeps.budget.solving import reached_by_all
+from sweeps.plan.base_model import BaseModelInfo
+from sweeps.spec.solution import Infeasible, Solution
 from sweeps.spec.spec import SweepSpec
 from tests.sweeps.budget.shapes import clip_tower
 from tests.sweeps.spec.support import GOOD, write
@@ -70,7 +72,7 @@ def test_a_plan_labels_its_budgets_and_shows_both_numbers(tmp_path: Path) -> Non
     assert (lora["dof"], lora["residual"]) == (lora["budget"], 0)
     assert lora["count"] > lora["dof"]
     shapes = target_shapes(spec.model.id, spec.model.targets, "both")
-    assert reached_by_all(spec, shapes, "dof-lora-1") is None
+    assert reached_by_all(spec, shapes, BaseModelInfo(spec.model.id).method_shapes, "dof-lora-1") is None
 
 
 def test_numbers_and_shares_are_labelled_too(tmp_path: Path) -> None:

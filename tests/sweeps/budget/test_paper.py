@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 
-from sweeps.budget.solver import Solution, reference_budget, solve, solve_pinned
+from sweeps.budget.solver import reference_budget, solve, solve_pinned
+from sweeps.spec.solution import Solution
 from tests.sweeps.budget.shapes import clip_tower
 from trainables.models.shapes import meta_model, target_shapes
 

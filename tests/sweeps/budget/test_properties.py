@@ -11,7 +11,8 @@ from torch import nn
 from randlora import attach
 from randlora.methods.registry import METHODS
 from sweeps.budget.reach import mix
-from sweeps.budget.solver import ALLOCATIONS, Solution, solve
+from sweeps.budget.solver import ALLOCATIONS, solve
+from sweeps.spec.solution import Solution
 
 METHOD = st.sampled_from(sorted(METHODS))
 SIDE = st.integers(1, 24)

@@ -13,13 +13,12 @@ from randlora.methods.registry import METHODS
 from sweeps.budget.reach import Reach
 from sweeps.budget.solver import (
     ALLOCATIONS,
-    Infeasible,
-    Solution,
     budget_table,
     reference_budget,
     solve,
     solve_pinned,
 )
+from sweeps.spec.solution import Infeasible, Solution
 from tests.sweeps.budget.shapes import clip_b32, clip_tower, llama3_8b
 
 

@@ -22,6 +22,7 @@ from sweeps.backends.ray.session import RayLostError, RayStartError
 from sweeps.cli.main import VERBS, app
 from sweeps.cli.run import command
 from sweeps.engine import run as engine
+from sweeps.engine.prepare import Prepared
 from sweeps.engine.run import RunSummary
 from sweeps.errors import Problem, SpecError
 from sweeps.plan.plan import Plan
@@ -91,7 +92,7 @@ def test_a_plan_says_what_can_go_to_peft() -> None:
 
 
 def test_a_budget_of_several_data_sets_is_named_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    def forms(cells: Sequence[Cell]) -> dict[str, str]:
+    def forms(_: object, cells: Sequence[Cell]) -> dict[str, str]:
         return {c.cell_id: "itself" if c.reference == "lora-4" else "no place" for c in cells if c.feasible}
 
     monkeypatch.setattr("sweeps.plan.checks.peft_forms", forms)
@@ -305,8 +306,8 @@ def test_another_sweeps_folder_is_refused_before_anything_is_fetched(
     results: Path, tmp_path: Path, journal: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     done: list[object] = []
-    monkeypatch.setattr("sweeps.plan.inputs.check_inputs", done.append)
-    monkeypatch.setattr("sweeps.records.upload.restore", lambda *given: done.append(given))
+    monkeypatch.setattr("sweeps.engine.prepare.check_inputs", done.append)
+    monkeypatch.setattr("sweeps.engine.prepare.restore", lambda *given: done.append(given))
     if not journal:
         (results / "journal.jsonl").unlink()
     words = ("--output", str(results), "--upload", (tmp_path / "copy").as_uri(), "--quiet")
@@ -317,7 +318,7 @@ def test_another_sweeps_folder_is_refused_before_anything_is_fetched(
 def test_an_empty_output_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """As of a variable that is not set; the results would go into the working folder."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(engine, "run", lambda *_, **__: pytest.fail("it ran"))
+    monkeypatch.setattr(engine, "run_prepared", lambda *_, **__: pytest.fail("it ran"))
     for words in (("run", QUICKSTART, "-o", ""), ("plan", QUICKSTART, "--set", 'output=""')):
         refused = sweeps(*words)
         assert refused.exit_code == 2 and "output = '': is empty" in refused.output
@@ -333,7 +334,7 @@ def test_a_results_folder_in_the_place_of_a_sweep_file_names_its_own(tmp_path: P
 
 def test_a_second_driver_is_refused_before_anything_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     read: list[Plan] = []
-    monkeypatch.setattr("sweeps.plan.inputs.check_inputs", read.append)
+    monkeypatch.setattr("sweeps.engine.prepare.check_inputs", read.append)
     folder = tmp_path / "r"
     with FolderLock(folder):
         refused = sweeps("run", QUICKSTART, "--output", str(folder), "--quiet")
@@ -346,7 +347,7 @@ def test_a_copy_is_fetched_by_one_start_at_a_time(tmp_path: Path, monkeypatch: p
     def fetch(folder: Path, _: object) -> int:
         raise SpecError([Problem("held", str(holder(folder) is not None), "it says")])
 
-    monkeypatch.setattr("sweeps.records.upload.restore", fetch)
+    monkeypatch.setattr("sweeps.engine.prepare.restore", fetch)
     words = ("--output", str(tmp_path / "r"), "--upload", (tmp_path / "copy").as_uri(), "--quiet")
     assert "held = 'True'" in sweeps("run", QUICKSTART, *words).output
     assert not (tmp_path / "r").exists()
@@ -376,12 +377,12 @@ ENDS: list[tuple[dict[str, Any] | Exception, int]] = [
 def test_the_exit_code_says_how_a_run_ended(
     end: dict[str, Any] | Exception, code: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def ended(plan: Plan, **_: object) -> RunSummary:
+    def ended(prepared: Prepared, **_: object) -> RunSummary:
         if isinstance(end, Exception):
             raise end
-        return replace(RunSummary(plan.spec.folder, 3, 0, 0, 0, 1.0, interrupted=False), **end)
+        return replace(RunSummary(prepared.plan.spec.folder, 3, 0, 0, 0, 1.0, interrupted=False), **end)
 
-    monkeypatch.setattr(engine, "run", ended)
+    monkeypatch.setattr(engine, "run_prepared", ended)
     done = sweeps("run", QUICKSTART, "--output", str(tmp_path / "r"), "--quiet", "--json", "--no-report")
     assert done.exit_code == code, done.output
     if isinstance(end, dict):

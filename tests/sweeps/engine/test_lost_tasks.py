@@ -69,7 +69,7 @@ def test_a_control_store_that_is_gone_ends_diagnostics(tmp_path: Path, monkeypat
         threading.Event().wait(60)  # as for Ray's answer; it ends by a signal
         yield from ()
 
-    monkeypatch.setattr("sweeps.engine.analyze.Session", Lost)
+    monkeypatch.setattr("sweeps.backends.ray.session.Session", Lost)
     monkeypatch.setattr("sweeps.engine.analyze.run_units", waiting)
     with pytest.raises(RayLostError, match=r"control store at .* takes no connections") as caught:
         list(ray_tasks(progress=False)(tmp_path, []))

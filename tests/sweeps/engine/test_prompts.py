@@ -45,7 +45,7 @@ def test_cells_are_solved_in_tokens_and_blocks() -> None:
     deep = {"method": "prompt:maple-depth", "tokens": 2, "unmatched": True}
     beside = {"method": "prompt:coop+lora", "tokens": 4, "unmatched": True}
     found = plan({"prompt:coop": {}, "deep": deep, "beside": beside, "lora": {"unmatched": True}})
-    counts = {cell.method: (cell.capacity, cell.count) for cell in found.cells}
+    counts = {cell.method: (cell.row().capacity, cell.count) for cell in found.cells}
     unit = 2 * WIDTH + IMAGE * (WIDTH + 1)
     lora = counts["lora"][1]
     assert lora is not None

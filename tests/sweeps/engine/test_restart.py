@@ -117,7 +117,7 @@ def test_a_cluster_that_went_away_is_waited_for(tmp_path: Path, monkeypatch: pyt
             raise ResourceError([Problem("--address", setup.address, "no Ray cluster answers there")])
         return open_inline(Setup(setup.resources, setup.storage, setup.packable))  # type: ignore[return-value]
 
-    monkeypatch.setattr("sweeps.engine.run.find_backend", lambda _: join)
+    monkeypatch.setattr("sweeps.engine.prepare.find_backend", lambda _: join)
     plan = fake_plan(tmp_path / "r", PAIR)
     if back:
         assert run(plan, address="head:1", trial=TRIAL, progress=False).complete

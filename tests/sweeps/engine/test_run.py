@@ -14,6 +14,7 @@ from sweeps.backends.ray.pool import Pool
 from sweeps.backends.reports import processor
 from sweeps.backends.resources import ResourceError
 from sweeps.engine.run import run
+from sweeps.spec.solution import Infeasible
 from tests.fakes import (
     FakeCell,
     FakeConfirm,
@@ -30,7 +31,8 @@ from trainables.config import TrialConfig
 
 def test_a_sweep_end_to_end_and_again(tmp_path: Path, pool: Pool) -> None:
     plan = fake_plan(tmp_path / "r")
-    plan = FakePlan(plan.spec, (*plan.cells, FakeCell("nola", 7, feasible=False, reason="out of reach")))
+    out_of_reach = Infeasible("nola", 7, "out of reach", None, None, "raise it")
+    plan = FakePlan(plan.spec, (*plan.cells, FakeCell("nola", 7, solution=out_of_reach)))
     summary = go(plan, pool)
     assert (summary.finished, summary.failed, summary.skipped, summary.interrupted) == (41, 0, 0, False)
     trials = rows(tmp_path / "r", "trials")

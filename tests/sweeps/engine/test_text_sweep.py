@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from torch import Tensor
 
 from analysis.store.store import open_store
 from sweeps.backends.ray.backend import using
@@ -18,10 +19,17 @@ from sweeps.errors import SpecError
 from sweeps.plan.inputs import check_inputs
 from sweeps.plan.plan import Plan
 from sweeps.plan.split_sizes import split_sizes
+from sweeps.search.stages import SweepState
+from sweeps.spec.paths import anchored
 from sweeps.spec.spec import SweepSpec
 from tests.sweeps.support import begin
 from tests.trainables.tiny_language import instruction_rows, save_model, write_e2e, write_rows
 from tests.trainables.tiny_sentences import save_encoder, write_sst2
+from trainables.config import EvaluateSettings, TrialConfig
+from trainables.data.registry import load_text_dataset
+from trainables.data.splits import split_of
+from trainables.data.text.dataset import TextDataset
+from trainables.tasks.text.rows import limited
 
 
 @pytest.fixture(scope="module")
@@ -134,6 +142,31 @@ def test_texts_that_cannot_be_judged_stop_a_sweep(
     plan = Plan.from_spec(SweepSpec.parse(tree(place, "llama", data, output=str(tmp_path / "out"), evaluate=evaluate)))
     with pytest.raises(SpecError, match=words) if words else contextlib.nullcontext():
         check_inputs(plan)
+
+
+def test_the_rows_that_a_worker_evaluates_are_looked_at(
+    place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Which rows of a limited validation are drawn depends on the data's absolute path, which workers have."""
+    monkeypatch.chdir(place)
+    looked: list[tuple[tuple[str, ...], list[str]]] = []
+
+    def check(data: TextDataset, settings: EvaluateSettings, validated: Tensor) -> str:
+        rows = limited(data.train, validated, settings.validation_rows, "val").tolist()
+        looked.append((data.train.groups, [data.train.place(row) for row in rows]))
+        return "generation"
+
+    monkeypatch.setattr("sweeps.plan.inputs.check_judged", check)
+    given = {"output": str(tmp_path / "out"), "evaluate": {"max_new_tokens": 8, "validation_rows": 1}}
+    whole = tree(place, "llama", "problems:solved", **given) | {"data": {"datasets": ["problems:solved"]}}
+    plan = Plan.from_spec(SweepSpec.parse(whole))
+    check_inputs(plan)
+    slot = SweepState(plan.feasible, plan.spec).next_slot()
+    assert slot is not None
+    trial = TrialConfig.model_validate(anchored(slot.config))
+    data = load_text_dataset(trial.dataset, stage=trial.stage)
+    rows = limited(data.train, split_of(data, trial).val_idx, trial.evaluate.validation_rows, "val").tolist()
+    assert looked == [(data.train.groups, [data.train.place(row) for row in rows])]
 
 
 @pytest.mark.parametrize(("model", "data", "positions"), [("llama", "json:rows", 256), ("roberta", "glue:SST-2", 64)])

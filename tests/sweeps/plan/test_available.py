@@ -12,7 +12,7 @@ from analysis.figures.pictures import pictures
 from analysis.report import tables
 from analysis.report.page import render
 from analysis.store.store import open_store
-from sweeps.engine import run as engine
+from sweeps.engine import prepare as engine
 from sweeps.errors import SpecError
 from sweeps.plan import split_sizes
 from sweeps.plan.inputs import available, check_inputs

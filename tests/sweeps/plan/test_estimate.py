@@ -16,6 +16,7 @@ from typer.testing import CliRunner
 
 from analysis import open_store
 from analysis.statistics.sizing.estimates import foresight
+from analysis.store.slot_kinds import SlotKind
 from analysis.store.tables import write_part
 from sweeps.backends.packs import Measured
 from sweeps.backends.resources import Node
@@ -36,8 +37,10 @@ from sweeps.plan.estimate import (
 )
 from sweeps.plan.plan import Plan
 from sweeps.plan.split_sizes import split_sizes
+from sweeps.records.rows import trial_row
+from sweeps.search.stages import CellState
 from sweeps.spec.cell import Cell
-from sweeps.spec.space import Dimension
+from sweeps.spec.space import Dimension, Point
 from sweeps.spec.spec import SweepSpec
 from tests.analysis.synthetic import START, make_results
 from tests.support import ROOT
@@ -324,9 +327,12 @@ def test_no_estimate_is_said(tmp_path: Path) -> None:
 
 def test_rates_past_an_end_are_not_of_the_plan(tmp_path: Path) -> None:
     plan, cell = probed("methods={lora={}}", f"output='{tmp_path}'")
-    row: dict[str, Any] = {"sweep": plan.spec.name, "trial_id": "a", "cell_id": cell.cell_id, "attempt": 1}
-    row |= {"stage": "TUNE", "slot": 0, "method": "lora", "status": "finished", "val_score": 0.5}
+    state = CellState(cell, plan.spec)
+    slot = state.next_slot()
+    assert slot is not None
+    past = state._make("TUNE", SlotKind.WIDENED.slot(0), Point(0.5, slot.extra), slot.seeds, "widened")
+    outcome = {"status": "finished", "result": measured.Result(measured.Measured(val_score=0.5))}
     (tmp_path / "tables").mkdir()
-    write_part(tmp_path, "trials", [row, row | {"trial_id": "b", "slot": 1, "origin": "widened"}])
+    write_part(tmp_path, "trials", [trial_row(plan.spec.name, cell, each, outcome) for each in (slot, past)])
     left = next(each for each in _left(plan, retry_failed=False) if each.cell == cell)
     assert (left.tune, left.confirm) == (cell.tune_trials - 1, cell.confirm_seeds)

@@ -372,7 +372,7 @@ def test_what_trials_need_of_each_machine(tmp_path: Path, monkeypatch: pytest.Mo
         FakeCell("lora", model="local:m/a.gguf", dataset="e2e:texts"),
         FakeCell("mine", model="local:m/a.gguf", dataset="pets", base="peft:miss"),
         FakeCell("full", None, model="local:m/a.gguf", dataset="pets"),
-        FakeCell("vera", dataset="json:/far", feasible=False),
+        FakeCell("vera", dataset="json:/far", absent="not here"),
     )
     assert inputs.needs_of(fake_plan(tmp_path, cells), "mine.trials:run") == Needs(
         (f"{tmp_path}/m/a.gguf", f"{tmp_path}/texts"), ("lora", "peft:miss"), ("mine.trials", "gguf", *LIBRARIES)

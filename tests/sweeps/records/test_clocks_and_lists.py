@@ -206,3 +206,14 @@ def test_a_failure_that_no_longer_counts_is_none_of_the_sweep(tmp_path: Path, mo
     assert go_inline(plan(0, 1)).failed_before == 1
     assert go_inline(plan(0)).complete
     assert [left.confirm for left in _left(plan(0, 2), retry_failed=False)] == [1]
+
+
+def test_seeds_that_the_sweep_file_lost_are_not_done(tmp_path: Path) -> None:
+    """The estimate counts what a run would find: seeds of the file as it is now."""
+
+    def plan(*seeds: int) -> FakePlan:
+        return fake_plan(tmp_path / "r", PAIR[:1], confirm=FakeConfirm(seeds))
+
+    assert go_inline(plan(0, 1)).complete
+    assert [(left.tune, left.confirm) for left in _left(plan(2, 3, 1), retry_failed=False)] == [(0, 2)]
+    assert go_inline(plan(2, 3, 1)).finished == 2

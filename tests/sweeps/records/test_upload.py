@@ -270,7 +270,7 @@ def test_a_sweep_that_came_and_went_meanwhile_keeps_its_folder(tmp_path: Path, m
     def another(*_: object) -> None:
         go_inline(small(tmp_path / "r", PAIR[:1], train=FakeTrain(9)))
 
-    monkeypatch.setattr("sweeps.engine.run.check_there", another)
+    monkeypatch.setattr("sweeps.engine.prepare.check_there", another)
     with pytest.raises(IdentityError, match=r"train\.epochs = 3: the results in \S+ were made with 9"):
         go_inline(small(tmp_path / "r", PAIR[:1]), upload=subtree(tmp_path / "bucket"))
     assert open_store(tmp_path / "r").stored()["train"]["epochs"] == 9

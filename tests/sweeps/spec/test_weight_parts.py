@@ -39,7 +39,7 @@ def test_a_sweep_file_plans_parts_and_full_targets_trains_their_weights() -> Non
     model = {"id": "embedded:tiny-clip", "adapt": "vision", "targets": [QV]}
     methods = {"lora": {}, "randlora": {"unmatched": True}, "full-targets": {}}
     plan = Plan.from_spec(SweepSpec.parse({**tomllib.loads(GOOD), "model": model, "methods": methods}))
-    names = {n for cell in plan.feasible for n, _ in cell.capacities}
+    names = {n for cell in plan.feasible for n in cell.capacities}
     assert names and all(n.startswith("visual.") and n.endswith(("[q]", "[v]")) for n in names)
     cell = next(c for c in plan.feasible if c.method == "full-targets")
     trial = cell.trial("CONFIRM", cell.lr_centre, (0, 0, 0), plan.spec.train)
