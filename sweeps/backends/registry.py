@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
 from importlib import import_module
 from importlib.metadata import entry_points
 
@@ -11,6 +12,19 @@ from sweeps.errors import Problem, SpecError, unknown
 GROUP = "sweeps.backends"
 """Group of entry points. The name of each is the backend's, and its object an `OpenBackend`."""
 _OURS = {"ray": "sweeps.backends.ray.process:open_ray", "inline": "sweeps.backends.inline:open_inline"}
+
+
+_EARLY = {"ray": "sweeps.backends.ray.process:started_early"}
+"""What a backend of ours can begin before it is opened, as a function that makes a context manager."""
+
+
+def started_early(name: str) -> AbstractContextManager[None]:
+    """Begin what this backend can do before the plan is made. It is undone if no backend is opened in the block."""
+    if name not in _EARLY:
+        return nullcontext()
+    module, _, function = _EARLY[name].partition(":")
+    early: AbstractContextManager[None] = getattr(import_module(module), function)()
+    return early
 
 
 def backend_names() -> list[str]:

@@ -93,6 +93,7 @@ def run(
     Finished trials are never repeated. With --json, one document on standard output at the end, and progress as
     JSON lines on standard error (none with --quiet), beside warnings in plain text.
     """
+    from sweeps.backends.registry import started_early
     from sweeps.engine.prepare import prepare
     from sweeps.engine.run import run_prepared
 
@@ -101,21 +102,22 @@ def run(
         asked.append(f"limits.max_hours={max_hours}")
     if output is not None:
         asked.append(f"output={json.dumps(output, ensure_ascii=False)}")
-    planned = load(spec, asked, scale, available=available)
-    given: dict[str, Sequence[object]] = {
-        "--scale": [scale],
-        "--set": overrides or [],
-        "--output": [output],
-        "--address": [address],
-        "--backend": [] if backend == "ray" else [backend],
-        "--upload": [upload],
-        "--optuna-storage": [optuna_storage],
-        "--track": track or [],
-    }
-    flags = {"--available": available, "--retry-failed": retry_failed, "--no-restart": not restart}
-    again = command(spec, given, flags)
-    progress: bool | Literal["json"] = "json" if as_json else True
     with contextlib.ExitStack() as until_the_end:
+        until_the_end.enter_context(started_early(backend))
+        planned = load(spec, asked, scale, available=available)
+        given: dict[str, Sequence[object]] = {
+            "--scale": [scale],
+            "--set": overrides or [],
+            "--output": [output],
+            "--address": [address],
+            "--backend": [] if backend == "ray" else [backend],
+            "--upload": [upload],
+            "--optuna-storage": [optuna_storage],
+            "--track": track or [],
+        }
+        flags = {"--available": available, "--retry-failed": retry_failed, "--no-restart": not restart}
+        again = command(spec, given, flags)
+        progress: bool | Literal["json"] = "json" if as_json else True
         with prepare(planned, backend=backend, address=address, restart=restart, upload=upload) as prepared:
             _print_cautions(prepared.plan, joined=address is not None)
             observers = watchers(planned.spec, optuna_storage, track or ())

@@ -17,8 +17,8 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -40,10 +40,66 @@ _CLOSED, _READY, _EVENTS, _BUSY, _FACTS = "closed", "ready", "events", "busy", "
 _NOTE, _LOG, _RAISED, _LOST = "note", "log", "raised", "lost"
 
 
+class _Spawned:
+    """A driver's process that waits for its `Setup`. It imports Ray meanwhile, which takes seconds.
+
+    Attributes:
+        process: the driver's process, in a session of its own.
+        connection: this process's end of the connection to it.
+        said: what it prints.
+    """
+
+    def __init__(self) -> None:
+        self.said = tempfile.TemporaryFile()  # noqa: SIM115  # closed by `end`, or by the `RayProcess` that takes this
+        ours, theirs = socket.socketpair()
+        with theirs:
+            self.connection = Connection(ours.detach())
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "sweeps.backends.ray.process", str(theirs.fileno())],
+                env={**os.environ, "PYTHONPATH": os.pathsep.join(_import_path())},
+                pass_fds=[theirs.fileno()],
+                stdin=subprocess.DEVNULL,
+                stdout=self.said,
+                stderr=self.said,
+                start_new_session=True,
+            )
+
+    def end(self) -> None:
+        """End the process, which has no Ray yet."""
+        self.connection.close()
+        self.process.kill()
+        self.process.wait()
+        self.said.close()
+
+
+_EARLY: list[_Spawned] = []
+"""The process that `started_early` started, until `open_ray` takes it."""
+
+
+@contextmanager
+def started_early() -> Iterator[None]:
+    """Start the driver's process before its `Setup` is known, so that it imports Ray while this one plans the sweep."""
+    if _has_session():
+        yield
+        return
+    early = _Spawned()
+    _EARLY.append(early)
+    try:
+        yield
+    finally:
+        if early in _EARLY:
+            _EARLY.remove(early)
+            early.end()
+
+
+def _has_session() -> bool:
+    ray = sys.modules.get("ray")
+    return ray is not None and ray.is_initialized()
+
+
 def open_ray(setup: Setup) -> Backend:
     """Start or join Ray, with lanes: in a process of its own, unless this process has a Ray session already."""
-    ray = sys.modules.get("ray")
-    if ray is not None and ray.is_initialized():
+    if _has_session():
         from sweeps.backends.ray.backend import open_here
 
         return open_here(setup)
@@ -62,19 +118,8 @@ class RayProcess:
         self._asked = False
         self.busy = 0
         self._folder: Path | None = None
-        self._said = tempfile.TemporaryFile()  # noqa: SIM115  # closed by `close`
-        ours, theirs = socket.socketpair()
-        with theirs:
-            self._connection = Connection(ours.detach())
-            self._process = subprocess.Popen(
-                [sys.executable, "-m", "sweeps.backends.ray.process", str(theirs.fileno())],
-                env={**os.environ, "PYTHONPATH": os.pathsep.join(_import_path())},
-                pass_fds=[theirs.fileno()],
-                stdin=subprocess.DEVNULL,
-                stdout=self._said,
-                stderr=self._said,
-                start_new_session=True,
-            )
+        spawned = _EARLY.pop() if _EARLY else _Spawned()
+        self._said, self._connection, self._process = spawned.said, spawned.connection, spawned.process
         try:
             self._send(_import_path(), pickle.dumps(replace(setup, note=_nowhere)))
             while not hasattr(self, "facts"):
@@ -209,11 +254,14 @@ class _Driver:
 
     def run(self) -> None:
         """Open the backend and serve the engine until it says "close", or is gone."""
-        sys.path[:], setup = self._connection.recv()
+        from sweeps.backends.ray.backend import open_here  # takes seconds, and the engine may still be planning
+
+        try:
+            sys.path[:], setup = self._connection.recv()
+        except EOFError:  # the engine needs no backend after all
+            return
         threading.Thread(target=self._listen, name="engine", daemon=True).start()
         logging.getLogger().addHandler(_Forward(self))
-        from sweeps.backends.ray.backend import open_here
-
         try:
             backend = open_here(replace(pickle.loads(setup), note=lambda text: self.send(_NOTE, text)))  # noqa: S301
         except Exception as error:  # noqa: BLE001  # raised again in the engine's process
