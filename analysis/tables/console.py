@@ -14,9 +14,9 @@ from rich.text import Text
 from analysis.errors import StoreError
 from analysis.format import Row, change_text, duration, listed, percent, plural, quantity, ranged
 from analysis.statistics import scaling
+from analysis.statistics.examples import example_intervals
 from analysis.statistics.looks import level
 from analysis.statistics.runs import by
-from analysis.statistics.units.examples import example_intervals
 from analysis.store.columns import INT, PLACE, REAL, TEXT, limited, typed
 from analysis.store.store import Store
 from analysis.styles import dataset_text, place_of, place_text, size_key, style, training_text

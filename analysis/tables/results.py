@@ -21,15 +21,14 @@ from analysis.format import (
     span,
 )
 from analysis.statistics.decisions import decisions
-from analysis.statistics.groups import groups, mean_ranks
+from analysis.statistics.groups import groups
 from analysis.statistics.inference import OVER_DATASETS
 from analysis.statistics.looks import level, margin_of
 from analysis.statistics.scaling import PLANTED, comparisons, curve, question
 from analysis.statistics.sizing.seeds import DIFFERENCES, seeds_table
-from analysis.statistics.units.many import interquartile_means, wilcoxon
 from analysis.store.columns import limited
 from analysis.store.store import Store
-from analysis.styles import budget_order, size_key, size_text, style
+from analysis.styles import size_key, size_text, style
 from analysis.tables.console import DIFFERENCE, results_table
 from analysis.tables.sheet import (
     BUDGET,
@@ -341,61 +340,6 @@ def grouped(store: Store) -> Sheet:
         "Two methods of one budget that share a letter are not distinguishable. Group a has the best method.",
         folded=len(rows) > LONG,
     )
-
-
-def ranks(store: Store) -> Sheet:
-    """Mean ranks over data sets."""
-    rows = [r | {"dataset": None} for r in mean_ranks(store).to_pylist()]
-    rows.sort(key=lambda r: (r["sweep"], size_key(r["train_size"]), budget_order(r["reference"]), r["mean_rank"]))
-    return Sheet(
-        "ranks",
-        "Mean ranks over data sets",
-        [
-            *origins(rows),
-            *([SIZE] if len({r["train_size"] for r in rows}) > 1 else []),
-            BUDGET,
-            METHOD,
-            number("mean rank", "mean_rank", lambda v: f"{v:.2f}"),
-            number("of methods", "methods"),
-            number("data sets", "datasets"),
-            number("p, Friedman", "p_friedman", p_text),
-            number("critical difference", "critical_difference"),
-        ],
-        rows,
-        "1 is the best; ties share the mean of their ranks; methods confirmed on every data set. Friedman's test: that "
-        "all methods of a budget rank alike, by permutation, uncorrected; it needs three of both. Two methods "
-        "whose mean ranks are further apart than the critical difference (Nemenyi's, at the level of this look over "
-        "all budgets of the table) differ.",
-        folded=len(rows) > LONG,
-    )
-
-
-def many(store: Store) -> list[Sheet]:
-    """Interquartile means, and Wilcoxon's test of every two methods; of five data sets or more."""
-    means, pairs = ([r | {"dataset": None} for r in f(store).to_pylist()] for f in (interquartile_means, wilcoxon))
-    note = (
-        "Mean of the middle half of all runs over data sets and seeds; 95 % stratified bootstrap over the seeds of "
-        "these data sets (Agarwal et al. 2021)."
-    )
-    value = Column("interquartile mean, % [95 %]", lambda r: score_text(r, "iqm"), "number")
-    runs, sets = number("runs", "n"), number("data sets", "datasets")
-    title = "Interquartile means over data sets"
-    first = Sheet(
-        "iqm", title, [*origins(means), SIZE, BUDGET, METHOD, value, runs, sets], means, note, folded=len(means) > LONG
-    )
-    columns = [
-        *(*origins(pairs), SIZE, BUDGET, METHOD),
-        Column("against", lambda r: style(r["other"]).name),
-        number("median difference, points", "difference", points),
-        *(sets, number("p", "p", p_text), number("p, Holm", "p_holm", p_text), VERDICT),
-    ]
-    note = (
-        "Wilcoxon's signed-rank test of the mean scores over data sets, for data sets like these; Holm over this "
-        "table. It looks at two methods alone, where Nemenyi's critical difference depends on the others. Five data "
-        "sets cannot reach 5 %."
-    )
-    title = "Every two methods over data sets"
-    return [first, Sheet("wilcoxon", title, columns, pairs, note, folded=len(pairs) > LONG)]
 
 
 def seeds(store: Store, baseline: str | None = None, differences: Sequence[float] = DIFFERENCES) -> Sheet:

@@ -7,14 +7,13 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from itertools import permutations
 from typing import Any
 
 import numpy as np
 
 from analysis.curves.measured import AXES
 from analysis.curves.readings import crossing_sentence
-from analysis.format import Row, change_text, level_text, points
+from analysis.format import Row, change_text, points
 from analysis.statistics.inference import NOT_KNOWN
 from analysis.statistics.runs import UNTRAINED
 from analysis.statistics.scaling import Question
@@ -238,43 +237,6 @@ def conclude_groups(rows: Sequence[Row]) -> str:
             f"At the one budget with two or more methods {_one(alone)} (Holm-corrected, the choice of rates included)."
         )
     return f"Of {len(blocks)} {what} with two or more methods: {'; '.join(parts)} ({_GIVEN})."
-
-
-def conclude_ranks(rows: Sequence[Row], level: float) -> str | None:
-    """Mean ranks in words, from rows of `groups.mean_ranks`, tested at what looks have left; None without rows."""
-    if not rows:
-        return None
-    tests = {(r["sweep"], r["model"], r["train_size"], r["reference"]): r["p_friedman"] for r in rows}
-    known = [p for p in tests.values() if p is not None]
-    if not known:
-        return (
-            "Mean ranks over data sets are a description: with fewer than three methods or data sets, or with all "
-            "scores equal, they can't be tested (Friedman)."
-        )
-    found = sum(p * len(known) <= level for p in known)  # Bonferroni over the budgets
-    text = (
-        f"At {found} of {len(known)} budgets the methods do not all rank alike over data sets (Friedman's test, "
-        f"by permutation, Bonferroni-corrected at {level_text(level)})"
-    )
-    pairs = _apart(rows)
-    if not pairs:
-        return f"{text}; no two are further apart than Nemenyi's critical difference at that level."
-    named = [f"{style(a).name} before {style(b).name} at {n}" for (a, b), n in pairs.most_common(_MOST)]
-    more = f" and {len(pairs) - _MOST} more pairs" if len(pairs) > _MOST else ""
-    return f"{text}; further apart than Nemenyi's critical difference at that level: {', '.join(named)}{more}."
-
-
-def _apart(rows: Sequence[Row]) -> Counter[tuple[str, str]]:
-    """(before, behind) -> number of budgets at which their mean ranks are a critical difference apart."""
-    found: Counter[tuple[str, str]] = Counter()
-    keys = ("sweep", "model", "train_size", "reference")
-    for key in dict.fromkeys(tuple(r[k] for k in keys) for r in rows):
-        mine = [r for r in rows if tuple(r[k] for k in keys) == key]
-        for a, b in permutations(mine, 2):
-            reach = a["critical_difference"]
-            if reach is not None and b["mean_rank"] - a["mean_rank"] > reach:
-                found[a["method"], b["method"]] += 1
-    return found
 
 
 def conclude_expected(rows: Sequence[Row], asked: Question = ASKED) -> str:
