@@ -13,7 +13,7 @@ import numpy as np
 
 from analysis.curves.measured import AXES
 from analysis.curves.readings import crossing_sentence
-from analysis.format import Row, change_text, points
+from analysis.format import Row, change_text, listed, plural, points
 from analysis.statistics.inference import NOT_KNOWN
 from analysis.statistics.runs import UNTRAINED
 from analysis.statistics.scaling import Question
@@ -60,7 +60,7 @@ def _changed(rows: Sequence[Row]) -> str:
     if len({(r["sweep"], r["model"], r["train_size"]) for r in rows}) != 1 or rows[0]["difference"] is None:
         return ""
     row = rows[0]
-    where = f" in the mean over {row['n_datasets']} data sets" * (row["dataset"] is None)
+    where = f" in the mean over {row['n_datasets']} data sets" if row["dataset"] is None else ""
     seen = f"{points(row['at_least'])} points at {row['least']} and {points(row['at_most'])} at {row['most']}"
     said = {"higher": "it rises", "lower": "it falls"}.get(row["verdict"], row["verdict"])
     return f" The difference is {seen}{where}. Its change is {change_text(row)} points: {said}."
@@ -131,14 +131,20 @@ def conclude_front(rows: Sequence[Row]) -> str:
     cost = AXES[on[0]["x"]].label.split(" (")[0]
     if all(r["front_share"] is None or r["method"] == UNTRAINED for r in on):
         counts = Counter(r["method"] for r in on)
-        said = ", ".join(f"{style(m).name} {counts[m]}" for m in in_order(set(counts)))
-        return f"On the front of score against {cost} (cells): {said}. With one seed it is not known how sure that is."
+        said = ", ".join(f"{style(m).name} ({plural(counts[m], 'cell')})" for m in in_order(set(counts)))
+        return (
+            f"No other cell scores more at less cost ({cost}) than those of: {said}. With one seed it is not known how "
+            "sure that is."
+        )
     single = [r for r in on if r["front_share"] is None]
     sure = [r for r in on if r not in single and r["front_share"] >= SURE]
     unsure = [r for r in on if r not in single and r["front_share"] < SURE]
-    text = f"On the front of score against {cost} in at least {100 * SURE:.0f} % of draws: {_cells(sure) or 'no cell'}"
-    text += f". On it in fewer draws: {_cells(unsure, share=True)}" if unsure else ""
-    return text + (f". On it, with one seed, so it is not known how sure that is: {_cells(single)}." if single else ".")
+    text = f"No other cell scores more at less cost ({cost}) than these: {_cells(sure) or 'none'}. "
+    text += f"Each holds this place in at least {100 * SURE:.0f} % of the draws of a bootstrap over seeds."
+    text += f" These hold it in fewer draws: {_cells(unsure, share=True)}." if unsure else ""
+    return text + (
+        f" These hold it with one seed, so it is not known how sure that is: {_cells(single)}." * bool(single)
+    )
 
 
 def conclude_sizes(rows: Sequence[Row], asked: Question = ASKED) -> str:
@@ -230,13 +236,9 @@ def conclude_groups(rows: Sequence[Row]) -> str:
         parts.append(f"the best methods are not distinguishable at {_of_all(shared, blocks)}")
     if blind:
         parts.append(f"nothing can be tested at {_of_all(blind, blocks)}")
-    places = len({k[:4] for k in blocks})
-    what = "budgets" if places == 1 else "budgets, data sets and sizes"
-    if len(blocks) == 1:
-        return (
-            f"At the one budget with two or more methods {_one(alone)} (Holm-corrected, the choice of rates included)."
-        )
-    return f"Of {len(blocks)} {what} with two or more methods: {'; '.join(parts)} ({_GIVEN})."
+    if len({k[:4] for k in blocks}) == 1 and len(blocks) <= _MOST:
+        return " ".join(f"{key[4]}: {_leaders(block)}." for key, block in blocks.items())
+    return f"Of {len(blocks)} comparisons of all methods at one budget and data set: {'; '.join(parts)}."
 
 
 def conclude_expected(rows: Sequence[Row], asked: Question = ASKED) -> str:
@@ -248,15 +250,17 @@ def conclude_expected(rows: Sequence[Row], asked: Question = ASKED) -> str:
     curves: dict[tuple[str, str | None], dict[int, float]] = {}
     for r in rows:
         curves.setdefault((r["method"], r["reference"]), {})[r["n"]] = r["expected"]
-    focus, base, (a, b) = asked.focus, asked.baseline, names_of(asked)
+    focus = asked.focus
+    base = asked.baseline
+    a, b = names_of(asked)
     both = [r for m, r in curves if m == focus and (base, r) in curves]
     parts = []
     least = min((len(curves[m, r]) for m in (focus, base) for r in both if m), default=0)
     if focus is not None and least > 1:
         ahead = [sum(curves[focus, r][n] > curves[base, r][n] for r in both) for n in (1, least)]
         parts.append(
-            f"had one learning rate been tried, {a}'s expected best validation score would be above {b}'s at "
-            f"{ahead[0]} of {len(both)} budgets; with {least}, at {ahead[1]}"
+            f"with one learning rate {a}'s expected best validation score would be above {b}'s at {ahead[0]} of "
+            f"{len(both)} budgets, with {least} learning rates at {ahead[1]}"
         )
     gains = {key: curve[len(curve)] - curve[len(curve) - 1] for key, curve in curves.items() if len(curve) > 1}
     rising = Counter(m for (m, _), gain in gains.items() if gain > RISING)
@@ -300,14 +304,23 @@ def conclude_sharpness(rows: Sequence[Row]) -> str:
     parts = []
     for method in in_order({r["method"] for r in rows}):
         mine = [r for r in rows if r["method"] == method]
-        least = "at least " * (sum(r["open"] for r in mine) * 2 >= len(mine))
+        least = "at least " if sum(r["open"] for r in mine) * 2 >= len(mine) else ""
         parts.append(f"{style(method).name} {least}{float(np.median([r['decades'] for r in mine])):.1f}")
-    return f"Median decades of learning rate within a point of the best: {', '.join(parts)}; nothing is tested."
+    return (
+        f"Decades of learning rate whose score is within a point of the best (a decade is a factor of ten; median over "
+        f"budgets): {', '.join(parts)}; nothing is tested."
+    )
 
 
-def _one(alone: Counter[str]) -> str:
-    names = [f"{style(m).name} is above every other" for m in alone]
-    return names[0] if names else "the best are not distinguishable"
+def _leaders(block: Sequence[Row]) -> str:
+    """Say which methods of one budget are above all others."""
+    if all(r["tested"] == 0 for r in block):
+        return "nothing can be tested"
+    best = [style(r["method"]).name for r in block if "a" in r["group"]]
+    below = " and above every other method" if len(best) < len(block) else ""
+    if len(best) == 1:
+        return f"{best[0]} is above {'every other method' if len(block) > 2 else style(block[1]['method']).name}"
+    return f"{listed(best)} are not distinguishable{below}"
 
 
 def _of_all(count: int, blocks: Mapping[Any, Any]) -> str:
@@ -317,7 +330,7 @@ def _of_all(count: int, blocks: Mapping[Any, Any]) -> str:
 def _cells(rows: Sequence[Row], share: bool = False) -> str:
     if len({(r["sweep"], r["dataset"], r["train_size"]) for r in rows}) > 1 or len(rows) > 2 * _MOST:
         counts = Counter(r["method"] for r in rows)
-        return ", ".join(f"{style(m).name} ({counts[m]} cell{'s' * (counts[m] > 1)})" for m in in_order(set(counts)))
+        return ", ".join(f"{style(m).name} ({plural(counts[m], 'cell')})" for m in in_order(set(counts)))
     return ", ".join(_cell(r) + (f" ({100 * r['front_share']:.0f} %)" if share else "") for r in rows)
 
 
