@@ -136,7 +136,9 @@ def _area_difference(one: Measured, base: Measured, low: float, high: float) -> 
 
 def crossing_sentence(row: Row) -> str:
     """What a row of `crossing_table` says: no more than its interval allows."""
-    a, b, where = style(row["method"]).name, style(row["baseline"]).name, axis_words(row["x"])
+    a = style(row["method"]).name
+    b = style(row["baseline"]).name
+    where = axis_words(row["x"])
     if row["value"] is None:
         seen = row["note"].replace(": above throughout", f", {a}'s lies above throughout")
         seen = seen.replace(": below throughout", f", {a}'s lies below throughout")

@@ -11,11 +11,14 @@ import pyarrow as pa
 
 from analysis.figures import differences
 from analysis.figures.drawing import INK, MUTED, SMALL, STYLE, Chart, dot, lying_bar, mark_bands, panels, place_title
-from analysis.format import Row, change_text
+from analysis.format import Row, change_text, plural
 from analysis.statistics.inference import OVER_DATASETS
 from analysis.styles import cut, place_text, short_name, size_key, style
 
-ROW, LABELS, PANEL, WORDS = 0.175, 1.75, 3.0, 1.25
+ROW = 0.175
+LABELS = 1.75
+PANEL = 3.0
+WORDS = 1.25
 """Inches: the height of a row, the width of its name, of the axis and of its verdict."""
 
 
@@ -102,5 +105,5 @@ def _name(row: Row, at: str) -> str:
 def _says(row: Row, at: str) -> str:
     where = place_text(row["dataset"] or f"{row['n_datasets']} data sets", row["train_size"])
     what = f"{style(row['method']).name} at {at} on {where}"
-    of = "data sets" if row["test"] == OVER_DATASETS else f"pair{'s' * (row['n'] != 1)}"
-    return f"{what}: {change_text(row)} points, a 95 % interval, {row['n']} {of}; {row['verdict']}"
+    of = plural(row["n"], "data set" if row["test"] == OVER_DATASETS else "pair")
+    return f"{what}: {change_text(row)} points, a 95 % interval, {of}; {row['verdict']}"

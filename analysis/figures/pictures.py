@@ -48,7 +48,11 @@ from analysis.words.figures import (
 from analysis.words.weak import absent_data
 
 K = TypeVar("K")
-MOST_PANELS, MOST_SIZE_FIGURES, MOST_RATE_FIGURES, MOST_EXPECTED, MOST_ROWS = 8, 4, 6, 4, 60
+MOST_PANELS = 8
+MOST_SIZE_FIGURES = 4
+MOST_RATE_FIGURES = 6
+MOST_EXPECTED = 4
+MOST_ROWS = 60
 """Most panels or rows of a figure, and most figures of a section; the tables below them have all."""
 BESIDE = " A marker that would cover another one stands beside it."
 LEAST_RANKS = 3
@@ -114,7 +118,9 @@ def _scaling(store: Store) -> list[Picture]:
 
 def _ranking(store: Store, curve: pa.Table, score: str) -> Picture:
     """Scores and differences at the one budget, instead of curves of a single point."""
-    compared, asked, margin = difference_curves(store), scaling.question(store), margin_of(store)
+    compared = difference_curves(store)
+    asked = scaling.question(store)
+    margin = margin_of(store)
     label = f"{score.capitalize()} of every method at the one budget, the best first"
     caption = (
         f"{score.capitalize()} over seeds with pointwise 95 % t intervals, the best mean on top, which is no verdict."
@@ -153,7 +159,9 @@ def _forest(store: Store) -> list[Picture]:
     several = len({r["dataset"] for r in mine if r["dataset"]}) > 1
     if not several or len(mine) > MOST_ROWS or all(r["low"] is None for r in mine):
         return []
-    (focus, name), score, margin = names_of(asked), scaling.score_name(store), margin_of(store)
+    focus, name = names_of(asked)
+    score = scaling.score_name(store)
+    margin = margin_of(store)
     label = f"{score.capitalize()}: {focus} minus {name}, a row per data set and budget, and per mean"
     caption = (
         f"{score.capitalize()}: {focus} minus {name}, paired, in points. Each has a 95 % interval, which includes the "
@@ -293,7 +301,9 @@ def _rates(store: Store) -> list[Picture]:
 
 def tuning_pictures(store: Store) -> list[Picture]:
     """The expected best of n rates, in validation and in test terms, and the rates' sharpness; per place."""
-    table, sharp, score = best_of_n(store), sharpness(store), scaling.score_name(store)
+    table = best_of_n(store)
+    sharp = sharpness(store)
+    score = scaling.score_name(store)
     found: list[Picture] = []
     shown_places = [p for p in _keys(table, _tuned) if max(r["n"] for r in _where(table, _tuned, [p]).to_pylist()) > 1]
     for i, place in enumerate(shown_places[:MOST_EXPECTED]):

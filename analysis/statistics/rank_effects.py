@@ -31,7 +31,9 @@ MATCHED = 0.1
 """Largest distance of a cell's count from its budget, and largest share of it that can't act: beyond either parameters
 are not equal."""
 
-RANK, PARAMETERS, CONTRAST = "rank", "parameters", "rank less parameters"
+RANK = "rank"
+PARAMETERS = "parameters"
+CONTRAST = "rank less parameters"
 
 POINTS = pa.schema(
     [

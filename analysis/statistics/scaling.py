@@ -232,7 +232,9 @@ def against(store: Store, baseline: str | None = None) -> Question:
 
 @remembered
 def _compared_with(store: Store, baseline: str, focus: str | None) -> list[tuple[Row, Difference]]:
-    cells, choice, margin = confirmed(store), choice_variances(store), margin_of(store)
+    cells = confirmed(store)
+    choice = choice_variances(store)
+    margin = margin_of(store)
     edges = {(r["sweep"], r["cell_id"]) for r in store.table("chosen").to_pylist() if r["edge"]}
     found: list[tuple[Row, Difference]] = []
     for (place, method, reference), runs in cells.items():
@@ -330,7 +332,9 @@ def _share(pairs: Sequence[tuple[Runs, Runs]]) -> float:
 
 def _overall(store: Store, rows: Sequence[Row], baseline: str, focus: str | None) -> list[tuple[Row, Difference]]:
     """The rows of `focus` over the matched budgets that every data set has, and of data sets like these."""
-    cells, choice, sharing = confirmed(store), choice_variances(store), sharing_seeds(store)
+    cells = confirmed(store)
+    choice = choice_variances(store)
+    sharing = sharing_seeds(store)
     if focus is None:
         return []
     matched = [row for row in rows if row["method"] == focus and row["params_ratio"] is not None]

@@ -14,6 +14,7 @@ from analysis.format import (
     listed,
     p_text,
     percent,
+    plural,
     points,
     quantity,
     ranged,
@@ -49,7 +50,9 @@ from analysis.words.verdicts import verdict_text
 LONG = 45
 """The page closes a table of more rows until asked for."""
 MOST_NAMED = 6
-TESTS, DETECTABLE, TUNED = "tests", "what these seeds can detect", "learning rate, seeds and weak evidence"
+TESTS = "tests"
+DETECTABLE = "what these seeds can detect"
+TUNED = "learning rate, seeds and weak evidence"
 EFFECT = "size of the effect"
 OTHER_EXAMPLES = "intervals for other test examples"
 RATES_FIXED = "seeds needed if the chosen learning rates are taken as fixed"
@@ -78,7 +81,7 @@ def results(store: Store) -> Sheet:
     def verdict(r: Row) -> str:
         place = (r["dataset"], r["train_size"], r["reference"])
         is_baseline = r["method"] == baseline and place in compared_at
-        return verdict_text(r["verdict"]) or r["note"] or "baseline" * is_baseline
+        return verdict_text(r["verdict"]) or r["note"] or ("baseline" if is_baseline else "")
 
     columns = columns_of(
         rows,
@@ -87,8 +90,8 @@ def results(store: Store) -> Sheet:
         Column("test score, % [95 %]", score_text, "number"),
         Column(f"difference from {versus}, points [95 %]", lambda r: change_text(r, *DIFFERENCE), "number"),
         Column("verdict", verdict, "verdict"),
-        replace(PARAMETERS, text=lambda r: quantity(r["adapter_params"]) + "\N{DAGGER}" * bool(r["off_budget"])),
-        Column("learning rate", lambda r: quantity(r["lr"]) + "*" * bool(r["under_tuned"]), "number", TUNED),
+        replace(PARAMETERS, text=lambda r: quantity(r["adapter_params"]) + ("\N{DAGGER}" if r["off_budget"] else "")),
+        Column("learning rate", lambda r: quantity(r["lr"]) + ("*" if r["under_tuned"] else ""), "number", TUNED),
         replace(SEEDS, group=TUNED),
         text("weak evidence", "weak", "long", TUNED),
         Column("test score, %", _over_examples, "number", OTHER_EXAMPLES),
@@ -173,7 +176,7 @@ def decided(store: Store) -> Sheet:
     """What to take at each budget, and what would change that."""
     rows = decisions(store).to_pylist()
     several = any(len(r["best"]) > 1 for r in rows)
-    legend = "Score, parameters and training time are those of the first method that a row names." * several
+    legend = "Score, parameters and training time are those of the first method that a row names." if several else ""
     return Sheet(
         "decisions",
         "What to take at each budget",
@@ -258,7 +261,7 @@ def _reading(rows: Sequence[Row], alpha: float) -> str:
 
 def _several(r: Row) -> str:
     """Return what stands in place of the budget in a row over several budgets."""
-    said = f"mean of {r['n_budgets']} budget{'s' * (r['n_budgets'] != 1)}"
+    said = f"mean of {plural(r['n_budgets'], 'budget')}"
     return f"{said}, for data sets like these" if _like_these(r) else said
 
 

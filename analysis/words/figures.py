@@ -142,9 +142,8 @@ def conclude_front(rows: Sequence[Row]) -> str:
     text = f"No other cell scores more at less cost ({cost}) than these: {_cells(sure) or 'none'}. "
     text += f"Each holds this place in at least {100 * SURE:.0f} % of the draws of a bootstrap over seeds."
     text += f" These hold it in fewer draws: {_cells(unsure, share=True)}." if unsure else ""
-    return text + (
-        f" These hold it with one seed, so it is not known how sure that is: {_cells(single)}." * bool(single)
-    )
+    text += f" These hold it with one seed, so it is not known how sure that is: {_cells(single)}." if single else ""
+    return text
 
 
 def conclude_sizes(rows: Sequence[Row], asked: Question = ASKED) -> str:
