@@ -28,13 +28,15 @@ from trainables.data.images.dataset import (
     ImageSplit,
     Words,
     assemble,
+    check_files,
     check_labels,
     check_templates,
-    file_stamp,
+    combined,
     from_paths,
     image_files,
     open_image,
 )
+from trainables.digests import content_as_opened, content_digest
 from trainables.errors import DataError
 
 _IMAGE_COLUMNS = ("image", "img", "jpg", "png", "picture")
@@ -75,16 +77,17 @@ def from_tables(
     name: str,
     tables: Mapping[str, Callable[[], pa.Table]],
     words: Words,
-    stamps: Mapping[str, str],
+    files: Mapping[str, Sequence[Path]],
     *,
     clean: Callable[[str], str] | None = None,
     ours: bool = False,
 ) -> Dataset:
-    """A Dataset from one lazily read table, and its `ImageSplit.stamp`, per split: train, test, perhaps a validation.
+    """A Dataset from tables: of each split (train, test, perhaps a validation) one that is read when it is needed.
 
-    `clean` makes the words for prompts from the class names that the table has. `ours`: the table was made on this
-    machine, so that images may be the files that it names.
+    `files`: what each is read from. `clean` makes the words for prompts from the class names that the table has.
+    `ours`: the table was made on this machine, so that images may be the files that it names.
     """
+    contents = {which: content_as_opened(paths) for which, paths in files.items() if paths}
     first = tables["train"]()
     columns = _columns(first, name)
     class_names = _class_names(first, columns[1], words, name)
@@ -95,7 +98,7 @@ def from_tables(
     def read(which: str) -> ImageSplit:
         table = first if which == "train" else tables[which]()
         said = "validation" if which == held else which
-        return _table_split(table, columns, class_names, known, name, said, stamps.get(which, ""), ours)
+        return _table_split(table, columns, class_names, known, name, said, contents.get(which), ours)
 
     names = class_names if clean is None else [clean(c) for c in class_names]
     return assemble(name, names, read("train"), lambda: read("test"), words, val=None if held is None else read(held))
@@ -177,8 +180,8 @@ def from_hub(
     wanted = {ours: theirs for ours, theirs in (splits or {k: k for k in given}).items() if theirs in given}
     _must_have(name, Path(repository), wanted, "splits")
     tables = {ours: lambda split=given[theirs]: split.with_format("arrow")[:] for ours, theirs in wanted.items()}
-    stamps = {ours: f"hub/{repository}/{getattr(given[theirs], '_fingerprint', '')}" for ours, theirs in wanted.items()}
-    return from_tables(name, tables, words or Words(), stamps, clean=clean, ours=True)
+    files = {ours: [Path(each["filename"]) for each in given[theirs].cache_files] for ours, theirs in wanted.items()}
+    return from_tables(name, tables, words or Words(), files, clean=clean, ours=True)
 
 
 def _from_files(name: str, folder: Path, suffix: str, read: Callable[[Path], Iterable[pa.RecordBatch]]) -> Dataset:
@@ -205,8 +208,9 @@ def _from_files(name: str, folder: Path, suffix: str, read: Callable[[Path], Ite
             raise DataError(f"{name}: cannot read {listed} ({error}); the file is damaged, fetch it again") from error
 
     tables = {which: functools.partial(opened, which) for which in splits}
-    stamps = {which: file_stamp(paths) for which, paths in splits.items()}
-    return from_tables(name, tables, read_words(folder), stamps)
+    for paths in splits.values():
+        check_files(paths)
+    return from_tables(name, tables, read_words(folder), splits)
 
 
 def _saved(state: Path) -> list[Path]:
@@ -352,7 +356,7 @@ def _table_split(
     known: _Known,
     source: str,
     which: str,
-    stamp: str,
+    content: Callable[[], str | None] | None,
     ours: bool,
 ) -> ImageSplit:
     """Return a split of a table. `known` says what train's table has: words as labels, names of numbers, or numbers."""
@@ -372,7 +376,10 @@ def _table_split(
             raise ValueError("the row holds no bytes")
         return found
 
-    return ImageSplit(source, which, labels, lambda row: open_image(io.BytesIO(raw(row))), stamp, raw=raw)
+    if ours and paths is not None and encoded.null_count:
+        named = paths.filter(pc.and_(encoded.is_null(), paths.is_valid())).to_pylist()
+        content = combined(content, functools.partial(content_digest, [Path(path) for path in named]))
+    return ImageSplit(source, which, labels, lambda row: open_image(io.BytesIO(raw(row))), content, raw=raw)
 
 
 def _labels(table: pa.Table, label: str, class_names: Sequence[str], known: _Known, where: str) -> Tensor:
