@@ -219,6 +219,7 @@ def compare(
     from analysis.statistics.looks import level
     from analysis.statistics.scaling import comparisons, curve, question
     from analysis.statistics.sizing.seeds import DIFFERENCES, seeds_table
+    from analysis.tables.console import unlike
     from analysis.tables.effects import changed
     from analysis.tables.results import averages, compared, grouped, ranks, seeds
     from analysis.words.conclusions import early_words
@@ -236,7 +237,7 @@ def compare(
     table, letters, ranked = comparisons(store, baseline), groups(store), mean_ranks(store)
     sentences = (conclude_groups(letters.to_pylist()), conclude_ranks(ranked.to_pylist(), level(store)))
     begin = early_words(table)
-    says = [begin + sentence for sentence in sentences if sentence]
+    says = [*(begin + sentence for sentence in sentences if sentence), *unlike(store)]
 
     def answer() -> dict[str, Any]:
         return {

@@ -67,7 +67,7 @@ def model_digest(model_id: str) -> str | None:
         return None
     files = _model_files(parsed)
     whole = hashlib.blake2b(digest_size=32)
-    for path, digest in zip(files, file_digests(files, _display(f"the weights in {parsed.folder}")), strict=True):
+    for path, digest in zip(files, file_digests(files, _display(f"the weights in {parsed.folder.name}")), strict=True):
         whole.update(f"{path.name} {path.stat().st_size}\n".encode())
         whole.update(digest or _UNREADABLE)
     return WHOLE + whole.hexdigest()

@@ -198,9 +198,9 @@ def test_weights_changed_between_the_slices_of_older_versions_are_refused(images
         check_inputs(planned)
 
 
-@pytest.mark.parametrize(("terminal", "shown"), [(False, "reading the weights in"), (True, "%")])
+@pytest.mark.parametrize("terminal", [False, True])
 def test_hashing_large_weights_for_the_first_time_is_shown(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], terminal: bool, shown: str
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], terminal: bool
 ) -> None:
     monkeypatch.setenv("SWEEPS_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr("trainables.digests.SETTLED_S", 0.0)
@@ -210,7 +210,7 @@ def test_hashing_large_weights_for_the_first_time_is_shown(
     _large_model(tmp_path / "model")
     for k in range(2):
         model_digest(f"local:{tmp_path / 'model'}")
-        assert (shown in capfd.readouterr().err) == (k == 0)
+        assert ("reading the weights in model" in capfd.readouterr().err) == (k == 0)
 
 
 def test_a_hub_model_that_moved_is_refused(images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -358,7 +358,7 @@ def test_digests_of_images_are_kept_until_a_file_changes(
         patch.setattr("trainables.digests._read", None)
         check_inputs(planned)
     with monkeypatch.context() as patch:
-        patch.setattr(digests if table else "trainables.digests", "check_owner", _another_users)
+        patch.setattr(f"{'sweeps.plan' if table else 'trainables'}.digests.check_owner", _another_users)
         patch.setattr(ImageSplit, "digest", _no_image)
         patch.setattr("trainables.digests._read", _no_image)
         with pytest.raises(DataError, match="read again"):  # nothing in it is believed
