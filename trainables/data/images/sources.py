@@ -131,6 +131,8 @@ def from_folder(name: str, folder: Path) -> Dataset:
         )
     _check_one_validation(name, folder, splits)
     folders = _in_order(p.name for p in splits["train"].iterdir() if p.is_dir())
+    if unreadable := [each for each in folders if not _is_utf8(each)]:
+        raise DataError(f"{name}: the name of class folder {unreadable[0]!a} is not UTF-8; rename it")
 
     def read(which: str) -> ImageSplit:
         found = {p.name for p in splits[which].iterdir() if p.is_dir()}
@@ -277,6 +279,10 @@ def _images(table: pa.Table, column: str, where: str) -> tuple[pa.ChunkedArray, 
     """
     kind, cells = table.schema.field(column).type, table.column(column)
     named = {field.name: field.type for field in kind} if pa.types.is_struct(kind) else {}
+    if named and len(named) < kind.num_fields:
+        names = [field.name for field in kind]
+        twice = next(each for each in names if names.count(each) > 1)
+        raise DataError(f"{where}: column {column!r} is {kind}, which has {twice!r} more than once; keep one of them")
     encoded = named.get("bytes", kind)
     paths = named.get("path", pa.null())
     plain = pa.types.is_binary(encoded) or pa.types.is_large_binary(encoded)
@@ -286,6 +292,11 @@ def _images(table: pa.Table, column: str, where: str) -> tuple[pa.ChunkedArray, 
     if not named:
         return cells, None
     return pc.struct_field(cells, "bytes"), pc.struct_field(cells, "path") if "path" in named else None
+
+
+def _is_utf8(name: str) -> bool:
+    """Return whether a file's name is text: other bytes have become surrogates."""
+    return not any(0xD800 <= ord(character) < 0xE000 for character in name)
 
 
 def _in_order(names: Iterable[str]) -> list[str]:
