@@ -149,11 +149,12 @@ def test_a_pipe_is_refused(images: Path) -> None:
 
 def test_names_that_are_not_utf8(images: Path) -> None:
     """Of an image it is as good as any; of a class it would be in prompts and tables."""
-    place = os.fsencode(images / "train")
-    os.rename(place + b"/red/0.png", place + b"/red/\xff.png")
+    bad = os.fsdecode(b"\xff")
+    red = images / "train" / "red"
+    (red / "0.png").rename(red / f"{bad}.png")
     train = load_dataset(f"folder:{images}").train
     assert train.image(3).size == (4, 4)
-    Path(os.fsdecode(place + b"/red/\xff.png")).write_bytes(b"no image")
+    (red / f"{bad}.png").write_bytes(b"no image")
     with pytest.raises(DataError, match="not a readable image") as caught:
         train.image(3)
     said = io.TextIOWrapper(io.BytesIO(), encoding="utf-8")
@@ -161,7 +162,7 @@ def test_names_that_are_not_utf8(images: Path) -> None:
     reason = to_table("trials", [{"trial_id": "a", "reason": str(caught.value)}])["reason"][0].as_py()
     assert "\\udcff.png" in reason
     for which in ("train", "test"):
-        os.rename(os.fsencode(images / which / "red"), os.fsencode(images / which) + b"/\xff")
+        (images / which / "red").rename(images / which / bad)
     with pytest.raises(DataError, match=r"class folder '\\udcff' is not UTF-8; rename it"):
         load_dataset(f"folder:{images}")
 
