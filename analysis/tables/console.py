@@ -74,7 +74,9 @@ def unlike(store: Store, methods: Collection[str] | None = None) -> list[str]:
 def ran_with(store: Store) -> list[Row]:
     """Return the versions of packages that finished trials ran with, for `versions_apart`."""
     columns = "sweep, dataset, train_size, method, versions"
-    return store.sql(f"select distinct {columns} from last_attempts where status = 'finished' order by all").to_pylist()  # noqa: S608  ours
+    found = store.sql(f"select distinct {columns} from last_attempts where status = 'finished' order by all")  # noqa: S608  ours
+    rows: list[Row] = found.to_pylist()
+    return rows
 
 
 def results_table(store: Store) -> pa.Table:

@@ -13,6 +13,8 @@ from analysis.styles import style
 PACKAGES = ("torch", "transformers", "open_clip_torch", "peft", "torchvision", "pillow", "ray")
 """Packages that compute results, as far as trials record them; the first that differs is named."""
 
+_MOST = 6  # methods that a sentence names
+
 
 def parity_says(parity: Sequence[Row], *, predicted: bool = True) -> list[str]:
     """What was equal over the cells, and what was not: parameters, counts, tuning, rates, epochs.
@@ -118,10 +120,12 @@ def _kinds(by_method: Mapping[str, Collection[str]]) -> str:
     kinds = {name: " and ".join(sorted(on)) for name, on in by_method.items()}
     if len(set(kinds.values())) == 1:
         return f"every method on {next(iter(kinds.values()))}"
-    return "; ".join(
-        f"{', '.join(style(name).name for name in kinds if kinds[name] == kind)} on {kind}"
-        for kind in sorted({*kinds.values()})
-    )
+    said = []
+    for kind in sorted({*kinds.values()}):
+        names = [style(name).name for name in kinds if kinds[name] == kind]
+        more = [f"{len(names) - _MOST} more"] if len(names) > _MOST else []
+        said.append(f"{', '.join([*names[:_MOST], *more])} on {kind}")
+    return "; ".join(said)
 
 
 def tuning_says(rows: Sequence[Row]) -> list[str]:

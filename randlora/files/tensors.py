@@ -53,7 +53,7 @@ def read_tensors(path: Path, *, expect_digest: bool = False) -> dict[str, Tensor
         CheckpointError: the file is missing or damaged, or its tensors are not those that it was written with.
     """
     try:
-        with safe_open(os.fspath(path), "pt") as file:  # type: ignore[no-untyped-call]
+        with safe_open(os.fspath(path), "pt") as file:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  no mapping
             wanted = (file.metadata() or {}).get(DIGEST)
     except (OSError, SafetensorError) as error:

@@ -179,7 +179,8 @@ def _display(what: str) -> Display:
     def display(size: int) -> Iterator[Callable[[int], object]]:
         console = safe_console(stderr=True)
         if not console.is_terminal and size >= _LONG:
-            console.print(f"reading {what} whole, {size / 2**30:.1f} GiB; not again until its files change")
+            said = f"reading {what} whole, {size / 2**30:.1f} GiB; not again until its files change"
+            console.print(said, soft_wrap=True)
         columns = (TextColumn("{task.description}", markup=False), BarColumn(), DownloadColumn(), TimeRemainingColumn())
         silent = not console.is_terminal or size < _SHORT
         with Progress(*columns, console=console, transient=True, disable=silent) as progress:

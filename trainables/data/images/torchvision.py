@@ -173,8 +173,8 @@ def _content_in_memory(parts: list[Any]) -> Callable[[], str] | None:
     """Return what gives a digest of sets that torchvision holds in memory; None if it holds them elsewhere."""
     import torchvision
 
-    arrays = [getattr(part, "data", None) for part in parts]
-    if not all(isinstance(array, Tensor | np.ndarray) for array in arrays):
+    arrays = [data for part in parts if isinstance(data := getattr(part, "data", None), Tensor | np.ndarray)]
+    if len(arrays) < len(parts):
         return None
 
     @functools.cache
