@@ -285,10 +285,12 @@ def _footnotes(rows: Sequence[Row], margin: float | None) -> list[str]:
     """How the table is read, and what its marks mean if it has them. `margin`: of equivalence, as a fraction."""
     found = [*_budget_notes(rows), *_name_notes(rows)]
     found.append(
-        "\N{PLUS-MINUS SIGN} and [ ]: 95 % intervals. Differences, in points, are paired by seed and account for the "
-        "choice of learning rate. Verdicts are corrected for multiple comparisons (Holm) and intervals are not, so an "
-        "interval may exclude 0 although the verdict is 'not distinguishable'."
+        "\N{PLUS-MINUS SIGN} and [ ]: 95 % intervals. Differences, in points, are paired by seed, account for the "
+        "choice of learning rate, and are taken before rounding. Verdicts are corrected for multiple comparisons "
+        "(Holm) and intervals are not, so an interval may exclude 0 although the verdict is 'not distinguishable'."
     )
+    if any(r["verdict"] == "not distinguishable" for r in rows):
+        found.append("Not distinguishable: the tests found no difference. The methods may still differ.")
     if margin is not None and any(r["verdict"] == "equivalent" for r in rows):
         found.append(
             f"Equivalent: the sweep file declares that less than {points(margin).lstrip('+')} points do not matter "
@@ -313,7 +315,7 @@ def _budget_notes(rows: Sequence[Row]) -> list[str]:
     rank = name.removeprefix("lora-")
     return [
         f"LoRA-{rank} ({name} in the tables): a budget of {quantity(budget)} trainable parameters. LoRA of rank {rank} "
-        "trains this number on the adapted weights. Every method comes as near to it as it can."
+        "trains this number on the adapted weights. Every method gets the setting nearest to it."
     ]
 
 
