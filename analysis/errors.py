@@ -12,6 +12,10 @@ class StoreError(ValueError):
     """A results folder that cannot be read or written: missing, damaged, or rows that do not fit the schema."""
 
 
+class ForeignPartError(StoreError):
+    """A part file whose rows are not of the table in whose folder it lies."""
+
+
 class QueryError(StoreError):
     """SQL that is wrong or not allowed; the message lists the names that are known."""
 

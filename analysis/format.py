@@ -16,10 +16,13 @@ Row = dict[str, Any]
 
 _HIDDEN = {code: 0x2400 + code for code in range(32) if chr(code) not in "\t\n"} | {127: 0x2421}
 _HIDDEN |= dict.fromkeys([*range(0x80, 0xA0), *range(0x202A, 0x202F), *range(0x2066, 0x206A)], 0xFFFD)
+_HIDDEN |= dict.fromkeys(range(0xD800, 0xE000), 0xFFFD)  # a file name that is not UTF-8: no terminal takes it
 
 
 def visible(text: str) -> str:
     """A text with a picture for every character that moves a cursor, colours a terminal or turns what is read around.
+
+    So have bytes of file names that are not UTF-8, which can't be printed.
 
     Names, failure texts and file names come from outside; as they are they could rewrite what stands above them.
     """

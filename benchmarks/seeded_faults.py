@@ -196,7 +196,7 @@ FAULTS = (
     Fault(
         "a damaged part counts as an empty one",
         "store",
-        "            damaged.append(DamagedPart(path, name, reason))\n",
+        "            damaged.append(DamagedPart(path, name, first_line(error)))\n",
         "",
     ),
     Fault(

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import random
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -36,3 +38,12 @@ def _ended(process: psutil.Process) -> bool:
         return not process.is_running() or process.status() == psutil.STATUS_ZOMBIE
     except psutil.NoSuchProcess:  # between the two questions
         return True
+
+
+def flipped(whole: bytes, times: int) -> Iterator[bytes]:
+    """Give the bytes of a safetensors file with one bit of its tensors flipped, at random and so many times."""
+    begin, chance = 8 + int.from_bytes(whole[:8], "little"), random.Random(0)
+    for _ in range(times):
+        data = bytearray(whole)
+        data[chance.randrange(begin, len(data))] ^= 1 << chance.randrange(8)
+        yield bytes(data)

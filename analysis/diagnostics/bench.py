@@ -12,7 +12,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
-from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.func import functional_call
 
@@ -22,6 +21,7 @@ from analysis.diagnostics.weights import ADAPTERS, Kept, confirmed_as_trained, t
 from analysis.errors import StoreError
 from analysis.format import Row
 from analysis.store.store import Store
+from randlora.files.tensors import read_tensors
 from trainables.config import EvaluateSettings, TrainSettings, TrialConfig
 from trainables.models.encoders import HEAD_FILE
 from trainables.runtime import choose_precision, pick_device
@@ -96,7 +96,7 @@ class Bench:
         file = kept.folder / HEAD_FILE
         if self.task.head is None or not file.is_file():
             return {}
-        return {f"head.{n}": t.to(self._lane.device) for n, t in load_file(file).items()}
+        return {f"head.{n}": t.to(self._lane.device) for n, t in read_tensors(file).items()}
 
     def base(self) -> dict[str, Tensor]:
         """Weights of the base model, and of the head as it was before training."""

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
 
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
 import randlora
@@ -18,6 +17,7 @@ from analysis.store.store import Store
 from analysis.styles import style
 from randlora.errors import AdapterError, CheckpointError
 from randlora.files.checkpoint import META, read_meta
+from randlora.files.tensors import read_tensors
 from randlora.model.prompted import PLACE
 from randlora.model.sites import find_sites
 from randlora.model.targets import select
@@ -161,7 +161,7 @@ def deltas(module: nn.Module, kept: Kept, names: Sequence[str] | None = None) ->
     For full fine-tuning the weights `names`, as an adapter's are named (parts too); None: every 2-D weight.
     """
     if kept.full:
-        trained = load_file(kept.folder / FULL_WEIGHTS)
+        trained = read_tensors(kept.folder / FULL_WEIGHTS)
         sites = find_sites(module) if names is None else select(module, names)
         found = {n: s for n, s in sites.items() if s.stored_name in trained}
         return {
@@ -177,7 +177,7 @@ def deltas(module: nn.Module, kept: Kept, names: Sequence[str] | None = None) ->
 def trained_state(module: nn.Module, kept: Kept) -> dict[str, Tensor]:
     """Parameters that training changed, by name, as trained (merged)."""
     if kept.full:
-        return dict(load_file(kept.folder / FULL_WEIGHTS))
+        return read_tensors(kept.folder / FULL_WEIGHTS)
     adapted = randlora.load(module, kept.folder)
     try:
         with adapted.merging():

@@ -22,12 +22,12 @@ from analysis.store.schemas import SCHEMA_VERSION
 from analysis.store.store import Store
 from analysis.store.views import SECONDS
 from analysis.styles import style
-from analysis.tables.console import conclusion_of
+from analysis.tables.console import conclusion_of, ran_with
 from analysis.tables.diagnostics import FOLDER, SHEETS, WIDE, diagnostic_sheets
 from analysis.tables.evidence import parity_rows
 from analysis.words.conclusions import conclude_gap, early_words, names_of
 from analysis.words.figures import conclude_groups
-from analysis.words.parity import looks_says, parity_says
+from analysis.words.parity import looks_says, parity_says, versions_apart
 from analysis.words.weak import weak_evidence
 
 RANK_OR_PARAMETERS = (
@@ -60,6 +60,7 @@ def facts(store: Store) -> dict[str, Any]:
             *parity_says(parity, predicted=not imported),
             *looks_says(looks(store).values()),
             *_tuning_says(parity),
+            *([f"Versions of packages: NOT equal, {apart}."] if (apart := versions_apart(ran_with(store))) else []),
             *_test_says(store),
         ],
         "weak": weak_evidence(store.table("signs").to_pylist()),

@@ -107,7 +107,7 @@ def _fitted(kind: pa.DataType, value: Any) -> Any:
     if pa.types.is_string(kind):
         if isinstance(value, Mapping | list | tuple):
             return json.dumps(finite(value), sort_keys=True, allow_nan=False)
-        return str(value)
+        return str(value).encode(errors="backslashreplace").decode()  # a file name that is not UTF-8 may be in it
     if pa.types.is_boolean(kind):
         if not isinstance(value, bool):
             raise TypeError("not a boolean")

@@ -46,14 +46,18 @@ class Journal:
 def read_journal(path: Path) -> Journal:
     """Read a journal. A file that does not exist is empty.
 
-    A last line without a newline is torn: it was never acknowledged, so it did not happen.
-    Raises StoreError: a damaged line that is not the last one, or one whose checksum is off; names the line.
+    A last line without a newline is torn: it was never acknowledged, so it did not happen. Lines without a checksum are
+    from before there were any, so they are read only if no line before them has one.
+
+    Raises:
+        StoreError: a damaged line that is not the last one, one whose checksum is off, or one that was robbed of it;
+            names the line.
     """
     if not path.exists():
         return Journal((), 0, None)
     data = path.read_bytes()
     events: list[Event] = []
-    position, torn = 0, None
+    position, torn, checked = 0, None, False
     while position < len(data):
         end = data.find(b"\n", position) + 1
         event = _parse(data[position:end]) if end else None
@@ -66,6 +70,13 @@ def read_journal(path: Path) -> Journal:
         if event is None:
             torn = data[position:]
             break
+        if checked and "crc" not in event:
+            raise StoreError(
+                f"{path}: line {len(events) + 1} has no checksum, and one before it has: the journal was edited, or an "
+                "older version wrote to it. Restore it from a copy, or cut the file before that line to repeat what "
+                "came after"
+            )
+        checked = event.pop("crc", None) is not None
         if event["ev"] in ("finish", "choose") and not isinstance(event.get("row"), dict):
             where = f"{path}: the event {event['ev']!r} of line {len(events) + 1}"
             raise StoreError(f"{where} has no row; restore the journal from a copy")
@@ -90,17 +101,15 @@ _CRC_BYTES = 19
 
 
 def _parse(line: bytes) -> Event | None:
-    checked = _CRC.fullmatch(line, max(0, len(line) - _CRC_BYTES))  # lines from before checksums have none
+    """Return the event of a line, with its checksum under "crc" if it has one; None if it is damaged."""
+    checked = _CRC.fullmatch(line, max(0, len(line) - _CRC_BYTES))
     if checked is not None and zlib.crc32(line[:-_CRC_BYTES]) != int(checked[1], 16):
         return None
     try:
         event = json.loads(line)
     except (ValueError, RecursionError):  # JSON's and UTF-8's errors are ValueErrors
         return None
-    if not isinstance(event, dict) or "ev" not in event:
-        return None
-    event.pop("crc", None)
-    return event
+    return event if isinstance(event, dict) and "ev" in event and ("crc" in event) == (checked is not None) else None
 
 
 def _number(events: Iterable[Event]) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import inspect
 import json
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Concatenate, ParamSpec, TypeVar
@@ -20,6 +20,7 @@ from analysis.store.schemas import SCHEMAS
 from analysis.store.tables import latest, part_paths, scan_parts, to_table
 from analysis.store.views import VIEWS
 from analysis.styles import PlaceNames, Style, entitle, example_counts, short_names, spare_styles
+from trainables.digests import FileState
 
 T = TypeVar("T")
 Arguments = ParamSpec("Arguments")
@@ -220,11 +221,9 @@ def _named(rows: list[dict[str, Any]], path: Path, events: tuple[Event, ...]) ->
     return [{"sweep": name, **row} for row in rows]
 
 
-def _state(path: Path) -> tuple[Mapping[str, float] | tuple[int, int] | None, list[str]]:
-    journal = path / JOURNAL
-    stat = journal.stat() if journal.exists() else None
-    parts = [p.name for name in SCHEMAS for p in part_paths(path, name)]
-    return ((stat.st_size, stat.st_mtime_ns) if stat else None), parts
+def _state(path: Path) -> tuple[FileState | None, list[str]]:
+    """Return what differs once a results folder has changed."""
+    return FileState.at(path / JOURNAL), [p.name for name in SCHEMAS for p in part_paths(path, name)]
 
 
 def open_store(path: str | Path, *more: str | Path) -> Store:

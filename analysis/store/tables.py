@@ -19,9 +19,10 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from analysis.errors import DamagedPart, StoreError
+from analysis.errors import DamagedPart, ForeignPartError, StoreError
 from analysis.store.codec import TableRow, stored_rows
 from analysis.store.schemas import SCHEMA_VERSION, TABLES, schema
+from trainables.errors import first_line
 
 _STAMP = re.compile(r"part-(\d{8})T(\d{12})-")
 
@@ -43,20 +44,57 @@ def conform(table: pa.Table, name: str, source: str) -> pa.Table:
 
     Raises:
         StoreError: written by a newer version of this package.
+        ForeignPartError: of another table, or with values that are none of this table's.
     """
     wanted = schema(name)
+    own = (table.schema.metadata or {}).get(b"table", name.encode()).decode(errors="replace")
+    if own != name:
+        raise ForeignPartError(f"it is a part of the table {own!r}")
     written = int((table.schema.metadata or {}).get(b"schema_version", b"1"))
     if written > SCHEMA_VERSION:
         raise StoreError(
             f"{source}: schema version {written} is newer than this package's {SCHEMA_VERSION}; upgrade the package"
         )
     arrays = [
-        table.column(field.name).cast(field.type)
+        _as_kind(table.column(field.name), field)
         if field.name in table.column_names
         else pa.nulls(table.num_rows, field.type)
         for field in wanted
     ]
-    return pa.table(arrays, schema=wanted)
+    conformed = pa.table(arrays, schema=wanted)
+    for key in ("trial_id", "cell_id"):
+        if key in TABLES[name].key and conformed.column(key).null_count:
+            raise ForeignPartError(f"it has rows without {key!r}, which tells rows apart")
+    return conformed
+
+
+def _as_kind(column: pa.ChunkedArray, field: pa.Field) -> pa.ChunkedArray:
+    """Return a column in the type of `field`: other widths of numbers, texts and lists were written by others."""
+    if _family(column.type) not in (_family(field.type), "null") and (
+        (_family(column.type), _family(field.type)) != ("integer", "real")
+    ):
+        raise ForeignPartError(f"its column {field.name!r} is {column.type}, and {field.type} is needed")
+    try:
+        return column.cast(field.type)
+    except pa.ArrowException as error:
+        raise ForeignPartError(f"its column {field.name!r} does not fit {field.type} ({first_line(error)})") from error
+
+
+def _family(kind: pa.DataType) -> str:
+    """Return what a type holds, whatever its width."""
+    if pa.types.is_list(kind) or pa.types.is_large_list(kind):
+        return f"list of {_family(kind.value_type)}"
+    if pa.types.is_dictionary(kind):
+        return _family(kind.value_type)
+    families = {
+        "null": (pa.types.is_null,),
+        "integer": (pa.types.is_integer,),
+        "real": (pa.types.is_floating,),
+        "text": (pa.types.is_string, pa.types.is_large_string),
+        "bits": (pa.types.is_binary, pa.types.is_large_binary),
+        "time": (pa.types.is_timestamp,),
+    }
+    return next((name for name, are in families.items() if any(is_one(kind) for is_one in are)), str(kind))
 
 
 def latest(name: str, tables: Sequence[pa.Table]) -> pa.Table:
@@ -126,7 +164,9 @@ def part_paths(folder: Path, name: str) -> list[Path]:
 
 
 def scan_parts(folder: Path, name: str) -> tuple[pa.Table, list[DamagedPart]]:
-    """All rows of a table's parts, one per key, and the parts that cannot be read (truncated, or a checksum is off).
+    """All rows of a table's parts, one per key, and the parts that cannot be read.
+
+    Those are truncated, have a checksum that is off, or hold another table's rows.
 
     Raises:
         StoreError: unknown table, or a part of a newer version.
@@ -137,15 +177,13 @@ def scan_parts(folder: Path, name: str) -> tuple[pa.Table, list[DamagedPart]]:
         try:
             with path.open("rb") as file:
                 table = pq.read_table(pa.BufferReader(file.read()), page_checksum_verification=True)
+            tables.append(conform(table, name, str(path)))
         except FileNotFoundError:  # set aside meanwhile
             continue
-        except (pa.ArrowException, OSError) as error:
+        except (pa.ArrowException, OSError, ForeignPartError) as error:
             if getattr(error, "errno", None) not in (None, errno.EIO):  # Arrow's own have none
                 raise
-            reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-            damaged.append(DamagedPart(path, name, reason))
-            continue
-        tables.append(conform(table, name, str(path)))
+            damaged.append(DamagedPart(path, name, first_line(error)))
     return latest(name, tables), damaged
 
 

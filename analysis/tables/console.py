@@ -23,7 +23,7 @@ from analysis.styles import dataset_text, place_of, place_text, size_key, style,
 from analysis.tables.terminal import print_whole, safe_console
 from analysis.words.conclusions import Conclusion, conclude, preliminary
 from analysis.words.decisions import behind_text, best_text, would_change
-from analysis.words.parity import devices_apart
+from analysis.words.parity import devices_apart, versions_apart
 from analysis.words.verdicts import size_of, untested, verdict_text
 from analysis.words.weak import absent_data, weak_evidence
 
@@ -59,8 +59,24 @@ def conclusion_of(store: Store) -> Conclusion:
     """The sweep's answer, with what else there is to say and how it was tested."""
     asked = scaling.question(store)
     methods = None if asked.focus is None else (asked.focus, asked.baseline)
-    apart = devices_apart(store.table("parity").to_pylist(), methods)
-    return conclude(scaling.comparisons(store), level(store), apart, asked)
+    return conclude(scaling.comparisons(store), level(store), unlike(store, methods), asked)
+
+
+def unlike(store: Store, methods: Collection[str] | None = None) -> list[str]:
+    """Return a sentence if devices or precision differ between `methods` (all if None), and one if versions differ."""
+    found = {
+        "Devices or precision": devices_apart(store.table("parity").to_pylist(), methods),
+        "Versions of packages": versions_apart(ran_with(store), methods),
+    }
+    return [f"{what} are NOT equal: {apart}." for what, apart in found.items() if apart]
+
+
+def ran_with(store: Store) -> list[Row]:
+    """Return the versions of packages that finished trials ran with, for `versions_apart`."""
+    columns = "sweep, dataset, train_size, method, versions"
+    found = store.sql(f"select distinct {columns} from last_attempts where status = 'finished' order by all")  # noqa: S608  ours
+    rows: list[Row] = found.to_pylist()
+    return rows
 
 
 def results_table(store: Store) -> pa.Table:

@@ -34,7 +34,7 @@ class Conclusion:
         answer: one or two sentences: what a reader came for.
         budgets: the verdicts at the single budgets, if the answer is on their average.
         reasons: why there is no conclusion at some budgets.
-        limits: on other data sets, unlike budgets, and devices that differ.
+        limits: on other data sets, unlike budgets, and devices or versions that differ.
         basis: how it was tested.
     """
 
@@ -65,7 +65,7 @@ def of_question(rows: Sequence[Row], asked: Question) -> list[Row]:
 
 
 def conclude(
-    compared: pa.Table, level: float = 1 - LEVEL, devices: str | None = None, asked: Question = ASKED
+    compared: pa.Table, level: float = 1 - LEVEL, unlike: Sequence[str] = (), asked: Question = ASKED
 ) -> Conclusion:
     """Answer the sweep's question from `scaling.comparisons`, no stronger than its verdicts.
 
@@ -73,7 +73,7 @@ def conclude(
 
     Args:
         level: of the tests (`looks.level`).
-        devices: what the methods ran on, if that differs (`parity.devices_apart`).
+        unlike: sentences on what differs besides the methods, such as devices.
     """
     (a, b), rows = names_of(asked), of_question(compared.to_pylist(), asked)
     cells = [r for r in rows if r["reference"] is not None]
@@ -87,7 +87,7 @@ def conclude(
         said, single, reasons = _of_each(cells, b)
     else:
         said, single, reasons = _of_one(cells, whole, a, b, advise=not early)
-    limits = _limits(cells, whole, devices)
+    limits = [*_limits(cells, whole), *unlike]
     answer, budgets, why, more = (
         early + text if text else "" for text in (said, single, " ".join(reasons), " ".join(limits))
     )
@@ -251,8 +251,8 @@ def _missed(rows: Sequence[Row]) -> str:
     return f"{seeds} seed{'' if seeds == '1' else 's'} cannot detect differences below {ends} points."
 
 
-def _limits(cells: Sequence[Row], whole: Sequence[Row], devices: str | None) -> list[str]:
-    """What limits the answer: budgets that are unlike, other data sets, and devices that differ."""
+def _limits(cells: Sequence[Row], whole: Sequence[Row]) -> list[str]:
+    """What limits the answer: budgets that are unlike, and other data sets."""
     means, like = ([r for r in whole if (r["test"] == OVER_DATASETS) is over] for over in (False, True))
     said = []
     if means and (hidden := [r for r in cells if r["verdict"] == SAID[-1] and _excludes_zero(r)]):
@@ -260,10 +260,7 @@ def _limits(cells: Sequence[Row], whole: Sequence[Row], devices: str | None) -> 
             f"The average hides how unlike the single comparisons are: in {len(hidden)} of them the simultaneous "
             f"interval excludes zero ({_range(hidden)})."
         )
-    said += _like_these(like)
-    if devices:
-        said.append(f"Devices or precision are NOT equal: {devices}.")
-    return said
+    return [*said, *_like_these(like)]
 
 
 def _limited(cells: Sequence[Row]) -> str:

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Sequence
+import json
+from collections.abc import Collection, Iterable, Mapping, Sequence
 
 from analysis.format import Row, level_text, plural, span
 from analysis.statistics.looks import Looks
 from analysis.store.columns import limited
 from analysis.styles import style
+
+PACKAGES = ("torch", "transformers", "open_clip_torch", "peft", "torchvision", "pillow", "ray")
+"""Packages that compute results, as far as trials record them; the first that differs is named."""
+
+_MOST = 6  # methods that a sentence names
 
 
 def parity_says(parity: Sequence[Row], *, predicted: bool = True) -> list[str]:
@@ -84,12 +90,43 @@ def devices_apart(parity: Sequence[Row], methods: Collection[str] | None = None)
             place.setdefault(r["method"], set()).update(r["computed_on"].split(", "))
     for ran in places.values():
         if len({frozenset(on) for on in ran.values()}) > 1:
-            kinds = {name: " and ".join(sorted(on)) for name, on in ran.items()}
-            return "; ".join(
-                f"{', '.join(style(name).name for name in kinds if kinds[name] == kind)} on {kind}"
-                for kind in sorted({*kinds.values()})
-            )
+            return _kinds(ran)
     return None
+
+
+def versions_apart(ran: Sequence[Row], methods: Collection[str] | None = None) -> str | None:
+    """Which methods ran with which versions of `PACKAGES`, if results of one place had several; None if they had one.
+
+    Another version may compute otherwise: a difference of scores, or of two seeds of one method, may then be its.
+
+    Args:
+        ran: rows of finished trials, with `versions` as the table `trials` has them.
+        methods: those to compare; all.
+    """
+    places: dict[tuple[str, ...], dict[str, list[dict[str, str]]]] = {}
+    for r in ran:
+        if r["versions"] is not None and (methods is None or r["method"] in methods):
+            place = places.setdefault((r["sweep"], r["dataset"], r["train_size"]), {})
+            place.setdefault(r["method"], []).append(json.loads(r["versions"]))
+    for by_method in places.values():
+        for package in PACKAGES:
+            known = {name: {f"{package} {v[package]}" for v in had if package in v} for name, had in by_method.items()}
+            if len(set().union(*known.values())) > 1:
+                return _kinds({name: versions for name, versions in known.items() if versions})
+    return None
+
+
+def _kinds(by_method: Mapping[str, Collection[str]]) -> str:
+    """'LoRA and DoRA on A; RandLoRA on A and B', or 'every method on A and B'."""
+    kinds = {name: " and ".join(sorted(on)) for name, on in by_method.items()}
+    if len(set(kinds.values())) == 1:
+        return f"every method on {next(iter(kinds.values()))}"
+    said = []
+    for kind in sorted({*kinds.values()}):
+        names = [style(name).name for name in kinds if kinds[name] == kind]
+        more = [f"{len(names) - _MOST} more"] if len(names) > _MOST else []
+        said.append(f"{', '.join([*names[:_MOST], *more])} on {kind}")
+    return "; ".join(said)
 
 
 def tuning_says(rows: Sequence[Row]) -> list[str]:

@@ -11,7 +11,7 @@ from randlora.adapted.adapted import Adapted
 from randlora.adapter import Adapter, AdapterConfig, Request, check_capacity
 from randlora.arithmetic.bases import Bases
 from randlora.errors import ConfigError, TargetError, nearest
-from randlora.methods.method import Method
+from randlora.methods.method import METHODS, Method
 from randlora.methods.registry import get_method
 from randlora.model.prompted import PLACE, PromptSite
 from randlora.model.sites import Site, holders, is_adapted, shared_names
@@ -113,6 +113,10 @@ def attach(
     change what the model computes; `words` are the token ids that they start from. Raises `TargetError` or
     `ConfigError` and leaves the model untouched.
     """
+    if not isinstance(config, AdapterConfig):
+        named = isinstance(config, str) and config in METHODS
+        near = get_method(config if named else "lora").config.__name__
+        raise ConfigError(f"config = {config!r} is no configuration of a method, with its capacity; nearest: {near}(8)")
     method = get_method(config.method)
     sites = sites_of(model, method, targets)
     sizes = dict.fromkeys(sites, config.capacity)

@@ -20,12 +20,11 @@ from randlora.files.checkpoint import (
     META,
     SCHEDULE,
     TENSORS,
-    digest_of,
     fingerprint,
     read_meta,
-    read_tensors,
 )
 from randlora.files.peft_import import read_peft
+from randlora.files.tensors import digest_of, read_tensors
 from randlora.methods.registry import get_method
 from randlora.methods.scheduled.ranks import TermsConfig
 
@@ -36,8 +35,9 @@ SMALL_RANK = 1024
 def load(model: nn.Module, directory: str | Path) -> Adapted:
     """Attach a saved adapter to `model`, in place.
 
-    Raises `CheckpointError` where a weight is missing or has another shape, or where the bases drawn from the seed are
-    not the bases the adapter was trained with. The model is then left as it was.
+    Raises `CheckpointError` where a weight is missing or has another shape, where a file's tensors are not those that
+    were saved, or where the bases drawn from the seed are not the bases the adapter was trained with. The model is then
+    left as it was. A file of an older version has no digest of its tensors, and is loaded with an `UncheckedWarning`.
     """
     folder = Path(directory)
     meta = read_meta(folder)
@@ -51,7 +51,7 @@ def load(model: nn.Module, directory: str | Path) -> Adapted:
     config = method.config.from_options(meta["capacity"], meta["options"])
     seed = meta.get("basis_seed", 0) if basis is None else basis["seed"]  # older files have it with the bases alone
     settings = {"init_seed": meta["init_seed"], "basis_seed": seed}
-    state = read_tensors(folder / TENSORS)
+    state = read_tensors(folder / TENSORS, expect_digest=True)
     try:
         _check_size(model, config, list(meta["shapes"]), meta["capacities"], state)
         adapted = attach(model, config, list(meta["shapes"]), capacities=meta["capacities"], **settings)

@@ -112,8 +112,9 @@ def _load() -> ctypes.CDLL:
     if sys.platform == "win32":
         raise _BuildError("not built on Windows")
     compiler = _compiler()
-    changed = str(Path(compiler).stat().st_mtime_ns)  # another version under the same name builds anew
-    parts = (_SOURCE.read_text(encoding="utf-8"), compiler, changed, *_FLAGS, _machine())
+    with Path(compiler).open("rb") as file:  # another version under the same name builds anew
+        version = hashlib.file_digest(file, "sha256").hexdigest()
+    parts = (_SOURCE.read_text(encoding="utf-8"), compiler, version, *_FLAGS, _machine())
     key = hashlib.sha256("\x1f".join(parts).encode())
     with _cache() as folder:
         found = _open(compiler, folder / f"ternary-{key.hexdigest()[:24]}.so")

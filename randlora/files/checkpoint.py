@@ -4,7 +4,8 @@ A directory holds `adapter.safetensors` and `adapter.json`, plus `bases.safetens
 imported and no seed gives them. Loading draws the bases from the seed, or reads the imported ones, and refuses a
 generator version or a digest that differs: wrong bases would be a wrong model. Of what PEFT draws it has a fingerprint.
 What a method derives from the base weights (PiSSA's start, singular vectors) no seed gives back bit for bit: it is in
-`derived.safetensors`, with its digest; where a schedule stands (AdaLoRA's cuts) is in `schedule.safetensors`.
+`derived.safetensors`, with its digest; where a schedule stands (AdaLoRA's cuts) is in `schedule.safetensors`. Every
+file of tensors has their digest (`files.tensors`).
 """
 
 from __future__ import annotations
@@ -12,20 +13,18 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from randlora.adapter import Adapter, AdapterConfig, Shape
 from randlora.arithmetic.bases import GENERATOR_VERSION, Bases
 from randlora.errors import CheckpointError, ExportError
+from randlora.files.tensors import digest_of, write_tensors, write_text
 from randlora.methods.method import Method
 from randlora.methods.scheduled.hooks import Hooks
 from randlora.model.sharded import reshard, whole, writes
@@ -58,21 +57,6 @@ class Adapted(Protocol):
     def check_whole(self, verb: str) -> None: ...
     def deltas(self) -> dict[str, Tensor]: ...
     def merging(self) -> AbstractContextManager[nn.Module]: ...
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a text under a temporary name, then rename."""
-    part = path.with_name(path.name + ".part")
-    part.write_text(text, encoding="utf-8")
-    part.replace(path)
-
-
-def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str, str] | None = None) -> None:
-    """Write safetensors under a temporary name, then rename: a killed process leaves the old file or none."""
-    part = path.with_name(path.name + ".part")
-    ready = {name: t.detach().to("cpu").contiguous().clone() for name, t in tensors.items()}
-    save_file(ready, os.fspath(part), metadata=metadata)
-    part.replace(path)
 
 
 def save(adapted: Adapted, directory: str | Path, *, bases: bool = False) -> Path:
@@ -138,24 +122,6 @@ def fingerprint(tensors: Iterable[Tensor]) -> dict[str, Any]:
         squares[own] = max(squares.get(own, 0.0), float(values.double().square().sum()) if real else 0.0)
     digest = hashlib.sha256("".join(sorted(squares)).encode()).hexdigest()
     return {"digest": digest, "norm": math.sqrt(sum(squares.values()))}
-
-
-def digest_of(tensors: Mapping[str, Tensor]) -> str:
-    """SHA-256 over names, shapes, types and bits."""
-    total = hashlib.sha256()
-    for name, tensor in sorted(tensors.items()):
-        flat = whole(tensor).to("cpu").contiguous()
-        total.update(f"{name}:{tuple(flat.shape)}:{flat.dtype}:".encode())
-        total.update(flat.reshape(-1).view(torch.uint8).numpy().tobytes())
-    return total.hexdigest()
-
-
-def read_tensors(path: Path) -> dict[str, Tensor]:
-    """Read safetensors. Raises `CheckpointError` where the file is missing or damaged."""
-    try:
-        return load_file(os.fspath(path))
-    except (OSError, SafetensorError) as error:
-        raise CheckpointError(f"cannot read {path}: {error}") from error
 
 
 def read_json(path: Path, missing: str) -> Any:

@@ -21,8 +21,9 @@ from typing import Any, Literal
 from torch import nn
 
 from randlora.errors import ExportError
-from randlora.files.checkpoint import Adapted, write_tensors, write_text
+from randlora.files.checkpoint import Adapted
 from randlora.files.peft_lora import INSTEAD, PREFIX, TRAINED, Tensors, attention, called, write_lora
+from randlora.files.tensors import write_tensors, write_text
 from randlora.methods.bridge.build import PeftAdapter
 from randlora.methods.bridge.config import quiet
 from randlora.methods.bridge.kinds import PREFIX as FOREIGN

@@ -20,8 +20,9 @@ from torch import Tensor, nn
 
 from randlora.adapter import AdapterConfig
 from randlora.errors import AdapterError, CheckpointError
-from randlora.files.checkpoint import read_json, read_tensors
+from randlora.files.checkpoint import read_json
 from randlora.files.peft_lora import PREFIX, TRAINED
+from randlora.files.tensors import read_tensors
 from randlora.methods.lowrank.lora import DoraConfig, LoraConfig
 from randlora.methods.random.randlora import RandLoraConfig
 from randlora.methods.random.vera import VeraConfig

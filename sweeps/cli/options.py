@@ -97,14 +97,21 @@ def _nearby(source: Path) -> str | None:
 def store_of(
     source: Path, overrides: Sequence[str] | None = None, also: Sequence[Path] | None = None, scale: str | None = None
 ) -> Store:
-    """The results of a sweep, and of others to read beside it; a URI, as of `run --upload`, may name each."""
+    """The results of a sweep, and of others to read beside it; a URI, as of `run --upload`, may name each.
+
+    Parts of tables that can't be read are named.
+    """
     from analysis import open_store
+    from sweeps.cli.printing import err
 
     beside = (uri_of(p) or folder_of(p) for p in also or ())
     uri = uri_of(source)
     if uri is not None:
         _refuse(overrides, scale)
-    return open_store(uri or folder_of(source, overrides, scale), *beside)
+    store = open_store(uri or folder_of(source, overrides, scale), *beside)
+    for part in store.damaged:
+        err.print(f"left out: {part}")
+    return store
 
 
 def uri_of(source: Path) -> str | None:

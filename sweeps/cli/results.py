@@ -218,6 +218,7 @@ def compare(
     from analysis.statistics.groups import groups
     from analysis.statistics.scaling import comparisons, curve, question
     from analysis.statistics.sizing.seeds import DIFFERENCES, seeds_table
+    from analysis.tables.console import unlike
     from analysis.tables.effects import changed
     from analysis.tables.results import averages, compared, grouped, seeds
     from analysis.words.conclusions import early_words
@@ -234,7 +235,7 @@ def compare(
     asked = tuple(p / 100 for p in points) if points else DIFFERENCES
     table = comparisons(store, baseline)
     letters = groups(store)
-    says = early_words(table) + conclude_groups(letters.to_pylist())
+    says = [early_words(table) + conclude_groups(letters.to_pylist()), *unlike(store)]
 
     def answer() -> dict[str, Any]:
         return {
@@ -243,14 +244,15 @@ def compare(
             "groups": letters.to_pylist(),
             "averages": [r for r in curve(store).to_pylist() if r["dataset"] is None],
             "seeds_needed": seeds_table(store, baseline, asked).to_pylist(),
-            "says": [says],
+            "says": says,
         }
 
     def draw() -> None:
         if table.num_rows == 0 and letters.num_rows == 0:
             out.print("nothing to compare yet: no two methods are confirmed at one budget")
             return
-        out.print(says)
+        for sentence in says:
+            out.print(sentence)
         out.print()
         for sheet in (
             compared(store, baseline),

@@ -6,11 +6,11 @@ import contextlib
 import hashlib
 import json
 import warnings
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import torch
-from rich.progress import track
+from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, track
 
 from analysis.format import visible
 from analysis.tables.terminal import safe_console
@@ -19,18 +19,21 @@ from trainables.cache import cache_folder, check_owner, draft, make_folder, mark
 from trainables.data.downloads import DataWarning
 from trainables.data.images.dataset import Dataset, ImageSplit
 from trainables.data.text.dataset import TextDataset, TextSplit
+from trainables.digests import DIGEST_SIZE, Display, file_digests
 from trainables.models.families import ModelId, parse_id
 from trainables.models.loading import fetched
 
 MANY = 20_000
-"""Images of a split whose digests are kept in the machine's cache, until a file's size or time changes."""
+"""Images in a table, or in memory, whose digests are kept in the machine's cache, by what the table holds."""
 KIND = "blake2b:"
 """Begins a digest of the examples' bytes; `fingerprint`'s first form, over labels alone, begins with nothing."""
+WHOLE = f"{KIND}whole:"
+"""Begins a digest of a model's files over every byte; older folders know models by `sliced_digest`."""
 COMMIT = "commit:"
 """Begins what a hub model is known by."""
 _MOST_SHARED = 0.5
-_READERS, _CHUNK = 8, 256
-_SIZE = 16
+_UNREADABLE = b"can't be read"
+_SHORT, _LONG = 2**26, 2**30
 _SLICES, _SLICE = 64, 2**16
 
 
@@ -49,13 +52,12 @@ def fingerprint(dataset: Dataset | TextDataset) -> str:
     if isinstance(dataset, TextDataset):  # whose rows have their prompts
         return KIND + whole.hexdigest()
     words = json.dumps([dataset.templates, dataset.prompt]).encode()
-    return f"{KIND}{whole.hexdigest()} {hashlib.blake2b(words, digest_size=_SIZE).hexdigest()}"
+    return f"{KIND}{whole.hexdigest()} {hashlib.blake2b(words, digest_size=DIGEST_SIZE).hexdigest()}"
 
 
 def model_digest(model_id: str) -> str | None:
-    """A digest of a local model's weights, JSON files and words (names, sizes, contents), or a hub model's commit.
+    """A digest of a local model's weights, JSON files and words (names, sizes, every byte), or a hub model's commit.
 
-    Of a file larger than 4 MiB 64 slices of 64 KiB are read, evenly spaced, the first and the last bytes among them.
     None for other models, and for one that can't be had.
     """
     parsed = parse_id(model_id)
@@ -63,17 +65,35 @@ def model_digest(model_id: str) -> str | None:
         return _commit(parsed)
     if parsed.scheme != "local" or parsed.folder is None:
         return None
+    files = _model_files(parsed)
     whole = hashlib.blake2b(digest_size=32)
-    for pattern in (parsed.gguf or "*.safetensors", "*.json", "vocab.txt", "merges.txt", "*.model"):
-        for path in sorted(parsed.folder.glob(pattern)):
-            size = path.stat().st_size
-            whole.update(f"{path.name} {size}\n".encode())
-            slices = _SLICES if size > _SLICES * _SLICE else 1
-            with path.open("rb") as file:
-                for k in range(slices):
-                    file.seek(k * (size - _SLICE) // (_SLICES - 1))
-                    whole.update(file.read(_SLICE if slices > 1 else size))
+    for path, digest in zip(files, file_digests(files, _display(f"the weights in {parsed.folder.name}")), strict=True):
+        whole.update(f"{path.name} {path.stat().st_size}\n".encode())
+        whole.update(digest or _UNREADABLE)
+    return WHOLE + whole.hexdigest()
+
+
+def sliced_digest(model_id: str) -> str:
+    """What folders of older versions know a local model by: of a large file it reads 64 slices of 64 KiB.
+
+    A change between the slices leaves it as it was. Such a folder is compared by it once, and then has `model_digest`.
+    """
+    whole = hashlib.blake2b(digest_size=32)
+    for path in _model_files(parse_id(model_id)):
+        size = path.stat().st_size
+        whole.update(f"{path.name} {size}\n".encode())
+        slices = _SLICES if size > _SLICES * _SLICE else 1
+        with path.open("rb") as file:
+            for k in range(slices):
+                file.seek(k * (size - _SLICE) // (_SLICES - 1))
+                whole.update(file.read(_SLICE if slices > 1 else size))
     return KIND + whole.hexdigest()
+
+
+def _model_files(parsed: ModelId) -> list[Path]:
+    assert parsed.folder is not None
+    patterns = (parsed.gguf or "*.safetensors", "*.json", "vocab.txt", "merges.txt", "*.model")
+    return [path for pattern in patterns for path in sorted(parsed.folder.glob(pattern))]
 
 
 def _commit(parsed: ModelId) -> str | None:
@@ -113,36 +133,36 @@ def _place(part: ImageSplit | TextSplit, row: int) -> str:
 
 
 def _digests(part: ImageSplit | TextSplit) -> list[bytes]:
-    """`digest` of every row, from the machine's cache where there are many."""
+    """`digest` of every row; what the machine's cache has of it is not read again."""
+    if isinstance(part, ImageSplit) and part.file is not None:
+        paths = [Path(part.file(row)) for row in range(len(part))]
+        found = file_digests(paths, _display(f"{part.source}, {part.name}"))
+        return [part.digest(row) if digest is None else digest for row, digest in enumerate(found)]
     kept = None if isinstance(part, TextSplit) or len(part) < MANY else _kept(part)
-    if kept is not None and kept.is_file() and kept.stat().st_size == _SIZE * len(part):
+    if kept is not None and kept.is_file() and kept.stat().st_size == DIGEST_SIZE * len(part):
         mark_used(kept.parent)
         joined = kept.read_bytes()
-        return [joined[at : at + _SIZE] for at in range(0, len(joined), _SIZE)]
-    found: list[bytes] = []
+        return [joined[at : at + DIGEST_SIZE] for at in range(0, len(joined), DIGEST_SIZE)]
     console = safe_console(stderr=True)
     silent = len(part) < MANY or not console.is_terminal
-    chunks = [range(at, min(at + _CHUNK, len(part))) for at in range(0, len(part), _CHUNK)]
     text = f"reading {part.source}, {part.name}"
-    with ThreadPoolExecutor(_READERS if isinstance(part, ImageSplit) and part.file else 1) as pool:
-        made = pool.map(lambda rows: [part.digest(row) for row in rows], chunks)
-        for some in track(made, text, len(chunks), console=console, transient=True, disable=silent):
-            found += some
+    rows = track(range(len(part)), text, len(part), console=console, transient=True, disable=silent)
+    made = [part.digest(row) for row in rows]
     if kept is not None:
         with contextlib.suppress(OSError):  # a cache that is full or can't be written
             make_folder(kept.parent)
             with draft(kept.parent) as file:
-                file.write_bytes(b"".join(found))
+                file.write_bytes(b"".join(made))
                 file.replace(kept)
-    return found
+    return made
 
 
 def _kept(part: ImageSplit) -> Path | None:
-    """Where the digests of a split are kept, by its files' places, sizes and times; None where these are unknown."""
+    """Where the digests of a split are kept, by what its files hold; None if that is unknown."""
     folder = cache_folder()
-    if folder is None or not part.stamp:
+    if folder is None or part.content is None or (content := part.content()) is None:
         return None
-    kept = folder / f"digests-{hashlib.sha256(f'{part.stamp}/{len(part)}'.encode()).hexdigest()[:32]}"
+    kept = folder / f"digests-{hashlib.sha256(f'{content}/{len(part)}'.encode()).hexdigest()[:32]}"
     try:
         for each in (folder, kept):
             if each.exists():
@@ -150,3 +170,21 @@ def _kept(part: ImageSplit) -> Path | None:
     except OSError:  # another user may have put any there, or it can't be searched
         return None
     return kept / "digests"
+
+
+def _display(what: str) -> Display:
+    """Return what shows how far the reading of files is: a bar on a terminal, elsewhere a line if it takes long."""
+
+    @contextlib.contextmanager
+    def display(size: int) -> Iterator[Callable[[int], object]]:
+        console = safe_console(stderr=True)
+        if not console.is_terminal and size >= _LONG:
+            said = f"reading {what} whole, {size / 2**30:.1f} GiB; not again until its files change"
+            console.print(said, soft_wrap=True)
+        columns = (TextColumn("{task.description}", markup=False), BarColumn(), DownloadColumn(), TimeRemainingColumn())
+        silent = not console.is_terminal or size < _SHORT
+        with Progress(*columns, console=console, transient=True, disable=silent) as progress:
+            task = progress.add_task(f"reading {what}", total=size)
+            yield lambda piece: progress.advance(task, piece)
+
+    return display

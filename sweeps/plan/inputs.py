@@ -11,7 +11,7 @@ from pathlib import Path
 from analysis.store.store import Store
 from sweeps.backends.needs import Needs
 from sweeps.errors import Problem, SpecError
-from sweeps.plan.digests import COMMIT, KIND, fingerprint, label_digest
+from sweeps.plan.digests import COMMIT, KIND, WHOLE, fingerprint, label_digest, sliced_digest
 from sweeps.plan.plan import Plan
 from sweeps.plan.split_sizes import forget, loaded, split_sizes
 from sweeps.records.journal import write_atomically
@@ -167,12 +167,7 @@ def _check_seen(folder: Path, now: dict[str, str]) -> None:
     if seen is None:
         rule = "is no JSON object of data sets and their digests; restore it, or remove it to trust the data as it is"
         raise SpecError([Problem("results", str(path), rule)])
-    changed = []
-    for name, found in now.items():  # a folder of an older version has no digest of the prompts, nor of the images
-        known = seen.get(name, found)
-        forms = (found, found.partition(" ")[0]) if known.startswith((KIND, COMMIT)) else (label_digest(loaded(name)),)
-        if known not in forms:
-            changed.append(name)
+    changed = [name for name, found in now.items() if not _is_same(name, seen.get(name, found), found)]
     if changed:
         store = Store((folder,))
         begun = [*(event["config"] for event in store.events("ask")), *store.table("trials").to_pylist()]
@@ -181,6 +176,15 @@ def _check_seen(folder: Path, now: dict[str, str]) -> None:
             raise SpecError(problems)
     if now.items() - seen.items():
         write_atomically(path, json.dumps(seen | now, indent=1) + "\n")
+
+
+def _is_same(name: str, known: str, found: str) -> bool:
+    """Return whether data or a model is what `known` was made of. Folders of older versions have other digests."""
+    if found.startswith(WHOLE) and not known.startswith(WHOLE):
+        return known == sliced_digest(name)
+    if known.startswith((KIND, COMMIT)):
+        return known in (found, found.partition(" ")[0])  # without that of the prompts
+    return known == label_digest(loaded(name))  # without the images
 
 
 def _changed(name: str, found: str, folder: Path) -> Problem:

@@ -1,6 +1,6 @@
 """Data sets by name, their nested subsets, and the rule that tuning can't see the test split.
 
-Uses `cache`, `config`, `errors` and `seeds`; knows nothing of models or training.
+Uses `cache`, `config`, `digests`, `errors` and `seeds`; knows nothing of models or training.
 
     images     image sets: reading, decoding, augmentation
     text       text sets: reading, prompts, batches of like length

@@ -13,9 +13,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from randlora.files.tensors import read_tensors
 from randlora.model.families import family_name
 from trainables.errors import TrialError
 from trainables.seeds import generator
@@ -144,7 +144,7 @@ def new_transfer_head(features: int, outputs: int, init_seed: int, device: torch
 
 def load_head(folder: Path) -> nn.Linear | ClassifierHead | TransferHead:
     """The head that a trial left in its adapter folder (`HEAD_FILE`)."""
-    tensors = load_file(str(folder / HEAD_FILE))
+    tensors = read_tensors(folder / HEAD_FILE, expect_digest=True)
     if "image_scale" in tensors:
         transfer = TransferHead(len(tensors["image_scale"]), len(tensors["out.weight"]))
         transfer.load_state_dict(tensors)

@@ -27,8 +27,8 @@ from trainables.hub import cached_repositories, hub_answers
 from trainables.models.families import GGUF, KINDS, Kind, ModelError, ModelId, parse_id
 
 UNREADABLE = (
-    RuntimeError, OSError, ValueError, LookupError, TypeError, AttributeError, ImportError, struct.error,
-    SafetensorError,
+    RuntimeError, OSError, ValueError, LookupError, TypeError, AttributeError, ImportError, ArithmeticError,
+    struct.error, SafetensorError,
 )  # fmt: skip
 """What the libraries raise over files that are missing, damaged, or of another model, or need a further package."""
 

@@ -8,12 +8,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file
 from torch import nn
 
 import randlora
 from randlora.adapted.adapted import Adapted
+from randlora.errors import CheckpointError
 from randlora.files.checkpoint import META
+from randlora.files.tensors import read_tensors
 from trainables.config import FULL_METHODS, LINEAR_PROBE, NO_TRAINING, TrialConfig
 from trainables.errors import TrialError, first_line
 from trainables.models.encoders import HEAD_FILE, ClassifierHead, TransferHead, load_head
@@ -51,8 +52,9 @@ def load_trained(trial: TrialConfig, folder: Path) -> Trained:
     Weights that were kept before there was a `predict.json` need the trial's data, for the names of its classes.
 
     Raises:
-        ModelError, CheckpointError: a base model that can't be had, or that is not the one of the weights.
-        TrialError: trained weights that are missing or damaged.
+        ModelError: a base model that can't be had.
+        CheckpointError: trained weights that are damaged, or of another base model.
+        TrialError: trained weights that are missing, or of other weights.
         TrainablesError, TrialError: facts that are damaged, or that were not kept and whose data can't be read.
     """
     loaded = load_model(trial.model)
@@ -68,7 +70,8 @@ def load_trained(trial: TrialConfig, folder: Path) -> Trained:
     adapted = randlora.load(loaded.module, folder) if needed == META else None
     if needed == FULL_WEIGHTS:
         with _readable(folder / FULL_WEIGHTS):
-            other = loaded.module.load_state_dict(load_file(folder / FULL_WEIGHTS), strict=False).unexpected_keys
+            tensors = read_tensors(folder / FULL_WEIGHTS, expect_digest=True)
+            other = loaded.module.load_state_dict(tensors, strict=False).unexpected_keys
         if other:
             raise TrialError(f"{folder / FULL_WEIGHTS} has {other[0]!r}, which is no weight of {trial.model!r}")
     with _readable(folder / HEAD_FILE):
@@ -88,6 +91,8 @@ def _readable(path: Path) -> Iterator[None]:
     """A damaged file, or one of other weights, is an error that names it."""
     try:
         yield
+    except CheckpointError:
+        raise
     except UNREADABLE as error:
         raise TrialError(f"{path} can't be read ({first_line(error)}); it is damaged, or of other weights") from error
 

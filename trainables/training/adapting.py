@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from randlora.adapted.adapted import Adapted
 from randlora.adapted.attach import attach
 from randlora.adapter import Adapter
+from randlora.files.tensors import DIGEST, digest_of
 from randlora.methods.prompts.kinds import WORDS
 from randlora.methods.registry import get_method
 from randlora.model.targets import stored_names
@@ -116,7 +117,7 @@ def _base_weights(model: nn.Module, trial: TrialConfig, stack: contextlib.ExitSt
     def save(folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         tensors = {n: t.contiguous() for n, t in gathered({n: p.detach() for n, p in parameters.items()}).items()}
-        save_file(tensors, str(folder / "weights.safetensors"))
+        save_file(tensors, str(folder / "weights.safetensors"), metadata={DIGEST: digest_of(tensors)})
         about = {"method": trial.method, "model": trial.model, "weights": "base weights after training"}
         (folder / "weights.json").write_text(json.dumps(about, indent=2), encoding="utf-8")
 

@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
 from torch import nn
 
+from randlora.files.tensors import write_tensors
 from trainables.config import FULL_METHODS, NO_TRAINING, TrialConfig
 from trainables.errors import TrialError
 from trainables.metrics.classification import pack
@@ -296,4 +296,4 @@ class Run:
         self.work.trainables.save(folder)
         about.write(folder)
         if head:
-            save_file({n: p.detach().contiguous() for n, p in head.items()}, str(folder / HEAD_FILE))
+            write_tensors(folder / HEAD_FILE, head)

@@ -18,7 +18,7 @@ import pytest
 
 from analysis import StoreError, open_store
 from analysis.store.diagnostic_rows import ROWS as DIAGNOSTICS
-from analysis.store.journal import read_journal
+from analysis.store.journal import journal_line, read_journal
 from analysis.store.schemas import SCHEMA_VERSION, SCHEMAS, TABLES, doc
 from analysis.store.tables import part_paths, scan_parts, set_aside, to_table, write_part
 from tests.analysis.synthetic import make_results
@@ -132,6 +132,33 @@ def test_a_damaged_part_is_named_and_can_be_set_aside(tmp_path: Path, harm: str)
     assert scan_parts(tmp_path, "trials")[1] == []
 
 
+def foreign(place: Path, name: str) -> Path:
+    """A part that lies among those of `trials` and is not of it."""
+    path = place / "part-99990101T000000000000-00000000.parquet"
+    own = pq.read_table(part_paths(place.parents[1], "trials")[0])
+    others: dict[str, pa.Table] = {
+        "of metrics": to_table("metrics", [{"sweep": "s", "trial_id": "a", "attempt": 1, "epoch": 1}]),
+        "of metrics, bare": pa.table({"sweep": ["s"], "epoch": [1], "val_score": [0.9]}),
+        "of others": pa.table({"x": [1]}),
+        "text as a score": own.set_column(own.column_names.index("test_score"), "test_score", pa.array(["0.9"])),
+        "a word as a score": own.set_column(own.column_names.index("test_score"), "test_score", pa.array(["good"])),
+        "no id": own.set_column(own.column_names.index("trial_id"), "trial_id", pa.array([None], pa.string())),
+    }
+    pq.write_table(others[name], path)
+    return path
+
+
+@pytest.mark.parametrize(
+    "name", ["of metrics", "of metrics, bare", "of others", "text as a score", "a word as a score", "no id"]
+)
+def test_a_part_of_another_table_adds_no_row_and_is_named(tmp_path: Path, name: str) -> None:
+    part = write_part(tmp_path, "trials", [row("a", test_score=0.5)])
+    bad = foreign(part.parent, name)
+    table, damaged = scan_parts(tmp_path, "trials")
+    assert [(r["trial_id"], r["test_score"]) for r in table.to_pylist()] == [("a", 0.5)]
+    assert [d.path for d in damaged] == [bad]
+
+
 @pytest.mark.parametrize("code", [errno.EMFILE, errno.EACCES, errno.EIO, errno.ENOENT])
 def test_a_part_that_cannot_be_read_now_is_not_damaged(
     tmp_path: Path, code: int, monkeypatch: pytest.MonkeyPatch
@@ -206,6 +233,31 @@ def test_a_torn_tail_did_not_happen(tmp_path: Path) -> None:
         assert [e["ev"] for e in journal.events] == ["sweep", "ask"]
         assert journal.size == len(whole)
         assert journal.torn == (tail or None)
+
+
+def test_a_line_without_checksum_is_older_than_all_that_have_one(tmp_path: Path) -> None:
+    path = tmp_path / "journal.jsonl"
+    old, new = b'{"ev":"sweep"}\n', journal_line({"ev": "ask"})
+    path.write_bytes(old + old + new + new)
+    assert [e["ev"] for e in read_journal(path).events] == ["sweep", "sweep", "ask", "ask"]
+    robbed = b'{"ev":"ask","trial_id":"a"}\n'
+    for lines in (old + new + robbed, new + robbed + new, new + robbed + b'{"ev'):
+        path.write_bytes(lines)
+        with pytest.raises(StoreError, match=r"line \d has no checksum, and one before it has"):
+            read_journal(path)
+
+
+def test_a_row_robbed_of_its_checksum_does_not_override_a_sealed_one(tmp_path: Path) -> None:
+    folder = make_results(tmp_path / "made")
+    journal = folder / "journal.jsonl"
+    events = [json.loads(line) for line in journal.read_bytes().splitlines()]
+    lines = [journal_line(event) for event in events]
+    at = next(k for k, event in enumerate(events) if event["ev"] == "finish" and event["row"]["test_score"])
+    events[at]["row"]["test_score"] = 0.999
+    lines[at] = json.dumps(events[at]).encode() + b"\n"
+    journal.write_bytes(b"".join(lines))
+    with pytest.raises(StoreError, match=f"line {at + 1} has no checksum"):
+        open_store(folder).table("trials")
 
 
 def test_damage_before_the_tail_is_an_error_that_names_the_line(tmp_path: Path) -> None:

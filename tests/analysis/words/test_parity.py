@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 
@@ -15,7 +16,8 @@ from analysis.statistics.looks import Looks
 from analysis.store.store import Store
 from analysis.store.tables import write_part
 from analysis.tables.console import conclusion
-from analysis.words.parity import devices_apart, looks_says, parity_says
+from analysis.words.parity import devices_apart, looks_says, parity_says, versions_apart
+from tests.support import sweeps
 
 
 def moved(folder: Path, tmp_path: Path, method: str, **ran_on: str) -> Store:
@@ -92,3 +94,32 @@ def test_methods_and_budgets_of_infeasible_cells_are_not_counted(store: Store, t
     assert len(methods) < len({r["method"] for r in cells})
     assert len(budgets) < len({r["reference"] for r in cells} - {None})
     assert f" {len(methods)} methods at {len(budgets)} budgets " in said
+
+
+def test_versions_that_differ_are_said_wherever_results_are(folder: Path, tmp_path: Path) -> None:
+    """Between two methods, and between trials of one: a folder that was extended after an upgrade."""
+    old, new = "2.9.0", "2.13.0"
+    store = moved(folder, tmp_path / "a", "lora", versions=json.dumps({"torch": new}))
+    on = f"LoRA on torch {new}"
+    places = {
+        "best": conclusion(store),
+        "report": render(store),
+        "compare": " ".join(json.loads(sweeps("compare", store.path, "--json").stdout)["says"]),
+    }
+    for place, text in places.items():
+        assert "NOT equal" in text and on in text and f"torch {old}" in text, place
+    half = tmp_path / "b"
+    shutil.copytree(folder, half)
+    rows = open_store(folder).table("trials").to_pylist()
+    (half / "journal.jsonl").unlink()
+    shutil.rmtree(half / "tables" / "trials")
+    ran = ({"torch": new if row["data_seed"] else old} for row in rows)
+    write_part(half, "trials", [row | {"versions": json.dumps(v)} for row, v in zip(rows, ran, strict=True)])
+    assert f"NOT equal: every method on torch {new} and torch {old}" in conclusion(open_store(half))
+
+
+def test_versions_that_decide_nothing_are_not_said() -> None:
+    row = {"sweep": "s", "dataset": "d", "train_size": "1.0", "method": "lora"}
+    ran = [row | {"versions": v} for v in ('{"torch": "2", "rich": "1"}', '{"torch": "2", "rich": "2"}', "{}", None)]
+    assert versions_apart(ran) is None
+    assert versions_apart([row | {"versions": f'{{"torch": "{k}"}}'} for k in (1, 2)], ["dora"]) is None

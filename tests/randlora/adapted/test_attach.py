@@ -34,6 +34,17 @@ def test_every_method_has_a_row_here() -> None:
     assert {c.method for c in CONFIGS} == set(METHODS)
 
 
+@pytest.mark.parametrize(
+    ("config", "near"),
+    [("lora", "LoraConfig"), ("randlora", "RandLoraConfig"), ("x", "LoraConfig"), ({}, "LoraConfig")],
+)
+def test_what_is_no_configuration_is_named_with_one(config: object, near: str) -> None:
+    model = block()
+    with pytest.raises(ConfigError, match=rf"nearest: {near}\(8\)"):
+        attach(model, config, TARGETS)  # type: ignore[arg-type]
+    assert all(parameter.requires_grad for parameter in model.parameters())
+
+
 @every_method
 @pytest.mark.parametrize("grad", [True, False])
 @pytest.mark.parametrize("training", [True, False])

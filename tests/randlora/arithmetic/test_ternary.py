@@ -228,9 +228,9 @@ def test_another_version_of_the_compiler_builds_anew(monkeypatch: pytest.MonkeyP
     library, compiler, asked = kernels.load_compiled(), tmp_path / "cc", []
     monkeypatch.setattr(kernels, "_compiler", lambda: str(compiler))
     monkeypatch.setattr(kernels, "_open", lambda _, target: asked.append(target) or library)
-    for seconds in (1, 1, 2):
-        compiler.touch()
-        os.utime(compiler, (seconds, seconds))
+    for version in "112":
+        compiler.write_text(version)
+        os.utime(compiler, (1, 1))
         kernels._load()
     assert asked[0] == asked[1] != asked[2]
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 import randlora
 from randlora import (
@@ -27,7 +27,9 @@ from randlora import (
     load,
 )
 from randlora.files import checkpoint
+from randlora.files.tensors import UncheckedWarning
 from tests.randlora.support import CONFIGS, TARGETS, batch, block, config_id, perturb, targets_of
+from tests.support import flipped
 
 
 @pytest.mark.parametrize("config", CONFIGS, ids=config_id)
@@ -46,6 +48,31 @@ def test_round_trip(config: AdapterConfig, tmp_path: Path) -> None:
     assert torch.equal(other(x), y)
     assert again.config == config and again.capacities == adapted.capacities
     assert (again.init_seed, again.basis_seed) == (5, 9)
+
+
+@pytest.mark.parametrize("config", [LoraConfig(4), RandLoraConfig(4)], ids=config_id)
+def test_every_flipped_bit_of_a_tensor_is_refused(config: AdapterConfig, tmp_path: Path) -> None:
+    model, x = block(), batch()
+    adapted = attach(model, config, TARGETS)
+    perturb(adapted)
+    file = adapted.save(tmp_path) / "adapter.safetensors"
+    whole, before = file.read_bytes(), block()(x)
+    for damaged in flipped(whole, 40):
+        file.write_bytes(damaged)
+        other = block()
+        with pytest.raises(CheckpointError, match=r"adapter\.safetensors is damaged or was changed: .* digest"):
+            load(other, tmp_path)
+        assert torch.equal(other(x), before)
+    file.write_bytes(whole)
+    assert torch.equal(load(other, tmp_path).model(x), model(x))
+
+
+def test_an_adapter_of_before_digests_loads_with_a_note(tmp_path: Path) -> None:
+    adapted = attach(block(), LoraConfig(4), TARGETS)
+    file = adapted.save(tmp_path) / "adapter.safetensors"
+    save_file(load_file(file), file)
+    with pytest.warns(UncheckedWarning, match=r"adapter\.safetensors has no digest"):
+        load(block(), tmp_path)
 
 
 def test_a_save_that_is_cut_off_leaves_no_mixture(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

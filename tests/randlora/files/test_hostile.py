@@ -13,7 +13,7 @@ from torch import nn
 
 from randlora import AdaLoraConfig, AdapterError, AutoLoraConfig, CheckpointError, LoraConfig, NolaConfig, attach, load
 from randlora.adapted.load import load_peft
-from randlora.files.checkpoint import digest_of
+from randlora.files.tensors import digest_of
 from randlora.methods.registry import get_method
 from tests.randlora.support import perturb
 

@@ -13,7 +13,8 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from randlora import AdapterError, CheckpointError, ExportError, attach, load
-from randlora.files.checkpoint import DERIVED, digest_of, write_tensors
+from randlora.files.checkpoint import DERIVED
+from randlora.files.tensors import digest_of, write_tensors
 from randlora.methods.bridge.build import PeftAdapter
 from randlora.methods.bridge.kinds import KINDS
 from tests.randlora.methods.support import TARGETS, configured, network, on_another_machine, rows

@@ -13,7 +13,7 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from analysis import open_store
-from analysis.store.tables import write_part
+from analysis.store.tables import part_paths, write_part
 from sweeps.cli.main import app
 from sweeps.cli.options import uri_of
 from tests.analysis.odd import odd_results
@@ -185,3 +185,13 @@ def test_results_that_are_not_there(tmp_path: Path) -> None:
 def test_a_uri_keeps_the_slashes_of_its_options() -> None:
     for uri in ("s3://b/x?endpoint_override=http://localhost:9000&scheme=https", "s3://b/x", "file:///tmp/x"):
         assert uri_of(Path(uri)) == uri
+
+
+@pytest.mark.parametrize("verb", [("best",), ("query", "select 1")])
+def test_a_part_that_cannot_be_read_is_named(tmp_path: Path, verb: tuple[str, ...]) -> None:
+    folder = make_results(tmp_path / "made")
+    (part,) = part_paths(folder, "cells")
+    pq.write_table(pa.table({"x": [1]}), part.with_name("part-0.parquet"))
+    result = sweeps(verb[0], folder, *verb[1:])
+    assert result.exit_code == 0
+    assert "left out: " in result.stderr and "part-0.parquet" in result.stderr and "cell_id" in result.stderr

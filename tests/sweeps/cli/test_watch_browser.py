@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from analysis.store.journal import journal_line
 from tests.analysis.report.browser import CHROMIUM, Browser
 from tests.fakes import FakeConfirm, fake_plan
 from tests.support import wait_for
@@ -35,8 +36,8 @@ def fails(folder: Path) -> None:
         "row": {**row, "reason": HOSTILE},
         "traceback": HOSTILE,
     }
-    with journal.open("a", encoding="utf-8") as file:
-        file.write(json.dumps(event) + "\n")
+    with journal.open("ab") as file:
+        file.write(journal_line(event))
 
 
 def test_a_sweep_is_seen_as_it_happens(tmp_path: Path) -> None:

@@ -13,13 +13,15 @@ import numpy as np
 import open_clip
 import pytest
 import torch
-from safetensors.torch import save_file
 
+from randlora.errors import CheckpointError
+from randlora.files.tensors import write_tensors
 from randlora.model.targets import resolve_targets
 from sweeps.engine.export import FORMS, export_trial
 from sweeps.engine.kept import KeptTrial, kept_trial
 from sweeps.engine.usage import _example
 from sweeps.errors import SpecError
+from tests.support import flipped
 from tests.sweeps.engine.kept_results import keep_trials
 from tests.trainables.support import one_tower_trial
 from tests.trainables.tiny_images import COLOURS, noisy, save_dinov2, write_colours
@@ -220,15 +222,32 @@ def test_a_probe_and_base_weights_come_out_too(place: Path, tmp_path: Path, monk
             assert float(found["probability"]) == pytest.approx(expected.probability, abs=1e-4)
         file = kept.folder / ("head.safetensors" if method == "linear-probe" else "weights.safetensors")
         if method == "full-targets":
-            save_file({"of.another": torch.zeros(1)}, file)
+            write_tensors(file, {"of.another": torch.zeros(1)})
             with pytest.raises(TrialError, match=r"weights\.safetensors has 'of\.another', which is no weight"):
                 load_trained(kept.config, kept.folder)
-        file.write_bytes(file.read_bytes()[:-1])
-        with pytest.raises(TrialError, match=rf"{file.name} can't be read .*damaged"):
-            load_trained(kept.config, kept.folder)
+        for damaged in (*flipped(file.read_bytes(), 4), file.read_bytes()[:-1]):
+            file.write_bytes(damaged)
+            with pytest.raises(CheckpointError, match=file.name):
+                load_trained(kept.config, kept.folder)
         file.unlink()
         with pytest.raises(TrialError, match=rf"{file.name} is missing"):  # and not the untrained model
             load_trained(kept.config, kept.folder)
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_a_damaged_adapter_is_neither_exported_nor_asked(
+    place: Path, trained: dict[str, KeptTrial], tmp_path: Path, form: str
+) -> None:
+    folder = shutil.copytree(trained["vision"].folder, tmp_path / "kept")
+    kept = replace(trained["vision"], folder=folder)
+    file = folder / "adapter.safetensors"
+    for damaged in flipped(file.read_bytes(), 4):
+        file.write_bytes(damaged)
+        with pytest.raises(CheckpointError, match=r"adapter\.safetensors is damaged or was changed"):
+            export_trial(kept, tmp_path / "out", form)
+        with pytest.raises(CheckpointError, match=r"adapter\.safetensors is damaged or was changed"):
+            says(kept, str(place / "image.png"))
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_failed_export_leaves_nothing(place: Path, tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
@@ -10,6 +11,8 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, NoReturn
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
@@ -20,7 +23,7 @@ from sweeps.cli.plan import weak_of
 from sweeps.engine.run import run
 from sweeps.errors import Problem, SpecError
 from sweeps.plan import digests, inputs, split_sizes
-from sweeps.plan.digests import fingerprint, label_digest, model_digest
+from sweeps.plan.digests import fingerprint, label_digest, model_digest, sliced_digest
 from sweeps.plan.inputs import check_inputs
 from sweeps.plan.plan import Plan
 from sweeps.spec.sections import ModelSection
@@ -162,6 +165,54 @@ def test_other_weights_of_a_local_model_are_refused(images: Path, tmp_path: Path
     assert len({before, between, model_digest(f"local:{model}")}) == 3
 
 
+def _large_model(folder: Path) -> Path:
+    """A local model with a file of weights that is large enough for slices; returns the file."""
+    shutil.copytree(EMBEDDED["tiny-clip"], folder)
+    weights = folder / "more.safetensors"
+    weights.write_bytes(bytes(64 * 2**16) + os.urandom(3 * 2**20))
+    return weights
+
+
+def test_weights_changed_between_the_slices_of_older_versions_are_refused(images: Path, tmp_path: Path) -> None:
+    weights, record = _large_model(tmp_path / "model"), tmp_path / "r" / "data.json"
+    name = f"local:{tmp_path / 'model'}"
+    planned = Plan.from_spec(
+        plan(images, str(tmp_path / "r")).spec.model_copy(update={"model": ModelSection(id=name, adapt="vision")})
+    )
+    begin(planned)
+    record.write_text(json.dumps({name: sliced_digest(name)}))
+    check_inputs(planned)  # a folder of an older version, with the same weights
+    assert json.loads(record.read_text())[name] == model_digest(name) != sliced_digest(name)
+    data, was, old = bytearray(weights.read_bytes()), weights.stat(), sliced_digest(name)
+    step = (len(data) - 2**16) // 63
+    data[2**16 + (step - 2**16) // 2] ^= 1  # between the first slice and the second
+    weights.write_bytes(data)
+    os.utime(weights, ns=(was.st_atime_ns, was.st_mtime_ns))
+    assert sliced_digest(name) == old
+    with pytest.raises(SpecError, match=r"model\.id = .*is not the model that the trials .* saw"):
+        check_inputs(planned)
+    data[0] ^= 1
+    weights.write_bytes(data)
+    record.write_text(json.dumps({name: old}))
+    with pytest.raises(SpecError, match=r"model\.id = .*is not the model that the trials .* saw"):
+        check_inputs(planned)
+
+
+@pytest.mark.parametrize("terminal", [False, True])
+def test_hashing_large_weights_for_the_first_time_is_shown(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], terminal: bool
+) -> None:
+    monkeypatch.setenv("SWEEPS_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr("trainables.digests.SETTLED_S", 0.0)
+    monkeypatch.setattr(digests, "_SHORT" if terminal else "_LONG", 2**20)
+    if terminal:
+        monkeypatch.setenv("FORCE_COLOR", "1")
+    _large_model(tmp_path / "model")
+    for k in range(2):
+        model_digest(f"local:{tmp_path / 'model'}")
+        assert ("reading the weights in model" in capfd.readouterr().err) == (k == 0)
+
+
 def test_a_hub_model_that_moved_is_refused(images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     name, hub, record = "facebook/dinov2-base", tmp_path / "models--facebook--dinov2-base", tmp_path / "r/data.json"
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
@@ -271,30 +322,57 @@ def _another_users(cache: Path) -> None:
     raise PermissionError(f"{cache} is another user's")
 
 
-def _no_image(part: ImageSplit, row: int) -> bytes:
-    raise DataError(f"row {row} is read again")
+def _no_image(part: object, *_: object) -> bytes:
+    raise DataError(f"{part} is read again")
 
 
-def test_digests_of_many_images_are_kept_until_a_file_changes(
-    images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def _as_parquet(images: Path, to: Path, change: int = 0) -> None:
+    """Write the images as tables, uncompressed, so that changed bytes leave a file's size as it was."""
+    to.mkdir(exist_ok=True)
+    for which in ("train", "test"):
+        files = sorted((images / which).rglob("*.png"))
+        encoded = [file.read_bytes()[:-1] + bytes([file.read_bytes()[-1] ^ change]) for file in files]
+        labels = [file.parent.name for file in files]
+        table = pa.table({"image": pa.array(encoded, pa.binary()), "label": labels})
+        pq.write_table(table, to / f"{which}.parquet", compression="none", use_dictionary=False)
+
+
+@pytest.mark.parametrize("table", [False, True])
+def test_digests_of_images_are_kept_until_a_file_changes(
+    images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, table: bool
 ) -> None:
+    """Also if files are as large and as old as they were."""
     monkeypatch.setattr(digests, "MANY", 2)
+    monkeypatch.setattr("trainables.digests.SETTLED_S", 0.0)
     monkeypatch.setenv("SWEEPS_CACHE", str(tmp_path / "cache"))
-    planned = plan(images, str(tmp_path / "r"))
+    folder, name = images, f"folder:{images}"
+    if table:
+        folder = tmp_path / "tables"
+        _as_parquet(images, folder)
+        name = f"parquet:{folder}"
+    planned = plan(images, str(tmp_path / "r"), datasets=[name])
     check_inputs(planned)
-    kept = {path: path.stat().st_size for path in (tmp_path / "cache").rglob("digests")}
-    assert sorted(kept.values()) == [16 * 4, 16 * 16]
     assert (tmp_path / "cache").stat().st_mode & 0o777 == 0o700
     with monkeypatch.context() as patch:
         patch.setattr(ImageSplit, "digest", None)  # nothing is read again
+        patch.setattr("trainables.digests._read", None)
         check_inputs(planned)
     with monkeypatch.context() as patch:
-        patch.setattr(digests, "check_owner", _another_users)
+        patch.setattr(f"{'sweeps.plan' if table else 'trainables'}.digests.check_owner", _another_users)
         patch.setattr(ImageSplit, "digest", _no_image)
+        patch.setattr("trainables.digests._read", _no_image)
         with pytest.raises(DataError, match="read again"):  # nothing in it is believed
             check_inputs(planned)
     begin(planned)
-    recolour(images)
+    before = {path: path.stat() for path in folder.rglob("*.*")}
+    if table:
+        _as_parquet(images, folder, change=1)
+    else:
+        for path in images.rglob("*.png"):
+            path.write_bytes(path.read_bytes()[:-1] + b"?")
+    for path, was in before.items():
+        os.utime(path, ns=(was.st_atime_ns, was.st_mtime_ns))
+        assert (path.stat().st_size, path.stat().st_mtime_ns) == (was.st_size, was.st_mtime_ns)
     with pytest.raises(SpecError, match="not the data that the trials"):
         check_inputs(planned)
 

@@ -76,7 +76,13 @@ def test_a_second_driver_is_refused_naming_the_first(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == [KERNEL_LOCK]
 
 
-@pytest.mark.parametrize("text", [b"", b"{", b"\xff\xfe", b"filelock/2\npid=x\nhost=h\nmode=lease\n", b"9" * 5000])
+LEASES = [
+    f"filelock/2\npid={pid}\nhost=h\nmode=lease\ntoken={'a' * 32}\nduration={duration}\nstart={start}\n".encode()
+    for pid, duration, start in (("x", 60.0, 1), (-1, 60.0, 1), (10**30, 60.0, 1), (1, "1e999", 1), (1, 60.0, "1e300"))
+]
+
+
+@pytest.mark.parametrize("text", [b"", b"{", b"\xff\xfe", b"9" * 5000, *LEASES])
 def test_a_damaged_lease_is_nobodys(tmp_path: Path, text: bytes) -> None:
     (tmp_path / LEASE).write_bytes(text)
     assert holder(tmp_path) is None

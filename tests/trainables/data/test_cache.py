@@ -6,6 +6,7 @@ import dataclasses
 import errno
 import math
 import os
+import shutil
 import stat
 import subprocess
 import sys
@@ -56,7 +57,7 @@ def packs(cache: Path) -> list[Path]:
 def test_cached_bits_are_the_decoded_bits(colours: Path, cache: Path) -> None:
     split = load_dataset(f"parquet:{colours}").train
     rows = torch.tensor([5, 0, 63, 5, 17])
-    expected = Pixels(dataclasses.replace(split, stamp=""), RECIPE).rows(rows)
+    expected = Pixels(dataclasses.replace(split, content=None), RECIPE).rows(rows)
     assert not cache.exists()
     for _ in range(2):
         pixels = Pixels(split, RECIPE)
@@ -69,11 +70,11 @@ def test_crops_of_the_original_are_cut_from_whole_images(cache: Path) -> None:
     """Near what torchvision cuts from the original; the centre's square does not have the edges at all."""
     rng = np.random.default_rng(0)
     smooth = Image.fromarray(rng.integers(0, 256, (12, 18, 3), dtype=np.uint8)).resize((360, 240))
-    split = ImageSplit("s", "train", torch.zeros(2, dtype=torch.int64), lambda _: smooth, "stamp")
+    split = ImageSplit("s", "train", torch.zeros(2, dtype=torch.int64), lambda _: smooth, lambda: "content")
     recipe = Recipe(96)
     expected = functional.resized_crop(pil_to_tensor(smooth), 10, 0, 220, 240, [96, 96], antialias=True).float()
-    for stamp in ("stamp", ""):  # on disk, in memory
-        pixels = Pixels(dataclasses.replace(split, stamp=stamp), recipe.wider)
+    for content in (split.content, None):  # on disk, in memory
+        pixels = Pixels(dataclasses.replace(split, content=content), recipe.wider)
         assert pixels.rows(torch.tensor([1])).shape == (1, 3, 120, 120)
         assert pixels.aspects(torch.tensor([1, 0, 1])).tolist() == [1.5] * 3
         plan = torch.tensor([[[240 / 360, 0, 240 / 360 - 1], [0, 220 / 240, (20 + 220) / 240 - 1]]])
@@ -110,6 +111,66 @@ def test_another_recipe_and_changed_files_are_kept_apart(tmp_path: Path, cache: 
     Image.new("RGB", (SIDE, SIDE), (1, 2, 3)).save(tmp_path / "train" / "red" / "0.png")
     after = Pixels(load(), RECIPE).rows(torch.arange(4))
     assert not torch.equal(before, after)
+
+
+def _bitmaps(folder: Path, colour: tuple[int, int, int]) -> None:
+    """Write images of one size in bytes, whatever their colour."""
+    for which in ("train", "test"):
+        for name in ("a", "b"):
+            (folder / which / name).mkdir(parents=True, exist_ok=True)
+            for i in range(2):
+                Image.new("RGB", (SIDE, SIDE), colour).save(folder / which / name / f"{i}.bmp")
+
+
+@pytest.mark.parametrize("how", ["written over", "renamed"])
+def test_images_replaced_under_the_same_size_and_time_are_decoded_anew(
+    tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch, how: str
+) -> None:
+    """As `tar`, `rsync -t` and zip replace them."""
+    monkeypatch.setattr("trainables.digests.SETTLED_S", 0.0)
+    images, others = tmp_path / "images", tmp_path / "others"
+    _bitmaps(images, (250, 0, 0))
+    load = lambda: load_dataset(f"folder:{images}").train  # noqa: E731
+    assert Pixels(load(), RECIPE).rows(torch.arange(4))[:, 0].unique().tolist() == [250]
+    _bitmaps(others, (10, 0, 0))
+    for path in images.rglob("*.bmp"):
+        was, other = path.stat(), others / path.relative_to(images)
+        if how == "renamed":
+            other.replace(path)
+        else:
+            path.write_bytes(other.read_bytes())
+        os.utime(path, ns=(was.st_atime_ns, was.st_mtime_ns))
+        assert (path.stat().st_size, path.stat().st_mtime_ns) == (was.st_size, was.st_mtime_ns)
+    assert Pixels(load(), RECIPE).rows(torch.arange(4))[:, 0].unique().tolist() == [10]
+
+
+def test_what_was_decoded_serves_a_copy_of_the_images(tmp_path: Path, cache: Path) -> None:
+    _bitmaps(tmp_path / "images", (250, 0, 0))
+    Pixels(load_dataset(f"folder:{tmp_path / 'images'}").train, RECIPE).rows(torch.arange(4))
+    shutil.copytree(tmp_path / "images", tmp_path / "copy")
+    reads: list[int] = []
+    Pixels(counted(load_dataset(f"folder:{tmp_path / 'copy'}").train, reads), RECIPE).rows(torch.arange(4))
+    assert not reads and len(packs(cache)) == 1
+
+
+def test_images_that_change_while_they_are_read_are_refused(tmp_path: Path, cache: Path) -> None:
+    _bitmaps(tmp_path, (250, 0, 0))
+    pixels = Pixels(load_dataset(f"folder:{tmp_path}").train, RECIPE)
+    pixels.rows(torch.arange(2))
+    _bitmaps(tmp_path, (10, 0, 0))
+    with pytest.raises(DataError, match="changed while they were read"):
+        pixels.rows(torch.arange(4))
+    assert Pixels(load_dataset(f"folder:{tmp_path}").train, RECIPE).rows(torch.arange(4))[:, 0].unique() == 10
+    assert len(packs(cache)) == 2  # none of the mixture
+
+
+def test_a_table_that_was_replaced_after_it_was_read_is_not_kept(colours: Path, cache: Path, tmp_path: Path) -> None:
+    shutil.copytree(colours, tmp_path / "mine")
+    train, test = (sorted((tmp_path / "mine").rglob(f"{which}*.parquet"))[0] for which in ("train", "test"))
+    split = load_dataset(f"parquet:{tmp_path / 'mine'}").train
+    expected = Pixels(dataclasses.replace(split, content=None), RECIPE).rows(torch.arange(4))
+    shutil.copy(test, train)
+    assert torch.equal(Pixels(split, RECIPE).rows(torch.arange(4)), expected) and not packs(cache)
 
 
 @pytest.mark.parametrize("damage", ["short", "flipped", "foreign"])
@@ -154,7 +215,7 @@ def test_processes_share_one_copy(colours: Path, cache: Path) -> None:
 def test_no_room_and_no_disk_fall_back_to_memory(colours: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     split = load_dataset(f"parquet:{colours}").train
     rows = torch.tensor([3, 1])
-    expected = Pixels(dataclasses.replace(split, stamp=""), RECIPE).rows(rows)
+    expected = Pixels(dataclasses.replace(split, content=None), RECIPE).rows(rows)
     with monkeypatch.context() as m:
         m.setenv("SWEEPS_CACHE_GB", "0")
         pixels = Pixels(split, RECIPE)
@@ -225,11 +286,14 @@ def test_a_cache_of_another_user_is_not_written(
     colours: Path, cache: Path, monkeypatch: pytest.MonkeyPatch, other: str
 ) -> None:
     split, rows = load_dataset(f"parquet:{colours}").train, torch.tensor([3, 1])
-    folder = cache / key(split, RECIPE)
+    monkeypatch.setenv("SWEEPS_CACHE", "off")
+    folder = cache / str(key(split, RECIPE))
+    monkeypatch.setenv("SWEEPS_CACHE", str(cache))
     theirs = cache if other == "cache" else folder
     if other == "link in it":
         cache.mkdir()
-        folder.symlink_to(cache.parent, target_is_directory=True)
+        (cache.parent / "elsewhere").mkdir()
+        folder.symlink_to(cache.parent / "elsewhere", target_is_directory=True)
     else:
         theirs.mkdir(parents=True)
     if os.getuid() == 0:  # whose caches all take
@@ -238,12 +302,12 @@ def test_a_cache_of_another_user_is_not_written(
         monkeypatch.setattr(os, "getuid", lambda: 12345)
         theirs = cache
     rule = rf"the cache {theirs} is another user's \(uid \d+\); set SWEEPS_CACHE to a folder of yours, or to 'off'"
-    before = sorted(cache.parent.rglob("*"))
+    before = sorted(theirs.rglob("*"))
     with pytest.raises(OSError, match=rule):
         make_folder(folder)
-    expected = Pixels(dataclasses.replace(split, stamp=""), RECIPE).rows(rows)
+    expected = Pixels(dataclasses.replace(split, content=None), RECIPE).rows(rows)
     assert torch.equal(Pixels(split, RECIPE).rows(rows), expected)
-    assert sorted(cache.parent.rglob("*")) == before
+    assert sorted(theirs.rglob("*")) == before
 
 
 @pytest.mark.parametrize("other", ["cache", "folder in it"])
@@ -305,7 +369,7 @@ def test_a_pack_with_a_wrong_row_number_is_made_again(colours: Path, cache: Path
     wanted = torch.tensor([0, row if row == 1 else 3])
     reads: list[int] = []
     found = Pixels(counted(split, reads), RECIPE).rows(wanted)
-    assert torch.equal(found, Pixels(dataclasses.replace(split, stamp=""), RECIPE).rows(wanted))
+    assert torch.equal(found, Pixels(dataclasses.replace(split, content=None), RECIPE).rows(wanted))
     assert sorted(reads) == wanted.tolist() and torch.equal(found[0], expected[0])
 
 
@@ -337,8 +401,8 @@ def test_skipping_bad_images(tmp_path: Path, cache: Path, monkeypatch: pytest.Mo
     bad.write_bytes(bad.read_bytes()[:60])
     data: Dataset = load_dataset(f"folder:{tmp_path}")
     rows = torch.tensor([5, 4, 3, 0])  # blue 0..2, then red 0..2
-    for stamp in (data.train.stamp, ""):
-        pixels = Pixels(dataclasses.replace(data.train, stamp=stamp), RECIPE)
+    for content in (data.train.content, None):
+        pixels = Pixels(dataclasses.replace(data.train, content=content), RECIPE)
         assert pixels.prepare(rows, skip_bad=True).tolist() == [5, 3, 0]
         assert len(pixels.rows(torch.tensor([5, 3, 0]))) == 3
         with pytest.raises(DataError, match=r"train row 4 \(.*red/1\.png\): not a readable image.*data\.skip_bad"):

@@ -16,6 +16,8 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import EpsImagePlugin, Image
 
+from analysis.store.tables import to_table
+from analysis.tables.terminal import safe_console
 from tests.trainables.tiny_images import COLOURS, colour_tables
 from trainables.data.images import archives, sources
 from trainables.data.registry import load_dataset, load_text_dataset
@@ -143,6 +145,41 @@ def test_a_pipe_is_refused(images: Path) -> None:
     os.mkfifo(images / "train" / "red" / "1.png")
     with pytest.raises(DataError, match=r"red/1\.png: is no file"):
         load_dataset(f"folder:{images}")
+
+
+def test_names_that_are_not_utf8(images: Path) -> None:
+    """Of an image it is as good as any; of a class it would be in prompts and tables."""
+    bad = os.fsdecode(b"\xff")
+    red = images / "train" / "red"
+    (red / "0.png").rename(red / f"{bad}.png")
+    train = load_dataset(f"folder:{images}").train
+    assert train.image(3).size == (4, 4)
+    (red / f"{bad}.png").write_bytes(b"no image")
+    with pytest.raises(DataError, match="not a readable image") as caught:
+        train.image(3)
+    said = io.TextIOWrapper(io.BytesIO(), encoding="utf-8")
+    safe_console(file=said).print(str(caught.value))
+    reason = to_table("trials", [{"trial_id": "a", "reason": str(caught.value)}])["reason"][0].as_py()
+    assert "\\udcff.png" in reason
+    for which in ("train", "test"):
+        (images / which / "red").rename(images / which / bad)
+    with pytest.raises(DataError, match=r"class folder '\\udcff' is not UTF-8; rename it"):
+        load_dataset(f"folder:{images}")
+
+
+@pytest.mark.parametrize("form", ["parquet", "arrow"])
+def test_an_image_with_two_encodings_is_refused(tmp_path: Path, form: str) -> None:
+    fields = [pa.field("bytes", pa.binary()), pa.field("bytes", pa.binary())]
+    images = pa.StructArray.from_arrays([pa.array([b"a", b"b"])] * 2, fields=fields)
+    table = pa.table({"image": images, "label": ["a", "b"]})
+    for which in ("train", "test"):
+        if form == "parquet":
+            pq.write_table(table, tmp_path / f"{which}.parquet")
+        else:
+            with pa.ipc.new_file(tmp_path / f"{which}.arrow", table.schema) as file:
+                file.write_table(table)
+    with pytest.raises(DataError, match=r"column 'image' .* has 'bytes' more than once"):
+        load_dataset(f"{form}:{tmp_path}")
 
 
 def test_an_archive_stays_in_its_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -75,6 +75,17 @@ def vit(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.parametrize("kind", ["vit", "clip"])
+def test_patches_of_no_size(tmp_path: Path, model_dir: Path, vit: Path, kind: str) -> None:
+    folder, name = (vit, "config.json") if kind == "vit" else (model_dir, "open_clip_config.json")
+    config = json.loads((folder / name).read_text())
+    (config if kind == "vit" else config["model_cfg"]["vision_cfg"])["patch_size"] = 0
+    model = with_file(tmp_path, folder, name, json.dumps(config).encode())
+    for read in (load_model, meta_model):
+        with pytest.raises(ModelError, match=r"can't be loaded|can be built from its config|can't build its config"):
+            read(model)
+
+
 @pytest.mark.parametrize(
     ("text", "said"),
     [

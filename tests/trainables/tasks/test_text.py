@@ -11,11 +11,11 @@ from typing import Any
 import pytest
 import torch
 import transformers
-from safetensors.torch import save_file
 from sklearn.metrics import f1_score, matthews_corrcoef
 
 import trainables.training.checkpoints
 from randlora import load
+from randlora.files.tensors import write_tensors
 from tests.trainables.support import one_tower_trial, outcome, run
 from tests.trainables.tiny_sentences import save_encoder, write_sst2, write_stsb
 from trainables.config import TrialConfig
@@ -97,7 +97,7 @@ def test_a_head_of_other_shapes_is_a_damaged_file(text_trial: MakeTrial, tmp_pat
     flat, square = torch.zeros(2), torch.zeros(2, 2)
     heads = ({"weight": flat}, {"weight": flat.sum()}, {"dense.weight": square, "out.weight": flat})
     for tensors in (*heads, {"image_scale": flat.sum(), "out.weight": square}):
-        save_file(tensors, tmp_path / "adapter" / "head.safetensors")
+        write_tensors(tmp_path / "adapter" / "head.safetensors", tensors)
         with pytest.raises(TrialError, match=r"head\.safetensors can't be read \(.*it is damaged, or of other weights"):
             load_trained(trial, tmp_path / "adapter")
 

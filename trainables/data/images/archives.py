@@ -15,12 +15,13 @@ from trainables.data.images.dataset import (
     ImageSplit,
     Words,
     assemble,
+    check_files,
     check_labels,
-    file_stamp,
     from_paths,
     open_image,
 )
 from trainables.data.images.info import class_words, clean
+from trainables.digests import content_as_opened
 from trainables.errors import DataError
 
 VOC_CLASSES = (
@@ -61,9 +62,10 @@ def _voc_split(name: str, which: str) -> ImageSplit:
         path, _, box = boxes[row]
         return open_image(Path(path)).crop(box)
 
-    stamp = file_stamp([Path(p) for p in (*found.images, *found.annotations)])  # boxes are of the annotations
+    files = [Path(p) for p in (*found.images, *found.annotations)]  # boxes are of the annotations
+    check_files(files)
     split = "test" if which == "test" else "train"
-    return ImageSplit(name, split, checked, read, stamp, lambda row: str(boxes[row][0]))
+    return ImageSplit(name, split, checked, read, content_as_opened(files), lambda row: str(boxes[row][0]))
 
 
 def _objects(found: Any, row: int) -> list[tuple[str, int, tuple[int, int, int, int]]]:

@@ -18,6 +18,7 @@ from PIL import Image
 from torch import Tensor
 
 from trainables.data.splits import SplitSet
+from trainables.digests import content_digest, new_digest
 from trainables.errors import DataError
 
 DEFAULT_TEMPLATES = ("a photo of a {}.", "an image of a {}.", "a picture of a {}.")
@@ -68,7 +69,8 @@ class ImageSplit:
         name: "train" or "test".
         labels: (N,) int64, in [0, number of classes).
         read: opens the image of one row; may raise what Pillow raises.
-        stamp: changes whenever the files behind it do; "" where that can't be known, and nothing is cached.
+        content: returns a digest of all bytes that images are decoded from, as they are now. None, here or returned:
+            it can't be known, and nothing is cached.
         file: the file of one row; None where rows have no files of their own.
         raw: the encoded image of one row that has no file; None where there is none.
     """
@@ -77,7 +79,7 @@ class ImageSplit:
     name: str
     labels: Tensor
     read: Callable[[int], Image.Image]
-    stamp: str = ""
+    content: Callable[[], str | None] | None = None
     file: Callable[[int], str] | None = None
     raw: Callable[[int], bytes] | None = None
 
@@ -98,14 +100,13 @@ class ImageSplit:
 
     def digest(self, row: int) -> bytes:
         """16 bytes of BLAKE2b over a row's encoded image, or over its pixels; its own for one that can't be read."""
-        new = functools.partial(hashlib.blake2b, digest_size=16)
         try:
             if self.file is not None:
                 with Path(self.file(row)).open("rb") as file:
-                    return hashlib.file_digest(file, new).digest()
-            return new(self.image(row).tobytes() if self.raw is None else self.raw(row)).digest()
+                    return hashlib.file_digest(file, new_digest).digest()
+            return new_digest(self.image(row).tobytes() if self.raw is None else self.raw(row)).digest()
         except (OSError, ValueError):
-            return new(f"{self.name} row {row} can't be read".encode()).digest()
+            return new_digest(f"{self.name} row {row} can't be read".encode()).digest()
 
     def examples_hash(self, rows: Tensor) -> str:
         """SHA-256 over the list of example ids (split, row, label): equal lists, equal hashes, on every machine."""
@@ -197,9 +198,9 @@ def _plain(name: str) -> str:
 def from_paths(source: str, which: str, paths: Sequence[Path], labels: Sequence[int], n_classes: int) -> ImageSplit:
     """A split whose images are files."""
     checked = check_labels(torch.tensor(labels, dtype=torch.int64), n_classes, f"{source} ({which})")
-    return ImageSplit(
-        source, which, checked, lambda row: open_image(paths[row]), file_stamp(paths), lambda row: str(paths[row])
-    )
+    check_files(paths)
+    content = functools.partial(content_digest, paths)
+    return ImageSplit(source, which, checked, lambda row: open_image(paths[row]), content, lambda row: str(paths[row]))
 
 
 def joined(first: ImageSplit, second: ImageSplit) -> ImageSplit:
@@ -214,10 +215,20 @@ def joined(first: ImageSplit, second: ImageSplit) -> ImageSplit:
         first.name,
         torch.cat([first.labels, second.labels]),
         lambda row: first.read(row) if row < n else second.read(row - n),
-        f"{first.stamp}+{second.stamp}" if first.stamp and second.stamp else "",
+        combined(first.content, second.content),
         either(first.file, second.file),
         either(first.raw, second.raw),
     )
+
+
+def combined(one: Callable[[], str | None] | None, two: Callable[[], str | None] | None) -> Callable[[], str | None]:
+    """Return what gives the content of a split that is made of both; None if one of the two can't be known."""
+
+    def content() -> str | None:
+        known = [None if each is None else each() for each in (one, two)]
+        return None if None in known else "+".join(map(str, known))
+
+    return content
 
 
 def subset(pool: ImageSplit, which: str, rows: Tensor) -> ImageSplit:
@@ -230,18 +241,14 @@ def subset(pool: ImageSplit, which: str, rows: Tensor) -> ImageSplit:
         which,
         pool.labels[rows],
         lambda row: pool.read(index[row]),
-        f"{pool.stamp}/{digest}" if pool.stamp else "",
+        combined(pool.content, lambda: digest),
         None if file is None else lambda row: file(index[row]),
         None if raw is None else lambda row: raw(index[row]),
     )
 
 
-def file_stamp(paths: Sequence[Path]) -> str:
-    """A digest of files' places, sizes and times of change: what the cache of decoded images is bound to.
-
-    Raises DataError: a link to nothing, or what is no file (reading a device or a pipe would never end).
-    """
-    digest = hashlib.sha256()
+def check_files(paths: Sequence[Path]) -> None:
+    """Raise DataError for a link to nothing, or what is no file (reading a device or a pipe would never end)."""
     for path in paths:
         try:
             found = path.stat()
@@ -250,8 +257,6 @@ def file_stamp(paths: Sequence[Path]) -> str:
             raise DataError(f"{path}: can't be read ({error.strerror}); {remedy}") from error
         if not stat.S_ISREG(found.st_mode):
             raise DataError(f"{path}: is no file, nor a link to one; replace or remove it")
-        digest.update(f"{path.resolve()}\0{found.st_size}\0{found.st_mtime_ns}\n".encode())
-    return digest.hexdigest()
 
 
 def check_labels(labels: Tensor, n_classes: int, where: str) -> Tensor:

@@ -106,12 +106,15 @@ class DecodedRows:
                 self._checked[self._batch == number] = False
                 self._batch[self._batch == number] = -1
 
-    def add(self, rows: Tensor, decode: Callable[[Tensor], tuple[Tensor, Tensor]]) -> bool:
-        """Decode those of `rows` that nobody has, and keep them; False where there is no room or no writable disk.
+    def add(self, rows: Tensor, decode: Callable[[Tensor], tuple[Tensor, Tensor]], is_same: Callable[[], bool]) -> bool:
+        """Decode those of `rows` that nobody has, and keep them.
+
+        Return False if there is no room or no writable disk, or if what was decoded does not belong here.
 
         Args:
             rows: (n,) distinct rows.
             decode: gives, for some rows, those that can be decoded and their bytes (n, width) uint8.
+            is_same: tells, after that, whether it decoded what the folder is named by.
         """
         try:
             make_folder(self.folder)
@@ -120,14 +123,16 @@ class DecodedRows:
                 missing = rows[~self.has(rows)]
                 if len(missing) and not make_room(self.folder.parent, len(missing) * self.width, keep=self.folder):
                     return False
-                if len(missing):
-                    self._write(missing, decode)
+                if len(missing) and not self._write(missing, decode, is_same):
+                    return False
                 mark_used(self.folder)
         except OSError:  # a read-only or full disk: the caller decodes into memory
             return False
         return True
 
-    def _write(self, rows: Tensor, decode: Callable[[Tensor], tuple[Tensor, Tensor]]) -> None:
+    def _write(
+        self, rows: Tensor, decode: Callable[[Tensor], tuple[Tensor, Tensor]], is_same: Callable[[], bool]
+    ) -> bool:
         written = 0
         with draft(self.folder) as file:
             with pa.ipc.new_file(str(file), self._schema) as writer:
@@ -136,9 +141,12 @@ class DecodedRows:
                     if len(good):
                         writer.write_batch(self._record_batch(good, pixels))
                         written += len(good)
+            if not is_same():
+                return False
             if written:
                 file.rename(file.with_suffix(".arrow"))
         self.refresh()
+        return True
 
     def _record_batch(self, rows: Tensor, pixels: Tensor) -> pa.RecordBatch:
         flat = pixels.contiguous().numpy()

@@ -69,9 +69,9 @@ class Recipe:
 class Pixels:
     """The decoded images of one split at one size.
 
-    A split that knows its files (`ImageSplit.stamp`) has them in the machine's cache, memory-mapped; another one, or
-    one for which the disk has no room, in this process's memory. Rows are decoded as they are asked for, so a few-shot
-    trial decodes its few and no more.
+    A split whose content is known (`ImageSplit.content`) has them in the machine's cache, memory-mapped. Another one,
+    or one for which the disk has no room, has them in this process's memory. Rows are decoded as they are asked for, so
+    a few-shot trial decodes its few and no more.
     """
 
     def __init__(self, split: ImageSplit, recipe: Recipe, *, keep_bytes: int = KEEP_BYTES) -> None:
@@ -86,9 +86,10 @@ class Pixels:
         self._aspects = torch.full((len(split),), torch.nan)
         self.nbytes = len(split) * self._width
         folder = cache_folder()
+        self._key = None if folder is None else key(split, recipe)
         self._mapped: DecodedRows | None = None
-        if split.stamp and folder:
-            self._mapped = DecodedRows(folder / key(split, recipe), len(split), self._width)
+        if folder is not None and self._key is not None:
+            self._mapped = DecodedRows(folder / self._key, len(split), self._width)
         self._keep_bytes = keep_bytes
         self._all: Tensor | None = None
         self._done = torch.zeros(len(split), dtype=torch.bool)
@@ -135,7 +136,7 @@ class Pixels:
     def _fetch(self, rows: Tensor, bad: set[int] | None) -> None:
         """Have distinct rows on disk, or in memory where the disk takes no more; else find the bad ones, if asked."""
         if self._mapped is not None:
-            if self._mapped.add(rows, lambda part: self._decode(part, bad)):
+            if self._mapped.add(rows, lambda part: self._decode(part, bad), self._is_same):
                 return
             self._mapped = None
         if self.nbytes > self._keep_bytes:
@@ -147,6 +148,19 @@ class Pixels:
         good, images = self._decode(rows[~self._done[rows]], bad)
         self._all[good] = images
         self._done[good] = True
+
+    def _is_same(self) -> bool:
+        """Return whether what was decoded just now is what the cache's folder is named by.
+
+        Raises DataError: the images were changed since this was made, so that a trial would see both.
+        """
+        now = key(self.split, self.recipe)
+        if now not in (None, self._key):
+            raise DataError(
+                f"{self.split.source} ({self.split.name}): its images were changed while they were read; put them back "
+                "and run the same command again, or start a sweep with another name"
+            )
+        return now is not None
 
     def _decode(self, index: Tensor, bad: set[int] | None) -> tuple[Tensor, Tensor]:
         """The rows that can be decoded and their bytes; the others are put into `bad`, or raise where it is None."""
@@ -175,8 +189,10 @@ class Pixels:
         return index[kept], torch.from_numpy(np.stack(good))
 
 
-def key(split: ImageSplit, recipe: Recipe) -> str:
-    """The cache folder's name: what decides the decoded bits, hashed."""
-    # the number: 16-bit greys were decoded in another way before it was there
-    parts = [2, split.stamp, split.examples_hash(torch.arange(len(split))), dataclasses.asdict(recipe), PIL.__version__]
+def key(split: ImageSplit, recipe: Recipe) -> str | None:
+    """Return the name of the cache's folder, a hash of what decides the decoded bits; None if nothing is cached."""
+    if split.content is None or (content := split.content()) is None:
+        return None
+    # the number: folders from before it was 3 are named by sizes and times of files, which others can have too
+    parts = [3, content, split.examples_hash(torch.arange(len(split))), dataclasses.asdict(recipe), PIL.__version__]
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:32]

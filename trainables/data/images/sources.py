@@ -28,13 +28,15 @@ from trainables.data.images.dataset import (
     ImageSplit,
     Words,
     assemble,
+    check_files,
     check_labels,
     check_templates,
-    file_stamp,
+    combined,
     from_paths,
     image_files,
     open_image,
 )
+from trainables.digests import content_as_opened, content_digest
 from trainables.errors import DataError
 
 _IMAGE_COLUMNS = ("image", "img", "jpg", "png", "picture")
@@ -75,16 +77,17 @@ def from_tables(
     name: str,
     tables: Mapping[str, Callable[[], pa.Table]],
     words: Words,
-    stamps: Mapping[str, str],
+    files: Mapping[str, Sequence[Path]],
     *,
     clean: Callable[[str], str] | None = None,
     ours: bool = False,
 ) -> Dataset:
-    """A Dataset from one lazily read table, and its `ImageSplit.stamp`, per split: train, test, perhaps a validation.
+    """A Dataset from tables: of each split (train, test, perhaps a validation) one that is read when it is needed.
 
-    `clean` makes the words for prompts from the class names that the table has. `ours`: the table was made on this
-    machine, so that images may be the files that it names.
+    `files`: what each is read from. `clean` makes the words for prompts from the class names that the table has.
+    `ours`: the table was made on this machine, so that images may be the files that it names.
     """
+    contents = {which: content_as_opened(paths) for which, paths in files.items() if paths}
     first = tables["train"]()
     columns = _columns(first, name)
     class_names = _class_names(first, columns[1], words, name)
@@ -95,7 +98,7 @@ def from_tables(
     def read(which: str) -> ImageSplit:
         table = first if which == "train" else tables[which]()
         said = "validation" if which == held else which
-        return _table_split(table, columns, class_names, known, name, said, stamps.get(which, ""), ours)
+        return _table_split(table, columns, class_names, known, name, said, contents.get(which), ours)
 
     names = class_names if clean is None else [clean(c) for c in class_names]
     return assemble(name, names, read("train"), lambda: read("test"), words, val=None if held is None else read(held))
@@ -128,6 +131,8 @@ def from_folder(name: str, folder: Path) -> Dataset:
         )
     _check_one_validation(name, folder, splits)
     folders = _in_order(p.name for p in splits["train"].iterdir() if p.is_dir())
+    if unreadable := [each for each in folders if not _is_utf8(each)]:
+        raise DataError(f"{name}: the name of class folder {unreadable[0]!a} is not UTF-8; rename it")
 
     def read(which: str) -> ImageSplit:
         found = {p.name for p in splits[which].iterdir() if p.is_dir()}
@@ -177,8 +182,8 @@ def from_hub(
     wanted = {ours: theirs for ours, theirs in (splits or {k: k for k in given}).items() if theirs in given}
     _must_have(name, Path(repository), wanted, "splits")
     tables = {ours: lambda split=given[theirs]: split.with_format("arrow")[:] for ours, theirs in wanted.items()}
-    stamps = {ours: f"hub/{repository}/{getattr(given[theirs], '_fingerprint', '')}" for ours, theirs in wanted.items()}
-    return from_tables(name, tables, words or Words(), stamps, clean=clean, ours=True)
+    files = {ours: [Path(each["filename"]) for each in given[theirs].cache_files] for ours, theirs in wanted.items()}
+    return from_tables(name, tables, words or Words(), files, clean=clean, ours=True)
 
 
 def _from_files(name: str, folder: Path, suffix: str, read: Callable[[Path], Iterable[pa.RecordBatch]]) -> Dataset:
@@ -205,8 +210,9 @@ def _from_files(name: str, folder: Path, suffix: str, read: Callable[[Path], Ite
             raise DataError(f"{name}: cannot read {listed} ({error}); the file is damaged, fetch it again") from error
 
     tables = {which: functools.partial(opened, which) for which in splits}
-    stamps = {which: file_stamp(paths) for which, paths in splits.items()}
-    return from_tables(name, tables, read_words(folder), stamps)
+    for paths in splits.values():
+        check_files(paths)
+    return from_tables(name, tables, read_words(folder), splits)
 
 
 def _saved(state: Path) -> list[Path]:
@@ -273,6 +279,10 @@ def _images(table: pa.Table, column: str, where: str) -> tuple[pa.ChunkedArray, 
     """
     kind, cells = table.schema.field(column).type, table.column(column)
     named = {field.name: field.type for field in kind} if pa.types.is_struct(kind) else {}
+    if named and len(named) < kind.num_fields:
+        names = [field.name for field in kind]
+        twice = next(each for each in names if names.count(each) > 1)
+        raise DataError(f"{where}: column {column!r} is {kind}, which has {twice!r} more than once; keep one of them")
     encoded = named.get("bytes", kind)
     paths = named.get("path", pa.null())
     plain = pa.types.is_binary(encoded) or pa.types.is_large_binary(encoded)
@@ -282,6 +292,11 @@ def _images(table: pa.Table, column: str, where: str) -> tuple[pa.ChunkedArray, 
     if not named:
         return cells, None
     return pc.struct_field(cells, "bytes"), pc.struct_field(cells, "path") if "path" in named else None
+
+
+def _is_utf8(name: str) -> bool:
+    """Return whether a file's name is text: other bytes have become surrogates."""
+    return not any(0xD800 <= ord(character) < 0xE000 for character in name)
 
 
 def _in_order(names: Iterable[str]) -> list[str]:
@@ -352,7 +367,7 @@ def _table_split(
     known: _Known,
     source: str,
     which: str,
-    stamp: str,
+    content: Callable[[], str | None] | None,
     ours: bool,
 ) -> ImageSplit:
     """Return a split of a table. `known` says what train's table has: words as labels, names of numbers, or numbers."""
@@ -372,7 +387,10 @@ def _table_split(
             raise ValueError("the row holds no bytes")
         return found
 
-    return ImageSplit(source, which, labels, lambda row: open_image(io.BytesIO(raw(row))), stamp, raw=raw)
+    if ours and paths is not None and encoded.null_count:
+        named = paths.filter(pc.and_(encoded.is_null(), paths.is_valid())).to_pylist()
+        content = combined(content, functools.partial(content_digest, [Path(path) for path in named]))
+    return ImageSplit(source, which, labels, lambda row: open_image(io.BytesIO(raw(row))), content, raw=raw)
 
 
 def _labels(table: pa.Table, label: str, class_names: Sequence[str], known: _Known, where: str) -> Tensor:

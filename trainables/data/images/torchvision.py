@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
+import functools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from trainables.data.downloads import FOLDER_VARIABLE, data_folder, downloading, may_download
-from trainables.data.images.dataset import Dataset, ImageSplit, Words, assemble, check_labels, file_stamp, subset
+from trainables.data.images.dataset import Dataset, ImageSplit, Words, assemble, check_files, check_labels, subset
 from trainables.data.images.info import Load, class_words, clean
+from trainables.digests import content_digest, new_digest
 from trainables.errors import DataError
 from trainables.seeds import generator
 
@@ -139,9 +141,12 @@ def _split(name: str, which: str, parts: list[Any], n_classes: int) -> ImageSpli
     paths = [path for part in parts for path in _paths(part)]
     if len(paths) < len(where):
         made = [path for part in parts for path in _made(part)]
+        check_files(made)
+        content = functools.partial(content_digest, made) if made else _content_in_memory(parts)
         # without `file`: digests of these sets have always been of their pixels
-        return ImageSplit(name, which, checked, read, file_stamp(made) if made else _stamp(parts, which))
-    return ImageSplit(name, which, checked, read, file_stamp(paths), lambda row: str(paths[row]))
+        return ImageSplit(name, which, checked, read, content)
+    check_files(paths)
+    return ImageSplit(name, which, checked, read, functools.partial(content_digest, paths), lambda row: str(paths[row]))
 
 
 def _paths(part: Any) -> list[Path]:
@@ -164,13 +169,23 @@ def _made(part: Any) -> list[Path]:
     return [path for path in paths if path.is_file()]
 
 
-def _stamp(parts: list[Any], which: str) -> str:
-    """Of a set without files: torchvision checks archives, so its class, its folder and its version say which it is."""
+def _content_in_memory(parts: list[Any]) -> Callable[[], str] | None:
+    """Return what gives a digest of sets that torchvision holds in memory; None if it holds them elsewhere."""
     import torchvision
 
-    words = [torchvision.__version__, which, str(data_folder().resolve())]
-    words += [f"{type(p).__name__}/{getattr(p, 'split', getattr(p, '_split', ''))}/{len(p)}" for p in parts]
-    return "torchvision/" + hashlib.sha256("\n".join(words).encode()).hexdigest()
+    arrays = [data for part in parts if isinstance(data := getattr(part, "data", None), Tensor | np.ndarray)]
+    if len(arrays) < len(parts):
+        return None
+
+    @functools.cache
+    def content() -> str:
+        whole = new_digest(torchvision.__version__.encode())  # it makes the images of the arrays
+        for part, array in zip(parts, arrays, strict=True):
+            whole.update(f"{type(part).__name__} {tuple(array.shape)} {array.dtype}\n".encode())
+            whole.update(np.ascontiguousarray(array).data)
+        return whole.hexdigest()
+
+    return content
 
 
 def _labels(name: str, data: Any) -> Tensor:
