@@ -14,5 +14,6 @@ Uses `randlora`'s registry and `trainables`; nothing here solves a budget, start
     checks        section against section: options, spaces, priorities
     spec          `SweepSpec`: a file read, overridden, scaled down and checked
     task_checks   what a kind of model can be asked to do
+    solution      what the budget solver answers
     cell          one model, data set, training size, method and budget, and the trials it can make
 """

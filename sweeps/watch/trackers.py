@@ -276,8 +276,17 @@ def title_of(cell: Cell, slot: Slot) -> str:
 def config_of(cell: Cell, slot: Slot) -> dict[str, Any]:
     """What a tracker shows of a trial's configuration; what does not apply is left out."""
     data, init, basis = slot.seeds
-    names = ("model", "adapt", "dataset", "train_size", "method", "reference", "budget", "allocation", "capacity")
-    values = {name: getattr(cell, name) for name in names}
+    values: dict[str, Any] = {
+        "model": cell.model,
+        "adapt": cell.adapt,
+        "dataset": cell.dataset,
+        "train_size": cell.train_size,
+        "method": cell.method,
+        "reference": cell.reference,
+        "budget": cell.budget,
+    }
+    if cell.solved is not None:
+        values |= {"allocation": cell.solved.allocation, "capacity": cell.solved.capacity}
     values |= {"stage": slot.stage, "slot": slot.slot, "lr": slot.lr, **dict(slot.extra), "origin": slot.origin}
     values |= {"data_seed": data, "init_seed": init, "basis_seed": basis}
     return {key: value for key, value in values.items() if value is not None}

@@ -80,6 +80,14 @@ def test_overrides_are_a_sweep_files(folders: tuple[Path, Path]) -> None:
         assert "--set" in done.output and "results folder" in done.output
 
 
+@pytest.mark.parametrize(
+    "words", [("status",), ("report",), ("compare",), ("watch",), ("analyze", "cka"), ("estimate", "--compare")]
+)
+def test_no_verb_ignores_overrides_of_a_results_folder(folders: tuple[Path, Path], words: tuple[str, ...]) -> None:
+    done = sweeps(*words, folders[0], "--set", "search.trials=9")
+    assert done.exit_code == 2 and "error: --set = 'search.trials=9'" in done.output
+
+
 def test_several_sweeps_in_one_query(folders: tuple[Path, Path]) -> None:
     rows = json.loads(query(folders[0], SQL, "--also", folders[1], "--json").stdout)
     assert {r["sweep"] for r in rows} == {"one", "two"} and len(rows) == 12
