@@ -262,7 +262,7 @@ def _front(store: Store, x: str) -> list[Picture]:
         return []
     shown = _first_panels(everything)
     label = f"{score.capitalize()} against cost; a stepped line connects the cells that no other beats"
-    caption = "Every confirmed cell. Pale ones are beaten by a cell that costs no more and scores no less."
+    caption = "Every confirmed cell. For each pale one there is a cell that costs no more and scores no less."
     caption += fits.at_no_cost(shown) + BESIDE
     says = conclude_front(everything.to_pylist())
     figure = fits.draw_front(shown, score=score)
@@ -344,9 +344,9 @@ def tuning_pictures(store: Store) -> list[Picture]:
         if shown["test"].null_count < shown.num_rows:
             label = f"Expected {score} against learning rates tried on {where}"
             caption = (
-                "The same for the test score: the confirmed score at the chosen learning rate, minus what the best of "
-                "n rates has less on validation, because test scores are known at the chosen rate alone. Bands are "
-                "pointwise 95 % intervals over seeds, which include the noise of validation."
+                "The expected test score if only n learning rates had been tried. Test scores are known at the chosen "
+                "rate alone. So this is the confirmed score minus the validation points that are lost by trying only "
+                "n rates. Bands are pointwise 95 % intervals over seeds, which include the noise of validation."
             )
             figure, says = tuning.draw_expected(shown, score), conclude_effort(mine)
             found.append(Picture(_numbered("tuning_effort", i), "effort", figure, label, caption, says))

@@ -155,11 +155,11 @@ def _totals(store: Store) -> Row:
 
 def _cost_says(r: Row, attempts: int) -> str:
     """Say in sentences how long the runs took, from `_totals`."""
-    said = [f"{plural(attempts, 'run')} took {duration(r['seconds'])} in total"]
+    said = [f"{plural(attempts, 'run')} took {duration(r['seconds'])}, added up over runs that trained side by side"]
     if r["first"] is not None and r["last"] is not None:
         said[0] += f", between {moment(r['first'])} and {moment(r['last'])}"
     if r["overhead"] is not None:
-        said.append(f"Of a finished run, {duration(r['overhead'])} was neither training nor evaluation")
+        said.append(f"A finished run spent {duration(r['overhead'])} on average on its set-up")
     if r["seconds_failed"]:
         said.append(f"Failed runs took {duration(r['seconds_failed'])} of the total")
     return "".join(f"{sentence}. " for sentence in said).strip()
@@ -177,9 +177,9 @@ def _more_seeds(store: Store) -> str:
     if len(seeds) < most:
         return f"{now}. This sweep declared at most {plural(most, 'seed')} before its first score."
     return (
-        "Give the sweep file another name and a larger number of seeds under [confirm], and run it. This sweep "
-        f"declared at most {plural(most, 'seed')} before its first score. With more seeds in this folder no difference "
-        "could be tested."
+        f"This sweep declared at most {plural(most, 'seed')} before its first score, so that seeds are not added until "
+        "a difference appears. If you add seeds to this folder, its differences are no longer tested. For more seeds "
+        "start a new sweep: copy the sweep file, give it another name, and raise seeds and max_seeds under [confirm]."
     )
 
 

@@ -18,6 +18,10 @@ def of_dof(reference: str | None) -> bool:
     return reference is not None and reference.startswith("dof-")
 
 
+TAKEN_OUT = "taken out of the sweep file"
+"""`cells.reason` of a cell that the sweep file had and has no longer, if it has no confirmed score."""
+
+
 def limited(references: Iterable[str | None]) -> str:
     """What budgets limit, in words; both where they differ."""
     kinds = sorted({of_dof(reference) for reference in references if reference is not None})

@@ -53,6 +53,7 @@ MOST_NAMED = 6
 TESTS, DETECTABLE, TUNED = "tests", "what these seeds can detect", "learning rate, seeds and weak evidence"
 EFFECT = "size of the effect"
 OTHER_EXAMPLES = "intervals for other test examples"
+RATES_FIXED = "seeds needed if the chosen learning rates are taken as fixed"
 """Groups of columns."""
 
 
@@ -238,13 +239,13 @@ def _reading(rows: Sequence[Row], alpha: float) -> str:
         "of the tuning runs might have chosen another rate. Simultaneous intervals cover all differences of a family "
         "at once, in 19 of 20 studies. The rows of the method in question are one family, and the rows of all other "
         f"methods are another. The tests of each family share a level of {level_text(alpha)}. In the first family the "
-        'mean over all budgets is tested first, and Holm\'s correction covers the other rows. "Given the rates" is the '
-        "verdict if the chosen rates were the only ones possible. Effect is Hedges' g: the mean of the paired "
-        "differences divided by their standard deviation, with its 95 % interval, given the rates. Power is the "
-        f'chance that this comparison finds a true difference of {100 * PLANTED:g} points. "Seeds for it" is the '
-        'number of seeds that would find it in four of five studies (empty: over 1,000). "Detectable" is the smallest '
-        "true difference that these seeds find in four of five studies. The three come from simulations with the "
-        "variances seen here. "
+        "mean over all budgets is tested first, and Holm's correction covers the other rows. "
+        "The verdict if the rates are fixed takes the chosen learning rates as given. Effect is Hedges' g, also at "
+        "these rates: the mean of the paired differences divided by their standard deviation, corrected for few seeds. "
+        f"Power is the chance that this comparison finds a true difference of {100 * PLANTED:g} points. The next "
+        "column is the number of seeds that would find it in four of five studies (empty: over 1,000). Detectable is "
+        "the smallest true difference that these seeds find in four of five studies. Power, seeds and detectable come "
+        "from simulations with the variances seen here. "
         "The ratio divides the parameters of the method by those of the baseline."
     )
     if (margin := next((r["margin"] for r in rows if r["margin"] is not None), None)) is not None:
@@ -291,7 +292,7 @@ def _difference_columns(rows: Sequence[Row], *, ratio: bool) -> list[Column]:
         Column("simultaneous interval, points", _simultaneous, "number", TESTS),
         number("p", "p", p_text, TESTS),
         number("p, corrected (Holm)", "p_holm", p_text, TESTS),
-        Column("given the rates", lambda r: verdict_text(r["verdict_given_rates"]), "verdict", TESTS),
+        Column("verdict if the rates are fixed", lambda r: verdict_text(r["verdict_given_rates"]), "verdict", TESTS),
         Column("effect [95 %]", _effect, "number", EFFECT),
         number(
             f"power for {100 * PLANTED:g} points",
@@ -299,7 +300,7 @@ def _difference_columns(rows: Sequence[Row], *, ratio: bool) -> list[Column]:
             lambda v: "" if v is None else f"{100 * v:.0f} %",
             DETECTABLE,
         ),
-        number("seeds for it", "seeds_needed", group=DETECTABLE),
+        number(f"seeds for {100 * PLANTED:g} points", "seeds_needed", group=DETECTABLE),
         number("detectable, points", "detectable", percent, DETECTABLE),
         *([number("parameters, ratio", "params_ratio", _ratio, EFFECT)] if ratio else []),
     )
@@ -404,25 +405,27 @@ def seeds(store: Store, baseline: str | None = None, differences: Sequence[float
     found = seeds_table(store, baseline, differences).to_pylist()
     rows = pivoted(found, ("sweep", "model", "dataset", "train_size", "method", "reference"), "difference")
 
-    def cell(difference: float) -> Column:
-        return Column(f"seeds for {100 * difference:g} points", lambda r: _needed(r["by"][difference]), "number")
+    def cell(difference: float, key: str, group: str) -> Column:
+        head = f"for {100 * difference:g} points"
+        return Column(head, lambda r: _needed(r["by"][difference][key]), "number", group)
 
     asked = dict.fromkeys(r["difference"] for r in found)
-    sd = number("standard deviation of paired differences, points", "sd", percent)
+    wanted = [cell(difference, "seeds_needed", "") for difference in asked]
+    given_rates = [cell(difference, "seeds_needed_given_rates", RATES_FIXED) for difference in asked]
+    sd = number("sd of paired differences, points", "sd", percent)
     return Sheet(
         "seeds",
         f"Seeds needed to detect a difference from {style(baseline).name}",
-        columns_of(rows, METHOD, BUDGETS, PAIRS, sd, *map(cell, asked)),
+        columns_of(rows, METHOD, BUDGETS, PAIRS, sd, *wanted, *given_rates),
         rows,
-        "Each number is the smallest number of paired seeds (of each data set) that finds a true difference of that "
-        "size in four of five studies, at the level of its row in the comparisons. It includes the uncertainty of the "
-        "choice of rates, which more seeds do not reduce. The number in brackets leaves that out. \N{EM DASH} means: "
-        "more than 1,000 seeds, or not known.",
+        "Each number is the smallest number of seeds (of each data set) with which four of five studies would find a "
+        "true difference of that size, at the level of its row in the comparisons. It includes the uncertainty of the "
+        "choice of learning rates, which more seeds do not reduce: the second table leaves that out. \N{EM DASH} "
+        "means that not even 1,000 seeds are enough, or that the number is not known.",
         strong=lambda r: r["reference"] is None,
         folded=True,
     )
 
 
-def _needed(r: Row) -> str:
-    found, given = (quantity(r[k]) or "\N{EM DASH}" for k in ("seeds_needed", "seeds_needed_given_rates"))
-    return f"{found} [{given}]"
+def _needed(seeds_needed: int | None) -> str:
+    return quantity(seeds_needed) or "\N{EM DASH}"

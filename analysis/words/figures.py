@@ -14,7 +14,7 @@ import numpy as np
 
 from analysis.curves.measured import AXES
 from analysis.curves.readings import crossing_sentence
-from analysis.format import Row, change_text, level_text, points
+from analysis.format import Row, change_text, level_text, listed, plural, points
 from analysis.statistics.inference import NOT_KNOWN
 from analysis.statistics.runs import UNTRAINED
 from analysis.statistics.scaling import Question
@@ -132,14 +132,20 @@ def conclude_front(rows: Sequence[Row]) -> str:
     cost = AXES[on[0]["x"]].label.split(" (")[0]
     if all(r["front_share"] is None or r["method"] == UNTRAINED for r in on):
         counts = Counter(r["method"] for r in on)
-        said = ", ".join(f"{style(m).name} {counts[m]}" for m in in_order(set(counts)))
-        return f"On the front of score against {cost} (cells): {said}. With one seed it is not known how sure that is."
+        said = ", ".join(f"{style(m).name} ({plural(counts[m], 'cell')})" for m in in_order(set(counts)))
+        return (
+            f"No other cell scores more at less cost ({cost}) than those of: {said}. With one seed it is not known how "
+            "sure that is."
+        )
     single = [r for r in on if r["front_share"] is None]
     sure = [r for r in on if r not in single and r["front_share"] >= SURE]
     unsure = [r for r in on if r not in single and r["front_share"] < SURE]
-    text = f"On the front of score against {cost} in at least {100 * SURE:.0f} % of draws: {_cells(sure) or 'no cell'}"
-    text += f". On it in fewer draws: {_cells(unsure, share=True)}" if unsure else ""
-    return text + (f". On it, with one seed, so it is not known how sure that is: {_cells(single)}." if single else ".")
+    text = f"No other cell scores more at less cost ({cost}) than these: {_cells(sure) or 'none'}. "
+    text += f"Each holds this place in at least {100 * SURE:.0f} % of the draws of a bootstrap over seeds."
+    text += f" These hold it in fewer draws: {_cells(unsure, share=True)}." if unsure else ""
+    return text + (
+        f" These hold it with one seed, so it is not known how sure that is: {_cells(single)}." * bool(single)
+    )
 
 
 def conclude_sizes(rows: Sequence[Row], asked: Question = ASKED) -> str:
@@ -231,13 +237,9 @@ def conclude_groups(rows: Sequence[Row]) -> str:
         parts.append(f"the best methods are not distinguishable at {_of_all(shared, blocks)}")
     if blind:
         parts.append(f"nothing can be tested at {_of_all(blind, blocks)}")
-    places = len({k[:4] for k in blocks})
-    what = "budgets" if places == 1 else "budgets, data sets and sizes"
-    if len(blocks) == 1:
-        return (
-            f"At the one budget with two or more methods {_one(alone)} (Holm-corrected, the choice of rates included)."
-        )
-    return f"Of {len(blocks)} {what} with two or more methods: {'; '.join(parts)} ({_GIVEN})."
+    if len({k[:4] for k in blocks}) == 1 and len(blocks) <= _MOST:
+        return " ".join(f"{key[4]}: {_leaders(block)}." for key, block in blocks.items())
+    return f"Of {len(blocks)} comparisons of all methods at one budget and data set: {'; '.join(parts)}."
 
 
 def conclude_ranks(rows: Sequence[Row], level: float) -> str | None:
@@ -293,8 +295,8 @@ def conclude_expected(rows: Sequence[Row], asked: Question = ASKED) -> str:
     if focus is not None and least > 1:
         ahead = [sum(curves[focus, r][n] > curves[base, r][n] for r in both) for n in (1, least)]
         parts.append(
-            f"had one learning rate been tried, {a}'s expected best validation score would be above {b}'s at "
-            f"{ahead[0]} of {len(both)} budgets; with {least}, at {ahead[1]}"
+            f"with one learning rate {a}'s expected best validation score would be above {b}'s at {ahead[0]} of "
+            f"{len(both)} budgets, with {least} learning rates at {ahead[1]}"
         )
     gains = {key: curve[len(curve)] - curve[len(curve) - 1] for key, curve in curves.items() if len(curve) > 1}
     rising = Counter(m for (m, _), gain in gains.items() if gain > RISING)
@@ -340,12 +342,21 @@ def conclude_sharpness(rows: Sequence[Row]) -> str:
         mine = [r for r in rows if r["method"] == method]
         least = "at least " * (sum(r["open"] for r in mine) * 2 >= len(mine))
         parts.append(f"{style(method).name} {least}{float(np.median([r['decades'] for r in mine])):.1f}")
-    return f"Median decades of learning rate within a point of the best: {', '.join(parts)}; nothing is tested."
+    return (
+        f"Decades of learning rate whose score is within a point of the best (a decade is a factor of ten; median over "
+        f"budgets): {', '.join(parts)}; nothing is tested."
+    )
 
 
-def _one(alone: Counter[str]) -> str:
-    names = [f"{style(m).name} is above every other" for m in alone]
-    return names[0] if names else "the best are not distinguishable"
+def _leaders(block: Sequence[Row]) -> str:
+    """Say which methods of one budget are above all others."""
+    if all(r["tested"] == 0 for r in block):
+        return "nothing can be tested"
+    best = [style(r["method"]).name for r in block if "a" in r["group"]]
+    below = " and above every other method" if len(best) < len(block) else ""
+    if len(best) == 1:
+        return f"{best[0]} is above {'every other method' if len(block) > 2 else style(block[1]['method']).name}"
+    return f"{listed(best)} are not distinguishable{below}"
 
 
 def _of_all(count: int, blocks: Mapping[Any, Any]) -> str:

@@ -118,12 +118,18 @@ def print_best(store: Store, references: Sequence[str] | None = None, *, all_not
     print_weak(short)
     if short != whole:
         left = len(whole) - _WEAK_LINES
-        more = f"{plural(left, 'more note')} and all cells" if left > 0 else "All cells"
-        out.print(f"  {more}: `sweeps best ... --all-notes`", style="dim")
+        more = f"{plural(left, 'more note')}, and every cell by name" if left > 0 else "Every cell by name"
+        out.print(f"  {more}: type this command again with --all-notes.", style="dim")
     if "imported" not in (store.spec() or {}):
-        out.print(
-            "\nFor more seeds raise confirm.seeds in the sweep file. `sweeps run FILE` then runs what is missing."
-        )
+        out.print(f"\n{_more_seeds(store)}")
+
+
+def _more_seeds(store: Store) -> str:
+    """What to edit and to type for more seeds."""
+    numbers = {r["confirm_seeds"] for r in store.table("cells").to_pylist() if r["lr_centre"] is not None}
+    now = f" (now {min(numbers)})" if len(numbers) == 1 else ""
+    edit = f"To add seeds, raise `seeds`{now} under [confirm] in the sweep file, then type `sweeps run FILE` again."
+    return f"{edit} It trains only the runs that are missing."
 
 
 def report(

@@ -34,7 +34,7 @@ def test_compare_has_all_that_is_asked_of_statistics(folder: Path) -> None:
     store, text = open_store(folder), sweeps("compare", folder).stdout
     for said in ("not distinguishable", "Mean ranks over data sets", "Mean test score over data sets", "effect [95 %]"):
         assert said in text
-    assert "seeds for 0.5 points" in text and "Of 10 budgets, data sets and sizes" in text
+    assert "for 0.5 points" in text and "Of 10 comparisons of all methods" in text
     answer = json.loads(sweeps("compare", folder, "--json").stdout)
     assert answer["comparisons"] == comparisons(store).to_pylist()
     assert answer["groups"] == groups(store).to_pylist()
@@ -92,7 +92,7 @@ def test_while_seeds_are_to_come_sentences_are_preliminary(tmp_path: Path) -> No
     cells: Cells = {(m, "lora-1", "d"): {0: s, 1: s + 0.01, 2: 1.1 * s} for m, s in starts}
     early, whole = (odd_results(tmp_path / str(n), cells, seeds=n) for n in (5, 3))
     for verb in ("best", "compare"):
-        assert "Preliminary, 3 of 5 seeds: At " in sweeps(verb, early).stdout
+        assert "Preliminary, 3 of 5 seeds: " in sweeps(verb, early).stdout
         assert "Preliminary" not in sweeps(verb, whole).stdout
 
 
