@@ -57,7 +57,8 @@ lanes.RETRY_S = 2.0
 packs.TOGETHER.update(TOGETHER)
 folder, address, pause = Path(sys.argv[1]), sys.argv[2], float(sys.argv[3])
 cells, tune, pack = map(int, sys.argv[4:])
-made = tuple(FakeCell("lora", 1000 * (1 + k), options=(("delay", pause / pack),)) for k in range(cells))
+options = (("delay", pause / pack), ("log", f"{folder}.log"))
+made = tuple(FakeCell("lora", 1000 * (1 + k), options=options) for k in range(cells))
 resources = FakeResources(gpus_per_worker=1.0, pack=pack)
 search = FakeSearch(trials=tune, sampler="qmc", rerun_rates=0, rerun_seeds=0)
 plan = fake_plan(folder, made, search=search, confirm=FakeConfirm((0, 1)), resources=resources)
@@ -138,12 +139,13 @@ class Growth:
         at: when the nodes "joined" and "left", in seconds since 1970.
     """
 
-    def __init__(self, cluster: Any, devices: int, most: int, last: int, journal: Path) -> None:
-        self.cluster, self.devices, self.most, self.last, self.journal = cluster, devices, most, last, journal
+    def __init__(self, cluster: Any, devices: int, most: int, last: int, folder: Path) -> None:
+        self.cluster, self.devices, self.most, self.last = cluster, devices, most, last
+        self.journal, self.log = folder / "journal.jsonl", Path(f"{folder}.log")
         self.at: dict[str, float] = {}
         self.lost, self.silent = 0, 0
         self._before: int | None = None
-        """The number of trials that had finished when all nodes were used."""
+        """The number of trials that had finished when all nodes had trained."""
 
     def next(self) -> None:
         lines = self.journal.read_text().splitlines(keepends=True)
@@ -154,7 +156,7 @@ class Growth:
                     join(self.cluster, self.devices, wait=False)
                 self.at["joined"] = time.time()
         elif self._before is None:
-            if _workers() == self.most * self.devices:
+            if _workers(self.log) == self.most * self.devices:
                 self._before = finished
         elif "left" not in self.at and finished >= self._before + 2 * self.most * self.devices:
             for node in [*self.cluster.worker_nodes][: self.most - self.last]:  # the first one too
@@ -164,13 +166,9 @@ class Growth:
             self.at["left"] = time.time()
 
 
-def _workers() -> int:
-    """The number of processes that can train, on all nodes."""
-    count = 0
-    for process in psutil.Process().children(recursive=True):
-        with contextlib.suppress(psutil.Error):
-            count += "ray::RayTrainWorker" in " ".join(process.cmdline())
-    return count
+def _workers(log: Path) -> int:
+    """The number of processes that have trained."""
+    return len({line.split()[2] for line in log.read_text().splitlines()})
 
 
 @contextlib.contextmanager
@@ -214,7 +212,7 @@ def row(folder: Path, nodes: int, options: argparse.Namespace, every: float) -> 
         faults: Faults | Growth = Faults(cluster, options.devices)
         if options.grow and every:
             _, most, last = options.grow
-            faults = Growth(cluster, options.devices, most, last, journal)
+            faults = Growth(cluster, options.devices, most, last, folder)
         while driver.poll() is None:
             time.sleep(LOOK_S)
             memory.look()

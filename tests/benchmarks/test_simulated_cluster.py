@@ -79,21 +79,20 @@ def test_a_node_that_ended_while_it_was_silent_is_replaced_too(machines: Machine
     assert not {id(first), id(second)} & {id(node) for node in machines.worker_nodes}
 
 
-def test_a_cluster_grows_and_shrinks_as_the_sweep_gets_on(
-    machines: Machines, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    journal, workers = tmp_path / "journal.jsonl", [1]
-    monkeypatch.setattr("benchmarks.simulated_cluster._workers", lambda: workers[0])
-    growth = Growth(machines, devices=1, most=4, last=1, journal=journal)
+def test_a_cluster_grows_and_shrinks_as_the_sweep_gets_on(machines: Machines, tmp_path: Path) -> None:
+    folder, log = tmp_path / "r", tmp_path / "r.log"
+    folder.mkdir()
+    growth = Growth(machines, devices=1, most=4, last=1, folder=folder)
 
-    def after(trials: int) -> int:
-        journal.write_text('{"ev":"finish"}\n' * trials + '{"ev":"finish"')  # a line that is being written
+    def after(trials: int, workers: int) -> int:
+        lines = '{"ev":"finish"}\n' * trials + '{"ev":"finish"'  # one is being written
+        (folder / "journal.jsonl").write_text(lines)
+        log.write_text("".join(f"trial 1 {worker}\n" for worker in [0, *range(workers)]))
         growth.next()
         return len(machines.worker_nodes)
 
-    assert [after(1), after(2), after(20)] == [2, 4, 4]  # those that joined do not train yet
-    workers[0] = 4
-    assert [after(20), after(27), after(28), after(40)] == [4, 4, 1, 1]
+    assert [after(1, 1), after(2, 1), after(20, 3)] == [2, 4, 4]  # one that joined has not trained yet
+    assert [after(20, 4), after(27, 4), after(28, 4), after(40, 4)] == [4, 4, 1, 1]
     assert growth.lost == 3 and growth.at["joined"] <= growth.at["left"]
 
 

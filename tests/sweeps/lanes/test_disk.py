@@ -156,7 +156,13 @@ def tell(monkeypatch: pytest.MonkeyPatch) -> Tell:
 
     def told(*outcomes: dict[str, Any]) -> list[Lost | Finished]:
         pool: Any = SimpleNamespace(
-            broker=Said(*outcomes), minded=contextlib.nullcontext, lost=None, down=None, resources=None, trials=1
+            broker=Said(*outcomes),
+            minded=contextlib.nullcontext,
+            lost=None,
+            down=None,
+            follow=lambda: None,
+            resources=None,
+            trials=1,
         )
         backend, ended = RayBackend(pool, False), []
         for number in range(len(outcomes)):
