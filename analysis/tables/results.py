@@ -353,7 +353,7 @@ def seeds(store: Store, baseline: str | None = None, differences: Sequence[float
     rows = pivoted(found, ("sweep", "model", "dataset", "train_size", "method", "reference"), "difference")
 
     def cell(difference: float, key: str, group: str) -> Column:
-        head = f"for {100 * difference:g} points"
+        head = f"for {100 * difference:g} points" + (", rates fixed" if group else "")
         return Column(head, lambda r: _needed(r["by"][difference][key]), "number", group)
 
     asked = dict.fromkeys(r["difference"] for r in found)
