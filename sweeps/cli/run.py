@@ -89,8 +89,8 @@ def run(
     from sweeps.plan.estimate import estimate_plan
     from sweeps.plan.inputs import check_inputs
     from sweeps.plan.split_sizes import fewer_words
-    from sweeps.records.locks import FolderLock, check_identity, holder, nothing_if_refused
-    from sweeps.records.upload import check_there, restore
+    from sweeps.records.locks import FolderLock, check_identity, holder, nothing_if_refused, stored_identity
+    from sweeps.records.upload import check_there, restore, stored_there
 
     find_backend(backend)  # refuses an unknown name before data is read and methods are probed
     more = [] if max_hours is None else [f"limits.max_hours={max_hours}"]
@@ -102,6 +102,9 @@ def run(
             pass
     check_identity(loaded.folder.absolute(), loaded.identity())  # before a copy puts another spec.json into it
     location = None if upload is None else Location.of(upload)
+    if location is not None and stored_identity(loaded.folder) is None:
+        planned = planned.as_begun(stored_there(location))
+        loaded = planned.spec
     progress: bool | Literal["json"] = False if quiet else "json" if as_json else True
     given: dict[str, Sequence[object]] = {
         "--scale": [scale],

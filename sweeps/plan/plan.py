@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -18,6 +18,7 @@ from sweeps.budget.solving import Solved, rank_problems, reached_by_all, solutio
 from sweeps.errors import Problem, SpecError
 from sweeps.plan.checks import check_adapters, counted
 from sweeps.plan.split_sizes import sized
+from sweeps.records.locks import as_begun, as_begun_there
 from sweeps.search.points import check_sampler
 from sweeps.spec.cell import Cell
 from sweeps.spec.methods import has_budget, published_lr
@@ -71,6 +72,10 @@ class Plan:
         resources = self.spec.resources.model_copy(update=changes)
         return replace(self, spec=self.spec.model_copy(update={"resources": resources}))
 
+    def as_begun(self, stored: Mapping[str, Any] | None) -> Plan:
+        """Return the plan of results that are to be fetched, whose identity is `stored` (`locks.as_begun`)."""
+        return replace(self, spec=as_begun(self.spec, stored))
+
     def with_trials(self) -> Plan:
         """The plan with the trials that its allowance is; of samples, the data of feasible cells is read.
 
@@ -94,7 +99,7 @@ class Plan:
 
     @classmethod
     def from_spec(cls, spec: SweepSpec, *, available: bool = False) -> Plan:
-        """Solve every cell. Shapes are taken on the meta device: no weights are read, no accelerator is touched.
+        """Solve every cell, for results begun without a local fit without one. Shapes are taken on the meta device: no weights are read, no accelerator is touched.
 
         Args:
             available: let data be missing, which `inputs.available` leaves out afterwards; `with_trials` is left to it.
@@ -103,6 +108,7 @@ class Plan:
             SpecError: unknown model, data set or target, or no feasible cell at all.
         """
         problems = _data_problems(spec, available=available)
+        spec = as_begun_there(spec)
         shapes: Shapes = {}
         targets: tuple[str, ...] = ()
         try:
@@ -136,7 +142,7 @@ class Plan:
     def studies(self) -> list[tuple[str, Space, int]]:
         """Label, space and number of the sampler's points of every cell that is tuned."""
         search = self.spec.search
-        fixed = search.reruns + len(search.warm_start)
+        fixed = search.reruns + len(search.warm_start)  # the local fit's are the sampler's if more is searched
         return [(c.label, c.space, c.tune_trials - fixed) for c in self.feasible if c.space and c.tune_trials]
 
     def check_training(self) -> None:
