@@ -48,9 +48,7 @@ def to_come(store: Store) -> dict[tuple[str, str], Left]:
     return found
 
 
-def _tune_left(
-    rows: Sequence[Row], points: int, refined: int, rates: int, seeds: int, plain: int | None
-) -> int | None:
+def _tune_left(rows: Sequence[Row], points: int, refined: int, rates: int, seeds: int, plain: int | None) -> int | None:
     """Return the number of TUNE trials that a cell has still to run; None if all its rates failed.
 
     Args:

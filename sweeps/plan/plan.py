@@ -99,7 +99,9 @@ class Plan:
 
     @classmethod
     def from_spec(cls, spec: SweepSpec, *, available: bool = False) -> Plan:
-        """Solve every cell, for results begun without a local fit without one. Shapes are taken on the meta device: no weights are read, no accelerator is touched.
+        """Solve every cell. Shapes are taken on the meta device: no weights are read, no accelerator is touched.
+
+        Results that were begun without a local fit (`search.refine`) go on without one.
 
         Args:
             available: let data be missing, which `inputs.available` leaves out afterwards; `with_trials` is left to it.

@@ -87,7 +87,7 @@ class Effort:
         return points
 
     def _counts(self, number: int) -> bool:
-        """Whether an asked point that the sampler did not propose counts: of the local fit, what the allowance holds."""
+        """Whether an asked point beside the planned ones counts: of the local fit, those that the allowance holds."""
         kind = SlotKind.of(number)
         if kind is SlotKind.REFINED:
             return number < kind.slot(self.refined)

@@ -133,8 +133,10 @@ class CellState:
         search, points = self.spec.search, self._points()
         late = sum(SlotKind.of(number) is SlotKind.WIDENED_LATE for number in points)
         reruns = search.reruns + search.rerun_seeds * late
-        tune = len(points) + self.effort.refined_left(points, self.rows) + (0 if self.spec.confirm.held else reruns) if self._tunes else 0
-        return tune + self.cell.confirm_seeds
+        if not self._tunes:
+            return self.cell.confirm_seeds
+        tune = len(points) + self.effort.refined_left(points, self.rows)
+        return tune + (0 if self.spec.confirm.held else reruns) + self.cell.confirm_seeds
 
     def counted(self) -> int:
         """How many of the planned trials are done."""

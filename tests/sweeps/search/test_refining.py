@@ -60,7 +60,9 @@ def test_tables_are_searched_at_once_as_one_by_one() -> None:
 
 @pytest.mark.parametrize("best", [1.5e-3, 2.1e-4, 4e-3])
 @pytest.mark.parametrize("cliff", [1.0, 5.0])
-def test_the_choice_is_nearer_to_the_best_rate_than_a_grid_of_as_many(tmp_path: Path, best: float, cliff: float) -> None:
+def test_the_choice_is_nearer_to_the_best_rate_than_a_grid_of_as_many(
+    tmp_path: Path, best: float, cliff: float
+) -> None:
     missed = {}
     for refine in (0, 4):
         made = search(trials=10, rerun_rates=1, rerun_seeds=1, refine=refine)
