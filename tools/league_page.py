@@ -117,7 +117,8 @@ def answer(store: Store) -> str:
     said = f"- **{names} is {change_text(row)} points: {row['verdict']}.**"
     if not row["detectable"]:
         return said
-    return f"{said} The test detects a difference of {100 * row['detectable']:.1f} points four times in five."
+    detects = f"It detects a difference of {100 * row['detectable']:.1f} points four times in five."
+    return f"{said} RandLoRA is the method in question, so its test is apart from the others. {detects}"
 
 
 def ranking(store: Store, finished: list[Row]) -> str:
@@ -133,12 +134,16 @@ def ranking(store: Store, finished: list[Row]) -> str:
     if others:
         most = others[9 * len(others) // 10]
         until = f"{most:.0f}" if most < 100 else "over 100"
-        detectable = f" For nine in ten methods a difference from LoRA must be {others[0]:.0f} to {until} points large"
-        detectable += " to be detected, because the test is corrected for their number."
+        detectable = (
+            " The test allows for many methods at once. For nine in ten methods it therefore detects only differences "
+            f"from LoRA of {others[0]:.0f} to {until} points. The printed intervals do not allow for this: each holds "
+            "for its row alone."
+        )
     under_tuned = sum(bool(r["under_tuned"]) for r in finished)
     return (
         f"- **The order is no ranking.** Of {len(apart)} pairs of methods {sum(apart) or 'none'} can be distinguished."
-        f"{detectable} {under_tuned} of {len(finished)} methods are perhaps under-tuned."
+        f"{detectable} For {under_tuned} of {len(finished)} methods a better learning rate may exist: the best one "
+        "scored far above its neighbours, or lies at the edge of its range."
     )
 
 
@@ -155,11 +160,14 @@ def twins(store: Store, finished: list[Row]) -> str:
         if row["method"] in runs:
             runs[row["method"]].append(row["test_score"])
     means = " and ".join(percent(cells[m]["mean"]) for m in TWINS)
-    rates = " and ".join(quantity(cells[m]["lr"]) for m in TWINS)
+    ours, theirs = (quantity(cells[m]["lr"]) for m in TWINS)
+    rates = (
+        f"both got the learning rate {ours}" if ours == theirs else f"they got the learning rates {ours} and {theirs}"
+    )
     seeds = "; ".join(f"`{m}` {', '.join(percent(score) for score in sorted(runs[m]))}" for m in TWINS)
     return (
-        f"- **`lora` and `peft:lora` are the same method, and score {means} %.** They differ in the random numbers "
-        f"that they start from. The learning rates that were chosen for them are {rates}. Single seeds: {seeds}."
+        f"- **`lora` and `peft:lora` are two implementations of the same method, and score {means} %.** They start "
+        f"from different random numbers, and {rates}. Single seeds: {seeds}."
     )
 
 

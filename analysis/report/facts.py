@@ -14,8 +14,8 @@ from analysis.format import Row, duration, plural
 from analysis.report.box import facts_box, summary
 from analysis.report.foreign import ForeignError, drawing_of
 from analysis.statistics import scaling
-from analysis.statistics.groups import groups, mean_ranks
-from analysis.statistics.looks import declared, level, looks
+from analysis.statistics.groups import groups
+from analysis.statistics.looks import declared, looks
 from analysis.store.columns import limited
 from analysis.store.left import to_come
 from analysis.store.schemas import SCHEMA_VERSION
@@ -26,7 +26,7 @@ from analysis.tables.console import conclusion_of
 from analysis.tables.diagnostics import FOLDER, SHEETS, WIDE, diagnostic_sheets
 from analysis.tables.evidence import parity_rows
 from analysis.words.conclusions import conclude_gap, early_words, names_of
-from analysis.words.figures import conclude_groups, conclude_ranks
+from analysis.words.figures import conclude_groups
 from analysis.words.parity import looks_says, parity_says
 from analysis.words.weak import weak_evidence
 
@@ -46,7 +46,6 @@ def facts(store: Store) -> dict[str, Any]:
     parity = parity_rows(store)
     imported = (store.spec() or {}).get("imported")
     begin = early_words(scaling.comparisons(store))
-    ranks_say = conclude_ranks(mean_ranks(store).to_pylist(), level(store))
     return {
         "title": ", ".join(store.names),
         "now": datetime.now(UTC),
@@ -56,7 +55,6 @@ def facts(store: Store) -> dict[str, Any]:
         "concluded": concluded,
         "gap": conclude_gap(scaling.comparisons(store, baseline="full"), asked),
         "groups_say": begin + conclude_groups(groups(store).to_pylist()),
-        "ranks_say": ranks_say and begin + ranks_say,
         "setting": summary(store),
         "parity_says": [
             *parity_says(parity, predicted=not imported),
@@ -155,11 +153,11 @@ def _totals(store: Store) -> Row:
 
 def _cost_says(r: Row, attempts: int) -> str:
     """Say in sentences how long the runs took, from `_totals`."""
-    said = [f"{plural(attempts, 'run')} took {duration(r['seconds'])} in total"]
+    said = [f"{plural(attempts, 'run')} took {duration(r['seconds'])}, added up over runs that trained side by side"]
     if r["first"] is not None and r["last"] is not None:
         said[0] += f", between {moment(r['first'])} and {moment(r['last'])}"
     if r["overhead"] is not None:
-        said.append(f"Of a finished run, {duration(r['overhead'])} was neither training nor evaluation")
+        said.append(f"A finished run spent {duration(r['overhead'])} on average on its set-up")
     if r["seconds_failed"]:
         said.append(f"Failed runs took {duration(r['seconds_failed'])} of the total")
     return "".join(f"{sentence}. " for sentence in said).strip()
@@ -177,9 +175,9 @@ def _more_seeds(store: Store) -> str:
     if len(seeds) < most:
         return f"{now}. This sweep declared at most {plural(most, 'seed')} before its first score."
     return (
-        "Give the sweep file another name and a larger number of seeds under [confirm], and run it. This sweep "
-        f"declared at most {plural(most, 'seed')} before its first score. With more seeds in this folder no difference "
-        "could be tested."
+        f"This sweep declared at most {plural(most, 'seed')} before its first score, so that seeds are not added until "
+        "a difference appears. If you add seeds to this folder, its differences are no longer tested. For more seeds "
+        "start a new sweep: copy the sweep file, give it another name, and raise seeds and max_seeds under [confirm]."
     )
 
 

@@ -6,7 +6,11 @@ from collections.abc import Iterable
 
 import pyarrow as pa
 
-TEXT, INT, REAL, FLAG, BITS = pa.string(), pa.int64(), pa.float64(), pa.bool_(), pa.binary()
+TEXT = pa.string()
+INT = pa.int64()
+REAL = pa.float64()
+FLAG = pa.bool_()
+BITS = pa.binary()
 TIME = pa.timestamp("us", tz="UTC")
 
 PLACE = ("sweep", "model", "dataset", "train_size")
@@ -16,6 +20,10 @@ PLACE = ("sweep", "model", "dataset", "train_size")
 def of_dof(reference: str | None) -> bool:
     """Whether a budget limits degrees of freedom in place of trainable parameters."""
     return reference is not None and reference.startswith("dof-")
+
+
+TAKEN_OUT = "taken out of the sweep file"
+"""`cells.reason` of a cell that the sweep file had and has no longer, if it has no confirmed score."""
 
 
 def limited(references: Iterable[str | None]) -> str:

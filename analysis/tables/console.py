@@ -12,12 +12,12 @@ from rich.table import Table
 from rich.text import Text
 
 from analysis.errors import StoreError
-from analysis.format import Row, change_text, duration, listed, percent, plural, quantity, ranged
+from analysis.format import Row, change_text, duration, listed, percent, plural, points, quantity, ranged
 from analysis.statistics import scaling
-from analysis.statistics.looks import level
+from analysis.statistics.examples import example_intervals
+from analysis.statistics.looks import level, margin_of
 from analysis.statistics.runs import by
-from analysis.statistics.units.examples import example_intervals
-from analysis.store.columns import INT, PLACE, REAL, TEXT, limited, typed
+from analysis.store.columns import INT, PLACE, REAL, TAKEN_OUT, TEXT, limited, typed
 from analysis.store.store import Store
 from analysis.styles import dataset_text, place_of, place_text, size_key, style, training_text
 from analysis.tables.terminal import print_whole, safe_console
@@ -90,7 +90,7 @@ def results_table(store: Store) -> pa.Table:
             row |= {k: score[k] for k in ("adapter_params", "lr", "mean", "low", "high", "n")}
             row |= {k: examples[cell["sweep"], cell["cell_id"]][k] for k in (*OVER_EXAMPLES, "examples_note")}
         elif not cell["feasible"]:
-            row["note"] = f"infeasible: {cell['reason']}"
+            row["note"] = cell["reason"] if cell["reason"] == TAKEN_OUT else f"infeasible: {cell['reason']}"
         else:
             row["note"] = unscored.get((cell["sweep"], cell["cell_id"]), "not confirmed yet")
         if difference:
@@ -154,7 +154,8 @@ def print_results_table(
         of = f" of {model}" if several else ""
         title = f"{sweep}: {measured}{of} on {dataset_text(dataset)}, trained on {training_text(dataset, size)}"
         print_whole(_block(title, measured, against, mine), console)
-    for said in (*_without_cells(rows), *absent_data(rows), *_footnotes(rows)):
+    margin = margin_of(store)
+    for said in (*_without_cells(rows), *absent_data(rows), *_footnotes(rows, margin)):
         console.print(f"  {said}", style="dim", highlight=False, markup=False)
 
 
@@ -261,17 +262,26 @@ def _decision_note(rows: Sequence[Row]) -> str:
 
 
 def _left_out(row: Row) -> bool:
-    return bool(row["note"] and row["note"].startswith("infeasible"))
+    return bool(row["note"] and (row["note"] == TAKEN_OUT or row["note"].startswith("infeasible")))
 
 
-def _footnotes(rows: Sequence[Row]) -> list[str]:
-    """How the table is read, and what its marks mean if it has them."""
+def _footnotes(rows: Sequence[Row], margin: float | None) -> list[str]:
+    """How the table is read, and what its marks mean if it has them. `margin`: of equivalence, as a fraction."""
     found = [*_budget_notes(rows), *_name_notes(rows)]
     found.append(
-        "\N{PLUS-MINUS SIGN} and [ ]: 95 % intervals. Differences, in points, are paired by seed and account for the "
-        "choice of learning rate. Verdicts are corrected for multiple comparisons (Holm) and intervals are not, so an "
-        "interval may exclude 0 although the verdict is 'not distinguishable'."
+        "\N{PLUS-MINUS SIGN} and [ ]: 95 % intervals. Differences, in points, are paired by seed, account for the "
+        "choice of learning rate, and are taken before rounding. Verdicts are corrected for multiple comparisons "
+        "(Holm) and intervals are not, so an interval may exclude 0 although the verdict is 'not distinguishable'."
     )
+    if any(r["verdict"] == "not distinguishable" for r in rows):
+        found.append("Not distinguishable: the tests found no difference. The methods may still differ.")
+    if margin is not None and any(r["verdict"] == "equivalent" for r in rows):
+        found.append(
+            f"Equivalent: the sweep file declares that less than {points(margin).lstrip('+')} points do not matter "
+            "(confirm.margin), and the tests exclude a larger difference."
+        )
+    if any(r["method"] == "linear-probe" and r["adapter_params"] == 0 for r in rows):
+        found.append("Parameters are those of adapters or trained weights. A linear probe also trains its head.")
     if any(r["under_tuned"] for r in rows):
         found.append("*: more learning rates might raise the score, see weak evidence.")
     if any(r["off_budget"] for r in rows):
@@ -288,15 +298,16 @@ def _budget_notes(rows: Sequence[Row]) -> list[str]:
     (name, budget), *_ = found.items()
     rank = name.removeprefix("lora-")
     return [
-        f"{name}: the budget of {quantity(budget)} parameters, as many as LoRA of rank {rank} trains on the adapted "
-        "weights. Every method comes as near to it as it can."
+        f"LoRA-{rank} ({name} in the tables): a budget of {quantity(budget)} trainable parameters. LoRA of rank {rank} "
+        "trains this number on the adapted weights. Every method gets the setting nearest to it."
     ]
 
 
 def _name_notes(rows: Sequence[Row]) -> list[str]:
     """The full ids of the data sets that have short names here."""
     ids = dict.fromkeys(r["dataset"] for r in rows)
-    named = [f"{dataset_text(each)} = {each}" for each in ids if dataset_text(each) != each]
+    short = {each: dataset_text(each) for each in ids}
+    named = [f"{name} = {each}" for each, name in short.items() if each != name and not each.endswith(f":{name}")]
     return [f"Data: {', '.join(named)}."] if named else []
 
 
@@ -307,7 +318,7 @@ def _block(title: str, measured: str, against: str, rows: list[Row]) -> Table:
     score = f"{measured.removeprefix('test ')} %"
     for name in ("parameters", "learning rate", score, "seeds", f"vs {against} [95 %]"):
         table.add_column(name, justify="right", no_wrap=True)
-    table.add_column("verdict", no_wrap=True)
+    table.add_column(f"verdict vs {against}", no_wrap=True)
     previous = None
     for row in rows:
         if _left_out(row):
@@ -318,7 +329,7 @@ def _block(title: str, measured: str, against: str, rows: list[Row]) -> Table:
         table.add_row(
             shown,
             row["reference"] or "",
-            quantity(row["adapter_params"]) + "\N{DAGGER}" * bool(row["off_budget"]),
+            quantity(row["adapter_params"]) + ("\N{DAGGER}" if row["off_budget"] else ""),
             _rate(row),
             _score(row),
             str(row["n"]),

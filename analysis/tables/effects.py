@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 
@@ -49,15 +49,24 @@ def changed(store: Store, baseline: str | None = None) -> Sheet:
             Column("budgets", lambda r: f"{r['least']} to {r['most']}", label=True, beneath=True),
             *(Column(head, partial(_end, end), "number") for head, end in _ENDS.items()),
             Column("change, points [95 %]", change_text, "number"),
-            Column("the difference", lambda r: _verdict(r, _CHANGES)),
+            Column("trend", lambda r: _verdict(r, _CHANGES)),
             SEEDS,
             number("p, corrected (Holm)", "p_holm", p_text),
         ),
         rows,
         "The change is the difference at the largest budget less the difference at the smallest, seed by seed. The "
-        "budgets are those that every data set has. The test accounts for the choice of all four learning rates. The "
-        "mean over data sets is tested first, and Holm's correction covers the data sets.",
+        f"test accounts for the choice of the learning rates of both methods at both budgets.{_over_data(rows)}",
         strong=lambda r: r["dataset"] is None,
+    )
+
+
+def _over_data(rows: Sequence[Row]) -> str:
+    """How several data sets are tested; empty for one."""
+    if len({r["dataset"] for r in rows}) < 2:
+        return ""
+    return (
+        " The budgets are those that every data set has. The mean over data sets is tested first, and Holm's "
+        "correction covers the data sets."
     )
 
 

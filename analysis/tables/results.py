@@ -14,6 +14,7 @@ from analysis.format import (
     listed,
     p_text,
     percent,
+    plural,
     points,
     quantity,
     ranged,
@@ -21,15 +22,14 @@ from analysis.format import (
     span,
 )
 from analysis.statistics.decisions import decisions
-from analysis.statistics.groups import groups, mean_ranks
+from analysis.statistics.groups import groups
 from analysis.statistics.inference import OVER_DATASETS
 from analysis.statistics.looks import level, margin_of
 from analysis.statistics.scaling import PLANTED, comparisons, curve, question
 from analysis.statistics.sizing.seeds import DIFFERENCES, seeds_table
-from analysis.statistics.units.many import interquartile_means, wilcoxon
 from analysis.store.columns import limited
 from analysis.store.store import Store
-from analysis.styles import budget_order, size_key, size_text, style
+from analysis.styles import size_key, size_text, style
 from analysis.tables.console import DIFFERENCE, results_table
 from analysis.tables.sheet import (
     BUDGET,
@@ -50,9 +50,12 @@ from analysis.words.verdicts import verdict_text
 LONG = 45
 """The page closes a table of more rows until asked for."""
 MOST_NAMED = 6
-TESTS, DETECTABLE, TUNED = "tests", "what these seeds can detect", "learning rate, seeds and weak evidence"
+TESTS = "tests"
+DETECTABLE = "what these seeds can detect"
+TUNED = "learning rate, seeds and weak evidence"
 EFFECT = "size of the effect"
 OTHER_EXAMPLES = "intervals for other test examples"
+RATES_FIXED = "seeds needed if the chosen learning rates are taken as fixed"
 """Groups of columns."""
 
 
@@ -78,7 +81,7 @@ def results(store: Store) -> Sheet:
     def verdict(r: Row) -> str:
         place = (r["dataset"], r["train_size"], r["reference"])
         is_baseline = r["method"] == baseline and place in compared_at
-        return verdict_text(r["verdict"]) or r["note"] or "baseline" * is_baseline
+        return verdict_text(r["verdict"]) or r["note"] or ("baseline" if is_baseline else "")
 
     columns = columns_of(
         rows,
@@ -87,8 +90,8 @@ def results(store: Store) -> Sheet:
         Column("test score, % [95 %]", score_text, "number"),
         Column(f"difference from {versus}, points [95 %]", lambda r: change_text(r, *DIFFERENCE), "number"),
         Column("verdict", verdict, "verdict"),
-        replace(PARAMETERS, text=lambda r: quantity(r["adapter_params"]) + "\N{DAGGER}" * bool(r["off_budget"])),
-        Column("learning rate", lambda r: quantity(r["lr"]) + "*" * bool(r["under_tuned"]), "number", TUNED),
+        replace(PARAMETERS, text=lambda r: quantity(r["adapter_params"]) + ("\N{DAGGER}" if r["off_budget"] else "")),
+        Column("learning rate", lambda r: quantity(r["lr"]) + ("*" if r["under_tuned"] else ""), "number", TUNED),
         replace(SEEDS, group=TUNED),
         text("weak evidence", "weak", "long", TUNED),
         Column("test score, %", _over_examples, "number", OTHER_EXAMPLES),
@@ -173,7 +176,7 @@ def decided(store: Store) -> Sheet:
     """What to take at each budget, and what would change that."""
     rows = decisions(store).to_pylist()
     several = any(len(r["best"]) > 1 for r in rows)
-    legend = "Score, parameters and training time are those of the first method that a row names." * several
+    legend = "Score, parameters and training time are those of the first method that a row names." if several else ""
     return Sheet(
         "decisions",
         "What to take at each budget",
@@ -238,13 +241,13 @@ def _reading(rows: Sequence[Row], alpha: float) -> str:
         "of the tuning runs might have chosen another rate. Simultaneous intervals cover all differences of a family "
         "at once, in 19 of 20 studies. The rows of the method in question are one family, and the rows of all other "
         f"methods are another. The tests of each family share a level of {level_text(alpha)}. In the first family the "
-        'mean over all budgets is tested first, and Holm\'s correction covers the other rows. "Given the rates" is the '
-        "verdict if the chosen rates were the only ones possible. Effect is Hedges' g: the mean of the paired "
-        "differences divided by their standard deviation, with its 95 % interval, given the rates. Power is the "
-        f'chance that this comparison finds a true difference of {100 * PLANTED:g} points. "Seeds for it" is the '
-        'number of seeds that would find it in four of five studies (empty: over 1,000). "Detectable" is the smallest '
-        "true difference that these seeds find in four of five studies. The three come from simulations with the "
-        "variances seen here. "
+        "mean over all budgets is tested first, and Holm's correction covers the other rows. "
+        "The verdict if the rates are fixed takes the chosen learning rates as given. Effect is Hedges' g, also at "
+        "these rates: the mean of the paired differences divided by their standard deviation, corrected for few seeds. "
+        f"Power is the chance that this comparison finds a true difference of {100 * PLANTED:g} points. The next "
+        "column is the number of seeds that would find it in four of five studies (empty: over 1,000). Detectable is "
+        "the smallest true difference that these seeds find in four of five studies. Power, seeds and detectable come "
+        "from simulations with the variances seen here. "
         "The ratio divides the parameters of the method by those of the baseline."
     )
     if (margin := next((r["margin"] for r in rows if r["margin"] is not None), None)) is not None:
@@ -258,7 +261,7 @@ def _reading(rows: Sequence[Row], alpha: float) -> str:
 
 def _several(r: Row) -> str:
     """Return what stands in place of the budget in a row over several budgets."""
-    said = f"mean of {r['n_budgets']} budget{'s' * (r['n_budgets'] != 1)}"
+    said = f"mean of {plural(r['n_budgets'], 'budget')}"
     return f"{said}, for data sets like these" if _like_these(r) else said
 
 
@@ -291,7 +294,7 @@ def _difference_columns(rows: Sequence[Row], *, ratio: bool) -> list[Column]:
         Column("simultaneous interval, points", _simultaneous, "number", TESTS),
         number("p", "p", p_text, TESTS),
         number("p, corrected (Holm)", "p_holm", p_text, TESTS),
-        Column("given the rates", lambda r: verdict_text(r["verdict_given_rates"]), "verdict", TESTS),
+        Column("verdict if the rates are fixed", lambda r: verdict_text(r["verdict_given_rates"]), "verdict", TESTS),
         Column("effect [95 %]", _effect, "number", EFFECT),
         number(
             f"power for {100 * PLANTED:g} points",
@@ -299,7 +302,7 @@ def _difference_columns(rows: Sequence[Row], *, ratio: bool) -> list[Column]:
             lambda v: "" if v is None else f"{100 * v:.0f} %",
             DETECTABLE,
         ),
-        number("seeds for it", "seeds_needed", group=DETECTABLE),
+        number(f"seeds for {100 * PLANTED:g} points", "seeds_needed", group=DETECTABLE),
         number("detectable, points", "detectable", percent, DETECTABLE),
         *([number("parameters, ratio", "params_ratio", _ratio, EFFECT)] if ratio else []),
     )
@@ -343,86 +346,33 @@ def grouped(store: Store) -> Sheet:
     )
 
 
-def ranks(store: Store) -> Sheet:
-    """Mean ranks over data sets."""
-    rows = [r | {"dataset": None} for r in mean_ranks(store).to_pylist()]
-    rows.sort(key=lambda r: (r["sweep"], size_key(r["train_size"]), budget_order(r["reference"]), r["mean_rank"]))
-    return Sheet(
-        "ranks",
-        "Mean ranks over data sets",
-        [
-            *origins(rows),
-            *([SIZE] if len({r["train_size"] for r in rows}) > 1 else []),
-            BUDGET,
-            METHOD,
-            number("mean rank", "mean_rank", lambda v: f"{v:.2f}"),
-            number("of methods", "methods"),
-            number("data sets", "datasets"),
-            number("p, Friedman", "p_friedman", p_text),
-            number("critical difference", "critical_difference"),
-        ],
-        rows,
-        "1 is the best; ties share the mean of their ranks; methods confirmed on every data set. Friedman's test: that "
-        "all methods of a budget rank alike, by permutation, uncorrected; it needs three of both. Two methods "
-        "whose mean ranks are further apart than the critical difference (Nemenyi's, at the level of this look over "
-        "all budgets of the table) differ.",
-        folded=len(rows) > LONG,
-    )
-
-
-def many(store: Store) -> list[Sheet]:
-    """Interquartile means, and Wilcoxon's test of every two methods; of five data sets or more."""
-    means, pairs = ([r | {"dataset": None} for r in f(store).to_pylist()] for f in (interquartile_means, wilcoxon))
-    note = (
-        "Mean of the middle half of all runs over data sets and seeds; 95 % stratified bootstrap over the seeds of "
-        "these data sets (Agarwal et al. 2021)."
-    )
-    value = Column("interquartile mean, % [95 %]", lambda r: score_text(r, "iqm"), "number")
-    runs, sets = number("runs", "n"), number("data sets", "datasets")
-    title = "Interquartile means over data sets"
-    first = Sheet(
-        "iqm", title, [*origins(means), SIZE, BUDGET, METHOD, value, runs, sets], means, note, folded=len(means) > LONG
-    )
-    columns = [
-        *(*origins(pairs), SIZE, BUDGET, METHOD),
-        Column("against", lambda r: style(r["other"]).name),
-        number("median difference, points", "difference", points),
-        *(sets, number("p", "p", p_text), number("p, Holm", "p_holm", p_text), VERDICT),
-    ]
-    note = (
-        "Wilcoxon's signed-rank test of the mean scores over data sets, for data sets like these; Holm over this "
-        "table. It looks at two methods alone, where Nemenyi's critical difference depends on the others. Five data "
-        "sets cannot reach 5 %."
-    )
-    title = "Every two methods over data sets"
-    return [first, Sheet("wilcoxon", title, columns, pairs, note, folded=len(pairs) > LONG)]
-
-
 def seeds(store: Store, baseline: str | None = None, differences: Sequence[float] = DIFFERENCES) -> Sheet:
     """Return the number of seeds that would detect each of `differences`, for each comparison with the baseline."""
     baseline = baseline or question(store).baseline
     found = seeds_table(store, baseline, differences).to_pylist()
     rows = pivoted(found, ("sweep", "model", "dataset", "train_size", "method", "reference"), "difference")
 
-    def cell(difference: float) -> Column:
-        return Column(f"seeds for {100 * difference:g} points", lambda r: _needed(r["by"][difference]), "number")
+    def cell(difference: float, key: str, group: str) -> Column:
+        head = f"for {100 * difference:g} points"
+        return Column(head, lambda r: _needed(r["by"][difference][key]), "number", group)
 
     asked = dict.fromkeys(r["difference"] for r in found)
-    sd = number("standard deviation of paired differences, points", "sd", percent)
+    wanted = [cell(difference, "seeds_needed", "") for difference in asked]
+    given_rates = [cell(difference, "seeds_needed_given_rates", RATES_FIXED) for difference in asked]
+    sd = number("sd of paired differences, points", "sd", percent)
     return Sheet(
         "seeds",
         f"Seeds needed to detect a difference from {style(baseline).name}",
-        columns_of(rows, METHOD, BUDGETS, PAIRS, sd, *map(cell, asked)),
+        columns_of(rows, METHOD, BUDGETS, PAIRS, sd, *wanted, *given_rates),
         rows,
-        "Each number is the smallest number of paired seeds (of each data set) that finds a true difference of that "
-        "size in four of five studies, at the level of its row in the comparisons. It includes the uncertainty of the "
-        "choice of rates, which more seeds do not reduce. The number in brackets leaves that out. \N{EM DASH} means: "
-        "more than 1,000 seeds, or not known.",
+        "Each number is the smallest number of seeds (of each data set) with which four of five studies would find a "
+        "true difference of that size, at the level of its row in the comparisons. It includes the uncertainty of the "
+        "choice of learning rates, which more seeds do not reduce: the second table leaves that out. \N{EM DASH} "
+        "means that not even 1,000 seeds are enough, or that the number is not known.",
         strong=lambda r: r["reference"] is None,
         folded=True,
     )
 
 
-def _needed(r: Row) -> str:
-    found, given = (quantity(r[k]) or "\N{EM DASH}" for k in ("seeds_needed", "seeds_needed_given_rates"))
-    return f"{found} [{given}]"
+def _needed(seeds_needed: int | None) -> str:
+    return quantity(seeds_needed) or "\N{EM DASH}"

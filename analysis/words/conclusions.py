@@ -21,7 +21,9 @@ MATCHED = 0.05
 """Counts further apart than this, as a share, are not called equal."""
 _MOST = 4  # methods that are named
 _LISTED = 3  # budgets whose differences are listed; more have a range
-_DATASETS, _SIZES, _MODELS = "data sets", "sizes", "models"
+_DATASETS = "data sets"
+_SIZES = "sizes"
+_MODELS = "models"
 
 
 @dataclass(frozen=True)
@@ -170,7 +172,7 @@ def _of_one(cells: Sequence[Row], whole: Sequence[Row], a: str, b: str, *, advis
         said = f"No conclusion on {a} and {b} {_where(cells, len(cells), what, every='any of the')}: {_missed(cells)}"
         reasons = []
     else:
-        start = "There is no single answer. " * ({"higher", "lower"} <= verdicts)
+        start = "There is no single answer. " if {"higher", "lower"} <= verdicts else ""
         said, reasons = f"{start}{lead} {_summary(cells, a, b)}", _reasons(cells)
     return said, "", reasons
 
@@ -338,10 +340,12 @@ def conclude_rank_effects(rows: Sequence[Row]) -> str:
     every = len({(*place_of(r)[:2], first["dataset"] and r["dataset"], r["train_size"]) for r in rows})
     where += f" (the first of {every} in the table)" if every > 1 else ""
     said = [_brings(place, effect) for effect in (RANK, PARAMETERS, CONTRAST)]
-    text = f"On {where}, {'; '.join(filter(None, said))}."
+    text = f"On {where}: {' '.join(filter(None, said))}"
     if any(r["verdict"] == NOT_KNOWN for r in place):
         return f"{text} Not tested: what the choice of rates adds is not known."
-    return f"{text} {_tested(place)}"
+    if all(r["p_holm"] is None for r in place):
+        return f"{text} Not tested: that takes two seeds or more, and a spread between them."
+    return text
 
 
 def idle_text(rows: Sequence[Row]) -> str:
@@ -351,33 +355,28 @@ def idle_text(rows: Sequence[Row]) -> str:
 
 
 def _brings(rows: Sequence[Row], effect: str) -> str:
-    """One effect over all methods, and over the variants of one."""
+    """Say how many points one effect adds over all methods, and over the variants of one."""
     mine = sorted((r for r in rows if r["effect"] == effect), key=lambda r: r["scope"] is not None)
     if not mine:
         return ""
-    doubled = {
-        RANK: "doubling the rank at equal parameters brings, in points, ",
-        PARAMETERS: "doubling the parameters at equal rank brings, in points, ",
-        CONTRAST: "of the two the rank brings more by ",
+    begins = {
+        RANK: "Doubling the rank at equal parameters adds",
+        PARAMETERS: "Doubling the parameters at equal rank adds",
+        CONTRAST: "The rank adds more than the parameters do by",
     }
-    whose = [f"over {'variants of ' + style(r['scope']).name if r['scope'] else 'all methods'}" for r in mine]
-    return doubled[effect] + " and ".join(
-        f"{change_text(r, 'slope')} {named}" for r, named in zip(mine, whose, strict=True)
-    )
+    tested = any(r["p_holm"] is not None for r in rows)
+    each = []
+    for r in mine:
+        scope = f"variants of {style(r['scope']).name}" if r["scope"] else "all methods"
+        each.append(f"{change_text(r, 'slope')} points over {scope}{_slope_verdict(r) if tested else ''}")
+    return f"{begins[effect]} {' and '.join(each)}."
 
 
-def _tested(rows: Sequence[Row]) -> str:
-    def named(some: Sequence[Row]) -> str:
-        return ", ".join(r["effect"] + (f" ({style(r['scope']).name})" if r["scope"] else "") for r in some)
-
-    untested = [r for r in rows if r["p_holm"] is None]
-    silent = [r for r in rows if r["verdict"] == "not distinguishable"]
-    if len(untested) == len(rows):
-        return "Not tested: that takes two seeds or more, and a spread between them."
-    said = f"Not distinguishable from zero: {named(silent)}" if silent else "All that are tested differ from zero"
-    said += " (paired over seeds, the choice of rates included, Holm-corrected over all slopes of the table: a family "
-    said += "apart from the comparisons, whose verdicts may differ)."
-    return f"{said} Not tested, for want of a spread between seeds: {named(untested)}." if untested else said
+def _slope_verdict(row: Row) -> str:
+    """Say in brackets if a slope is not distinguishable from zero, or could not be tested."""
+    if row["p_holm"] is None:
+        return " (not tested: no spread between seeds)"
+    return " (not distinguishable from zero)" if row["verdict"] == "not distinguishable" else ""
 
 
 def _where(rows: Sequence[Row], total: int, what: str, every: str = "all") -> str:
@@ -441,5 +440,8 @@ def _like_these(rows: Sequence[Row]) -> list[str]:
         return [f"On other data sets of this kind: {_verdicts(rows)}."]
     row = rows[0]
     if inconclusive(row):
-        return [f"No conclusion on other data sets of this kind: {interval_text(row)}, and {missed_text(row)}."]
+        return [
+            f"Other data sets of this kind were not tested. For these the mean difference is {interval_text(row)}, "
+            f"which is no conclusion: {missed_text(row)}."
+        ]
     return [f"On other data sets of this kind: {interval_text(row)}, {row['verdict']}."]

@@ -42,15 +42,16 @@ def _would_change(row: Row) -> str:
         why = "there is one seed" if row["n"] < 2 else "they have no seed in common, or no spread between seeds"
         return f"{other}: not tested, since {why}."
     gap = behind_text(row)
+    pair = f"{other} minus {name}"
     if row["ahead"] < 0:
-        return f"{other}: {gap} points, on the seeds that both have. Run both on the same seeds."
+        return f"{pair}: {gap} points, on the seeds that both have. Run both on the same seeds."
     if row["verdict"] in ("higher", "lower"):
-        return f"{other}: {gap} points, so {name} is higher."
+        return f"{pair}: {gap} points, so {name} is higher."
     if row["verdict"] == "equivalent":
-        return f"{other}: {gap} points, equivalent. Choose by cost."
+        return f"{pair}: {gap} points, equivalent. Choose by cost."
     if row["detectable"] is None:
-        return f"{other}: {points(-row['ahead'])} points. Earlier looks have left no level to test at."
-    return " ".join(filter(None, (f"{other}: {points(-row['ahead'])} points.", found_text(row), decides_text(row))))
+        return f"{pair}: {points(-row['ahead'])} points. Earlier looks have left no level to test at."
+    return " ".join(filter(None, (f"{pair}: {points(-row['ahead'])} points.", found_text(row), decides_text(row))))
 
 
 def behind_text(row: Row) -> str:

@@ -7,14 +7,13 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from itertools import permutations
 from typing import Any
 
 import numpy as np
 
 from analysis.curves.measured import AXES
 from analysis.curves.readings import crossing_sentence
-from analysis.format import Row, change_text, level_text, points
+from analysis.format import Row, change_text, listed, plural, points
 from analysis.statistics.inference import NOT_KNOWN
 from analysis.statistics.runs import UNTRAINED
 from analysis.statistics.scaling import Question
@@ -61,7 +60,7 @@ def _changed(rows: Sequence[Row]) -> str:
     if len({(r["sweep"], r["model"], r["train_size"]) for r in rows}) != 1 or rows[0]["difference"] is None:
         return ""
     row = rows[0]
-    where = f" in the mean over {row['n_datasets']} data sets" * (row["dataset"] is None)
+    where = f" in the mean over {row['n_datasets']} data sets" if row["dataset"] is None else ""
     seen = f"{points(row['at_least'])} points at {row['least']} and {points(row['at_most'])} at {row['most']}"
     said = {"higher": "it rises", "lower": "it falls"}.get(row["verdict"], row["verdict"])
     return f" The difference is {seen}{where}. Its change is {change_text(row)} points: {said}."
@@ -132,14 +131,19 @@ def conclude_front(rows: Sequence[Row]) -> str:
     cost = AXES[on[0]["x"]].label.split(" (")[0]
     if all(r["front_share"] is None or r["method"] == UNTRAINED for r in on):
         counts = Counter(r["method"] for r in on)
-        said = ", ".join(f"{style(m).name} {counts[m]}" for m in in_order(set(counts)))
-        return f"On the front of score against {cost} (cells): {said}. With one seed it is not known how sure that is."
+        said = ", ".join(f"{style(m).name} ({plural(counts[m], 'cell')})" for m in in_order(set(counts)))
+        return (
+            f"No other cell scores more at less cost ({cost}) than those of: {said}. With one seed it is not known how "
+            "sure that is."
+        )
     single = [r for r in on if r["front_share"] is None]
     sure = [r for r in on if r not in single and r["front_share"] >= SURE]
     unsure = [r for r in on if r not in single and r["front_share"] < SURE]
-    text = f"On the front of score against {cost} in at least {100 * SURE:.0f} % of draws: {_cells(sure) or 'no cell'}"
-    text += f". On it in fewer draws: {_cells(unsure, share=True)}" if unsure else ""
-    return text + (f". On it, with one seed, so it is not known how sure that is: {_cells(single)}." if single else ".")
+    text = f"No other cell scores more at less cost ({cost}) than these: {_cells(sure) or 'none'}. "
+    text += f"Each holds this place in at least {100 * SURE:.0f} % of the draws of a bootstrap over seeds."
+    text += f" These hold it in fewer draws: {_cells(unsure, share=True)}." if unsure else ""
+    text += f" These hold it with one seed, so it is not known how sure that is: {_cells(single)}." if single else ""
+    return text
 
 
 def conclude_sizes(rows: Sequence[Row], asked: Question = ASKED) -> str:
@@ -231,50 +235,9 @@ def conclude_groups(rows: Sequence[Row]) -> str:
         parts.append(f"the best methods are not distinguishable at {_of_all(shared, blocks)}")
     if blind:
         parts.append(f"nothing can be tested at {_of_all(blind, blocks)}")
-    places = len({k[:4] for k in blocks})
-    what = "budgets" if places == 1 else "budgets, data sets and sizes"
-    if len(blocks) == 1:
-        return (
-            f"At the one budget with two or more methods {_one(alone)} (Holm-corrected, the choice of rates included)."
-        )
-    return f"Of {len(blocks)} {what} with two or more methods: {'; '.join(parts)} ({_GIVEN})."
-
-
-def conclude_ranks(rows: Sequence[Row], level: float) -> str | None:
-    """Mean ranks in words, from rows of `groups.mean_ranks`, tested at what looks have left; None without rows."""
-    if not rows:
-        return None
-    tests = {(r["sweep"], r["model"], r["train_size"], r["reference"]): r["p_friedman"] for r in rows}
-    known = [p for p in tests.values() if p is not None]
-    if not known:
-        return (
-            "Mean ranks over data sets are a description: with fewer than three methods or data sets, or with all "
-            "scores equal, they can't be tested (Friedman)."
-        )
-    found = sum(p * len(known) <= level for p in known)  # Bonferroni over the budgets
-    text = (
-        f"At {found} of {len(known)} budgets the methods do not all rank alike over data sets (Friedman's test, "
-        f"by permutation, Bonferroni-corrected at {level_text(level)})"
-    )
-    pairs = _apart(rows)
-    if not pairs:
-        return f"{text}; no two are further apart than Nemenyi's critical difference at that level."
-    named = [f"{style(a).name} before {style(b).name} at {n}" for (a, b), n in pairs.most_common(_MOST)]
-    more = f" and {len(pairs) - _MOST} more pairs" if len(pairs) > _MOST else ""
-    return f"{text}; further apart than Nemenyi's critical difference at that level: {', '.join(named)}{more}."
-
-
-def _apart(rows: Sequence[Row]) -> Counter[tuple[str, str]]:
-    """(before, behind) -> number of budgets at which their mean ranks are a critical difference apart."""
-    found: Counter[tuple[str, str]] = Counter()
-    keys = ("sweep", "model", "train_size", "reference")
-    for key in dict.fromkeys(tuple(r[k] for k in keys) for r in rows):
-        mine = [r for r in rows if tuple(r[k] for k in keys) == key]
-        for a, b in permutations(mine, 2):
-            reach = a["critical_difference"]
-            if reach is not None and b["mean_rank"] - a["mean_rank"] > reach:
-                found[a["method"], b["method"]] += 1
-    return found
+    if len({k[:4] for k in blocks}) == 1 and len(blocks) <= _MOST:
+        return " ".join(f"{key[4]}: {_leaders(block)}." for key, block in blocks.items())
+    return f"Of {len(blocks)} comparisons of all methods at one budget and data set: {'; '.join(parts)}."
 
 
 def conclude_expected(rows: Sequence[Row], asked: Question = ASKED) -> str:
@@ -286,15 +249,17 @@ def conclude_expected(rows: Sequence[Row], asked: Question = ASKED) -> str:
     curves: dict[tuple[str, str | None], dict[int, float]] = {}
     for r in rows:
         curves.setdefault((r["method"], r["reference"]), {})[r["n"]] = r["expected"]
-    focus, base, (a, b) = asked.focus, asked.baseline, names_of(asked)
+    focus = asked.focus
+    base = asked.baseline
+    a, b = names_of(asked)
     both = [r for m, r in curves if m == focus and (base, r) in curves]
     parts = []
     least = min((len(curves[m, r]) for m in (focus, base) for r in both if m), default=0)
     if focus is not None and least > 1:
         ahead = [sum(curves[focus, r][n] > curves[base, r][n] for r in both) for n in (1, least)]
         parts.append(
-            f"had one learning rate been tried, {a}'s expected best validation score would be above {b}'s at "
-            f"{ahead[0]} of {len(both)} budgets; with {least}, at {ahead[1]}"
+            f"with one learning rate {a}'s expected best validation score would be above {b}'s at {ahead[0]} of "
+            f"{len(both)} budgets, with {least} learning rates at {ahead[1]}"
         )
     gains = {key: curve[len(curve)] - curve[len(curve) - 1] for key, curve in curves.items() if len(curve) > 1}
     rising = Counter(m for (m, _), gain in gains.items() if gain > RISING)
@@ -338,14 +303,23 @@ def conclude_sharpness(rows: Sequence[Row]) -> str:
     parts = []
     for method in in_order({r["method"] for r in rows}):
         mine = [r for r in rows if r["method"] == method]
-        least = "at least " * (sum(r["open"] for r in mine) * 2 >= len(mine))
+        least = "at least " if sum(r["open"] for r in mine) * 2 >= len(mine) else ""
         parts.append(f"{style(method).name} {least}{float(np.median([r['decades'] for r in mine])):.1f}")
-    return f"Median decades of learning rate within a point of the best: {', '.join(parts)}; nothing is tested."
+    return (
+        f"Decades of learning rate whose score is within a point of the best (a decade is a factor of ten; median over "
+        f"budgets): {', '.join(parts)}; nothing is tested."
+    )
 
 
-def _one(alone: Counter[str]) -> str:
-    names = [f"{style(m).name} is above every other" for m in alone]
-    return names[0] if names else "the best are not distinguishable"
+def _leaders(block: Sequence[Row]) -> str:
+    """Say which methods of one budget are above all others."""
+    if all(r["tested"] == 0 for r in block):
+        return "nothing can be tested"
+    best = [style(r["method"]).name for r in block if "a" in r["group"]]
+    below = " and above every other method" if len(best) < len(block) else ""
+    if len(best) == 1:
+        return f"{best[0]} is above {'every other method' if len(block) > 2 else style(block[1]['method']).name}"
+    return f"{listed(best)} are not distinguishable{below}"
 
 
 def _of_all(count: int, blocks: Mapping[Any, Any]) -> str:
@@ -355,7 +329,7 @@ def _of_all(count: int, blocks: Mapping[Any, Any]) -> str:
 def _cells(rows: Sequence[Row], share: bool = False) -> str:
     if len({(r["sweep"], r["dataset"], r["train_size"]) for r in rows}) > 1 or len(rows) > 2 * _MOST:
         counts = Counter(r["method"] for r in rows)
-        return ", ".join(f"{style(m).name} ({counts[m]} cell{'s' * (counts[m] > 1)})" for m in in_order(set(counts)))
+        return ", ".join(f"{style(m).name} ({plural(counts[m], 'cell')})" for m in in_order(set(counts)))
     return ", ".join(_cell(r) + (f" ({100 * r['front_share']:.0f} %)" if share else "") for r in rows)
 
 

@@ -54,7 +54,7 @@ def weak_evidence(cells: Iterable[Row], most: int = _MOST) -> list[str]:
         said.append(f"Fewer than {FEW_SEEDS} seeds have a score: {named(few, _scored)}.")
     if rising := [r for r in trained if (r.get("still_rising") or 0.0) > RISING_BY]:
         rising.sort(key=lambda r: -r["still_rising"])
-        text = named(rising, lambda r: f"{points(r['still_rising'])} points")
+        text = named(rising, lambda r: f"by {points(r['still_rising']).lstrip('+')} points")
         said.append(f"Validation still rose in the last epoch, so more epochs might change the order: {text}.")
     if poor := [r for r in trained if r.get("under_tuned")]:
         said.append(f"More learning rates might raise the score: {named(poor, why_under_tuned)}.")
@@ -62,7 +62,10 @@ def weak_evidence(cells: Iterable[Row], most: int = _MOST) -> list[str]:
         said.append(f"More than a tenth of the parameters cannot act: {named(idle, _acting)}.")
     said += [*_few_examples(rows, trained), *_absent_classes(rows, most)]
     if tied := [r for r in trained if (r.get("rates_tied") or 0) > 1]:
-        said.append(f"Several learning rates share the best validation score: {named(tied, _tied)}.")
+        said.append(
+            "On the first seed of the search several rates share the best validation score, so the choice is partly "
+            f"chance: {named(tied, _tied)}."
+        )
     return said
 
 

@@ -259,7 +259,8 @@ def _infeasible(counts: Reach, nearest: Solution, tolerance: float, section: str
         else:
             lever = f"move the budget to {below.count:,} or {above.count:,}, or raise the tolerance"
     off = (named - budget) / budget
-    reason = f"{what} is {named:,}, {off:+.1%} from the budget {budget:,} (tolerance {100 * tolerance:.3g}%)"
+    side = "above" if off > 0 else "below"
+    reason = f"{what} is {named:,}, {abs(off):.1%} {side} the budget {budget:,} (tolerance {100 * tolerance:.3g}%)"
     return Infeasible(method, budget, reason, below, above, lever)
 
 

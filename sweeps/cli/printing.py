@@ -95,10 +95,13 @@ def print_table(table: pa.Table, title: str | None = None) -> None:
 
 
 def print_sheet(sheet: Sheet) -> None:
-    """A table of the report on the terminal, its note below."""
-    print_rows(sheet.header, sheet.cells, sheet.title)
-    if sheet.note:
-        out.print(sheet.note, style="dim")
+    """Print a table of the report: its main columns, a table for each group of further columns, and how to read it."""
+    for part in (sheet.main, *sheet.further):
+        heading = f"{sheet.title}: {part.heading}" if part.heading else sheet.title
+        cells = [[text for _, text, _ in row] for _, _, row in part.rows]
+        print_rows([column.head for column in part.columns], cells, heading)
+    for text in filter(None, (sheet.legend, sheet.note)):
+        out.print(text, style="dim")
     out.print()
 
 

@@ -14,6 +14,7 @@ import psutil
 
 from analysis.format import Row
 from analysis.store.codec import TableRow, from_values
+from analysis.store.columns import TAKEN_OUT
 from analysis.store.journal import Finish
 from analysis.store.rows import CellRow, ChoiceRow, MetricRow, PredictionRow, TrialRow
 from analysis.store.store import open_store
@@ -124,7 +125,7 @@ class Sealer:
 def _without_the_rest(cell: CellRow, coverage: Row) -> CellRow:
     """Return the row of a cell that left the plan: only what it has is planned. `coverage`: its row of that view."""
     if not coverage["confirm_done"]:
-        return dataclasses.replace(cell, feasible=False, reason="taken out of the sweep file")
+        return dataclasses.replace(cell, feasible=False, reason=TAKEN_OUT)
     return dataclasses.replace(
         cell,
         tune_trials=min(coverage["tune_planned"], coverage["tune_done"]),

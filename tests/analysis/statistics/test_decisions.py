@@ -44,7 +44,7 @@ def test_a_winner_a_tie_and_a_method_alone(tmp_path: Path) -> None:
     )
     assert (
         would_change(first)
-        == "VeRA: \N{MINUS SIGN}19.9 [\N{MINUS SIGN}20.9, \N{MINUS SIGN}18.9] points, so DoRA is higher."
+        == "VeRA minus DoRA: \N{MINUS SIGN}19.9 [\N{MINUS SIGN}20.9, \N{MINUS SIGN}18.9] points, so DoRA is higher."
     )
     assert second["best"] == ["vera", "lora"] and second["verdict"] == "not distinguishable"
     assert second["detectable"] > second["ahead"] and second["seeds_needed"] > 5
@@ -66,7 +66,7 @@ def test_of_methods_not_told_apart_the_next_is_that_with_the_second_mean(tmp_pat
     (row,) = decisions(store).to_pylist()
     assert (row["best"], row["next"]) == (["dora", "vera", "lora"], "vera")
     assert best_text(row) == "DoRA, VeRA or LoRA (not distinguishable)"
-    assert would_change(row).startswith("VeRA: \N{MINUS SIGN}0.1 points.")
+    assert would_change(row).startswith("VeRA minus DoRA: \N{MINUS SIGN}0.1 points.")
 
 
 def test_equal_scores_are_not_testable_and_never_indistinguishable(tmp_path: Path) -> None:

@@ -46,8 +46,9 @@ def test_fronts() -> None:
 
     assert say.conclude_front([cell("lora", 0.2, on=False)]) == "No confirmed cell has this cost."
     text = say.conclude_front([cell("lora", 1.0), cell("randlora", 0.6), cell("vera", 0.1, on=False)])
-    assert "at least 95 % of draws: LoRA at lora-1. On it in fewer draws: RandLoRA at lora-1 (60 %)." in text
-    assert "no cell. On it in fewer draws" in say.conclude_front([cell("lora", 0.9)])
+    assert "than these: LoRA at lora-1." in text and "in fewer draws: RandLoRA at lora-1 (60 %)." in text
+    unsure = say.conclude_front([cell("lora", 0.9)])
+    assert "than these: none." in unsure and "in fewer draws: LoRA at lora-1 (90 %)." in unsure
     assert "not known how sure" in say.conclude_front([cell("lora", None)])
 
 
@@ -89,9 +90,8 @@ def test_one_rate_says_nothing_of_another_allowance() -> None:
     rows = [place(method=m, n=1, expected=v) for m, v in (("lora", 0.6), ("randlora", 0.7))]
     assert say.conclude_expected(rows).startswith("No cell tried two learning rates: a description")
     more = [place(method=m, n=2, expected=v) for m, v in (("lora", 0.61), ("randlora", 0.7))]
-    assert "above LoRA's at 1 of 1 budgets; with 2, at 1; the last learning rate" in say.conclude_expected(
-        [*rows, *more]
-    )
+    said = say.conclude_expected([*rows, *more])
+    assert "above LoRA's at 1 of 1 budgets, with 2 learning rates at 1; the last learning rate" in said
 
 
 def compared(verdict: str, size: str, **more: Any) -> Row:
@@ -133,30 +133,26 @@ def test_overlays() -> None:
     assert "do not overlap" in away and "model or data differ" in away and "points" not in away
 
 
-def test_groups_and_ranks() -> None:
+def test_groups() -> None:
     def line(method: str, group: str, mean: float, n: int = 5, reference: str = "lora-1") -> Row:
         return place(method=method, group=group, mean=mean, n=n, reference=reference, tested=int(n > 1))
 
     clear = [line("randlora", "a", 0.9), line("lora", "b", 0.8)]
     level = [line("randlora", "a", 0.9, reference="lora-4"), line("lora", "a", 0.89, reference="lora-4")]
     overlap = [line("vera", "a", 0.9, reference="lora-8"), line("lora", "ab", 0.89, reference="lora-8")]
-    assert "RandLoRA is above every other method at 1;" in say.conclude_groups(clear + level)
-    assert "the best methods are not distinguishable at all 2 (" in say.conclude_groups(level + overlap)
+    few = say.conclude_groups(clear + level)
+    assert few == "lora-1: RandLoRA is above LoRA. lora-4: RandLoRA and LoRA are not distinguishable."
+    third = [line("nola", "b", 0.5), line("randlora", "a", 0.9), line("lora", "a", 0.8)]
+    third.sort(key=lambda r: -r["mean"])
+    assert "RandLoRA and LoRA are not distinguishable and above every other" in say.conclude_groups(third)
+    elsewhere = [r | {"dataset": "other"} for r in level]
+    assert "is above every other method at 1;" in say.conclude_groups(clear + elsewhere)
+    assert "not distinguishable at all 2." in say.conclude_groups(overlap + elsewhere)
     assert "above" not in say.conclude_groups(level)
     assert "no two methods can be tested" in say.conclude_groups(
         [line("randlora", "a", 0.9, 1), line("lora", "a", 0.5, 1)]
     )
     assert "nothing to group" in say.conclude_groups([])
-
-    assert say.conclude_ranks([], 0.05) is None
-    rows = [place(method="lora", p_friedman=None, critical_difference=None)]
-    assert "can't be tested" in str(say.conclude_ranks(rows, 0.05))
-    rows = [
-        place(reference=f"lora-{k}", p_friedman=p, critical_difference=None)
-        for k, p in ((1, 0.001), (2, 0.04), (4, 0.9))
-    ]
-    assert "At 1 of 3 budgets" in str(say.conclude_ranks(rows, 0.05))  # 0.04 does not survive three budgets
-    assert "At 0 of 3 budgets" in (said := str(say.conclude_ranks(rows, 0.002))) and "at 0.2 %" in said
 
 
 def test_every_figure_of_the_report_has_one(store: Store) -> None:

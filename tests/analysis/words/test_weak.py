@@ -111,7 +111,7 @@ def test_validation_that_rises_to_the_last_epoch_in_every_run(
     write_part(folder, "metrics", [{k: r[k] for k in keys} | {"epoch": e, "val_score": v} for r, e, v in scores])
     found = says(open_store(folder))
     assert len(found) == said and all(
-        line.endswith("change the order: LoRA at lora-1 (+3.0 points).") for line in found
+        line.endswith("change the order: LoRA at lora-1 (by 3.0 points).") for line in found
     )
 
 

@@ -27,8 +27,8 @@ def test_what_can_be_distinguished_and_which_methods_lack_seeds(tmp_path: Path) 
     assert league_page.state(store, finished) == ""
     assert "2 of 4 methods" in league_page.state(store, finished[:2])
     said = league_page.ranking(store, finished)
-    assert "Of 6 pairs of methods 4 " in said and "4 of 4 methods are perhaps under-tuned" in said
-    assert "to be detected" in said
+    assert "Of 6 pairs of methods 4 " in said and "For 4 of 4 methods a better learning rate" in said
+    assert "detects only differences" in said
     answer = league_page.answer(store)
     assert answer.startswith("- **RandLoRA minus LoRA is +") and "higher" in answer and "detects" in answer
 
@@ -36,7 +36,7 @@ def test_what_can_be_distinguished_and_which_methods_lack_seeds(tmp_path: Path) 
 def test_a_league_without_randlora_has_no_answer(tmp_path: Path) -> None:
     runs = {("lora", "lora-1", "d"): {0: 0.6, 1: 0.61, 2: 0.62}}
     one = open_store(odd_results(tmp_path / "one", runs))
-    assert league_page.answer(one) == "" and "detected" not in league_page.ranking(one, league_page._finished(one))
+    assert league_page.answer(one) == "" and "detects" not in league_page.ranking(one, league_page._finished(one))
     runs["vera", "lora-1", "d"] = {0: 0.6, 1: 0.62, 2: 0.63}
     two = open_store(odd_results(tmp_path / "two", runs))
     assert league_page.answer(two).startswith("- **VeRA minus LoRA is ")
