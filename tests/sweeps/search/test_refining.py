@@ -54,7 +54,10 @@ def test_tables_are_searched_at_once_as_one_by_one() -> None:
     rng = np.random.default_rng(0)
     rates, scores = np.sort(rng.normal(size=(4, 5, 7)), axis=-1), rng.normal(size=(4, 5, 7))
     found = next_log_rate(rates, scores, scores.argmax(axis=-1))
-    alone = [next_log_rate(x, y, np.array(y.argmax())) for x, y in zip(rates.reshape(-1, 7), scores.reshape(-1, 7), strict=True)]
+    alone = [
+        next_log_rate(x, y, np.array(y.argmax()))
+        for x, y in zip(rates.reshape(-1, 7), scores.reshape(-1, 7), strict=True)
+    ]
     assert found.ravel() == pytest.approx(np.array(alone))
 
 
