@@ -10,6 +10,7 @@ Further methods of other noise may stand beside the two: they are not compared, 
 
     python benchmarks/calibration.py                    # the table of docs/fairness.md, about half an hour of one core
     python benchmarks/calibration.py --regime steep     # one regime
+    python -m benchmarks.calibration --between          # two best rates that lie anywhere between rates of the grid
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from analysis.statistics.choice import Runs, chosen_variance, method_noise, noise_share, rerun_noise
 from analysis.statistics.inference import step_down, two_sided
+from sweeps.search.refining import next_log_rate
 
 Real = NDArray[np.float64]
 LEVEL = 0.05
@@ -45,7 +47,8 @@ class Protocol:
 
     Attributes:
         budgets, datasets: a table has a comparison at each budget of each data set. seeds: CONFIRM seeds of each.
-        rates, decades: the grid of learning rates. rerun_rates, rerun_seeds: the best rates re-run on further seeds.
+        rates, decades: the grid of learning rates. refine: rates that the local fit tries after it.
+        rerun_rates, rerun_seeds: the best rates re-run on further seeds.
         luck_sd: spread that all methods share at one seed, at all rates. own_sd: a run's own spread.
         growth: powers of ten by which that grows in a decade of rate; `own_sd` is that at the grid's centre.
         alike: share of a run's own variance that both arms have in common at one rate and seed.
@@ -53,6 +56,8 @@ class Protocol:
         common: share of a run's own variance that its validation and its test score have in common.
         curvature: score lost at one decade from the best rate, growing with the square of the distance.
         cliff: how much steeper the response is above the best rate than below.
+        between: None: both arms have one best rate. Else each has its own, within so many decades of the grid's centre.
+        depth: most that a wrong rate costs.
         advantage: planted lead of the first arm. fall: what it loses from the first budget to the last.
         beside: `own_sd` of further methods at the same budgets.
     """
@@ -62,6 +67,7 @@ class Protocol:
     seeds: int = 5
     rates: int = 8
     decades: float = 3.0
+    refine: int = 0
     rerun_rates: int = 2
     rerun_seeds: int = 2
     luck_sd: float = 0.010
@@ -72,6 +78,8 @@ class Protocol:
     common: float = 0.5
     curvature: float = 0.05
     cliff: float = 1.0
+    between: float | None = None
+    depth: float = np.inf
     advantage: float = 0.0
     fall: float = 0.0
     beside: tuple[float, ...] = ()
@@ -144,14 +152,22 @@ def draw(protocol: Protocol, tables: int, rng: np.random.Generator) -> tuple[Rea
     grid = np.linspace(-protocol.decades / 2, protocol.decades / 2, protocol.rates)
     step = grid[1] - grid[0]
     best = rng.uniform(-step / 2, step / 2, (shape[0], 1, shape[2], 1))  # one method, one best rate; others' is alike
-    apart = grid - best
-    quality = np.broadcast_to(
-        -protocol.curvature * apart**2 * np.where(apart > 0, protocol.cliff, 1.0), (*shape, protocol.rates)
-    )
+    if protocol.between is not None:
+        best = rng.uniform(-protocol.between, protocol.between, (*shape, 1))
     again_seeds = protocol.rerun_seeds if protocol.rerun_rates else 0
     runs = 1 + again_seeds
     luck = rng.normal(0, protocol.luck_sd, (shape[0], 1, shape[2], 1, runs))  # a TUNE seed is shared by all rates
-    tried = quality[..., None] + luck + _own(protocol, grid, (*shape, runs), rng)
+    rates = np.broadcast_to(grid, (*shape, protocol.rates))
+    quality = _quality(protocol, rates - best)
+    tried = quality[..., None] + luck + _own(protocol, rates, (*shape, runs), rng)
+    for _ in range(protocol.refine):
+        new = next_log_rate(rates, tried[..., 0], tried[..., 0].argmax(axis=-1))[..., None]
+        found = _quality(protocol, new - best)
+        scores = found[..., None] + luck + _own(protocol, new, (*shape, runs), rng)
+        rates, quality = np.concatenate([rates, new], axis=-1), np.concatenate([quality, found], axis=-1)
+        tried, order = np.concatenate([tried, scores], axis=-2), np.argsort(rates, axis=-1)
+        rates, quality = (np.take_along_axis(each, order, axis=-1) for each in (rates, quality))
+        tried = np.take_along_axis(tried, order[..., None], axis=-2)
     first = tried[..., 0]
     at = np.argsort(-first, axis=-1)[..., : max(1, protocol.rerun_rates)]
     again = np.take_along_axis(tried, at[..., None], axis=-2)
@@ -159,7 +175,7 @@ def draw(protocol: Protocol, tables: int, rng: np.random.Generator) -> tuple[Rea
     picked = np.array(np.take_along_axis(quality, chosen, axis=-1))
     luck = rng.normal(0, protocol.luck_sd, (2, shape[0], 1, shape[2], protocol.seeds))
     own = [
-        np.take_along_axis(_own(protocol, grid, (*shape, protocol.seeds), rng), chosen[..., None], axis=-2)[..., 0, :]
+        np.take_along_axis(_own(protocol, rates, (*shape, protocol.seeds), rng), chosen[..., None], axis=-2)[..., 0, :]
         for _ in range(3)
     ]
     test, val = (
@@ -177,15 +193,29 @@ def draw(protocol: Protocol, tables: int, rng: np.random.Generator) -> tuple[Rea
         noise = np.maximum(noise, np.where(alike, pooled, each))
     share = noise_share(scores[:, :, :2])
     reruns = (protocol.rerun_rates, again_seeds)
-    seen = Runs(first[:, :2], again[:, :2], at[:, :2])
-    added = chosen_variance(grid, seen, chosen[:, :2, :, 0], noise[:, :2, None], reruns, rng, draws=100)
+    seen, picks = Runs(first[:, :2], again[:, :2], at[:, :2]), chosen[:, :2, :, 0]
+    if protocol.refine:
+        added = np.zeros(picks.shape)
+        for i in np.ndindex(picks.shape):  # each cell has rates of its own
+            one = Runs(seen.first[i], seen.again[i], seen.at[i])
+            added[i] = chosen_variance(rates[i], one, picks[i], noise[i[:2]], reruns, rng, draws=100)
+    else:
+        added = chosen_variance(grid, seen, picks, noise[:, :2, None], reruns, rng, draws=100)
     pairs = (test[:, 0] - test[:, 1]).reshape(tables, protocol.datasets, protocol.budgets, protocol.seeds)
     return pairs, added.mean(axis=-1).reshape(tables, protocol.datasets, 2), share.reshape(tables, protocol.datasets)
 
 
-def _own(protocol: Protocol, grid: Real, shape: tuple[int, ...], rng: np.random.Generator) -> Real:
+def _quality(protocol: Protocol, apart: Real) -> Real:
+    """Expected score `apart` decades above the best rate; the best one has 0."""
+    loss = protocol.curvature * apart**2 * np.where(apart > 0, protocol.cliff, 1.0)
+    if np.isfinite(protocol.depth):
+        loss = protocol.depth * (1 - np.exp(-loss / protocol.depth))
+    return np.asarray(-loss)
+
+
+def _own(protocol: Protocol, rates: Real, shape: tuple[int, ...], rng: np.random.Generator) -> Real:
     """A run's own luck at every rate: (tables, methods, budgets, rates, runs) for `shape` without the rates."""
-    of_rates = (*shape[:3], len(grid), shape[3])
+    of_rates = (*shape[:3], rates.shape[-1], shape[3])
     shares = (1 - protocol.shared - protocol.alike, protocol.shared, protocol.alike)
     lone, budgets, arms = (np.sqrt(x) for x in shares)
     found = lone * rng.normal(size=of_rates)
@@ -194,7 +224,7 @@ def _own(protocol: Protocol, grid: Real, shape: tuple[int, ...], rng: np.random.
     if arms:
         found = found + arms * rng.normal(size=(of_rates[0], 1, *of_rates[2:]))
     sd = np.array([protocol.own_sd, protocol.own_sd, *protocol.beside])[:, None, None, None]
-    return np.asarray(sd * 10 ** (protocol.growth * grid)[:, None] * found)
+    return np.asarray(sd * 10 ** (protocol.growth * rates)[..., None] * found)
 
 
 def verdicts(differences: Real, variances: Real, share: Real) -> NDArray[np.bool_]:
@@ -262,12 +292,56 @@ def table(regimes: dict[str, Protocol], rows: int) -> Iterator[str]:
             yield f"| {name} | {seeds} | {' | '.join(cells)} |"
 
 
+GRID = Protocol(rates=9, between=0.375, depth=0.6)
+"""Nine rates over three decades and four re-runs; best rates lie within a step of the grid."""
+FITTED = replace(GRID, rates=5, refine=4)
+"""As many trials: five rates of the grid, and four where the local fit expects the best one."""
+CURVATURES = (5, 20, 40, 70, 120)
+"""Points lost at a squared decade."""
+
+
+def between_table(tables: int) -> Iterator[str]:
+    """The lines of the table of methods that are equal at their best rates, which lie anywhere between the grid's.
+
+    Args:
+        tables: to simulate for each number; a quarter of it over six budgets or eight data sets.
+    """
+    names = ["points a squared decade", "above the best rate"]
+    for plan in ("grid", "grid and fit"):
+        names += [f"{plan}: {n} seeds" for n in SEEDS] + [f"{plan}: 8 data sets", f"{plan}: 6 budgets"]
+    yield f"| {' | '.join([*names, 'largest', 'found: grid', 'found: grid and fit'])} |"
+    yield f"|---:|---|{'---:|' * 13}"
+    for cliff in (1.0, 5.0):
+        for points in CURVATURES:
+            shares, power = [], []
+            largest: Outcome | None = None
+            for plan in (GRID, FITTED):
+                base = replace(plan, curvature=points / 100, cliff=cliff, budgets=1)
+                runs = [simulate(replace(base, seeds=seeds), tables) for seeds in SEEDS]
+                runs += [simulate(replace(base, **size), tables // 4) for size in ({"datasets": 8}, {"budgets": 6})]
+                shares += [f"{100 * run.share:.1f}" for run in runs]
+                largest = max(runs, key=lambda run: run.share)
+                power.append(f"{100 * simulate(replace(base, seeds=10, advantage=0.012), tables, seed=1).cells:.0f}")
+            if largest is None:
+                raise AssertionError("no plan was simulated")
+            low, high = largest.interval
+            steeper = "as steep" if cliff == 1 else f"{cliff:g} times as steep"
+            ends = [f"{100 * largest.share:.1f} [{100 * low:.1f}, {100 * high:.1f}]", *power]
+            yield f"| {points} | {steeper} | {' | '.join([*shares, *ends])} |"
+
+
 def main() -> None:
     """Print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rows", type=int, default=32_000, help="comparisons simulated for each line")
     parser.add_argument("--regime", choices=list(REGIMES), default=None)
+    parser.add_argument("--between", action="store_true", help="the table of best rates between rates of the grid")
+    parser.add_argument("--tables", type=int, default=2000, help="tables simulated for each number of --between")
     given = parser.parse_args()
+    if given.between:
+        for line in between_table(given.tables):
+            print(line, flush=True)
+        return
     wanted = REGIMES if given.regime is None else {given.regime: REGIMES[given.regime]}
     for line in table(wanted, given.rows):
         print(line, flush=True)

@@ -245,11 +245,12 @@ class FakeSamples(Allowance):
 
 
 class FakeSearch(SearchSection):
-    """`[search]` of six trials, one of them a re-run."""
+    """`[search]` of six trials, one of them a re-run, without a local fit."""
 
     trials: int = 6
     rerun_rates: int = 1
     rerun_seeds: int = 1
+    refine: int | Literal["auto"] = 0
 
 
 class FakeConfirm(ConfirmSection):

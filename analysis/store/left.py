@@ -30,36 +30,40 @@ def to_come(store: Store) -> dict[tuple[str, str], Left]:
     tried: dict[str, list[Row]] = {r["cell_id"]: [] for r in cells}
     for row in store.sql(_TRIED).to_pylist():
         tried.setdefault(row["cell_id"], []).append(row)
-    asked_for = {r["cell_id"]: r["tune_points"] for r in store.table("cells").to_pylist()}
+    asked_for = {r["cell_id"]: (r["tune_points"], r["tune_refined"] or 0) for r in store.table("cells").to_pylist()}
     found: dict[tuple[str, str], Left] = {}
     for r in cells:
         rows, planned = tried[r["cell_id"]], r["tune_planned"]
         plain = max(0, planned - sum(t["origin"] != "widened" for t in rows))
         whole = rows and planned == most  # else it was taken out: what it has is all that was planned
         again = 0 if len(hold) == 3 else seeds
-        points = asked_for[r["cell_id"]]
+        points, refined = asked_for[r["cell_id"]]
         if not whole:
             tune: int | None = plain
         elif points is None:  # an older folder, or an allowance in samples
-            tune = _tune_left(rows, planned - rates * seeds, rates, again, plain)
+            tune = _tune_left(rows, planned - rates * seeds, refined, rates, again, plain)
         else:
-            tune = _tune_left(rows, points, rates, again, None)
+            tune = _tune_left(rows, points, refined, rates, again, None)
         found[r["sweep"], r["cell_id"]] = None if tune is None else (tune, r["missing"] - plain)
     return found
 
 
-def _tune_left(rows: Sequence[Row], points: int, rates: int, seeds: int, plain: int | None) -> int | None:
+def _tune_left(rows: Sequence[Row], points: int, refined: int, rates: int, seeds: int, plain: int | None) -> int | None:
     """Return the number of TUNE trials that a cell has still to run; None if all its rates failed.
 
     Args:
         rows: its trials that ended, by slot.
-        points: rates that the cell tries on the first seed.
+        points: rates that the cell tries on the first seed. refined: those of them that a local fit proposes.
         rates, seeds: the best `rates` rates run again on `seeds` more seeds each (0 if all seeds are fixed).
         plain: what to return while rates are missing. None: the number of missing rates and of all re-runs.
     """
     first = rows[0]["seeds"]
-    ended = [t for t in rows if t["seeds"] == first and (t["slot"] < points or t["origin"] == "widened")]
-    planned = sum(t["slot"] < points for t in ended)
+    allowed = {*range(points - refined), *(SlotKind.REFINED.slot(k) for k in range(refined))}
+    ended = [t for t in rows if t["seeds"] == first and (t["slot"] in allowed or t["origin"] == "widened")]
+    planned = sum(t["slot"] in allowed for t in ended)
+    spread = [t for t in ended if t["slot"] < points - refined]
+    if len(spread) == points - refined and not any(t["score"] is not None for t in ended):
+        return None  # no rate finished, so that a local fit has nothing to go by
     if planned < points:
         return points - planned + rates * seeds if plain is None else plain
     scored = [t for t in ended if t["score"] is not None]

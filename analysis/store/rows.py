@@ -62,8 +62,8 @@ class _Attempt(_Trial):
     lr: float | None = column("Peak learning rate.")
     hyperparameters: str | None = column(SEARCHED)
     origin: str | None = column(
-        "Where the learning rate comes from: 'published' and 'neighbour' are warm starts, 'widened' lies past the edge "
-        "of the range, null is the sampler's."
+        "Where the learning rate comes from: 'published' and 'neighbour' are warm starts, 'refined' lies where a local "
+        "fit expects the best rate, 'widened' lies past the edge of the range, null is the sampler's."
     )
     data_seed: int | None = column("Declared seed of the training subset and its order.")
     init_seed: int | None = column("Declared seed of the start and of dropout.")
@@ -155,6 +155,9 @@ class CellRow(TableRow):
     tune_points: int | None = column(
         "Number of learning rates that the cell tries on TUNE's first seed. Points that all cells had been asked for "
         "before the allowance was lowered still count. Null: the allowance is in training examples."
+    )
+    tune_refined: int | None = column(
+        "Number of these that are tried last, where a local fit expects the best rate. Null: none, or an older folder."
     )
     allowance_samples: int | None = column("The tuning allowance in training examples, if it is given so.")
     confirm_seeds: int | None = column("Number of CONFIRM trials of the cell.")

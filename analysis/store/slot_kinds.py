@@ -15,11 +15,13 @@ class SlotKind(Enum):
         WIDENED: it lies past the edge of the range, because the best point was at that edge.
         WIDENED_LATE: it lies past the edge of the range, because the re-runs chose a point at that edge. It has
             re-runs itself, with the numbers that follow.
+        REFINED: it is in the allowance, and lies where a local fit of the points before it expects the best rate.
     """
 
     PLANNED = 0
     WIDENED = 100_000
     WIDENED_LATE = 200_000
+    REFINED = 300_000
 
     @classmethod
     def of(cls, number: int) -> SlotKind:

@@ -152,7 +152,9 @@ _ALL = (
     View(
         "tuned",
         "One row per tuned cell: points tried and finished, the last one's gain in the expected best validation "
-        "score, and `under_tuned`, why more tuning might help: 'edge low' or 'high', 'few finished', 'still rising'.",
+        "score (`last_gain`), how far a parabola through the best rate and its neighbours rises above it "
+        "(`expected_gain`), and `under_tuned`, why more tuning might help: 'edge low' or 'high', 'few finished', "
+        "'between rates'.",
         f"""
         with points as (
           select sweep, cell_id, lr, hyperparameters, avg(val_score) filter (status = 'finished') as score
@@ -161,15 +163,27 @@ _ALL = (
           select sweep, cell_id, count(*) as points_tried, count(score) as points_finished,
                  max(score) as best_val, (max(score, 2))[2] as second_val
           from points group by all
+        ), beside as (
+          select sweep, cell_id, row_number() over (partition by sweep, cell_id order by score desc, lr) as place,
+                 log10(lr) - lag(log10(lr)) over alike as lower, lead(log10(lr)) over alike - log10(lr) as upper,
+                 score - lag(score) over alike as below, score - lead(score) over alike as above
+          from points where score is not null
+          window alike as (partition by sweep, cell_id, hyperparameters order by lr)
+        ), fitted as (
+          select sweep, cell_id, case when below + above > 0
+                   then (below * upper / lower - above * lower / upper) ** 2
+                        / (4 * (lower + upper) * (below / lower + above / upper))
+                   else below + above end as expected_gain
+          from beside where place = 1
         )
         select t.sweep, t.cell_id, t.points_tried, t.points_finished, t.best_val,
-               (t.best_val - t.second_val) / t.points_finished as last_gain, h.edge,
+               (t.best_val - t.second_val) / t.points_finished as last_gain, f.expected_gain, h.edge,
                nullif(concat_ws('; ', 'edge ' || h.edge,
                  case when t.points_finished < {FEW} or t.points_finished < {SHARE} * t.points_tried
                    then 'few finished' end,
-                 case when (t.best_val - t.second_val) / t.points_finished > {RISING} then 'still rising' end
+                 case when f.expected_gain > {RISING} then 'between rates' end
                ), '') as under_tuned
-        from cells_tuned t left join chosen h using (sweep, cell_id)
+        from cells_tuned t left join fitted f using (sweep, cell_id) left join chosen h using (sweep, cell_id)
         """,  # noqa: S608  numbers of ours
     ),
     View(
@@ -228,7 +242,7 @@ _ALL = (
                coalesce(n.tune_used, 0) as allowance_used, coalesce(n.tune_failed, 0) as tune_failed,
                coalesce(n.tune_full, 0) as tune_full_length, coalesce(n.rates, 0) as rates_tried,
                log10(c.lr_high / c.lr_low) as decades, h.lr as chosen_lr, h.hyperparameters, h.edge,
-               u.under_tuned, u.last_gain,
+               u.under_tuned, u.last_gain, u.expected_gain,
                coalesce(n.warm_starts, 0) as warm_starts, coalesce(n.widened, 0) as widened, h.n_rerun_seeds,
                c.confirm_seeds, coalesce(f.seeds, 0) as seeds_confirmed, coalesce(s.superseded, 0) as superseded,
                c.allowance_samples, n.tune_samples, n.tune_seconds, n.devices, n.computed_on,

@@ -76,16 +76,16 @@ def parity(rows: list[Row]) -> Sheet:
         ),
         text("allocation", "allocation", group=COUNTS),
         text("rates tried", "rates_tried", "number", CHOICE),
-        number("last gain, points", "last_gain", points, CHOICE),
+        number("expected gain, points", "expected_gain", points, CHOICE),
         *(Column(f"sd of {head}, points", partial(_sd, part), "number", CHOICE) for part, head in SPREADS.items()),
         text("device and precision", "computed_on", group=MACHINE),
         *([number("images compared", "negatives", group=MACHINE)] if any(r["negatives"] for r in rows) else []),
     )
     note = (
         "A cell is perhaps under-tuned for one of three reasons. Its chosen rate is at the edge of the range, few of "
-        "its rates have finished, or the last gain is above half a point. To continue, give a wider range "
-        "(search.widen) or more trials in the sweep file and run the same command. Last gain is the rise of the "
-        "expected best validation score when the number of rates goes from one fewer to all of them. Degrees of "
+        "its rates have finished, or the expected gain is above half a point. To continue, give a wider range "
+        "(search.widen) or more trials in the sweep file and run the same command. The expected gain is how far a "
+        "parabola through the best rate and its two neighbours rises above the score of the best rate. Degrees of "
         "freedom count the directions in which updates can move. \N{ALMOST EQUAL TO} marks those that were measured on "
         "a small update, and \N{LESS-THAN OR EQUAL TO} marks upper bounds. Sd of a run is the standard deviation of "
         "its validation score; all methods share one value unless a method is clearly noisier. Sd of the choice is "

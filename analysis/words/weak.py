@@ -26,7 +26,7 @@ _WHY = {
     "edge low": "the lowest rate tried is the best",
     "edge high": "the highest rate tried is the best",
     "few finished": "few rates finished",
-    "still rising": "one rate is far better than the others",
+    "between rates": "a better rate is expected between those tried",
 }
 
 

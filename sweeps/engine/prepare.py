@@ -12,8 +12,8 @@ from sweeps.backends.registry import find_backend
 from sweeps.engine.runner import TRIAL, Opener
 from sweeps.plan.inputs import check_inputs
 from sweeps.plan.plan import Plan
-from sweeps.records.locks import FolderLock, check_identity, nothing_if_refused
-from sweeps.records.upload import check_there, restore
+from sweeps.records.locks import FolderLock, check_identity, nothing_if_refused, stored_identity
+from sweeps.records.upload import check_there, restore, stored_there
 
 
 @dataclass(frozen=True)
@@ -49,9 +49,11 @@ def prepare(
     `sweeps.engine.run.run`, which also lists what is raised. Data and weights are checked only for the trial function
     of this package: another one may need neither.
     """
+    location = Location.of(upload) if isinstance(upload, str) else upload
+    if location is not None and stored_identity(plan.spec.folder) is None:
+        plan = plan.as_begun(stored_there(location))
     folder, identity = plan.spec.folder.absolute(), plan.spec.identity()
     opener = Opener(find_backend(backend) if isinstance(backend, str) else backend, address, trial)
-    location = Location.of(upload) if isinstance(upload, str) else upload
     check_identity(folder, identity)  # before anything is written into the folder
     if location is not None:
         check_there(location, identity)

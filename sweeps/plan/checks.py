@@ -123,7 +123,7 @@ def counted(cell: Cell, spec: SweepSpec) -> Cell:
     allowance = spec.search.allowance
     if allowance is None or not cell.feasible or not cell.tune_trials or cell.space is None:
         return cell
-    least = spec.search.reruns + max(1, len(spec.search.warm_start) + 1, spec.search.rerun_rates)
+    least = spec.search.least
     n, _, _ = split_sizes(cell)
     train = cell.settings(spec.train)
     samples = samples_per_epoch(n, train.global_batch_size, train.min_batches_per_epoch)

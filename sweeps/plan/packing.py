@@ -6,7 +6,7 @@ from typing import Any
 
 from sweeps.backends.packs import MOST, pack_size, unpackable
 from sweeps.plan.plan import Plan
-from sweeps.search.points import FIXED_SAMPLERS
+from sweeps.spec.search import FIXED_SAMPLERS
 
 
 def packing_of(plan: Plan) -> dict[str, Any]:

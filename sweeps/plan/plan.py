@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -19,6 +19,7 @@ from sweeps.errors import Problem, SpecError
 from sweeps.plan.base_model import BaseModelInfo
 from sweeps.plan.checks import check_adapters, counted
 from sweeps.plan.split_sizes import sized
+from sweeps.records.locks import as_begun, as_begun_there
 from sweeps.search.points import check_sampler
 from sweeps.search.stages import CellState
 from sweeps.spec.cell import Cell
@@ -86,6 +87,10 @@ class Plan:
         resources = self.spec.resources.model_copy(update=changes)
         return replace(self, spec=self.spec.model_copy(update={"resources": resources}))
 
+    def as_begun(self, stored: Mapping[str, Any] | None) -> Plan:
+        """Return the plan of results that are to be fetched, whose identity is `stored` (`locks.as_begun`)."""
+        return replace(self, spec=as_begun(self.spec, stored))
+
     def with_trials(self) -> Plan:
         """The plan with the trials that its allowance is; of samples, the data of feasible cells is read.
 
@@ -111,6 +116,8 @@ class Plan:
     def from_spec(cls, spec: SweepSpec, *, available: bool = False) -> Plan:
         """Solve every cell. Shapes are taken on the meta device: no weights are read, no accelerator is touched.
 
+        Results that were begun without a local fit (`search.refine`) go on without one.
+
         Args:
             available: let data be missing, which `inputs.available` leaves out afterwards; `with_trials` is left to it.
 
@@ -118,6 +125,7 @@ class Plan:
             SpecError: unknown model, data set or target, or no feasible cell at all.
         """
         problems = _data_problems(spec, available=available)
+        spec = as_begun_there(spec)
         model = BaseModelInfo(spec.model.id)
         shapes: Shapes = {}
         targets: tuple[str, ...] = ()
@@ -151,7 +159,7 @@ class Plan:
     def studies(self) -> list[tuple[str, Space, int]]:
         """Label, space and number of the sampler's points of every cell that is tuned."""
         search = self.spec.search
-        fixed = search.reruns + len(search.warm_start)
+        fixed = search.reruns + len(search.warm_start)  # the local fit's are the sampler's if more is searched
         return [(c.label, c.space, c.tune_trials - fixed) for c in self.feasible if c.space and c.tune_trials]
 
     def check_training(self) -> None:

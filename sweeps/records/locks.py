@@ -31,6 +31,7 @@ from analysis.store.journal import JOURNAL, read_journal
 from sweeps.errors import Problem, SpecError
 from sweeps.records.journal import write_atomically
 from sweeps.search.rules import RULES
+from sweeps.spec.spec import SweepSpec
 from trainables.errors import TrainablesError
 
 KERNEL_LOCK = ".lock"
@@ -234,6 +235,25 @@ def stored_identity(folder: Path) -> dict[str, Any] | None:
     """The identity written into a results folder; None when there is none yet."""
     stored = _stored(folder)
     return None if stored is None else dict(stored["identity"])
+
+
+def as_begun(spec: SweepSpec, stored: Mapping[str, Any] | None) -> SweepSpec:
+    """Return `spec` without a local fit if it names none and its results were begun without one.
+
+    Args:
+        stored: the identity that the results folder, or the copy that it will be fetched from, has; None for a new one.
+    """
+    if stored is None or "refine" in spec.search.model_fields_set or "refine" in (stored.get("search") or {}):
+        return spec
+    return spec.model_copy(update={"search": spec.search.model_copy(update={"refine": 0})})
+
+
+def as_begun_there(spec: SweepSpec) -> SweepSpec:
+    """`as_begun` for the results folder of `spec`. One that cannot be read is left to `check_identity`."""
+    try:
+        return as_begun(spec, stored_identity(spec.folder))
+    except IdentityError:
+        return spec
 
 
 def _stored(folder: Path) -> dict[str, Any] | None:

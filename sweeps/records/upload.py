@@ -47,6 +47,26 @@ def restore(folder: Path, location: Location) -> int:
         return location.fetch(folder, facts=not begun)
 
 
+def stored_there(location: Location) -> dict[str, Any] | None:
+    """Return the content of the `spec.json` at a location; None if there is none.
+
+    Raises:
+        IdentityError: it cannot be read as a sweep's identity.
+        SpecError: no answer.
+    """
+    with _answering(location):
+        found = location.read("spec.json") if "spec.json" in location.files() else None
+    if found is None:
+        return None
+    try:
+        stored = json.loads(found)
+        dict(stored["identity"])
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        rule = "has a spec.json that can't be read as a sweep's identity; restore it, or choose another place"
+        raise IdentityError([Problem("--upload", location.uri, rule)]) from error
+    return dict(stored)
+
+
 def check_there(location: Location, identity: Mapping[str, Any]) -> None:
     """Refuse to mix with another sweep's results.
 
@@ -54,17 +74,8 @@ def check_there(location: Location, identity: Mapping[str, Any]) -> None:
         IdentityError: what is there was made by a sweep that differs, or by other rules than today's.
         SpecError: no answer.
     """
-    with _answering(location):
-        found = location.read("spec.json") if "spec.json" in location.files() else None
-    if found is None:
-        return
-    try:
-        stored = json.loads(found)
-        dict(stored["identity"])
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
-        rule = "has a spec.json that can't be read as a sweep's identity; restore it, or choose another place"
-        raise IdentityError([Problem("--upload", location.uri, rule)]) from error
-    refuse_other(stored, identity, location.uri)
+    if (stored := stored_there(location)) is not None:
+        refuse_other(stored, identity, location.uri)
 
 
 def check_same(location: Location, folder: Path) -> None:

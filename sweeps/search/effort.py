@@ -1,7 +1,9 @@
-"""How much a cell tries, and with what: the allowance, warm starts, the sampler's points, and those past an edge.
+"""How much a cell tries, and with what: the allowance, warm starts, the sampler's points, those of a local fit, and
+those past an edge.
 
 A slot's number says where its point comes from (`SlotKind`). The planned points are first the warm starts, then the
-sampler's.
+sampler's. Points past an edge, then those of the local fit, are proposed one at a time: each waits until every point
+before it is over, so that it does not depend on the order in which trials end.
 """
 
 from __future__ import annotations
@@ -14,7 +16,7 @@ from typing import Any
 
 from analysis.store.rows import TrialRow
 from analysis.store.slot_kinds import SlotKind
-from sweeps.search.points import beyond, propose
+from sweeps.search.points import beyond, propose, refine
 from sweeps.search.samplers import State, Tried
 from sweeps.search.slots import Choice, Edge, Slot
 from sweeps.spec.cell import Cell
@@ -23,9 +25,10 @@ from sweeps.spec.space import Point, Space
 
 
 def origin_of(number: int, search: SearchSection) -> str | None:
-    """What a TUNE slot of the first seeds is for: a warm start's name, "widened", or None for the sampler's."""
-    if SlotKind.of(number) is not SlotKind.PLANNED:
-        return "widened"
+    """Return what a TUNE slot of the first seeds is for: a warm start's name, "refined", "widened", or None."""
+    kind = SlotKind.of(number)
+    if kind is not SlotKind.PLANNED:
+        return "refined" if kind is SlotKind.REFINED else "widened"
     return search.warm_start[number] if number < len(search.warm_start) else None
 
 
@@ -48,11 +51,12 @@ class Effort:
     Attributes:
         least: points that count however small the allowance: those that every cell of the sweep had been asked for
             under a larger one.
+        least_refined: the same of the points of the local fit.
     """
 
     def __init__(self, cell: Cell, search: SearchSection) -> None:
         self._cell, self._search = cell, search
-        self.least = 0
+        self.least = self.least_refined = 0
 
     @property
     def _space(self) -> Space:
@@ -69,26 +73,57 @@ class Effort:
             rows: rows of the cell's trials that are over, by trial id.
         """
         points: dict[int, Slot | None] = {k: asked.get(k) for k in range(self._room(asked, rows))}
-        points |= {k: asked[k] for k in sorted(asked) if SlotKind.of(k) is not SlotKind.PLANNED}
-        known = [s for s in points.values() if s is not None and s.trial_id in rows]
-        kinds = [SlotKind.of(k) for k in points]
-        past = len(kinds) - kinds.count(SlotKind.PLANNED)
-        if len(known) == len(points) and past < self._search.widen and SlotKind.WIDENED_LATE not in kinds:
-            ranked = self.ranked(known, rows)
-            if ranked and _edge(ranked[0], known) is not None:
-                points[SlotKind.WIDENED.slot(past)] = None
+        points |= {k: asked[k] for k in sorted(asked) if self._counts(k)}
+        if any(s is None or s.trial_id not in rows for s in points.values()):
+            return points
+        ranked = self.ranked(points.values(), rows)
+        if not ranked:
+            return points
+        past, late, refined = (len(self._of(points, kind)) for kind in _PROPOSED)
+        if past < self._search.widen and not late and _edge(ranked[0], _asked(points)) is not None:
+            points[SlotKind.WIDENED.slot(past)] = None
+        elif refined < self.refined:
+            points[SlotKind.REFINED.slot(refined)] = None
         return points
+
+    def _counts(self, number: int) -> bool:
+        """Whether an asked point beside the planned ones counts: of the local fit, those that the allowance holds."""
+        kind = SlotKind.of(number)
+        if kind is SlotKind.REFINED:
+            return number < kind.slot(self.refined)
+        return kind is not SlotKind.PLANNED
+
+    @property
+    def refined(self) -> int:
+        """Points of the allowance that are tried where a local fit expects the best rate.
+
+        None if more than the rate is searched: the sampler has them all.
+        """
+        if self._space.dimensions:
+            return 0
+        return max(self._search.refined(self._cell.tune_trials), self.least_refined)
+
+    def refined_left(self, points: Mapping[int, Slot | None], rows: Mapping[str, TrialRow]) -> int:
+        """Return how many points of the local fit are still to be proposed: none if all points have failed."""
+        over = all(s is not None and s.trial_id in rows for s in points.values())
+        if over and not self.ranked(points.values(), rows):
+            return 0
+        return self.refined - len(self._of(points, SlotKind.REFINED))
 
     def late(
         self, points: Mapping[int, Slot | None], reruns: Sequence[Slot], rows: Mapping[str, TrialRow]
     ) -> int | None:
         """Return the slot number of the next point past an edge that the re-runs chose; None if there is none."""
-        choice, kinds = self.choose(points, reruns, rows), [SlotKind.of(k) for k in points]
-        past = len(kinds) - kinds.count(SlotKind.PLANNED)
-        if choice is None or choice.edge is None or past >= self._search.widen:
+        choice = self.choose(points, reruns, rows)
+        past, late = (len(self._of(points, kind)) for kind in (SlotKind.WIDENED, SlotKind.WIDENED_LATE))
+        if choice is None or choice.edge is None or past + late >= self._search.widen:
             return None
-        late = kinds.count(SlotKind.WIDENED_LATE)
         return SlotKind.WIDENED_LATE.slot(late * (1 + self._search.rerun_seeds))
+
+    @staticmethod
+    def _of(points: Iterable[int], kind: SlotKind) -> list[int]:
+        """Return the slot numbers of a kind."""
+        return [number for number in points if SlotKind.of(number) is kind]
 
     def candidates(self, points: Mapping[int, Slot | None], rows: Mapping[str, TrialRow]) -> list[Slot]:
         """The points to re-run: the best, and those past an edge that re-runs chose, so that none displaces another."""
@@ -120,18 +155,25 @@ class Effort:
     @property
     def planned_points(self) -> int | None:
         """Points that count however they end; None if the allowance is in samples, which depends on how they end."""
-        return None if self._search.allowance is not None else max(self._search.rates, self.least)
+        return None if self._search.allowance is not None else self._spread + self.refined
+
+    @property
+    def _spread(self) -> int:
+        """Points of an allowance in trials that are warm starts or the sampler's."""
+        refined = 0 if self._space.dimensions else self._search.refined(self._cell.tune_trials)
+        return max(self._search.rates - refined, self.least)
 
     def _room(self, asked: Mapping[int, Slot], rows: Mapping[str, TrialRow]) -> int:
-        """Points that the allowance holds.
+        """Points that the allowance holds beside those of the local fit.
 
-        Of samples, what is trained counts as it was, what runs or failed counts whole, the re-runs are set aside.
+        Of samples, what is trained counts as it was, what runs or failed counts whole. The re-runs and the points of
+        the local fit are set aside.
         """
         search = self._search
         if search.allowance is None:
-            return max(search.rates, self.least)
+            return self._spread
         longest = self._samples(self._space.epochs)
-        used, count = search.reruns * longest, 0
+        used, count = (search.reruns + self.refined) * longest, 0
         while (slot := asked.get(count)) is not None:
             used += self._used(slot, rows.get(slot.trial_id))
             if used > search.allowance.samples and count >= self.least:
@@ -160,7 +202,7 @@ class Effort:
             number: the slot's number.
             tried: the cell's points so far, by slot.
             start: the neighbour's choice, for a slot that starts from it, or the best point or the choice, for one past
-                its edge; None where there is none.
+                its edge or of the local fit; None where there is none.
 
         A warm start that was tried already, or that does not exist, leaves its slot to the sampler.
         """
@@ -171,12 +213,16 @@ class Effort:
             if start is None or edge is None:
                 raise AssertionError(f"cell {cell.cell_id} widens, and its best rate is not at an edge")
             return beyond(self._space, tried, start, edge), origin
+        if origin == "refined":
+            if start is None:
+                raise AssertionError(f"cell {cell.cell_id} refines, and none of its rates finished")
+            return refine(self._space, tried, start), origin
         if origin == "published" and cell.lr_centre is not None:
             start = Point(float(f"{cell.lr_centre:.6g}"), cell.published)
         if origin is not None and start is not None and start not in {t.point for t in tried}:
             return start, origin
         warm = len(search.warm_start)
-        mine = number - warm if number >= warm else cell.tune_trials - search.reruns - warm + number
+        mine = number - warm if number >= warm else cell.tune_trials - search.reruns - self.refined - warm + number
         return propose(search.sampler, search.seed, cell.cell_id, mine, self._space, tried), None
 
     def tried(self, slot: Slot, row: TrialRow | None) -> Tried:
@@ -210,6 +256,13 @@ class Effort:
         loss = statistics.fmean(known) if known and len(known) == len(losses) else math.inf
         centre = math.log10(self._space.low * self._space.high) / 2
         return -score, loss, round(abs(math.log10(slot.point.lr) - centre), 9), slot.slot
+
+
+_PROPOSED = (SlotKind.WIDENED, SlotKind.WIDENED_LATE, SlotKind.REFINED)
+
+
+def _asked(points: Mapping[int, Slot | None]) -> list[Slot]:
+    return [s for s in points.values() if s is not None]
 
 
 def _edge(slot: Slot, points: Iterable[Slot]) -> Edge | None:

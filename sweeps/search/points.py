@@ -14,11 +14,9 @@ from collections.abc import Sequence
 
 from sweeps.errors import Problem, SpecError
 from sweeps.search.grids import nested
+from sweeps.search.refining import next_log_rate
 from sweeps.search.samplers import Tried, ask, has_cmaes, sobol
 from sweeps.spec.space import Dimension, Extra, Point, Space
-
-FIXED_SAMPLERS = ("grid", "qmc", "random")
-"""Samplers whose proposals do not depend on results: an interrupted search equals an undisturbed one."""
 
 _RETRIES = 16
 
@@ -113,6 +111,22 @@ def beyond(space: Space, tried: Sequence[Tried], best: Point, edge: str) -> Poin
     inside = {lr for lr in rates if _rounded(space.low) <= lr <= _rounded(space.high)}  # the rates tried are rounded
     step = float((space.high / space.low) ** (1 / max(1, len(inside) - 1)))
     return Point(_rounded(max(rates) * step if edge == "high" else min(rates) / step), best.extra)
+
+
+def refine(space: Space, tried: Sequence[Tried], best: Point) -> Point:
+    """Return the point that a local fit around the best one proposes (`refining.next_log_rate`).
+
+    A rate that failed or was stopped early counts as no better than the worst that finished: it bounds the search.
+    """
+    import numpy as np
+
+    worst = min(t.score for t in tried if t.score is not None)
+    scores = {t.lr: worst if t.score is None else t.score for t in tried}
+    rates = sorted(scores)
+    log_rates, values = np.log10(rates), np.array([scores[lr] for lr in rates])
+    lr = _rounded(10.0 ** float(next_log_rate(log_rates, values, np.array(rates.index(best.lr)))))
+    taken = {t.point for t in tried}
+    return Point(lr if Point(lr, best.extra) not in taken else _widest_gap(space, taken, best.extra), best.extra)
 
 
 def _rounded(lr: float) -> float:

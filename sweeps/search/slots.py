@@ -23,7 +23,7 @@ class Slot:
         config: the trial's configuration as JSON values.
         seeds: (data, init, basis) as declared, alike for all data sets; the configuration has those it trains with.
         extra: searched hyperparameters beside the rate.
-        origin: what proposed it where that is not the sampler: "published", "neighbour" or "widened".
+        origin: what proposed it where that is not the sampler: "published", "neighbour", "refined" or "widened".
     """
 
     cell_id: str

@@ -16,10 +16,10 @@ from analysis.store.rows import CellRow, TrialRow
 from analysis.store.slot_kinds import SlotKind
 from sweeps.search.effort import Effort, neighbours, origin_of
 from sweeps.search.order import ordered, tiers
-from sweeps.search.points import FIXED_SAMPLERS
 from sweeps.search.rules import derived_seed
 from sweeps.search.slots import Choice, Seeds, Slot
 from sweeps.spec.cell import Cell
+from sweeps.spec.search import FIXED_SAMPLERS
 from sweeps.spec.sections import TUNE_SEED
 from sweeps.spec.space import Point, extra_from, extra_of
 from sweeps.spec.spec import SweepSpec
@@ -144,10 +144,11 @@ class CellState:
         if not self._tunes:
             return 0
         points = self._points()
+        tune = len(points) + self.effort.refined_left(points, self.rows)
         if self.spec.confirm.held:  # a re-run would be its rate's own trial
-            return len(points)
+            return tune
         late = sum(SlotKind.of(number) is SlotKind.WIDENED_LATE for number in points)
-        return len(points) + self.spec.search.reruns + self.spec.search.rerun_seeds * late
+        return tune + self.spec.search.reruns + self.spec.search.rerun_seeds * late
 
     def counted(self) -> int:
         """How many of the planned trials are done."""
@@ -161,8 +162,13 @@ class CellState:
         return [self.rows[trial_id] for trial_id in dict.fromkeys(wanted) if trial_id in self.rows]
 
     @property
+    def asked_refined(self) -> int:
+        """Points of the local fit that were asked."""
+        return sum(SlotKind.of(k) is SlotKind.REFINED for k in self._first_seeds())
+
+    @property
     def asked_points(self) -> int:
-        """Points asked without a gap from the first; those past an edge are counted apart."""
+        """Points asked without a gap from the first; those past an edge and of the local fit are counted apart."""
         asked = self._first_seeds()
         return next(k for k in itertools.count() if k not in asked)
 
@@ -183,8 +189,8 @@ class CellState:
         """Return the cell's row of the `cells` table, with the seeds that count now."""
         seeds = self.spec.confirm.seeds if self.cell.lr_centre is not None else (0,)
         listed = " ".join("/".join(map(str, self.seeds(seed))) for seed in seeds)
-        points = self.effort.planned_points if self._tunes else None
-        return replace(self.cell.row(), tune_points=points, seeds=listed)
+        points, refined = (self.effort.planned_points, self.effort.refined) if self._tunes else (None, None)
+        return replace(self.cell.row(), tune_points=points, tune_refined=refined, seeds=listed)
 
     def recall(self, row: TrialRow) -> Slot | None:
         """The slot of a row whose journal is lost, made anew; None where the row is of no trial of this cell."""
@@ -261,7 +267,7 @@ class CellState:
         elif SlotKind.of(number) is SlotKind.WIDENED_LATE:
             choice = self.effort.choose(points, self._reruns_of(points), self.rows)
             start = None if choice is None else choice.point
-        elif SlotKind.of(number) is SlotKind.WIDENED:
+        elif SlotKind.of(number) in (SlotKind.WIDENED, SlotKind.REFINED):
             start = self.effort.ranked(points.values(), self.rows)[0].point
         tried = [self.effort.tried(s, self.rows.get(s.trial_id)) for _, s in sorted(points.items()) if s is not None]
         point, origin = self.effort.propose(number, tried, start)
@@ -362,9 +368,9 @@ class SweepState:
         So nothing known is thrown away, and no method's choice rests on more points than another's.
         """
         tuned = [cell for cell in self.cells.values() if cell.cell.tune_trials]
-        least = min((cell.asked_points for cell in tuned), default=0)
         for cell in tuned:
-            cell.effort.least = least
+            cell.effort.least = min(c.asked_points for c in tuned)
+            cell.effort.least_refined = min(c.asked_refined for c in tuned)
 
     def report(self, cell_id: str, trial_id: str, epoch: int, score: float | None) -> bool:
         """Note a validation score; returns whether it is new."""

@@ -12,6 +12,12 @@ from trainables.config import LATER
 
 MOST_TRIALS = 100_000
 """Most trials of a cell."""
+FIXED_SAMPLERS = ("grid", "qmc", "random")
+"""Samplers whose proposals do not depend on results: an interrupted search equals an undisturbed one."""
+MOST_REFINED = 4
+"""Rates of an allowance that `refine = "auto"` gives to the local fit, at most."""
+FEWEST_SPREAD = 3
+"""Rates that are spread over the range before a local fit: fewer have no best one between two others."""
 
 
 class Section(BaseModel):
@@ -119,6 +125,8 @@ class SearchSection(Section):
     """Best rates that are run again ..."""
     rerun_seeds: int = Field(default=2, ge=0, le=MOST_TRIALS)
     """... on how many further seeds each; the best mean is chosen."""
+    refine: Annotated[int, Field(ge=0, le=MOST_TRIALS)] | Literal["auto"] = "auto"
+    """Rates of the allowance that are tried last, one after another, where a local fit expects the best rate."""
     widen: Annotated[int, Field(ge=0, le=MOST_TRIALS), LATER] = 0
     """Points past the edge that a cell may add while its best rate, or the one that re-runs chose, is the outermost."""
     pruner: Literal["none", "asha", "median"] = "none"
@@ -147,6 +155,27 @@ class SearchSection(Section):
         """Distinct points tried per cell where the allowance is in trials: what the re-runs leave of it."""
         return self.trials - self.reruns
 
+    def refined(self, trials: int) -> int:
+        """Return how many of a cell's `trials` try a rate where a local fit expects the best one.
+
+        "auto" leaves more rates than that to the sampler, and `FEWEST_SPREAD` at least. The samplers that learn from
+        results do such a search themselves.
+        """
+        if self.sampler not in FIXED_SAMPLERS:
+            return 0
+        if self.refine != "auto":
+            return self.refine
+        rates = trials - self.reruns - len(self.warm_start)
+        return max(0, min(MOST_REFINED, (rates - 1) // 2, rates - FEWEST_SPREAD))
+
+    @property
+    def least(self) -> int:
+        """The fewest trials that a cell's re-runs, warm starts and local fit leave room for."""
+        spread = max(1, len(self.warm_start) + 1)
+        if self.refine != "auto" and self.refine:
+            spread = max(spread, FEWEST_SPREAD) + self.refine
+        return self.reruns + max(spread, self.rerun_rates if self.rerun_seeds else 1)
+
     @property
     def given(self) -> dict[str, int]:
         """The allowance of a cell: `trials` or `samples`, with how many."""
@@ -156,17 +185,19 @@ class SearchSection(Section):
     def _room(self) -> Self:
         if len(set(self.warm_start)) != len(self.warm_start):
             raise ValueError("warm_start may name each start once")
+        if self.refine not in ("auto", 0) and self.sampler not in FIXED_SAMPLERS:
+            rule = f"the sampler {self.sampler} learns from the trials itself; leave refine out"
+            raise ValueError(f"refine = {self.refine} goes with the samplers {', '.join(FIXED_SAMPLERS)}: {rule}")
         if self.allowance is not None:
             if "trials" in self.model_fields_set:
                 raise ValueError("give trials or allowance, not both")
             return self
-        needed = max(1, self.rerun_rates) if self.rerun_seeds else 1
-        needed = max(needed, len(self.warm_start) + 1)
-        if self.rates < needed:
+        if self.trials < self.least:
+            refined = f", with refine = {self.refine}," * (self.refine not in ("auto", 0))
             raise ValueError(
                 f"trials = {self.trials} leaves {self.rates} learning rates after rerun_rates x rerun_seeds = "
-                f"{self.rerun_rates} x {self.rerun_seeds} re-runs, and {needed} are needed; "
-                f"the least that works is trials = {self.rerun_rates * self.rerun_seeds + needed}"
+                f"{self.rerun_rates} x {self.rerun_seeds} re-runs, and {self.least - self.reruns} are needed{refined}; "
+                f"the least that works is trials = {self.least}"
             )
         return self
 

@@ -280,6 +280,8 @@ class Sections(_Section):
         """What must not change under one name, JSON-able. Longer lists, more methods and more seeds are not in it."""
         whole = identifying(self)
         search = {k: v for k, v in whole["search"].items() if k not in MAY_CHANGE}
+        if not search["refine"]:  # as folders from before there was a local fit have it
+            del search["refine"]
         methods = {
             name: {k: v for k, v in section.items() if k != "budgets" and (k != "capacity" or not isinstance(v, list))}
             for name, section in whole["methods"].items()

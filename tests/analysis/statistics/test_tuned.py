@@ -53,8 +53,9 @@ def tables(
         ((0.70, 0.695), None, "few finished"),
         ((0.70, 0.69, 0.65, None, None), None, "few finished"),
         ((0.70, 0.69, 0.65, 0.64, None), None, None),
-        ((0.70, 0.60, 0.59, 0.5), None, "still rising"),
-        ((0.70, 0.50, None, None), "low", "edge low; few finished; still rising"),
+        ((0.60, 0.70, 0.695, 0.5), None, "between rates"),
+        ((0.60, 0.70, 0.60, 0.5), None, None),  # it is at a rate that was tried
+        ((0.60, 0.70, 0.695, None, None), "low", "edge low; few finished; between rates"),
         ((None, None, None), None, "few finished"),
     ],
 )
@@ -69,6 +70,18 @@ def test_why_a_cell_may_be_under_tuned(scores: Sequence[float | None], edge: str
     if len(known) > 1:
         curve = expected_best(known)
         assert row["last_gain"] == pytest.approx(curve[-1] - curve[-2])
+
+
+def test_the_expected_gain_is_that_of_a_parabola() -> None:
+    def gain(scores: Sequence[float | None]) -> float | None:
+        (row,) = run_sql(tables(scores), "select expected_gain from tuned").to_pylist()
+        return row["expected_gain"]
+
+    curve = [0.7 - 0.04 * (1.3 - i) ** 2 for i in range(4)]
+    assert gain(curve) == pytest.approx(0.04 * 0.3**2)
+    assert gain([curve[0], curve[1], None, curve[3]]) == pytest.approx(0.04 * 0.3**2)  # over unequal steps
+    assert gain([0.5, 0.5, 0.5]) is None or gain([0.5, 0.5, 0.5]) == 0.0
+    assert gain([0.7, 0.6, 0.5]) is None  # the best is at the edge
 
 
 def test_reruns_of_a_rate_are_one_point_and_pruned_trials_have_no_full_score() -> None:

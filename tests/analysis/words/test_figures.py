@@ -116,7 +116,7 @@ def test_learning_rates() -> None:
     assert say.conclude_rates([cell(None, 0)]) == "No cell was tuned here."
     fine = say.conclude_rates([cell(None), cell(None)])
     assert fine.startswith("In none of the 2 tuned cells") and fine.endswith("nothing is tested.")
-    poor = say.conclude_rates([cell("edge low"), *[cell("still rising")] * 5, cell(None)])
+    poor = say.conclude_rates([cell("edge low"), *[cell("between rates")] * 5, cell(None)])
     assert poor.startswith("In 6 of 7 tuned cells") and "LoRA at lora-1 (edge low)" in poor and "and 2 more" in poor
 
 

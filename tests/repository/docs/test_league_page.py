@@ -22,7 +22,8 @@ def test_what_was_not_measured_is_empty(tmp_path: Path) -> None:
 
 def test_what_can_be_distinguished_and_which_methods_lack_seeds(tmp_path: Path) -> None:
     runs = {m: {s: score + s * k / 500 for s in range(3)} for k, (m, score) in enumerate(SCORES.items(), 1)}
-    store = open_store(odd_results(tmp_path / "r", {(m, "lora-1", "d"): s for m, s in runs.items()}))
+    tables = {(m, "lora-1", "d"): s for m, s in runs.items()}
+    store = open_store(odd_results(tmp_path / "r", tables, tune=(0.5, 0.6, 0.59)))
     finished = league_page._finished(store)
     assert league_page.state(store, finished) == ""
     assert "2 of 4 methods" in league_page.state(store, finished[:2])

@@ -25,13 +25,16 @@ from sweeps.records.locks import (
     FolderLock,
     IdentityError,
     LockedError,
+    as_begun_there,
     check_identity,
     holder,
     nothing_if_refused,
     stored_identity,
     write_identity,
 )
+from sweeps.spec.search import SearchSection
 from sweeps.spec.sections import BudgetSection, DataSection
+from sweeps.spec.spec import SweepSpec
 from tests.fakes import fake_spec
 
 IDENTITY = {"name": "a", "train": {"epochs": 3, "lr": 1e-3}, "methods": {"lora": {"alpha": 16}}}
@@ -278,6 +281,31 @@ def test_what_budgets_limit_stays(tmp_path: Path) -> None:
     old = of["dof"] | {"budgets": {k: v for k, v in of["dof"]["budgets"].items() if k != "count"}}
     write_identity(tmp_path, old)
     check_identity(tmp_path, of["dof"])
+
+
+def test_a_folder_from_before_the_local_fit_goes_on_without_it(tmp_path: Path) -> None:
+    def spec(**search: Any) -> SweepSpec:
+        return fake_spec(tmp_path, search=SearchSection(**search))
+
+    new = spec()
+    assert as_begun_there(new) is new and new.identity()["search"]["refine"] == "auto"
+    write_identity(tmp_path, spec(refine=0).identity())
+    stored = stored_identity(tmp_path)
+    assert stored is not None and "refine" not in stored["search"]
+    settled = as_begun_there(new)
+    assert settled.search.refine == 0 and settled.search.refined(13) == 0
+    check_identity(tmp_path, settled.identity())
+    with pytest.raises(IdentityError, match=r"leave search\.refine out"):
+        check_identity(tmp_path, as_begun_there(spec(refine=4)).identity())
+
+
+def test_a_folder_with_the_local_fit_keeps_it(tmp_path: Path) -> None:
+    write_identity(tmp_path, fake_spec(tmp_path, search=SearchSection()).identity())
+    kept = as_begun_there(fake_spec(tmp_path, search=SearchSection(trials=17)))
+    assert kept.search.refine == "auto"
+    check_identity(tmp_path, kept.identity())
+    with pytest.raises(IdentityError, match=r"search\.refine"):
+        check_identity(tmp_path, fake_spec(tmp_path, search=SearchSection(refine=0)).identity())
 
 
 def test_a_folder_of_other_rules_is_refused(tmp_path: Path) -> None:

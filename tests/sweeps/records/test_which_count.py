@@ -38,7 +38,7 @@ CELLS = (FakeCell("lora"), FakeCell("vera"), FakeCell("zero-shot", None, lr_low=
 def runs(draw: st.DrawFn) -> list[dict[str, Any]]:
     """A sweep's runs: the sweep file of each, and after how many trials it was stopped."""
     reruns = draw(st.sampled_from([{"rerun_rates": 0, "rerun_seeds": 0}, {"rerun_rates": 1, "rerun_seeds": 2}]))
-    reruns |= {"widen": draw(st.integers(0, 2))}
+    beside = {"widen": draw(st.integers(0, 2)), "refine": draw(st.sampled_from([0, "auto"]))}
     run = st.fixed_dictionaries(
         {
             "trials": st.integers(4, 7),
@@ -47,7 +47,7 @@ def runs(draw: st.DrawFn) -> list[dict[str, Any]]:
             "sealed": st.booleans(),
         }
     )
-    return [one | reruns for one in draw(st.lists(run, min_size=1, max_size=3))]
+    return [one | reruns | beside for one in draw(st.lists(run, min_size=1, max_size=3))]
 
 
 def outcome_of(slot: Slot, luck: int, failing: float) -> dict[str, Any]:
@@ -95,9 +95,12 @@ def confirmed_by(cell: CellState) -> set[str]:
     return at
 
 
+PAST = (SlotKind.WIDENED, SlotKind.WIDENED_LATE)
+
+
 def past_an_edge(cell: CellState) -> bool:
     """Whether a point past an edge has not ended, of which SQL knows nothing before it has."""
-    past = [slot for number, slot in cell._points().items() if SlotKind.of(number) is not SlotKind.PLANNED]
+    past = [slot for number, slot in cell._points().items() if SlotKind.of(number) in PAST]
     return any(slot is None or slot.trial_id not in cell.rows for slot in past)
 
 
@@ -108,7 +111,7 @@ def test_the_search_and_sql_count_the_same_trials(given_runs: list[dict[str, Any
     with tempfile.TemporaryDirectory() as place, patch.object(os, "fsync", lambda _: None):
         folder = Path(place)
         for run in given_runs:
-            search = {name: run[name] for name in ("trials", "rerun_rates", "rerun_seeds", "widen")}
+            search = {name: run[name] for name in ("trials", "rerun_rates", "rerun_seeds", "widen", "refine")}
             plan = fake_plan(
                 folder, CELLS, search=FakeSearch(**search), confirm=FakeConfirm(tuple(sorted(run["seeds"])))
             )
