@@ -118,7 +118,7 @@ def answer(store: Store) -> str:
     if not row["detectable"]:
         return said
     detects = f"It detects a difference of {100 * row['detectable']:.1f} points four times in five."
-    return f"{said} RandLoRA is the method in question, so its test is apart from the others. {detects}"
+    return f"{said} The sweep asks about RandLoRA first, so its test is not shared with the other methods. {detects}"
 
 
 def ranking(store: Store, finished: list[Row]) -> str:
@@ -135,9 +135,9 @@ def ranking(store: Store, finished: list[Row]) -> str:
         most = others[9 * len(others) // 10]
         until = f"{most:.0f}" if most < 100 else "over 100"
         detectable = (
-            " The test allows for many methods at once. For nine in ten methods it therefore detects only differences "
-            f"from LoRA of {others[0]:.0f} to {until} points. The printed intervals do not allow for this: each holds "
-            "for its row alone."
+            " Many methods are compared, so the test is strict. For nine in ten methods it detects only differences "
+            f"from LoRA of {others[0]:.0f} to {until} points. The printed intervals are not that strict: each holds "
+            "for its row alone, and one without zero is no proof."
         )
     under_tuned = sum(bool(r["under_tuned"]) for r in finished)
     return (

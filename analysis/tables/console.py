@@ -207,8 +207,8 @@ def print_decisions(rows: Sequence[Row], console: Console) -> None:
 
 _RATES = "rates"
 _LESS_NOISE = (
-    "The choice of learning rates is less uncertain with more validation examples, or with more re-runs of the best "
-    "rates (search.rerun_seeds)."
+    "What helps if the choice of learning rates limits a comparison: more validation examples, or more re-runs of the "
+    "best rates. For these raise `rerun_seeds` under [search] in the sweep file."
 )
 
 

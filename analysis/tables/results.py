@@ -228,20 +228,41 @@ def compared(store: Store, baseline: str | None = None) -> Sheet:
         f"Each method against {style(baseline).name} at the same budget",
         _difference_columns(rows, ratio=True),
         rows,
-        _reading(rows, level(store)),
+        _reading(rows, level(store), question(store).focus),
+        _how_to_read(rows),
         strong=lambda r: r["reference"] is None,
         folded=len(rows) > LONG,
     )
 
 
-def _reading(rows: Sequence[Row], alpha: float) -> str:
-    """Explain how the comparisons were computed."""
+def _how_to_read(rows: Sequence[Row]) -> str:
+    """Say what the verdicts of the rows mean, and why an interval may say otherwise."""
+    verdicts = {r["verdict"] for r in rows}
+    said = []
+    if "not distinguishable" in verdicts:
+        said.append("Not distinguishable: the tests found no difference. The methods may still differ.")
+    if "equivalent" in verdicts:
+        margin = next(r["margin"] for r in rows if r["verdict"] == "equivalent")
+        said.append(f"Equivalent: the tests exclude a difference of more than {percent(margin)} points.")
+    if verdicts:
+        said.append("Verdicts are corrected for multiple comparisons. An interval holds for its row alone.")
+    return " ".join(said)
+
+
+def _reading(rows: Sequence[Row], alpha: float, focus: str | None) -> str:
+    """Explain how the comparisons were computed. `focus`: the method in question, if the sweep has one."""
+    families = ""
+    if focus is not None:
+        name = style(focus).name
+        families = f"The rows of {name} are corrected together. Its mean over all budgets is tested first, and Holm's "
+        families += "correction covers its other rows. "
+        if any(r["method"] != focus for r in rows):
+            families += "The rows of all other methods are corrected together by Holm. "
     note = (
-        "Differences are paired by seed. Interval, p and verdict account for the choice of learning rate: another draw "
-        "of the tuning runs might have chosen another rate. Simultaneous intervals cover all differences of a family "
-        "at once, in 19 of 20 studies. The rows of the method in question are one family, and the rows of all other "
-        f"methods are another. The tests of each family share a level of {level_text(alpha)}. In the first family the "
-        "mean over all budgets is tested first, and Holm's correction covers the other rows. "
+        "Differences are paired by seed. Interval, p and verdict account for the choice of learning rate: if the "
+        f"tuning were repeated, another rate might be chosen. {families}The tests that are corrected together share a "
+        f"level of {level_text(alpha)}. Simultaneous intervals are wider, because those of all rows that are corrected "
+        "together hold at once with 95 % confidence. The verdict rests on p, and not on these. "
         "The verdict if the rates are fixed takes the chosen learning rates as given. Effect is Hedges' g, also at "
         "these rates: the mean of the paired differences divided by their standard deviation, corrected for few seeds. "
         f"Power is the chance that this comparison finds a true difference of {100 * PLANTED:g} points. The next "
@@ -251,18 +272,18 @@ def _reading(rows: Sequence[Row], alpha: float) -> str:
         "The ratio divides the parameters of the method by those of the baseline."
     )
     if (margin := next((r["margin"] for r in rows if r["margin"] is not None), None)) is not None:
-        note += f" Equivalent means that the corrected 90 % interval lies within {percent(margin)} points of zero."
+        note += f" Equivalent means that a corrected test excludes a difference of more than {percent(margin)} points."
     tests = list(dict.fromkeys(r["test"] for r in rows if r["n_datasets"] > 1))
     if tests:
         note += f" Rows over data sets use the budgets that every data set has ({'; '.join(tests)}). They hold for "
-        note += "these data sets only, unless the row says that it holds for data sets like these."
+        note += "these data sets only, unless the row says what is expected on other data sets."
     return note
 
 
 def _several(r: Row) -> str:
     """Return what stands in place of the budget in a row over several budgets."""
     said = f"mean of {plural(r['n_budgets'], 'budget')}"
-    return f"{said}, for data sets like these" if _like_these(r) else said
+    return f"{said}, for other data sets" if _like_these(r) else said
 
 
 def _like_these(r: Row) -> bool:

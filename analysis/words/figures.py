@@ -232,12 +232,12 @@ def conclude_groups(rows: Sequence[Row]) -> str:
         f"{style(m).name} is above every other method at {_of_all(alone[m], blocks)}" for m in in_order(set(alone))
     ]
     if shared:
-        parts.append(f"the best methods are not distinguishable at {_of_all(shared, blocks)}")
+        parts.append(f"no single method is above all others at {_of_all(shared, blocks)}")
     if blind:
         parts.append(f"nothing can be tested at {_of_all(blind, blocks)}")
     if len({k[:4] for k in blocks}) == 1 and len(blocks) <= _MOST:
         return " ".join(f"{key[4]}: {_leaders(block)}." for key, block in blocks.items())
-    return f"Of {len(blocks)} comparisons of all methods at one budget and data set: {'; '.join(parts)}."
+    return f"Of {len(blocks)} budgets and data sets at which methods are compared: {'; '.join(parts)}."
 
 
 def conclude_expected(rows: Sequence[Row], asked: Question = ASKED) -> str:

@@ -218,7 +218,7 @@ def compare(
     from analysis.statistics.groups import groups
     from analysis.statistics.scaling import comparisons, curve, question
     from analysis.statistics.sizing.seeds import DIFFERENCES, seeds_table
-    from analysis.tables.console import unlike
+    from analysis.tables.console import conclusion_of, unlike
     from analysis.tables.effects import changed
     from analysis.tables.results import averages, compared, grouped, seeds
     from analysis.words.conclusions import early_words
@@ -236,6 +236,8 @@ def compare(
     table = comparisons(store, baseline)
     letters = groups(store)
     says = [early_words(table) + conclude_groups(letters.to_pylist()), *unlike(store)]
+    if baseline == question(store).baseline:
+        says.insert(0, conclusion_of(store).answer)
 
     def answer() -> dict[str, Any]:
         return {

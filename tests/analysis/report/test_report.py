@@ -114,7 +114,7 @@ def test_the_page_has_question_answer_and_evidence(page: str, store: Store) -> N
     for said in (
         "Each method against LoRA at the same budget",
         "Each method against full fine-tuning",
-        "Of 5 comparisons of all methods",
+        "Of 5 budgets and data sets",
         "Seeds needed to detect a difference from LoRA",
         "every tuned cell was given 6 trials",
         "3 decades wide for every method",

@@ -34,12 +34,12 @@ def test_compare_has_all_that_is_asked_of_statistics(folder: Path) -> None:
     store, text = open_store(folder), sweeps("compare", folder).stdout
     for said in ("not distinguishable", "Mean test score over data sets", "effect [95 %]"):
         assert said in text
-    assert "for 0.5 points" in text and "Of 10 comparisons of all methods" in text
+    assert "for 0.5 points" in text and "Of 10 budgets and data sets" in text
     answer = json.loads(sweeps("compare", folder, "--json").stdout)
     assert answer["comparisons"] == comparisons(store).to_pylist()
     assert answer["groups"] == groups(store).to_pylist()
     assert answer["changes"] == changes(store).to_pylist() and answer["changes"]
-    assert {r["dataset"] for r in answer["averages"]} == {None} and len(answer["says"]) == 1
+    assert {r["dataset"] for r in answer["averages"]} == {None} and len(answer["says"]) == 2
 
 
 def test_seeds_for_a_difference_of_ones_choice(folder: Path) -> None:
