@@ -238,8 +238,8 @@ FAULTS = (
     Fault(
         "one more point than the allowance holds",
         "search",
-        "return max(search.rates, self.least)",
-        "return max(search.rates, self.least) + 1",
+        "return max(self._search.rates - refined, self.least)",
+        "return max(self._search.rates - refined, self.least) + 1",
     ),
     Fault(
         "CONFIRM begins while re-runs are open",

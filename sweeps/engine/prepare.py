@@ -49,11 +49,11 @@ def prepare(
     `sweeps.engine.run.run`, which also lists what is raised. Data and weights are checked only for the trial function
     of this package: another one may need neither.
     """
+    opener = Opener(find_backend(backend) if isinstance(backend, str) else backend, address, trial)
     location = Location.of(upload) if isinstance(upload, str) else upload
     if location is not None and stored_identity(plan.spec.folder) is None:
         plan = plan.as_begun(stored_there(location))
     folder, identity = plan.spec.folder.absolute(), plan.spec.identity()
-    opener = Opener(find_backend(backend) if isinstance(backend, str) else backend, address, trial)
     check_identity(folder, identity)  # before anything is written into the folder
     if location is not None:
         check_there(location, identity)

@@ -106,4 +106,5 @@ def test_a_slot_number_says_its_kind(kind: SlotKind, index: int) -> None:
         "PLANNED": 0,
         "WIDENED": 100_000,
         "WIDENED_LATE": 200_000,
+        "REFINED": 300_000,
     }  # as results folders have them

@@ -83,7 +83,7 @@ def test_clip_b32_misses_with_one_rank_and_fill_closes_the_gap() -> None:
     assert (one_rank.below.capacity, one_rank.above.capacity) == (5, 4)
     assert one_rank.above.residual == one_rank.above.count - budget
     assert "6,202,548" in one_rank.reason
-    assert "-9.9%" in one_rank.reason
+    assert "9.9% below" in one_rank.reason
     assert "fill" in one_rank.lever
 
     mixed = solved("randlora", shapes, budget, "fill")
