@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from importlib import import_module
 from importlib.metadata import entry_points
@@ -18,12 +19,17 @@ _EARLY = {"ray": "sweeps.backends.ray.process:started_early"}
 """What a backend of ours can begin before it is opened, as a function that makes a context manager."""
 
 
-def started_early(name: str) -> AbstractContextManager[None]:
-    """Begin what this backend can do before the plan is made. It is undone if no backend is opened in the block."""
+def started_early(name: str, modules: Sequence[str] = ()) -> AbstractContextManager[None]:
+    """Begin what this backend can do before the plan is made. It is undone if no backend is opened in the block.
+
+    Args:
+        name: of the backend; nothing is begun for one that can do nothing yet.
+        modules: names of modules that the backend's `Setup` will need.
+    """
     if name not in _EARLY:
         return nullcontext()
     module, _, function = _EARLY[name].partition(":")
-    early: AbstractContextManager[None] = getattr(import_module(module), function)()
+    early: AbstractContextManager[None] = getattr(import_module(module), function)(modules)
     return early
 
 

@@ -103,7 +103,7 @@ def run(
     if output is not None:
         asked.append(f"output={json.dumps(output, ensure_ascii=False)}")
     with contextlib.ExitStack() as until_the_end:
-        until_the_end.enter_context(started_early(backend))
+        until_the_end.enter_context(started_early(backend, ["sweeps.plan.estimate"]))
         planned = load(spec, asked, scale, available=available)
         given: dict[str, Sequence[object]] = {
             "--scale": [scale],

@@ -7,6 +7,7 @@ sent to the engine's process group, as by `timeout` or Ctrl-C, reaches neither t
 
 from __future__ import annotations
 
+import importlib
 import logging
 import os
 import pickle
@@ -43,19 +44,22 @@ _NOTE, _LOG, _RAISED, _LOST = "note", "log", "raised", "lost"
 class _Spawned:
     """A driver's process that waits for its `Setup`. It imports Ray meanwhile, which takes seconds.
 
+    Args:
+        modules: names of modules that it imports too, since its `Setup` will need them.
+
     Attributes:
         process: the driver's process, in a session of its own.
         connection: this process's end of the connection to it.
         said: what it prints.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, modules: Sequence[str] = ()) -> None:
         self.said = tempfile.TemporaryFile()  # noqa: SIM115  # closed by `end`, or by the `RayProcess` that takes this
         ours, theirs = socket.socketpair()
         with theirs:
             self.connection = Connection(ours.detach())
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "sweeps.backends.ray.process", str(theirs.fileno())],
+                [sys.executable, "-m", "sweeps.backends.ray.process", str(theirs.fileno()), *modules],
                 env={**os.environ, "PYTHONPATH": os.pathsep.join(_import_path())},
                 pass_fds=[theirs.fileno()],
                 stdin=subprocess.DEVNULL,
@@ -77,12 +81,16 @@ _EARLY: list[_Spawned] = []
 
 
 @contextmanager
-def started_early() -> Iterator[None]:
-    """Start the driver's process before its `Setup` is known, so that it imports Ray while this one plans the sweep."""
+def started_early(modules: Sequence[str]) -> Iterator[None]:
+    """Start the driver's process before its `Setup` is known, so that it imports Ray while this one plans the sweep.
+
+    Args:
+        modules: names of modules that the `Setup` will need.
+    """
     if _has_session():
         yield
         return
-    early = _Spawned()
+    early = _Spawned(modules)
     _EARLY.append(early)
     try:
         yield
@@ -252,10 +260,16 @@ class _Driver:
         self._wake: Callable[[], None] | None = None
         self._busy = 0
 
-    def run(self) -> None:
-        """Open the backend and serve the engine until it says "close", or is gone."""
-        from sweeps.backends.ray.backend import open_here  # takes seconds, and the engine may still be planning
+    def run(self, modules: Sequence[str]) -> None:
+        """Open the backend and serve the engine until it says "close", or is gone.
 
+        Args:
+            modules: names of modules to import at once. Imports take seconds, and the engine may still be planning.
+        """
+        from sweeps.backends.ray.backend import open_here
+
+        for module in ("sweeps.backends.ray.lanes", *modules):
+            importlib.import_module(module)
         try:
             sys.path[:], setup = self._connection.recv()
         except EOFError:  # the engine needs no backend after all
@@ -348,4 +362,4 @@ def _portable(error: Exception) -> Exception:
 
 if __name__ == "__main__":
     os.set_inheritable(int(sys.argv[1]), False)  # Ray's own processes are none of the engine's
-    _Driver(Connection(int(sys.argv[1]))).run()
+    _Driver(Connection(int(sys.argv[1]))).run(sys.argv[2:])
