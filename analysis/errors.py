@@ -13,7 +13,7 @@ class StoreError(ValueError):
 
 
 class ForeignPartError(StoreError):
-    """A part file whose rows are not of the table in whose folder it lies."""
+    """A part file lies in the folder of one table but has rows of another."""
 
 
 class QueryError(StoreError):

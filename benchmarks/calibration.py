@@ -56,7 +56,8 @@ class Protocol:
         common: share of a run's own variance that its validation and its test score have in common.
         curvature: score lost at one decade from the best rate, growing with the square of the distance.
         cliff: how much steeper the response is above the best rate than below.
-        between: None: both arms have one best rate. Else each has its own, within so many decades of the grid's centre.
+        between: each arm's best rate lies at most this many decades from the grid's centre, at a random place. None if
+            both arms share one best rate.
         depth: most that a wrong rate costs.
         advantage: planted lead of the first arm. fall: what it loses from the first budget to the last.
         beside: `own_sd` of further methods at the same budgets.

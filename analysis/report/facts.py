@@ -15,14 +15,14 @@ from analysis.report.box import facts_box, summary
 from analysis.report.foreign import ForeignError, drawing_of
 from analysis.statistics import scaling
 from analysis.statistics.groups import groups
-from analysis.statistics.looks import declared, looks
+from analysis.statistics.looks import looks
 from analysis.store.columns import limited
 from analysis.store.left import to_come
 from analysis.store.schemas import SCHEMA_VERSION
 from analysis.store.store import Store
 from analysis.store.views import SECONDS
 from analysis.styles import style
-from analysis.tables.console import conclusion_of, ran_with
+from analysis.tables.console import conclusion_of, more_seeds, ran_with
 from analysis.tables.diagnostics import FOLDER, SHEETS, WIDE, diagnostic_sheets
 from analysis.tables.evidence import parity_rows
 from analysis.words.conclusions import conclude_gap, early_words, names_of
@@ -70,7 +70,7 @@ def facts(store: Store) -> dict[str, Any]:
         "attempts": trials.num_rows,
         "totals": totals,
         "cost_says": _cost_says(totals, trials.num_rows),
-        "more_seeds": _more_seeds(store),
+        "more_seeds": more_seeds(store),
         "damaged": [str(d) for d in store.damaged],
         "imported": imported if isinstance(imported, dict) else None,
         "diagnostics": _diagnostics(store),
@@ -154,32 +154,14 @@ def _totals(store: Store) -> Row:
 
 def _cost_says(r: Row, attempts: int) -> str:
     """Say in sentences how long the runs took, from `_totals`."""
-    said = [f"{plural(attempts, 'run')} took {duration(r['seconds'])}, added up over runs that trained side by side"]
+    said = [f"{plural(attempts, 'run')} took {duration(r['seconds'])}, added up over all runs"]
     if r["first"] is not None and r["last"] is not None:
         said[0] += f", between {moment(r['first'])} and {moment(r['last'])}"
     if r["overhead"] is not None:
-        said.append(f"A finished run spent {duration(r['overhead'])} on average on its set-up")
+        said.append(f"A finished run spent {duration(r['overhead'])} on average on neither training nor evaluation")
     if r["seconds_failed"]:
         said.append(f"Failed runs took {duration(r['seconds_failed'])} of the total")
     return "".join(f"{sentence}. " for sentence in said).strip()
-
-
-def _more_seeds(store: Store) -> str:
-    """Say how to add seeds, and what they cost in confidence."""
-    section = declared(store)
-    seeds, most = section.get("seeds"), section.get("max_seeds")
-    if not isinstance(seeds, list):
-        return ""
-    now = f"Raise seeds under [confirm] in the sweep file (now {len(seeds)}), and run the same command again"
-    if not isinstance(most, int):
-        return f"{now}. Each addition is a further look at the test scores, and the tests become stricter."
-    if len(seeds) < most:
-        return f"{now}. This sweep declared at most {plural(most, 'seed')} before its first score."
-    return (
-        f"This sweep declared at most {plural(most, 'seed')} before its first score, so that seeds are not added until "
-        "a difference appears. If you add seeds to this folder, its differences are no longer tested. For more seeds "
-        "start a new sweep: copy the sweep file, give it another name, and raise seeds and max_seeds under [confirm]."
-    )
 
 
 def moment(value: datetime | None) -> str:

@@ -12,10 +12,10 @@ from rich.table import Table
 from rich.text import Text
 
 from analysis.errors import StoreError
-from analysis.format import Row, change_text, duration, listed, percent, plural, points, quantity, ranged
+from analysis.format import Row, change_text, duration, listed, percent, plural, quantity, ranged
 from analysis.statistics import scaling
 from analysis.statistics.examples import example_intervals
-from analysis.statistics.looks import level, margin_of
+from analysis.statistics.looks import declared, level, margin_of
 from analysis.statistics.runs import by
 from analysis.store.columns import INT, PLACE, REAL, TAKEN_OUT, TEXT, limited, typed
 from analysis.store.store import Store
@@ -24,7 +24,7 @@ from analysis.tables.terminal import print_whole, safe_console
 from analysis.words.conclusions import Conclusion, conclude, preliminary
 from analysis.words.decisions import behind_text, best_text, would_change
 from analysis.words.parity import devices_apart, versions_apart
-from analysis.words.verdicts import size_of, untested, verdict_text
+from analysis.words.verdicts import meanings, size_of, untested, verdict_text
 from analysis.words.weak import absent_data, weak_evidence
 
 DIFFERENCE = ("difference", "difference_low", "difference_high")
@@ -77,6 +77,24 @@ def ran_with(store: Store) -> list[Row]:
     found = store.sql(f"select distinct {columns} from last_attempts where status = 'finished' order by all")  # noqa: S608  ours
     rows: list[Row] = found.to_pylist()
     return rows
+
+
+def more_seeds(store: Store) -> str:
+    """Say how to add seeds, and what they cost in confidence."""
+    section = declared(store)
+    seeds, most = section.get("seeds"), section.get("max_seeds")
+    if not isinstance(seeds, list):
+        return ""
+    now = f"Raise seeds under [confirm] in the sweep file (now {len(seeds)}), and run the same command again"
+    if not isinstance(most, int):
+        return f"{now}. Each addition is a further look at the test scores, and the tests become stricter."
+    if len(seeds) < most:
+        return f"{now}. This sweep declared at most {plural(most, 'seed')} before its first score."
+    return (
+        f"This sweep declared at most {plural(most, 'seed')} before its first score, so that seeds are not added until "
+        "a difference appears. If you add seeds to this folder, its differences are no longer tested. For more seeds "
+        "start a new sweep: copy the sweep file, give it another name, and raise seeds and max_seeds under [confirm]."
+    )
 
 
 def results_table(store: Store) -> pa.Table:
@@ -289,13 +307,7 @@ def _footnotes(rows: Sequence[Row], margin: float | None) -> list[str]:
         "choice of learning rate, and are taken before rounding. Verdicts are corrected for multiple comparisons "
         "(Holm) and intervals are not, so an interval may exclude 0 although the verdict is 'not distinguishable'."
     )
-    if any(r["verdict"] == "not distinguishable" for r in rows):
-        found.append("Not distinguishable: the tests found no difference. The methods may still differ.")
-    if margin is not None and any(r["verdict"] == "equivalent" for r in rows):
-        found.append(
-            f"Equivalent: the sweep file declares that less than {points(margin).lstrip('+')} points do not matter "
-            "(confirm.margin), and the tests exclude a larger difference."
-        )
+    found += meanings({r["verdict"] for r in rows}, margin)
     if any(r["method"] == "linear-probe" and r["adapter_params"] == 0 for r in rows):
         found.append("Parameters are those of adapters or trained weights. A linear probe also trains its head.")
     if any(r["under_tuned"] for r in rows):

@@ -209,7 +209,7 @@ def cost(store: Store) -> Sheet:
         number("peak memory, MiB", "peak_memory_bytes", lambda v: "" if v is None else f"{v / 2**20:,.0f}"),
         number("runs", "attempts", group=MORE_COST),
         number("time of all runs", "hours", lambda v: duration(None if v is None else 3600 * v), MORE_COST),
-        number("of it set-up", "seconds_overhead", duration, MORE_COST),
+        number("of it neither training nor evaluation", "seconds_overhead", duration, MORE_COST),
         number("examples per second", "samples_per_second", lambda v: "" if v is None else f"{v:,.0f}", MORE_COST),
         number("stored bytes", "stored_bytes", group=MORE_COST),
     ]

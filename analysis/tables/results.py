@@ -45,7 +45,7 @@ from analysis.tables.sheet import (
     text,
 )
 from analysis.words.decisions import best_text, would_change
-from analysis.words.verdicts import verdict_text
+from analysis.words.verdicts import meanings, verdict_text
 
 LONG = 45
 """The page closes a table of more rows until asked for."""
@@ -238,12 +238,8 @@ def compared(store: Store, baseline: str | None = None) -> Sheet:
 def _how_to_read(rows: Sequence[Row]) -> str:
     """Say what the verdicts of the rows mean, and why an interval may say otherwise."""
     verdicts = {r["verdict"] for r in rows}
-    said = []
-    if "not distinguishable" in verdicts:
-        said.append("Not distinguishable: the tests found no difference. The methods may still differ.")
-    if "equivalent" in verdicts:
-        margin = next(r["margin"] for r in rows if r["verdict"] == "equivalent")
-        said.append(f"Equivalent: the tests exclude a difference of more than {percent(margin)} points.")
+    margin = next((r["margin"] for r in rows if r["margin"] is not None), None)
+    said = meanings(verdicts, margin)
     if verdicts:
         said.append("Verdicts are corrected for multiple comparisons. An interval holds for its row alone.")
     return " ".join(said)
@@ -271,8 +267,6 @@ def _reading(rows: Sequence[Row], alpha: float, focus: str | None) -> str:
         "from simulations with the variances seen here. "
         "The ratio divides the parameters of the method by those of the baseline."
     )
-    if (margin := next((r["margin"] for r in rows if r["margin"] is not None), None)) is not None:
-        note += f" Equivalent means that a corrected test excludes a difference of more than {percent(margin)} points."
     tests = list(dict.fromkeys(r["test"] for r in rows if r["n_datasets"] > 1))
     if tests:
         note += f" Rows over data sets use the budgets that every data set has ({'; '.join(tests)}). They hold for "

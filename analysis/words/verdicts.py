@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 from analysis.format import Row, plural, points
 from analysis.statistics.inference import OVER_DATASETS
 from analysis.statistics.scaling import PLANTED
@@ -21,6 +23,19 @@ def untested(verdict: str | None) -> bool:
 def verdict_text(verdict: str | None) -> str:
     """One of 'higher', 'lower', 'equivalent', 'not distinguishable', 'not tested'; empty for None."""
     return "" if verdict is None else "not tested" if untested(verdict) else verdict
+
+
+def meanings(verdicts: Collection[str | None], margin: float | None) -> list[str]:
+    """Explain those of `verdicts` that need it, a sentence each. `margin`: of equivalence, as a fraction."""
+    said = []
+    if "not distinguishable" in verdicts:
+        said.append("Not distinguishable: the tests found no difference. The methods may still differ.")
+    if "equivalent" in verdicts and margin is not None:
+        said.append(
+            f"Equivalent: the tests exclude a difference of more than {size_of(margin)} points. The sweep file says "
+            "that smaller ones do not matter (confirm.margin)."
+        )
+    return said
 
 
 def inconclusive(row: Row) -> bool:

@@ -143,7 +143,7 @@ class LaneChange:
 
     Attributes:
         start: lanes to start, for room that no lane has.
-        unplaced: names of lanes whose node is gone and that fit on no other one.
+        unplaced: names of lanes whose node has left the cluster, if no other node has room for them.
     """
 
     start: list[LaneShape]

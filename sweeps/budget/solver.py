@@ -106,7 +106,7 @@ def solve(
 
 
 def unknown_freedom(method: str, budget: int, error: UnknownFreedomError) -> Infeasible:
-    """The answer for a method whose degrees of freedom nobody knows, where the budget limits them."""
+    """Return the infeasible solution of a method whose degrees of freedom are unknown, if the budget limits these."""
     return Infeasible(method, budget, str(error), None, None, 'budgets.count = "parameters" needs no such number')
 
 

@@ -94,7 +94,7 @@ def print_best(store: Store, references: Sequence[str] | None = None, *, all_not
     """
     from analysis.statistics.decisions import decisions
     from analysis.store.columns import PLACE
-    from analysis.tables.console import conclusion_of, print_decisions, print_results_table
+    from analysis.tables.console import conclusion_of, more_seeds, print_decisions, print_results_table
     from analysis.words.weak import weak_evidence
 
     def asked(rows: list[Any]) -> list[Any]:
@@ -120,16 +120,8 @@ def print_best(store: Store, references: Sequence[str] | None = None, *, all_not
         left = len(whole) - _WEAK_LINES
         more = f"{plural(left, 'more note')}, and every cell by name" if left > 0 else "Every cell by name"
         out.print(f"  {more}: type this command again with --all-notes.", style="dim")
-    if "imported" not in (store.spec() or {}):
-        out.print(f"\n{_more_seeds(store)}")
-
-
-def _more_seeds(store: Store) -> str:
-    """What to edit and to type for more seeds."""
-    numbers = {r["confirm_seeds"] for r in store.table("cells").to_pylist() if r["lr_centre"] is not None}
-    now = f" (now {min(numbers)})" if len(numbers) == 1 else ""
-    edit = f"To add seeds, raise `seeds`{now} under [confirm] in the sweep file, then type `sweeps run FILE` again."
-    return f"{edit} It trains only the runs that are missing."
+    if "imported" not in (store.spec() or {}) and (advice := more_seeds(store)):
+        out.print(f"\n{advice}")
 
 
 def report(

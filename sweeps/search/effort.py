@@ -1,5 +1,6 @@
-"""How much a cell tries, and with what: the allowance, warm starts, the sampler's points, those of a local fit, and
-those past an edge.
+"""Proposes the learning rates of a cell's stage TUNE, and counts how many its allowance lets it try.
+
+The rates come from warm starts, from the sampler, from a local fit, and from beyond an edge of the range.
 
 A slot's number says where its point comes from (`SlotKind`). The planned points are first the warm starts, then the
 sampler's. Points past an edge, then those of the local fit, are proposed one at a time: each waits until every point
@@ -25,7 +26,10 @@ from sweeps.spec.space import Point, Space
 
 
 def origin_of(number: int, search: SearchSection) -> str | None:
-    """Return what a TUNE slot of the first seeds is for: a warm start's name, "refined", "widened", or None."""
+    """Return where the rate of a TUNE slot comes from: a warm start's name, "refined" or "widened".
+
+    None if the sampler proposed it.
+    """
     kind = SlotKind.of(number)
     if kind is not SlotKind.PLANNED:
         return "refined" if kind is SlotKind.REFINED else "widened"

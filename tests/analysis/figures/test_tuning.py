@@ -45,7 +45,9 @@ def test_every_method_stands_in_the_legend_over_the_panel(count: int) -> None:
     assert len(legend.get_texts()) == count
     assert box.x0 >= 0 and box.x1 <= figure.bbox.width and box.y1 <= figure.bbox.height
     assert box.y0 > axes.get_tightbbox().y1  # its title included
-    assert axes.bbox.height / figure.dpi == pytest.approx(2.4 + 0.35 - 0.45 - 0.52)  # as of few
+    assert axes.bbox.height / figure.dpi == pytest.approx(
+        2.4 + 0.35 - 0.45 - 0.52
+    )  # the same panel height as in a figure with few methods
 
 
 def test_names_of_data_sets_are_cut_and_never_lost() -> None:

@@ -1,4 +1,4 @@
-"""The local fit: where it puts the last rates of TUNE, and that plans, restarts and orders of results agree on it."""
+"""Where the local fit puts the last rates of TUNE. Restarts and the order of results must not change these."""
 
 from __future__ import annotations
 

@@ -69,9 +69,9 @@ class Recipe:
 class Pixels:
     """The decoded images of one split at one size.
 
-    A split whose content is known (`ImageSplit.content`) has them in the machine's cache, memory-mapped. Another one,
-    or one for which the disk has no room, has them in this process's memory. Rows are decoded as they are asked for, so
-    a few-shot trial decodes its few and no more.
+    If the split's digest is known (`ImageSplit.content`), the images are kept in the machine's cache and memory-mapped.
+    They are kept in this process's memory if it is not known, or if the disk is full. A row is decoded when a trial
+    asks for it, so a few-shot trial decodes only its own rows.
     """
 
     def __init__(self, split: ImageSplit, recipe: Recipe, *, keep_bytes: int = KEEP_BYTES) -> None:
