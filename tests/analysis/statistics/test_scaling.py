@@ -187,7 +187,7 @@ def test_equivalence_is_claimed_within_a_margin_named_beforehand(tmp_path: Path)
     said = said_of(scaling.comparisons(store))
     assert "RandLoRA and LoRA are equivalent within 3.0 points: " in said
     assert "It is equivalent within 3.0 points at LoRA-1 (" in said and "There is no conclusion at LoRA-4 (" in said
-    assert "lies within 3.0 points" in compared(store).note
+    assert "exclude a difference of more than 3.0 points" in compared(store).legend
     for wrong in (0, -0.01, 1, 1.5, "much", True):
         with pytest.raises(StoreError, match=r"confirm.margin is .*; it must be a fraction above 0 and below 1"):
             scaling.comparisons(named(wrong))
