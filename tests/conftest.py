@@ -7,7 +7,6 @@ the files with Ray all in the same one, first.
 from __future__ import annotations
 
 import atexit
-import functools
 import os
 import shutil
 import tempfile
@@ -17,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from tests.support import ROOT
+from tests.support import ROOT, needs_ray
 from tests.sweeps.cluster.support import OwnRay
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -41,15 +40,9 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
     class RayTogether(LoadFileScheduling):  # type: ignore[misc]
         def _split_scope(self, nodeid: str) -> str:
             file = str(super()._split_scope(nodeid))
-            return "ray" if _needs_ray(file) else file
+            return "ray" if needs_ray(ROOT / file) else file
 
     return RayTogether(config, log)
-
-
-@functools.cache
-def _needs_ray(file: str) -> bool:
-    text = (ROOT / file).read_text(encoding="utf-8")
-    return any(word in text for word in ("pool: Pool", "pool: object", "start_driver", "own_ray"))
 
 
 @pytest.fixture(scope="session")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import random
 import time
 from collections.abc import Iterator
@@ -19,6 +20,13 @@ def sweeps(*words: object) -> Result:
     from sweeps.cli.main import app
 
     return CliRunner().invoke(app, [str(word) for word in words])
+
+
+@functools.cache
+def needs_ray(file: Path) -> bool:
+    """Return whether tests of this file ask for a fixture that starts Ray."""
+    text = file.read_text(encoding="utf-8")
+    return any(word in text for word in ("pool: Pool", "pool: object", "start_driver", "own_ray"))
 
 
 def wait_for(condition: Any, what: str, seconds: float = 240.0) -> None:
