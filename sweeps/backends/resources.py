@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from sweeps.errors import Problem, SpecError
@@ -151,7 +151,11 @@ class LaneChange:
 
 
 def change_lanes(
-    asked: ResourceSection, nodes: Sequence[Node], lanes: Mapping[str, LaneShape], at: Mapping[str, str]
+    asked: ResourceSection,
+    nodes: Sequence[Node],
+    lanes: Mapping[str, LaneShape],
+    at: Mapping[str, str],
+    late: Container[str] = (),
 ) -> LaneChange:
     """Return which lanes to start, and which have no node to run on. Lanes that run stay as they are.
 
@@ -162,24 +166,30 @@ def change_lanes(
         asked: `[resources]`.
         nodes: the nodes that are there now.
         lanes: the shapes of the lanes that run or wait for room, by name; one at least.
-        at: the id of the node that a lane's workers are on, by name of the lane. Lanes that wait are left out.
+        at: the id of the node that a lane's workers are on, by name of the lane, those that came last at the end.
+            Lanes that wait are left out. One that waits again may still be here, with a node whose room others took.
+        late: names of lanes that have waited for long enough: if they still fit nowhere, others take their trials.
     """
     per_worker = next(iter(lanes.values())).per_worker
     room = {node.name: _fit(node, per_worker["CPU"], per_worker.get("GPU", 0.0)) for node in nodes}
-    placed = {name: at[name] for name in lanes if at.get(name) in room}
+    there = [(name, node) for name, node in at.items() if name in lanes and node in room]
     if asked.workers > 1:  # a group may lie on several nodes
-        room, placed = {"": sum(room.values())}, dict.fromkeys(placed, "")
-    for name, node in placed.items():
-        room[node] -= lanes[name].workers
+        room, there = {"": sum(room.values())}, [(name, "") for name, _ in there]
+    waiting = set(lanes)
+    for name, node in reversed(there):
+        if room[node] >= lanes[name].workers:
+            room[node] -= lanes[name].workers
+            waiting.remove(name)
     unplaced = []
-    for name in sorted(set(lanes) - set(placed), key=lambda name: (-lanes[name].workers, name)):
+    for name in sorted(waiting, key=lambda name: (-lanes[name].workers, name)):
         lane = lanes[name]
         fits = [node for node, left in room.items() if left >= lane.workers and node not in lane.avoids]
         if fits:
             room[min(fits, key=lambda node: room[node])] -= lane.workers
         else:
             unplaced.append(name)
-    trials = sum(lane.trials for lane in lanes.values())  # a lane without a node may find one before it is ended
+    given_up = [name for name in unplaced if name in late]
+    trials = sum(lane.trials for name, lane in lanes.items() if name not in given_up)
     left_over = [(node, left) for node, left in room.items() if left > 0]
     return LaneChange(_fill(asked, per_worker, left_over, asked.most - trials), unplaced)
 

@@ -122,7 +122,8 @@ class Broker:
     async def status(self) -> dict[str, Any]:
         """Return the state of the workers.
 
-        `workers`: the host of each that is there. `nodes`: the id of the node that each lane was last heard from.
+        `workers`: the host of each that is there. `nodes`: the id of the node that each lane was last heard from, in
+        the order in which they came.
         `busy`: how many workers have a trial or a pack. `dead`: why no lane is left; None if lanes are.
         """
         workers = {name: worker.where.get("host", "") for name, worker in self._workers.items() if worker.token}
@@ -177,6 +178,7 @@ class Broker:
             where: its machine (`sweeps.backends.reports.place`).
             node: Ray's id of the node that it runs on.
         """
+        self._workers.pop(worker, None)  # so that the last to come is the last in `status`
         self._workers[worker] = Process(token, handle, where or {}, node)
         self._left.pop(worker, None)
         self._requeue(lambda lease: lease.worker == worker)

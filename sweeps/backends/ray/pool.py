@@ -246,9 +246,10 @@ class Pool:
         if not lanes:
             return
         self._lanes.refused = frozenset(self._cluster.refused)
-        change = change_lanes(self.resources, nodes, lanes, self._said["nodes"])
+        late = {name for name, since in self._unplaced.items() if now - since > UNPLACED_S}
+        change = change_lanes(self.resources, nodes, lanes, self._said["nodes"], late)
         self._unplaced = {name: self._unplaced.get(name, now) for name in change.unplaced}
-        end = [name for name, since in self._unplaced.items() if now - since > UNPLACED_S]
+        end = [name for name in change.unplaced if name in late]
         end = end[: len(lanes) + len(change.start) - 1]  # one at least stays: it tells when no node comes any more
         self._lanes.change(change.start, end)
         before, self.shapes = self.trials, [*self._lanes.shapes.values()]

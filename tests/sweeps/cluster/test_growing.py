@@ -99,10 +99,28 @@ def test_a_pool_starts_and_ends_lanes_as_nodes_join_and_leave(tmp_path: Path, mo
     assert joined.trials == 5 and not ended  # the losses may not all be known
     monkeypatch.setattr("sweeps.backends.ray.pool.UNPLACED_S", -1.0)
     joined.follow()
-    assert ended == ["lane0", "lane1"] and joined.trials == 1
+    assert ended == ["lane0", "lane1"] and joined.trials == 2  # another lane has taken the room that is left
     del there[:]
     joined.follow()
-    assert list(shapes) == ["lane2"]  # the last lane waits, and tells if no node comes any more
+    assert list(shapes) == ["lane2", "lane3"]
+    joined.follow()
+    assert list(shapes) == ["lane3"]  # the last lane waits, and tells if no node comes any more
+
+
+def test_a_lane_that_is_too_large_for_every_node_gives_its_trials_to_smaller_ones(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sweeps.backends.ray.pool.FOLLOW_S", 0.0)
+    monkeypatch.setattr("sweeps.backends.ray.pool.UNPLACED_S", -1.0)
+    changes: list[tuple[list[int], list[str]]] = []
+    shapes = {"lane0": LaneShape(2, False, {"CPU": 1.0})}
+    pool = Pool(FakeResources(max_concurrent=2), tmp_path, address="auto")
+    pool._cluster = SimpleNamespace(look=lambda: [Node(1, 0, "small")], refused={})  # type: ignore[assignment]
+    change = lambda start, end: changes.append(([shape.workers for shape in start], end))  # noqa: E731
+    pool._lanes = SimpleNamespace(shapes=shapes, change=change)
+    pool.follow()
+    pool.follow()
+    assert changes == [([], []), ([1], ["lane0"])]
 
 
 def test_the_start_waits_for_the_room_that_the_sweep_asks_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

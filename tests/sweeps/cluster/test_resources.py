@@ -61,7 +61,7 @@ def test_bounds_that_contradict_each_other_are_refused(
 
 
 def changed(
-    nodes: list[Node], running: dict[str, str], waiting: str = "", **asked: object
+    nodes: list[Node], running: dict[str, str], waiting: str = "", late: tuple[str, ...] = (), **asked: object
 ) -> tuple[list[int], list[str]]:
     """Workers of the lanes to start, and the lanes without a node.
 
@@ -71,7 +71,7 @@ def changed(
     per_worker = {"CPU": 1.0} if "gpus_per_worker" not in asked else {"CPU": 1.0, "GPU": 0.5}
     names = [*running, *waiting.split()]
     there = {name: LaneShape(int(name[0]), bool(group), per_worker) for name in names}
-    change = change_lanes(FakeResources(**asked), nodes, there, running)  # type: ignore[arg-type]
+    change = change_lanes(FakeResources(**asked), nodes, there, running, late)  # type: ignore[arg-type]
     return [lane.workers for lane in change.start], change.unplaced
 
 
@@ -93,6 +93,9 @@ def test_lanes_follow_nodes() -> None:
     assert changed([A, Node(1, 0, "small")], {"2x": "a", "2y": "b"}) == ([1], ["2y"])
     # a small lane that waits leaves large room alone if smaller room is there
     assert changed([BIG, A], {}, "2x 8y") == ([], [])
+    # a lane that waits again was last heard from on a node whose room another has taken since
+    assert changed([A], {"2x": "a", "2y": "a"}) == ([], ["2x"])
+    assert changed([A, BIG], {"2x": "a", "2y": "a"}) == ([6], [])
 
 
 def test_lanes_follow_nodes_within_bounds() -> None:
@@ -101,6 +104,9 @@ def test_lanes_follow_nodes_within_bounds() -> None:
     assert changed([A, B, C], {"2x": "a", "2y": "gone"}, "2z", concurrent=6) == ([], [])
     assert changed([A, C], {"2x": "a", "2y": "gone"}, concurrent=3) == ([], [])  # more than are asked stay
     assert changed([BIG], {"1x": "gone", "1y": "gone"}, max_concurrent=3) == ([1], [])
+    small = Node(1, 0, "small")
+    assert changed([small], {"2x": "gone"}, max_concurrent=2) == ([], ["2x"])
+    assert changed([small], {"2x": "gone"}, late=("2x",), max_concurrent=2) == ([1], ["2x"])
 
 
 def test_groups_follow_nodes() -> None:
