@@ -36,8 +36,8 @@ import psutil
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from sweeps.backends.ray.private import PREFIX  # noqa: E402
-from sweeps.backends.ray.session import EXIT_LOST  # noqa: E402
+from sweeps.backends.ray.cluster.private import PREFIX  # noqa: E402
+from sweeps.backends.ray.cluster.session import EXIT_LOST  # noqa: E402
 from tests.sweeps.support import assert_same_tables, events, trained  # noqa: E402
 
 PLAN = """

@@ -48,7 +48,7 @@ import json, sys
 from pathlib import Path
 from sweeps.engine.run import run
 from sweeps.backends import packs
-from sweeps.backends.ray import lanes
+from sweeps.backends.ray.lanes import lanes
 from sweeps.backends.ray.backend import open_here
 from tests.fake_packs import TOGETHER
 from tests.fakes import TRIAL, FakeCell, FakeConfirm, FakeResources, FakeSearch, fake_plan

@@ -100,8 +100,8 @@ def _versions() -> list[Check]:
 
 def _ray() -> Check:
     """Ray's release is one of those that this package was tested with, and there is room for Ray's files."""
+    from sweeps.backends.ray.cluster.private import room
     from sweeps.backends.ray.compat import NEWEST, OLDEST, supported
-    from sweeps.backends.ray.private import room
 
     try:
         import ray.train
@@ -123,8 +123,8 @@ def _cluster(asked: str | None) -> list[Check]:
 
     No cluster is fine, unless one was asked for.
     """
-    from sweeps.backends.ray.joining import ask, find, other_release
-    from sweeps.backends.ray.private import users_token
+    from sweeps.backends.ray.cluster.joining import ask, find, other_release
+    from sweeps.backends.ray.cluster.private import users_token
     from sweeps.backends.resources import ResourceError
 
     try:

@@ -69,12 +69,12 @@ def ray_tasks(address: str | None = None, *, cpus: float = 1.0, progress: bool =
     """
 
     def execute(folder: Path, units: Sequence[Unit]) -> Iterator[tuple[Unit, list[Row]]]:
-        from sweeps.backends.ray.session import Session
+        from sweeps.backends.ray.cluster.session import Session
 
         with Session(address, Silent().note) as session, signals(None), session.minded():
             session.connect()
             if address is not None:
-                from sweeps.backends.ray.nodes import check_nodes
+                from sweeps.backends.ray.cluster.nodes import check_nodes
 
                 check_nodes(folder.absolute() / "work" / "ray")
             with closing(run_units(folder.absolute(), units, cpus)) as done:  # it cancels tasks: with the session up

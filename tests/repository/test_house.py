@@ -97,7 +97,7 @@ def test_links_between_documents_lead_somewhere() -> None:
 
 
 @pytest.mark.parametrize(
-    "module", ["sweeps.cli.main", "sweeps.spec.spec", "sweeps.backends.ray.broker", "analysis.store.store"]
+    "module", ["sweeps.cli.main", "sweeps.spec.spec", "sweeps.backends.ray.lanes.broker", "analysis.store.store"]
 )
 def test_what_must_start_at_once_loads_neither_torch_nor_statistics(module: str) -> None:
     """`--help`, a table, a misspelt key; and the broker's process, 250 MB larger with torch."""

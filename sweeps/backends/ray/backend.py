@@ -28,9 +28,9 @@ from sweeps.backends.backend import (
     Setup,
     Stopped,
 )
-from sweeps.backends.ray.nodes import check_nodes
+from sweeps.backends.ray.cluster.nodes import check_nodes
+from sweeps.backends.ray.cluster.session import RayLostError
 from sweeps.backends.ray.pool import Pool
-from sweeps.backends.ray.session import RayLostError
 from sweeps.backends.ray.tune import Ended, Held, Told, run_tuner, wave
 from sweeps.backends.resources import accelerators
 from sweeps.errors import reason

@@ -15,9 +15,9 @@ from typing import Any, Self
 
 from sweeps.backends.needs import Needs
 from sweeps.backends.packs import Measured, least_share, pack_size, smallest_gpu, worker_share
+from sweeps.backends.ray.cluster.nodes import HEAD, SEES_GPUS, ClusterNodes, nodes_there
+from sweeps.backends.ray.cluster.session import Session
 from sweeps.backends.ray.compat import free_resources
-from sweeps.backends.ray.nodes import HEAD, SEES_GPUS, ClusterNodes, nodes_there
-from sweeps.backends.ray.session import Session
 from sweeps.backends.resources import (
     LaneShape,
     Node,
@@ -146,14 +146,16 @@ class Pool:
 
         if not ray.is_initialized() and self.address is None:
             plan_lanes(self.resources, [local_node()], 1.0 if self._measure is None else least_share(self.resources))
-        imports = threading.Thread(target=importlib.import_module, args=("sweeps.backends.ray.lanes",), daemon=True)
+        imports = threading.Thread(
+            target=importlib.import_module, args=("sweeps.backends.ray.lanes.lanes",), daemon=True
+        )
         imports.start()  # while Ray's processes come up
         self._session.connect()
         self.shapes = self._plan()
         imports.join()
         self._wait_for_room(self.shapes)
-        from sweeps.backends.ray.broker import Broker
-        from sweeps.backends.ray.lanes import Lanes
+        from sweeps.backends.ray.lanes.broker import Broker
+        from sweeps.backends.ray.lanes.lanes import Lanes
 
         # on the head, which all depends on anyway: other machines may be lost
         options = {

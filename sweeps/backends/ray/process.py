@@ -27,8 +27,8 @@ from queue import Empty, SimpleQueue
 from typing import IO, TYPE_CHECKING, Any
 
 from sweeps.backends.backend import Backend, BackendLostError, Event, Facts, Order, Reported, Setup
-from sweeps.backends.ray.private import session_folder
-from sweeps.backends.ray.processes import clear
+from sweeps.backends.ray.cluster.private import session_folder
+from sweeps.backends.ray.cluster.processes import clear
 from sweeps.backends.signals import held
 
 if TYPE_CHECKING:
@@ -231,7 +231,7 @@ class RayProcess:
 
 
 _ERROR = "error: "
-"""How the driver's last line begins if Ray's own processes died (`sweeps.backends.ray.session`)."""
+"""How the driver's last line begins if Ray's own processes died (`sweeps.backends.ray.cluster.session`)."""
 
 
 def _import_path() -> list[str]:
@@ -268,7 +268,7 @@ class _Driver:
         """
         from sweeps.backends.ray.backend import open_here
 
-        for module in ("sweeps.backends.ray.lanes", *modules):
+        for module in ("sweeps.backends.ray.lanes.lanes", *modules):
             importlib.import_module(module)
         try:
             sys.path[:], setup = self._connection.recv()

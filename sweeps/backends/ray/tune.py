@@ -23,7 +23,7 @@ from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
 
 from sweeps.backends.backend import Reported
-from sweeps.backends.ray.nodes import HEAD
+from sweeps.backends.ray.cluster.nodes import HEAD
 from sweeps.backends.ray.proxy import Proxy
 
 WAVE = 1000

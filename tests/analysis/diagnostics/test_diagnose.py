@@ -221,7 +221,7 @@ def test_ray_tasks_give_what_this_process_gives(tiny: Path, pool: Pool) -> None:
 
 
 def test_the_verb_computes_in_this_process_without_ray(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("sweeps.backends.ray.session.Session", lambda *_: pytest.fail("a session of Ray"))
+    monkeypatch.setattr("sweeps.backends.ray.cluster.session.Session", lambda *_: pytest.fail("a session of Ray"))
     ask = ["analyze", "cka", str(tiny), "--backend"]
     done = CliRunner().invoke(app, [*ask, "inline", "--examples", "16", "--json"])
     assert done.exit_code == 0, done.output

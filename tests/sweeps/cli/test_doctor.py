@@ -54,12 +54,12 @@ def test_a_cluster_without_authentication_is_a_warning(monkeypatch: pytest.Monke
     from sweeps.backends.resources import ResourceError
 
     answers = {"open:1": None, "closed:1": "AuthenticationError: InvalidAuthToken", "gone:1": "no answer within 10 s"}
-    monkeypatch.setattr("sweeps.backends.ray.joining.ask", lambda address, **_: answers[address])
+    monkeypatch.setattr("sweeps.backends.ray.cluster.joining.ask", lambda address, **_: answers[address])
     seen = {address: doctor._cluster(address)[0] for address in answers}
     assert [(check.ok, check.warns) for check in seen.values()] == [(True, True), (True, False), (False, False)]
     assert "open:1 answers without a token" in seen["open:1"].found
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
-    monkeypatch.setattr("sweeps.backends.ray.joining._running", list)
+    monkeypatch.setattr("sweeps.backends.ray.cluster.joining._running", list)
     assert doctor._cluster(None) == []
     with pytest.raises(ResourceError):
         doctor._cluster("auto")
@@ -71,13 +71,15 @@ def test_a_cluster_of_another_ray_fails(monkeypatch: pytest.MonkeyPatch, token: 
     other = "RuntimeError: Ray version mismatch: cluster has Ray version 2.58.1 but local Ray version is 2.60.0"
     refusal = "AuthenticationError: InvalidAuthToken"
     answers = {False: refusal if token else other, True: other}
-    monkeypatch.setattr("sweeps.backends.ray.joining.ask", lambda _, *, token=True: answers[token])
+    monkeypatch.setattr("sweeps.backends.ray.cluster.joining.ask", lambda _, *, token=True: answers[token])
     let_in, release = doctor._cluster("head:1")
     assert (let_in.ok, let_in.warns, release.ok) == (True, not token, False)
     assert "Ray 2.58.1" in release.found and "ray[tune,train]==2.58.1" in release.mend
 
 
 def test_a_cluster_whose_token_is_another_is_one_that_asks_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("sweeps.backends.ray.joining.ask", lambda *_, **__: "AuthenticationError: InvalidAuthToken")
+    monkeypatch.setattr(
+        "sweeps.backends.ray.cluster.joining.ask", lambda *_, **__: "AuthenticationError: InvalidAuthToken"
+    )
     (check,) = doctor._cluster("head:1")
     assert check.ok and "asks for a token" in check.found

@@ -18,7 +18,7 @@ import pytest
 import typer
 
 from sweeps.backends.backend import BackendError
-from sweeps.backends.ray.session import RayLostError, RayStartError
+from sweeps.backends.ray.cluster.session import RayLostError, RayStartError
 from sweeps.cli.main import VERBS, app
 from sweeps.cli.run import command
 from sweeps.engine import run as engine

@@ -91,7 +91,7 @@ with loopback():
 
 TWO = """
 import os, ray
-from sweeps.backends.ray.session import Session
+from sweeps.backends.ray.cluster.session import Session
 
 @ray.remote(num_cpus=0, max_retries=0)
 def die():
@@ -177,5 +177,5 @@ def test_a_lane_starts_two_processes_less(tmp_path: Path) -> None:
 
 def test_controllers_load_no_torch() -> None:
     """Without: each takes twice the memory."""
-    done = python("import sys, sweeps.backends.ray.controllers; print('torch' in sys.modules)")
+    done = python("import sys, sweeps.backends.ray.lanes.controllers; print('torch' in sys.modules)")
     assert done.stdout.split() == ["False"], done.stderr

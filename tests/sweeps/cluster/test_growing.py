@@ -15,9 +15,9 @@ import ray
 
 from analysis.store.store import open_store
 from sweeps.backends.needs import Needs
-from sweeps.backends.ray import nodes
-from sweeps.backends.ray.lanes import Lanes
-from sweeps.backends.ray.nodes import ClusterNodes
+from sweeps.backends.ray.cluster import nodes
+from sweeps.backends.ray.cluster.nodes import ClusterNodes
+from sweeps.backends.ray.lanes.lanes import Lanes
 from sweeps.backends.ray.pool import Pool
 from sweeps.backends.resources import LaneShape, Node, ResourceError
 from tests.fakes import FakeResources
@@ -166,7 +166,7 @@ def test_lanes_that_are_added_run_beside_the_others_and_those_that_are_ended_are
         return ray.put("failed")
 
     monkeypatch.setattr(Lanes, "_fit", fit)
-    monkeypatch.setattr("sweeps.backends.ray.lanes.free_room_of", lambda _: None)
+    monkeypatch.setattr("sweeps.backends.ray.lanes.lanes.free_room_of", lambda _: None)
     monkeypatch.setattr(ray, "kill", killed.append)
     one = LaneShape(1, False, {"CPU": 1.0})
     lanes = Lanes(SimpleNamespace(lane_lost=SimpleNamespace(remote=lane_lost)), [one, one], tmp_path)

@@ -9,10 +9,10 @@ from types import SimpleNamespace
 import psutil
 import pytest
 
-from sweeps.backends.ray import joining, session
-from sweeps.backends.ray.joining import ask, find
+from sweeps.backends.ray.cluster import joining, session
+from sweeps.backends.ray.cluster.joining import ask, find
+from sweeps.backends.ray.cluster.session import Session
 from sweeps.backends.ray.pool import Pool
-from sweeps.backends.ray.session import Session
 from sweeps.backends.resources import ResourceError
 from sweeps.engine.analyze import ray_tasks
 

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 import ray
 
+from sweeps.backends.ray.cluster.session import EXIT_LOST
 from sweeps.backends.ray.pool import Pool
-from sweeps.backends.ray.session import EXIT_LOST
 from tests.fakes import fake_plan
 from tests.support import gone, wait_for
 from tests.sweeps.cluster.support import Head, OwnRay

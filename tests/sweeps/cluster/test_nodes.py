@@ -14,8 +14,8 @@ import pytest
 import ray
 
 from sweeps.backends.needs import Needs
-from sweeps.backends.ray import nodes
-from sweeps.backends.ray.nodes import HEAD, check_lasting, check_nodes, job_variables, own_paths
+from sweeps.backends.ray.cluster import nodes
+from sweeps.backends.ray.cluster.nodes import HEAD, check_lasting, check_nodes, job_variables, own_paths
 from sweeps.backends.ray.pool import Pool
 from sweeps.backends.resources import ResourceError
 from tests.support import ROOT
@@ -62,7 +62,7 @@ def test_a_machine_that_lacks_something_is_named(tmp_path: Path, pool: Pool, mon
         (_other_package, r"has this package 0.0 there, and the driver 0.0 here"),
     )
     for look, said in lacks:
-        monkeypatch.setattr("sweeps.backends.ray.nodes.look", look)
+        monkeypatch.setattr("sweeps.backends.ray.cluster.nodes.look", look)
         with pytest.raises(ResourceError, match=said):
             check_nodes(tmp_path / "work" / "ray")
 

@@ -16,12 +16,12 @@ import psutil
 import pytest
 from ray.train.torch import TorchConfig
 
-from sweeps.backends.ray import private
-from sweeps.backends.ray.groups import group_config
-from sweeps.backends.ray.nodes import HEAD
+from sweeps.backends.ray.cluster import private
+from sweeps.backends.ray.cluster.nodes import HEAD
+from sweeps.backends.ray.cluster.private import PREFIX, make_folder, session_folder, token_of
+from sweeps.backends.ray.cluster.processes import clear, processes_of
+from sweeps.backends.ray.lanes.groups import group_config
 from sweeps.backends.ray.pool import Pool
-from sweeps.backends.ray.private import PREFIX, make_folder, session_folder, token_of
-from sweeps.backends.ray.processes import clear, processes_of
 from sweeps.backends.resources import LaneShape, ResourceError
 from tests.support import ROOT, gone, wait_for
 
@@ -70,8 +70,8 @@ def test_another_account_is_refused_on_every_port(pool: Pool) -> None:
 def test_workers_that_share_a_trial_listen_on_loopback_alone(tmp_path: Path, pool: Pool) -> None:
     import ray
 
-    from sweeps.backends.ray.broker import Broker
-    from sweeps.backends.ray.lanes import Lanes
+    from sweeps.backends.ray.lanes.broker import Broker
+    from sweeps.backends.ray.lanes.lanes import Lanes
 
     broker = ray.remote(num_cpus=0)(Broker).remote()
     lanes = Lanes(broker, [LaneShape(2, True, {HEAD: 0.001})], tmp_path)  # the pool's lane has the CPUs

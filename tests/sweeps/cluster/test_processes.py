@@ -12,10 +12,10 @@ from pathlib import Path
 import psutil
 import pytest
 
-from sweeps.backends.ray import private
+from sweeps.backends.ray.cluster import private
+from sweeps.backends.ray.cluster.private import PREFIX, make_folder, session_folder, token_of
+from sweeps.backends.ray.cluster.processes import clear, processes_of, runs, vital
 from sweeps.backends.ray.pool import Pool
-from sweeps.backends.ray.private import PREFIX, make_folder, session_folder, token_of
-from sweeps.backends.ray.processes import clear, processes_of, runs, vital
 from tests.support import ROOT, wait_for
 
 SLEEP = [sys.executable, "-S", "-c", "import time; time.sleep(60)"]
@@ -26,8 +26,8 @@ LEFT_S = 120.0
 DRIVER = """
 import time
 import ray
-from sweeps.backends.ray.session import Session
-from sweeps.backends.ray.private import session_folder
+from sweeps.backends.ray.cluster.session import Session
+from sweeps.backends.ray.cluster.private import session_folder
 
 @ray.remote(num_cpus=1)
 class Busy:

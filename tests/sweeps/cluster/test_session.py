@@ -15,8 +15,8 @@ import psutil
 import pytest
 import ray
 
-from sweeps.backends.ray import session
-from sweeps.backends.ray.session import RayStartError, Session
+from sweeps.backends.ray.cluster import session
+from sweeps.backends.ray.cluster.session import RayStartError, Session
 from tests.support import gone
 
 

@@ -29,8 +29,8 @@ os.environ.pop("RAY_ADDRESS", None)
 import psutil
 from ray.cluster_utils import Cluster
 
-from sweeps.backends.ray import lanes
 from sweeps.backends.ray.backend import open_here  # in this process, whose settings of lanes count
+from sweeps.backends.ray.lanes import lanes
 from sweeps.engine.run import run
 from tests.fakes import TRIAL, FakeResources, fake_plan
 from tests.sweeps.support import logged

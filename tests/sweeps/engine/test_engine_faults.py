@@ -15,7 +15,7 @@ import pytest
 
 from sweeps.backends.backend import BackendError
 from sweeps.backends.ray.backend import using
-from sweeps.backends.ray.broker import Broker
+from sweeps.backends.ray.lanes.broker import Broker
 from sweeps.backends.ray.pool import Pool
 from sweeps.engine.run import run
 from sweeps.records.journal import Journal

@@ -20,8 +20,8 @@ import pytest
 
 from analysis.store.store import open_store
 from sweeps.backends.ray.backend import using
+from sweeps.backends.ray.cluster.processes import runs
 from sweeps.backends.ray.pool import Pool
-from sweeps.backends.ray.processes import runs
 from sweeps.engine.run import run
 from sweeps.records.locks import HEARTBEAT_S, LockedError
 from tests.fakes import TRIAL, FakeCell, FakeConfirm, FakeSearch, fake_plan

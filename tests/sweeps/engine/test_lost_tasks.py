@@ -14,7 +14,7 @@ import pytest
 import ray
 
 from analysis.diagnostics.units import Unit
-from sweeps.backends.ray.session import EXIT_LOST, RayLostError, Session
+from sweeps.backends.ray.cluster.session import EXIT_LOST, RayLostError, Session
 from sweeps.cli.main import _is_user_error
 from sweeps.engine.analyze import DiagnosticError, ray_tasks, run_units
 
@@ -69,7 +69,7 @@ def test_a_control_store_that_is_gone_ends_diagnostics(tmp_path: Path, monkeypat
         threading.Event().wait(60)  # as for Ray's answer; it ends by a signal
         yield from ()
 
-    monkeypatch.setattr("sweeps.backends.ray.session.Session", Lost)
+    monkeypatch.setattr("sweeps.backends.ray.cluster.session.Session", Lost)
     monkeypatch.setattr("sweeps.engine.analyze.run_units", waiting)
     with pytest.raises(RayLostError, match=r"control store at .* takes no connections") as caught:
         list(ray_tasks(progress=False)(tmp_path, []))

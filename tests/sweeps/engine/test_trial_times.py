@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from sweeps.backends.ray.broker import Broker
-from sweeps.backends.ray.leases import MAX_ATTEMPTS
+from sweeps.backends.ray.lanes.broker import Broker
+from sweeps.backends.ray.lanes.leases import MAX_ATTEMPTS
 from sweeps.records.journal import Journal
 from sweeps.records.ledger import Ledger, pruned
 from sweeps.records.replay import replay

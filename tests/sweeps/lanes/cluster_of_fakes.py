@@ -20,9 +20,9 @@ from typing import Any
 
 import pytest
 
-from sweeps.backends.ray.broker import Broker
+from sweeps.backends.ray.cluster.nodes import HEAD
 from sweeps.backends.ray.compat import NODE_LABEL
-from sweeps.backends.ray.nodes import HEAD
+from sweeps.backends.ray.lanes.broker import Broker
 from sweeps.backends.ray.pool import Pool
 from sweeps.errors import Problem
 from sweeps.spec.resources import ResourceSection
@@ -150,7 +150,9 @@ class Cluster:
         import ray
         import ray.autoscaler.sdk
 
-        from sweeps.backends.ray import broker, lanes, leases, nodes, pool
+        from sweeps.backends.ray import pool
+        from sweeps.backends.ray.cluster import nodes
+        from sweeps.backends.ray.lanes import broker, lanes, leases
 
         put = self._patch.setattr
         clock = SimpleNamespace(monotonic=self.loop.time, time=self.loop.time, sleep=self.sleep)

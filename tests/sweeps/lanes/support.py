@@ -11,8 +11,8 @@ import pytest
 import torch
 
 from analysis.store.store import open_store
-from sweeps.backends.ray.broker import Broker
-from sweeps.backends.ray.worker import _Worker
+from sweeps.backends.ray.lanes.broker import Broker
+from sweeps.backends.ray.lanes.worker import _Worker
 from tests.trainables.support import one_tower_trial
 from trainables.config import TrialConfig
 from trainables.models.shapes import target_shapes
@@ -119,7 +119,7 @@ def tiny_trial(adapt: str) -> TrialConfig:
 
 def outcome_in_a_lane(trial: TrialConfig, folder: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Any, dict[str, Any]]:
     """The last report of a trial that the real worker runs, and its outcome."""
-    monkeypatch.setattr("sweeps.backends.ray.line.ray.get", lambda answer: answer)
+    monkeypatch.setattr("sweeps.backends.ray.lanes.line.ray.get", lambda answer: answer)
     broker = Answers()
     where = {"trial": "trainables.training.worker:run_trial", "directory": str(folder), "keep": None}
     order = {"key": "k", "config": trial.model_dump(mode="json"), "ahead": True, "shrink": None}

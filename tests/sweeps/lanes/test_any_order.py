@@ -19,7 +19,7 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from sweeps.backends.ray.leases import ALONE_AFTER, MAX_LOSSES, MAX_SHRINKS, lane_of
+from sweeps.backends.ray.lanes.leases import ALONE_AFTER, MAX_LOSSES, MAX_SHRINKS, lane_of
 from sweeps.backends.ray.pool import UNPLACED_S
 from sweeps.spec.resources import ResourceSection
 from tests.sweeps.lanes.cluster_of_fakes import Cluster, LaneRun, Process

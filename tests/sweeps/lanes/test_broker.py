@@ -8,8 +8,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from sweeps.backends.ray.broker import Broker
-from sweeps.backends.ray.leases import MAX_ATTEMPTS, MAX_LOSSES
+from sweeps.backends.ray.lanes.broker import Broker
+from sweeps.backends.ray.lanes.leases import MAX_ATTEMPTS, MAX_LOSSES
 from tests.sweeps.lanes.support import W0, W1, lease, run, started
 
 
@@ -251,7 +251,9 @@ def test_what_a_broker_that_stood_still_did_not_hear_is_not_silence(monkeypatch:
         return now[0]
 
     for module in ("broker", "leases"):
-        monkeypatch.setattr(f"sweeps.backends.ray.{module}.time", SimpleNamespace(monotonic=monotonic, time=time.time))
+        monkeypatch.setattr(
+            f"sweeps.backends.ray.lanes.{module}.time", SimpleNamespace(monotonic=monotonic, time=time.time)
+        )
 
     async def scenario() -> None:
         broker = Broker(kill=killed.append)
@@ -308,7 +310,7 @@ def test_a_death_is_charged_to_the_trial_that_died_with_its_reason() -> None:
 
 
 def test_trials_of_a_lane_that_does_not_come_back_go_to_others(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("sweeps.backends.ray.broker.ENDED_S", 0.1)
+    monkeypatch.setattr("sweeps.backends.ray.lanes.broker.ENDED_S", 0.1)
 
     async def scenario() -> None:
         broker = await started("a", "b")

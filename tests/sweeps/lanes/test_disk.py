@@ -20,9 +20,9 @@ from safetensors import SafetensorError
 from sweeps.backends.backend import Event, Finished, Lost, Order, Reported
 from sweeps.backends.packed import train_together
 from sweeps.backends.ray.backend import RayBackend
-from sweeps.backends.ray.line import Line
+from sweeps.backends.ray.lanes.line import Line
+from sweeps.backends.ray.lanes.worker import _Worker, lane_loop
 from sweeps.backends.ray.tune import Ended
-from sweeps.backends.ray.worker import _Worker, lane_loop
 from sweeps.backends.reports import failed, keep, make_folder, results_of, storage_fault
 from sweeps.records.journal import Journal
 from tests.fakes import TRIAL, FakeCell, FakeSearch, fake_plan
@@ -269,8 +269,8 @@ def test_a_trial_that_was_stopped_stays_so_where_storage_fails_then(
 
 def test_a_worker_rests_after_storage_trouble_until_it_is_told_to_return(monkeypatch: pytest.MonkeyPatch) -> None:
     slept: list[float] = []
-    monkeypatch.setattr("sweeps.backends.ray.line.ray.get", lambda answer: answer)
-    monkeypatch.setattr("sweeps.backends.ray.line.time.sleep", slept.append)
+    monkeypatch.setattr("sweeps.backends.ray.lanes.line.ray.get", lambda answer: answer)
+    monkeypatch.setattr("sweeps.backends.ray.lanes.line.time.sleep", slept.append)
     line = Line(Said(patience=4), "lane1/0", "t")
     line.finish("k", None, {"status": "failed", "storage": None})
     line.rest()
@@ -284,8 +284,10 @@ def test_a_lane_rests_between_trials(monkeypatch: pytest.MonkeyPatch) -> None:
     done: list[str] = []
     orders = iter([{"key": "k"}, [{"key": "a"}, {"key": "b"}], "stop"])
     context = SimpleNamespace(get_world_rank=lambda: 0)
-    monkeypatch.setattr("sweeps.backends.ray.worker.ray.train.get_context", lambda: context)
-    monkeypatch.setattr("sweeps.backends.ray.worker.train_together", lambda worker, orders: done.append("pack") or ())
+    monkeypatch.setattr("sweeps.backends.ray.lanes.worker.ray.train.get_context", lambda: context)
+    monkeypatch.setattr(
+        "sweeps.backends.ray.lanes.worker.train_together", lambda worker, orders: done.append("pack") or ()
+    )
     for name, does in {
         "hello": lambda self: None,
         "ask": lambda self, *_: next(orders),

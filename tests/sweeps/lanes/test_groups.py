@@ -15,7 +15,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from sweeps.backends.ray.worker import _Worker
+from sweeps.backends.ray.lanes.worker import _Worker
 from tests.sweeps.lanes.support import W0, lease, run, started
 from trainables.runtime import told
 from trainables.tasks.text.causal_lm import gathered

@@ -17,9 +17,9 @@ from ray.train.v2._internal.exceptions import WorkerHealthCheckFailedError
 from ray.util import placement_group_table, remove_placement_group
 from ray.util.placement_group import PlacementGroup, PlacementGroupID
 
-from sweeps.backends.ray import controllers, lanes
-from sweeps.backends.ray.broker import Broker
-from sweeps.backends.ray.lanes import Lanes
+from sweeps.backends.ray.lanes import controllers, lanes
+from sweeps.backends.ray.lanes.broker import Broker
+from sweeps.backends.ray.lanes.lanes import Lanes
 from sweeps.backends.ray.pool import Pool
 from sweeps.backends.resources import LaneShape, Node, ResourceError
 from tests.fakes import FakeResources

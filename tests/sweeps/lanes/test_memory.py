@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from sweeps.backends.memory import MicroBatch, end_if_lost, out_of_memory
-from sweeps.backends.ray.leases import KILLED_FOR_MEMORY
+from sweeps.backends.ray.lanes.leases import KILLED_FOR_MEMORY
 from tests.sweeps.lanes.support import W0, lease, outcome_in_a_lane, refuse_more_than, run, started, tiny_trial
 from trainables.errors import TrialError
 

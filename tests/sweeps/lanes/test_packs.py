@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 
 from sweeps.backends.packs import MOST, Measured, gpu_share, pack_size, unpackable
-from sweeps.backends.ray.broker import Broker
-from sweeps.backends.ray.leases import KILLED_FOR_MEMORY
+from sweeps.backends.ray.lanes.broker import Broker
+from sweeps.backends.ray.lanes.leases import KILLED_FOR_MEMORY
 from sweeps.backends.ray.pool import Pool
 from sweeps.backends.resources import LaneShape, Node
 from sweeps.engine.packing import Packing

@@ -14,8 +14,8 @@ from typing import Any
 import pytest
 
 from sweeps.backends.backend import Reported
-from sweeps.backends.ray.broker import Broker
-from sweeps.backends.ray.worker import _Worker
+from sweeps.backends.ray.lanes.broker import Broker
+from sweeps.backends.ray.lanes.worker import _Worker
 from tests.fakes import FakeCell, FakeSearch, fake_plan
 from tests.sweeps.engine.scripted import Scripted, loop_of
 from tests.sweeps.lanes.support import W0, Answers, lease, run, started
@@ -85,11 +85,11 @@ def test_a_driver_that_stands_still_keeps_no_rank_in_a_collective(monkeypatch: p
     async def scenario() -> None:
         broker = await started("a", window=0)
         await lease(broker, W0)
-        monkeypatch.setattr("sweeps.backends.ray.broker.WAIT_S", 0.01)
+        monkeypatch.setattr("sweeps.backends.ray.lanes.broker.WAIT_S", 0.01)
         assert await broker.report(W0, "t", "a", {"epoch": 1}) == "wait"
         assert (await broker.step("a", 1))["epoch"] == 1
         after = asyncio.create_task(broker.step("a", 2))
-        monkeypatch.setattr("sweeps.backends.ray.broker.WAIT_S", 5.0)
+        monkeypatch.setattr("sweeps.backends.ray.lanes.broker.WAIT_S", 5.0)
         assert await broker.report(W0, "t", "a", {"epoch": 1}) == "go"
         after.cancel()
 
@@ -128,9 +128,9 @@ def test_a_trial_that_is_over_leaves_no_folder_and_keeps_no_weights(
     monkeypatch.setattr("sweeps.backends.trials.load_trial", lambda _: trial)
     monkeypatch.setattr("sweeps.backends.trials.TrialConfig.model_validate", lambda config: config)
     monkeypatch.setattr(
-        "sweeps.backends.ray.worker.MicroBatch", lambda *_: SimpleNamespace(smaller=None, events=[], size=1)
+        "sweeps.backends.ray.lanes.worker.MicroBatch", lambda *_: SimpleNamespace(smaller=None, events=[], size=1)
     )
-    monkeypatch.setattr("sweeps.backends.ray.line.ray.get", lambda answer: answer)
+    monkeypatch.setattr("sweeps.backends.ray.lanes.line.ray.get", lambda answer: answer)
     broker = _Over()
     order = {"key": "T", "trial": "", "config": {}, "ahead": False, "shrink": None}
     _Worker(broker, W0, 0, 1).run({**order, "directory": str(work), "keep": str(kept)})

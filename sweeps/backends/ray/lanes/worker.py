@@ -17,8 +17,8 @@ import torch
 
 from sweeps.backends.memory import MicroBatch, end_if_lost
 from sweeps.backends.packed import train_together
-from sweeps.backends.ray.leases import KILLED_FOR_MEMORY
-from sweeps.backends.ray.line import Line
+from sweeps.backends.ray.lanes.leases import KILLED_FOR_MEMORY
+from sweeps.backends.ray.lanes.line import Line
 from sweeps.backends.reports import FORESEEN, facts, failed, keep, make_folder, place
 from sweeps.backends.trials import GroupOutOfMemoryError, ended_early, train
 from trainables.errors import TrialError

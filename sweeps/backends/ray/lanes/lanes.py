@@ -1,7 +1,7 @@
 """Lanes: long-lived Ray Train runs whose workers pull trial after trial from the broker, and so stay warm.
 
 A lane is either a number of independent workers, each with its own trial, or one data-parallel group that shares a
-trial. What a worker does is in `sweeps.backends.ray.worker`.
+trial. What a worker does is in `sweeps.backends.ray.lanes.worker`.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ import ray.train
 from ray.train import FailureConfig, LoggingConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchTrainer
 
+from sweeps.backends.ray.cluster.private import session_folder
 from sweeps.backends.ray.compat import NODE_LABEL, OwnController, free_room_of
-from sweeps.backends.ray.controllers import Deaths, Independent
-from sweeps.backends.ray.groups import group_config
-from sweeps.backends.ray.private import session_folder
-from sweeps.backends.ray.worker import lane_loop
+from sweeps.backends.ray.lanes.controllers import Deaths, Independent
+from sweeps.backends.ray.lanes.groups import group_config
+from sweeps.backends.ray.lanes.worker import lane_loop
 from sweeps.backends.resources import LaneShape
 from sweeps.errors import reason
 

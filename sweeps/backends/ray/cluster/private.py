@@ -17,8 +17,8 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+from sweeps.backends.ray.cluster.processes import processes_of
 from sweeps.backends.ray.compat import loopback, read_authentication
-from sweeps.backends.ray.processes import processes_of
 from sweeps.backends.resources import ResourceError
 from sweeps.errors import Problem
 

@@ -12,8 +12,8 @@ import subprocess
 
 import psutil
 
+from sweeps.backends.ray.cluster.private import PREFIX
 from sweeps.backends.ray.compat import COMMAND, NEWEST, OLDEST, supported
-from sweeps.backends.ray.private import PREFIX
 from sweeps.backends.resources import ResourceError
 from sweeps.errors import Problem
 

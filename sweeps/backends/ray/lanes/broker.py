@@ -15,7 +15,7 @@ from typing import Any, Literal
 
 import ray
 
-from sweeps.backends.ray.leases import SILENT, WAIT_S, Event, Lease, Process, Verdict, lane_of, result
+from sweeps.backends.ray.lanes.leases import SILENT, WAIT_S, Event, Lease, Process, Verdict, lane_of, result
 
 ENDED_S = 10.0
 """Ray Train ends the workers of a lane within this after one of them died."""

@@ -16,11 +16,11 @@ from typing import Self
 
 import psutil
 
+from sweeps.backends.ray.cluster.joining import ask, find, other_release, unsupported
+from sweeps.backends.ray.cluster.nodes import job_variables, own_paths
+from sweeps.backends.ray.cluster.private import guarded, make_folder, room, users_token
+from sweeps.backends.ray.cluster.processes import clear, ended, runs, vital
 from sweeps.backends.ray.compat import log_errors_of_workers
-from sweeps.backends.ray.joining import ask, find, other_release, unsupported
-from sweeps.backends.ray.nodes import job_variables, own_paths
-from sweeps.backends.ray.private import guarded, make_folder, room, users_token
-from sweeps.backends.ray.processes import clear, ended, runs, vital
 from sweeps.backends.resources import ResourceError, local_node
 from sweeps.backends.signals import handled, held, signalled
 from sweeps.errors import Problem
