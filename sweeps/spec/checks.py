@@ -11,7 +11,7 @@ from pydantic import TypeAdapter, ValidationError
 from randlora.errors import AdapterError
 from randlora.methods.registry import METHODS, get_method
 from sweeps.errors import Problem, nearest, unknown
-from sweeps.spec.messages import meant, rule_of
+from sweeps.spec.messages import meant, option_problems, rule_of
 from sweeps.spec.methods import has_budget, known_methods, published_lr
 from sweeps.spec.search_space import dimensions, option_names, searchable
 from sweeps.spec.sections import MethodSection, Sections
@@ -88,10 +88,7 @@ def _option_problems(name: str, base: str, section: Mapping[str, Any]) -> list[P
         try:
             TypeAdapter(method.config).validate_python({method.capacity_field: method.min_capacity, **options})
         except ValidationError as error:
-            for e in error.errors(include_url=False):
-                where = ".".join((field, *(str(p) for p in e["loc"])))
-                value = e["input"] if e["loc"] else None
-                problems.append(Problem(where, value, rule_of(dict(e))))
+            problems += option_problems([dict(e) for e in error.errors(include_url=False)], field)
         else:
             try:  # 8.0 is no 8 to what counts
                 method.config.from_options(method.min_capacity, options)

@@ -17,6 +17,7 @@ _RULES = {
     "extra_forbidden": "unknown key",
     "float_type": "must be a number",
     "float_parsing": "must be a number",
+    "finite_number": "must be a finite number",
     "int_type": "must be a whole number",
     "int_parsing": "must be a whole number",
     "int_from_float": "must be a whole number",
@@ -67,6 +68,22 @@ def is_echo(error: Mapping[str, Any]) -> bool:
     """Pydantic also calls a list too short whose items are bad; the items' own errors say it."""
     given = error["input"]
     return error["type"] == "too_short" and len(given) >= int(error["ctx"]["min_length"])
+
+
+def option_problems(errors: Sequence[Mapping[str, Any]], field: str) -> list[Problem]:
+    """Return what is wrong with the options of the method at `field`, one problem an option.
+
+    An option that may be of several types is told the rules of all of them.
+    """
+    found: dict[str, Problem] = {}
+    for error in errors:
+        told = problem(error, BaseModel)
+        where = f"{field}.{told.field}" if error["loc"] else field
+        before = found.get(where)
+        rule = told.rule if before is None else f"{before.rule}, or {told.rule}"
+        near = told.nearest or (None if before is None else before.nearest)
+        found[where] = Problem(where, told.value if error["loc"] else None, rule, near)
+    return list(found.values())
 
 
 def problem(error: Mapping[str, Any], model: type[BaseModel]) -> Problem:

@@ -52,6 +52,15 @@ def test_choice_is_the_best_mean_over_seeds_of_the_rates_run_again(tmp_path: Pat
     assert {r.lr for r in rows.values() if r.stage == "CONFIRM"} == {choice.lr}
 
 
+def test_a_choice_is_told_once(tmp_path: Path) -> None:
+    plan = fake_plan(tmp_path, (FakeCell("lora"),), search=FakeSearch(trials=6))
+    cell = simulate(plan, {}).cells["lora-1000"]
+    assert cell.choice is not None
+    assert cell.settle() is None
+    cell.choice = None
+    assert cell.settle() is not None
+
+
 @pytest.mark.parametrize(("low", "high", "edge"), [(1e-3, 1e-1, "low"), (1e-5, 1e-3, "high"), (1e-5, 1e-1, None)])
 def test_a_best_rate_at_the_edge_is_flagged(tmp_path: Path, low: float, high: float, edge: str | None) -> None:
     plan = fake_plan(tmp_path, (FakeCell("lora", lr_low=low, lr_high=high),), search=FakeSearch(trials=6))
