@@ -22,8 +22,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from analysis.curves import fits
 from analysis.curves.fits import Curve, Estimate
 from analysis.curves.pareto import front_share
+from analysis.statistics.examples import crossed_interval
 from analysis.statistics.inference import LEVEL, critical, mean_interval, paired_difference
-from analysis.statistics.units.examples import crossed_interval
 from benchmarks.calibration import proportion_interval
 
 Real = NDArray[np.float64]
@@ -112,26 +112,25 @@ def examples(rng: np.random.Generator, seeds: int) -> bool | None:
     return None if found is None else bool(found[0] <= norm.cdf(0.5 / math.sqrt(0.01 + 1.0 + 0.25)) <= found[1])
 
 
-KINDS: Mapping[str, tuple[Simulated, int]] = {
-    "t interval of a mean": (t_interval, 1),
-    "area": (area, 1),
-    "paired difference of areas": (area_difference, 1),
-    "crossing": (crossing, 1),
-    "budget needed": (needed, 1),
-    "isotonic band, simultaneous, rising": (band(RISING), 1),
-    "isotonic band, simultaneous, flat": (band(FLAT), 1),
-    "paired differences, simultaneous": (differences, 1),
-    "not surely on the front": (front, 1),
-    "accuracy over seeds and test examples": (examples, 1),
+KINDS: Mapping[str, Simulated] = {
+    "t interval of a mean": t_interval,
+    "area": area,
+    "paired difference of areas": area_difference,
+    "crossing": crossing,
+    "budget needed": needed,
+    "isotonic band, simultaneous, rising": band(RISING),
+    "isotonic band, simultaneous, flat": band(FLAT),
+    "paired differences, simultaneous": differences,
+    "not surely on the front": front,
+    "accuracy over seeds and test examples": examples,
 }
-"""What is simulated, and how many times fewer tables than asked (curve_fit takes its time)."""
+"""What is simulated."""
 
 
 def covered(kind: str, seeds: int, tables: int, seed: int = 0) -> tuple[int, int]:
     """(tables whose interval holds the truth, tables that have an interval)."""
-    one, fewer = KINDS[kind]
     rng = np.random.default_rng((seed, seeds))
-    found = [held for _ in range(max(1, tables // fewer)) if (held := one(rng, seeds)) is not None]
+    found = [held for _ in range(tables) if (held := KINDS[kind](rng, seeds)) is not None]
     return int(sum(found)), len(found)
 
 

@@ -2,8 +2,8 @@
 
 Uses `statistics` for the confirmed runs. None of it is a test, and none enters a Holm family.
 
-    fits      isotonic, power-law and sigmoid fits with bands over seeds, as pure functions
+    fits      isotonic fits with bands over seeds, crossings, costs of a score and areas, as pure functions
     measured  a store's curves, against a cost or against training examples
-    readings  tables of fits, bands, crossings, scores' costs and areas
+    readings  tables of bands, crossings, scores' costs and areas
     pareto    the cells that no other beats in both score and cost
 """

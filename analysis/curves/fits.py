@@ -1,4 +1,4 @@
-"""Curves through score against cost: isotonic, power law and sigmoid fits, and what is read off them.
+"""Isotonic curves through score against cost, and what is read off them.
 
 Pure functions of arrays. A curve is K points: `x` (K,) positive and increasing, and `scores` (K, S), one column per
 seed. Everything is computed in log x. Intervals over seeds: t intervals where there are such (areas, the band of the
@@ -8,10 +8,8 @@ isotonic fit), else quantiles over joint t draws of the points (`inference.t_wei
 from __future__ import annotations
 
 import math
-import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,11 +18,8 @@ from scipy import optimize
 from analysis.statistics.inference import LEVEL, NO_SPREAD, critical, mean_interval, t_weights
 
 Array = NDArray[np.float64]
-Kind = Literal["isotonic", "power law", "sigmoid"]
 
 FEWEST_POINTS = 3
-_PARAMETERS: dict[Kind, int] = {"isotonic": 1, "power law": 3, "sigmoid": 4}
-KINDS = tuple(_PARAMETERS)
 NO_INTERVAL = "no spread between seeds: no interval"
 
 
@@ -63,23 +58,6 @@ class Curve:
 
 
 @dataclass(frozen=True)
-class Fit:
-    """A fitted curve.
-
-    Attributes:
-        kind: the form.
-        parameters: by name; for 'isotonic' the level at every x.
-        rmse: root mean square distance from the points' means, a fraction.
-        predict: score at any x (isotonic: linear in log x between the points, constant beyond them).
-    """
-
-    kind: Kind
-    parameters: dict[str, float]
-    rmse: float
-    predict: Callable[[Array], Array]
-
-
-@dataclass(frozen=True)
 class Estimate:
     """A number read off curves.
 
@@ -102,51 +80,9 @@ def interpolate(x: Array, y: Array, at: Array) -> Array:
     return np.asarray(np.interp(np.log(at), np.log(x), y), dtype=float)
 
 
-def isotonic(x: Array, y: Array) -> Fit:
-    """The closest curve that never falls (pool adjacent violators)."""
-    level = np.asarray(optimize.isotonic_regression(y).x, dtype=float)
-    named = {f"{v:g}": float(s) for v, s in zip(x, level, strict=True)}
-    return Fit("isotonic", named, _rmse(level, y), lambda at: interpolate(x, level, at))
-
-
-def power_law(x: Array, y: Array) -> Fit | None:
-    """score = ceiling - gap * (x / x0)^-exponent with x0 the smallest x; None where it does not settle."""
-    u = x / x[0]
-
-    def form(v: Array, ceiling: float, gap: float, exponent: float) -> Array:
-        return np.asarray(ceiling - gap * v ** (-exponent), dtype=float)
-
-    start = (float(y.max()), max(float(y.max() - y.min()), 1e-3), 0.5)
-    found = _settle(form, u, y, start, ((0.0, -1.0, 1e-3), (1.0, 1.0, 8.0)))
-    if found is None:
-        return None
-    named = dict(zip(("ceiling", "gap", "exponent"), found, strict=True))
-    return Fit("power law", named, _rmse(form(u, *found), y), lambda at: form(at / x[0], *found))
-
-
-def sigmoid(x: Array, y: Array) -> Fit | None:
-    """score = floor + rise / (1 + exp(-slope * (log10 x - middle))); None where it does not settle."""
-    u = np.log10(x)
-
-    def form(v: Array, floor: float, rise: float, slope: float, middle: float) -> Array:
-        return np.asarray(floor + rise / (1 + np.exp(-np.clip(slope * (v - middle), -60, 60))), dtype=float)
-
-    spread = max(float(y.max() - y.min()), 1e-3)
-    start = (float(y.min()), spread, 3.0, float(u.mean()))
-    room = float(u[-1] - u[0]) + 0.5
-    low, high = (0.0, 0.0, 0.1, float(u[0]) - room), (1.0, 1.0, 40.0, float(u[-1]) + room)
-    found = _settle(form, u, y, start, (low, high))
-    if found is None:
-        return None
-    named = dict(zip(("floor", "rise", "slope", "middle"), found, strict=True))
-    return Fit("sigmoid", named, _rmse(form(u, *found), y), lambda at: form(np.log10(at), *found))
-
-
-def fit(kind: Kind, x: Array, y: Array) -> Fit | None:
-    """One fit; None with fewer points than parameters plus one (isotonic: than three), or where it does not settle."""
-    if len(x) < max(FEWEST_POINTS, _PARAMETERS[kind] + 1):
-        return None
-    return {"isotonic": isotonic, "power law": power_law, "sigmoid": sigmoid}[kind](x, y)
+def isotonic(x: Array, y: Array, at: Array) -> Array:
+    """Return at `at` the closest curve to the points that never falls (pool adjacent violators)."""
+    return interpolate(x, np.asarray(optimize.isotonic_regression(y).x, dtype=float), at)
 
 
 def band(curve: Curve, at: Array) -> tuple[Array, Array] | None:
@@ -158,8 +94,7 @@ def band(curve: Curve, at: Array) -> tuple[Array, Array] | None:
     if curve.seeds < 2 or (error := curve.scores.std(axis=1, ddof=1) / math.sqrt(curve.seeds)).min() <= NO_SPREAD:
         return None
     half = critical(len(curve.x), curve.seeds - 1) * error
-    low, high = (isotonic(curve.x, curve.mean + side * half).predict(at) for side in (-1, 1))
-    return low, high
+    return isotonic(curve.x, curve.mean - half, at), isotonic(curve.x, curve.mean + half, at)
 
 
 def crossing(a: Curve, b: Curve) -> Estimate:
@@ -182,7 +117,7 @@ def crossing(a: Curve, b: Curve) -> Estimate:
     at = np.unique(np.concatenate([c.x[(c.x >= low) & (c.x <= high)] for c in (a, b)] + [np.array([low, high])]))
 
     def gap(mean_a: Array, mean_b: Array) -> Array:
-        return isotonic(a.x, mean_a).predict(at) - isotonic(b.x, mean_b).predict(at)
+        return isotonic(a.x, mean_a, at) - isotonic(b.x, mean_b, at)
 
     observed = gap(a.mean, b.mean)
     if observed[0] * observed[-1] >= 0:
@@ -199,7 +134,7 @@ def needed(curve: Curve, target: float) -> Estimate:
     """The least x at which the isotonic fit reaches `target`."""
 
     def least(mean: Array) -> float:
-        level = isotonic(curve.x, mean).predict(curve.x)
+        level = isotonic(curve.x, mean, curve.x)
         reached = np.flatnonzero(level >= target)
         if len(reached) == 0:
             return math.inf
@@ -268,18 +203,3 @@ def _estimate(value: float, found: Sequence[float]) -> Estimate:
     said = [word for word, end in (("below", ends[0]), ("above", ends[1])) if end is None]
     note = f"the interval runs out of the range {' and '.join(said)}" if said else ""
     return Estimate(value, ends[0], ends[1], float(np.isfinite(values).mean()), note)
-
-
-def _settle(form: Callable[..., Array], u: Array, y: Array, start: Sequence[float], bounds: Any) -> list[float] | None:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", optimize.OptimizeWarning)  # a covariance nobody reads
-        try:
-            inside = np.clip(start, np.asarray(bounds[0]) + 1e-9, np.asarray(bounds[1]) - 1e-9)
-            found, _ = optimize.curve_fit(form, u, y, p0=inside, bounds=bounds, max_nfev=400)
-        except RuntimeError:  # scipy's word for "did not converge"
-            return None
-    return [float(v) for v in found]
-
-
-def _rmse(fitted: Array, y: Array) -> float:
-    return float(np.sqrt(np.mean((fitted - y) ** 2)))

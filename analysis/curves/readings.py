@@ -1,4 +1,4 @@
-"""What is read off curves: fits with bands, where curves cross, what a score needs, areas.
+"""What is read off curves: isotonic fits with bands, where curves cross, what a score needs, areas.
 
 Every function returns an Arrow table whose first columns say which curve it is of (`measured.line_columns`). Its `x` is
 a cost of `measured.AXES`, or `EXAMPLES`.
@@ -6,7 +6,6 @@ a cost of `measured.AXES`, or `EXAMPLES`.
 
 from __future__ import annotations
 
-import json
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 
@@ -14,7 +13,6 @@ import numpy as np
 import pyarrow as pa
 
 from analysis.curves import fits
-from analysis.curves.fits import KINDS
 from analysis.curves.measured import EXAMPLES, Line, Measured, axis_words, costed_runs, curves, line_columns
 from analysis.format import Row, quantity
 from analysis.statistics.inference import paired_difference
@@ -27,8 +25,7 @@ NEAR_FULL = 0.99
 """The default target: this share of full fine-tuning's score."""
 
 _ESTIMATE = [*typed(REAL, "value", "low", "high", "share"), ("note", TEXT)]
-FIT = [*typed(TEXT, "method", "x", "kind"), *typed(INT, "n_points", "seeds"), ("rmse", REAL), ("parameters", TEXT)]
-BAND = [*typed(TEXT, "method", "x", "kind"), *typed(REAL, "at", "score", "low", "high"), ("band", TEXT)]
+BAND = [*typed(TEXT, "method", "x"), *typed(REAL, "at", "score", "low", "high"), ("band", TEXT)]
 CROSSING = [*typed(TEXT, "method", "baseline", "x"), ("seeds", INT), *_ESTIMATE]
 NEED = [*typed(TEXT, "method", "x", "goal"), ("target", REAL), ("seeds", INT), *_ESTIMATE]
 AREA = [*typed(TEXT, "method", "x"), *typed(REAL, "from_x", "to_x"), ("seeds", INT), *_ESTIMATE]
@@ -46,18 +43,6 @@ def _named(store: Store, x: str) -> Iterator[tuple[Row, Line, Measured]]:
         yield dict(zip(line_columns(x), line, strict=True)) | {"method": method, "x": x}, line, one
 
 
-def fit_table(store: Store, x: str = "adapter_params") -> pa.Table:
-    """Fits of every curve; columns `FIT`. A form with too few points, or that does not settle, has no row."""
-    rows = []
-    for named, _, one in _named(store, x):
-        for kind in KINDS:
-            found = fits.fit(kind, one.curve.x, one.curve.mean)
-            if found is not None:
-                about = {"kind": kind, "n_points": len(one.curve.x), "seeds": one.curve.seeds, "rmse": found.rmse}
-                rows.append(named | about | {"parameters": json.dumps(found.parameters)})
-    return _table(rows, x, FIT)
-
-
 def band_table(store: Store, x: str = "adapter_params", points: int = 60) -> pa.Table:
     """The isotonic curves on a logarithmic grid of `points`, with 95 % bands over seeds; columns `BAND`.
 
@@ -65,16 +50,14 @@ def band_table(store: Store, x: str = "adapter_params", points: int = 60) -> pa.
     """
     rows = []
     for named, _, one in _named(store, x):
-        found = fits.fit("isotonic", one.curve.x, one.curve.mean)
-        if found is None:
-            continue
         at = np.geomspace(one.curve.x[0], one.curve.x[-1], points)
+        scores = fits.isotonic(one.curve.x, one.curve.mean, at)
         band = fits.band(one.curve, at)
-        low, high = band or ([None] * points, [None] * points)
-        called = None if band is None else "simultaneous"
-        for place, score, *ends in zip(at, found.predict(at), low, high, strict=True):
-            row = {"kind": "isotonic", "at": float(place), "score": float(score), "low": ends[0], "high": ends[1]}
-            rows.append(named | row | {"band": called})
+        for i in range(points):
+            row = named | {"at": float(at[i]), "score": float(scores[i])}
+            if band is not None:
+                row |= {"low": float(band[0][i]), "high": float(band[1][i]), "band": "simultaneous"}
+            rows.append(row)
     return _table(rows, x, BAND)
 
 
@@ -153,7 +136,9 @@ def _area_difference(one: Measured, base: Measured, low: float, high: float) -> 
 
 def crossing_sentence(row: Row) -> str:
     """What a row of `crossing_table` says: no more than its interval allows."""
-    a, b, where = style(row["method"]).name, style(row["baseline"]).name, axis_words(row["x"])
+    a = style(row["method"]).name
+    b = style(row["baseline"]).name
+    where = axis_words(row["x"])
     if row["value"] is None:
         seen = row["note"].replace(": above throughout", f", {a}'s lies above throughout")
         seen = seen.replace(": below throughout", f", {a}'s lies below throughout")

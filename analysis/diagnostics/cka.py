@@ -23,7 +23,9 @@ from analysis.errors import StoreError
 from analysis.format import Row
 from analysis.store.store import Store
 
-EXAMPLES, BATCH, LEAST = 256, 64, 4
+EXAMPLES = 256
+BATCH = 64
+LEAST = 4
 ROUNDING = 1e-6
 """Features that differ by less, as a share of the largest, are constant: float32 knows seven digits."""
 

@@ -28,8 +28,13 @@ from trainables.tasks.lane_cache import Warm
 
 DRAWS = 5
 BASES: tuple[tuple[str, float | str | None], ...] = (
-    *(("uniform", None), ("normal", None), ("binary", 2.0)),
-    *(("ternary", 6.0), ("ternary", "sqrt"), ("ternary", 100.0), ("ternary", 200.0)),
+    ("uniform", None),
+    ("normal", None),
+    ("binary", 2.0),
+    ("ternary", 6.0),
+    ("ternary", "sqrt"),
+    ("ternary", 100.0),
+    ("ternary", 200.0),
 )
 """Distributions of the paper's Table 4, with the s of a ternary one."""
 

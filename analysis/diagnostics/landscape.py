@@ -25,7 +25,9 @@ from analysis.tables.diagnostics import CORNERS
 from trainables.tasks.task import Split
 
 EXAMPLES, POINTS = 128, 9
-LEFT, BOTTOM, WIDTH = -0.5, -0.5, 2.5
+LEFT = -0.5
+BOTTOM = -0.5
+WIDTH = 2.5
 """The plane that is looked at, WIDTH a side. It is the paper's, seen from behind: the released code has RandLoRA at
 (0, 0), LoRA at (1, 0) and x in [-1, 1.5), which is (-0.5, 2] here; y is in [-0.5, 2)."""
 SPLITS: tuple[Split, ...] = ("train", "val")

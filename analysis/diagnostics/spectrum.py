@@ -224,7 +224,9 @@ def plan(store: Store) -> list[Unit]:
     Raises:
         StoreError: nothing kept that has a spectrum, or no specification of the sweep.
     """
-    trials, facts, units = kept_trials(store), sweep_facts(store), []
+    trials = kept_trials(store)
+    facts = sweep_facts(store)
+    units = []
     for kept in (k for k in trials if k.matrix):
         full, targets = full_of(trials, kept), target_names(trials, kept)
         same = full is None or full.row["trial_id"] == kept.row["trial_id"]

@@ -26,8 +26,17 @@ FULL_WEIGHTS = "weights.safetensors"
 ADAPTERS = "adapters"
 SEEDS = ("data_seed", "init_seed", "basis_seed")
 BRIEF = (
-    *("sweep", "trial_id", "model", "adapt", "dataset", "train_size", "method", "reference", "budget"),
-    *("adapter_params", *SEEDS),
+    "sweep",
+    "trial_id",
+    "model",
+    "adapt",
+    "dataset",
+    "train_size",
+    "method",
+    "reference",
+    "budget",
+    "adapter_params",
+    *SEEDS,
 )
 
 

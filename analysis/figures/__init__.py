@@ -8,8 +8,6 @@ Uses matplotlib without pyplot, and every room below; knows nothing of the page.
     forest       all differences of the question's methods on one axis, with their means
     ranking      all methods at one budget, the best first
     rank         score against the rank of the update
-    mean_ranks   mean ranks of the methods over data sets
-    profiles     performance profiles over data sets
     fits         fitted curves, Pareto fronts, data-size curves, published curves
     tuning       stage TUNE: learning rates, and the expected best of n of them
     diagnostics  spectra, CKA and loss planes of trained weights

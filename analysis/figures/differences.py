@@ -27,7 +27,7 @@ from analysis.figures.drawing import (
     spot,
     spread,
 )
-from analysis.format import Row, change_text
+from analysis.format import Row, change_text, plural
 from analysis.store.columns import limited
 from analysis.styles import in_order, place_of, places, style
 from analysis.words.weak import FEW_SEEDS
@@ -116,7 +116,7 @@ def point_text(row: Row) -> str:
     said = f"95 % band {row['band']}" if row["band"] else "no 95 % band: one seed, or no spread"
     verdict = row["verdict"] or "a mean over data sets; verdicts on means are in the tables"
     at = f"{style(row['method']).name} at {row['reference']}"
-    return f"{at}: {change_text(row)} points, {row['n']} pair{'s' * (row['n'] != 1)}, {said}; {verdict}"
+    return f"{at}: {change_text(row)} points, {plural(row['n'], 'pair')}, {said}; {verdict}"
 
 
 def limits(rows: Sequence[Row]) -> tuple[float, float]:

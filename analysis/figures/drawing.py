@@ -22,7 +22,10 @@ from analysis.format import Row
 from analysis.styles import Place, cut, short_name, size_text, style, training_text
 from analysis.words.weak import FEW_SEEDS
 
-INK, MUTED, GRID, PAPER = "#1b1f24", "#6b7480", "#e3e7ec", "#ffffff"
+INK = "#1b1f24"
+MUTED = "#6b7480"
+GRID = "#e3e7ec"
+PAPER = "#ffffff"
 COLUMN_INCHES = 3.3
 """Width of a panel of curves: a paper's column holds one, and its page two beside each other."""
 SMALL = 7.0
@@ -242,7 +245,9 @@ def spread(axes: Any, spots: Sequence[Spot]) -> list[float]:
     if axes.get_xscale() == "log" and any(one.x <= 0 for one in spots):  # no marker of these is seen
         seen = iter(spread(axes, [one for one in spots if one.x > 0]))
         return [next(seen) if one.x > 0 else one.x for one in spots]
-    limits, room, half = axes.get_xlim(), axes.bbox.width * 72 / axes.figure.dpi, MARKER_POINTS / 2
+    limits = axes.get_xlim()
+    room = axes.bbox.width * 72 / axes.figure.dpi
+    half = MARKER_POINTS / 2
     for apart in (1.0, 0.75, 0.5, 0.3):
         axes.set_xlim(limits)
         for _ in range(4):
@@ -341,7 +346,9 @@ def has_band(rows: Sequence[Row]) -> bool:
 def band_or_bars(axes: Any, x: Sequence[float], rows: Sequence[Row], colour: str, *, banded: bool) -> None:
     """The intervals of a curve's points (`low`, `high`): a band, or bars, which say nothing of what is in between."""
     known = [(at, r) for at, r in zip(x, rows, strict=True) if r["low"] is not None]
-    at, low, high = [at for at, _ in known], [r["low"] for _, r in known], [r["high"] for _, r in known]
+    at = [at for at, _ in known]
+    low = [r["low"] for _, r in known]
+    high = [r["high"] for _, r in known]
     if banded:
         band(axes, at, low, high, colour, 0.16)
     elif known:

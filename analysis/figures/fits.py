@@ -38,7 +38,7 @@ from analysis.figures.drawing import (
     spread,
 )
 from analysis.figures.scaling import MOST_BANDS, limits
-from analysis.format import Row, percent, quantity, ranged
+from analysis.format import Row, percent, plural, quantity, ranged
 from analysis.styles import budget_order, in_order, place_of, style
 
 SCORE = "test accuracy"
@@ -59,7 +59,9 @@ def draw_fits(points: pa.Table, bands: pa.Table, crossings: pa.Table, *, score: 
     """
     if bands.num_rows == 0:
         raise ValueError("no fit to draw: the table has no row")
-    rows, dots, turns = bounded(bands.to_pylist(), "score"), points.to_pylist(), crossings.to_pylist()
+    rows = bounded(bands.to_pylist(), "score")
+    dots = points.to_pylist()
+    turns = crossings.to_pylist()
     with mpl.rc_context(STYLE):
         figure, each = _panels(rows, score)
         for axes, place, mine in each:
@@ -247,11 +249,12 @@ def _said(row: Row, where: str, cost: float | None = None, unit: str = "") -> st
     setting = where.strip(", ")
     value = row["mean"] if "mean" in row else row["score"]
     shown = ranged(percent(value), percent(row.get("low")), percent(row.get("high")))
-    words = [f"{style(row['method']).name}{' at ' * bool(setting)}{setting}: {shown} %"]
+    at = f" at {setting}" if setting else ""
+    words = [f"{style(row['method']).name}{at}: {shown} %"]
     if cost is not None:
         words.append(f"{quantity(cost)} {unit}".strip())
     if row.get("n"):
-        words.append(f"{row['n']} seed{'s' * (row['n'] > 1)}")
+        words.append(plural(row["n"], "seed"))
     return ", ".join(words)
 
 

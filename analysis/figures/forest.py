@@ -11,13 +11,25 @@ import pyarrow as pa
 
 from analysis.figures import differences
 from analysis.figures.drawing import INK, MUTED, SMALL, STYLE, Chart, dot, lying_bar, mark_bands, panels, place_title
-from analysis.figures.mean_ranks import rank_place, rank_places
-from analysis.format import Row, change_text
+from analysis.format import Row, change_text, plural
 from analysis.statistics.inference import OVER_DATASETS
-from analysis.styles import cut, place_text, short_name, style
+from analysis.styles import cut, place_text, short_name, size_key, style
 
-ROW, LABELS, PANEL, WORDS = 0.175, 1.75, 3.0, 1.25
+ROW = 0.175
+LABELS = 1.75
+PANEL = 3.0
+WORDS = 1.25
 """Inches: the height of a row, the width of its name, of the axis and of its verdict."""
+
+
+def panel_of(row: Row) -> tuple[str, str, str]:
+    """Return the panel of a difference: (sweep, model, training size)."""
+    return row["sweep"], row["model"], row["train_size"]
+
+
+def panels_of(rows: Sequence[Row]) -> list[tuple[str, str, str]]:
+    """Return the panels of differences, in order."""
+    return sorted({panel_of(r) for r in rows}, key=lambda k: (k[0], k[1], size_key(k[2])))
 
 
 def draw_forest(table: pa.Table, *, score: str, margin: float | None = None) -> Chart:
@@ -34,9 +46,9 @@ def draw_forest(table: pa.Table, *, score: str, margin: float | None = None) -> 
     rows = table.to_pylist()
     if not rows:
         raise ValueError("no difference to draw: the table has no row")
-    found = rank_places(rows)
+    found = panels_of(rows)
     titled = [(sweep, model, "", size) for sweep, model, size in found]
-    most = max(sum(rank_place(r) == place for r in rows) for place in found)
+    most = max(sum(panel_of(r) == place for r in rows) for place in found)
     with mpl.rc_context(STYLE):
         figure, spots = panels(
             len(found),
@@ -48,7 +60,7 @@ def draw_forest(table: pa.Table, *, score: str, margin: float | None = None) -> 
         )
         for index, (place, spot) in enumerate(zip(found, spots, strict=True)):
             axes = figure.add_subplot(spot)
-            _panel(axes, index, [r for r in rows if rank_place(r) == place], score, margin)
+            _panel(axes, index, [r for r in rows if panel_of(r) == place], score, margin)
             if len(found) > 1:
                 axes.set_title(place_title(titled[index], titled), loc="left", fontweight="bold")
         mark_bands(figure, "pointwise", "intervals")
@@ -93,5 +105,5 @@ def _name(row: Row, at: str) -> str:
 def _says(row: Row, at: str) -> str:
     where = place_text(row["dataset"] or f"{row['n_datasets']} data sets", row["train_size"])
     what = f"{style(row['method']).name} at {at} on {where}"
-    of = "data sets" if row["test"] == OVER_DATASETS else f"pair{'s' * (row['n'] != 1)}"
-    return f"{what}: {change_text(row)} points, a 95 % interval, {row['n']} {of}; {row['verdict']}"
+    of = plural(row["n"], "data set" if row["test"] == OVER_DATASETS else "pair")
+    return f"{what}: {change_text(row)} points, a 95 % interval, {of}; {row['verdict']}"

@@ -18,8 +18,6 @@ from analysis.curves.measured import EXAMPLES, axis
 from analysis.figures import drawing, fits, tuning
 from analysis.figures.differences import draw_differences
 from analysis.figures.forest import draw_forest
-from analysis.figures.mean_ranks import draw_mean_ranks, rank_place, rank_places
-from analysis.figures.profiles import draw_profiles, panel_of
 from analysis.figures.rank import draw_ranks
 from analysis.figures.ranking import draw_ranking
 from analysis.figures.scaling import MOST_BANDS, draw_scaling
@@ -27,11 +25,9 @@ from analysis.figures.svg import Picture
 from analysis.format import Row
 from analysis.statistics import rank_effects, scaling
 from analysis.statistics.differences import changes, difference_curves
-from analysis.statistics.groups import mean_ranks
-from analysis.statistics.looks import level, margin_of
+from analysis.statistics.looks import margin_of
 from analysis.statistics.publications.published import overlaid
 from analysis.statistics.tuning import best_of_n, rates, sharpness
-from analysis.statistics.units.many import profiles
 from analysis.store.store import Store
 from analysis.styles import Place, place_of, place_text, short_name
 from analysis.tables.console import conclusion
@@ -44,7 +40,6 @@ from analysis.words.figures import (
     conclude_front,
     conclude_overlay,
     conclude_ranking,
-    conclude_ranks,
     conclude_rates,
     conclude_sharpness,
     conclude_sizes,
@@ -53,7 +48,11 @@ from analysis.words.figures import (
 from analysis.words.weak import absent_data
 
 K = TypeVar("K")
-MOST_PANELS, MOST_SIZE_FIGURES, MOST_RATE_FIGURES, MOST_EXPECTED, MOST_ROWS = 8, 4, 6, 4, 60
+MOST_PANELS = 8
+MOST_SIZE_FIGURES = 4
+MOST_RATE_FIGURES = 6
+MOST_EXPECTED = 4
+MOST_ROWS = 60
 """Most panels or rows of a figure, and most figures of a section; the tables below them have all."""
 BESIDE = " A marker that would cover another one stands beside it."
 LEAST_RANKS = 3
@@ -71,9 +70,17 @@ def pictures(store: Store, x: str = "adapter_params", overlay: str | None = None
     Raises:
         StoreError: an unknown cost or published curve.
     """
-    found = [*_scaling(store), *_differences(store), *_forest(store), *_rank(store), *mean_ranks_picture(store)]
-    found += [*_profiles(store), *_overlay(store, overlay), *_fits(store, x), *_front(store, x), *_sizes(store)]
-    found += [*_size_fits(store), *_rates(store), *tuning_pictures(store)]
+    found = _scaling(store)
+    found += _differences(store)
+    found += _forest(store)
+    found += _rank(store)
+    found += _overlay(store, overlay)
+    found += _fits(store, x)
+    found += _front(store, x)
+    found += _sizes(store)
+    found += _size_fits(store)
+    found += _rates(store)
+    found += tuning_pictures(store)
     said = "".join(f" {line}." for line in absent_data(store.table("signs").to_pylist()))
     return [replace(p, caption=p.caption + said) for p in found] if said else found
 
@@ -111,7 +118,9 @@ def _scaling(store: Store) -> list[Picture]:
 
 def _ranking(store: Store, curve: pa.Table, score: str) -> Picture:
     """Scores and differences at the one budget, instead of curves of a single point."""
-    compared, asked, margin = difference_curves(store), scaling.question(store), margin_of(store)
+    compared = difference_curves(store)
+    asked = scaling.question(store)
+    margin = margin_of(store)
     label = f"{score.capitalize()} of every method at the one budget, the best first"
     caption = (
         f"{score.capitalize()} over seeds with pointwise 95 % t intervals, the best mean on top, which is no verdict."
@@ -150,7 +159,9 @@ def _forest(store: Store) -> list[Picture]:
     several = len({r["dataset"] for r in mine if r["dataset"]}) > 1
     if not several or len(mine) > MOST_ROWS or all(r["low"] is None for r in mine):
         return []
-    (focus, name), score, margin = names_of(asked), scaling.score_name(store), margin_of(store)
+    focus, name = names_of(asked)
+    score = scaling.score_name(store)
+    margin = margin_of(store)
     label = f"{score.capitalize()}: {focus} minus {name}, a row per data set and budget, and per mean"
     caption = (
         f"{score.capitalize()}: {focus} minus {name}, paired, in points. Each has a 95 % interval, which includes the "
@@ -179,40 +190,6 @@ def _rank(store: Store) -> list[Picture]:
     says = conclude_rank_effects(rank_effects.effects(store).to_pylist())
     figure = draw_ranks(_where(table, place_of, enough[:MOST_PANELS]), score=score)
     return [Picture("rank", "rank", figure, label, caption, says)]
-
-
-def mean_ranks_picture(store: Store) -> list[Picture]:
-    """Mean ranks over data sets, where there are several."""
-    table = mean_ranks(store)
-    says = conclude_ranks(table.to_pylist(), level(store))
-    if says is None:
-        return []
-    kept = rank_places(table.to_pylist())[:MOST_PANELS]
-    label = "Mean ranks of the methods over data sets at each budget"
-    caption = (
-        "Mean ranks by test score over data sets, a row per budget; methods confirmed on every data set. The bar "
-        "reaches from the first one as far as Nemenyi's critical difference: what lies in it is not distinguishable "
-        "from the first. It is drawn where there are three methods and three data sets."
-    )
-    figure = draw_mean_ranks(_where(table, rank_place, kept))
-    begin = early_words(scaling.comparisons(store))
-    return [Picture("mean_ranks", "ranks", figure, label, caption, begin + says)]
-
-
-def _profiles(store: Store) -> list[Picture]:
-    """Performance profiles, of five data sets or more, in the panels of the first budgets."""
-    table, score = profiles(store), scaling.score_name(store)
-    if table.num_rows == 0:
-        return []
-    kept = _keys(table, panel_of)[:MOST_PANELS]
-    label = f"Performance profiles: the share of runs above a {score}, at each budget"
-    caption = (
-        f"Share of the runs over data sets and seeds that have more than a {score} (Agarwal et al. 2021), every data "
-        "set weighing the same; methods confirmed on all of them. A line above all others is better throughout."
-    )
-    says = "Performance profiles describe the runs; nothing is tested in them, but in the tables beside."
-    figure = draw_profiles(_where(table, panel_of, kept), score=score)
-    return [Picture("profiles", "profiles", figure, label, caption, says)]
 
 
 def _overlay(store: Store, overlay: str | None) -> list[Picture]:
@@ -324,7 +301,9 @@ def _rates(store: Store) -> list[Picture]:
 
 def tuning_pictures(store: Store) -> list[Picture]:
     """The expected best of n rates, in validation and in test terms, and the rates' sharpness; per place."""
-    table, sharp, score = best_of_n(store), sharpness(store), scaling.score_name(store)
+    table = best_of_n(store)
+    sharp = sharpness(store)
+    score = scaling.score_name(store)
     found: list[Picture] = []
     shown_places = [p for p in _keys(table, _tuned) if max(r["n"] for r in _where(table, _tuned, [p]).to_pylist()) > 1]
     for i, place in enumerate(shown_places[:MOST_EXPECTED]):

@@ -26,7 +26,7 @@ from analysis.figures.drawing import (
     spot,
     spread,
 )
-from analysis.format import Row, quantity, score_text
+from analysis.format import Row, plural, quantity, score_text
 from analysis.styles import in_order, place_of, style
 
 
@@ -106,6 +106,6 @@ def _line(axes: Any, points: Sequence[tuple[float, Row]], alpha: float) -> None:
             axes.vlines(x, 100 * r["low"], 100 * r["high"], color=look.colour, linewidth=1.0, alpha=0.6 * alpha)
         said = (
             f"{style(r['method']).name} at {r['reference']}: rank {quantity(r['update_rank'])}, "
-            f"{quantity(r['adapter_params'])} parameters, {score_text(r)} %, {r['n']} seed{'s' * (r['n'] > 1)}"
+            f"{quantity(r['adapter_params'])} parameters, {score_text(r)} %, {plural(r['n'], 'seed')}"
         )
         dot(axes, r["base"], x, 100 * r["mean"], said, alpha=alpha)

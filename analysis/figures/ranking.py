@@ -26,7 +26,9 @@ from analysis.figures.drawing import (
 from analysis.format import Row
 from analysis.styles import place_of, places, style
 
-ROW, LABELS, PANEL = 0.165, 1.4, 2.6
+ROW = 0.165
+LABELS = 1.4
+PANEL = 2.6
 """Inches: the height of a row, the width of the methods' names, and of a panel."""
 FEW_ROWS, SPREAD = 8, 0.01
 """Of fewer methods all are within the panel; the least range of the quartiles, a fraction."""

@@ -34,7 +34,7 @@ from analysis.figures.drawing import (
     spot,
     spread,
 )
-from analysis.format import Row, percent
+from analysis.format import Row, percent, plural
 from analysis.styles import in_order, place_of, places, style
 from analysis.words.weak import FEW_SEEDS
 
@@ -187,7 +187,7 @@ def point_text(row: Row) -> str:
     """What a method's marker says: budget, parameters, score, interval and seeds."""
     interval = "" if row["low"] is None else f" [{percent(row['low'])}, {percent(row['high'])}]"
     of = f" at {row['reference']}: {row['adapter_params']:,} parameters," if row["kind"] == "curve" else ":"
-    return f"{style(row['method']).name}{of} {percent(row['mean'])} %{interval}, {row['n']} seed{'s' * (row['n'] != 1)}"
+    return f"{style(row['method']).name}{of} {percent(row['mean'])} %{interval}, {plural(row['n'], 'seed')}"
 
 
 def _lora_ranks(curves: Sequence[Row]) -> dict[str, int]:

@@ -27,7 +27,7 @@ from analysis.figures.drawing import (
     panels,
     spread,
 )
-from analysis.format import Row, score_text
+from analysis.format import Row, plural, score_text
 from analysis.statistics.runs import by
 from analysis.styles import in_order, style
 
@@ -140,10 +140,10 @@ def _rates_panel(axes: Any, method: str, rows: Sequence[Row]) -> None:
                 color=look.colour,
                 alpha=alpha,
                 linewidth=1.1,
-                gid=f"rates:{cell}" + f":{i}" * (i > 0),
+                gid=f"rates:{cell}:{i}" if i else f"rates:{cell}",
             )
         for r in mine:
-            runs = f"{r['n']} run{'s' * (r['n'] > 1)}{', chosen' * bool(r['chosen'])}"
+            runs = plural(r["n"], "run") + (", chosen" if r["chosen"] else "")
             at = f"rate {r['lr']:.2g}" + (f" with {r['hyperparameters']}" if r["hyperparameters"] else "")
             said = f"{look.name} {reference}: {at}, validation {100 * r['mean_val']:.1f} %, {runs}"
             dot(
@@ -226,7 +226,8 @@ def draw_sharpness(table: pa.Table) -> Chart:
                 line = [at for at, _ in mine], [r["decades"] for _, r in mine]
                 axes.plot(*line, color=look.colour, ls=line_style(method), lw=1.1)
             for x, r in mine if mine[0][1]["budget"] else mine[-1:]:
-                least, where = "at least " * r["open"], f" at {r['reference']}" if r["reference"] else ""
+                least = "at least " if r["open"] else ""
+                where = f" at {r['reference']}" if r["reference"] else ""
                 said = (
                     f"{look.name}{where}: {least}{r['decades']:.1f} decades within a point of {100 * r['best']:.1f} %"
                 )

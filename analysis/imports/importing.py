@@ -86,7 +86,9 @@ def _published(one: Publication, point: Row) -> Imported:
     ref, count = reference(point), point["adapter_params"]
     cell = {
         **{k: point[k] for k in ("model", "adapt", "dataset", "train_size", "method")},
-        **{"sweep": one.name, "cell_id": name, "reference": ref},
+        "sweep": one.name,
+        "cell_id": name,
+        "reference": ref,
         "capacity": int(point["setting"]) if ref else None,
     }
     trial = {
@@ -107,8 +109,13 @@ def _peft(name: str, path: Path, result: Row) -> Imported:
     count = train.get("num_trainable_params")
     dataset = path.parent.parent.name.lower() if path.parent.name.endswith("results") else "method-comparison"
     cell = {
-        **{"sweep": "peft", "cell_id": name.replace("/", "_"), "model": f"hf:{settings.get('model_id', 'unknown')}"},
-        **{"adapt": "all", "dataset": dataset, "train_size": "1.0", "method": method},
+        "sweep": "peft",
+        "cell_id": name.replace("/", "_"),
+        "model": f"hf:{settings.get('model_id', 'unknown')}",
+        "adapt": "all",
+        "dataset": dataset,
+        "train_size": "1.0",
+        "method": method,
         "reference": name if config else None,  # whole: methods with a setting of one name are not at one budget
         "capacity": config.get("r") if config and isinstance(config.get("r"), int) else None,
     }

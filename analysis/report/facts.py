@@ -14,8 +14,8 @@ from analysis.format import Row, duration, plural
 from analysis.report.box import facts_box, summary
 from analysis.report.foreign import ForeignError, drawing_of
 from analysis.statistics import scaling
-from analysis.statistics.groups import groups, mean_ranks
-from analysis.statistics.looks import declared, level, looks
+from analysis.statistics.groups import groups
+from analysis.statistics.looks import declared, looks
 from analysis.store.columns import limited
 from analysis.store.left import to_come
 from analysis.store.schemas import SCHEMA_VERSION
@@ -26,7 +26,7 @@ from analysis.tables.console import conclusion_of
 from analysis.tables.diagnostics import FOLDER, SHEETS, WIDE, diagnostic_sheets
 from analysis.tables.evidence import parity_rows
 from analysis.words.conclusions import conclude_gap, early_words, names_of
-from analysis.words.figures import conclude_groups, conclude_ranks
+from analysis.words.figures import conclude_groups
 from analysis.words.parity import looks_says, parity_says
 from analysis.words.weak import weak_evidence
 
@@ -46,7 +46,6 @@ def facts(store: Store) -> dict[str, Any]:
     parity = parity_rows(store)
     imported = (store.spec() or {}).get("imported")
     begin = early_words(scaling.comparisons(store))
-    ranks_say = conclude_ranks(mean_ranks(store).to_pylist(), level(store))
     return {
         "title": ", ".join(store.names),
         "now": datetime.now(UTC),
@@ -56,7 +55,6 @@ def facts(store: Store) -> dict[str, Any]:
         "concluded": concluded,
         "gap": conclude_gap(scaling.comparisons(store, baseline="full"), asked),
         "groups_say": begin + conclude_groups(groups(store).to_pylist()),
-        "ranks_say": ranks_say and begin + ranks_say,
         "setting": summary(store),
         "parity_says": [
             *parity_says(parity, predicted=not imported),

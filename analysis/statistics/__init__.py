@@ -10,11 +10,11 @@ Uses `store`, `format` and `styles`; draws and words nothing. Every number comes
     choice        what the choice of a learning rate adds to a comparison's uncertainty
     scaling       the scaling curve, and every method against a baseline
     differences   the difference over the budgets, with bands, and whether it changes
-    groups        all methods of a budget against each other; mean ranks over data sets
+    groups        all methods of a budget against each other
     decisions     at each budget the best methods, what they cost, and what would tell them apart
     rank_effects  what a doubling of the update's rank, or of the parameters, brings, and which more
     tuning        scores against learning rates; the expected best of n
-    units         statements over test examples or data sets, not seeds
+    examples      intervals over seeds and test examples
     sizing        how large a sweep must be, and what it takes
     publications  published numbers, and the curve of them beside ours
 """

@@ -1,4 +1,4 @@
-"""All methods of one budget against each other: groups that the tests do not tell apart, and mean ranks over data sets.
+"""All methods of one budget against each other: groups that the tests do not tell apart.
 
 Groups are letters, as in a compact letter display: two methods that share one are not distinguishable. A pair that
 `scaling.comparisons` has keeps its verdict; the other pairs are tested alike, the choice of rates included (`choice`),
@@ -7,29 +7,24 @@ Holm over these. A pair for which the choice is not known is not tested.
 
 from __future__ import annotations
 
-import math
-import statistics
 import string
 from collections import Counter, defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from functools import lru_cache
 from itertools import combinations, count
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
-from scipy import stats
 
 from analysis.format import Row
 from analysis.statistics.choice import choice_variances
-from analysis.statistics.inference import Array, Difference, Verdict, paired_difference, verdict
+from analysis.statistics.inference import Difference, Verdict, paired_difference, verdict
 from analysis.statistics.looks import holm_at, level
-from analysis.statistics.runs import alike, by, by_seed, confirmed, shared_seeds
+from analysis.statistics.runs import by_seed, confirmed, shared_seeds
 from analysis.statistics.scaling import compared
 from analysis.store.columns import INT, PLACE, REAL, TEXT, typed
 from analysis.store.store import Store, remembered
-from analysis.styles import in_order, place_of
+from analysis.styles import place_of
 
 GROUPS = pa.schema(
     [
@@ -38,20 +33,6 @@ GROUPS = pa.schema(
         ("n", INT),
         ("tested", INT),  # other methods of the place and budget that it could be tested against
         ("group", TEXT),  # letters; methods of one place and budget that share one are not distinguishable
-    ]
-)
-PERMUTATIONS = 9999
-"""Of Friedman's test, drawn at random where there are more."""
-RANKS = pa.schema(
-    [
-        *typed(TEXT, "sweep", "model", "train_size", "reference", "method"),
-        ("mean_rank", REAL),  # 1 is the best; ties share the mean of their ranks
-        *typed(INT, "methods", "datasets"),
-        # that all methods rank alike, data sets being the blocks; by permutation; null under 3 of either
-        ("p_friedman", REAL),
-        # Nemenyi's: mean ranks further apart differ, at this look's level over all budgets; null where that is 0, or
-        # `p_friedman` null
-        ("critical_difference", REAL),
     ]
 )
 
@@ -192,69 +173,3 @@ def _letters() -> Iterator[str]:
     """As many as there are groups, each one character, so that shared ones are seen: a to z, A to Z, accented ones."""
     yield from string.ascii_letters
     yield from (chr(code) for code in count(0xC0) if chr(code).isalpha())
-
-
-def mean_ranks(store: Store) -> pa.Table:
-    """Ranks by mean test score, averaged over data sets, per budget; of methods confirmed on every one; `RANKS`.
-
-    On a data set the means are over the seeds that these methods share, where there are any.
-    Sweeps over one data set have no row.
-    """
-    names = ("sweep", "model", "train_size", "reference")
-    rows: list[Row] = []
-    tables = 0  # that Friedman's test is made of
-    for key, mine in by([row for methods in _methods(store) for row in methods], *names).items():
-        runs = {(r["method"], r["dataset"]): r["scores"] for r in mine}
-        datasets = sorted({dataset for _, dataset in runs})
-        whole = [m for m in in_order({m for m, _ in runs}) if all((m, d) in runs for d in datasets)]
-        if len(datasets) < 2 or len(whole) < 2:
-            continue
-        columns = [alike([runs[m, d] for m in whole]) for d in datasets]
-        scores = np.array([[statistics.fmean(mine.values()) for mine in column] for column in columns]).T
-        scores = scores.round(12)  # sums end in rounding
-        ranks = stats.rankdata(-scores, axis=0)
-        p = _friedman(ranks)
-        tables += p is not None
-        named = dict(zip(names, key, strict=True)) | {"methods": len(whole), "datasets": len(datasets), "p_friedman": p}
-        rows += [named | {"method": m, "mean_rank": float(r)} for m, r in zip(whole, ranks.mean(axis=1), strict=True)]
-    for r in rows:
-        if r["p_friedman"] is not None and level(store):
-            r["critical_difference"] = critical_difference(r["methods"], r["datasets"], level(store) / tables)
-    return pa.Table.from_pylist(rows, schema=RANKS)
-
-
-def critical_difference(methods: int, datasets: int, alpha: float = 0.05) -> float:
-    """Nemenyi's critical difference of mean ranks (Demsar, JMLR 7, 2006): two further apart differ at level alpha.
-
-    Args:
-        methods: all that are ranked, two or more. datasets: the blocks. alpha: for all pairs of these methods.
-    """
-    return _studentized_range(methods, alpha) * math.sqrt(methods * (methods + 1) / (12 * datasets))
-
-
-@lru_cache(maxsize=64)
-def _studentized_range(methods: int, alpha: float) -> float:
-    return float(stats.studentized_range.isf(alpha, methods, np.inf))  # a tenth of a second
-
-
-def _friedman(ranks: Array) -> float | None:
-    """p value that all methods rank alike: Friedman's statistic over permutations of the ranks within data sets.
-
-    Ties included; exact where all permutations are few. Chi-squared's p, its limit, is far off on few data sets.
-
-    Args:
-        ranks: (methods, data sets).
-    """
-    if min(ranks.shape) < 3 or bool((ranks == ranks[:1]).all()):
-        return None
-    found = stats.permutation_test(
-        tuple(ranks.T),
-        # the same ranks are dealt out anew, so their sums' squares order the permutations as the statistic does
-        lambda *dealt, axis: np.square(sum(dealt)).sum(axis=axis),
-        permutation_type="pairings",
-        vectorized=True,
-        n_resamples=PERMUTATIONS,  # all in turn, where there are no more
-        alternative="greater",
-        rng=np.random.default_rng(0),
-    )
-    return float(found.pvalue)

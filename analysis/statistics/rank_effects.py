@@ -20,7 +20,7 @@ import pyarrow as pa
 
 from analysis.format import Row
 from analysis.statistics.choice import CellKey, choice_variances
-from analysis.statistics.inference import mean_interval, verdict
+from analysis.statistics.inference import verdict
 from analysis.statistics.looks import holm_at, level
 from analysis.statistics.runs import Seed, added_over_datasets, by, by_seed, over_datasets, shared_seeds, sharing_seeds
 from analysis.store.columns import INT, PLACE, REAL, TEXT, typed
@@ -31,7 +31,9 @@ MATCHED = 0.1
 """Largest distance of a cell's count from its budget, and largest share of it that can't act: beyond either parameters
 are not equal."""
 
-RANK, PARAMETERS, CONTRAST = "rank", "parameters", "rank less parameters"
+RANK = "rank"
+PARAMETERS = "parameters"
+CONTRAST = "rank less parameters"
 
 POINTS = pa.schema(
     [
@@ -77,8 +79,8 @@ def points(store: Store) -> pa.Table:
     act (`idle`: at a low rank RandLoRA-a has more gammas than its update has degrees of freedom); so are budgets of
     degrees of freedom.
     """
-    cells = by(_runs(store), "sweep", "cell_id").values()
-    rows = [runs[0] | vars(mean_interval([r["test_score"] for r in runs])) for runs in cells]
+    means = {(r["sweep"], r["cell_id"]): r for r in store.table("scaling").to_pylist()}
+    rows = [runs[0] | means[cell] for cell, runs in by(_runs(store), "sweep", "cell_id").items()]
     return pa.Table.from_pylist(rows, schema=POINTS)
 
 

@@ -50,12 +50,6 @@ def shared_seeds(scores: Sequence[Mapping[Seed, Any]]) -> list[Seed]:
     return [seed for seed in scores[0] if all(seed in other for other in scores)]
 
 
-def alike(scores: Sequence[Mapping[Seed, float]]) -> list[Mapping[Seed, float]]:
-    """Those of the seeds that all have, where there are any: a seed's luck then touches all of them."""
-    shared = shared_seeds(scores)
-    return [{seed: each[seed] for seed in shared} for each in scores] if shared else list(scores)
-
-
 def sharing_seeds(store: Store) -> frozenset[str]:
     """The sweeps whose declared seeds are trained with as they are, on all data sets alike: those of imports.
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -17,7 +16,6 @@ from analysis.statistics.inference import (
     OVER_DATASETS,
     Difference,
     in_sequence,
-    mean_interval,
     t_difference,
     verdict,
 )
@@ -162,34 +160,34 @@ def one_budget(store: Store) -> bool:
 def curve(store: Store) -> pa.Table:
     """Score against trainable parameters: per method and budget the mean over seeds with its 95 % t interval.
 
-    Columns: `CURVE`. Methods without a budget (full fine-tuning, zero-shot) are rows of kind 'line'. A sweep over
-    several data sets also has rows with a null `dataset`: the mean over all its data sets, its interval over seeds,
-    for methods and budgets that are confirmed on each.
+    Columns: `CURVE`. A cell has the numbers of the view `scaling`. Methods without a budget (full fine-tuning,
+    zero-shot) are rows of kind 'line'. A sweep over several data sets also has rows with a null `dataset`: the mean
+    over all its data sets, its interval over seeds, for methods and budgets that are confirmed on each.
     """
+    of_cells = store.table("scaling").to_pylist()
     cells, sharing = confirmed(store), sharing_seeds(store)
-    rows = [_point(runs, [r["test_score"] for r in runs]) for runs in cells.values()]
-    datasets: dict[tuple[str, str, str], set[str]] = defaultdict(set)
-    for (sweep, model, dataset, size), _, _ in cells:
-        datasets[sweep, model, size].add(dataset or "")
-    for sweep, model, size, method, reference in dict.fromkeys((p[0], p[1], p[3], m, r) for p, m, r in cells):
-        names = sorted(datasets[sweep, model, size])
-        groups = [cells.get(((sweep, model, name, size), method, reference), []) for name in names]
-        if len(names) < 2 or not all(groups):
+    means: list[Row] = []
+    for (sweep, model, size, method, reference), mine in by(of_cells, *_ACROSS).items():
+        datasets = sorted(datasets_of(cells, sweep, model, size), key=lambda name: name or "")
+        groups = [cells.get(((sweep, model, dataset, size), method, reference), []) for dataset in datasets]
+        if len(datasets) < 2 or not all(groups):
             continue
-        difference = over_datasets([by_seed(runs) for runs in groups], shared=sweep in sharing)
-        if difference is not None:
-            mean = {"dataset": None, "lr": None, "n_datasets": len(names), "n": difference.n // len(difference.pairs)}
-            seen = {k: getattr(difference, k) for k in ("mean", "low", "high", "sd")}
-            rows.append(_point(groups[0], [difference.mean]) | mean | seen)
+        mean = over_datasets([by_seed(runs) for runs in groups], shared=sweep in sharing)
+        if mean is not None:
+            row = mine[0] | {"dataset": None, "lr": None, "n_datasets": len(datasets)}
+            row |= {"n": mean.n // len(mean.pairs), "mean": mean.mean, "sd": mean.sd}
+            row |= {"low": mean.low, "high": mean.high}
+            means.append(row)
+    rows = [{"n_datasets": 1} | r | _labels(r) for r in (*of_cells, *means)]
     return pa.Table.from_pylist(sorted(rows, key=_order), schema=CURVE)
 
 
-def _point(runs: Runs, scores: Sequence[float]) -> Row:
-    first = runs[0]
-    kind = "line" if first["budget"] is None else "curve"
-    shared = {k: first[k] for k in (*PLACE, "method", "reference", "budget", "adapter_params", "lr")}
-    named = {"name": style(first["method"]).name, "kind": kind, "n_datasets": 1}
-    return shared | named | vars(mean_interval(scores))
+_ACROSS = ("sweep", "model", "train_size", "method", "reference")
+"""What the cells of a mean over data sets have in common."""
+
+
+def _labels(row: Row) -> Row:
+    return {"name": style(row["method"]).name, "kind": "line" if row["budget"] is None else "curve"}
 
 
 def comparisons(store: Store, baseline: str | None = None) -> pa.Table:
@@ -234,7 +232,9 @@ def against(store: Store, baseline: str | None = None) -> Question:
 
 @remembered
 def _compared_with(store: Store, baseline: str, focus: str | None) -> list[tuple[Row, Difference]]:
-    cells, choice, margin = confirmed(store), choice_variances(store), margin_of(store)
+    cells = confirmed(store)
+    choice = choice_variances(store)
+    margin = margin_of(store)
     edges = {(r["sweep"], r["cell_id"]) for r in store.table("chosen").to_pylist() if r["edge"]}
     found: list[tuple[Row, Difference]] = []
     for (place, method, reference), runs in cells.items():
@@ -332,7 +332,9 @@ def _share(pairs: Sequence[tuple[Runs, Runs]]) -> float:
 
 def _overall(store: Store, rows: Sequence[Row], baseline: str, focus: str | None) -> list[tuple[Row, Difference]]:
     """The rows of `focus` over the matched budgets that every data set has, and of data sets like these."""
-    cells, choice, sharing = confirmed(store), choice_variances(store), sharing_seeds(store)
+    cells = confirmed(store)
+    choice = choice_variances(store)
+    sharing = sharing_seeds(store)
     if focus is None:
         return []
     matched = [row for row in rows if row["method"] == focus and row["params_ratio"] is not None]

@@ -6,7 +6,11 @@ from collections.abc import Iterable
 
 import pyarrow as pa
 
-TEXT, INT, REAL, FLAG, BITS = pa.string(), pa.int64(), pa.float64(), pa.bool_(), pa.binary()
+TEXT = pa.string()
+INT = pa.int64()
+REAL = pa.float64()
+FLAG = pa.bool_()
+BITS = pa.binary()
 TIME = pa.timestamp("us", tz="UTC")
 
 PLACE = ("sweep", "model", "dataset", "train_size")

@@ -14,9 +14,9 @@ from rich.text import Text
 from analysis.errors import StoreError
 from analysis.format import Row, change_text, duration, listed, percent, plural, points, quantity, ranged
 from analysis.statistics import scaling
+from analysis.statistics.examples import example_intervals
 from analysis.statistics.looks import level, margin_of
 from analysis.statistics.runs import by
-from analysis.statistics.units.examples import example_intervals
 from analysis.store.columns import INT, PLACE, REAL, TAKEN_OUT, TEXT, limited, typed
 from analysis.store.store import Store
 from analysis.styles import dataset_text, place_of, place_text, size_key, style, training_text
@@ -329,7 +329,7 @@ def _block(title: str, measured: str, against: str, rows: list[Row]) -> Table:
         table.add_row(
             shown,
             row["reference"] or "",
-            quantity(row["adapter_params"]) + "\N{DAGGER}" * bool(row["off_budget"]),
+            quantity(row["adapter_params"]) + ("\N{DAGGER}" if row["off_budget"] else ""),
             _rate(row),
             _score(row),
             str(row["n"]),

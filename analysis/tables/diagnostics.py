@@ -83,8 +83,11 @@ _SHEETS: dict[str, tuple[str, str, tuple[Column, ...]]] = {
         order by {_PLACE}, out_features, in_features, capacity, sparsity nulls first, distribution, sparse_a
         """,  # noqa: S608  a name of ours
         (
-            *(text("shape", "shape"), number("rank r", "capacity"), text("bases", "distribution")),
-            *(number("s", "sparsity"), Column("sparse A", lambda r: "yes" if r["sparse_a"] else "")),
+            text("shape", "shape"),
+            number("rank r", "capacity"),
+            text("bases", "distribution"),
+            number("s", "sparsity"),
+            Column("sparse A", lambda r: "yes" if r["sparse_a"] else ""),
             *_numbers("log10_collinear", "full_rank", "mean_rank", "draws"),
         ),
     ),

@@ -34,7 +34,9 @@ from analysis.words.weak import why_under_tuned
 MOST_FAILURES = 50
 SPREADS = {"noise": "a run", "choice": "the choice"}
 AT_LEAST = "\N{GREATER-THAN OR EQUAL TO} "
-COUNTS, CHOICE, MACHINE = "parameters", "how the rate was chosen", "device"
+COUNTS = "parameters"
+CHOICE = "how the rate was chosen"
+MACHINE = "device"
 """Groups of columns of `parity`."""
 MORE_COST = "all runs, speed and storage"
 COLUMNS_BESIDE = 7
@@ -88,9 +90,10 @@ def parity(rows: list[Row]) -> Sheet:
         "a small update, and \N{LESS-THAN OR EQUAL TO} marks upper bounds. Sd of a run is the standard deviation of "
         "its validation score; all methods share one value unless a method is clearly noisier. Sd of the choice is "
         "the standard deviation of the expected score if that noise were drawn again and another rate chosen."
-        + " Images compared is the number of images that the contrastive loss compares each image with. It is smaller "
-        "than the batch if train.negatives is 'part'." * any(r["negatives"] for r in rows)
     )
+    if any(r["negatives"] for r in rows):
+        note += " Images compared is the number of images that the contrastive loss compares each image with. It is "
+        note += "smaller than the batch if train.negatives is 'part'."
     return Sheet("parity", "Parameters, tuning and seeds", columns, rows, note, folded=len(rows) > LONG)
 
 
@@ -105,7 +108,8 @@ def _built(r: Row) -> str:
 
 
 def _allowance(r: Row) -> str:
-    used, more = r["allowance_used"] - r["widened"], f" + {r['widened']} past the edge" * bool(r["widened"])
+    used = r["allowance_used"] - r["widened"]
+    more = f" + {r['widened']} past the edge" if r["widened"] else ""
     if r["allowance_samples"] is not None:  # theirs are among the examples
         said = f"{used} trials{more}, {quantity(r['tune_samples'] or 0)} / {quantity(r['allowance_samples'])} examples"
     else:
@@ -120,7 +124,7 @@ def learning_rates(store: Store) -> Sheet:
         rows,
         METHOD,
         BUDGET,
-        Column("learning rate", lambda r: quantity(r["lr"]) + "*" * bool(r["chosen"]), "number"),
+        Column("learning rate", lambda r: quantity(r["lr"]) + ("*" if r["chosen"] else ""), "number"),
         *([text("with", "hyperparameters", "code")] if any(r["hyperparameters"] for r in rows) else []),
         number("validation score, %", "mean_val", percent),
         number("runs", "n"),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 
 import pyarrow as pa
@@ -15,9 +14,9 @@ from analysis.styles import dataset_text, style
 from analysis.tables.console import DIFFERENCE
 from analysis.tables.sheet import BUDGET, METHOD, PARAMETERS, Column, Sheet, by_size, columns_of, number, origins, text
 
-FITS = ("crossings", "budget_needed", "areas", "fits")
+FITS = ("crossings", "budget_needed", "areas")
 """Names of the tables of `fitted`."""
-SIZES = ("data_sizes", "size_crossings", "size_needed", "size_areas", "size_fits")
+SIZES = ("data_sizes", "size_crossings", "size_needed", "size_areas")
 """Names of the tables of `sizes`."""
 
 
@@ -34,10 +33,6 @@ def _mean(r: Row) -> str:
     return str(r["note"]) if r["value"] is None else score_text(r, "value")
 
 
-def _parameters(r: Row) -> str:
-    return ", ".join(f"{name} {value:.4g}" for name, value in json.loads(r["parameters"]).items())
-
-
 _DATA = Column("data", lambda r: dataset_text(r["dataset"] or "mean over data sets"), label=True, beneath=True)
 _COLUMNS: tuple[tuple[Column, ...], ...] = (
     (
@@ -52,27 +47,20 @@ _COLUMNS: tuple[tuple[Column, ...], ...] = (
         Column("mean score, % [95 %]", _mean, "number"),
         Column("less the baseline's, points [95 %]", lambda r: change_text(r, *DIFFERENCE), "number"),
     ),
-    (
-        text("form", "kind"),
-        number("points", "n_points"),
-        number("root mean square error, points", "rmse", lambda v: f"{100 * v:.2f}"),
-        Column("parameters", _parameters, "long"),
-    ),
 )
-"""Of crossings, of costs that a score needs, of areas, of the fits' parameters."""
+"""Of crossings, of costs that a score needs, of areas."""
 
 
 def fitted(store: Store, x: str) -> list[Sheet]:
-    """Crossings, budgets needed, areas and parameters of the fits against a cost."""
+    """Crossings, budgets needed and areas of the fits against a cost."""
     label = axis(x).label
     tables: tuple[tuple[str, pa.Table], ...] = (
         (f"Where curves cross, in {label}", readings.crossing_table(store, x)),
         (f"What a score costs, in {label}", readings.needed_table(store, x)),
         ("Mean score over the range (area under the curve, log axis)", readings.area_table(store, x)),
-        ("Parameters of the fits", readings.fit_table(store, x)),
     )
     return [
-        Sheet(name, title, columns_of(rows := table.to_pylist(), METHOD, *columns), rows, folded=name == "fits")
+        Sheet(name, title, columns_of(rows := table.to_pylist(), METHOD, *columns), rows)
         for name, (title, table), columns in zip(FITS, tables, _COLUMNS, strict=True)
     ]
 
@@ -100,10 +88,9 @@ def sizes(store: Store) -> list[Sheet]:
         ("Where curves cross, in training examples", readings.crossing_table(store, EXAMPLES)),
         ("Training examples that a score needs", readings.needed_table(store, EXAMPLES)),
         ("Mean score over the range of training examples", readings.area_table(store, EXAMPLES)),
-        ("Parameters of the fits against training examples", readings.fit_table(store, EXAMPLES)),
     )
     return [whole] + [
-        Sheet(name, title, [*lead, *found], rows, folded=len(rows) > 20 or name == "size_fits")
+        Sheet(name, title, [*lead, *found], rows, folded=len(rows) > 20)
         for name, (title, table), found in zip(SIZES[1:], tables, _COLUMNS, strict=True)
         if (rows := table.to_pylist())
     ]

@@ -14,6 +14,7 @@ from analysis.format import (
     listed,
     p_text,
     percent,
+    plural,
     points,
     quantity,
     ranged,
@@ -21,15 +22,14 @@ from analysis.format import (
     span,
 )
 from analysis.statistics.decisions import decisions
-from analysis.statistics.groups import groups, mean_ranks
+from analysis.statistics.groups import groups
 from analysis.statistics.inference import OVER_DATASETS
 from analysis.statistics.looks import level, margin_of
 from analysis.statistics.scaling import PLANTED, comparisons, curve, question
 from analysis.statistics.sizing.seeds import DIFFERENCES, seeds_table
-from analysis.statistics.units.many import interquartile_means, wilcoxon
 from analysis.store.columns import limited
 from analysis.store.store import Store
-from analysis.styles import budget_order, size_key, size_text, style
+from analysis.styles import size_key, size_text, style
 from analysis.tables.console import DIFFERENCE, results_table
 from analysis.tables.sheet import (
     BUDGET,
@@ -50,7 +50,9 @@ from analysis.words.verdicts import verdict_text
 LONG = 45
 """The page closes a table of more rows until asked for."""
 MOST_NAMED = 6
-TESTS, DETECTABLE, TUNED = "tests", "what these seeds can detect", "learning rate, seeds and weak evidence"
+TESTS = "tests"
+DETECTABLE = "what these seeds can detect"
+TUNED = "learning rate, seeds and weak evidence"
 EFFECT = "size of the effect"
 OTHER_EXAMPLES = "intervals for other test examples"
 RATES_FIXED = "seeds needed if the chosen learning rates are taken as fixed"
@@ -79,7 +81,7 @@ def results(store: Store) -> Sheet:
     def verdict(r: Row) -> str:
         place = (r["dataset"], r["train_size"], r["reference"])
         is_baseline = r["method"] == baseline and place in compared_at
-        return verdict_text(r["verdict"]) or r["note"] or "baseline" * is_baseline
+        return verdict_text(r["verdict"]) or r["note"] or ("baseline" if is_baseline else "")
 
     columns = columns_of(
         rows,
@@ -88,8 +90,8 @@ def results(store: Store) -> Sheet:
         Column("test score, % [95 %]", score_text, "number"),
         Column(f"difference from {versus}, points [95 %]", lambda r: change_text(r, *DIFFERENCE), "number"),
         Column("verdict", verdict, "verdict"),
-        replace(PARAMETERS, text=lambda r: quantity(r["adapter_params"]) + "\N{DAGGER}" * bool(r["off_budget"])),
-        Column("learning rate", lambda r: quantity(r["lr"]) + "*" * bool(r["under_tuned"]), "number", TUNED),
+        replace(PARAMETERS, text=lambda r: quantity(r["adapter_params"]) + ("\N{DAGGER}" if r["off_budget"] else "")),
+        Column("learning rate", lambda r: quantity(r["lr"]) + ("*" if r["under_tuned"] else ""), "number", TUNED),
         replace(SEEDS, group=TUNED),
         text("weak evidence", "weak", "long", TUNED),
         Column("test score, %", _over_examples, "number", OTHER_EXAMPLES),
@@ -174,7 +176,7 @@ def decided(store: Store) -> Sheet:
     """What to take at each budget, and what would change that."""
     rows = decisions(store).to_pylist()
     several = any(len(r["best"]) > 1 for r in rows)
-    legend = "Score, parameters and training time are those of the first method that a row names." * several
+    legend = "Score, parameters and training time are those of the first method that a row names." if several else ""
     return Sheet(
         "decisions",
         "What to take at each budget",
@@ -259,7 +261,7 @@ def _reading(rows: Sequence[Row], alpha: float) -> str:
 
 def _several(r: Row) -> str:
     """Return what stands in place of the budget in a row over several budgets."""
-    said = f"mean of {r['n_budgets']} budget{'s' * (r['n_budgets'] != 1)}"
+    said = f"mean of {plural(r['n_budgets'], 'budget')}"
     return f"{said}, for data sets like these" if _like_these(r) else said
 
 
@@ -342,61 +344,6 @@ def grouped(store: Store) -> Sheet:
         "Two methods of one budget that share a letter are not distinguishable. Group a has the best method.",
         folded=len(rows) > LONG,
     )
-
-
-def ranks(store: Store) -> Sheet:
-    """Mean ranks over data sets."""
-    rows = [r | {"dataset": None} for r in mean_ranks(store).to_pylist()]
-    rows.sort(key=lambda r: (r["sweep"], size_key(r["train_size"]), budget_order(r["reference"]), r["mean_rank"]))
-    return Sheet(
-        "ranks",
-        "Mean ranks over data sets",
-        [
-            *origins(rows),
-            *([SIZE] if len({r["train_size"] for r in rows}) > 1 else []),
-            BUDGET,
-            METHOD,
-            number("mean rank", "mean_rank", lambda v: f"{v:.2f}"),
-            number("of methods", "methods"),
-            number("data sets", "datasets"),
-            number("p, Friedman", "p_friedman", p_text),
-            number("critical difference", "critical_difference"),
-        ],
-        rows,
-        "1 is the best; ties share the mean of their ranks; methods confirmed on every data set. Friedman's test: that "
-        "all methods of a budget rank alike, by permutation, uncorrected; it needs three of both. Two methods "
-        "whose mean ranks are further apart than the critical difference (Nemenyi's, at the level of this look over "
-        "all budgets of the table) differ.",
-        folded=len(rows) > LONG,
-    )
-
-
-def many(store: Store) -> list[Sheet]:
-    """Interquartile means, and Wilcoxon's test of every two methods; of five data sets or more."""
-    means, pairs = ([r | {"dataset": None} for r in f(store).to_pylist()] for f in (interquartile_means, wilcoxon))
-    note = (
-        "Mean of the middle half of all runs over data sets and seeds; 95 % stratified bootstrap over the seeds of "
-        "these data sets (Agarwal et al. 2021)."
-    )
-    value = Column("interquartile mean, % [95 %]", lambda r: score_text(r, "iqm"), "number")
-    runs, sets = number("runs", "n"), number("data sets", "datasets")
-    title = "Interquartile means over data sets"
-    first = Sheet(
-        "iqm", title, [*origins(means), SIZE, BUDGET, METHOD, value, runs, sets], means, note, folded=len(means) > LONG
-    )
-    columns = [
-        *(*origins(pairs), SIZE, BUDGET, METHOD),
-        Column("against", lambda r: style(r["other"]).name),
-        number("median difference, points", "difference", points),
-        *(sets, number("p", "p", p_text), number("p, Holm", "p_holm", p_text), VERDICT),
-    ]
-    note = (
-        "Wilcoxon's signed-rank test of the mean scores over data sets, for data sets like these; Holm over this "
-        "table. It looks at two methods alone, where Nemenyi's critical difference depends on the others. Five data "
-        "sets cannot reach 5 %."
-    )
-    title = "Every two methods over data sets"
-    return [first, Sheet("wilcoxon", title, columns, pairs, note, folded=len(pairs) > LONG)]
 
 
 def seeds(store: Store, baseline: str | None = None, differences: Sequence[float] = DIFFERENCES) -> Sheet:

@@ -21,7 +21,9 @@ MATCHED = 0.05
 """Counts further apart than this, as a share, are not called equal."""
 _MOST = 4  # methods that are named
 _LISTED = 3  # budgets whose differences are listed; more have a range
-_DATASETS, _SIZES, _MODELS = "data sets", "sizes", "models"
+_DATASETS = "data sets"
+_SIZES = "sizes"
+_MODELS = "models"
 
 
 @dataclass(frozen=True)
@@ -170,7 +172,7 @@ def _of_one(cells: Sequence[Row], whole: Sequence[Row], a: str, b: str, *, advis
         said = f"No conclusion on {a} and {b} {_where(cells, len(cells), what, every='any of the')}: {_missed(cells)}"
         reasons = []
     else:
-        start = "There is no single answer. " * ({"higher", "lower"} <= verdicts)
+        start = "There is no single answer. " if {"higher", "lower"} <= verdicts else ""
         said, reasons = f"{start}{lead} {_summary(cells, a, b)}", _reasons(cells)
     return said, "", reasons
 

@@ -7,14 +7,13 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from itertools import permutations
 from typing import Any
 
 import numpy as np
 
 from analysis.curves.measured import AXES
 from analysis.curves.readings import crossing_sentence
-from analysis.format import Row, change_text, level_text, listed, plural, points
+from analysis.format import Row, change_text, listed, plural, points
 from analysis.statistics.inference import NOT_KNOWN
 from analysis.statistics.runs import UNTRAINED
 from analysis.statistics.scaling import Question
@@ -61,7 +60,7 @@ def _changed(rows: Sequence[Row]) -> str:
     if len({(r["sweep"], r["model"], r["train_size"]) for r in rows}) != 1 or rows[0]["difference"] is None:
         return ""
     row = rows[0]
-    where = f" in the mean over {row['n_datasets']} data sets" * (row["dataset"] is None)
+    where = f" in the mean over {row['n_datasets']} data sets" if row["dataset"] is None else ""
     seen = f"{points(row['at_least'])} points at {row['least']} and {points(row['at_most'])} at {row['most']}"
     said = {"higher": "it rises", "lower": "it falls"}.get(row["verdict"], row["verdict"])
     return f" The difference is {seen}{where}. Its change is {change_text(row)} points: {said}."
@@ -143,9 +142,8 @@ def conclude_front(rows: Sequence[Row]) -> str:
     text = f"No other cell scores more at less cost ({cost}) than these: {_cells(sure) or 'none'}. "
     text += f"Each holds this place in at least {100 * SURE:.0f} % of the draws of a bootstrap over seeds."
     text += f" These hold it in fewer draws: {_cells(unsure, share=True)}." if unsure else ""
-    return text + (
-        f" These hold it with one seed, so it is not known how sure that is: {_cells(single)}." * bool(single)
-    )
+    text += f" These hold it with one seed, so it is not known how sure that is: {_cells(single)}." if single else ""
+    return text
 
 
 def conclude_sizes(rows: Sequence[Row], asked: Question = ASKED) -> str:
@@ -242,43 +240,6 @@ def conclude_groups(rows: Sequence[Row]) -> str:
     return f"Of {len(blocks)} comparisons of all methods at one budget and data set: {'; '.join(parts)}."
 
 
-def conclude_ranks(rows: Sequence[Row], level: float) -> str | None:
-    """Mean ranks in words, from rows of `groups.mean_ranks`, tested at what looks have left; None without rows."""
-    if not rows:
-        return None
-    tests = {(r["sweep"], r["model"], r["train_size"], r["reference"]): r["p_friedman"] for r in rows}
-    known = [p for p in tests.values() if p is not None]
-    if not known:
-        return (
-            "Mean ranks over data sets are a description: with fewer than three methods or data sets, or with all "
-            "scores equal, they can't be tested (Friedman)."
-        )
-    found = sum(p * len(known) <= level for p in known)  # Bonferroni over the budgets
-    text = (
-        f"At {found} of {len(known)} budgets the methods do not all rank alike over data sets (Friedman's test, "
-        f"by permutation, Bonferroni-corrected at {level_text(level)})"
-    )
-    pairs = _apart(rows)
-    if not pairs:
-        return f"{text}; no two are further apart than Nemenyi's critical difference at that level."
-    named = [f"{style(a).name} before {style(b).name} at {n}" for (a, b), n in pairs.most_common(_MOST)]
-    more = f" and {len(pairs) - _MOST} more pairs" if len(pairs) > _MOST else ""
-    return f"{text}; further apart than Nemenyi's critical difference at that level: {', '.join(named)}{more}."
-
-
-def _apart(rows: Sequence[Row]) -> Counter[tuple[str, str]]:
-    """(before, behind) -> number of budgets at which their mean ranks are a critical difference apart."""
-    found: Counter[tuple[str, str]] = Counter()
-    keys = ("sweep", "model", "train_size", "reference")
-    for key in dict.fromkeys(tuple(r[k] for k in keys) for r in rows):
-        mine = [r for r in rows if tuple(r[k] for k in keys) == key]
-        for a, b in permutations(mine, 2):
-            reach = a["critical_difference"]
-            if reach is not None and b["mean_rank"] - a["mean_rank"] > reach:
-                found[a["method"], b["method"]] += 1
-    return found
-
-
 def conclude_expected(rows: Sequence[Row], asked: Question = ASKED) -> str:
     """Whether another allowance would have ordered the question's two methods otherwise, and whose curve still rises.
 
@@ -288,7 +249,9 @@ def conclude_expected(rows: Sequence[Row], asked: Question = ASKED) -> str:
     curves: dict[tuple[str, str | None], dict[int, float]] = {}
     for r in rows:
         curves.setdefault((r["method"], r["reference"]), {})[r["n"]] = r["expected"]
-    focus, base, (a, b) = asked.focus, asked.baseline, names_of(asked)
+    focus = asked.focus
+    base = asked.baseline
+    a, b = names_of(asked)
     both = [r for m, r in curves if m == focus and (base, r) in curves]
     parts = []
     least = min((len(curves[m, r]) for m in (focus, base) for r in both if m), default=0)
@@ -340,7 +303,7 @@ def conclude_sharpness(rows: Sequence[Row]) -> str:
     parts = []
     for method in in_order({r["method"] for r in rows}):
         mine = [r for r in rows if r["method"] == method]
-        least = "at least " * (sum(r["open"] for r in mine) * 2 >= len(mine))
+        least = "at least " if sum(r["open"] for r in mine) * 2 >= len(mine) else ""
         parts.append(f"{style(method).name} {least}{float(np.median([r['decades'] for r in mine])):.1f}")
     return (
         f"Decades of learning rate whose score is within a point of the best (a decade is a factor of ten; median over "
@@ -366,7 +329,7 @@ def _of_all(count: int, blocks: Mapping[Any, Any]) -> str:
 def _cells(rows: Sequence[Row], share: bool = False) -> str:
     if len({(r["sweep"], r["dataset"], r["train_size"]) for r in rows}) > 1 or len(rows) > 2 * _MOST:
         counts = Counter(r["method"] for r in rows)
-        return ", ".join(f"{style(m).name} ({counts[m]} cell{'s' * (counts[m] > 1)})" for m in in_order(set(counts)))
+        return ", ".join(f"{style(m).name} ({plural(counts[m], 'cell')})" for m in in_order(set(counts)))
     return ", ".join(_cell(r) + (f" ({100 * r['front_share']:.0f} %)" if share else "") for r in rows)
 
 

@@ -46,11 +46,11 @@ def parity_says(parity: Sequence[Row], *, predicted: bool = True) -> list[str]:
     said += tuning_says(tuned)
     widths = sorted({round(r["decades"], 2) for r in tuned if r["decades"] is not None})
     if widths:
-        wide = f"{{}} decade{'s' * (widths != [1])} wide"
+        wide = "{} decade wide" if widths == [1] else "{} decades wide"
         said.append(f"Rates: the ranges are {_equal(widths, f'{wide} for every method', wide)}.")
     epochs = sorted({r["epochs"] for r in tuned if r["epochs"] is not None})
     if epochs:
-        trained = f"trained {{}} epoch{'s' * (epochs != [1])}"
+        trained = "trained {} epoch" if epochs == [1] else "trained {} epochs"
         trained = _equal(epochs, f"every confirmed run {trained}", f"runs {trained}")
         said.append(f"Data and steps: {trained}.")
     if compared := sorted({r["negatives"] for r in parity if r["negatives"] is not None}):
@@ -64,7 +64,8 @@ def parity_says(parity: Sequence[Row], *, predicted: bool = True) -> list[str]:
 
 
 def _share(r: Row) -> str:
-    return "at most " * bool(r["dof_at_most"]) + f"{100 * r['dof'] / r['count']:.3g}"
+    bound = "at most " if r["dof_at_most"] else ""
+    return f"{bound}{100 * r['dof'] / r['count']:.3g}"
 
 
 def devices_apart(parity: Sequence[Row], methods: Collection[str] | None = None) -> str | None:

@@ -18,7 +18,7 @@ from sweeps.cli.new_file import init
 from sweeps.cli.options import BAD_INPUT, INTERRUPTED
 from sweeps.cli.plan import budget, estimate, plan
 from sweeps.cli.printing import err, print_json
-from sweeps.cli.results import best, compare, import_results, mcnemar, query, report, tables
+from sweeps.cli.results import best, compare, import_results, query, report, tables
 from sweeps.cli.run import run
 from sweeps.cli.status import status
 from sweeps.cli.trials import again, analyze, export, predict
@@ -104,7 +104,6 @@ VERBS: dict[str, tuple[Callable[..., int | None], str]] = {
     "analyze": (analyze, "sweeps analyze cka results/my-sweep"),
     "import": (import_results, "sweeps import paper fig1-clip --to results/paper"),
     "compare": (compare, "sweeps compare results/my-sweep --points 1"),
-    "mcnemar": (mcnemar, "sweeps mcnemar results/my-sweep 3fa9 81c2"),
     "tables": (tables, "sweeps tables results/my-sweep results --format latex"),
     "doctor": (doctor, "sweeps doctor"),
 }

@@ -52,7 +52,7 @@ def folder_of(source: Path, overrides: Sequence[str] | None = None, scale: str |
     from sweeps.spec.spec import SweepSpec
 
     if (uri := uri_of(source)) is not None:
-        rule = "this verb works on a local folder; best, compare, query, tables, mcnemar and status read a URI"
+        rule = "this verb works on a local folder; best, compare, query, tables and status read a URI"
         raise SpecError([Problem("results", uri, rule)])
     if not source.exists() and source.suffix not in (".toml", *READERS):
         raise SpecError([Problem("results", str(source), "no such results folder or sweep file", _nearby(source))])

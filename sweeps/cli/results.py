@@ -213,16 +213,15 @@ def compare(
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Compare the methods over seeds: differences, their change, groups, mean ranks, averages, seeds needed."""
+    """Compare the methods over seeds: differences, their change, groups, averages, seeds needed."""
     from analysis.statistics.differences import changes
-    from analysis.statistics.groups import groups, mean_ranks
-    from analysis.statistics.looks import level
+    from analysis.statistics.groups import groups
     from analysis.statistics.scaling import comparisons, curve, question
     from analysis.statistics.sizing.seeds import DIFFERENCES, seeds_table
     from analysis.tables.effects import changed
-    from analysis.tables.results import averages, compared, grouped, ranks, seeds
+    from analysis.tables.results import averages, compared, grouped, seeds
     from analysis.words.conclusions import early_words
-    from analysis.words.figures import conclude_groups, conclude_ranks
+    from analysis.words.figures import conclude_groups
 
     store = store_of(source, overrides)
     wrong = [p for p in points or () if not 0.0 < p < 100.0]
@@ -233,57 +232,37 @@ def compare(
         raise SpecError([unknown("--baseline", baseline, "method of this sweep", sorted(methods))])
     baseline = baseline or question(store).baseline
     asked = tuple(p / 100 for p in points) if points else DIFFERENCES
-    table, letters, ranked = comparisons(store, baseline), groups(store), mean_ranks(store)
-    sentences = (conclude_groups(letters.to_pylist()), conclude_ranks(ranked.to_pylist(), level(store)))
-    begin = early_words(table)
-    says = [begin + sentence for sentence in sentences if sentence]
+    table = comparisons(store, baseline)
+    letters = groups(store)
+    says = early_words(table) + conclude_groups(letters.to_pylist())
 
     def answer() -> dict[str, Any]:
         return {
             "comparisons": table.to_pylist(),
             "changes": changes(store, baseline).to_pylist(),
             "groups": letters.to_pylist(),
-            "mean_ranks": ranked.to_pylist(),
             "averages": [r for r in curve(store).to_pylist() if r["dataset"] is None],
             "seeds_needed": seeds_table(store, baseline, asked).to_pylist(),
-            "says": says,
+            "says": [says],
         }
 
     def draw() -> None:
         if table.num_rows == 0 and letters.num_rows == 0:
             out.print("nothing to compare yet: no two methods are confirmed at one budget")
             return
-        for said in says:
-            out.print(said)
+        out.print(says)
         out.print()
-        found = [compared(store, baseline), changed(store, baseline), grouped(store), ranks(store), averages(store)]
-        for sheet in [*found, seeds(store, baseline, asked)]:
+        for sheet in (
+            compared(store, baseline),
+            changed(store, baseline),
+            grouped(store),
+            averages(store),
+            seeds(store, baseline, asked),
+        ):
             if sheet.rows:
                 print_sheet(sheet)
 
     emit(as_json, answer, draw)
-
-
-def mcnemar(
-    source: Source,
-    a: Annotated[str, typer.Argument(help="Trial id (or its beginning) of one checkpoint.")],
-    b: Annotated[str, typer.Argument(help="Trial id (or its beginning) of the other.")],
-    also: Also = None,
-    as_json: Json = False,
-) -> None:
-    """Test two checkpoints on the same test examples (McNemar, exact). It says nothing about their methods."""
-    from analysis.statistics.units.mcnemar import checkpoint_sentence, compare_checkpoints
-
-    row = compare_checkpoints(store_of(source, also=also), a, b).to_pylist()[0]
-    says = checkpoint_sentence(row)
-    names = ("both_right", "only_a", "only_b", "both_wrong")
-    counts = ", ".join(f"{row[k]:,} {k.replace('_', ' ')}" for k in names)
-    words = (
-        f"A  {row['a']}  {row['label_a']}\n"
-        f"B  {row['b']}  {row['label_b']}\n"
-        f"{row['n_examples']:,} test examples of {row['dataset']}: {counts}\n{says}"
-    )
-    emit(as_json, lambda: {**row, "says": says}, lambda: out.print(words))
 
 
 def tables(

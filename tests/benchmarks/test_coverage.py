@@ -7,7 +7,7 @@ from scipy import stats
 
 from benchmarks.coverage import KINDS, covered
 
-QUICK = {kind: 60 if kind in ("crossing", "budget needed") else 400 for kind in KINDS if "power-law" not in kind}
+QUICK = {kind: 60 if kind in ("crossing", "budget needed") else 400 for kind in KINDS}
 """Tables to simulate; draws of isotonic fits take their time."""
 
 

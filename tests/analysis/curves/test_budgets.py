@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from analysis import Store, StoreError, open_store
-from analysis.curves import fits, measured, pareto, readings
+from analysis.curves import measured, pareto, readings
 from analysis.figures import fits as fit_figures
 from analysis.figures import pictures
 from analysis.report.page import render
@@ -27,9 +27,7 @@ def shots(tmp_path_factory: pytest.TempPathFactory) -> Store:
 def test_curves_need_three_budgets(store: Store) -> None:
     methods = {method for _, method in measured.curves(store)}
     assert methods == {"randlora", "lora"}  # NoLA has two budgets, VeRA one
-    table = readings.fit_table(store)
-    assert set(table["kind"].to_pylist()) <= set(fits.KINDS)
-    assert {(r["method"], r["kind"]) for r in table.to_pylist()} >= {("lora", "isotonic"), ("randlora", "isotonic")}
+    assert set(readings.band_table(store)["method"].to_pylist()) == methods
 
 
 def test_bands_hold_the_fit(store: Store) -> None:
@@ -66,9 +64,9 @@ def test_a_crossing_is_claimed_only_with_both_ends_in_range() -> None:
 
 
 def test_an_axis_that_does_not_move_has_no_fit(store: Store) -> None:
-    assert readings.fit_table(store, "peak_memory_bytes").num_rows == 0
+    assert readings.band_table(store, "peak_memory_bytes").num_rows == 0
     with pytest.raises(StoreError, match="seconds_train"):
-        readings.fit_table(store, "second_train")
+        readings.band_table(store, "second_train")
 
 
 def test_efficient_points() -> None:

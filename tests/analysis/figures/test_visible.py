@@ -81,8 +81,6 @@ def test_no_marker_of_a_study_covers_another(name: str) -> None:
 def test_figures_fit_a_paper(name: str) -> None:
     """No type under seven points, no figure wider than a page, no name or number over another."""
     for p in pictures(open_store(ROOT / "docs" / "results" / name)):
-        if p.kind in ("profiles", "ranks"):
-            continue
         assert p.figure.get_figwidth() <= PAGE_INCHES, p.stem
         p.figure.canvas.draw()
         small = {t.get_text() for t in texts(p.figure) if t.get_fontsize() < SMALL}

@@ -277,12 +277,11 @@ def test_every_table_of_the_page_has_its_files(wide: Store, tmp_path: Path) -> N
         "changes",
         "full_fine_tuning",
         "groups",
-        "ranks",
         "seeds",
         "overlay",
         "crossings",
     }
-    wanted |= {"budget_needed", "areas", "fits", "front", "parity", "learning_rates", "expected_best", "cost"}
+    wanted |= {"budget_needed", "areas", "front", "parity", "learning_rates", "expected_best", "cost"}
     wanted |= {"tuning_effort", "sharpness", "decisions"}
     assert set(found) == wanted | {"failures", "infeasible"}
 

@@ -1,4 +1,4 @@
-"""Groups that tests do not tell apart, mean ranks, effect sizes, and the seeds that a difference needs."""
+"""Groups that tests do not tell apart, effect sizes, and the seeds that a difference needs."""
 
 from __future__ import annotations
 
@@ -11,9 +11,8 @@ import pytest
 from analysis import Store, conclusion, open_store
 from analysis.report.facts import facts
 from analysis.statistics.decisions import decisions
-from analysis.statistics.groups import _friedman, groups, letter_groups, mean_ranks
+from analysis.statistics.groups import groups, letter_groups
 from analysis.statistics.scaling import comparisons
-from analysis.statistics.units.many import wilcoxon
 from analysis.words.figures import conclude_groups
 from tests.analysis.odd import Cells, odd_results
 from tests.analysis.synthetic import make_results
@@ -67,33 +66,6 @@ def test_groups_say_what_the_comparisons_say(tmp_path: Path) -> None:
     assert apart and same
 
 
-def test_friedmans_test_holds_on_few_data_sets() -> None:
-    """Three methods that rank alike on three data sets: 1 in 36 by chance, of which chi-squared makes 1 in 20."""
-    assert _friedman(np.array([[1.0, 1, 1], [2, 2, 2], [3, 3, 3]])) == pytest.approx(1 / 36)
-    rng = np.random.default_rng(0)
-    ranks = rng.permuted(np.broadcast_to(np.arange(4.0), (40, 5, 4)), axis=2)
-    found = [_friedman(r.T) for r in ranks]
-    assert 0.3 < np.mean([p for p in found if p is not None]) < 0.7
-    assert _friedman(np.ones((3, 4))) is None and _friedman(np.array([[1.0, 2], [2, 1], [3, 3]])) is None
-
-
-def test_mean_ranks_over_data_sets(wide: Store, store: Store) -> None:
-    rows = mean_ranks(wide).to_pylist()
-    first = {r["method"]: r for r in rows if r["reference"] == "lora-1"}
-    scores = {
-        (r["dataset"], r["method"]): r["mean"] for r in wide.table("scaling").to_pylist() if r["reference"] == "lora-1"
-    }
-    for method, row in first.items():
-        ranks = []
-        for dataset in ("embedded:fashion", "embedded:digits"):
-            mine = sorted((s for (d, _), s in scores.items() if d == dataset), reverse=True)
-            ranks.append(1 + mine.index(scores[dataset, method]))
-        assert row["mean_rank"] == pytest.approx(np.mean(ranks))
-        assert (row["methods"], row["datasets"], row["p_friedman"]) == (4, 2, None)
-    assert sum(r["mean_rank"] for r in first.values()) == pytest.approx(10)
-    assert mean_ranks(store).num_rows == 0
-
-
 def test_comparisons_carry_effects_power_and_seeds_needed(store: Store) -> None:
     from analysis import comparisons
 
@@ -145,8 +117,4 @@ def test_a_method_of_half_the_seeds_is_judged_by_those(tmp_path: Path) -> None:
     assert {r["method"] for r in chosen} == {"randlora"} and len(chosen) == 6
     counts = {c["cell_id"]: c["count"] for c in store.table("cells").to_pylist() if c["method"] == "randlora"}
     assert {r["adapter_params"] for r in chosen} == set(counts.values())
-    assert {r["method"]: r["mean_rank"] for r in mean_ranks(store).to_pylist()}["randlora"] == 1.0
-    tested = {(r["method"], r["other"]): r["difference"] for r in wilcoxon(store).to_pylist()}
-    assert tested["randlora", "lora"] == pytest.approx(0.01, abs=0.002)
     assert facts(store)["groups_say"].startswith("Preliminary, 4 of 8 seeds: ")
-    assert facts(store)["ranks_say"].startswith("Preliminary, 4 of 8 seeds: ")

@@ -15,14 +15,12 @@ from scipy import stats
 from analysis import conclusion, open_store
 from analysis.report.tables import pick
 from analysis.statistics.decisions import decisions
-from analysis.statistics.groups import groups, mean_ranks
+from analysis.statistics.groups import groups
 from analysis.statistics.inference import LEVEL
 from analysis.statistics.looks import Looks, level, looks
 from analysis.statistics.scaling import comparisons
-from analysis.statistics.units.many import wilcoxon
 from analysis.words.conclusions import conclude, conclude_gap
 from analysis.words.decisions import would_change
-from analysis.words.figures import conclude_ranks
 from analysis.words.parity import looks_says
 from tests.analysis.odd import Cells, odd_results
 from tests.analysis.synthetic import make_results
@@ -111,30 +109,15 @@ def test_seeds_beyond_the_maximum_have_no_level_left(tmp_path: Path) -> None:
             event = {"ev": "declare", "name": tmp_path.name, "max_seeds": 3, "margin": 0.05}
             journal.write(json.dumps(event | {"seeds": seeds, "scored": scored}) + "\n")
     store = open_store(tmp_path)
-    shown = {sheet.name: sheet for sheet in pick(store, ("decisions", "comparisons", "ranks", "seeds"))}
+    shown = {sheet.name: sheet for sheet in pick(store, ("decisions", "comparisons", "seeds"))}
     tested = [r for r in comparisons(store).to_pylist() if r["p_holm"] is not None]
     assert level(store) == 0.0 and {r["p_holm"] for r in tested} == {1.0}
     assert {r["verdict"] for r in tested} == {"not distinguishable"}
     assert {r["group"] for r in groups(store).to_pylist()} == {"a"}
-    ranked = conclude_ranks(mean_ranks(store).to_pylist(), 0.0)
-    for text in (conclusion(store), ranked, *looks_says(looks(store).values()), shown["comparisons"].note):
+    for text in (conclusion(store), *looks_says(looks(store).values()), shown["comparisons"].note):
         assert text is not None and "no level, as looks have left none" in text
     assert all("left no level" in row[-1] for row in shown["decisions"].cells)
     assert not re.search(r"\b(nan|inf)\b", json.dumps([sheet.cells for sheet in shown.values()]))
-
-
-def test_tests_over_data_sets_pay_for_looks_too(tmp_path: Path) -> None:
-    plan = dict.fromkeys(("randlora", "lora", "nola"), ("lora-1",))
-    make_results(tmp_path, datasets=[f"set-{i}" for i in range(8)], plan=plan)
-    found = []
-    for _ in range(2):
-        store = open_store(tmp_path)
-        found.append(([r["p_holm"] for r in wilcoxon(store).to_pylist()], mean_ranks(store).to_pylist()))
-        looked_at(tmp_path)
-    (one, ranks), (two, later) = found
-    factor = (1 - LEVEL) / Looks((3, 4, 5, 6, 7, 8)).level
-    assert two == pytest.approx([min(1.0, factor * p) for p in one]) and min(one) < 0.05
-    assert later[0]["critical_difference"] > 1.3 * ranks[0]["critical_difference"]
 
 
 def answers(folder: Path) -> tuple[list[dict[str, Any]], str, int]:

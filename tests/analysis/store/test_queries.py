@@ -16,11 +16,13 @@ from scipy import stats
 from analysis import QueryError, Store, StoreError, open_store
 from analysis.curves.measured import costed_runs
 from analysis.report.facts import facts
+from analysis.statistics.inference import mean_interval
+from analysis.statistics.scaling import curve
 from analysis.store.queries import connect
 from analysis.store.schemas import SCHEMAS
 from analysis.store.tables import part_paths, write_part
 from analysis.store.views import VIEWS
-from tests.analysis.odd import odd_results
+from tests.analysis.odd import Cells, odd_results
 from tests.analysis.synthetic import make_results
 
 OUTSIDE = [
@@ -159,6 +161,33 @@ def test_scaling_agrees_with_scipy(store: Store) -> None:
     alone = next(r for r in store.table("scaling").to_pylist() if r["method"] == "zero-shot")
     assert alone["n"] == 1
     assert alone["low"] is None
+
+
+def test_scaling_is_the_one_place_of_a_cells_mean_and_interval(tmp_path: Path) -> None:
+    """Python's interval of any mean agrees with it, also without a spread, and its readers have it to the digit."""
+    scores = {
+        "lora-1": (0.7,),
+        "lora-2": (0.7, 0.7, 0.7),
+        "lora-4": (0.7, 0.7 + 1e-13, 0.7 - 1e-13),
+        "lora-8": (0.71, 0.74, 0.69, 0.7),
+    }
+    cells: Cells = {
+        (method, budget, name): dict(enumerate(each))
+        for method in ("lora", "randlora")
+        for name in ("a", "b")
+        for budget, each in scores.items()
+    }
+    store = open_store(odd_results(tmp_path / "r", cells))
+    rows = store.table("scaling").to_pylist()
+    assert len(rows) == 16
+    for row in rows:
+        wanted = mean_interval(scores[row["reference"]])
+        assert (row["low"] is None, row["sd"] is None, row["n"]) == (wanted.low is None, wanted.sd is None, wanted.n)
+        seen = [row[k] or 0.0 for k in ("mean", "low", "high", "sd")]
+        assert seen == pytest.approx([getattr(wanted, k) or 0.0 for k in ("mean", "low", "high", "sd")], abs=1e-12)
+    columns = ("dataset", "method", "reference", "adapter_params", "n", "mean", "low", "high")
+    of_cells = {tuple(r[k] for k in columns) for r in rows}
+    assert {tuple(r[k] for k in columns) for r in curve(store).to_pylist() if r["dataset"]} == of_cells
 
 
 def test_parity_has_the_evidence(store: Store) -> None:

@@ -133,7 +133,7 @@ def test_overlays() -> None:
     assert "do not overlap" in away and "model or data differ" in away and "points" not in away
 
 
-def test_groups_and_ranks() -> None:
+def test_groups() -> None:
     def line(method: str, group: str, mean: float, n: int = 5, reference: str = "lora-1") -> Row:
         return place(method=method, group=group, mean=mean, n=n, reference=reference, tested=int(n > 1))
 
@@ -153,16 +153,6 @@ def test_groups_and_ranks() -> None:
         [line("randlora", "a", 0.9, 1), line("lora", "a", 0.5, 1)]
     )
     assert "nothing to group" in say.conclude_groups([])
-
-    assert say.conclude_ranks([], 0.05) is None
-    rows = [place(method="lora", p_friedman=None, critical_difference=None)]
-    assert "can't be tested" in str(say.conclude_ranks(rows, 0.05))
-    rows = [
-        place(reference=f"lora-{k}", p_friedman=p, critical_difference=None)
-        for k, p in ((1, 0.001), (2, 0.04), (4, 0.9))
-    ]
-    assert "At 1 of 3 budgets" in str(say.conclude_ranks(rows, 0.05))  # 0.04 does not survive three budgets
-    assert "At 0 of 3 budgets" in (said := str(say.conclude_ranks(rows, 0.002))) and "at 0.2 %" in said
 
 
 def test_every_figure_of_the_report_has_one(store: Store) -> None:

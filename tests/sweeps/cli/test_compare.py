@@ -10,7 +10,7 @@ from typer.testing import CliRunner, Result
 
 from analysis import comparisons, open_store
 from analysis.statistics.differences import changes
-from analysis.statistics.groups import groups, mean_ranks
+from analysis.statistics.groups import groups
 from analysis.statistics.sizing.seeds import seeds_table
 from sweeps.cli.main import app
 from sweeps.cli.printing import print_files
@@ -32,15 +32,14 @@ def sweeps(*words: object, code: int = 0) -> Result:
 
 def test_compare_has_all_that_is_asked_of_statistics(folder: Path) -> None:
     store, text = open_store(folder), sweeps("compare", folder).stdout
-    for said in ("not distinguishable", "Mean ranks over data sets", "Mean test score over data sets", "effect [95 %]"):
+    for said in ("not distinguishable", "Mean test score over data sets", "effect [95 %]"):
         assert said in text
     assert "for 0.5 points" in text and "Of 10 comparisons of all methods" in text
     answer = json.loads(sweeps("compare", folder, "--json").stdout)
     assert answer["comparisons"] == comparisons(store).to_pylist()
     assert answer["groups"] == groups(store).to_pylist()
     assert answer["changes"] == changes(store).to_pylist() and answer["changes"]
-    assert answer["mean_ranks"] == mean_ranks(store).to_pylist()
-    assert {r["dataset"] for r in answer["averages"]} == {None} and len(answer["says"]) == 2
+    assert {r["dataset"] for r in answer["averages"]} == {None} and len(answer["says"]) == 1
 
 
 def test_seeds_for_a_difference_of_ones_choice(folder: Path) -> None:
@@ -64,8 +63,8 @@ def test_more_seeds_for_less(folder: Path) -> None:
 def test_tables_of_the_report(folder: Path, tmp_path: Path) -> None:
     listed = sweeps("tables", folder).stdout
     assert "results" in listed and "groups" in listed
-    text = sweeps("tables", folder, "groups", "ranks").stdout
-    assert "| data | budget | method |" in text and "| budget | method | mean rank |" in text
+    text = sweeps("tables", folder, "groups", "areas").stdout
+    assert "| data | budget | method |" in text and "| mean score, % [95 %] |" in text
     tex = sweeps("tables", folder, "averages", "--format", "latex").stdout
     assert tex.startswith("% Mean test score over data sets\n\\begin{tabular}")
     whole = json.loads(sweeps("tables", folder, "averages", "--json").stdout)

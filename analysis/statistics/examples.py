@@ -20,7 +20,6 @@ from analysis.statistics.choice import choice_variances
 from analysis.statistics.inference import CHOICE_FREEDOM, LEVEL, NO_SPREAD
 from analysis.statistics.runs import Seed, by, seed_of
 from analysis.statistics.scaling import question
-from analysis.statistics.units.mcnemar import unpacked
 from analysis.store.columns import INT, REAL, TEXT, typed
 from analysis.store.store import Store, remembered
 from analysis.styles import place_of
@@ -65,6 +64,17 @@ class _Tested:
         if any(abs(right[seed_of(r)].mean() - r["test_score"]) > 0.5 / r["n_examples"] for r in runs):
             return cls({}, "", OTHER_SCORE)
         return cls(right, runs[0]["examples_hash"], ONE_SEED if len(right) < 2 else None)
+
+
+def unpacked(correct: bytes, n_examples: int) -> NDArray[np.bool_]:
+    """Return (n_examples,): which test examples a trial got right, from the bits of the table `predictions`.
+
+    Raises:
+        ValueError: the number of bits does not match the number of examples.
+    """
+    if len(correct) != (n_examples + 7) // 8:
+        raise ValueError(f"{n_examples} examples need {(n_examples + 7) // 8} bytes of bits, got {len(correct)}")
+    return np.unpackbits(np.frombuffer(correct, np.uint8), count=n_examples).astype(bool)
 
 
 def crossed_interval(scores: NDArray[np.float64], added: float = 0.0) -> tuple[float, float] | None:

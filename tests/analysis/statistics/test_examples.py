@@ -10,15 +10,16 @@ import pytest
 from scipy import stats
 
 from analysis import Store, open_store, results_table
-from analysis.statistics.inference import mean_interval
-from analysis.statistics.units.examples import (
+from analysis.statistics.examples import (
     DIFFERENT,
     NONE_KEPT,
     ONE_SEED,
     OTHER_SCORE,
     crossed_interval,
     example_intervals,
+    unpacked,
 )
+from analysis.statistics.inference import mean_interval
 from tests.analysis.odd import odd_results
 from tests.analysis.synthetic import make_results
 
@@ -72,3 +73,9 @@ def test_why_there_is_none_is_said(tmp_path: Path) -> None:
     assert all(r["low_examples"] is r["difference_low_examples"] is None for r in notes.values())
     none = open_store(odd_results(tmp_path / "none", {("lora", "lora-1", "a"): {0: 0.7, 1: 0.8}}))
     assert example_intervals(none)["examples_note"].to_pylist() == [NONE_KEPT]
+
+
+def test_predictions_are_bits_of_the_examples() -> None:
+    assert unpacked(b"\xc0", 3).tolist() == [True, True, False]
+    with pytest.raises(ValueError, match="2 bytes"):
+        unpacked(b"\xff", 9)

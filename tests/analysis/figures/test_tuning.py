@@ -1,0 +1,93 @@
+"""Expected bests: numbers, sentences, figures, and the page; a legend of many methods; long names."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pyarrow as pa
+import pytest
+
+from analysis import Store, open_store
+from analysis.curves.pareto import FRONT
+from analysis.figures import forest
+from analysis.figures.drawing import TITLE_WIDTH, place_title
+from analysis.figures.fits import draw_front
+from analysis.figures.pictures import MOST_EXPECTED, tuning_pictures
+from analysis.figures.tuning import draw_expected
+from analysis.report.page import render
+from analysis.statistics import tuning
+from analysis.words import figures as say
+from tests.analysis.synthetic import make_results
+
+FEW = {"randlora": ("lora-1", "lora-4", "lora-16"), "nola": ("lora-1", "lora-4"), "vera": ("lora-1",), "full": (None,)}
+FEW |= {"lora": FEW["randlora"]}
+
+
+@pytest.fixture(scope="module")
+def many(tmp_path_factory: pytest.TempPathFactory) -> Store:
+    """Five data sets, three budgets, at two of which there are three methods or more."""
+    names = [f"set-{i}" for i in range(5)]
+    return open_store(make_results(tmp_path_factory.mktemp("ranks") / "many", datasets=names, plan=FEW))
+
+
+@pytest.mark.parametrize("count", [3, 7, 30])
+def test_every_method_stands_in_the_legend_over_the_panel(count: int) -> None:
+    named = {"sweep": "s", "model": "m", "dataset": "d", "train_size": "1.0", "x": "adapter_params", "n": 3}
+    rows = [
+        named | {"method": f"peft:method-{k}", "reference": reference, "cost": cost, "score": 0.5 + k / 100}
+        for reference, cost in (("lora-1", 100.0), ("lora-4", 400.0))
+        for k in range(count)
+    ]
+    figure = draw_front(pa.Table.from_pylist(rows, schema=FRONT))
+    figure.canvas.draw()
+    (legend,) = figure.legends
+    box, (axes,) = legend.get_window_extent(), figure.axes
+    assert len(legend.get_texts()) == count
+    assert box.x0 >= 0 and box.x1 <= figure.bbox.width and box.y1 <= figure.bbox.height
+    assert box.y0 > axes.get_tightbbox().y1  # its title included
+    assert axes.bbox.height / figure.dpi == pytest.approx(2.4 + 0.35 - 0.45 - 0.52)  # as of few
+
+
+def test_names_of_data_sets_are_cut_and_never_lost() -> None:
+    long = "parquet:data/commonsense_reasoning_of_170_thousand_questions"
+    places = [("s", "m", name, "1.0") for name in (long, long + "-b", "folder:data/pets/", "hf:a/arc")]
+    titles = [place_title(place) for place in places]
+    assert titles[0].startswith("commonsense_reasoning_of_170_thousand") and titles[0].endswith("\u2026")
+    assert max(map(len, titles)) <= TITLE_WIDTH
+    assert titles[2:] == ["pets", "arc"]
+    assert forest._name({"test": "t", "dataset": long}, "lora-1") == "commonsense_reasoni\u2026, lora-1"
+
+
+def test_the_figure_of_expected_bests(many: Store, store: Store) -> None:
+    assert [p.kind for p in tuning_pictures(many)].count("expected") == MOST_EXPECTED
+    picture, in_test, sharp = tuning_pictures(store)
+    assert (picture.kind, in_test.kind, sharp.kind) == ("expected", "effort", "sharpness")
+    rows = tuning.best_of_n(store).to_pylist()
+    seen = [a for a in picture.figure.axes if a.get_visible()]
+    assert [a.get_title("left") for a in seen] == ["lora-1", "lora-2", "lora-4", "lora-8", "lora-16"]
+    curve = [100 * r["expected"] for r in rows if (r["method"], r["reference"]) == ("lora", "lora-8")]
+    assert any(list(line.get_ydata()) == curve for line in seen[3].lines) and len(curve) == 4
+    whole = [100 * r["expected"] for r in rows if r["method"] == "full"]
+    assert all(any(list(line.get_ydata()) == whole for line in a.lines) for a in seen)  # no budget: in every panel
+    tested = [100 * r["test"] for r in rows if (r["method"], r["reference"]) == ("lora", "lora-8")]
+    assert any(list(line.get_ydata()) == tested for line in in_test.figure.axes[3].lines)
+    assert len(in_test.figure.axes[3].collections) == 3  # the bands of LoRA, RandLoRA and full fine-tuning
+    decades = [r["decades"] for r in tuning.sharpness(store).to_pylist() if r["method"] == "lora"]
+    assert any(list(line.get_ydata()) == decades for line in sharp.figure.axes[0].lines)
+    with pytest.raises(ValueError, match="exactly one"):
+        draw_expected(tuning.best_of_n(many))
+
+
+def test_what_another_allowance_would_have_said() -> None:
+    def cell(method: str, reference: str | None, *curve: float) -> list[dict[str, Any]]:
+        named = {"method": method, "reference": reference}
+        return [named | {"n": n, "expected": v} for n, v in enumerate(curve, 1)]
+
+    rows = [*cell("randlora", "lora-1", 0.5, 0.7), *cell("lora", "lora-1", 0.6, 0.604, 0.606), *cell("full", None, 0.9)]
+    said = say.conclude_expected(rows)
+    assert "above LoRA's at 0 of 1 budgets; with 2, at 1" in said and "in 1 of 2 cells (RandLoRA in 1)" in said
+    assert say.conclude_expected(rows[2:]).startswith("The last learning rate still brought")
+
+
+def test_the_page_has_it(store: Store) -> None:
+    assert 'id="figure-expected_best"' in render(store)
