@@ -134,6 +134,7 @@ class Cluster:
         self.unfit: set[str] = set()
         self.runs: dict[str, LaneRun] = {}
         self.replaced: list[Process] = []
+        self._placed: list[LaneRun] = []  # also those whose controller has died: their room is freed by name
         self._latest: dict[str, list[Process]] = {}
         self._numbers = itertools.count()
         self._killed, self._lane_lost = killed, lane_lost
@@ -231,7 +232,7 @@ class Cluster:
     def free(self) -> dict[str, float]:
         """Return the cores of each node that no lane holds."""
         free = dict(self.nodes)
-        for run in self.runs.values():
+        for run in self._placed:
             for name, cores in (run.room or {}).items():
                 if name in free:
                     free[name] -= cores
@@ -259,6 +260,7 @@ class Cluster:
         for _, run in sorted(self.runs.items()):
             if run.room is None and (room := self._room(run)) is not None:
                 run.room, token = room, f"t{next(self._numbers)}"
+                self._placed = [*dict.fromkeys([*self._placed, run])]
                 names = [f"{run.lane}/{number}" for number in range(1 if run.group else run.workers)]
                 self.replaced += self._latest.get(run.lane, [])
                 self._latest[run.lane] = run.processes = [Process(name, token, run, frozenset(room)) for name in names]

@@ -277,11 +277,14 @@ class LanesInAnyOrder(RuleBasedStateMachine):
 
     # Deaths
 
-    @rule(pick=PICK)
-    def kill_a_worker(self, pick: int) -> None:
+    @rule(pick=PICK, at_once=st.booleans())
+    def kill_a_worker(self, pick: int, at_once: bool) -> None:
         if process := chosen(self.cluster.processes, pick):
             process.alive = False
             process.run.untold[process.name] = "killed"
+            if at_once:
+                self.tell(process.run, dict(process.run.untold))
+                self.go_on()
 
     @rule(pick=PICK, data=st.data())
     def tell_of_deaths(self, pick: int, data: st.DataObject) -> None:
@@ -311,11 +314,13 @@ class LanesInAnyOrder(RuleBasedStateMachine):
             else:
                 self.report(process)
 
-    @rule(pick=PICK)
-    def raise_in_a_worker(self, pick: int) -> None:
+    @rule(pick=PICK, at_once=st.booleans())
+    def raise_in_a_worker(self, pick: int, at_once: bool) -> None:
         """Ray Train starts the lane again, and tells nobody why."""
         if process := chosen(self.cluster.processes, pick):
             self.restart(process.run)
+            if at_once:
+                self.go_on()
 
     def restart(self, run: LaneRun) -> None:
         if not run.untold:
@@ -324,6 +329,13 @@ class LanesInAnyOrder(RuleBasedStateMachine):
     @rule()
     def start_lanes_that_there_is_room_for(self) -> None:
         self.place()
+
+    def go_on(self) -> None:
+        """Start the lanes that wait, and let idle workers ask for trials."""
+        self.place()
+        for process in self.cluster.processes:
+            if process.alive and not process.held:
+                self.ask(process)
 
     def place(self) -> None:
         waiting = {run.lane for run in self.cluster.runs.values() if run.room is None}
@@ -334,12 +346,14 @@ class LanesInAnyOrder(RuleBasedStateMachine):
                     if trial.holder is not None and trial.holder.name == process.name:
                         trial.let_go(counts=not trial.spared)
 
-    @rule(pick=PICK)
-    def end_a_controller(self, pick: int) -> None:
+    @rule(pick=PICK, at_once=st.booleans())
+    def end_a_controller(self, pick: int, at_once: bool) -> None:
         if lane := chosen(sorted(self.cluster.runs), pick):
             self.cluster.end_run(self.cluster.runs[lane])
             if self.cluster.do(self.broker.status())["dead"] is not None:
                 self.begin_anew()
+            elif at_once:
+                self.go_on()
 
     def begin_anew(self) -> None:
         """All lanes have failed too often. Tune hears that of every trial; the driver ends, and starts other lanes."""
@@ -389,10 +403,13 @@ class LanesInAnyOrder(RuleBasedStateMachine):
     def join(self, cores: int, fit: bool) -> None:
         self.cluster.join(cores, fit)
 
-    @rule(pick=PICK)
-    def leave(self, pick: int) -> None:
+    @rule(pick=PICK, at_once=st.booleans())
+    def leave(self, pick: int, at_once: bool) -> None:
         if name := chosen(sorted(self.cluster.nodes), pick):
             self.cluster.leave(name)
+            if at_once:
+                self.follow()
+                self.go_on()
 
     @rule(seconds=st.sampled_from([3.0, 11.0, SILENCE_S + SLACK_S]))
     def let_time_pass(self, seconds: float) -> None:
@@ -492,7 +509,7 @@ def chosen(things: Iterable[T], pick: int) -> T | None:
 
 TestLanesInAnyOrder = LanesInAnyOrder.TestCase
 TestLanesInAnyOrder.settings = settings(
-    max_examples=60,
+    max_examples=100,
     stateful_step_count=30,
     derandomize=True,
     deadline=None,

@@ -18,7 +18,8 @@ from sweeps.records.rows import choice_row
 from sweeps.records.sealing import Sealer
 from sweeps.search.stages import Choice, Slot, SweepState
 from tests.fakes import FakeCell, FakeTrain, fake_plan, fake_row
-from tests.sweeps.records.support import finish_events
+from tests.sweeps.inline import go_inline
+from tests.sweeps.records.support import finish_events, small
 
 
 def test_rows_are_sealed_in_parts_and_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -173,3 +174,13 @@ def test_a_further_attempt_that_was_stopped_keeps_its_number(tmp_path: Path) -> 
     assert [(r["attempt"], r["status"]) for r in rows] == [(1, "failed"), (2, "pruned")]
     assert [r["recovered"] for r in open_store(tmp_path).table("failures").to_pylist()] == [False]
     assert (rows[1]["seconds_total"], rows[1]["seconds_train"], rows[1]["seconds_eval"]) == (3.0, None, None)
+
+
+def test_a_finished_trial_leaves_no_checkpoint(tmp_path: Path) -> None:
+    folder, left = tmp_path / "r", list[str]()
+
+    def before(ended: int) -> None:
+        left.extend(path.name for path in (folder / "work" / "trials").glob("*"))
+
+    assert go_inline(small(folder), before=before).complete
+    assert not left
