@@ -330,7 +330,8 @@ def _footnotes(rows: Sequence[Row], margin: float | None) -> list[str]:
     """How the table is read, and what its marks mean if it has them. `margin`: of equivalence, as a fraction."""
     found = [*_budget_notes(rows), *_name_notes(rows)]
     found.append(
-        "\N{PLUS-MINUS SIGN}: 95 % intervals of scores. Differences, in points, are paired by seed, account for the "
+        "\N{PLUS-MINUS SIGN}: 95 % intervals of scores over seeds, given the chosen rate. Differences, in points, "
+        "are paired by seed, account for the "
         "choice of learning rate, and are taken before rounding. They are corrected for multiple comparisons (Holm), "
         "and so are their intervals [ ]: an interval excludes 0 exactly if the verdict is higher or lower."
     )

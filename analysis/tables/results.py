@@ -150,7 +150,8 @@ def _without_row(cells: Sequence[Row]) -> str:
 
 def _how_computed(rows: Sequence[Row]) -> str:
     note = (
-        "The score is the mean over seeds, and its interval says how much that mean varies between seeds. Differences "
+        "The score is the mean over seeds, and its interval says how much that mean varies between seeds at the chosen "
+        "learning rate. Differences "
         "are paired: both methods ran on the same seeds. Their intervals and verdicts account for the choice of "
         "learning rate, and are corrected for the number of comparisons (Holm). All of these intervals hold for this "
         "test set. The intervals for other test examples also cover which examples were drawn."
@@ -209,7 +210,8 @@ def averages(store: Store) -> Sheet:
         "Mean test score over data sets",
         [*origins(found), METHOD, BUDGET, *columns[:1], *sizes, *columns[1:]],
         found,
-        "Every data set has the same weight. The t intervals over seeds hold for these data sets only. A method and "
+        "Every data set has the same weight. The t intervals over seeds hold for these data sets and the chosen "
+        "rates only. A method and "
         "budget is in the table if it was confirmed on every data set.",
         folded=len(found) > LONG,
     )
