@@ -353,7 +353,7 @@ def run_tests(root: Path, tests: Sequence[str]) -> str | None:
             return f"the tests did not end within {LIMIT_S} s"
         if child.exitcode == 0:
             return None
-        lines = [line for line in output.read_text().splitlines() if line.startswith(("FAILED", "ERROR"))]
+        lines = [line for line in output.read_text().splitlines() if line.startswith(("FAILED tests", "ERROR tests"))]
         return lines[0] if lines else f"pytest ended with {child.exitcode}"
 
 
