@@ -13,7 +13,6 @@ from typing import Any, Concatenate, ParamSpec, TypeVar
 import pyarrow as pa
 
 from analysis.errors import DamagedPart, StoreError, nearest
-from analysis.store import queries
 from analysis.store.journal import JOURNAL, Event, read_journal, rows_of
 from analysis.store.remote import DECLARED, is_uri, local_copy
 from analysis.store.schemas import SCHEMAS
@@ -69,7 +68,15 @@ class Store:
 
     def sql(self, query: str) -> pa.Table:
         """Read-only SQL (DuckDB) over all tables and views; see `queries.run_sql` for what it refuses."""
+        from analysis.store import queries
+
         return queries.run_sql(self._snapshot().tables, query)
+
+    def sql_apart(self, query: str) -> pa.Table:
+        """The same in a process of its own, for SQL from outside: it ends when the query's time or memory is used up."""
+        from analysis.store import sql_process
+
+        return sql_process.run_sql_apart(self._snapshot().tables, query)
 
     def remember(self, key: Hashable, make: Callable[[], T]) -> T:
         """What `make` returns, made once for the folder as it is now; `key` names it. Nobody may change it."""

@@ -152,7 +152,7 @@ def query(
     """Run read-only SQL (DuckDB) over the results tables of one sweep or several; the column `sweep` names each."""
     kind = _format(form, to, csv=csv, as_json=as_json)
     store = store_of(source, also=also)
-    table = store.table(sql) if sql.isidentifier() else store.sql(sql)
+    table = store.table(sql) if sql.isidentifier() else store.sql_apart(sql)
     if to is not None:
         to.write_bytes(as_bytes(table, kind))
         rows = table.num_rows
