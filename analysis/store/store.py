@@ -73,7 +73,7 @@ class Store:
         return queries.run_sql(self._snapshot().tables, query)
 
     def sql_apart(self, query: str) -> pa.Table:
-        """The same in a process of its own, for SQL from outside: it ends when the query's time or memory is used up."""
+        """The same for SQL from outside, in a process of its own (`sql_process`), so that its limits hold."""
         from analysis.store import sql_process
 
         return sql_process.run_sql_apart(self._snapshot().tables, query)

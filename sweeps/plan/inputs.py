@@ -15,6 +15,7 @@ from sweeps.plan.digests import COMMIT, KIND, WHOLE, fingerprint, label_digest, 
 from sweeps.plan.plan import Plan
 from sweeps.plan.split_sizes import forget, loaded, split_sizes
 from sweeps.records.journal import write_atomically
+from sweeps.records.locks import make_results_folder
 from sweeps.spec.cell import Cell
 from sweeps.spec.methods import has_budget
 from sweeps.spec.paths import absolute, path_of
@@ -159,7 +160,7 @@ def _check_seen(folder: Path, now: dict[str, str]) -> None:
     """Compare the digests of data sets and model with what the folder's trials saw; note those that are new."""
     path = folder / FILE
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        make_results_folder(folder)
         seen = _seen(path)
     except OSError as error:
         rule = f"can't be made or read ({error.strerror}); choose another output"

@@ -17,6 +17,7 @@ import logging
 import os
 import shutil
 import signal
+import stat
 import tempfile
 import time
 from collections.abc import Iterator, Mapping
@@ -96,6 +97,26 @@ def _this_host() -> str:
         return lease.owner.hostname if lease.owner else ""
 
 
+def make_results_folder(folder: Path) -> None:
+    """Make a results folder that its owner alone may enter; one that is there stays as it is.
+
+    Its group may too if the umask leaves new folders writable for the group, as a team sets it that shares its files.
+
+    Raises:
+        OSError: it can't be made.
+    """
+    try:
+        folder.mkdir(0o770, parents=True)
+    except FileExistsError:
+        if not folder.is_dir():
+            raise
+        return
+    mode = stat.S_IMODE(folder.stat().st_mode)
+    if not mode & stat.S_IWGRP:
+        with contextlib.suppress(OSError):  # a file system without modes
+            folder.chmod(mode & ~stat.S_IRWXG)
+
+
 class FolderLock:
     """Holds a results folder while in its `with` block.
 
@@ -113,7 +134,7 @@ class FolderLock:
         )
 
     def __enter__(self) -> Self:
-        self.folder.mkdir(parents=True, exist_ok=True)
+        make_results_folder(self.folder)
         with contextlib.ExitStack() as held:
             try:
                 self._kernel.acquire(_ENDS_S, 0.05, cancel_check=lambda: holder(self.folder) is not None)
