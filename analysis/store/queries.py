@@ -60,7 +60,7 @@ def connect(tables: Mapping[str, pa.Table], names: Iterable[str] = (_T95, *VIEWS
 
 
 def _named_in(query: str) -> list[str]:
-    """Views, and `t95`, that a query may read; all if it asks what there is. Making all costs more than most queries."""
+    """Views, and `t95`, that a query may read; all if it asks what there is. Making all takes longer than most."""
     if re.search(
         r"\b(show|describe|summarize|information_schema|pragma\w*|duckdb_\w+|sqlite_\w+|pg_\w+)\b", query, re.I
     ):

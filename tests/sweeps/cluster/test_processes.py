@@ -115,17 +115,17 @@ def test_an_abandoned_folder_goes_with_the_next_session(tmp_path: Path, monkeypa
     token_of(bare).unlink()
     for old in (abandoned, held, other, bare, busy):
         os.utime(old, (0, 0))
-    left = psutil.Popen([*SLEEP, f"--temp-dir={busy}/r"])
     locking = f"import fcntl; file = open({str(token_of(held))!r}); fcntl.flock(file, fcntl.LOCK_SH)"
     locking += "; print(flush=True); input()"
     # as `guarded` does, in another driver
-    with subprocess.Popen([sys.executable, "-c", locking], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as driver:
+    driving = subprocess.Popen([sys.executable, "-c", locking], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    with driving as driver, subprocess.Popen([*SLEEP, f"--temp-dir={busy}/r"]) as left:
         assert driver.stdout is not None
         driver.stdout.readline()
+        process = psutil.Process(left.pid)
         new = make_folder()
         assert set(tmp_path.iterdir()) == {held, young, other, new}
-        assert not runs(left)
-        left.wait()
+        assert not runs(process)
         driver.communicate(b"\n")
     assert all(path.name.startswith(PREFIX) for path in (abandoned, held))
     monkeypatch.setattr(private, "_SHORT", str(tmp_path))
