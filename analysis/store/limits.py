@@ -6,6 +6,7 @@ import math
 import os
 
 from analysis.errors import QueryError
+from trainables.errors import brief
 
 _SECONDS, _GB = "SWEEPS_SQL_SECONDS", "SWEEPS_SQL_GB"
 
@@ -27,7 +28,7 @@ def _limit(variable: str, default: float) -> float:
     except ValueError:
         value = math.nan
     if not 0 < value < math.inf:
-        raise QueryError(f"{variable} = {given!r}: must be a number above 0; {default:g} if it is not set")
+        raise QueryError(f"{variable} = {brief(given)}: must be a number above 0; {default:g} if it is not set")
     return value
 
 

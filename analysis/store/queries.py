@@ -18,6 +18,7 @@ import pyarrow as pa
 from analysis.errors import QueryError, nearest
 from analysis.store import limits
 from analysis.store.views import VIEWS
+from trainables.errors import both_ends, brief
 
 _T95 = "t95"
 
@@ -87,7 +88,7 @@ def run_sql(tables: Mapping[str, pa.Table], query: str) -> pa.Table:
     try:
         query.encode()
     except UnicodeEncodeError as error:
-        raise QueryError(f"a query is text, and this has bytes that are not UTF-8: {query!r}") from error
+        raise QueryError(f"a query is text, and this has bytes that are not UTF-8: {brief(query)}") from error
     with connect(tables, _named_in(query)) as connection:
         timer = threading.Timer(limits.seconds(), connection.interrupt)
         timer.start()
@@ -97,7 +98,7 @@ def run_sql(tables: Mapping[str, pa.Table], query: str) -> pa.Table:
             if len(kinds) != 1 or kinds[0] not in _READS:
                 found = "no statement" if not kinds else " and ".join(kinds)
                 raise QueryError(
-                    f"a query is one SELECT (DESCRIBE, SHOW, SUMMARIZE and EXPLAIN too), got {found}: {query!r}"
+                    f"a query is one SELECT (DESCRIBE, SHOW, SUMMARIZE and EXPLAIN too), got {found}: {brief(query)}"
                 )
             return _plain(_fetched(connection.sql(statements[0].query).to_arrow_reader(_BATCH)))
         except (duckdb.Error, pa.ArrowException, OSError) as error:  # Arrow's reader raises DuckDB's as OSError
@@ -137,11 +138,11 @@ def _columns(tables: Mapping[str, pa.Table]) -> dict[str, list[str]]:
 def _explain(known: Mapping[str, Sequence[str]], query: str, message: str) -> str:
     """DuckDB's message in one line, with the names that would have worked."""
     first = re.sub(r"\s*\n\s*(Candidate|LINE|Did you mean|Possibly|Given the).*", "", message, flags=re.S).strip()
-    first = " ".join(first.split()).rstrip(".!")
+    first = both_ends(" ".join(first.split()).rstrip(".!"), 500)  # it may name a word of the query
     table = re.search(r"Table with name \"?([^\s\"!]+)", message)
     column = re.search(r"column \"([^\"]+)\"|does not have a column named \"([^\"]+)\"", message)
     if table:
-        return f"{first}; {nearest(table.group(1), known)}. Tables and views: {', '.join(sorted(known))}"
+        return f"{first}; {nearest(table.group(1)[:500], known)}. Tables and views: {', '.join(sorted(known))}"
     if column:
         words = set(re.findall(r"\w+", query.lower()))
         read = {t: names for t, names in known.items() if t in words} or known

@@ -111,3 +111,12 @@ def test_a_line_that_is_no_json_is_named(tmp_path: Path, line: str) -> None:
     path.write_bytes(f'{line}\n{{"ev": "sweep"}}\n'.encode(errors="surrogateescape"))
     with pytest.raises(StoreError, match="line 1 is no event, or does not match its checksum"):
         read_journal(path)
+
+
+@pytest.mark.parametrize(
+    "query", [f"drop table {'x' * 10**5}", f"select {'x' * 10**5}", f"select * from {'x' * 10**5}", f"'{'x' * 10**5}'"]
+)
+def test_a_message_has_little_of_a_long_query(query: str) -> None:
+    with pytest.raises(QueryError) as caught:
+        ask(query)
+    assert 30 < len(str(caught.value)) < 2000
