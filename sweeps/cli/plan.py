@@ -29,11 +29,17 @@ _TOWERS = ("vision", "both", "all")
 def plan(
     spec: Spec, overrides: Set = None, scale: Scale = None, available: Available = False, as_json: Json = False
 ) -> None:
-    """List the cells of a sweep, with their ranks and numbers of parameters, and what is infeasible. Starts nothing."""
+    """List the cells of a sweep, with their ranks and numbers of parameters, and what is infeasible. Starts nothing.
+
+    Data in files of this machine is read as `run` reads it, and refused if that would refuse it.
+    """
     from sweeps.plan.checks import peft_forms
+    from sweeps.plan.inputs import check_files
     from sweeps.plan.packing import packing_of
 
-    planned = load(spec, overrides, scale, available=available).with_sizes(download=False)
+    planned = load(spec, overrides, scale, available=available)
+    check_files(planned)
+    planned = planned.with_sizes(download=False)
 
     def answer() -> dict[str, Any]:
         counted: dict[str, Any] = {"trials": planned.n_trials, "allowance": planned.spec.search.given}
