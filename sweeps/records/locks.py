@@ -259,11 +259,17 @@ def stored_identity(folder: Path) -> dict[str, Any] | None:
 
 
 def as_begun(spec: SweepSpec, stored: Mapping[str, Any] | None) -> SweepSpec:
-    """Return `spec` without a local fit if it names none and its results were begun without one.
+    """Return `spec` by the rules that its results were begun with: without a local fit, unless it names one; evaluated
+    rows drawn as they were.
 
     Args:
         stored: the identity that the results folder, or the copy that it will be fetched from, has; None for a new one.
     """
+    evaluate = spec.evaluate
+    if evaluate.validation_rows or evaluate.test_rows:
+        by = "data" if stored is None else (stored.get("evaluate") or {}).get("rows_by")
+        if by != evaluate.rows_by:
+            spec = spec.model_copy(update={"evaluate": evaluate.model_copy(update={"rows_by": by})})
     if stored is None or "refine" in spec.search.model_fields_set or "refine" in (stored.get("search") or {}):
         return spec
     return spec.model_copy(update={"search": spec.search.model_copy(update={"refine": 0})})

@@ -24,8 +24,8 @@ TEXT_ONLY = ("train.max_tokens", "train.label_smoothing", "train.gradient_checkp
 """Settings of `[train]` that models of text alone take; `[evaluate]` is theirs too."""
 LANGUAGE_ONLY = ("train.loss_on_prompt", "train.base_weights")
 """Settings of `[train]` that language models alone take; of `[evaluate]` those are all but `COUNTED`."""
-COUNTED = ("evaluate.validation_rows", "evaluate.test_rows")
-"""How many rows are evaluated: for text encoders too."""
+COUNTED = ("evaluate.validation_rows", "evaluate.test_rows", "evaluate.rows_by")
+"""How many rows are evaluated, and which: for text encoders too."""
 
 READS: dict[Kind, tuple[TextKind, ...]] = {
     "causal-lm": ("instructions", "questions", "problems", "meanings"),
@@ -115,7 +115,7 @@ def _data_problems(spec: SweepSpec, kind: Kind) -> list[Problem]:
 def _language_problems(spec: SweepSpec, kind: Kind) -> list[Problem]:
     """Settings of models of text on any other, of language models on classifiers, and settings for images on text."""
     if kind in IMAGES:
-        evaluate = [f"evaluate.{name}" for name in type(spec.evaluate).model_fields]
+        evaluate = [f"evaluate.{name}" for name in type(spec.evaluate).model_fields if name != "rows_by"]  # not asked
         return _set(spec, (*evaluate, *LANGUAGE_ONLY, *TEXT_ONLY), "is for models of text; leave it out")
     problems = []
     if spec.train.augment != "none":
