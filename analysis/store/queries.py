@@ -13,6 +13,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 
 import duckdb
+import numpy as np
 import pyarrow as pa
 
 from analysis.errors import QueryError, nearest
@@ -41,8 +42,8 @@ def t95_table() -> pa.Table:
     """Critical values of the two-sided 95 % t interval: columns df (1 .. 2000) and t."""
     from scipy import special  # takes longer to load than most queries take
 
-    df = list(range(1, 2001))
-    return pa.table({"df": pa.array(df, pa.int64()), "t": pa.array(special.stdtrit(df, 0.975), pa.float64())})
+    df = np.arange(1, 2001)
+    return pa.Table.from_arrays([pa.array(df), pa.array(special.stdtrit(df, 0.975))], ["df", "t"])
 
 
 def connect(tables: Mapping[str, pa.Table], names: Iterable[str] = (_T95, *VIEWS)) -> duckdb.DuckDBPyConnection:
@@ -51,13 +52,17 @@ def connect(tables: Mapping[str, pa.Table], names: Iterable[str] = (_T95, *VIEWS
     for name, table in tables.items():
         connection.register(name, table)
     for name in names:
-        if name == _T95:
-            connection.register(name, t95_table())
-        else:
-            connection.execute(f"create view {name} as {VIEWS[name].sql}")
+        _add(connection, name)
     for lock in (f"SET memory_limit = '{limits.gigabytes()}GB'", *_LOCKS):
         connection.execute(lock)
     return connection
+
+
+def _add(connection: duckdb.DuckDBPyConnection, name: str) -> None:
+    if name == _T95:
+        connection.register(name, t95_table())
+    else:
+        connection.execute(f"create view {name} as {VIEWS[name].sql}")
 
 
 def _named_in(query: str) -> list[str]:
@@ -85,11 +90,33 @@ def run_sql(tables: Mapping[str, pa.Table], query: str) -> pa.Table:
             more memory than the environment allows; whose values Python has no type for. An unknown table or column
             is answered with the known ones.
     """
-    try:
-        query.encode()
-    except UnicodeEncodeError as error:
-        raise QueryError(f"a query is text, and this has bytes that are not UTF-8: {brief(query)}") from error
-    with connect(tables, _named_in(query)) as connection:
+    return Database(tables).ask(query)
+
+
+class Database:
+    """Tables and views that several queries read: making a connection takes longer than most of them."""
+
+    def __init__(self, tables: Mapping[str, pa.Table]) -> None:
+        self._tables = tables
+        self._connection = connect(tables, ())
+        self._named: set[str] = set()
+        self._asking = threading.Lock()
+
+    def ask(self, query: str) -> pa.Table:
+        """Answer one query, as `run_sql` does. After a QueryError it may answer no more."""
+        try:
+            query.encode()
+        except UnicodeEncodeError as error:
+            raise QueryError(f"a query is text, and this has bytes that are not UTF-8: {brief(query)}") from error
+        with self._asking:
+            for name in _named_in(query):
+                if name not in self._named:
+                    _add(self._connection, name)
+                    self._named.add(name)
+            return self._answer(query)
+
+    def _answer(self, query: str) -> pa.Table:
+        connection = self._connection
         timer = threading.Timer(limits.seconds(), connection.interrupt)
         timer.start()
         try:
@@ -107,10 +134,10 @@ def run_sql(tables: Mapping[str, pa.Table], query: str) -> pa.Table:
                 raise limits.too_slow() from error
             if "Out of Memory" in said:
                 raise limits.too_large("the query") from error
-            raise QueryError(_explain(_columns(tables), query, said)) from error
+            raise QueryError(_explain(_columns(self._tables), query, said)) from error
         finally:
             timer.cancel()
-            timer.join()  # it must not interrupt a connection that is closed
+            timer.join()  # it must not interrupt the next query
 
 
 def _fetched(reader: pa.RecordBatchReader) -> pa.Table:

@@ -19,6 +19,7 @@ import pyarrow as pa
 
 from analysis.errors import QueryError
 from analysis.store import limits
+from analysis.store.no_pandas import spare_pandas
 
 _GRACE_S = 1.0
 """After the limit of time: for DuckDB to stop by itself, with a message."""
@@ -56,6 +57,7 @@ def _packed(tables: Mapping[str, pa.Table], query: str) -> bytes:
 
 def main() -> None:
     """Answer the query on standard input, as an Arrow stream; or end with the message on standard error."""
+    spare_pandas()
     from analysis.store.queries import run_sql
 
     given = sys.stdin.buffer.read()

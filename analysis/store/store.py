@@ -8,11 +8,11 @@ import json
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Concatenate, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeVar
 
 import pyarrow as pa
 
-from analysis.errors import DamagedPart, StoreError, nearest
+from analysis.errors import DamagedPart, QueryError, StoreError, nearest
 from analysis.store.journal import JOURNAL, Event, read_journal, rows_of
 from analysis.store.remote import DECLARED, is_uri, local_copy
 from analysis.store.schemas import SCHEMAS
@@ -20,6 +20,11 @@ from analysis.store.tables import latest, part_paths, scan_parts, to_table
 from analysis.store.views import VIEWS
 from analysis.styles import PlaceNames, Style, entitle, example_counts, short_names, spare_styles
 from trainables.digests import FileState
+
+if TYPE_CHECKING:
+    from analysis.store.queries import Database
+
+_SIZE = ("dataset", "train_size", "unit", "train_examples")
 
 T = TypeVar("T")
 Arguments = ParamSpec("Arguments")
@@ -35,6 +40,7 @@ class _Snapshot:
     styles: dict[str, Style]
     places: PlaceNames
     kept: dict[Hashable, Any] = field(default_factory=dict)
+    database: Database | None = None
 
 
 @dataclass
@@ -68,9 +74,16 @@ class Store:
 
     def sql(self, query: str) -> pa.Table:
         """Read-only SQL (DuckDB) over all tables and views; see `queries.run_sql` for what it refuses."""
-        from analysis.store import queries
+        from analysis.store.queries import Database
 
-        return queries.run_sql(self._snapshot().tables, query)
+        now = self._snapshot()
+        if now.database is None:
+            now.database = Database(now.tables)
+        try:
+            return now.database.ask(query)
+        except QueryError:
+            now.database = None
+            raise
 
     def sql_apart(self, query: str) -> pa.Table:
         """The same for SQL from outside, in a process of its own (`sql_process`), so that its limits hold."""
@@ -166,9 +179,10 @@ class Store:
         tables = {name: latest(name, found) for name, found in parts.items()}
         named = tables["cells"].select(["method", "title"]).to_pylist()
         titles = {row["method"]: row["title"] for row in sorted(named, key=lambda row: row["title"] or "")}
-        sizes = tables["trials"].group_by(["dataset", "train_size", "unit", "train_examples"]).aggregate([])
+        known = [tables["trials"].column(name).to_pylist() for name in _SIZE]  # `group_by` of Arrow loads pandas
+        sizes = [dict(zip(_SIZE, row, strict=True)) for row in dict.fromkeys(zip(*known, strict=True))]
         named_sets = short_names(tables["cells"]["dataset"].unique().to_pylist())
-        places = PlaceNames(named_sets, example_counts(sizes.to_pylist()))
+        places = PlaceNames(named_sets, example_counts(sizes))
         return _Snapshot(state, tables, everything, own, damaged, spare_styles(titles), places)
 
 

@@ -13,7 +13,6 @@ from analysis.format import duration, freedom, off_budget, plural, quantity
 from analysis.styles import short_names, size_text
 from sweeps.cli.options import Available, Json, Scale, Set, Source, Spec, load, store_of
 from sweeps.cli.printing import emit, err, out, print_probing, print_rows, print_table, print_weak
-from sweeps.cli.status import used_hours
 from sweeps.errors import Problem, SpecError, unknown
 
 if TYPE_CHECKING:
@@ -69,6 +68,7 @@ def estimate(
 ) -> None:
     """Estimate time, accelerator-hours, memory, disk and cost of a sweep from a short probe of every method."""
     from analysis.statistics.sizing.estimates import foresight
+    from sweeps.cli.progress import used_hours
     from sweeps.plan.estimate import estimate_plan
     from trainables.models.loading import check_weights
 

@@ -107,7 +107,8 @@ def print_best(store: Store, references: Sequence[str] | None = None, *, all_not
     print_results_table(store, out, references)
     print_decisions(asked(decisions(store).to_pylist()), out)
     if found is not None:
-        reasons = found.reasons if len(store.table("cells").select(PLACE).group_by(PLACE).aggregate([])) > 1 else ""
+        places = set(zip(*(store.table("cells").column(name).to_pylist() for name in PLACE), strict=True))
+        reasons = found.reasons if len(places) > 1 else ""
         if rest := " ".join(filter(None, (reasons, found.limits))):
             out.print(f"\n{rest}")
     signs = asked(store.table("signs").to_pylist())

@@ -25,7 +25,7 @@ from analysis.store.schemas import SCHEMAS
 from analysis.store.sql_process import run_sql_apart
 from analysis.store.store import Store, open_store
 from sweeps.cli.printing import shown
-from sweeps.cli.status import progress_of, says
+from sweeps.cli.progress import progress_of, says
 from sweeps.errors import reason
 
 MOST_ROWS = 1000
