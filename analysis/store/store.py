@@ -170,7 +170,7 @@ class Store:
                 sealed, bad = scan_parts(path, name)
                 parts[name] += [sealed, to_table(name, _named(newer.get(name, []), path, events))]
                 damaged += bad
-            for sweep in pa.concat_tables(parts["cells"][-2:])["sweep"].unique().to_pylist():
+            for sweep in dict.fromkeys(pa.concat_tables(parts["cells"][-2:])["sweep"].to_pylist()):
                 if (home := homes.setdefault(sweep, path)) != path:
                     raise StoreError(
                         f"{home} and {path} both hold a sweep named {sweep!r}, whose rows would replace each other; "
@@ -181,7 +181,7 @@ class Store:
         titles = {row["method"]: row["title"] for row in sorted(named, key=lambda row: row["title"] or "")}
         known = [tables["trials"].column(name).to_pylist() for name in _SIZE]  # `group_by` of Arrow loads pandas
         sizes = [dict(zip(_SIZE, row, strict=True)) for row in dict.fromkeys(zip(*known, strict=True))]
-        named_sets = short_names(tables["cells"]["dataset"].unique().to_pylist())
+        named_sets = short_names(dict.fromkeys(tables["cells"]["dataset"].to_pylist()))
         places = PlaceNames(named_sets, example_counts(sizes))
         return _Snapshot(state, tables, everything, own, damaged, spare_styles(titles), places)
 

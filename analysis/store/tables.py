@@ -70,6 +70,8 @@ def conform(table: pa.Table, name: str, source: str) -> pa.Table:
 
 def _as_kind(column: pa.ChunkedArray, field: pa.Field) -> pa.ChunkedArray:
     """Return a column in the type of `field`: other widths of numbers, texts and lists were written by others."""
+    if column.type == field.type:
+        return column
     if _family(column.type) not in (_family(field.type), "null") and (
         (_family(column.type), _family(field.type)) != ("integer", "real")
     ):
