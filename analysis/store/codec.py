@@ -101,11 +101,11 @@ class Column:
             ) from error
 
 
-def _as_it_is(value: str | float | int) -> bool:
+def _as_it_is(value: Any) -> bool:
     """Return whether `_fitted` returns the value itself, in a column of its type."""
     if isinstance(value, str):
         return value.isascii()
-    return -(2**53) < value < 2**53  # false of what is not finite
+    return bool(-(2**53) < value < 2**53)  # false of what is not finite
 
 
 def _fitted(kind: pa.DataType, value: Any) -> Any:
