@@ -31,7 +31,7 @@ def test_what_can_be_distinguished_and_which_methods_lack_seeds(tmp_path: Path) 
     assert "Of 6 pairs of methods 3 " in said and "For 4 of 4 methods a better learning rate" in said
     assert "detects only differences" in said
     answer = league_page.answer(store)
-    assert answer.startswith("- **RandLoRA minus LoRA is +") and "higher" in answer and "detects" in answer
+    assert answer.startswith("- **RandLoRA minus LoRA is +") and "detects" in answer
 
 
 def test_a_league_without_randlora_has_no_answer(tmp_path: Path) -> None:
