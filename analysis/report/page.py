@@ -21,6 +21,7 @@ import jinja2
 from markupsafe import Markup, escape
 
 from analysis.figures import pictures, svg
+from analysis.format import visible
 from analysis.report import tables
 from analysis.report.facts import facts, moment
 from analysis.store.store import Store, open_store
@@ -75,11 +76,12 @@ def _take_away(folder: Path, written: Iterable[Path]) -> None:
 
 
 def templates(package: str) -> jinja2.Environment:
-    """The templates of a package: what they are given is escaped, and what they name must be given."""
+    """The templates of a package: what they name must be given, and what they are given is escaped and `visible`."""
     return jinja2.Environment(
         loader=jinja2.PackageLoader(package, "templates"),
         autoescape=True,
         undefined=jinja2.StrictUndefined,
+        finalize=lambda value: visible(value if isinstance(value, str) else str(value)),  # `Markup` stays what it is
         trim_blocks=True,
         lstrip_blocks=True,
     )

@@ -10,6 +10,7 @@ Uses every other room, each only when its verb runs, so that `--help` and Ctrl-C
     plan      the verbs before a run: `plan`, `estimate`, `budget`
     printing  how the verbs print: JSON, lines, tables
     program   the entry point, which imports nothing at first
+    progress  how far a sweep is, as `status` and the page of `watch` show it
     results   the verbs that read results: `best`, `report`, `query`, `compare`, `tables`; and `import`
     run       the verb `run`
     status    the verb `status`: how far a sweep is

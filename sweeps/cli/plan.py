@@ -13,7 +13,6 @@ from analysis.format import duration, freedom, off_budget, plural, quantity
 from analysis.styles import short_names, size_text
 from sweeps.cli.options import Available, Json, Scale, Set, Source, Spec, load, store_of
 from sweeps.cli.printing import emit, err, out, print_probing, print_rows, print_table, print_weak
-from sweeps.cli.status import used_hours
 from sweeps.errors import Problem, SpecError, unknown
 
 if TYPE_CHECKING:
@@ -29,11 +28,17 @@ _TOWERS = ("vision", "both", "all")
 def plan(
     spec: Spec, overrides: Set = None, scale: Scale = None, available: Available = False, as_json: Json = False
 ) -> None:
-    """List the cells of a sweep, with their ranks and numbers of parameters, and what is infeasible. Starts nothing."""
+    """List the cells of a sweep, with their ranks and numbers of parameters, and what is infeasible. Starts nothing.
+
+    Data in files of this machine is read as `run` reads it, and refused if that would refuse it.
+    """
     from sweeps.plan.checks import peft_forms
+    from sweeps.plan.inputs import check_files
     from sweeps.plan.packing import packing_of
 
-    planned = load(spec, overrides, scale, available=available).with_sizes(download=False)
+    planned = load(spec, overrides, scale, available=available)
+    check_files(planned)
+    planned = planned.with_sizes(download=False)
 
     def answer() -> dict[str, Any]:
         counted: dict[str, Any] = {"trials": planned.n_trials, "allowance": planned.spec.search.given}
@@ -63,6 +68,7 @@ def estimate(
 ) -> None:
     """Estimate time, accelerator-hours, memory, disk and cost of a sweep from a short probe of every method."""
     from analysis.statistics.sizing.estimates import foresight
+    from sweeps.cli.progress import used_hours
     from sweeps.plan.estimate import estimate_plan
     from trainables.models.loading import check_weights
 

@@ -19,7 +19,6 @@ from sweeps.cli.options import FAILED_TRIALS, LIMITED, Available, Json, Scale, S
 from sweeps.cli.plan import precision_words, print_estimate_line, print_header, weak_of
 from sweeps.cli.printing import emit, err, out, print_files, print_probing, print_weak
 from sweeps.cli.results import print_best
-from sweeps.cli.status import used_hours
 from sweeps.cli.watching.verb import Browser, beside
 from sweeps.errors import Problem, SpecError
 
@@ -150,6 +149,7 @@ def _print_cautions(plan: Plan, *, joined: bool) -> None:
 
 def _foresee(plan: Plan, backend: str, *, retry_failed: bool, as_json: bool) -> Estimate:
     """Estimate what is left to run, and print it unless standard output is for JSON."""
+    from sweeps.cli.progress import used_hours
     from sweeps.plan.estimate import estimate_plan
 
     if not as_json:

@@ -284,8 +284,8 @@ def test_the_version_and_names_that_are_no_results(results: Path, monkeypatch: p
 
 
 def test_an_interrupt_while_the_program_loads_is_no_traceback(tmp_path: Path) -> None:
-    (tmp_path / "scipy").mkdir()
-    (tmp_path / "scipy" / "__init__.py").write_text("raise KeyboardInterrupt\n")  # as where Ctrl-C meets its import
+    (tmp_path / "typer").mkdir()
+    (tmp_path / "typer" / "__init__.py").write_text("raise KeyboardInterrupt\n")  # as where Ctrl-C meets its import
     command = [sys.executable, "-c", "from sweeps.cli.program import main; main()", "doctor"]
     paths = os.pathsep.join([str(tmp_path), str(ROOT)])
     done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": paths}, check=False)
