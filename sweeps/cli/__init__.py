@@ -14,5 +14,6 @@ Uses every other room, each only when its verb runs, so that `--help` and Ctrl-C
     run       the verb `run`
     status    the verb `status`: how far a sweep is
     trials    the verbs that take trials up again: `export`, `predict`, `again`, `analyze`
+    verify    the verb `verify`: whether a results folder still says what its sweep wrote
     watching  the verb `watch`: a page that shows a sweep as it happens
 """

@@ -1,4 +1,4 @@
-"""What a sweep declares of stage CONFIRM before its test scores are seen; what is changed afterwards is on record.
+"""What a sweep declares before its test scores are seen; what is changed afterwards is on record.
 
 The record is in the journal, and in `declared.json` for copies, which have no journal.
 """
@@ -42,6 +42,8 @@ def declare(spec: SweepSpec, journal: Journal, sealed: Mapping[str, TrialRow]) -
     confirm = spec.confirm
     now: dict[str, Any] = {name: getattr(confirm, name) for name in ("max_seeds", "margin", "question")}
     now["seeds"] = sorted(confirm.seeds)
+    now |= {"methods": sorted(spec.methods), "budgets": list(spec.budgets.references())}
+    now |= {"datasets": list(spec.data.datasets), "train_size": [str(size) for size in spec.data.train_size]}
     compared = _compared(journal, sealed, spec.name)
     scored = sum(row.test_score is not None for row in compared)
     before = {name: known[-1].get(name) for name in now} if known else None
