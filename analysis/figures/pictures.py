@@ -164,9 +164,9 @@ def _forest(store: Store) -> list[Picture]:
     margin = margin_of(store)
     label = f"{score.capitalize()}: {focus} minus {name}, a row per data set and budget, and per mean"
     caption = (
-        f"{score.capitalize()}: {focus} minus {name}, paired, in points. Each has a 95 % interval, which includes the "
-        "choice of learning rates, and its verdict. Verdicts are corrected for the number of comparisons, so an "
-        f"interval may exclude zero though its verdict is not distinguishable. Diamonds are means.{_grey(margin)}"
+        f"{score.capitalize()}: {focus} minus {name}, paired, in points. Each has an interval, which includes the "
+        "choice of learning rates, and its verdict. Both are corrected for the number of comparisons: an interval "
+        f"leaves out zero exactly if its verdict is higher or lower. Diamonds are means.{_grey(margin)}"
     )
     figure = draw_forest(pa.Table.from_pylist(mine, schema=table.schema), score=score, margin=margin)
     return [Picture("forest", "scaling", figure, label, caption, conclusion(store))]

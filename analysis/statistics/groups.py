@@ -18,8 +18,8 @@ import pyarrow as pa
 
 from analysis.format import Row
 from analysis.statistics.choice import choice_variances
-from analysis.statistics.inference import Difference, Verdict, paired_difference, verdict
-from analysis.statistics.looks import holm_at, level
+from analysis.statistics.inference import Difference, Verdict, holm_steps, paired_difference, verdict
+from analysis.statistics.looks import level
 from analysis.statistics.runs import by_seed, confirmed, shared_seeds
 from analysis.statistics.scaling import compared
 from analysis.store.columns import INT, PLACE, REAL, TEXT, typed
@@ -45,11 +45,13 @@ class Pair:
         tested: their difference, the choice of rates included; None where that, or a common seed, is missing.
         verdict: on the difference, or on its opposite; corrected.
         alpha: level of the first step of its family.
+        interval: of the difference, at the level at which the pair was decided.
     """
 
     tested: Difference | None
     verdict: Verdict
     alpha: float
+    interval: tuple[float, float] | tuple[None, None] = (None, None)
 
     @property
     def apart(self) -> bool:
@@ -81,19 +83,21 @@ def blocks(store: Store) -> list[Block]:
             if found_before is not None:
                 row, difference = found_before
                 widened = None if row["choice_sd"] is None else difference.widened(row["choice_sd"] ** 2)
-                if widened is not None and row["method"] != a["method"]:
-                    widened = replace(widened, mean=-widened.mean)
-                pairs[at] = Pair(widened, row["verdict"], row["alpha"])
+                ends = (row["low"], row["high"])
+                if row["method"] != a["method"]:
+                    widened, ends = widened and _turned(widened), _opposite(ends)
+                pairs[at] = Pair(widened, row["verdict"], row["alpha"], ends)
                 continue
             seen = paired_difference(a["scores"], b["scores"])
             added = [choice.get((row["sweep"], row["cell_id"])) for row in (a, b)]
             known_choice = [v for v in added if v is not None]
             known = seen is None or len(known_choice) == 2
             others.append((pairs, at, seen.widened(sum(known_choice)) if seen is not None and known else None, known))
-    adjusted = holm_at(level(store), [None if tested is None else tested.p for _, _, tested, _ in others])
-    alpha = level(store) / max(1, sum(p is not None for p in adjusted))
-    for (pairs, at, tested, known), p in zip(others, adjusted, strict=True):
-        pairs[at] = Pair(tested, verdict(None if tested is None else tested.mean, p, known=known), alpha)
+    steps = holm_steps([None if tested is None else tested.p for _, _, tested, _ in others], level=level(store))
+    for (pairs, at, tested, known), step in zip(others, steps, strict=True):
+        word = verdict(None if tested is None else tested.mean, step.adjusted, known=known)
+        ends = tested.interval(step.level) if tested is not None else (None, None)
+        pairs[at] = Pair(tested, word, step.first, ends)
     return [_winners_first(*block) for block in found]
 
 
@@ -113,9 +117,19 @@ def _winners_first(methods: list[Row], pairs: dict[tuple[int, int], Pair]) -> Bl
         a, b = (order[k] for k in at)
         pair = pairs[min(a, b), max(a, b)]
         if a > b and pair.tested is not None:
-            pair = replace(pair, tested=replace(pair.tested, mean=-pair.tested.mean))
+            pair = replace(pair, tested=_turned(pair.tested), interval=_opposite(pair.interval))
         found[at] = pair
     return [methods[k] for k in order], found
+
+
+def _turned(difference: Difference) -> Difference:
+    """The second method less the first."""
+    return replace(difference, mean=-difference.mean)
+
+
+def _opposite(ends: tuple[float | None, float | None]) -> tuple[float, float] | tuple[None, None]:
+    low, high = ends
+    return (None, None) if low is None or high is None else (-high, -low)
 
 
 def _methods(store: Store) -> list[list[Row]]:

@@ -7,14 +7,13 @@ of all looks sum to at most `1 - LEVEL`, whatever the correlation between them; 
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
 from analysis.errors import StoreError
 from analysis.format import Row, plural
-from analysis.statistics.inference import LEVEL, holm
+from analysis.statistics.inference import LEVEL
 from analysis.store.columns import PLACE
 from analysis.store.left import to_come
 from analysis.store.store import Store, remembered
@@ -140,13 +139,3 @@ def _coming(store: Store) -> dict[tuple[str | None, ...], tuple[int, int]]:
         for r in store.table("cells").to_pylist()
         if (left.get((r["sweep"], r["cell_id"])) or (0, 0))[1] > 0
     }
-
-
-def spent(level: float) -> float:
-    """What p values are multiplied by, to be tested at `1 - LEVEL`; infinite where no level is left."""
-    return (1 - LEVEL) / level if level else math.inf
-
-
-def holm_at(level: float, pvalues: Sequence[float | None]) -> list[float | None]:
-    """`holm`, its adjusted values larger by what looks have spent: at most `1 - LEVEL` where they may be rejected."""
-    return holm([None if p is None else min(1.0, spent(level) * p) for p in pvalues])  # 1 for inf * 0 too

@@ -246,7 +246,7 @@ def _decision_table(rows: Sequence[Row]) -> Table:
     models, sizes = (len({r[column] for r in rows}) > 1 for column in ("model", "train_size"))
     for head in ("data", *(["model"] if models else []), "budget", "take"):
         table.add_column(head, no_wrap=True)
-    for head in ("score %", "next", "points [95 %]", "detectable", "seeds needed"):
+    for head in ("score %", "next", "points [ ]", "detectable", "seeds needed"):
         table.add_column(head, justify="left" if head == "next" else "right", no_wrap=True)
     previous = None
     for r in rows:
@@ -284,7 +284,7 @@ def _decision_note(rows: Sequence[Row]) -> str:
     """How the table of decisions is read."""
     notes = [
         "The tests found no difference between the methods of one row; the score is that of the first.",
-        "Next: the runner-up. Points: its score minus that of the first method.",
+        "Next: the runner-up. Points: its score minus that of the first method, with the corrected interval.",
         "Detectable: the smallest difference, in points, that these seeds can detect.",
     ]
     last = {_prospects(r)[1] for r in rows} - {""}
@@ -303,9 +303,9 @@ def _footnotes(rows: Sequence[Row], margin: float | None) -> list[str]:
     """How the table is read, and what its marks mean if it has them. `margin`: of equivalence, as a fraction."""
     found = [*_budget_notes(rows), *_name_notes(rows)]
     found.append(
-        "\N{PLUS-MINUS SIGN} and [ ]: 95 % intervals. Differences, in points, are paired by seed, account for the "
-        "choice of learning rate, and are taken before rounding. Verdicts are corrected for multiple comparisons "
-        "(Holm) and intervals are not, so an interval may exclude 0 although the verdict is 'not distinguishable'."
+        "\N{PLUS-MINUS SIGN}: 95 % intervals of scores. Differences, in points, are paired by seed, account for the "
+        "choice of learning rate, and are taken before rounding. They are corrected for multiple comparisons (Holm), "
+        "and so are their intervals [ ]: an interval excludes 0 exactly if the verdict is higher or lower."
     )
     found += meanings({r["verdict"] for r in rows}, margin)
     if any(r["method"] == "linear-probe" and r["adapter_params"] == 0 for r in rows):
@@ -344,7 +344,7 @@ def _block(title: str, measured: str, against: str, rows: list[Row]) -> Table:
     table.add_column("method", no_wrap=True)
     table.add_column("budget", no_wrap=True)
     score = f"{measured.removeprefix('test ')} %"
-    for name in ("parameters", "learning rate", score, "seeds", f"vs {against} [95 %]"):
+    for name in ("parameters", "learning rate", score, "seeds", f"vs {against} [ ]"):
         table.add_column(name, justify="right", no_wrap=True)
     table.add_column(f"verdict vs {against}", no_wrap=True)
     previous = None

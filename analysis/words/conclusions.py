@@ -34,7 +34,7 @@ class Conclusion:
         answer: one or two sentences: what a reader came for.
         budgets: the verdicts at the single budgets, if the answer is on their average.
         reasons: why there is no conclusion at some budgets.
-        limits: on other data sets, unlike budgets, and devices or versions that differ.
+        limits: on other data sets, and devices or versions that differ.
         basis: how it was tested.
     """
 
@@ -87,7 +87,7 @@ def conclude(
         said, single, reasons = _of_each(cells, b)
     else:
         said, single, reasons = _of_one(cells, whole, a, b, advise=not early)
-    limits = [*_limits(cells, whole), *unlike]
+    limits = [*_like_these([r for r in whole if r["test"] == OVER_DATASETS]), *unlike]
     answer, budgets, why, more = (
         early + text if text else "" for text in (said, single, " ".join(reasons), " ".join(limits))
     )
@@ -98,11 +98,13 @@ def _basis(cells: Sequence[Row], whole: Sequence[Row], level: float) -> str:
     """How the comparisons were tested."""
     counts = {round(r["n"] / (r["datasets"] or 1)) for r in cells}
     seeds = f"{span(counts)} seed{'' if counts == {1} else 's'}"
-    first = ", the average over budgets first" if any(r["test"] != OVER_DATASETS for r in whole) else ""
+    half = any(r["test"] != OVER_DATASETS for r in whole)
+    shared = ", half of it for the average over budgets" if half else ""
     equal = f"compared at equal {_limited(cells)} and " if _apart(cells) <= MATCHED else ""
     return (
         f"Methods are {equal}paired by seed ({seeds}). Differences account for the choice of learning rate. Verdicts "
-        f"are corrected for multiple comparisons (Holm, at {level_text(level)}{first})."
+        f"are corrected for multiple comparisons (Holm, at {level_text(level)}{shared}). The interval of a difference "
+        "has the level of its test, so it excludes zero exactly if the methods are distinguishable."
     )
 
 
@@ -251,18 +253,6 @@ def _missed(rows: Sequence[Row]) -> str:
     return f"{seeds} seed{'' if seeds == '1' else 's'} cannot detect differences below {ends} points."
 
 
-def _limits(cells: Sequence[Row], whole: Sequence[Row]) -> list[str]:
-    """What limits the answer: budgets that are unlike, and other data sets."""
-    means, like = ([r for r in whole if (r["test"] == OVER_DATASETS) is over] for over in (False, True))
-    said = []
-    if means and (hidden := [r for r in cells if r["verdict"] == SAID[-1] and _excludes_zero(r)]):
-        said.append(
-            f"The average hides how unlike the single comparisons are: in {len(hidden)} of them the simultaneous "
-            f"interval excludes zero ({_range(hidden)})."
-        )
-    return [*said, *_like_these(like)]
-
-
 def _limited(cells: Sequence[Row]) -> str:
     return limited(r["reference"] for r in cells)
 
@@ -278,11 +268,6 @@ def _matched(cells: Sequence[Row]) -> str:
     if _apart(cells) <= MATCHED:
         return f"At equal {_limited(cells)}"
     return f"At the same budgets, where counts differ by up to {100 * _apart(cells):.1f} %,"
-
-
-def _excludes_zero(row: Row) -> bool:
-    low, high = row["low_simultaneous"], row["high_simultaneous"]
-    return low is not None and high is not None and not low <= 0.0 <= high
 
 
 def _why_untested(cells: Sequence[Row]) -> str:
