@@ -8,6 +8,7 @@ Uses every other room, each only when its verb runs, so that `--help` and Ctrl-C
     options   the options that verbs share, exit codes, and where the name of a sweep leads
     new_file  the verb `init`: a sweep file to start from
     plan      the verbs before a run: `plan`, `estimate`, `budget`
+    power     the verb `power`: the smallest difference that a sweep will detect
     printing  how the verbs print: JSON, lines, tables
     program   the entry point, which imports nothing at first
     results   the verbs that read results: `best`, `report`, `query`, `compare`, `tables`; and `import`

@@ -17,6 +17,7 @@ from sweeps.cli.doctor import doctor
 from sweeps.cli.new_file import init
 from sweeps.cli.options import BAD_INPUT, INTERRUPTED
 from sweeps.cli.plan import budget, estimate, plan
+from sweeps.cli.power import power
 from sweeps.cli.printing import err, print_json
 from sweeps.cli.results import best, compare, import_results, query, report, tables
 from sweeps.cli.run import run
@@ -91,6 +92,7 @@ VERBS: dict[str, tuple[Callable[..., int | None], str]] = {
     "init": (init, "sweeps init --data folder:leaves --model open_clip:ViT-B-32/openai"),
     "plan": (plan, "sweeps plan my.toml --set search.trials=9"),
     "estimate": (estimate, "sweeps estimate my.toml"),
+    "power": (power, "sweeps power my.toml --like results/pilot"),
     "run": (run, "sweeps run my.toml --max-hours 8"),
     "status": (status, "sweeps status results/my-sweep"),
     "watch": (watch, "sweeps watch results/my-sweep --port 8080"),

@@ -13,7 +13,6 @@ from analysis.statistics import scaling
 from analysis.statistics.inference import LEVEL, Difference, Steps, holm_steps, t_difference
 from benchmarks.verdicts import EFFECTS, RULES, decided
 
-
 ROUNDING = 1e-12
 
 
