@@ -213,26 +213,41 @@ def smoothed(log_rates: Array, level: Array, weight: Array, chosen: NDArray[np.i
 
 
 def missed(log_rates: Array, level: Array) -> Array:
-    """(...) how far the best score seen lies below the top of the parabola through it and its two neighbours.
+    """(...) how far the best rate's score may lie above the best score seen, as the rates tried lie beside it.
 
-    The best rate lies between the rates that were tried, so the best of these is worse than the best rate, by this
-    much. 0 where the best score is at an end: what lies beyond is not known.
+    It is what the parabola through the best score and its two neighbours rises above it. A rate at which training
+    collapses would bend that parabola far too much. So the flatter one of the two parabolas that start or end at the
+    best score bounds it, over the same two gaps. 0 where the best score is at an end: what lies beyond is not known.
 
     Args:
         log_rates: (..., K), rising. level: (..., K).
     """
-    if level.shape[-1] < 3:
+    last = level.shape[-1] - 1
+    if last < 2:
         return np.zeros(level.shape[:-1])
-    best = level.argmax(axis=-1)
-    middle = np.clip(best, 1, level.shape[-1] - 2)[..., None]
-    near = middle + np.arange(-1, 2)
-    x0, x1, x2 = np.moveaxis(np.take_along_axis(np.broadcast_to(log_rates, level.shape), near, axis=-1), -1, 0)
-    y0, y1, y2 = np.moveaxis(np.take_along_axis(level, near, axis=-1), -1, 0)
-    lower, upper = x1 - x0, x2 - x1
-    rise, fall = (y1 - y0) / lower, (y1 - y2) / upper
-    slope, bend = (rise * upper - fall * lower) / (lower + upper), (rise + fall) / (lower + upper)
-    inside = (best == middle[..., 0]) & (bend > 0)
-    return np.where(inside, slope**2 / np.where(inside, 4 * bend, 1.0), 0.0)
+    rates, best = np.broadcast_to(log_rates, level.shape), level.argmax(axis=-1)
+    ends = [np.take_along_axis(rates, np.clip(best + k, 0, last)[..., None], axis=-1)[..., 0] for k in (-1, 1)]
+    rises, bends = [], []
+    for first in (best - 1, best - 2, best):
+        three = np.clip(first, 0, last - 2)[..., None] + np.arange(3)
+        rise, bend = _top(*(np.take_along_axis(each, three, axis=-1) for each in (rates, level)), *ends)
+        there = (first >= 0) & (first + 2 <= last)
+        rises.append(np.where(there, rise - level.max(axis=-1), np.inf))
+        bends.append(np.where(there, np.abs(bend), np.inf))
+    flatter = np.where(bends[1] <= bends[2], rises[1], rises[2])
+    inside = (best > 0) & (best < last)
+    return np.where(inside, np.maximum(np.minimum(rises[0], flatter), 0.0), 0.0)
+
+
+def _top(x: Array, y: Array, low: Array, high: Array) -> tuple[Array, Array]:
+    """Largest value from `low` to `high` (...) of the parabola through three points (..., 3), and its second power."""
+    slopes = np.diff(y, axis=-1) / np.diff(x, axis=-1)
+    bend = (slopes[..., 1] - slopes[..., 0]) / (x[..., 2] - x[..., 0])
+    middle = (x[..., 0] + x[..., 1]) / 2  # there the parabola's slope is the first of the two
+    vertex = middle - slopes[..., 0] / np.where(bend < 0, 2 * bend, -np.inf)
+    at = np.stack([low, high, np.clip(vertex, low, high)])
+    values = y[..., 0] + slopes[..., 0] * (at - x[..., 0]) + bend * (at - x[..., 0]) * (at - x[..., 1])
+    return np.asarray(values.max(axis=0)), bend
 
 
 def choice_variance(expected: Array, noise: ArrayLike, reruns: tuple[int, int]) -> Array:

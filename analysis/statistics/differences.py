@@ -13,7 +13,7 @@ import pyarrow as pa
 
 from analysis.format import Row
 from analysis.statistics.inference import Difference, holm_steps, sidak, verdict
-from analysis.statistics.looks import level
+from analysis.statistics.looks import first_declared, level
 from analysis.statistics.runs import (
     Cell,
     Seed,
@@ -106,8 +106,9 @@ def changes(store: Store, baseline: str | None = None) -> pa.Table:
 
     Columns: `CHANGES`; a row per data set and, over several, one of their mean. All rows are one family (Holm; a mean
     has half of its place's level), at the level of this look. Budgets are those that every data set has; no row if
-    these are fewer than two. A budget that is added later moves an end, and counts as no look.
+    these are fewer than two. Only the cells of the first declaration count.
     """
+    store = first_declared(store)
     asked, sharing = against(store, baseline), sharing_seeds(store)
     cells = {cell: runs for cell, runs in confirmed(store).items() if cell[1] in (asked.focus, asked.baseline)}
     matched = [r for r, _ in compared(store, baseline) if r["method"] == asked.focus and r["params_ratio"] is not None]

@@ -38,9 +38,9 @@ OVER_SEEDS = "paired t, each seed averaged over data sets"
 WELCH = "Welch-Satterthwaite within data sets"
 OVER_DATASETS = "t over data sets"
 """The tests: on one data set; on several that share seeds; on several whose seeds are their own; of sets like these."""
-CHOICE_FREEDOM = 5
+CHOICE_FREEDOM = 3
 """Degrees of freedom of the variance that a choice of rates adds. Few runs estimate it, and it is far from normal.
-By simulation (`benchmarks/calibration.py`): 5 keeps 5 % over shapes of the response, 8 does not."""
+By simulation (`benchmarks/calibration.py`): 3 keeps 5 % over shapes of the response, 4 hardly does."""
 NO_SPREAD = 1e-12
 """Below it a spread is rounding."""
 DRAWS = 400
@@ -78,6 +78,8 @@ class Difference:
         freedoms: their degrees of freedom.
         test: the test's name.
         added: variance that the choice of rates adds to the mean.
+        as_untrained: the same with each failed run scored as the untrained model; None if no run failed. A claim has to
+            hold for both, so p values are the larger ones of the two, and intervals reach over both.
     """
 
     mean: float
@@ -87,6 +89,7 @@ class Difference:
     freedoms: tuple[float, ...] = ()
     test: str = T_TEST
     added: float = 0.0
+    as_untrained: Difference | None = None
 
     @property
     def n(self) -> int:
@@ -95,7 +98,13 @@ class Difference:
 
     def widened(self, variance: float) -> Difference:
         """The same difference, the variance that the choice of rates adds included."""
-        return replace(self, added=variance)
+        also = None if self.as_untrained is None else self.as_untrained.widened(variance)
+        return replace(self, added=variance, as_untrained=also)
+
+    def turned(self) -> Difference:
+        """b - a."""
+        also = None if self.as_untrained is None else self.as_untrained.turned()
+        return replace(self, mean=-self.mean, as_untrained=also)
 
     @property
     def testable(self) -> bool:
@@ -120,20 +129,28 @@ class Difference:
         """
         if not self.testable:
             return None
-        return float(two_sided(self.mean, self.variances, self.freedoms, self.added))
+        found = float(two_sided(self.mean, self.variances, self.freedoms, self.added))
+        if self.as_untrained is None or (other := self.as_untrained.p) is None:
+            return found
+        return max(found, other) if self.mean * self.as_untrained.mean > 0 else 1.0
 
     def p_beyond(self, margin: float) -> float | None:
         """p value of a true difference of `margin` or more, either way: two one-sided tests (Schuirmann 1987)."""
         if not self.testable:
             return None
-        return float(tail(margin - abs(self.mean), self.variances, self.freedoms, self.added))
+        found = float(tail(margin - abs(self.mean), self.variances, self.freedoms, self.added))
+        other = None if self.as_untrained is None else self.as_untrained.p_beyond(margin)
+        return found if other is None else max(found, other)
 
     def interval(self, alpha: float = 1 - LEVEL) -> tuple[float, float] | tuple[None, None]:
         """The interval of level 1 - alpha: it excludes zero exactly if p < alpha. None at alpha 0."""
         if not self.testable or not alpha:
             return None, None
         half = float(half_width(self.variances, self.freedoms, self.added, alpha))
-        return self.mean - half, self.mean + half
+        ends = [self.mean - half, self.mean + half]
+        if self.as_untrained is not None:
+            ends += [end for end in self.as_untrained.interval(alpha) if end is not None]
+        return min(ends), max(ends)
 
     @property
     def low(self) -> float | None:

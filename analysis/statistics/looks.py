@@ -16,8 +16,10 @@ from analysis.format import Row, plural
 from analysis.statistics.inference import LEVEL
 from analysis.store.columns import PLACE
 from analysis.store.left import to_come
-from analysis.store.store import Store, remembered
+from analysis.store.store import Store, part_of, remembered
 
+CellKey = tuple[str, str]
+"""(sweep, cell id)."""
 FIRST = 0.8
 """Share of what is left of the level that a look spends where no maximum of seeds was declared."""
 
@@ -82,6 +84,31 @@ def declared(store: Store) -> dict[str, Any]:
     events = store.declared()
     section = events[-1] if events else (store.spec() or {}).get("confirm")
     return section if isinstance(section, dict) else {}
+
+
+@remembered
+def added(store: Store) -> frozenset[CellKey]:
+    """The cells, (sweep, cell id), that joined their sweep after its first declaration; older folders tell of none."""
+    first: dict[str, frozenset[str]] = {}
+    for event in store.events("declare"):
+        if event.get("cells") is not None:
+            first.setdefault(str(event["name"]), frozenset(event["cells"]))
+    cells = ((r["sweep"], r["cell_id"]) for r in store.table("cells").to_pylist() if r["feasible"])
+    return frozenset(key for key in cells if key[0] in first and key[1] not in first[key[0]])
+
+
+@remembered
+def first_declared(store: Store) -> Store:
+    """The store with the cells of the first declaration alone; the store itself where none joined later.
+
+    Its verdicts are those of the declared analysis, and stay the same whatever joins.
+    """
+    later = added(store)
+    if not later:
+        return store
+    return part_of(
+        store, [key for r in store.table("cells").to_pylist() if (key := (r["sweep"], r["cell_id"])) not in later]
+    )
 
 
 def margin_of(store: Store) -> float | None:

@@ -21,7 +21,7 @@ import pyarrow as pa
 from analysis.format import Row
 from analysis.statistics.choice import CellKey, choice_variances
 from analysis.statistics.inference import holm_steps, verdict
-from analysis.statistics.looks import level
+from analysis.statistics.looks import first_declared, level
 from analysis.statistics.runs import Seed, added_over_datasets, by, by_seed, over_datasets, shared_seeds, sharing_seeds
 from analysis.store.columns import INT, PLACE, REAL, TEXT, typed
 from analysis.store.store import Store, remembered
@@ -92,9 +92,10 @@ def effects(store: Store) -> pa.Table:
     """What a doubling of the rank, and of the parameters, brings, and which brings more; columns `EFFECTS`.
 
     A row needs two ranks at one budget, or two budgets at one rank of a method; the contrast needs both. Seeds are
-    those that all its cells have; one seed has no interval and no test. Data sets of a sweep are also averaged. Holm's
-    correction is over all rows of the table.
+    those that all its cells have; one seed has no interval and no test. Data sets of a sweep are also averaged. Only
+    the cells of the first declaration count. Holm's correction is over all rows of the table.
     """
+    store = first_declared(store)
     rows: list[Row] = []
     choice, sharing = choice_variances(store), sharing_seeds(store)
     for (sweep, model, size), runs in by(_runs(store), "sweep", "model", "train_size").items():

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -20,7 +20,7 @@ from analysis.statistics.inference import (
     t_difference,
     verdict,
 )
-from analysis.statistics.looks import declared, early, level, margin_of
+from analysis.statistics.looks import declared, early, first_declared, level, margin_of
 from analysis.statistics.power import detectable, effect_size, power_at, seeds_needed
 from analysis.statistics.runs import (
     Seed,
@@ -31,7 +31,9 @@ from analysis.statistics.runs import (
     by_seed,
     confirmed,
     datasets_of,
+    failed,
     gaps,
+    gaps_as_untrained,
     over_all_datasets,
     over_datasets,
     ratios,
@@ -67,8 +69,10 @@ def question(store: Store) -> Question:
     """The method of `confirm.question` against LoRA; without one RandLoRA, where the sweep has it with a budget.
 
     Else the baseline is the first other method in the order of tables, and in question the one method that is left.
+    Methods that joined after the first declaration change none of it.
     """
-    rows = store.sql("select distinct method from cells where feasible and reference is not null").to_pylist()
+    declared_cells = first_declared(store).table("cells").to_pylist()
+    rows = [r for r in declared_cells if r["feasible"] and r["reference"] is not None]
     methods = in_order({r["method"] for r in rows})
     asked = declared(store).get("question")
     focus = asked if asked in methods else FOCUS
@@ -99,10 +103,15 @@ COMPARISONS = pa.schema(
     [
         *typed(TEXT, *PLACE),  # dataset null: all data sets together
         *typed(TEXT, "method", "baseline"),
+        ("added", pa.bool_()),  # whether it is of the second analysis: of cells that joined after the first declaration
         ("reference", TEXT),  # null: all matched budgets together, those that every data set has
         ("budget", INT),
         ("params_ratio", REAL),  # the method's adapter parameters / the baseline's; null for one without a budget
         ("dof_ratio", REAL),  # the same of degrees of freedom; null also where they are not known
+        *typed(
+            INT, "failed", "baseline_failed"
+        ),  # confirming runs of either without a score; null of a mean over several
+        ("difference_as_untrained", REAL),  # with each failed run scored as the untrained model; null if none failed
         ("n", INT),  # pairs, of all data sets whose pairs count by themselves; of OVER_DATASETS data sets
         ("datasets", INT),  # whose pairs count by themselves; 1 where each seed is averaged over data sets first
         ("n_datasets", INT),  # that the row is of
@@ -211,8 +220,10 @@ def comparisons(store: Store, baseline: str | None = None) -> pa.Table:
         and one for data sets like these (`test` OVER_DATASETS). `verdict` has the choice of rates in it. The rows of
         the focus are one family (Holm; its mean over budgets has half of the level); the rows of the other methods are
         a second one. Against a baseline without a budget all rows are one, with the mean over all data sets of every
-        method and budget. The chance of any false 'higher' or 'lower' in a family is at most 5 %, and so is that of any
-        false 'equivalent'. The schema's metadata has `EARLY` while seeds of the question's cells are to come.
+        method and budget. Cells that joined after the first declaration change none of these rows. Theirs are a further
+        family, with 5 % of its own. The chance of any false 'higher' or 'lower' in a family is at most 5 %, and so is
+        that of any false 'equivalent'. The schema's metadata has `EARLY` while seeds of the question's cells are to
+        come.
 
     Raises:
         StoreError: the margin in the folder's sweep file is no fraction between 0 and 1.
@@ -239,9 +250,33 @@ def against(store: Store, baseline: str | None = None) -> Question:
 
 @remembered
 def _compared_with(store: Store, baseline: str, focus: str | None) -> list[tuple[Row, Difference]]:
+    first = first_declared(store)
+    found = _tested(first, baseline, focus, set())
+    for row, _ in found:
+        row["added"] = False
+    if first is not store:
+        later = _tested(store, baseline, focus, {_what(row) for row, _ in found})
+        for row, _ in later:
+            row["added"] = True
+        found = sorted([*found, *later], key=lambda pair: (_order(pair[0]), pair[0]["added"]))
+    return found
+
+
+def _what(row: Row) -> tuple[Any, ...]:
+    """What a row is of: place, method, budget, and for a mean of how many data sets and budgets."""
+    return (
+        *(row.get(k) for k in (*PLACE, "method", "reference", "n_datasets", "n_budgets")),
+        row["test"] == OVER_DATASETS,
+    )
+
+
+def _tested(
+    store: Store, baseline: str, focus: str | None, before: Collection[tuple[Any, ...]]
+) -> list[tuple[Row, Difference]]:
+    """The rows of a store, corrected together; without those of `before`, and then as one family."""
     cells = confirmed(store)
     choice = choice_variances(store)
-    margin = margin_of(store)
+    margin, lost = margin_of(store), failed(store)
     edges = {(r["sweep"], r["cell_id"]) for r in store.table("chosen").to_pylist() if r["edge"]}
     found: list[tuple[Row, Difference]] = []
     for (place, method, reference), runs in cells.items():
@@ -251,8 +286,12 @@ def _compared_with(store: Store, baseline: str, focus: str | None) -> list[tuple
         seen = gaps(runs, other)
         if seen:
             difference = t_difference(list(seen.values()))
+            if (filled := gaps_as_untrained(store, runs, other)) is not None:
+                difference = replace(difference, as_untrained=t_difference(list(filled.values())))
             row = _compared(runs[0], baseline, difference, _added(choice, [(runs, other)]), margin)
             row |= ratios(store, runs[0], other[0]) | {"edge": _edge(edges, runs[0], other[0])}
+            row["failed"] = len(lost.get((place, method, reference), ()))
+            row["baseline_failed"] = len(lost.get((place, baseline, other[0]["reference"]), ()))
             found.append((row, difference))
     single = [row for row, _ in found]
     matched = any(row["params_ratio"] is not None for row in single)  # else, without a mean to ask first, one family
@@ -260,8 +299,9 @@ def _compared_with(store: Store, baseline: str, focus: str | None) -> list[tuple
         row = _compared(rows[0] | {"dataset": None}, baseline, mean, added, margin)
         found.append((row | {"n_datasets": len(rows)}, mean))
     found += _overall(store, single, baseline, focus)
+    found = [(row, difference) for row, difference in found if _what(row) not in before]
     found.sort(key=lambda pair: _order(pair[0]))
-    _corrected([row for row, _ in found], focus if matched else None, level(store))
+    _corrected([row for row, _ in found], focus if matched and not before else None, level(store))
     for row, difference in found:
         row.update(_prospects(row, difference))
     return found
@@ -353,11 +393,14 @@ def _overall(store: Store, rows: Sequence[Row], baseline: str, focus: str | None
         if len(several) < 2:
             continue
         blocks: dict[str, dict[Seed, float]] = {}
+        filled: dict[str, dict[Seed, float]] = {}
         parts: list[float | None] = []
         for (dataset,), mine in by(several, "dataset").items():
             place = (sweep, model, dataset, size)
             pairs = [(cells[place, focus, r["reference"]], cells[place, baseline, r["reference"]]) for r in mine]
             blocks[dataset] = averaged([gaps(runs, other) for runs, other in pairs])
+            each_filled = [gaps_as_untrained(store, runs, other) or gaps(runs, other) for runs, other in pairs]
+            filled[dataset] = averaged(each_filled)
             parts.append(_added(choice, pairs))
         if not all(blocks.values()):
             continue
@@ -367,9 +410,14 @@ def _overall(store: Store, rows: Sequence[Row], baseline: str, focus: str | None
         each, shared = list(blocks.values()), sweep in sharing
         added = added_over_datasets(parts, shared=shared)
         these = over_datasets(each, shared=shared)
+        if these is not None and filled != blocks:
+            these = replace(these, as_untrained=over_datasets(list(filled.values()), shared=shared))
         tests = [(these, added)]
         if len(blocks) > 1:  # one seed, which may do the same to all of them, tells no more of sets like these
-            like = _like_these(each, spread=not shared and these is not None and these.testable)
+            spread = not shared and these is not None and these.testable
+            like = _like_these(each, spread=spread)
+            if filled != blocks:
+                like = replace(like, as_untrained=_like_these(list(filled.values()), spread=spread))
             tests.append((like, 0.0))  # spread over data sets has their choices in it
         for difference, extra in tests:
             if difference is not None:
@@ -396,6 +444,8 @@ def _compared(cell: Row, baseline: str, difference: Difference, added: float | N
         {k: cell[k] for k in (*PLACE, "method", "reference", "budget")}
         | {"params_ratio": None, "dof_ratio": None, "edge": None, "baseline": baseline, "n_datasets": 1}
         | {"n": difference.n, "datasets": len(difference.pairs), "test": difference.test}
+        | {"failed": None, "baseline_failed": None}
+        | {"difference_as_untrained": difference.as_untrained and difference.as_untrained.mean}
         | {"difference": difference.mean, "sd": difference.sd, "error": difference.error, "freedom": difference.freedom}
         | {"p_given_rates": difference.p, "choice_sd": None if added is None else added**0.5}
         | {"low": None, "high": None, "p": widened and widened.p}

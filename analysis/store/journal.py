@@ -2,7 +2,7 @@
 
 Events (`ev`): `estimate` and `sweep` (forecast and provenance of one run), `ask` (a trial's configuration, before it
 starts), `report` (one epoch), `finish` (a trial's row, metrics and predictions), `choose` (a cell's learning rate),
-`declare` (CONFIRM's seeds, their maximum and the margin, what is compared, and how many test scores were there to be
+`declare` (CONFIRM's seeds, their maximum and the margin, the cells, and how many test scores were there to be
 seen), `memory` (a trial's micro-batch made smaller), `unpack` (a pack of trials given up), `trouble` (storage failed
 under a trial).
 

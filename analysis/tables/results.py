@@ -10,6 +10,7 @@ from analysis.format import (
     Row,
     change_text,
     duration,
+    end_of_interval,
     level_text,
     listed,
     p_text,
@@ -45,7 +46,7 @@ from analysis.tables.sheet import (
     text,
 )
 from analysis.words.decisions import best_text, would_change
-from analysis.words.verdicts import meanings, verdict_text
+from analysis.words.verdicts import LATER, LATER_MEANS, meanings, seeds_text, verdict_text
 
 LONG = 45
 """The page closes a table of more rows until asked for."""
@@ -66,7 +67,7 @@ PAIRS = Column(
 """Seeds per data set, or their mean if data sets have different numbers; the data sets if they are the sample."""
 BUDGETS = Column("budget", lambda r: r["reference"] or _several(r), label=True, beneath=True)
 SIZE = Column("size", lambda r: size_text(r["train_size"]), label=True, beneath=True)
-VERDICT = Column("verdict", lambda r: verdict_text(r["verdict"]), "verdict")
+VERDICT = Column("verdict", lambda r: f"{verdict_text(r['verdict'])}{LATER if r.get('added') else ''}", "verdict")
 
 
 def results(store: Store) -> Sheet:
@@ -81,7 +82,8 @@ def results(store: Store) -> Sheet:
     def verdict(r: Row) -> str:
         place = (r["dataset"], r["train_size"], r["reference"])
         is_baseline = r["method"] == baseline and place in compared_at
-        return verdict_text(r["verdict"]) or r["note"] or ("baseline" if is_baseline else "")
+        word = f"{verdict_text(r['verdict'])}{LATER if r['added'] else ''}"
+        return word or r["note"] or ("baseline" if is_baseline else "")
 
     columns = columns_of(
         rows,
@@ -92,7 +94,7 @@ def results(store: Store) -> Sheet:
         Column("verdict", verdict, "verdict"),
         replace(PARAMETERS, text=lambda r: quantity(r["adapter_params"]) + ("\N{DAGGER}" if r["off_budget"] else "")),
         Column("learning rate", lambda r: quantity(r["lr"]) + ("*" if r["under_tuned"] else ""), "number", TUNED),
-        replace(SEEDS, group=TUNED),
+        replace(SEEDS, text=seeds_text, group=TUNED),
         text("weak evidence", "weak", "long", TUNED),
         Column("test score, %", _over_examples, "number", OTHER_EXAMPLES),
         Column(f"difference from {versus}, points", _difference_over_examples, "number", OTHER_EXAMPLES),
@@ -148,7 +150,8 @@ def _without_row(cells: Sequence[Row]) -> str:
 
 def _how_computed(rows: Sequence[Row]) -> str:
     note = (
-        "The score is the mean over seeds, and its interval says how much that mean varies between seeds. Differences "
+        "The score is the mean over seeds, and its interval says how much that mean varies between seeds at the chosen "
+        "learning rate. Differences "
         "are paired: both methods ran on the same seeds. Their intervals and verdicts account for the choice of "
         "learning rate, and are corrected for the number of comparisons (Holm). All of these intervals hold for this "
         "test set. The intervals for other test examples also cover which examples were drawn."
@@ -207,7 +210,8 @@ def averages(store: Store) -> Sheet:
         "Mean test score over data sets",
         [*origins(found), METHOD, BUDGET, *columns[:1], *sizes, *columns[1:]],
         found,
-        "Every data set has the same weight. The t intervals over seeds hold for these data sets only. A method and "
+        "Every data set has the same weight. The t intervals over seeds hold for these data sets and the chosen "
+        "rates only. A method and "
         "budget is in the table if it was confirmed on every data set.",
         folded=len(found) > LONG,
     )
@@ -241,6 +245,8 @@ def _how_to_read(rows: Sequence[Row]) -> str:
     said = meanings(verdicts, margin)
     if verdicts:
         said.append("Verdicts and intervals are corrected for multiple comparisons.")
+    if any(r.get("added") for r in rows):
+        said.append(f"{LATER_MEANS}.")
     return " ".join(said)
 
 
@@ -328,7 +334,7 @@ def _ratio(value: float | None) -> str:
 
 
 def _pointwise(r: Row) -> str:
-    ends = [points(r[k]) for k in ("low_pointwise", "high_pointwise")]
+    ends = [end_of_interval(r[k]) for k in ("low_pointwise", "high_pointwise")]
     return f"[{', '.join(ends)}]" if all(ends) else ""
 
 

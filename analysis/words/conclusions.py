@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import pyarrow as pa
 
-from analysis.format import Row, change_text, level_text, listed, percent, plural, points, span
+from analysis.format import Row, change_text, end_of_interval, level_text, listed, percent, plural, points, span
 from analysis.statistics.inference import LEVEL, NOT_KNOWN, OVER_DATASETS
 from analysis.statistics.rank_effects import CONTRAST, PARAMETERS, RANK
 from analysis.statistics.scaling import EARLY, Question
@@ -34,6 +34,7 @@ class Conclusion:
         answer: one or two sentences: what a reader came for.
         budgets: the verdicts at the single budgets, if the answer is on their average.
         reasons: why there is no conclusion at some budgets.
+        later: what methods, budgets and data sets say that joined after the first declaration.
         limits: on other data sets, and devices or versions that differ.
         basis: how it was tested.
     """
@@ -41,17 +42,19 @@ class Conclusion:
     answer: str
     budgets: str = ""
     reasons: str = ""
+    later: str = ""
     limits: str = ""
     basis: str = ""
 
     def __str__(self) -> str:
-        return " ".join(filter(None, (self.answer, self.budgets, self.reasons, self.limits, self.basis)))
+        said = (self.answer, self.budgets, self.reasons, self.later, self.limits, self.basis)
+        return " ".join(filter(None, said))
 
 
 def interval_text(row: Row) -> str:
     """'+1.3 points [+0.2, +2.4]'; without the bracket if one seed gives no interval."""
     text = f"{points(row['difference'])} points"
-    return text if row["low"] is None else f"{text} [{points(row['low'])}, {points(row['high'])}]"
+    return text if row["low"] is None else f"{text} [{end_of_interval(row['low'])}, {end_of_interval(row['high'])}]"
 
 
 def names_of(asked: Question) -> tuple[str, str]:
@@ -69,13 +72,15 @@ def conclude(
 ) -> Conclusion:
     """Answer the sweep's question from `scaling.comparisons`, no stronger than its verdicts.
 
-    It starts with 'Preliminary' while seeds are still to come.
+    It starts with 'Preliminary' while seeds are still to come. What was declared at first is the answer. What joined
+    later has sentences of its own.
 
     Args:
         level: of the tests (`looks.level`).
         unlike: sentences on what differs besides the methods, such as devices.
     """
-    (a, b), rows = names_of(asked), of_question(compared.to_pylist(), asked)
+    (a, b), every = names_of(asked), of_question(compared.to_pylist(), asked)
+    rows = [r for r in every if not r["added"]]
     cells = [r for r in rows if r["reference"] is not None]
     whole = [r for r in rows if r["reference"] is None]
     if not cells:
@@ -91,7 +96,20 @@ def conclude(
     answer, budgets, why, more = (
         early + text if text else "" for text in (said, single, " ".join(reasons), " ".join(limits))
     )
-    return Conclusion(answer, budgets, why, more, _basis(cells, whole, level))
+    later = _later([r for r in every if r["added"]], a, b)
+    return Conclusion(answer, budgets, why, later, more, _basis(cells, whole, level))
+
+
+def _later(rows: Sequence[Row], a: str, b: str) -> str:
+    """What the rows say that are of the second analysis; empty without any."""
+    cells = [r for r in rows if r["reference"] is not None]
+    means = [r for r in rows if r["reference"] is None and r["test"] != OVER_DATASETS]
+    said = [_summary(cells, a, b)] if cells else []
+    for row in means:
+        word = verdict_text(row["verdict"])
+        over = _averaged([row], row["n_budgets"])
+        said.append(f"With these, {over}, the difference is {interval_text(row)}: {word}.")
+    return f"Added after the first declaration, and tested by themselves: {' '.join(said)}" if said else ""
 
 
 def _basis(cells: Sequence[Row], whole: Sequence[Row], level: float) -> str:

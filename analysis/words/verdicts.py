@@ -20,6 +20,19 @@ def untested(verdict: str | None) -> bool:
     return verdict is None or verdict.startswith("not testable")
 
 
+def seeds_text(row: Row) -> str:
+    """'5', or '5 of 10' where the others failed."""
+    return str(row["n"]) if not row["failed"] else f"{row['n']} of {row['n'] + row['failed']}"
+
+
+LATER = " (later)"
+"""Follows a verdict of the second analysis, of cells that joined after the first declaration."""
+LATER_MEANS = (
+    "(later): a method, budget or data set that joined the sweep after its first declaration; these comparisons are "
+    "corrected by themselves, and change none of the declared ones"
+)
+
+
 def verdict_text(verdict: str | None) -> str:
     """One of 'higher', 'lower', 'equivalent', 'not distinguishable', 'not tested'; empty for None."""
     return "" if verdict is None else "not tested" if untested(verdict) else verdict

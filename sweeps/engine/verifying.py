@@ -50,9 +50,13 @@ APART = timedelta(minutes=1)
 """By how much the clocks of two machines may differ."""
 _IN_RECEIPT = ("rows", "scores", "choices")
 _NAMED = 3  # cases that a sentence names
-_GROWS = {"methods": "methods", "budgets": "budgets", "datasets": "data sets", "train_size": "training sizes"}
 _WRITTEN = ("decisions", "results", "averages", "comparisons", "changes", "groups")
-_COLUMNS = (("methods", "method"), ("budgets", "reference"), ("datasets", "dataset"), ("train_size", "train_size"))
+_COLUMNS = (
+    ("methods", "method"),
+    ("budgets", "reference"),
+    ("data sets", "dataset"),
+    ("training sizes", "train_size"),
+)
 _CHANGES = {"margin": "the margin", "question": "the method in question", "max_seeds": "the maximum of seeds"}
 
 
@@ -376,10 +380,11 @@ def _declared(store: Store, events: Sequence[Event]) -> Check:
     wrong = []
     if events and declarations(store.path) != declared:
         wrong.append("declared.json does not have the declarations of the journal")
+    cells = {r["cell_id"]: r for r in store.table("cells").to_pylist()}
     noted: list[str] = []
     for before, after in pairwise(declared):
         if after["scored"]:
-            noted += _changed(before, after, f"after {plural(after['scored'], 'test score')}")
+            noted += _changed(before, after, cells, f"after {plural(after['scored'], 'test score')}")
     if declared[0]["scored"]:
         noted.append(f"declared when {plural(declared[0]['scored'], 'test score')} were there")
     seeds = {seed for event in declared for seed in event["seeds"]}
@@ -388,18 +393,15 @@ def _declared(store: Store, events: Sequence[Event]) -> Check:
         free = {r[kind] for kind in ("data_seed", "init_seed", "basis_seed") if kind not in held}
         if r["stage"] == "CONFIRM" and r["lr"] is not None and not free <= seeds:
             wrong.append(f"trial {r['trial_id']} ran on seed {max(free - seeds)}, which was never declared")
-    ran = [r for r in store.table("cells").to_pylist() if r["feasible"]]
-    for key, column in (("methods", "method"), ("datasets", "dataset"), ("train_size", "train_size")):
-        known = {name for event in declared for name in event.get(key) or ()}
-        if known and (strange := sorted({r[column] for r in ran} - known)):
-            wrong.append(f"{column} {strange[0]!r} was never declared")
-    latest = declared[-1]
-    if "methods" not in latest:
+    known = {cell for event in declared for cell in event.get("cells") or ()}
+    strange = [r["label"] for r in cells.values() if r["feasible"] and r["cell_id"] not in known]
+    if strange and known and events:
+        wrong += [f"the cell {label} was never declared" for label in strange]
+    elif strange:
         noted += _added(store)
-    what = [f"{plural(len(latest['seeds']), 'seed')}"]
-    what += [plural(len(latest[key]), word.removesuffix("s")) for key, word in _GROWS.items() if latest.get(key)]
-    said = f"{', '.join(what)} ran as declared"
-    return _check("declared", wrong, said, noted, looks_says(looks(store).values()))
+    said = f"{plural(len(declared[-1]['seeds']), 'seed')}"
+    said += f" and {plural(len(known & cells.keys()), 'cell')}" if known else ""
+    return _check("declared", wrong, f"{said} ran as declared", noted, looks_says(looks(store).values()))
 
 
 def _added(store: Store) -> list[str]:
@@ -416,30 +418,34 @@ def _added(store: Store) -> list[str]:
         begun = [r["started_at"] for r in trials if r["started_at"] and r["cell_id"] in {n["cell_id"] for n in new}]
         seen = sum(r["test_score"] is not None and r["ended_at"] < min(begun) for r in trials) if begun else 0
         if known and seen:
-            before, after = (
-                {key: sorted({str(r[c]) for r in rs if r[c]}) for key, c in _COLUMNS} for rs in (known, [*known, *new])
-            )
-            said += _grown(before, after, f"after {plural(seen, 'test score')}")
+            said += _grown(known, [*known, *new], f"after {plural(seen, 'test score')}")
         known += new
     return said
 
 
-def _changed(before: Event, after: Event, when: str) -> list[str]:
-    """What a declaration changes of the one before it."""
+def _changed(before: Event, after: Event, cells: Mapping[str, Row], when: str) -> list[str]:
+    """What a declaration changes of the one before it. `cells`: rows of that table, by id."""
     changed = [(word, before.get(key), after.get(key)) for key, word in _CHANGES.items()]
     said = [f"{word} changed {when}: from {old} to {new}" for word, old, new in changed if old != new]
-    return [*_grown(before, after, when), *said]
+    if before.get("cells") is not None and after.get("cells") is not None:
+        old, new = ([cells[c] for c in event["cells"] if c in cells] for event in (before, after))
+        said += _grown(old, new, when)
+    return [*_difference("seeds", before["seeds"], after["seeds"], when), *said]
 
 
-def _grown(before: Mapping[str, Any], after: Mapping[str, Any], when: str) -> list[str]:
-    """What lists have more of, and less."""
-    said = []
-    for key, word in {"seeds": "seeds", **_GROWS}.items():
-        old, new = before.get(key), after.get(key)
-        if old is not None and new is not None:
-            parts = (("added", [n for n in new if n not in old]), ("taken out", [n for n in old if n not in new]))
-            said += [f"{word} {what} {when}: {', '.join(map(str, names))}" for what, names in parts if names]
+def _grown(before: Sequence[Row], after: Sequence[Row], when: str) -> list[str]:
+    """What cells have more of than others, and less; the cells themselves if their names say nothing."""
+    said: list[str] = []
+    for word, column in (*_COLUMNS, ("cells", "label")):
+        old, new = (sorted({str(r[column]) for r in rows if r[column] is not None}) for rows in (before, after))
+        if not (said and column == "label"):
+            said += _difference(word, old, new, when)
     return said
+
+
+def _difference(word: str, old: Sequence[Any], new: Sequence[Any], when: str) -> list[str]:
+    parts = (("added", [n for n in new if n not in old]), ("taken out", [n for n in old if n not in new]))
+    return [f"{word} {what} {when}: {', '.join(map(str, names))}" for what, names in parts if names]
 
 
 def _attempts(store: Store) -> Check:

@@ -26,7 +26,7 @@ from sweeps.engine.verifying import Verification, receipt_of, verify
 from sweeps.plan.plan import Plan
 from sweeps.records.journal import Journal
 from sweeps.spec.sections import ConfirmSection, MethodSection
-from tests.fakes import TRIAL, FakeConfirm, FakeTrial
+from tests.fakes import TRIAL, FakeCell, FakeConfirm, FakeTrial
 from tests.support import ROOT, sweeps
 from tests.sweeps.records.support import FRAGILE, small
 from tests.sweeps.support import PAIR
@@ -44,9 +44,8 @@ def go(plan: Plan, trial: str = TRIAL, **how: Any) -> None:
         run(plan, backend="inline", trial=trial, progress=False, **how)
 
 
-def planned(folder: Path, cells: Any = PAIR, confirm: ConfirmSection = SEEDS, *methods: str) -> Plan:
-    named = {name: MethodSection() for name in methods or ("lora", "vera")}
-    return small(folder, cells, confirm=confirm, methods=named)
+def planned(folder: Path, cells: tuple[FakeCell, ...] = PAIR, confirm: ConfirmSection = SEEDS) -> Plan:
+    return small(folder, cells, confirm=confirm, methods={cell.method: MethodSection() for cell in cells})
 
 
 @pytest.fixture(scope="module")
@@ -138,6 +137,12 @@ def other_seed(events: Events) -> None:
     next(e for e in events if e["ev"] == "ask" and e["stage"] == "CONFIRM")["config"]["data_seed"] = 12345
 
 
+def undeclared_cell(events: Events) -> None:
+    for event in events:
+        if event["ev"] == "declare":
+            event["cells"] = event["cells"][:1]
+
+
 def undeclared_seed(events: Events) -> None:
     for event in events:
         if event["ev"] == "declare":
@@ -148,8 +153,8 @@ def rewrite(name: str, text: str) -> Cheat:
     return lambda folder: (folder / name).write_text(text)
 
 
-def extend(cells: Any = PAIR, confirm: ConfirmSection = SEEDS, *methods: str) -> Cheat:
-    return lambda folder: go(planned(folder, cells, confirm, *methods))
+def extend(cells: tuple[FakeCell, ...] = PAIR, confirm: ConfirmSection = SEEDS) -> Cheat:
+    return lambda folder: go(planned(folder, cells, confirm))
 
 
 def retry(folder: Path) -> None:
@@ -190,6 +195,7 @@ CHEATS: dict[str, tuple[Cheat, str, str]] = {
         "fails",
     ),
     "a seed run that was not declared": (lambda f: forge(f, undeclared_seed), "declared", "fails"),
+    "a cell run that was not declared": (lambda f: forge(f, undeclared_cell), "declared", "fails"),
     "the declaration edited": (rewrite("declared.json", "[]"), "declared", "fails"),
     "data exchanged": (rewrite("data.json", '{"fake-data": "blake2b:bb"}'), "data", "fails"),
     "data tested on exchanged": (
@@ -202,7 +208,7 @@ CHEATS: dict[str, tuple[Cheat, str, str]] = {
     "seeds added until one wins": (extend(PAIR, confirm(seeds=4)), "declared", "noted"),
     "the margin changed": (extend(PAIR, confirm(margin=0.05)), "declared", "noted"),
     "the question changed": (extend(PAIR, confirm(question="vera")), "declared", "noted"),
-    "a method added": (extend(PAIR, SEEDS, "lora", "vera", "nola"), "declared", "noted"),
+    "a method added": (extend((*PAIR, FakeCell("nola"))), "declared", "noted"),
 }
 
 
