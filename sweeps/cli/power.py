@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from analysis.errors import StoreError
 from analysis.format import plural
 from sweeps.cli.options import Json, Scale, Set, Spec, holds_sweep, load, store_of
 from sweeps.cli.printing import emit, out, print_rows
@@ -42,14 +43,18 @@ def power(spec: Spec, like: Like = None, overrides: Set = None, scale: Scale = N
 
     def draw() -> None:
         columns = list(dict.fromkeys(design.examples for design, _ in curve))
+        now = found.design.examples
         heads = ["seeds", *(_examples(count) for count in columns)]
         for name, title in (("each", "at one budget"), ("mean", "in the mean over budgets and data sets")):
-            by = {(d.seeds, d.examples): getattr(least, name) for d, least in curve}
-            if not any(by.values()):
+            values = [getattr(least, name) for _, least in curve]
+            if not any(values):
                 continue
+            by = {(d.seeds, d.examples): value for (d, _), value in zip(curve, values, strict=True)}
             rows = [[str(n), *(_points(by[n, m]) for m in columns)] for n in dict.fromkeys(d.seeds for d, _ in curve)]
             print_rows(heads, rows, f"smallest difference that is detected 4 times in 5, in points, {title}")
-            out.print()
+            out.print(
+                _limit({d.seeds: value for (d, _), value in zip(curve, values, strict=True) if d.examples == now})
+            )
         print_prospects(found)
 
     rows = [{"seeds": d.seeds, "val_examples": d.examples, **asdict(least)} for d, least in curve]
@@ -87,7 +92,13 @@ def prospects(plan: Plan, like: Path | None) -> Prospects | None:
     folder = plan.spec.folder if like is None else like
     if like is None and not holds_sweep(folder):
         return None
-    pilot = Pilot(store_of(folder))
+    try:
+        store = store_of(folder)
+        pilot = Pilot(store)
+    except StoreError:
+        if like is None:  # `sweeps run` refuses it, and says why
+            return None
+        raise
     design = _design(plan, pilot)
     least = None if design is None else pilot.detectable(design)
     if design is None or least is None or least.each is None:
@@ -96,7 +107,7 @@ def prospects(plan: Plan, like: Path | None) -> Prospects | None:
         rule = "does not tell the variances: it takes two seeds or more of two methods at one budget, here and there"
         raise SpecError([Problem("--like", str(like), rule)])
     changes = tuple((name, pilot.detectable(other)) for name, other in _changes(design, pilot))
-    return Prospects(store_of(folder).path, pilot, design, least, changes)
+    return Prospects(store.path, pilot, design, least, changes)
 
 
 def _design(plan: Plan, pilot: Pilot) -> Design | None:
@@ -165,6 +176,15 @@ def _curve(found: Prospects) -> Iterator[tuple[Design, Detectable]]:
         for examples in counts:
             other = replace(_seeds(design, seeds), examples=examples)
             yield other, found.pilot.detectable(other)
+
+
+def _limit(by_seeds: Mapping[int, float | None]) -> str:
+    """From how many seeds on more of them do not help; an empty line if they always do."""
+    known = {seeds: value for seeds, value in by_seeds.items() if value is not None}
+    enough = min((seeds for seeds, value in known.items() if value <= 1.05 * min(known.values())), default=None)
+    if enough is None or enough == max(known):
+        return ""
+    return f"  From {enough} seeds on the choice of learning rates limits it: more seeds alone do not help.\n"
 
 
 def print_prospects(found: Prospects | None) -> None:
