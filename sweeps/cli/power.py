@@ -203,8 +203,10 @@ def print_prospects(found: Prospects | None) -> None:
     )
     said = [f"{_points(other.each)} with {name}" for name, other in found.changes]
     best, most = min(found.changes, key=lambda change: change[1].each or 1.0)
-    helps = "None of these helps." if (most.each or 1.0) > 0.95 * (least.each or 0.0) else f"{best} would help most."
-    out.print(f"          It would be {', '.join(said)}. {helps[:1].upper()}{helps[1:]}")
+    helps = (
+        "None of these helps." if (most.each or 1.0) > 0.95 * (least.each or 0.0) else f"What would help most: {best}."
+    )
+    out.print(f"          It would be {', '.join(said)}. {helps}")
 
 
 def _points(value: float | None) -> str:
