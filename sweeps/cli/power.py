@@ -210,7 +210,7 @@ def print_prospects(found: Prospects | None) -> None:
 
 
 def _points(value: float | None) -> str:
-    return "" if value is None else f"{100 * value:.1f}" if value < 1 else "over 100"
+    return "" if value is None else f"{100 * value:.1f}" if value < 1 else "100+"
 
 
 def _examples(count: int | None) -> str:
