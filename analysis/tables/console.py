@@ -16,6 +16,7 @@ from analysis.format import Row, change_text, duration, listed, percent, plural,
 from analysis.statistics import scaling
 from analysis.statistics.examples import example_intervals
 from analysis.statistics.looks import declared, level, margin_of
+from analysis.statistics.measures import Beside, beside, told
 from analysis.statistics.runs import by, confirmed, failed
 from analysis.store.columns import INT, PLACE, REAL, TAKEN_OUT, TEXT, limited, typed
 from analysis.store.store import Store
@@ -24,7 +25,18 @@ from analysis.tables.terminal import print_whole, safe_console
 from analysis.words.conclusions import Conclusion, conclude, preliminary
 from analysis.words.decisions import behind_text, best_text, would_change
 from analysis.words.parity import devices_apart, versions_apart
-from analysis.words.verdicts import LATER, LATER_MEANS, meanings, seeds_text, size_of, untested, verdict_text
+from analysis.words.verdicts import (
+    LATER,
+    LATER_MEANS,
+    beside_head,
+    beside_text,
+    meanings,
+    measures_text,
+    seeds_text,
+    size_of,
+    untested,
+    verdict_text,
+)
 from analysis.words.weak import absent_data, weak_evidence
 
 DIFFERENCE = ("difference", "difference_low", "difference_high")
@@ -39,6 +51,7 @@ RESULTS = pa.schema(
         *typed(TEXT, "edge", "under_tuned"),  # why more tuning might help: the view `tuned`
         ("weak", TEXT),  # what the cell's result rests on too little, in words (`words.weak`); null for nothing
         *typed(REAL, "mean", "low", "high"),
+        ("beside", REAL),  # mean of the measure beside the score (`measures.beside`): the loss, in most sweeps
         *typed(INT, "n", "failed"),  # confirming runs with a score, and without one
         ("absent", TEXT),  # why the cell's data was not at hand, of one that `--available` left out
         ("baseline", TEXT),  # that the differences are to; null where there is none
@@ -135,13 +148,14 @@ def results_table(store: Store) -> pa.Table:
     signs = [r for r in store.table("signs").to_pylist() if not r["absent"]]
     weak = {(r["sweep"], r["cell_id"]): "; ".join(weak_evidence([r])) for r in signs}
     examples = {(r["sweep"], r["cell_id"]): r for r in example_intervals(store).to_pylist()}
-    unscored, lost = _unscored(store), failed(store)
+    unscored, lost, other = _unscored(store), failed(store), beside(store)
     tolerance = _tolerance(store)
     rows = []
     for cell in store.table("cells").to_pylist():
         score, difference = scored.get(_key(cell)), compared.get(_key(cell))
         row: Row = {name: cell.get(name) for name in RESULTS.names}
         row |= {"name": style(cell["method"]).name, "adapter_params": cell["count"], "n": 0, "note": None}
+        row["beside"] = None if other is None else other.means.get((cell["sweep"], cell["cell_id"]))
         row["failed"] = len(lost.get((place_of(cell), cell["method"], cell["reference"]), ()))
         off = cell["residual_fraction"]
         row["off_budget"] = off if tolerance is not None and cell["feasible"] and abs(off or 0) > tolerance else None
@@ -214,9 +228,11 @@ def print_results_table(
         measured = scaling.score_name(store, dataset)
         of = f" of {model}" if several else ""
         title = f"{sweep}: {measured}{of} on {dataset_text(dataset)}, trained on {training_text(dataset, size)}"
-        print_whole(_block(title, measured, against, mine), console)
+        print_whole(_block(title, measured, against, mine, beside(store)), console)
     margin = margin_of(store)
-    for said in (*_without_cells(rows), *absent_data(rows), *_footnotes(rows, margin)):
+    which = told(store)
+    measures = [] if which is None else [measures_text(*which)]
+    for said in (*_without_cells(rows), *absent_data(rows), *_footnotes(rows, margin), *measures):
         console.print(f"  {said}", style="dim", highlight=False, markup=False)
 
 
@@ -371,12 +387,13 @@ def _name_notes(rows: Sequence[Row]) -> list[str]:
     return [f"Data: {', '.join(named)}."] if named else []
 
 
-def _block(title: str, measured: str, against: str, rows: list[Row]) -> Table:
+def _block(title: str, measured: str, against: str, rows: list[Row], other: Beside | None) -> Table:
     table = Table(title=title, title_justify="left", box=None, pad_edge=False, header_style="bold", title_style="bold")
     table.add_column("method", no_wrap=True)
     table.add_column("budget", no_wrap=True)
     score = f"{measured.removeprefix('test ')} %"
-    for name in ("parameters", "learning rate", score, "seeds", f"vs {against} [ ]"):
+    second = [] if other is None else [beside_head(other.name)]
+    for name in ("parameters", "learning rate", score, *second, "seeds", f"vs {against} [ ]"):
         table.add_column(name, justify="right", no_wrap=True)
     table.add_column(f"verdict vs {against}", no_wrap=True)
     previous = None
@@ -392,6 +409,7 @@ def _block(title: str, measured: str, against: str, rows: list[Row]) -> Table:
             quantity(row["adapter_params"]) + ("\N{DAGGER}" if row["off_budget"] else ""),
             _rate(row),
             _score(row),
+            *([] if other is None else [beside_text(row["beside"], other.name)]),
             seeds_text(row),
             change_text(row, *DIFFERENCE),
             _verdict(row),

@@ -26,6 +26,7 @@ from analysis.statistics.decisions import decisions
 from analysis.statistics.groups import groups
 from analysis.statistics.inference import OVER_DATASETS
 from analysis.statistics.looks import level, margin_of
+from analysis.statistics.measures import beside, told
 from analysis.statistics.scaling import PLANTED, comparisons, curve, question
 from analysis.statistics.sizing.seeds import DIFFERENCES, seeds_table
 from analysis.store.columns import limited
@@ -46,7 +47,16 @@ from analysis.tables.sheet import (
     text,
 )
 from analysis.words.decisions import best_text, would_change
-from analysis.words.verdicts import LATER, LATER_MEANS, meanings, seeds_text, verdict_text
+from analysis.words.verdicts import (
+    LATER,
+    LATER_MEANS,
+    beside_head,
+    beside_text,
+    meanings,
+    measures_text,
+    seeds_text,
+    verdict_text,
+)
 
 LONG = 45
 """The page closes a table of more rows until asked for."""
@@ -78,6 +88,8 @@ def results(store: Store) -> Sheet:
     rows = [r for r in cells if not _infeasible(r)]
     rows.sort(key=lambda r: (r["sweep"], r["dataset"], size_key(r["train_size"])))
     compared_at = {(r["dataset"], r["train_size"], r["reference"]) for r in rows if r["verdict"]}
+    second, which = beside(store), told(store)
+    other = None if second is None else second.name
 
     def verdict(r: Row) -> str:
         place = (r["dataset"], r["train_size"], r["reference"])
@@ -90,6 +102,7 @@ def results(store: Store) -> Sheet:
         METHOD,
         BUDGET,
         Column("test score, % [95 %]", score_text, "number"),
+        *([] if other is None else [Column(f"test {beside_head(other)}", partial(_beside, other), "number")]),
         Column(f"difference from {versus}, points [corrected]", lambda r: change_text(r, *DIFFERENCE), "number"),
         Column("verdict", verdict, "verdict"),
         replace(PARAMETERS, text=lambda r: quantity(r["adapter_params"]) + ("\N{DAGGER}" if r["off_budget"] else "")),
@@ -104,7 +117,7 @@ def results(store: Store) -> Sheet:
         "Test score of every method",
         columns,
         rows,
-        _how_computed(rows),
+        " ".join([_how_computed(rows), *([] if which is None else [measures_text(*which)])]),
         legend=_legend(rows, versus, margin_of(store)) + _without_row([r for r in cells if _infeasible(r)]),
         faint=lambda r: bool(r["note"]),
         folded=len(rows) > LONG,
@@ -132,6 +145,10 @@ def _legend(rows: Sequence[Row], versus: str, margin: float | None) -> str:
         unit = limited(r["reference"] for r in rows).removeprefix("trainable ")
         said.append(f"\N{DAGGER} The row misses its budget by more than the tolerance: its {unit} are not equal.")
     return " ".join(said)
+
+
+def _beside(name: str, r: Row) -> str:
+    return beside_text(r["beside"], name)
 
 
 def _infeasible(r: Row) -> bool:
