@@ -29,7 +29,7 @@ from analysis.store.rows import TrialRow
 from analysis.store.schemas import TABLES
 from analysis.store.slot_kinds import SlotKind
 from analysis.store.store import Store, declarations, open_store
-from analysis.store.tables import part_paths, scan_parts, to_table
+from analysis.store.tables import conform, part_paths, scan_parts, to_table
 from analysis.tables import export
 from analysis.words.parity import looks_says
 from sweeps.plan.inputs import data_seen
@@ -50,6 +50,7 @@ APART = timedelta(minutes=1)
 """By how much the clocks of two machines may differ."""
 _IN_RECEIPT = ("rows", "scores", "choices")
 _NAMED = 3  # cases that a sentence names
+_SEEDS = ("data", "init", "basis")
 _WRITTEN = ("decisions", "results", "averages", "comparisons", "changes", "groups")
 _COLUMNS = (
     ("methods", "method"),
@@ -154,7 +155,7 @@ def _journal(journal: Journal | None) -> Check:
         return Check("journal", "not checked", ("this folder has no journal; copies come without one",))
     lines = len(journal.events)
     if lines and journal.unchained == lines:
-        says = f"its {plural(lines, 'line')} are not chained: an older version wrote them"
+        says = f"an older version wrote it: {plural(lines, 'line')} without a digest of the line before"
         return Check("journal", "not checked", (says,))
     wrong = [
         f"line {n} does not follow the line before it: lines were changed, moved or removed" for n in journal.broken
@@ -229,8 +230,8 @@ def _scores(store: Store) -> Check:
         elif (trial["metric"] or "").startswith("accuracy") and r["correct"] is not None and r["n_examples"]:
             count += 1
             bits = np.unpackbits(np.frombuffer(r["correct"], np.uint8))[: r["n_examples"]]
-            if abs((share := bits.sum() / r["n_examples"]) - trial["test_score"]) > 1e-9:
-                score = trial["test_score"]
+            share, score = bits.sum() / r["n_examples"], trial["test_score"]
+            if score is None or abs(share - score) > 1e-9:
                 wrong.append(f"trial {r['trial_id']}: test score {score}, but {share} of its answers are right")
     wrong += [f"{count} {what} are of trials that the tables lack" for what, count in lost.items() if count]
     return _check("scores", wrong, f"{count:,} of {count:,} scores follow from epochs and answers")
@@ -238,31 +239,33 @@ def _scores(store: Store) -> Check:
 
 def _configurations(store: Store, events: Sequence[Event]) -> Check:
     """Whether trials ran as they were asked for: the id is the hash of the configuration, which the row repeats."""
-    asked = {e["trial_id"]: e for e in events if e["ev"] == "ask"}
+    asked = {e["trial_id"]: e for e in events if e["ev"] == "ask" and "trial_id" in e}
     if not asked:
         return Check("configurations", "not checked", ("only a journal has the configurations of trials",))
     wrong = []
     for trial_id, event in asked.items():
-        config = event["config"]
+        config = event.get("config") or {}
         try:
             true = TrialConfig.model_validate(config).trial_id
         except ValidationError:
             true = "none"
         if true != trial_id:
             wrong.append(f"trial {trial_id}: the id of its configuration is {true}")
-        declared = event.get("seeds") or ()
-        seeds = zip(declared, (config.get(f"{kind}_seed") for kind in ("data", "init", "basis")), strict=False)
-        place = (config.get("dataset"), config.get("train_size"))
+            continue
+        seeds = zip(event.get("seeds") or (), (config[f"{kind}_seed"] for kind in _SEEDS), strict=False)
+        place = config["dataset"], config["train_size"]
         if any(trained not in (seed, derived_seed(seed, *place)) for seed, trained in seeds):
             wrong.append(f"trial {trial_id}: it trained with other seeds than its declared ones")
     for r in store.table("trials").to_pylist():
         if r["trial_id"] not in asked:
             continue
         event = asked[r["trial_id"]]
-        config = event["config"] | {"stage": event["stage"], "train_size": str(event["config"]["train_size"])}
-        same = ("stage", "model", "dataset", "train_size", "lr")
-        wrong += [f"trial {r['trial_id']}: {c} {r[c]!r}, asked for {config[c]!r}" for c in same if r[c] != config[c]]
-        if event.get("seeds") and list(event["seeds"]) != [r["data_seed"], r["init_seed"], r["basis_seed"]]:
+        config = {**(event.get("config") or {}), "stage": event.get("stage")}
+        for column in ("stage", "model", "dataset", "train_size", "lr"):
+            value = config.get(column)
+            if r[column] != (str(value) if column == "train_size" else value):
+                wrong.append(f"trial {r['trial_id']}: {column} {r[column]!r}, asked for {value!r}")
+        if event.get("seeds") and list(event["seeds"]) != [r[f"{kind}_seed"] for kind in _SEEDS]:
             wrong.append(f"trial {r['trial_id']}: its seeds are not those asked for")
     return _check("configurations", wrong, f"{len(asked):,} of {len(asked):,} trials are what was asked for")
 
@@ -270,7 +273,10 @@ def _configurations(store: Store, events: Sequence[Event]) -> Check:
 def _choices(store: Store) -> Check:
     """Whether the choice of every cell's learning rate follows from its TUNE trials, by the rule of the search."""
     stored = store.stored()
-    search = SearchSection.model_validate({**(stored.get("search") or {}), "trials": MOST_TRIALS})
+    try:
+        search = SearchSection.model_validate({**(stored.get("search") or {}), "trials": MOST_TRIALS})
+    except ValidationError:
+        return Check("choices", "not checked", ("spec.json has search settings of another version",))
     left = to_come(store)
     trials: dict[str, list[TrialRow]] = defaultdict(list)
     for values in store.table("last_attempts").to_pylist():
@@ -390,7 +396,7 @@ def _declared(store: Store, events: Sequence[Event]) -> Check:
     seeds = {seed for event in declared for seed in event["seeds"]}
     held = (store.stored().get("hold") or {}).keys()
     for r in store.table("last_attempts").to_pylist():
-        free = {r[kind] for kind in ("data_seed", "init_seed", "basis_seed") if kind not in held}
+        free = {r[f"{kind}_seed"] for kind in _SEEDS if f"{kind}_seed" not in held} - {None}
         if r["stage"] == "CONFIRM" and r["lr"] is not None and not free <= seeds:
             wrong.append(f"trial {r['trial_id']} ran on seed {max(free - seeds)}, which was never declared")
     known = {cell for event in declared for cell in event.get("cells") or ()}
@@ -410,13 +416,17 @@ def _added(store: Store) -> list[str]:
     Trials of the first run may still have been running when the second one added cells.
     """
     trials = store.table("last_attempts").to_pylist()
+    damaged = {part.path for part in store.damaged}
     known: list[Row] = []
     said = []
     for part in part_paths(store.path, "cells"):
-        rows = [r for r in pq.read_table(part).to_pylist() if r["feasible"]]
+        if part in damaged:
+            continue
+        rows = [r for r in conform(pq.read_table(part), "cells", str(part)).to_pylist() if r["feasible"]]
         new = [r for r in rows if r["cell_id"] not in {k["cell_id"] for k in known}]
         begun = [r["started_at"] for r in trials if r["started_at"] and r["cell_id"] in {n["cell_id"] for n in new}]
-        seen = sum(r["test_score"] is not None and r["ended_at"] < min(begun) for r in trials) if begun else 0
+        ended = [r["ended_at"] for r in trials if r["test_score"] is not None and r["ended_at"]]
+        seen = sum(at < min(begun) for at in ended) if begun else 0
         if known and seen:
             said += _grown(known, [*known, *new], f"after {plural(seen, 'test score')}")
         known += new

@@ -26,6 +26,7 @@ from sweeps.engine.verifying import Verification, receipt_of, verify
 from sweeps.plan.plan import Plan
 from sweeps.records.journal import Journal
 from sweeps.spec.sections import ConfirmSection, MethodSection
+from tests.analysis.synthetic import make_results
 from tests.fakes import TRIAL, FakeCell, FakeConfirm, FakeTrial
 from tests.support import ROOT, sweeps
 from tests.sweeps.records.support import FRAGILE, small
@@ -335,3 +336,8 @@ def test_trials_are_drawn_and_trained_anew(whole: Path, monkeypatch: pytest.Monk
 )
 def test_a_word_for_each_trial_that_is_trained_anew(again: float | None, elsewhere: tuple[str, ...], word: str) -> None:
     assert Again("a", 0.5, again, 0.4, 0.4, elsewhere).word == word
+
+
+def test_a_folder_that_no_sweep_wrote_is_called_so(tmp_path: Path) -> None:
+    found = verify(open_store(make_results(tmp_path / "made")))
+    assert {"scores", "configurations"} <= {check.name for check in found.failed}
