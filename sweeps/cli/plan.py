@@ -12,6 +12,7 @@ from rich.text import Text
 from analysis.format import duration, freedom, off_budget, plural, quantity
 from analysis.styles import short_names, size_text
 from sweeps.cli.options import Available, Json, Scale, Set, Source, Spec, load, store_of
+from sweeps.cli.power import Like, print_prospects, prospects
 from sweeps.cli.printing import emit, err, out, print_probing, print_rows, print_table, print_weak
 from sweeps.errors import Problem, SpecError, unknown
 
@@ -26,7 +27,12 @@ _TOWERS = ("vision", "both", "all")
 
 
 def plan(
-    spec: Spec, overrides: Set = None, scale: Scale = None, available: Available = False, as_json: Json = False
+    spec: Spec,
+    overrides: Set = None,
+    scale: Scale = None,
+    available: Available = False,
+    like: Like = None,
+    as_json: Json = False,
 ) -> None:
     """List the cells of a sweep, with their ranks and numbers of parameters, and what is infeasible. Starts nothing.
 
@@ -39,6 +45,7 @@ def plan(
     planned = load(spec, overrides, scale, available=available)
     check_files(planned)
     planned = planned.with_sizes(download=False)
+    detects = prospects(planned, like)
 
     def answer() -> dict[str, Any]:
         counted: dict[str, Any] = {"trials": planned.n_trials, "allowance": planned.spec.search.given}
@@ -51,9 +58,14 @@ def plan(
             "packing": packing,
             "instead": planned.instead(),
             "peft": peft_forms(planned.base_model.module, planned.cells),
+            "detectable": None if detects is None else detects.as_dict(),
         }
 
-    emit(as_json, answer, lambda: print_plan(planned))
+    def draw() -> None:
+        print_plan(planned)
+        print_prospects(detects)
+
+    emit(as_json, answer, draw)
 
 
 def estimate(
@@ -64,6 +76,7 @@ def estimate(
     compare: Annotated[
         bool, typer.Option("--compare", help="Compare the last run's estimate with what it took.")
     ] = False,
+    like: Like = None,
     as_json: Json = False,
 ) -> None:
     """Estimate time, accelerator-hours, memory, disk and cost of a sweep from a short probe of every method."""
@@ -82,11 +95,18 @@ def estimate(
     planned = load(spec, overrides, scale, available=available)
     check_weights(planned.spec.model.id)
     sized = planned.with_sizes(download=True)  # data that can't be had is refused, as a run does
+    detects = prospects(sized, like)
     tell = None if as_json else print_probing
     answer = estimate_plan(sized, used_hours=used_hours(sized.spec.folder), tell=tell)
     if answer.unknown and not answer.methods:
         raise SpecError([Problem(f"methods.{m}", None, f"no estimate: {why}") for m, why in answer.unknown.items()])
-    emit(as_json, answer.as_dict, lambda: _print_estimate(answer, planned))
+
+    def draw() -> None:
+        _print_estimate(answer, planned)
+        print_prospects(detects)
+
+    known = {"detectable": None if detects is None else detects.as_dict()}
+    emit(as_json, lambda: answer.as_dict() | known, draw)
 
 
 def budget(

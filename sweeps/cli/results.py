@@ -136,8 +136,10 @@ def report(
 ) -> None:
     """Draw the figures and write one self-contained report.html."""
     from analysis.report.page import write_report
+    from sweeps.engine.verifying import receipt_of
 
-    paths = dict(write_report(folder_of(source, overrides), x=x, overlay=overlay))
+    folder = folder_of(source, overrides)
+    paths = dict(write_report(folder, x=x, overlay=overlay, receipt=receipt_of(folder)))
     emit(as_json, lambda: {k: str(v) for k, v in paths.items()}, lambda: print_files(paths))
 
 

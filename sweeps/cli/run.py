@@ -188,6 +188,7 @@ def _end(
     """Write down what ran, draw it, and say how it ended; the exit code. `again`: the command that goes on."""
     from analysis.report.page import write_report
     from sweeps.engine.export import write_spec
+    from sweeps.engine.verifying import receipt_of
     from sweeps.records.upload import Upload
 
     write_spec(loaded)
@@ -202,7 +203,7 @@ def _end(
         err.print(f"{why}; finished trials are kept: `{again}` {on}")
         emit(as_json, lambda: _summary(summary), lambda: None)
         return interrupted_by(summary.signal) if summary.interrupted else LIMITED
-    paths = dict(write_report(loaded.folder)) if report else {}
+    paths = dict(write_report(loaded.folder, receipt=receipt_of(loaded.folder))) if report else {}
     emit(
         as_json,
         lambda: {**_summary(summary), "paths": {k: str(v) for k, v in paths.items()}},

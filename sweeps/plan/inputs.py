@@ -106,7 +106,7 @@ def available(plan: Plan) -> Plan:
         DataError: none of the data sets is here.
         SpecError: as `Plan.with_trials`.
     """
-    seen = _seen(plan.spec.folder / FILE) or {}
+    seen = data_seen(plan.spec.folder) or {}
     with offline():
         lacking = {name: first_line(e) for name, e in _lacking(plan, _whole).items() if name not in seen}
     forget()  # a data set of which a part is here
@@ -177,7 +177,7 @@ def _check_seen(folder: Path, now: dict[str, str]) -> None:
     path = folder / FILE
     try:
         make_results_folder(folder)
-        seen = _seen(path)
+        seen = data_seen(folder)
     except OSError as error:
         rule = f"can't be made or read ({error.strerror}); choose another output"
         raise SpecError([Problem("output", str(folder), rule)]) from error
@@ -219,8 +219,9 @@ def _changed(name: str, found: str, folder: Path) -> Problem:
     return Problem(field, name, rule)
 
 
-def _seen(path: Path) -> dict[str, str] | None:
+def data_seen(folder: Path) -> dict[str, str] | None:
     """Digests of the data, and of the model, that trials of a results folder saw, by name; None: none of ours."""
+    path = folder / FILE
     try:
         seen = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
     except (ValueError, RecursionError):
