@@ -205,14 +205,17 @@ def build(request: Request) -> dict[str, Adapter]:
             f"{config.method} is more than a change of a weight, and {min(request.quantised)} is kept in 4 or 8 bits: "
             f"of these targets it can adapt {', '.join(whole[:3]) or 'none'}"
         )
-    if request.device.type == "meta" and not kind.meta:
-        options = {**kind.fixed, **config.options()}
-        return {n: Counted(n, request, kind.count(request.shapes[n], c, options)) for n, c in legal.items()}
     if kind.together is not None and len(sizes := sorted(set(legal.values()))) > 1:
         raise ConfigError(f"{config.method} has one {config.capacity_field} for all weights but got {sizes}")
     groups: dict[int, list[str]] = {}
     for name, capacity in legal.items():
         groups.setdefault(0 if kind.pooled else capacity, []).append(name)
+    options = {**kind.fixed, **config.options()}
+    for names in groups.values():
+        if (found := kind.misfit({name: request.shapes[name] for name in names}, options)) is not None:
+            raise ConfigError(f"{config.method}: {found.reason}; nearest: {found.remedy}")
+    if request.device.type == "meta" and not kind.meta:
+        return {n: Counted(n, request, kind.count(request.shapes[n], c, options)) for n, c in legal.items()}
     made: dict[str, Adapter] = {}
     with _seeded(request):
         for capacity, names in groups.items():

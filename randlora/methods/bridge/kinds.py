@@ -15,6 +15,7 @@ from randlora.adapter import Shape
 from randlora.errors import UnknownMethodError, nearest
 from randlora.methods.bridge import counts
 from randlora.methods.bridge.counts import Options
+from randlora.methods.method import Misfit
 
 PREFIX = "peft:"
 Count = Callable[[Shape, int, Options], int]
@@ -34,6 +35,7 @@ class Kind:
         least: the smallest.
         open_ended: whether parameters beyond `most` act too, so that only cost sets it.
         legal: the nearest capacity that PEFT takes on a weight, of those that it does.
+        misfit: why PEFT cannot adapt weights of these shapes, by name, at any capacity; None if it can.
         value: what PEFT's field is at a capacity.
         alpha: the field that PEFT divides by the rank, and what it is a unit of rank (the quotient of PEFT's defaults).
         seed: the field that draws what is frozen; None: nothing random is frozen.
@@ -65,6 +67,7 @@ class Kind:
     least: int = 1
     open_ended: bool = False
     legal: Callable[[Shape, int, Options], int] = lambda shape, capacity, options: capacity
+    misfit: Callable[[Mapping[str, Shape], Options], Misfit | None] = lambda shapes, options: None
     value: Callable[[int], Any] = lambda capacity: capacity
     alpha: tuple[str, float] | None = None
     seed: str | None = None
@@ -123,6 +126,7 @@ KINDS: dict[str, Kind] = {
         title="GraLoRA",
         count=counts.low_rank,
         legal=counts.gralora_legal,
+        misfit=counts.gralora_misfit,
         alpha=("alpha", 2.0),
         fixed={"hybrid_r": 0},
         sizes={"gralora_k": 1},
@@ -143,7 +147,14 @@ KINDS: dict[str, Kind] = {
         **_rate(3e-3, "lokr/llama-3.2-3B-rank32-factor4-lr0.003"),
     ),
     "glora": Kind(title="GLoRA", count=counts.glora, fixed={"config_C": "none", "config_D_E": "none"}),
-    "miss": Kind(title="MiSS", count=counts.miss, most=counts.width, legal=counts.miss_legal, sizes={"mini_r": 1}),
+    "miss": Kind(
+        title="MiSS",
+        count=counts.miss,
+        most=counts.width,
+        legal=counts.miss_legal,
+        misfit=counts.miss_misfit,
+        sizes={"mini_r": 1},
+    ),
     "hra": Kind(
         title="HRA",
         count=lambda shape, r, options: r * shape[1],
@@ -222,6 +233,7 @@ KINDS: dict[str, Kind] = {
         title="FRoD",
         capacity_field="sparse_rate",
         count=counts.frod,
+        misfit=counts.frod_misfit,
         most=lambda shape, options: counts.STEPS,
         value=lambda step: step / counts.STEPS,
         fixed={"progressbar": False, "save_projection": True, "runtime_offload_base_weight": False},
@@ -293,6 +305,7 @@ KINDS: dict[str, Kind] = {
         most=lambda shape, options: 4,
         legal=lambda shape, variant, options: counts.close((1, 2, 4), variant),
         value=lambda variant: f"road_{counts.close((1, 2, 4), variant)}",
+        misfit=counts.road_misfit,
         sizes={"group_size": 2},
         bias_too=True,
         **_rate(1e-3, "road/llama-3.2-3B-lr_0.001"),
