@@ -47,10 +47,24 @@ class PeftAdapter(Adapter):
             if not key.startswith("layer."):
                 self.register_parameter(key, parameter)
         self._trained = tuple(trained)
+        self._forget_handles()
         if config.kind.derived:
             # FRoD's layers refer to the V of their tuner, which is no buffer of theirs
             shared = (f"layer.frod_V.{key}" for key in getattr(layer, "frod_V", ()))
             self.derived = (*(key for key, _ in self.named_buffers()), *shared)  # type: ignore[misc]  # PEFT's own names
+
+    def _forget_handles(self) -> None:
+        """OSF keeps handles of its hooks on gradients, which can't be pickled; the hooks stay."""
+        if hasattr(self.layer, "hook_handles"):
+            self.layer.hook_handles = []
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """A tensor that is copied or pickled comes without its hooks: OSF puts them on again."""
+        super().__setstate__(state)
+        if hasattr(self.layer, "hook_handles"):
+            layer: Any = self.layer
+            layer._attach_hooks("default")
+            self._forget_handles()
 
     def named_parameters(self, *args: Any, **kwargs: Any) -> Iterator[tuple[str, nn.Parameter]]:
         """The trainables alone: PEFT freezes some parameters of its layers."""

@@ -7,7 +7,7 @@ import math
 import types
 import typing
 import warnings
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, ClassVar, Literal, Self
 
@@ -17,6 +17,7 @@ from randlora.adapter import AdapterConfig, Shape, check_capacity, check_positiv
 from randlora.errors import AdapterError, ConfigError, nearest
 from randlora.methods.bridge.kinds import PREFIX, Kind
 from randlora.methods.lowrank.lora import STABILISED_ALPHA
+from randlora.methods.method import METHODS
 
 _OURS = frozenset(
     {"target_modules", "exclude_modules", "layers_to_transform", "layers_pattern", "modules_to_save", "bias"}
@@ -57,6 +58,10 @@ class PeftOptions(AdapterConfig):
 
     kind: ClassVar[Kind]
     theirs: ClassVar[type[Any]]
+
+    def __reduce__(self) -> tuple[Callable[..., PeftOptions], tuple[str, int, dict[str, Any]]]:
+        """Pickled by the method's name: no module has the class by its own."""
+        return _again, (self.method, self.capacity, self.options())
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -120,6 +125,13 @@ class PeftOptions(AdapterConfig):
                 return self.theirs(**fields)
         except (ValueError, TypeError) as error:
             raise ConfigError(f"{self.method}: PEFT refuses this configuration: {error}") from error
+
+
+def _again(method: str, capacity: int, options: Mapping[str, Any]) -> PeftOptions:
+    """The configuration that was pickled."""
+    config = METHODS[method].config.from_options(capacity, options)
+    assert isinstance(config, PeftOptions)
+    return config
 
 
 def _parts(hint: Any) -> tuple[Any, ...]:

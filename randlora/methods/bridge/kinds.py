@@ -89,6 +89,10 @@ class Kind:
     rate: float = 1e-4
     source: str = "PEFT's method comparison, its default"
 
+    def __reduce__(self) -> tuple[Callable[[str], Kind], tuple[str]]:
+        """Pickled by name: most fields are functions that no module has by theirs."""
+        return kind_of, (next(name for name, kind in KINDS.items() if kind is self),)
+
 
 _WRITES_BASE = ("pissa", "olora", "corda", "loftq", "eva", "lora_ga", "mica")
 
