@@ -54,6 +54,7 @@ class Kind:
         derived: whether frozen tensors are made from W0 (a decomposition), so that a checkpoint keeps them.
         mixes_rows: whether a row's update depends on the rest of its batch.
         draws: whether a training forward draws random numbers even without dropout.
+        conv1d: whether PEFT adapts transformers' Conv1D too, so that an adapter on one can be exported.
         meta: whether PEFT builds it without weights.
         rate, source: the centre of a search.
     """
@@ -85,6 +86,7 @@ class Kind:
     derived: bool = False
     mixes_rows: bool = False
     draws: bool = False
+    conv1d: bool = False
     meta: bool = True
     rate: float = 1e-4
     source: str = "PEFT's method comparison, its default"
@@ -109,10 +111,12 @@ KINDS: dict[str, Kind] = {
         refused={"init_lora_weights": _WRITES_BASE},
         # its bias is no change of the weight
         fixed={"use_qalora": False, "ensure_weight_tying": False, "lora_bias": False},
+        conv1d=True,
     ),
     "hira": Kind(
         title="HiRA",
         count=counts.low_rank,
+        conv1d=True,
         **_rate(4.5e-3, "hira/llama-3.2-3B-rank32-lr4.5e-3"),
     ),
     "delora": Kind(
@@ -125,6 +129,7 @@ KINDS: dict[str, Kind] = {
         count=lambda shape, r, options: r * (shape[0] if options["para"] else sum(shape)),
         legal=lambda shape, r, options: min(r, shape[0]),
         start="rounded",
+        conv1d=True,
     ),
     "gralora": Kind(
         title="GraLoRA",
@@ -134,6 +139,7 @@ KINDS: dict[str, Kind] = {
         alpha=("alpha", 2.0),
         fixed={"hybrid_r": 0},
         sizes={"gralora_k": 1},
+        conv1d=True,
         **_rate(2e-4, "gralora/llama-3.2-3B-rank32"),
     ),
     "loha": Kind(
@@ -203,6 +209,7 @@ KINDS: dict[str, Kind] = {
         legal=counts.within(counts.entries),
         seed="random_loc_seed",
         defaults={"init_weights": True},
+        conv1d=True,
     ),
     "waveft": Kind(
         title="WaveFT",
@@ -212,6 +219,7 @@ KINDS: dict[str, Kind] = {
         legal=counts.within(counts.entries),
         fixed={"proportional_parameters": False},
         seed="random_loc_seed",
+        conv1d=True,
     ),
     "shira": Kind(
         title="SHiRA",
@@ -245,6 +253,7 @@ KINDS: dict[str, Kind] = {
         start="rounded",
         derived=True,
         meta=False,
+        conv1d=True,
     ),
     "psoft": Kind(
         title="PSOFT",
@@ -270,6 +279,7 @@ KINDS: dict[str, Kind] = {
         alpha=("randlora_alpha", 20.0),
         fixed={"save_projection": True},
         seed="projection_prng_key",
+        conv1d=True,
     ),
     "vera": Kind(
         title="VeRA",
@@ -278,6 +288,7 @@ KINDS: dict[str, Kind] = {
         open_ended=True,
         fixed={"save_projection": True},
         seed="projection_prng_key",
+        conv1d=True,
         **_rate(1e-3, "vera/llama-3.2-3B-default"),
     ),
     "pvera": Kind(
@@ -289,6 +300,7 @@ KINDS: dict[str, Kind] = {
         seed="projection_prng_key",
         matrix=False,
         draws=True,
+        conv1d=True,
         **_rate(3e-3, "pvera/llama-3.2-3B-default"),
     ),
     "tinylora": Kind(
@@ -300,6 +312,7 @@ KINDS: dict[str, Kind] = {
         sizes={"r": 1},
         seed="projection_seed",
         derived=True,
+        conv1d=True,
         **_rate(1e-3, "tinylora/llama-3.2-3B-default"),
     ),
     "road": Kind(
@@ -329,6 +342,7 @@ KINDS: dict[str, Kind] = {
         most=lambda shape, options: 1,
         fixed={"feedforward_modules": []},
         bias_too=True,
+        conv1d=True,
         **_rate(5e-3, "ia3/llama-3.2-3B-all-attn-5k-lr0.005"),
     ),
     "unilora": Kind(
@@ -342,6 +356,7 @@ KINDS: dict[str, Kind] = {
         seed="proj_seed",
         start="changed",
         pooled=True,
+        conv1d=True,
         **_rate(2e-3, "unilora/llama-3.2-3B-r4-td131072-lr0.002"),
     ),
     "adamss": Kind(
@@ -370,6 +385,7 @@ KINDS: dict[str, Kind] = {
         fixed={"save_only_topk_weights": False},
         sizes={"r": 1, "vector_length": 1, "topk": 1},
         start="changed",
+        conv1d=True,
         **_rate(5e-4, "vblora/llama-3.2-3B-bank1024-lr5e4"),
     ),
     "lily": Kind(

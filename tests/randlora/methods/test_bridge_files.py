@@ -6,6 +6,7 @@ import copy
 import io
 import json
 import pickle
+import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,7 @@ from randlora.methods.bridge.kinds import KINDS
 from tests.randlora.methods.support import NAMES, TARGETS, configured, network, of_conv1d, on_another_machine, rows
 from tests.randlora.support import perturb
 
-pytest.importorskip("peft")
+peft = pytest.importorskip("peft")
 DRAWN = sorted(name for name, kind in KINDS.items() if kind.seed is not None and not kind.derived)
 
 
@@ -141,3 +142,20 @@ def test_a_model_is_saved_and_copied_whole(
 def test_a_configuration_is_pickled(name: str) -> None:
     config = configured(name)
     assert pickle.loads(pickle.dumps(config)) == config
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_an_adapter_on_conv1d_is_exported_if_peft_takes_such_layers(name: str, tmp_path: Path) -> None:
+    """Beside an nn.Linear, if the type's layers share nothing with it."""
+    model, (x, _) = of_conv1d().eval(), rows()
+    adapted = attach(model, configured(name), TARGETS)
+    perturb(adapted)
+    if not KINDS[name].conv1d:
+        with pytest.raises(ExportError, match=r"0\.up\.weight is the weight of a Conv1D"):
+            adapted.export_peft(tmp_path)
+        return
+    adapted.export_peft(tmp_path)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        loaded = peft.PeftModel.from_pretrained(of_conv1d(), str(tmp_path)).eval()
+    assert torch.equal(loaded.base_model(x), model(x))
