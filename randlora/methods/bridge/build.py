@@ -55,14 +55,15 @@ class PeftAdapter(Adapter):
 
     def _forget_handles(self) -> None:
         """OSF keeps handles of its hooks on gradients, which can't be pickled; the hooks stay."""
-        if hasattr(self.layer, "hook_handles"):
-            self.layer.hook_handles = []
+        layer: Any = self.layer
+        if hasattr(layer, "hook_handles"):
+            layer.hook_handles = []
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """A tensor that is copied or pickled comes without its hooks: OSF puts them on again."""
-        super().__setstate__(state)
-        if hasattr(self.layer, "hook_handles"):
-            layer: Any = self.layer
+        super().__setstate__(state)  # type: ignore[no-untyped-call]
+        layer: Any = self.layer
+        if hasattr(layer, "hook_handles"):
             layer._attach_hooks("default")
             self._forget_handles()
 

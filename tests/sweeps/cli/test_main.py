@@ -189,7 +189,7 @@ def test_budget_lists_chosen_methods_and_what_of_them_acts() -> None:
     assert rows["peft:lora"]["count"] == answer["budget"]
     assert rows["peft:waveft"]["dof"] == rows["peft:waveft"]["count"]
     assert rows["peft:boft"]["dof"] < 0.9 * rows["peft:boft"]["count"]
-    assert rows["peft:peanut"]["dof_measured"] is True
+    assert rows["peft:lokr"]["dof_measured"] is True
     assert {name for name, row in rows.items() if row["dof_at_most"]} == {"peft:vblora", "peft:lily"}
     assert not rows["peft:ia3"]["feasible"]
     two = json.loads(sweeps(*words, "--method", "lora", "--method", "peft:miss", "--json").stdout)["methods"]
