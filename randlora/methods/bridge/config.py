@@ -19,7 +19,7 @@ from randlora.methods.bridge.kinds import PREFIX, Kind
 from randlora.methods.lowrank.lora import STABILISED_ALPHA
 from randlora.methods.method import METHODS
 
-_OURS = frozenset(
+PLACED = frozenset(
     {"target_modules", "exclude_modules", "layers_to_transform", "layers_pattern", "modules_to_save", "bias"}
     | {"fan_in_fan_out", "inference_mode", "task_type", "peft_type", "auto_mapping", "base_model_name_or_path"}
     | {"revision", "peft_version", "megatron_core", "qalora_group_size"}
@@ -152,7 +152,7 @@ def config_class(name: str, kind: Kind, theirs: type[Any]) -> type[PeftOptions]:
     for f in dataclasses.fields(theirs):
         default = kind.defaults.get(f.name, f.default)
         parts = _parts(hint := hints[f.name])
-        ours = f.name in (*_OURS, *kind.fixed, kind.capacity_field, kind.seed)
+        ours = f.name in (*PLACED, *kind.fixed, kind.capacity_field, kind.seed)
         if ours or type(default) not in _SIMPLE or not all(p in _SIMPLE or isinstance(p, str) for p in parts):
             continue
         if kind.alpha is not None and f.name == kind.alpha[0]:

@@ -37,6 +37,7 @@ class Kind:
         legal: the nearest capacity that PEFT takes on a weight, of those that it does.
         misfit: why PEFT cannot adapt weights of these shapes, by name, at any capacity; None if it can.
         value: what PEFT's field is at a capacity.
+        read: the capacity at a value of PEFT's field.
         alpha: the field that PEFT divides by the rank, and what it is a unit of rank (the quotient of PEFT's defaults).
         seed: the field that draws what is frozen; None: nothing random is frozen.
         start: whether W0 + delta is W0 at the start, by default: to the bit, to rounding, or not.
@@ -70,6 +71,7 @@ class Kind:
     legal: Callable[[Shape, int, Options], int] = lambda shape, capacity, options: capacity
     misfit: Callable[[Mapping[str, Shape], Options], Misfit | None] = lambda shapes, options: None
     value: Callable[[int], Any] = lambda capacity: capacity
+    read: Callable[[Any], int] = int
     alpha: tuple[str, float] | None = None
     seed: str | None = None
     start: Literal["exact", "rounded", "changed"] = "exact"
@@ -237,6 +239,7 @@ KINDS: dict[str, Kind] = {
         most=lambda shape, options: counts.STEPS,
         legal=counts.supra_legal,
         value=counts.sparsity,
+        read=lambda sparsity: round((1 - sparsity) * counts.STEPS),
         fixed={"save_precomputed_indices": True},
         sizes={"r": 0},
         derived=True,
@@ -248,6 +251,7 @@ KINDS: dict[str, Kind] = {
         misfit=counts.frod_misfit,
         most=lambda shape, options: counts.STEPS,
         value=lambda step: step / counts.STEPS,
+        read=lambda rate: round(rate * counts.STEPS),
         fixed={"progressbar": False, "save_projection": True, "runtime_offload_base_weight": False},
         seed="projection_prng_key",
         start="rounded",
@@ -322,6 +326,7 @@ KINDS: dict[str, Kind] = {
         most=lambda shape, options: 4,
         legal=lambda shape, variant, options: counts.close((1, 2, 4), variant),
         value=lambda variant: f"road_{counts.close((1, 2, 4), variant)}",
+        read=lambda word: int(word.removeprefix("road_")),
         misfit=counts.road_misfit,
         sizes={"group_size": 2},
         bias_too=True,
