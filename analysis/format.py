@@ -45,6 +45,11 @@ def points(fraction: float | None) -> str:
     return "" if fraction is None else _signed(f"{100 * fraction:+.1f}")
 
 
+def end_of_interval(fraction: float | None) -> str:
+    """As `points`; an end that rounds to zero keeps its sign, which says on which side of zero it lies."""
+    return "" if fraction is None else f"{100 * fraction:+.1f}".replace("-", "\N{MINUS SIGN}")
+
+
 def percent(value: float | None) -> str:
     """A fraction in percent, '61.4'."""
     return "" if value is None else _signed(f"{100 * value:.1f}")
@@ -118,4 +123,4 @@ def score_text(row: Mapping[str, Any], value: str = "mean", low: str = "low", hi
 
 def change_text(row: Mapping[str, Any], value: str = "difference", low: str = "low", high: str = "high") -> str:
     """A difference with its interval, in points."""
-    return ranged(points(row[value]), points(row[low]), points(row[high]))
+    return ranged(points(row[value]), end_of_interval(row[low]), end_of_interval(row[high]))

@@ -149,11 +149,14 @@ class TrainSettings(BaseModel):
 
 
 class EvaluateSettings(BaseModel):
-    """How language models are judged; see `tasks.text.causal_lm`. Of text encoders the numbers of rows apply, of image
-    classifiers nothing: they have one way, top-1 accuracy."""
+    """How models are judged. `metric` is for all; the rest is for language models (`tasks.text.causal_lm`), and the
+    numbers of rows for text encoders too."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
+    metric: Annotated[Literal["loss"] | None, LATER] = None
+    """Without it the task's own score, such as accuracy. "loss": scores are e to the minus loss on held-out examples,
+    which is the geometric mean of the probabilities that the model gives to what is right (`tasks.task.by_loss`)."""
     protocol: Literal["log-likelihood", "generation"] | None = None
     """Without it log-likelihood; generation for reference texts (E2E) or numbers (GSM8K)."""
     validation_rows: int | None = Field(default=None, ge=1)

@@ -444,13 +444,26 @@ def legend(
 
 def mark_bands(
     figure: Chart,
-    kind: Literal["pointwise", "simultaneous", "left pointwise, right simultaneous"],
+    kind: Literal["pointwise", "simultaneous", "left pointwise, right simultaneous", "corrected"],
     what: Literal["bands", "intervals"] = "bands",
+    *,
+    given_rates: bool = False,
 ) -> None:
-    """Say at the bottom whether the bands hold for each point alone or for all at once; the figure grows by a line."""
+    """Say at the bottom what the bands hold for, such as each point alone or all at once; the figure grows.
+
+    Args:
+        given_rates: whether the bands leave out that another learning rate might have been chosen.
+    """
     _add_room(figure, bottom=_NOTE)
     where = (0.04 / figure.get_figwidth(), 0.03 / figure.get_figheight())
-    figure.text(*where, f"{what}: 95 %, {kind}", ha="left", va="bottom", fontsize=SMALL, color=MUTED)
+    figure.text(
+        *where,
+        f"{what}: 95 %, {kind}{', given the chosen rates' if given_rates else ''}",
+        ha="left",
+        va="bottom",
+        fontsize=SMALL,
+        color=MUTED,
+    )
 
 
 def save(figure: Figure, folder: Path, stem: str, formats: Sequence[str] = FORMATS) -> dict[str, Path]:

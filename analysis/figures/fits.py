@@ -73,7 +73,7 @@ def draw_fits(points: pa.Table, bands: pa.Table, crossings: pa.Table, *, score: 
                     _fitted(axes, method, [r for r in mine if r["method"] == method])
             shown = {r["method"] for r in mine}
             _dots(axes, [d for d in dots if place_of(d) == place and d["method"] in shown])
-        mark_bands(figure, "simultaneous")
+        mark_bands(figure, "simultaneous", given_rates=True)
         return figure
 
 
@@ -140,7 +140,7 @@ def draw_sizes(table: pa.Table, *, score: str = SCORE) -> Chart:
         axes.set_ylabel(f"{score} (%)")
         axes.set_title(place_title((*place_of(rows[0])[:3], "")), loc="left", weight="bold")
         legend(figure, methods)
-        mark_bands(figure, "pointwise")
+        mark_bands(figure, "pointwise", given_rates=True)
         return figure
 
 

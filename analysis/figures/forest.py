@@ -63,7 +63,7 @@ def draw_forest(table: pa.Table, *, score: str, margin: float | None = None) -> 
             _panel(axes, index, [r for r in rows if panel_of(r) == place], score, margin)
             if len(found) > 1:
                 axes.set_title(place_title(titled[index], titled), loc="left", fontweight="bold")
-        mark_bands(figure, "pointwise", "intervals")
+        mark_bands(figure, "corrected", "intervals")
         return figure
 
 
@@ -106,4 +106,4 @@ def _says(row: Row, at: str) -> str:
     where = place_text(row["dataset"] or f"{row['n_datasets']} data sets", row["train_size"])
     what = f"{style(row['method']).name} at {at} on {where}"
     of = plural(row["n"], "data set" if row["test"] == OVER_DATASETS else "pair")
-    return f"{what}: {change_text(row)} points, a 95 % interval, {of}; {row['verdict']}"
+    return f"{what}: {change_text(row)} points, corrected interval, {of}; {row['verdict']}"

@@ -107,7 +107,8 @@ def _scaling(store: Store) -> list[Picture]:
     label = f"{score.capitalize()} against trainable parameters, a curve per method with 95 % bands"
     caption = (
         f"{score.capitalize()} against trainable adapter parameters (log axis): means over seeds with pointwise 95 % t "
-        "intervals. Intervals are bands, or bars if a point has fewer than three seeds, a method has one point, or a "
+        "intervals, given the chosen learning rates. Intervals are bands, or bars if a point has fewer than three "
+        "seeds, a method has one point, or a "
         f"panel more than {MOST_BANDS} curves. Dashed lines have no budget, and an arrow points to one far from the "
         "curves. The upper axis is the LoRA rank of a budget. Point at a marker for its numbers, press a name in the "
         f"legend to hide its method.{BESIDE}"
@@ -164,9 +165,9 @@ def _forest(store: Store) -> list[Picture]:
     margin = margin_of(store)
     label = f"{score.capitalize()}: {focus} minus {name}, a row per data set and budget, and per mean"
     caption = (
-        f"{score.capitalize()}: {focus} minus {name}, paired, in points. Each has a 95 % interval, which includes the "
-        "choice of learning rates, and its verdict. Verdicts are corrected for the number of comparisons, so an "
-        f"interval may exclude zero though its verdict is not distinguishable. Diamonds are means.{_grey(margin)}"
+        f"{score.capitalize()}: {focus} minus {name}, paired, in points. Each has an interval, which includes the "
+        "choice of learning rates, and its verdict. Both are corrected for the number of comparisons: an interval "
+        f"leaves out zero exactly if its verdict is higher or lower. Diamonds are means.{_grey(margin)}"
     )
     figure = draw_forest(pa.Table.from_pylist(mine, schema=table.schema), score=score, margin=margin)
     return [Picture("forest", "scaling", figure, label, caption, conclusion(store))]
@@ -226,7 +227,8 @@ def _fitted(
     label = f"Isotonic fits of {score} against {cost} with simultaneous bands, crossings marked"
     caption = (
         f"Isotonic fits (never falling) of mean {score} against {cost}. Bands are simultaneous: each is a 95 % band "
-        f"over seeds of one whole curve. A shaded column is the interval of a crossing.{BESIDE}"
+        "over seeds of one whole curve, given the chosen learning rates. A shaded column is the interval of a "
+        f"crossing.{BESIDE}"
     )
     says = conclude_crossings(crossings.to_pylist(), cost.split(" (", maxsplit=1)[0], scaling.question(store))
     figure = fits.draw_fits(points, shown, crossings, score=score)

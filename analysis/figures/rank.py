@@ -63,7 +63,7 @@ def draw_ranks(table: pa.Table, *, score: str = "test accuracy") -> Chart:
         budgets = _budgets(rows)
         faded = [(Line2D([], [], alpha=a, color=MUTED, marker="o", ls="none"), name) for name, a in budgets.items()]
         legend(figure, bases, faded if len(budgets) > 1 else [])
-        mark_bands(figure, "pointwise", "intervals")
+        mark_bands(figure, "pointwise", "intervals", given_rates=True)
         return figure
 
 

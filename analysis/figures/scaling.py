@@ -75,7 +75,7 @@ def draw_scaling(curve: pa.Table, *, columns: int = 3, score: str = "test accura
                 axes.set_ylabel(f"{score} (%)")
             axes.set_title(place_title(place, found), loc="left", pad=16 if ranked else 6, fontweight="bold")
         legend(figure, in_order(named), bare_lines=True)
-        mark_bands(figure, "pointwise")
+        mark_bands(figure, "pointwise", given_rates=True)
         return figure
 
 

@@ -1,25 +1,25 @@
 """What the choice of a learning rate adds to the uncertainty of a comparison.
 
 CONFIRM runs every seed at the one rate that stage TUNE chose. So the spread over CONFIRM's seeds does not show that
-another draw of TUNE's noise would have chosen another rate, with another expected score. That spread is estimated by a
-parametric bootstrap: TUNE is drawn again many times, and the variance of the expected score at the rate it chooses is
-what the choice adds. A run's noise comes from CONFIRM's validation scores and from TUNE's re-runs, of runs among which
-nothing was selected; the response from TUNE's scores and from a local quadratic in log rate. The variance is pooled
-over a method's budgets.
-Of equal scores TUNE takes one by a rule (`search.rules`); redrawn scores are never equal, so no rule is redrawn.
+another draw of TUNE's noise would have chosen another rate, with another expected score. The variance of the expected
+score at the chosen rate, over TUNE's noise, is what the choice adds. It is computed by quadrature, so the same data
+always give the same variance. A run's noise comes from CONFIRM's validation scores and from TUNE's re-runs, of runs
+among which nothing was selected; the response from a local quadratic in log rate through TUNE's scores. The best rate
+lies between those that were tried, so what they miss of it, squared, is added. The variance is pooled over a method's
+budgets.
+Of equal scores TUNE takes one by a rule (`search.rules`); two noisy scores are never equal, so the rule plays no part.
 `benchmarks/calibration.py` shows that tests widened by it keep their 5 % over tables in which both arms are tuned.
 """
 
 from __future__ import annotations
 
-import zlib
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy import stats
+from scipy import special, stats
 
 from analysis.format import Row
 from analysis.statistics.runs import Seed, by, seed_of
@@ -32,13 +32,16 @@ CellKey = tuple[str, str]
 Point = tuple[float, str | None]
 """(learning rate, the other hyperparameters)."""
 
-DRAWS = 400
 AT_ONCE = 2**20
 """Numbers drawn at once, at most."""
 APART = 0.01
 """Share of tables of equal noise in which `method_noise` may set a method aside: ISO 5725-2's level for outliers."""
 WIDTH = 2.0
 """Width of the local fit's kernel, in steps of the grid of rates."""
+FAR = 7.0
+"""Standard deviations of a run by which a rate may be behind the best one: what is further behind is never chosen."""
+STEP_MEAN, STEP_FIRST = 0.4, 0.5
+"""Steps of quadrature in standard deviations: of a mean, of a first run. The variance is right to 0.5 %."""
 
 _CONFIRMED = """
 select sweep, model, dataset, train_size, reference, method, cell_id, data_seed, init_seed, basis_seed, val_score
@@ -198,26 +201,78 @@ def smoothed(log_rates: Array, level: Array, weight: Array, chosen: NDArray[np.i
     """(..., K) a quadratic in log rate, fitted by least squares that weigh most what is near the chosen rate.
 
     Args:
-        log_rates: (K,). level, weight: (..., K). chosen: (...).
+        log_rates: (..., K), rising. level, weight: (..., K). chosen: (...).
     """
-    step = (log_rates[-1] - log_rates[0]) / (len(log_rates) - 1)
-    apart = (log_rates - log_rates[chosen][..., None]) / (WIDTH * step)
+    step = (log_rates[..., -1:] - log_rates[..., :1]) / (log_rates.shape[-1] - 1)
+    rates = np.broadcast_to(log_rates, level.shape)
+    apart = (rates - np.take_along_axis(rates, chosen[..., None], axis=-1)) / (WIDTH * step)
     root = np.sqrt(weight * np.exp(-0.5 * apart**2))
     powers = np.stack([np.ones_like(apart), apart, apart**2], axis=-1)
     found = np.linalg.pinv(root[..., None] * powers) @ (root * level)[..., None]
     return np.asarray((powers @ found)[..., 0], dtype=float)
 
 
-def choice_variance(
-    expected: Array, noise: ArrayLike, reruns: tuple[int, int], rng: np.random.Generator, draws: int = DRAWS
-) -> Array:
-    """Variance of the expected score at the rate that TUNE chooses, over its noise; (...).
+def missed(log_rates: Array, level: Array) -> Array:
+    """(...) how far the best rate's score may lie above the best score seen, as the rates tried lie beside it.
+
+    It is what the parabola through the best score and its two neighbours rises above it. A rate at which training
+    collapses would bend that parabola far too much. So the flatter one of the two parabolas that start or end at the
+    best score bounds it, over the same two gaps. 0 where the best score is at an end: what lies beyond is not known.
+
+    Args:
+        log_rates: (..., K), rising. level: (..., K).
+    """
+    last = level.shape[-1] - 1
+    if last < 2:
+        return np.zeros(level.shape[:-1])
+    rates, best = np.broadcast_to(log_rates, level.shape), level.argmax(axis=-1)
+    ends = [np.take_along_axis(rates, np.clip(best + k, 0, last)[..., None], axis=-1)[..., 0] for k in (-1, 1)]
+    rises, bends = [], []
+    for first in (best - 1, best - 2, best):
+        three = np.clip(first, 0, last - 2)[..., None] + np.arange(3)
+        rise, bend = _top(*(np.take_along_axis(each, three, axis=-1) for each in (rates, level)), *ends)
+        there = (first >= 0) & (first + 2 <= last)
+        rises.append(np.where(there, rise - level.max(axis=-1), np.inf))
+        bends.append(np.where(there, np.abs(bend), np.inf))
+    flatter = np.where(bends[1] <= bends[2], rises[1], rises[2])
+    inside = (best > 0) & (best < last)
+    return np.where(inside, np.maximum(np.minimum(rises[0], flatter), 0.0), 0.0)
+
+
+def _top(x: Array, y: Array, low: Array, high: Array) -> tuple[Array, Array]:
+    """Largest value from `low` to `high` (...) of the parabola through three points (..., 3), and its second power."""
+    slopes = np.diff(y, axis=-1) / np.diff(x, axis=-1)
+    bend = (slopes[..., 1] - slopes[..., 0]) / (x[..., 2] - x[..., 0])
+    middle = (x[..., 0] + x[..., 1]) / 2  # there the parabola's slope is the first of the two
+    vertex = middle - slopes[..., 0] / np.where(bend < 0, 2 * bend, -np.inf)
+    at = np.stack([low, high, np.clip(vertex, low, high)])
+    values = y[..., 0] + slopes[..., 0] * (at - x[..., 0]) + bend * (at - x[..., 0]) * (at - x[..., 1])
+    return np.asarray(values.max(axis=0)), bend
+
+
+def choice_variance(expected: Array, noise: ArrayLike, reruns: tuple[int, int]) -> Array:
+    """Variance of the expected score at the rate that TUNE chooses, over its noise; (...). Exact, by quadrature.
 
     Args:
         expected: (..., K) score by rate.
         noise: variance of one run's score, broadcast against (...).
         reruns: how many rates are run again, on how many seeds each; (0, 0): the first seed chooses.
     """
+    each = np.broadcast_to(np.asarray(noise, dtype=float), expected.shape[:-1])
+    found = np.zeros(expected.shape[:-1])
+    rates, seeds = (min(reruns[0], expected.shape[-1]), reruns[1]) if min(reruns) > 0 else (1, 0)
+    for at in np.ndindex(found.shape):
+        sd = float(np.sqrt(each[at]))
+        if sd > 0.0:
+            behind = np.maximum((expected[at] - expected[at].max()) / sd, -FAR)
+            found[at] = sd**2 * _variance(behind, rates, seeds if rates > 1 else 0)
+    return found
+
+
+def drawn_variance(
+    expected: Array, noise: ArrayLike, reruns: tuple[int, int], rng: np.random.Generator, draws: int
+) -> Array:
+    """`choice_variance` from `draws` draws of TUNE: faster for thousands of simulated tables. Arguments as there."""
     rates, seeds = reruns
     sd = np.sqrt(np.asarray(noise, dtype=float))[..., None]
     total, squares = np.zeros(expected.shape[:-1]), np.zeros(expected.shape[:-1])
@@ -238,30 +293,77 @@ def choice_variance(
     return np.asarray(np.maximum(squares / draws - (total / draws) ** 2, 0.0), dtype=float)
 
 
+def _variance(behind: Array, rates: int, seeds: int) -> float:
+    """Variance of the chosen rate's expected score, where one run's noise has variance 1.
+
+    A rate's mean over its 1 + S runs is normal with variance 1 / (1 + S), and its first run is that mean plus an
+    independent normal of variance S / (1 + S). One integral is over `s`, the mean of the chosen rate. The other is over
+    `t`, the best first run among the rates that are not run again. Given both, rates are independent. So the integrand
+    is a sum of products over rates, which one pass over the rates adds up.
+
+    Args:
+        behind: (K,) expected scores less the largest, not below -FAR. rates, seeds: how many rates run again, and on
+            how many further seeds each; 1 and 0 if none does.
+    """
+    spread = (1 + seeds) ** -0.5
+    s = _nodes(-FAR - 5 * spread, 5 * spread, STEP_MEAN * spread)
+    apart = (s - behind[:, None]) / spread
+    density = np.exp(-0.5 * apart**2) / np.sqrt(2 * np.pi) / spread
+    if rates in (1, len(behind)):  # all rates have as many runs: the best mean is chosen
+        chance = density * [np.prod(special.ndtr(np.delete(apart, k, axis=0)), axis=0) for k in range(len(behind))]
+        chances = chance.sum(axis=-1) * (s[1] - s[0])
+        return max(0.0, float(chances @ behind**2 - (chances @ behind) ** 2))
+    t = _nodes(-FAR - 5, 5, STEP_FIRST)
+    step, below = s[1] - s[0], special.ndtr(t - behind[:, None])
+    at = np.exp(-0.5 * (t - behind[:, None]) ** 2) / np.sqrt(2 * np.pi)
+    chosen = density[..., None] * special.ndtr((s[:, None] - t) / (seeds**0.5 * spread))  # its first run is above t
+    beaten = step * (np.cumsum(chosen, axis=1) - chosen / 2) - step**2 / 12 * np.gradient(chosen, step, axis=1)
+    # [whether a rate is at t, power of the chosen one's score (0 while none is chosen), rates above t]
+    sums = np.zeros((2, 3, rates + 1, len(s), len(t)))
+    sums[0, 0, 0] = 1.0
+    for k, score in enumerate(behind):
+        more = sums * below[k]
+        more[1] += sums[0] * at[k]
+        more[:, :, 1:] += sums[:, :, :-1] * beaten[k]
+        taken = sums[:, 0, :-1] * chosen[k]
+        more[:, 1, 1:] += score * taken
+        more[:, 2, 1:] += score**2 * taken
+        sums = more
+    mean, square = sums[1, 1:, rates].sum(axis=(-1, -2)) * step * (t[1] - t[0])
+    return max(0.0, float(square - mean**2))
+
+
+def _nodes(low: float, high: float, step: float) -> Array:
+    return np.linspace(low, high, 1 + int(np.ceil((high - low) / step)))
+
+
 def chosen_variance(
     log_rates: Array | None,
     runs: Runs,
     chosen: NDArray[np.int64],
     noise: ArrayLike,
     reruns: tuple[int, int],
-    rng: np.random.Generator,
-    draws: int = DRAWS,
+    rng: np.random.Generator | None = None,
+    draws: int = 400,
 ) -> Array:
-    """What the choice adds, (...): `choice_variance` of the scores as seen and, over rates alone, of them smoothed.
+    """What the choice adds, (...): `choice_variance`, and the square of what the rates tried have `missed`.
 
-    The larger of the two counts: scores as seen miss what noise hides, a smooth curve misses kinks.
+    Over rates alone the expected scores are those of a smooth curve through the scores seen, in which their noise is
+    less; otherwise the scores as seen.
 
     Args:
-        log_rates: (K,) log10 of the rates; None where other hyperparameters were searched with them.
+        log_rates: (..., K) log10 of the rates; None where other hyperparameters were searched with them.
         chosen: (...) the point that was chosen.
-        noise, reruns, rng, draws: as of `choice_variance`.
+        noise, reruns: as of `choice_variance`.
+        rng, draws: as of `drawn_variance`, which is used if there is a generator.
     """
     level, weight = levels(runs)
-    seen = choice_variance(level, noise, reruns, rng, draws)
-    if log_rates is None:
-        return seen
-    curve = smoothed(log_rates, level, weight, chosen)
-    return np.asarray(np.maximum(seen, choice_variance(curve, noise, reruns, rng, draws)), dtype=float)
+    expected = level if log_rates is None else smoothed(log_rates, level, weight, chosen)
+    if rng is None:
+        variance = choice_variance(expected, noise, reruns)
+    else:
+        variance = drawn_variance(expected, noise, reruns, rng, draws)
+    return variance if log_rates is None else variance + missed(log_rates, level) ** 2
 
 
 @remembered
@@ -282,11 +384,10 @@ def choice_variances(store: Store) -> dict[CellKey, float]:
         if (cell["tune_trials"] or 0) < 2 and (runs is None or len(runs.first) < 2):
             found[key] = 0.0
         elif runs is not None and len(runs.first) > 1 and key in noise:
-            rng = np.random.default_rng(zlib.crc32("/".join(key).encode()))
             known = rates is not None and key in took
             best = int(np.abs(rates - np.log10(took[key])).argmin() if known else runs.first.argmax())
             reruns = (runs.again.shape[0], max(0, runs.again.shape[1] - 1))
-            variance = chosen_variance(rates, runs, np.array(best), noise[key], reruns, rng)
+            variance = chosen_variance(rates, runs, np.array(best), noise[key], reruns)
             chosen[place_of(cell), cell["method"]][key] = float(variance)
     for budgets in chosen.values():
         found |= dict.fromkeys(budgets, sum(budgets.values()) / len(budgets))

@@ -26,7 +26,7 @@ DECISIONS = pa.schema(
         ("next", TEXT),  # the second of these, or else the method with the second mean; null where there is none
         ("verdict", TEXT),  # on the two
         ("pairs", INT),  # seeds that both have
-        *typed(REAL, "ahead", "ahead_low", "ahead_high"),  # of the next
+        *typed(REAL, "ahead", "ahead_low", "ahead_high"),  # of the next; the interval as in `scaling.COMPARISONS`
         ("detectable", REAL),  # smallest difference of the two that these seeds find 4 times in 5
         ("seeds_needed", INT),  # seeds that would find the difference seen 4 times in 5; null: not within 1000
         ("seeds_needed_given_rates", INT),  # the same, were the chosen rates the only ones possible
@@ -73,7 +73,7 @@ def _against(top: Row, second: Row, pair: Pair) -> Row:
     if pair.tested is None or not pair.tested.testable:
         return row
     row["pairs"] = pair.tested.n
-    row |= {"ahead": pair.tested.mean, "ahead_low": pair.tested.low, "ahead_high": pair.tested.high}
+    row |= {"ahead": pair.tested.mean, "ahead_low": pair.interval[0], "ahead_high": pair.interval[1]}
     row["detectable"] = detectable(pair.tested, pair.alpha)
     if not pair.apart and pair.tested.mean:
         row["seeds_needed"] = seeds_needed(pair.tested, pair.tested.mean, pair.alpha)

@@ -12,8 +12,8 @@ from collections.abc import Iterator, Mapping, Sequence
 import pyarrow as pa
 
 from analysis.format import Row
-from analysis.statistics.inference import Difference, in_sequence, sidak, verdict
-from analysis.statistics.looks import level, spent
+from analysis.statistics.inference import Difference, holm_steps, sidak, verdict
+from analysis.statistics.looks import first_declared, level
 from analysis.statistics.runs import (
     Cell,
     Seed,
@@ -52,9 +52,8 @@ def difference_curves(store: Store) -> pa.Table:
     A sweep over several data sets also has rows with a null `dataset`, as `scaling.curve` has: the mean over all its
     data sets, for methods and budgets that have a difference on each.
 
-    `low` and `high` are a band: with 95 % all differences of the table lie in theirs at once, whatever the order
-    of tests: a verdict may be withheld, because the mean over budgets is not settled, where a band leaves out zero.
-    What the choice of both arms' rates adds is in it where it is known at every budget of the curve.
+    `low` and `high` are a band: with 95 % all differences of the table lie in theirs at once. What the choice of both
+    arms' rates adds is in it where it is known at every budget of the curve.
     """
     single = compared(store)
     each = [row | {"of": of} for row, of in [*single, *_means(store, [row for row, _ in single])]]
@@ -92,7 +91,8 @@ CHANGES = pa.schema(
         *typed(TEXT, "method", "baseline", "least", "most"),  # the smallest and the largest budget that all sets have
         *typed(INT, "n", "n_datasets"),  # n: seeds of each data set
         # the difference at the one, at the other, of the seeds that both have, and the second less the first; the
-        # choice of rates in the intervals, each of which is for itself
+        # choice of rates in the intervals. Those of the ends are 95 % intervals, each for its row alone; that of the
+        # change has the level at which the row was decided
         *typed(REAL, *(name for names in _ENDS for name in names)),
         *typed(REAL, "p", "p_holm", "p_given_rates", "choice_sd"),  # null where it is not known what the choice adds
         ("verdict", TEXT),  # 'higher': the difference to the baseline rises with the budget
@@ -104,15 +104,16 @@ CHANGES = pa.schema(
 def changes(store: Store, baseline: str | None = None) -> pa.Table:
     """How the question's method's difference to `baseline` changes from the smallest matched budget to the largest.
 
-    Columns: `CHANGES`; a row per data set and, over several, one of their mean. The mean is tested first, then Holm's
-    steps over the data sets: a family of its own, at the level of this look, which several sweeps, models or sizes
-    share. Budgets are those that every data set has; no row where these are fewer than two. No look is counted where a
-    budget is added later, which moves an end.
+    Columns: `CHANGES`; a row per data set and, over several, one of their mean. All rows are one family (Holm; a mean
+    has half of its place's level), at the level of this look. Budgets are those that every data set has; no row if
+    these are fewer than two. Only the cells of the first declaration count.
     """
+    store = first_declared(store)
     asked, sharing = against(store, baseline), sharing_seeds(store)
     cells = {cell: runs for cell, runs in confirmed(store).items() if cell[1] in (asked.focus, asked.baseline)}
     matched = [r for r, _ in compared(store, baseline) if r["method"] == asked.focus and r["params_ratio"] is not None]
-    blocks = []
+    found: list[tuple[Row, Difference | None]] = []
+    weights: list[float] = []
     for key, group in by(matched, "sweep", "model", "train_size").items():
         sets, shared = len(datasets_of(cells, *key)), key[0] in sharing
         budgets = [rows for rows in by(group, "reference").values() if len(rows) == sets]
@@ -125,9 +126,10 @@ def changes(store: Store, baseline: str | None = None) -> pa.Table:
         if sets > 1:
             means = [added_over_datasets(each, shared=shared) for each in zip(*added, strict=True)]
             rows.insert(0, _change(pairs, ends, means, shared=shared))
-        blocks.append(rows)
-    cost = spent(level(store)) * len(blocks)
-    return pa.Table.from_pylist([row for rows in blocks for row in _corrected(rows, cost)], schema=CHANGES)
+        tested = sum(row["p"] is not None for row, _ in rows[-sets:])
+        weights += [float(max(1, tested))] * (len(rows) - sets) + [1.0] * sets
+        found += rows
+    return pa.Table.from_pylist(_corrected(found, weights, level(store)), schema=CHANGES)
 
 
 def _ends(cells: Mapping[Cell, Sequence[Row]], pair: Sequence[Row]) -> list[dict[Seed, float]]:
@@ -151,8 +153,8 @@ def _change(
     added: Sequence[float | None],
     *,
     shared: bool,
-) -> Row:
-    """A row without its corrected p value and verdict.
+) -> tuple[Row, Difference | None]:
+    """A row without its corrected p value, verdict and interval; and the change, if it can be tested.
 
     Args:
         pairs: of each data set the comparisons at both budgets. ends: of each `_ends`.
@@ -167,15 +169,15 @@ def _change(
     for name, low, high, of, wide in zip(*_ENDS, given, tested, strict=True):
         row |= {name: of and of.mean, low: wide and wide.low, high: wide and wide.high}
     row |= {"n": found.n // len(found.pairs) if found else 0, "p_given_rates": found and found.p, "p": test and test.p}
-    return row | {"choice_sd": None if (extra := added[-1]) is None else extra**0.5}
+    return row | {"choice_sd": None if (extra := added[-1]) is None else extra**0.5}, test
 
 
-def _corrected(rows: Sequence[Row], cost: float) -> list[Row]:
-    """The rows of one place with adjusted p values and verdicts, the mean first where there is one."""
-    means = sum(r["dataset"] is None for r in rows)
-    raw = [None if r["p"] is None else min(1.0, cost * r["p"]) for r in rows]
-    first, rest = in_sequence(raw[0] if means else None, raw[means:])
-    adjusted = [*[first] * means, *rest]
-    known = [r["choice_sd"] is not None or r["p_given_rates"] is None for r in rows]
-    said = [verdict(r["difference"], p, known=k) for r, p, k in zip(rows, adjusted, known, strict=True)]
-    return [r | {"p_holm": p, "verdict": v} for r, p, v in zip(rows, adjusted, said, strict=True)]
+def _corrected(found: Sequence[tuple[Row, Difference | None]], weights: Sequence[float], alpha: float) -> list[Row]:
+    """The rows with adjusted p values, verdicts and the intervals of the levels at which these were decided."""
+    rows = []
+    for (row, test), step in zip(found, holm_steps([r["p"] for r, _ in found], weights, alpha), strict=True):
+        known = row["choice_sd"] is not None or row["p_given_rates"] is None
+        said = verdict(row["difference"], step.adjusted, known=known)
+        low, high = (None, None) if test is None else test.interval(step.level)
+        rows.append(row | {"p_holm": step.adjusted, "verdict": said, "low": low, "high": high})
+    return rows

@@ -2,7 +2,8 @@
 
 Groups are letters, as in a compact letter display: two methods that share one are not distinguishable. A pair that
 `scaling.comparisons` has keeps its verdict; the other pairs are tested alike, the choice of rates included (`choice`),
-Holm over these. A pair for which the choice is not known is not tested.
+Holm over these. Pairs of cells that joined after the first declaration are corrected by themselves, so that they change
+no other. A pair for which the choice is not known is not tested.
 """
 
 from __future__ import annotations
@@ -18,9 +19,9 @@ import pyarrow as pa
 
 from analysis.format import Row
 from analysis.statistics.choice import choice_variances
-from analysis.statistics.inference import Difference, Verdict, paired_difference, verdict
-from analysis.statistics.looks import holm_at, level
-from analysis.statistics.runs import by_seed, confirmed, shared_seeds
+from analysis.statistics.inference import Difference, Verdict, holm_steps, paired_difference, verdict
+from analysis.statistics.looks import first_declared, level
+from analysis.statistics.runs import Seed, by_seed, confirmed, failed, shared_seeds
 from analysis.statistics.scaling import compared
 from analysis.store.columns import INT, PLACE, REAL, TEXT, typed
 from analysis.store.store import Store, remembered
@@ -45,16 +46,22 @@ class Pair:
         tested: their difference, the choice of rates included; None where that, or a common seed, is missing.
         verdict: on the difference, or on its opposite; corrected.
         alpha: level of the first step of its family.
+        interval: of the difference, at the level at which the pair was decided.
     """
 
     tested: Difference | None
     verdict: Verdict
     alpha: float
+    interval: tuple[float, float] | tuple[None, None] = (None, None)
 
     @property
     def apart(self) -> bool:
         """Whether the test tells the two apart."""
         return self.verdict in ("higher", "lower")
+
+    def turned(self) -> Pair:
+        """The second method less the first. The verdict stays: it is on either."""
+        return replace(self, tested=self.tested and self.tested.turned(), interval=_opposite(self.interval))
 
 
 Block = tuple[list[Row], dict[tuple[int, int], Pair]]
@@ -71,7 +78,7 @@ def blocks(store: Store) -> list[Block]:
         (place_of(r), r["reference"], frozenset((r["method"], r["baseline"]))): (r, difference)
         for r, difference in compared(store)
     }
-    choice = choice_variances(store)
+    choice, declared = choice_variances(store), _declared_pairs(store)
     found: list[Block] = [(methods, {}) for methods in _methods(store)]
     others: list[tuple[dict[tuple[int, int], Pair], tuple[int, int], Difference | None, bool]] = []
     for methods, pairs in found:
@@ -81,20 +88,42 @@ def blocks(store: Store) -> list[Block]:
             if found_before is not None:
                 row, difference = found_before
                 widened = None if row["choice_sd"] is None else difference.widened(row["choice_sd"] ** 2)
-                if widened is not None and row["method"] != a["method"]:
-                    widened = replace(widened, mean=-widened.mean)
-                pairs[at] = Pair(widened, row["verdict"], row["alpha"])
+                ends = (row["low"], row["high"])
+                if row["method"] != a["method"]:
+                    widened, ends = widened and widened.turned(), _opposite(ends)
+                pairs[at] = Pair(widened, row["verdict"], row["alpha"], ends)
+                continue
+            if (pair := declared.get((a["sweep"], a["cell_id"], b["cell_id"]))) is not None:
+                pairs[at] = pair
                 continue
             seen = paired_difference(a["scores"], b["scores"])
+            if seen is not None and (a["failed"] or b["failed"]):
+                filled = paired_difference(a["scores"] | a["failed"], b["scores"] | b["failed"])
+                seen = replace(seen, as_untrained=filled)
             added = [choice.get((row["sweep"], row["cell_id"])) for row in (a, b)]
             known_choice = [v for v in added if v is not None]
             known = seen is None or len(known_choice) == 2
             others.append((pairs, at, seen.widened(sum(known_choice)) if seen is not None and known else None, known))
-    adjusted = holm_at(level(store), [None if tested is None else tested.p for _, _, tested, _ in others])
-    alpha = level(store) / max(1, sum(p is not None for p in adjusted))
-    for (pairs, at, tested, known), p in zip(others, adjusted, strict=True):
-        pairs[at] = Pair(tested, verdict(None if tested is None else tested.mean, p, known=known), alpha)
+    steps = holm_steps([None if tested is None else tested.p for _, _, tested, _ in others], level=level(store))
+    for (pairs, at, tested, known), step in zip(others, steps, strict=True):
+        word = verdict(None if tested is None else tested.mean, step.adjusted, known=known)
+        ends = tested.interval(step.level) if tested is not None else (None, None)
+        pairs[at] = Pair(tested, word, step.first, ends)
     return [_winners_first(*block) for block in found]
+
+
+def _declared_pairs(store: Store) -> dict[tuple[str, str, str], Pair]:
+    """(sweep, cell id, other cell id) -> their pair among the cells of the first declaration, both ways round.
+
+    Empty where no cell joined later.
+    """
+    first, found = first_declared(store), dict[tuple[str, str, str], Pair]()
+    for methods, pairs in blocks(first) if first is not store else ():
+        for (i, j), pair in pairs.items():
+            a, b = methods[i], methods[j]
+            found[a["sweep"], a["cell_id"], b["cell_id"]] = pair
+            found[a["sweep"], b["cell_id"], a["cell_id"]] = pair.turned()
+    return found
 
 
 def _winners_first(methods: list[Row], pairs: dict[tuple[int, int], Pair]) -> Block:
@@ -112,31 +141,45 @@ def _winners_first(methods: list[Row], pairs: dict[tuple[int, int], Pair]) -> Bl
     for at in combinations(range(len(order)), 2):
         a, b = (order[k] for k in at)
         pair = pairs[min(a, b), max(a, b)]
-        if a > b and pair.tested is not None:
-            pair = replace(pair, tested=replace(pair.tested, mean=-pair.tested.mean))
-        found[at] = pair
+        found[at] = pair.turned() if a > b else pair
     return [methods[k] for k in order], found
 
 
+def _opposite(ends: tuple[float | None, float | None]) -> tuple[float, float] | tuple[None, None]:
+    low, high = ends
+    return (None, None) if low is None or high is None else (-high, -low)
+
+
 def _methods(store: Store) -> list[list[Row]]:
-    """The methods of every place and budget, `_best_first`, with their `scores` by seed."""
+    """The methods of every place and budget, `_best_first`, with their `scores` by seed.
+
+    `failed` has the untrained model's score for each seed on which the method gave none.
+    """
+    lost = failed(store)
     found: dict[tuple[Any, ...], list[Row]] = defaultdict(list)
-    for (place, _, reference), runs in confirmed(store).items():
+    for (place, method, reference), runs in confirmed(store).items():
         if reference is not None:
             scores = by_seed(runs)
             named = {k: runs[0][k] for k in (*PLACE, "reference", "budget", "method", "cell_id")}
-            means = {"scores": scores, "mean": sum(scores.values()) / len(scores), "n": len(scores)}
+            without = by_seed(lost.get((place, method, reference), ()))
+            means = {"scores": scores, "failed": without, "mean": sum(scores.values()) / len(scores), "n": len(scores)}
             found[*place, reference].append(named | means)
     return [_best_first(methods) for methods in found.values()]
 
 
 def _best_first(methods: list[Row]) -> list[Row]:
     """By the mean over the seeds that all have, as tests pair them, where these are most of each one's; else by their
-    own: a lucky seed that one alone has puts none first.
+    own: a lucky seed that one alone has puts none first. A failed run counts as the untrained model here.
     """
-    shared = shared_seeds([row["scores"] for row in methods])
-    most = all(2 * len(shared) > row["n"] for row in methods)
-    return sorted(methods, key=lambda row: -sum(row["scores"][s] for s in shared) if most else -row["mean"])
+    every = {row["method"]: row["scores"] | row["failed"] for row in methods}
+    shared = shared_seeds(list(every.values()))
+    most = all(2 * len(shared) > len(scores) for scores in every.values())
+
+    def mean(row: Row) -> float:
+        scores: dict[Seed, float] = every[row["method"]]
+        return sum(scores[s] for s in shared) if most else sum(scores.values()) / len(scores)
+
+    return sorted(methods, key=lambda row: -mean(row))
 
 
 @remembered

@@ -40,7 +40,7 @@ OVER_DATASETS = "t over data sets"
 """The tests: on one data set; on several that share seeds; on several whose seeds are their own; of sets like these."""
 CHOICE_FREEDOM = 3
 """Degrees of freedom of the variance that a choice of rates adds. Few runs estimate it, and it is far from normal.
-By simulation (`benchmarks/calibration.py`): 3 keeps 5 % over shapes of the response, 4 does not."""
+By simulation (`benchmarks/calibration.py`): 3 keeps 5 % over shapes of the response, 4 hardly does."""
 NO_SPREAD = 1e-12
 """Below it a spread is rounding."""
 DRAWS = 400
@@ -78,6 +78,8 @@ class Difference:
         freedoms: their degrees of freedom.
         test: the test's name.
         added: variance that the choice of rates adds to the mean.
+        as_untrained: the same with each failed run scored as the untrained model; None if no run failed. A claim has to
+            hold for both, so p values are the larger ones of the two, and intervals reach over both.
     """
 
     mean: float
@@ -87,6 +89,7 @@ class Difference:
     freedoms: tuple[float, ...] = ()
     test: str = T_TEST
     added: float = 0.0
+    as_untrained: Difference | None = None
 
     @property
     def n(self) -> int:
@@ -95,7 +98,13 @@ class Difference:
 
     def widened(self, variance: float) -> Difference:
         """The same difference, the variance that the choice of rates adds included."""
-        return replace(self, added=variance)
+        also = None if self.as_untrained is None else self.as_untrained.widened(variance)
+        return replace(self, added=variance, as_untrained=also)
+
+    def turned(self) -> Difference:
+        """b - a."""
+        also = None if self.as_untrained is None else self.as_untrained.turned()
+        return replace(self, mean=-self.mean, as_untrained=also)
 
     @property
     def testable(self) -> bool:
@@ -120,20 +129,28 @@ class Difference:
         """
         if not self.testable:
             return None
-        return float(two_sided(self.mean, self.variances, self.freedoms, self.added))
+        found = float(two_sided(self.mean, self.variances, self.freedoms, self.added))
+        if self.as_untrained is None or (other := self.as_untrained.p) is None:
+            return found
+        return max(found, other) if self.mean * self.as_untrained.mean > 0 else 1.0
 
     def p_beyond(self, margin: float) -> float | None:
         """p value of a true difference of `margin` or more, either way: two one-sided tests (Schuirmann 1987)."""
         if not self.testable:
             return None
-        return float(tail(margin - abs(self.mean), self.variances, self.freedoms, self.added))
+        found = float(tail(margin - abs(self.mean), self.variances, self.freedoms, self.added))
+        other = None if self.as_untrained is None else self.as_untrained.p_beyond(margin)
+        return found if other is None else max(found, other)
 
     def interval(self, alpha: float = 1 - LEVEL) -> tuple[float, float] | tuple[None, None]:
-        """The interval of level 1 - alpha: it excludes zero exactly where p < alpha."""
-        if not self.testable:
+        """The interval of level 1 - alpha: it excludes zero exactly if p < alpha. None at alpha 0."""
+        if not self.testable or not alpha:
             return None, None
         half = float(half_width(self.variances, self.freedoms, self.added, alpha))
-        return self.mean - half, self.mean + half
+        ends = [self.mean - half, self.mean + half]
+        if self.as_untrained is not None:
+            ends += [end for end in self.as_untrained.interval(alpha) if end is not None]
+        return min(ends), max(ends)
 
     @property
     def low(self) -> float | None:
@@ -288,34 +305,72 @@ def t_weights(seeds: Sequence[int], draws: int = DRAWS) -> Array:
     return np.asarray((normal / np.sqrt(len(seeds) * chi2)).T, dtype=float)
 
 
-def holm(pvalues: Sequence[float | None]) -> list[float | None]:
-    """Holm's step-down adjusted p values (Scand. J. Statist. 6, 1979); None stays None and does not count.
+@dataclass(frozen=True)
+class Steps:
+    """What Holm's step-down decides of one hypothesis.
 
-    Reject where the adjusted value is at most alpha: the chance of any false rejection in the family is at most alpha.
+    Attributes:
+        adjusted: p value that is at most `1 - LEVEL` if the hypothesis is rejected; None if it can't be tested.
+        level: at which it was decided: at its own step if it was rejected, at the last step otherwise. An interval of
+            this level leaves out what was tested exactly if it was rejected.
+        first: level of the first step.
     """
+
+    adjusted: float | None
+    level: float
+    first: float
+
+
+def holm_steps(
+    pvalues: Sequence[float | None], weights: Sequence[float] | None = None, level: float = 1 - LEVEL
+) -> list[Steps]:
+    """Holm's step-down (Scand. J. Statist. 6, 1979), weighted if some hypotheses are to have more of the level.
+
+    The chance of any false rejection is at most `level`. A rejected hypothesis leaves its share to the others.
+
+    Args:
+        pvalues: None can't be tested, and takes no share.
+        weights: of each; default all alike.
+        level: of the whole family; may be 0.
+    """
+    shares = [1.0] * len(pvalues) if weights is None else list(weights)
     tested = [i for i, p in enumerate(pvalues) if p is not None]
-    adjusted: list[float | None] = [None] * len(pvalues)
-    for i, p in zip(tested, step_down(np.array([pvalues[i] for i in tested], dtype=float)), strict=True):
-        adjusted[i] = float(p)
-    return adjusted
+    p = np.array([pvalues[i] for i in tested], dtype=float)
+    w = np.array([shares[i] for i in tested], dtype=float)
+    found = [Steps(None, level, level)] * len(pvalues)
+    if not tested:
+        return found
+    cost = (1 - LEVEL) / level if level else math.inf
+    adjusted = np.minimum(step_down(np.minimum(cost * p, 1.0) if level else np.ones_like(p), w), 1.0)
+    left = w.sum() - w[adjusted <= 1 - LEVEL].sum()
+    for k, i in enumerate(tested):
+        if adjusted[k] <= 1 - LEVEL:  # those of the same ratio and before it are gone by then
+            ratio = p / w
+            gone = (ratio < ratio[k]) | ((ratio == ratio[k]) & (np.arange(len(p)) < k))
+            remaining = w.sum() - w[gone].sum()
+        else:
+            remaining = left
+        found[i] = Steps(float(adjusted[k]), float(level * w[k] / remaining), float(level * w[k] / w.sum()))
+    return found
 
 
-def step_down(p: Array) -> Array:
-    """Holm's adjusted p values along the last axis; of the same shape."""
-    order = np.argsort(p, axis=-1)
-    steps = np.take_along_axis(p, order, axis=-1) * np.arange(p.shape[-1], 0, -1)
+def holm(pvalues: Sequence[float | None]) -> list[float | None]:
+    """Holm's adjusted p values; None stays None and does not count.
+
+    Reject if the adjusted value is at most alpha: the chance of any false rejection in the family is at most alpha.
+    """
+    return [steps.adjusted for steps in holm_steps(pvalues)]
+
+
+def step_down(p: Array, weights: ArrayLike = 1.0) -> Array:
+    """Holm's adjusted p values along the last axis; of the same shape. `weights`: as of `holm_steps`."""
+    shares = np.broadcast_to(np.asarray(weights, dtype=float), p.shape)
+    order = np.argsort(p / shares, axis=-1, kind="stable")
+    sorted_shares = np.take_along_axis(shares, order, axis=-1)
+    remaining = np.cumsum(sorted_shares[..., ::-1], axis=-1)[..., ::-1]
+    steps = np.take_along_axis(p, order, axis=-1) * remaining / sorted_shares
     raised = np.minimum(np.maximum.accumulate(steps, axis=-1), 1.0)
     return np.take_along_axis(raised, np.argsort(order, axis=-1), axis=-1)
-
-
-def in_sequence(first: float | None, rest: Sequence[float | None]) -> tuple[float | None, list[float | None]]:
-    """A fixed sequence: `first` is tested at the whole level, and where it is rejected Holm's steps over `rest` are.
-
-    The chance of any false rejection is at most alpha, and `first` pays nothing for the others. Where it can't be
-    tested, which no result decides, Holm's steps are taken over `rest` alone.
-    """
-    adjusted = holm(rest)
-    return first, [None if p is None else max(p, first or 0.0) for p in adjusted]
 
 
 def verdict(

@@ -7,18 +7,19 @@ of all looks sum to at most `1 - LEVEL`, whatever the correlation between them; 
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
 from analysis.errors import StoreError
 from analysis.format import Row, plural
-from analysis.statistics.inference import LEVEL, holm
+from analysis.statistics.inference import LEVEL
 from analysis.store.columns import PLACE
 from analysis.store.left import to_come
-from analysis.store.store import Store, remembered
+from analysis.store.store import Store, part_of, remembered
 
+CellKey = tuple[str, str]
+"""(sweep, cell id)."""
 FIRST = 0.8
 """Share of what is left of the level that a look spends where no maximum of seeds was declared."""
 
@@ -85,6 +86,31 @@ def declared(store: Store) -> dict[str, Any]:
     return section if isinstance(section, dict) else {}
 
 
+@remembered
+def added(store: Store) -> frozenset[CellKey]:
+    """The cells, (sweep, cell id), that joined their sweep after its first declaration; older folders tell of none."""
+    first: dict[str, frozenset[str]] = {}
+    for event in store.events("declare"):
+        if event.get("cells") is not None:
+            first.setdefault(str(event["name"]), frozenset(event["cells"]))
+    cells = ((r["sweep"], r["cell_id"]) for r in store.table("cells").to_pylist() if r["feasible"])
+    return frozenset(key for key in cells if key[0] in first and key[1] not in first[key[0]])
+
+
+@remembered
+def first_declared(store: Store) -> Store:
+    """The store with the cells of the first declaration alone; the store itself where none joined later.
+
+    Its verdicts are those of the declared analysis, and stay the same whatever joins.
+    """
+    later = added(store)
+    if not later:
+        return store
+    return part_of(
+        store, [key for r in store.table("cells").to_pylist() if (key := (r["sweep"], r["cell_id"])) not in later]
+    )
+
+
 def margin_of(store: Store) -> float | None:
     """The difference below which two methods count as equivalent, named beforehand in the sweep file; None: no one did.
 
@@ -140,13 +166,3 @@ def _coming(store: Store) -> dict[tuple[str | None, ...], tuple[int, int]]:
         for r in store.table("cells").to_pylist()
         if (left.get((r["sweep"], r["cell_id"])) or (0, 0))[1] > 0
     }
-
-
-def spent(level: float) -> float:
-    """What p values are multiplied by, to be tested at `1 - LEVEL`; infinite where no level is left."""
-    return (1 - LEVEL) / level if level else math.inf
-
-
-def holm_at(level: float, pvalues: Sequence[float | None]) -> list[float | None]:
-    """`holm`, its adjusted values larger by what looks have spent: at most `1 - LEVEL` where they may be rejected."""
-    return holm([None if p is None else min(1.0, spent(level) * p) for p in pvalues])  # 1 for inf * 0 too

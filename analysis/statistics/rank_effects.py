@@ -20,8 +20,8 @@ import pyarrow as pa
 
 from analysis.format import Row
 from analysis.statistics.choice import CellKey, choice_variances
-from analysis.statistics.inference import verdict
-from analysis.statistics.looks import holm_at, level
+from analysis.statistics.inference import holm_steps, verdict
+from analysis.statistics.looks import first_declared, level
 from analysis.statistics.runs import Seed, added_over_datasets, by, by_seed, over_datasets, shared_seeds, sharing_seeds
 from analysis.store.columns import INT, PLACE, REAL, TEXT, typed
 from analysis.store.store import Store, remembered
@@ -55,7 +55,10 @@ EFFECTS = pa.schema(
         ("n", INT),  # seeds
         ("n_datasets", INT),
         ("slope", REAL),  # of the score, a fraction, per doubling
-        *typed(REAL, "low", "high", "p", "p_holm"),  # with the choice of rates in them; null where it is not known
+        # with the choice of rates in them; null if that is not known. The interval has the level at which the row was
+        # decided
+        *typed(REAL, "low", "high", "p", "p_holm"),
+        *typed(REAL, "low_pointwise", "high_pointwise"),  # the 95 % interval, for this row alone
         ("verdict", TEXT),  # 'higher': the score rises with the rank, or the parameters
         ("choice_sd", REAL),  # what the choice of rates adds to the slope; null where not known
         ("verdict_given_rates", TEXT),
@@ -89,9 +92,10 @@ def effects(store: Store) -> pa.Table:
     """What a doubling of the rank, and of the parameters, brings, and which brings more; columns `EFFECTS`.
 
     A row needs two ranks at one budget, or two budgets at one rank of a method; the contrast needs both. Seeds are
-    those that all its cells have; one seed has no interval and no test. Data sets of a sweep are also averaged. Holm's
-    correction is over all rows of the table.
+    those that all its cells have; one seed has no interval and no test. Data sets of a sweep are also averaged. Only
+    the cells of the first declaration count. Holm's correction is over all rows of the table.
     """
+    store = first_declared(store)
     rows: list[Row] = []
     choice, sharing = choice_variances(store), sharing_seeds(store)
     for (sweep, model, size), runs in by(_runs(store), "sweep", "model", "train_size").items():
@@ -105,10 +109,13 @@ def effects(store: Store) -> pa.Table:
                 rows += [place | {"dataset": d} | _said([f], shared=shared) for d, f in found.items()]
                 if len(found) > 1 and len(found) == len(datasets):
                     rows.append(place | {"dataset": None} | _said(list(found.values()), shared=shared))
-    for p, said in (("p", "verdict"), ("p_given_rates", "verdict_given_rates")):
-        for row, adjusted in zip(rows, holm_at(level(store), [r[p] for r in rows]), strict=True):
-            known = p != "p" or row["choice_sd"] is not None or row["p_given_rates"] is None
-            row |= {f"{p}_holm": adjusted, said: verdict(row["slope"], adjusted, known=known)}
+    given, tested = (holm_steps([r[p] for r in rows], level=level(store)) for p in ("p_given_rates", "p"))
+    for row, as_chosen, step in zip(rows, given, tested, strict=True):
+        known = row["choice_sd"] is not None or row["p_given_rates"] is None
+        row |= {"p_holm": step.adjusted, "verdict": verdict(row["slope"], step.adjusted, known=known)}
+        row["verdict_given_rates"] = verdict(row["slope"], as_chosen.adjusted)
+        if row["tested"] is not None:
+            row["low"], row["high"] = row["tested"].interval(step.level)
     rows.sort(
         key=lambda r: (r["sweep"], r["model"], r["dataset"] is not None, r["dataset"] or "", size_key(r["train_size"]))
     )
@@ -216,8 +223,9 @@ def _said(found: Sequence[_Slope], *, shared: bool) -> Row:
         "most": max(spanned, default=None),
         "n": given.n // len(given.pairs) if given else 0,
         "slope": given and given.mean,
-        "low": tested and tested.low,
-        "high": tested and tested.high,
+        "tested": tested,
+        "low_pointwise": tested and tested.low,
+        "high_pointwise": tested and tested.high,
         "p": tested and tested.p,
         "p_given_rates": given and given.p,
         "choice_sd": None if added is None else math.sqrt(added),

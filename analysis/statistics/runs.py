@@ -35,6 +35,33 @@ def confirmed(store: Store) -> dict[Cell, list[Row]]:
     return dict(cells)
 
 
+_FAILED = """
+select f.sweep, f.model, f.dataset, f.train_size, f.method, f.reference, f.cell_id,
+       f.data_seed, f.init_seed, f.basis_seed,
+       coalesce(z.score, case when coalesce(f.metric, 'accuracy') = 'accuracy' then 1 / k.classes end, 0) as test_score
+from failed f
+left join cells k using (sweep, cell_id)
+left join (
+  select sweep, model, dataset, train_size, avg(test_score) as score
+  from confirmed where method = 'zero-shot' group by all
+) z on (f.sweep, f.model, f.dataset, f.train_size) = (z.sweep, z.model, z.dataset, z.train_size)
+where f.lr is not null
+order by f.data_seed, f.init_seed, f.basis_seed
+"""
+
+
+@remembered
+def failed(store: Store) -> dict[Cell, list[Row]]:
+    """The confirming runs of every cell that gave no score, with that of the untrained model in its place.
+
+    That is the zero-shot score where the sweep has one, else that of guessing a class, else 0.
+    """
+    cells: dict[Cell, list[Row]] = defaultdict(list)
+    for run in store.sql(_FAILED).to_pylist():
+        cells[place_of(run), run["method"], run["reference"]].append(run)
+    return dict(cells)
+
+
 def seed_of(run: Row) -> Seed:
     """The seeds of a run; runs that agree in them are paired."""
     return run["data_seed"], run["init_seed"], run["basis_seed"]
@@ -144,6 +171,13 @@ def gaps(runs: Sequence[Row], other: Sequence[Row]) -> dict[Seed, float]:
     if other[0]["method"] == UNTRAINED and len(theirs) == 1:
         theirs = dict.fromkeys(mine, next(iter(theirs.values())))
     return {seed: mine[seed] - theirs[seed] for seed in mine if seed in theirs}
+
+
+def gaps_as_untrained(store: Store, runs: Sequence[Row], other: Sequence[Row]) -> dict[Seed, float] | None:
+    """`gaps` with each failed run scored as the untrained model; None if no run of the two failed."""
+    lost = failed(store)
+    mine, theirs = (lost.get((place_of(r[0]), r[0]["method"], r[0]["reference"]), []) for r in (runs, other))
+    return gaps([*runs, *mine], [*other, *theirs]) if mine or theirs else None
 
 
 @remembered

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -12,14 +14,13 @@ import pyarrow as pa
 from analysis.format import Row
 from analysis.statistics.choice import CellKey, choice_variances, noise_share
 from analysis.statistics.inference import (
-    LEVEL,
     OVER_DATASETS,
     Difference,
-    in_sequence,
+    holm_steps,
     t_difference,
     verdict,
 )
-from analysis.statistics.looks import declared, early, level, margin_of, spent
+from analysis.statistics.looks import declared, early, first_declared, level, margin_of
 from analysis.statistics.power import detectable, effect_size, power_at, seeds_needed
 from analysis.statistics.runs import (
     Seed,
@@ -30,7 +31,9 @@ from analysis.statistics.runs import (
     by_seed,
     confirmed,
     datasets_of,
+    failed,
     gaps,
+    gaps_as_untrained,
     over_all_datasets,
     over_datasets,
     ratios,
@@ -66,8 +69,10 @@ def question(store: Store) -> Question:
     """The method of `confirm.question` against LoRA; without one RandLoRA, where the sweep has it with a budget.
 
     Else the baseline is the first other method in the order of tables, and in question the one method that is left.
+    Methods that joined after the first declaration change none of it.
     """
-    rows = store.sql("select distinct method from cells where feasible and reference is not null").to_pylist()
+    declared_cells = first_declared(store).table("cells").to_pylist()
+    rows = [r for r in declared_cells if r["feasible"] and r["reference"] is not None]
     methods = in_order({r["method"] for r in rows})
     asked = declared(store).get("question")
     focus = asked if asked in methods else FOCUS
@@ -98,24 +103,35 @@ COMPARISONS = pa.schema(
     [
         *typed(TEXT, *PLACE),  # dataset null: all data sets together
         *typed(TEXT, "method", "baseline"),
+        ("added", pa.bool_()),  # whether it is of the second analysis: of cells that joined after the first declaration
         ("reference", TEXT),  # null: all matched budgets together, those that every data set has
         ("budget", INT),
         ("params_ratio", REAL),  # the method's adapter parameters / the baseline's; null for one without a budget
         ("dof_ratio", REAL),  # the same of degrees of freedom; null also where they are not known
+        *typed(
+            INT, "failed", "baseline_failed"
+        ),  # confirming runs of either without a score; null of a mean over several
+        ("difference_as_untrained", REAL),  # with each failed run scored as the untrained model; null if none failed
         ("n", INT),  # pairs, of all data sets whose pairs count by themselves; of OVER_DATASETS data sets
         ("datasets", INT),  # whose pairs count by themselves; 1 where each seed is averaged over data sets first
         ("n_datasets", INT),  # that the row is of
         ("n_budgets", INT),  # that a row over several is of; null for one
-        *typed(REAL, "difference", "low", "high"),  # the choice of rates in the interval; null where it is not known
-        *typed(REAL, "low_simultaneous", "high_simultaneous"),  # the same for all rows of the row's family at once
+        # with the choice of rates; null if that is not known. The interval has the level at which the row was decided,
+        # so it leaves out zero exactly if the verdict is 'higher' or 'lower'
+        *typed(REAL, "difference", "low", "high"),
+        ("decided_at", REAL),  # 1 less that level
+        *typed(REAL, "low_pointwise", "high_pointwise"),  # the 95 % interval, for this row alone
         ("sd", REAL),  # of the paired differences; over several data sets pooled within them
         ("error", REAL),  # standard error of the mean difference, given the chosen rates
         ("freedom", REAL),  # its degrees of freedom
         ("choice_sd", REAL),  # what the choice of both arms' rates adds (`choice`); null where not known
         ("p", REAL),  # with the choice of rates in it, as `low` and `high`
-        ("p_holm", REAL),  # in sequence: the mean over budgets first, then Holm's steps over the budgets
+        ("p_holm", REAL),  # Holm's steps over the rows of a family, of which a mean over budgets has half of the level
         ("margin", REAL),  # below which a difference counts as none (`confirm.margin`); null where none was named
-        ("p_equivalent", REAL),  # corrected as `p_holm`, of a true difference beyond the margin
+        (
+            "p_equivalent",
+            REAL,
+        ),  # corrected as `p_holm`, of a true difference beyond the margin
         ("verdict", TEXT),
         ("p_given_rates", REAL),  # were the chosen rates the only ones possible
         ("verdict_given_rates", TEXT),
@@ -202,10 +218,12 @@ def comparisons(store: Store, baseline: str | None = None) -> pa.Table:
         Rows by place, method and budget. The question's focus (its baseline, where `baseline` is its focus) also gets
         one row over the matched budgets that every data set has (`reference` null), where these are more than one row,
         and one for data sets like these (`test` OVER_DATASETS). `verdict` has the choice of rates in it. The rows of
-        the focus are one family: its mean over budgets first, then Holm over the others; the rows of the other methods
-        are a second one. Against a baseline without a budget all rows are one, with the mean over all data sets of
-        every method and budget. The chance of any false 'higher' or 'lower' in a family is at most 5 %, and so is that
-        of any false 'equivalent'. The schema's metadata has `EARLY` while seeds of the question's cells are to come.
+        the focus are one family (Holm; its mean over budgets has half of the level); the rows of the other methods are
+        a second one. Against a baseline without a budget all rows are one, with the mean over all data sets of every
+        method and budget. Cells that joined after the first declaration change none of these rows. Theirs are a further
+        family, with 5 % of its own. The chance of any false 'higher' or 'lower' in a family is at most 5 %, and so is
+        that of any false 'equivalent'. The schema's metadata has `EARLY` while seeds of the question's cells are to
+        come.
 
     Raises:
         StoreError: the margin in the folder's sweep file is no fraction between 0 and 1.
@@ -232,9 +250,33 @@ def against(store: Store, baseline: str | None = None) -> Question:
 
 @remembered
 def _compared_with(store: Store, baseline: str, focus: str | None) -> list[tuple[Row, Difference]]:
+    first = first_declared(store)
+    found = _tested(first, baseline, focus, set())
+    for row, _ in found:
+        row["added"] = False
+    if first is not store:
+        later = _tested(store, baseline, focus, {_what(row) for row, _ in found})
+        for row, _ in later:
+            row["added"] = True
+        found = sorted([*found, *later], key=lambda pair: (_order(pair[0]), pair[0]["added"]))
+    return found
+
+
+def _what(row: Row) -> tuple[Any, ...]:
+    """What a row is of: place, method, budget, and for a mean of how many data sets and budgets."""
+    return (
+        *(row.get(k) for k in (*PLACE, "method", "reference", "n_datasets", "n_budgets")),
+        row["test"] == OVER_DATASETS,
+    )
+
+
+def _tested(
+    store: Store, baseline: str, focus: str | None, before: Collection[tuple[Any, ...]]
+) -> list[tuple[Row, Difference]]:
+    """The rows of a store, corrected together; without those of `before`, and then as one family."""
     cells = confirmed(store)
     choice = choice_variances(store)
-    margin = margin_of(store)
+    margin, lost = margin_of(store), failed(store)
     edges = {(r["sweep"], r["cell_id"]) for r in store.table("chosen").to_pylist() if r["edge"]}
     found: list[tuple[Row, Difference]] = []
     for (place, method, reference), runs in cells.items():
@@ -244,8 +286,12 @@ def _compared_with(store: Store, baseline: str, focus: str | None) -> list[tuple
         seen = gaps(runs, other)
         if seen:
             difference = t_difference(list(seen.values()))
+            if (filled := gaps_as_untrained(store, runs, other)) is not None:
+                difference = replace(difference, as_untrained=t_difference(list(filled.values())))
             row = _compared(runs[0], baseline, difference, _added(choice, [(runs, other)]), margin)
             row |= ratios(store, runs[0], other[0]) | {"edge": _edge(edges, runs[0], other[0])}
+            row["failed"] = len(lost.get((place, method, reference), ()))
+            row["baseline_failed"] = len(lost.get((place, baseline, other[0]["reference"]), ()))
             found.append((row, difference))
     single = [row for row, _ in found]
     matched = any(row["params_ratio"] is not None for row in single)  # else, without a mean to ask first, one family
@@ -253,38 +299,40 @@ def _compared_with(store: Store, baseline: str, focus: str | None) -> list[tuple
         row = _compared(rows[0] | {"dataset": None}, baseline, mean, added, margin)
         found.append((row | {"n_datasets": len(rows)}, mean))
     found += _overall(store, single, baseline, focus)
+    found = [(row, difference) for row, difference in found if _what(row) not in before]
     found.sort(key=lambda pair: _order(pair[0]))
-    _corrected([row for row, _ in found], focus if matched else None, spent(level(store)))
+    _corrected([row for row, _ in found], focus if matched and not before else None, level(store))
     for row, difference in found:
         row.update(_prospects(row, difference))
     return found
 
 
-def _corrected(rows: Sequence[Row], focus: str | None, cost: float) -> None:
-    """Adjusted p values, levels and verdicts of a whole table, put into its rows; `cost`: as of `looks.spent`."""
-    main = [r for r in rows if r["method"] == focus]
-    places = list(by(main, "sweep", "model", "train_size").values()) if any(map(_is_overall, main)) else [main]
-    rest = [r for r in rows if r["method"] != focus]
-    for block, shares in [*((place, cost * len(places)) for place in places), (rest, cost)]:
-        ahead, behind = ([r for r in block if _is_overall(r) is first] for first in (True, False))
-        for p, adjusted in (("p", "p_holm"), ("p_given_rates", "p_given_rates_holm"), ("p_beyond", "p_equivalent")):
-            # places are tested side by side, each at its share of the level (Bonferroni)
-            raw = [[None if r[p] is None else min(1.0, shares * r[p]) for r in part] for part in (ahead, behind)]
-            first, others = in_sequence(raw[0][0] if ahead else None, raw[1])
-            for row, value in zip([*ahead, *behind], [*[first] * len(ahead), *others], strict=True):
-                row[adjusted] = value
-        for part in (ahead, behind):
-            for row in part:
-                row["alpha"] = (1 - LEVEL) / shares / max(1, _tested(part))
-                row["alpha_all"] = (1 - LEVEL) / shares / max(1, _tested(block))
-    for row in rows:
-        row["verdict_given_rates"] = verdict(row["difference"], row["p_given_rates_holm"])
-        known = row["choice_sd"] is not None or row["p_given_rates"] is None
-        row["verdict"] = verdict(row["difference"], row["p_holm"], beyond=row["p_equivalent"], known=known)
+def _corrected(rows: Sequence[Row], focus: str | None, alpha: float) -> None:
+    """Adjusted p values, levels and verdicts of a whole table, put into its rows. `alpha`: level of each family."""
+    for family in ([r for r in rows if (r["method"] == focus) is mine] for mine in (True, False)):
+        steps = partial(holm_steps, weights=_weights(family), level=alpha)
+        for row, step, given in zip(
+            family, steps([r["p"] for r in family]), steps([r["p_given_rates"] for r in family]), strict=True
+        ):
+            row |= {"p_holm": step.adjusted, "alpha": step.first, "decided_at": step.level}
+            row["verdict_given_rates"] = verdict(row["difference"], given.adjusted)
+        # equivalent only if the row's own interval lies within the margin, too
+        beyond = [None if (p := r["p_beyond"]) is None else p if 2 * p <= r["decided_at"] else 1.0 for r in family]
+        for row, step in zip(family, steps(beyond), strict=True):
+            known = row["choice_sd"] is not None or row["p_given_rates"] is None
+            row["p_equivalent"] = step.adjusted
+            row["verdict"] = verdict(row["difference"], row["p_holm"], beyond=step.adjusted, known=known)
+            if step.adjusted is not None and row["verdict"] not in ("higher", "lower"):
+                row["decided_at"] = min(row["decided_at"], 2 * step.level)
 
 
-def _tested(rows: Sequence[Row]) -> int:
-    return sum(r["p_given_rates"] is not None for r in rows)
+def _weights(family: Sequence[Row]) -> list[float]:
+    """A mean over budgets has as much of the first step's level as all other rows of its place together."""
+    places = [(r["sweep"], r["model"], r["train_size"]) for r in family]
+    others = Counter(
+        place for place, r in zip(places, family, strict=True) if r["p"] is not None and not _is_overall(r)
+    )
+    return [float(max(1, others[place])) if _is_overall(r) else 1.0 for place, r in zip(places, family, strict=True)]
 
 
 def _is_overall(row: Row) -> bool:
@@ -297,20 +345,20 @@ def _edge(edges: set[CellKey], mine: Row, other: Row) -> str | None:
 
 
 def _prospects(row: Row, difference: Difference) -> Row:
-    """Power for PLANTED, the seeds for it, the smallest detectable difference, the interval for all rows at once."""
+    """The interval at the level that decided the row, power for PLANTED, the seeds for it, the least detectable."""
     if row["p"] is None or not row["alpha"] or not difference.testable:
         return {}
     alpha, tested = row["alpha"], difference.widened(row["choice_sd"] ** 2)
-    low, high = tested.interval(row["alpha_all"])
+    low, high = tested.interval(row["decided_at"])
     silent = row["verdict"] == "not distinguishable" and row["difference"]
     return {
+        "low": low,
+        "high": high,
         "seeds_for_seen": seeds_needed(tested, row["difference"], alpha) if silent else None,
         "seeds_for_seen_given_rates": seeds_needed(difference, row["difference"], alpha) if silent else None,
         "power": power_at(tested, PLANTED, alpha),
         "seeds_needed": seeds_needed(tested, PLANTED, alpha),
         "detectable": detectable(tested, alpha),
-        "low_simultaneous": low,
-        "high_simultaneous": high,
     }
 
 
@@ -345,11 +393,14 @@ def _overall(store: Store, rows: Sequence[Row], baseline: str, focus: str | None
         if len(several) < 2:
             continue
         blocks: dict[str, dict[Seed, float]] = {}
+        filled: dict[str, dict[Seed, float]] = {}
         parts: list[float | None] = []
         for (dataset,), mine in by(several, "dataset").items():
             place = (sweep, model, dataset, size)
             pairs = [(cells[place, focus, r["reference"]], cells[place, baseline, r["reference"]]) for r in mine]
             blocks[dataset] = averaged([gaps(runs, other) for runs, other in pairs])
+            each_filled = [gaps_as_untrained(store, runs, other) or gaps(runs, other) for runs, other in pairs]
+            filled[dataset] = averaged(each_filled)
             parts.append(_added(choice, pairs))
         if not all(blocks.values()):
             continue
@@ -359,9 +410,14 @@ def _overall(store: Store, rows: Sequence[Row], baseline: str, focus: str | None
         each, shared = list(blocks.values()), sweep in sharing
         added = added_over_datasets(parts, shared=shared)
         these = over_datasets(each, shared=shared)
+        if these is not None and filled != blocks:
+            these = replace(these, as_untrained=over_datasets(list(filled.values()), shared=shared))
         tests = [(these, added)]
         if len(blocks) > 1:  # one seed, which may do the same to all of them, tells no more of sets like these
-            like = _like_these(each, spread=not shared and these is not None and these.testable)
+            spread = not shared and these is not None and these.testable
+            like = _like_these(each, spread=spread)
+            if filled != blocks:
+                like = replace(like, as_untrained=_like_these(list(filled.values()), spread=spread))
             tests.append((like, 0.0))  # spread over data sets has their choices in it
         for difference, extra in tests:
             if difference is not None:
@@ -388,9 +444,12 @@ def _compared(cell: Row, baseline: str, difference: Difference, added: float | N
         {k: cell[k] for k in (*PLACE, "method", "reference", "budget")}
         | {"params_ratio": None, "dof_ratio": None, "edge": None, "baseline": baseline, "n_datasets": 1}
         | {"n": difference.n, "datasets": len(difference.pairs), "test": difference.test}
+        | {"failed": None, "baseline_failed": None}
+        | {"difference_as_untrained": difference.as_untrained and difference.as_untrained.mean}
         | {"difference": difference.mean, "sd": difference.sd, "error": difference.error, "freedom": difference.freedom}
         | {"p_given_rates": difference.p, "choice_sd": None if added is None else added**0.5}
-        | {"low": widened and widened.low, "high": widened and widened.high, "p": widened and widened.p}
+        | {"low": None, "high": None, "p": widened and widened.p}
+        | {"low_pointwise": widened and widened.low, "high_pointwise": widened and widened.high}
         | {
             "margin": margin,
             "p_beyond": widened.p_beyond(margin) if widened is not None and margin is not None else None,

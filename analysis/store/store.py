@@ -5,8 +5,8 @@ from __future__ import annotations
 import functools
 import inspect
 import json
-from collections.abc import Callable, Hashable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Collection, Hashable
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
@@ -163,6 +163,28 @@ class Store:
         named_sets = short_names(tables["cells"]["dataset"].unique().to_pylist())
         places = PlaceNames(named_sets, example_counts(sizes.to_pylist()))
         return _Snapshot(state, tables, everything, own, damaged, spare_styles(titles), places)
+
+
+@dataclass
+class _Part(Store):
+    """Some cells of a store, as they were when it was made."""
+
+    def _snapshot(self) -> _Snapshot:
+        if self._cache is None:
+            raise StoreError(f"{self.path}: a part of a store was made without its tables")
+        return self._cache
+
+
+def part_of(store: Store, cells: Collection[tuple[str, str]]) -> Store:
+    """The store as if it held these cells alone, (sweep, cell id); metrics and predictions stay whole."""
+    whole, wanted = store._snapshot(), set(cells)
+    tables = {}
+    for name, table in whole.tables.items():
+        tables[name] = table
+        if "cell_id" in table.schema.names:
+            named = zip(table["sweep"].to_pylist(), table["cell_id"].to_pylist(), strict=True)
+            tables[name] = table.filter(pa.array([cell in wanted for cell in named], pa.bool_()))
+    return _Part(store.paths, replace(whole, tables=tables, kept={}))
 
 
 def remembered(make: Callable[Concatenate[Store, Arguments], T]) -> Callable[Concatenate[Store, Arguments], T]:

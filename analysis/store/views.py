@@ -75,6 +75,17 @@ _ALL = (
         """,  # noqa: S608  ours
     ),
     View(
+        "failed",
+        "CONFIRM trials without a score: those that failed for good, or whose score was no number, at the cell's "
+        "choice of rate and on the seeds that the sweep file has.",
+        f"""
+        select t.* from last_attempts t
+        left join chosen c using (sweep, cell_id) left join cells k using (sweep, cell_id)
+        where t.stage = 'CONFIRM' and {COUNTS}
+          and (t.status = 'failed' or (t.status = 'finished' and t.test_score is null))
+        """,  # noqa: S608  ours
+    ),
+    View(
         "superseded",
         "Finished CONFIRM trials whose cell later chose another rate, or whose seed was taken out: looked at, and not "
         "counted.",

@@ -12,11 +12,12 @@ from rich.table import Table
 from rich.text import Text
 
 from analysis.errors import StoreError
-from analysis.format import Row, change_text, duration, listed, percent, plural, quantity, ranged
+from analysis.format import Row, change_text, duration, listed, percent, plural, points, quantity, ranged
 from analysis.statistics import scaling
 from analysis.statistics.examples import example_intervals
 from analysis.statistics.looks import declared, level, margin_of
-from analysis.statistics.runs import by
+from analysis.statistics.measures import Beside, beside, told
+from analysis.statistics.runs import by, confirmed, failed
 from analysis.store.columns import INT, PLACE, REAL, TAKEN_OUT, TEXT, limited, typed
 from analysis.store.store import Store
 from analysis.styles import dataset_text, place_of, place_text, size_key, style, training_text
@@ -24,7 +25,18 @@ from analysis.tables.terminal import print_whole, safe_console
 from analysis.words.conclusions import Conclusion, conclude, preliminary
 from analysis.words.decisions import behind_text, best_text, would_change
 from analysis.words.parity import devices_apart, versions_apart
-from analysis.words.verdicts import meanings, size_of, untested, verdict_text
+from analysis.words.verdicts import (
+    LATER,
+    LATER_MEANS,
+    beside_head,
+    beside_text,
+    meanings,
+    measures_text,
+    seeds_text,
+    size_of,
+    untested,
+    verdict_text,
+)
 from analysis.words.weak import absent_data, weak_evidence
 
 DIFFERENCE = ("difference", "difference_low", "difference_high")
@@ -39,13 +51,15 @@ RESULTS = pa.schema(
         *typed(TEXT, "edge", "under_tuned"),  # why more tuning might help: the view `tuned`
         ("weak", TEXT),  # what the cell's result rests on too little, in words (`words.weak`); null for nothing
         *typed(REAL, "mean", "low", "high"),
-        ("n", INT),
+        ("beside", REAL),  # mean of the measure beside the score (`measures.beside`): the loss, in most sweeps
+        *typed(INT, "n", "failed"),  # confirming runs with a score, and without one
         ("absent", TEXT),  # why the cell's data was not at hand, of one that `--available` left out
         ("baseline", TEXT),  # that the differences are to; null where there is none
         *typed(REAL, *DIFFERENCE, "p_holm"),
         *typed(REAL, *OVER_EXAMPLES),  # the intervals of the score and of the difference, over test examples too
         ("examples_note", TEXT),  # why the score has none over test examples
         *typed(TEXT, "verdict", "note"),  # null where there is nothing to compare with; why a row has no score
+        ("added", pa.bool_()),  # whether the difference is of the second analysis (`scaling.comparisons`)
     ]
 )
 
@@ -59,7 +73,32 @@ def conclusion_of(store: Store) -> Conclusion:
     """The sweep's answer, with what else there is to say and how it was tested."""
     asked = scaling.question(store)
     methods = None if asked.focus is None else (asked.focus, asked.baseline)
-    return conclude(scaling.comparisons(store), level(store), unlike(store, methods), asked)
+    limits = [*runs_failed(store, methods), *unlike(store, methods)]
+    return conclude(scaling.comparisons(store), level(store), limits, asked)
+
+
+def runs_failed(store: Store, methods: Collection[str] | None = None) -> list[str]:
+    """Return a sentence on the confirming runs of `methods` (all if None) that failed, and one on what they change."""
+    lost = [rows for (_, method, _), rows in failed(store).items() if methods is None or method in methods]
+    if not lost:
+        return []
+    scored, cells = confirmed(store), []
+    for rows in lost:
+        r, n = rows[0], len(rows)
+        finished = len(scored.get((place_of(r), r["method"], r["reference"]), ()))
+        at = f" at {r['reference']}" if r["reference"] else ""
+        cells.append(f"{n} of {n + finished} of {style(r['method']).name}{at} on {dataset_text(r['dataset'])}")
+    said = [
+        f"Confirming runs that failed: {listed(cells)}. Verdicts also hold with each scored as the untrained model."
+    ]
+    rows = [r for r in scaling.comparisons(store).to_pylist() if r["difference_as_untrained"] is not None]
+    rows = [r for r in rows if r["reference"] and (methods is None or r["method"] in methods)]
+    for r in rows:
+        pair = f"{style(r['method']).name} minus {style(r['baseline']).name} at {r['reference']}"
+        so_scored = f"{points(r['difference_as_untrained'])} so scored"
+        over = f"{points(r['difference'])} points over finished runs"
+        said.append(f"{pair} on {dataset_text(r['dataset'])} is {over}, and {so_scored}.")
+    return said
 
 
 def unlike(store: Store, methods: Collection[str] | None = None) -> list[str]:
@@ -109,13 +148,15 @@ def results_table(store: Store) -> pa.Table:
     signs = [r for r in store.table("signs").to_pylist() if not r["absent"]]
     weak = {(r["sweep"], r["cell_id"]): "; ".join(weak_evidence([r])) for r in signs}
     examples = {(r["sweep"], r["cell_id"]): r for r in example_intervals(store).to_pylist()}
-    unscored = _unscored(store)
+    unscored, lost, other = _unscored(store), failed(store), beside(store)
     tolerance = _tolerance(store)
     rows = []
     for cell in store.table("cells").to_pylist():
         score, difference = scored.get(_key(cell)), compared.get(_key(cell))
         row: Row = {name: cell.get(name) for name in RESULTS.names}
         row |= {"name": style(cell["method"]).name, "adapter_params": cell["count"], "n": 0, "note": None}
+        row["beside"] = None if other is None else other.means.get((cell["sweep"], cell["cell_id"]))
+        row["failed"] = len(lost.get((place_of(cell), cell["method"], cell["reference"]), ()))
         off = cell["residual_fraction"]
         row["off_budget"] = off if tolerance is not None and cell["feasible"] and abs(off or 0) > tolerance else None
         row |= {k: tuned.get((cell["sweep"], cell["cell_id"]), {}).get(k) for k in ("edge", "under_tuned")}
@@ -129,7 +170,7 @@ def results_table(store: Store) -> pa.Table:
             row["note"] = unscored.get((cell["sweep"], cell["cell_id"]), "not confirmed yet")
         if difference:
             row |= dict(zip(DIFFERENCE, (difference[k] for k in ("difference", "low", "high")), strict=True))
-            row |= {k: difference[k] for k in ("baseline", "p_holm", "verdict")}
+            row |= {k: difference[k] for k in ("baseline", "p_holm", "verdict", "added")}
         rows.append(row)
     rows.sort(key=_order)
     return pa.Table.from_pylist(rows, schema=RESULTS)
@@ -187,9 +228,11 @@ def print_results_table(
         measured = scaling.score_name(store, dataset)
         of = f" of {model}" if several else ""
         title = f"{sweep}: {measured}{of} on {dataset_text(dataset)}, trained on {training_text(dataset, size)}"
-        print_whole(_block(title, measured, against, mine), console)
+        print_whole(_block(title, measured, against, mine, beside(store)), console)
     margin = margin_of(store)
-    for said in (*_without_cells(rows), *absent_data(rows), *_footnotes(rows, margin)):
+    which = told(store)
+    measures = [] if which is None else [measures_text(*which)]
+    for said in (*_without_cells(rows), *absent_data(rows), *_footnotes(rows, margin), *measures):
         console.print(f"  {said}", style="dim", highlight=False, markup=False)
 
 
@@ -246,7 +289,7 @@ def _decision_table(rows: Sequence[Row]) -> Table:
     models, sizes = (len({r[column] for r in rows}) > 1 for column in ("model", "train_size"))
     for head in ("data", *(["model"] if models else []), "budget", "take"):
         table.add_column(head, no_wrap=True)
-    for head in ("score %", "next", "points [95 %]", "detectable", "seeds needed"):
+    for head in ("score %", "next", "points [ ]", "detectable", "seeds needed"):
         table.add_column(head, justify="left" if head == "next" else "right", no_wrap=True)
     previous = None
     for r in rows:
@@ -284,7 +327,7 @@ def _decision_note(rows: Sequence[Row]) -> str:
     """How the table of decisions is read."""
     notes = [
         "The tests found no difference between the methods of one row; the score is that of the first.",
-        "Next: the runner-up. Points: its score minus that of the first method.",
+        "Next: the runner-up. Points: its score minus that of the first method, with the corrected interval.",
         "Detectable: the smallest difference, in points, that these seeds can detect.",
     ]
     last = {_prospects(r)[1] for r in rows} - {""}
@@ -303,11 +346,16 @@ def _footnotes(rows: Sequence[Row], margin: float | None) -> list[str]:
     """How the table is read, and what its marks mean if it has them. `margin`: of equivalence, as a fraction."""
     found = [*_budget_notes(rows), *_name_notes(rows)]
     found.append(
-        "\N{PLUS-MINUS SIGN} and [ ]: 95 % intervals. Differences, in points, are paired by seed, account for the "
-        "choice of learning rate, and are taken before rounding. Verdicts are corrected for multiple comparisons "
-        "(Holm) and intervals are not, so an interval may exclude 0 although the verdict is 'not distinguishable'."
+        "\N{PLUS-MINUS SIGN}: 95 % intervals of scores over seeds, given the chosen rate. Differences, in points, "
+        "are paired by seed, account for the "
+        "choice of learning rate, and are taken before rounding. They are corrected for multiple comparisons (Holm), "
+        "and so are their intervals [ ]: an interval excludes 0 exactly if the verdict is higher or lower."
     )
     found += meanings({r["verdict"] for r in rows}, margin)
+    if any(r["n"] and r["failed"] for r in rows):
+        found.append("Seeds '5 of 10': the other runs failed, and the score is the mean of those that finished.")
+    if any(r["added"] for r in rows):
+        found.append(f"{LATER_MEANS}.")
     if any(r["method"] == "linear-probe" and r["adapter_params"] == 0 for r in rows):
         found.append("Parameters are those of adapters or trained weights. A linear probe also trains its head.")
     if any(r["under_tuned"] for r in rows):
@@ -339,12 +387,13 @@ def _name_notes(rows: Sequence[Row]) -> list[str]:
     return [f"Data: {', '.join(named)}."] if named else []
 
 
-def _block(title: str, measured: str, against: str, rows: list[Row]) -> Table:
+def _block(title: str, measured: str, against: str, rows: list[Row], other: Beside | None) -> Table:
     table = Table(title=title, title_justify="left", box=None, pad_edge=False, header_style="bold", title_style="bold")
     table.add_column("method", no_wrap=True)
     table.add_column("budget", no_wrap=True)
     score = f"{measured.removeprefix('test ')} %"
-    for name in ("parameters", "learning rate", score, "seeds", f"vs {against} [95 %]"):
+    second = [] if other is None else [beside_head(other.name)]
+    for name in ("parameters", "learning rate", score, *second, "seeds", f"vs {against} [ ]"):
         table.add_column(name, justify="right", no_wrap=True)
     table.add_column(f"verdict vs {against}", no_wrap=True)
     previous = None
@@ -360,7 +409,8 @@ def _block(title: str, measured: str, against: str, rows: list[Row]) -> Table:
             quantity(row["adapter_params"]) + ("\N{DAGGER}" if row["off_budget"] else ""),
             _rate(row),
             _score(row),
-            str(row["n"]),
+            *([] if other is None else [beside_text(row["beside"], other.name)]),
+            seeds_text(row),
             change_text(row, *DIFFERENCE),
             _verdict(row),
         )
@@ -382,4 +432,4 @@ def _verdict(row: Row) -> Text:
     if row["note"]:
         return Text(row["note"], style="dim")
     colour = {"higher": "bold green", "lower": "bold red"}.get(row["verdict"] or "", "dim")
-    return Text(verdict_text(row["verdict"]), style=colour)
+    return Text(f"{verdict_text(row['verdict'])}{LATER if row['added'] else ''}", style=colour)

@@ -48,14 +48,15 @@ def changed(store: Store, baseline: str | None = None) -> Sheet:
             METHOD,
             Column("budgets", lambda r: f"{r['least']} to {r['most']}", label=True, beneath=True),
             *(Column(head, partial(_end, end), "number") for head, end in _ENDS.items()),
-            Column("change, points [95 %]", change_text, "number"),
+            Column("change, points [corrected]", change_text, "number"),
             Column("trend", lambda r: _verdict(r, _CHANGES)),
             SEEDS,
             number("p, corrected (Holm)", "p_holm", p_text),
         ),
         rows,
         "The change is the difference at the largest budget less the difference at the smallest, seed by seed. The "
-        f"test accounts for the choice of the learning rates of both methods at both budgets.{_over_data(rows)}",
+        f"test accounts for the choice of the learning rates of both methods at both budgets.{_over_data(rows)} The "
+        "interval of the change has the level of its test; those of the two differences are pointwise.",
         strong=lambda r: r["dataset"] is None,
     )
 
@@ -65,8 +66,8 @@ def _over_data(rows: Sequence[Row]) -> str:
     if len({r["dataset"] for r in rows}) < 2:
         return ""
     return (
-        " The budgets are those that every data set has. The mean over data sets is tested first, and Holm's "
-        "correction covers the data sets."
+        " The budgets are those that every data set has. All rows are corrected together (Holm); the mean over data "
+        "sets has half of the level at the first step."
     )
 
 
@@ -84,7 +85,7 @@ def rank_effects(store: Store) -> Sheet:
             rows,
             Column("doubled", lambda r: _DOUBLED[r["effect"]], label=True),
             Column("over", _scope, label=True),
-            Column("points per doubling [95 %]", lambda r: change_text(r, "slope"), "number"),
+            Column("points per doubling [corrected]", lambda r: change_text(r, "slope"), "number"),
             Column("the slope is", lambda r: _verdict(r, _SLOPES)),
             number("p, corrected (Holm)", "p_holm", p_text),
             number("from", "least", group=_RANGE),

@@ -20,6 +20,14 @@ SIZES = ("data_sizes", "size_crossings", "size_needed", "size_areas")
 """Names of the tables of `sizes`."""
 
 
+GIVEN = (
+    "Intervals and shares of draws are over seeds, given the chosen learning rates. They leave out that another rate "
+    "might "
+    "have been chosen, so they are somewhat too narrow."
+)
+"""What is said of every number that is read off curves."""
+
+
 def _estimate(r: Row) -> str:
     """A cost read off a curve with its interval, or why there is none."""
     if r["value"] is None:
@@ -37,15 +45,19 @@ _DATA = Column("data", lambda r: dataset_text(r["dataset"] or "mean over data se
 _COLUMNS: tuple[tuple[Column, ...], ...] = (
     (
         Column("against", lambda r: style(r["baseline"]).name),
-        Column("crosses at [95 %]", _estimate, "number"),
+        Column("crosses at [95 %, given the rates]", _estimate, "number"),
         number("in range, % of draws", "share", percent),
     ),
-    (text("goal", "goal"), number("score, %", "target", percent), Column("needs [95 %]", _estimate, "number")),
+    (
+        text("goal", "goal"),
+        number("score, %", "target", percent),
+        Column("needs [95 %, given the rates]", _estimate, "number"),
+    ),
     (
         number("from", "from_x"),
         number("to", "to_x"),
-        Column("mean score, % [95 %]", _mean, "number"),
-        Column("less the baseline's, points [95 %]", lambda r: change_text(r, *DIFFERENCE), "number"),
+        Column("mean score, % [95 %, given the rates]", _mean, "number"),
+        Column("less the baseline's, points [95 %, given the rates]", lambda r: change_text(r, *DIFFERENCE), "number"),
     ),
 )
 """Of crossings, of costs that a score needs, of areas."""
@@ -60,7 +72,7 @@ def fitted(store: Store, x: str) -> list[Sheet]:
         ("Mean score over the range (area under the curve, log axis)", readings.area_table(store, x)),
     )
     return [
-        Sheet(name, title, columns_of(rows := table.to_pylist(), METHOD, *columns), rows)
+        Sheet(name, title, columns_of(rows := table.to_pylist(), METHOD, *columns), rows, GIVEN)
         for name, (title, table), columns in zip(FITS, tables, _COLUMNS, strict=True)
     ]
 
@@ -74,15 +86,19 @@ def front(store: Store, x: str) -> Sheet:
         BUDGET,
         number(axis(x).label, "cost"),
         number("score, %", "score", percent),
-        number("on the front in % of draws", "front_share", percent),
+        number("on the front in % of draws, given the rates", "front_share", percent),
     )
-    return Sheet("front", "Cells that no other cell beats in both score and cost", columns, rows, folded=len(rows) > 20)
+    title = "Cells that no other cell beats in both score and cost"
+    return Sheet("front", title, columns, rows, GIVEN, folded=len(rows) > 20)
 
 
 def sizes(store: Store) -> list[Sheet]:
     """The scores by training size, and what the fitted curves say."""
     lines, columns = by_size(size_curves(store).to_pylist(), ("sweep", "model", "dataset", "method", "reference"))
-    note, lead = "Each score is a mean over seeds with its 95 % t interval.", [*origins(lines), _DATA, METHOD, BUDGET]
+    note, lead = (
+        "Each score is a mean over seeds with its 95 % t interval, given the chosen rate.",
+        [*origins(lines), _DATA, METHOD, BUDGET],
+    )
     whole = Sheet(SIZES[0], "Test score by training size", [*lead, *columns], lines, note, folded=len(lines) > 20)
     tables: tuple[tuple[str, pa.Table], ...] = (
         ("Where curves cross, in training examples", readings.crossing_table(store, EXAMPLES)),
@@ -90,7 +106,7 @@ def sizes(store: Store) -> list[Sheet]:
         ("Mean score over the range of training examples", readings.area_table(store, EXAMPLES)),
     )
     return [whole] + [
-        Sheet(name, title, [*lead, *found], rows, folded=len(rows) > 20)
+        Sheet(name, title, [*lead, *found], rows, GIVEN, folded=len(rows) > 20)
         for name, (title, table), found in zip(SIZES[1:], tables, _COLUMNS, strict=True)
         if (rows := table.to_pylist())
     ]

@@ -10,6 +10,7 @@ from analysis.format import (
     Row,
     change_text,
     duration,
+    end_of_interval,
     level_text,
     listed,
     p_text,
@@ -25,6 +26,7 @@ from analysis.statistics.decisions import decisions
 from analysis.statistics.groups import groups
 from analysis.statistics.inference import OVER_DATASETS
 from analysis.statistics.looks import level, margin_of
+from analysis.statistics.measures import beside, told
 from analysis.statistics.scaling import PLANTED, comparisons, curve, question
 from analysis.statistics.sizing.seeds import DIFFERENCES, seeds_table
 from analysis.store.columns import limited
@@ -45,7 +47,16 @@ from analysis.tables.sheet import (
     text,
 )
 from analysis.words.decisions import best_text, would_change
-from analysis.words.verdicts import meanings, verdict_text
+from analysis.words.verdicts import (
+    LATER,
+    LATER_MEANS,
+    beside_head,
+    beside_text,
+    meanings,
+    measures_text,
+    seeds_text,
+    verdict_text,
+)
 
 LONG = 45
 """The page closes a table of more rows until asked for."""
@@ -66,7 +77,7 @@ PAIRS = Column(
 """Seeds per data set, or their mean if data sets have different numbers; the data sets if they are the sample."""
 BUDGETS = Column("budget", lambda r: r["reference"] or _several(r), label=True, beneath=True)
 SIZE = Column("size", lambda r: size_text(r["train_size"]), label=True, beneath=True)
-VERDICT = Column("verdict", lambda r: verdict_text(r["verdict"]), "verdict")
+VERDICT = Column("verdict", lambda r: f"{verdict_text(r['verdict'])}{LATER if r.get('added') else ''}", "verdict")
 
 
 def results(store: Store) -> Sheet:
@@ -77,22 +88,26 @@ def results(store: Store) -> Sheet:
     rows = [r for r in cells if not _infeasible(r)]
     rows.sort(key=lambda r: (r["sweep"], r["dataset"], size_key(r["train_size"])))
     compared_at = {(r["dataset"], r["train_size"], r["reference"]) for r in rows if r["verdict"]}
+    second, which = beside(store), told(store)
+    other = None if second is None else second.name
 
     def verdict(r: Row) -> str:
         place = (r["dataset"], r["train_size"], r["reference"])
         is_baseline = r["method"] == baseline and place in compared_at
-        return verdict_text(r["verdict"]) or r["note"] or ("baseline" if is_baseline else "")
+        word = f"{verdict_text(r['verdict'])}{LATER if r['added'] else ''}"
+        return word or r["note"] or ("baseline" if is_baseline else "")
 
     columns = columns_of(
         rows,
         METHOD,
         BUDGET,
         Column("test score, % [95 %]", score_text, "number"),
-        Column(f"difference from {versus}, points [95 %]", lambda r: change_text(r, *DIFFERENCE), "number"),
+        *([] if other is None else [Column(f"test {beside_head(other)}", partial(_beside, other), "number")]),
+        Column(f"difference from {versus}, points [corrected]", lambda r: change_text(r, *DIFFERENCE), "number"),
         Column("verdict", verdict, "verdict"),
         replace(PARAMETERS, text=lambda r: quantity(r["adapter_params"]) + ("\N{DAGGER}" if r["off_budget"] else "")),
         Column("learning rate", lambda r: quantity(r["lr"]) + ("*" if r["under_tuned"] else ""), "number", TUNED),
-        replace(SEEDS, group=TUNED),
+        replace(SEEDS, text=seeds_text, group=TUNED),
         text("weak evidence", "weak", "long", TUNED),
         Column("test score, %", _over_examples, "number", OTHER_EXAMPLES),
         Column(f"difference from {versus}, points", _difference_over_examples, "number", OTHER_EXAMPLES),
@@ -102,7 +117,7 @@ def results(store: Store) -> Sheet:
         "Test score of every method",
         columns,
         rows,
-        _how_computed(rows),
+        " ".join([_how_computed(rows), *([] if which is None else [measures_text(*which)])]),
         legend=_legend(rows, versus, margin_of(store)) + _without_row([r for r in cells if _infeasible(r)]),
         faint=lambda r: bool(r["note"]),
         folded=len(rows) > LONG,
@@ -112,7 +127,12 @@ def results(store: Store) -> Sheet:
 def _legend(rows: Sequence[Row], versus: str, margin: float | None) -> str:
     """Explain the signs and the verdicts that the rows have."""
     verdicts = {r["verdict"] for r in rows}
-    said = ["Brackets hold 95 % intervals."] if any(r["low"] is not None for r in rows) else []
+    said = ["Brackets after a score hold its 95 % interval."] if any(r["low"] is not None for r in rows) else []
+    if any(r["difference_low"] is not None for r in rows):
+        said.append(
+            "The interval of a difference is corrected for the number of comparisons, as its verdict is: it leaves out "
+            "zero exactly if the verdict is higher or lower."
+        )
     if verdicts & {"higher", "lower"}:
         said.append(
             f'"Higher" (green) and "lower" (red) say that the method of the row scores above or below {versus}.'
@@ -121,16 +141,14 @@ def _legend(rows: Sequence[Row], versus: str, margin: float | None) -> str:
         said.append(f'"Equivalent" says that the difference is smaller than {percent(margin)} points.')
     if "not distinguishable" in verdicts:
         said.append('"Not distinguishable" says that these runs cannot tell which is better; they may still differ.')
-    silent = [r for r in rows if r["verdict"] == "not distinguishable" and r["difference_low"] is not None]
-    if any(r["difference_low"] > 0 or r["difference_high"] < 0 for r in silent):
-        said.append(
-            "Its interval may still leave out zero, since verdicts are corrected for the number of comparisons and "
-            "intervals are not."
-        )
     if any(r["off_budget"] for r in rows):
         unit = limited(r["reference"] for r in rows).removeprefix("trainable ")
         said.append(f"\N{DAGGER} The row misses its budget by more than the tolerance: its {unit} are not equal.")
     return " ".join(said)
+
+
+def _beside(name: str, r: Row) -> str:
+    return beside_text(r["beside"], name)
 
 
 def _infeasible(r: Row) -> bool:
@@ -149,10 +167,11 @@ def _without_row(cells: Sequence[Row]) -> str:
 
 def _how_computed(rows: Sequence[Row]) -> str:
     note = (
-        "The score is the mean over seeds, and its interval says how much that mean varies between seeds. Differences "
+        "The score is the mean over seeds, and its interval says how much that mean varies between seeds at the chosen "
+        "learning rate. Differences "
         "are paired: both methods ran on the same seeds. Their intervals and verdicts account for the choice of "
-        "learning rate, and the verdicts are corrected for the number of comparisons (Holm). All of these intervals "
-        "hold for this test set. The intervals for other test examples also cover which examples were drawn."
+        "learning rate, and are corrected for the number of comparisons (Holm). All of these intervals hold for this "
+        "test set. The intervals for other test examples also cover which examples were drawn."
     )
     if any(r["under_tuned"] for r in rows):
         note += " * More tuning might help this row."
@@ -208,7 +227,8 @@ def averages(store: Store) -> Sheet:
         "Mean test score over data sets",
         [*origins(found), METHOD, BUDGET, *columns[:1], *sizes, *columns[1:]],
         found,
-        "Every data set has the same weight. The t intervals over seeds hold for these data sets only. A method and "
+        "Every data set has the same weight. The t intervals over seeds hold for these data sets and the chosen "
+        "rates only. A method and "
         "budget is in the table if it was confirmed on every data set.",
         folded=len(found) > LONG,
     )
@@ -241,7 +261,9 @@ def _how_to_read(rows: Sequence[Row]) -> str:
     margin = next((r["margin"] for r in rows if r["margin"] is not None), None)
     said = meanings(verdicts, margin)
     if verdicts:
-        said.append("Verdicts are corrected for multiple comparisons. An interval holds for its row alone.")
+        said.append("Verdicts and intervals are corrected for multiple comparisons.")
+    if any(r.get("added") for r in rows):
+        said.append(f"{LATER_MEANS}.")
     return " ".join(said)
 
 
@@ -250,15 +272,16 @@ def _reading(rows: Sequence[Row], alpha: float, focus: str | None) -> str:
     families = ""
     if focus is not None:
         name = style(focus).name
-        families = f"The rows of {name} are corrected together. Its mean over all budgets is tested first, and Holm's "
-        families += "correction covers its other rows. "
+        families = f"The rows of {name} are corrected together by Holm's steps, of which its mean over all budgets has "
+        families += "half of the level at the first. "
         if any(r["method"] != focus for r in rows):
             families += "The rows of all other methods are corrected together by Holm. "
     note = (
         "Differences are paired by seed. Interval, p and verdict account for the choice of learning rate: if the "
         f"tuning were repeated, another rate might be chosen. {families}The tests that are corrected together share a "
-        f"level of {level_text(alpha)}. Simultaneous intervals are wider, because those of all rows that are corrected "
-        "together hold at once with 95 % confidence. The verdict rests on p, and not on these. "
+        f"level of {level_text(alpha)}. Each interval has the level at which the test of its row was decided, so it "
+        "leaves out zero exactly if the verdict is higher or lower. The pointwise interval is the 95 % interval of "
+        "the row alone. "
         "The verdict if the rates are fixed takes the chosen learning rates as given. Effect is Hedges' g, also at "
         "these rates: the mean of the paired differences divided by their standard deviation, corrected for few seeds. "
         f"Power is the chance that this comparison finds a true difference of {100 * PLANTED:g} points. The next "
@@ -303,10 +326,10 @@ def _difference_columns(rows: Sequence[Row], *, ratio: bool) -> list[Column]:
         rows,
         METHOD,
         BUDGETS,
-        Column("difference, points [95 %]", change_text, "number"),
+        Column("difference, points [corrected]", change_text, "number"),
         VERDICT,
         PAIRS,
-        Column("simultaneous interval, points", _simultaneous, "number", TESTS),
+        Column("pointwise 95 % interval, points", _pointwise, "number", TESTS),
         number("p", "p", p_text, TESTS),
         number("p, corrected (Holm)", "p_holm", p_text, TESTS),
         Column("verdict if the rates are fixed", lambda r: verdict_text(r["verdict_given_rates"]), "verdict", TESTS),
@@ -327,8 +350,8 @@ def _ratio(value: float | None) -> str:
     return "" if value is None else f"{value:.3f}"
 
 
-def _simultaneous(r: Row) -> str:
-    ends = [points(r[k]) for k in ("low_simultaneous", "high_simultaneous")]
+def _pointwise(r: Row) -> str:
+    ends = [end_of_interval(r[k]) for k in ("low_pointwise", "high_pointwise")]
     return f"[{', '.join(ends)}]" if all(ends) else ""
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import pyarrow as pa
 
-from analysis.format import Row, change_text, level_text, listed, percent, plural, points, span
+from analysis.format import Row, change_text, end_of_interval, level_text, listed, percent, plural, points, span
 from analysis.statistics.inference import LEVEL, NOT_KNOWN, OVER_DATASETS
 from analysis.statistics.rank_effects import CONTRAST, PARAMETERS, RANK
 from analysis.statistics.scaling import EARLY, Question
@@ -34,24 +34,27 @@ class Conclusion:
         answer: one or two sentences: what a reader came for.
         budgets: the verdicts at the single budgets, if the answer is on their average.
         reasons: why there is no conclusion at some budgets.
-        limits: on other data sets, unlike budgets, and devices or versions that differ.
+        later: what methods, budgets and data sets say that joined after the first declaration.
+        limits: on other data sets, and devices or versions that differ.
         basis: how it was tested.
     """
 
     answer: str
     budgets: str = ""
     reasons: str = ""
+    later: str = ""
     limits: str = ""
     basis: str = ""
 
     def __str__(self) -> str:
-        return " ".join(filter(None, (self.answer, self.budgets, self.reasons, self.limits, self.basis)))
+        said = (self.answer, self.budgets, self.reasons, self.later, self.limits, self.basis)
+        return " ".join(filter(None, said))
 
 
 def interval_text(row: Row) -> str:
     """'+1.3 points [+0.2, +2.4]'; without the bracket if one seed gives no interval."""
     text = f"{points(row['difference'])} points"
-    return text if row["low"] is None else f"{text} [{points(row['low'])}, {points(row['high'])}]"
+    return text if row["low"] is None else f"{text} [{end_of_interval(row['low'])}, {end_of_interval(row['high'])}]"
 
 
 def names_of(asked: Question) -> tuple[str, str]:
@@ -69,13 +72,15 @@ def conclude(
 ) -> Conclusion:
     """Answer the sweep's question from `scaling.comparisons`, no stronger than its verdicts.
 
-    It starts with 'Preliminary' while seeds are still to come.
+    It starts with 'Preliminary' while seeds are still to come. What was declared at first is the answer. What joined
+    later has sentences of its own.
 
     Args:
         level: of the tests (`looks.level`).
         unlike: sentences on what differs besides the methods, such as devices.
     """
-    (a, b), rows = names_of(asked), of_question(compared.to_pylist(), asked)
+    (a, b), every = names_of(asked), of_question(compared.to_pylist(), asked)
+    rows = [r for r in every if not r["added"]]
     cells = [r for r in rows if r["reference"] is not None]
     whole = [r for r in rows if r["reference"] is None]
     if not cells:
@@ -87,22 +92,37 @@ def conclude(
         said, single, reasons = _of_each(cells, b)
     else:
         said, single, reasons = _of_one(cells, whole, a, b, advise=not early)
-    limits = [*_limits(cells, whole), *unlike]
+    limits = [*_like_these([r for r in whole if r["test"] == OVER_DATASETS]), *unlike]
     answer, budgets, why, more = (
         early + text if text else "" for text in (said, single, " ".join(reasons), " ".join(limits))
     )
-    return Conclusion(answer, budgets, why, more, _basis(cells, whole, level))
+    later = _later([r for r in every if r["added"]], a, b)
+    return Conclusion(answer, budgets, why, later, more, _basis(cells, whole, level))
+
+
+def _later(rows: Sequence[Row], a: str, b: str) -> str:
+    """What the rows say that are of the second analysis; empty without any."""
+    cells = [r for r in rows if r["reference"] is not None]
+    means = [r for r in rows if r["reference"] is None and r["test"] != OVER_DATASETS]
+    said = [_summary(cells, a, b)] if cells else []
+    for row in means:
+        word = verdict_text(row["verdict"])
+        over = _averaged([row], row["n_budgets"])
+        said.append(f"With these, {over}, the difference is {interval_text(row)}: {word}.")
+    return f"Added after the first declaration, and tested by themselves: {' '.join(said)}" if said else ""
 
 
 def _basis(cells: Sequence[Row], whole: Sequence[Row], level: float) -> str:
     """How the comparisons were tested."""
     counts = {round(r["n"] / (r["datasets"] or 1)) for r in cells}
     seeds = f"{span(counts)} seed{'' if counts == {1} else 's'}"
-    first = ", the average over budgets first" if any(r["test"] != OVER_DATASETS for r in whole) else ""
+    half = any(r["test"] != OVER_DATASETS for r in whole)
+    shared = ", half of it for the average over budgets" if half else ""
     equal = f"compared at equal {_limited(cells)} and " if _apart(cells) <= MATCHED else ""
     return (
         f"Methods are {equal}paired by seed ({seeds}). Differences account for the choice of learning rate. Verdicts "
-        f"are corrected for multiple comparisons (Holm, at {level_text(level)}{first})."
+        f"are corrected for multiple comparisons (Holm, at {level_text(level)}{shared}). The interval of a difference "
+        "has the level of its test, so it excludes zero exactly if the methods are distinguishable."
     )
 
 
@@ -251,18 +271,6 @@ def _missed(rows: Sequence[Row]) -> str:
     return f"{seeds} seed{'' if seeds == '1' else 's'} cannot detect differences below {ends} points."
 
 
-def _limits(cells: Sequence[Row], whole: Sequence[Row]) -> list[str]:
-    """What limits the answer: budgets that are unlike, and other data sets."""
-    means, like = ([r for r in whole if (r["test"] == OVER_DATASETS) is over] for over in (False, True))
-    said = []
-    if means and (hidden := [r for r in cells if r["verdict"] == SAID[-1] and _excludes_zero(r)]):
-        said.append(
-            f"The average hides how unlike the single comparisons are: in {len(hidden)} of them the simultaneous "
-            f"interval excludes zero ({_range(hidden)})."
-        )
-    return [*said, *_like_these(like)]
-
-
 def _limited(cells: Sequence[Row]) -> str:
     return limited(r["reference"] for r in cells)
 
@@ -278,11 +286,6 @@ def _matched(cells: Sequence[Row]) -> str:
     if _apart(cells) <= MATCHED:
         return f"At equal {_limited(cells)}"
     return f"At the same budgets, where counts differ by up to {100 * _apart(cells):.1f} %,"
-
-
-def _excludes_zero(row: Row) -> bool:
-    low, high = row["low_simultaneous"], row["high_simultaneous"]
-    return low is not None and high is not None and not low <= 0.0 <= high
 
 
 def _why_untested(cells: Sequence[Row]) -> str:

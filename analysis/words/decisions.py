@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from analysis.format import Row, listed, plural, points, ranged
+from analysis.format import Row, end_of_interval, listed, plural, points, ranged
 from analysis.statistics.inference import NOT_KNOWN
 from analysis.styles import style
 from analysis.words.conclusions import preliminary
@@ -57,7 +57,7 @@ def _would_change(row: Row) -> str:
 def behind_text(row: Row) -> str:
     """How far the next method is behind, with the interval, in points: '-2.2 [-4.8, +0.4]'."""
     ends = ("ahead_high", "ahead_low")
-    low, high = ("" if row[end] is None else points(-row[end]) for end in ends)
+    low, high = ("" if row[end] is None else end_of_interval(-row[end]) for end in ends)
     return ranged(points(-row["ahead"]), low, high)
 
 

@@ -107,7 +107,7 @@ def conclude_crossings(rows: Sequence[Row], axis: str, asked: Question = ASKED) 
     none = [r for r in mine if r["value"] is None]
     parts = []
     if settled:
-        parts.append(f"cross in range in {settled} of {len(mine)} panels, the 95 % interval inside it")
+        parts.append(f"cross in range in {settled} of {len(mine)} panels, the 95 % interval over seeds inside it")
     if seen:
         parts.append(f"may cross in {seen}, where the interval leaves the range")
     if none:
@@ -116,7 +116,8 @@ def conclude_crossings(rows: Sequence[Row], axis: str, asked: Question = ASKED) 
         sides = [f"{a} above throughout in {above}"] if above else []
         sides += [f"below throughout in {below}"] if below else []
         parts.append(f"show no lasting crossing in {len(none)}{' (' + ', '.join(sides) + ')' if sides else ''}")
-    return f"The isotonic fits of {a} and {b} against {axis} {'; '.join(parts)}: a description, not a test."
+    fits = f"The isotonic fits of {a} and {b} against {axis} {'; '.join(parts)}"
+    return f"{fits}: a description given the chosen rates, not a test."
 
 
 def conclude_front(rows: Sequence[Row]) -> str:
@@ -140,7 +141,8 @@ def conclude_front(rows: Sequence[Row]) -> str:
     sure = [r for r in on if r not in single and r["front_share"] >= SURE]
     unsure = [r for r in on if r not in single and r["front_share"] < SURE]
     text = f"No other cell scores more at less cost ({cost}) than these: {_cells(sure) or 'none'}. "
-    text += f"A cell is named if that holds in at least {100 * SURE:.0f} % of the draws of a bootstrap over seeds."
+    text += f"A cell is named if that holds in at least {100 * SURE:.0f} % of the draws of a bootstrap over seeds, "
+    text += "given the chosen rates."
     text += f" These hold it in fewer draws: {_cells(unsure, share=True)}." if unsure else ""
     text += f" These hold it with one seed, so it is not known how sure that is: {_cells(single)}." if single else ""
     return text

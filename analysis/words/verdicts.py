@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Collection
 
-from analysis.format import Row, plural, points
+from analysis.format import Row, percent, plural, points
 from analysis.statistics.inference import OVER_DATASETS
+from analysis.statistics.measures import LOSS, Told
 from analysis.statistics.scaling import PLANTED
 
+MUCH = 2.0
+"""Times that the loss must tell methods apart better than the score, for `measures_text` to advise it."""
 SAID = ("higher", "lower", "equivalent", "not distinguishable")
 """The verdicts on what was tested."""
 MANY_SEEDS = 50
@@ -18,6 +21,40 @@ _SMALL = 0.0005  # shown as 0.0 points
 def untested(verdict: str | None) -> bool:
     """Whether nothing could be tested."""
     return verdict is None or verdict.startswith("not testable")
+
+
+def seeds_text(row: Row) -> str:
+    """'5', or '5 of 10' where the others failed."""
+    return str(row["n"]) if not row["failed"] else f"{row['n']} of {row['n'] + row['failed']}"
+
+
+def beside_head(name: str) -> str:
+    """The head of the column of the measure beside the score: 'loss', or 'accuracy %'."""
+    return name if name == LOSS else f"{name.partition(' (')[0]} %"
+
+
+def beside_text(value: float | None, name: str) -> str:
+    """A value of that column: a loss with three decimals, any other measure in percent."""
+    return percent(value) if name != LOSS else "" if value is None else f"{value:.3f}"
+
+
+def measures_text(score: Told, other: Told) -> str:
+    """Say how well the score and the measure beside it tell methods apart, and what follows if the loss does better."""
+    said = (
+        f"On the validation examples of stage TUNE, the spread between methods is {score.ratio:.1f} times the noise of "
+        f"a run by {score.name}, and {other.ratio:.1f} times by {other.name}."
+    )
+    if other.name == LOSS and other.ratio >= MUCH * score.ratio:
+        said += ' So the loss can decide more here. A new sweep with metric = "loss" under [evaluate] goes by it.'
+    return said
+
+
+LATER = " (later)"
+"""Follows a verdict of the second analysis, of cells that joined after the first declaration."""
+LATER_MEANS = (
+    "(later): a method, budget or data set that joined the sweep after its first declaration; these comparisons are "
+    "corrected by themselves, and change none of the declared ones"
+)
 
 
 def verdict_text(verdict: str | None) -> str:

@@ -103,7 +103,9 @@ def print_best(store: Store, references: Sequence[str] | None = None, *, all_not
     found = None if references is not None else conclusion_of(store)
     if found is not None:
         out.print(found.answer, style="bold")
-        out.print(f"{found.budgets}\n" if found.budgets else "")
+        for text in filter(None, (found.budgets, found.later)):
+            out.print(text)
+        out.print()
     print_results_table(store, out, references)
     print_decisions(asked(decisions(store).to_pylist()), out)
     if found is not None:

@@ -146,7 +146,7 @@ def _open(plan: Plan, folder: Path, journal: Journal, sealer: Sealer, display: P
     write_identity(folder, spec.identity())
     cells = (state.cells.get(cell.cell_id, cell) for cell in plan.cells)
     sealer.write_cells(replace(cell.row(), seed_rule=RULES["seed_rule"]) for cell in cells)
-    declare(spec, journal, sealer.rows)
+    declare(spec, journal, sealer.rows, state.cells)
     skipped = sum(cell.counted() for cell in state.cells.values())
     for line in sealer.damaged:
         display.note(f"damaged table file set aside: {line}")

@@ -199,8 +199,8 @@ class ConfirmSection(_Section):
     margin: Annotated[float | None, LATER] = None
     """Smaller differences are "equivalent": 0.01 is a point of accuracy."""
     question: Annotated[str | None, LATER] = None
-    """The method whose row is tested first, and that the first sentence compares with LoRA: RandLoRA where it is there,
-    or the one other method; with `question = "mine"` yours."""
+    """The method that the first sentence compares with LoRA. Default: RandLoRA if present, else the only other
+    method."""
     hold: dict[Literal["data_seed", "init_seed", "basis_seed"], Annotated[int, Field(ge=0)]] = Field(default={})
     """Seeds fixed over all trials, as written: `data_seed`, `init_seed`, `basis_seed`."""
 

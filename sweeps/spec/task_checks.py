@@ -21,7 +21,9 @@ HEADLESS: tuple[Kind, ...] = ("hf-vision", "text-encoder")
 """Kinds that classify by a new head."""
 
 TEXT_ONLY = ("train.max_tokens", "train.label_smoothing", "train.gradient_checkpointing")
-"""Settings of `[train]` that models of text alone take; `[evaluate]` is theirs too."""
+"""Settings of `[train]` that models of text alone take; `[evaluate]` is theirs too, but for `EVERY_KIND`."""
+EVERY_KIND = ("evaluate.metric",)
+"""Settings of `[evaluate]` that every kind of model takes."""
 LANGUAGE_ONLY = ("train.loss_on_prompt", "train.base_weights")
 """Settings of `[train]` that language models alone take; of `[evaluate]` those are all but `COUNTED`."""
 COUNTED = ("evaluate.validation_rows", "evaluate.test_rows")
@@ -115,7 +117,8 @@ def _data_problems(spec: SweepSpec, kind: Kind) -> list[Problem]:
 def _language_problems(spec: SweepSpec, kind: Kind) -> list[Problem]:
     """Settings of models of text on any other, of language models on classifiers, and settings for images on text."""
     if kind in IMAGES:
-        evaluate = [f"evaluate.{name}" for name in type(spec.evaluate).model_fields]
+        fields = [f"evaluate.{name}" for name in type(spec.evaluate).model_fields]
+        evaluate = [name for name in fields if name not in EVERY_KIND]
         return _set(spec, (*evaluate, *LANGUAGE_ONLY, *TEXT_ONLY), "is for models of text; leave it out")
     problems = []
     if spec.train.augment != "none":
@@ -126,7 +129,7 @@ def _language_problems(spec: SweepSpec, kind: Kind) -> list[Problem]:
     problems += _window_problems(spec)
     if kind != "causal-lm":
         generated = [f"evaluate.{name}" for name in type(spec.evaluate).model_fields]
-        names = [n for n in (*generated, *LANGUAGE_ONLY) if n not in COUNTED]
+        names = [n for n in (*generated, *LANGUAGE_ONLY) if n not in (*COUNTED, *EVERY_KIND)]
         problems += _set(spec, names, "is for language models; leave it out")
     solved = [name for name in spec.data.datasets if text_kind(name) == "problems"]
     if solved and "max_new_tokens" not in spec.evaluate.model_fields_set:

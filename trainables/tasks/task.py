@@ -6,6 +6,7 @@ A task owns the model and the data of one trial; the loop owns the optimiser, th
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
@@ -48,6 +49,19 @@ class Scores:
     correct: Tensor | None
     further: Mapping[str, float] = field(default_factory=dict)
     skipped: int = 0
+
+
+LOSS = "loss"
+"""The further metric that every task has: the mean loss of held-out examples, per token where there are tokens."""
+
+
+def by_loss(scores: Scores, metric: str) -> Scores:
+    """The same evaluation, with e to the minus loss for its score; the task's own `metric` becomes a further one.
+
+    It lies between 0 and 1, and higher is better, as for every other score. No example is right or wrong then.
+    """
+    further = {**scores.further, metric: scores.score}
+    return dataclasses.replace(scores, score=math.exp(-scores.further[LOSS]), correct=None, further=further)
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)

@@ -25,7 +25,7 @@ from trainables.predicting.facts import Facts, facts_of
 from trainables.runtime import PeakMemory, choose_precision, device_name, float32_backend, pick_device, versions
 from trainables.tasks.lane_cache import Warm
 from trainables.tasks.make import make_task
-from trainables.tasks.task import Parts, Scores, Which, eval_batch_size
+from trainables.tasks.task import Parts, Scores, Which, by_loss, eval_batch_size
 from trainables.training.adapting import adapted
 from trainables.training.checkpoints import Pace, load_checkpoint, save_checkpoint
 from trainables.training.measured import Epoch, Measured, Predicted, Result
@@ -237,7 +237,10 @@ class Run:
         size = eval_batch_size(work.trial, work.micro_batch_size, work.world)
         # with split weights all workers must make the same passes: each evaluates everything
         rank, world = (0, 1) if self._split else (work.rank, work.world)
-        return work.task.evaluate(which, batch_size=size, rank=rank, world=world)
+        scores = work.task.evaluate(which, batch_size=size, rank=rank, world=world)
+        if scores is None or work.trial.evaluate.metric is None:
+            return scores
+        return by_loss(scores, work.task.metric)
 
     def finish(self, history: list[Report], setup: float) -> Report:
         """Make the last report, with the trial's `Result`. In CONFIRM this alone reads the test split."""
@@ -262,7 +265,7 @@ class Run:
         if self.about is not None:
             self._keep(head, self.about)
         measured = Measured(
-            metric=work.task.metric,
+            metric=work.task.metric if work.trial.evaluate.metric is None else f"likelihood ({work.task.metric})",
             val_score=last["val_score"],
             test_score=None if test is None else test.score,
             further={which: values for which, values in further.items() if values} or None,

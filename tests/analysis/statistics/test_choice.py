@@ -9,11 +9,13 @@ import pytest
 from scipy import stats as scipy_stats
 
 from analysis import comparisons, conclusion, open_store
+from analysis.statistics import choice
 from analysis.statistics.choice import (
     Runs,
     _of_points,
     choice_variance,
     choice_variances,
+    drawn_variance,
     levels,
     method_noise,
     noise_share,
@@ -22,6 +24,7 @@ from analysis.statistics.choice import (
     smoothed,
 )
 from analysis.statistics.groups import groups
+from analysis.statistics.inference import two_sided
 from analysis.store.tables import part_paths, write_part
 from analysis.tables.console import results_table
 from analysis.words.conclusions import conclude_gap
@@ -144,16 +147,47 @@ def test_smoothing_keeps_a_quadratic_and_takes_noise_out() -> None:
 
 
 def test_variance_of_a_choice_known_cases() -> None:
-    rng = np.random.default_rng(0)
     # two points 1 apart, noise that confuses them half the time: p (1 - p) times the square of the gap
-    found = choice_variance(np.array([0.0, 1.0]), 1.0, (0, 0), rng, draws=20_000)
     wrong = scipy_stats.norm.cdf(-1 / np.sqrt(2))
-    assert float(found) == pytest.approx(wrong * (1 - wrong), rel=0.05)
-    again = choice_variance(np.array([0.0, 1.0]), 1.0, (2, 3), rng, draws=20_000)  # four runs each: half the noise
-    wrong = scipy_stats.norm.cdf(-1 / np.sqrt(2) * 2)
-    assert float(again) == pytest.approx(wrong * (1 - wrong), rel=0.07)
-    assert float(choice_variance(np.array([0.0, 1.0]), 1e-6, (0, 0), rng)) == 0.0  # no noise, no doubt
-    assert float(choice_variance(np.zeros(5), 1.0, (2, 2), rng)) == 0.0  # equal rates: it does not matter which
+    assert float(choice_variance(np.array([0.0, 1.0]), 1.0, (0, 0))) == pytest.approx(wrong * (1 - wrong), rel=1e-6)
+    wrong = scipy_stats.norm.cdf(-1 / np.sqrt(2) * 2)  # four runs each: half the noise
+    assert float(choice_variance(np.array([0.0, 1.0]), 1.0, (2, 3))) == pytest.approx(wrong * (1 - wrong), rel=1e-6)
+    assert float(choice_variance(np.array([0.0, 1.0]), 1e-6, (0, 0))) < 1e-9  # no noise, no doubt
+    assert float(choice_variance(np.zeros(5), 1.0, (2, 2))) == 0.0  # equal rates: it does not matter which
+
+
+@pytest.mark.parametrize(("rates", "reruns"), [(5, (3, 4)), (9, (2, 2)), (9, (1, 0)), (4, (4, 2)), (9, (3, 1))])
+@pytest.mark.parametrize("curvature", [0.0, 1.0, 20.0])
+def test_the_variance_of_a_choice_is_that_of_many_draws(rates: int, reruns: tuple[int, int], curvature: float) -> None:
+    rng = np.random.default_rng(rates)
+    expected = -curvature * np.linspace(-1, 1, rates) ** 2 + rng.normal(0, 0.5, rates)
+    exact = float(choice_variance(expected, 1.0, reruns))
+    drawn = float(drawn_variance(expected, 1.0, reruns, rng, draws=200_000))
+    assert exact == pytest.approx(drawn, rel=0.03, abs=1e-4)
+
+
+@pytest.mark.parametrize("points", [5, 9])
+def test_a_finer_quadrature_moves_no_p_value_by_a_thousandth(points: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = np.random.default_rng(0)
+    for curvature in (0.3, 3.0, 30.0):
+        expected = -curvature * np.linspace(-1, 1, points) ** 2 + rng.normal(0, 0.3, points)
+        p = []
+        for step in (1.0, 0.5):
+            monkeypatch.setattr(choice, "STEP_MEAN", step * 0.4)
+            monkeypatch.setattr(choice, "STEP_FIRST", step * 0.5)
+            added = float(choice_variance(expected, 1.0, (3, 2)))
+            p.append(two_sided(np.linspace(0, 3, 40), np.array([0.1]), np.array([4.0]), added))
+        assert np.abs(p[0] - p[1]).max() < 2e-4
+
+
+def test_the_same_data_have_the_same_verdict_whatever_the_sweep_is_called(tmp_path: Path) -> None:
+    """The variance was drawn with a generator that the sweep's name seeded."""
+    tables = [
+        [{k: v for k, v in r.items() if k != "sweep"} for r in comparisons(store).to_pylist()]
+        for name in ("one", "two")
+        for store in [open_store(make_results(tmp_path / name, noise=0.03))]
+    ]
+    assert tables[0] == tables[1] and any(r["choice_sd"] for r in tables[0])
 
 
 def test_a_sweep_has_its_choice_in_the_verdicts(tmp_path: Path) -> None:
@@ -167,8 +201,8 @@ def test_a_sweep_has_its_choice_in_the_verdicts(tmp_path: Path) -> None:
     assert any(r["choice_sd"] > 0.001 for r in rows)
     for r in rows:
         assert r["p"] >= r["p_given_rates"] and r["p_holm"] >= r["p"]
-        assert (r["low"] > 0 or r["high"] < 0) == (r["p"] < 0.05)  # one standard error
-        assert r["low_simultaneous"] <= r["low"] and r["high_simultaneous"] >= r["high"]
+        assert (r["low_pointwise"] > 0 or r["high_pointwise"] < 0) == (r["p"] < 0.05)  # one standard error
+        assert (r["low"] > 0 or r["high"] < 0) == (r["p_holm"] <= 0.05)
         if r["verdict"] in ("higher", "lower"):  # never more than what holds given the rates
             assert r["verdict"] == r["verdict_given_rates"]
     assert any(r["p"] > 1.01 * r["p_given_rates"] for r in rows)

@@ -9,7 +9,7 @@ import pytest
 
 from analysis import Store, open_store
 from analysis.statistics.differences import CHANGES, changes
-from analysis.statistics.inference import half_width, holm, t_difference
+from analysis.statistics.inference import half_width, holm_steps, t_difference
 from analysis.statistics.scaling import comparisons
 from analysis.tables.effects import changed
 from tests.analysis.odd import Cells, odd_results
@@ -39,31 +39,35 @@ def test_a_change_is_the_last_difference_less_the_first(tmp_path: Path, rule: st
     assert {(r["least"], r["most"], r["n"]) for r in (mean, *each)} == {("lora-1", "lora-8", 4)}
     single = {(r["dataset"], r["reference"]): r for r in comparisons(store).to_pylist()}
     moved = {}
-    for r in each:
+    whole, *levels = (step.level for step in holm_steps([r["p"] for r in (mean, *each)], [3.0, 1.0, 1.0, 1.0]))
+    for r, level in zip(each, levels, strict=True):
         ends = [single[r["dataset"], budget] for budget in ("lora-1", "lora-8")]
         gaps = np.array([[cells["randlora", b, r["dataset"]][s] - cells["lora", b, r["dataset"]][s] for s in range(4)]  # type: ignore[operator]
                          for b in ("lora-1", "lora-8")])  # fmt: skip
         moved[r["dataset"]] = gaps[1] - gaps[0]
         for end, e in zip(("at_least", "at_most"), ends, strict=True):
             at = (r[end], r[f"{end}_low"], r[f"{end}_high"])
-            assert at == pytest.approx((e["difference"], e["low"], e["high"]))
+            assert at == pytest.approx((e["difference"], e["low_pointwise"], e["high_pointwise"]))
         assert r["choice_sd"] ** 2 == pytest.approx(sum(e["choice_sd"] ** 2 for e in ends)) and r["choice_sd"] > 0
         want = t_difference(list(moved[r["dataset"]])).widened(r["choice_sd"] ** 2)
-        assert (r["difference"], r["low"], r["high"], r["p"]) == pytest.approx((want.mean, want.low, want.high, want.p))
+        assert (r["difference"], r["p"]) == pytest.approx((want.mean, want.p))
+        assert (r["low"], r["high"]) == pytest.approx(want.interval(level))
     all_sets = np.array(list(moved.values()))
     parts = ([m.var(ddof=1) / 4 / 9 for m in all_sets], [3.0] * 3)
     parts = parts if rule else ([all_sets.mean(axis=0).var(ddof=1) / 4], [3.0])
     added = sum(r["choice_sd"] ** 2 for r in each) / (9 if rule else 3)  # shared seeds: choices may go wrong alike
     assert mean["difference"] == pytest.approx(all_sets.mean())
-    assert mean["high"] - mean["low"] == pytest.approx(2 * float(half_width(*parts, added)))
+    assert mean["high"] - mean["low"] == pytest.approx(2 * float(half_width(*parts, added, whole)))
 
 
-def test_the_mean_is_tested_first_and_holm_over_the_data_sets(tmp_path: Path) -> None:
+def test_the_mean_has_half_of_the_level_and_the_data_sets_the_rest(tmp_path: Path) -> None:
     store, _ = made(tmp_path / "falls")
     mean, *each = changes(store).to_pylist()
     assert mean["verdict"] == "lower" and mean["difference"] == pytest.approx(-0.04, abs=0.01)
-    assert mean["p_holm"] == mean["p"]
-    assert [r["p_holm"] for r in each] == pytest.approx([max(mean["p"], p) for p in holm([r["p"] for r in each])])
+    steps = holm_steps([r["p"] for r in (mean, *each)], [3.0, 1.0, 1.0, 1.0])
+    assert [r["p_holm"] for r in (mean, *each)] == pytest.approx([step.adjusted for step in steps])
+    for r in (mean, *each):
+        assert (r["low"] > 0 or r["high"] < 0) == (r["verdict"] in ("higher", "lower"))
     still, _ = made(tmp_path / "stays", fall=0.0)
     assert {r["verdict"] for r in changes(still).to_pylist()} == {"not distinguishable"}
     [other, *_] = changes(store, "randlora").to_pylist()  # the pair the other way round

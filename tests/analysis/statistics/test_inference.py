@@ -128,10 +128,7 @@ def test_a_method_against_itself_differs_in_at_most_one_table_of_twenty() -> Non
     assert scipy_stats.binomtest(false, 600).proportion_ci().low <= 0.05
 
 
-def test_the_first_of_a_sequence_pays_nothing_for_the_others() -> None:
-    assert inference.in_sequence(0.04, [0.001, 0.03]) == (0.04, pytest.approx([0.04, 0.04]))
-    assert inference.in_sequence(0.2, [0.001, None]) == (0.2, [0.2, None])
-    assert inference.in_sequence(None, [0.001, 0.03]) == (None, pytest.approx([0.002, 0.03]))
+def test_steps_along_an_axis() -> None:
     many = inference.step_down(np.array([[0.01, 0.04, 0.03, 0.005], [0.9, 0.8, 0.7, 0.6]]))
     assert many == pytest.approx(np.array([[0.03, 0.06, 0.06, 0.02], [1.0, 1.0, 1.0, 1.0]]))
 

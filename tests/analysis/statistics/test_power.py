@@ -31,6 +31,17 @@ def test_without_a_choice_it_is_the_noncentral_t() -> None:
     assert least is not None and power.power_at(of_seeds(0.02, 5), least, 0.01) == pytest.approx(0.8, abs=1e-3)
 
 
+@pytest.mark.parametrize("alpha", [0.05, 1e-4])
+@pytest.mark.parametrize("added", [0.0, 1e-5])
+def test_the_needed_difference_is_half_an_interval(alpha: float, added: float) -> None:
+    rng = np.random.default_rng(0)
+    parts, more = 1e-5 * rng.chisquare(2, (500, 3)), np.full(500, added)
+    freedoms = np.array([1.0, 2.0, 9.0])
+    assert power._half_width(parts, freedoms, more, alpha) == pytest.approx(
+        inference.half_width(parts, freedoms, more, alpha), rel=1e-4
+    )
+
+
 def test_nothing_is_promised_of_what_cannot_be_tested() -> None:
     for bare in (Difference(0.1, (1,)), inference.t_difference([0.1, 0.1])):
         assert power.power_at(bare, 0.02) is None and power.detectable(bare) is None

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import json
+import math
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from analysis.diagnostics.analyze import analyze
+from analysis.statistics.measures import beside
+from analysis.statistics.scaling import score_name
 from analysis.store.store import open_store
 from randlora import load
 from sweeps.backends.ray.backend import using
@@ -120,3 +124,26 @@ def test_what_an_encoder_cannot_do_is_named(place: Path, given: dict[str, Any], 
 def test_clip_takes_no_image_size(place: Path) -> None:
     with pytest.raises(SpecError, match=r"model\.image_size.*do not interpolate"):
         Plan.from_spec(SweepSpec.parse(tree(place, model={"id": "embedded:tiny-clip", "image_size": 32})))
+
+
+def test_a_sweep_by_loss_chooses_rates_and_scores_by_it(place: Path, tmp_path: Path) -> None:
+    given = {"name": "by-loss", "output": str(tmp_path / "loss"), "evaluate": {"metric": "loss"}, "keep": {}}
+    plan = Plan.from_spec(SweepSpec.parse(tree(place, methods={"lora": {}, "linear-probe": {}}, **given)))
+    assert run(plan, progress=False, backend="inline").failed == 0
+    store = open_store(tmp_path / "loss")
+    for trial in store.table("trials").to_pylist():
+        further = json.loads(trial["further"])
+        assert trial["metric"] == "likelihood (accuracy)"
+        assert trial["val_score"] == pytest.approx(math.exp(-further["val"]["loss"]))
+        assert 0 <= further["val"]["accuracy"] <= 1
+        if trial["stage"] == "CONFIRM":
+            assert trial["test_score"] == pytest.approx(math.exp(-further["test"]["loss"]))
+    by_rate = {
+        (t["cell_id"], t["lr"]): t["val_score"] for t in store.table("trials").to_pylist() if t["stage"] == "TUNE"
+    }
+    for choice in store.table("chosen").to_pylist():
+        tried = {lr: score for (cell, lr), score in by_rate.items() if cell == choice["cell_id"]}
+        assert choice["lr"] == max(tried, key=lambda lr: tried[lr])
+    other = beside(store)
+    assert other is not None and other.name == "accuracy"
+    assert score_name(store) == "test likelihood"

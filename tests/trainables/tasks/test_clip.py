@@ -75,7 +75,7 @@ def test_vision_loss(loaded: LoadedModel, images: Tensor) -> None:
     cosine = normalize(loaded.module.encode_image(images), dim=-1) @ classes.T
     expected = cross_entropy(cosine / 0.07, labels, reduction="sum")
     torch.testing.assert_close(task.loss_sum(images, labels), expected)
-    assert torch.equal(task.predict(images), cosine.argmax(1))
+    assert torch.equal(task.classify(task.features(images)).argmax(1), cosine.argmax(1))
 
 
 def published_loss(model: nn.Module, tokens_CL: Tensor, images: Tensor, labels: Tensor) -> Tensor:
@@ -105,12 +105,12 @@ def test_both_predicts_over_all_classes_with_the_current_text_tower(loaded: Load
     tokens_CL = tokens(loaded, [f"An image of {c}" for c in CLASSES])
     task = BothTask(loaded.module, tokens_CL, contextlib.nullcontext)
     with pytest.raises(TrialError, match="before_evaluation"):
-        task.predict(images)
+        task.classify(task.features(images)).argmax(1)
     task.before_evaluation()
     with torch.no_grad():
         texts = normalize(loaded.module.encode_text(tokens_CL), dim=-1)
         expected = (normalize(loaded.module.encode_image(images), dim=-1) @ texts.T).argmax(1)
-        assert torch.equal(task.predict(images), expected)
+        assert torch.equal(task.classify(task.features(images)).argmax(1), expected)
 
 
 def test_validation_rows_of_one_class_are_not_all_in_one_batch(

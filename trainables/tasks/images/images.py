@@ -9,7 +9,7 @@ import dataclasses
 import functools
 import hashlib
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Literal
 
 import torch
@@ -26,7 +26,7 @@ from trainables.models.encoders import hidden_size, image_encoder, new_head
 from trainables.models.loading import LoadedModel, Preprocess
 from trainables.runtime import Autocast
 from trainables.seeds import generator
-from trainables.tasks.task import Alone, Parts, Scores, Split, Task, Which, eval_batch_size, summed
+from trainables.tasks.task import LOSS, Alone, Parts, Scores, Split, Task, Which, eval_batch_size, summed
 
 
 class FeatureClassifier(ABC):
@@ -41,7 +41,7 @@ class FeatureClassifier(ABC):
         """Logits (B, C)."""
 
     def before_evaluation(self) -> None:  # noqa: B027  # most have nothing to bring up to date
-        """Bring up to date what `predict` needs; called after training and before predicting."""
+        """Bring up to date what `classify` needs; called after training and before evaluation."""
 
     def loss_of(self, features: Tensor, labels: Tensor) -> Tensor:
         """Sum of the losses of vectors (B, D) with labels (B,): a scalar with gradient."""
@@ -62,10 +62,6 @@ class FeatureClassifier(ABC):
             cross_entropy(head.classify(part), own, reduction="sum")
             for head, part, own in zip(heads, parts, labels, strict=True)
         ]
-
-    def predict(self, images: Tensor) -> Tensor:
-        """Predicted classes (B,) of images (B, 3, S, S)."""
-        return self.classify(self.features(images)).argmax(dim=1)
 
 
 def image_look(loaded: LoadedModel, image_size: int | None) -> Preprocess:
@@ -164,17 +160,23 @@ class ImageTask:
             return None
         self.classifier.before_evaluation()
         labels = pixels.split.labels[rows]
-        right = torch.zeros(len(rows), dtype=torch.int32)
+        found = torch.zeros(len(rows), 2, dtype=torch.float64)  # whether it is right, and its loss
         mine = torch.arange(rank, len(rows), world)
         if len(mine):
-            predicted = self._predict(pixels, rows[mine], batch_size)
-            right[mine] = (predicted == labels[mine].to(predicted.device)).cpu().int()
-        correct = summed(right, world, self._normalise.device).bool()
+            at = iter(torch.split(mine, batch_size))
+            for logits in self._logits(pixels, rows[mine], batch_size):
+                these = next(at)
+                wanted = labels[these].to(logits.device)
+                found[these, 0] = (logits.argmax(dim=1) == wanted).double().cpu()
+                found[these, 1] = cross_entropy(logits.float(), wanted, reduction="none").double().cpu()
+        found = summed(found, world, self._normalise.device)
+        correct = found[:, 0].bool()
         return Scores(
             score=int(correct.sum()) / len(correct),
             n_examples=len(rows),
             examples_hash=pixels.split.examples_hash(rows),
             correct=correct,
+            further={LOSS: float(found[:, 1].mean())},
             skipped=self._skipped,
         )
 
@@ -185,11 +187,10 @@ class ImageTask:
             images = apply_plan(images.to(self._normalise.device), plan, self._recipe.size)
         return self._normalise(images)
 
-    def _predict(self, pixels: Pixels, rows: Tensor, batch_size: int) -> Tensor:
-        """Predicted classes (n,) of n rows, on the device."""
-        return torch.cat(
-            [self.classifier.predict(self._images(pixels, part)) for part in torch.split(rows, batch_size)]
-        )
+    def _logits(self, pixels: Pixels, rows: Tensor, batch_size: int) -> Iterator[Tensor]:
+        """Logits (b, C) of one batch of the rows after another, on the device."""
+        for part in torch.split(rows, batch_size):
+            yield self.classifier.classify(self.classifier.features(self._images(pixels, part)))
 
 
 class FrozenTask(ImageTask):
@@ -209,9 +210,8 @@ class FrozenTask(ImageTask):
             features = self._through_tower(self._images(self._cropped, rows, plan))
         return self.classifier.loss_of(features, labels)
 
-    def _predict(self, pixels: Pixels, rows: Tensor, batch_size: int) -> Tensor:
-        parts = torch.split(self._features(pixels, rows), batch_size)
-        return torch.cat([self.classifier.classify(part).argmax(dim=1) for part in parts])
+    def _logits(self, pixels: Pixels, rows: Tensor, batch_size: int) -> Iterator[Tensor]:
+        yield from map(self.classifier.classify, torch.split(self._features(pixels, rows), batch_size))
 
     def _features(self, pixels: Pixels, rows: Tensor) -> Tensor:
         """(n, D) vectors of the rows, on the device."""

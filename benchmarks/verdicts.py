@@ -1,0 +1,119 @@
+"""Which rule of correction finds what: the mean over budgets and the single budgets, tested together or in sequence.
+
+Tables come from `calibration.draw`: two arms that are tuned apart. Effects are planted by budget. Three rules decide:
+
+    gate      the mean first at 5 %; only if it is rejected, Holm's steps over the budgets
+    holm      Holm's steps over the mean and the budgets together
+    weighted  the same, the mean having half of the level at the first step: what `scaling.comparisons` does
+
+    python benchmarks/verdicts.py      # the table of docs/fairness.md, half a minute of one core
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from analysis.statistics.inference import step_down, two_sided
+from benchmarks.calibration import LEVEL, REGIMES, Protocol, Real, draw, proportion_interval
+
+SEEDS = (3, 5, 10)
+BUDGETS = 6
+EFFECTS: dict[str, tuple[float, ...]] = {
+    "2 points at all six": (0.02,) * BUDGETS,
+    "+2 at three, -2 at three": (0.02, 0.02, 0.02, -0.02, -0.02, -0.02),
+    "2 points at one": (0.02, *(0.0,) * (BUDGETS - 1)),
+    "falls from 4 points to 0": (0.04, 0.032, 0.024, 0.016, 0.008, 0.0),
+}
+RULES = ("gate", "holm", "weighted")
+
+
+def p_values(differences: Real, variances: Real, share: Real) -> Real:
+    """(tables, 1 + budgets) of one data set: the mean over budgets, then each budget. One budget: (tables, 1).
+
+    Args:
+        differences, variances, share: as `calibration.draw` returns them.
+    """
+    pairs, added = differences[:, 0], variances.sum(axis=-1)
+    freedom = np.array([pairs.shape[-1] - 1.0])
+
+    def p(values: Real, extra: Real) -> Real:
+        spread = values.var(axis=-1, ddof=1) / values.shape[-1]
+        return two_sided(values.mean(axis=-1), spread[..., None], freedom, extra)
+
+    budgets = p(pairs, np.broadcast_to(added, pairs.shape[:-1]))
+    if pairs.shape[1] == 1:
+        return budgets
+    return np.hstack([p(pairs.mean(axis=1), (added * share)[:, 0])[:, None], budgets])
+
+
+def decided(p: Real, rule: str) -> NDArray[np.bool_]:
+    """Which hypotheses a rule rejects at 5 %; of the shape of `p`, whose first column is the mean's."""
+    if p.shape[-1] == 1:
+        return p <= LEVEL
+    if rule == "gate":
+        return np.hstack([p[:, :1], np.maximum(p[:, :1], step_down(p[:, 1:]))]) <= LEVEL
+    weights = np.ones(p.shape[-1])
+    weights[0] = p.shape[-1] - 1.0 if rule == "weighted" else 1.0
+    return step_down(p, weights) <= LEVEL
+
+
+def planted(drawn: tuple[Real, Real, Real], effects: tuple[float, ...]) -> Real:
+    """p values of tables with true differences by budget."""
+    differences, variances, share = drawn
+    return p_values(differences + np.array(effects)[:, None], variances, share)
+
+
+def errors(protocol: Protocol, tables: int, rng: np.random.Generator) -> dict[str, float]:
+    """Share of tables of equal methods in which a rule says that something differs, by rule."""
+    p = p_values(*draw(protocol, tables, rng))
+    return {rule: float(decided(p, rule).any(axis=-1).mean()) for rule in RULES}
+
+
+def table(tables: int) -> Iterator[str]:
+    """The lines of both tables."""
+    yield "| false words, % of tables | seeds | 1 budget | 3 budgets | 6 budgets |"
+    yield "|---|---:|---:|---:|---:|"
+    for name in ("default", "steep", "quickstart"):
+        for seeds in SEEDS:
+            found = []
+            for budgets in (1, 3, BUDGETS):
+                protocol = replace(REGIMES[name], seeds=seeds, budgets=budgets)
+                shares = errors(protocol, tables, np.random.default_rng(budgets))
+                found.append(" / ".join(f"{100 * shares[rule]:.1f}" for rule in RULES))
+            yield f"| {name} | {seeds} | {' | '.join(found)} |"
+    low, high = proportion_interval(round(LEVEL * tables), tables)
+    yield f"({' / '.join(RULES)}; a true 5 % shows as {100 * low:.1f} to {100 * high:.1f} %)"
+    yield "| found at 6 budgets, % | seeds | any word | the mean | each budget that differs | all that differ |"
+    yield "|---|---:|---:|---:|---:|---:|"
+    for seeds in SEEDS:
+        drawn = draw(replace(REGIMES["default"], seeds=seeds, budgets=BUDGETS), tables, np.random.default_rng(seeds))
+        for name, effects in EFFECTS.items():
+            p, differs = planted(drawn, effects), np.array(effects) != 0
+            cells = []
+            for rule in RULES:
+                said = decided(p, rule)
+                right = said[:, 1:][:, differs]
+                cells.append((said.any(axis=-1).mean(), said[:, 0].mean(), right.mean(), right.all(axis=-1).mean()))
+            columns = (" / ".join(f"{100 * cell[k]:.0f}" for cell in cells) for k in range(4))
+            yield f"| {name} | {seeds} | {' | '.join(columns)} |"
+
+
+def main() -> None:
+    """Print both tables."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--tables", type=int, default=400, help="simulated for each number")
+    for line in table(parser.parse_args().tables):
+        print(line, flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,155 @@
+"""What was declared first keeps its verdict, whoever joins later; failed runs count against the method that failed."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from analysis.statistics.decisions import decisions
+from analysis.statistics.groups import groups
+from analysis.statistics.looks import added, first_declared
+from analysis.statistics.scaling import comparisons, question
+from analysis.store.store import Store, open_store
+from analysis.tables.console import conclusion, conclusion_of, results_table
+from tests.analysis.odd import Cells, odd_results
+
+SEEDS = 6
+
+
+def scores(mean: float, seed: int, spread: float = 0.01) -> dict[int, float | str | None]:
+    values = mean + spread * np.random.default_rng(seed).normal(size=SEEDS)
+    return dict(enumerate(values.tolist()))
+
+
+FIRST: Cells = {
+    ("lora", "lora-1", "a"): scores(0.60, 0),
+    ("randlora", "lora-1", "a"): scores(0.66, 1),
+    ("lora", "lora-4", "a"): scores(0.70, 2),
+    ("randlora", "lora-4", "a"): scores(0.71, 3),
+}
+LATER: Cells = {
+    ("vera", "lora-1", "a"): scores(0.65, 4, spread=0.1),
+    ("lora", "lora-16", "a"): scores(0.80, 5),
+    ("randlora", "lora-16", "a"): scores(0.74, 6),
+    ("lora", "lora-1", "b"): scores(0.60, 7),
+    ("randlora", "lora-1", "b"): scores(0.50, 8),
+}
+
+
+def swept(folder: Path, cells: Cells, declared: Cells) -> Store:
+    """A folder with `cells`, of which `declared` stood in its first declaration."""
+    odd_results(folder, cells, seeds=SEEDS, seed_rule="per-data-set")
+    rows = open_store(folder).table("cells").to_pylist()
+    first = [r["cell_id"] for r in rows if (r["method"], r["reference"], r["dataset"]) in declared]
+    event = {"name": folder.name, "seeds": list(range(SEEDS)), "max_seeds": SEEDS, "margin": 0.02, "question": None}
+    known = [event | {"cells": first, "scored": 0}]
+    if cells.keys() != declared.keys():
+        known.append(event | {"cells": [r["cell_id"] for r in rows], "scored": len(declared) * SEEDS})
+    lines = [{"ev": "sweep", "name": folder.name}, *({"ev": "declare"} | each for each in known)]
+    (folder / "journal.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return open_store(folder)
+
+
+def test_who_joins_later_changes_no_declared_number(tmp_path: Path) -> None:
+    before = swept(tmp_path / "first" / "s", FIRST, FIRST)
+    after = swept(tmp_path / "later" / "s", FIRST | LATER, FIRST)
+    assert not added(before) and first_declared(before) is before
+    assert len(added(after)) == len(LATER)
+    declared = [r for r in comparisons(after).to_pylist() if not r["added"]]
+    assert declared == comparisons(before).to_pylist()
+    assert question(after) == question(before)
+    now, then = conclusion_of(after), conclusion_of(before)
+    assert (now.answer, now.budgets, now.reasons) == (then.answer, then.budgets, then.reasons)
+    assert not then.later and now.later.startswith("Added after the first declaration")
+    both = {("a", "lora-1"), ("a", "lora-4")}
+    letters = [
+        {
+            (r["method"], r["reference"]): r["group"]
+            for r in groups(s).to_pylist()
+            if (r["dataset"], r["reference"]) in both
+        }
+        for s in (before, after)
+    ]
+    assert (letters[0]["randlora", "lora-1"] == letters[0]["lora", "lora-1"]) is False
+    assert not set(letters[1]["randlora", "lora-1"]) & set(letters[1]["lora", "lora-1"])
+
+
+def test_what_joined_is_tested_by_itself(tmp_path: Path) -> None:
+    after = swept(tmp_path / "s", FIRST | LATER, FIRST)
+    rows = [r for r in comparisons(after).to_pylist() if r["added"]]
+    single = {(r["method"], r["reference"], r["dataset"]) for r in rows if r["reference"]}
+    assert single == {("randlora", "lora-16", "a"), ("randlora", "lora-1", "b"), ("vera", "lora-1", "a")}
+    found = {(r["method"], r["reference"], r["dataset"]): r["verdict"] for r in rows}
+    assert found["randlora", "lora-16", "a"] == found["randlora", "lora-1", "b"] == "lower"
+    first = min(rows, key=lambda r: r["p"] if r["p"] is not None else 1.0)
+    assert first["p_holm"] >= first["p"] * len(
+        [r for r in rows if r["p"] is not None]
+    )  # one family, with 5 % of its own
+    marked = {(r["method"], r["reference"], r["dataset"]): r["added"] for r in results_table(after).to_pylist()}
+    assert marked["randlora", "lora-1", "a"] is False and marked["randlora", "lora-1", "b"] is True
+
+
+def test_an_older_folder_has_one_analysis(tmp_path: Path) -> None:
+    store = swept(tmp_path / "s", FIRST | LATER, FIRST | LATER)
+    assert not added(store) and not any(comparisons(store)["added"].to_pylist())
+
+
+def half_failed(zero_shot: bool) -> Cells:
+    """RandLoRA leads by 6 points in the runs that finish; half of them do not."""
+    good = scores(0.66, 1)
+    cells: Cells = {
+        ("lora", "lora-1", "a"): scores(0.60, 0),
+        ("randlora", "lora-1", "a"): {seed: score if seed % 2 else None for seed, score in good.items()},
+    }
+    return cells | ({("zero-shot", None, "a"): {0: 0.10}} if zero_shot else {})
+
+
+@pytest.mark.parametrize("zero_shot", [True, False])
+def test_a_method_whose_runs_fail_is_not_called_higher(tmp_path: Path, *, zero_shot: bool) -> None:
+    cells = half_failed(zero_shot)
+    whole = cells | {("randlora", "lora-1", "a"): scores(0.66, 1)}
+    sound = comparisons(swept(tmp_path / "whole", whole, whole)).to_pylist()
+    assert [r["verdict"] for r in sound] == ["higher"] and sound[0]["failed"] == 0
+    store = swept(tmp_path / "half", cells, cells)
+    (row,) = comparisons(store).to_pylist()
+    assert row["difference"] > 0.03 and row["difference_as_untrained"] < 0  # both are shown
+    assert row["verdict"] == "not distinguishable" and row["p"] == 1.0 and row["low"] < 0 < row["high"]
+    assert (row["failed"], row["baseline_failed"], row["n"]) == (SEEDS // 2, 0, SEEDS // 2)
+    (taken,) = decisions(store).to_pylist()
+    assert taken["method"] == "lora"  # a failed run is a cost of choosing the method
+    (shown,) = [r for r in results_table(store).to_pylist() if r["method"] == "randlora"]
+    assert (shown["n"], shown["failed"]) == (SEEDS // 2, SEEDS // 2)
+    assert f"{SEEDS // 2} of {SEEDS} of RandLoRA" in conclusion(store)
+
+
+def test_failures_of_the_baseline_alone_leave_a_lead_standing(tmp_path: Path) -> None:
+    cells = half_failed(zero_shot=True)
+    cells |= {("randlora", "lora-1", "a"): scores(0.80, 1), ("lora", "lora-1", "a"): scores(0.60, 0)}
+    cells["lora", "lora-1", "a"] = dict(cells["lora", "lora-1", "a"]) | {0: None}
+    (row,) = comparisons(swept(tmp_path / "s", cells, cells)).to_pylist()
+    assert row["verdict"] in ("higher", "not distinguishable") and row["difference_as_untrained"] > row["difference"]
+    assert (row["low"] > 0) == (row["verdict"] == "higher")
+
+
+def test_nan_and_chance_are_treated_alike(tmp_path: Path) -> None:
+    fell = {seed: score if seed % 2 else 0.10 for seed, score in scores(0.66, 1).items()}
+    cells = half_failed(zero_shot=True)
+    chance = cells | {("randlora", "lora-1", "a"): fell}
+    words = {
+        comparisons(swept(tmp_path / name, each, each)).to_pylist()[0]["verdict"]
+        for name, each in (("nan", cells), ("chance", chance))
+    }
+    assert words == {"not distinguishable"}
+
+
+def test_a_budget_at_which_all_fail_stays(tmp_path: Path) -> None:
+    cells = half_failed(zero_shot=True)
+    cells[("randlora", "lora-4", "a")] = dict.fromkeys(range(SEEDS))
+    cells[("lora", "lora-4", "a")] = dict.fromkeys(range(SEEDS))
+    store = swept(tmp_path / "s", cells, cells)
+    notes = {(r["method"], r["reference"]): r["note"] for r in results_table(store).to_pylist()}
+    assert notes["randlora", "lora-4"] == notes["lora", "lora-4"] == "every confirming run failed"
+    assert f"{SEEDS} of {SEEDS} of RandLoRA at lora-4" in conclusion(store)
