@@ -9,16 +9,17 @@ Welch-Satterthwaite; Holm over the mean of all rows, which has half of the level
 gives the power. Further methods of other noise may stand beside the two: they are not compared, and the noise is told
 from all.
 
-    python benchmarks/calibration.py                    # the table of docs/fairness.md, about half an hour of one core
+    python benchmarks/calibration.py                    # a table of docs/statistics.md, about half an hour of one core
     python benchmarks/calibration.py --regime steep     # one regime
     python -m benchmarks.calibration --between          # two best rates that lie anywhere between rates of the grid
+    python -m benchmarks.calibration --between --steeper 20 60     # the same, with a cliff above the best rate
 """
 
 from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -295,20 +296,24 @@ FITTED = replace(GRID, rates=5, refine=4)
 """As many trials: five rates of the grid, and four where the local fit expects the best one."""
 CURVATURES = (5, 20, 40, 70, 120)
 """Points lost at a squared decade."""
+STEEPER = (1.0, 5.0)
+"""How many times as steep the response is above the best rate as below it."""
 
 
-def between_table(tables: int) -> Iterator[str]:
+def between_table(tables: int, steeper: Sequence[float] = STEEPER) -> Iterator[str]:
     """The lines of the table of methods that are equal at their best rates, which lie anywhere between the grid's.
 
     Args:
         tables: to simulate for each number; a quarter of it over six budgets or eight data sets.
+        steeper: values of `Protocol.cliff`.
     """
     names = ["points a squared decade", "above the best rate"]
     for plan in ("grid", "grid and fit"):
         names += [f"{plan}: {n} seeds" for n in SEEDS] + [f"{plan}: 8 data sets", f"{plan}: 6 budgets"]
-    yield f"| {' | '.join([*names, 'largest', 'found: grid', 'found: grid and fit'])} |"
-    yield f"|---:|---|{'---:|' * 13}"
-    for cliff in (1.0, 5.0):
+    found = [f"{plan}: found, {n} seeds" for plan in ("grid", "grid and fit") for n in (5, 10)]
+    yield f"| {' | '.join([*names, 'largest', *found])} |"
+    yield f"|---:|---|{'---:|' * 15}"
+    for cliff in steeper:
         for points in CURVATURES:
             shares, power = [], []
             largest: Outcome | None = None
@@ -318,7 +323,9 @@ def between_table(tables: int) -> Iterator[str]:
                 runs += [simulate(replace(base, **size), tables // 4) for size in ({"datasets": 8}, {"budgets": 6})]
                 shares += [f"{100 * run.share:.1f}" for run in runs]
                 largest = max(runs, key=lambda run: run.share)
-                power.append(f"{100 * simulate(replace(base, seeds=10, advantage=0.012), tables, seed=1).cells:.0f}")
+                for seeds in (5, 10):
+                    planted = simulate(replace(base, seeds=seeds, advantage=0.012), tables, seed=1)
+                    power.append(f"{100 * planted.cells:.0f}")
             if largest is None:
                 raise AssertionError("no plan was simulated")
             low, high = largest.interval
@@ -334,9 +341,11 @@ def main() -> None:
     parser.add_argument("--regime", choices=list(REGIMES), default=None)
     parser.add_argument("--between", action="store_true", help="the table of best rates between rates of the grid")
     parser.add_argument("--tables", type=int, default=2000, help="tables simulated for each number of --between")
+    steeper = "of --between: how many times as steep the response is above the best rate"
+    parser.add_argument("--steeper", type=float, nargs="+", default=STEEPER, help=steeper)
     given = parser.parse_args()
     if given.between:
-        for line in between_table(given.tables):
+        for line in between_table(given.tables, given.steeper):
             print(line, flush=True)
         return
     wanted = REGIMES if given.regime is None else {given.regime: REGIMES[given.regime]}

@@ -6,7 +6,7 @@ Tables come from `calibration.draw`: two arms that are tuned apart. Effects are 
     holm      Holm's steps over the mean and the budgets together
     weighted  the same, the mean having half of the level at the first step: what `scaling.comparisons` does
 
-    python benchmarks/verdicts.py      # the table of docs/fairness.md, half a minute of one core
+    python benchmarks/verdicts.py      # two tables of docs/statistics.md, half a minute of one core
 """
 
 from __future__ import annotations

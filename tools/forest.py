@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,9 +11,8 @@ from analysis import Store, comparisons
 from analysis.figures import differences
 from analysis.figures.drawing import INK, MUTED, PAPER, SMALL, STYLE, Chart, dot, lying_bar, mark_bands, panels
 from analysis.format import Row, change_text
-from analysis.statistics.inference import OVER_DATASETS, verdict
+from analysis.statistics.inference import OVER_DATASETS
 from analysis.statistics.looks import margin_of
-from analysis.statistics.runs import over_all_datasets
 from analysis.statistics.scaling import question
 from analysis.styles import STYLES, short_name
 
@@ -42,34 +40,25 @@ class Study:
         title: over its rows.
         folder: under docs/results.
         budgets: at which it was asked.
-        until: when it was answered, as in the names of parts; later parts hold methods and budgets that were added
-            afterwards. None: the whole folder.
-        added: the budgets were declared after others had been read, so their mean is not the table's first row.
+        added: whether the budgets were declared after others had been read; their verdicts are a second analysis.
     """
 
     title: str
     folder: str
     budgets: tuple[str, ...]
-    until: str | None = None
     added: bool = False
 
 
 def declared(study: Study, store: Store) -> list[Row]:
-    """Return the comparisons that a study declared, from its results; means come last."""
+    """Return the comparisons that a study declared, from its results; means come last.
+
+    A mean with budgets that were added later is left out: it is of the declared ones too.
+    """
     focus, table = question(store).focus, comparisons(store).to_pylist()
-    mine = [r for r in table if r["method"] == focus and r["test"] != OVER_DATASETS]
+    mine = [r for r in table if r["method"] == focus and r["test"] != OVER_DATASETS and r["added"] == study.added]
     single = [r for r in mine if r["reference"] in study.budgets]
-    means = added_means(store, single) if study.added else (r for r in mine if r["reference"] is None)
+    means = [] if study.added else [r for r in mine if r["reference"] is None]
     return [r | {"margin": margin_of(store)} for r in (*single, *means)]
-
-
-def added_means(store: Store, rows: list[Row]) -> Iterator[Row]:
-    """Yield the mean over data sets at each budget of these comparisons, tested two-sided at 5 % without correction."""
-    for of, mean, choice in over_all_datasets(store, rows):
-        tested = None if choice is None else mean.widened(choice)
-        row = of[0] | {"dataset": None, "difference": mean.mean, "n_datasets": len(of)}
-        row |= {"low": tested and tested.low, "high": tested and tested.high}
-        yield row | {"verdict": verdict(mean.mean, tested and tested.p, known=tested is not None)}
 
 
 def name(row: Row, study: Study) -> str:
@@ -116,7 +105,7 @@ def draw(found: list[tuple[Study, list[Row]]]) -> Chart:
         axes.spines["left"].set_visible(False)
         axes.grid(axis="y", visible=False)
         axes.set_xlabel("difference in test score (points)")
-        mark_bands(figure, "pointwise", "intervals")
+        mark_bands(figure, "corrected", "intervals")
         return figure
 
 

@@ -136,8 +136,7 @@ def ranking(store: Store, finished: list[Row]) -> str:
         until = f"{most:.0f}" if most < 100 else "over 100"
         detectable = (
             " Many methods are compared, so the test is strict. For nine in ten methods it detects only differences "
-            f"from LoRA of {others[0]:.0f} to {until} points. The printed intervals are not that strict: each holds "
-            "for its row alone, and one without zero is no proof."
+            f"from LoRA of {others[0]:.0f} to {until} points. The printed intervals are as strict as the test."
         )
     under_tuned = sum(bool(r["under_tuned"]) for r in finished)
     return (

@@ -5,9 +5,10 @@ Uses `store`, `format` and `styles`; draws and words nothing. Every number comes
 
     runs          confirmed runs by cell and by seed, and their mean over data sets
     inference     intervals, alone and at once, one standard error for every test, Holm's correction, verdicts
-    looks         looks at the test scores, and the level that each leaves
+    looks         looks at the test scores, the level that each leaves, and the cells that were declared first
     power         what a comparison can see, and the seeds that it needs, by simulation
     choice        what the choice of a learning rate adds to a comparison's uncertainty
+    measures      the score and the held-out loss side by side, and which tells methods apart better
     scaling       the scaling curve, and every method against a baseline
     differences   the difference over the budgets, with bands, and whether it changes
     groups        all methods of a budget against each other

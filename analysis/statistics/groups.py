@@ -98,8 +98,12 @@ def blocks(store: Store) -> list[Block]:
                 continue
             seen = paired_difference(a["scores"], b["scores"])
             if seen is not None and (a["failed"] or b["failed"]):
-                filled = paired_difference(a["scores"] | a["failed"], b["scores"] | b["failed"])
-                seen = replace(seen, as_untrained=filled)
+                first, second = (
+                    r["scores"] | (r["failed"] if leads else {})
+                    for r, leads in ((a, seen.mean > 0), (b, seen.mean < 0))
+                )
+                also = None if (first, second) == (a["scores"], b["scores"]) else paired_difference(first, second)
+                seen = replace(seen, as_untrained=also, lost=len(a["failed"]) + len(b["failed"]))
             added = [choice.get((row["sweep"], row["cell_id"])) for row in (a, b)]
             known_choice = [v for v in added if v is not None]
             known = seen is None or len(known_choice) == 2

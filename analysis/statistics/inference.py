@@ -78,8 +78,10 @@ class Difference:
         freedoms: their degrees of freedom.
         test: the test's name.
         added: variance that the choice of rates adds to the mean.
-        as_untrained: the same with each failed run scored as the untrained model; None if no run failed. A claim has to
-            hold for both, so p values are the larger ones of the two, and intervals reach over both.
+        as_untrained: the same with each failed run of the one that is ahead scored as the untrained model; None if none
+            of its runs failed. A claim has to hold for both, so p values are the larger ones of the two, and intervals
+            reach over both.
+        lost: how many runs of the two failed. With one they are never equivalent.
     """
 
     mean: float
@@ -90,6 +92,7 @@ class Difference:
     test: str = T_TEST
     added: float = 0.0
     as_untrained: Difference | None = None
+    lost: int = 0
 
     @property
     def n(self) -> int:
@@ -138,9 +141,7 @@ class Difference:
         """p value of a true difference of `margin` or more, either way: two one-sided tests (Schuirmann 1987)."""
         if not self.testable:
             return None
-        found = float(tail(margin - abs(self.mean), self.variances, self.freedoms, self.added))
-        other = None if self.as_untrained is None else self.as_untrained.p_beyond(margin)
-        return found if other is None else max(found, other)
+        return 1.0 if self.lost else float(tail(margin - abs(self.mean), self.variances, self.freedoms, self.added))
 
     def interval(self, alpha: float = 1 - LEVEL) -> tuple[float, float] | tuple[None, None]:
         """The interval of level 1 - alpha: it excludes zero exactly if p < alpha. None at alpha 0."""

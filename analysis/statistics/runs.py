@@ -173,11 +173,19 @@ def gaps(runs: Sequence[Row], other: Sequence[Row]) -> dict[Seed, float]:
     return {seed: mine[seed] - theirs[seed] for seed in mine if seed in theirs}
 
 
-def gaps_as_untrained(store: Store, runs: Sequence[Row], other: Sequence[Row]) -> dict[Seed, float] | None:
-    """`gaps` with each failed run scored as the untrained model; None if no run of the two failed."""
-    lost = failed(store)
-    mine, theirs = (lost.get((place_of(r[0]), r[0]["method"], r[0]["reference"]), []) for r in (runs, other))
-    return gaps([*runs, *mine], [*other, *theirs]) if mine or theirs else None
+def lost_runs(store: Store, runs: Sequence[Row]) -> list[Row]:
+    """The failed runs of the cell that `runs` are of, as of `failed`."""
+    return failed(store).get((place_of(runs[0]), runs[0]["method"], runs[0]["reference"]), [])
+
+
+def gaps_as_untrained(store: Store, runs: Sequence[Row], other: Sequence[Row], *, ahead: bool) -> dict[Seed, float]:
+    """`gaps` with each failed run of the one that is ahead scored as the untrained model.
+
+    Args:
+        ahead: whether `runs` are ahead, and not `other`. What failed of the one behind takes nothing from the lead.
+    """
+    mine, theirs = (lost_runs(store, each) if leads is ahead else [] for each, leads in ((runs, True), (other, False)))
+    return gaps([*runs, *mine], [*other, *theirs])
 
 
 @remembered

@@ -31,9 +31,9 @@ from analysis.statistics.runs import (
     by_seed,
     confirmed,
     datasets_of,
-    failed,
     gaps,
     gaps_as_untrained,
+    lost_runs,
     over_all_datasets,
     over_datasets,
     ratios,
@@ -111,7 +111,10 @@ COMPARISONS = pa.schema(
         *typed(
             INT, "failed", "baseline_failed"
         ),  # confirming runs of either without a score; null of a mean over several
-        ("difference_as_untrained", REAL),  # with each failed run scored as the untrained model; null if none failed
+        (
+            "difference_as_untrained",
+            REAL,
+        ),  # with each failed run of the one ahead scored as the untrained model, if any
         ("n", INT),  # pairs, of all data sets whose pairs count by themselves; of OVER_DATASETS data sets
         ("datasets", INT),  # whose pairs count by themselves; 1 where each seed is averaged over data sets first
         ("n_datasets", INT),  # that the row is of
@@ -276,7 +279,7 @@ def _tested(
     """The rows of a store, corrected together; without those of `before`, and then as one family."""
     cells = confirmed(store)
     choice = choice_variances(store)
-    margin, lost = margin_of(store), failed(store)
+    margin = margin_of(store)
     edges = {(r["sweep"], r["cell_id"]) for r in store.table("chosen").to_pylist() if r["edge"]}
     found: list[tuple[Row, Difference]] = []
     for (place, method, reference), runs in cells.items():
@@ -286,12 +289,14 @@ def _tested(
         seen = gaps(runs, other)
         if seen:
             difference = t_difference(list(seen.values()))
-            if (filled := gaps_as_untrained(store, runs, other)) is not None:
-                difference = replace(difference, as_untrained=t_difference(list(filled.values())))
+            lost_here = [len(lost_runs(store, each)) for each in (runs, other)]
+            if any(lost_here):
+                filled = gaps_as_untrained(store, runs, other, ahead=difference.mean > 0)
+                also = None if filled == seen else t_difference(list(filled.values()))
+                difference = replace(difference, as_untrained=also, lost=sum(lost_here))
             row = _compared(runs[0], baseline, difference, _added(choice, [(runs, other)]), margin)
             row |= ratios(store, runs[0], other[0]) | {"edge": _edge(edges, runs[0], other[0])}
-            row["failed"] = len(lost.get((place, method, reference), ()))
-            row["baseline_failed"] = len(lost.get((place, baseline, other[0]["reference"]), ()))
+            row["failed"], row["baseline_failed"] = lost_here
             found.append((row, difference))
     single = [row for row, _ in found]
     matched = any(row["params_ratio"] is not None for row in single)  # else, without a mean to ask first, one family
@@ -393,14 +398,15 @@ def _overall(store: Store, rows: Sequence[Row], baseline: str, focus: str | None
         if len(several) < 2:
             continue
         blocks: dict[str, dict[Seed, float]] = {}
-        filled: dict[str, dict[Seed, float]] = {}
+        pairs_of: dict[str, list[tuple[Runs, Runs]]] = {}
         parts: list[float | None] = []
         for (dataset,), mine in by(several, "dataset").items():
             place = (sweep, model, dataset, size)
-            pairs = [(cells[place, focus, r["reference"]], cells[place, baseline, r["reference"]]) for r in mine]
+            pairs: list[tuple[Runs, Runs]] = [
+                (cells[place, focus, r["reference"]], cells[place, baseline, r["reference"]]) for r in mine
+            ]
             blocks[dataset] = averaged([gaps(runs, other) for runs, other in pairs])
-            each_filled = [gaps_as_untrained(store, runs, other) or gaps(runs, other) for runs, other in pairs]
-            filled[dataset] = averaged(each_filled)
+            pairs_of[dataset] = pairs
             parts.append(_added(choice, pairs))
         if not all(blocks.values()):
             continue
@@ -410,14 +416,19 @@ def _overall(store: Store, rows: Sequence[Row], baseline: str, focus: str | None
         each, shared = list(blocks.values()), sweep in sharing
         added = added_over_datasets(parts, shared=shared)
         these = over_datasets(each, shared=shared)
-        if these is not None and filled != blocks:
-            these = replace(these, as_untrained=over_datasets(list(filled.values()), shared=shared))
+        lost = sum(len(lost_runs(store, r)) for pairs in pairs_of.values() for pair in pairs for r in pair)
+        if these is not None and lost:
+            ahead = these.mean > 0
+            filled = [averaged([gaps_as_untrained(store, *pair, ahead=ahead) for pair in p]) for p in pairs_of.values()]
+            also = None if filled == each else over_datasets(filled, shared=shared)
+            these = replace(these, as_untrained=also, lost=lost)
         tests = [(these, added)]
         if len(blocks) > 1:  # one seed, which may do the same to all of them, tells no more of sets like these
             spread = not shared and these is not None and these.testable
             like = _like_these(each, spread=spread)
-            if filled != blocks:
-                like = replace(like, as_untrained=_like_these(list(filled.values()), spread=spread))
+            if these is not None and lost:
+                also = None if these.as_untrained is None else _like_these(filled, spread=spread)
+                like = replace(like, as_untrained=also, lost=lost)
             tests.append((like, 0.0))  # spread over data sets has their choices in it
         for difference, extra in tests:
             if difference is not None:

@@ -89,7 +89,8 @@ def runs_failed(store: Store, methods: Collection[str] | None = None) -> list[st
         at = f" at {r['reference']}" if r["reference"] else ""
         cells.append(f"{n} of {n + finished} of {style(r['method']).name}{at} on {dataset_text(r['dataset'])}")
     said = [
-        f"Confirming runs that failed: {listed(cells)}. Verdicts also hold with each scored as the untrained model."
+        f"Confirming runs that failed: {listed(cells)}. A method is only called higher if that also "
+        "holds with each of its failed runs scored as the untrained model."
     ]
     rows = [r for r in scaling.comparisons(store).to_pylist() if r["difference_as_untrained"] is not None]
     rows = [r for r in rows if r["reference"] and (methods is None or r["method"] in methods)]

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from benchmarks.calibration import REGIMES, Protocol, proportion_interval, simulate, table
+from benchmarks.calibration import CURVATURES, REGIMES, Protocol, between_table, proportion_interval, simulate, table
 
 
 def test_proportion_interval_known_numbers() -> None:
@@ -52,6 +52,12 @@ def test_a_planted_difference_is_found() -> None:
 def test_the_table_has_a_line_for_each() -> None:
     lines = list(table({"steep": Protocol(curvature=0.2, rates=3)}, rows=16))
     assert len(lines) == 2 + 3 and all(line.count("|") == 18 for line in lines)
+
+
+def test_the_table_of_rates_between_the_grids_has_a_line_for_each() -> None:
+    lines = list(between_table(tables=4, steeper=(20.0,)))
+    assert [line.split("|")[1:3] for line in lines[2:]] == [[f" {c} ", " 20 times as steep "] for c in CURVATURES]
+    assert {line.count("|") for line in lines} == {18}
 
 
 def test_too_little_to_simulate_is_refused() -> None:

@@ -130,8 +130,8 @@ def test_failures_of_the_baseline_alone_leave_a_lead_standing(tmp_path: Path) ->
     cells |= {("randlora", "lora-1", "a"): scores(0.80, 1), ("lora", "lora-1", "a"): scores(0.60, 0)}
     cells["lora", "lora-1", "a"] = dict(cells["lora", "lora-1", "a"]) | {0: None}
     (row,) = comparisons(swept(tmp_path / "s", cells, cells)).to_pylist()
-    assert row["verdict"] in ("higher", "not distinguishable") and row["difference_as_untrained"] > row["difference"]
-    assert (row["low"] > 0) == (row["verdict"] == "higher")
+    assert row["verdict"] == "higher" and row["low"] > 0 and row["difference_as_untrained"] is None
+    assert (row["failed"], row["baseline_failed"]) == (0, 1)
 
 
 def test_nan_and_chance_are_treated_alike(tmp_path: Path) -> None:

@@ -74,7 +74,7 @@ def test_comparisons_carry_effects_power_and_seeds_needed(store: Store) -> None:
     for r in rows:
         assert r["effect_low"] <= r["effect"] <= r["effect_high"]
         assert (r["effect_low"] > 0) == (r["p_given_rates"] < 0.05)  # the same test, inverted
-        assert (r["seeds_needed"] <= r["n"]) == (r["power"] >= 0.8)
+        assert (r["seeds_needed"] is not None and r["seeds_needed"] <= r["n"]) == (r["power"] >= 0.8)
 
 
 def test_an_unlucky_seed_that_one_method_lacks_puts_it_on_no_top(tmp_path: Path) -> None:

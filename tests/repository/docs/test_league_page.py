@@ -28,10 +28,10 @@ def test_what_can_be_distinguished_and_which_methods_lack_seeds(tmp_path: Path) 
     assert league_page.state(store, finished) == ""
     assert "2 of 4 methods" in league_page.state(store, finished[:2])
     said = league_page.ranking(store, finished)
-    assert "Of 6 pairs of methods 4 " in said and "For 4 of 4 methods a better learning rate" in said
+    assert "Of 6 pairs of methods 3 " in said and "For 4 of 4 methods a better learning rate" in said
     assert "detects only differences" in said
     answer = league_page.answer(store)
-    assert answer.startswith("- **RandLoRA minus LoRA is +") and "higher" in answer and "detects" in answer
+    assert answer.startswith("- **RandLoRA minus LoRA is +") and "detects" in answer
 
 
 def test_a_league_without_randlora_has_no_answer(tmp_path: Path) -> None:
