@@ -157,7 +157,7 @@ def budget(
     adapted = sum(rows * columns for rows, columns in shapes.values())
     answer |= {"model_parameters": whole, "adapted_parameters": adapted}
     for row in answer["methods"]:
-        row["percent"] = 100 * row["count"] / whole
+        row["percent"] = None if row["count"] is None else 100 * row["count"] / whole
     emit(as_json, lambda: answer, lambda: _print_budget(model or ", ".join(shape or ()), answer, bool(method)))
 
 
@@ -225,6 +225,8 @@ def _budget_of(
         if chosen is None or len(chosen) != 1:
             raise SpecError([Problem("--rank", value, "is of one method", f"--method randlora --rank {value}")])
         entry, on = get_method(chosen[0]), own(chosen[0])
+        if (found := entry.refuses(on)) is not None:
+            raise SpecError([Problem("--method", entry.name, found.reason, found.remedy)])
         least, most = entry.min_capacity, entry.max_capacity(tuple(on.values()))
         if not least <= value <= most:
             rule = f"{entry.name} takes {least} to {most} on these weights"
@@ -390,7 +392,7 @@ def _print_budget(model: str, answer: Mapping[str, Any], asked: bool) -> None:
     rows = [
         [
             m["method"],
-            m["chosen"],
+            m["chosen"] or "",
             _ranks(m["ranks"]),
             quantity(m["count"]),
             _residual(m["residual"], budget),
@@ -415,8 +417,8 @@ def _print_budget(model: str, answer: Mapping[str, Any], asked: bool) -> None:
 
 
 _BUDGET_NOTES = (
-    "Off budget: in percent of the budget; infeasible: by more than 5 %. Next below and above: the nearest numbers of "
-    "parameters that one capacity for all weights gives.",
+    "Off budget: in percent of the budget. Infeasible: by more than 5 %, or the method cannot adapt these weights. "
+    "Next below and above: the nearest numbers of parameters that one capacity for all weights gives.",
     "dof: degrees of freedom of the update, the number of parameters that act.",
 )
 
@@ -477,7 +479,9 @@ def _residual(residual: int | None, budget: int | None) -> str:
 
 
 def _ranks(ranks: Any) -> str:
-    """One rank, or each distinct rank with the number of layers that have it."""
+    """One rank, or each distinct rank with the number of layers that have it; "" of None."""
+    if ranks is None:
+        return ""
     if isinstance(ranks, Mapping):
         values: Sequence[int] = sorted(ranks.values())
         distinct = sorted(set(values))
