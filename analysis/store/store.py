@@ -205,7 +205,7 @@ def part_of(store: Store, cells: Collection[tuple[str, str]]) -> Store:
         if "cell_id" in table.schema.names:
             named = zip(table["sweep"].to_pylist(), table["cell_id"].to_pylist(), strict=True)
             tables[name] = table.filter(pa.array([cell in wanted for cell in named], pa.bool_()))
-    return _Part(store.paths, replace(whole, tables=tables, kept={}))
+    return _Part(store.paths, replace(whole, tables=tables, kept={}, database=None))
 
 
 def remembered(make: Callable[Concatenate[Store, Arguments], T]) -> Callable[Concatenate[Store, Arguments], T]:
