@@ -12,11 +12,12 @@ from collections.abc import Iterable, Mapping
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from types import MappingProxyType
-from typing import Any
-
-import pyarrow as pa
+from typing import TYPE_CHECKING, Any
 
 from analysis.format import plural
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 Place = tuple[str, str, str | None, str]
 """Sweep, model, data set (None for the mean over data sets), training size."""

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import difflib
-import reprlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from trainables.errors import first_line
+from trainables.errors import brief, first_line
 
 
 @dataclass(frozen=True)
@@ -27,7 +26,7 @@ class Problem:
     nearest: str | None = None
 
     def __str__(self) -> str:
-        shown = "" if self.value is None else f" = {_SHOWN.repr(self.value)}"
+        shown = "" if self.value is None else f" = {brief(self.value)}"
         hint = f" Nearest: {self.nearest}." if self.nearest else ""
         stop = "" if self.rule.endswith(":") else "."
         return f"{self.field}{shown}: {self.rule.rstrip('.')}{stop}{hint}"
@@ -60,10 +59,3 @@ def unknown(field: str, value: str, kind: str, known: Iterable[str]) -> Problem:
     """An unknown name, with the known ones."""
     names = sorted(known)
     return Problem(field, value, f"unknown {kind}; known: {', '.join(names) or 'none'}", nearest(value, names))
-
-
-_SHOWN = reprlib.Repr()  # texts (names, paths) whole, a few of many items, both ends of a long number
-_SHOWN.maxlevel = 3
-_SHOWN.maxlong = 80
-_SHOWN.maxstring = 4000
-_SHOWN.maxother = 4000

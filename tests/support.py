@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import functools
+import os
 import random
+import threading
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -55,3 +58,17 @@ def flipped(whole: bytes, times: int) -> Iterator[bytes]:
         data = bytearray(whole)
         data[chance.randrange(begin, len(data))] ^= 1 << chance.randrange(8)
         yield bytes(data)
+
+
+@contextmanager
+def pipe(path: Path) -> Iterator[None]:
+    """A named pipe, which a reader finds empty: without a writer, a reader would wait for ever."""
+    os.mkfifo(path)
+    writer = threading.Thread(target=lambda: path.open("wb").close(), daemon=True)  # open() waits for a reader
+    writer.start()
+    try:
+        yield
+    finally:
+        while writer.is_alive():
+            os.close(os.open(path, os.O_RDONLY | os.O_NONBLOCK))
+            writer.join(0.01)

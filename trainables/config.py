@@ -163,6 +163,9 @@ class EvaluateSettings(BaseModel):
     """Validation rows of each task to evaluate, the same in every trial."""
     test_rows: int | None = Field(default=None, ge=1)
     """Test rows likewise."""
+    rows_by: Annotated[Literal["data"] | None, LATER] = None
+    """Set by the program. data: the limited rows are drawn by the data alone. Folders that earlier versions began have
+    none, and draw by the data set's folder too."""
     num_beams: int = Field(default=4, ge=1)
     """Beams of generation (LLM-Adapters: 4; LoRA's E2E: 10)."""
     max_new_tokens: int = Field(default=32, ge=1)

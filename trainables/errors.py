@@ -2,17 +2,36 @@
 
 from __future__ import annotations
 
+import reprlib
 from pathlib import Path
+
+_BRIEF = reprlib.Repr()
+_BRIEF.maxlevel = 3
+_BRIEF.maxlong = 80
+_BRIEF.maxstring = _BRIEF.maxother = 250  # a usual path is whole
+
+
+def brief(value: object) -> str:
+    """A value as messages show it: a few of many items, and both ends of a long text or number."""
+    return _BRIEF.repr(value)
+
+
+def both_ends(text: str, most: int) -> str:
+    """A text without its middle if it has more than `most` characters."""
+    if len(text) <= most:
+        return text
+    last = most // 4
+    return f"{text[: most - last - 5]} ... {text[-last:]}"
 
 
 class TrainablesError(ValueError):
     """Base class: bad input to a model, a data set or a trial. The message ends with what to do next.
 
-    Values are named as they stand in a file, so that a message may be a megabyte: its middle is left out.
+    Values are named as they stand in a file, so that a message may be a megabyte: the middle of long lines is left out.
     """
 
     def __init__(self, message: str) -> None:
-        super().__init__(message if len(message) <= 4000 else f"{message[:3000]} ... {message[-900:]}")
+        super().__init__(both_ends("\n".join(both_ends(line, 1000) for line in message.split("\n")), 4000))
 
 
 class DataError(TrainablesError):

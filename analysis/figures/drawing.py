@@ -18,7 +18,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter, NullLocator
 
-from analysis.format import Row
+from analysis.format import Row, visible
 from analysis.styles import Place, cut, short_name, size_text, style, training_text
 from analysis.words.weak import FEW_SEEDS
 
@@ -476,6 +476,8 @@ def save(figure: Figure, folder: Path, stem: str, formats: Sequence[str] = FORMA
             path = folder / f"{stem}.{kind}"
             temporary = path.with_name(f".{path.name}.tmp")  # a report may read the folder at any time
             figure.savefig(temporary, format=kind, dpi=300, metadata=dates.get(kind))
+            if kind == "svg":  # its texts may be names from outside
+                temporary.write_text(visible(temporary.read_text(encoding="utf-8")), encoding="utf-8")
             temporary.replace(path)
             paths[path.name] = path
     return paths

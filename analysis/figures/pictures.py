@@ -31,6 +31,7 @@ from analysis.statistics.tuning import best_of_n, rates, sharpness
 from analysis.store.store import Store
 from analysis.styles import Place, place_of, place_text, short_name
 from analysis.tables.console import conclusion
+from analysis.words.absent import absent_data
 from analysis.words.conclusions import conclude_rank_effects, early_words, idle_text, names_of, of_question
 from analysis.words.figures import (
     conclude_crossings,
@@ -45,7 +46,6 @@ from analysis.words.figures import (
     conclude_sizes,
     held_at_once,
 )
-from analysis.words.weak import absent_data
 
 K = TypeVar("K")
 MOST_PANELS = 8

@@ -21,6 +21,7 @@ import jinja2
 from markupsafe import Markup, escape
 
 from analysis.figures import pictures, svg
+from analysis.format import visible
 from analysis.report import tables
 from analysis.report.facts import facts, moment
 from analysis.store.store import Store, open_store
@@ -31,13 +32,16 @@ _RECORD = ".report.json"
 """Names of what the last report wrote beside its page."""
 
 
-def write_report(folder: str | Path, *, x: str = "adapter_params", overlay: str | None = None) -> dict[str, Path]:
+def write_report(
+    folder: str | Path, *, x: str = "adapter_params", overlay: str | None = None, receipt: str | None = None
+) -> dict[str, Path]:
     """Draw the figures of a results folder, write its tables for papers, and its report.html.
 
     Args:
         folder: the results folder.
         x: the cost of the fits and of the Pareto front, one of `measured.AXES`.
         overlay: name of a published curve (`published.names()`) to draw beside the first panel.
+        receipt: what `sweeps verify` says of the folder in one line; None leaves it out.
 
     Returns:
         What was written, file name -> path: figures ('fits.png', '.svg', '.pdf' and so on, only
@@ -53,7 +57,8 @@ def write_report(folder: str | Path, *, x: str = "adapter_params", overlay: str 
     _take_away(store.path, paths.values())
     page = store.path / "report.html"
     temporary = page.with_suffix(f".html.{os.getpid()}.tmp")  # a run that ends may write it too
-    temporary.write_text(render(store, x=x, overlay=overlay, drawn=drawn, sheets=sheets), encoding="utf-8")
+    text = render(store, x=x, overlay=overlay, drawn=drawn, sheets=sheets, receipt=receipt)
+    temporary.write_text(text, encoding="utf-8")
     temporary.replace(page)
     return {**paths, "report": page}
 
@@ -75,11 +80,12 @@ def _take_away(folder: Path, written: Iterable[Path]) -> None:
 
 
 def templates(package: str) -> jinja2.Environment:
-    """The templates of a package: what they are given is escaped, and what they name must be given."""
+    """The templates of a package: what they name must be given, and what they are given is escaped and `visible`."""
     return jinja2.Environment(
         loader=jinja2.PackageLoader(package, "templates"),
         autoescape=True,
         undefined=jinja2.StrictUndefined,
+        finalize=lambda value: visible(value if isinstance(value, str) else str(value)),  # `Markup` stays what it is
         trim_blocks=True,
         lstrip_blocks=True,
     )
@@ -92,8 +98,9 @@ def render(
     overlay: str | None = None,
     drawn: Sequence[svg.Picture] | None = None,
     sheets: Mapping[str, Sheet] | None = None,
+    receipt: str | None = None,
 ) -> str:
-    """The page as text; `x` and `overlay` as in `write_report`, `drawn` and `sheets` where they are at hand."""
+    """The page as text. The arguments are those of `write_report`; `drawn` and `sheets` if they are at hand."""
     drawn = pictures.pictures(store, x, overlay) if drawn is None else drawn
     sheets = tables.sheets(store, x, overlay) if sheets is None else sheets
     environment = templates("analysis.report")
@@ -107,8 +114,9 @@ def render(
     script = resources.files("analysis.report").joinpath("templates", "report.js").read_text(encoding="utf-8")
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     by_kind = {p.kind: [q for q in drawn if q.kind == p.kind] for p in drawn}
-    shown = {"pictures": by_kind, "sheets": sheets, "script": Markup(script), "digest": digest}  # noqa: S704
-    return environment.get_template("report.html.j2").render(**facts(store), **shown, overlay=overlay)
+    shown: dict[str, Any] = {"pictures": by_kind, "sheets": sheets, "script": Markup(script), "digest": digest}  # noqa: S704
+    shown |= {"overlay": overlay, "receipt": receipt}
+    return environment.get_template("report.html.j2").render(**facts(store), **shown)
 
 
 def _bracketed(text: str) -> Markup:

@@ -11,7 +11,7 @@ from analysis.store.store import Store
 from analysis.tables import effects, evidence, fits, results
 from analysis.tables.diagnostics import DIAGNOSTIC_SHEETS, diagnostic_sheets
 from analysis.tables.sheet import Sheet
-from analysis.words.weak import absent_data
+from analysis.words.absent import absent_data
 
 
 def _overlay(store: Store, overlay: str) -> Sheet:

@@ -2,12 +2,18 @@
 
 Events (`ev`): `estimate` and `sweep` (forecast and provenance of one run), `ask` (a trial's configuration, before it
 starts), `report` (one epoch), `finish` (a trial's row, metrics and predictions), `choose` (a cell's learning rate),
-`declare` (CONFIRM's seeds, their maximum and the margin, and how many test scores were there to be seen), `memory` (a
-trial's micro-batch made smaller), `unpack` (a pack of trials given up), `trouble` (storage failed under a trial).
+`declare` (CONFIRM's seeds, their maximum and the margin, the cells, and how many test scores were there to be
+seen), `memory` (a trial's micro-batch made smaller), `unpack` (a pack of trials given up), `trouble` (storage failed
+under a trial).
+
+A line ends with `after`, a digest of the line before it, and `crc`, its own checksum. A wrong checksum is refused by
+every reader. A wrong `after` says that lines were changed, moved or removed: what a run finds is the same then, so only
+`sweeps verify` reports it.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 import zlib
@@ -36,11 +42,17 @@ class Journal:
         events: all whole events, in order.
         size: bytes up to the end of the last whole event; a writer truncates the file to it before it appends.
         torn: what followed, where the last line was cut off by a crash; else None.
+        tip: digest of the last whole line, which the next line names.
+        unchained: number of lines at the beginning that name no line before them, as older versions wrote them.
+        broken: numbers of the lines, from 1, that do not name the line before them and are not among those.
     """
 
     events: tuple[Event, ...]
     size: int
     torn: bytes | None
+    tip: str
+    unchained: int = 0
+    broken: tuple[int, ...] = ()
 
 
 def read_journal(path: Path) -> Journal:
@@ -54,10 +66,12 @@ def read_journal(path: Path) -> Journal:
             names the line.
     """
     if not path.exists():
-        return Journal((), 0, None)
+        return Journal((), 0, None, line_digest(b""))
     data = path.read_bytes()
     events: list[Event] = []
+    broken: list[int] = []
     position, torn, checked = 0, None, False
+    tip, unchained = line_digest(b""), 0
     while position < len(data):
         end = data.find(b"\n", position) + 1
         event = _parse(data[position:end]) if end else None
@@ -80,19 +94,35 @@ def read_journal(path: Path) -> Journal:
         if event["ev"] in ("finish", "choose") and not isinstance(event.get("row"), dict):
             where = f"{path}: the event {event['ev']!r} of line {len(events) + 1}"
             raise StoreError(f"{where} has no row; restore the journal from a copy")
+        after = event.pop("after", None)
+        if after is None and unchained == len(events):
+            unchained += 1
+        elif after != tip:
+            broken.append(len(events) + 1)
+        tip = line_digest(data[position:end])
         events.append(event)
         position = end
     _number(events)
-    return Journal(tuple(events), position, torn)
+    return Journal(tuple(events), position, torn, tip, unchained, tuple(broken))
 
 
-def journal_line(event: Mapping[str, Any]) -> bytes:
+def line_digest(line: bytes) -> str:
+    """The digest by which a line is named in the next one; that of no bytes stands before the first line."""
+    return hashlib.blake2b(line, digest_size=8).hexdigest()
+
+
+def journal_line(event: Mapping[str, Any], after: str | None = None) -> bytes:
     """An event as a line with its checksum, `"crc"` at the end: CRC-32 of the bytes before, in hexadecimal.
+
+    Args:
+        event: the event.
+        after: digest of the line before it; None for a line as older versions wrote it.
 
     Raises:
         ValueError: a number that is not finite.
     """
-    text = json.dumps(event, separators=(",", ":"), allow_nan=False).encode()[:-1]
+    chained = event if after is None else {**event, "after": after}
+    text = json.dumps(chained, separators=(",", ":"), allow_nan=False).encode()[:-1]
     return b'%b,"crc":"%08x"}\n' % (text, zlib.crc32(text))
 
 

@@ -7,23 +7,21 @@ variables, and what it makes is gone when it ends.
 from __future__ import annotations
 
 import difflib
-import math
-import os
 import re
 import threading
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 
 import duckdb
+import numpy as np
 import pyarrow as pa
-from scipy import special
 
 from analysis.errors import QueryError, nearest
+from analysis.store import limits
 from analysis.store.views import VIEWS
+from trainables.errors import both_ends, brief
 
-SECONDS_VARIABLE, GB_VARIABLE = "SWEEPS_SQL_SECONDS", "SWEEPS_SQL_GB"
-"""Environment variables: how long a query may run, and the memory that it and its result may each take."""
-SECONDS, GB = 60.0, 2.0
+_T95 = "t95"
 
 _LOCKS = (
     "SET temp_directory = ''",  # else what does not fit is spilled into the working folder
@@ -42,50 +40,48 @@ _BATCH = 10_000
 
 def t95_table() -> pa.Table:
     """Critical values of the two-sided 95 % t interval: columns df (1 .. 2000) and t."""
-    df = list(range(1, 2001))
-    return pa.table({"df": pa.array(df, pa.int64()), "t": pa.array(special.stdtrit(df, 0.975), pa.float64())})
+    from scipy import special  # takes longer to load than most queries take
+
+    df = np.arange(1, 2001)
+    return pa.Table.from_arrays([pa.array(df), pa.array(special.stdtrit(df, 0.975))], ["df", "t"])
 
 
-def connect(tables: Mapping[str, pa.Table], views: Iterable[str] = VIEWS) -> duckdb.DuckDBPyConnection:
-    """A locked in-memory connection with the tables and views of `views.VIEWS`; those named, or all."""
+def connect(tables: Mapping[str, pa.Table], names: Iterable[str] = (_T95, *VIEWS)) -> duckdb.DuckDBPyConnection:
+    """A locked in-memory connection with the tables and the views of `views.VIEWS` in `names`, or all."""
     connection = duckdb.connect(":memory:")
-    for name, table in {**tables, "t95": t95_table()}.items():
+    for name, table in tables.items():
         connection.register(name, table)
-    for name in views:
-        connection.execute(f"create view {name} as {VIEWS[name].sql}")
-    for lock in (f"SET memory_limit = '{_limit(GB_VARIABLE, GB)}GB'", *_LOCKS):
+    for name in names:
+        _add(connection, name)
+    for lock in (f"SET memory_limit = '{limits.gigabytes()}GB'", *_LOCKS):
         connection.execute(lock)
     return connection
 
 
-def _limit(variable: str, default: float) -> float:
-    """A limit from the environment. Raises QueryError where the variable is no positive number."""
-    given = os.environ.get(variable) or str(default)
-    try:
-        value = float(given)
-    except ValueError:
-        value = math.nan
-    if not 0 < value < math.inf:
-        raise QueryError(f"{variable} = {given!r}: must be a number above 0; {default:g} where it is not set")
-    return value
+def _add(connection: duckdb.DuckDBPyConnection, name: str) -> None:
+    if name == _T95:
+        connection.register(name, t95_table())
+    else:
+        connection.execute(f"create view {name} as {VIEWS[name].sql}")
 
 
 def _named_in(query: str) -> list[str]:
-    """Views that a query may read (making all costs more than most queries); all, where it asks what there is."""
+    """Views, and `t95`, that a query may read; all if it asks what there is. Making all takes longer than most."""
     if re.search(
         r"\b(show|describe|summarize|information_schema|pragma\w*|duckdb_\w+|sqlite_\w+|pg_\w+)\b", query, re.I
     ):
-        return list(VIEWS)
+        return [_T95, *VIEWS]
     words = set(re.findall(r"\w+", query.lower()))
     for view in reversed(VIEWS.values()):  # each comes after those it reads
         if view.name in words:
             words |= set(re.findall(r"\w+", view.sql.lower()))
-    return [name for name in VIEWS if name in words]
+    return [name for name in (_T95, *VIEWS) if name in words]
 
 
 def run_sql(tables: Mapping[str, pa.Table], query: str) -> pa.Table:
-    """Run one SELECT (or DESCRIBE, SHOW, SUMMARIZE, EXPLAIN) over the tables and views.
+    """Run one SELECT (or DESCRIBE, SHOW, SUMMARIZE, EXPLAIN) over the tables and views, in this process.
 
+    The limits are DuckDB's, which a function that makes one huge text passes: `sql_process` is for SQL from outside.
     Whole-number sums come back as int64, other decimals as float64, and intervals as seconds, so that they print and
     serialise as numbers.
 
@@ -94,9 +90,34 @@ def run_sql(tables: Mapping[str, pa.Table], query: str) -> pa.Table:
             more memory than the environment allows; whose values Python has no type for. An unknown table or column
             is answered with the known ones.
     """
-    seconds = _limit(SECONDS_VARIABLE, SECONDS)
-    with connect(tables, _named_in(query)) as connection:
-        timer = threading.Timer(seconds, connection.interrupt)
+    return Database(tables).ask(query)
+
+
+class Database:
+    """Tables and views that several queries read: making a connection takes longer than most of them."""
+
+    def __init__(self, tables: Mapping[str, pa.Table]) -> None:
+        self._tables = tables
+        self._connection = connect(tables, ())
+        self._named: set[str] = set()
+        self._asking = threading.Lock()
+
+    def ask(self, query: str) -> pa.Table:
+        """Answer one query, as `run_sql` does. After a QueryError it may answer no more."""
+        try:
+            query.encode()
+        except UnicodeEncodeError as error:
+            raise QueryError(f"a query is text, and this has bytes that are not UTF-8: {brief(query)}") from error
+        with self._asking:
+            for name in _named_in(query):
+                if name not in self._named:
+                    _add(self._connection, name)
+                    self._named.add(name)
+            return self._answer(query)
+
+    def _answer(self, query: str) -> pa.Table:
+        connection = self._connection
+        timer = threading.Timer(limits.seconds(), connection.interrupt)
         timer.start()
         try:
             statements = connection.extract_statements(query)
@@ -104,35 +125,30 @@ def run_sql(tables: Mapping[str, pa.Table], query: str) -> pa.Table:
             if len(kinds) != 1 or kinds[0] not in _READS:
                 found = "no statement" if not kinds else " and ".join(kinds)
                 raise QueryError(
-                    f"a query is one SELECT (DESCRIBE, SHOW, SUMMARIZE and EXPLAIN too), got {found}: {query!r}"
+                    f"a query is one SELECT (DESCRIBE, SHOW, SUMMARIZE and EXPLAIN too), got {found}: {brief(query)}"
                 )
             return _plain(_fetched(connection.sql(statements[0].query).to_arrow_reader(_BATCH)))
         except (duckdb.Error, pa.ArrowException, OSError) as error:  # Arrow's reader raises DuckDB's as OSError
             said = str(error)
             if said.startswith("INTERRUPT"):
-                raise QueryError(f"the query took more than {seconds:g} s ({SECONDS_VARIABLE} allows more)") from error
+                raise limits.too_slow() from error
             if "Out of Memory" in said:
-                raise QueryError(_too_large("the query")) from error
-            raise QueryError(_explain(_columns(tables), query, said)) from error
+                raise limits.too_large("the query") from error
+            raise QueryError(_explain(_columns(self._tables), query, said)) from error
         finally:
             timer.cancel()
-            timer.join()  # it must not interrupt a connection that is closed
+            timer.join()  # it must not interrupt the next query
 
 
 def _fetched(reader: pa.RecordBatchReader) -> pa.Table:
     """A result, within the limit of memory."""
-    batches, left = [], _limit(GB_VARIABLE, GB) * 2**30
+    batches, left = [], limits.gigabytes() * 2**30
     for batch in reader:
         left -= batch.nbytes
         if left < 0:
-            raise QueryError(_too_large("the result"))
+            raise limits.too_large("the result")
         batches.append(batch)
     return pa.Table.from_batches(batches, reader.schema)
-
-
-def _too_large(what: str) -> str:
-    allowed = f"{_limit(GB_VARIABLE, GB):g} GB of memory ({GB_VARIABLE} allows more)"
-    return f"{what} takes more than {allowed}: choose columns, aggregate, or add a LIMIT"
 
 
 def _columns(tables: Mapping[str, pa.Table]) -> dict[str, list[str]]:
@@ -141,7 +157,7 @@ def _columns(tables: Mapping[str, pa.Table]) -> dict[str, list[str]]:
     with connect(tables) as connection:
         listed = connection.execute("select table_name, column_name from duckdb_columns() where not internal")
         for table, column in listed.fetchall():
-            if table != "t95":
+            if table != _T95:
                 found[table].append(column)
     return found
 
@@ -149,11 +165,11 @@ def _columns(tables: Mapping[str, pa.Table]) -> dict[str, list[str]]:
 def _explain(known: Mapping[str, Sequence[str]], query: str, message: str) -> str:
     """DuckDB's message in one line, with the names that would have worked."""
     first = re.sub(r"\s*\n\s*(Candidate|LINE|Did you mean|Possibly|Given the).*", "", message, flags=re.S).strip()
-    first = " ".join(first.split()).rstrip(".!")
+    first = both_ends(" ".join(first.split()).rstrip(".!"), 500)  # it may name a word of the query
     table = re.search(r"Table with name \"?([^\s\"!]+)", message)
     column = re.search(r"column \"([^\"]+)\"|does not have a column named \"([^\"]+)\"", message)
     if table:
-        return f"{first}; {nearest(table.group(1), known)}. Tables and views: {', '.join(sorted(known))}"
+        return f"{first}; {nearest(table.group(1)[:500], known)}. Tables and views: {', '.join(sorted(known))}"
     if column:
         words = set(re.findall(r"\w+", query.lower()))
         read = {t: names for t, names in known.items() if t in words} or known

@@ -8,12 +8,11 @@ import json
 from collections.abc import Callable, Collection, Hashable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Concatenate, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeVar
 
 import pyarrow as pa
 
-from analysis.errors import DamagedPart, StoreError, nearest
-from analysis.store import queries
+from analysis.errors import DamagedPart, QueryError, StoreError, nearest
 from analysis.store.journal import JOURNAL, Event, read_journal, rows_of
 from analysis.store.remote import DECLARED, is_uri, local_copy
 from analysis.store.schemas import SCHEMAS
@@ -21,6 +20,11 @@ from analysis.store.tables import latest, part_paths, scan_parts, to_table
 from analysis.store.views import VIEWS
 from analysis.styles import PlaceNames, Style, entitle, example_counts, short_names, spare_styles
 from trainables.digests import FileState
+
+if TYPE_CHECKING:
+    from analysis.store.queries import Database
+
+_SIZE = ("dataset", "train_size", "unit", "train_examples")
 
 T = TypeVar("T")
 Arguments = ParamSpec("Arguments")
@@ -36,6 +40,7 @@ class _Snapshot:
     styles: dict[str, Style]
     places: PlaceNames
     kept: dict[Hashable, Any] = field(default_factory=dict)
+    database: Database | None = None
 
 
 @dataclass
@@ -69,7 +74,22 @@ class Store:
 
     def sql(self, query: str) -> pa.Table:
         """Read-only SQL (DuckDB) over all tables and views; see `queries.run_sql` for what it refuses."""
-        return queries.run_sql(self._snapshot().tables, query)
+        from analysis.store.queries import Database
+
+        now = self._snapshot()
+        if now.database is None:
+            now.database = Database(now.tables)
+        try:
+            return now.database.ask(query)
+        except QueryError:
+            now.database = None
+            raise
+
+    def sql_apart(self, query: str) -> pa.Table:
+        """The same for SQL from outside, in a process of its own (`sql_process`), so that its limits hold."""
+        from analysis.store import sql_process
+
+        return sql_process.run_sql_apart(self._snapshot().tables, query)
 
     def remember(self, key: Hashable, make: Callable[[], T]) -> T:
         """What `make` returns, made once for the folder as it is now; `key` names it. Nobody may change it."""
@@ -150,7 +170,7 @@ class Store:
                 sealed, bad = scan_parts(path, name)
                 parts[name] += [sealed, to_table(name, _named(newer.get(name, []), path, events))]
                 damaged += bad
-            for sweep in pa.concat_tables(parts["cells"][-2:])["sweep"].unique().to_pylist():
+            for sweep in dict.fromkeys(pa.concat_tables(parts["cells"][-2:])["sweep"].to_pylist()):
                 if (home := homes.setdefault(sweep, path)) != path:
                     raise StoreError(
                         f"{home} and {path} both hold a sweep named {sweep!r}, whose rows would replace each other; "
@@ -159,9 +179,10 @@ class Store:
         tables = {name: latest(name, found) for name, found in parts.items()}
         named = tables["cells"].select(["method", "title"]).to_pylist()
         titles = {row["method"]: row["title"] for row in sorted(named, key=lambda row: row["title"] or "")}
-        sizes = tables["trials"].group_by(["dataset", "train_size", "unit", "train_examples"]).aggregate([])
-        named_sets = short_names(tables["cells"]["dataset"].unique().to_pylist())
-        places = PlaceNames(named_sets, example_counts(sizes.to_pylist()))
+        known = [tables["trials"].column(name).to_pylist() for name in _SIZE]  # `group_by` of Arrow loads pandas
+        sizes = [dict(zip(_SIZE, row, strict=True)) for row in dict.fromkeys(zip(*known, strict=True))]
+        named_sets = short_names(dict.fromkeys(tables["cells"]["dataset"].to_pylist()))
+        places = PlaceNames(named_sets, example_counts(sizes))
         return _Snapshot(state, tables, everything, own, damaged, spare_styles(titles), places)
 
 

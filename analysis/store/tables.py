@@ -70,6 +70,8 @@ def conform(table: pa.Table, name: str, source: str) -> pa.Table:
 
 def _as_kind(column: pa.ChunkedArray, field: pa.Field) -> pa.ChunkedArray:
     """Return a column in the type of `field`: other widths of numbers, texts and lists were written by others."""
+    if column.type == field.type:
+        return column
     if _family(column.type) not in (_family(field.type), "null") and (
         (_family(column.type), _family(field.type)) != ("integer", "real")
     ):
@@ -102,7 +104,7 @@ def latest(name: str, tables: Sequence[pa.Table]) -> pa.Table:
     whole = pa.concat_tables([schema(name).empty_table(), *tables])
     keys = zip(*(whole.column(key).to_pylist() for key in TABLES[name].key), strict=True)
     rows = {key: index for index, key in enumerate(keys)}
-    return whole if len(rows) == whole.num_rows else whole.take(pa.array(rows.values(), pa.int64()))
+    return whole if len(rows) == whole.num_rows else whole.take(pa.array(list(rows.values()), pa.int64()))
 
 
 def write_part(folder: Path, name: str, rows: Sequence[TableRow | Mapping[str, Any]]) -> Path:
@@ -176,7 +178,8 @@ def scan_parts(folder: Path, name: str) -> tuple[pa.Table, list[DamagedPart]]:
     for path in part_paths(folder, name):
         try:
             with path.open("rb") as file:
-                table = pq.read_table(pa.BufferReader(file.read()), page_checksum_verification=True)
+                # `pq.read_table` loads Arrow's data sets, and pandas, which takes longer than most folders
+                table = pq.ParquetFile(pa.BufferReader(file.read()), page_checksum_verification=True).read()
             tables.append(conform(table, name, str(path)))
         except FileNotFoundError:  # set aside meanwhile
             continue

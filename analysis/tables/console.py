@@ -22,6 +22,7 @@ from analysis.store.columns import INT, PLACE, REAL, TAKEN_OUT, TEXT, limited, t
 from analysis.store.store import Store
 from analysis.styles import dataset_text, place_of, place_text, size_key, style, training_text
 from analysis.tables.terminal import print_whole, safe_console
+from analysis.words.absent import absent_data
 from analysis.words.conclusions import Conclusion, conclude, preliminary
 from analysis.words.decisions import behind_text, best_text, would_change
 from analysis.words.parity import devices_apart, versions_apart
@@ -37,7 +38,7 @@ from analysis.words.verdicts import (
     untested,
     verdict_text,
 )
-from analysis.words.weak import absent_data, weak_evidence
+from analysis.words.weak import weak_evidence
 
 DIFFERENCE = ("difference", "difference_low", "difference_high")
 """Columns of the paired difference to the baseline at the same budget."""

@@ -13,7 +13,8 @@ from analysis.format import Row, listed, percent, plural, points
 from analysis.statistics.inference import LEVEL
 from analysis.statistics.rank_effects import is_idle
 from analysis.store.columns import of_dof
-from analysis.styles import dataset_text, size_key, size_text, style
+from analysis.styles import size_key, size_text, style
+from analysis.words.absent import absent_data, short_name
 
 FEW_EXAMPLES = 200
 """Below it one example moves a score by more than half a point."""
@@ -69,15 +70,6 @@ def weak_evidence(cells: Iterable[Row], most: int = _MOST) -> list[str]:
     return said
 
 
-def absent_data(cells: Iterable[Row]) -> list[str]:
-    """Which of a sweep's data sets are left out because their data was not at hand; nothing where none is."""
-    rows = list(cells)
-    names = list(dict.fromkeys(_short(r["dataset"]) for r in rows if r.get("absent")))
-    if not names:
-        return []
-    return [f"{len(names)} of {len({r['dataset'] for r in rows})} data sets left out, not at hand: {', '.join(names)}"]
-
-
 def _few_examples(rows: Sequence[Row], trained: Sequence[Row]) -> Iterator[str]:
     """Validation and test splits so small that one example counts much, the smallest first; each once."""
     several = len({(r["dataset"], r["train_size"]) for r in rows}) > 1
@@ -90,14 +82,14 @@ def _few_examples(rows: Sequence[Row], trained: Sequence[Row]) -> Iterator[str]:
     for (part, dataset, n), sizes in sorted(found.items(), key=lambda item: item[0][2]):
         if n >= FEW_EXAMPLES:
             continue
-        of = f" of {_short(dataset)}" if several else ""
+        of = f" of {short_name(dataset)}" if several else ""
         of += f" at {listed([size_text(s) for s in sorted(sizes, key=size_key)])}" if unlike[part, dataset] > 1 else ""
         yield f"The {part} split{of} has {plural(n, 'example')}: one of them is {percent(1 / n)} % of the score."
 
 
 def _absent_classes(rows: Sequence[Row], most: int) -> list[str]:
     found = {r["dataset"]: json.loads(r["test_lacks"]) for r in rows if r.get("test_lacks")}
-    return [f"The test split of {_short(d)} has no example of {_first(lacks, most)}." for d, lacks in found.items()]
+    return [f"The test split of {short_name(d)} has no example of {_first(lacks, most)}." for d, lacks in found.items()]
 
 
 def _few_seeds(trained: Sequence[Row]) -> list[str]:
@@ -129,21 +121,13 @@ def why_under_tuned(row: Row) -> str:
     return ", ".join(_WHY.get(reason, reason) for reason in row["under_tuned"].split("; "))
 
 
-def _short(name: str) -> str:
-    """A data set's name: short if the store that is shown knows it; else its id, a path cut to its last part."""
-    known = dataset_text(name)
-    if known != name:
-        return known
-    return name.rstrip("/").rpartition("/")[2] if "/" in name and name.partition(":")[0] != "hf" else name
-
-
 def _places(rows: Sequence[Row]) -> Callable[[Row], str]:
     """How a cell's data set and training size are named beside its method, as far as they differ among the rows."""
     sets, sizes = ({r[column] for r in rows} for column in ("dataset", "train_size"))
 
     def at(r: Row) -> str:
         size = f", {size_text(r['train_size'])}" if len(sizes) > 1 else ""
-        return f" on {_short(r['dataset'])}{size}" if len(sets) > 1 or size else ""
+        return f" on {short_name(r['dataset'])}{size}" if len(sets) > 1 or size else ""
 
     return at
 

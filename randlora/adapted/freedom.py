@@ -1,13 +1,14 @@
 """How many directions an update can move in, beside how many parameters are counted: not everything counted acts.
 
-A matrix that stores a skew one has twice the entries that act, a product of factors has directions that cancel, and a
-gradient may be projected. Where no formula is known (`Method.freedom`), the measure is the rank of the Jacobian of a
-layer's output in its trainables, at a random point and through whatever the method does to gradients, on a small
-weight, and a large one has the share of one trained as far.
+A matrix that stores a skew one has twice the entries that act, and a product of factors has directions that cancel.
+If no formula is known (`Method.freedom`), the measure is the rank of the Jacobian of a layer's output in its trainables
+at a random point. Small weights are measured themselves. A large one has the share of a small weight of its proportions
+that is trained as far.
 """
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -21,8 +22,8 @@ from randlora.adapted.attach import attach
 from randlora.adapter import Shape
 from randlora.methods.registry import get_method
 
-_SIDE = 16
-"""Side of the square weight that shares are measured on."""
+_LOG_AREA = 8
+"""Binary logarithm of the number of entries of the weights that shares are measured on."""
 _NOISE = 0.1
 _SMALLEST = 1e-6
 """Singular values below this part of the largest are rounding: some of PEFT's layers compute in float32."""
@@ -80,47 +81,68 @@ def degrees_of_one(name: str, shape: Shape, capacity: int, options: Mapping[str,
         return None
 
 
-def freedom(name: str, shape: Shape, capacity: int, options: Mapping[str, Any] | None = None) -> int:
-    """Rank of the Jacobian of a called layer of this (out, in), without a bias, in the method's trainables."""
-    draw = torch.Generator().manual_seed(0)
+def freedom(name: str, shape: Shape, capacity: int, options: Mapping[str, Any] | None = None, seed: int = 0) -> int:
+    """Rank of the Jacobian of a called layer of this (out, in), without a bias, in the method's trainables.
+
+    What a method does to gradients does not count (OSF projects them): AdamW scales each entry by itself, so that its
+    steps leave any space that gradients lie in.
+    """
+    draw = torch.Generator().manual_seed(seed)
     out, width = shape
     layer = nn.Linear(width, out, bias=False)
     with torch.no_grad():
         layer.weight.copy_(torch.randn(out, width, generator=draw) * width**-0.5)
     model = nn.Sequential(layer).eval()
-    adapted = attach(model, get_method(name).config.from_options(capacity, options or {}), ["0"])
+    adapted = attach(model, get_method(name).config.from_options(capacity, options or {}), ["0"], init_seed=seed)
     model.double()
     parameters = list(adapted.parameters())
     with torch.no_grad():
         for parameter in parameters:
             parameter.add_(torch.randn(parameter.shape, generator=draw).to(parameter.dtype), alpha=_NOISE)
-    y = model(torch.randn(width, width, generator=draw, dtype=torch.float64))
+    free = {n: p.detach().clone().requires_grad_() for n, p in model.named_parameters() if p.requires_grad}
+    x = torch.randn(width, width, generator=draw, dtype=torch.float64)
+    y = torch.func.functional_call(model, free, (x,))
     probes = min(adapted.count(), y.numel()) + 4
     rows = []
     for _ in range(probes):
         probe = torch.randn(y.shape, generator=draw, dtype=torch.float64)
-        found = torch.autograd.grad(y, parameters, probe.to(y.dtype), retain_graph=True, materialize_grads=True)
+        found = torch.autograd.grad(
+            y, list(free.values()), probe.to(y.dtype), retain_graph=True, materialize_grads=True
+        )
         rows.append(torch.cat([g.reshape(-1).double() for g in found]))
     return int(torch.linalg.matrix_rank(torch.stack(rows), rtol=_SMALLEST))
 
 
 def acting(name: str, shape: Shape, capacity: int, options: Mapping[str, Any] | None = None) -> float:
-    """The share of counted parameters that act: measured on a small weight of which as large a part is trained."""
-    given = dict(options or {})
-    wanted = get_method(name).count(shape, capacity, **given) * _SIDE * _SIDE / (shape[0] * shape[1])
+    """The share of counted parameters that act, measured on a small weight of which as large a part is trained."""
+    given, small = dict(options or {}), _small(shape)
     key = tuple(sorted(given.items()))
-    counts = _counts(name, key)
-    return _share(name, min(counts, key=lambda c: abs(counts[c] - wanted)), key)
+    if small == shape:
+        return _share(name, shape, capacity, key)
+    counted = get_method(name).count(shape, capacity, **given)
+    wanted = counted * small[0] * small[1] / (shape[0] * shape[1])
+    counts = _counts(name, small, key)
+    return _share(name, small, min(counts, key=lambda c: abs(counts[c] - wanted)), key)
+
+
+def _small(shape: Shape) -> Shape:
+    """The weight to measure on: the shape itself if it is small, else one of about its proportions."""
+    if shape[0] * shape[1] <= 2**_LOG_AREA:
+        return shape
+    out = round((_LOG_AREA + math.log2(shape[0] / shape[1])) / 2)
+    out = min(max(out, 2), _LOG_AREA - 2)  # LoKr needs sides with divisors
+    return 2**out, 2 ** (_LOG_AREA - out)
 
 
 @lru_cache(maxsize=64)
-def _counts(name: str, options: tuple[tuple[str, Any], ...]) -> dict[int, int]:
-    """What a method counts on the small weight at every capacity."""
-    method, given, small = get_method(name), dict(options), (_SIDE, _SIDE)
-    reach = range(method.min_capacity, method.max_capacity([small], **given) + 1)
-    return {c: method.count(small, c, **given) for c in reach}
+def _counts(name: str, shape: Shape, options: tuple[tuple[str, Any], ...]) -> dict[int, int]:
+    """What a method counts on a weight at every capacity."""
+    method, given = get_method(name), dict(options)
+    reach = range(method.min_capacity, method.max_capacity([shape], **given) + 1)
+    return {c: method.count(shape, c, **given) for c in reach}
 
 
 @lru_cache(maxsize=1024)
-def _share(name: str, capacity: int, options: tuple[tuple[str, Any], ...]) -> float:
-    return freedom(name, (_SIDE, _SIDE), capacity, dict(options)) / _counts(name, options)[capacity]
+def _share(name: str, shape: Shape, capacity: int, options: tuple[tuple[str, Any], ...]) -> float:
+    given = dict(options)
+    return freedom(name, shape, capacity, given) / get_method(name).count(shape, capacity, **given)

@@ -24,6 +24,7 @@ from randlora.files.checkpoint import (
     read_meta,
 )
 from randlora.files.peft_import import read_peft
+from randlora.files.peft_types import fill
 from randlora.files.tensors import digest_of, read_tensors
 from randlora.methods.registry import get_method
 from randlora.methods.scheduled.ranks import TermsConfig
@@ -183,10 +184,14 @@ def load_peft(model: nn.Module, directory: str | Path) -> Adapted:
     found = read_peft(model, Path(directory))
     try:
         _check_size(model, found.config, found.weights, found.capacities, found.state)
-        adapted = attach(model, found.config, list(found.weights), capacities=found.capacities)
+        seed = 0 if found.settings is None else found.settings.basis_seed
+        adapted = attach(model, found.config, list(found.weights), capacities=found.capacities, basis_seed=seed)
     except AdapterError as error:
         raise CheckpointError(f"the PEFT adapter in {directory} does not fit this model: {error}") from error
     try:
+        if found.settings is not None:
+            fill(adapted, found.state)
+            return adapted
         if found.bases is not None:
             use_stored_bases(adapted, found.bases)
         adapted.load_state_dict(found.state)

@@ -7,4 +7,5 @@ Uses `methods` and below, and of a model with adapters what the protocol `checkp
     peft_lora    PEFT's LoRA form of any product of two thin matrices
     peft_export  a directory that PEFT reads
     peft_import  a directory that PEFT wrote
+    peft_types   the settings of those of its types that are `peft:NAME` here
 """

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from randlora.adapter import Adapter, AdapterConfig, Shape
 from randlora.arithmetic.bases import GENERATOR_VERSION, Bases
 from randlora.errors import CheckpointError, ExportError
-from randlora.files.tensors import digest_of, write_tensors, write_text
+from randlora.files.tensors import check_file, digest_of, write_tensors, write_text
 from randlora.methods.method import Method
 from randlora.methods.scheduled.hooks import Hooks
 from randlora.model.sharded import reshard, whole, writes
@@ -125,7 +125,8 @@ def fingerprint(tensors: Iterable[Tensor]) -> dict[str, Any]:
 
 
 def read_json(path: Path, missing: str) -> Any:
-    """Parse a file. Raises `CheckpointError` where it is damaged, or missing, in these words."""
+    """Parse a file. Raises `CheckpointError` if it is damaged or no file, or if it is missing, in these words."""
+    check_file(path)
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:

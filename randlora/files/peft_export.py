@@ -27,6 +27,7 @@ from randlora.files.tensors import write_tensors, write_text
 from randlora.methods.bridge.build import PeftAdapter
 from randlora.methods.bridge.config import quiet
 from randlora.methods.bridge.kinds import PREFIX as FOREIGN
+from randlora.methods.bridge.kinds import kind_of
 from randlora.methods.random.randlora import RandLora, RandLoraConfig
 from randlora.methods.random.vera import VeraConfig
 
@@ -100,8 +101,11 @@ def _one_tuner(adapted: Adapted) -> Any:
     Raises `ExportError` for several, and for weights that PEFT cannot reach.
     """
     for name, site in adapted.sites.items():
-        if not site.by_activation or site.transposed or site.part is not None or site.quantised:
+        if not site.by_activation or site.part is not None or site.quantised:
             raise ExportError(f"{name} is not the weight of a called nn.Linear, which PEFT adapts; {INSTEAD}")
+        if site.transposed and not kind_of(adapted.method.name).conv1d:
+            title = adapted.method.title
+            raise ExportError(f"{name} is the weight of a Conv1D, and {title} adapts nn.Linear alone; {INSTEAD}")
     tuners = {id(a.tuner): a.tuner for a in adapted.adapters.values() if isinstance(a, PeftAdapter)}
     if len(tuners) > 1:
         field, sizes = adapted.method.capacity_field, sorted(set(adapted.capacities.values()))
@@ -113,16 +117,20 @@ def _foreign(adapted: Adapted, folder: Path) -> Path:
     """PEFT's own files of one of its own methods; the names of modules are the model's."""
     tuner = _one_tuner(adapted)
     config = tuner.peft_config["default"]
-    inside = config.target_modules
+    inside, turned = config.target_modules, any(site.transposed for site in adapted.sites.values())
     modules = {site.module_name for site in adapted.sites.values()}
     theirs = {n for n, _ in adapted.model.named_modules() if any(f".{n}".endswith(f".{end}") for end in inside)}
     if theirs != modules:  # the ends of their names that layers share, where no other module has them
         config.target_modules = _target_modules(adapted.model, list(modules))
+    if turned:
+        config.fan_in_fan_out = True  # the tree that the tuner has seen keeps every weight as (out x in)
     try:
         with quiet():
             tuner.save_pretrained(folder)
     finally:
         config.target_modules = inside
+        if turned:
+            config.fan_in_fan_out = False
     return folder
 
 

@@ -1,4 +1,5 @@
-"""Import from Hugging Face PEFT's adapter directory: LoRA, rank-stabilised LoRA, DoRA, VeRA and RandLoRA.
+"""Import from Hugging Face PEFT's adapter directory: LoRA, rank-stabilised LoRA, DoRA, VeRA and RandLoRA as this
+package's own methods, PEFT's other types as `peft:NAME` (`files.peft_types`).
 
 The trained tensors and the frozen bases are taken over bit for bit in float32; only where a LoRA has several scales
 (`alpha_pattern`) is B multiplied, since a model has one scale here. Ranks may differ (`rank_pattern`). Bases have to be
@@ -22,7 +23,9 @@ from randlora.adapter import AdapterConfig
 from randlora.errors import AdapterError, CheckpointError
 from randlora.files.checkpoint import read_json
 from randlora.files.peft_lora import PREFIX, TRAINED
+from randlora.files.peft_types import Settings, check_pattern, is_known, read_settings
 from randlora.files.tensors import read_tensors
+from randlora.methods.bridge.kinds import KINDS
 from randlora.methods.lowrank.lora import DoraConfig, LoraConfig
 from randlora.methods.random.randlora import RandLoraConfig
 from randlora.methods.random.vera import VeraConfig
@@ -45,11 +48,16 @@ class PeftAdapter:
     config: AdapterConfig
     weights: tuple[str, ...]
     state: dict[str, Tensor]
+    """Under PEFT's names if `settings` are there."""
     bases: dict[str, Tensor] | None
+    settings: Settings | None = None
+    """Of a type that this package has as `peft:NAME`."""
 
     @property
     def capacities(self) -> dict[str, int]:
-        """The rank of every weight of a LoRA or DoRA, which may have several; none named for the other methods."""
+        """The capacity of every weight; none named for VeRA and RandLoRA, whose weights have one."""
+        if self.settings is not None:
+            return self.settings.capacities
         if not isinstance(self.config, LoraConfig):
             return {}
         return {name.removesuffix(".b"): b.shape[1] for name, b in self.state.items() if name.endswith(".b")}
@@ -59,18 +67,23 @@ def read_peft(model: nn.Module, directory: Path) -> PeftAdapter:
     """Read PEFT's `directory` for `model`, which stays as it is. Raises `CheckpointError`; see `load_peft`."""
     config = _read_config(directory)
     reader = _READERS.get(str(config.get("peft_type")))
-    if reader is None:
-        raise CheckpointError(f"peft_type {config.get('peft_type')!r} is not read here; {sorted(_READERS)} are")
+    if reader is None and not is_known(config.get("peft_type")):
+        known = [name.upper() for name in KINDS]
+        raise CheckpointError(f"peft_type {config.get('peft_type')!r} is not read here; {known} are")
     _refuse(config, {"bias": ("none", None), "modules_to_save": (None, [])})
-    layers, bases = _sort(read_tensors(directory / "adapter_model.safetensors"))
-    _drop_silent(layers)
-    if not layers:
-        raise CheckpointError(f"{directory} holds no adapter tensors")
+    tensors = read_tensors(directory / "adapter_model.safetensors")
     try:
+        if reader is None:
+            settings = read_settings(model, directory, str(config["peft_type"]))
+            return PeftAdapter(settings.config, tuple(settings.capacities), tensors, None, settings)
+        layers, bases = _sort(tensors)
+        _drop_silent(layers)
+        if not layers:
+            raise CheckpointError(f"{directory} holds no adapter tensors")
         ours, state, frozen = reader(config, {_weight(model, name): found for name, found in layers.items()}, bases)
     except AdapterError:
         raise
-    except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError, RecursionError) as error:
+    except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError, RecursionError, re.error) as error:
         said = f"{type(error).__name__}: {error}"
         raise CheckpointError(f"the PEFT adapter in {directory} has settings that none has ({said})") from error
     return PeftAdapter(ours, tuple(_weight(model, name) for name in layers), state, frozen)
@@ -181,15 +194,10 @@ def _lora(config: Mapping[str, Any], layers: Found, bases: Mapping[str, Tensor])
     return ours, state, None
 
 
-_ENDLESS, _REPEATS = re.compile(r"\)[*+{]"), re.compile(r"[*+{]")
-"""Of regular expressions: a group that is repeated, and any repetition; nested or many, they take for ever."""
-
-
 def _of_pattern(patterns: Mapping[str, float] | None, module: str, default: float) -> float:
     """PEFT's rule: the first key that is the end of the name, from any dot on, as a regular expression."""
     for key, value in (patterns or {}).items():
-        if _ENDLESS.search(key) or len(_REPEATS.findall(key)) > 3:
-            raise CheckpointError(f"the PEFT adapter's alpha_pattern has the key {key!r}, which may match without end")
+        check_pattern("alpha_pattern", key)
         try:
             match = re.match(rf"(.*\.)?({key})$", module)
         except re.error as error:

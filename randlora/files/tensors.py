@@ -27,6 +27,12 @@ class UncheckedWarning(UserWarning):
     """A file of trained tensors has no digest, so that damage in it can't be seen."""
 
 
+def check_file(path: Path) -> None:
+    """Raise CheckpointError for a pipe, a device or a folder in a file's place: reading a pipe might not end."""
+    if path.exists() and not path.is_file():
+        raise CheckpointError(f"{path} is not a file but a folder, a pipe or a device; restore the file from a copy")
+
+
 def write_text(path: Path, text: str) -> None:
     """Write a text under a temporary name, then rename."""
     part = path.with_name(path.name + ".part")
@@ -52,6 +58,7 @@ def read_tensors(path: Path, *, expect_digest: bool = False) -> dict[str, Tensor
     Raises:
         CheckpointError: the file is missing or damaged, or its tensors are not those that it was written with.
     """
+    check_file(path)
     try:
         with safe_open(os.fspath(path), "pt") as file:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  no mapping

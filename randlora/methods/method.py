@@ -26,6 +26,14 @@ def low_rank(shape: Shape, r: int) -> int:
     return r * (sum(shape) - r)
 
 
+@dataclass(frozen=True)
+class Misfit:
+    """Why a method cannot adapt weights of some shapes at any capacity, and what to change."""
+
+    reason: str
+    remedy: str
+
+
 @dataclass(frozen=True, kw_only=True)
 class Method:
     """One fine-tuning method.
@@ -39,6 +47,8 @@ class Method:
     `open_ended`: whether parameters beyond the reach act too, so that only cost sets it (VeRA): they may be pinned.
     `legal(shape, capacity, **options)`: the capacity that a weight gets in place of one that it can't have; None: all
     capacities are legal.
+    `misfit(shapes, **options)`: why the method cannot adapt these weights, by name, together at any capacity, or None
+    if it can; None: it can adapt all.
     `update_rank(shape, capacity, **options)`, all options given: the largest rank that one weight's update can have;
     None where it is no matrix, or not stated. It is a bound that updates in general position reach, a fact of the
     formula and not of trained weights (`sweeps analyze spectrum` measures those).
@@ -72,6 +82,7 @@ class Method:
     min_capacity: int = 1
     open_ended: bool = False
     legal: Callable[..., int] | None = None
+    misfit: Callable[..., Misfit | None] | None = None
     mergeable: bool = True
     scheduled: bool = False
     holds_out: bool = False
@@ -105,6 +116,15 @@ class Method:
         if (legal := self.legal) is None:
             return dict(capacities)
         return {name: legal(shapes[name], capacity, **options) for name, capacity in capacities.items()}
+
+    def refuses(self, shapes: Mapping[str, Shape], **options: Any) -> Misfit | None:
+        """Why the method cannot adapt these weights together at any capacity; None if it can."""
+        found = None if self.misfit is None else self.misfit(shapes, **options)
+        most = self.max_capacity(tuple(shapes.values()), **options) if found is None and shapes else self.min_capacity
+        if most < self.min_capacity:
+            reason = f"{self.capacity_field} is at least {self.min_capacity}, and these weights allow {most}"
+            return Misfit(reason, "weights with more rows and columns")
+        return found
 
     def rank(self, shape: Shape, capacity: int, **options: Any) -> int | None:
         """The largest rank that the update of a weight of this shape can have; None where that is not known."""

@@ -25,7 +25,7 @@ from typing import Any, Literal
 
 from randlora.adapted.freedom import degrees
 from randlora.methods.method import low_rank
-from randlora.methods.registry import METHODS
+from randlora.methods.registry import METHODS, get_method
 from sweeps.budget.reach import Counted, Reach, Shapes, UnknownFreedomError
 from sweeps.spec.solution import Answer, Infeasible, Neighbour, Solution
 
@@ -73,7 +73,8 @@ def solve(
         section: its name under `[methods]` of the sweep file, for messages; None: the method's.
 
     Returns:
-        A `Solution`, or `Infeasible` where the nearest count lies beyond the tolerance.
+        A `Solution`, or `Infeasible` if the nearest count lies beyond the tolerance, or if the method cannot adapt
+        these weights at any capacity.
 
     Raises:
         ValueError: an unknown method or allocation, no shapes, a budget below 1 or a negative tolerance.
@@ -84,6 +85,8 @@ def solve(
         raise ValueError(f"a budget is at least 1 parameter, got {budget}")
     if tolerance is not None and tolerance < 0:
         raise ValueError(f"a tolerance is a fraction of the budget, at least 0, got {tolerance}")
+    if (found := get_method(method).refuses(shapes, **(options or {}))) is not None:
+        return Infeasible(method, budget, found.reason, None, None, f"take {found.remedy}")
     try:
         counts = Reach(method, shapes, options, counted)
     except UnknownFreedomError as error:
@@ -151,24 +154,23 @@ def budget_table(
         all weights share it, else one per weight by name), `count`, `residual`, `dof`, `dof_measured` and
         `dof_at_most` (null where not known), `below` and `above` (null, or `capacity`, `count`, `residual`): the
         nearest there is, within the tolerance or not. `feasible` says which; if not, `below` and `above` enclose the
-        budget instead of the count, and `reason` and `lever` say why. `chosen` is the allocation that "auto" took.
+        budget instead of the count, and `reason` and `lever` say why. `chosen` is the allocation that "auto" took. A
+        method that cannot adapt these weights at any capacity has null for all numbers.
     """
     rows = []
     for method, allocation in itertools.product(METHODS if methods is None else methods, allocations):
         on = shapes if own is None else own(method)
-        nearest = solve(method, on, budget, allocation, tolerance=None)
         answer = solve(method, on, budget, allocation)
-        assert isinstance(nearest, Solution)
-        shown = answer if isinstance(answer, Solution) else nearest
-        found = degrees(method, on, shown.capacities)
-        built = METHODS[method].built(on, shown.capacities)
+        nearest = solve(method, on, budget, allocation, tolerance=None)
+        shown = next((a for a in (answer, nearest) if isinstance(a, Solution)), None)
+        found = None if shown is None else degrees(method, on, shown.capacities)
         row: dict[str, Any] = {
             "method": method,
             "allocation": allocation,
-            "chosen": shown.allocation,
-            "ranks": built if len(set(built.values())) > 1 else next(iter(built.values())),
-            "count": shown.count,
-            "residual": shown.residual,
+            "chosen": None if shown is None else shown.allocation,
+            "ranks": None if shown is None else _ranks(METHODS[method].built(on, shown.capacities)),
+            "count": None if shown is None else shown.count,
+            "residual": None if shown is None else shown.residual,
             "dof": None if found is None else found.count,
             "dof_measured": None if found is None else found.measured,
             "dof_at_most": None if found is None else found.at_most,
@@ -180,6 +182,11 @@ def budget_table(
         }
         rows.append(row)
     return {"reference": reference, "budget": budget, "methods": rows}
+
+
+def _ranks(built: Mapping[str, int]) -> int | dict[str, int]:
+    """One capacity if all weights share it, else each by name."""
+    return dict(built) if len(set(built.values())) > 1 else next(iter(built.values()))
 
 
 def _solution(counts: Reach, allocation: str, capacities: dict[str, int], budget: int) -> Solution:

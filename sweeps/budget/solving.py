@@ -41,7 +41,8 @@ def rank_problems(spec: SweepSpec, shapes: Shapes, method_shapes: MethodShapes) 
             continue
         entry = METHODS[spec.base(name)]
         try:
-            own = tuple(method_shapes(entry.name, shapes).values())
+            named = method_shapes(entry.name, shapes)
+            own = tuple(named.values())
             most = entry.max_capacity(own, **section.options)
             counted = entry.total(own, entry.min_capacity, **section.options)  # prompts' limits are the model's to know
         except (ModelError, AdapterError) as error:
@@ -54,6 +55,9 @@ def rank_problems(spec: SweepSpec, shapes: Shapes, method_shapes: MethodShapes) 
         if section.options and (most < entry.min_capacity or counted < 1):
             rule = f"has {counted:,} parameters to train at its smallest capacity, {entry.min_capacity}, of {most:,}"
             problems.append(Problem(f"methods.{name}", section.options, f"{rule} at most: an option is too small"))
+            continue
+        if (found := entry.refuses(named, **section.options)) is not None:
+            problems.append(Problem(f"methods.{name}", None, found.reason, found.remedy))
             continue
         if section.capacity is None:
             continue

@@ -106,6 +106,7 @@ def describe(name: str) -> dict[str, Any]:
 
 def _read(name: str) -> dict[str, Any]:
     """What is in a data set on this disk."""
+    from sweeps.plan.digests import shared_examples
     from sweeps.plan.split_sizes import absent_from_test, forget, loaded
     from trainables.data.registry import embedded_datasets
     from trainables.data.splits import split
@@ -118,6 +119,9 @@ def _read(name: str) -> dict[str, Any]:
     known["about"] = "comes with the package" if name in embedded_datasets() else "files of this machine"
     known["sizes"] = {"train": len(rows.train_idx), "val": len(rows.val_idx), "test": len(rows.test_idx)}
     known["split"] = _CARVED if data.val_rows is None else "the validation split is the set's own"
+    shared = shared_examples(data)
+    known["test_in_train"] = None if shared is None else shared.count
+    known["shared"] = None if shared is None else shared.words + ("; a run refuses this" if shared.refused else "")
     if data.class_names:
         counts = sorted(Counter(data.train.labels.tolist()).values())
         known |= {"classes": len(data.class_names), "class_names": list(data.class_names)}

@@ -12,7 +12,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated
 
-import psutil
 import typer
 from rich.text import Text
 
@@ -61,6 +60,8 @@ def _print(checks: Sequence[Check]) -> None:
 
 def examine() -> list[Check]:
     """Run every check; none starts Ray or touches an accelerator's settings."""
+    import psutil
+
     version = ".".join(map(str, sys.version_info[:3]))
     memory, disk = psutil.virtual_memory().available / 2**30, shutil.disk_usage(Path.cwd()).free / 2**30
     return [

@@ -17,11 +17,13 @@ from sweeps.cli.doctor import doctor
 from sweeps.cli.new_file import init
 from sweeps.cli.options import BAD_INPUT, INTERRUPTED
 from sweeps.cli.plan import budget, estimate, plan
+from sweeps.cli.power import power
 from sweeps.cli.printing import err, print_json
 from sweeps.cli.results import best, compare, import_results, query, report, tables
 from sweeps.cli.run import run
 from sweeps.cli.status import status
 from sweeps.cli.trials import again, analyze, export, predict
+from sweeps.cli.verify import verify
 from sweeps.cli.watching.verb import watch
 
 P = ParamSpec("P")
@@ -90,6 +92,7 @@ VERBS: dict[str, tuple[Callable[..., int | None], str]] = {
     "init": (init, "sweeps init --data folder:leaves --model open_clip:ViT-B-32/openai"),
     "plan": (plan, "sweeps plan my.toml --set search.trials=9"),
     "estimate": (estimate, "sweeps estimate my.toml"),
+    "power": (power, "sweeps power my.toml --like results/pilot"),
     "run": (run, "sweeps run my.toml --max-hours 8"),
     "status": (status, "sweeps status results/my-sweep"),
     "watch": (watch, "sweeps watch results/my-sweep --port 8080"),
@@ -98,6 +101,7 @@ VERBS: dict[str, tuple[Callable[..., int | None], str]] = {
     "export": (export, "sweeps export results/my-sweep best --form merged"),
     "predict": (predict, "sweeps predict results/my-sweep best leaf.jpg"),
     "again": (again, "sweeps again results/my-sweep 3fa9"),
+    "verify": (verify, "sweeps verify results/my-sweep --again 3"),
     "budget": (budget, "sweeps budget --model open_clip:ViT-B-32 --lora-rank 8 --adapt vision"),
     "data": (data, "sweeps data folder:leaves"),
     "query": (query, 'sweeps query results/my-sweep "select * from scaling" --to scaling.csv'),

@@ -51,22 +51,26 @@ def folder_of(source: Path, overrides: Sequence[str] | None = None, scale: str |
 
     Overrides and scale are a sweep file's: an error beside a folder, which has its own.
     """
-    from sweeps.spec.reading import READERS
-    from sweeps.spec.spec import SweepSpec
-
     if (uri := uri_of(source)) is not None:
         rule = "this verb works on a local folder; best, compare, query, tables and status read a URI"
         raise SpecError([Problem("results", uri, rule)])
-    if not source.exists() and source.suffix not in (".toml", *READERS):
-        raise SpecError([Problem("results", str(source), "no such results folder or sweep file", _nearby(source))])
+    folder = source if source.is_dir() else _folder_of_file(source, overrides, scale)
     if source.is_dir():
         _refuse(overrides, scale)
-    folder = source if source.is_dir() else SweepSpec.load(source, overrides or (), scale).folder
-    if not _holds_sweep(folder):
+    if not holds_sweep(folder):
         within, beside = _sweeps_in(folder), [p.name for p in _sweeps_in(folder.parent)]
         near = ", ".join(map(str, within[:3])) or nearest(folder.name, beside)
         raise SpecError([Problem("results", str(folder), "holds no sweep yet; start one with `sweeps run`", near)])
     return folder
+
+
+def _folder_of_file(source: Path, overrides: Sequence[str] | None, scale: str | None) -> Path:
+    from sweeps.spec.reading import READERS
+    from sweeps.spec.spec import SweepSpec
+
+    if not source.exists() and source.suffix not in (".toml", *READERS):
+        raise SpecError([Problem("results", str(source), "no such results folder or sweep file", _nearby(source))])
+    return SweepSpec.load(source, overrides or (), scale).folder
 
 
 def _refuse(overrides: Sequence[str] | None, scale: str | None) -> None:
@@ -77,17 +81,18 @@ def _refuse(overrides: Sequence[str] | None, scale: str | None) -> None:
             raise SpecError([Problem(option, ", ".join(given), rule, "leave it out, or name the file")])
 
 
-def _holds_sweep(folder: Path) -> bool:
+def holds_sweep(folder: Path) -> bool:
+    """Whether a folder has a sweep's results."""
     return (folder / "journal.jsonl").exists() or (folder / "tables").is_dir()
 
 
 def _sweeps_in(folder: Path) -> list[Path]:
-    return sorted(filter(_holds_sweep, folder.iterdir())) if folder.is_dir() else []
+    return sorted(filter(holds_sweep, folder.iterdir())) if folder.is_dir() else []
 
 
 def _nearby(source: Path) -> str | None:
     """Results that a name may stand for: those of that name in results/, or the closest one beside it."""
-    if _holds_sweep(Path("results") / source):
+    if holds_sweep(Path("results") / source):
         return str(Path("results") / source)
     beside = [p.name for p in source.parent.iterdir()] if source.parent.is_dir() else []
     near = nearest(source.name, beside)

@@ -12,8 +12,8 @@ from rich.text import Text
 from analysis.format import duration, freedom, off_budget, plural, quantity
 from analysis.styles import short_names, size_text
 from sweeps.cli.options import Available, Json, Scale, Set, Source, Spec, load, store_of
+from sweeps.cli.power import Like, print_prospects, prospects
 from sweeps.cli.printing import emit, err, out, print_probing, print_rows, print_table, print_weak
-from sweeps.cli.status import used_hours
 from sweeps.errors import Problem, SpecError, unknown
 
 if TYPE_CHECKING:
@@ -27,13 +27,25 @@ _TOWERS = ("vision", "both", "all")
 
 
 def plan(
-    spec: Spec, overrides: Set = None, scale: Scale = None, available: Available = False, as_json: Json = False
+    spec: Spec,
+    overrides: Set = None,
+    scale: Scale = None,
+    available: Available = False,
+    like: Like = None,
+    as_json: Json = False,
 ) -> None:
-    """List the cells of a sweep, with their ranks and numbers of parameters, and what is infeasible. Starts nothing."""
+    """List the cells of a sweep, with their ranks and numbers of parameters, and what is infeasible. Starts nothing.
+
+    Data in files of this machine is read as `run` reads it, and refused if that would refuse it.
+    """
     from sweeps.plan.checks import peft_forms
+    from sweeps.plan.inputs import check_files
     from sweeps.plan.packing import packing_of
 
-    planned = load(spec, overrides, scale, available=available).with_sizes(download=False)
+    planned = load(spec, overrides, scale, available=available)
+    check_files(planned)
+    planned = planned.with_sizes(download=False)
+    detects = prospects(planned, like)
 
     def answer() -> dict[str, Any]:
         counted: dict[str, Any] = {"trials": planned.n_trials, "allowance": planned.spec.search.given}
@@ -46,9 +58,14 @@ def plan(
             "packing": packing,
             "instead": planned.instead(),
             "peft": peft_forms(planned.base_model.module, planned.cells),
+            "detectable": None if detects is None else detects.as_dict(),
         }
 
-    emit(as_json, answer, lambda: print_plan(planned))
+    def draw() -> None:
+        print_plan(planned)
+        print_prospects(detects)
+
+    emit(as_json, answer, draw)
 
 
 def estimate(
@@ -59,10 +76,12 @@ def estimate(
     compare: Annotated[
         bool, typer.Option("--compare", help="Compare the last run's estimate with what it took.")
     ] = False,
+    like: Like = None,
     as_json: Json = False,
 ) -> None:
     """Estimate time, accelerator-hours, memory, disk and cost of a sweep from a short probe of every method."""
     from analysis.statistics.sizing.estimates import foresight
+    from sweeps.cli.progress import used_hours
     from sweeps.plan.estimate import estimate_plan
     from trainables.models.loading import check_weights
 
@@ -76,11 +95,18 @@ def estimate(
     planned = load(spec, overrides, scale, available=available)
     check_weights(planned.spec.model.id)
     sized = planned.with_sizes(download=True)  # data that can't be had is refused, as a run does
+    detects = prospects(sized, like)
     tell = None if as_json else print_probing
     answer = estimate_plan(sized, used_hours=used_hours(sized.spec.folder), tell=tell)
     if answer.unknown and not answer.methods:
         raise SpecError([Problem(f"methods.{m}", None, f"no estimate: {why}") for m, why in answer.unknown.items()])
-    emit(as_json, answer.as_dict, lambda: _print_estimate(answer, planned))
+
+    def draw() -> None:
+        _print_estimate(answer, planned)
+        print_prospects(detects)
+
+    known = {"detectable": None if detects is None else detects.as_dict()}
+    emit(as_json, lambda: answer.as_dict() | known, draw)
 
 
 def budget(
@@ -131,7 +157,7 @@ def budget(
     adapted = sum(rows * columns for rows, columns in shapes.values())
     answer |= {"model_parameters": whole, "adapted_parameters": adapted}
     for row in answer["methods"]:
-        row["percent"] = 100 * row["count"] / whole
+        row["percent"] = None if row["count"] is None else 100 * row["count"] / whole
     emit(as_json, lambda: answer, lambda: _print_budget(model or ", ".join(shape or ()), answer, bool(method)))
 
 
@@ -199,6 +225,8 @@ def _budget_of(
         if chosen is None or len(chosen) != 1:
             raise SpecError([Problem("--rank", value, "is of one method", f"--method randlora --rank {value}")])
         entry, on = get_method(chosen[0]), own(chosen[0])
+        if (found := entry.refuses(on)) is not None:
+            raise SpecError([Problem("--method", entry.name, found.reason, found.remedy)])
         least, most = entry.min_capacity, entry.max_capacity(tuple(on.values()))
         if not least <= value <= most:
             rule = f"{entry.name} takes {least} to {most} on these weights"
@@ -364,7 +392,7 @@ def _print_budget(model: str, answer: Mapping[str, Any], asked: bool) -> None:
     rows = [
         [
             m["method"],
-            m["chosen"],
+            m["chosen"] or "",
             _ranks(m["ranks"]),
             quantity(m["count"]),
             _residual(m["residual"], budget),
@@ -389,8 +417,8 @@ def _print_budget(model: str, answer: Mapping[str, Any], asked: bool) -> None:
 
 
 _BUDGET_NOTES = (
-    "Off budget: in percent of the budget; infeasible: by more than 5 %. Next below and above: the nearest numbers of "
-    "parameters that one capacity for all weights gives.",
+    "Off budget: in percent of the budget. Infeasible: by more than 5 %, or the method cannot adapt these weights. "
+    "Next below and above: the nearest numbers of parameters that one capacity for all weights gives.",
     "dof: degrees of freedom of the update, the number of parameters that act.",
 )
 
@@ -451,7 +479,9 @@ def _residual(residual: int | None, budget: int | None) -> str:
 
 
 def _ranks(ranks: Any) -> str:
-    """One rank, or each distinct rank with the number of layers that have it."""
+    """One rank, or each distinct rank with the number of layers that have it; "" of None."""
+    if ranks is None:
+        return ""
     if isinstance(ranks, Mapping):
         values: Sequence[int] = sorted(ranks.values())
         distinct = sorted(set(values))

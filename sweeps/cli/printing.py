@@ -11,8 +11,6 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import pyarrow as pa
-import pyarrow.parquet as pq
 from rich.console import Console
 from rich.table import Table
 
@@ -22,6 +20,8 @@ from sweeps.errors import Problem, SpecError
 from trainables.errors import first_line
 
 if TYPE_CHECKING:
+    import pyarrow as pa
+
     from analysis.tables.sheet import Sheet
 
 _MOST_ROWS = 1000  # of a table on a terminal
@@ -66,6 +66,8 @@ def as_bytes(table: pa.Table, kind: str) -> bytes:
             rule = "is the name of several columns, of which JSON holds one; give each a name of its own: ... as NAME"
             raise SpecError([Problem("column", name, rule, "--format csv") for name in twice])
         return _json(table.to_pylist()).encode()
+    import pyarrow as pa  # not at the top: a verb without a table need not load it
+
     try:
         return _arrow_bytes(table, kind)
     except pa.ArrowException as error:
@@ -74,6 +76,9 @@ def as_bytes(table: pa.Table, kind: str) -> bytes:
 
 
 def _arrow_bytes(table: pa.Table, kind: str) -> bytes:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
     sink = pa.BufferOutputStream()
     if kind == "parquet":
         pq.write_table(table, sink, compression="zstd")

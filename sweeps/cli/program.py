@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import sys
 
+_READ = ("best", "compare", "query", "status", "tables")
+"""Verbs that read tables, and whose libraries need no pandas."""
+
 
 def main() -> None:
     """Load the command line and run it; say so where it is interrupted before it listens, or its output is lost."""
@@ -11,6 +14,10 @@ def main() -> None:
         from sweeps.watch.streams import keep_streams, lost_output
 
         keep_streams()
+        if len(sys.argv) > 1 and sys.argv[1] in _READ:
+            from analysis.store.no_pandas import spare_pandas
+
+            spare_pandas()
         from sweeps.cli.main import main as run
 
         try:

@@ -109,7 +109,8 @@ def print_best(store: Store, references: Sequence[str] | None = None, *, all_not
     print_results_table(store, out, references)
     print_decisions(asked(decisions(store).to_pylist()), out)
     if found is not None:
-        reasons = found.reasons if len(store.table("cells").select(PLACE).group_by(PLACE).aggregate([])) > 1 else ""
+        places = set(zip(*(store.table("cells").column(name).to_pylist() for name in PLACE), strict=True))
+        reasons = found.reasons if len(places) > 1 else ""
         if rest := " ".join(filter(None, (reasons, found.limits))):
             out.print(f"\n{rest}")
     signs = asked(store.table("signs").to_pylist())
@@ -135,8 +136,10 @@ def report(
 ) -> None:
     """Draw the figures and write one self-contained report.html."""
     from analysis.report.page import write_report
+    from sweeps.engine.verifying import receipt_of
 
-    paths = dict(write_report(folder_of(source, overrides), x=x, overlay=overlay))
+    folder = folder_of(source, overrides)
+    paths = dict(write_report(folder, x=x, overlay=overlay, receipt=receipt_of(folder)))
     emit(as_json, lambda: {k: str(v) for k, v in paths.items()}, lambda: print_files(paths))
 
 
@@ -154,7 +157,7 @@ def query(
     """Run read-only SQL (DuckDB) over the results tables of one sweep or several; the column `sweep` names each."""
     kind = _format(form, to, csv=csv, as_json=as_json)
     store = store_of(source, also=also)
-    table = store.table(sql) if sql.isidentifier() else store.sql(sql)
+    table = store.table(sql) if sql.isidentifier() else store.sql_apart(sql)
     if to is not None:
         to.write_bytes(as_bytes(table, kind))
         rows = table.num_rows

@@ -19,7 +19,6 @@ from sweeps.cli.options import FAILED_TRIALS, LIMITED, Available, Json, Scale, S
 from sweeps.cli.plan import precision_words, print_estimate_line, print_header, weak_of
 from sweeps.cli.printing import emit, err, out, print_files, print_probing, print_weak
 from sweeps.cli.results import print_best
-from sweeps.cli.status import used_hours
 from sweeps.cli.watching.verb import Browser, beside
 from sweeps.errors import Problem, SpecError
 
@@ -150,6 +149,7 @@ def _print_cautions(plan: Plan, *, joined: bool) -> None:
 
 def _foresee(plan: Plan, backend: str, *, retry_failed: bool, as_json: bool) -> Estimate:
     """Estimate what is left to run, and print it unless standard output is for JSON."""
+    from sweeps.cli.progress import used_hours
     from sweeps.plan.estimate import estimate_plan
 
     if not as_json:
@@ -188,6 +188,7 @@ def _end(
     """Write down what ran, draw it, and say how it ended; the exit code. `again`: the command that goes on."""
     from analysis.report.page import write_report
     from sweeps.engine.export import write_spec
+    from sweeps.engine.verifying import receipt_of
     from sweeps.records.upload import Upload
 
     write_spec(loaded)
@@ -202,7 +203,7 @@ def _end(
         err.print(f"{why}; finished trials are kept: `{again}` {on}")
         emit(as_json, lambda: _summary(summary), lambda: None)
         return interrupted_by(summary.signal) if summary.interrupted else LIMITED
-    paths = dict(write_report(loaded.folder)) if report else {}
+    paths = dict(write_report(loaded.folder, receipt=receipt_of(loaded.folder))) if report else {}
     emit(
         as_json,
         lambda: {**_summary(summary), "paths": {k: str(v) for k, v in paths.items()}},

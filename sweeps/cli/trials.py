@@ -86,7 +86,7 @@ def again(source: Source, trial: Trial, as_json: Json = False) -> int:
     words = (
         f"{'validation':<10}  in the tables {answer.val_score}  again {answer.val_again}\n"
         f"{'test':<10}  in the tables {answer.test_score}  again {answer.test_again}\n"
-        f"{'the same' if answer.same else 'NOT the same'}"
+        f"{answer.word}"
     )
     emit(as_json, lambda: {**asdict(answer), "same": answer.same}, lambda: out.print(words))
     return 0 if answer.same else FAILED_TRIALS

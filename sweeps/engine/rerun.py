@@ -2,26 +2,50 @@
 
 from __future__ import annotations
 
+import json
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, Literal
 
 from analysis import Store, open_store
+from analysis.format import Row
+from analysis.words.parity import PACKAGES
 from sweeps.engine.kept import config_of
 from sweeps.errors import Problem, SpecError, nearest
 from sweeps.spec.paths import anchored
 from trainables.config import TrialConfig
 
+if TYPE_CHECKING:
+    from trainables.training.measured import Measured
+
+CLOSE = 0.02
+"""By how much a score may differ on other hardware or with other versions: 2 points."""
+
 
 @dataclass(frozen=True)
 class Again:
-    """What a trial scored in the sweep, and now. Scores are fractions; None where there is none."""
+    """What a trial scored in the sweep, and now. Scores are fractions; None where there is none.
+
+    Attributes:
+        elsewhere: hardware and versions that differ from those of the sweep; empty: none is known to differ.
+    """
 
     trial_id: str
     val_score: float | None
     val_again: float | None
     test_score: float | None
     test_again: float | None
+    elsewhere: tuple[str, ...] = ()
+
+    @property
+    def word(self) -> Literal["the same", "close", "NOT the same"]:
+        """The same to the last bit; close: within `CLOSE`, on other hardware or with other versions."""
+        if self.same:
+            return "the same"
+        pairs = ((self.val_score, self.val_again), (self.test_score, self.test_again))
+        near = all(a == b or (a is not None and b is not None and abs(a - b) <= CLOSE) for a, b in pairs)
+        return "close" if near and self.elsewhere else "NOT the same"
 
     @property
     def same(self) -> bool:
@@ -66,7 +90,18 @@ def again(folder: Path, trial: str) -> Again:
     finally:
         torch.set_num_threads(before)
     now = last["result"].measured
-    return Again(row["trial_id"], row["val_score"], now.val_score, row["test_score"], now.test_score)
+    scores = row["val_score"], now.val_score, row["test_score"], now.test_score
+    return Again(row["trial_id"], *scores, _elsewhere(row, now))
+
+
+def _elsewhere(row: Row, now: Measured) -> tuple[str, ...]:
+    """What of the hardware and the versions is known to differ between a trial's row and now."""
+    from sweeps.backends.reports import processor
+
+    then = json.loads(row["versions"] or "{}")
+    pairs = [("processor", row["processor"], processor()), ("device", row["device"], now.device)]
+    pairs += [(package, then.get(package), (now.versions or {}).get(package)) for package in PACKAGES]
+    return tuple(f"{name} {old}, here {new}" for name, old, new in pairs if None not in (old, new) and old != new)
 
 
 def _cpus(store: Store, trial: str) -> int:

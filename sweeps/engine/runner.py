@@ -22,7 +22,7 @@ from sweeps.engine.limits import Meter
 from sweeps.engine.loop import Loop, Stop
 from sweeps.errors import SpecError
 from sweeps.plan.estimate import probe_gpu
-from sweeps.plan.inputs import needs_of
+from sweeps.plan.inputs import data_seen, needs_of
 from sweeps.plan.plan import Plan
 from sweeps.records.ledger import Ledger
 from sweeps.records.rows import git_commit, utc
@@ -204,6 +204,7 @@ def _close_to_others(folder: Path) -> None:
 
 def _provenance(state: SweepState, trial: str, facts: Facts) -> dict[str, Any]:
     host = host_facts() | dict(facts.provenance) | {"pack": facts.pack, "accelerators": facts.accelerators}
+    seen = data_seen(state.spec.folder)
     return {
         "ev": "sweep",
         "name": state.spec.name,
@@ -213,6 +214,7 @@ def _provenance(state: SweepState, trial: str, facts: Facts) -> dict[str, Any]:
         "at": utc(host["started"]),
         **host,
         "price_per_hour": state.spec.limits.price_per_hour,
+        **({"data": seen} if seen else {}),
     }
 
 

@@ -7,6 +7,7 @@ import hashlib
 import json
 import warnings
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -111,17 +112,44 @@ def label_digest(dataset: Dataset | TextDataset) -> str:
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()
 
 
-def _refuse_shared(dataset: Dataset | TextDataset, train: list[bytes], test: list[bytes]) -> None:
+@dataclass(frozen=True)
+class Shared:
+    """Test examples that stand in train too, byte for byte.
+
+    Attributes:
+        count: of them.
+        words: how many, and one of them with its twin.
+        refused: whether they are so many that a run refuses the data.
+    """
+
+    count: int
+    words: str
+    refused: bool
+
+
+def shared_examples(dataset: Dataset | TextDataset) -> Shared | None:
+    """Return the test examples that stand in train too; None if there are none."""
+    return _shared(dataset, *(_digests(part) for part in (dataset.train, dataset.test)))
+
+
+def _shared(dataset: Dataset | TextDataset, train: list[bytes], test: list[bytes]) -> Shared | None:
     known = {digest: row for row, digest in enumerate(train)}
-    shared = [row for row, digest in enumerate(test) if digest in known]
-    if not shared:
+    rows = [row for row, digest in enumerate(test) if digest in known]
+    if not rows:
+        return None
+    first, twin = (_place(*at) for at in ((dataset.test, rows[0]), (dataset.train, known[test[rows[0]]])))
+    words = f"{len(rows):,} of {len(test):,} test examples stand in train too, byte for byte: {first} is {twin}"
+    return Shared(len(rows), words, len(rows) > _MOST_SHARED * len(test))
+
+
+def _refuse_shared(dataset: Dataset | TextDataset, train: list[bytes], test: list[bytes]) -> None:
+    shared = _shared(dataset, train, test)
+    if shared is None:
         return
-    first, twin = (_place(*at) for at in ((dataset.test, shared[0]), (dataset.train, known[test[shared[0]]])))
-    rule = f"{len(shared):,} of {len(test):,} test examples stand in train too, byte for byte: {first} is {twin}"
-    remedy = "take them out of one split"
-    if len(shared) > _MOST_SHARED * len(test):
-        raise SpecError([Problem("data.datasets", dataset.name, f"{rule}; {remedy}")])
-    said = f"data set {dataset.name!r}: {rule}; {remedy}, or say so beside its scores"
+    rule = f"{shared.words}; take them out of one split"
+    if shared.refused:
+        raise SpecError([Problem("data.datasets", dataset.name, rule)])
+    said = f"data set {dataset.name!r}: {rule}, or say so beside its scores"
     warnings.warn(visible(said), DataWarning, stacklevel=2)
 
 

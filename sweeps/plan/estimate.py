@@ -1,6 +1,7 @@
 """What a sweep will take, from a short probe of every method on this machine; no Ray is started.
 
-The probe trains a few batches of each method's largest cell through the same code a lane runs, on one core. What it
+A method of which this machine has finished trials in the results folder is not probed: these have measured it. The
+probe trains a few batches of each method's largest cell through the same code a lane runs, on one core. What it
 can't see is other load on the machine, cores that share memory bandwidth, and trials that share a GPU's processors.
 """
 
@@ -9,6 +10,7 @@ from __future__ import annotations
 import functools
 import multiprocessing
 import os
+import socket
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -20,6 +22,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+from analysis.store.store import Store
 from randlora.methods.registry import METHODS
 from sweeps.backends.packs import Measured, least_share, pack_size, smallest_gpu, unpackable, worker_share
 from sweeps.backends.resources import LaneShape, Node, accelerators, local_node, plan_lanes
@@ -122,7 +125,7 @@ Tell = Callable[[str, int, int], None]
 def estimate_plan(
     plan: Plan, *, retry_failed: bool = False, used_hours: float = 0.0, tell: Tell | None = None
 ) -> Estimate:
-    """Probe every method that still has trials to run, and add up their time.
+    """Add up the time of all trials that are left, from finished trials of their method or from a probe of it.
 
     Args:
         retry_failed: failed trials are run again.
@@ -223,11 +226,16 @@ def _probe(plan: Plan, left: Sequence[_Left], node: Node, tell: Tell | None) -> 
     threads = torch.get_num_threads()
     torch.set_num_threads(max(1, int(plan.spec.resources.cpus_per_worker)))
     largest = _largest(c.cell for c in left)
+    done = _finished_here(plan)
     try:
-        probed = {}
-        for number, (method, cell) in enumerate(largest.items(), 1):
+        probed: dict[str, _Probe | str] = {}
+        for method in largest:
+            if (known := _known(plan, done, method)) is not None:
+                probed[method] = known
+        asking = {method: cell for method, cell in largest.items() if method not in probed}
+        for number, (method, cell) in enumerate(asking.items(), 1):
             if tell is not None:
-                tell(method, number, len(largest))
+                tell(method, number, len(asking))
             probed[method] = _tried(functools.partial(_Probe.of, cell, plan, warm), warm)
         costs = {method: cost for method, cost in probed.items() if isinstance(cost, _Probe)}
         unknown = {m: why for m, why in probed.items() if isinstance(why, str)}
@@ -240,7 +248,9 @@ def _probe(plan: Plan, left: Sequence[_Left], node: Node, tell: Tell | None) -> 
         for method in costs:
             cell = largest[method]
             if pack > 1 and unpackable(cell.base, cell.model) is None:
-                together = _tried(functools.partial(_Probe.packed, cell, plan, warm, pack), warm)
+                together = _known(plan, done, method, pack) or _tried(
+                    functools.partial(_Probe.packed, cell, plan, warm, pack), warm
+                )
                 if isinstance(together, _Probe):  # else a lane runs them one by one
                     costs[method] = together
     finally:
@@ -256,10 +266,42 @@ def _probe(plan: Plan, left: Sequence[_Left], node: Node, tell: Tell | None) -> 
         )
         trials = sum(c.trials for c in mine_left)
         found.append(MethodEstimate(method, trials, total / trials, total))
-    shared = _shared(warm)
+    shared = _shared(warm) if asking or node.gpus else min(memory, 4 * (plan.feasible[0].model_params or 0))
     warm.clear()
     free_memory()  # this process may be a driver, which holds it as long as the sweep runs
     return _Found(tuple(found), shapes, memory, pack, shared, unknown)
+
+
+def _finished_here(plan: Plan) -> list[dict[str, Any]]:
+    """Finished trials of the results folder that this machine trained alone, with their times."""
+    resources = plan.spec.resources
+    if not plan.spec.folder.is_dir() or resources.workers > 1 or plan.spec.train.select == "best":
+        return []  # a probe takes workers to scale fully, and looks at validation are apart from it
+    rows = Store((plan.spec.folder,)).table("trials").to_pylist()
+    timed = ("samples", "epochs", "seconds_train", "seconds_eval", "peak_memory_bytes")
+    return [
+        row
+        for row in rows
+        if (row["status"], row["host"]) == ("finished", socket.gethostname()) and all(row[name] for name in timed)
+    ]
+
+
+def _known(plan: Plan, done: Iterable[Mapping[str, Any]], method: str, pack: int = 1) -> _Probe | None:
+    """What finished trials of a method's largest cell measured, in packs of `pack`; None if there are none."""
+    of_cell: dict[str, list[Mapping[str, Any]]] = {}
+    for row in done:
+        if (row["packed"] or 1) == pack:
+            of_cell.setdefault(row["cell_id"], []).append(row)
+    cell = _largest(c for c in plan.feasible if c.method == method and c.cell_id in of_cell).get(method)
+    if cell is None:
+        return None
+    rows, (_, val, test) = of_cell[cell.cell_id], split_sizes(cell)
+    evaluated = sum(row["epochs"] * val + (test if row["stage"] == "CONFIRM" else 0) for row in rows)
+    return _Probe(
+        train=sum(row["seconds_train"] for row in rows) / sum(row["samples"] for row in rows),
+        evaluate=sum(row["seconds_eval"] for row in rows) / evaluated,
+        memory=max(row["peak_memory_bytes"] for row in rows),
+    )
 
 
 def _tried(probe: Callable[[], _Probe], warm: dict[str, Any]) -> _Probe | str:

@@ -15,6 +15,7 @@ from sweeps.plan.digests import COMMIT, KIND, WHOLE, fingerprint, label_digest, 
 from sweeps.plan.plan import Plan
 from sweeps.plan.split_sizes import forget, loaded, split_sizes
 from sweeps.records.journal import write_atomically
+from sweeps.records.locks import make_results_folder
 from sweeps.spec.cell import Cell
 from sweeps.spec.methods import has_budget
 from sweeps.spec.paths import absolute, path_of
@@ -52,15 +53,31 @@ def check_inputs(plan: Plan) -> None:
         raise SpecError([Problem("model.id", model.id, "names no weights; write open_clip:ARCH/TAG")])
     check_weights(model.id)
     forget()  # files may have changed since this process read them
+    now = _check_data(plan)
+    weights = model.digest()
+    # where a data set of the hub has the model's name, that is the data set's
+    _check_seen(plan.spec.folder, ({} if weights is None else {model.id: weights}) | now)
+
+
+def check_files(plan: Plan) -> None:
+    """Read the data sets that are files of this machine, as `check_inputs` does; nothing is downloaded or written.
+
+    Raises:
+        SpecError, DataError: as `check_inputs`, of the data.
+    """
+    forget()
+    _check_data(replace(plan, cells=tuple(cell for cell in plan.cells if path_of(cell.dataset) is not None)))
+
+
+def _check_data(plan: Plan) -> dict[str, str]:
+    """Read the data sets of a plan's cells, and return their fingerprints by name."""
     _check_sizes(plan)
     _check_judged(plan)
     now = {name: fingerprint(loaded(name)) for name in dict.fromkeys(cell.dataset for cell in plan.feasible)}
     for cell in plan.feasible:
         if not cell.skip_bad:
             _open_images(cell.dataset, now[cell.dataset])
-    weights = model.digest()
-    # where a data set of the hub has the model's name, that is the data set's
-    _check_seen(plan.spec.folder, ({} if weights is None else {model.id: weights}) | now)
+    return now
 
 
 def needs_of(plan: Plan, trial: str) -> Needs:
@@ -89,7 +106,7 @@ def available(plan: Plan) -> Plan:
         DataError: none of the data sets is here.
         SpecError: as `Plan.with_trials`.
     """
-    seen = _seen(plan.spec.folder / FILE) or {}
+    seen = data_seen(plan.spec.folder) or {}
     with offline():
         lacking = {name: first_line(e) for name, e in _lacking(plan, _whole).items() if name not in seen}
     forget()  # a data set of which a part is here
@@ -159,8 +176,8 @@ def _check_seen(folder: Path, now: dict[str, str]) -> None:
     """Compare the digests of data sets and model with what the folder's trials saw; note those that are new."""
     path = folder / FILE
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        seen = _seen(path)
+        make_results_folder(folder)
+        seen = data_seen(folder)
     except OSError as error:
         rule = f"can't be made or read ({error.strerror}); choose another output"
         raise SpecError([Problem("output", str(folder), rule)]) from error
@@ -202,8 +219,9 @@ def _changed(name: str, found: str, folder: Path) -> Problem:
     return Problem(field, name, rule)
 
 
-def _seen(path: Path) -> dict[str, str] | None:
+def data_seen(folder: Path) -> dict[str, str] | None:
     """Digests of the data, and of the model, that trials of a results folder saw, by name; None: none of ours."""
+    path = folder / FILE
     try:
         seen = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
     except (ValueError, RecursionError):

@@ -89,7 +89,8 @@ class Plan:
 
     def as_begun(self, stored: Mapping[str, Any] | None) -> Plan:
         """Return the plan of results that are to be fetched, whose identity is `stored` (`locks.as_begun`)."""
-        return replace(self, spec=as_begun(self.spec, stored))
+        spec = as_begun(self.spec, stored)
+        return replace(self, spec=spec, cells=tuple(replace(cell, evaluate=spec.evaluate) for cell in self.cells))
 
     def with_trials(self) -> Plan:
         """The plan with the trials that its allowance is; of samples, the data of feasible cells is read.
@@ -116,7 +117,8 @@ class Plan:
     def from_spec(cls, spec: SweepSpec, *, available: bool = False) -> Plan:
         """Solve every cell. Shapes are taken on the meta device: no weights are read, no accelerator is touched.
 
-        Results that were begun without a local fit (`search.refine`) go on without one.
+        Results that were begun without a local fit (`search.refine`) go on without one, and those whose evaluated rows
+        were drawn by the data set's folder (`evaluate.rows_by`) go on with these.
 
         Args:
             available: let data be missing, which `inputs.available` leaves out afterwards; `with_trials` is left to it.

@@ -8,7 +8,7 @@ from dataclasses import replace
 
 from sweeps.spec.cell import Cell
 from sweeps.spec.paths import absolute
-from trainables.config import Protocol
+from trainables.config import EvaluateSettings, Protocol
 from trainables.data.images.dataset import Dataset
 from trainables.data.registry import load_dataset, load_text_dataset
 from trainables.data.splits import fewer_shots, split
@@ -19,8 +19,7 @@ from trainables.tasks.text.rows import limited
 
 def split_sizes(cell: Cell) -> tuple[int, int, int]:
     """Examples to train, validate and test on."""
-    most = (cell.evaluate.validation_rows, cell.evaluate.test_rows)
-    return _split_sizes(cell.dataset, cell.train_size, cell.protocol, cell.keep, most)
+    return _split_sizes(cell.dataset, cell.train_size, cell.protocol, cell.keep, cell.evaluate)
 
 
 def sized(cell: Cell) -> Cell:
@@ -58,7 +57,8 @@ def fewer_words(cells: Iterable[Cell]) -> list[str]:
 def loaded(name: str) -> Dataset | TextDataset:
     """Labels and encoded images, or texts; the test split is opened for its size and labels, its images are not.
 
-    Data with a path is loaded by its absolute path, as a worker does: which rows are evaluated may depend on it.
+    Data with a path is loaded by its absolute path, as a worker does: in folders that earlier versions began, which
+    rows are evaluated depends on it.
     """
     return _loaded(absolute(name))
 
@@ -72,13 +72,13 @@ def _loaded(name: str) -> Dataset | TextDataset:
 
 @functools.cache
 def _split_sizes(
-    name: str, train_size: str | float, protocol: str, keep: int, most: tuple[int | None, int | None]
+    name: str, train_size: str | float, protocol: str, keep: int, evaluate: EvaluateSettings
 ) -> tuple[int, int, int]:
     data = loaded(name)
     rows = split(data, train_size, 0, "CONFIRM", _protocol(protocol), keep)
     val, test = rows.val_idx, rows.test_idx
     if isinstance(data, TextDataset):
-        val, test = limited(data.train, val, most[0], "val"), limited(data.test, test, most[1], "test")
+        val, test = limited(data.train, val, evaluate, "val"), limited(data.test, test, evaluate, "test")
     return len(rows.train_idx), len(val), len(test)
 
 

@@ -1,4 +1,4 @@
-"""What a sweep declares of stage CONFIRM before its test scores are seen; what is changed afterwards is on record.
+"""What a sweep declares before its test scores are seen; what is changed afterwards is on record.
 
 The record is in the journal, and in `declared.json` for copies, which have no journal.
 """

@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Self
 
-from analysis.store.journal import journal_line, read_journal
+from analysis.store.journal import journal_line, line_digest, read_journal
 from analysis.store.tables import sync_folder
 
 
@@ -37,6 +37,7 @@ class Journal:
         found = read_journal(path)
         self.events = found.events
         self.torn = found.torn
+        self._tip = found.tip
         fresh = not path.exists()
         if found.torn is not None:
             os.truncate(path, found.size)  # before anything is appended to it
@@ -59,7 +60,7 @@ class Journal:
                 `check` found it gone. Or another process has written to it: a driver of another machine that took the
                 folder over while this one stood still.
         """
-        line = journal_line(event)
+        line = journal_line(event, self._tip)
         start = self._file.seek(0, os.SEEK_END)
         if start != self._end and self._lost is None:
             what = "another process has written to the journal, so this run stops; what it finished before is kept"
@@ -77,7 +78,10 @@ class Journal:
             if isinstance(error, OSError) or self._end == start:  # interrupted in fsync, the line is whole and stays
                 self._file.truncate(start)
                 self._end = start
+            else:
+                self._tip = line_digest(line)
             raise
+        self._tip = line_digest(line)
         if sync:
             self.check()
 

@@ -17,6 +17,7 @@ import logging
 import os
 import shutil
 import signal
+import stat
 import tempfile
 import time
 from collections.abc import Iterator, Mapping
@@ -96,6 +97,26 @@ def _this_host() -> str:
         return lease.owner.hostname if lease.owner else ""
 
 
+def make_results_folder(folder: Path) -> None:
+    """Make a results folder that its owner alone may enter; one that is there stays as it is.
+
+    Its group may too if the umask leaves new folders writable for the group, as a team sets it that shares its files.
+
+    Raises:
+        OSError: it can't be made.
+    """
+    try:
+        folder.mkdir(0o770, parents=True)
+    except FileExistsError:
+        if not folder.is_dir():
+            raise
+        return
+    mode = stat.S_IMODE(folder.stat().st_mode)
+    if not mode & stat.S_IWGRP:
+        with contextlib.suppress(OSError):  # a file system without modes
+            folder.chmod(mode & ~stat.S_IRWXG)
+
+
 class FolderLock:
     """Holds a results folder while in its `with` block.
 
@@ -113,7 +134,7 @@ class FolderLock:
         )
 
     def __enter__(self) -> Self:
-        self.folder.mkdir(parents=True, exist_ok=True)
+        make_results_folder(self.folder)
         with contextlib.ExitStack() as held:
             try:
                 self._kernel.acquire(_ENDS_S, 0.05, cancel_check=lambda: holder(self.folder) is not None)
@@ -238,11 +259,17 @@ def stored_identity(folder: Path) -> dict[str, Any] | None:
 
 
 def as_begun(spec: SweepSpec, stored: Mapping[str, Any] | None) -> SweepSpec:
-    """Return `spec` without a local fit if it names none and its results were begun without one.
+    """Return `spec` by the rules that its results were begun with: without a local fit, unless it names one; evaluated
+    rows drawn as they were.
 
     Args:
         stored: the identity that the results folder, or the copy that it will be fetched from, has; None for a new one.
     """
+    evaluate = spec.evaluate
+    if evaluate.validation_rows or evaluate.test_rows:
+        by = "data" if stored is None else (stored.get("evaluate") or {}).get("rows_by")
+        if by != evaluate.rows_by:
+            spec = spec.model_copy(update={"evaluate": evaluate.model_copy(update={"rows_by": by})})
     if stored is None or "refine" in spec.search.model_fields_set or "refine" in (stored.get("search") or {}):
         return spec
     return spec.model_copy(update={"search": spec.search.model_copy(update={"refine": 0})})

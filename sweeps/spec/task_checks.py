@@ -22,8 +22,8 @@ HEADLESS: tuple[Kind, ...] = ("hf-vision", "text-encoder")
 
 TEXT_ONLY = ("train.max_tokens", "train.label_smoothing", "train.gradient_checkpointing")
 """Settings of `[train]` that models of text alone take; `[evaluate]` is theirs too, but for `EVERY_KIND`."""
-EVERY_KIND = ("evaluate.metric",)
-"""Settings of `[evaluate]` that every kind of model takes."""
+EVERY_KIND = ("evaluate.metric", "evaluate.rows_by")
+"""Settings of `[evaluate]` that every kind of model takes; the second is the program's own."""
 LANGUAGE_ONLY = ("train.loss_on_prompt", "train.base_weights")
 """Settings of `[train]` that language models alone take; of `[evaluate]` those are all but `COUNTED`."""
 COUNTED = ("evaluate.validation_rows", "evaluate.test_rows")

@@ -25,6 +25,7 @@ from randlora.model.targets import resolve_targets
 from trainables.errors import first_line
 from trainables.hub import cached_repositories, hub_answers
 from trainables.models.families import GGUF, KINDS, Kind, ModelError, ModelId, parse_id
+from trainables.models.folder import check_folder
 
 UNREADABLE = (
     RuntimeError, OSError, ValueError, LookupError, TypeError, AttributeError, ImportError, ArithmeticError,
@@ -131,10 +132,14 @@ def method_shapes(method: str, model: str | nn.Module, shapes: Mapping[str, Shap
 
 
 def is_open_clip(parsed: ModelId, model_id: str) -> bool:
-    """Whether a model is open_clip's (else transformers'). Raises ModelError for a directory without a config."""
+    """Whether a model is open_clip's (else transformers').
+
+    Raises ModelError for a directory without a config, or one that refers to what is outside it.
+    """
     folder = parsed.folder
     if folder is None or parsed.gguf is not None:
         return parsed.scheme == "open_clip"
+    check_folder(folder, model_id)
     if (folder / "open_clip_config.json").is_file():
         return True
     if (folder / "config.json").is_file():

@@ -47,10 +47,25 @@ class PeftAdapter(Adapter):
             if not key.startswith("layer."):
                 self.register_parameter(key, parameter)
         self._trained = tuple(trained)
+        self._forget_handles()
         if config.kind.derived:
             # FRoD's layers refer to the V of their tuner, which is no buffer of theirs
             shared = (f"layer.frod_V.{key}" for key in getattr(layer, "frod_V", ()))
             self.derived = (*(key for key, _ in self.named_buffers()), *shared)  # type: ignore[misc]  # PEFT's own names
+
+    def _forget_handles(self) -> None:
+        """OSF keeps handles of its hooks on gradients, which can't be pickled; the hooks stay."""
+        layer: Any = self.layer
+        if hasattr(layer, "hook_handles"):
+            layer.hook_handles = []
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """A tensor that is copied or pickled comes without its hooks: OSF puts them on again."""
+        super().__setstate__(state)  # type: ignore[no-untyped-call]
+        layer: Any = self.layer
+        if hasattr(layer, "hook_handles"):
+            layer._attach_hooks("default")
+            self._forget_handles()
 
     def named_parameters(self, *args: Any, **kwargs: Any) -> Iterator[tuple[str, nn.Parameter]]:
         """The trainables alone: PEFT freezes some parameters of its layers."""
@@ -205,14 +220,17 @@ def build(request: Request) -> dict[str, Adapter]:
             f"{config.method} is more than a change of a weight, and {min(request.quantised)} is kept in 4 or 8 bits: "
             f"of these targets it can adapt {', '.join(whole[:3]) or 'none'}"
         )
-    if request.device.type == "meta" and not kind.meta:
-        options = {**kind.fixed, **config.options()}
-        return {n: Counted(n, request, kind.count(request.shapes[n], c, options)) for n, c in legal.items()}
     if kind.together is not None and len(sizes := sorted(set(legal.values()))) > 1:
         raise ConfigError(f"{config.method} has one {config.capacity_field} for all weights but got {sizes}")
     groups: dict[int, list[str]] = {}
     for name, capacity in legal.items():
         groups.setdefault(0 if kind.pooled else capacity, []).append(name)
+    options = {**kind.fixed, **config.options()}
+    for names in groups.values():
+        if (found := kind.misfit({name: request.shapes[name] for name in names}, options)) is not None:
+            raise ConfigError(f"{config.method}: {found.reason}; nearest: {found.remedy}")
+    if request.device.type == "meta" and not kind.meta:
+        return {n: Counted(n, request, kind.count(request.shapes[n], c, options)) for n, c in legal.items()}
     made: dict[str, Adapter] = {}
     with _seeded(request):
         for capacity, names in groups.items():

@@ -7,7 +7,7 @@ import math
 import types
 import typing
 import warnings
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, ClassVar, Literal, Self
 
@@ -17,8 +17,9 @@ from randlora.adapter import AdapterConfig, Shape, check_capacity, check_positiv
 from randlora.errors import AdapterError, ConfigError, nearest
 from randlora.methods.bridge.kinds import PREFIX, Kind
 from randlora.methods.lowrank.lora import STABILISED_ALPHA
+from randlora.methods.method import METHODS
 
-_OURS = frozenset(
+PLACED = frozenset(
     {"target_modules", "exclude_modules", "layers_to_transform", "layers_pattern", "modules_to_save", "bias"}
     | {"fan_in_fan_out", "inference_mode", "task_type", "peft_type", "auto_mapping", "base_model_name_or_path"}
     | {"revision", "peft_version", "megatron_core", "qalora_group_size"}
@@ -57,6 +58,10 @@ class PeftOptions(AdapterConfig):
 
     kind: ClassVar[Kind]
     theirs: ClassVar[type[Any]]
+
+    def __reduce__(self) -> tuple[Callable[..., PeftOptions], tuple[str, int, dict[str, Any]]]:
+        """Pickled by the method's name: no module has the class by its own."""
+        return _again, (self.method, self.capacity, self.options())
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -122,6 +127,13 @@ class PeftOptions(AdapterConfig):
             raise ConfigError(f"{self.method}: PEFT refuses this configuration: {error}") from error
 
 
+def _again(method: str, capacity: int, options: Mapping[str, Any]) -> PeftOptions:
+    """The configuration that was pickled."""
+    config = METHODS[method].config.from_options(capacity, options)
+    assert isinstance(config, PeftOptions)
+    return config
+
+
 def _parts(hint: Any) -> tuple[Any, ...]:
     """What a field may be: types, and the words of a Literal."""
     if typing.get_origin(hint) is Literal:
@@ -140,7 +152,7 @@ def config_class(name: str, kind: Kind, theirs: type[Any]) -> type[PeftOptions]:
     for f in dataclasses.fields(theirs):
         default = kind.defaults.get(f.name, f.default)
         parts = _parts(hint := hints[f.name])
-        ours = f.name in (*_OURS, *kind.fixed, kind.capacity_field, kind.seed)
+        ours = f.name in (*PLACED, *kind.fixed, kind.capacity_field, kind.seed)
         if ours or type(default) not in _SIMPLE or not all(p in _SIMPLE or isinstance(p, str) for p in parts):
             continue
         if kind.alpha is not None and f.name == kind.alpha[0]:

@@ -1,4 +1,5 @@
-"""Counts of PEFT's types that depend on options or need arithmetic, and the capacities that are legal on a weight.
+"""Counts of PEFT's types that depend on options or need arithmetic, the capacities that are legal on a weight, and the
+weights that PEFT refuses at every capacity.
 
 `shape` is (out, in), `options` those of the type with their defaults.
 """
@@ -11,6 +12,7 @@ from functools import lru_cache
 from typing import Any
 
 from randlora.adapter import Shape
+from randlora.methods.method import Misfit
 
 Options = Mapping[str, Any]
 MOST = 1 << 20
@@ -125,7 +127,9 @@ def supra(shape: Shape, step: int, options: Options) -> int:
 
 
 def supra_legal(shape: Shape, step: int, options: Options) -> int:
-    while int(shape[0] * shape[1] * (1 - sparsity(step))) < 1:
+    size = shape[0] * shape[1]
+    step = max(step, STEPS // size)  # below, not one entry trains
+    while int(size * (1 - sparsity(step))) < 1:
         step += 1
     return step
 
@@ -159,3 +163,59 @@ def narrow(shape: Shape, options: Options) -> int:
 
 def width(shape: Shape, options: Options) -> int:
     return shape[1]
+
+
+def _undivided(
+    option: str, size: int, sides: Mapping[str, tuple[int, ...]], shapes: Mapping[str, Shape], step: int = 1
+) -> Misfit | None:
+    """The misfit of the first weight with a side that `size` does not divide; the remedy is a multiple of `step`."""
+    for name, own in sides.items():
+        for side in own:
+            if side % size:
+                common = math.gcd(*(each for given in sides.values() for each in given))
+                fitting = tuple(d for d in divisors(common) if d % step == 0)
+                remedy = f"{option} = {close(fitting, size)}" if fitting else "targets without such weights"
+                shape = "x".join(map(str, shapes[name]))
+                return Misfit(f"{option} = {size} must divide {side}, a side of {name} ({shape})", remedy)
+    return None
+
+
+def _outs(shapes: Mapping[str, Shape]) -> dict[str, tuple[int, ...]]:
+    return {name: shape[:1] for name, shape in shapes.items()}
+
+
+def gralora_misfit(shapes: Mapping[str, Shape], options: Options) -> Misfit | None:
+    return _undivided("gralora_k", options["gralora_k"], shapes, shapes)
+
+
+def miss_misfit(shapes: Mapping[str, Shape], options: Options) -> Misfit | None:
+    if options["init_weights"] != "mini":
+        return None
+    return _undivided("mini_r", options["mini_r"], _outs(shapes), shapes)
+
+
+def road_misfit(shapes: Mapping[str, Shape], options: Options) -> Misfit | None:
+    return _undivided("group_size", options["group_size"], _outs(shapes), shapes, step=2)
+
+
+def frod_misfit(shapes: Mapping[str, Shape], options: Options) -> Misfit | None:
+    """FRoD decomposes all layers of one category together, which needs one number of inputs."""
+    first: dict[str, str] = {}
+    for name, shape in shapes.items():
+        other = first.setdefault(frod_category(name), name)
+        if shape[1] != shapes[other][1]:
+            return Misfit(
+                f"layers of one name are decomposed together and need as many inputs, but {other} has "
+                f"{shapes[other][1]} and {name} has {shape[1]}",
+                "targets with one number of inputs",
+            )
+    return None
+
+
+def frod_category(weight: str) -> str:
+    """What FRoD calls layers with one role: the last two parts of a module's name, or one after a number."""
+    parts = weight.removesuffix(".weight").split(".")
+    if len(parts) == 1 or parts[-2].isdigit():
+        return parts[-1]
+    attention = parts[-3:] == ["attention", "output", "dense"]
+    return "attention_output" if attention else f"{parts[-2]}_{parts[-1]}"

@@ -58,6 +58,7 @@ def entry(name: str) -> Method:
         min_capacity=kind.least,
         open_ended=kind.open_ended,
         legal=lambda shape, capacity, **options: kind.legal(shape, capacity, {**defaults, **options}),
+        misfit=lambda shapes, **options: kind.misfit(shapes, {**defaults, **options}),
         build=build,
         published_lr=kind.rate,
         published_lr_source=kind.source,

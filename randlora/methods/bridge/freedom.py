@@ -6,7 +6,9 @@ those that change what trains. `tests/randlora/adapted/test_freedom.py` holds ea
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
+from functools import lru_cache
 from typing import Any
 
 from randlora.adapter import Shape
@@ -72,12 +74,27 @@ def _psoft(shape: Shape, r: int, options: Options) -> int | None:
     return r * (r - 1) // 2 + 2 * r - 1 if whole else None
 
 
-def _osf(shape: Shape, e: int, options: Options) -> int | None:
-    """Gradients are kept orthogonal to the e frozen singular vectors. Known where at most half of them train."""
-    free = min(shape) - e
-    if 2 * e < min(shape):
+def _osf(shape: Shape, e: int, options: Options) -> int:
+    """Of a matrix of rank m - e. PEFT projects gradients, and AdamW, which scales each entry, leaves that space."""
+    return low_rank(shape, min(shape) - e)
+
+
+@lru_cache(maxsize=1024)
+def _active(out: int, width: int) -> float:
+    """The expected number of independent entries of a ReLU's row, min(out, n): of `width` entries n are positive, each
+    with a probability of one half."""
+    if width <= out:
+        return width / 2
+    logs = (math.lgamma(width + 1) - math.lgamma(n + 1) - math.lgamma(width - n + 1) for n in range(width + 1))
+    return sum(min(out, n) * math.exp(log - width * math.log(2)) for n, log in enumerate(logs))
+
+
+def _peanut(shape: Shape, r: int, options: Options) -> int | None:
+    """The expected number. A row of A acts through the entries of its ReLU that are positive, and its scale is that of
+    a column of B."""
+    if options["depth"] or options["act_fn"] != "relu":
         return None
-    return free * (sum(shape) - 2 * e + 1)
+    return min(round(r * (shape[0] + _active(*shape) - 1)), low_rank(shape, r))
 
 
 def _supertuning(shape: Shape, step: int, options: Options) -> int | None:
@@ -108,6 +125,7 @@ FREEDOM: dict[str, Freedom] = {
     "shira": _counted("shira"),
     "supertuning": _supertuning,
     "frod": _counted("frod"),
+    "peanut": _peanut,
     "psoft": _psoft,
     "osf": _osf,
     "randlora": lambda shape, r, options: randlora_freedom(shape, r),

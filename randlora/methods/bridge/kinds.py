@@ -15,6 +15,7 @@ from randlora.adapter import Shape
 from randlora.errors import UnknownMethodError, nearest
 from randlora.methods.bridge import counts
 from randlora.methods.bridge.counts import Options
+from randlora.methods.method import Misfit
 
 PREFIX = "peft:"
 Count = Callable[[Shape, int, Options], int]
@@ -34,7 +35,9 @@ class Kind:
         least: the smallest.
         open_ended: whether parameters beyond `most` act too, so that only cost sets it.
         legal: the nearest capacity that PEFT takes on a weight, of those that it does.
+        misfit: why PEFT cannot adapt weights of these shapes, by name, at any capacity; None if it can.
         value: what PEFT's field is at a capacity.
+        read: the capacity at a value of PEFT's field.
         alpha: the field that PEFT divides by the rank, and what it is a unit of rank (the quotient of PEFT's defaults).
         seed: the field that draws what is frozen; None: nothing random is frozen.
         start: whether W0 + delta is W0 at the start, by default: to the bit, to rounding, or not.
@@ -52,6 +55,7 @@ class Kind:
         derived: whether frozen tensors are made from W0 (a decomposition), so that a checkpoint keeps them.
         mixes_rows: whether a row's update depends on the rest of its batch.
         draws: whether a training forward draws random numbers even without dropout.
+        conv1d: whether PEFT adapts transformers' Conv1D too, so that an adapter on one can be exported.
         meta: whether PEFT builds it without weights.
         rate, source: the centre of a search.
     """
@@ -65,7 +69,9 @@ class Kind:
     least: int = 1
     open_ended: bool = False
     legal: Callable[[Shape, int, Options], int] = lambda shape, capacity, options: capacity
+    misfit: Callable[[Mapping[str, Shape], Options], Misfit | None] = lambda shapes, options: None
     value: Callable[[int], Any] = lambda capacity: capacity
+    read: Callable[[Any], int] = int
     alpha: tuple[str, float] | None = None
     seed: str | None = None
     start: Literal["exact", "rounded", "changed"] = "exact"
@@ -82,9 +88,14 @@ class Kind:
     derived: bool = False
     mixes_rows: bool = False
     draws: bool = False
+    conv1d: bool = False
     meta: bool = True
     rate: float = 1e-4
     source: str = "PEFT's method comparison, its default"
+
+    def __reduce__(self) -> tuple[Callable[[str], Kind], tuple[str]]:
+        """Pickled by name: most fields are functions that no module has by theirs."""
+        return kind_of, (next(name for name, kind in KINDS.items() if kind is self),)
 
 
 _WRITES_BASE = ("pissa", "olora", "corda", "loftq", "eva", "lora_ga", "mica")
@@ -102,10 +113,12 @@ KINDS: dict[str, Kind] = {
         refused={"init_lora_weights": _WRITES_BASE},
         # its bias is no change of the weight
         fixed={"use_qalora": False, "ensure_weight_tying": False, "lora_bias": False},
+        conv1d=True,
     ),
     "hira": Kind(
         title="HiRA",
         count=counts.low_rank,
+        conv1d=True,
         **_rate(4.5e-3, "hira/llama-3.2-3B-rank32-lr4.5e-3"),
     ),
     "delora": Kind(
@@ -118,14 +131,17 @@ KINDS: dict[str, Kind] = {
         count=lambda shape, r, options: r * (shape[0] if options["para"] else sum(shape)),
         legal=lambda shape, r, options: min(r, shape[0]),
         start="rounded",
+        conv1d=True,
     ),
     "gralora": Kind(
         title="GraLoRA",
         count=counts.low_rank,
         legal=counts.gralora_legal,
+        misfit=counts.gralora_misfit,
         alpha=("alpha", 2.0),
         fixed={"hybrid_r": 0},
         sizes={"gralora_k": 1},
+        conv1d=True,
         **_rate(2e-4, "gralora/llama-3.2-3B-rank32"),
     ),
     "loha": Kind(
@@ -143,7 +159,14 @@ KINDS: dict[str, Kind] = {
         **_rate(3e-3, "lokr/llama-3.2-3B-rank32-factor4-lr0.003"),
     ),
     "glora": Kind(title="GLoRA", count=counts.glora, fixed={"config_C": "none", "config_D_E": "none"}),
-    "miss": Kind(title="MiSS", count=counts.miss, most=counts.width, legal=counts.miss_legal, sizes={"mini_r": 1}),
+    "miss": Kind(
+        title="MiSS",
+        count=counts.miss,
+        most=counts.width,
+        legal=counts.miss_legal,
+        misfit=counts.miss_misfit,
+        sizes={"mini_r": 1},
+    ),
     "hra": Kind(
         title="HRA",
         count=lambda shape, r, options: r * shape[1],
@@ -188,6 +211,7 @@ KINDS: dict[str, Kind] = {
         legal=counts.within(counts.entries),
         seed="random_loc_seed",
         defaults={"init_weights": True},
+        conv1d=True,
     ),
     "waveft": Kind(
         title="WaveFT",
@@ -197,6 +221,7 @@ KINDS: dict[str, Kind] = {
         legal=counts.within(counts.entries),
         fixed={"proportional_parameters": False},
         seed="random_loc_seed",
+        conv1d=True,
     ),
     "shira": Kind(
         title="SHiRA",
@@ -214,6 +239,7 @@ KINDS: dict[str, Kind] = {
         most=lambda shape, options: counts.STEPS,
         legal=counts.supra_legal,
         value=counts.sparsity,
+        read=lambda sparsity: round((1 - sparsity) * counts.STEPS),
         fixed={"save_precomputed_indices": True},
         sizes={"r": 0},
         derived=True,
@@ -222,13 +248,16 @@ KINDS: dict[str, Kind] = {
         title="FRoD",
         capacity_field="sparse_rate",
         count=counts.frod,
+        misfit=counts.frod_misfit,
         most=lambda shape, options: counts.STEPS,
         value=lambda step: step / counts.STEPS,
+        read=lambda rate: round(rate * counts.STEPS),
         fixed={"progressbar": False, "save_projection": True, "runtime_offload_base_weight": False},
         seed="projection_prng_key",
         start="rounded",
         derived=True,
         meta=False,
+        conv1d=True,
     ),
     "psoft": Kind(
         title="PSOFT",
@@ -254,6 +283,7 @@ KINDS: dict[str, Kind] = {
         alpha=("randlora_alpha", 20.0),
         fixed={"save_projection": True},
         seed="projection_prng_key",
+        conv1d=True,
     ),
     "vera": Kind(
         title="VeRA",
@@ -262,6 +292,7 @@ KINDS: dict[str, Kind] = {
         open_ended=True,
         fixed={"save_projection": True},
         seed="projection_prng_key",
+        conv1d=True,
         **_rate(1e-3, "vera/llama-3.2-3B-default"),
     ),
     "pvera": Kind(
@@ -273,6 +304,7 @@ KINDS: dict[str, Kind] = {
         seed="projection_prng_key",
         matrix=False,
         draws=True,
+        conv1d=True,
         **_rate(3e-3, "pvera/llama-3.2-3B-default"),
     ),
     "tinylora": Kind(
@@ -284,6 +316,7 @@ KINDS: dict[str, Kind] = {
         sizes={"r": 1},
         seed="projection_seed",
         derived=True,
+        conv1d=True,
         **_rate(1e-3, "tinylora/llama-3.2-3B-default"),
     ),
     "road": Kind(
@@ -293,6 +326,8 @@ KINDS: dict[str, Kind] = {
         most=lambda shape, options: 4,
         legal=lambda shape, variant, options: counts.close((1, 2, 4), variant),
         value=lambda variant: f"road_{counts.close((1, 2, 4), variant)}",
+        read=lambda word: int(word.removeprefix("road_")),
+        misfit=counts.road_misfit,
         sizes={"group_size": 2},
         bias_too=True,
         **_rate(1e-3, "road/llama-3.2-3B-lr_0.001"),
@@ -312,6 +347,7 @@ KINDS: dict[str, Kind] = {
         most=lambda shape, options: 1,
         fixed={"feedforward_modules": []},
         bias_too=True,
+        conv1d=True,
         **_rate(5e-3, "ia3/llama-3.2-3B-all-attn-5k-lr0.005"),
     ),
     "unilora": Kind(
@@ -325,6 +361,7 @@ KINDS: dict[str, Kind] = {
         seed="proj_seed",
         start="changed",
         pooled=True,
+        conv1d=True,
         **_rate(2e-3, "unilora/llama-3.2-3B-r4-td131072-lr0.002"),
     ),
     "adamss": Kind(
@@ -353,6 +390,7 @@ KINDS: dict[str, Kind] = {
         fixed={"save_only_topk_weights": False},
         sizes={"r": 1, "vector_length": 1, "topk": 1},
         start="changed",
+        conv1d=True,
         **_rate(5e-4, "vblora/llama-3.2-3B-bank1024-lr5e4"),
     ),
     "lily": Kind(

@@ -120,7 +120,10 @@ class Vera(Factored):
     def linear(self, x: Tensor, base: Tensor, bias: Tensor | None) -> Tensor:
         if self.merges(x, base, self.frozen()[0].t(), passes=2):
             return linear(x, self.weight(base), bias)
-        if self.dropping or base.requires_grad:
+        transformed = (
+            torch._C._are_functorch_transforms_active()
+        )  # `torch.func`, which has no rules for the product here
+        if self.dropping or base.requires_grad or transformed:
             return low_rank_linear((x, self.drop(x)), base, bias, self.factors(), 1.0)
         return diagonal_linear(x, base, bias, (self.d, self.b), self.frozen(compute_dtype(x)))
 

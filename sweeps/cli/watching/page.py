@@ -21,11 +21,11 @@ from analysis.format import Row, plural, visible
 from analysis.report.page import render, templates
 from analysis.store.journal import JOURNAL
 from analysis.store.left import to_come
-from analysis.store.queries import run_sql
 from analysis.store.schemas import SCHEMAS
+from analysis.store.sql_process import run_sql_apart
 from analysis.store.store import Store, open_store
 from sweeps.cli.printing import shown
-from sweeps.cli.status import progress_of, says
+from sweeps.cli.progress import progress_of, says
 from sweeps.errors import reason
 
 MOST_ROWS = 1000
@@ -112,7 +112,7 @@ class Page:
     def answer(self, query: str) -> dict[str, Any]:
         """What SQL says of the tables as the page has them: `columns`, `rows` of texts, `says`; or `error`."""
         try:
-            table = run_sql(self._tables, query)
+            table = run_sql_apart(self._tables, query)
         except QueryError as error:
             return {"error": visible(str(error))}
         first = table.slice(0, MOST_ROWS)

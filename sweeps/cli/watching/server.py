@@ -1,7 +1,8 @@
 """Who may see the page, and what it is sent as the sweep goes on: Starlette on uvicorn, on loopback alone.
 
 A request needs the token, which is in the page's address and in no cookie, so that no other page of the browser has it;
-and a Host of this machine, so that no foreign name can be made to lead here.
+a Host of this machine, so that no foreign name can be made to lead here; and no Origin but the page itself. It must
+arrive within seconds, and each connection carries one.
 """
 
 from __future__ import annotations
@@ -20,12 +21,14 @@ from pathlib import Path
 import uvicorn
 from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
+from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, JSONResponse, PlainTextResponse, RedirectResponse, StreamingResponse
 from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
+from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from analysis.errors import StoreError
 from sweeps.cli.watching.keys import Keys, new_word
@@ -35,19 +38,51 @@ from sweeps.errors import reason
 HOSTS = ("127.0.0.1", "localhost")
 EVERY_S, SHARE = 1.0, 0.05
 """Numbers, and figures, are made at most so often, and so seldom that each take at most this share of a core."""
-_HEADERS = {"Cache-Control": "no-store", "Referrer-Policy": "no-referrer", "X-Content-Type-Options": "nosniff"}
+ARRIVES_S, MOST_BYTES = 10.0, 100_000
+"""How long a request, and then its body, may take to arrive; the largest body."""
+_HEADERS = {"Cache-Control": "no-store", "Referrer-Policy": "same-origin", "X-Content-Type-Options": "nosniff"}
+
+
+class Impatient(H11Protocol):
+    """Closes a connection on which no whole request header arrives in time."""
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as the base has it
+        super().connection_made(transport)
+        self.loop.call_later(ARRIVES_S, self._close_if_silent)
+
+    def _close_if_silent(self) -> None:
+        if self.scope is None and not self.transport.is_closing():  # set by a header
+            self.transport.close()
+
+
+async def read_body(request: Request) -> bytes:
+    """Return the body of a request. Raises HTTPException if it is too large, or does not arrive in time."""
+    body = bytearray()
+    try:
+        async with asyncio.timeout(ARRIVES_S):
+            async for piece in request.stream():
+                body += piece
+                if len(body) > MOST_BYTES:
+                    raise HTTPException(413, f"the body is larger than {MOST_BYTES:,} bytes", _HEADERS)
+    except TimeoutError as error:
+        raise HTTPException(408, f"the body took longer than {ARRIVES_S:g} s", _HEADERS) from error
+    return bytes(body)
 
 
 class Guard:
-    """Refuses every request without the token."""
+    """Refuses every request without the token, or from a page of another origin."""
 
     def __init__(self, app: ASGIApp, keys: Keys) -> None:
         self.app, self.keys = app, keys
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        given = Request(scope).query_params.get("token", "").encode()
+        request = Request(scope)
+        given = request.query_params.get("token", "").encode()
         app = self.app
-        if secrets.compare_digest(given, self.keys.once.encode()):
+        own = f"http://{request.headers.get('host')}"
+        if request.headers.get("origin", own) != own:
+            app = PlainTextResponse("asked by a page of another origin", 403, _HEADERS)
+        elif secrets.compare_digest(given, self.keys.once.encode()):
             self.keys.once = new_word()
             app = RedirectResponse(f"/?token={self.keys.token}", 303, _HEADERS)
         elif not secrets.compare_digest(given, self.keys.token.encode()):
@@ -105,7 +140,7 @@ def make_server(folder: Path, keys: Keys) -> uvicorn.Server:
         return StreamingResponse(feed.events(), headers=_HEADERS, media_type="text/event-stream")
 
     async def sql(request: Request) -> JSONResponse:
-        query = (await request.body()).decode(errors="replace")
+        query = (await read_body(request)).decode(errors="replace")
         async with asking:
             return JSONResponse(await run_in_threadpool(page.answer, query), headers=_HEADERS)
 
@@ -124,9 +159,17 @@ def make_server(folder: Path, keys: Keys) -> uvicorn.Server:
         routes=[*routes, Route("/sql", sql, methods=["POST"])],
         middleware=[Middleware(TrustedHostMiddleware, HOSTS, www_redirect=False), Middleware(Guard, keys)],
     )
-    server = uvicorn.Server(
-        uvicorn.Config(app, loop="asyncio", http="h11", ws="none", lifespan="off", log_config=None, access_log=False)
+    config = uvicorn.Config(
+        app,
+        loop="asyncio",
+        http=Impatient,
+        ws="none",
+        lifespan="off",
+        log_config=None,
+        access_log=False,
+        headers=[("Connection", "close")],
     )
+    server = uvicorn.Server(config)
     return server
 
 

@@ -21,12 +21,14 @@ from rich.console import Console
 from analysis import Store, open_store, print_results_table, results_table, write_report
 from analysis.report.page import render
 from analysis.report.tables import sheets
+from analysis.store.tables import write_part
 from analysis.styles import style
 from analysis.tables import export
 from analysis.tables.console import conclusion_of
 from analysis.tables.export import latex, markdown
 from analysis.tables.results import results
 from analysis.tables.sheet import Column, Sheet
+from sweeps.cli.watching.page import Page as WatchPage
 from tests.analysis.odd import Cells, odd_results
 from tests.analysis.synthetic import make_results
 
@@ -315,3 +317,27 @@ def test_a_report_drawn_meanwhile_does_not_end_another(tmp_path: Path, monkeypat
     monkeypatch.setattr(Path, "replace", replace)
     assert write_report(folder)["report"].is_file()
     assert len(set(begun)) == 2 and not list(folder.glob("*.tmp"))
+
+
+@pytest.mark.filterwarnings("ignore:Glyph")  # the fonts of figures lack these
+def test_no_text_from_outside_acts_on_the_reader(tmp_path: Path) -> None:
+    """Neither on a terminal nor on the order of what is read: names, failures and errors are shown as characters."""
+    acts = "\x1b[2J\x9b1A\x00\u202eab\u2066c"
+    cells: Cells = {(m, "lora-1", f"d{acts}"): {0: 0.5, 1: 0.6, 2: None} for m in ("lora", f"m{acts}")}
+    folder = odd_results(tmp_path / "made", cells)
+    rows = open_store(folder).table("trials").to_pylist()
+    changed = {"reason": f"ValueError: {acts}", "host": acts, "device": acts}
+    write_part(folder, "trials", [r | changed for r in rows if r["status"] == "failed"])
+    cell = open_store(folder).table("cells").to_pylist()[0]
+    lacks = {"cell_id": f"c{acts}", "reference": acts, "reason": acts, "test_lacks": json.dumps([acts])}
+    write_part(folder, "cells", [cell | lacks])
+    spec = {"name": acts, "description": acts}
+    (folder / "sweep.json").write_text(json.dumps({**(open_store(folder).spec() or {}), **spec}))
+    written = write_report(folder)
+    texts = {
+        name: path.read_text() for name, path in written.items() if path.suffix in (".html", ".md", ".tex", ".svg")
+    }
+    texts["watch"] = "".join(WatchPage(folder).numbers().values())
+    assert "\u241b" in texts["report"] and "\u241b" in texts["watch"]
+    found = {name: sorted({*acts} & set(text) & {*"\x1b\x9b\x00\u202e\u2066"}) for name, text in texts.items()}
+    assert not any(found.values()), found

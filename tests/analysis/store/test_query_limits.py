@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import pytest
@@ -11,12 +12,47 @@ from analysis.errors import StoreError
 from analysis.store.journal import read_journal
 from analysis.store.queries import run_sql
 from analysis.store.schemas import SCHEMAS
+from analysis.store.sql_process import run_sql_apart
+from analysis.store.tables import to_table
 
 ENDLESS = "with recursive t(a) as (select 1 union all select 1 - a from t) select count(*) from t"
 
 
+TABLES = {name: shape.empty_table() for name, shape in SCHEMAS.items()}
+
+
 def ask(query: str) -> object:
-    return run_sql({name: shape.empty_table() for name, shape in SCHEMAS.items()}, query).to_pylist()
+    return run_sql(TABLES, query).to_pylist()
+
+
+def test_a_function_that_duckdb_cannot_interrupt_is_ended_with_its_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    """This one compares texts for an hour, in memory of a few kilobytes, and does not ask whether it should stop."""
+    monkeypatch.setenv("SWEEPS_SQL_SECONDS", "0.2")
+    with pytest.raises(QueryError, match=r"took more than 0\.2 s \(SWEEPS_SQL_SECONDS allows more\)"):
+        run_sql_apart(TABLES, "select levenshtein(repeat('a', 5000000), repeat('b', 5000000))")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the limit of memory is Linux's")
+def test_a_function_that_makes_one_huge_text_gets_no_memory() -> None:
+    with pytest.raises(QueryError, match="the query takes more than 2 GB of memory"):
+        run_sql_apart(TABLES, "select repeat('x', 3000000000)")
+
+
+def test_sql_apart_answers_and_refuses_as_it_does_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where a folder of the same name as one of ours lies in the working folder."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "analysis").mkdir()
+    (tmp_path / "analysis" / "__init__.py").write_text("raise SystemExit('not ours')")
+    rows = {"cells": [{"sweep": "s", "cell_id": "c", "title": "\u202e\x00"}]}
+    tables = TABLES | {name: to_table(name, found) for name, found in rows.items()}
+    for query in ("select * from cells", "select count(*) as n, interval 2 days as t from best", "show tables"):
+        assert run_sql_apart(tables, query).equals(run_sql(tables, query))
+    for query in ("select wibble from cells", "drop table cells", "select '\udc80' as a", "", "\n"):
+        with pytest.raises(QueryError) as here:
+            run_sql(tables, query)
+        with pytest.raises(QueryError) as apart:
+            run_sql_apart(tables, query)
+        assert str(apart.value) == str(here.value)
 
 
 @pytest.mark.parametrize(
@@ -75,3 +111,12 @@ def test_a_line_that_is_no_json_is_named(tmp_path: Path, line: str) -> None:
     path.write_bytes(f'{line}\n{{"ev": "sweep"}}\n'.encode(errors="surrogateescape"))
     with pytest.raises(StoreError, match="line 1 is no event, or does not match its checksum"):
         read_journal(path)
+
+
+@pytest.mark.parametrize(
+    "query", [f"drop table {'x' * 10**5}", f"select {'x' * 10**5}", f"select * from {'x' * 10**5}", f"'{'x' * 10**5}'"]
+)
+def test_a_message_has_little_of_a_long_query(query: str) -> None:
+    with pytest.raises(QueryError) as caught:
+        ask(query)
+    assert 30 < len(str(caught.value)) < 2000

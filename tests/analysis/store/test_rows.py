@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from analysis import StoreError, open_store
-from analysis.store.codec import Column, columns_of, from_values, to_json
+from analysis.store.codec import Column, _as_it_is, _fitted, columns_of, from_values, to_json
 from analysis.store.rows import ChoiceRow, MetricRow, TrialRow
 from analysis.store.schemas import SCHEMAS, TABLES
 from analysis.store.slot_kinds import SlotKind
@@ -108,3 +108,13 @@ def test_a_slot_number_says_its_kind(kind: SlotKind, index: int) -> None:
         "WIDENED_LATE": 200_000,
         "REFINED": 300_000,
     }  # as results folders have them
+
+
+@given(value=st.one_of(st.text(), st.integers(), st.floats(), st.booleans()))
+def test_a_value_that_is_taken_as_it_is_is_what_fitting_makes_of_it(value: Any) -> None:
+    for kind, own in ((pa.string(), str), (pa.int64(), int), (pa.float64(), float)):
+        column = Column("x", kind, "A value.")
+        assert column._plain is own
+        if type(value) is own and _as_it_is(value):
+            fitted = _fitted(kind, value)
+            assert type(fitted) is own and fitted == column.stored("t", value) == value

@@ -26,6 +26,8 @@ from randlora import (
     load,
     resolve_targets,
 )
+from tests.randlora.methods.support import TARGETS as BRIDGED
+from tests.randlora.methods.support import configured, network, rows
 from tests.randlora.support import CONFIGS, TARGETS, batch, block, config_id, perturb
 
 ON_PACKED = [c for c in CONFIGS if METHODS[c.method].mergeable]
@@ -52,7 +54,7 @@ def assert_close(one: list[Tensor], other: list[Tensor]) -> None:
 
 @compiles
 @pytest.mark.slow
-@pytest.mark.parametrize("config", [LoraConfig(3), RandLoraConfig(5)], ids=config_id)
+@pytest.mark.parametrize("config", [LoraConfig(3), RandLoraConfig(5), VeraConfig(5)], ids=config_id)
 def test_a_layer_traces_into_one_graph(config: AdapterConfig) -> None:
     torch.compiler.reset()
     model = nn.Sequential(nn.Linear(8, 12), nn.GELU(), nn.Linear(12, 8))
@@ -75,6 +77,30 @@ def test_compiled_with_inductor(config: AdapterConfig) -> None:
     perturb(adapted)
     eager = results(model, adapted, x)
     assert_close(results(torch.compile(model), adapted, x), eager)
+
+
+@pytest.mark.filterwarnings("ignore:There is a performance drop:UserWarning")
+@pytest.mark.parametrize("config", CONFIGS, ids=config_id)
+def test_gradients_by_torch_func(config: AdapterConfig) -> None:
+    """Of all rows, and of each alone; torch refuses RandLoRA's own products."""
+    model = nn.Sequential(nn.Linear(8, 6), nn.Tanh(), nn.Linear(6, 8)).double()
+    perturb(attach(model, config, ["0", "2"]))
+    x = torch.randn(5, 8, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    trained = {name: p.detach() for name, p in model.named_parameters() if p.requires_grad}
+
+    def loss(parameters: dict[str, Tensor], rows: Tensor) -> Tensor:
+        y: Tensor = torch.func.functional_call(model, parameters, (rows,))
+        return y.square().mean()
+
+    if config.method.startswith(("randlora", "hybrid")):
+        with pytest.raises(RuntimeError, match=r"autograd\.Function with functorch"):
+            torch.func.grad(loss)(trained, x)
+        return
+    model(x).square().mean().backward()
+    whole, each = torch.func.grad(loss)(trained, x), torch.func.vmap(torch.func.grad(loss), (None, 0))(trained, x)
+    for name in trained:
+        for found in (whole[name], each[name].mean(0)):
+            torch.testing.assert_close(found, model.get_parameter(name).grad)
 
 
 class Checkpointed(nn.Module):
@@ -129,6 +155,40 @@ def _distributed(rank: int, world: int, folder: str, kind: str) -> None:
         # the last owner of gloo's threads waits for them, and where that is DDP it holds the GIL, which they want
         del wrapped, model, adapted, values, full
     dist.destroy_process_group()
+
+
+def _sharing(rank: int, world: int, folder: str) -> None:
+    """One process of runs whose layers share trainables, with the whole model split; rank 0 loads what was saved."""
+    from torch.distributed.fsdp import fully_shard
+
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=world)
+    mesh, (x, _) = dist.device_mesh.init_device_mesh("cpu", (world,)), rows()
+    for name in ("vblora", "lily", "tinylora", "unilora"):
+        alone, model = network(), network()
+        attach(alone, configured(name), BRIDGED)
+        adapted = attach(model, configured(name), BRIDGED)
+        split: Any = fully_shard(model, mesh=mesh)
+        for each in (alone, split):
+            optimiser = torch.optim.SGD([p for p in each.parameters() if p.requires_grad], lr=0.1)
+            for _ in range(3):
+                optimiser.zero_grad()
+                each(x).square().mean().backward()
+                optimiser.step()
+        adapted.save(f"{folder}/{name}")
+        if rank == 0:
+            again = network()
+            load(again, f"{folder}/{name}")
+            torch.testing.assert_close(again(x), alone(x), rtol=1e-5, atol=1e-6, msg=lambda m, n=name: f"{n}: {m}")
+        del split, model, adapted
+    dist.destroy_process_group()
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not (dist.is_available() and dist.is_gloo_available()), reason="torch was built without gloo")
+def test_layers_that_share_trainables_are_split_with_the_whole_model(tmp_path: Path) -> None:
+    pytest.importorskip("peft")
+    torch.multiprocessing.spawn(_sharing, (2, str(tmp_path)), nprocs=2)
 
 
 def train(model: Any, rank: int = 0, world: int = 1) -> None:

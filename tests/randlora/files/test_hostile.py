@@ -16,6 +16,7 @@ from randlora.adapted.load import load_peft
 from randlora.files.tensors import digest_of
 from randlora.methods.registry import get_method
 from tests.randlora.support import perturb
+from tests.support import pipe
 
 
 def small() -> nn.Sequential:
@@ -121,3 +122,12 @@ def test_pefts_folders_raise_nothing_else(rank: int, settings: dict[str, Any], k
 def test_a_rank_may_exceed_small_weights(tmp_path: Path) -> None:
     attach(small(), NolaConfig(4, r=32), ["0"]).save(tmp_path)
     load(small(), tmp_path)
+
+
+@pytest.mark.parametrize("name", ["adapter.safetensors", "adapter.json", "adapter_config.json"])
+def test_a_pipe_in_the_place_of_a_file_is_not_waited_for(name: str, tmp_path: Path) -> None:
+    attach(small(), LoraConfig(2), ["0"]).save(tmp_path)
+    (tmp_path / name).unlink(missing_ok=True)
+    read = load_peft if name == "adapter_config.json" else load
+    with pipe(tmp_path / name), pytest.raises(CheckpointError, match=f"{name} is not a file"):
+        read(small(), tmp_path)

@@ -183,7 +183,7 @@ def rewrite(folder: Path, **changes: object) -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"peft_type": "IA3"}, "'IA3' is not read here.*LORA.*RANDLORA"),
+        ({"peft_type": "POLY"}, "'POLY' is not read here.*LORA.*RANDLORA"),
         ({"bias": "all"}, "bias='all'"),
         ({"modules_to_save": ["head"]}, r"modules_to_save=\['head'\]"),
         ({"lora_bias": True}, "lora_bias"),

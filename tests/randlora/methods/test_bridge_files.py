@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import copy
+import io
 import json
-from collections.abc import Iterator
+import pickle
+import warnings
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +21,10 @@ from randlora.files.checkpoint import DERIVED
 from randlora.files.tensors import digest_of, write_tensors
 from randlora.methods.bridge.build import PeftAdapter
 from randlora.methods.bridge.kinds import KINDS
-from tests.randlora.methods.support import TARGETS, configured, network, on_another_machine, rows
+from tests.randlora.methods.support import NAMES, TARGETS, configured, network, of_conv1d, on_another_machine, rows
+from tests.randlora.support import perturb
 
-pytest.importorskip("peft")
+peft = pytest.importorskip("peft")
 DRAWN = sorted(name for name, kind in KINDS.items() if kind.seed is not None and not kind.derived)
 
 
@@ -100,3 +105,57 @@ def test_a_delta_that_would_lack_the_bias_is_not_exported(name: str, tmp_path: P
         adapted.export_deltas(tmp_path)
     without = attach(nn.Sequential(nn.Linear(16, 16, bias=False)), configured(name), ["0"])
     assert list(load_file(without.export_deltas(tmp_path) / "deltas.safetensors")) == ["0.weight"]
+
+
+def saved_whole(model: nn.Module) -> nn.Module:
+    """A model that went through `torch.save`."""
+    file = io.BytesIO()
+    torch.save(model, file)
+    file.seek(0)
+    again: nn.Module = torch.load(file, weights_only=False)
+    return again
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("passed", [saved_whole, copy.deepcopy], ids=["saved", "copied"])
+@pytest.mark.parametrize("made", [network, of_conv1d])
+def test_a_model_is_saved_and_copied_whole(
+    name: str, passed: Callable[[nn.Module], nn.Module], made: Callable[[], nn.Module]
+) -> None:
+    """With its adapters, which go on training as they did."""
+    model, (x, _) = made().eval(), rows()
+    adapted = attach(model, configured(name), TARGETS)
+    perturb(adapted)
+    again = passed(model)
+    gradients = []
+    for each in (model, again):
+        y = each(x)
+        each.zero_grad()
+        y.square().mean().backward()
+        gradients.append([y.detach(), *(p.grad for p in each.parameters() if p.grad is not None)])
+    assert len(gradients[0]) > 1
+    for one, other in zip(*gradients, strict=True):
+        torch.testing.assert_close(one, other, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_configuration_is_pickled(name: str) -> None:
+    config = configured(name)
+    assert pickle.loads(pickle.dumps(config)) == config
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_an_adapter_on_conv1d_is_exported_if_peft_takes_such_layers(name: str, tmp_path: Path) -> None:
+    """Beside an nn.Linear, if the type's layers share nothing with it."""
+    model, (x, _) = of_conv1d().eval(), rows()
+    adapted = attach(model, configured(name), TARGETS)
+    perturb(adapted)
+    if not KINDS[name].conv1d:
+        with pytest.raises(ExportError, match=r"0\.up\.weight is the weight of a Conv1D"):
+            adapted.export_peft(tmp_path)
+        return
+    adapted.export_peft(tmp_path)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        loaded = peft.PeftModel.from_pretrained(of_conv1d(), str(tmp_path)).eval()
+    assert torch.equal(loaded.base_model(x), model(x))

@@ -255,3 +255,18 @@ def test_dora_learns_a_row_of_zeros() -> None:
         y = layer(x)
         with adapted.merging():
             torch.testing.assert_close(layer(x), y)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("rows", [3, 600])
+def test_doras_weight_starts_exact_and_its_output_to_rounding(dtype: torch.dtype, rows: int) -> None:
+    """The norms are those of one computation. The bias is added after the scale, as no product with a bias does."""
+    draw = torch.Generator().manual_seed(0)
+    layer = nn.Linear(197, 33).to(dtype)
+    x = torch.randn(rows, 197, generator=draw, dtype=dtype)
+    with torch.no_grad():
+        layer.weight.copy_(torch.randn(33, 197, generator=draw) * 197**-0.5)
+        before, frozen = layer(x), layer.weight.clone()
+        (adapter,) = attach(layer, DoraConfig(4), ["weight"]).adapters.values()
+        assert torch.equal(adapter.weight(frozen), frozen)
+        torch.testing.assert_close(layer(x), before, rtol=0, atol=32 * torch.finfo(dtype).eps)

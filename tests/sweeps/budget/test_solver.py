@@ -8,8 +8,11 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
+from torch import nn
 
-from randlora.methods.registry import METHODS
+from randlora import attach
+from randlora.methods.bridge.kinds import KINDS
+from randlora.methods.registry import METHODS, get_method
 from sweeps.budget.reach import Reach
 from sweeps.budget.solver import (
     ALLOCATIONS,
@@ -20,6 +23,8 @@ from sweeps.budget.solver import (
 )
 from sweeps.spec.solution import Infeasible, Solution
 from tests.sweeps.budget.shapes import clip_b32, clip_tower, llama3_8b
+
+Shape = tuple[int, int]
 
 
 def solved(*args: object, **kwargs: object) -> Solution:
@@ -288,3 +293,53 @@ def test_the_table_lists_every_method_and_allocation() -> None:
     assert rows["lora", "auto"]["ranks"] == 32
     assert rows["vera", "auto"]["above"] is None
     assert "largest count" in rows["vera", "auto"]["reason"]
+
+
+@pytest.mark.parametrize("name", KINDS)
+@pytest.mark.parametrize("shapes", [[(29, 13), (13, 29)], [(64, 31)], [(8, 1)]])
+def test_peft_builds_what_is_called_feasible(name: str, shapes: list[Shape]) -> None:
+    """On sides that have few divisors."""
+    pytest.importorskip("peft")
+    method, named = f"peft:{name}", {f"{i}.weight": shape for i, shape in enumerate(shapes)}
+    for budget in (29, 84, 500):
+        answer = solve(method, named, budget)
+        if isinstance(answer, Solution):
+            model = nn.Sequential(*(nn.Linear(width, out) for out, width in shapes))
+            config = get_method(method).config.from_options(max(answer.capacities.values()), {})
+            assert attach(model, config, list(named), capacities=answer.capacities).count() == answer.count
+
+
+@pytest.mark.parametrize(
+    ("method", "options", "shapes", "reason", "lever"),
+    [
+        ("gralora", {}, {"a": (28, 14), "b": (29, 14)}, "gralora_k = 2 must divide 29", "gralora_k = 1"),
+        ("gralora", {"gralora_k": 4}, {"a": (12, 6)}, "gralora_k = 4 must divide 6", "gralora_k = 3"),
+        ("road", {}, {"a": (96, 13)}, "group_size = 64 must divide 96", "group_size = 48"),
+        ("road", {}, {"a": (29, 64)}, "group_size = 64 must divide 29", "targets without such weights"),
+        ("miss", {"init_weights": "mini", "mini_r": 2}, {"a": (9, 8)}, "mini_r = 2 must divide 9", "mini_r = 1"),
+        (
+            "frod",
+            {},
+            {f"layers.{i}.blocks.0.attn.qkv.weight": (3 * d, d) for i, d in enumerate((16, 32))},
+            "layers.0.blocks.0.attn.qkv.weight has 16 and layers.1.blocks.0.attn.qkv.weight has 32",
+            "targets with one number of inputs",
+        ),
+        ("hra", {}, {"a": (8, 1)}, "r is at least 2, and these weights allow 1", "weights with more"),
+    ],
+)
+def test_weights_that_a_method_cannot_adapt_at_any_capacity(
+    method: str, options: dict[str, Any], shapes: dict[str, Shape], reason: str, lever: str
+) -> None:
+    pytest.importorskip("peft")
+    answer = refused(f"peft:{method}", shapes, 100, options=options, tolerance=None)
+    assert reason in answer.reason and lever in answer.lever
+    row = budget_table({"a": (29, 13)}, 84, "params-84", methods=["peft:gralora"], allocations=["auto"])["methods"][0]
+    assert (row["feasible"], row["count"], row["ranks"], row["chosen"]) == (False, None, None, None)
+
+
+def test_frod_takes_layers_of_several_widths_with_names_of_their_own() -> None:
+    pytest.importorskip("peft")
+    mlp = {
+        f"layers.{i}.mlp.{name}.weight": shape for i in range(2) for name, shape in (("up", (8, 4)), ("down", (4, 8)))
+    }
+    assert isinstance(solve("peft:frod", mlp, 100), Solution)

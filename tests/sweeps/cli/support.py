@@ -8,8 +8,9 @@ import json
 import re
 import socket
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 from sweeps.cli.watching.keys import Keys
 from sweeps.cli.watching.server import make_server
@@ -31,19 +32,24 @@ class Served:
         self.address = f"http://127.0.0.1:{port}/?token={keys.token}"
 
     def connect(
-        self, path: str, token: str | None = None, host: str | None = None, body: str | None = None
+        self,
+        path: str,
+        token: str | None = None,
+        host: str | None = None,
+        body: str | None = None,
+        headers: Mapping[str, str] | None = None,
     ) -> tuple[http.client.HTTPConnection, http.client.HTTPResponse]:
         """A request, with the page's own token and host unless others are given, and its answer, not yet read."""
         line = http.client.HTTPConnection("127.0.0.1", self.port, timeout=240)
-        headers = {"Host": host or f"127.0.0.1:{self.port}"}
+        headers = {"Host": host or f"127.0.0.1:{self.port}", **(headers or {})}
         method = "GET" if body is None else "POST"
         line.request(method, f"{path}?token={self.keys.token if token is None else token}", body, headers)
         return line, line.getresponse()
 
-    def ask(self, path: str, **how: str) -> tuple[int, http.client.HTTPMessage, str]:
+    def ask(self, path: str, **how: Any) -> tuple[int, http.client.HTTPMessage, str]:
         """Status, headers and text of the answer to a request."""
         line, answer = self.connect(path, **how)
-        with contextlib.closing(line):
+        with contextlib.closing(line), contextlib.closing(answer):  # a line that is to close is the answer's
             return answer.status, answer.headers, answer.read().decode()
 
     def listens(self) -> bool:
@@ -65,7 +71,7 @@ class Served:
                 assert answer.readline() == b"\n"
                 yield name, str(html)
 
-        with contextlib.closing(line):
+        with contextlib.closing(line), contextlib.closing(answer):
             yield read()
 
     def sections(self) -> dict[str, str]:

@@ -149,6 +149,20 @@ def test_bad_input_is_named_with_the_nearest_choice(words: list[str], said: str)
     assert "Traceback" not in result.output
 
 
+def test_a_plan_refuses_layers_that_frod_cannot_decompose_together(tmp_path: Path) -> None:
+    """PEFT builds FRoD from the weights' values, so that a model without any shows nothing."""
+    pytest.importorskip("peft")
+    transformers = pytest.importorskip("transformers")
+    sizes = {"image_size": 32, "patch_size": 4, "embed_dim": 16, "depths": [1, 1], "num_heads": [2, 2]}
+    transformers.SwinModel(transformers.SwinConfig(window_size=4, **sizes)).save_pretrained(tmp_path)
+    words = ["--set", f"model.id=local:{tmp_path}", "--set", 'model.targets=["mlp.fc1"]', "--set", "model.adapt=all"]
+    words += ["--set", 'methods={lora={}, "peft:frod"={}}', "--set", "budgets.lora_rank=[1]"]
+    result = sweeps("plan", QUICKSTART, *words)
+    assert result.exit_code == 2
+    assert "methods.peft:frod" in result.output and "methods.lora" not in result.output
+    assert "Nearest: targets with one number of inputs" in " ".join(result.output.split())
+
+
 def test_json_holds_bytes_and_numbers_that_are_not_finite(results: Path) -> None:
     rows = json.loads(
         sweeps("query", str(results), "select 1/0.0 as x, correct from predictions limit 1", "--json").stdout
@@ -175,7 +189,7 @@ def test_budget_lists_chosen_methods_and_what_of_them_acts() -> None:
     assert rows["peft:lora"]["count"] == answer["budget"]
     assert rows["peft:waveft"]["dof"] == rows["peft:waveft"]["count"]
     assert rows["peft:boft"]["dof"] < 0.9 * rows["peft:boft"]["count"]
-    assert rows["peft:peanut"]["dof_measured"] is True
+    assert rows["peft:lokr"]["dof_measured"] is True
     assert {name for name, row in rows.items() if row["dof_at_most"]} == {"peft:vblora", "peft:lily"}
     assert not rows["peft:ia3"]["feasible"]
     two = json.loads(sweeps(*words, "--method", "lora", "--method", "peft:miss", "--json").stdout)["methods"]
@@ -226,6 +240,7 @@ def test_budget_answers_for_bare_weights_counts_shares_and_ranks() -> None:
         (["--shape", "64x64", "--percent", "0"], "above 0"),
         (["--shape", "64x64", "--rank", "4"], "--method randlora --rank 4"),
         (["--shape", "64x64", "--rank", "65", "--method", "randlora"], "randlora takes 1 to 64 on these weights"),
+        (["--shape", "96x13", "--rank", "1", "--method", "peft:road"], "Nearest: group_size = 48"),
     ],
 )
 def test_budget_names_what_it_cannot_answer(words: list[str], said: str) -> None:
@@ -284,8 +299,8 @@ def test_the_version_and_names_that_are_no_results(results: Path, monkeypatch: p
 
 
 def test_an_interrupt_while_the_program_loads_is_no_traceback(tmp_path: Path) -> None:
-    (tmp_path / "scipy").mkdir()
-    (tmp_path / "scipy" / "__init__.py").write_text("raise KeyboardInterrupt\n")  # as where Ctrl-C meets its import
+    (tmp_path / "typer").mkdir()
+    (tmp_path / "typer" / "__init__.py").write_text("raise KeyboardInterrupt\n")  # as where Ctrl-C meets its import
     command = [sys.executable, "-c", "from sweeps.cli.program import main; main()", "doctor"]
     paths = os.pathsep.join([str(tmp_path), str(ROOT)])
     done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": paths}, check=False)

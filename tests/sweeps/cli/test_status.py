@@ -20,8 +20,8 @@ from analysis.store.left import to_come
 from analysis.store.store import open_store
 from analysis.store.tables import part_paths, write_part
 from sweeps.backends.ray.pool import Pool
+from sweeps.cli.progress import pace, progress_of
 from sweeps.cli.run import _print_results
-from sweeps.cli.status import pace, progress_of
 from sweeps.cli.watching.page import Page
 from sweeps.engine.kept import _by_id
 from sweeps.plan.estimate import _left

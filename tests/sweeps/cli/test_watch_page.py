@@ -72,6 +72,35 @@ def test_a_foreign_host_is_refused(page: Served, host: str) -> None:
     assert page.ask("/", host="localhost")[0] == 200
 
 
+@pytest.mark.parametrize("origin", ["http://evil.example", "null", "http://127.0.0.1:1", "https://127.0.0.1:{port}"])
+def test_a_page_of_another_origin_is_refused(page: Served, origin: str) -> None:
+    asked = {"Origin": origin.format(port=page.port)}
+    for path, body in (("/", {}), ("/sql", {"body": "select 1"})):
+        assert page.ask(path, **body, headers=asked)[0] == 403
+        assert page.ask(path, **body, headers={"Origin": f"http://127.0.0.1:{page.port}"})[0] == 200
+
+
+def test_a_request_that_does_not_arrive_is_not_waited_for(page: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither its header, nor its body, nor a second one on the same line."""
+    monkeypatch.setattr("sweeps.cli.watching.server.ARRIVES_S", 0.2)
+    sql = f"POST /sql?token={page.keys.token} HTTP/1.1\r\nHost: 127.0.0.1:{page.port}\r\nContent-Length: 8\r\n\r\n"
+    sent = ("", "GET / HT", "GET / HTTP/1.1\r\nHost:", sql, f"{sql}sele", f"{sql}select 1GET / HTTP")
+    answers = []
+    for text in sent:
+        with socket.create_connection(("127.0.0.1", page.port), timeout=60) as line, line.makefile("rb") as answer:
+            line.sendall(text.encode())
+            answers.append(answer.read().partition(b"\r\n")[0].decode())  # until it is closed
+    assert answers == ["", "", "", "HTTP/1.1 408 Request Timeout", "HTTP/1.1 408 Request Timeout", "HTTP/1.1 200 OK"]
+
+
+def test_a_body_has_a_largest_size(page: Served) -> None:
+    assert "columns" in page.sql("select 1 as a --" + "x" * 90_000)
+    with socket.create_connection(("127.0.0.1", page.port), timeout=60) as line, line.makefile("rb") as answer:
+        head = f"POST /sql?token={page.keys.token} HTTP/1.1\r\nHost: localhost\r\nContent-Length: 200000\r\n\r\n"
+        line.sendall(head.encode() + b"x" * 100_001)
+        assert answer.readline() == b"HTTP/1.1 413 Request Entity Too Large\r\n"
+
+
 def test_what_a_browser_is_started_with_opens_the_page_once(page: Served) -> None:
     once = page.keys.once
     status, headers, _ = page.ask("/", token=once)

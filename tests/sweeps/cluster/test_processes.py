@@ -106,22 +106,29 @@ def test_what_a_killed_driver_leaves_ends_by_itself(monkeypatch: pytest.MonkeyPa
 
 
 def test_an_abandoned_folder_goes_with_the_next_session(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also one without a token, and one of which a process still runs."""
     monkeypatch.setattr(private, "_SOCKET_BYTES", 400)  # pytest's folder is long
     monkeypatch.setenv("RAY_TMPDIR", str(tmp_path))
-    abandoned, held, young = make_folder(), make_folder(), make_folder()
+    abandoned, held, young, bare, busy = (make_folder() for _ in range(5))
     other = tmp_path / "not-ours"
     other.mkdir()
-    for old in (abandoned, held, other):
+    token_of(bare).unlink()
+    for old in (abandoned, held, other, bare, busy):
         os.utime(old, (0, 0))
     locking = f"import fcntl; file = open({str(token_of(held))!r}); fcntl.flock(file, fcntl.LOCK_SH)"
     locking += "; print(flush=True); input()"
     # as `guarded` does, in another driver
-    with subprocess.Popen([sys.executable, "-c", locking], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as driver:
+    driving = subprocess.Popen([sys.executable, "-c", locking], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    with driving as driver, subprocess.Popen([*SLEEP, f"--temp-dir={busy}/r"]) as left:
         assert driver.stdout is not None
         driver.stdout.readline()
+        process = psutil.Process(left.pid)
         new = make_folder()
         assert set(tmp_path.iterdir()) == {held, young, other, new}
+        assert not runs(process)
         driver.communicate(b"\n")
     assert all(path.name.startswith(PREFIX) for path in (abandoned, held))
+    monkeypatch.setattr(private, "_SHORT", str(tmp_path))
+    monkeypatch.setenv("RAY_TMPDIR", str(other))  # also where this session's files go elsewhere
     clear(make_folder())
     assert not held.exists()

@@ -10,7 +10,7 @@ import pytest
 
 from analysis.store.journal import read_journal
 from sweeps.backends.resources import LaneShape, accelerators
-from sweeps.cli.status import _used
+from sweeps.cli.progress import _used
 from sweeps.engine.limits import Meter
 from sweeps.errors import SpecError
 from sweeps.records.journal import Journal

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import json
+import shutil
 import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from torch import Tensor
 
 from analysis.store.store import open_store
@@ -19,15 +21,16 @@ from sweeps.errors import SpecError
 from sweeps.plan.inputs import check_inputs
 from sweeps.plan.plan import Plan
 from sweeps.plan.split_sizes import split_sizes
+from sweeps.records.locks import write_identity
 from sweeps.search.stages import SweepState
 from sweeps.spec.paths import anchored
 from sweeps.spec.spec import SweepSpec
 from tests.sweeps.support import begin
 from tests.trainables.tiny_language import instruction_rows, save_model, write_e2e, write_rows
 from tests.trainables.tiny_sentences import save_encoder, write_sst2
-from trainables.config import EvaluateSettings, TrialConfig
+from trainables.config import EvaluateSettings, TrialConfig, identifying
 from trainables.data.registry import load_text_dataset
-from trainables.data.splits import split_of
+from trainables.data.splits import split, split_of
 from trainables.data.text.dataset import TextDataset
 from trainables.tasks.text.rows import limited
 
@@ -147,26 +150,60 @@ def test_texts_that_cannot_be_judged_stop_a_sweep(
 def test_the_rows_that_a_worker_evaluates_are_looked_at(
     place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Which rows of a limited validation are drawn depends on the data's absolute path, which workers have."""
+    """In a folder of an earlier version they depend on the data's absolute path, which workers have."""
     monkeypatch.chdir(place)
     looked: list[tuple[tuple[str, ...], list[str]]] = []
 
     def check(data: TextDataset, settings: EvaluateSettings, validated: Tensor) -> str:
-        rows = limited(data.train, validated, settings.validation_rows, "val").tolist()
+        rows = limited(data.train, validated, settings, "val").tolist()
         looked.append((data.train.groups, [data.train.place(row) for row in rows]))
         return "generation"
 
     monkeypatch.setattr("sweeps.plan.inputs.check_judged", check)
     given = {"output": str(tmp_path / "out"), "evaluate": {"max_new_tokens": 8, "validation_rows": 1}}
     whole = tree(place, "llama", "problems:solved", **given) | {"data": {"datasets": ["problems:solved"]}}
-    plan = Plan.from_spec(SweepSpec.parse(whole))
+    spec = SweepSpec.parse(whole)
+    (tmp_path / "out").mkdir()
+    write_identity(tmp_path / "out", spec.identity())
+    plan = Plan.from_spec(spec)
+    assert plan.spec.evaluate.rows_by is None
     check_inputs(plan)
     slot = SweepState(plan.feasible, plan.spec).next_slot()
     assert slot is not None
     trial = TrialConfig.model_validate(anchored(slot.config))
     data = load_text_dataset(trial.dataset, stage=trial.stage)
-    rows = limited(data.train, split_of(data, trial).val_idx, trial.evaluate.validation_rows, "val").tolist()
+    rows = limited(data.train, split_of(data, trial).val_idx, trial.evaluate, "val").tolist()
     assert looked == [(data.train.groups, [data.train.place(row) for row in rows])]
+
+
+@pytest.mark.parametrize("data", ["glue:SST-2", "problems:solved"])
+def test_the_rows_that_are_evaluated_follow_from_the_data_alone(place: Path, tmp_path: Path, data: str) -> None:
+    """Another machine has them elsewhere. A folder of an earlier version goes on with the rows it has."""
+    form, _, name = data.partition(":")
+    copies = [tmp_path / each / name for each in ("here", "there")]
+    most = {"validation_rows": 1, "test_rows": 1, "max_new_tokens": 300 if form == "problems" else 32}
+    model = "llama" if form == "problems" else "roberta"
+    trials = []
+    for copy in copies:
+        shutil.copytree(place / name, copy)
+        whole = tree(place, model, output=str(copy.parent / "out"), evaluate=most)
+        plan = Plan.from_spec(SweepSpec.parse(whole | {"data": {"datasets": [f"{form}:{copy}"]}}))
+        assert plan.spec.identity()["evaluate"]["rows_by"] == "data"
+        trials.append(plan.cells[0].trial("CONFIRM", 1e-3, (0, 0, 0), plan.spec.train))
+
+    def drawn(copy: Path, settings: EvaluateSettings) -> tuple[list[int], list[int]]:
+        rows = load_text_dataset(f"{form}:{copy}", stage="CONFIRM")
+        val = split(rows, 1.0, 0, "CONFIRM").val_idx
+        test = torch.arange(len(rows.test))
+        return limited(rows.train, val, settings, "val").tolist(), limited(rows.test, test, settings, "test").tolist()
+
+    assert drawn(copies[0], trials[0].evaluate) == drawn(copies[1], trials[1].evaluate)
+    old = {"evaluate": most}
+    begun = plan.as_begun(plan.spec.identity() | old)
+    assert begun.spec.evaluate.rows_by is None and {cell.evaluate.rows_by for cell in begun.cells} == {None}
+    was = begun.cells[0].trial("CONFIRM", 1e-3, (0, 0, 0), begun.spec.train)
+    assert was.trial_id != trials[1].trial_id and "rows_by" not in identifying(was)["evaluate"]
+    assert plan.as_begun(plan.spec.identity()).cells == plan.cells
 
 
 @pytest.mark.parametrize(("model", "data", "positions"), [("llama", "json:rows", 256), ("roberta", "glue:SST-2", 64)])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import socket
 from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
@@ -22,7 +23,7 @@ from sweeps.backends.packs import Measured
 from sweeps.backends.resources import Node
 from sweeps.cli.main import app
 from sweeps.cli.plan import print_estimate_line
-from sweeps.cli.status import progress_of
+from sweeps.cli.progress import progress_of
 from sweeps.plan import estimate
 from sweeps.plan.disk_size import keep_bytes
 from sweeps.plan.estimate import (
@@ -163,6 +164,49 @@ def test_a_method_whose_probe_fails_is_left_out(
     print_estimate_line(found)
     assert f"no estimate of randlora: {type(error).__name__}: " in capsys.readouterr().err
     assert held["freed"] == {}  # a driver does not keep its largest probe
+
+
+def test_what_trials_of_this_machine_measured_is_not_probed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    given = ["methods={lora={}, randlora={}}", f'output="{tmp_path / "r"}"']
+    plan = Plan.from_spec(SweepSpec.load(ROOT / "examples" / "quickstart.toml", given))
+    probed: list[str] = []
+
+    def probe(cell: Cell, *_: object) -> _Probe:
+        probed.append(cell.method)
+        return _Probe(train=1.0, evaluate=1.0, memory=7)
+
+    monkeypatch.setattr(_Probe, "of", probe)
+    small, large = plan.feasible[0], plan.feasible[-1]
+    assert (small.method, large.method) == ("lora", "randlora")
+    (tmp_path / "r").mkdir()
+
+    def write(cell: Cell, number: int, **more: object) -> None:
+        row = {"sweep": plan.spec.name, "trial_id": f"{number:016}", "cell_id": cell.cell_id, "slot": 0}
+        row |= {"status": "finished", "stage": "TUNE", "host": socket.gethostname(), "samples": 100, "epochs": 2}
+        row |= {"seconds_train": 300.0, "seconds_eval": 2 * 0.5 * split_sizes(cell)[1], "peak_memory_bytes": 9, **more}
+        write_part(tmp_path / "r", "trials", [row])
+
+    still = _left(plan, False)
+    monkeypatch.setattr(estimate, "_left", lambda *_: still)  # the rows are of no trial that the search would make
+    write(small, 1)
+    write(large, 2, host="another")
+    write(large, 3, status="failed", samples=None)
+    write(large, 4, packed=8)
+    told: list[tuple[str, int, int]] = []
+    found = estimate_plan(plan, tell=lambda *each: told.append(each))
+    assert probed == ["randlora"] and told == [("randlora", 1, 1)]
+    lora = next(m for m in found.methods if m.method == "lora")
+    measured_here = _Probe(train=3.0, evaluate=0.5, memory=9)
+    total = sum(
+        trials * measured_here.trial(c.cell, stage, plan.spec.train)
+        for c in still
+        if c.cell.method == "lora"
+        for stage, trials in (("TUNE", c.tune), ("CONFIRM", c.confirm))
+    )
+    assert lora.seconds_total == pytest.approx(total) and found.memory_bytes == 9
+    write(large, 5)
+    probed.clear()
+    assert estimate_plan(plan).shared_bytes == 9 and probed == []
 
 
 GIB = 2**30

@@ -304,6 +304,26 @@ def test_a_test_split_that_copies_train_is_refused(
     assert not (tmp_path / "r").exists()
 
 
+def test_plan_and_data_say_what_a_run_refuses(images: Path, tmp_path: Path) -> None:
+    """A run refused a test split that stands in train by nine tenths, and `plan` and `data` had no word on it."""
+    for k in range(54):
+        Image.new("L", (28, 28), k).save(images / "train" / "shoe" / f"more{k}.png")
+        Image.new("L", (28, 28), k).save(images / "test" / "shoe" / f"more{k}.png")
+    file = tmp_path / "t.toml"
+    file.write_text(
+        f'''name = "t"\noutput = "{tmp_path / "r"}"\ndata.datasets = ["folder:{images}"]\nbudgets.lora_rank = [1]
+        methods.lora = {{}}\nmodel = {{id = "embedded:tiny-clip", adapt = "vision"}}\n'''
+    )
+    with pytest.raises(SpecError, match="of 58 test examples stand in train"):
+        check_inputs(Plan.from_spec(SweepSpec.load(file)))
+    refused = sweeps("plan", file)
+    assert refused.exit_code == 2 and "of 58 test examples stand in train" in " ".join(refused.output.split())
+    found = json.loads(sweeps("data", f"folder:{images}", "--json").stdout)
+    assert found["test_in_train"] >= 54 and found["shared"].endswith("a run refuses this")
+    assert "a run refuses this" in " ".join(sweeps("data", f"folder:{images}").output.split())
+    assert not (tmp_path / "r").exists()
+
+
 def test_an_example_in_both_splits_is_named(images: Path, tmp_path: Path) -> None:
     shutil.copy(images / "train" / "shoe" / "3.png", images / "test" / "shoe" / "9.png")
     with pytest.warns(DataWarning, match=r"1 of 5 test examples .*test/shoe/9\.png is .*train/shoe/3\.png"):

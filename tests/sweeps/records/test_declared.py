@@ -30,7 +30,7 @@ def run(folder: Path, scored: int = 0, **confirm: Any) -> list[tuple[Any, ...]]:
             slot = Slot(name, "CONFIRM", k, f"{name}{k}", {}, lr, (k, k, k))
             sealed[slot.trial_id] = fake_row(slot, test_score=0.5)
     with Journal(folder / "journal.jsonl") as journal:
-        declare(plan.spec, journal, sealed)
+        declare(plan.spec, journal, sealed, [cell.cell_id for cell in plan.cells])
     return [(e["seeds"], e["max_seeds"], e["margin"], e["scored"]) for e in events(folder, "declare")]
 
 
@@ -55,7 +55,9 @@ def test_scores_of_a_method_that_is_out_of_the_sweep_file_were_seen(tmp_path: Pa
         without(lost)(folder)
     for cells in (PAIR[1:], PAIR, PAIR):  # as when the second stands beside the first at once
         go_inline(small(folder, cells, confirm=FakeConfirm((0, 1, 2, 3))))
-        assert [(e["seeds"], e["scored"]) for e in events(folder, "declare")] == [([0, 1], 0), ([0, 1, 2, 3], 2)]
+        first, *later = [(e["seeds"], e["scored"]) for e in events(folder, "declare")]
+        assert first == ([0, 1], 0) and later[0] == ([0, 1, 2, 3], 2)
+        assert {tuple(seeds) for seeds, _ in later} == {(0, 1, 2, 3)}  # the second method joins with its cells
     found = looks(open_store(folder))["fake"]
     assert found == Looks((2, 4)) and found.level == pytest.approx(0.008)
 

@@ -7,6 +7,7 @@ import json
 import os
 import signal
 import socket
+import stat
 import subprocess
 import sys
 import threading
@@ -83,6 +84,24 @@ LEASES = [
     f"filelock/2\npid={pid}\nhost=h\nmode=lease\ntoken={'a' * 32}\nduration={duration}\nstart={start}\n".encode()
     for pid, duration, start in (("x", 60.0, 1), (-1, 60.0, 1), (10**30, 60.0, 1), (1, "1e999", 1), (1, 60.0, "1e300"))
 ]
+
+
+@pytest.mark.parametrize(("umask", "mode"), [(0o022, 0o700), (0o077, 0o700), (0o002, 0o770), (0o007, 0o770)])
+def test_a_new_results_folder_is_its_owners_and_one_that_is_there_stays(tmp_path: Path, umask: int, mode: int) -> None:
+    there, new = tmp_path / "there", tmp_path / "results" / "new"
+    there.mkdir(0o755)
+    there.chmod(0o755)
+    before = os.umask(umask)
+    try:
+        for folder in (there, new):
+            with FolderLock(folder):
+                pass
+    finally:
+        os.umask(before)
+    assert [stat.S_IMODE(folder.stat().st_mode) for folder in (there, new)] == [0o755, mode]
+    (tmp_path / "file").touch()
+    with pytest.raises(FileExistsError), FolderLock(tmp_path / "file"):
+        pass
 
 
 @pytest.mark.parametrize("text", [b"", b"{", b"\xff\xfe", b"9" * 5000, *LEASES])

@@ -133,6 +133,8 @@ def test_a_message_has_paths_whole_and_lists_short() -> None:
     assert path in str(Problem("file", path, "no such sweep file"))
     assert len(str(Problem("x", list(range(10**6)), "is long"))) < 80
     assert len(str(Problem("x", 10**4000, "is large"))) < 120
+    shown = str(Problem("x", "a" * 10**6 + "z", "is long"))
+    assert 200 < len(shown) < 300 and "z'" in shown and "..." in shown
 
 
 def test_an_output_on_the_command_line_may_have_any_letter(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -217,10 +217,10 @@ def check_judged(dataset: TextDataset, settings: EvaluateSettings, validated: Te
     if dataset.kind == "meanings":
         check_installed()
         return protocol
-    parts = [(dataset.train, limited(dataset.train, validated, settings.validation_rows, "val"))]
+    parts = [(dataset.train, limited(dataset.train, validated, settings, "val"))]
     if dataset.stage == "CONFIRM":
         rows = torch.arange(len(dataset.test))
-        parts.append((dataset.test, limited(dataset.test, rows, settings.test_rows, "test")))
+        parts.append((dataset.test, limited(dataset.test, rows, settings, "test")))
     for part, rows in parts:
         for row in rows.tolist():
             _check_row(part, row, protocol)

@@ -10,7 +10,7 @@ from typing import Any, Generic, Protocol, TypeVar
 import torch
 from torch import Tensor
 
-from trainables.config import LINEAR_PROBE, TrialConfig
+from trainables.config import LINEAR_PROBE, EvaluateSettings, TrialConfig
 from trainables.data.splits import VAL_SEED, split_of
 from trainables.data.text.batches import bucketed_batches
 from trainables.data.text.dataset import TextDataset, TextSplit
@@ -112,10 +112,8 @@ class TextTask(Generic[T]):
 
     def _evaluated(self, which: Which) -> tuple[TextSplit, Tensor]:
         """The split of an evaluation, and the rows (n,) of it that are evaluated."""
-        settings = self._trial.evaluate
         part = self._dataset.train if which == "val" else self._dataset.test
-        most = settings.validation_rows if which == "val" else settings.test_rows
-        return part, limited(part, self._rows.of(which), most, which)
+        return part, limited(part, self._rows.of(which), self._trial.evaluate, which)
 
     def _scores(
         self, part: TextSplit, rows: Tensor, score: float, correct: Tensor | None, further: Mapping[str, float]
@@ -129,15 +127,17 @@ class TextTask(Generic[T]):
         )
 
 
-def limited(part: TextSplit, rows: Tensor, most: int | None, which: str) -> Tensor:
-    """At most `most` of the rows of every task, ascending; the same ones in every trial, fewer among more."""
+def limited(part: TextSplit, rows: Tensor, settings: EvaluateSettings, which: Which) -> Tensor:
+    """Return the rows of every task that are evaluated, ascending; the same in every trial, fewer among more."""
+    most = settings.validation_rows if which == "val" else settings.test_rows
     if most is None:
         return rows
     kept = []
     of = part.group_of[rows]
+    one = settings.rows_by == "data" and len(part.groups) == 1  # whose name may be the data set's absolute path
     for group in torch.unique(of).tolist():
         those = rows[of == group]
-        draw = generator(VAL_SEED, "evaluated rows", which, part.groups[group])
+        draw = generator(VAL_SEED, "evaluated rows", which, "" if one else part.groups[group])
         kept.append(those[torch.randperm(len(those), generator=draw)[:most]])
     return torch.cat(kept).sort().values if kept else rows
 

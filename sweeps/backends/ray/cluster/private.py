@@ -12,12 +12,13 @@ import logging
 import os
 import secrets
 import shutil
+import stat
 import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from sweeps.backends.ray.cluster.processes import processes_of
+from sweeps.backends.ray.cluster.processes import clear
 from sweeps.backends.ray.compat import loopback, read_authentication
 from sweeps.backends.resources import ResourceError
 from sweeps.errors import Problem
@@ -70,21 +71,31 @@ def make_folder() -> Path:
             continue
         if tried:
             logging.getLogger("sweeps").warning("Ray's files go to %s: %s", place, tried[0])
-        _remove_abandoned(place)
+        for known in dict.fromkeys((place, Path(_SHORT))):
+            _remove_abandoned(known)
         return folder
     rule = f"Ray's files can go nowhere ({'; '.join(tried)})"
     raise ResourceError([Problem("RAY_TMPDIR", asked, rule, "a short, writable folder")])
 
 
 def _remove_abandoned(place: Path) -> None:
-    """Remove the folders of sessions whose drivers were killed: nobody holds the token's lock, and no process runs."""
+    """End what is left of this user's sessions whose drivers were killed, and remove their folders."""
     for folder in place.glob(f"{PREFIX}*"):
-        with contextlib.suppress(OSError):  # somebody else's, or one that is in use
-            if time.time() - folder.stat().st_mtime > _YOUNG_S and folder.stat().st_uid == os.getuid():
-                with token_of(folder).open() as token:
-                    fcntl.flock(token, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                    if not processes_of(folder):
-                        shutil.rmtree(folder, ignore_errors=True)
+        with contextlib.suppress(OSError):  # gone meanwhile
+            about = folder.lstat()
+            ours = stat.S_ISDIR(about.st_mode) and about.st_uid == os.getuid()
+            if ours and time.time() - about.st_mtime > _YOUNG_S and not _has_driver(folder):
+                clear(folder)
+
+
+def _has_driver(folder: Path) -> bool:
+    """Return whether a driver holds the lock of a session's token. One killed before it wrote the token does not."""
+    try:
+        with token_of(folder).open() as token:
+            fcntl.flock(token, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        return not isinstance(error, FileNotFoundError)
+    return False
 
 
 def token_of(folder: Path) -> Path:

@@ -1,0 +1,43 @@
+"""How long a query may run and what memory it may take, as environment variables say; and what is said beyond that."""
+
+from __future__ import annotations
+
+import math
+import os
+
+from analysis.errors import QueryError
+from trainables.errors import brief
+
+_SECONDS, _GB = "SWEEPS_SQL_SECONDS", "SWEEPS_SQL_GB"
+
+
+def seconds() -> float:
+    """Return how long a query may run. Raises QueryError if the variable is no positive number."""
+    return _limit(_SECONDS, 60.0)
+
+
+def gigabytes() -> float:
+    """Return the memory that a query and its result may each take. Raises QueryError as `seconds`."""
+    return _limit(_GB, 2.0)
+
+
+def _limit(variable: str, default: float) -> float:
+    given = os.environ.get(variable) or str(default)
+    try:
+        value = float(given)
+    except ValueError:
+        value = math.nan
+    if not 0 < value < math.inf:
+        raise QueryError(f"{variable} = {brief(given)}: must be a number above 0; {default:g} if it is not set")
+    return value
+
+
+def too_slow() -> QueryError:
+    """Return the error of a query that ran longer than it may."""
+    return QueryError(f"the query took more than {seconds():g} s ({_SECONDS} allows more)")
+
+
+def too_large(what: str) -> QueryError:
+    """Return the error of a query, or its result, that needs more memory than it may have."""
+    allowed = f"{gigabytes():g} GB of memory ({_GB} allows more)"
+    return QueryError(f"{what} takes more than {allowed}: choose columns, aggregate, or add a LIMIT")

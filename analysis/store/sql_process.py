@@ -1,0 +1,86 @@
+"""SQL that somebody typed, run in a process of its own, so that its limits hold.
+
+DuckDB asks between batches of rows whether it should stop, and some functions make one value for minutes and take
+gigabytes that its own limit does not count. The operating system ends this process when its time is over, and refuses
+it memory beyond the limit (on Linux).
+"""
+
+from __future__ import annotations
+
+import json
+import resource
+import signal
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+
+import pyarrow as pa
+
+from analysis.errors import QueryError
+from analysis.store import limits
+from analysis.store.no_pandas import spare_pandas
+
+_GRACE_S = 1.0
+"""After the limit of time: for DuckDB to stop by itself, with a message."""
+_REFUSED = 2
+
+
+def run_sql_apart(tables: Mapping[str, pa.Table], query: str) -> pa.Table:
+    """Run one SELECT as `queries.run_sql` does, in a process that takes no more time and memory than is allowed.
+
+    Raises:
+        QueryError: as `queries.run_sql`.
+    """
+    start = f"import sys; sys.path[:] = {sys.path!r}; from {__name__} import main; main()"
+    command = [sys.executable, "-P", "-c", start]  # -P: a folder `analysis` where this was started is not ours
+    done = subprocess.run(command, input=_packed(tables, query), capture_output=True, check=False)
+    if done.returncode == 0:
+        return pa.ipc.open_stream(done.stdout).read_all()
+    if done.returncode == -signal.SIGALRM:
+        raise limits.too_slow()
+    if done.returncode == _REFUSED:
+        raise QueryError(json.loads(done.stderr))
+    last = (done.stderr.decode(errors="replace").strip().splitlines() or ["without a word"])[-1]
+    raise QueryError(f"{limits.too_large('the query')} (its process ended with code {done.returncode}: {last})")
+
+
+def _packed(tables: Mapping[str, pa.Table], query: str) -> bytes:
+    """The query and the names of the tables as a line of JSON, then each table as an Arrow stream."""
+    sink = pa.BufferOutputStream()
+    sink.write(json.dumps({"query": query, "tables": list(tables)}).encode() + b"\n")
+    for table in tables.values():
+        with pa.ipc.new_stream(sink, table.schema) as writer:
+            writer.write_table(table)
+    return bytes(sink.getvalue())
+
+
+def main() -> None:
+    """Answer the query on standard input, as an Arrow stream; or end with the message on standard error."""
+    spare_pandas()
+    from analysis.store.queries import run_sql
+
+    given = sys.stdin.buffer.read()
+    line, _, streams = given.partition(b"\n")
+    asked, source = json.loads(line), pa.BufferReader(streams)
+    tables = {name: pa.ipc.open_stream(source).read_all() for name in asked["tables"]}
+    _limit_memory(limits.gigabytes())
+    signal.setitimer(signal.ITIMER_REAL, limits.seconds() + _GRACE_S)  # without a handler SIGALRM ends the process
+    try:
+        table = run_sql(tables, asked["query"])
+        with pa.ipc.new_stream(sys.stdout.buffer, table.schema) as writer:
+            writer.write_table(table)
+        sys.stdout.flush()
+    except (QueryError, MemoryError) as error:
+        said = error if isinstance(error, QueryError) else limits.too_large("the query")
+        sys.stderr.write(json.dumps(str(said)))
+        sys.exit(_REFUSED)
+
+
+def _limit_memory(gb: float) -> None:
+    """Refuse this process more memory than it has now and what a query and its result may each take."""
+    has = Path("/proc/self/statm")
+    if has.exists():  # elsewhere the limit of the system does not hold
+        pages = int(has.read_text().split()[0])
+        most = pages * resource.getpagesize() + int(2 * gb * 2**30)
+        resource.setrlimit(resource.RLIMIT_AS, (most, most))

@@ -1,0 +1,217 @@
+"""The verb `power`, and what `plan` and `estimate` say of the difference that a sweep will be able to detect."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from analysis.errors import StoreError
+from analysis.format import plural
+from sweeps.cli.options import Json, Scale, Set, Spec, holds_sweep, load, store_of
+from sweeps.cli.printing import emit, out, print_rows
+from sweeps.errors import Problem, SpecError
+
+if TYPE_CHECKING:
+    from analysis.statistics.sizing.prospects import Design, Detectable, Pilot
+    from sweeps.plan.plan import Plan
+
+Like = Annotated[
+    Path | None,
+    typer.Option("--like", help="Results of a like sweep, whose variances are used; default: this sweep's own."),
+]
+SEEDS = (2, 3, 5, 8, 10, 15, 20, 30)
+NOT_KNOWN = (
+    "not known yet: name the results of a like sweep with --like, or run this one first with two seeds and ask again"
+)
+
+
+def power(spec: Spec, like: Like = None, overrides: Set = None, scale: Scale = None, as_json: Json = False) -> None:
+    """Print the smallest difference that a sweep will detect, against seeds and validation examples.
+
+    The variances are those of a like sweep, or of this sweep's own finished trials.
+    """
+    planned = load(spec, overrides, scale).with_sizes(download=False)
+    found = prospects(planned, like)
+    if found is None:
+        raise SpecError([Problem("--like", None, f"the smallest detectable difference is {NOT_KNOWN}")])
+    curve = list(_curve(found))
+
+    def draw() -> None:
+        columns = list(dict.fromkeys(design.examples for design, _ in curve))
+        now = found.design.examples
+        heads = ["seeds", *(_examples(count) for count in columns)]
+        for name, title in (("each", "at one budget"), ("mean", "in the mean over budgets and data sets")):
+            values = [getattr(least, name) for _, least in curve]
+            if not any(values):
+                continue
+            by = {(d.seeds, d.examples): value for (d, _), value in zip(curve, values, strict=True)}
+            rows = [[str(n), *(_points(by[n, m]) for m in columns)] for n in dict.fromkeys(d.seeds for d, _ in curve)]
+            print_rows(heads, rows, f"smallest difference that is detected 4 times in 5, in points, {title}")
+            out.print(
+                _limit({d.seeds: value for (d, _), value in zip(curve, values, strict=True) if d.examples == now})
+            )
+        print_prospects(found)
+
+    rows = [{"seeds": d.seeds, "val_examples": d.examples, **asdict(least)} for d, least in curve]
+    emit(as_json, lambda: {**found.as_dict(), "curve": rows}, draw)
+
+
+@dataclass(frozen=True)
+class Prospects:
+    """What a planned sweep will detect, and what each change of it would bring.
+
+    Attributes:
+        like: the results whose variances are used.
+    """
+
+    like: Path
+    pilot: Pilot
+    design: Design
+    least: Detectable
+    changes: tuple[tuple[str, Detectable], ...]
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return it as JSON values."""
+        changes = [{"change": name, **asdict(least)} for name, least in self.changes]
+        return {"like": str(self.like), "design": asdict(self.design), **asdict(self.least), "changes": changes}
+
+
+def prospects(plan: Plan, like: Path | None) -> Prospects | None:
+    """What a plan will detect, by the results of `like`, or by its own; None if these do not tell.
+
+    Raises:
+        SpecError: `like` holds no sweep, or does not tell.
+    """
+    from analysis.statistics.sizing.prospects import Pilot
+
+    folder = plan.spec.folder if like is None else like
+    if like is None and not holds_sweep(folder):
+        return None
+    try:
+        store = store_of(folder)
+        pilot = Pilot(store)
+    except StoreError:
+        if like is None:  # `sweeps run` refuses it, and says why
+            return None
+        raise
+    design = _design(plan, pilot)
+    least = None if design is None else pilot.detectable(design)
+    if design is None or least is None or least.each is None:
+        if like is None:
+            return None
+        rule = "does not tell the variances: it takes two seeds or more of two methods at one budget, here and there"
+        raise SpecError([Problem("--like", str(like), rule)])
+    changes = tuple((name, pilot.detectable(other)) for name, other in _changes(design, pilot))
+    return Prospects(store.path, pilot, design, least, changes)
+
+
+def _design(plan: Plan, pilot: Pilot) -> Design | None:
+    """What of a plan decides which differences it detects; None if it compares nothing."""
+    from analysis.statistics.scaling import BASELINE, FOCUS
+    from analysis.statistics.sizing.prospects import Design
+
+    spec = plan.spec
+    cells = [cell for cell in plan.feasible if cell.reference is not None]
+    methods = list(dict.fromkeys(cell.method for cell in cells))
+    asked = spec.confirm.question
+    focus = asked if asked in methods else FOCUS if FOCUS in methods else None
+    baseline = BASELINE if BASELINE in methods and focus != BASELINE else next((m for m in methods if m != focus), None)
+    if focus is None and len(others := [m for m in methods if m != baseline]) == 1:
+        focus = others[0]
+    there = Counter((cell.dataset, cell.train_size, cell.reference) for cell in cells if cell.method == baseline)
+    pairs = [c for c in cells if c.method in ((focus,) if focus else methods) and c.method != baseline]
+    pairs = [c for c in pairs if (c.dataset, c.train_size, c.reference) in there]
+    if not pairs:
+        return None
+    means = len({c.train_size for c in pairs}) if focus is not None and len(pairs) > 1 else 0
+    search = spec.search
+    known = [c.val_examples for c in pairs if c.val_examples]
+    return Design(
+        seeds=len(spec.confirm.seeds),
+        maximum=spec.confirm.max_seeds,
+        rows=len(pairs),
+        means=means,
+        reruns=(search.rerun_rates, search.rerun_seeds) if search.reruns else (0, 0),
+        rates=search.rates if search.allowance is None else None,
+        examples=min(known) if known and pilot.tells_examples else None,
+    )
+
+
+def _seeds(design: Design, seeds: int) -> Design:
+    """The design with other seeds, declared as before: all at once, or with more to come."""
+    return replace(design, seeds=seeds, maximum=None if design.maximum is None else seeds)
+
+
+def _changes(design: Design, pilot: Pilot) -> Iterator[tuple[str, Design]]:
+    """Changes of a design that can help, each with its name."""
+    yield f"{2 * design.seeds} seeds", _seeds(design, 2 * design.seeds)
+    if not pilot.tunes:
+        return
+    if design.examples is not None:
+        more = 4 * design.examples
+        yield f"{more:,} validation examples", replace(design, examples=more)
+    if design.reruns and min(design.reruns) > 0:
+        rates, seeds = design.reruns
+        yield f"search.rerun_seeds = {2 * seeds}", replace(design, reruns=(rates, 2 * seeds))
+    else:
+        yield "search.rerun_rates = 2, rerun_seeds = 2", replace(design, reruns=(2, 2))
+    if design.rates is not None:
+        more = 2 * design.rates
+        trials = more + (design.reruns[0] * design.reruns[1] if design.reruns else 0)
+        yield f"{more} learning rates (search.trials = {trials})", replace(design, rates=more)
+
+
+def _curve(found: Prospects) -> Iterator[tuple[Design, Detectable]]:
+    """Designs with other seeds and validation examples, and what each detects."""
+    design = found.design
+    counts: list[int | None] = [design.examples]
+    if design.examples is not None:
+        counts = [max(1, design.examples // 4), design.examples, 4 * design.examples, 16 * design.examples]
+    for seeds in sorted({*SEEDS, design.seeds} - {1}):
+        for examples in counts:
+            other = replace(_seeds(design, seeds), examples=examples)
+            yield other, found.pilot.detectable(other)
+
+
+def _limit(by_seeds: Mapping[int, float | None]) -> str:
+    """From how many seeds on more of them do not help; an empty line if they always do."""
+    known = {seeds: value for seeds, value in by_seeds.items() if value is not None}
+    enough = min((seeds for seeds, value in known.items() if value <= 1.05 * min(known.values())), default=None)
+    if enough is None or enough == max(known):
+        return ""
+    return f"  From {enough} seeds on the choice of learning rates limits it: more seeds alone do not help.\n"
+
+
+def print_prospects(found: Prospects | None) -> None:
+    """Print what a sweep will detect, and which change would help most."""
+    if found is None:
+        out.print(f"detects   {NOT_KNOWN}")
+        return
+    design, least = found.design, found.least
+    with_what = plural(design.seeds, "seed")
+    if design.examples is not None:
+        with_what = f"{plural(design.examples, 'validation example')} and {with_what}"
+    mean = "" if least.mean is None else f", {_points(least.mean)} in the mean over budgets and data sets"
+    out.print(
+        f"detects   with {with_what} a difference of about {_points(least.each)} points at one budget{mean} "
+        f"(4 times in 5; variances from {found.like}, {plural(found.pilot.seeds, 'seed')})."
+    )
+    said = [f"{_points(other.each)} with {name}" for name, other in found.changes]
+    best, most = min(found.changes, key=lambda change: change[1].each or 1.0)
+    helps = (
+        "None of these helps." if (most.each or 1.0) > 0.95 * (least.each or 0.0) else f"What would help most: {best}."
+    )
+    out.print(f"          It would be {', '.join(said)}. {helps}")
+
+
+def _points(value: float | None) -> str:
+    return "" if value is None else f"{100 * value:.1f}" if value < 1 else "100+"
+
+
+def _examples(count: int | None) -> str:
+    return "difference" if count is None else f"{count:,} validation examples"

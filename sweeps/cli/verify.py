@@ -1,0 +1,102 @@
+"""The verb `verify`: whether a results folder still says what its sweep wrote, and what was changed on the way."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from analysis.format import plural
+from sweeps.cli.options import FAILED_TRIALS, Json, Source, folder_of, store_of
+from sweeps.cli.printing import emit, err, out
+
+if TYPE_CHECKING:
+    from sweeps.engine.rerun import Again
+    from sweeps.engine.verifying import Outcome
+
+_STYLES: dict[Outcome, str | None] = {"holds": None, "noted": "yellow", "fails": "bold red", "not checked": "dim"}
+
+
+def verify(
+    source: Source,
+    again: Annotated[
+        int, typer.Option("--again", help="Also train this many finished trials anew, drawn by chance.", min=0)
+    ] = 0,
+    as_json: Json = False,
+) -> int:
+    """Check a results folder: rows, scores and choices against its journal, and what was changed or added on the way.
+
+    Exit code 1 if a check fails. The command writes nothing.
+    """
+    from dataclasses import asdict
+
+    from analysis.tables.console import conclusion_of
+    from sweeps.engine.verifying import verify as check
+
+    store = store_of(source)
+    found = check(store)
+    trained: list[Again] = []
+    if again:
+        trained = _trained(source, again, as_json=as_json)
+    wrong = [each for each in trained if each.word == "NOT the same"]
+
+    def answer() -> dict[str, Any]:
+        return {
+            "sweep": ", ".join(store.names),
+            "holds": not found.failed and not wrong,
+            "receipt": found.receipt,
+            "answer": conclusion_of(store).answer,
+            "checks": [asdict(each) for each in found.checks],
+            "again": [{**asdict(each), "word": each.word} for each in trained],
+        }
+
+    def draw() -> None:
+        width = max(len(each.name) for each in found.checks)
+        for each in found.checks:
+            first, *more = each.says
+            outcome = each.outcome.upper() if each.outcome == "fails" else each.outcome
+            out.print(f"{outcome:<11}  {each.name:<{width}}  {first}", style=_STYLES[each.outcome])
+            for line in more:
+                out.print(f"{'':<11}  {'':<{width}}  {line}", style=_STYLES[each.outcome])
+        for one in trained:
+            out.print(_said(one), style="bold red" if one in wrong else None)
+        out.print(f"\n{found.receipt}", style="bold")
+        out.print(f"The rows give this answer: {conclusion_of(store).answer}")
+        if trained:
+            same = sum(each.same for each in trained)
+            out.print(f"{same} of {plural(len(trained), 'trial')} trained anew gave the same scores to the last digit.")
+
+    emit(as_json, answer, draw)
+    return FAILED_TRIALS if found.failed or wrong else 0
+
+
+def _trained(source: Source, count: int, *, as_json: bool) -> list[Again]:
+    """Finished trials, drawn by chance, and what each scores when it is trained once more."""
+    from secrets import SystemRandom
+
+    from sweeps.engine.rerun import again as once_more
+
+    folder = folder_of(source)
+    rows = store_of(folder).table("last_attempts").to_pylist()
+    finished = sorted(r["trial_id"] for r in rows if r["status"] == "finished")
+    drawn = SystemRandom().sample(finished, min(count, len(finished)))
+    trained = []
+    for number, trial in enumerate(drawn, 1):
+        if not as_json:
+            err.print(f"training trial {trial} anew: {number} of {len(drawn)}", style="dim")
+        trained.append(once_more(folder, trial))
+    return trained
+
+
+def _said(one: Again) -> str:
+    """A trial that was trained anew, in words."""
+    from sweeps.engine.rerun import CLOSE
+
+    scores = f"validation {one.val_score} and again {one.val_again}"
+    if one.test_score is not None:
+        scores += f", test {one.test_score} and again {one.test_again}"
+    why = ""
+    if not one.same:
+        where = "; ".join(one.elsewhere) or "hardware and versions are those of the sweep"
+        why = f" ({where}; up to {100 * CLOSE:g} points may be due to other hardware or versions)"
+    return f"{one.word:<11}  trial {one.trial_id}: {scores}{why}"

@@ -1,0 +1,552 @@
+"""Whether a results folder still says what its sweep wrote: rows, choices and declarations against the journal.
+
+Every check is a function of what lies in the folder. Tables and verdicts are never stored, so they follow from the rows
+whenever they are read. What is checked is therefore what they are made of.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections import Counter, defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from itertools import pairwise
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import pyarrow.parquet as pq
+from pydantic import ValidationError
+
+from analysis.format import Row, plural
+from analysis.report.tables import pick
+from analysis.statistics.looks import looks
+from analysis.store.codec import from_values
+from analysis.store.journal import JOURNAL, Event, Journal, read_journal, rows_of
+from analysis.store.left import to_come
+from analysis.store.rows import TrialRow
+from analysis.store.schemas import TABLES
+from analysis.store.slot_kinds import SlotKind
+from analysis.store.store import Store, declarations, open_store
+from analysis.store.tables import conform, part_paths, scan_parts, to_table
+from analysis.tables import export
+from analysis.words.parity import looks_says
+from sweeps.plan.inputs import data_seen
+from sweeps.search.effort import Effort
+from sweeps.search.rules import derived_seed
+from sweeps.search.slots import Choice, Slot
+from sweeps.spec.cell import Cell
+from sweeps.spec.search import MOST_TRIALS, SearchSection
+from sweeps.spec.space import extra_from
+from trainables.config import TrialConfig
+
+Outcome = Literal["holds", "noted", "fails", "not checked"]
+"""'noted' is no fault, but something to know; 'not checked': the folder has not what the check needs."""
+
+JOURNALED = ("trials", "metrics", "predictions", "choices")
+"""Tables whose rows stand in the journal too."""
+APART = timedelta(minutes=1)
+"""By how much the clocks of two machines may differ."""
+_IN_RECEIPT = ("rows", "scores", "choices")
+_NAMED = 3  # cases that a sentence names
+_SEEDS = ("data", "init", "basis")
+_WRITTEN = ("decisions", "results", "averages", "comparisons", "changes", "groups")
+_COLUMNS = (
+    ("methods", "method"),
+    ("budgets", "reference"),
+    ("data sets", "dataset"),
+    ("training sizes", "train_size"),
+)
+_CHANGES = {"margin": "the margin", "question": "the method in question", "max_seeds": "the maximum of seeds"}
+
+
+@dataclass(frozen=True)
+class Check:
+    """One check of a folder.
+
+    Attributes:
+        name: what was checked.
+        outcome: what came of it.
+        says: sentences on it, the first one a summary.
+    """
+
+    name: str
+    outcome: Outcome
+    says: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Verification:
+    """All checks of a folder."""
+
+    checks: tuple[Check, ...]
+
+    @property
+    def failed(self) -> tuple[Check, ...]:
+        """The checks that fail."""
+        return tuple(check for check in self.checks if check.outcome == "fails")
+
+    @property
+    def receipt(self) -> str:
+        """One line: what was verified, or which checks fail."""
+        if self.failed:
+            which = ", ".join(check.name for check in self.failed)
+            return f"NOT verified: {len(self.failed)} of {len(self.checks)} checks fail ({which})."
+        said = [c.says[0] for c in self.checks if c.name in _IN_RECEIPT and c.outcome in ("holds", "noted")]
+        if not said:
+            return f"Nothing to verify: {self.checks[0].says[0]}."
+        ends = [
+            f"{word}: {', '.join(names)}"
+            for word, outcome in (("with notes on", "noted"), ("not checked", "not checked"))
+            if (names := [check.name for check in self.checks if check.outcome == outcome])
+        ]
+        return f"Verified: {'; '.join([*said, *ends])}."
+
+
+def verify(store: Store, *, written: bool = True) -> Verification:
+    """Check the (first) results folder of a store.
+
+    Args:
+        store: the results.
+        written: whether tables that a report left in the folder are checked too.
+
+    Raises:
+        StoreError: the journal, or a file beside it, is damaged.
+    """
+    journal = read_journal(store.path / JOURNAL) if (store.path / JOURNAL).is_file() else None
+    if "imported" in (store.spec() or {}):
+        return Verification((Check("rows", "not checked", ("the numbers were published elsewhere",)),))
+    events = () if journal is None else journal.events
+    return Verification(
+        (
+            _journal(journal),
+            _rows(store, journal),
+            _scores(store),
+            _configurations(store, events),
+            _choices(store),
+            _test_split(store, events),
+            _declared(store, events),
+            _attempts(store),
+            _complete(store),
+            _parameters(store),
+            _data(store, events),
+            *([_report_tables(store)] if written and (store.path / export.FOLDER).is_dir() else []),
+        )
+    )
+
+
+def receipt_of(folder: Path) -> str:
+    """Check a results folder, and return the receipt for its report, whose tables are written anew."""
+    return verify(open_store(folder), written=False).receipt
+
+
+def _check(name: str, wrong: Sequence[str], holds: str, noted: Sequence[str] = (), also: Sequence[str] = ()) -> Check:
+    """A check that fails if anything is wrong. `holds`: what is true otherwise; `also`: what is true in any case."""
+    if wrong:
+        more = [f"and {len(wrong) - _NAMED} more"] if len(wrong) > _NAMED else []
+        return Check(name, "fails", (*wrong[:_NAMED], *more, *noted, *also))
+    return Check(name, "noted" if noted else "holds", (holds, *noted, *also))
+
+
+def _journal(journal: Journal | None) -> Check:
+    """Whether the lines of the journal follow one another."""
+    if journal is None:
+        return Check("journal", "not checked", ("this folder has no journal; copies come without one",))
+    lines = len(journal.events)
+    if lines and journal.unchained == lines:
+        says = f"an older version wrote it: {plural(lines, 'line')} without a digest of the line before"
+        return Check("journal", "not checked", (says,))
+    wrong = [
+        f"line {n} does not follow the line before it: lines were changed, moved or removed" for n in journal.broken
+    ]
+    noted = [f"the first {plural(journal.unchained, 'line')} are not chained"] if journal.unchained else []
+    return _check("journal", wrong, f"all {plural(lines, 'line')} follow one another (seal {journal.tip})", noted)
+
+
+def _rows(store: Store, journal: Journal | None) -> Check:
+    """Whether the rows of the tables are those of the journal."""
+    if journal is None:
+        return Check("rows", "not checked", ("there is no journal to compare the rows with",))
+    wrong = [f"a part of the table {part.table!r} cannot be read ({part.path.name})" for part in store.damaged]
+    written = rows_of(journal.events)
+    begun = next((datetime.fromisoformat(e["at"]) for e in journal.events if e["ev"] == "sweep" and e.get("at")), None)
+    earlier = _ended_before(store, begun)
+    count, before = 0, 0
+    for name in JOURNALED:
+        key = [column for column in TABLES[name].key if column != "sweep"]
+        told: dict[tuple[Any, ...], Row] = {}
+        for row in to_table(name, [{"sweep": store.names[0], **r} for r in written.get(name, [])]).to_pylist():
+            known = told.setdefault(tuple(row[k] for k in key), row)
+            if known != row:
+                wrong.append(f"the journal has two rows of {name} for {_named(row, key)}, which differ")
+        for row in scan_parts(store.path, name)[0].to_pylist():
+            source = told.get(tuple(row[k] for k in key))
+            if source is not None:
+                columns = [c for c in row if row[c] != source[c] and c not in ("sweep", "sequence")]
+                wrong += [
+                    f"{name}, {_named(row, key)}: {c} is {row[c]!r}, {source[c]!r} in the journal" for c in columns
+                ]
+            elif row["chosen_at"] < (begun or row["chosen_at"]) if name == "choices" else row["trial_id"] in earlier:
+                before += 1
+            else:
+                wrong.append(f"{name}, {_named(row, key)}: the journal has no such row")
+        count += len(told)
+    noted = [f"{plural(before, 'row')} of the tables are older than the journal"] if before else []
+    return _check("rows", wrong, f"{count:,} of {count + before:,} rows follow from the journal", noted)
+
+
+def _ended_before(store: Store, begun: datetime | None) -> set[str]:
+    """Trials that ended before the journal began, as in a folder that went on from a copy."""
+    rows = store.table("trials").to_pylist()
+    return {r["trial_id"] for r in rows if begun is not None and r["ended_at"] is not None and r["ended_at"] < begun}
+
+
+def _named(row: Row, key: Sequence[str]) -> str:
+    return " ".join(str(row[k]) for k in key)
+
+
+def _scores(store: Store) -> Check:
+    """Whether each score follows from the trial's last epoch, and from which test examples it got right."""
+    trials = {r["trial_id"]: r for r in store.table("last_attempts").to_pylist()}
+    wrong = []
+    count = 0
+    epochs: dict[tuple[str, int | None], dict[int, float | None]] = defaultdict(dict)
+    lost: Counter[str] = Counter()
+    for r in store.table("metrics").to_pylist():
+        lost["epochs"] += r["trial_id"] not in trials
+        epochs[r["trial_id"], r["attempt"]][r["epoch"]] = r["val_score"]
+    for r in trials.values():
+        curve = epochs.get((r["trial_id"], r["attempt"]))
+        if r["val_score"] is None or r["status"] != "finished" or not curve:
+            continue
+        count += 1
+        if (last := curve.get(r["epochs"])) != r["val_score"]:
+            wrong.append(f"trial {r['trial_id']}: validation score {r['val_score']}, {last} in its last epoch")
+    for r in store.table("predictions").to_pylist():
+        trial = trials.get(r["trial_id"])
+        if trial is None:
+            lost["predictions"] += 1
+        elif (trial["metric"] or "").startswith("accuracy") and r["correct"] is not None and r["n_examples"]:
+            count += 1
+            bits = np.unpackbits(np.frombuffer(r["correct"], np.uint8))[: r["n_examples"]]
+            share, score = bits.sum() / r["n_examples"], trial["test_score"]
+            if score is None or abs(share - score) > 1e-9:
+                wrong.append(f"trial {r['trial_id']}: test score {score}, but {share} of its answers are right")
+    wrong += [f"{count} {what} are of trials that the tables lack" for what, count in lost.items() if count]
+    return _check("scores", wrong, f"{count:,} of {count:,} scores follow from epochs and answers")
+
+
+def _configurations(store: Store, events: Sequence[Event]) -> Check:
+    """Whether trials ran as they were asked for: the id is the hash of the configuration, which the row repeats."""
+    asked = {e["trial_id"]: e for e in events if e["ev"] == "ask" and "trial_id" in e}
+    if not asked:
+        return Check("configurations", "not checked", ("only a journal has the configurations of trials",))
+    wrong = []
+    for trial_id, event in asked.items():
+        config = event.get("config") or {}
+        try:
+            true = TrialConfig.model_validate(config).trial_id
+        except ValidationError:
+            true = "none"
+        if true != trial_id:
+            wrong.append(f"trial {trial_id}: the id of its configuration is {true}")
+            continue
+        seeds = zip(event.get("seeds") or (), (config[f"{kind}_seed"] for kind in _SEEDS), strict=False)
+        place = config["dataset"], config["train_size"]
+        if any(trained not in (seed, derived_seed(seed, *place)) for seed, trained in seeds):
+            wrong.append(f"trial {trial_id}: it trained with other seeds than its declared ones")
+    for r in store.table("trials").to_pylist():
+        if r["trial_id"] not in asked:
+            continue
+        event = asked[r["trial_id"]]
+        config = {**(event.get("config") or {}), "stage": event.get("stage")}
+        for column in ("stage", "model", "dataset", "train_size", "lr"):
+            value = config.get(column)
+            if r[column] != (str(value) if column == "train_size" else value):
+                wrong.append(f"trial {r['trial_id']}: {column} {r[column]!r}, asked for {value!r}")
+        if event.get("seeds") and list(event["seeds"]) != [r[f"{kind}_seed"] for kind in _SEEDS]:
+            wrong.append(f"trial {r['trial_id']}: its seeds are not those asked for")
+    return _check("configurations", wrong, f"{len(asked):,} of {len(asked):,} trials are what was asked for")
+
+
+def _choices(store: Store) -> Check:
+    """Whether the choice of every cell's learning rate follows from its TUNE trials, by the rule of the search."""
+    stored = store.stored()
+    try:
+        search = SearchSection.model_validate({**(stored.get("search") or {}), "trials": MOST_TRIALS})
+    except ValidationError:
+        return Check("choices", "not checked", ("spec.json has search settings of another version",))
+    left = to_come(store)
+    trials: dict[str, list[TrialRow]] = defaultdict(list)
+    for values in store.table("last_attempts").to_pylist():
+        if values["stage"] == "TUNE":
+            trials[values["cell_id"]].append(from_values(TrialRow, values))
+    wrong = []
+    count, coming = 0, 0
+    cells = {r["cell_id"]: r for r in store.table("cells").to_pylist()}
+    for made in store.table("chosen").to_pylist():
+        cell, rows = cells.get(made["cell_id"]), trials[made["cell_id"]]
+        if cell is None or not made["n_trials"]:
+            continue
+        if (left.get((made["sweep"], made["cell_id"])) or (0, 0))[0]:
+            coming += 1  # more rates are to be tried, and the next choice will be of them all
+            continue
+        count += 1
+        choice = _chosen(cell, rows, search)
+        if choice is None or (choice.lr, choice.extra) != (made["lr"], extra_from(made["hyperparameters"])):
+            other = "none" if choice is None else f"{choice.lr:g}"
+            wrong.append(f"{cell['label']}: rate {made['lr']:g} was chosen, and its trials choose {other}")
+        elif choice.mean_val is not None and abs(choice.mean_val - (made["mean_val"] or 0.0)) > 1e-9:
+            wrong.append(f"{cell['label']}: its choice has score {made['mean_val']}, and its trials {choice.mean_val}")
+    noted = [f"{plural(coming, 'cell has', 'cells have')} rates still to try"] if coming else []
+    return _check("choices", wrong, f"{count:,} of {count:,} choices of learning rates follow from their trials", noted)
+
+
+def _chosen(cell: Row, rows: Sequence[TrialRow], search: SearchSection) -> Choice | None:
+    """The choice that the rule of the search makes of a cell's TUNE trials."""
+    slots = [
+        Slot(
+            row.cell_id,
+            row.stage,
+            row.slot,
+            row.trial_id,
+            {},
+            row.lr,
+            (row.data_seed or 0, row.init_seed or 0, row.basis_seed or 0),
+            extra_from(row.hyperparameters),
+        )
+        for row in sorted(rows, key=lambda row: row.slot)
+    ]
+    if not slots:
+        return None
+    planned = cell["tune_points"] or cell["tune_trials"] - search.reruns
+    refined = cell["tune_refined"] or 0
+    allowed = {*range(planned - refined), *(SlotKind.REFINED.slot(k) for k in range(refined))}
+    widened = (SlotKind.WIDENED, SlotKind.WIDENED_LATE)
+    first = slots[0].seeds
+    points = {
+        s.slot: s
+        for s in slots
+        if s.seeds == first and (s.slot in allowed or cell["tune_points"] is None or SlotKind.of(s.slot) in widened)
+    }
+    names = {field.name for field in dataclasses.fields(Cell)}
+    empty = {"targets": (), "base": cell["method"], "options": (), "solution": None, "test_lacks": ()}
+    known = Cell(**{**{k: v for k, v in cell.items() if k in names}, **empty})
+    effort, by_id = Effort(known, search), {row.trial_id: row for row in rows}
+    return effort.choose(dict(points), [s for s in slots if s.seeds != first], by_id)
+
+
+def _test_split(store: Store, events: Sequence[Event]) -> Check:
+    """Whether the test split was read by stage CONFIRM alone, after the rate had been chosen."""
+    rows = store.table("last_attempts").to_pylist()
+    wrong = [
+        f"trial {r['trial_id']} of stage TUNE has a test score"
+        for r in rows
+        if r["stage"] == "TUNE" and r["test_score"] is not None
+    ]
+    tuned = {r["cell_id"] for r in store.table("cells").to_pylist() if r["tune_trials"]}
+    chosen: dict[str, datetime] = {}
+    for c in store.table("choices").to_pylist():
+        chosen[c["cell_id"]] = min(c["chosen_at"], chosen.get(c["cell_id"], c["chosen_at"]))
+    places: dict[str, int] = {}
+    asks: dict[str, int] = {}
+    for number, event in enumerate(events):
+        if event["ev"] == "choose":
+            places.setdefault(str(event.get("cell_id")), number)
+        elif event["ev"] == "ask":
+            asks.setdefault(event["trial_id"], number)
+    reads = [r for r in rows if r["stage"] == "CONFIRM" and r["test_score"] is not None]
+    for r in reads:
+        cell, ask = r["cell_id"], asks.get(r["trial_id"])
+        if cell not in tuned:
+            continue
+        late = chosen.get(cell)
+        if ask is not None and cell in places:
+            early = ask < places[cell]
+        else:
+            early = late is None or (r["started_at"] is not None and r["started_at"] < late - APART)
+        if early:
+            wrong.append(f"trial {r['trial_id']} read the test split before the rate of {cell} was chosen")
+    replaced = store.table("superseded").num_rows
+    noted = [f"{plural(replaced, 'reading')} at rates or seeds that were replaced later"] if replaced else []
+    return _check(
+        "test split",
+        wrong,
+        f"stage CONFIRM read it {plural(len(reads), 'time')}, always after the choice of the rate",
+        noted,
+    )
+
+
+def _declared(store: Store, events: Sequence[Event]) -> Check:
+    """Whether what was declared is what ran, and what was changed after test scores were there."""
+    declared = store.declared()
+    if not declared:
+        return Check("declared", "not checked", ("nothing was declared: an older version ran it",))
+    wrong = []
+    if events and declarations(store.path) != declared:
+        wrong.append("declared.json does not have the declarations of the journal")
+    cells = {r["cell_id"]: r for r in store.table("cells").to_pylist()}
+    noted: list[str] = []
+    for before, after in pairwise(declared):
+        if after["scored"]:
+            noted += _changed(before, after, cells, f"after {plural(after['scored'], 'test score')}")
+    if declared[0]["scored"]:
+        noted.append(f"declared when {plural(declared[0]['scored'], 'test score')} were there")
+    seeds = {seed for event in declared for seed in event["seeds"]}
+    held = (store.stored().get("hold") or {}).keys()
+    for r in store.table("last_attempts").to_pylist():
+        free = {r[f"{kind}_seed"] for kind in _SEEDS if f"{kind}_seed" not in held} - {None}
+        if r["stage"] == "CONFIRM" and r["lr"] is not None and not free <= seeds:
+            wrong.append(f"trial {r['trial_id']} ran on seed {max(free - seeds)}, which was never declared")
+    known = {cell for event in declared for cell in event.get("cells") or ()}
+    strange = [r["label"] for r in cells.values() if r["feasible"] and r["cell_id"] not in known]
+    if strange and known and events:
+        wrong += [f"the cell {label} was never declared" for label in strange]
+    elif strange:
+        noted += _added(store)
+    said = f"{plural(len(declared[-1]['seeds']), 'seed')}"
+    said += f" and {plural(len(known & cells.keys()), 'cell')}" if known else ""
+    return _check("declared", wrong, f"{said} ran as declared", noted, looks_says(looks(store).values()))
+
+
+def _added(store: Store) -> list[str]:
+    """What later runs added, of a folder whose declarations do not name it: each run wrote a part of the table `cells`.
+
+    Trials of the first run may still have been running when the second one added cells.
+    """
+    trials = store.table("last_attempts").to_pylist()
+    damaged = {part.path for part in store.damaged}
+    known: list[Row] = []
+    said = []
+    for part in part_paths(store.path, "cells"):
+        if part in damaged:
+            continue
+        rows = [r for r in conform(pq.read_table(part), "cells", str(part)).to_pylist() if r["feasible"]]
+        new = [r for r in rows if r["cell_id"] not in {k["cell_id"] for k in known}]
+        begun = [r["started_at"] for r in trials if r["started_at"] and r["cell_id"] in {n["cell_id"] for n in new}]
+        ended = [r["ended_at"] for r in trials if r["test_score"] is not None and r["ended_at"]]
+        seen = sum(at < min(begun) for at in ended) if begun else 0
+        if known and seen:
+            said += _grown(known, [*known, *new], f"after {plural(seen, 'test score')}")
+        known += new
+    return said
+
+
+def _changed(before: Event, after: Event, cells: Mapping[str, Row], when: str) -> list[str]:
+    """What a declaration changes of the one before it. `cells`: rows of that table, by id."""
+    changed = [(word, before.get(key), after.get(key)) for key, word in _CHANGES.items()]
+    said = [f"{word} changed {when}: from {old} to {new}" for word, old, new in changed if old != new]
+    if before.get("cells") is not None and after.get("cells") is not None:
+        old, new = ([cells[c] for c in event["cells"] if c in cells] for event in (before, after))
+        said += _grown(old, new, when)
+    return [*_difference("seeds", before["seeds"], after["seeds"], when), *said]
+
+
+def _grown(before: Sequence[Row], after: Sequence[Row], when: str) -> list[str]:
+    """What cells have more of than others, and less; the cells themselves if their names say nothing."""
+    said: list[str] = []
+    for word, column in (*_COLUMNS, ("cells", "label")):
+        old, new = (sorted({str(r[column]) for r in rows if r[column] is not None}) for rows in (before, after))
+        if not (said and column == "label"):
+            said += _difference(word, old, new, when)
+    return said
+
+
+def _difference(word: str, old: Sequence[Any], new: Sequence[Any], when: str) -> list[str]:
+    parts = (("added", [n for n in new if n not in old]), ("taken out", [n for n in old if n not in new]))
+    return [f"{word} {what} {when}: {', '.join(map(str, names))}" for what, names in parts if names]
+
+
+def _attempts(store: Store) -> Check:
+    """Whether only trials that had failed were run again."""
+    tries: dict[str, list[Row]] = defaultdict(list)
+    for r in store.table("trials").to_pylist():
+        tries[r["trial_id"]].append(r)
+    wrong = []
+    again: list[Row] = []
+    for trial_id, rows in tries.items():
+        rows.sort(key=lambda r: r["attempt"])
+        if any(r["status"] == "finished" for r in rows[:-1]):
+            wrong.append(f"trial {trial_id} was run again after it had finished")
+        again += rows[-1:] if len(rows) > 1 else []
+    noted = []
+    if again:
+        done = sum(r["status"] == "finished" for r in again)
+        which = ", ".join(f"{n} of {name}" for name, n in Counter(r["method"] for r in again).most_common())
+        noted.append(f"{plural(len(again), 'failed trial')} ran again ({which}), and {done} finished then")
+    return _check("attempts", wrong, f"no finished trial of {len(tries):,} was run again", noted)
+
+
+def _complete(store: Store) -> Check:
+    """How much of the plan has a result."""
+    rows = [r for r in store.table("coverage").to_pylist() if r["feasible"]]
+    planned = sum(r["confirm_planned"] for r in rows)
+    done = sum(min(r["confirm_done"], r["confirm_planned"]) for r in rows)
+    failed = sum(r["failed"] for r in rows)
+    noted = []
+    short = [r for r in rows if r["confirm_done"] < r["confirm_planned"]]
+    if short:
+        worst = min(short, key=lambda r: r["confirm_done"] / r["confirm_planned"])
+        name, has, of = worst["label"], worst["confirm_done"], worst["confirm_planned"]
+        noted.append(f"{plural(len(short), 'cell lacks', 'cells lack')} seeds; {name} has {has} of {of}")
+    if failed:
+        noted.append(f"{plural(failed, 'trial')} failed at every attempt")
+    return _check("complete", [], f"{done:,} of {planned:,} planned CONFIRM trials finished", noted)
+
+
+def _parameters(store: Store) -> Check:
+    """Whether the trained modules have as many parameters as their cells say."""
+    built = [r for r in store.table("parity").to_pylist() if r["count_holds"] is not None]
+    wrong = [
+        f"{r['cell_id']} built {r['adapter_params']:,} parameters, and {r['count']:,} were planned"
+        for r in built
+        if not r["count_holds"]
+    ]
+    return _check("parameters", wrong, f"{len(built):,} of {len(built):,} cells built the planned number")
+
+
+def _data(store: Store, events: Sequence[Event]) -> Check:
+    """Whether all trials saw the same data."""
+    wrong = []
+    tested: dict[str, set[tuple[str | None, int | None]]] = defaultdict(set)
+    places = {r["trial_id"]: r["dataset"] for r in store.table("last_attempts").to_pylist()}
+    for r in store.table("predictions").to_pylist():
+        if r["trial_id"] in places:
+            tested[places[r["trial_id"]]].add((r["examples_hash"], r["n_examples"]))
+    wrong += [f"trials on {name} were tested on different examples" for name, seen in tested.items() if len(seen) > 1]
+    now = data_seen(store.path)
+    if now is None:
+        wrong.append("data.json is no JSON object of data sets and their digests")
+        now = {}
+    runs = [e["data"] for e in events if e["ev"] == "sweep" and e.get("data")]
+    for name, digest in {(name, digest) for run in runs for name, digest in run.items()}:
+        if name not in now or not _alike(digest, now[name]):
+            wrong.append(f"data.json has another digest of {name} than the journal: its data was exchanged")
+    if not tested and not runs:
+        return Check("data", "not checked", ("neither answers nor digests of the data are recorded",))
+    said = f"{plural(len(tested), 'data set')}, each tested on the same examples by all trials"
+    return _check("data", wrong, f"{said}; its digest is the journal's" if runs else said)
+
+
+def _alike(old: str, new: str) -> bool:
+    """Whether two digests may be of the same data: a later version may have written down more, or of another kind."""
+    if old.partition(":")[0] != new.partition(":")[0]:
+        return True
+    one, other = old.split(" "), new.split(" ")
+    shared = min(len(one), len(other))
+    return one[:shared] == other[:shared]
+
+
+def _report_tables(store: Store) -> Check:
+    """Whether the tables that a report left in the folder are what the rows give."""
+    place = store.path / export.FOLDER
+    there = [name for name in _WRITTEN if (place / f"{name}.csv").is_file()]
+    texts = {name: (place / f"{name}.csv").read_text(encoding="utf-8") for name in there}
+    other = [sheet.name for sheet in pick(store, there) if export.comma_separated(sheet) != texts[sheet.name]]
+    noted = (
+        [f"{', '.join(other)} differ from what the rows give now; `sweeps report` writes them anew"] if other else []
+    )
+    return _check(
+        "report tables", [], f"{len(there) - len(other)} of {len(there)} tables are what the rows give", noted
+    )
