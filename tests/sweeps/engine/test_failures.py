@@ -58,6 +58,7 @@ Journal.write = write
 """
 SMALL_FILES = """
 import resource
+from sweeps.backends.ray.backend import using
 from sweeps.backends.ray.pool import Pool
 with Pool(plan.spec.resources, folder.with_name("ray")) as pool:  # Ray's own processes keep their limits
     usual = resource.getrlimit(resource.RLIMIT_FSIZE)
