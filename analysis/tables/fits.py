@@ -25,7 +25,7 @@ GIVEN = (
     "might "
     "have been chosen, so they are somewhat too narrow."
 )
-"""What is said of every number that is read off curves."""
+"""What the heads of all columns mean that end in 'given the rates'; said once, under the first table."""
 
 
 def _estimate(r: Row) -> str:
@@ -72,8 +72,8 @@ def fitted(store: Store, x: str) -> list[Sheet]:
         ("Mean score over the range (area under the curve, log axis)", readings.area_table(store, x)),
     )
     return [
-        Sheet(name, title, columns_of(rows := table.to_pylist(), METHOD, *columns), rows, GIVEN)
-        for name, (title, table), columns in zip(FITS, tables, _COLUMNS, strict=True)
+        Sheet(name, title, columns_of(rows := table.to_pylist(), METHOD, *columns), rows, note)
+        for name, (title, table), columns, note in zip(FITS, tables, _COLUMNS, (GIVEN, "", ""), strict=True)
     ]
 
 
@@ -89,7 +89,7 @@ def front(store: Store, x: str) -> Sheet:
         number("on the front in % of draws, given the rates", "front_share", percent),
     )
     title = "Cells that no other cell beats in both score and cost"
-    return Sheet("front", title, columns, rows, GIVEN, folded=len(rows) > 20)
+    return Sheet("front", title, columns, rows, folded=len(rows) > 20)
 
 
 def sizes(store: Store) -> list[Sheet]:
@@ -106,7 +106,7 @@ def sizes(store: Store) -> list[Sheet]:
         ("Mean score over the range of training examples", readings.area_table(store, EXAMPLES)),
     )
     return [whole] + [
-        Sheet(name, title, [*lead, *found], rows, GIVEN, folded=len(rows) > 20)
+        Sheet(name, title, [*lead, *found], rows, folded=len(rows) > 20)
         for name, (title, table), found in zip(SIZES[1:], tables, _COLUMNS, strict=True)
         if (rows := table.to_pylist())
     ]
