@@ -234,7 +234,7 @@ def test_markdown_and_latex_forms(store: Store, wide: Store) -> None:
     lines = text.splitlines()
     assert len(lines) == 2 + 15  # the infeasible cell is left out
     assert len({line.count("|") for line in lines}) == 1
-    assert "| RandLoRA | lora-1 | 81.5 [80.0, 83.0] | +4.3 [+2.7, +5.9] | higher | 12,385 | 0.0316 | 3 |" in text
+    assert "| RandLoRA | lora-1 | 81.5 [80.0, 83.0] | +4.3 [+2.0, +6.7] | higher | 12,385 | 0.0316 | 3 |" in text
     assert markdown(results(wide)).startswith("| data |")
     tex = latex(results(store))
     assert tex.count(r"\\") == 16
