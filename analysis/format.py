@@ -46,8 +46,11 @@ def points(fraction: float | None) -> str:
 
 
 def end_of_interval(fraction: float | None) -> str:
-    """As `points`; an end that rounds to zero keeps its sign, which says on which side of zero it lies."""
-    return "" if fraction is None else f"{100 * fraction:+.1f}".replace("-", "\N{MINUS SIGN}")
+    """As `points`; an end that would round to zero has a second decimal and keeps its sign: on which side it lies."""
+    if fraction is None:
+        return ""
+    text = f"{100 * fraction:+.1f}"
+    return (f"{100 * fraction:+.2f}" if text[1:] == "0.0" else text).replace("-", "\N{MINUS SIGN}")
 
 
 def percent(value: float | None) -> str:

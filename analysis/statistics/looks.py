@@ -7,7 +7,8 @@ of all looks sum to at most `1 - LEVEL`, whatever the correlation between them; 
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +16,7 @@ from analysis.errors import StoreError
 from analysis.format import Row, plural
 from analysis.statistics.inference import LEVEL
 from analysis.store.columns import PLACE
+from analysis.store.journal import Event
 from analysis.store.left import to_come
 from analysis.store.store import Store, part_of, remembered
 
@@ -86,13 +88,25 @@ def declared(store: Store) -> dict[str, Any]:
     return section if isinstance(section, dict) else {}
 
 
+def declared_first(store: Store) -> dict[str, Any]:
+    """As `declared`, before a test score was there to be seen: its question and margin stay, whatever is changed."""
+    events = store.declared()
+    return _before_scores(events) if events else declared(store)
+
+
+def _before_scores(events: Sequence[Event]) -> Event:
+    """The last declaration before a test score was there to be seen; the first one of a folder that has none."""
+    return next((event for event in reversed(events) if not event["scored"]), events[0])
+
+
 @remembered
 def added(store: Store) -> frozenset[CellKey]:
     """The cells, (sweep, cell id), that joined their sweep after its first declaration; older folders tell of none."""
-    first: dict[str, frozenset[str]] = {}
+    told: dict[str, list[Event]] = defaultdict(list)
     for event in store.events("declare"):
         if event.get("cells") is not None:
-            first.setdefault(str(event["name"]), frozenset(event["cells"]))
+            told[str(event["name"])].append(event)
+    first = {name: frozenset(_before_scores(events)["cells"]) for name, events in told.items()}
     cells = ((r["sweep"], r["cell_id"]) for r in store.table("cells").to_pylist() if r["feasible"])
     return frozenset(key for key in cells if key[0] in first and key[1] not in first[key[0]])
 
@@ -117,7 +131,7 @@ def margin_of(store: Store) -> float | None:
     Raises:
         StoreError: it is no fraction between 0 and 1.
     """
-    margin = declared(store).get("margin")
+    margin = declared_first(store).get("margin")
     if margin is not None and not (isinstance(margin, int | float) and 0.0 < margin < 1.0):
         raise StoreError(
             f"{store.path}: confirm.margin is {margin!r}; it must be a fraction above 0 and below 1: 0.01 is one point"

@@ -20,7 +20,7 @@ from analysis.statistics.inference import (
     t_difference,
     verdict,
 )
-from analysis.statistics.looks import declared, early, first_declared, level, margin_of
+from analysis.statistics.looks import declared_first, early, first_declared, level, margin_of
 from analysis.statistics.power import detectable, effect_size, power_at, seeds_needed
 from analysis.statistics.runs import (
     Seed,
@@ -74,7 +74,7 @@ def question(store: Store) -> Question:
     declared_cells = first_declared(store).table("cells").to_pylist()
     rows = [r for r in declared_cells if r["feasible"] and r["reference"] is not None]
     methods = in_order({r["method"] for r in rows})
-    asked = declared(store).get("question")
+    asked = declared_first(store).get("question")
     focus = asked if asked in methods else FOCUS
     others = [m for m in methods if m != focus]
     baseline = BASELINE if BASELINE in others else others[0] if others else BASELINE

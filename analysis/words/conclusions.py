@@ -109,7 +109,12 @@ def _later(rows: Sequence[Row], a: str, b: str) -> str:
         word = verdict_text(row["verdict"])
         over = _averaged([row], row["n_budgets"])
         said.append(f"With these, {over}, the difference is {interval_text(row)}: {word}.")
-    return f"Added after the first declaration, and tested by themselves: {' '.join(said)}" if said else ""
+    if not said:
+        return ""
+    return (
+        f"Methods, budgets or data sets joined after the first declaration. They are tested apart from it, and marked "
+        f"(later) in the tables. {' '.join(said)}"
+    )
 
 
 def _basis(cells: Sequence[Row], whole: Sequence[Row], level: float) -> str:
@@ -268,7 +273,9 @@ def _missed(rows: Sequence[Row]) -> str:
         return f"{missed_text(rows[0])}."
     seeds = span({round(r["n"] / (r["datasets"] or 1)) for r in rows})
     ends = " to ".join(dict.fromkeys(size_of(value) for value in (known[0], known[-1])))
-    return f"{seeds} seed{'' if seeds == '1' else 's'} cannot detect differences below {ends} points."
+    said = f"{seeds} seed{'' if seeds == '1' else 's'} cannot detect differences below {ends} points."
+    remedies = {_remedy(r) for r in rows}
+    return f"{said} {remedies.pop()}".strip() if len(remedies) == 1 else said
 
 
 def _limited(cells: Sequence[Row]) -> str:

@@ -171,10 +171,14 @@ def looks_says(found: Iterable[Looks]) -> list[str]:
         said.append(f"Looks: {text}; {most}, and tests of this look are made at {level_text(each.level)}.")
         if each.margins:
             times = plural(each.margins, "time")
-            said.append(f"The margin of equivalence was changed {times} after test scores were there.")
+            said.append(
+                f"The margin of equivalence was changed {times} after test scores were there: the first one counts."
+            )
         if each.questions:
             times = plural(each.questions, "time")
-            said.append(f"The method in question was changed {times} after test scores were there.")
+            said.append(
+                f"The method in question was changed {times} after test scores were there: the first one counts."
+            )
     return said
 
 

@@ -96,10 +96,10 @@ else:
     classifier = ready.task.classifier
     with torch.no_grad():
         classifier.before_evaluation()
-        before = (classifier.predict(images) == labels).float().mean().item()
+        before = (classifier.classify(classifier.features(images)).argmax(dim=1) == labels).float().mean().item()
         adapted = randlora.load(ready.module, folder / "adapters" / best["trial_id"])
         classifier.before_evaluation()
-        after = (classifier.predict(images) == labels).float().mean().item()
+        after = (classifier.classify(classifier.features(images)).argmax(dim=1) == labels).float().mean().item()
         adapted.detach()
     print(f"{best['method']} at {best['reference']}: {adapted.count():,} parameters")
     print(f"accuracy on {len(labels)} training images: {before:.2f} without the adapter, {after:.2f} with it")

@@ -53,7 +53,7 @@ def power(spec: Spec, like: Like = None, overrides: Set = None, scale: Scale = N
             rows = [[str(n), *(_points(by[n, m]) for m in columns)] for n in dict.fromkeys(d.seeds for d, _ in curve)]
             print_rows(heads, rows, f"smallest difference that is detected 4 times in 5, in points, {title}")
             out.print(
-                _limit({d.seeds: value for (d, _), value in zip(curve, values, strict=True) if d.examples == now})
+                _limit({d.seeds: value for (d, _), value in zip(curve, values, strict=True) if d.examples == now}, now)
             )
         print_prospects(found)
 
@@ -178,13 +178,14 @@ def _curve(found: Prospects) -> Iterator[tuple[Design, Detectable]]:
             yield other, found.pilot.detectable(other)
 
 
-def _limit(by_seeds: Mapping[int, float | None]) -> str:
-    """From how many seeds on more of them do not help; an empty line if they always do."""
+def _limit(by_seeds: Mapping[int, float | None], examples: int | None) -> str:
+    """From how many seeds on more of them hardly help, with that many validation examples; empty if they always do."""
     known = {seeds: value for seeds, value in by_seeds.items() if value is not None}
     enough = min((seeds for seeds, value in known.items() if value <= 1.05 * min(known.values())), default=None)
     if enough is None or enough == max(known):
         return ""
-    return f"  From {enough} seeds on the choice of learning rates limits it: more seeds alone do not help.\n"
+    of = f"With {examples:,} validation examples more" if examples is not None else "More"
+    return f"  {of} than {enough} seeds hardly help: the choice of learning rates limits the difference.\n"
 
 
 def print_prospects(found: Prospects | None) -> None:
@@ -206,7 +207,7 @@ def print_prospects(found: Prospects | None) -> None:
     helps = (
         "None of these helps." if (most.each or 1.0) > 0.95 * (least.each or 0.0) else f"What would help most: {best}."
     )
-    out.print(f"          It would be {', '.join(said)}. {helps}")
+    out.print(f"          At one budget it would be {', '.join(said)}. {helps}")
 
 
 def _points(value: float | None) -> str:

@@ -61,6 +61,12 @@ def verify(
         for one in trained:
             out.print(_said(one), style="bold red" if one in wrong else None)
         out.print(f"\n{found.receipt}", style="bold")
+        if any(each.outcome in ("noted", "not checked") for each in found.checks):
+            out.print(
+                "Noted is no fault, but something to know. Not checked: the folder has not what the check needs. "
+                "`--again K` trains K of its trials anew.",
+                style="dim",
+            )
         out.print(f"The rows give this answer: {conclusion_of(store).answer}")
         if trained:
             same = sum(each.same for each in trained)

@@ -10,7 +10,7 @@ import pytest
 
 from analysis.statistics.decisions import decisions
 from analysis.statistics.groups import groups
-from analysis.statistics.looks import added, first_declared
+from analysis.statistics.looks import added, first_declared, margin_of
 from analysis.statistics.scaling import comparisons, question
 from analysis.store.store import Store, open_store
 from analysis.tables.console import conclusion, conclusion_of, results_table
@@ -63,7 +63,7 @@ def test_who_joins_later_changes_no_declared_number(tmp_path: Path) -> None:
     assert question(after) == question(before)
     now, then = conclusion_of(after), conclusion_of(before)
     assert (now.answer, now.budgets, now.reasons) == (then.answer, then.budgets, then.reasons)
-    assert not then.later and now.later.startswith("Added after the first declaration")
+    assert not then.later and "joined after the first declaration" in now.later
     both = {("a", "lora-1"), ("a", "lora-4")}
     letters = [
         {
@@ -153,3 +153,15 @@ def test_a_budget_at_which_all_fail_stays(tmp_path: Path) -> None:
     notes = {(r["method"], r["reference"]): r["note"] for r in results_table(store).to_pylist()}
     assert notes["randlora", "lora-4"] == notes["lora", "lora-4"] == "every confirming run failed"
     assert f"{SEEDS} of {SEEDS} of RandLoRA at lora-4" in conclusion(store)
+
+
+def test_the_question_and_the_margin_of_before_the_first_score_count(tmp_path: Path) -> None:
+    store = swept(tmp_path / "s", FIRST | LATER, FIRST | LATER)
+    assert (question(store).focus, margin_of(store)) == ("randlora", 0.02)
+    lines = [json.loads(line) for line in (tmp_path / "s" / "journal.jsonl").read_text().splitlines()]
+    asked = lines[-1] | {"question": "vera", "margin": 0.2}
+    for seen, expected in ((0, ("vera", 0.2)), (12, ("randlora", 0.02))):
+        said = "".join(json.dumps(line) + "\n" for line in [*lines, asked | {"scored": seen}])
+        (tmp_path / "s" / "journal.jsonl").write_text(said)
+        changed = open_store(tmp_path / "s")
+        assert (question(changed).focus, margin_of(changed)) == expected

@@ -75,7 +75,7 @@ def test_a_look_is_taken_where_seeds_are_added_to_scores(tmp_path: Path) -> None
     assert looks_says(looks(store).values()) == [
         "Looks: scores of 3 seeds were there to be seen before there were 5; no maximum was declared, and tests of "
         "this look are made at 0.8 %.",
-        "The margin of equivalence was changed 2 times after test scores were there.",
+        "The margin of equivalence was changed 2 times after test scores were there: the first one counts.",
     ]
 
 

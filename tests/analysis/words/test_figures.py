@@ -37,7 +37,7 @@ def test_crossings() -> None:
     many = say.conclude_crossings([sure, unsure, above, below], "parameters")
     assert "cross in range in 1 of 4 panels" in many and "may cross in 1, where the interval leaves the range" in many
     assert "no lasting crossing in 2 (RandLoRA above throughout in 1, below throughout in 1)" in many
-    assert many.endswith("a description, not a test.")
+    assert many.endswith("not a test.")
 
 
 def test_fronts() -> None:
