@@ -64,7 +64,7 @@ def test_tables_of_the_report(folder: Path, tmp_path: Path) -> None:
     listed = sweeps("tables", folder).stdout
     assert "results" in listed and "groups" in listed
     text = sweeps("tables", folder, "groups", "areas").stdout
-    assert "| data | budget | method |" in text and "| mean score, % [95 %] |" in text
+    assert "| data | budget | method |" in text and "| mean score, % [95 %, given the rates] |" in text
     tex = sweeps("tables", folder, "averages", "--format", "latex").stdout
     assert tex.startswith("% Mean test score over data sets\n\\begin{tabular}")
     whole = json.loads(sweeps("tables", folder, "averages", "--json").stdout)
