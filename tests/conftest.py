@@ -9,6 +9,7 @@ from __future__ import annotations
 import atexit
 import os
 import shutil
+import signal
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -23,6 +24,10 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 if "SWEEPS_CACHE" not in os.environ:  # decoded images of the tests are not the user's
     os.environ["SWEEPS_CACHE"] = tempfile.mkdtemp(prefix="sweeps-cache-")
     atexit.register(shutil.rmtree, os.environ["SWEEPS_CACHE"], ignore_errors=True)
+
+for number, usual in ((signal.SIGINT, signal.default_int_handler), (signal.SIGHUP, signal.SIG_DFL)):
+    if signal.getsignal(number) is signal.SIG_IGN:  # as under `nohup`, or in the background of a script
+        signal.signal(number, usual)  # what tests start would inherit that nothing ends it
 
 
 def pytest_configure(config: pytest.Config) -> None:
