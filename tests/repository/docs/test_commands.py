@@ -33,7 +33,9 @@ ELSEWHERE = {
 }
 """Pages whose commands another test runs, with what they print."""
 PARSED = {"again", "analyze", "doctor", "export", "predict", "import", "verify", "watch"}
-"""Verbs that need trained weights, a real journal or files from elsewhere, ask the machine itself, or serve until they are stopped."""
+"""Verbs that need trained weights, a real journal or files from elsewhere, ask the machine itself, or serve until they
+are stopped.
+"""
 PLANNED = {"run", "estimate"}
 INSTALLED = "lora-fa"
 """A method that its page installs first; `randlora/test_plugins` does so, and checks and plans it."""
