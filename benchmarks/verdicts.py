@@ -56,7 +56,14 @@ def p_values(differences: Real, variances: Real, share: Real) -> Real:
 
 
 def decided(p: Real, rule: str) -> NDArray[np.bool_]:
-    """Which hypotheses a rule rejects at 5 %; of the shape of `p`, whose first column is the mean's."""
+    """Which differences a rule calls different from zero, at 5 %.
+
+    Args:
+        p: (tables, 1 + budgets) p values of the mean over budgets and of each budget, or (tables, 1) of one budget.
+
+    Returns:
+        Of the same shape.
+    """
     if p.shape[-1] == 1:
         return p <= LEVEL
     if rule == "gate":

@@ -346,16 +346,17 @@ def chosen_variance(
     rng: np.random.Generator | None = None,
     draws: int = 400,
 ) -> Array:
-    """What the choice adds, (...): `choice_variance`, and the square of what the rates tried have `missed`.
+    """Variance that the choice of a rate adds to a cell's score, (...).
 
-    Over rates alone the expected scores are those of a smooth curve through the scores seen, in which their noise is
-    less; otherwise the scores as seen.
+    It is `choice_variance` plus the square of `missed`. If rates alone were searched, the expected scores are taken
+    from a smooth curve through the scores of stage TUNE, which has less noise. Otherwise they are these scores.
 
     Args:
         log_rates: (..., K) log10 of the rates; None where other hyperparameters were searched with them.
         chosen: (...) the point that was chosen.
-        noise, reruns: as of `choice_variance`.
-        rng, draws: as of `drawn_variance`, which is used if there is a generator.
+        noise: variance of one run's score, broadcast against (...).
+        reruns: how many rates are run again, and on how many seeds each.
+        rng, draws: with a generator, the variance is simulated from so many draws (`drawn_variance`).
     """
     level, weight = levels(runs)
     expected = level if log_rates is None else smoothed(log_rates, level, weight, chosen)

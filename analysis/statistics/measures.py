@@ -24,7 +24,9 @@ LOSS, LIKELIHOOD = "loss", "likelihood"
 
 _CONFIRMED = "select sweep, cell_id, metric, further from confirmed where further is not null"
 _RERUN = """
-select t.*, t.val_score as score from last_attempts t join chosen c using (sweep, cell_id)
+select t.sweep, t.model, t.dataset, t.train_size, t.reference, t.method, t.metric, t.further, t.val_score as score,
+       t.data_seed, t.init_seed, t.basis_seed
+from last_attempts t join chosen c using (sweep, cell_id)
 where t.stage = 'TUNE' and t.status = 'finished' and t.val_score is not null and t.reference is not null
   and abs(t.lr - c.lr) <= 1e-9 * c.lr and t.hyperparameters is not distinct from c.hyperparameters
 """

@@ -73,8 +73,12 @@ def question(store: Store) -> Question:
     """
     declared_cells = first_declared(store).table("cells").to_pylist()
     rows = [r for r in declared_cells if r["feasible"] and r["reference"] is not None]
-    methods = in_order({r["method"] for r in rows})
-    asked = declared_first(store).get("question")
+    return question_among({r["method"] for r in rows}, declared_first(store).get("question"))
+
+
+def question_among(names: Collection[str], asked: str | None) -> Question:
+    """The question of a sweep with these methods at its budgets. `asked`: `confirm.question`, if it has one."""
+    methods = in_order(set(names))
     focus = asked if asked in methods else FOCUS
     others = [m for m in methods if m != focus]
     baseline = BASELINE if BASELINE in others else others[0] if others else BASELINE

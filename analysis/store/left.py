@@ -58,7 +58,7 @@ def _tune_left(rows: Sequence[Row], points: int, refined: int, rates: int, seeds
         plain: what to return while rates are missing. None: the number of missing rates and of all re-runs.
     """
     first = rows[0]["seeds"]
-    allowed = {*range(points - refined), *(SlotKind.REFINED.slot(k) for k in range(refined))}
+    allowed = SlotKind.within(points, refined)
     ended = [t for t in rows if t["seeds"] == first and (t["slot"] in allowed or t["origin"] == "widened")]
     planned = sum(t["slot"] in allowed for t in ended)
     spread = [t for t in ended if t["slot"] < points - refined]

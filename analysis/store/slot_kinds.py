@@ -28,6 +28,15 @@ class SlotKind(Enum):
         """Return the kind of a slot number."""
         return max((kind for kind in cls if kind.value <= number), key=lambda kind: kind.value)
 
+    @classmethod
+    def within(cls, points: int, refined: int) -> set[int]:
+        """Return the slots that a cell's allowance has on TUNE's first seed.
+
+        Args:
+            points: number of rates that are tried on it. refined: how many of these a local fit proposes.
+        """
+        return {*range(points - refined), *(cls.REFINED.slot(k) for k in range(refined))}
+
     def slot(self, index: int) -> int:
         """Return the slot number of the kind's point `index`, counted from 0."""
         return self.value + index

@@ -76,8 +76,8 @@ _ALL = (
     ),
     View(
         "failed",
-        "CONFIRM trials without a score: those that failed for good, or whose score was no number, at the cell's "
-        "choice of rate and on the seeds that the sweep file has.",
+        "CONFIRM trials that should have a test score and have none: they failed at every attempt, or their score was "
+        "NaN or infinite. Only trials at the chosen learning rate, on seeds that the sweep file has.",
         f"""
         select t.* from last_attempts t
         left join chosen c using (sweep, cell_id) left join cells k using (sweep, cell_id)

@@ -167,7 +167,8 @@ def change_lanes(
         nodes: the nodes that are there now.
         lanes: the shapes of the lanes that run or wait for room, by name; one at least.
         at: the id of the node that a lane's workers are on, by name of the lane, those that came last at the end.
-            Lanes that wait are left out. One that waits again may still be here, with a node whose room others took.
+            Lanes that never had a node are left out. A lane that lost its room and waits again may still be here: then
+            other lanes may have taken the room on the node that is named.
         late: names of lanes that have waited for long enough: if they still fit nowhere, others take their trials.
     """
     per_worker = next(iter(lanes.values())).per_worker

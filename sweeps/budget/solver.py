@@ -109,7 +109,7 @@ def solve(
 
 
 def unknown_freedom(method: str, budget: int, error: UnknownFreedomError) -> Infeasible:
-    """Return the infeasible solution of a method whose degrees of freedom are unknown, if the budget limits these."""
+    """Return that a method cannot run, for a budget of degrees of freedom: nobody knows how many the method has."""
     return Infeasible(method, budget, str(error), None, None, 'budgets.count = "parameters" needs no such number')
 
 

@@ -112,17 +112,14 @@ def prospects(plan: Plan, like: Path | None) -> Prospects | None:
 
 def _design(plan: Plan, pilot: Pilot) -> Design | None:
     """What of a plan decides which differences it detects; None if it compares nothing."""
-    from analysis.statistics.scaling import BASELINE, FOCUS
+    from analysis.statistics.scaling import question_among
     from analysis.statistics.sizing.prospects import Design
 
     spec = plan.spec
     cells = [cell for cell in plan.feasible if cell.reference is not None]
-    methods = list(dict.fromkeys(cell.method for cell in cells))
-    asked = spec.confirm.question
-    focus = asked if asked in methods else FOCUS if FOCUS in methods else None
-    baseline = BASELINE if BASELINE in methods and focus != BASELINE else next((m for m in methods if m != focus), None)
-    if focus is None and len(others := [m for m in methods if m != baseline]) == 1:
-        focus = others[0]
+    methods = {cell.method for cell in cells}
+    asked = question_among(methods, spec.confirm.question)
+    focus, baseline = asked.focus, asked.baseline
     there = Counter((cell.dataset, cell.train_size, cell.reference) for cell in cells if cell.method == baseline)
     pairs = [c for c in cells if c.method in ((focus,) if focus else methods) and c.method != baseline]
     pairs = [c for c in pairs if (c.dataset, c.train_size, c.reference) in there]

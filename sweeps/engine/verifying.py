@@ -8,19 +8,19 @@ from __future__ import annotations
 
 import dataclasses
 from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
 import pyarrow.parquet as pq
 from pydantic import ValidationError
 
 from analysis.format import Row, plural
 from analysis.report.tables import pick
+from analysis.statistics.examples import unpacked
 from analysis.statistics.looks import looks
 from analysis.store.codec import from_values
 from analysis.store.journal import JOURNAL, Event, Journal, read_journal, rows_of
@@ -187,13 +187,20 @@ def _rows(store: Store, journal: Journal | None) -> Check:
                 wrong += [
                     f"{name}, {_named(row, key)}: {c} is {row[c]!r}, {source[c]!r} in the journal" for c in columns
                 ]
-            elif row["chosen_at"] < (begun or row["chosen_at"]) if name == "choices" else row["trial_id"] in earlier:
+            elif _is_older(name, row, begun, earlier):
                 before += 1
             else:
                 wrong.append(f"{name}, {_named(row, key)}: the journal has no such row")
         count += len(told)
     noted = [f"{plural(before, 'row')} of the tables are older than the journal"] if before else []
     return _check("rows", wrong, f"{count:,} of {count + before:,} rows follow from the journal", noted)
+
+
+def _is_older(name: str, row: Row, begun: datetime | None, earlier: Container[str]) -> bool:
+    """Whether a row is older than the journal, which begins at `begun`. `earlier`: trials that ended before it."""
+    if name == "choices":
+        return begun is not None and bool(row["chosen_at"] < begun)
+    return row["trial_id"] in earlier
 
 
 def _ended_before(store: Store, begun: datetime | None) -> set[str]:
@@ -229,8 +236,12 @@ def _scores(store: Store) -> Check:
             lost["predictions"] += 1
         elif (trial["metric"] or "").startswith("accuracy") and r["correct"] is not None and r["n_examples"]:
             count += 1
-            bits = np.unpackbits(np.frombuffer(r["correct"], np.uint8))[: r["n_examples"]]
-            share, score = bits.sum() / r["n_examples"], trial["test_score"]
+            score = trial["test_score"]
+            try:
+                share = float(unpacked(r["correct"], r["n_examples"]).mean())
+            except ValueError as error:
+                wrong.append(f"trial {r['trial_id']}: {error}")
+                continue
             if score is None or abs(share - score) > 1e-9:
                 wrong.append(f"trial {r['trial_id']}: test score {score}, but {share} of its answers are right")
     wrong += [f"{count} {what} are of trials that the tables lack" for what, count in lost.items() if count]
@@ -238,7 +249,11 @@ def _scores(store: Store) -> Check:
 
 
 def _configurations(store: Store, events: Sequence[Event]) -> Check:
-    """Whether trials ran as they were asked for: the id is the hash of the configuration, which the row repeats."""
+    """Whether trials ran as they were asked for.
+
+    A trial's id is the hash of its configuration, so a changed configuration has another id. The row repeats parts of
+    the configuration, and these must be the same.
+    """
     asked = {e["trial_id"]: e for e in events if e["ev"] == "ask" and "trial_id" in e}
     if not asked:
         return Check("configurations", "not checked", ("only a journal has the configurations of trials",))
@@ -321,8 +336,7 @@ def _chosen(cell: Row, rows: Sequence[TrialRow], search: SearchSection) -> Choic
     if not slots:
         return None
     planned = cell["tune_points"] or cell["tune_trials"] - search.reruns
-    refined = cell["tune_refined"] or 0
-    allowed = {*range(planned - refined), *(SlotKind.REFINED.slot(k) for k in range(refined))}
+    allowed = SlotKind.within(planned, cell["tune_refined"] or 0)
     widened = (SlotKind.WIDENED, SlotKind.WIDENED_LATE)
     first = slots[0].seeds
     points = {

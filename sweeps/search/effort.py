@@ -26,9 +26,9 @@ from sweeps.spec.space import Point, Space
 
 
 def origin_of(number: int, search: SearchSection) -> str | None:
-    """Return where the rate of a TUNE slot comes from: a warm start's name, "refined" or "widened".
+    """Return what proposed the learning rate of a TUNE slot: a warm start, whose name is returned, or a rule.
 
-    None if the sampler proposed it.
+    The rules are "refined" (a local fit) and "widened" (a rate beyond the edge of the range). None: the sampler did.
     """
     kind = SlotKind.of(number)
     if kind is not SlotKind.PLANNED:

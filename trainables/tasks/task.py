@@ -52,7 +52,7 @@ class Scores:
 
 
 LOSS = "loss"
-"""The further metric that every task has: the mean loss of held-out examples, per token where there are tokens."""
+"""Name in `Scores.further` of the mean loss on held-out examples, which every task has. Language models: per token."""
 
 
 def by_loss(scores: Scores, metric: str) -> Scores:

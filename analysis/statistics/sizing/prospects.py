@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from analysis.format import Row
 from analysis.statistics.choice import CellKey, choice_variance, missed, run_noises, smoothed
+from analysis.statistics.examples import unpacked
 from analysis.statistics.inference import OVER_DATASETS, Difference
 from analysis.statistics.looks import Looks
 from analysis.statistics.power import detectable
@@ -205,13 +206,12 @@ def _tuned(store: Store) -> dict[tuple[Place, str], list[_Tuned]]:
 def _flips(store: Store) -> dict[CellKey, float]:
     """Cell -> variance between seeds of whether one test example is answered right, the mean over examples."""
     confirmed = {(r["sweep"], r["trial_id"]) for r in store.table("confirmed").to_pylist()}
-    answers: dict[CellKey, list[NDArray[np.uint8]]] = defaultdict(list)
+    answers: dict[CellKey, list[NDArray[np.bool_]]] = defaultdict(list)
     for r in store.table("predictions").to_pylist():
         if (r["sweep"], r["trial_id"]) in confirmed and r["correct"] is not None:
-            bits = np.unpackbits(np.frombuffer(r["correct"], np.uint8))[: r["n_examples"]]
-            answers[r["sweep"], r["cell_id"]].append(bits)
+            answers[r["sweep"], r["cell_id"]].append(unpacked(r["correct"], r["n_examples"]))
     return {key: _between(bits) for key, bits in answers.items() if len(bits) > 1 and len({b.size for b in bits}) == 1}
 
 
-def _between(answers: Iterable[NDArray[np.uint8]]) -> float:
+def _between(answers: Iterable[NDArray[np.bool_]] | NDArray[np.uint8]) -> float:
     return float(np.stack(list(answers)).astype(float).var(axis=0, ddof=1).mean())

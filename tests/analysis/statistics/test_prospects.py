@@ -60,7 +60,9 @@ def test_results_of_one_seed_or_none_tell_nothing(name: str) -> None:
 
 @pytest.mark.parametrize("own", [0.0, 0.02])
 def test_the_noise_of_a_score_on_more_examples_is_found(own: float) -> None:
-    """Runs that answer each example right with a chance of its own, and that share a luck of the whole run."""
+    """The noise of simulated runs has two parts: each example is answered right by chance, with a probability of its
+    own, and in some runs all probabilities are a little higher than in others.
+    """
     rng = np.random.default_rng(0)
 
     def runs(count: int, examples: int) -> np.ndarray:  # type: ignore[type-arg]

@@ -274,7 +274,7 @@ def test_committed_results_hold(folder: Path) -> None:
     assert not verify(open_store(folder)).failed
 
 
-def test_what_was_added_later_shows_in_a_folder_whose_declarations_name_no_methods() -> None:
+def test_methods_that_joined_a_copied_study_later_are_named() -> None:
     (check,) = [c for c in verify(open_store(ROOT / "docs" / "results" / "images")).checks if c.name == "declared"]
     assert check.outcome == "noted"
     assert "methods added after 168 test scores: nola" in check.says

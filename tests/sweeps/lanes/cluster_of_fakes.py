@@ -114,8 +114,8 @@ class Cluster:
     Args:
         cores: of each node that is there from the start.
         asked: `[resources]`.
-        killed: is told which process the broker ends, before it is ended.
-        lane_lost: is told the name of a lane whose end the broker has heard of.
+        killed: called with a process before the broker ends it.
+        lane_lost: called with the name of a lane as soon as the broker knows that the lane has ended.
 
     Attributes:
         replaced: processes that are dead, and whose lane has new ones.

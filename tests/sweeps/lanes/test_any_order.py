@@ -428,7 +428,11 @@ class LanesInAnyOrder(RuleBasedStateMachine):
 
     @invariant()
     def no_trial_is_trained_twice(self) -> None:
-        """A process that the broker has ended or fenced off may still train; it is told to stop at its next report."""
+        """At most one process may report on a trial.
+
+        A process whose trial the broker has given to another one may train on until its next report. The broker answers
+        that report with an order to stop, so such a process does not count here.
+        """
         for trial in self.trials.values():
             holders = [p for p in self.cluster.processes if trial.key in p.held and trial.open]
             assert len(holders) <= 1, (trial, holders)

@@ -396,3 +396,17 @@ def test_a_restarted_broker_asks_workers_to_say_hello() -> None:
         assert (await lease(broker, W0))["key"] == "a"
 
     run(scenario())
+
+
+@pytest.mark.parametrize("status", ["finished", "failed"])
+def test_a_trial_that_had_ended_is_told_after_the_last_lane_is_lost(status: str) -> None:
+    async def scenario() -> None:
+        broker = await started("ended", "waits")
+        await broker.next(W0, "t", 1)
+        await broker.finish(W0, "t", "ended", None, {"status": status})
+        await broker.lane_lost("lane0", "gone for good", True, 0.0)
+        assert (await broker.status())["dead"] == "gone for good"
+        assert (await broker.step("ended", 1))["status"] == status  # else it would be trained again
+        assert (await broker.step("waits", 1))["status"] == "stopped"
+
+    run(scenario())

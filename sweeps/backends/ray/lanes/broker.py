@@ -152,16 +152,18 @@ class Broker:
         def given_up() -> bool:
             return self._stopping or self._dead is not None or self._leases.get(key) is not lease
 
+        def over() -> bool:
+            return lease.state not in ("queued", "running") and self._leases.get(key) is lease
+
         def news() -> bool:
-            over = lease.state not in ("queued", "running")
-            return lease.step >= number or following() is not None or over or given_up()
+            return lease.step >= number or following() is not None or over() or given_up()
 
         await self._wait(news)
         if lease.step < number:
             if (epoch := following()) is not None:
                 lease.answer = result(epoch, lease.events[epoch], lease.state)
             else:
-                ended = "stopped" if given_up() else lease.state
+                ended = lease.state if over() else "stopped"  # what has ended is told, also while all else stops
                 lease.answer = result(lease.answer["epoch"], {"done": True}, ended)
             lease.step = number
         return lease.answer
