@@ -8,6 +8,7 @@ import socket
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import NoReturn
 
 import huggingface_hub
@@ -46,14 +47,14 @@ def test_a_hub_that_does_not_answer_is_asked_again_after_a_while(
     port.listen()
     assert not hub_answers() and constants.HF_HUB_OFFLINE
     now = hub._ask_at
-    monkeypatch.setattr("time.monotonic", lambda: now)
+    monkeypatch.setattr(hub, "time", SimpleNamespace(monotonic=lambda: now))
     assert hub_answers() and not constants.HF_HUB_OFFLINE
 
 
 def test_a_hub_that_answers_is_used_and_not_asked_again(port: socket.socket, monkeypatch: pytest.MonkeyPatch) -> None:
     port.listen()
     assert hub_answers() and not constants.HF_HUB_OFFLINE
-    monkeypatch.setattr("time.monotonic", lambda: 1e12)
+    monkeypatch.setattr(hub, "time", SimpleNamespace(monotonic=lambda: 1e12))
     port.close()
     assert hub_answers()
 

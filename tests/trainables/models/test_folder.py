@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -23,8 +24,10 @@ def no_library(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: object, **__: object) -> None:
         raise AssertionError("reached a library")
 
-    for name in ("timm.create_model", "open_clip.create_model", "safetensors.safe_open", "socket.create_connection"):
+    for name in ("timm.create_model", "open_clip.create_model", "safetensors.safe_open"):
         monkeypatch.setattr(name, refuse)
+    # the hub's name of `socket` alone: a thread that watches Ray uses the real one
+    monkeypatch.setattr("trainables.hub.socket", SimpleNamespace(create_connection=refuse))
     monkeypatch.setattr("transformers.AutoConfig.from_pretrained", refuse)
     monkeypatch.setattr("transformers.AutoModelForCausalLM.from_pretrained", refuse)
 

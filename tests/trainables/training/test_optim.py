@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -65,7 +66,7 @@ def test_what_no_worker_used_has_no_gradient(theirs: float | None, monkeypatch: 
 
 def test_checkpoints_take_a_set_share_of_the_time(monkeypatch: pytest.MonkeyPatch) -> None:
     now = [0.0]
-    monkeypatch.setattr("time.perf_counter", lambda: now[0])
+    monkeypatch.setattr("trainables.training.checkpoints.time", SimpleNamespace(perf_counter=lambda: now[0]))
     pace = Pace()
     assert pace.due()
     with pace.saving():
