@@ -46,7 +46,7 @@ TESTS = {
     "replay": (*_RECORDS, "tests/sweeps/records", "tests/sweeps/engine"),
     "lanes": ("tests/sweeps/lanes/test_broker.py", "tests/sweeps/lanes", "tests/sweeps/cluster"),
     "search": (*_SEARCH, "tests/sweeps/search", *_RECORDS, "tests/sweeps/engine"),
-    "store": (*_RECORDS, "tests/sweeps/records", "tests/analysis/store"),
+    "store": (*_RECORDS, "tests/analysis/store", "tests/sweeps/records"),
 }
 """Files and folders of a room's tests, those that find most of its faults first."""
 LIBRARIES = ("torch", "ray.train", "ray.tune", "optuna", "pyarrow.parquet", "duckdb", "scipy.stats", "open_clip")
