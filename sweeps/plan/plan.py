@@ -281,7 +281,7 @@ def _cell_id(
     if spec.base(name) != name:
         key.append(spec.base(name))
     digest = hashlib.sha256(json.dumps(key, default=str).encode()).hexdigest()[:6]
-    words = [name, reference, dataset.rpartition("/")[2].replace(":", "-"), str(size)]
+    words = [name, reference, dataset.partition("?")[0].rpartition("/")[2].replace(":", "-"), str(size)]
     return "_".join([w for w in words if w] + [digest])
 
 
