@@ -8,6 +8,7 @@ Uses the splits and downloads of `data`, and the epoch's order of `data.images.b
     instructions  sets from JSON files in LLM-Adapters' form
     problems      MetaMathQA and GSM8K, and sets like these from JSON files
     fine_tuning   prompts with completions, and conversations, in TRL's form
+    looking       which id reads one's files; one file made into splits
     tables        GLUE and E2E from tables
     registry      text sets by name
     batches       batches of like length, and padding

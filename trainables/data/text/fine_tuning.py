@@ -245,10 +245,10 @@ def _row(cell: Mapping[str, Any], columns: Mapping[str, str], where: str) -> Com
 def _written(text: str) -> bool:
     """Whether a text is a list of messages as JSON, as a table of text alone has them."""
     try:
-        found = json.loads(text) if text.startswith("[") else None
+        found = json.loads(text) if text.startswith("[") else []
     except (ValueError, RecursionError):
         return False
-    return bool(found) and all(isinstance(each, dict) and {"role", "content"} <= each.keys() for each in found)
+    return found != [] and all(isinstance(each, dict) and {"role", "content"} <= each.keys() for each in found)
 
 
 def _messages(value: object, where: str) -> tuple[tuple[str, str], ...]:
