@@ -25,12 +25,29 @@ def init(
     ] = None,
     model: Annotated[str | None, typer.Option(help="Model id: open_clip:ARCH/TAG, hf:ORG/NAME, local:DIR.")] = None,
     name: Annotated[str | None, typer.Option(help="Name of the sweep, and so of its results folder.")] = None,
+    schema: Annotated[
+        bool, typer.Option("--schema", help="Write the JSON schema of sweep files instead, for editors.")
+    ] = False,
     force: Annotated[bool, typer.Option("--force", help="Overwrite an existing file.")] = False,
     as_json: Json = False,
 ) -> None:
-    """Write a commented starter file, with a data set and a model of your own if you like, or an example."""
-    from sweeps.spec.reading import READERS
+    """Write a commented starter file, with a data set and a model of your own if you like, or an example.
 
+    Text files are looked at: the data set's id then says what their columns are called.
+    """
+    from sweeps.spec.reading import READERS
+    from sweeps.spec.schema import FILE, schema_text
+
+    if schema:
+        to = path or Path(FILE)
+        _refuse_existing(to, force)
+        to.write_text(schema_text(), encoding="utf-8")
+        emit(
+            as_json,
+            lambda: {"path": str(to)},
+            lambda: out.print(f"wrote {to}; name it in a file: #:schema ./{to.name}"),
+        )
+        return
     found = examples()
     if listed:
         titles = {each: _title(file) for each, file in found.items()}
@@ -45,11 +62,15 @@ def init(
     if to.suffix in READERS:
         rule = "the file is TOML, and would be read by this suffix as something else"
         raise SpecError([Problem("path", str(to), rule, str(to.with_suffix(".toml")))])
-    if to.exists() and not force:
-        raise SpecError([Problem("path", str(to), "exists; give another name, or --force to overwrite it")])
+    _refuse_existing(to, force)
     text = starter(data, model, name) if example is None else found[example].read_text(encoding="utf-8")
     to.write_text(text, encoding="utf-8")
     emit(as_json, lambda: {"path": str(to)}, lambda: out.print(f"wrote {to}; next: sweeps plan {to}"))
+
+
+def _refuse_existing(path: Path, force: bool) -> None:
+    if path.exists() and not force:
+        raise SpecError([Problem("path", str(path), "exists; give another name, or --force to overwrite it")])
 
 
 def examples() -> dict[str, Path]:

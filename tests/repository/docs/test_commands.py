@@ -24,7 +24,8 @@ from tests.support import ROOT, sweeps
 from tests.trainables.tiny_images import write_photos
 from tests.trainables.tiny_language import completion_rows, save_model, write_rows
 
-PAGES = ["README.md", "CONTRIBUTING.md", *(str(p.relative_to(ROOT)) for p in sorted(ROOT.glob("docs/**/*.md")))]
+WRITTEN = ["README.md", "CONTRIBUTING.md", "AGENTS.md"]
+PAGES = [*WRITTEN, *(str(p.relative_to(ROOT)) for p in sorted(ROOT.glob("docs/**/*.md")))]
 ELSEWHERE = {
     "docs/other-tests.md": "test_docs_other_tests",
     "docs/use.md": "test_docs_use",
