@@ -2,8 +2,10 @@ from __future__ import annotations
 
 import io
 import json
+import sys
 from dataclasses import replace
 from pathlib import Path
+from types import ModuleType, SimpleNamespace
 
 import pytest
 from rich.console import Console
@@ -14,6 +16,7 @@ from sweeps.watch.displays import (
     JsonProgress,
     LineProgress,
     LiveProgress,
+    NotebookProgress,
     Silent,
     best_table,
     make_progress,
