@@ -271,7 +271,7 @@ def test_objects_of_voc(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
         data = load_dataset("voc2007", stage="CONFIRM")
         assert len(data.test) == 6
     assert data.class_names[11] == "dog"
-    assert data.class_names[19] == "television or monitor"
+    assert data.class_names[19] == "tv monitor"
     assert data.train.labels.tolist() == [11, 19] * 3
     assert data.val_rows is not None
     assert data.val_rows.tolist() == [4, 5]
