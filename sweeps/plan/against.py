@@ -15,6 +15,7 @@ from randlora.methods.registry import METHODS
 from sweeps.plan.plan import Plan
 from sweeps.spec.cell import Cell
 from sweeps.spec.spec import SweepSpec
+from trainables.models.families import FUSED
 
 Differences = dict[str, tuple[Any, Any]]
 """By the name of a setting: its value in the plan, and in the published form."""
@@ -95,7 +96,7 @@ def _published_count(cell: Cell) -> tuple[int | None, float | None]:
         point
         for name in names()
         for point in publication(name).points
-        if (point["model"], point["method"]) == (cell.model, cell.method) and reference(point) is not None
+        if (point["model"], point["method"]) == (cell.model.removesuffix(FUSED), cell.method) and reference(point)
     ]
     exact = [point for point in points if reference(point) == cell.reference]
     if not exact and len({reference(point) for point in points}) == 1:

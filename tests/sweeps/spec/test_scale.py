@@ -80,7 +80,7 @@ def test_a_name_with_dots_stands_in_quotes(file: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "scale", "wrong"),
     [
-        (("", ""), "tiny", Wrong("--scale", "tiny", names=("full, small, published",))),
+        (("", ""), "tiny", Wrong("--scale", "tiny", names=("full, published, small",))),
         (("[small]", "[smaller]"), "small", Wrong("--scale", "small", names=("[small]",))),
         (('"methods.vera"', '"methods.veras"'), "small", Wrong("small.drop", "methods.veras", "methods.vera")),
         ((DROP, "3"), "small", Wrong("small.drop", 3, '"methods.NAME"')),
