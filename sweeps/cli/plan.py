@@ -107,7 +107,8 @@ def _against_paper(spec: Path, overrides: list[str] | None, scale: str | None, *
         out.print(Text("\nsettings that differ"))
         own = [_settings(row.settings) for row in found.rows]
         shared = [line for line in (own[0] if own else []) if all(line in lines for lines in own)]
-        for line in (*shared, *_settings(found.settings)):
+        general = [*shared, *_settings(found.settings)]
+        for line in general or ["none"]:
             out.print(Text(f"all cells: {line}"))
         for row, lines in zip(found.rows, own, strict=True):
             for line in (line for line in lines if line not in shared):

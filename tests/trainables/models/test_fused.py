@@ -27,9 +27,7 @@ def test_the_function_stays_and_the_weight_is_one(tmp_path: Path) -> None:
     assert [shape for name, shape in shapes.items() if name.endswith("qkv.weight")] == [(96, 32)] * 2
     assert shapes == target_shapes(meta_model(f"local:{folder}+qkv"))
     adapted = attach(one, RandLoraConfig(8), list(shapes))
-    other = torch.randn(
-        3, 3, 32, 32, generator=torch.Generator().manual_seed(2)
-    )  # nothing is kept of the images before
+    other = torch.randn(3, 3, 32, 32, generator=torch.Generator().manual_seed(2))
     torch.testing.assert_close(one(other).last_hidden_state, apart(other).last_hidden_state, rtol=1e-5, atol=1e-5)
     one(images).last_hidden_state.square().mean().backward()
     gradients = {n: p.grad for n, p in adapted.named_parameters() if "qkv" in n and n.endswith("lambdas")}
