@@ -16,7 +16,7 @@ from trainables.models.shapes import meta_model
 
 peft = pytest.importorskip("peft")
 
-METHODS = ("lora", "dora", "randlora", "pissa", "full", "peft:lora", "peft:hira", "peft:vblora", "peft:unilora")
+METHODS = ("lora", "dora", "randlora", "pissa", "peft:lora", "peft:hira", "peft:vblora", "peft:unilora")
 RATE = 3e-4
 
 FIELDS = {
@@ -79,7 +79,7 @@ def test_their_loader_takes_the_experiments_and_peft_builds_the_counts(tuned: Pa
     inside = tmp_path / "out" / "experiments"
     places = {path.parent.relative_to(inside) for path in inside.rglob("training_params.json")}
     assert {str(place) for place in places} == set(answer["experiments"])
-    assert {place.parts[0] for place in places} == {"lora", "randlora", "full-finetuning", "hira", "vblora", "unilora"}
+    assert {place.parts[0] for place in places} == {"lora", "randlora", "hira", "vblora", "unilora"}
     left = dict(line.split(" at lora-32: ") for line in answer["left_out"])
     assert left.keys() == {"pissa", "peft:lora"} and "same experiment as lora" in left["peft:lora"]
     counts = {}
@@ -90,9 +90,6 @@ def test_their_loader_takes_the_experiments_and_peft_builds_the_counts(tuned: Pa
         assert given.keys() <= FIELDS
         assert given["optimizer_kwargs"] == {"lr": RATE, "weight_decay": 0.1}
         assert given.keys() == {"optimizer_kwargs"}  # all else is as theirs: 19,999 texts are 5,000 steps of 4
-        if place.parts[0] == "full-finetuning":
-            assert not (folder / "adapter_config.json").exists()
-            continue
         config = peft.PeftConfig.from_pretrained(str(folder))
         assert config.task_type == "CAUSAL_LM" and not config.inference_mode
         assert config.target_modules == {"q_proj", "v_proj"}
@@ -107,10 +104,12 @@ def test_their_loader_takes_the_experiments_and_peft_builds_the_counts(tuned: Pa
 
 def test_other_settings_are_written_and_what_their_runner_cannot_do_is_said(tmp_path: Path) -> None:
     train = {"epochs": 1, "global_batch_size": 100, "schedule": "constant", "precision": "fp32"}
-    folder = results(tmp_path / "r", train=train, methods={"lora": {"lr": RATE}})
+    folder = results(tmp_path / "r", train=train, methods={"lora": {"lr": RATE}, "full": {"lr": RATE}})
     done = sweeps("export", folder, tmp_path / "out", "--form", "method-comparison")
     assert done.exit_code == 0, done.output
-    (path,) = tmp_path.rglob("training_params.json")
+    full, path = sorted(tmp_path.rglob("training_params.json"))
+    assert full.parent.parent.name == "full-finetuning" and not (full.parent / "adapter_config.json").exists()
+    assert json.loads(full.read_text())["optimizer_kwargs"] == {"lr": RATE} | {"weight_decay": 0.1}
     assert json.loads(path.read_text()) == {
         "dtype": "float32",
         "max_seq_length": 256,
