@@ -29,6 +29,8 @@ from trainables.tasks.lane_cache import Warm
 
 BATCH = 8
 """Texts of one forward pass."""
+RESAMPLES = 1000
+"""Resamples for the standard error of metrics without a formula for it; lm-eval's 100,000 take minutes a task."""
 
 
 def plan(store: Store, *, tasks: Sequence[str], include: Path | None = None, examples: int | None = None) -> list[Unit]:
@@ -99,6 +101,7 @@ def _ask(module: nn.Module, tokenizer: Any, unit: Unit) -> list[Row]:
             tasks=[name],
             task_manager=TaskManager(include_path=include),
             limit=unit.settings["examples"],
+            bootstrap_iters=RESAMPLES,
             log_samples=False,
         )
         results = answer["results"][name]

@@ -74,6 +74,7 @@ def test_its_scores_are_those_of_the_exported_model(
             tasks=["colours"],
             task_manager=TaskManager(include_path=str(trained.parent / "tasks")),
             log_samples=False,
+            bootstrap_iters=10,
         )["results"]["colours"]
         ours = {r["metric"]: r for r in rows if r["method"] == method}
         for metric, row in ours.items():
