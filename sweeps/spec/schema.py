@@ -86,13 +86,14 @@ def _describe(model: type[BaseModel], part: dict[str, Any]) -> None:
                     table["additionalProperties"] = {"anyOf": [table["additionalProperties"], {"type": "array"}]}
         if (short := _SHORT.get(f"{model.__name__}.{name}")) is not None:
             _also(key, short)
-        if name in said:
-            key["description"] = said[name]
+        below = inside(field.annotation)
+        if name in said or below:
+            key["description"] = said.get(name) or " ".join(str(below[0].__doc__).partition("\n\n")[0].split())
 
 
 def _also(key: dict[str, Any], form: dict[str, Any]) -> None:
     """Let a key take another form too."""
-    kept = {name: key.pop(name) for name in ("default", "description") if name in key}
+    kept: dict[str, Any] = {name: key.pop(name) for name in ("default", "description") if name in key}
     own = dict(key)
     key.clear()
     key.update({"anyOf": [*own.get("anyOf", [own]), form], **kept})
