@@ -59,6 +59,6 @@ def fuse_qkv(model: nn.Module) -> int:
         shared = _Shared(qkv)
         for index, name in enumerate(_THIRDS):
             setattr(attention, name, _Third(shared, index))
-        attention.qkv = qkv  # type: ignore[assignment]
+        attention.qkv = qkv
         attention.train(first.training)
     return len(attentions)

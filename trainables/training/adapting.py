@@ -63,9 +63,8 @@ def adapted(
 
     "full" trains every weight of the adapted tower(s), "full-targets" the target weights alone, whole where a target is
     a part of one. The temperature (logit_scale) is not a tower's weight and stays frozen, but for "full" on both towers
-    under `train_temperature`. Prompts start
-    from words that the tokenizer of a CLIP knows. Adapters are attached inside `keeper`, which may keep what that
-    computes of the base weights.
+    under `train_temperature`. Prompts start from words that the tokenizer of a CLIP knows. Adapters are attached inside
+    `keeper`, which may keep what that computes of the base weights.
     """
     required = {p: p.requires_grad for p in model.parameters()}
     try:
@@ -167,8 +166,8 @@ def base_weight_names(model: nn.Module, trial: TrialConfig) -> list[str]:
     Raises TrialError where adapt = "vision" leaves none, as of a model with one tower.
     """
     if trial.method == "full":
-        kept = _TEMPERATURE[trial.train.train_temperature :]
-        names = [n for n, _ in model.named_parameters() if n not in kept and not is_unused(model, n)]
+        frozen = _TEMPERATURE[trial.train.train_temperature :]
+        names = [n for n, _ in model.named_parameters() if n not in frozen and not is_unused(model, n)]
     else:
         names = stored_names(model, list(trial.targets))
     if trial.adapt != "vision":
