@@ -30,7 +30,7 @@ from trainables.seeds import derive_seed
 
 _ALIGNMENT = 64
 """Bytes, of torch's own allocator."""
-_TEMPERATURE = ("logit_scale", "logit_bias")
+_TEMPERATURE, _LOGIT_BIAS = "logit_scale", "logit_bias"
 
 
 @dataclass(frozen=True, eq=False)
@@ -166,7 +166,7 @@ def base_weight_names(model: nn.Module, trial: TrialConfig) -> list[str]:
     Raises TrialError where adapt = "vision" leaves none, as of a model with one tower.
     """
     if trial.method == "full":
-        frozen = _TEMPERATURE[trial.train.train_temperature :]
+        frozen = {_LOGIT_BIAS} if trial.train.train_temperature else {_LOGIT_BIAS, _TEMPERATURE}
         names = [n for n, _ in model.named_parameters() if n not in frozen and not is_unused(model, n)]
     else:
         names = stored_names(model, list(trial.targets))
