@@ -93,7 +93,7 @@ def again(source: Source, trial: Trial, as_json: Json = False) -> int:
 
 
 def analyze(
-    kind: Annotated[str, typer.Argument(help="spectrum, cka, landscape or full_rank.")],
+    kind: Annotated[str, typer.Argument(help="spectrum, intruders, retention, cka, landscape or full_rank.")],
     source: Source,
     overrides: Set = None,
     address: Annotated[str | None, typer.Option(help="Ray cluster to join; default: a new local one.")] = None,
@@ -106,6 +106,9 @@ def analyze(
     ] = None,
     points: Annotated[
         int | None, typer.Option(help="For landscape: points along each side of the grid and of each path.")
+    ] = None,
+    texts: Annotated[
+        Path | None, typer.Option(help="For retention: a file of general text that no trial has trained on.")
     ] = None,
     force: Annotated[bool, typer.Option("--force", help="Compute again what is already there.")] = False,
     upload: Annotated[
@@ -128,7 +131,9 @@ def analyze(
         check_same(location, folder)
     execute = executor(backend, address, cpus=cpus, progress=not as_json)
     store = store_of(folder)
-    table, paths, says = run_diagnostic(store, kind, execute=execute, force=force, examples=examples, points=points)
+    table, paths, says = run_diagnostic(
+        store, kind, execute=execute, force=force, examples=examples, points=points, texts=texts
+    )
     if not as_json:
         out.print(says)
     emit(
