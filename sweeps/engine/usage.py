@@ -81,6 +81,7 @@ def _known(kept: KeptTrial, trained: Trained, form: str) -> dict[str, Any]:
         "interpolate": "interpolate_pos_encoding" in takes,
         "typed": "token_type_ids" in takes,
         "bos_between": facts.bos_between,
+        "chat": facts.chat,
         "generation": facts.generation,
         "rule": facts.generation.get("no_repeat_ngram"),
         **_example(facts),

@@ -17,6 +17,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from analysis.html import html_table
 from sweeps.errors import Problem, SpecError, nearest, unknown
 from sweeps.spec.messages import is_echo, problem
 from sweeps.spec.reading import check_tree, read_key, read_tree, read_value
@@ -28,6 +29,22 @@ SMALL = "small"
 
 class SweepSpec(Sections):
     """A whole sweep file, read and checked."""
+
+    def _repr_html_(self) -> str:
+        """What the sweep compares, for notebooks."""
+        effort = ", ".join(f"{count:,} {unit}" for unit, count in self.search.given.items())
+        tuned = "fixed learning rates" if self.protocol == "paper" else f"{effort} for each cell"
+        rows = [
+            ("model", self.model.id),
+            ("data", ", ".join(self.data.datasets)),
+            ("training sizes", ", ".join(map(str, self.data.train_size))),
+            ("methods", ", ".join(self.methods)),
+            ("budgets", ", ".join(self.budgets.references())),
+            ("search", tuned),
+            ("seeds", str(len(self.confirm.seeds))),
+            ("results", str(self.folder)),
+        ]
+        return html_table(f"Sweep {self.name}", ("", ""), rows)
 
     @classmethod
     def load(cls, path: str | Path, overrides: Sequence[str] = (), scale: str | None = None) -> SweepSpec:

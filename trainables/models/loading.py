@@ -289,6 +289,19 @@ def _hf_preprocess(source: str, config: Any, model_id: str) -> Preprocess:
     return Preprocess(Recipe(_side(size, model_id), interpolation, "squash" if squash else "shortest"), mean, std)
 
 
+def tokenizer_of(model_id: str) -> tuple[Any, Any]:
+    """The tokenizer and the config of a model of transformers, without its weights.
+
+    Raises ModelError: a tokenizer that is not there, or can't be read.
+    """
+    parsed = parse_id(model_id)
+    if parsed.folder is None:
+        hub_answers()
+    source = str(parsed.folder or parsed.name)
+    from_gguf: dict[str, Any] = dict(gguf_argument(parsed.gguf, model_id))
+    return _hf_tokenizer(source, parsed.folder, model_id, from_gguf), hf_config(source, model_id, gguf=parsed.gguf)
+
+
 def _hf_tokenizer(source: str, folder: Path | None, model_id: str, from_gguf: dict[str, Any]) -> Any:
     from transformers import AutoTokenizer
 

@@ -30,6 +30,7 @@ from trainables.tasks.images.images import FeatureClassifier, HeadClassifier
 from trainables.tasks.images.prompts import names_as_texts, prompt_classifier
 from trainables.tasks.text.encoding import encoder_of
 from trainables.tasks.text.generation import generate
+from trainables.tasks.text.learned import asked_tokens
 from trainables.tasks.text.scoring import Question, choice_scores
 from trainables.tasks.text.sentences import SentenceEncoder, SentenceReader
 
@@ -147,8 +148,10 @@ def _responses(trained: Trained, texts: Sequence[str]) -> Iterator[Answer]:
     model = LanguageModel(trained.loaded.module, _NO_AUTOCAST)
     for text in texts:
         asked, labels, choices = _asked(facts, text)
-        row = Exchange(asked, "", bos_between=facts.bos_between)
-        (prompt,) = encoder.prompts([row])
+        if facts.chat:
+            prompt = torch.tensor(asked_tokens(encoder.tokenizer, asked, facts.model), dtype=torch.int64)
+        else:
+            (prompt,) = encoder.prompts([Exchange(asked, "", bos_between=facts.bos_between)])
         if not choices:
             settings = EvaluateSettings.model_validate(facts.generation)
             (said,) = generate(model.module, [prompt], encoder, settings, batch_size=1, autocast=_NO_AUTOCAST)
