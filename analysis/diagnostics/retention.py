@@ -80,7 +80,7 @@ def rows(folder: Path, unit: Unit, warm: dict[str, Any]) -> list[Row]:
     found = windows(content, bench.loaded.text_tokenizer, unit.settings["window"], unit.settings["windows"])
     if sum(len(part) - 1 for part in found) < 1:
         raise StoreError(f"--texts {unit.facts['texts']} has fewer than two tokens; give a file of general text")
-    key = ("retention", unit.settings["texts"], bench.loaded.model_id)
+    key = f"retention {unit.settings['texts']} {bench.loaded.model_id}"
     if key not in warm:  # of the base model, once for all trials
         warm[key] = text_loss(bench, found)
     before: float = warm[key]

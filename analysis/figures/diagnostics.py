@@ -168,8 +168,8 @@ def draw_retention(table: pa.Table) -> Chart:
             look, mine = style(method), [rows for (m, _), rows in cells.items() if m == method]
             x = [float(np.mean([r["change"] for r in rows])) for rows in mine]
             y = [100 * float(np.mean([r["score"] for r in rows])) for rows in mine]
-            drawn = {"color": look.colour, "marker": look.marker or "*", "label": look.name, "markeredgecolor": PAPER}
-            axes.plot(x, y, linestyle="none", **drawn)
+            drawn: dict[str, Any] = {"color": look.colour, "marker": look.marker or "*", "label": look.name}
+            axes.plot(x, y, linestyle="none", markeredgecolor=PAPER, **drawn)
         axes.axvline(0.0, color=MUTED, linewidth=0.6)
         axes.set_xlabel("rise of the loss on general text, nats a token")
         axes.set_ylabel("test score (%)")

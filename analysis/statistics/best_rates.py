@@ -103,8 +103,8 @@ def top_of(log_rates: Array, runs: Runs, noise: float | None) -> Top | None:
     bounded = [
         end if u[0] < end < u[-1] else math.copysign(math.inf, side) for end, side in zip(ends, (-1, 1), strict=True)
     ]
-    shifted = [float(log_rates[best] + step * value) for value in (at, *bounded)]
-    return Top(*shifted, outside)
+    middle, low, high = (float(log_rates[best] + step * value) for value in (at, *bounded))
+    return Top(middle, low, high, outside)
 
 
 def _vertex(found: Array, low: float, high: float) -> float:
