@@ -151,8 +151,8 @@ def attach(
         )
     method = get_method(config.method)
     if targets is None:
-        weights = default_targets(model) if method.on_weights or not method.prompts else []
-        targets = [PLACE, *weights] if method.prompts else weights
+        usual = default_targets(model) if method.on_weights or not method.prompts else []
+        targets = [PLACE, *usual] if method.prompts else usual
     sites = sites_of(model, method, targets)
     sizes = dict.fromkeys(sites, config.capacity)
     for name, value in (capacities or {}).items():

@@ -33,7 +33,7 @@ _HEADS = {nn.Linear: "linear", ClassifierHead: "deep", TransferHead: "transfer"}
 def hub_name(model: str) -> str | None:
     """What transformers and PEFT call a base model: its folder or its name on the hub; None for other ids."""
     parsed = parse_id(model)
-    if parsed.gguf is not None:
+    if parsed.gguf is not None or parsed.fused:
         return None
     if parsed.folder is not None:
         return str(parsed.folder.absolute())
