@@ -15,7 +15,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from analysis.diagnostics import cka, full_rank, intruders, landscape, retention, spectrum
+from analysis.diagnostics import cka, full_rank, further, intruders, landscape, retention, spectrum
 from analysis.diagnostics.units import Execute, Unit, compute_missing, rows_of
 from analysis.diagnostics.weights import left_out
 from analysis.errors import StoreError, nearest
@@ -37,11 +37,18 @@ from analysis.store.store import Store
 from analysis.styles import in_order, place_text, style
 from analysis.tables.diagnostics import CORNERS
 
-KINDS = ("spectrum", "intruders", "retention", "cka", "landscape", "full_rank")
+KINDS = ("spectrum", "intruders", "retention", "cka", "landscape", "full_rank", "tasks")
 
 
 def plan(
-    store: Store, kind: str, *, examples: float | None = None, points: int | None = None, texts: Path | None = None
+    store: Store,
+    kind: str,
+    *,
+    examples: float | None = None,
+    points: int | None = None,
+    tasks: Sequence[str] = (),
+    include: Path | None = None,
+    texts: Path | None = None,
 ) -> list[Unit]:
     """The units of a diagnostic; `analyze` says what the arguments are.
 
@@ -58,17 +65,25 @@ def plan(
     for name, value in given.items():
         if value < least[name] and not (name == "examples" and 0 < value < 1):
             raise StoreError(f"{name} = {value} is too few; at least {least[name]}")
-    takes = dict.fromkeys(KINDS, ()) | {"cka": ("examples",), "landscape": ("examples", "points")}
+    named = [*given, *(name for name, value in (("task", tasks), ("include", include), ("texts", texts)) if value)]
+    takes = dict.fromkeys(KINDS, ()) | {
+        "retention": ("texts",),
+        "cka": ("examples",),
+        "landscape": ("examples", "points"),
+        "tasks": ("examples", "task", "include"),
+    }
     if kind not in takes:
         raise StoreError(f"unknown diagnostic {kind!r}; {nearest(kind, KINDS)}")
-    if strange := [name for name in given if name not in takes[kind]]:
+    if strange := [name for name in named if name not in takes[kind]]:
         raise StoreError(f"{kind} takes no {strange[0]}; leave it out")
-    if texts is not None and kind != "retention":
-        raise StoreError(f"{kind} takes no texts; leave it out")
     if kind == "retention":
         if texts is None:
             raise StoreError("retention needs a file of general text: --texts FILE")
         return retention.plan(store, texts)
+    if kind == "tasks":
+        if isinstance(examples, float):
+            raise StoreError(f"examples = {examples}: tasks takes a whole number, of each task")
+        return further.plan(store, tasks=tasks, include=include, examples=examples)
     if kind == "cka":
         return cka.plan(store, examples=examples or cka.EXAMPLES)
     if kind == "landscape":
@@ -93,6 +108,7 @@ def compute(folder: Path, unit: Unit, warm: dict[str, Any]) -> list[Row]:
         "landscape": landscape.rows,
         "full_rank": full_rank.rows,
         "intruders": intruders.rows,
+        "tasks": further.rows,
     }
     rows = known.get(unit.table, spectrum.rows)
     return rows(folder, unit, warm)
@@ -113,6 +129,8 @@ def analyze(
     force: bool = False,
     examples: float | None = None,
     points: int | None = None,
+    tasks: Sequence[str] = (),
+    include: Path | None = None,
     texts: Path | None = None,
 ) -> tuple[pa.Table, dict[str, Path], str]:
     """Compute what is missing, keep it as tables of the store, and draw it into `diagnostics/`.
@@ -123,6 +141,7 @@ def analyze(
         force: compute all units anew; of rows with one key the later count.
         examples: of cka and landscape, how many at most (of each split); below 1 a share.
         points: of landscape, of a row of the grid and of an edge.
+        tasks: of tasks, lm-eval's names. include: a folder of task files of one's own.
         texts: of retention, a file of general text.
 
     Returns:
@@ -131,7 +150,7 @@ def analyze(
     Raises:
         StoreError: as `plan` and `compute`.
     """
-    units = plan(store, kind, examples=examples, points=points, texts=texts)
+    units = plan(store, kind, examples=examples, points=points, tasks=tasks, include=include, texts=texts)
     compute_missing(store, units, execute, force=force)
     table = rows_of(store, units, kind)
     if kind == "spectrum":
@@ -144,6 +163,8 @@ def analyze(
     elif kind == "retention":
         says = retention_sentence(table)
         figures = [Drawing("retention", draw_retention(table), says)]
+    elif kind == "tasks":
+        return table, {}, tasks_sentence(table)
     elif kind == "full_rank":
         return table, {}, full_rank_sentence(table)
     elif kind == "cka":
@@ -230,6 +251,28 @@ def full_rank_sentence(table: pa.Table) -> str:
     rest = [f"{name} {100 * share:.1f} %" for name, share in less.items() if share < 1.0]
     says = f"Random updates have full rank in every draw with bases {'; '.join(whole)}." if whole else ""
     return says + (f" Mean rank of the others, of the least shape: {'; '.join(rest)}." if rest else "")
+
+
+def tasks_sentence(table: pa.Table) -> str:
+    """The first metric of each task, of every method at its largest budget and of the base model."""
+    said = []
+    rows = table.to_pylist()
+    for task in dict.fromkeys(r["task"] for r in rows):
+        mine = [r for r in rows if r["task"] == task and r["metric"] == _first_metric(rows, task)]
+        at = {r["method"]: r for r in sorted(mine, key=lambda r: r["adapter_params"] or 0)}
+        values = [f"{style(m).name} {_with_error(at[m])}" for m in in_order(set(at))]
+        said.append(f"{task} ({mine[0]['metric']}): {', '.join(values)}.")
+    return " ".join(
+        [*said, "± is lm-eval's standard error over examples. One seed per cell: a description, not a test."]
+    )
+
+
+def _first_metric(rows: Sequence[Row], task: str) -> str:
+    return str(next(r["metric"] for r in rows if r["task"] == task))
+
+
+def _with_error(row: Row) -> str:
+    return f"{row['value']:.3f}" + ("" if row["stderr"] is None else f" ± {row['stderr']:.3f}")
 
 
 def cka_sentence(table: pa.Table) -> str:
