@@ -7,6 +7,7 @@ from functools import partial
 from typing import Any
 
 from analysis.format import Row, duration, freedom, listed, off_budget, percent, points, quantity, score_text
+from analysis.statistics.best_rates import rate_ratios
 from analysis.statistics.choice import choice_variances, run_noises
 from analysis.statistics.runs import by
 from analysis.statistics.sizing.estimates import foresight
@@ -192,6 +193,42 @@ def sharp(store: Store) -> Sheet:
         "cut off at the edge of what was tried. Scores are noisy, and the best of them is too."
     )
     return Sheet("sharpness", "How exactly the learning rate must be met", columns, rows, note, folded=True)
+
+
+def ratios(store: Store) -> Sheet:
+    """Return each cell's best learning rate, divided by the baseline's in the same place."""
+    rows = sorted(rate_ratios(store).to_pylist(), key=_order)
+    columns = columns_of(
+        rows,
+        METHOD,
+        BUDGET,
+        Column("best learning rate [95 %]", partial(_between, ""), "number"),
+        Column("baseline", lambda r: " ".join(filter(None, (style(r["baseline"]).name, r["baseline_reference"])))),
+        Column("its best rate [95 %]", partial(_between, "baseline_"), "number"),
+        Column("ratio [95 %]", lambda r: _ends(r, "ratio", "ratio_low", "ratio_high") + "*" * r["at_edge"], "number"),
+    )
+    legend = (
+        "The baseline is full fine-tuning if the sweep has it, else full fine-tuning of the target weights, else LoRA "
+        "at the same budget. An interval with ? at an end is open there: the scores do not say how far it goes."
+    )
+    if any(r["at_edge"] for r in rows):
+        legend += " * A best rate lies at an edge of the rates that were tried."
+    note = (
+        "A best rate is the top of a quadratic in log rate through the validation scores near the best one. Its "
+        "interval has the rates at which the slope of that fit does not differ from zero (Fieller). The interval of "
+        "the ratio is made of the ends of both (MOVER, Zou and Donner 2008). The noise of a score is that of a run, or "
+        "the residual of the fit if that is larger."
+    )
+    return Sheet("rate_ratio", "Best learning rates against the baseline's", columns, rows, note, legend, folded=True)
+
+
+def _between(prefix: str, r: Row) -> str:
+    return _ends(r, *(f"{prefix}{key}" for key in ("best", "low", "high")))
+
+
+def _ends(r: Row, value: str, low: str, high: str) -> str:
+    """A value with its interval; ? is an open end."""
+    return f"{quantity(r[value])} [{quantity(r[low]) or '?'}, {quantity(r[high]) or '?'}]"
 
 
 def cost(store: Store) -> Sheet:

@@ -72,7 +72,12 @@ class Trainer:
         self._added = trainables.added
         apart = {id(p) for p in self._hooks.apart()}
         own = {n: p for n, p in trainables.parameters.items() if id(p) not in apart}
-        groups = (optim.Group(own, trial.lr, decay), optim.Group(head, head_lr, settings.weight_decay))
+        ratios = {} if trainables.added is None else trainables.added.rate_ratios()
+        adapting = [
+            optim.Group({n: p for n, p in own.items() if ratios.get(n, 1.0) == ratio}, trial.lr * ratio, decay)
+            for ratio in sorted({1.0, *ratios.values()})
+        ]
+        groups = (*adapting, optim.Group(head, head_lr, settings.weight_decay))
         self._parameters = [p for group in groups for p in group.parameters.values()]
         self._split = is_split(self._parameters)
         if settings.select == "best" and self._hooks.schedules:
@@ -275,9 +280,10 @@ class Trainer:
     def _derived(self) -> dict[str, Tensor]:
         """What PEFT's adapters made from the base weights: on another machine singular vectors may point the other way.
 
-        Ours have fixed signs, and only the last bits differ, so that a checkpoint stays small.
+        Ours have fixed signs, and only the last bits differ, so that a checkpoint stays small. A start made from a
+        gradient differs by more, and belongs to it.
         """
-        if self._added is None or not self._trial.method.startswith(PREFIX):
+        if self._added is None or not (self._trial.method.startswith(PREFIX) or self._added.method.needs_gradients):
             return {}
         return {f"d.{n}": t for n, t in self._added.derived().items()}
 

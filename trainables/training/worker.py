@@ -95,7 +95,9 @@ def run_trial(
         with contextlib.ExitStack() as stack:
             backend = stack.enter_context(float32_backend(trial.train.float32, device))
             task = make_task(parts)
-            trainables = stack.enter_context(adapted(loaded.module, trial, loaded.tokenizer, lane.decompositions()))
+            trainables = stack.enter_context(
+                adapted(loaded.module, trial, loaded.tokenizer, lane.decompositions(), task)
+            )
             work = Work(
                 trial=trial,
                 module=loaded.module,
