@@ -22,7 +22,7 @@ from sweeps.errors import Problem, SpecError, unknown
 from sweeps.records.journal import write_atomically
 from sweeps.spec.spec import SweepSpec
 from trainables.models.encoders import HEAD_FILE
-from trainables.models.families import parse_id
+from trainables.models.families import FUSED, parse_id
 from trainables.models.loading import Preprocess, no_progress_bar, quick_gelu
 from trainables.predicting.trained import Trained, load_trained
 
@@ -31,7 +31,7 @@ FORMS = ("adapter", "peft", "merged")
 OPEN_CLIP_WEIGHTS, OPEN_CLIP_CONFIG = "open_clip_model.safetensors", "open_clip_config.json"
 
 
-def export_trial(kept: KeptTrial, to: Path, form: str = "adapter") -> Path:
+def export_trial(kept: KeptTrial, to: Path, form: str = "adapter", licence: str | None = None) -> Path:
     """Write a kept trial for use without its results folder.
 
     Args:
@@ -39,6 +39,7 @@ def export_trial(kept: KeptTrial, to: Path, form: str = "adapter") -> Path:
         to: folder to write; must not exist yet.
         form: 'adapter' (what was trained, in randlora's form), 'peft' (loadable by PEFT), or 'merged' (the whole base
             model with the delta added: a folder that transformers or open_clip loads, and `local:` here).
+        licence: the Hub's identifier of the licence, for the card.
 
     Raises:
         SpecError: unknown form, a target that exists, or a method and form that do not go together.
@@ -53,16 +54,31 @@ def export_trial(kept: KeptTrial, to: Path, form: str = "adapter") -> Path:
     if form == "merged" and (kept.folder / META).is_file() and not get_method(kept.config.method).mergeable:
         rule = f"what {kept.row['method']} trains depends on the input or is one, so no weight can hold it"
         raise SpecError([Problem("--form", form, rule, "--form adapter")])
+    if parse_id(kept.config.model).fused:
+        rule = f"its base model has q, k and v as one weight ({FUSED}), which no other library loads"
+        raise SpecError([Problem("model", kept.config.model, rule, kept.config.model.removesuffix(FUSED))])
     trained = load_trained(kept.config, kept.folder)
     to.mkdir(parents=True)
     try:
         _WRITERS[form](kept, trained, to)
         _accompany(kept, trained, to)
-        write_usage(kept, trained, to, form)
+        write_usage(kept, trained, to, form, licence)
     except BaseException:
         shutil.rmtree(to)
         raise
     return to
+
+
+def check_shareable(kept: KeptTrial, form: str) -> None:
+    """Refuse to send weights that are of use on this machine alone.
+
+    Raises:
+        SpecError: the base model is a folder of this machine, and the form does not contain it.
+    """
+    model = kept.row["model"]
+    if form != "merged" and parse_id(model).scheme == "local":
+        rule = f"the base model {model} is a folder of this machine, which nobody has who loads the {form}"
+        raise SpecError([Problem("--push", None, rule, "--form merged")])
 
 
 def _adapter(kept: KeptTrial, trained: Trained, to: Path) -> None:
@@ -122,8 +138,10 @@ def _open_clip_config(trained: Trained) -> dict[str, Any]:
 
 
 def _accompany(kept: KeptTrial, trained: Trained, to: Path) -> None:
-    """Facts, head, tokenizer and image processor, in the files that transformers and `local:` read."""
+    """Facts, head, tokenizer and image processor, in the files that transformers and `local:` read; the sweep file."""
     trained.facts.write(to)
+    if (kept.results / "sweep.json").is_file():
+        shutil.copy(kept.results / "sweep.json", to)
     if (kept.folder / HEAD_FILE).is_file():
         shutil.copy(kept.folder / HEAD_FILE, to)
     if trained.loaded.text_tokenizer is not None:

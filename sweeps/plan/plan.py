@@ -272,20 +272,22 @@ def _cell(
         tune_trials=spec.search.trials if tuned else 0,
         confirm_seeds=len(spec.confirm.seeds) if trains and not spec.confirm.held else 1,  # nothing varies
         epochs=(spec.data.epochs_of(dataset, size) or spec.train.epochs) if trains else None,
+        micro_batch_size=spec.methods[name].micro_batch_size,
         protocol=spec.protocol,
         keep=kept_rows(spec.train, spec.evaluate),
         image_size=spec.model.image_size,
         skip_bad=spec.data.skip_bad,
         evaluate=spec.evaluate,
-        negatives=_negatives(spec, base),
+        negatives=_negatives(spec, name),
     )
 
 
-def _negatives(spec: SweepSpec, method: str) -> int | None:
+def _negatives(spec: SweepSpec, name: str) -> int | None:
+    method = spec.base(name)
     if not contrastive(spec.model.adapt, method) or method == NO_TRAINING:
         return None
     train = spec.train
-    part = train.micro_batch_size if train.negatives == "part" else None
+    part = (spec.methods[name].micro_batch_size or train.micro_batch_size) if train.negatives == "part" else None
     return min(part or train.global_batch_size, train.global_batch_size)
 
 

@@ -15,7 +15,7 @@ from typing import Any, get_args
 from pydantic import BaseModel
 
 from sweeps.spec.search import ListsAreValues, OneOrMany
-from sweeps.spec.spec import SMALL, SweepSpec
+from sweeps.spec.spec import FORMS, SweepSpec
 
 FILE = "sweep-file.schema.json"
 _SHORT: Mapping[str, dict[str, Any]] = {
@@ -23,7 +23,7 @@ _SHORT: Mapping[str, dict[str, Any]] = {
     "MethodSection.lr": {"type": "number", "exclusiveMinimum": 0},
 }
 """Keys that a number alone stands for as well: a number of seeds, the centre of a range."""
-_SMALL = "What `--scale small` changes: the file's own keys, and `drop`, a key or a list of keys that go."
+_FORM = "What `--scale {}` changes: the file's own keys, and `drop`, a key or a list of keys that go."
 
 
 def schema_text() -> str:
@@ -37,7 +37,8 @@ def schema() -> dict[str, Any]:
     parts = {"SweepSpec": found, **found["$defs"]}
     for model in set(_models(SweepSpec)):
         _describe(model, parts[model.__name__])
-    found["properties"][SMALL] = {"type": "object", "description": _SMALL}
+    for form in FORMS:
+        found["properties"][form] = {"type": "object", "description": _FORM.format(form)}
     found["properties"]["$schema"] = {"type": "string", "description": "Where this schema is; for JSON."}
     head = {"$schema": "https://json-schema.org/draft/2020-12/schema", "title": "Sweep file of randlora-sweeps"}
     return head | {key: value for key, value in found.items() if key not in head}
@@ -96,4 +97,5 @@ def _also(key: dict[str, Any], form: dict[str, Any]) -> None:
     kept: dict[str, Any] = {name: key.pop(name) for name in ("default", "description") if name in key}
     own = dict(key)
     key.clear()
-    key.update({"anyOf": [*own.get("anyOf", [own]), form], **kept})
+    key["anyOf"] = [*own.get("anyOf", [own]), form]
+    key.update(kept)

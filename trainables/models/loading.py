@@ -25,6 +25,7 @@ from trainables.models.families import Kind, ModelError, ModelId, parse_id
 from trainables.models.shapes import (
     UNREADABLE,
     advice,
+    fused,
     gguf_argument,
     hf_class,
     hf_config,
@@ -227,7 +228,7 @@ def _load_hf(parsed: ModelId, model_id: str) -> LoadedModel:
     text = None if vision else _hf_tokenizer(source, parsed.folder, model_id, from_gguf)
     # what was quantised in its file is not any more, which transformers' own float() does not know
     return LoadedModel(
-        module=nn.Module.float(module).eval(),
+        module=fused(nn.Module.float(module), parsed, model_id).eval(),
         kind=kind,
         model_id=model_id,
         preprocess=_hf_preprocess(source, config, model_id) if vision else None,

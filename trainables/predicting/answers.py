@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from randlora.methods.prompts.entry import replaced_words
 from trainables.config import EvaluateSettings
 from trainables.data.images.batches import Normalise
 from trainables.data.images.dataset import UNREADABLE, as_rgb, open_image
@@ -92,7 +93,7 @@ def _image_logits(trained: Trained) -> Callable[[Sequence[str]], Tensor]:
             raise TrialError(f"no head was kept for {facts.model!r}, so it has no classes to name")
         classifier = HeadClassifier(loaded.module, head, _NO_AUTOCAST)
     elif trained.adapted is not None and trained.adapted.method.prompts:
-        texts = names_as_texts(loaded, facts.classes, _CPU)
+        texts = names_as_texts(loaded, facts.classes, _CPU, replaced_words(trained.adapted.config))
         transfer = head if isinstance(head, TransferHead) else None
         classifier = prompt_classifier(trained.adapted.method.name, loaded.module, texts, _NO_AUTOCAST, transfer)
     else:

@@ -29,7 +29,7 @@ from trainables.data.text.dataset import Exchange, TextDataset, TextSplit
 from trainables.data.text.problems import final_answer
 from trainables.data.text.prompts import extract_answer
 from trainables.errors import TrialError
-from trainables.metrics.texts import check_installed, score_texts
+from trainables.metrics.texts import caption_scores, check_installed, score_texts
 from trainables.models.language import LanguageModel, log_likelihood
 from trainables.runtime import told
 from trainables.tasks.task import Alone, Parts, Scores, Which, summed
@@ -134,7 +134,10 @@ class CausalLMTask(TextTask[Encoded]):
         if self._references:
             found = summed(found, world, self._lane.device)
             references = [exchange(part, row).references for row in rows.tolist()]
-            values = score_texts(gathered(written, len(rows), world), references)
+            whole = gathered(written, len(rows), world)
+            values = score_texts(whole, references)
+            if part is not self._dataset.train:  # METEOR takes seconds, and nothing is chosen by it
+                values |= caption_scores(whole, references)
             return self._scores(part, rows, values.pop("bleu"), None, {**values, "loss": _mean_loss(found)})
         answers = [answer_in(text, row) for text, row in zip(written, texts, strict=True)]
         found[mine, 0] = torch.tensor([a == r.answer for a, r in zip(answers, texts, strict=True)], dtype=torch.float64)
