@@ -114,6 +114,7 @@ def labelled(folder: Path, tables: Tables) -> Dataset:
         ({"train": ([0, 1, 2], ABC), "test": ([1, 1], ["dog", "bee"])}, ABC, [0, 1, 2], [1, 1]),
         ({"train": ([0, 1, 2], ABC), "test": ([0, 2], ABC[1:])}, r"row 1: label 2 is not in 0\.\.1", [], []),
         ({"train": ([0, 1, 2], ABC), "test": ([2, 1], None)}, ABC, [0, 1, 2], [2, 1]),
+        ({"train": ([0, 2], ["ant", "bee", "ant"]), "test": ([1], ABC)}, "two classes .* called 'ant'", [], []),
         ({"train-0": ([0, 1], ABC[:2]), "train-1": ([0, 1], ABC[1:]), "test": ([0], ABC)}, ABC, [0, 1, 1, 2], [0]),
         ({"train-0": ([1, 0], ABC[:2]), "train-1": ([0, 1], ABC), "test": ([0], ABC)}, ABC[:2], [1, 0, 0, 1], [0]),
         ({"train-0": ([0], ABC[:2]), "train-1": ([0, 2], ABC[1:]), "test": ([0], ABC)}, r"1\.parquet.*label 2", [], []),
