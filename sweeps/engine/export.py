@@ -7,6 +7,7 @@ README.md with code that loads it.
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -32,7 +33,7 @@ OPEN_CLIP_WEIGHTS, OPEN_CLIP_CONFIG = "open_clip_model.safetensors", "open_clip_
 
 
 def export_trial(kept: KeptTrial, to: Path, form: str = "adapter") -> Path:
-    """Write a kept trial for use without its results folder.
+    """Write a kept trial for use without its results folder. The folder is whole, or not there.
 
     Args:
         kept: the trial.
@@ -54,13 +55,15 @@ def export_trial(kept: KeptTrial, to: Path, form: str = "adapter") -> Path:
         rule = f"what {kept.row['method']} trains depends on the input or is one, so no weight can hold it"
         raise SpecError([Problem("--form", form, rule, "--form adapter")])
     trained = load_trained(kept.config, kept.folder)
-    to.mkdir(parents=True)
+    draft = to.with_name(f".{to.name}.{os.getpid()}.tmp")
+    draft.mkdir(parents=True)
     try:
-        _WRITERS[form](kept, trained, to)
-        _accompany(kept, trained, to)
-        write_usage(kept, trained, to, form)
+        _WRITERS[form](kept, trained, draft)
+        _accompany(kept, trained, draft)
+        write_usage(kept, trained, draft, form)
+        draft.rename(to)
     except BaseException:
-        shutil.rmtree(to)
+        shutil.rmtree(draft)
         raise
     return to
 
