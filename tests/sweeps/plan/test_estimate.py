@@ -57,9 +57,11 @@ def test_time_money_and_disk_of_a_plan(tmp_path: Path) -> None:
     limits = ["limits.max_hours=1e-6", "limits.price_per_hour=36", "limits.max_cost=1000", 'keep.adapters="all"']
     spec = SweepSpec.load(ROOT / "examples" / "quickstart.toml", [*words, *limits, f'output="{tmp_path / "r"}"'])
     plan = Plan.from_spec(spec)
-    told: list[tuple[str, int, int]] = []
+    told: list[tuple[str, int, int, str]] = []
     found = estimate_plan(plan, tell=lambda *probe: told.append(probe))
-    assert told == [("lora", 1, 2), ("zero-shot", 2, 2)]
+    assert list(dict.fromkeys(probe[:3] for probe in told)) == [("lora", 1, 2), ("zero-shot", 2, 2)]
+    steps = [step for method, *_, step in told if method == "lora"]
+    assert steps[0] == "loading the model" and steps[3].startswith("epoch 1, step 1 of ")
     lora, nothing = found.methods
     assert (lora.method, nothing.method) == ("lora", "zero-shot")
     assert (lora.trials, nothing.trials) == (spec.search.trials + len(spec.confirm.seeds), 1)
@@ -148,7 +150,7 @@ def test_a_method_whose_probe_fails_is_left_out(
     plan = Plan.from_spec(SweepSpec.load(ROOT / "examples" / "quickstart.toml", given))
     held: dict[str, Any] = {}
 
-    def probe(cell: Cell, plan: Plan, warm: dict[str, Any]) -> _Probe:
+    def probe(cell: Cell, plan: Plan, warm: dict[str, Any], *_: object) -> _Probe:
         held.update(warm=warm)
         warm["base"] = "the model"
         if cell.method == "randlora":
@@ -192,9 +194,8 @@ def test_what_trials_of_this_machine_measured_is_not_probed(tmp_path: Path, monk
     write(large, 2, host="another")
     write(large, 3, status="failed", samples=None)
     write(large, 4, packed=8)
-    told: list[tuple[str, int, int]] = []
-    found = estimate_plan(plan, tell=lambda *each: told.append(each))
-    assert probed == ["randlora"] and told == [("randlora", 1, 1)]
+    found = estimate_plan(plan)
+    assert probed == ["randlora"]
     lora = next(m for m in found.methods if m.method == "lora")
     measured_here = _Probe(train=3.0, evaluate=0.5, memory=9)
     total = sum(
@@ -272,7 +273,7 @@ def test_a_gpu_for_every_trial_where_one_could_not_be_probed(tmp_path: Path, mon
     given = ["methods={lora={}, zero-shot={}}", f'output="{tmp_path / "r"}"']
     plan = Plan.from_spec(SweepSpec.load(ROOT / "examples" / "quickstart.toml", given))
 
-    def probe(cell: Cell, plan: Plan, warm: dict[str, Any]) -> _Probe:
+    def probe(cell: Cell, plan: Plan, warm: dict[str, Any], *_: object) -> _Probe:
         if cell.method == "lora":
             raise torch.OutOfMemoryError("3 GiB")
         return _Probe(train=1.0, evaluate=1.0, memory=GIB)

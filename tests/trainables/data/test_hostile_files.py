@@ -360,3 +360,12 @@ def test_half_a_character_in_a_classs_name_is_refused(tmp_path: Path) -> None:
     (tmp_path / "dataset.json").write_text('{"class_names": ["\\ud83d", "dog"]}')
     with pytest.raises(DataError, match="half of a character"):
         load_dataset(source)
+
+
+@pytest.mark.parametrize("key", ["input ", "Input"])
+def test_a_key_that_is_misspelt_is_not_passed_over(tmp_path: Path, key: str) -> None:
+    """The row would lose its context without a word."""
+    for which in ("train", "test"):
+        (tmp_path / f"{which}.json").write_text(json.dumps([ASKED | {key: "The sky is blue."}]))
+    with pytest.raises(DataError, match=f"the key '{key}' is not read; it is called 'input'"):
+        load_text_dataset(f"json:{tmp_path}")

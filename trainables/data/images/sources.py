@@ -207,7 +207,7 @@ def _from_files(name: str, folder: Path, suffix: str, read: Callable[[Path], Ite
     def opened(which: str) -> pa.Table:
         try:
             return _joined(splits[which], [_table(p, read(p)) for p in splits[which]])
-        except (pa.ArrowException, OSError) as error:
+        except (pa.ArrowException, OSError, UnicodeDecodeError) as error:  # the last of a column's name
             listed = ", ".join(str(p) for p in splits[which])
             raise DataError(f"{name}: cannot read {listed} ({error}); the file is damaged, fetch it again") from error
 

@@ -19,6 +19,7 @@ from trainables.errors import DataError
 
 Form = Literal["instructions", "questions"]
 _SUFFIXES = (".json", ".jsonl")
+_KEYS: Mapping[str, type] = {"instruction": str, "input": str, "output": str, "answer": str, "choices": list}
 _VALIDATION = ("validation", "valid", "val", "dev")
 
 
@@ -133,7 +134,10 @@ def _once(pairs: list[tuple[str, object]]) -> dict[str, object]:
 def _checked(row: object, where: str) -> Mapping[str, Any]:
     if not isinstance(row, dict):
         raise DataError(f"{where}: must be an object with instruction and output, not {type(row).__name__}")
-    for key, kind in (("instruction", str), ("input", str), ("output", str), ("answer", str), ("choices", list)):
+    for key in row:
+        if key not in _KEYS and key.strip().lower() in _KEYS:
+            raise DataError(f"{where}: the key {key!r} is not read; it is called {key.strip().lower()!r}")
+    for key, kind in _KEYS.items():
         value = row.get(key)
         if value is not None and not isinstance(value, kind):
             raise DataError(f"{where}: {key!r} must be {'text' if kind is str else 'a list of texts'}, not {value!r}")
