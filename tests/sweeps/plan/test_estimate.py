@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import math
 import os
@@ -13,6 +14,7 @@ from typing import Any, cast
 
 import pytest
 import torch
+from rich.console import Console
 from typer.testing import CliRunner
 
 from analysis import open_store
@@ -21,6 +23,7 @@ from analysis.store.slot_kinds import SlotKind
 from analysis.store.tables import write_part
 from sweeps.backends.packs import Measured
 from sweeps.backends.resources import Node
+from sweeps.cli import printing
 from sweeps.cli.main import app
 from sweeps.cli.plan import print_estimate_line
 from sweeps.cli.progress import progress_of
@@ -282,6 +285,25 @@ def test_a_gpu_for_every_trial_where_one_could_not_be_probed(tmp_path: Path, mon
     monkeypatch.setattr(estimate, "_measured", lambda peak: Measured(peak, 80 * GIB))
     found = _probe(plan, estimate._left(plan, retry_failed=False), Node(16, 2), None)
     assert (found.shapes[0].trials, list(found.unknown)) == (2, ["lora"])
+
+
+@pytest.mark.parametrize(("terminal", "quiet_s", "shown"), [(False, 60.0, 2), (False, -1.0, 3), (True, 60.0, 3)])
+def test_a_slow_probe_says_what_it_does(
+    monkeypatch: pytest.MonkeyPatch, terminal: bool, quiet_s: float, shown: int
+) -> None:
+    """A log is told each method, and further steps only if they are slow; a terminal shows one line."""
+    file = io.StringIO()
+    monkeypatch.setattr(printing, "err", Console(file=file, force_terminal=terminal, width=200, highlight=False))
+    monkeypatch.setattr(printing, "_QUIET_S", quiet_s)
+    with printing.probing(quiet=False) as tell:
+        assert tell is not None
+        for method, number, step in (("lora", 1, "loading the model"), ("lora", 1, "step 1 of 3"), ("vera", 2, "x")):
+            tell(method, number, 2, step)
+    said = file.getvalue()
+    assert said.count("probing ") == shown and said.count("\n") == (0 if terminal else shown)
+    assert ("probing lora (1 of 2 methods): step 1 of 3" in said) == (shown == 3)
+    with printing.probing(quiet=True) as tell:
+        assert tell is None
 
 
 def surroundings(*_: object) -> tuple[int, str | None]:
