@@ -385,7 +385,7 @@ class _Probe:
     memory: int
 
     @classmethod
-    def of(cls, cell: Cell, plan: Plan, warm: dict[str, Any], tell: Callable[[str], None]) -> _Probe:
+    def of(cls, cell: Cell, plan: Plan, warm: dict[str, Any], tell: Callable[[str], None] = lambda _: None) -> _Probe:
         from trainables.training.worker import run_trial
 
         config = probe_config(cell, plan)
