@@ -490,7 +490,7 @@ def watched(top: Path, draw: random.Random, times: int) -> Outcomes:
         address = json.loads(_json_of(page.stdout))["address"]
         wrong: list[str] = []
         clients = [
-            threading.Thread(target=_client, args=(address, draw.random(), driver, found, wrong)) for _ in range(20)
+            threading.Thread(target=_client, args=(draw.random(), address, driver, found, wrong)) for _ in range(20)
         ]
         for client in clients:
             client.start()
@@ -500,6 +500,7 @@ def watched(top: Path, draw: random.Random, times: int) -> Outcomes:
         page.terminate()
         said = page.communicate()[1].decode()
         assert out.strip() == b"True", err.decode()
+        assert {"page", "sql"} <= found.keys(), "no client got an answer"
         assert not wrong and "Traceback" not in said, (wrong, said)
         assert len(open_store(folder).table("trials")) == 80 * 8
     return found
