@@ -19,7 +19,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy import special, stats
+from scipy import special
 
 from analysis.format import Row
 from analysis.statistics.runs import Seed, by, seed_of
@@ -148,7 +148,7 @@ def _largest(scores: Array) -> tuple[NDArray[np.int64], Array]:
     own, others, part = (np.where(known, x, 1.0) for x in (mine, freedom - mine, trace / np.maximum(mine, 1.0)))
     rest = np.maximum(total - taken, np.finfo(float).tiny) / others
     with np.errstate(over="ignore"):
-        p = np.where(known, stats.f.sf(taken / own / rest, own, others), 1.0)
+        p = np.where(known, special.fdtrc(own, others, taken / own / rest), 1.0)
     largest = np.where(p.min(axis=-1) < APART / max(1, known.sum()), p.argmin(axis=-1), -1)
     return largest, np.maximum((taken / own - (1 - part) * rest) / part, 0.0)
 

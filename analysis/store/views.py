@@ -6,8 +6,14 @@ Rows of several sweeps may share ids, hence `sweep` in every join.
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 
+T95 = "t95"
+"""The table of critical values."""
+NO_SUCH_TABLE = re.compile(r"Table with name \"?([^\s\"!]+)")
+"""DuckDB's words for it, with the name."""
 FEW = 3
 """Finished points below which a best one says little."""
 SHARE = 0.75
@@ -322,3 +328,19 @@ _ALL = (
 
 VIEWS: dict[str, View] = {view.name: view for view in _ALL}
 """By name, each after those it reads."""
+
+
+def named_in(query: str, names: Iterable[str]) -> list[str]:
+    """Return those of `names` that a query may read, also by a view that it names; all if it asks what there is.
+
+    A query may also compute a table's name (`query_table`). Then it says that there is no such table.
+    """
+    if re.search(
+        r"\b(show|describe|summarize|information_schema|pragma\w*|duckdb_\w+|sqlite_\w+|pg_\w+)\b", query, re.I
+    ):
+        return list(names)
+    words = set(re.findall(r"\w+", query.lower()))
+    for view in reversed(VIEWS.values()):  # each comes after those it reads
+        if view.name in words:
+            words |= set(re.findall(r"\w+", view.sql.lower()))
+    return [name for name in names if name in words]

@@ -14,7 +14,7 @@ from analysis.format import duration, freedom, off_budget, plural, quantity
 from analysis.styles import short_names, size_text
 from sweeps.cli.options import Available, Json, Scale, Set, Source, Spec, load, store_of
 from sweeps.cli.power import Like, print_prospects, prospects
-from sweeps.cli.printing import emit, err, out, print_probing, print_rows, print_table, print_weak
+from sweeps.cli.printing import emit, err, out, print_rows, print_table, print_weak, probing
 from sweeps.errors import Problem, SpecError, unknown
 
 if TYPE_CHECKING:
@@ -150,8 +150,8 @@ def estimate(
     check_weights(planned.spec.model.id)
     sized = planned.with_sizes(download=True)  # data that can't be had is refused, as a run does
     detects = prospects(sized, like)
-    tell = None if as_json else print_probing
-    answer = estimate_plan(sized, used_hours=used_hours(sized.spec.folder), tell=tell)
+    with probing(quiet=as_json) as tell:
+        answer = estimate_plan(sized, used_hours=used_hours(sized.spec.folder), tell=tell)
     if answer.unknown and not answer.methods:
         raise SpecError([Problem(f"methods.{m}", None, f"no estimate: {why}") for m, why in answer.unknown.items()])
 
