@@ -250,6 +250,8 @@ class Adapter(nn.Module, ABC):
     derived: ClassVar[tuple[str, ...]] = ()
     moves_bias: bool = False
     """Whether the layer's bias changes too, so that no change of the weight alone is the same."""
+    stand_in: ClassVar[bool] = False
+    """Whether it only counts parameters, in place of an adapter that is built from the values of W0."""
     schedule: object | None = None
     held: Held | None = None
 
