@@ -170,6 +170,8 @@ class Plan:
         plan = cls(spec, cells, model, currency.costs if isinstance(currency, OnModel) else None)
         if not available:
             plan = plan.with_trials()
+        if spec.budgets.shows_costs:
+            plan = plan.with_costs()
         plan.check_training()
         check_adapters(model.module, plan.feasible)
         return plan

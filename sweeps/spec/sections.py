@@ -183,6 +183,9 @@ class BudgetSection(_Section):
     """Size of the saved adapter's tensors: `["2 MiB"]`."""
     count: Annotated[Literal["parameters", "dof", "memory", "flops", "bytes"], LATER] = "parameters"
     """What they limit: trained parameters, degrees of freedom, memory, operations, or saved bytes (docs/fairness.md)."""
+    costs: Annotated[bool | None, LATER] = None
+    """Find memory, operations and saved bytes of every cell, about a second each, for `plan` and the report; without it
+    if they are what budgets limit."""
     tolerance: float = Field(default=0.05, ge=0, le=1)
     """Share by which a count may miss its budget; a cell farther off is listed and not run."""
     allocation: Allocation = "auto"
@@ -214,6 +217,11 @@ class BudgetSection(_Section):
         if alike := [label for label, count in labels.items() if count > 1]:  # cells of one id
             raise ValueError(f"{given[0]} has {alike[0]!r} twice; leave one out")
         return self
+
+    @property
+    def shows_costs(self) -> bool:
+        """Whether memory, operations and saved bytes of all cells are found."""
+        return self.count in _AMOUNTS if self.costs is None else self.costs
 
     def references(self) -> tuple[str, ...]:
         """Labels of the budgets in file order.

@@ -138,7 +138,10 @@ class CostModel:
         loss = self._loss(fake, trial)
         rows, train = _rows(trial), trial.train
         costs: Costs = fake.step(loss.make, head=loss.head, accumulates=rows < train.global_batch_size)
-        return StepCosts(costs.flops // loss.units, self._forward_flops(rows, trial), costs.memory)
+        memory = costs.memory
+        if trial.method in FULL_METHODS:  # the lane keeps the base's own values, for the trials after it
+            memory += sum(p.nbytes for p in module.parameters() if p.requires_grad)
+        return StepCosts(costs.flops // loss.units, self._forward_flops(rows, trial), memory)
 
     def _forward_flops(self, rows: int, trial: TrialConfig) -> int:
         key = (trial.adapt, trial.method if trial.method.startswith(PREFIX) else None, trial.train)

@@ -25,7 +25,7 @@ from torch.utils.flop_counter import FlopCounterMode
 _MOMENTS = 2
 _COUNTER = 4
 """Bytes of AdamW's count of steps, of each tensor."""
-_FEWEST = 4
+_FEWEST = 8
 """A list of fewer blocks is run whole."""
 
 
@@ -261,12 +261,23 @@ def _attention_backward(
     return scores * (3 * width + 2 * value[-1])
 
 
+def _product_added(_: Sequence[int], left: Sequence[int], right: Sequence[int], *__: Any, **___: Any) -> int:
+    """Of a matrix product that is added in place; of several at once, and of a vector too."""
+    return 2 * math.prod(left) * (right[-1] if len(right) > 1 else 1)
+
+
+def _product(left: Sequence[int], right: Sequence[int], *_: Any, **__: Any) -> int:
+    return _product_added((), left, right)
+
+
 def _counter() -> FlopCounterMode:
-    """torch's counter, with the attention of CPUs, which its own table lacks."""
+    """torch's counter, with what its own table lacks: the attention of CPUs, products in place, and of vectors."""
     aten = torch.ops.aten
     return FlopCounterMode(
         display=False,
         custom_mapping={
+            **dict.fromkeys((aten.addmm_, aten.baddbmm_, aten.addmv, aten.addmv_), _product_added),
+            **dict.fromkeys((aten.mv, aten.dot), _product),
             aten._scaled_dot_product_flash_attention_for_cpu: _attention,
             aten._scaled_dot_product_flash_attention_for_cpu_backward: _attention_backward,
         },
