@@ -64,8 +64,9 @@ def cases(folder: Path) -> Iterator[tuple[str, Case]]:
         (folder / name).mkdir()
     yield "CLIP, image tower", Case("embedded:tiny-clip", IMAGES, "vision", {"global_batch_size": 64})
     yield "CLIP, both towers", Case("embedded:tiny-clip", IMAGES, "both", {"global_batch_size": 80})
-    yield "CLIP, micro-batches", Case(
-        "embedded:tiny-clip", IMAGES, "vision", {"global_batch_size": 64, "micro_batch_size": 16}
+    yield (
+        "CLIP, micro-batches",
+        Case("embedded:tiny-clip", IMAGES, "vision", {"global_batch_size": 64, "micro_batch_size": 16}),
     )
     yield "ViT 160 x 7", Case(make_vit(folder / "vit", 160, 7, 48), IMAGES, "all", {"global_batch_size": 24})
     texts = {"max_tokens": 20, "loss_on_prompt": True}
@@ -129,7 +130,10 @@ def compare(methods: list[str]) -> list[dict[str, Any]]:
                 predicted, found = costs.step(trial).memory_bytes, measured(trial)
                 rows.append({"case": name, "method": method, "predicted": predicted, "measured": found})
                 share = predicted / found - 1
-                print(f"{name:20} {method:10} {predicted / 2**20:8.2f} MiB {found / 2**20:8.2f} MiB {share:+.1%}", flush=True)
+                print(
+                    f"{name:20} {method:10} {predicted / 2**20:8.2f} MiB {found / 2**20:8.2f} MiB {share:+.1%}",
+                    flush=True,
+                )
     return rows
 
 

@@ -6,7 +6,7 @@ import math
 import re
 from collections.abc import Iterable
 
-from analysis.format import amount, Row, listed, plural, quantity, span
+from analysis.format import Row, amount, listed, plural, quantity, span
 from analysis.store.columns import limited, of_model
 from analysis.store.store import Store
 from analysis.styles import budget_order, dataset_text, place_text, size_text, training_text
@@ -106,7 +106,9 @@ def _kind(unit: str, by_rank: bool, said: list[str]) -> str:
     if not by_rank:
         return f"In {unit}: {listed(said)}."
     if unit == "trainable parameters":
-        return f"lora-N (or LoRA-N) is the number of {unit} that LoRA of rank N has on the same weights: {listed(said)}."
+        return (
+            f"lora-N (or LoRA-N) is the number of {unit} that LoRA of rank N has on the same weights: {listed(said)}."
+        )
     if unit == "degrees of freedom":
         return f"dof-lora-N is the number of {unit} that LoRA of rank N has on the same weights: {listed(said)}."
     front = said[0].partition("-")[0]

@@ -26,8 +26,11 @@ DATASET = "Name of the data set."
 SIZE = "'16-shot', or a fraction of the training set as text, '1.0'."
 METHOD = "Name of the method."
 ALLOCATION = "How capacity is spread over layers: 'uniform', 'per-layer' or 'fill'."
-REFERENCE = "The budget: 'lora-8' is LoRA's count at rank 8, 'dof-lora-8' its degrees of freedom. Null: no budget."
-BUDGET = "Trainable parameters, or degrees of freedom, that the budget allows. Null: no budget."
+REFERENCE = (
+    "The budget: 'lora-8' is LoRA's count at rank 8, 'dof-lora-8' its degrees of freedom, 'memory-lora-8' its memory. "
+    "Null: no budget."
+)
+BUDGET = "Trainable parameters, or as much of what its name says, that the budget allows. Null: no budget."
 CAPACITY = "The one capacity of all layers: a rank, or NoLA's k."
 SEARCHED = "JSON: what is searched besides the learning rate."
 

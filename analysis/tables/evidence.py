@@ -6,7 +6,19 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
-from analysis.format import amount, size, Row, duration, freedom, listed, off_budget, percent, points, quantity, score_text
+from analysis.format import (
+    Row,
+    amount,
+    duration,
+    freedom,
+    listed,
+    off_budget,
+    percent,
+    points,
+    quantity,
+    score_text,
+    size,
+)
 from analysis.statistics.choice import choice_variances, run_noises
 from analysis.statistics.runs import by
 from analysis.statistics.sizing.estimates import foresight

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import pyarrow as pa
 
-from analysis.format import amount, Row, change_text, end_of_interval, level_text, listed, percent, plural, points, span
+from analysis.format import Row, amount, change_text, end_of_interval, level_text, listed, percent, plural, points, span
 from analysis.statistics.inference import LEVEL, NOT_KNOWN, OVER_DATASETS
 from analysis.statistics.rank_effects import CONTRAST, PARAMETERS, RANK
 from analysis.statistics.scaling import EARLY, Question
@@ -284,7 +284,9 @@ def _limited(cells: Sequence[Row]) -> str:
 
 def _apart(cells: Sequence[Row]) -> float:
     """The largest share by which counts differ that are compared."""
-    ratios = [r["dof_ratio" if of_dof(r["reference"]) else "params_ratio"] for r in cells if not of_model(r["reference"])]
+    ratios = [
+        r["dof_ratio" if of_dof(r["reference"]) else "params_ratio"] for r in cells if not of_model(r["reference"])
+    ]
     return max((abs(ratio - 1) for ratio in ratios if ratio is not None), default=0.0)
 
 

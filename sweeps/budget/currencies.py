@@ -81,4 +81,4 @@ class _Freedom:
 
 
 PARAMETERS: PerWeight = _Parameters()
-FREEDOM: PerWeight = _Freedom()
+DOF: PerWeight = _Freedom()

@@ -104,7 +104,9 @@ def solutions(
     references = section.budgets or spec.budgets.references()
     if section.capacity is not None:
         try:
-            return _pinned(name, section.capacity, method, shapes, {r: budgets[r] for r in references}, options, currency)
+            return _pinned(
+                name, section.capacity, method, shapes, {r: budgets[r] for r in references}, options, currency
+            )
         except UnknownCountError as error:
             return [(r, unknown_count(method, budgets[r], error)) for r in references]
     return [
@@ -138,7 +140,9 @@ def _pinned(
     """A list of pinned capacities, each at its own count; one capacity at the budget nearest to its count."""
     if isinstance(capacity, tuple):
         return [(f"{name}-{c}", _pinned_at_its_own(method, shapes, c, options, currency)) for c in capacity]
-    pinned = {r: solve_pinned(method, shapes, capacity, b, options=options, currency=currency) for r, b in budgets.items()}
+    pinned = {
+        r: solve_pinned(method, shapes, capacity, b, options=options, currency=currency) for r, b in budgets.items()
+    }
     return [min(pinned.items(), key=lambda item: abs(item[1].residual))]
 
 
@@ -203,9 +207,7 @@ def reached_by_all(
     return None if found is None else f"budgets.params = [{found}]"
 
 
-def _counted(
-    method: str, options: Mapping[str, Any], shapes: Shapes, budget: int, currency: Currency
-) -> Iterator[int]:
+def _counted(method: str, options: Mapping[str, Any], shapes: Shapes, budget: int, currency: Currency) -> Iterator[int]:
     """Counts of a method between half and twice a budget, at most `_MOST` nearest ones; none where they are unknown."""
     try:
         totals = Reach(method, shapes, options, currency).curve.between(-(-budget // 2), 2 * budget)

@@ -340,7 +340,9 @@ def print_plan(plan: Plan) -> None:
     for reference, budget in plan.instead().items():
         out.print(f"budget    not every method reaches {reference}; all reach {budget}")
     if plan.spec.budgets.count != "parameters":
-        out.print(f"budgets   are equal {limited(plan.spec.budgets.references())} instead of equal trainable parameters")
+        out.print(
+            f"budgets   are equal {limited(plan.spec.budgets.references())} instead of equal trainable parameters"
+        )
     for line in peft_words(plan.base_model.module, plan.cells):
         out.print(f"PEFT      {line}")
     confirm = plan.spec.confirm
@@ -363,8 +365,8 @@ def print_plan(plan: Plan) -> None:
 _PLAN_NOTES = (
     "Rank: the largest that an update can have, mean over the weights. Off budget: in percent of the budget. dof: "
     "degrees of freedom of the update, the number of parameters that act.",
-    "Memory: predicted for one training step, the base model included. Step: operations of a forward and a backward pass, "
-    "in forward passes of the base model. Saved: bytes of the trained tensors.",
+    "Memory: predicted for one training step, the base model included. Step: operations of a forward and a backward "
+    "pass, in forward passes of the base model. Saved: bytes of the trained tensors.",
 )
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from randlora.errors import AdapterError
 from randlora.methods.method import Method
-from sweeps.budget.currencies import FREEDOM, PARAMETERS, Counted, Currency, Shapes, UnknownCountError
+from sweeps.budget.currencies import DOF, PARAMETERS, Counted, Currency, Shapes, UnknownCountError
 from sweeps.errors import Problem
 from sweeps.plan.base_model import BaseModelInfo
 from sweeps.plan.split_sizes import class_count
@@ -108,7 +108,7 @@ def currency_of(spec: SweepSpec, model: BaseModelInfo, targets: Sequence[str]) -
     """Return what the sweep's budgets limit."""
     name = spec.budgets.count
     if name in ("parameters", "dof"):
-        return PARAMETERS if name == "parameters" else FREEDOM
+        return PARAMETERS if name == "parameters" else DOF
     return OnModel(name, _NOUNS[name], model_costs(spec, model, targets))
 
 
@@ -136,4 +136,6 @@ def memory_problems(spec: SweepSpec, model: BaseModelInfo) -> list[Problem]:
     base = each * model.size
     rule = f"is below the base model's own weights, {base / 2**20:,.0f} MiB"
     sizes = zip(spec.budgets.memory, spec.budgets.amounts(), strict=True)
-    return [Problem("budgets.memory", text, rule, f"{-(-base // 2**20) + 1} MiB") for text, size in sizes if size <= base]
+    return [
+        Problem("budgets.memory", text, rule, f"{-(-base // 2**20) + 1} MiB") for text, size in sizes if size <= base
+    ]

@@ -182,7 +182,7 @@ class BudgetSection(_Section):
     bytes: Annotated[tuple[Size, ...] | None, Once, LATER] = Field(default=None, min_length=1)
     """Size of the saved adapter's tensors: `["2 MiB"]`."""
     count: Annotated[Literal["parameters", "dof", "memory", "flops", "bytes"], LATER] = "parameters"
-    """What they limit: trained parameters, degrees of freedom, memory, operations, or saved bytes (docs/fairness.md)."""
+    """What they limit: trained parameters, degrees of freedom, memory, operations or saved bytes (docs/fairness.md)."""
     costs: Annotated[bool | None, LATER] = None
     """Find memory, operations and saved bytes of every cell, about a second each, for `plan` and the report; without it
     if they are what budgets limit."""

@@ -123,7 +123,9 @@ class CostModel:
 
     def _find_step(self, trial: TrialConfig) -> StepCosts:
         if trial.method in (NO_TRAINING, LINEAR_PROBE):
-            raise UncountableError(f"{trial.method} makes the vectors of all examples once, and trains nothing in steps")
+            raise UncountableError(
+                f"{trial.method} makes the vectors of all examples once, and trains nothing in steps"
+            )
         module = copy.deepcopy(self._module).train()
         if trial.method in FULL_METHODS:
             module.requires_grad_(False)
@@ -275,7 +277,7 @@ def _once(known: dict[TrialConfig, T | UncountableError], trial: TrialConfig, fi
             known[key] = error
         except AdapterError:
             raise
-        except Exception as error:  # an operation of any layer that asks a fake tensor for its values
+        except Exception as error:  # noqa: BLE001  # an operation of any layer that asks a fake tensor for its values
             known[key] = UncountableError(f"{trial.method} can't run without its weights' values: {first_line(error)}")
     found = known[key]
     if isinstance(found, UncountableError):

@@ -55,9 +55,7 @@ class FakeModel:
         self._fakes: dict[int, tuple[Tensor, Tensor]] = {}
         self._mode, self._memory = FakeTensorMode(), _Memory()
 
-    def step(
-        self, loss: Callable[[], Tensor], *, head: nn.Module | None = None, accumulates: bool = False
-    ) -> Costs:
+    def step(self, loss: Callable[[], Tensor], *, head: nn.Module | None = None, accumulates: bool = False) -> Costs:
         """Return the costs of a forward and a backward pass, with all that training keeps beside them.
 
         Args:
@@ -135,7 +133,7 @@ class FakeModel:
                     total = total.plus(run().plus(least, -1), left_out)
                 blocks.keep()
             return total
-        except Exception:  # a model that asks for its blocks by number; what else is wrong is raised below
+        except Exception:  # noqa: BLE001  # a model that asks for its blocks by number; what else is wrong is raised below
             for blocks in lists:
                 blocks.restore()
             return run()

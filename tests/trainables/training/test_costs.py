@@ -59,7 +59,8 @@ def test_operations_of_methods_against_a_count_by_hand(capacity: int) -> None:
     down, up = 2 * n * d * r, 2 * n * r * o
     # three products for each factor: the output, the gradient of the input and that of the factor
     assert layer_flops("lora", r) == FROZEN + 3 * (down + up)
-    assert layer_flops("pissa", r) == FROZEN + 3 * (down + up)
+    # PiSSA takes its frozen start off again, as one product of twice the rank
+    assert layer_flops("pissa", r) == FROZEN + 6 * (down + up)
     # DoRA makes B A once more, for the norms of the weight, which are constants of the backward pass
     assert layer_flops("dora", r) == FROZEN + 3 * (down + up) + 2 * d * r * o
     # VeRA: the scales of r and of out entries are no products, so the two frozen matrices are applied and gone back
@@ -105,7 +106,7 @@ def test_blocks_that_are_left_out_cost_as_if_they_were_run(
     monkeypatch.setattr(fake_steps, "_FEWEST", 13)
     whole = costs()
     assert few.flops == whole.flops
-    assert abs(few.memory / whole.memory - 1) < 0.01  # with few blocks the most may be held at another moment
+    assert abs(few.memory / whole.memory - 1) < 0.03  # with few blocks the most may be held at another moment
 
 
 def test_a_model_that_asks_for_its_blocks_by_number_is_run_whole() -> None:
