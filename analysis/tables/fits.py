@@ -99,7 +99,7 @@ def currencies(store: Store) -> Sheet:
         for x in shown
     ]
     legend = (
-        "Difference in points [95 %, given the rates]: the mean score of the method less that of the other one, over the "
+        "Difference in points [95 %, given the rates]: the mean score of the method less that of the other, over the "
         "range of the cost that both have, on a logarithmic scale. The order changes if one is clearly ahead in one "
         "currency and clearly behind in another. Time is measured, so it depends on the machine."
     )
