@@ -178,8 +178,8 @@ def dataset_text(dataset: str) -> str:
 
 
 def short_name(dataset: str) -> str:
-    """A data set's name alone: the last part of its id."""
-    return dataset.rstrip("/").rpartition("/")[2].rpartition(":")[2]
+    """A data set's name alone: the last part of its id, without what `sft:` says of its columns."""
+    return dataset.partition("?")[0].rstrip("/").rpartition("/")[2].rpartition(":")[2]
 
 
 def short_names(datasets: Iterable[str]) -> dict[str, str]:

@@ -1,5 +1,7 @@
 """Write pages of `docs/`: recipes, data, sweep file, results tables, verbs, the league, PEFT's published numbers.
 
+Also the JSON schema of sweep files, and `llms.txt`, the list of the site's pages for programs that read.
+
 python -m tools.pages             # write them
 python -m tools.pages --check     # exit 1 where one is out of date
 """
@@ -10,16 +12,19 @@ import argparse
 import re
 import sys
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from textwrap import fill
+from typing import Any
 
 import typer
+import yaml
 
 from analysis.store.codec import Column, columns_of, doc_of
 from analysis.store.schemas import SCHEMA_VERSION, TABLES
 from analysis.store.views import VIEWS
 from sweeps.cli.main import app
+from sweeps.spec import schema
 from tools import league_page
 from tools.spec_page import sections
 from trainables.data.registry import DATASETS
@@ -216,6 +221,61 @@ def peft_published() -> str:
     return _filled("peft_published.md", league_page.published_texts(ROOT / "docs" / "results"))
 
 
+# -- for programs that read the site ----------------------------------------------------------------------------------
+
+
+def llms_text() -> str:
+    """docs/llms.txt: every page of the site's navigation with its first sentence (https://llmstxt.org)."""
+    site = yaml.safe_load((ROOT / "mkdocs.yml").read_text(encoding="utf-8"))
+    lines = [f"# {site['site_name']}", "", f"> {site['site_description']}"]
+    for title, pages in _chapters(site["nav"]):
+        lines += ["", f"## {title}", ""]
+        lines += [_linked(name, page) for name, page in pages]
+    return "\n".join(lines) + "\n"
+
+
+def _chapters(nav: Sequence[Any]) -> Iterator[tuple[str, list[tuple[str | None, str]]]]:
+    """Chapters of a navigation with the (title, page) of each of their pages; pages outside a chapter come first."""
+    alone = [page for page in nav if not isinstance(next(iter(_entry(page).values())), list)]
+    yield "Pages", [next(iter(_leaves(page))) for page in alone]
+    for entry in nav:
+        for title, pages in _entry(entry).items():
+            if isinstance(pages, list):
+                yield str(title), [leaf for page in pages for leaf in _leaves(page)]
+
+
+def _entry(page: Any) -> dict[str | None, Any]:
+    return page if isinstance(page, dict) else {None: page}
+
+
+def _leaves(page: Any) -> Iterator[tuple[str | None, str]]:
+    for title, found in _entry(page).items():
+        if isinstance(found, list):
+            for each in found:
+                yield from _leaves(each)
+        else:
+            yield title, found
+
+
+def _linked(title: str | None, page: str) -> str:
+    """A page's line. The pages of the Python interface are made when the site is built."""
+    path = ROOT / "docs" / page
+    text = path.read_text(encoding="utf-8") if path.is_file() else ""
+    head, _, rest = text.partition("\n# ")[2].partition("\n") if not text.startswith("# ") else text[2:].partition("\n")
+    address = page.removesuffix(".md").replace("README", "index") + ".html"
+    said = f": {first}" if (first := _first_sentence(rest)) else ""
+    return f"- [{title or head}]({address}){said}"
+
+
+def _first_sentence(text: str) -> str:
+    """The first sentence of a page's first paragraph, without Markdown."""
+    prose = re.sub(r"```.*?```", "", text, flags=re.S)
+    paragraphs = (each.strip() for each in prose.split("\n\n"))
+    first = next((each for each in paragraphs if each and not re.match(r"#|\||<|!|[-*] ", each)), "")
+    plain = re.sub(r"\[([^\]]*)\]\([^)]*\)", r"\1", " ".join(first.split())).replace("**", "")
+    return re.split(r"(?<=[.?!]) (?=[A-Z`])", plain)[0]
+
+
 PAGES = {
     "docs/league.md": league,
     "docs/peft-published.md": peft_published,
@@ -224,6 +284,8 @@ PAGES = {
     "docs/sweep-file.md": sweep_file_page,
     "docs/tables.md": tables_page,
     "docs/verbs.md": verbs_page,
+    f"docs/{schema.FILE}": schema.schema_text,
+    "docs/llms.txt": llms_text,
 }
 
 

@@ -1,7 +1,7 @@
 """Accelerator-hours of the recipes in `examples/paper`: computed from the plan, the model's shapes and stated rates.
 
     python -m tools.recipe_hours                  # a table
-    python -m tools.recipe_hours --write          # and the "length" lines of the files' headers
+    python -m tools.recipe_hours --write          # and the lines "length", "paper", "counts" and "cache" of the headers
 
 Nothing is measured here, so take an hour to be within a factor of two; `sweeps estimate FILE` measures on your machine.
 
@@ -15,15 +15,18 @@ from __future__ import annotations
 import argparse
 import re
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from textwrap import wrap
 
 from randlora.methods.prompts.kinds import PREFIX
 from sweeps.plan.plan import Plan
 from sweeps.spec.cell import Cell
 from sweeps.spec.spec import SweepSpec
 from trainables.config import shots
+from trainables.data.images.pixels import WIDER
 from trainables.data.registry import DATASETS
 from trainables.data.text.registry import TEXT_DATASETS
 from trainables.models.shapes import meta_model, model_kind
@@ -47,6 +50,12 @@ TOKENS = {"commonsense": 130, "glue": 60, "e2e": 60, "arc": 130}
 """Mean length of a text, prompt and response, by the beginning of the set's name."""
 ROWS = {"commonsense-15k": 15_000}
 """Training rows that the registry does not know."""
+COMPUTED = ("length", "paper", "counts", "cache")
+"""Facts of a header that this module writes."""
+SIDE = 224
+"""Pixels of an image's side, where a recipe does not say."""
+WIDTH = 110
+"""Characters of a header's line after its name."""
 TRIAL_SECONDS = 10.0
 """Of every trial: adapters attached, data opened, results written."""
 
@@ -134,17 +143,61 @@ def hours(plan: Plan, rate: float) -> Counter[str]:
     return found
 
 
-def length(path: Path) -> str:
-    """The "length" of a recipe's header."""
+def cached_gigabytes(plan: Plan) -> float:
+    """Decoded images that all data sets of a plan keep on disk: those of training wider where crops are of them."""
+    wider = WIDER if plan.spec.train.augment == "crop-flip-original" else 1.0
+    total = 0.0
+    for name in plan.spec.data.datasets:
+        info = DATASETS.get(name)
+        if info is None or info.sizes is None or name in TEXT_DATASETS:
+            continue
+        side = plan.spec.model.image_size or SIDE
+        total += 3 * side**2 * (info.sizes.pool * wider**2 + info.sizes.test)
+    return total / 1e9
+
+
+def counts(plan: Plan) -> str:
+    """The numbers of parameters of each method, over its budgets."""
+    by_method: dict[str, dict[int, None]] = {}
+    for cell in plan.cells:
+        if cell.count is not None:
+            by_method.setdefault(cell.method, {})[cell.count] = None
+    return "; ".join(f"{name} {' '.join(f'{count:,}' for count in found)}" for name, found in by_method.items())
+
+
+def facts(path: Path) -> dict[str, str]:
+    """The lines of a recipe's header that are computed: of the fair form, and of the published one."""
     text = path.read_text(encoding="utf-8")
     device = next(d for d in DEVICES if d in text)
-    plan = Plan.from_spec(SweepSpec.load(path))
-    by_set = hours(plan, DEVICES[device])
+    plan, published = (Plan.from_spec(SweepSpec.load(path, (), scale)) for scale in ("full", "published"))
+    found = {
+        "length": f"{_length(plan, DEVICES[device])} (tools/recipe_hours.py)",
+        "paper": f"--scale published: {_length(published, DEVICES[device])}",
+        "counts": f"fair: {counts(plan)}\npublished: {counts(published)}",
+    }
+    if size := cached_gigabytes(plan):
+        found["cache"] = f"{_rounded(size)} GB of decoded images"
+    return found
+
+
+def _length(plan: Plan, rate: float) -> str:
+    by_set = hours(plan, rate)
     total = sum(by_set.values())
     words = f"{plan.n_trials:,} trials, about {_rounded(total)} GPU-hours"
     if by_set["imagenet"]:
         words += f", {_rounded(total - by_set['imagenet'])} without ImageNet"
-    return f"{words} (tools/recipe_hours.py)"
+    return words
+
+
+def with_facts(text: str, found: Mapping[str, str]) -> str:
+    """A recipe with these lines in its header: where its "length" stands, and in place of older ones."""
+    lines = []
+    for name, value in found.items():
+        wrapped = [part for line in value.split("\n") for part in wrap(line, WIDTH, subsequent_indent="  ")]
+        lines += [f"#   {'' if at else name:10} {part}\n" for at, part in enumerate(wrapped)]
+    older = rf"^#   (?:{'|'.join(COMPUTED)}) +.*\n(?:#              .*\n)*"
+    before, *after = re.split(older, text, flags=re.MULTILINE)
+    return before + "".join(lines) + "".join(after)
 
 
 def _rounded(value: float) -> str:
@@ -160,11 +213,11 @@ def main() -> None:
     for path in sorted(FOLDER.glob("*.toml")):
         if given.names and path.stem not in given.names:
             continue
-        line = length(path)
-        print(f"{path.stem:18} {line}", flush=True)
+        found = facts(path)
+        for name, line in found.items():
+            print(f"{path.stem:18} {name:10} {line}", flush=True)
         if given.write:
-            text = path.read_text(encoding="utf-8")
-            path.write_text(re.sub(r"(?m)^#   length     .*$", f"#   length     {line}", text), encoding="utf-8")
+            path.write_text(with_facts(path.read_text(encoding="utf-8"), found), encoding="utf-8")
 
 
 if __name__ == "__main__":

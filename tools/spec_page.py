@@ -2,42 +2,20 @@
 
 from __future__ import annotations
 
-import ast
-import inspect
 import json
-import textwrap
 import types
 from collections.abc import Iterator
 from typing import Any, get_args, get_origin
 
 from pydantic import BaseModel
 
+from sweeps.spec.schema import docstrings, inside
 from sweeps.spec.spec import SweepSpec
 
 SECTIONS = (
     *("model", "data", "budgets", "methods", "search", "confirm"),
     *("train", "evaluate", "resources", "limits", "keep"),
 )
-
-
-def docstrings(model: type[BaseModel]) -> dict[str, str]:
-    """Field -> the text that stands beneath it in the source, base classes included."""
-    found: dict[str, str] = {}
-    for cls in reversed([c for c in model.__mro__ if issubclass(c, BaseModel) and c is not BaseModel]):
-        (tree,) = ast.parse(textwrap.dedent(inspect.getsource(cls))).body
-        assert isinstance(tree, ast.ClassDef)
-        for line, below in zip(tree.body, tree.body[1:], strict=False):
-            text = below.value if isinstance(below, ast.Expr) else None
-            if isinstance(line, ast.AnnAssign) and isinstance(text, ast.Constant):
-                found[ast.unparse(line.target)] = " ".join(str(text.value).split())
-    return found
-
-
-def inside(annotation: Any) -> list[type[BaseModel]]:
-    """Models in an annotation."""
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        return [annotation]
-    return [m for part in get_args(annotation) for m in inside(part)]
 
 
 def kind(annotation: Any) -> str:

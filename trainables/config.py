@@ -122,11 +122,16 @@ class TrainSettings(BaseModel):
     """Language models: a loss over the prompt too (LLM-Adapters' default)."""
     label_smoothing: Annotated[float, Field(ge=0.0, lt=1.0), LATER] = 0.0
     """Models of text: share of a target spread over all words or classes (LoRA's E2E: 0.1)."""
+    base_dropout: Annotated[bool, LATER] = True
+    """Whether the base model's own dropout is on in training, as its config has it; an adapter's is its own option."""
     parallel: Annotated[Literal["replicate", "fsdp"], LATER] = "replicate"
     """Full fine-tuning of a language model on several workers: a copy each, or weights, gradients and moments split
     (FSDP2)."""
     gradient_checkpointing: Annotated[bool, LATER] = False
     """Models of text: keep layers' inputs alone, and recompute the rest."""
+    train_temperature: Annotated[bool, LATER] = False
+    """Full fine-tuning of both towers of a CLIP: train the temperature (logit_scale) too, as the RandLoRA paper's code.
+    Every other method keeps it."""
     select: Annotated[Literal["last", "best"], LATER] = "last"
     """Weights to score: the last, or those of the lowest validation loss; `protocol = "paper"` keeps
     `evaluate.validation_rows` apart for it (else 5,000, a tenth at most)."""
@@ -139,6 +144,11 @@ class TrainSettings(BaseModel):
             raise ValueError(
                 f"select_every = {self.select_every} counts the steps between looks of select = 'best', and select is "
                 f"{self.select!r}; write select = 'best', or leave it out"
+            )
+        if self.gradient_checkpointing and not self.base_dropout:
+            raise ValueError(
+                "base_dropout = false keeps the base model in evaluation mode, which turns checkpointing off; "
+                "leave gradient_checkpointing out"
             )
         if self.warmup_steps is not None and self.warmup_fraction:
             raise ValueError(

@@ -6,6 +6,7 @@ Figures are made without pyplot, so there is no global state.
 from __future__ import annotations
 
 import contextlib
+import io
 import math
 from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
@@ -96,6 +97,13 @@ class Chart(Figure):
         self.parts: dict[str, str] = {}
         self.keys: dict[str, str] = {}
         FigureCanvasAgg(self)
+
+    def _repr_png_(self) -> bytes:
+        """The figure for notebooks, which know those of pyplot alone."""
+        file = io.BytesIO()
+        with mpl.rc_context(STYLE):
+            self.savefig(file, format="png", dpi=150)
+        return file.getvalue()
 
     @contextlib.contextmanager
     def of(self, method: str) -> Iterator[None]:

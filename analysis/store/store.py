@@ -13,12 +13,14 @@ from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeVar
 import pyarrow as pa
 
 from analysis.errors import DamagedPart, QueryError, StoreError, nearest
+from analysis.format import percent
+from analysis.html import ROWS, html_table, show_arrow_tables
 from analysis.store.journal import JOURNAL, Event, read_journal, rows_of
 from analysis.store.remote import DECLARED, is_uri, local_copy
 from analysis.store.schemas import SCHEMAS
 from analysis.store.tables import latest, part_paths, scan_parts, to_table
 from analysis.store.views import VIEWS
-from analysis.styles import PlaceNames, Style, entitle, example_counts, short_names, spare_styles
+from analysis.styles import PlaceNames, Style, entitle, example_counts, short_name, short_names, spare_styles
 from trainables.digests import FileState
 
 if TYPE_CHECKING:
@@ -54,6 +56,31 @@ class Store:
     paths: tuple[Path, ...]
     _cache: _Snapshot | None = field(default=None, repr=False, compare=False)
 
+    def _repr_html_(self) -> str:
+        """How many trials there are, and what each method reached, for notebooks."""
+        counts = self.sql("select status, count(*) as n from trials group by all order by n desc").to_pylist()
+        said = ", ".join(f"{row['n']:,} {row['status']}" for row in counts) or "none yet"
+        found = self.sql(
+            "select method, reference, dataset, train_size, adapter_params, mean, low, high, n from scaling "
+            "order by dataset, train_size, budget nulls last, mean desc"
+        ).to_pylist()
+        rows = [
+            (
+                row["method"],
+                row["reference"] or "",
+                short_name(row["dataset"]),
+                row["train_size"],
+                None if row["adapter_params"] is None else f"{row['adapter_params']:,.0f}",
+                percent(row["mean"]),
+                "" if row["low"] is None else f"[{percent(row['low'])}, {percent(row['high'])}]",
+                row["n"],
+            )
+            for row in found[:ROWS]
+        ]
+        columns = ("method", "budget", "data", "size", "parameters", "mean test score, %", "95 % interval", "seeds")
+        title = f"Results of {', '.join(self.names)}; trials: {said}"
+        return html_table(title, columns, rows, len(found) - len(rows))
+
     @property
     def path(self) -> Path:
         """The (first) results folder."""
@@ -76,6 +103,7 @@ class Store:
         """Read-only SQL (DuckDB) over all tables and views; see `queries.run_sql` for what it refuses."""
         from analysis.store.queries import Database
 
+        show_arrow_tables()
         now = self._snapshot()
         if now.database is None:
             now.database = Database(now.tables)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
+from html import escape
 from itertools import count
 from pathlib import Path
 from weakref import WeakSet
@@ -24,6 +25,8 @@ from randlora.model.sites import Site, holders, is_adapted, shared_names
 
 _CLOCK = count(1)
 """Tells which of several adapters of one model came first."""
+_SHOWN = 20
+"""Most weights that a notebook's table lists."""
 _LIVE: WeakSet[Adapted] = WeakSet()
 """All that are not detached."""
 
@@ -45,6 +48,10 @@ def check_can_merge(model: nn.Module, sites: Mapping[str, Site], adapters: Mappi
         if held[id(site.parameter)] > 1:
             names = shared_names(model, site.parameter)
             raise AdapterError(f"cannot merge {name}: its tensor is tied to {names}; untie it, or keep the adapter")
+
+
+def _size(adapter: Adapter) -> int:
+    return sum(parameter.numel() for parameter in adapter.parameters())
 
 
 class Adapted:
@@ -87,6 +94,20 @@ class Adapted:
             f"<Adapted: {self.method.title}, {self.method.capacity_field} = {span}, {self.count():,} parameters on "
             f"{len(self.sites)} weights of {type(self.model).__name__}, {where}>"
         )
+
+    def _repr_html_(self) -> str:
+        """A table of the adapted weights, for notebooks."""
+        rows = [
+            (name, f"{self.shapes[name][0]} x {self.shapes[name][1]}", self.capacities[name], f"{_size(adapter):,}")
+            for name, adapter in list(self.adapters.items())[:_SHOWN]
+        ]
+        head = ("weight", "shape", self.method.capacity_field, "parameters")
+        lines = ["".join(f"<th>{escape(str(each))}</th>" for each in head)]
+        lines += ["".join(f"<td>{escape(str(cell))}</td>" for cell in row) for row in rows]
+        more = len(self.adapters) - len(rows)
+        rest = f"<p>and {more} more weights</p>" if more else ""
+        table = "".join(f"<tr>{line}</tr>" for line in lines)
+        return f"<p>{escape(repr(self)[1:-1])}</p><table>{table}</table>{rest}"
 
     # -- trainables ---------------------------------------------------------------------------------------------------
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -11,8 +12,9 @@ from randlora.adapted.adapted import Adapted
 from randlora.adapter import Adapter, AdapterConfig, Request, check_capacity
 from randlora.arithmetic.bases import Bases
 from randlora.errors import ConfigError, TargetError, nearest
-from randlora.methods.method import METHODS, Method
+from randlora.methods.method import Method
 from randlora.methods.registry import get_method
+from randlora.model.families import default_targets
 from randlora.model.prompted import PLACE, PromptSite
 from randlora.model.sites import Site, holders, is_adapted, shared_names
 from randlora.model.targets import select
@@ -94,30 +96,61 @@ def sites_of(model: nn.Module, method: Method, targets: Sequence[str]) -> dict[s
     return {PLACE: PromptSite(model)}
 
 
+def _configured(name: str, options: Mapping[str, Any]) -> AdapterConfig:
+    """The configuration of a method by its name. Raises ConfigError for options that it lacks, or does not take."""
+    kind = get_method(name).config
+    field = kind.capacity_field
+    own = [*kind.option_defaults(), field]
+    if strange := next((key for key in options if key not in own), None):
+        raise ConfigError(
+            f"method {name!r} has no option {strange!r}; {nearest(strange, own)}; its capacity is {field!r}"
+        )
+    if field not in options:
+        raise ConfigError(f"method {name!r} needs its capacity, {field!r}; nearest: attach(model, {name!r}, {field}=8)")
+    return kind.from_options(options[field], {key: value for key, value in options.items() if key != field})
+
+
 def attach(
     model: nn.Module,
-    config: AdapterConfig,
-    targets: Sequence[str],
+    config: AdapterConfig | str,
+    targets: Sequence[str] | None = None,
     *,
     capacities: Mapping[str, int] | None = None,
     init_seed: int = 0,
     basis_seed: int = 0,
     words: Sequence[int] = (),
+    **options: Any,
 ) -> Adapted:
     """Attach `config`'s method to the targets, in place, and freeze every other parameter.
 
-    The model computes what it computed. `capacities` overrides the configuration's capacity (r; NoLA's k) for named
-    weights, the names being those of `resolve_targets`. `init_seed` gives trainable starts and dropout, `basis_seed`
-    the frozen bases. A capacity above what any target can use (a LoRA's r above every min(out, in)) is a warning that
-    names the most that is of use, a tied weight another. Methods of prompts have "prompts" among their targets, and
-    change what the model computes; `words` are the token ids that they start from. Raises `TargetError` or
-    `ConfigError` and leaves the model untouched.
+    The model computes what it computed. `config` is a configuration, or a method's name with its capacity and options
+    as keywords: `attach(model, "lora", r=8)`. Without `targets` these are the model family's (`default_targets`).
+
+    `capacities` overrides the configuration's capacity (r; NoLA's k) for named weights, the names being those of
+    `resolve_targets`. `init_seed` gives trainable starts and dropout, `basis_seed` the frozen bases. A capacity above
+    what any target can use (a LoRA's r above every min(out, in)) is a warning that names the most that is of use, a
+    tied weight another. Methods of prompts have "prompts" among their targets, and change what the model computes;
+    `words` are the token ids that they start from.
+
+    Raises `UnknownMethodError`, `TargetError` or `ConfigError`, and leaves the model untouched.
     """
+    if isinstance(config, str):
+        config = _configured(config, options)
+    elif options:
+        name = next(iter(options))
+        raise ConfigError(
+            f"{name} = {options[name]!r} beside a configuration: options are fields of {type(config).__name__}, or "
+            f"keywords beside a method's name, attach(model, {getattr(config, 'method', 'lora')!r}, r=8)"
+        )
     if not isinstance(config, AdapterConfig):
-        named = isinstance(config, str) and config in METHODS
-        near = get_method(config if named else "lora").config.__name__
-        raise ConfigError(f"config = {config!r} is no configuration of a method, with its capacity; nearest: {near}(8)")
+        raise ConfigError(
+            f"config = {config!r} is no configuration of a method, with its capacity; nearest: LoraConfig(8), or "
+            "'lora' and r=8"
+        )
     method = get_method(config.method)
+    if targets is None:
+        usual = default_targets(model) if method.on_weights or not method.prompts else []
+        targets = [PLACE, *usual] if method.prompts else usual
     sites = sites_of(model, method, targets)
     sizes = dict.fromkeys(sites, config.capacity)
     for name, value in (capacities or {}).items():

@@ -29,7 +29,7 @@ from randlora.methods.bridge.config import quiet
 from randlora.methods.bridge.kinds import PREFIX as FOREIGN
 from randlora.methods.bridge.kinds import kind_of
 from randlora.methods.random.randlora import RandLora, RandLoraConfig
-from randlora.methods.random.vera import VeraConfig
+from randlora.methods.random.vera import Vera, VeraConfig
 
 
 def export_peft(adapted: Adapted, directory: str | Path) -> Path:
@@ -189,7 +189,12 @@ def _vera(adapted: Adapted) -> tuple[dict[str, Any], Tensors]:
     config, bases = adapted.config, adapted.bases()
     assert isinstance(config, VeraConfig) and bases is not None
     (rank,) = set(adapted.capacities.values())
-    return _native(adapted, rank, {"d_initial": config.d_initial}, {key: bases.get(key) for key in "AB"})
+    frozen = {key: bases.get(key) for key in "AB"}
+    written, tensors = _native(adapted, rank, {"d_initial": config.d_initial}, frozen)
+    for weight, adapter in adapted.adapters.items():  # PEFT's VeRA has no scale: it goes into b
+        if isinstance(adapter, Vera):
+            tensors[f"{PREFIX}{adapted.sites[weight].module_name}.vera_lambda_b"] = adapter.up.detach()
+    return written, tensors
 
 
 def _randlora(adapted: Adapted) -> tuple[dict[str, Any], Tensors]:

@@ -42,11 +42,11 @@ from randlora.methods.random.randlora import (
     RandLora,
     RandLoraConfig,
     build_randlora,
+    initial,
     lift,
     num_bases,
     randlora_count,
     randlora_freedom,
-    start,
 )
 
 
@@ -148,7 +148,7 @@ class RandLoraSvd(RandLora):
         a = short[:, columns[:r]].t() * math.sqrt(m)
         self.register_buffer("basis_b", b.contiguous(), persistent=False)
         self.register_buffer("basis_a", a.contiguous(), persistent=False)
-        self.lambdas, self.gammas = start(r, n, m, request, base.device)
+        self.lambdas, self.gammas = initial("lambda", r, n, m, request, base.device)
 
     def part(self, dtype: torch.dtype | None = None) -> Spread:
         up = lift(max(self.shape), dtype)

@@ -25,7 +25,7 @@ _BERT = ("query", "key", "value", "output.dense", "intermediate.dense")
 # transformers 5 renamed `query` to `q_proj` and so on; the paper: q, k, v and the MLP
 _NEW = ("attention.q_proj", "attention.k_proj", "attention.v_proj")
 _OLD = ("attention.query", "attention.key", "attention.value")
-_DINOV2 = (*_NEW, *_OLD, "mlp.fc1", "mlp.fc2", "mlp.up_proj", "mlp.down_proj")
+_DINOV2 = (*_NEW, *_OLD, "attention.qkv", "mlp.fc1", "mlp.fc2", "mlp.up_proj", "mlp.down_proj")
 _TIMM = ("attn.qkv", "mlp.fc1", "mlp.fc2")
 
 TARGETS: dict[str, tuple[str, ...]] = {

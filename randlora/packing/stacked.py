@@ -93,7 +93,7 @@ def _vera(members: Sequence[Adapter], x: Tensor, base: Tensor, bias: Tensor | No
     h_KNR = _slices(linear(x, a_RI), len(veras))
     z_KNR = h_KNR * torch.stack([m.d for m in veras]).to(dtype).unsqueeze(1)
     u_KNO = linear(z_KNR, b_OR)
-    b_K1O = torch.stack([m.b for m in veras]).to(dtype).unsqueeze(1)
+    b_K1O = torch.stack([m.up for m in veras]).to(dtype).unsqueeze(1)
     return torch.addcmul(_slices(linear(x, base, bias), len(veras)), u_KNO, b_K1O)
 
 

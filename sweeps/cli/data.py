@@ -25,7 +25,7 @@ def data(
     split: Annotated[
         Path | None,
         typer.Option(
-            help="Copy folder:DIR, which has classes but no splits, to this folder; a fifth becomes the test split."
+            help="Make a folder with a train and a test split, a fifth, of folder:DIR with classes, or sft:FILE."
         ),
     ] = None,
     as_json: Json = False,
@@ -47,15 +47,20 @@ def data(
 
 
 def _divided(name: str | None, into: Path) -> str:
-    """Copy a folder of classes into one with splits; returns that one's id."""
+    """Make a folder with splits of a folder of classes, or of a file of texts; returns its id."""
     from rich.progress import track
 
     from trainables.data.images.dividing import divide
+    from trainables.data.text.fine_tuning import FORM, read_place
+    from trainables.data.text.looking import divide as divide_texts
 
     kind, _, path = (name or "").partition(":")
+    if name is not None and kind == FORM and (file := Path(read_place(name).path).expanduser()).is_file():
+        return divide_texts(name, file, into)
     folder = Path(path).expanduser()
     if kind != "folder" or not folder.is_dir():
-        raise SpecError([Problem("name", name, "is no folder to split", "folder:DIR, with DIR/CLASS/IMAGE")])
+        rule = "is neither a folder of classes nor a file of texts"
+        raise SpecError([Problem("name", name, rule, "folder:DIR, with DIR/CLASS/IMAGE, or sft:FILE.jsonl")])
     divide(folder, into, lambda classes: track(classes, "classes", console=err, transient=True))
     return f"folder:{into}"
 
@@ -157,7 +162,7 @@ def _print_all(found: list[dict[str, Any]]) -> None:
     out.print(table)
     out.print(
         "train counts training and validation rows; `sweeps data NAME` says more. A set of your own: folder:DIR, "
-        "parquet:DIR, arrow:DIR, hf:ORG/NAME, json:DIR"
+        "parquet:DIR, arrow:DIR, hf:ORG/NAME, json:DIR, sft:DIR, sft-hf:ORG/NAME"
     )
 
 

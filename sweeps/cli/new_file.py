@@ -20,15 +20,34 @@ def init(
     path: Annotated[Path | None, typer.Argument(help="File to write; default: sweep.toml, or NAME.toml.")] = None,
     example: Annotated[str | None, typer.Option(help="Write an example instead: quickstart, paper/fig1-clip.")] = None,
     listed: Annotated[bool, typer.Option("--list", help="List the examples; write nothing.")] = False,
-    data: Annotated[str | None, typer.Option(help="Data set: folder:DIR, cifar100, json:DIR.")] = None,
+    data: Annotated[
+        str | None, typer.Option(help="Data set: folder:DIR, cifar100, json:DIR, or a folder of text files.")
+    ] = None,
     model: Annotated[str | None, typer.Option(help="Model id: open_clip:ARCH/TAG, hf:ORG/NAME, local:DIR.")] = None,
     name: Annotated[str | None, typer.Option(help="Name of the sweep, and so of its results folder.")] = None,
+    schema: Annotated[
+        bool, typer.Option("--schema", help="Write the JSON schema of sweep files instead, for editors.")
+    ] = False,
     force: Annotated[bool, typer.Option("--force", help="Overwrite an existing file.")] = False,
     as_json: Json = False,
 ) -> None:
-    """Write a commented starter file, with a data set and a model of your own if you like, or an example."""
-    from sweeps.spec.reading import READERS
+    """Write a commented starter file, with a data set and a model of your own if you like, or an example.
 
+    Text files are looked at: the data set's id then says what their columns are called.
+    """
+    from sweeps.spec.reading import READERS
+    from sweeps.spec.schema import FILE, schema_text
+
+    if schema:
+        to = path or Path(FILE)
+        _refuse_existing(to, force)
+        to.write_text(schema_text(), encoding="utf-8")
+        emit(
+            as_json,
+            lambda: {"path": str(to)},
+            lambda: out.print(f"wrote {to}; name it in a file: #:schema ./{to.name}"),
+        )
+        return
     found = examples()
     if listed:
         titles = {each: _title(file) for each, file in found.items()}
@@ -43,11 +62,15 @@ def init(
     if to.suffix in READERS:
         rule = "the file is TOML, and would be read by this suffix as something else"
         raise SpecError([Problem("path", str(to), rule, str(to.with_suffix(".toml")))])
-    if to.exists() and not force:
-        raise SpecError([Problem("path", str(to), "exists; give another name, or --force to overwrite it")])
+    _refuse_existing(to, force)
     text = starter(data, model, name) if example is None else found[example].read_text(encoding="utf-8")
     to.write_text(text, encoding="utf-8")
     emit(as_json, lambda: {"path": str(to)}, lambda: out.print(f"wrote {to}; next: sweeps plan {to}"))
+
+
+def _refuse_existing(path: Path, force: bool) -> None:
+    if path.exists() and not force:
+        raise SpecError([Problem("path", str(path), "exists; give another name, or --force to overwrite it")])
 
 
 def examples() -> dict[str, Path]:
@@ -71,13 +94,19 @@ def starter(data: str | None, model: str | None, name: str | None) -> str:
     """
     from sweeps.spec.spec import SweepSpec
     from trainables.data.registry import check_dataset
+    from trainables.data.text.registry import text_loader
     from trainables.models.shapes import model_kind
 
     text = resources.files("sweeps.cli").joinpath("starter.toml").read_text(encoding="utf-8")
     if data is not None:
+        data = _looked_at(data)
         check_dataset(data)
         text = _with(text, "datasets", [data])
-        name = name or re.sub(r"[^A-Za-z0-9._-]+", "-", re.split(r"[/:]", data.rstrip("/"))[-1]).strip("-._") or None
+        place = data.partition("?")[0].rstrip("/")
+        name = name or re.sub(r"[^A-Za-z0-9._-]+", "-", re.split(r"[/:]", place)[-1]).strip("-._") or None
+        if model is None and text_loader(data) is not None:
+            rule = "is missing: the data are texts, and the starter's model reads images"
+            raise SpecError([Problem("--model", None, rule, "--model hf:HuggingFaceTB/SmolLM2-135M-Instruct")])
     if name is not None:
         text = _with(text, "name", name).replace("results/my-sweep", f"results/{name}")
     if model is not None:
@@ -90,6 +119,25 @@ def starter(data: str | None, model: str | None, name: str | None) -> str:
             text = text.replace("[methods.zero-shot]\n", "")
     SweepSpec.parse(tomllib.loads(text))
     return text
+
+
+def _looked_at(data: str) -> str:
+    """The id of files that are named without a form, or with one but without what their columns are called."""
+    from trainables.data.registry import known_datasets
+    from trainables.data.text.fine_tuning import FORM, HUB_FORM
+    from trainables.data.text.looking import id_of_files, id_of_hub
+
+    if data in known_datasets():
+        return data
+    form, colon, rest = data.partition(":")
+    if colon and "?" not in rest and form == HUB_FORM:
+        return id_of_hub(data)
+    place = Path(data if not colon else rest if form == FORM and "?" not in rest else "").expanduser()
+    if place == Path() or not place.exists():
+        return data
+    if any((place / "train").glob("*/*")):
+        return f"folder:{place}"
+    return id_of_files(place)
 
 
 def _with(text: str, key: str, value: str | list[str]) -> str:

@@ -19,7 +19,9 @@ Spec = Annotated[Path, typer.Argument(help="Sweep file (TOML or YAML).", show_de
 Source = Annotated[Path, typer.Argument(help="Sweep file, or a results folder.", show_default=False)]
 Trial = Annotated[str, typer.Argument(help="Trial id (or its beginning), from `sweeps query`.")]
 Set = Annotated[list[str] | None, typer.Option("--set", help="Change a key of the sweep file: --set search.trials=6.")]
-Scale = Annotated[str | None, typer.Option("--scale", help="small: use the [small] form of the file, for a laptop.")]
+Scale = Annotated[
+    str | None, typer.Option("--scale", help="A form of the file: small, for a laptop; published, a recipe's paper.")
+]
 Available = Annotated[
     bool, typer.Option("--available", help="Use only the data sets that are on this machine; download none.")
 ]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -33,12 +34,19 @@ def plan(
     scale: Scale = None,
     available: Available = False,
     like: Like = None,
+    against_paper: Annotated[
+        bool,
+        typer.Option("--against-paper", help="Compare a recipe's cells and settings with its [published] form."),
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """List the cells of a sweep, with their ranks and numbers of parameters, and what is infeasible. Starts nothing.
 
     Data in files of this machine is read as `run` reads it, and refused if that would refuse it.
     """
+    if against_paper:
+        _against_paper(spec, overrides, scale, as_json=as_json)
+        return
     from sweeps.plan.checks import peft_forms
     from sweeps.plan.inputs import check_files
     from sweeps.plan.packing import packing_of
@@ -67,6 +75,52 @@ def plan(
         print_prospects(detects)
 
     emit(as_json, answer, draw)
+
+
+def _against_paper(spec: Path, overrides: list[str] | None, scale: str | None, *, as_json: bool) -> None:
+    from sweeps.plan.against import against
+    from sweeps.plan.plan import Plan
+    from sweeps.spec.spec import SweepSpec
+
+    planned = load(spec, overrides, scale)
+    same = [text for text in overrides or () if text.split("=")[0].strip() in ("data.datasets", "model.id")]
+    found = against(planned, Plan.from_spec(SweepSpec.load(spec, same, "published")))
+    header = ("method", "budget", "cells", "parameters", "%", "published as", "parameters", "%", "difference")
+
+    def number(value: float | None, form: str) -> str:
+        return "" if value is None else format(value, form)
+
+    rows = [
+        (
+            *(row.method, row.budget or "", str(row.cells), number(row.count, ","), number(row.percent, ".3g")),
+            *(
+                row.setting or "not in the paper",
+                number(row.published_count, ","),
+                number(row.published_percent, ".3g"),
+            ),
+            "" if row.difference is None else f"{100 * row.difference:+.2f} %",
+        )
+        for row in found.rows
+    ]
+
+    def draw() -> None:
+        print_rows(header, rows, f"{planned.spec.name}: here, and as published")
+        out.print(Text("\nsettings that differ"))
+        own = [_settings(row.settings) for row in found.rows]
+        shared = [line for line in (own[0] if own else []) if all(line in lines for lines in own)]
+        general = [*shared, *_settings(found.settings)]
+        for line in general or ["none"]:
+            out.print(Text(f"all cells: {line}"))
+        for row, lines in zip(found.rows, own, strict=True):
+            for line in (line for line in lines if line not in shared):
+                out.print(Text(f"{row.method} {row.budget or ''}: {line}"))
+        out.print("What no setting reaches is in docs/recipes.md.")
+
+    emit(as_json, found.as_dict, draw)
+
+
+def _settings(differences: Mapping[str, tuple[Any, Any]]) -> list[str]:
+    return [f"{name}: {ours}, published {theirs}" for name, (ours, theirs) in differences.items()]
 
 
 def estimate(

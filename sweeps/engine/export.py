@@ -22,7 +22,7 @@ from sweeps.errors import Problem, SpecError, unknown
 from sweeps.records.journal import write_atomically
 from sweeps.spec.spec import SweepSpec
 from trainables.models.encoders import HEAD_FILE
-from trainables.models.families import parse_id
+from trainables.models.families import FUSED, parse_id
 from trainables.models.loading import Preprocess, no_progress_bar, quick_gelu
 from trainables.predicting.trained import Trained, load_trained
 
@@ -53,6 +53,9 @@ def export_trial(kept: KeptTrial, to: Path, form: str = "adapter") -> Path:
     if form == "merged" and (kept.folder / META).is_file() and not get_method(kept.config.method).mergeable:
         rule = f"what {kept.row['method']} trains depends on the input or is one, so no weight can hold it"
         raise SpecError([Problem("--form", form, rule, "--form adapter")])
+    if parse_id(kept.config.model).fused:
+        rule = f"its base model has q, k and v as one weight ({FUSED}), which no other library loads"
+        raise SpecError([Problem("model", kept.config.model, rule, kept.config.model.removesuffix(FUSED))])
     trained = load_trained(kept.config, kept.folder)
     to.mkdir(parents=True)
     try:

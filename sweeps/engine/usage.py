@@ -33,7 +33,7 @@ _HEADS = {nn.Linear: "linear", ClassifierHead: "deep", TransferHead: "transfer"}
 def hub_name(model: str) -> str | None:
     """What transformers and PEFT call a base model: its folder or its name on the hub; None for other ids."""
     parsed = parse_id(model)
-    if parsed.gguf is not None:
+    if parsed.gguf is not None or parsed.fused:
         return None
     if parsed.folder is not None:
         return str(parsed.folder.absolute())
@@ -81,6 +81,7 @@ def _known(kept: KeptTrial, trained: Trained, form: str) -> dict[str, Any]:
         "interpolate": "interpolate_pos_encoding" in takes,
         "typed": "token_type_ids" in takes,
         "bos_between": facts.bos_between,
+        "chat": facts.chat,
         "generation": facts.generation,
         "rule": facts.generation.get("no_repeat_ngram"),
         **_example(facts),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+import warnings
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -19,16 +20,17 @@ from sweeps.records.locks import make_results_folder
 from sweeps.spec.cell import Cell
 from sweeps.spec.methods import has_budget
 from sweeps.spec.paths import absolute, path_of
-from trainables.data.downloads import offline
+from trainables.data.downloads import DataWarning, offline
 from trainables.data.registry import DATASETS
 from trainables.data.splits import split_of
-from trainables.data.text.dataset import TextDataset
+from trainables.data.text.dataset import TextDataset, TextSplit
 from trainables.data.text.registry import text_kind
 from trainables.errors import DataError, TrialError, first_line
 from trainables.metrics.texts import LIBRARIES
-from trainables.models.families import GGUF
-from trainables.models.loading import check_weights
+from trainables.models.families import GGUF, ModelError
+from trainables.models.loading import check_weights, tokenizer_of
 from trainables.tasks.text.causal_lm import check_judged
+from trainables.tasks.text.encoding import Encoder, TooLongError, completion, make_encoder
 
 OPENED = 4000
 """Images of a data set's training pool that are opened beforehand; of a larger pool, evenly spaced ones."""
@@ -73,6 +75,7 @@ def _check_data(plan: Plan) -> dict[str, str]:
     """Read the data sets of a plan's cells, and return their fingerprints by name."""
     _check_sizes(plan)
     _check_judged(plan)
+    _check_lengths(plan)
     now = {name: fingerprint(loaded(name)) for name in dict.fromkeys(cell.dataset for cell in plan.feasible)}
     for cell in plan.feasible:
         if not cell.skip_bad:
@@ -87,7 +90,7 @@ def needs_of(plan: Plan, trial: str) -> Needs:
         trial: the trial function as "package.module:function".
     """
     names = dict.fromkeys(name for cell in plan.feasible for name in (cell.model, cell.dataset))
-    paths = (absolute(name).partition(":")[2] for name in names if path_of(name) is not None)
+    paths = (str(path) for name in names if (path := path_of(absolute(name))) is not None)
     modules = [trial.partition(":")[0]]
     if any(name.endswith(GGUF) for name in names):
         modules.append("gguf")
@@ -159,6 +162,54 @@ def _check_judged(plan: Plan) -> None:
                 check_judged(data, trial.evaluate, split_of(data, trial).val_idx)
             except TrialError as error:
                 raise SpecError([Problem("evaluate.protocol", trial.evaluate.protocol, str(error))]) from error
+
+
+def _check_lengths(plan: Plan) -> None:
+    """Write completions and conversations as tokens, as far as the model's tokenizer is here or can be had.
+
+    Warns of texts that are longer than `train.max_tokens`. Raises SpecError for a row that a trial would refuse.
+    """
+    names = dict.fromkeys(cell.dataset for cell in plan.feasible)
+    chosen = [name for name in names if text_kind(name) == "completions"]
+    if not chosen:
+        return
+    model = plan.spec.model.id
+    try:
+        tokenizer, config = tokenizer_of(model)
+    except ModelError:
+        return  # a run says it with the weights
+    try:
+        encoder = make_encoder(tokenizer, config, plan.spec.train.max_tokens, model)
+    except TrialError as error:
+        raise SpecError([Problem("model.id", None, str(error))]) from error
+    for name in chosen:
+        data = loaded(name)
+        assert isinstance(data, TextDataset)
+        for part in (data.train, data.test):
+            _check_tokens(name, part, encoder)
+
+
+def _check_tokens(name: str, part: TextSplit, encoder: Encoder) -> None:
+    """Write the rows of a split as tokens; of a large one, evenly spaced rows."""
+    lengths = []
+    for row in range(0, len(part), max(1, len(part) // OPENED)):
+        place = part.place(row)
+        try:
+            ids, learned = encoder.whole(completion(part, row), place)
+            encoder.fitting(ids, learned, place)
+        except TooLongError as error:
+            enough = str(min(error.needed, encoder.window or error.needed))
+            raise SpecError([Problem("train.max_tokens", encoder.max_tokens, str(error), enough)]) from error
+        except TrialError as error:
+            raise SpecError([Problem("data.datasets", name, str(error))]) from error
+        lengths.append(len(ids))
+    if cut := sum(length > encoder.max_tokens for length in lengths):
+        warnings.warn(
+            f"data set {name!r}: {cut:,} of {len(lengths):,} {part.name} texts have more tokens than "
+            f"train.max_tokens = {encoder.max_tokens:,}, and lose their end; the longest has {max(lengths):,}",
+            DataWarning,
+            stacklevel=2,
+        )
 
 
 @functools.cache

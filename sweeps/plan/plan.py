@@ -11,7 +11,9 @@ from typing import Any
 import pyarrow as pa
 from pydantic import ValidationError
 
+from analysis.html import ROWS, html_table, show_arrow_tables
 from analysis.store.tables import to_table
+from analysis.styles import short_name
 from randlora.adapted.freedom import degrees
 from sweeps.budget.currencies import Currency, Shapes
 from sweeps.budget.solving import rank_problems, reached_by_all, solutions, update_rank
@@ -60,6 +62,16 @@ class Plan:
         left_out = len(self.cells) - len(self.feasible)
         less = f", {left_out} infeasible" if left_out else ""
         return f"<Plan {self.spec.name}: {len(self.cells)} cells{less}, {self.n_trials} trials on {self.spec.model.id}>"
+
+    def _repr_html_(self) -> str:
+        """The cells with their ranks, parameters and learning rates, or why they do not run, for notebooks."""
+        show_arrow_tables()
+        rows = [_shown(cell) for cell in self.cells[:ROWS]]
+        columns = ("method", "budget", "data", "size", "rank", "parameters", "learning rates", "trials", "left out")
+        trials = {cell.cell_id: self.trials_of(cell) for cell in self.feasible}
+        cells = zip(self.cells, rows, strict=False)
+        whole = [(*row[:-1], trials.get(cell.cell_id, ""), row[-1]) for cell, row in cells]
+        return html_table(repr(self)[1:-1], columns, whole, len(self.cells) - len(rows))
 
     @property
     def feasible(self) -> tuple[Cell, ...]:
@@ -196,6 +208,25 @@ class Plan:
                 raise SpecError([Problem("train", None, message) for message in messages]) from error
 
 
+def _shown(cell: Cell) -> tuple[str, ...]:
+    """A row of a notebook's table, without the number of trials, which is not the cell's."""
+    sizes = sorted(set(cell.capacities.values()))
+    rank = "" if not sizes else f"{sizes[0]}" if len(sizes) == 1 else f"{sizes[0]} to {sizes[-1]}"
+    rates = "" if cell.lr_low is None else f"{cell.lr_low:.2g} to {cell.lr_high:.2g}"
+    count = "" if cell.count is None else f"{cell.count:,}"
+    left_out = "" if cell.feasible else (cell.reason or "infeasible")
+    return (
+        cell.method,
+        cell.reference or "",
+        short_name(cell.dataset),
+        str(cell.train_size),
+        rank,
+        count,
+        rates,
+        left_out,
+    )
+
+
 def _data_problems(spec: SweepSpec, *, available: bool) -> list[Problem]:
     problems = []
     for name in spec.data.datasets:
@@ -261,20 +292,22 @@ def _cell(
         tune_trials=spec.search.trials if tuned else 0,
         confirm_seeds=len(spec.confirm.seeds) if trains and not spec.confirm.held else 1,  # nothing varies
         epochs=(spec.data.epochs_of(dataset, size) or spec.train.epochs) if trains else None,
+        micro_batch_size=spec.methods[name].micro_batch_size,
         protocol=spec.protocol,
         keep=kept_rows(spec.train, spec.evaluate),
         image_size=spec.model.image_size,
         skip_bad=spec.data.skip_bad,
         evaluate=spec.evaluate,
-        negatives=_negatives(spec, base),
+        negatives=_negatives(spec, name),
     )
 
 
-def _negatives(spec: SweepSpec, method: str) -> int | None:
+def _negatives(spec: SweepSpec, name: str) -> int | None:
+    method = spec.base(name)
     if not contrastive(spec.model.adapt, method) or method == NO_TRAINING:
         return None
     train = spec.train
-    part = train.micro_batch_size if train.negatives == "part" else None
+    part = (spec.methods[name].micro_batch_size or train.micro_batch_size) if train.negatives == "part" else None
     return min(part or train.global_batch_size, train.global_batch_size)
 
 
@@ -301,7 +334,7 @@ def _cell_id(
     if spec.base(name) != name:
         key.append(spec.base(name))
     digest = hashlib.sha256(json.dumps(key, default=str).encode()).hexdigest()[:6]
-    words = [name, reference, dataset.rpartition("/")[2].replace(":", "-"), str(size)]
+    words = [name, reference, dataset.partition("?")[0].rpartition("/")[2].replace(":", "-"), str(size)]
     return "_".join([w for w in words if w] + [digest])
 
 

@@ -13,6 +13,7 @@ Uses `randlora`'s registry and `trainables`; nothing here solves a budget, start
     paths         ids with a path in them: as written, and made absolute for workers
     checks        section against section: options, spaces, priorities
     spec          `SweepSpec`: a file read, overridden, scaled down and checked
+    schema        the JSON schema of sweep files, for editors
     task_checks   what a kind of model can be asked to do
     solution      what the budget solver answers
     cell          one model, data set, training size, method and budget, and the trials it can make

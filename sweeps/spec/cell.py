@@ -34,6 +34,7 @@ class Cell:
         classes: of the data set; None where it has none, or has not been read.
         lr_low, lr_high, lr_centre: the learning-rate range; None where nothing trains.
         dimensions: what is searched beside the learning rate; published: its values where nothing is searched.
+        micro_batch_size: of the method, in place of `train.micro_batch_size`; None: the same.
         epochs: of a trial, unless they are searched: `data.epochs`, else `train.epochs`; None where nothing trains.
         epoch_samples: training samples of an epoch; known where the allowance is in samples, else None.
         allowance_samples: the allowance where it is in samples; `tune_trials` is then how many whole trials these are.
@@ -71,6 +72,7 @@ class Cell:
     epoch_samples: int | None = None
     allowance_samples: int | None = None
     epochs: int | None = None
+    micro_batch_size: int | None = None
     skip_bad: bool = False
     evaluate: EvaluateSettings = field(default=EvaluateSettings())
     update_rank: float | None = None
@@ -186,7 +188,8 @@ class Cell:
 
     def settings(self, train: TrainSettings) -> TrainSettings:
         """A sweep's training settings as they hold for this cell."""
-        return train if self.epochs is None else train.model_copy(update={"epochs": self.epochs})
+        own = {"epochs": self.epochs, "micro_batch_size": self.micro_batch_size}
+        return train.model_copy(update={name: value for name, value in own.items() if value is not None})
 
     def row(self) -> CellRow:
         """Return this cell as a row of the `cells` table.

@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from trainables.data.text.fine_tuning import FORM as FINE_TUNING
 from trainables.data.text.registry import TEXT_FORMS
 
 PATH_FORMS = {"local", "folder", "parquet", "arrow", *TEXT_FORMS}
@@ -19,7 +20,16 @@ PATH_FORMS = {"local", "folder", "parquet", "arrow", *TEXT_FORMS}
 def path_of(name: str) -> Path | None:
     """The path in an id, as it is written; None where the id has none."""
     scheme, colon, path = name.partition(":")
+    if scheme == FINE_TUNING:
+        path = path.partition("?")[0]
     return Path(path).expanduser() if colon and scheme in PATH_FORMS else None
+
+
+def _with_path(name: str, path: str) -> str:
+    """The id with another path. What a set for fine-tuning says of its columns stays."""
+    scheme, _, rest = name.partition(":")
+    said = "".join(rest.partition("?")[1:]) if scheme == FINE_TUNING else ""
+    return f"{scheme}:{path}{said}"
 
 
 def absolute(name: str) -> str:
@@ -28,13 +38,13 @@ def absolute(name: str) -> str:
     Symbolic links stay: each machine of a cluster may have its own behind one path.
     """
     path = path_of(name)
-    return name if path is None else f"{name.partition(':')[0]}:{os.path.abspath(path)}"  # noqa: PTH100  # without ..
+    return name if path is None else _with_path(name, os.path.abspath(path))  # noqa: PTH100  # without ..
 
 
 def resolved(name: str) -> str:
     """The same with symbolic links followed, which tells whether two ids are of one place."""
     path = path_of(name)
-    return name if path is None else f"{name.partition(':')[0]}:{path.resolve()}"
+    return name if path is None else _with_path(name, str(path.resolve()))
 
 
 def anchored(names: Mapping[str, Any]) -> dict[str, Any]:

@@ -266,6 +266,8 @@ class MethodSection(BaseModel):
     budget is its own count, NAME-CAPACITY."""
     unmatched: bool = False
     """Run the nearest setting even outside the tolerance."""
+    micro_batch_size: Annotated[Annotated[int, Field(ge=1)] | None, LATER] = None
+    """Instead of `train.micro_batch_size`: full fine-tuning may need smaller parts of a batch."""
 
     @field_validator("lr", mode="before")
     @classmethod

@@ -3,10 +3,11 @@
 A sweep file is TOML, or YAML or JSON with the same keys. `SweepSpec.load` reads it, applies `--set a.b=c` overrides,
 and either returns a complete specification or raises `SpecError` with all that is wrong.
 
-`[small]` says what a laptop changes, and `--scale small` applies it. It has the sweep file's own keys: its tables are
-merged in key by key, any other value replaces. `drop` names what goes before that, a key or a list of them
-(`drop = ["methods.vera"]`; a name with dots stands in quotes: `'methods."lora-0.5"'`). The name and `output` get
-"-small" unless `[small]` gives others, so that the two never share a results folder.
+A file may have other forms. `[small]` says what a laptop changes, and `--scale small` applies it. `[published]` makes a
+recipe the experiment that a paper published, and `--scale published` applies it. Such a table has the sweep file's own
+keys: its tables are merged in key by key, any other value replaces. `drop` names what goes before that, a key or a list
+of them (`drop = ["methods.vera"]`; a name with dots stands in quotes: `'methods."lora-0.5"'`). The name and `output`
+get "-small" or "-published" unless the table gives others, so that no two forms share a results folder.
 """
 
 from __future__ import annotations
@@ -17,17 +18,35 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from analysis.html import html_table
 from sweeps.errors import Problem, SpecError, nearest, unknown
 from sweeps.spec.messages import is_echo, problem
 from sweeps.spec.reading import check_tree, read_key, read_tree, read_value
 from sweeps.spec.sections import Sections
 
-SCALES = ("full", "small")
-SMALL = "small"
+FORMS = ("small", "published")
+"""Tables of a sweep file with another form of it."""
+SCALES = ("full", *FORMS)
 
 
 class SweepSpec(Sections):
     """A whole sweep file, read and checked."""
+
+    def _repr_html_(self) -> str:
+        """What the sweep compares, for notebooks."""
+        effort = ", ".join(f"{count:,} {unit}" for unit, count in self.search.given.items())
+        tuned = "fixed learning rates" if self.protocol == "paper" else f"{effort} for each cell"
+        rows = [
+            ("model", self.model.id),
+            ("data", ", ".join(self.data.datasets)),
+            ("training sizes", ", ".join(map(str, self.data.train_size))),
+            ("methods", ", ".join(self.methods)),
+            ("budgets", ", ".join(self.budgets.references())),
+            ("search", tuned),
+            ("seeds", str(len(self.confirm.seeds))),
+            ("results", str(self.folder)),
+        ]
+        return html_table(f"Sweep {self.name}", ("", ""), rows)
 
     @classmethod
     def load(cls, path: str | Path, overrides: Sequence[str] = (), scale: str | None = None) -> SweepSpec:
@@ -35,7 +54,7 @@ class SweepSpec(Sections):
 
         A part of the key that has dots itself stands in quotes: `methods."lora-0.5".lr=1e-3`.
 
-        `scale` "small" applies the file's `[small]` table first.
+        `scale` "small" or "published" applies the file's table of that name first.
         Raises SpecError: every problem of the file and the overrides at once.
         """
         tree = read_tree(Path(path))
@@ -86,27 +105,28 @@ def _override(tree: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
 
 
 def at_scale(tree: Mapping[str, Any], scale: str | None) -> dict[str, Any]:
-    """The sweep file's content at a scale, without its `[small]` table.
+    """The sweep file's content at a scale, without its tables of other forms.
 
     Raises:
-        SpecError: an unknown scale, a file without `[small]`, or a `drop` that names nothing.
+        SpecError: an unknown scale, a file without its table, or a `drop` that names nothing.
     """
     if scale is not None and scale not in SCALES:
         raise SpecError([unknown("--scale", scale, "scale", SCALES)])
-    whole = {k: _own(v) for k, v in tree.items() if k != SMALL}
-    if scale != SMALL:
+    whole = {k: _own(v) for k, v in tree.items() if k not in FORMS}
+    if scale not in FORMS:
         return whole
-    small = tree.get(SMALL)
-    if not isinstance(small, Mapping):
-        raise SpecError([Problem("--scale", scale, "needs a table [small] in the sweep file, and there is none")])
-    changes = dict(small)
+    form = tree.get(scale)
+    if not isinstance(form, Mapping):
+        raise SpecError([Problem("--scale", scale, f"needs a table [{scale}] in the sweep file, and there is none")])
+    changes = dict(form)
     drop = changes.pop("drop", [])
-    problems = [p for name in (drop if isinstance(drop, list | tuple) else [drop]) for p in _dropped(whole, name)]
+    names = drop if isinstance(drop, list | tuple) else [drop]
+    problems = [p for name in names for p in _dropped(whole, name, f"{scale}.drop")]
     if problems:
         raise SpecError(problems)
     for key in ("name", "output"):
         if isinstance(whole.get(key), str):
-            whole[key] = f"{whole[key].rstrip('/')}-{SMALL}"
+            whole[key] = f"{whole[key].rstrip('/')}-{scale}"
     _merge(whole, changes)
     return whole
 
@@ -118,9 +138,9 @@ def _own(value: Any) -> Any:
     return [_own(each) for each in value] if isinstance(value, list) else value
 
 
-def _dropped(tree: dict[str, Any], name: object) -> list[Problem]:
+def _dropped(tree: dict[str, Any], name: object, field: str) -> list[Problem]:
     if not isinstance(name, str):
-        return [Problem("small.drop", name, "must be a key of this file, or a list of them", '"methods.NAME"')]
+        return [Problem(field, name, "must be a key of this file, or a list of them", '"methods.NAME"')]
     *path, last = read_key(name)
     node: Any = tree
     for part in path:
@@ -128,7 +148,7 @@ def _dropped(tree: dict[str, Any], name: object) -> list[Problem]:
     if not isinstance(node, dict) or last not in node:
         known = [".".join([*path, f'"{k}"' if "." in k else k]) for k in node] if isinstance(node, dict) else []
         rule = "names nothing in this file; a name with dots stands in quotes"
-        return [Problem("small.drop", name, rule, nearest(name, known))]
+        return [Problem(field, name, rule, nearest(name, known))]
     del node[last]
     return []
 

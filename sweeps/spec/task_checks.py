@@ -30,7 +30,7 @@ COUNTED = ("evaluate.validation_rows", "evaluate.test_rows")
 """How many rows are evaluated: for text encoders too."""
 
 READS: dict[Kind, tuple[TextKind, ...]] = {
-    "causal-lm": ("instructions", "questions", "problems", "meanings"),
+    "causal-lm": ("instructions", "questions", "problems", "meanings", "completions"),
     "text-encoder": ("sentences",),
 }
 """The kinds of rows that models of text learn from."""

@@ -1,4 +1,4 @@
-"""Live progress of a sweep: a display that redraws on terminals, lines in logs and notebooks, JSON, or nothing."""
+"""Live progress of a sweep: a display that redraws on terminals and in notebooks, lines in logs, JSON, or nothing."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import sys
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, replace
+from html import escape
 from typing import Any, Literal, Protocol, TextIO
 
 from rich.console import Console, Group, RenderableType
@@ -15,7 +16,8 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from analysis.format import duration
+from analysis.format import duration, visible
+from analysis.html import html_table, notebook
 from analysis.tables.terminal import safe_console
 from sweeps.search.stages import SweepState
 from sweeps.watch.snapshot import Best, Counting, Failure, Snapshot
@@ -49,13 +51,16 @@ class Silent:
 
 
 def make_progress(progress: bool | Literal["json"] | Progress) -> Progress:
-    """The display for a run: live on a terminal, lines otherwise, JSON lines for "json", silent for False."""
+    """The display for a run: live on a terminal, a bar in a notebook, else lines; JSON lines for "json", silent for
+    False."""
     if progress == "json":
         return JsonProgress(lasting(sys.stderr))
     if not isinstance(progress, bool | str):
         return progress
     if not progress:
         return Silent()
+    if notebook() is not None:
+        return NotebookProgress()
     console = safe_console(file=lasting(sys.stderr))
     live = console.file.isatty() and console.is_interactive  # a dumb terminal shows nothing live, FORCE_COLOR is none
     return LiveProgress(console) if live else LineProgress(console)
@@ -103,7 +108,7 @@ class _Timed:
 
 
 class LineProgress(_Timed):
-    """A line at most every ten seconds, and one for each failure: for logs and notebooks."""
+    """A line at most every ten seconds, and one for each failure: for logs."""
 
     def __init__(self, console: Console, every: float = _LINES_S) -> None:
         super().__init__(every)
@@ -139,6 +144,36 @@ class JsonProgress(_Timed):
     def _write(self, event: dict[str, Any]) -> None:
         self._stream.write(json.dumps(event) + "\n")
         self._stream.flush()
+
+
+class NotebookProgress(_Timed):
+    """A bar below the cell of a notebook, with the headline, the best scores so far and the last failures.
+
+    It is HTML that is replaced in place, which every notebook shows without further packages.
+    """
+
+    def __init__(self) -> None:
+        super().__init__(_REFRESH_S)
+        self._notes: list[str] = []
+        self._handle: Any = None
+
+    def note(self, text: str) -> None:
+        self._notes.append(text)
+
+    def _draw(self, shot: Snapshot, when: str, fresh: Sequence[Failure]) -> None:
+        from IPython.display import HTML, display
+
+        page = HTML(self._page(shot))
+        if self._handle is None:
+            self._handle = display(page, display_id=True)
+        else:
+            self._handle.update(page)
+
+    def _page(self, shot: Snapshot) -> str:
+        failures = [f"failed: {failure}" for failure in shot.failures[-_FAILURES:]]
+        lines = "".join(f"<p>{escape(visible(text))}</p>" for text in [*self._notes, *failures])
+        head = html_table(headline(shot), *_best_cells(shot.best)) if shot.best else f"<p>{escape(headline(shot))}</p>"
+        return f'<progress value="{shot.done}" max="{max(1, shot.total)}"></progress>{head}{lines}'
 
 
 class LiveProgress(_Timed):
@@ -200,6 +235,19 @@ def best_table(best: tuple[Best, ...]) -> RenderableType:
         shown = [_score(cells.get((data, method, reference))) for reference in references]
         table.add_row(*((data,) if several else ()), method, *shown)
     return Group(Text(f"best validation score so far, %{cut}", style="dim"), table)
+
+
+def _best_cells(best: tuple[Best, ...]) -> tuple[list[str], list[list[str]]]:
+    """Columns and rows of the same as text."""
+    references = list(dict.fromkeys(b.reference for b in best))
+    groups = list(dict.fromkeys((b.data, b.method) for b in best))
+    cells = {(b.data, b.method, b.reference): b for b in best}
+    columns = ["data", "best validation score so far, %", *(reference or "no budget" for reference in references)]
+    rows = [
+        [data, method, *(_score(cells.get((data, method, reference))).plain for reference in references)]
+        for data, method in groups[:_ROWS]
+    ]
+    return columns, rows
 
 
 def _score(best: Best | None) -> Text:

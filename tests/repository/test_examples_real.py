@@ -15,6 +15,7 @@ from tests.trainables.tiny_images import write_colours
 from tests.trainables.tiny_language import SMOLLM2, write_e2e, write_rows
 from tools.real import study_texts
 from tools.real.fetch import PARTS, VIT
+from tools.real.study_images import NEW
 from trainables.data.text.tables import from_e2e_folder
 
 REAL = ROOT / "examples" / "real"
@@ -30,7 +31,13 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     transformers.Dinov2Config(architectures=["Dinov2Model"], **VIT).save_pretrained(folder / "models" / "vit-s14")
     llama = transformers.LlamaConfig(architectures=["LlamaForCausalLM"], **SMOLLM2)
     llama.save_pretrained(folder / "models" / "smollm2-135m")
-    for name in ("gtsrb", "dtd10", "study/dtd10", *(f"study-wide/{n}" for n in STUDIED)):
+    for name in (
+        "gtsrb",
+        "dtd10",
+        "study/dtd10",
+        *(f"study-wide/{n}" for n in STUDIED),
+        *(f"study-six/{n}" for n in NEW),
+    ):
         write_colours(folder / "data" / name)
     for rows in ("ARC-Easy", "study/sst2"):
         write_rows(folder / "data" / rows)
@@ -58,9 +65,9 @@ def test_every_real_example_plans(name: str, place: Path, monkeypatch: pytest.Mo
         joined = (("nola", "lora-1"), ("lora", "lora-39"), ("randlora", "lora-39"))
         there = (73_728, 2_875_392, 2_856_996) if name == "study/images" else (None,) * 3
         assert tuple(map(counts.get, joined)) == there
-    elif name in ("study/shots", "study/photos"):
+    elif name in ("study/shots", "study/photos", "study/new-sets"):
         assert counts["lora", "lora-1"] == counts["randlora", "lora-1"] == 73_728
-        there = (2_875_392, 2_856_996) if name == "study/photos" else (None, None)
+        there = (None, None) if name == "study/shots" else (2_875_392, 2_856_996)
         assert (counts.get(("lora", "lora-39")), counts.get(("randlora", "lora-39"))) == there
     elif name in ("study/texts", "study/commonsense"):
         assert {counts[m, "lora-1"] for m in ("lora", "randlora", "vera")} == {30 * (2 * 576 + 576 + 192)}

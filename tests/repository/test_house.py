@@ -89,7 +89,7 @@ def test_wheel_ships_what_the_packages_read() -> None:
 
 def test_links_between_documents_lead_somewhere() -> None:
     broken = []
-    for page in [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *ROOT.glob("docs/**/*.md")]:
+    for page in [*(ROOT / name for name in ("README.md", "CONTRIBUTING.md", "AGENTS.md")), *ROOT.glob("docs/**/*.md")]:
         for link in re.findall(r"\]\(([^)#\s]+)[^)]*\)", page.read_text(encoding="utf-8")):
             if "://" not in link and not (page.parent / link).exists():
                 broken.append(f"{page.relative_to(ROOT)}: {link}")

@@ -64,6 +64,44 @@ def write_rows(folder: Path, train: int = 40, test: int = 12) -> Path:
     return folder
 
 
+def completion_rows(n: int, seed: int = 0) -> list[dict[str, str]]:
+    """Rows of TRL's plain form, no two alike: a question about a thing, and its colour."""
+    rng = random.Random(seed)
+    things = [rng.choice(list(THINGS)) for _ in range(n)]
+    return [
+        {"prompt": f"{seed}.{i} Which colour has {thing}?", "completion": f" It is {THINGS[thing]}."}
+        for i, thing in enumerate(things)
+    ]
+
+
+def chat_rows(n: int, seed: int = 0) -> list[dict[str, list[dict[str, str]]]]:
+    """Conversations of two answers, some of which begin with a system message."""
+    rows = []
+    for i, (first, second) in enumerate(zip(completion_rows(n, seed), completion_rows(n, seed + 100), strict=True)):
+        texts = (first["prompt"], first["completion"], second["prompt"], second["completion"])
+        turns = [{"role": ("user", "assistant")[k % 2], "content": text} for k, text in enumerate(texts)]
+        system = [{"role": "system", "content": "Answer with the colour."}] if i % 2 else []
+        rows.append({"messages": system + turns})
+    return rows
+
+
+CHATML = (
+    "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' + m['content'] + '<|im_end|>\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+"""The chat template of many models, SmolLM2's and Qwen2's among them."""
+
+
+def add_chat_template(folder: Path, template: str = CHATML) -> None:
+    """Give the tokenizer of a model's folder a chat template, and the special tokens of ChatML."""
+    import transformers
+
+    tokenizer = transformers.AutoTokenizer.from_pretrained(str(folder))
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<|im_start|>", "<|im_end|>"]})
+    tokenizer.chat_template = template
+    tokenizer.save_pretrained(str(folder))
+
+
 def e2e_rows(n: int, seed: int = 0) -> list[tuple[str, str]]:
     """(meaning representation, text) pairs; every representation comes twice."""
     rng = random.Random(seed)

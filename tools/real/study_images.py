@@ -6,10 +6,12 @@
 |---|---|---:|---:|---:|
 | data/study | `examples/peft/league.toml` | 160 | 640 | 600 |
 | data/study-wide | `examples/real/study/` | 320 | 960 | 1,000 |
+| data/study-six | `examples/real/study/new-sets.toml` | 320 | 840 | 1,000 |
 
 | set | from | licence |
 |---|---|---|
 | cifar10, gtsrb, signdigits, dtd10 | `data/NAME/{train,test}.parquet`, which you bring (docs/results.md) | theirs |
+| those of study-six | likewise | theirs |
 | fashion-mnist | comes with the product | MIT |
 | digits | scikit-learn's 8 x 8 scans | BSD |
 
@@ -33,8 +35,11 @@ import pyarrow.parquet as pq
 from trainables.data.registry import EMBEDDED
 
 BROUGHT = ("cifar10", "gtsrb", "signdigits", "dtd10")
+NEW = ("omniglot_alphabets", "chest_xray3", "plant_seedlings", "rsscn7", "neu_defects", "intel_scenes")
 LAYOUTS = {"study": (160, 640, 600), "study-wide": (320, 960, 1000)}
 """Folder -> images that validate, that train, and that test at most."""
+NEW_LAYOUT = {"study-six": (320, 840, 1000)}
+"""The same, for the sets of `NEW`."""
 
 
 def spread(table: pa.Table) -> pa.Table:
@@ -67,7 +72,7 @@ def whole(name: str, brought: Path) -> tuple[pa.Table, pa.Table | None]:
     """Training and test images of a set, spread; None where it has no test split. Raises FileNotFoundError."""
     if name == "digits":
         return spread(scans()), None
-    folder = brought / name if name in BROUGHT else EMBEDDED / name
+    folder = brought / name if name in BROUGHT + NEW else EMBEDDED / name
     train, test = (spread(pq.read_table(folder / f"{part}.parquet")) for part in ("train", "test"))
     return train, test
 
@@ -77,13 +82,13 @@ def main() -> None:
     parser.add_argument("--brought", type=Path, default=Path("data"), help="folder of the sets that you bring")
     parser.add_argument("--into", type=Path, default=Path("data"))
     asked = parser.parse_args()
-    for name in (*BROUGHT, "fashion-mnist", "digits"):
+    for name in (*BROUGHT, *NEW, "fashion-mnist", "digits"):
         try:
             images, tests = whole(name, asked.brought)
         except FileNotFoundError as error:
             print(f"{name}: left out ({error})")
             continue
-        for layout, (validation, train, test) in LAYOUTS.items():
+        for layout, (validation, train, test) in (NEW_LAYOUT if name in NEW else LAYOUTS).items():
             if images.num_rows < validation + train:
                 print(f"{asked.into / layout / name}: left out, it has {images.num_rows} training images")
                 continue

@@ -37,7 +37,7 @@ _FROM_PATH: dict[str, Callable[[str, Path], Dataset]] = {
     "folder": from_folder,
 }
 FORMS = "NAME, NAME@SOURCE, embedded:NAME, parquet:FOLDER, arrow:FOLDER, folder:FOLDER, hf:ORG/NAME, "
-FORMS += ", ".join(f"{form}:FOLDER" for form in TEXT_FORMS)
+FORMS += ", ".join([*(f"{form}:FOLDER" for form in TEXT_FORMS), "sft-hf:ORG/NAME"])
 
 
 DATASETS: dict[str, DatasetInfo] = {**PAPER_SETS, **FURTHER_SETS, **COOP_SETS}

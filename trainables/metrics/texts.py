@@ -1,30 +1,38 @@
-"""Scores of generated texts against references: BLEU, NIST, METEOR, ROUGE-L, CIDEr, by existing libraries.
+"""Scores of generated texts against references, by the definitions of the E2E challenge's script (e2e-metrics).
 
-They are the five of the E2E challenge, whose scripts use other programs for some of them (a Perl-like mteval, a Java
-METEOR and tokenizer), so values differ a little from published ones; all trials of a sweep are scored alike.
+BLEU and NIST are of the lower-case tokens of mteval-13a, which sacrebleu has. METEOR 1.5, ROUGE-L and CIDEr are those
+of pycocoevalcap on the tokens of Stanford's PTB tokenizer, without punctuation. METEOR and that tokenizer are Java
+programs that pycocoevalcap brings along: without `java` these three are left out, with a warning before a trial trains.
 """
 
 from __future__ import annotations
 
 import importlib
+import math
+import shutil
+import subprocess
+import warnings
+from collections import Counter
 from collections.abc import Sequence
-from types import SimpleNamespace
+from pathlib import Path
 from typing import Any
 
 from trainables.errors import TrialError
 
 EXTRA = "text-metrics"
 """The extra of the package that installs the libraries."""
-LIBRARIES = ("sacrebleu", "nltk", "rouge_score", "pycocoevalcap")
+LIBRARIES = ("sacrebleu", "pycocoevalcap")
+CAPTIONS = "pycocoevalcap"
+LONGEST = 5
+"""NIST's longest n-grams."""
+_STEEP = -math.log(0.5) / math.log(1.5) ** 2
+"""NIST's penalty is 1/2 where texts have 2/3 of the references' length."""
+
+Tokens = Sequence[str]
 
 
 def score_texts(texts: Sequence[str], references: Sequence[Sequence[str]]) -> dict[str, float]:
-    """Corpus scores by name, higher is better.
-
-    `bleu`: sacrebleu's, case ignored, as a share of 1. `nist`: NLTK's, up to 5-grams. `meteor`: NLTK's, matching words
-    and stems but no WordNet synonyms (which would have to be downloaded). `rouge-l`: F1 of the longest common
-    subsequence, the best reference of each text, averaged. `cider`: pycocoevalcap's CIDEr-D without its stemming.
-    All but BLEU work on the lower-case tokens of BLEU's tokenizer.
+    """Corpus scores by name, higher is better: `bleu`, as a share of 1, and `nist`.
 
     Raises TrialError: a library that is not installed, naming the extra; no texts, or a text without references.
     """
@@ -35,21 +43,38 @@ def score_texts(texts: Sequence[str], references: Sequence[Sequence[str]]) -> di
     def tokens(text: str) -> list[str]:
         return str(tokenize(text)).lower().split()
 
-    hypotheses = [tokens(text) for text in texts]
     wanted = [[tokens(reference) for reference in each] for each in references]
-    return {
-        "bleu": _bleu(texts, references),
-        "nist": _nist(hypotheses, wanted),
-        "meteor": _meteor(hypotheses, wanted),
-        "rouge-l": _rouge(hypotheses, wanted),
-        "cider": _cider(hypotheses, wanted),
+    return {"bleu": _bleu(texts, references), "nist": nist([tokens(text) for text in texts], wanted)}
+
+
+def caption_scores(texts: Sequence[str], references: Sequence[Sequence[str]]) -> dict[str, float]:
+    """Corpus scores by name: `meteor`, `rouge-l` and `cider`; {} on a machine without Java.
+
+    Raises TrialError: a library that is not installed, naming the extra, or a Java program that failed.
+    """
+    if shutil.which("java") is None:
+        return {}
+    flat = _words([*texts, *(reference for each in references for reference in each)])
+    found = {i: [words] for i, words in enumerate(flat[: len(texts)])}
+    rest = iter(flat[len(texts) :])
+    wanted = {i: [next(rest) for _ in each] for i, each in enumerate(references)}
+    scorers = {
+        "meteor": _library(f"{CAPTIONS}.meteor.meteor").Meteor,
+        "rouge-l": _library(f"{CAPTIONS}.rouge.rouge").Rouge,
+        "cider": _library(f"{CAPTIONS}.cider.cider").Cider,
     }
+    return {name: float(scorer().compute_score(wanted, found)[0]) for name, scorer in scorers.items()}
 
 
 def check_installed() -> None:
-    """Raise TrialError where a library is missing; called before a trial trains."""
+    """Raise TrialError where a library is missing; called before a trial trains. Warns where Java is."""
     for module in LIBRARIES:
         _library(module)
+    if shutil.which("java") is None:
+        warnings.warn(
+            "java is not on this machine's PATH, so METEOR, ROUGE-L and CIDEr are left out; install a Java runtime",
+            stacklevel=2,
+        )
 
 
 def _library(name: str) -> Any:
@@ -70,38 +95,47 @@ def _bleu(texts: Sequence[str], references: Sequence[Sequence[str]]) -> float:
     return min(1.0, float(found.score) / 100.0)  # of equal texts it is a rounding error more
 
 
-def _nist(hypotheses: Sequence[Sequence[str]], references: Sequence[Sequence[Sequence[str]]]) -> float:
-    longest = max((len(h) for h in hypotheses), default=0)
-    if longest == 0:
+def _counts(tokens: Tokens, n: int) -> Counter[tuple[str, ...]]:
+    return Counter(tuple(tokens[i : i + n]) for i in range(len(tokens) - n + 1))
+
+
+def nist(texts: Sequence[Tokens], references: Sequence[Sequence[Tokens]]) -> float:
+    """NIST of mteval-13a (Doddington 2002), up to 5-grams.
+
+    An n-gram's information is log2 of how often all references have its beginning, over how often they have it. The sum
+    over n-grams that a text shares with a reference of it, over the text's number of n-grams, is added up over n, and
+    multiplied by a penalty for texts that are shorter than their references are on average.
+    """
+    seen: Counter[tuple[str, ...]] = Counter()
+    for tokens in (tokens for each in references for tokens in each):
+        seen[()] += len(tokens)
+        for n in range(1, LONGEST + 1):
+            seen.update(_counts(tokens, n))
+    total = 0.0
+    for n in range(1, LONGEST + 1):
+        information, length = 0.0, 0
+        for text, each in zip(texts, references, strict=True):
+            own, known = _counts(text, n), Counter[tuple[str, ...]]()
+            for tokens in each:
+                known |= _counts(tokens, n)
+            information += sum(times * math.log2(seen[gram[:-1]] / seen[gram]) for gram, times in (own & known).items())
+            length += own.total()
+        total += information / length if length else 0.0
+    mean = sum(sum(map(len, each)) / len(each) for each in references)
+    ratio = sum(map(len, texts)) / mean if mean else 0.0
+    if ratio == 0.0:
         return 0.0
-    try:
-        return float(_library("nltk.translate.nist_score").corpus_nist(references, hypotheses, n=min(5, longest)))
-    except ZeroDivisionError:  # NLTK divides by the number of matches it could have found
-        return 0.0
+    return total * math.exp(-_STEEP * math.log(min(1.0, ratio)) ** 2)
 
 
-_NO_SYNONYMS = SimpleNamespace(synsets=lambda word: [])
-"""Stands in for WordNet, which NLTK would have to download."""
-
-
-def _meteor(hypotheses: Sequence[Sequence[str]], references: Sequence[Sequence[Sequence[str]]]) -> float:
-    score = _library("nltk.translate.meteor_score").meteor_score
-    values = [score(each, h, wordnet=_NO_SYNONYMS) for h, each in zip(hypotheses, references, strict=True)]
-    return float(sum(values)) / len(values)
-
-
-def _rouge(hypotheses: Sequence[Sequence[str]], references: Sequence[Sequence[Sequence[str]]]) -> float:
-    by_spaces = SimpleNamespace(tokenize=str.split)
-    scorer = _library("rouge_score.rouge_scorer").RougeScorer(["rougeL"], tokenizer=by_spaces)
-    best = [
-        scorer.score_multi([" ".join(r) for r in each], " ".join(h))["rougeL"].fmeasure
-        for h, each in zip(hypotheses, references, strict=True)
-    ]
-    return float(sum(best)) / len(best)
-
-
-def _cider(hypotheses: Sequence[Sequence[str]], references: Sequence[Sequence[Sequence[str]]]) -> float:
-    found = {i: [" ".join(h)] for i, h in enumerate(hypotheses)}
-    wanted = {i: [" ".join(r) for r in each] for i, each in enumerate(references)}
-    value, _ = _library("pycocoevalcap.cider.cider").Cider().compute_score(wanted, found)
-    return float(value)
+def _words(texts: Sequence[str]) -> list[str]:
+    """Each text's words by Stanford's PTB tokenizer, in lower case, without punctuation, joined by spaces."""
+    module = _library(f"{CAPTIONS}.tokenizer.ptbtokenizer")
+    jar = Path(module.__file__).with_name(module.STANFORD_CORENLP_3_4_1_JAR)
+    command = ["java", "-cp", str(jar), "edu.stanford.nlp.process.PTBTokenizer", "-preserveLines", "-lowerCase"]
+    lines = "\n".join(" ".join(text.split()) for text in texts) + "\n"
+    done = subprocess.run([*command, "-encoding", "utf-8"], input=lines.encode(), capture_output=True, check=False)
+    found = done.stdout.decode().split("\n")[: len(texts)]
+    if done.returncode or len(found) < len(texts):
+        raise TrialError(f"the PTB tokenizer of pycocoevalcap failed: {done.stderr.decode(errors='replace')[-300:]}")
+    return [" ".join(word for word in line.split() if word not in module.PUNCTUATIONS) for line in found]

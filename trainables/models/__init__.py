@@ -4,6 +4,7 @@ Uses `cache`, `runtime` and `seeds`, and randlora's targets; knows nothing of da
 
     families     how an id is written, and what a family adapts by default
     encoders     one vector per input, and the heads on it
+    fused        q, k and v as one weight
     folder       what a local model's folder must not refer to
     shapes       shapes without weights
     loading      models with their weights

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal, cast
 
@@ -12,9 +12,11 @@ from trainables.errors import TrainablesError
 Scheme = Literal["open_clip", "hf", "local", "embedded"]
 Kind = Literal["clip", "hf-vision", "causal-lm", "text-encoder"]
 
-FORMS = "open_clip:ARCH/TAG, hf:ORG/NAME[/FILE.gguf], local:DIR[/FILE.gguf], embedded:tiny-clip"
+FORMS = "open_clip:ARCH/TAG, hf:ORG/NAME[/FILE.gguf | +qkv], local:DIR[/FILE.gguf | +qkv], embedded:tiny-clip"
 """The accepted forms of a model id, for messages."""
 GGUF = ".gguf"
+FUSED = "+qkv"
+"""End of an id whose model has q, k and v of an attention as one weight (`models.fused`)."""
 
 EMBEDDED = {"tiny-clip": Path(__file__).parents[1] / "embedded" / "tiny_clip"}
 """Models that come with the package, by name: directories in open_clip's `local-dir:` layout."""
@@ -35,6 +37,7 @@ class ModelId:
         tag: open_clip's pretrained tag; None where the id has none, which is enough to count parameters.
         folder: the directory of a local or embedded model; None otherwise.
         gguf: the GGUF file in the directory or repository that holds all of the model; None for the usual files.
+        fused: whether q, k and v become one weight (`models.fused`).
     """
 
     scheme: Scheme
@@ -42,6 +45,7 @@ class ModelId:
     tag: str | None = None
     folder: Path | None = None
     gguf: str | None = None
+    fused: bool = False
 
 
 KINDS: dict[str, Kind] = {
@@ -64,6 +68,8 @@ KINDS: dict[str, Kind] = {
 def parse_id(model_id: str) -> ModelId:
     """Take a model id apart, reading no weights and no network. Raises ModelError for what is unknown or not there."""
     scheme, colon, name = model_id.partition(":")
+    if scheme in ("hf", "local") and name.endswith(FUSED):
+        return replace(parse_id(model_id.removesuffix(FUSED)), fused=True)
     if not colon or scheme not in ("open_clip", "hf", "local", "embedded") or not name:
         raise ModelError(f"unknown model id {model_id!r}: write one of {FORMS}; {_guess(model_id)}")
     if scheme == "embedded":

@@ -25,6 +25,7 @@ from trainables.models.families import Kind, ModelError, ModelId, parse_id
 from trainables.models.shapes import (
     UNREADABLE,
     advice,
+    fused,
     gguf_argument,
     hf_class,
     hf_config,
@@ -228,7 +229,7 @@ def _load_hf(parsed: ModelId, model_id: str) -> LoadedModel:
     text = None if vision else _hf_tokenizer(source, parsed.folder, model_id, from_gguf)
     # what was quantised in its file is not any more, which transformers' own float() does not know
     return LoadedModel(
-        module=nn.Module.float(module).eval(),
+        module=fused(nn.Module.float(module), parsed, model_id).eval(),
         kind=kind,
         model_id=model_id,
         preprocess=_hf_preprocess(source, config, model_id) if vision else None,
@@ -303,6 +304,19 @@ def _hf_preprocess(source: str, config: Any, model_id: str) -> Preprocess:
     bilinear = 2  # PIL's number for it; 3 is bicubic
     interpolation: Literal["bilinear", "bicubic"] = "bilinear" if settings.get("resample") == bilinear else "bicubic"
     return Preprocess(Recipe(_side(size, model_id), interpolation, "squash" if squash else "shortest"), mean, std)
+
+
+def tokenizer_of(model_id: str) -> tuple[Any, Any]:
+    """The tokenizer and the config of a model of transformers, without its weights.
+
+    Raises ModelError: a tokenizer that is not there, or can't be read.
+    """
+    parsed = parse_id(model_id)
+    if parsed.folder is None:
+        hub_answers()
+    source = str(parsed.folder or parsed.name)
+    from_gguf: dict[str, Any] = dict(gguf_argument(parsed.gguf, model_id))
+    return _hf_tokenizer(source, parsed.folder, model_id, from_gguf), hf_config(source, model_id, gguf=parsed.gguf)
 
 
 def _hf_tokenizer(source: str, folder: Path | None, model_id: str, from_gguf: dict[str, Any]) -> Any:

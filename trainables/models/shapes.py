@@ -24,8 +24,9 @@ from randlora.model.prompted import PLACE, place_of
 from randlora.model.targets import resolve_targets
 from trainables.errors import first_line
 from trainables.hub import cached_repositories, hub_answers
-from trainables.models.families import GGUF, KINDS, Kind, ModelError, ModelId, parse_id
+from trainables.models.families import FUSED, GGUF, KINDS, Kind, ModelError, ModelId, parse_id
 from trainables.models.folder import check_folder
+from trainables.models.fused import fuse_qkv
 
 UNREADABLE = (
     RuntimeError, OSError, ValueError, LookupError, TypeError, AttributeError, ImportError, ArithmeticError,
@@ -59,10 +60,18 @@ def meta_model(model_id: str) -> nn.Module:
     auto_class = hf_class(kind_of(config, model_id))
     try:
         with torch.device("meta"):
-            return cast("nn.Module", auto_class.from_config(config, trust_remote_code=False))
+            module = cast("nn.Module", auto_class.from_config(config, trust_remote_code=False))
     except Exception as error:  # sizes that no model has fail anywhere in it; named and raised on
         said = f"{type(error).__name__}: {first_line(error)}"
         raise ModelError(f"{model_id!r}: no model can be built from its config ({said}). {advice(model_id)}") from error
+    return fused(module, parsed, model_id)
+
+
+def fused(module: nn.Module, parsed: ModelId, model_id: str) -> nn.Module:
+    """The model with q, k and v as one weight where its id asks for it. Raises ModelError if it has none apart."""
+    if parsed.fused and not fuse_qkv(module):
+        raise ModelError(f"{model_id!r}: no attention of it keeps q_proj, k_proj and v_proj apart; leave {FUSED} out")
+    return module
 
 
 def model_kind(model_id: str) -> Kind:

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from randlora.methods.prompts.entry import replaced_words
 from trainables.config import EvaluateSettings
 from trainables.data.images.batches import Normalise
 from trainables.data.images.dataset import UNREADABLE, as_rgb, open_image
@@ -30,6 +31,7 @@ from trainables.tasks.images.images import FeatureClassifier, HeadClassifier
 from trainables.tasks.images.prompts import names_as_texts, prompt_classifier
 from trainables.tasks.text.encoding import encoder_of
 from trainables.tasks.text.generation import generate
+from trainables.tasks.text.learned import asked_tokens
 from trainables.tasks.text.scoring import Question, choice_scores
 from trainables.tasks.text.sentences import SentenceEncoder, SentenceReader
 
@@ -91,7 +93,7 @@ def _image_logits(trained: Trained) -> Callable[[Sequence[str]], Tensor]:
             raise TrialError(f"no head was kept for {facts.model!r}, so it has no classes to name")
         classifier = HeadClassifier(loaded.module, head, _NO_AUTOCAST)
     elif trained.adapted is not None and trained.adapted.method.prompts:
-        texts = names_as_texts(loaded, facts.classes, _CPU)
+        texts = names_as_texts(loaded, facts.classes, _CPU, replaced_words(trained.adapted.config))
         transfer = head if isinstance(head, TransferHead) else None
         classifier = prompt_classifier(trained.adapted.method.name, loaded.module, texts, _NO_AUTOCAST, transfer)
     else:
@@ -147,8 +149,10 @@ def _responses(trained: Trained, texts: Sequence[str]) -> Iterator[Answer]:
     model = LanguageModel(trained.loaded.module, _NO_AUTOCAST)
     for text in texts:
         asked, labels, choices = _asked(facts, text)
-        row = Exchange(asked, "", bos_between=facts.bos_between)
-        (prompt,) = encoder.prompts([row])
+        if facts.chat:
+            prompt = torch.tensor(asked_tokens(encoder.tokenizer, asked, facts.model), dtype=torch.int64)
+        else:
+            (prompt,) = encoder.prompts([Exchange(asked, "", bos_between=facts.bos_between)])
         if not choices:
             settings = EvaluateSettings.model_validate(facts.generation)
             (said,) = generate(model.module, [prompt], encoder, settings, batch_size=1, autocast=_NO_AUTOCAST)

@@ -11,7 +11,7 @@ from randlora.methods.prompts.kinds import PREFIX
 from trainables.config import TrialConfig
 from trainables.data.images.dataset import Dataset, check_templates
 from trainables.data.text import prompts
-from trainables.data.text.dataset import Exchange, Labelled, TextDataset, TextKind
+from trainables.data.text.dataset import Chat, Exchange, Labelled, TextDataset, TextKind
 from trainables.data.text.problems import PROMPT
 from trainables.errors import TrialError, first_line
 from trainables.models.families import Kind
@@ -34,6 +34,7 @@ _PROMPTS = {
     "questions": prompts.question(PLACE),
     "problems": PROMPT.format(PLACE),
     "meanings": PLACE,
+    "completions": PLACE,
 }
 
 
@@ -62,6 +63,8 @@ class Facts(BaseModel):
     """The response to a prompt that names its choices, with `ANSWER` in it."""
     bos_between: bool = False
     """Whether the tokenizer's BOS stands between prompt and response."""
+    chat: bool = False
+    """Whether the prompt is a user's message, which the tokenizer's chat template writes."""
     max_tokens: int | None = None
     """Longest text in tokens."""
     generation: dict[str, int | float] = {}
@@ -107,6 +110,7 @@ def facts_of(trial: TrialConfig, loaded: LoadedModel, lane: Warm) -> Facts:
         prompt=_PROMPTS[texts.kind],
         response=_response(texts),
         bos_between=any(isinstance(row, Exchange) and row.bos_between for row in texts.train.rows[:1]),
+        chat=isinstance(texts.train.rows[0], Chat),
         max_tokens=encoder_of(loaded, trial.train.max_tokens).max_tokens,
         generation=trial.evaluate.model_dump(include=_GENERATION),
     )

@@ -20,7 +20,7 @@ from randlora.files.tensors import DIGEST, digest_of
 from randlora.methods.prompts.kinds import WORDS
 from randlora.methods.registry import get_method
 from randlora.model.targets import stored_names
-from trainables.config import FULL_METHODS, LINEAR_PROBE, NO_TRAINING, TrialConfig
+from trainables.config import FULL_METHODS, LINEAR_PROBE, NO_TRAINING, TrainSettings, TrialConfig
 from trainables.errors import TrialError
 from trainables.models.encoders import is_unused
 from trainables.models.loading import Tokenizer, word_ids
@@ -30,7 +30,7 @@ from trainables.seeds import derive_seed
 
 _ALIGNMENT = 64
 """Bytes, of torch's own allocator."""
-_TEMPERATURE = ("logit_scale", "logit_bias")
+_TEMPERATURE, _LOGIT_BIAS = "logit_scale", "logit_bias"
 
 
 @dataclass(frozen=True, eq=False)
@@ -62,7 +62,8 @@ def adapted(
     """The model made trainable as the trial asks, and given back bit for bit as it was at the end, whatever happens.
 
     "full" trains every weight of the adapted tower(s), "full-targets" the target weights alone, whole where a target is
-    a part of one. The temperature (logit_scale) is not a tower's weight and stays frozen in every method. Prompts start
+    a part of one. The temperature (logit_scale) is not a tower's weight and stays frozen, but for "full" on both towers
+    under `train_temperature`. Prompts start
     from words that the tokenizer of a CLIP knows. Adapters are attached inside `keeper`, which may keep what that
     computes of the base weights.
     """
@@ -166,7 +167,8 @@ def base_weight_names(model: nn.Module, trial: TrialConfig) -> list[str]:
     Raises TrialError where adapt = "vision" leaves none, as of a model with one tower.
     """
     if trial.method == "full":
-        names = [n for n, _ in model.named_parameters() if n not in _TEMPERATURE and not is_unused(model, n)]
+        frozen = {_LOGIT_BIAS} if trial.train.train_temperature else {_LOGIT_BIAS, _TEMPERATURE}
+        names = [n for n, _ in model.named_parameters() if n not in frozen and not is_unused(model, n)]
     else:
         names = stored_names(model, list(trial.targets))
     if trial.adapt != "vision":
@@ -180,6 +182,13 @@ def base_weight_names(model: nn.Module, trial: TrialConfig) -> list[str]:
 def of_worker(rank: int) -> tuple[int, ...]:
     """What a worker's seeds of dropout end in: of several, each has masks of its own."""
     return (rank,) if rank else ()
+
+
+def start_training(module: nn.Module, settings: TrainSettings) -> None:
+    """Put a model into training mode; under `base_dropout = false` its adapters alone."""
+    module.train(settings.base_dropout)
+    for adapter in (m for m in module.modules() if isinstance(m, Adapter)):
+        adapter.train()
 
 
 def reseed_dropout(model: nn.Module, init_seed: int, epoch: int, prefix: str = "", rank: int = 0) -> None:

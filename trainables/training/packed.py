@@ -28,7 +28,7 @@ from trainables.seeds import derive_seed
 from trainables.tasks.lane_cache import Warm
 from trainables.tasks.make import make_task
 from trainables.tasks.task import Parts, Task
-from trainables.training.adapting import adapted, reseed_dropout
+from trainables.training.adapting import adapted, reseed_dropout, start_training
 from trainables.training.checkpoints import Pace, load_checkpoint, save_checkpoint
 from trainables.training.measured import Measured
 from trainables.training.trainer import Trainer, Work, freeze_statistics, part_of
@@ -178,7 +178,7 @@ class _Together:
     def _epoch(self, epoch: int) -> dict[int, float]:
         """Train one epoch; the loss of every trial that came through."""
         first = self.runs[0].work
-        first.module.train()
+        start_training(first.module, first.trial.train)
         freeze_statistics(first.module)
         for name, layer in self.pack.layers:
             for run, member in zip(self.runs, layer.members, strict=True):

@@ -22,7 +22,7 @@ from trainables.models.sharded import is_split
 from trainables.seeds import derive_seed, generator
 from trainables.tasks.task import Task, summed
 from trainables.training import optim
-from trainables.training.adapting import Trainables, of_worker, reseed_dropout
+from trainables.training.adapting import Trainables, of_worker, reseed_dropout, start_training
 from trainables.training.selection import Selected
 
 
@@ -97,7 +97,7 @@ class Trainer:
 
         Raises TrialError: a loss that is not finite, or the last gradient, naming the step.
         """
-        self._module.train()
+        start_training(self._module, self._trial.train)
         freeze_statistics(self._module)
         reseed_dropout(self._module, self._trial.init_seed, epoch, rank=self._rank)
         draw, batches, device = self.draws(epoch), self._task.batches(epoch), self._device
@@ -219,7 +219,7 @@ class Trainer:
             return
         self._module.eval()
         self._selected.offer(step, self._validation_loss())
-        self._module.train()
+        start_training(self._module, self._trial.train)
         freeze_statistics(self._module)
 
     @torch.no_grad()

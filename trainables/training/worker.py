@@ -25,7 +25,7 @@ from trainables.predicting.facts import Facts, facts_of
 from trainables.runtime import PeakMemory, choose_precision, device_name, float32_backend, pick_device, versions
 from trainables.tasks.lane_cache import Warm
 from trainables.tasks.make import make_task
-from trainables.tasks.task import Parts, Scores, Which, by_loss, eval_batch_size
+from trainables.tasks.task import Parts, Scores, Which, by_loss, eval_batch_size, named_by_loss
 from trainables.training.adapting import adapted
 from trainables.training.checkpoints import Pace, load_checkpoint, save_checkpoint
 from trainables.training.measured import Epoch, Measured, Predicted, Result
@@ -265,7 +265,7 @@ class Run:
         if self.about is not None:
             self._keep(head, self.about)
         measured = Measured(
-            metric=work.task.metric if work.trial.evaluate.metric is None else f"likelihood ({work.task.metric})",
+            metric=work.task.metric if work.trial.evaluate.metric is None else named_by_loss(work.task.metric),
             val_score=last["val_score"],
             test_score=None if test is None else test.score,
             further={which: values for which, values in further.items() if values} or None,

@@ -78,6 +78,15 @@ def _conflict(kind: Kind, transfer: bool, adapter: Method | None, *, by_depth: b
     return "the capacity is then the adapter's, so the depth is an option" if by_depth else None
 
 
+def replaced_words(config: AdapterConfig) -> int | None:
+    """Return how many tokens of `WORDS` the vectors of this configuration replace; None if its prompts have no others.
+
+    In MaPLe's released code two vectors replace "a photo", and "of a NAME." follows them.
+    """
+    tokens: int = getattr(config, "tokens")  # noqa: B009 - a field of every configuration that `_config` makes
+    return tokens if name_of(config.method).kind.keeps_words else None
+
+
 def entry(name: str) -> Method:
     """The method called `name`. Raises UnknownMethodError as `name_of`."""
     return _entry(name, name_of(name))

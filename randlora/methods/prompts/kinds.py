@@ -28,6 +28,7 @@ class Kind:
         deep: whether it takes a depth.
         teacher: whether its loss compares with the model as it was, which therefore must not be adapted.
         transfers: whether DePT's head goes with it here.
+        keeps_words: whether the tokens of `WORDS` that its vectors do not replace stay between them and the name.
     """
 
     title: str
@@ -39,6 +40,7 @@ class Kind:
     deep: bool = False
     teacher: bool = False
     transfers: bool = False
+    keeps_words: bool = False
 
     def depth(self, place: Place, asked: int | None = None) -> int:
         """Blocks with prompts; not asked for: the released number, or all of a model with fewer."""
@@ -63,7 +65,7 @@ _SGD = "the released code's rate, of SGD; none was published for AdamW"
 KINDS = {
     "coop": Kind("CoOp", CoOp, 16, _text, 2e-3, _SGD, transfers=True),
     "cocoop": Kind("CoCoOp", CoCoOp, 4, _with_network, 2e-3, _SGD),
-    "maple": Kind("MaPLe", MaPLe, 2, _coupled, 3.5e-3, _SGD, deep=True, transfers=True),
+    "maple": Kind("MaPLe", MaPLe, 2, _coupled, 3.5e-3, _SGD, deep=True, transfers=True, keeps_words=True),
     "promptsrc": Kind(
         "PromptSRC", PromptSRC, 4, lambda p, tokens, depth: depth * tokens * sum(p), 2.5e-3, _SGD, True, True
     ),

@@ -7,7 +7,7 @@ paper matches): N = 124 has 124 (32 + 768) = 99,200 parameters on a 768-wide wei
 RandLoRA-b, half the rank: RandLoRA with N = ceil(m / 2 r) bases, m = min(out, in), so rank ceil(m / 2). The capacity is
 r: r = 3 has 128 (3 + 768) = 98,688.
 
-Neither is in any released code. As in RandLoRA, lambda starts at 0 and gamma at 1 / m. Every basis has unit variance;
+Neither is in any released code. Both start as RandLoRA, by the option `start`. Every basis has unit variance;
 the division by N keeps a step's size the same over N, and a default scale of 10 makes it RandLoRA's on 768-wide weights
 (10 sqrt(32) / 768 against 2 / sqrt(768), RMS per step of lambda).
 """
@@ -26,11 +26,13 @@ from randlora.arithmetic.contract import weighted_sum
 from randlora.methods.factored import Factored
 from randlora.methods.method import Method
 from randlora.methods.random.randlora import (
+    STARTS,
     RandLoraConfig,
     build_randlora,
     check_sparsity,
+    check_start,
+    initial,
     spread_bases,
-    start,
     zeros_in_bases,
 )
 
@@ -55,11 +57,13 @@ class RandLoraAConfig(AlphaScale, AdapterConfig):
     dropout: float = 0.0
     distribution: str = "uniform"
     sparsity: float | Literal["sqrt"] = 6.0
+    start: str = "lambda"
 
     def __post_init__(self) -> None:
         super().__post_init__()
         check_capacity(self.method, "r", self.r)
         check_sparsity(self.distribution, self.sparsity)
+        check_start(self.method, self.start, STARTS)
 
 
 @dataclass(frozen=True)
@@ -84,7 +88,8 @@ class RandLoraA(Factored):
         super().__init__(shape, config.dropout)
         self.n, self.r, self.scale = n, config.r, config.scale / n
         self.bases = bases
-        self.lambdas, self.gammas = start(self.r, n, min(shape), request, bases.get("A").device)
+        device = bases.get("A").device
+        self.lambdas, self.gammas = initial(config.start, self.r, n, min(shape), request, device)
 
     def factors(self) -> tuple[Tensor, Tensor]:
         """The two sums; B's belongs to the longer side.

@@ -4,9 +4,12 @@ A = A_0 + sum_i a_i A_i (r x in), B = sum_i b_i B_i (out x r), delta = (alpha / 
 coefficients of a weight, at any shape and r. Here k = k_A + k_B, k_A = ceil(k / 2), k_B = k - k_A.
 
 Start, after the authors' language-model code: A_0 is a frozen LoRA initialisation (uniform on +-1 / sqrt(in)), all
-coefficients are 0, so the delta is exactly 0 and b gets the gradient (a gets one as soon as b moved). Their vision code
-starts at b = 1 / k_B with a delta that is not 0. The bases have variance 1 / k_A and 1 / k_B (their LLaMA variant), so
-that a step e of every coefficient moves a factor's entries by e, as in LoRA, however many bases there are.
+coefficients are 0, so the delta is exactly 0 and b gets the gradient (a gets one as soon as b moved). The bases have
+variance 1 / k_A and 1 / k_B (their LLaMA variant), so that a step e of every coefficient moves a factor's entries by e,
+as in LoRA, however many bases there are.
+
+`start = "released"` is the NoLA of the RandLoRA paper's released code: no A_0, a = 1 / k_A and b = 1 / k_B, so that the
+delta is not 0, and bases of variance 1. The paper's scales are 1 / r (table 8) and 2 / sqrt(n) (table 9), n = k_A.
 
 The bases are drawn from the seed at attach, shared by all layers (as the RandLoRA paper's NoLA), and never saved.
 """
@@ -24,30 +27,40 @@ from torch import Tensor
 from randlora.adapter import Adapter, AdapterConfig, AlphaScale, Request, Shape, check_capacity, trainable
 from randlora.arithmetic.bases import Bases, Draw
 from randlora.arithmetic.contract import plain
-from randlora.errors import ConfigError
 from randlora.methods.factored import Factored
 from randlora.methods.method import Method, low_rank
+from randlora.methods.random.randlora import check_start
 
+STARTS = ("zero", "released")
 MAX_BASES = 4096
 """Cap on k: a forward reads k r (in + out) / 2 numbers to make the factors of one weight."""
 
 
 @dataclass(frozen=True)
 class NolaConfig(AlphaScale, AdapterConfig):
-    """`k` = k_A + k_B coefficients per weight; `r` is the rank of the factors and costs no parameters."""
+    """`k` = k_A + k_B coefficients per weight; `r` is the rank of the factors and costs no parameters.
+
+    `start`: "zero" or "released" (see the module).
+    """
 
     method: ClassVar[str] = "nola"
     capacity_field: ClassVar[str] = "k"
     least: ClassVar[int] = 2
+    by_bases: ClassVar[bool] = True
 
     k: int
     r: int = 1
     alpha: float | str | None = None
     dropout: float = 0.0
+    start: str = "zero"
 
     def __post_init__(self) -> None:
         super().__post_init__()
         check_capacity("nola", "r", self.r)
+        check_start("nola", self.start, STARTS)
+
+    def bases(self, shape: Shape) -> int:
+        return split_bases(self.k)[0]
 
 
 def split_bases(k: int) -> tuple[int, int]:
@@ -56,7 +69,11 @@ def split_bases(k: int) -> tuple[int, int]:
 
 
 def nola_max_capacity(shapes: Sequence[Shape], *, r: int = 1, **options: Any) -> int:
-    """k_A <= r in and k_B <= r out on every weight (more coefficients than entries add nothing), and `MAX_BASES`."""
+    """k_A <= r in and k_B <= r out on every weight, and `MAX_BASES`.
+
+    More coefficients than entries reach nothing new. They can be pinned, as the RandLoRA paper has 1,024 bases at r = 1
+    on 512-wide weights.
+    """
     return min(MAX_BASES, *(min(2 * r * width, 2 * r * out + 1) for out, width in shapes))
 
 
@@ -65,22 +82,26 @@ class Nola(Factored):
 
     def __init__(self, shape: Shape, config: NolaConfig, k: int, bases: Bases, request: Request) -> None:
         super().__init__(shape, config.dropout)
-        self.scale, self.r = config.scale, config.r
-        self.bases = bases
         self.k_a, self.k_b = split_bases(k)
+        self.scale, self.r, self.released = config.scale_of(self.k_a), config.r, config.start == "released"
+        self.bases = bases
         device = bases.get("A").device
-        self.a = trainable(torch.zeros(self.k_a), request, device)
-        self.b = trainable(torch.zeros(self.k_b), request, device)
+        first = (1.0 / self.k_a, 1.0 / self.k_b) if self.released else (0.0, 0.0)
+        self.a = trainable(torch.full((self.k_a,), first[0], dtype=torch.float64), request, device)
+        self.b = trainable(torch.full((self.k_b,), first[1], dtype=torch.float64), request, device)
 
     def factors(self) -> tuple[Tensor, Tensor]:
         """A transposed (in x r) and B (out x r): one matrix-vector product each, saving no copy of the bases."""
         out, width = self.shape
         rows_a, rows_b = width * self.r, out * self.r
-        start = self.bases.get("A0")[:rows_a, 0] * (1.0 / math.sqrt(3.0 * width))
         basis_a, basis_b = self.bases.get("A")[:rows_a, : self.k_a], self.bases.get("B")[:rows_b, : self.k_b]
         with plain(self.a.device):
-            a = torch.addmv(start, basis_a, self.a, alpha=1.0 / math.sqrt(self.k_a))
-            b = torch.mv(basis_b, self.b * (1.0 / math.sqrt(self.k_b)))
+            if self.released:
+                a, b = torch.mv(basis_a, self.a), torch.mv(basis_b, self.b)
+            else:
+                start = self.bases.get("A0")[:rows_a, 0] * (1.0 / math.sqrt(3.0 * width))
+                a = torch.addmv(start, basis_a, self.a, alpha=1.0 / math.sqrt(self.k_a))
+                b = torch.mv(basis_b, self.b * (1.0 / math.sqrt(self.k_b)))
         return a.view(width, self.r), b.view(out, self.r)
 
 
@@ -88,13 +109,6 @@ def build_nola(request: Request) -> dict[str, Adapter]:
     """Shared bases, one column a basis: rows are the entries of a (max in x r) or (max out x r) factor."""
     config, shapes = request.config, request.shapes
     assert isinstance(config, NolaConfig)
-    for name, shape in shapes.items():
-        reach = nola_max_capacity([shape], r=config.r)
-        if request.capacities[name] > reach:
-            raise ConfigError(
-                f"nola: k = {request.capacities[name]} is more than {name} {shape} can use at r = {config.r}; "
-                f"the largest is {reach}, or raise r"
-            )
     wide, tall = max(s[1] for s in shapes.values()), max(s[0] for s in shapes.values())
     k_a, k_b = split_bases(max(request.capacities.values()))
     draws = {"A0": Draw(wide * config.r, 1), "A": Draw(wide * config.r, k_a), "B": Draw(tall * config.r, k_b)}
@@ -102,9 +116,11 @@ def build_nola(request: Request) -> dict[str, Adapter]:
     return {name: Nola(shape, config, request.capacities[name], bases, request) for name, shape in shapes.items()}
 
 
-def nola_freedom(shape: Shape, k: int, *, r: int, **_: Any) -> int:
-    """All coefficients, as A_0 fixes the scale, until the A_i span every A."""
-    return min(k - (split_bases(k)[0] >= r * shape[1]), low_rank(shape, r))
+def nola_freedom(shape: Shape, k: int, *, r: int, start: str, **_: Any) -> int:
+    """All coefficients that move a factor, as A_0 fixes the scale, until the A_i span every A."""
+    k_a, k_b = split_bases(k)
+    scaled = start == "released" or k_a >= r * shape[1]  # a times c and b over c are then the same
+    return min(min(k_a, r * shape[1]) + min(k_b, r * shape[0]) - scaled, low_rank(shape, r))
 
 
 NOLA = Method(
@@ -115,8 +131,9 @@ NOLA = Method(
     build=build_nola,
     published_lr=5e-3,
     published_lr_source="NoLA's ViT and GPT-2 runs",
-    scale_rule="alpha / r with alpha = r by default, so 1; the sums of bases are divided by sqrt(k)",
+    scale_rule="alpha / r with alpha = r by default, so 1; '2r/sqrt(n)'; the sums of bases are divided by sqrt(k)",
     min_capacity=2,
+    open_ended=True,
     update_rank=lambda shape, capacity, *, r, **_: min(r, *shape),  # r is an option, parameters buy something else
     freedom=nola_freedom,
 )

@@ -5,18 +5,23 @@ lambda_j has r entries and gamma_j has m; gamma acts on the smaller dimension (t
 in > out the delta is the transpose. One B (flat, max out-or-in x max n r) and one A (max r x max m) serve all layers; a
 layer reads B's first n r columns, and column k n + j is the k-th column of B_j: PEFT's pairing at any n.
 
-Start: lambda = 0 and gamma = 1 / m, so the delta is 0 and lambda gets the gradient (as PEFT and the released LLM code).
+Start: one diagonal is 0, so that the delta is 0 and that diagonal gets the first gradient.
+  "lambda"  lambda = 0 and gamma = 1 / m, as PEFT and the released code for language models (the default)
+  "gamma"   gamma = 0 and lambda = 1 / max(n, r), as the released code for images
+From "gamma" a first step moves the delta m / max(n, r) times as far, which is 6 times for r = 6 on a 768-wide weight,
+and n m entries get a gradient in place of n r.
 Scale: alpha / r where alpha is given, else `DEFAULT_SCALE` at every rank; alpha = "2r/sqrt(n)" is the paper's for
 language models (appendix C.4), which gives layers of different shape scales of their own. Published codes differ:
 1 / r and 10 / r (paper, CLIP), 2 / sqrt(n) (paper, LLM), 20 (PEFT). A constant keeps the size of a step equal over
-ranks: with n r = m terms, a step e in lambda moves the delta by scale * e / sqrt(m) (RMS) at any r.
+ranks: with n r = m terms, a step e in lambda moves the delta by scale * e / sqrt(m) (RMS) at any r. From the start
+"gamma" a step e in gamma moves it by scale * e sqrt(m) / max(n, r).
 """
 
 from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any, ClassVar, Literal
@@ -30,9 +35,10 @@ from randlora.arithmetic import ternary
 from randlora.arithmetic.bases import Bases, Draw, check_distribution
 from randlora.arithmetic.contract import Spread, compute_dtype, spread_linear, spread_project, spread_weight
 from randlora.arithmetic.plans import pays_to_accumulate
-from randlora.errors import ConfigError
+from randlora.errors import ConfigError, nearest
 from randlora.methods.method import Method, full_rank
 
+STARTS = ("lambda", "gamma")
 DEFAULT_SCALE = 2.0
 """The lower end of what RandLoRA's first author recommends (alpha from 2 r to 20 r); works at rates of 1e-3 to 1e-2."""
 
@@ -43,7 +49,8 @@ class RandLoraConfig(RankConfig):
 
     `sparsity` is the s of a ternary basis, whose entries are 0 with probability 1 - 2 / s: a number from 2, or "sqrt"
     for sqrt(D), D the largest min(out, in) of the targets. The paper's s = 2, 6, sqrt(D), 100, 200 leave 0, 66, 93, 98
-    and 99 % zeros at D = 768 (section 6.4). B is sparse; A stays +-1 unless `sparse_a`.
+    and 99 % zeros at D = 768 (section 6.4). B is sparse; A stays +-1 unless `sparse_a`. `start`: the diagonal that
+    starts at 0.
     """
 
     method: ClassVar[str] = "randlora"
@@ -54,10 +61,12 @@ class RandLoraConfig(RankConfig):
     distribution: str = "uniform"
     sparsity: float | Literal["sqrt"] = 6.0
     sparse_a: bool = False
+    start: str = "lambda"
 
     def __post_init__(self) -> None:
         super().__post_init__()
         check_sparsity(self.distribution, self.sparsity)
+        check_start(self.method, self.start, STARTS)
         if self.sparse_a:
             warnings.warn(
                 "sparse_a=True: a sparse A of few rows has all-zero columns and the delta loses rank; "
@@ -67,6 +76,13 @@ class RandLoraConfig(RankConfig):
 
     def bases(self, shape: Shape) -> int:
         return num_bases(shape, self.r)
+
+
+def check_start(method: str, start: str, known: Sequence[str]) -> None:
+    """Refuse a `start` that the method does not know."""
+    if start not in known:
+        rule = "start must be " + " or ".join(map(repr, known))
+        raise ConfigError(f"{method}: {rule} but got {start!r}; {nearest(start, known)}")
 
 
 def check_sparsity(distribution: str, sparsity: float | str) -> None:
@@ -86,10 +102,16 @@ def randlora_count(shape: Shape, capacity: int, **options: Any) -> int:
     return num_bases(shape, capacity) * (capacity + min(shape))
 
 
-def start(r: int, n: int, m: int, request: Request, device: torch.device) -> tuple[nn.Parameter, nn.Parameter]:
-    """lambda = 0 (r x n) and gamma = 1 / m (n x m)."""
-    gammas = torch.full((n, m), 1.0 / m, dtype=torch.float64)
-    return trainable(torch.zeros(r, n), request, device), trainable(gammas, request, device)
+def initial(
+    start: str, r: int, n: int, m: int, request: Request, device: torch.device
+) -> tuple[nn.Parameter, nn.Parameter]:
+    """lambda (r x n) and gamma (n x m): the one that `start` names is 0, the other constant."""
+    lambdas, gammas = (
+        (torch.zeros(r, n), torch.full((n, m), 1.0 / m, dtype=torch.float64))
+        if start == "lambda"
+        else (torch.full((r, n), 1.0 / max(n, r), dtype=torch.float64), torch.zeros(n, m))
+    )
+    return trainable(lambdas, request, device), trainable(gammas, request, device)
 
 
 def lift(large: int, dtype: torch.dtype | None) -> float:
@@ -110,7 +132,7 @@ class RandLora(Adapter):
         self.tall = shape[0] >= shape[1]
         self.ternary = config.distribution == "ternary"
         self.bases = bases
-        self.lambdas, self.gammas = start(r, n, min(shape), request, device)
+        self.lambdas, self.gammas = initial(config.start, r, n, min(shape), request, device)
 
     def part(self, dtype: torch.dtype | None = None) -> Spread:
         """This layer's slices of the shared bases; B in `dtype`."""

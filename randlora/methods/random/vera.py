@@ -1,7 +1,8 @@
 """VeRA (Kopiczko et al. 2024, arXiv 2310.11454): delta = diag(b) B diag(d) A, A and B frozen and shared by all layers.
 
 A (r x max in) and B (max out x r) are Kaiming uniform with gain sqrt 2, so their entries have variance 2 / fan-in, and
-there is no alpha. Start: d = `d_initial`, b = 0, so the delta is 0 and b gets the gradient.
+there is no alpha. Start: d = `d_initial`, b = 0, so the delta is 0 and b gets the gradient. The RandLoRA paper scales
+VeRA's delta too (its tables 8 and 9: 1 / r and 2), which the option `scale` does; 1 is VeRA's own.
 
 The product in activation form is linear(x, W0) + (x A^T diag(d)) B^T diag(b). Since only the diagonals are trained, no
 gradient of a factor is ever formed: beyond the frozen layer a step costs 2 N r (out + in) multiply-adds, a third less
@@ -19,7 +20,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn.functional import linear
 
-from randlora.adapter import Adapter, AdapterConfig, Request, Shape, trainable
+from randlora.adapter import Adapter, AdapterConfig, Request, Shape, check_positive, trainable
 from randlora.arithmetic.bases import Bases, Draw
 from randlora.arithmetic.contract import apply_plain, compute_dtype, low_rank_linear, sum_of_products
 from randlora.errors import ConfigError
@@ -82,16 +83,18 @@ def diagonal_linear(
 
 @dataclass(frozen=True)
 class VeraConfig(AdapterConfig):
-    """`r` is the length of d; the count barely depends on it, so ranks are large."""
+    """`r` is the length of d; the count barely depends on it, so ranks are large. `scale` multiplies the delta."""
 
     method: ClassVar[str] = "vera"
 
     r: int
     d_initial: float = 0.1
     dropout: float = 0.0
+    scale: float = 1.0
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        check_positive(self.method, "scale", self.scale)
         if self.d_initial == 0.0:
             raise ConfigError("vera: d_initial must not be 0, no tensor would get a gradient; the paper's is 0.1")
 
@@ -102,10 +105,15 @@ class Vera(Factored):
     def __init__(self, shape: Shape, config: VeraConfig, r: int, bases: Bases, request: Request) -> None:
         super().__init__(shape, config.dropout)
         device = bases.get("A").device
-        self.r = r
+        self.r, self.times = r, config.scale
         self.bases = bases
         self.d = trainable(torch.full((r,), config.d_initial, dtype=torch.float64), request, device)
         self.b = trainable(torch.zeros(shape[0]), request, device)
+
+    @property
+    def up(self) -> Tensor:
+        """b times the scale."""
+        return self.b if self.times == 1.0 else self.b * self.times
 
     def frozen(self, dtype: torch.dtype | None = None) -> tuple[Tensor, Tensor]:
         """This layer's parts of A (r x in) and B (out x r)."""
@@ -113,9 +121,9 @@ class Vera(Factored):
         return self.bases.get("A", dtype)[: self.r, :width], self.bases.get("B", dtype)[:out, : self.r]
 
     def factors(self) -> tuple[Tensor, Tensor]:
-        """diag(d) A transposed (in x r) and diag(b) B (out x r)."""
+        """diag(d) A transposed (in x r) and diag(b) B times the scale (out x r)."""
         a_RI, b_OR = self.frozen()
-        return (a_RI * self.d.unsqueeze(1)).t(), b_OR * self.b.unsqueeze(1)
+        return (a_RI * self.d.unsqueeze(1)).t(), b_OR * self.up.unsqueeze(1)
 
     def linear(self, x: Tensor, base: Tensor, bias: Tensor | None) -> Tensor:
         if self.merges(x, base, self.frozen()[0].t(), passes=2):
@@ -125,7 +133,7 @@ class Vera(Factored):
         )  # `torch.func`, which has no rules for the product here
         if self.dropping or base.requires_grad or transformed:
             return low_rank_linear((x, self.drop(x)), base, bias, self.factors(), 1.0)
-        return diagonal_linear(x, base, bias, (self.d, self.b), self.frozen(compute_dtype(x)))
+        return diagonal_linear(x, base, bias, (self.d, self.up), self.frozen(compute_dtype(x)))
 
 
 def build_vera(request: Request) -> dict[str, Adapter]:
@@ -151,7 +159,7 @@ VERA = Method(
     build=build_vera,
     published_lr=1e-2,
     published_lr_source="RandLoRA paper, Table 8 (CLIP)",
-    scale_rule="none: 1, the bases carry it (Kaiming uniform, gain sqrt 2)",
+    scale_rule="`scale`, by default 1: the bases carry it (Kaiming uniform, gain sqrt 2)",
     update_rank=lambda shape, capacity, **_: min(capacity, *shape),
     freedom=lambda shape, capacity, **_: capacity + shape[0] - 1,  # b times c and d over c are the same
 )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from typing import Any
 
 import pytest
 import torch
@@ -19,7 +20,9 @@ from randlora import (
     LoraConfig,
     NolaConfig,
     RandLoraConfig,
+    TargetError,
     attach,
+    default_targets,
     get_method,
     resolve_targets,
 )
@@ -34,15 +37,55 @@ def test_every_method_has_a_row_here() -> None:
     assert {c.method for c in CONFIGS} == set(METHODS)
 
 
-@pytest.mark.parametrize(
-    ("config", "near"),
-    [("lora", "LoraConfig"), ("randlora", "RandLoraConfig"), ("x", "LoraConfig"), ({}, "LoraConfig")],
-)
-def test_what_is_no_configuration_is_named_with_one(config: object, near: str) -> None:
+def test_what_is_no_configuration_is_named_with_one() -> None:
     model = block()
-    with pytest.raises(ConfigError, match=rf"nearest: {near}\(8\)"):
-        attach(model, config, TARGETS)  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match=r"nearest: LoraConfig\(8\), or 'lora' and r=8"):
+        attach(model, {}, TARGETS)  # type: ignore[arg-type]
     assert all(parameter.requires_grad for parameter in model.parameters())
+
+
+@every_method
+def test_a_methods_name_with_options_is_its_configuration(config: AdapterConfig) -> None:
+    options = {config.capacity_field: config.capacity, **config.options()}
+    by_name = attach(block(), config.method, targets_of(config), **options)
+    assert (by_name.config, by_name.count()) == (config, attach(block(), config, targets_of(config)).count())
+
+
+@pytest.mark.parametrize(
+    ("config", "options", "words"),
+    [
+        ("lora", {}, r"'lora' needs its capacity, 'r'; nearest: attach\(model, 'lora', r=8\)"),
+        ("nola", {"r": 8}, r"'nola' has no option 'r'.*its capacity is 'k'"),
+        ("lora", {"r": 8, "aplha": 2.0}, r"'lora' has no option 'aplha'; nearest: 'alpha'"),
+        ("lora", {"r": 0}, "r must be"),
+        ("lora", {"r": 8, "alpha": "much"}, "alpha"),
+        ("lroa", {"r": 8}, r"unknown method 'lroa'.*nearest: 'lora'"),
+        (LoraConfig(8), {"alpha": 2.0}, r"alpha = 2\.0 beside a configuration: options are fields of LoraConfig"),
+    ],
+)
+def test_a_wrong_name_or_option_is_refused_with_the_nearest(config: Any, options: dict[str, Any], words: str) -> None:
+    model = block()
+    with pytest.raises(AdapterError, match=words):
+        attach(model, config, TARGETS, **options)
+    assert all(parameter.requires_grad for parameter in model.parameters())
+
+
+def test_targets_are_the_familys_if_none_are_named() -> None:
+    import transformers
+
+    sizes = {"vocab_size": 20, "hidden_size": 8, "intermediate_size": 16, "num_hidden_layers": 1}
+    model = transformers.LlamaForCausalLM(transformers.LlamaConfig(**sizes, num_attention_heads=2))
+    adapted = attach(model, "lora", r=2)
+    assert set(adapted.sites) == set(resolve_targets(model, default_targets(model)))
+    with pytest.raises(TargetError, match="no default targets"):
+        attach(block(), "lora", r=2)
+
+
+def test_it_shows_itself_in_a_notebook() -> None:
+    shown = attach(block(), "lora", TARGETS, r=2)
+    page = shown._repr_html_()
+    assert f"{shown.count():,}" in page and all(name in page for name in shown.sites)
+    assert page.count("<tr>") == 1 + len(shown.sites)
 
 
 @every_method

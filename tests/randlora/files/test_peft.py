@@ -37,6 +37,7 @@ CONFIGS: list[AdapterConfig] = [
     VeraConfig(7),
     RandLoraConfig(5, alpha=4.0),
     RandLoraConfig(4),
+    RandLoraConfig(5, alpha=4.0, start="gamma"),
     RandLoraConfig(1),
 ]
 
@@ -82,6 +83,17 @@ def test_scales_that_differ_by_layer_are_exported_and_saved(tmp_path: Path) -> N
     torch.testing.assert_close(reference(x), expected, rtol=1e-5, atol=1e-5)
     load(copies[1], tmp_path / "own")
     assert torch.equal(copies[1](x), expected)
+
+
+def test_veras_scale_goes_into_its_exported_b(tmp_path: Path) -> None:
+    """PEFT's VeRA has no scale."""
+    model = nn.Sequential(nn.Linear(24, 12), nn.Linear(12, 24))
+    copied = copy.deepcopy(model)
+    adapted = attach(model, VeraConfig(7, scale=2.5), ["*"], basis_seed=2)
+    perturb(adapted)
+    adapted.export_peft(tmp_path)
+    x = torch.randn(3, 24)
+    torch.testing.assert_close(load_in_peft(tmp_path, torch.float32, copied)(x), model(x), rtol=1e-5, atol=1e-5)
 
 
 def _copy_exactly(adapted: Adapted, model: Any) -> None:

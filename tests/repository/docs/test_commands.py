@@ -6,6 +6,7 @@ as the program parses them, and `run` and `estimate` plan their file.
 
 from __future__ import annotations
 
+import json
 import re
 import shlex
 import tomllib
@@ -21,9 +22,10 @@ from sweeps.cli.main import app
 from tests.analysis.synthetic import make_results
 from tests.support import ROOT, sweeps
 from tests.trainables.tiny_images import write_photos
-from tests.trainables.tiny_language import save_model, write_rows
+from tests.trainables.tiny_language import completion_rows, save_model, write_rows
 
-PAGES = ["README.md", "CONTRIBUTING.md", *(str(p.relative_to(ROOT)) for p in sorted(ROOT.glob("docs/**/*.md")))]
+WRITTEN = ["README.md", "CONTRIBUTING.md", "AGENTS.md"]
+PAGES = [*WRITTEN, *(str(p.relative_to(ROOT)) for p in sorted(ROOT.glob("docs/**/*.md")))]
 ELSEWHERE = {
     "docs/other-tests.md": "test_docs_other_tests",
     "docs/use.md": "test_docs_use",
@@ -82,8 +84,13 @@ def here(word: str, folder: Path) -> str:
         make_results(folder / word, sweep=Path(word).name)
     if word == "folder:leaves" and not (folder / "leaves").exists():
         write_photos(folder / "leaves", 12, 4)
-    if word == "json:my-texts":
-        write_rows(folder / "my-texts")
+    if word == "json:my-questions":
+        write_rows(folder / "my-questions")
+    if word == "my-texts":
+        (folder / word).mkdir()
+        for which, n, seed in (("train", 20, 0), ("test", 6, 1)):
+            lines = map(json.dumps, completion_rows(n, seed))
+            (folder / word / f"{which}.jsonl").write_text("\n".join(lines), encoding="utf-8")
     if word.startswith("local:my-"):
         save_model(folder / word.removeprefix("local:"), "llama")
     return word

@@ -60,7 +60,7 @@ def anchor(heading: str) -> str:
 
 def test_a_link_to_a_heading_finds_it() -> None:
     lost = []
-    for page in [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *DOCS.rglob("*.md")]:
+    for page in [*(ROOT / name for name in ("README.md", "CONTRIBUTING.md", "AGENTS.md")), *DOCS.rglob("*.md")]:
         for link, heading in re.findall(r"\]\(([^)#\s]*)#([^)\s]+)\)", page.read_text(encoding="utf-8")):
             if "://" in link:
                 continue

@@ -15,7 +15,7 @@ from sweeps.plan.plan import Plan
 from sweeps.spec.spec import SweepSpec
 from tests.support import ROOT
 from tools.pages import PAGES, header
-from tools.recipe_hours import length, trial_seconds
+from tools.recipe_hours import facts, trial_seconds
 
 FOLDER = ROOT / "examples" / "paper"
 NAMES = sorted(p.stem for p in FOLDER.glob("*.toml"))
@@ -87,13 +87,54 @@ def test_every_recipe_plans(name: str, scale: str) -> None:
         assert plan.spec.train.epochs <= 2
 
 
+@pytest.mark.filterwarnings("ignore:sparse_a")  # as the paper's
+@pytest.mark.parametrize("name", ALL)
+def test_the_published_form_is_the_papers(name: str) -> None:
+    """One rank for all weights, one trial at one rate for each number, and the released starts."""
+    plan = plan_of(name, scale="published")
+    assert (plan.spec.protocol, plan.spec.name) == ("paper", f"{name}-published")
+    assert [cell.label for cell in plan.cells if not cell.feasible] == []
+    assert {cell.tune_trials for cell in plan.cells} == {0}
+    assert {cell.confirm_seeds for cell in plan.cells} == {5 if name.startswith("glue") else 1}
+    images = name.startswith(("fig1-clip", "fig1-dino", "fig2", "fig3", "fig4", "fig5", "table3", "table4-bases"))
+    for cell in plan.cells:
+        assert len(set(cell.capacities.values())) <= 1 and cell.dimensions == ()
+        assert cell.reference is None or cell.reference == f"{cell.method}-{cell.solved.capacity}"  # type: ignore[union-attr]
+        options = dict(cell.options)
+        if images and cell.base.startswith("randlora"):
+            assert options["start"] == "gamma"
+        if cell.base == "nola":
+            assert (options["start"], options["r"], cell.count) == ("released", 1, 2048 * len(cell.capacities))
+
+
+PUBLISHED_COUNTS = {  # by recipe: the counts of its published form, by method
+    "fig1-clip": {
+        "lora": {215_040, 860_160, 1_720_320, 3_440_640, 6_881_280, 13_762_560},
+        "randlora": {285_696, 693_720, 2_608_272, 5_170_320, 10_275_876},
+    },
+    "table3-ranks": {
+        **{"lora": {6_881_280}, "randlora": {5_170_320}, "randlora-a": {5_177_088}, "randlora-b": {5_147_208}},
+    },
+    "table1-qwen2": {
+        **{"lora": {5_898_240, 11_796_480}, "randlora": {5_956_992, 11_842_944}, "vera": {288_768}, "nola": {245_760}},
+    },
+}
+
+
+@pytest.mark.parametrize("name", PUBLISHED_COUNTS)
+def test_counts_of_the_published_form(name: str) -> None:
+    cells = plan_of(name, scale="published").cells
+    found = {m: {c.count for c in cells if c.method == m} for m in {c.method for c in cells if c.count is not None}}
+    assert found == PUBLISHED_COUNTS[name]
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_headers_say_what_a_user_needs(name: str) -> None:
     text = (FOLDER / f"{name}.toml").read_text(encoding="utf-8")
     head = "\n".join(line for line in text.split("\nname = ")[0].splitlines())
     assert f"sweeps run examples/paper/{name}.toml\n" in head
     assert f"sweeps run examples/paper/{name}.toml --scale small" in head
-    for word in ("hardware", "length", "expected"):
+    for word in ("hardware", "length", "paper", "counts", "expected"):
         assert re.search(rf"^#   {word}   +\S", head, re.MULTILINE), word
     assert re.search(r"length +[\d,]+ trials, about [\d.,]+ GPU-hours", head)
     spec = SweepSpec.load(FOLDER / f"{name}.toml")
@@ -199,7 +240,7 @@ FAMILIES: dict[str, tuple[dict[str, float], dict[str, object], dict[str, object]
     **dict.fromkeys(
         ("fig1-clip", "fig3-clip", "cost-clip", "table3-ranks", "table4-bases"), (BOTH_TOWERS, CLIP_ALPHAS, IMAGES)
     ),
-    "fig4b": (BOTH_TOWERS, CLIP_ALPHAS, IMAGES),  # the released loss_vis.sh
+    **dict.fromkeys(("fig4b", "fig5"), (BOTH_TOWERS, CLIP_ALPHAS, IMAGES)),  # the released loss_vis.sh
     **dict.fromkeys(("fig2-clip", "fig4a"), (VISION_ALONE, CLIP_ALPHAS, IMAGES)),
     **dict.fromkeys(
         ("fig1-dinov2", "fig2-dinov2", "fig4-dinov2"), (VISION_ALONE, CLIP_ALPHAS, IMAGES | {"head_lr": 1e-3})
@@ -267,8 +308,11 @@ def test_every_published_name_in_a_header_is_there() -> None:
 
 def test_hours_are_computed_from_the_plan() -> None:
     plan = plan_of("cost-clip-b32")
-    words = header(FOLDER / "cost-clip-b32.toml")["length"]
-    assert words == length(FOLDER / "cost-clip-b32.toml"), "run: python -m tools.recipe_hours --write"
+    path = FOLDER / "cost-clip-b32.toml"
+    written = header(path)
+    computed = {name: " ".join(line.split()) for name, line in facts(path).items()}
+    assert {name: written[name] for name in computed} == computed, "run: python -m tools.recipe_hours --write"
+    assert written.keys() >= {"length", "paper", "counts", "cache"}
     seconds = {c.method: trial_seconds(c, plan.spec, "CONFIRM", 100e12) for c in plan.cells}
     assert seconds["lora"] < seconds["full"] < seconds["randlora"] < seconds["dora"]
     twice = plan_of("cost-clip-b32", "train.epochs=6")

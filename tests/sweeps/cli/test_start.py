@@ -8,6 +8,7 @@ import shutil
 import tomllib
 from pathlib import Path
 
+import datasets
 import pytest
 from PIL import Image
 
@@ -15,8 +16,11 @@ from sweeps.cli.new_file import starter
 from sweeps.plan.plan import Plan
 from sweeps.spec.spec import SweepSpec
 from tests.support import ROOT, sweeps
-from tests.trainables.tiny_language import save_model, write_rows
+from tests.trainables.tiny_language import completion_rows, save_model, write_rows
 from tests.trainables.tiny_sentences import save_encoder, write_sst2
+from trainables.data.registry import load_text_dataset
+from trainables.data.text.looking import divide, id_of_files, id_of_hub
+from trainables.errors import DataError
 
 
 def test_init_then_plan(tmp_path: Path) -> None:
@@ -126,3 +130,93 @@ def test_a_folder_of_classes_is_split(tmp_path: Path, monkeypatch: pytest.Monkey
     refused = sweeps("data", f"folder:{tmp_path / 'same'}", "--split", str(tmp_path / "two"))
     assert refused.exit_code == 2 and "one image in two classes" in " ".join(refused.output.split())
     assert "is no folder to split" in sweeps("data", "cifar100", "--split", str(tmp_path / "two")).output
+
+
+def _write(path: Path, rows: list[dict[str, object]]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("\n".join(map(json.dumps, rows)) + "\n", encoding="utf-8")
+
+
+def test_init_looks_at_text_files_and_writes_their_columns(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """From one file of one's own, with columns of its own, to a plan."""
+    monkeypatch.chdir(tmp_path)
+    save_model(tmp_path / "llama", "llama")
+    _write(Path("all.jsonl"), [{"Question": f"{r['prompt']}", "reply": r["completion"]} for r in completion_rows(20)])
+    refused = sweeps("init", "x.toml", "--data", "all.jsonl", "--model", "local:llama")
+    assert refused.exit_code == 2 and "none of its columns (Question, reply) is known" in _flat(refused.output)
+    named = "sft:all.jsonl?prompt=Question&completion=reply"
+    made = json.loads(sweeps("data", named, "--split", "mine", "--json").stdout)
+    assert made["name"] == "sft:mine?prompt=Question&completion=reply"
+    assert (made["sizes"], made["metric"]) == ({"train": 15, "val": 1, "test": 4}, "likelihood")
+    assert sweeps("init", "x.toml", "--data", made["name"], "--model", "local:llama").exit_code == 0
+    spec = SweepSpec.load("x.toml")
+    assert (spec.name, spec.data.datasets) == ("mine", (made["name"],))
+    planned = sweeps("plan", "x.toml", "--set", "methods.full.lr=1e-4")
+    assert planned.exit_code == 0, planned.output
+
+    _write(Path("all.jsonl"), [{"Question": r["prompt"], "Answer": r["completion"]} for r in completion_rows(20)])
+    refused = sweeps("init", "y.toml", "--data", "all.jsonl", "--model", "local:llama")
+    assert refused.exit_code == 2
+    assert "sweeps data 'sft:all.jsonl?prompt=Question&completion=Answer' --split NEW" in _flat(refused.output)
+
+
+@pytest.mark.parametrize(
+    ("files", "found"),
+    [
+        ({"train": {"messages": []}, "test": {}}, "sft:texts"),
+        ({"train_sft": {"conversations": []}, "test_sft": {}, "train_gen": {}}, None),
+        (
+            {"train_sft": {"conversations": []}, "test_sft": {}},
+            "sft:texts?messages=conversations&train=train_sft&test=test_sft",
+        ),
+        ({"train": {"instruction": "a", "choices": ["x"]}, "test": {}}, "json:texts"),
+        ({"train": {"instruction": "a", "output": "b"}, "test": {}}, "sft:texts?prompt=instruction&completion=output"),
+        ({"train": {"instruction": "a", "output": "b", "input": "c"}, "test": {}}, None),
+        ({"train": {"text": "a"}, "test": {}}, None),
+        ({"train": {"prompt": "a", "completion": "b"}, "dev": {}}, None),
+    ],
+)
+def test_the_id_of_text_files_follows_from_their_columns(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, files: dict[str, dict[str, object]], found: str | None
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for which, row in files.items():
+        _write(Path("texts") / f"{which}.jsonl", [row])
+    if found is None:
+        with pytest.raises(DataError, match=r"2 files called train|in 'input' beside|known to hold|no files called"):
+            id_of_files(Path("texts"))
+    else:
+        assert id_of_files(Path("texts")) == found
+
+
+def test_the_id_of_a_hub_set_follows_from_its_splits_and_columns(monkeypatch: pytest.MonkeyPatch) -> None:
+    table = datasets.Dataset.from_list([{"problem": "a", "solution": "b"}])
+    given = datasets.DatasetDict({"train_sft": table, "test_sft": table, "validation": table})
+    monkeypatch.setattr("datasets.load_dataset", lambda *_, **__: given)
+    monkeypatch.setattr("trainables.data.downloads.hub_answers", lambda: True)
+    found = "sft-hf:o/n?prompt=problem&completion=solution&train=train_sft&test=test_sft"
+    assert id_of_hub("sft-hf:o/n") == found
+    assert id_of_hub("sft-hf:o/n?config=small") == f"{found}&config=small"
+
+
+def test_texts_need_a_model_that_reads_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for which, seed in (("train", 0), ("test", 1)):
+        _write(Path("mine") / f"{which}.jsonl", [*completion_rows(4, seed)])
+    refused = sweeps("init", "x.toml", "--data", "mine")
+    assert refused.exit_code == 2 and "--model hf:" in refused.output
+
+
+def test_copies_of_a_prompt_stay_in_one_split(tmp_path: Path) -> None:
+    rows = [row | {"completion": f" {k}"} for row in completion_rows(10) for k in range(3)]
+    _write(tmp_path / "all.jsonl", [*rows])
+    name = divide(f"sft:{tmp_path / 'all.jsonl'}", tmp_path / "all.jsonl", tmp_path / "new")
+    data = load_text_dataset(name, stage="CONFIRM")
+    train, test = ({row.prompt for row in part.rows} for part in (data.train, data.test))  # type: ignore[union-attr]
+    assert (len(data.train), len(data.test), train & test) == (24, 6, set())
+    with pytest.raises(DataError, match="exists already"):
+        divide(name, tmp_path / "all.jsonl", tmp_path / "new")
+
+
+def _flat(output: str) -> str:
+    return " ".join(output.split())

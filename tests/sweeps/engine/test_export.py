@@ -25,7 +25,14 @@ from tests.support import flipped
 from tests.sweeps.engine.kept_results import keep_trials
 from tests.trainables.support import one_tower_trial
 from tests.trainables.tiny_images import COLOURS, noisy, save_dinov2, write_colours
-from tests.trainables.tiny_language import THINGS, instruction_rows, save_model, write_rows
+from tests.trainables.tiny_language import (
+    THINGS,
+    add_chat_template,
+    chat_rows,
+    instruction_rows,
+    save_model,
+    write_rows,
+)
 from tests.trainables.tiny_sentences import save_encoder, write_sst2, write_stsb
 from trainables.config import TrialConfig
 from trainables.errors import DataError, TrialError
@@ -133,6 +140,26 @@ def test_the_code_in_the_readme_says_what_predict_says(
         return
     assert printed[-1].startswith(answer.answer)
     assert float(found["probability"]) == pytest.approx(answer.probability, abs=1e-4)
+
+
+def test_a_model_of_conversations_is_asked_by_its_chat_template(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    save_model(tmp_path / "chat", "llama")
+    add_chat_template(tmp_path / "chat")
+    for seed, which in enumerate(("train", "test")):
+        lines = map(json.dumps, chat_rows(20, seed))
+        (tmp_path / f"{which}.jsonl").write_text("\n".join(lines), encoding="utf-8")
+    trial = one_tower_trial("lora", model=tmp_path / "chat", train=TRAIN, dataset=f"sft:{tmp_path}")
+    kept = kept_trial(keep_trials(tmp_path / "r", [trial]))
+    assert Facts.read(kept.folder).chat
+    to = export_trial(kept, tmp_path / "out", "adapter")
+    monkeypatch.chdir(to)
+    (code,) = re.findall(r"```python\n(.*?)```", (to / "README.md").read_text(), re.S)
+    found: dict[str, Any] = {}
+    exec(compile(code, "chat", "exec"), found)
+    assert found["tokenizer"].decode(found["prompt"]).endswith(f"user\n{QUESTION}<|im_end|>\n<|im_start|>assistant\n")
+    assert says(kept, QUESTION).answer == capsys.readouterr().out.strip()
 
 
 @pytest.mark.parametrize("kind", KINDS)

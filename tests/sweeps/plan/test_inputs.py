@@ -24,13 +24,14 @@ from sweeps.engine.run import run
 from sweeps.errors import Problem, SpecError
 from sweeps.plan import digests, inputs, split_sizes
 from sweeps.plan.digests import fingerprint, label_digest, model_digest, sliced_digest
-from sweeps.plan.inputs import check_inputs
+from sweeps.plan.inputs import check_files, check_inputs
 from sweeps.plan.plan import Plan
 from sweeps.spec.sections import ModelSection
 from sweeps.spec.spec import SweepSpec
 from tests.fakes import TRIAL, FakeCell, fake_plan
 from tests.support import sweeps
 from tests.sweeps.support import PAIR, begin
+from tests.trainables.tiny_language import add_chat_template, chat_rows, save_model
 from trainables.data.downloads import DataWarning
 from trainables.data.images.dataset import ImageSplit
 from trainables.data.registry import load_dataset
@@ -38,6 +39,7 @@ from trainables.data.splits import split_of
 from trainables.errors import DataError
 from trainables.metrics.texts import LIBRARIES
 from trainables.models.families import EMBEDDED, ModelError
+from trainables.models.loading import tokenizer_of
 
 
 @pytest.fixture
@@ -336,6 +338,75 @@ def test_texts_in_both_splits_are_refused(tmp_path: Path) -> None:
         (tmp_path / f"{part}.json").write_text(json.dumps(rows))
     with pytest.raises(SpecError, match=r"20 of 20 test examples stand in train.*test\.json, row 0 is .*train\.json"):
         fingerprint(split_sizes.loaded(f"json:{tmp_path}"))
+
+
+@pytest.fixture
+def chats(tmp_path: Path) -> Path:
+    """A folder with a tiny Llama that has a chat template, and conversations in train.jsonl and test.jsonl."""
+    save_model(tmp_path / "llama", "llama")
+    add_chat_template(tmp_path / "llama")
+    for which, n, seed in (("train", 20, 0), ("test", 6, 1)):
+        lines = map(json.dumps, chat_rows(n, seed))
+        (tmp_path / f"{which}.jsonl").write_text("\n".join(lines), encoding="utf-8")
+    return tmp_path
+
+
+def of_chats(folder: Path, **train: Any) -> Plan:
+    """The plan of a small sweep on them."""
+    return Plan.from_spec(
+        SweepSpec.parse(
+            {
+                "name": "chats",
+                "output": str(folder / "r"),
+                "model": {"id": f"local:{folder / 'llama'}"},
+                "data": {"datasets": [f"sft:{folder}"]},
+                "budgets": {"lora_rank": [2]},
+                "methods": {"lora": {}},
+                "train": train,
+            }
+        )
+    )
+
+
+def test_conversations_are_written_as_tokens_before_a_run(chats: Path) -> None:
+    check_inputs(of_chats(chats))
+    assert (chats / "r" / "data.json").exists()
+    lengths = [len(ids) for ids in _lengths(chats)]
+    words = rf"train texts have more tokens than train\.max_tokens = {max(lengths) - 1}, .* longest has {max(lengths)}"
+    with pytest.warns(DataWarning, match=words):
+        check_files(of_chats(chats, max_tokens=max(lengths) - 1))
+
+
+def _lengths(folder: Path) -> list[list[int]]:
+    tokenizer, _ = tokenizer_of(f"local:{folder / 'llama'}")
+    rows = [json.loads(line) for line in (folder / "train.jsonl").read_text().splitlines()]
+    return [tokenizer.apply_chat_template(r["messages"], tokenize=True, return_dict=True)["input_ids"] for r in rows]
+
+
+@pytest.mark.parametrize(
+    ("wrong", "field", "words"),
+    [
+        ("short", "train.max_tokens", r"train\.jsonl, row 0: what is learned begins at token \d+"),
+        ("template", "data.datasets", "has no chat template"),
+        ("shared", "data.datasets", "6 of 6 test examples stand in train"),
+        ("column", "data.datasets", r"test\.jsonl, row 0: no column 'prompt'"),
+    ],
+)
+def test_plan_refuses_conversations_that_a_run_would(chats: Path, wrong: str, field: str, words: str) -> None:
+    train = {"max_tokens": 4} if wrong == "short" else {}
+    if wrong == "template":
+        (chats / "llama" / "chat_template.jinja").unlink()
+    if wrong == "shared":
+        both = [(chats / f"{which}.jsonl").read_text() for which in ("train", "test")]
+        (chats / "train.jsonl").write_text("\n".join(both))
+    if wrong == "column":
+        (chats / "test.jsonl").write_text('{"text": "a"}')
+    with pytest.raises((SpecError, DataError), match=words) as error:
+        check_files(of_chats(chats, **train))
+    if isinstance(error.value, SpecError):
+        assert error.value.problems[0].field == field
+    else:
+        assert wrong == "column"
 
 
 def _another_users(cache: Path) -> None:

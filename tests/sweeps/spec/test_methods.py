@@ -83,6 +83,18 @@ def test_what_one_method_can_not_take_is_found_before_anything_runs() -> None:
     Wrong("train", names=("micro_batch_size 4", "global_batch_size 8", "negatives = 'part'")).check(found)
 
 
+def test_one_method_may_take_smaller_parts_of_a_batch() -> None:
+    """Full fine-tuning of ViT-H/14 trains on 4 x 32 in the paper, the other methods on 2 x 64."""
+    given = {**tree({"lora": {}, "full": {"micro_batch_size": 2}})}
+    given["train"] = {"global_batch_size": 8, "micro_batch_size": 4, "negatives": "part"}
+    given["model"] = {"id": "embedded:tiny-clip", "adapt": "both"}
+    plan = Plan.from_spec(SweepSpec.parse(given))
+    found = {cell.method: (cell.settings(plan.spec.train).micro_batch_size, cell.negatives) for cell in plan.cells}
+    assert found == {"lora": (4, 4), "full": (2, 2)}
+    seeds = {cell.method: cell.trial("CONFIRM", 1e-3, (0, 0, 0), plan.spec.train) for cell in plan.cells}
+    assert {name: trial.train.micro_batch_size for name, trial in seeds.items()} == {"lora": 4, "full": 2}
+
+
 def test_a_range_of_an_option_that_counts_has_whole_numbers() -> None:
     given = tree({"adalora": {"space": {"interval": {"low": 5, "high": 10}}}})
     (found,) = Plan.from_spec(SweepSpec.parse(given)).feasible[0].dimensions

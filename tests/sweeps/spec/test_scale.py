@@ -80,7 +80,7 @@ def test_a_name_with_dots_stands_in_quotes(file: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "scale", "wrong"),
     [
-        (("", ""), "tiny", Wrong("--scale", "tiny", names=("full, small",))),
+        (("", ""), "tiny", Wrong("--scale", "tiny", names=("full, published, small",))),
         (("[small]", "[smaller]"), "small", Wrong("--scale", "small", names=("[small]",))),
         (('"methods.vera"', '"methods.veras"'), "small", Wrong("small.drop", "methods.veras", "methods.vera")),
         ((DROP, "3"), "small", Wrong("small.drop", 3, '"methods.NAME"')),
@@ -141,3 +141,12 @@ def test_what_an_alias_is_changed_to_holds_for_it_alone(tmp_path: Path) -> None:
     small = SweepSpec.load(path, scale="small")
     assert [m.lr is None for m in small.methods.values()] == [True, True, False]
     assert small.methods["randlora"].lr is not None and small.methods["randlora"].lr.low == 1e-3
+
+
+def test_the_published_form_is_a_table_of_its_own(tmp_path: Path) -> None:
+    file = tmp_path / "t.toml"
+    file.write_text(FILE.replace("[small]", '[published]\nprotocol = "paper"\nconfirm = { seeds = 1 }\n\n[small]'))
+    full, small, published = (SweepSpec.load(file, scale=scale) for scale in ("full", "small", "published"))
+    assert (full.protocol, small.protocol, published.protocol) == ("standard", "standard", "paper")
+    assert (published.name, published.folder) == ("t-published", Path("runs/t-published"))
+    assert published.confirm.seeds == (0,) and published.methods.keys() == full.methods.keys()

@@ -2,8 +2,10 @@ from __future__ import annotations
 
 import io
 import json
+import sys
 from dataclasses import replace
 from pathlib import Path
+from types import ModuleType, SimpleNamespace
 
 import pytest
 from rich.console import Console
@@ -14,6 +16,7 @@ from sweeps.watch.displays import (
     JsonProgress,
     LineProgress,
     LiveProgress,
+    NotebookProgress,
     Silent,
     best_table,
     make_progress,
@@ -206,3 +209,28 @@ def test_progress_may_be_none_or_ones_own() -> None:
     assert isinstance(make_progress(False), Silent)
     assert isinstance(make_progress("json"), JsonProgress)
     assert isinstance(make_progress(True), LineProgress)  # under pytest there is no terminal
+
+
+def test_a_notebook_has_one_bar_that_is_replaced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shown: list[str] = []
+    handle = SimpleNamespace(update=shown.append)
+
+    def display(page: str, *, display_id: bool) -> SimpleNamespace:
+        assert display_id and not shown  # a second call would begin a second bar
+        shown.append(page)
+        return handle
+
+    package, inside = ModuleType("IPython"), ModuleType("IPython.display")
+    package.get_ipython = lambda: SimpleNamespace(kernel=object())  # type: ignore[attr-defined]
+    inside.HTML, inside.display = str, display  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "IPython", package)
+    monkeypatch.setitem(sys.modules, "IPython.display", inside)
+    progress, state = make_progress(True), half_way(tmp_path)
+    assert isinstance(progress, NotebookProgress)
+    progress.start(state)
+    progress.note("set aside: <x>")
+    progress.stop(state)
+    assert len(shown) == 2 and all('<progress value="12" max="41">' in page for page in shown)
+    assert "12/41 trials" in shown[-1] and "set aside: &lt;x&gt;" in shown[-1] and "<td>randlora</td>" in shown[-1]
+    assert "loss became nan" in shown[-1]
+    assert isinstance(make_progress(False), Silent)

@@ -5,8 +5,10 @@ from __future__ import annotations
 import fcntl
 import hashlib
 import json
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import datasets
@@ -18,10 +20,11 @@ from PIL import Image
 
 from tests.trainables.tiny_images import colour_tables
 from trainables.data.downloads import DataWarning, differ, downloading
+from trainables.data.images.archives import VOC_CLASSES
 from trainables.data.images.info import DatasetInfo, Sizes, class_words, clean
 from trainables.data.images.paper_sets import PAPER_SETS
 from trainables.data.images.pixels import Pixels, Recipe
-from trainables.data.images.torchvision import per_class_rows, share_rows
+from trainables.data.images.torchvision import ENTRIES, _classes, per_class_rows, share_rows
 from trainables.data.registry import DATASETS, check_dataset, load_dataset
 from trainables.data.splits import VAL_FRACTION, VAL_MOST, split
 from trainables.errors import DataError
@@ -139,8 +142,27 @@ def test_class_names_read_as_words() -> None:
     }
     assert list(found.values()) == ["Black footed Albatross", "bar indoor", "airplanes", "Sea Lake", "F-16A/B"]
     assert (clean("iPod"), clean("DHC-8-100"), clean("AD", {"AD": "Andorra"})) == ("iPod", "DHC-8-100", "Andorra")
-    assert len(class_words("gtsrb")) == 43
-    assert len(class_words("country211")) >= 211
+
+
+def test_class_names_are_the_released_ones() -> None:
+    """SHA-256 of the lists in the code that the paper's data sets come from: fredzzhang/atlas, and the GTSRB list of
+    openai/CLIP at e184f608 that it takes."""
+
+    def digest(names: Sequence[str]) -> str:
+        return hashlib.sha256("\n".join(names).encode()).hexdigest()[:16]
+
+    def classes(key: str, raw: Sequence[str]) -> tuple[str, ...]:
+        return _classes(ENTRIES[key], SimpleNamespace(classes=raw))
+
+    assert digest(classes("country211", sorted(class_words("country211")))) == "027b30d283f3a153"
+    assert digest(classes("flowers102", torchvision.datasets.Flowers102.classes)) == "5429e1ef6e0e5aa3"
+    assert digest(classes("gtsrb", ())) == "953036bc5aedbe6b"
+    land = ("AnnualCrop", "Forest", "HerbaceousVegetation", "Highway", "Industrial")
+    land += ("Pasture", "PermanentCrop", "Residential", "River", "SeaLake")
+    assert digest(classes("eurosat", land)) == "ee2e41b9973e7206"
+    assert digest([clean(name, class_words("voc")) for name in VOC_CLASSES]) == "1f7cfbcbbf2ee17b"
+    raw = ("002.american-flag", "251.airplanes-101", "217.tennis-court")
+    assert classes("caltech256", raw) == ("american flag", "airplanes", "tennis court")
 
 
 def test_per_class_and_share_splits() -> None:
@@ -183,7 +205,7 @@ def test_pooled_sets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.warns(DataWarning):
         data = load_dataset("eurosat", stage="CONFIRM")
         test = data.test
-    assert data.class_names == ("annual crop land", "sea or lake")
+    assert data.class_names == ("annual crop land", "lake or sea")
     rows = split(data, 1.0, 0, "CONFIRM")
     assert (len(rows.train_idx), len(rows.val_idx), len(test)) == (120, 540, 540)
 
@@ -249,7 +271,7 @@ def test_objects_of_voc(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
         data = load_dataset("voc2007", stage="CONFIRM")
         assert len(data.test) == 6
     assert data.class_names[11] == "dog"
-    assert data.class_names[19] == "television or monitor"
+    assert data.class_names[19] == "tv monitor"
     assert data.train.labels.tolist() == [11, 19] * 3
     assert data.val_rows is not None
     assert data.val_rows.tolist() == [4, 5]

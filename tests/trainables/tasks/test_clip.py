@@ -6,6 +6,7 @@ import contextlib
 import math
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -47,7 +48,40 @@ def tokens(loaded: LoadedModel, texts: list[str]) -> Tensor:
 
 def test_logit_scale_is_exponentiated(loaded: LoadedModel) -> None:
     assert math.isclose(float(logit_scale(loaded.module)), 1 / 0.07, rel_tol=1e-5)
-    assert not logit_scale(loaded.module).requires_grad
+
+
+def test_full_fine_tuning_may_train_the_temperature(make_trial: Callable[..., TrialConfig], tmp_path: Path) -> None:
+    """As the RandLoRA paper's code for both towers; no other method does, and the base model gets its own back."""
+    lane: dict[str, Any] = {}
+    trials = {on: make_trial("full", adapt="both", train={"train_temperature": on}) for on in (False, True)}
+    results = {on: run(trial, tmp_path / str(on), lane)[-1]["result"].measured for on, trial in trials.items()}
+    assert results[True].adapter_params == results[False].adapter_params + 1
+    assert results[True].test_loss != results[False].test_loss
+    loaded = Warm(lane, torch.device("cpu")).model(trials[True].model)
+    own = float(loaded.module.get_parameter("logit_scale"))
+    task = make_task(
+        Parts(
+            trial=trials[True],
+            lane=Warm(lane, torch.device("cpu")),
+            loaded=loaded,
+            autocast=contextlib.nullcontext,
+            precision="fp32",
+        )
+    )
+    for on, trial in trials.items():
+        with adapted(loaded.module, trial) as trainables:
+            assert ("logit_scale" in trainables.parameters) == on == logit_scale(loaded.module).requires_grad
+    with adapted(loaded.module, trials[True]) as trainables:
+        task.loss_sum(task.batches(1)[0], None).backward()
+        scale = trainables.parameters["logit_scale"]
+        assert scale.grad is not None and scale.grad != 0
+        with torch.no_grad():
+            scale.add_(0.5)
+        assert float(logit_scale(loaded.module)) == pytest.approx(math.exp(own + 0.5))
+    assert float(loaded.module.get_parameter("logit_scale")) == own
+    for method, adapt in (("lora", "both"), ("full", "vision")):
+        with adapted(loaded.module, make_trial(method, adapt=adapt, train={"train_temperature": True})) as trainables:
+            assert "logit_scale" not in trainables.parameters
 
 
 def test_class_embeddings_are_the_unit_mean_of_unit_prompts(loaded: LoadedModel) -> None:

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import open_clip
 import pytest
 import torch
 from safetensors.torch import load_file
 from torch.nn.functional import cross_entropy, kl_div, l1_loss, log_softmax, normalize
 
 import trainables.training.checkpoints
+from randlora.methods.prompts.entry import replaced_words
 from randlora.methods.prompts.learners import PromptSRC, prompts_in
+from randlora.methods.registry import get_method
+from randlora.model.prompted import with_room
 from tests.trainables.support import outcome, run, weights
 from trainables.config import NotPackableError, TrialConfig
 from trainables.models.loading import load_model
@@ -21,7 +26,7 @@ from trainables.predicting.answers import answers
 from trainables.predicting.trained import load_trained
 from trainables.runtime import choose_precision
 from trainables.tasks.images.clip import encode_images
-from trainables.tasks.images.prompts import RegularisedClassifier, TransferClassifier
+from trainables.tasks.images.prompts import RegularisedClassifier, TransferClassifier, names_as_texts
 from trainables.tasks.lane_cache import Warm
 from trainables.tasks.make import make_task
 from trainables.tasks.task import Parts
@@ -60,6 +65,29 @@ def test_a_trial_learns_and_gives_the_model_back(prompt_trial: MakeTrial, tmp_pa
     assert all(torch.equal(v, fresh.state_dict()[k]) for k, v in weights(warm).items())
     again = run(trial, tmp_path / "again", warm)  # the text features of the trial before must be gone
     assert outcome(again) == outcome(reports) == outcome(run(trial, tmp_path / "cold"))
+
+
+@pytest.mark.parametrize("method", ["coop", "maple", "maple+dept"])
+@pytest.mark.parametrize("m", [1, 2, 4, 6])
+def test_the_text_tower_reads_the_released_tokens(method: str, m: int) -> None:
+    """What the token embedding is given for three classes, decoded. MaPLe's released code tokenises "a photo of a
+    NAME." and puts its vectors in the place of the first m tokens; CoOp's puts its own before the name."""
+    tokenizer = open_clip.get_tokenizer("ViT-B-32")
+    names = ["dog", "grand piano", "Boeing 737-200"]
+    loaded = dataclasses.replace(load_model(MODEL), tokenizer=tokenizer)
+    config = get_method(f"prompt:{method}").config.from_options(m, {})
+    ids = with_room(names_as_texts(loaded, names, torch.device("cpu"), replaced_words(config)), m)
+    released = tokenizer([f"a photo of a {name}." for name in names])
+    kept = 4 if "coop" in method else min(m, 4)  # of "a photo of a", gone
+    for found, whole in zip(ids.tolist(), released.tolist(), strict=True):
+        end = found.index(max(found))
+        assert found[0] == whole[0]  # the start of a text; the learnt vectors take the m places after it
+        assert found[1 + m : end + 1] == whole[1 + kept : whole.index(max(whole)) + 1]
+    behind = [tokenizer.decode(row[1 + m : row.index(max(row))]).strip() for row in ids.tolist()]
+    if (method, m) == ("maple+dept", 2):
+        assert behind == ["of a dog .", "of a grand piano .", "of a boeing 7 3 7 - 2 0 0 ."]
+    if method == "coop":
+        assert behind == ["dog .", "grand piano .", "boeing 7 3 7 - 2 0 0 ."]
 
 
 @pytest.mark.parametrize("method", ["coop", "promptsrc", "maple+dept"])

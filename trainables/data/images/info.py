@@ -85,7 +85,11 @@ class DatasetInfo:
 
 @functools.cache
 def class_words(name: str) -> Any:
-    """Words for prompts that a data set's own class names do not give: a tuple, or a table of replacements."""
+    """Words for prompts that a data set's own class names do not give: a tuple, or a table of replacements.
+
+    They are those of the code that the RandLoRA paper's data sets come from (github.com/fredzzhang/atlas), which are
+    CLIP's for GTSRB and EuroSAT, with its spelling mistakes.
+    """
     text = resources.files("trainables.data.images").joinpath("class_names.json").read_text(encoding="utf-8")
     found = json.loads(text)[name]
     return tuple(found) if isinstance(found, list) else found

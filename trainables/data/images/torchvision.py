@@ -40,6 +40,7 @@ class _Entry:
     val: Mapping[str, Any] | None = None  # a validation split of the authors'
     classes: tuple[str, ...] | None = None  # where torchvision has no names
     renames: str | None = None  # table of class_names.json
+    hyphens: bool = True  # False: they stand for spaces in the class names
     more: tuple[Mapping[str, Any], ...] = ()  # further training splits, for DTD
     pooled: Literal["per-class", "share"] | None = None  # one pool, split here
     download: bool = True
@@ -58,13 +59,13 @@ ENTRIES: dict[str, _Entry] = {
     "dtd": _Entry("DTD", *_SPLIT, more=({"split": "val"},)),
     "food101": _Entry("Food101", *_SPLIT),
     "fgvc-aircraft": _Entry("FGVCAircraft", *_SPLIT, val={"split": "val"}),
-    "flowers102": _Entry("Flowers102", *_SPLIT, val={"split": "val"}),
+    "flowers102": _Entry("Flowers102", *_SPLIT, val={"split": "val"}, renames="flowers102"),
     "oxford-pets": _Entry("OxfordIIITPet", {"split": "trainval"}, {"split": "test"}),
     "gtsrb": _Entry("GTSRB", *_SPLIT, classes=class_words("gtsrb")),
     "country211": _Entry("Country211", *_SPLIT, val={"split": "valid"}, renames="country211"),
     "eurosat": _Entry("EuroSAT", {}, {}, renames="eurosat", pooled="per-class"),
     "caltech101": _Entry("Caltech101", {}, {}, renames="caltech101", pooled="share"),
-    "caltech256": _Entry("Caltech256", {}, {}, pooled="share"),
+    "caltech256": _Entry("Caltech256", {}, {}, pooled="share", hyphens=False),
     "imagenet": _Entry("ImageNet", {"split": "train"}, {"split": "val"}, download=False),
 }
 
@@ -130,7 +131,8 @@ def _classes(entry: _Entry, found: Any) -> tuple[str, ...]:
         return entry.classes
     raw = getattr(found, "classes", None) or found.categories
     renames = class_words(entry.renames) if entry.renames else None
-    return tuple(clean(c[0] if isinstance(c, tuple) else str(c), renames) for c in raw)
+    names = [clean(c[0] if isinstance(c, tuple) else str(c), renames) for c in raw]
+    return tuple(names if entry.hyphens else [name.replace("-", " ") for name in names])
 
 
 def _split(name: str, which: str, parts: list[Any], n_classes: int) -> ImageSplit:

@@ -16,9 +16,10 @@ from torch import Tensor
 from trainables.data.splits import SplitSet
 from trainables.errors import DataError
 
-TextKind = Literal["instructions", "questions", "problems", "meanings", "sentences"]
+TextKind = Literal["instructions", "questions", "problems", "meanings", "completions", "sentences"]
 """instructions: LLM-Adapters rows, answered by a label. questions: answered by the text of a choice. problems: by a
-number at the end of a solution (GSM8K). meanings: E2E. sentences: one or two with a class or a number (GLUE)."""
+number at the end of a solution (GSM8K). meanings: E2E. completions: judged by their likelihood alone. sentences: one or
+two with a class or a number (GLUE)."""
 
 
 @dataclass(frozen=True)
@@ -51,7 +52,28 @@ class Labelled:
     label: int | float
 
 
-Row = Exchange | Labelled
+@dataclass(frozen=True)
+class Completion:
+    """A text and how it goes on, of which a model learns the second part."""
+
+    prompt: str
+    completion: str
+
+
+@dataclass(frozen=True)
+class Chat:
+    """A conversation, which the model's chat template writes as one text.
+
+    Attributes:
+        messages: (role, content) of each.
+        learned_from: the first message of the completion, which is learned whole; None: every message of the assistant.
+    """
+
+    messages: tuple[tuple[str, str], ...]
+    learned_from: int | None = None
+
+
+Row = Exchange | Completion | Chat | Labelled
 
 
 @dataclass(frozen=True, eq=False)
@@ -61,7 +83,7 @@ class TextSplit:
     Attributes:
         source: where they come from, for messages.
         name: "train" or "test".
-        rows: Exchange in all, or Labelled in all.
+        rows: Exchange in all, or Labelled in all, or Completion and Chat.
         labels: (N,) int64, the class of every row: a GLUE label, or the task of a row in a union of tasks.
         groups: names of the tasks of a union, or one name; scores are means over them.
         group_of: (N,) int64, the task of every row.
@@ -106,7 +128,7 @@ class TextDataset(SplitSet[TextSplit]):
 
     Attributes:
         kind: what its rows are.
-        metric: name of the score: "accuracy", "matthews", "pearson", "bleu".
+        metric: name of the score: "accuracy", "matthews", "pearson", "bleu", "likelihood".
     """
 
     kind: TextKind
@@ -171,9 +193,19 @@ def text_split(source: str, name: str, parts: Sequence[Part]) -> TextSplit:
 
 def _half(row: Row) -> str | None:
     r"""A lone surrogate in a row's texts, as JSON's "\ud83d" is, which no tokenizer takes; None where there is none."""
-    texts = row.sentences if isinstance(row, Labelled) else (row.prompt, row.response, *row.choices)
+    texts = _texts_of(row)
     try:
         "".join(texts).encode()
     except UnicodeEncodeError as error:
         return error.object[error.start]
     return None
+
+
+def _texts_of(row: Row) -> Sequence[str]:
+    if isinstance(row, Labelled):
+        return row.sentences
+    if isinstance(row, Chat):
+        return [text for message in row.messages for text in message]
+    if isinstance(row, Completion):
+        return row.prompt, row.completion
+    return row.prompt, row.response, *row.choices

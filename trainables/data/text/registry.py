@@ -7,6 +7,7 @@
 | `metamathqa-gsm8k`, `glue-sst2`, ..., `e2e` | from the hub |
 | `json:FOLDER`, `questions:FOLDER` | `{train,test}.json` in LLM-Adapters' form, read in the one way or the other |
 | `problems:FOLDER` | `{train,test}.json` of worked solutions that end in a number |
+| `sft:FOLDER`, `sft-hf:ORG/NAME` | prompts with completions, or messages, in TRL's form; of files or the hub |
 | `glue:FOLDER`, `e2e:FOLDER` | the files of GLUE tasks and of E2E |
 """
 
@@ -21,6 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from trainables.data.downloads import FOLDER_VARIABLE, UNKNOWN, counted, data_folder, hub_splits, may_download
+from trainables.data.text import fine_tuning
 from trainables.data.text.dataset import TextDataset, TextKind
 from trainables.data.text.instructions import Form, assemble, from_json
 from trainables.data.text.problems import from_problems_folder, problem_set
@@ -34,6 +36,7 @@ _FORMS: dict[str, tuple[TextKind, Callable[[str, Path], TextDataset]]] = {
     "json": ("instructions", lambda name, folder: from_json(name, folder, "instructions")),
     "questions": ("questions", lambda name, folder: from_json(name, folder, "questions")),
     "problems": ("problems", from_problems_folder),
+    fine_tuning.FORM: ("completions", fine_tuning.from_files),
     "glue": ("sentences", from_glue_folder),
     "e2e": ("meanings", from_e2e_folder),
 }
@@ -207,6 +210,8 @@ def text_kind(name: str) -> TextKind | None:
     if name in TEXT_DATASETS:
         return TEXT_DATASETS[name].kind
     form, _, rest = name.partition(":")
+    if form == fine_tuning.HUB_FORM and rest:
+        return "completions"
     return _FORMS[form][0] if form in _FORMS and rest else None
 
 
@@ -215,6 +220,10 @@ def text_loader(name: str) -> Callable[[], TextDataset] | None:
     if name in TEXT_DATASETS:
         return functools.partial(TEXT_DATASETS[name].open, name)
     form, _, rest = name.partition(":")
+    if form == fine_tuning.HUB_FORM and rest:
+        return fine_tuning.loader(name, None)
     if form not in _FORMS or not rest:
         return None
+    if form == fine_tuning.FORM:
+        return fine_tuning.loader(name, folder_of(name, fine_tuning.read_place(name).path))
     return functools.partial(_FORMS[form][1], name, folder_of(name, rest))

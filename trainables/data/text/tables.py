@@ -197,7 +197,7 @@ def from_e2e_folder(name: str, folder: Path) -> TextDataset:
                 f"data set {name!r}: no {path.name} in {folder}, which needs {', '.join(names.values())}; "
                 f"{nearest(path.name, beside)}"
             )
-    tables = {which: functools.partial(_read_csv, path) for which, path in files.items()}
+    tables = {which: functools.partial(read_csv, path) for which, path in files.items()}
     return e2e_dataset(name, tables, {which: str(path) for which, path in files.items()})
 
 
@@ -240,7 +240,8 @@ def _meaning_row(prompt: str, references: tuple[str, ...]) -> Exchange:
     return Exchange(prompt, f" {references[0]}", references=references, bos_between=True)
 
 
-def _read_csv(path: Path) -> Cells:
+def read_csv(path: Path) -> Cells:
+    """The rows of comma-separated text with a header. Raises DataError for one with other columns than the header."""
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
             rows = list(csv.DictReader(file))

@@ -61,17 +61,20 @@ def class_embeddings(
 
 
 def logit_scale(model: nn.Module) -> Tensor:
-    """exp of the model's logit_scale, a scalar without gradient: it stays as pretrained for every method."""
-    scale = model.get_parameter("logit_scale")
-    return scale.detach().exp().reshape(())
+    """exp of the model's logit_scale as it is now, a scalar; it has a gradient where logit_scale trains."""
+    return model.get_parameter("logit_scale").exp().reshape(())
 
 
 class ClipClassifier(FeatureClassifier):
     """CLIP's image tower, whose unit features are compared with `_head`, (D, C), where it exists."""
 
     def __init__(self, model: nn.Module, autocast: Autocast) -> None:
-        self._model, self._autocast, self._scale = model, autocast, logit_scale(model)
+        self._model, self._autocast = model, autocast
         self._head: Tensor | None = None
+
+    @property
+    def _scale(self) -> Tensor:
+        return logit_scale(self._model)
 
     def features(self, images: Tensor) -> Tensor:
         return encode_images(self._model, images, self._autocast)
@@ -87,7 +90,7 @@ class VisionTask(ClipClassifier):
 
     def __init__(self, model: nn.Module, classes: Tensor, autocast: Autocast) -> None:
         super().__init__(model, autocast)
-        self._head = (self._scale * classes).T.contiguous()
+        self._head = (self._scale.detach() * classes).T.contiguous()
 
 
 class LinearProbe(ClipClassifier):

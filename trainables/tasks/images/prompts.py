@@ -1,6 +1,7 @@
 """CLIP with learnt prompts: images against the words of all classes, which are encoded anew in every step.
 
-A prompt is the learnt context, a class's name and a full stop, as in CoOp. The loss is cross-entropy over all classes,
+A prompt is the learnt context, a class's name and a full stop, as in CoOp; MaPLe has words between context and name
+(`names_as_texts`). The loss is cross-entropy over all classes,
 whichever towers `adapt` names: that is what these methods publish, where adapters on both towers train on the prompts
 of a batch. PromptSRC and DePT add terms of their own.
 """
@@ -13,12 +14,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, kl_div, l1_loss, log_softmax, normalize
 
-from randlora.methods.prompts.entry import name_of
+from randlora.methods.prompts.entry import name_of, replaced_words
+from randlora.methods.prompts.kinds import WORDS
 from randlora.methods.prompts.learners import CoCoOp, PromptSRC, prompts_in
+from randlora.methods.registry import get_method
 from randlora.model.prompted import place_of, with_room
 from trainables.errors import TrialError
 from trainables.models.encoders import TransferHead, new_transfer_head
-from trainables.models.loading import LoadedModel
+from trainables.models.loading import LoadedModel, word_ids
 from trainables.runtime import Autocast
 from trainables.tasks.images.clip import (
     TEXTS_AT_ONCE,
@@ -37,7 +40,7 @@ TRANSFER_WEIGHT = 0.7
 
 
 class PromptClassifier(ClipClassifier):
-    """`texts`: (C, context) token ids of the classes' names with a full stop. The prompts are in the model by then."""
+    """`texts`: (C, context) token ids of what follows the learnt context, of each class (`names_as_texts`)."""
 
     def __init__(self, model: nn.Module, texts: Tensor, autocast: Autocast) -> None:
         super().__init__(model, autocast)
@@ -133,10 +136,21 @@ class TransferClassifier(PromptClassifier):
         return (1.0 - TRANSFER_WEIGHT) * compared + TRANSFER_WEIGHT * by_head
 
 
-def names_as_texts(loaded: LoadedModel, names: Sequence[str], device: torch.device) -> Tensor:
-    """(C, context) token ids of "NAME."."""
-    assert loaded.tokenizer is not None
-    return loaded.tokenizer([f"{name}." for name in names]).to(device)
+def names_as_texts(
+    loaded: LoadedModel, names: Sequence[str], device: torch.device, replaced: int | None = None
+) -> Tensor:
+    """(C, context) token ids of what follows the learnt context: "NAME.".
+
+    `replaced`: the number of tokens that the context replaces of "a photo of a NAME." (`replaced_words`); its other
+    tokens follow. A longer context than "a photo of a" leaves "NAME.".
+    """
+    tokenizer = loaded.tokenizer
+    assert tokenizer is not None
+    if replaced is None or replaced > len(word_ids(tokenizer, WORDS)):
+        return tokenizer([f"{name}." for name in names]).to(device)
+    texts = tokenizer([f"{WORDS} {name}." for name in names])
+    padding = texts[:, -1:].repeat(1, replaced)
+    return torch.cat([texts[:, :1], texts[:, 1 + replaced :], padding], dim=1).to(device)
 
 
 def prompt_classifier(
@@ -155,7 +169,9 @@ def prompt_task(parts: Parts) -> ImageTask:
     trial, lane, loaded, autocast = parts.trial, parts.lane, parts.loaded, parts.autocast
     dataset, name, module = lane.dataset(trial.dataset, trial.stage), name_of(trial.method), loaded.module
     names, templates = dataset.class_names, dataset.templates
-    texts = lane.words(("names", dataset.name), lambda: names_as_texts(loaded, names, lane.device))
+    config = get_method(trial.method).config.from_options(max(dict(trial.capacities).values()), dict(trial.options))
+    replaced = replaced_words(config)
+    texts = lane.words(("names", dataset.name, replaced), lambda: names_as_texts(loaded, names, lane.device, replaced))
     if name.transfer:
         head = new_transfer_head(place_of(module).joint, len(names), trial.init_seed, lane.device)
         return ImageTask(parts, dataset, TransferClassifier(module, texts, autocast, head), head)

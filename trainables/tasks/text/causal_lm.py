@@ -9,10 +9,14 @@ behind, which the loss and, attention being causal, the model do not see.
 longer ones would lose otherwise. The other of the two is a further metric.
 "generation": LLM-Adapters' beam search, and its rules for reading an answer from the text; for rows with references
 (E2E) the score is BLEU, and rows that are problems (GSM8K) have the number read that their text ends with.
+
+Completions and conversations have neither choices nor answers. Their score is the likelihood, e to the minus loss over
+the tokens that are learned, which is the geometric mean of the probabilities that the model gives them.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -20,21 +24,21 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from trainables.config import LINEAR_PROBE, EvaluateSettings
-from trainables.data.text.batches import padded
+from trainables.data.text.batches import length_batches, padded
 from trainables.data.text.dataset import Exchange, TextDataset, TextSplit
 from trainables.data.text.problems import final_answer
 from trainables.data.text.prompts import extract_answer
 from trainables.errors import TrialError
-from trainables.metrics.texts import check_installed, score_texts
-from trainables.models.language import LanguageModel, positions
+from trainables.metrics.texts import caption_scores, check_installed, score_texts
+from trainables.models.language import LanguageModel, log_likelihood
 from trainables.runtime import told
 from trainables.tasks.task import Alone, Parts, Scores, Which, summed
-from trainables.tasks.text.encoding import Encoded, EncodedRows, encoder_of, exchange
+from trainables.tasks.text.encoding import Encoded, EncodedRows, encoder_of, exchange, targets_of
 from trainables.tasks.text.generation import generate
 from trainables.tasks.text.rows import TextTask, limited, refuse_images
-from trainables.tasks.text.scoring import Question, choice_scores
+from trainables.tasks.text.scoring import BATCH_TOKENS, Question, choice_scores
 
-LOG_LIKELIHOOD, GENERATION = "log-likelihood", "generation"
+LOG_LIKELIHOOD, GENERATION, LOSS_ALONE = "log-likelihood", "generation", "loss"
 
 
 class CausalLMTask(TextTask[Encoded]):
@@ -63,7 +67,7 @@ class CausalLMTask(TextTask[Encoded]):
         super().__init__(parts, dataset, encoder.max_tokens, lambda part: EncodedRows(part, encoder))
         self.protocol = check_judged(dataset, trial.evaluate, self._rows.val_idx)
         self._references = dataset.kind == "meanings"
-        if not self._references:
+        if self.protocol != LOSS_ALONE and not self._references:
             per_byte = self.protocol == LOG_LIKELIHOOD and dataset.kind == "questions"
             self.metric = f"accuracy ({self.protocol}{' per byte' if per_byte else ''})"
 
@@ -72,7 +76,7 @@ class CausalLMTask(TextTask[Encoded]):
 
     def _targets(self, row: int) -> int:
         found = self._train[row]
-        return len(found) - 1 if self._trial.train.loss_on_prompt else len(found.response)
+        return len(found) - 1 if self._trial.train.loss_on_prompt else found.targets
 
     def loss_sum(self, rows: Tensor, plan: Tensor | None) -> Tensor:
         return self._loss_sums([rows])[0]
@@ -88,9 +92,7 @@ class CausalLMTask(TextTask[Encoded]):
     def _loss_sums(self, groups: Sequence[Tensor]) -> list[Tensor]:
         """The summed loss of each group of rows, by one forward pass of all."""
         texts = [self._train[row] for rows in groups for row in rows.tolist()]
-        whole = [torch.cat([t.prompt, t.response]) for t in texts]
-        starts = [0 if self._trial.train.loss_on_prompt else len(t.prompt) - 1 for t in texts]
-        at_rows, at_columns, targets = positions(whole, starts)
+        whole, at_rows, at_columns, targets = targets_of(texts, prompts=self._trial.train.loss_on_prompt)
         ids = padded([w[:-1] for w in whole], self._encoder.pad)  # nothing follows the last token
         with self._saving():
             logits, _ = self._model.logits(ids, at_rows, at_columns)
@@ -104,6 +106,11 @@ class CausalLMTask(TextTask[Encoded]):
         if len(rows) == 0:
             return None
         mine = list(range(rank, len(rows), world))
+        if self.protocol == LOSS_ALONE:
+            found = torch.zeros(len(rows), 4, dtype=torch.float64)
+            found[mine, 2:] = self._learned_losses(part, [int(rows[i]) for i in mine], batch_size)
+            loss = _mean_loss(summed(found, world, self._lane.device))
+            return self._scores(part, rows, math.exp(-loss), None, {"loss": loss})
         texts = [exchange(part, int(rows[i])) for i in mine]
         found = torch.zeros(len(rows), 4, dtype=torch.float64)
         if self.protocol == LOG_LIKELIHOOD:
@@ -127,7 +134,10 @@ class CausalLMTask(TextTask[Encoded]):
         if self._references:
             found = summed(found, world, self._lane.device)
             references = [exchange(part, row).references for row in rows.tolist()]
-            values = score_texts(gathered(written, len(rows), world), references)
+            whole = gathered(written, len(rows), world)
+            values = score_texts(whole, references)
+            if part is not self._dataset.train:  # METEOR takes seconds, and nothing is chosen by it
+                values |= caption_scores(whole, references)
             return self._scores(part, rows, values.pop("bleu"), None, {**values, "loss": _mean_loss(found)})
         answers = [answer_in(text, row) for text, row in zip(written, texts, strict=True)]
         found[mine, 0] = torch.tensor([a == r.answer for a, r in zip(answers, texts, strict=True)], dtype=torch.float64)
@@ -188,6 +198,23 @@ class CausalLMTask(TextTask[Encoded]):
         pairs = [[-float(s[0]), float(len(b))] for s, b in zip(scores, bodies, strict=True)]
         return torch.tensor(pairs, dtype=torch.float64).reshape(-1, 2)
 
+    @torch.no_grad()
+    def _learned_losses(self, part: TextSplit, rows: Sequence[int], batch_size: int) -> Tensor:
+        """Summed loss of the tokens that are learned, and their number, per row: (rows, 2)."""
+        tokens = self._in_tokens(part)
+        tokens.prepare(rows)
+        texts = [tokens[row] for row in rows]
+        most = BATCH_TOKENS * batch_size // self._trial.train.eval_batch_size
+        found = torch.zeros(len(rows), 2, dtype=torch.float64)
+        for batch in length_batches([len(text) - 1 for text in texts], batch_size, most):
+            whole, at_rows, at_columns, targets = targets_of([texts[i] for i in batch], prompts=False)
+            ids = padded([each[:-1] for each in whole], self._encoder.pad)
+            logits, _ = self._model.logits(ids, at_rows, at_columns)
+            losses = -log_likelihood(logits, targets).double().cpu()
+            of = torch.tensor(batch)[at_rows]
+            found.index_add_(0, of, torch.stack([losses, torch.ones_like(losses)], dim=1))
+        return found
+
 
 def _mean_loss(found: Tensor) -> float:
     """The loss per token of rows whose summed losses and tokens are columns 2 and 3."""
@@ -207,6 +234,13 @@ def check_judged(dataset: TextDataset, settings: EvaluateSettings, validated: Te
     Raises TrialError, naming the row, where one of the rows `validated` (V,), or of the test split in stage CONFIRM,
     can't be judged by it; or naming the package that it lacks.
     """
+    if dataset.kind == "completions":
+        if settings.protocol is not None:
+            raise TrialError(
+                f"evaluate.protocol {settings.protocol!r}: the rows of {dataset.name!r} have neither choices nor "
+                "answers; leave it out, and the score is the likelihood of what is learned"
+            )
+        return LOSS_ALONE
     generated = {"meanings": "reference texts", "problems": "numbers as answers"}.get(dataset.kind)
     if generated and settings.protocol == LOG_LIKELIHOOD:
         raise TrialError(

@@ -4,6 +4,8 @@ Prompt and response are tokenised separately, so that a prompt has the same toke
 follows, and in evaluation, where none is known yet. (LLM-Adapters tokenises both as one text in training; a tokenizer
 may then merge characters across the boundary.) The prompt has the tokenizer's own special tokens in front, the response
 its EOS at the end.
+
+Completions and conversations (`learned`) are tokenised as TRL does, in one piece.
 """
 
 from __future__ import annotations
@@ -15,9 +17,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from trainables.data.text.dataset import Exchange, TextSplit
+from trainables.data.text.dataset import Chat, Completion, Exchange, TextSplit
 from trainables.errors import TrialError
+from trainables.models.language import positions
 from trainables.models.loading import LoadedModel
+from trainables.tasks.text.learned import chat_tokens, completion_tokens
 from trainables.tasks.text.rows import TokenRows, check_tokenizer, positions_of
 
 DEFAULT_MAX_TOKENS = 256
@@ -26,14 +30,31 @@ DEFAULT_MAX_TOKENS = 256
 
 @dataclass(frozen=True, eq=False)
 class Encoded:
-    """One row in tokens. `cut` tells whether something of it was left out."""
+    """One row in tokens. `cut` tells whether something of it was left out.
+
+    `learned` (len(response),) tells which tokens of the response the loss is over; None: all of them.
+    """
 
     prompt: Tensor
     response: Tensor
     cut: bool
+    learned: Tensor | None = None
+
+    @property
+    def targets(self) -> int:
+        """Tokens that the loss is over."""
+        return len(self.response) if self.learned is None else int(self.learned.sum())
 
     def __len__(self) -> int:
         return len(self.prompt) + len(self.response)
+
+
+class TooLongError(TrialError):
+    """A row of which nothing that is learned stands within `train.max_tokens`; `needed` would hold it whole."""
+
+    def __init__(self, message: str, needed: int) -> None:
+        super().__init__(message)
+        self.needed = needed
 
 
 class Encoder:
@@ -41,7 +62,8 @@ class Encoder:
 
     Rows that are too long lose tokens from the start of their prompt, its leading BOS kept: the end of a prompt, where
     the question and the header of the response stand, is what the response depends on. A response that does not fit
-    beside one token of its prompt is cut at its end, and then has no EOS.
+    beside one token of its prompt is cut at its end, and then has no EOS. Completions and conversations are cut at
+    their end, as TRL does.
     """
 
     def __init__(self, tokenizer: Any, max_tokens: int, window: int | None, model_id: str) -> None:
@@ -53,7 +75,7 @@ class Encoder:
             )
         if max_tokens < 2:
             raise TrialError(f"train.max_tokens {max_tokens} leaves no room for a prompt and a response; at least 2")
-        self.tokenizer, self.max_tokens, self.window = tokenizer, max_tokens, window
+        self.tokenizer, self.max_tokens, self.window, self.model_id = tokenizer, max_tokens, window, model_id
         self.eos: int = tokenizer.eos_token_id
         # a token that is only ever padded with: behind the text in training, masked in generation
         self.pad: int = self.eos if tokenizer.pad_token_id is None else tokenizer.pad_token_id
@@ -95,12 +117,47 @@ class Encoder:
             encoded.append(Encoded(short, fitting, len(short) + len(fitting) < len(prompt) + len(response)))
         return encoded
 
+    def whole(self, row: Completion | Chat, place: str) -> tuple[Tensor, Tensor]:
+        """A completion or a conversation in tokens, however long: ids (L,), and which of them are learned (L,).
+
+        Raises TrialError for a conversation that the model's chat template can't write.
+        """
+        if isinstance(row, Completion):
+            ids, learned = completion_tokens(self.tokenizer, row)
+        else:
+            ids, learned = chat_tokens(self.tokenizer, row, place, self.model_id)
+        learned[0] = False  # nothing stands before it that could predict it
+        if not any(learned):
+            raise TrialError(f"{place}: none of its {len(ids)} tokens is learned; remove the row")
+        return torch.tensor(ids, dtype=torch.int64), torch.tensor(learned)
+
+    def learned(self, row: Completion | Chat, place: str) -> Encoded:
+        """A completion or a conversation as it is trained on."""
+        return self.fitting(*self.whole(row, place), place)
+
+    def fitting(self, ids: Tensor, learned: Tensor, place: str) -> Encoded:
+        """At most `max_tokens` of what `whole` returns. Raises TooLongError if nothing that is learned is left."""
+        first = int(learned.int().argmax())
+        if first >= self.max_tokens:
+            raise TooLongError(
+                f"{place}: what is learned begins at token {first + 1:,} of {len(ids):,}, and train.max_tokens is "
+                f"{self.max_tokens:,}; raise it, or shorten or remove the row",
+                len(ids),
+            )
+        kept = slice(first, self.max_tokens)
+        return Encoded(ids[:first], ids[kept], len(ids) > self.max_tokens, learned[kept])
+
 
 def encoder_of(loaded: LoadedModel, max_tokens: int | None) -> Encoder:
     """The encoder of a language model; the longest sequence is, unless given, the default or the model's window."""
-    window = positions_of(loaded.module.config)
+    return make_encoder(loaded.text_tokenizer, loaded.module.config, max_tokens, loaded.model_id)
+
+
+def make_encoder(tokenizer: Any, config: Any, max_tokens: int | None, model_id: str) -> Encoder:
+    """The same from a model's tokenizer and its config, without weights."""
+    window = positions_of(config)
     most = max_tokens or min(DEFAULT_MAX_TOKENS, window or DEFAULT_MAX_TOKENS)
-    return Encoder(loaded.text_tokenizer, most, window, loaded.model_id)
+    return Encoder(tokenizer, most, window, model_id)
 
 
 class EncodedRows(TokenRows[Encoded]):
@@ -111,7 +168,29 @@ class EncodedRows(TokenRows[Encoded]):
         self._encoder = encoder
 
     def encode(self, rows: Sequence[int]) -> list[Encoded]:
+        if rows and isinstance(self.part.rows[rows[0]], Completion | Chat):
+            return [self._encoder.learned(completion(self.part, row), self.part.place(row)) for row in rows]
         return self._encoder.exchanges([exchange(self.part, row) for row in rows])
+
+
+def targets_of(texts: Sequence[Encoded], *, prompts: bool) -> tuple[list[Tensor], Tensor, Tensor, Tensor]:
+    """Each text whole (L,), and (rows, columns, targets) of the tokens that the loss is over, by what predicts them.
+
+    With `prompts` these are all tokens but the first.
+    """
+    whole = [torch.cat([t.prompt, t.response]) for t in texts]
+    rows, columns, targets = positions(whole, [0 if prompts else len(t.prompt) - 1 for t in texts])
+    if prompts or all(t.learned is None for t in texts):
+        return whole, rows, columns, targets
+    kept = torch.cat([torch.ones(len(t.response)).bool() if t.learned is None else t.learned for t in texts])
+    return whole, rows[kept], columns[kept], targets[kept]
+
+
+def completion(split: TextSplit, row: int) -> Completion | Chat:
+    """A row that is a completion or a conversation."""
+    found = split.rows[row]
+    assert isinstance(found, Completion | Chat)
+    return found
 
 
 def exchange(split: TextSplit, row: int) -> Exchange:

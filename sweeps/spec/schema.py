@@ -1,0 +1,100 @@
+"""The JSON schema of sweep files, by which editors complete and check them: from the models that read these.
+
+It says what a key takes. What contradicts what (and the options of each method) is for `SweepSpec.parse` to judge.
+"""
+
+from __future__ import annotations
+
+import ast
+import inspect
+import json
+import textwrap
+from collections.abc import Iterator, Mapping
+from typing import Any, get_args
+
+from pydantic import BaseModel
+
+from sweeps.spec.search import ListsAreValues, OneOrMany
+from sweeps.spec.spec import FORMS, SweepSpec
+
+FILE = "sweep-file.schema.json"
+_SHORT: Mapping[str, dict[str, Any]] = {
+    "ConfirmSection.seeds": {"type": "integer", "minimum": 1},
+    "MethodSection.lr": {"type": "number", "exclusiveMinimum": 0},
+}
+"""Keys that a number alone stands for as well: a number of seeds, the centre of a range."""
+_FORM = "What `--scale {}` changes: the file's own keys, and `drop`, a key or a list of keys that go."
+
+
+def schema_text() -> str:
+    """The schema as it is written."""
+    return json.dumps(schema(), indent=1, ensure_ascii=False) + "\n"
+
+
+def schema() -> dict[str, Any]:
+    """The schema of a whole sweep file, in TOML, YAML or JSON."""
+    found = SweepSpec.model_json_schema()
+    parts = {"SweepSpec": found, **found["$defs"]}
+    for model in set(_models(SweepSpec)):
+        _describe(model, parts[model.__name__])
+    for form in FORMS:
+        found["properties"][form] = {"type": "object", "description": _FORM.format(form)}
+    found["properties"]["$schema"] = {"type": "string", "description": "Where this schema is; for JSON."}
+    head = {"$schema": "https://json-schema.org/draft/2020-12/schema", "title": "Sweep file of randlora-sweeps"}
+    return head | {key: value for key, value in found.items() if key not in head}
+
+
+def docstrings(model: type[BaseModel]) -> dict[str, str]:
+    """Field -> the text that stands beneath it in the source, base classes included."""
+    found: dict[str, str] = {}
+    for cls in reversed([c for c in model.__mro__ if issubclass(c, BaseModel) and c is not BaseModel]):
+        (tree,) = ast.parse(textwrap.dedent(inspect.getsource(cls))).body
+        assert isinstance(tree, ast.ClassDef)
+        for line, below in zip(tree.body, tree.body[1:], strict=False):
+            text = below.value if isinstance(below, ast.Expr) else None
+            if isinstance(line, ast.AnnAssign) and isinstance(text, ast.Constant):
+                found[ast.unparse(line.target)] = " ".join(str(text.value).split())
+    return found
+
+
+def inside(annotation: Any) -> list[type[BaseModel]]:
+    """Models in an annotation."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return [annotation]
+    return [model for part in get_args(annotation) for model in inside(part)]
+
+
+def _models(model: type[BaseModel]) -> Iterator[type[BaseModel]]:
+    """A model and all models in its fields."""
+    yield model
+    for field in model.model_fields.values():
+        for part in inside(field.annotation):
+            yield from _models(part)
+
+
+def _describe(model: type[BaseModel], part: dict[str, Any]) -> None:
+    """Give the keys of a model's schema their meanings, and the short forms that its validators read."""
+    said = docstrings(model)
+    part.pop("title", None)
+    for name, field in model.model_fields.items():
+        key = part["properties"][name]
+        key.pop("title", None)
+        if OneOrMany in field.metadata:
+            _also(key, key["items"])
+        if ListsAreValues in field.metadata:
+            for table in (key, *key.get("anyOf", ())):
+                if "additionalProperties" in table:
+                    table["additionalProperties"] = {"anyOf": [table["additionalProperties"], {"type": "array"}]}
+        if (short := _SHORT.get(f"{model.__name__}.{name}")) is not None:
+            _also(key, short)
+        if name in said:
+            key["description"] = said[name]
+
+
+def _also(key: dict[str, Any], form: dict[str, Any]) -> None:
+    """Let a key take another form too."""
+    kept: dict[str, Any] = {name: key.pop(name) for name in ("default", "description") if name in key}
+    own = dict(key)
+    key.clear()
+    key["anyOf"] = [*own.get("anyOf", [own]), form]
+    key.update(kept)

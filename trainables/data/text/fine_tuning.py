@@ -1,0 +1,283 @@
+"""Prompts with completions, or conversations, in the form that TRL's SFT trainer reads, from files or the hub.
+
+| columns | what a model learns |
+|---|---|
+| `prompt` and `completion`, texts | the completion, and the EOS behind it |
+| `prompt` and `completion`, lists of messages | the messages of the completion |
+| `messages` | every message of the assistant |
+
+A message is `{"role": "user", "content": "..."}`; ShareGPT's `{"from": "human", "value": "..."}` is read as well. The
+id names the place, and behind a `?` what is called otherwise there: `sft:my-texts?prompt=question&completion=answer`,
+`sft-hf:ORG/NAME?train=train_sft&test=test_sft`.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.parse import parse_qsl, quote
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from randlora.errors import nearest
+from trainables.data.downloads import hub_splits
+from trainables.data.text.dataset import Chat, Completion, Part, TextDataset, text_dataset
+from trainables.data.text.instructions import objects
+from trainables.data.text.tables import read_csv
+from trainables.errors import DataError, brief
+
+FORM, HUB_FORM = "sft", "sft-hf"
+SUFFIXES = (".jsonl", ".json", ".csv", ".parquet")
+_COLUMNS = ("prompt", "completion", "messages")
+_SPLITS = ("train", "validation", "test")
+_KEYS = (*_COLUMNS, *_SPLITS)
+_HUB_KEYS = (*_KEYS, "config")
+_VALIDATION = ("validation", "valid", "val", "dev")
+_SYNONYMS = {
+    "messages": ("messages", "conversations", "conversation", "chat", "dialogue", "dialog"),
+    "prompt": ("prompt", "question", "instruction", "query", "problem", "input", "source"),
+    "completion": ("completion", "answer", "response", "output", "solution", "target"),
+}
+"""Names of columns that often hold what TRL calls by the name before them, the likeliest first."""
+_SHAREGPT = {"human": "user", "gpt": "assistant"}
+
+Cells = Iterable[Mapping[str, Any]]
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a set is, and what its columns and splits are called there.
+
+    Attributes:
+        path: a folder, or a repository of the hub.
+        columns: names of columns by what they hold: "messages", or "prompt" and "completion".
+        splits: names of splits by ours, as far as they are given.
+        config: which of a hub repository's configurations; None for its only or default one.
+    """
+
+    path: str
+    columns: Mapping[str, str]
+    splits: Mapping[str, str]
+    config: str | None = None
+
+
+def read_place(name: str) -> Place:
+    """What an id says. Raises DataError for a key that is unknown, or columns of two kinds."""
+    form, _, rest = name.partition(":")
+    path, mark, query = rest.partition("?")
+    known = _HUB_KEYS if form == HUB_FORM else _KEYS
+    given: dict[str, str] = {}
+    for key, value in parse_qsl(query, keep_blank_values=True):
+        if key not in known or key in given or not value:
+            wrong = "has no value" if not value else "stands twice" if key in given else "is no key"
+            raise DataError(f"data set {name!r}: {key!r} behind the '?' {wrong}; {nearest(key, known)}")
+        given[key] = value
+    if mark and not given:
+        raise DataError(f"data set {name!r}: nothing of the form key=value behind the '?'; keys: {', '.join(known)}")
+    columns = {key: given[key] for key in _COLUMNS if key in given}
+    if "messages" in columns and len(columns) > 1:
+        raise DataError(f"data set {name!r}: a row has messages, or a prompt and a completion; name one of the two")
+    return Place(path, columns, {key: given[key] for key in _SPLITS if key in given}, given.get("config"))
+
+
+def write_id(form: str, path: str, columns: Mapping[str, str], splits: Mapping[str, str] | None = None) -> str:
+    """The id of a set. What is called as TRL calls it is left out."""
+    named = {key: value for key, value in {**columns, **(splits or {})}.items() if key != value}
+    query = "&".join(f"{key}={quote(value, safe=' ')}" for key, value in named.items())
+    return f"{form}:{path}" + (f"?{query}" if query else "")
+
+
+def guess_columns(names: Sequence[str]) -> dict[str, str] | None:
+    """The columns that hold messages, or prompt and completion, by their names; None if these do not tell."""
+    found = {
+        held: next((name for each in names_of for name in names if name.lower() == each), None)
+        for held, names_of in _SYNONYMS.items()
+    }
+    if found["messages"] is not None:
+        return {"messages": found["messages"]}
+    if found["prompt"] is None or found["completion"] is None:
+        return None
+    return {"prompt": found["prompt"], "completion": found["completion"]}
+
+
+def from_files(name: str, folder: Path) -> TextDataset:
+    """The set of `FOLDER/{train,test}` with one of the suffixes, and perhaps a validation file.
+
+    Parquet files may be several, named as on the hub (`data/train-00000-of-00002.parquet`).
+
+    Raises DataError for missing or malformed files, naming file and row.
+    """
+    place = read_place(name)
+    files = {which: find_files(folder, place.splits.get(which, which)) for which in ("train", "test")}
+    for which, found in files.items():
+        if not found:
+            asked = place.splits.get(which, which)
+            present = ", ".join(sorted(p.name for p in folder.iterdir())) or "nothing"
+            raise DataError(
+                f"data set {name!r}: {folder} has no file of the {which} split, {asked}.jsonl (or .json, .csv, "
+                f".parquet); it holds {present}. `sweeps data FILE --split NEW` makes both of one file, and "
+                f"?{which}=NAME names one that is called otherwise"
+            )
+    named = place.splits.get("validation")
+    held = find_files(folder, named) if named else _validation(folder, set(place.splits.values()))
+    if named and not held:
+        raise DataError(f"data set {name!r}: {folder} has no file {named}.jsonl (or .json, .csv, .parquet)")
+
+    def parts(paths: Sequence[Path]) -> list[Part]:
+        return [(name, str(path), rows(read_cells(path), place.columns, str(path), name)) for path in paths]
+
+    return _dataset(name, parts(files["train"]), lambda: parts(files["test"]), parts(held))
+
+
+def from_hub(name: str) -> TextDataset:
+    """The set of a repository of the hub. Raises DataError if it can't be had, or lacks a split or a column."""
+    place = read_place(name)
+    given = hub_splits(
+        name,
+        place.path,
+        *([place.config] if place.config else []),
+        instead=f"check the id and the connection, or download its files and use {FORM}:FOLDER",
+    )
+    wanted = {which: place.splits.get(which, which) for which in ("train", "test")}
+    for which, asked in wanted.items():
+        if asked not in given:
+            raise DataError(
+                f"data set {name!r}: the hub's {place.path!r} has no split {asked!r}; it has {', '.join(given)}; "
+                f"?{which}=NAME names the one to use"
+            )
+    named = place.splits.get("validation")
+    if named is not None and named not in given:
+        raise DataError(f"data set {name!r}: no split {named!r}; {nearest(named, given)}")
+    held = named or next((each for each in _VALIDATION if each in given and each not in wanted.values()), None)
+
+    def parts(split: str) -> list[Part]:
+        return [(name, f"{place.path} ({split})", rows(given[split], place.columns, f"{place.path} ({split})", name))]
+
+    return _dataset(name, parts(wanted["train"]), lambda: parts(wanted["test"]), parts(held) if held else [])
+
+
+def _dataset(name: str, train: list[Part], test: Callable[[], list[Part]], held: list[Part]) -> TextDataset:
+    return text_dataset(name, "completions", "likelihood", train, test, held=held)
+
+
+def find_files(folder: Path, which: str) -> list[Path]:
+    """The files of a split: one of any suffix, or Parquet files named as on the hub. Raises DataError for two kinds."""
+    found = [path for suffix in SUFFIXES if (path := folder / f"{which}{suffix}").is_file()]
+    if len(found) > 1:
+        shown = " and ".join(path.name for path in found)
+        raise DataError(f"{folder} has {shown} for the split {which!r}; leave one there")
+    parted = (sorted(place.glob(f"{which}-*.parquet")) for place in (folder, folder / "data"))
+    return found or next(filter(None, parted), [])
+
+
+def _validation(folder: Path, taken: set[str]) -> list[Path]:
+    names = (each for each in _VALIDATION if each not in taken)
+    return next(filter(None, (find_files(folder, which) for which in names)), [])
+
+
+def read_cells(path: Path) -> Sequence[Mapping[str, Any]]:
+    """The rows of a file by column. Raises DataError for a file that can't be read, or a row that is no object."""
+    if path.suffix == ".parquet":
+        try:
+            with pq.ParquetFile(path) as file:
+                found: list[Mapping[str, Any]] = file.read().to_pylist()
+        except (pa.ArrowException, OSError) as error:
+            raise DataError(f"{path}: cannot be read as Parquet ({error}); fetch it again, or mend it") from error
+        return found
+    if path.suffix == ".csv":
+        return read_csv(path)
+    read = objects(path)
+    for row, cell in enumerate(read):
+        if not isinstance(cell, dict):
+            raise DataError(f"{path}, row {row}: must be an object with a value for each column, not {brief(cell)}")
+    return [cell for cell in read if isinstance(cell, dict)]
+
+
+def rows(cells: Cells, columns: Mapping[str, str], place: str, name: str) -> list[Completion | Chat]:
+    """The rows of a table. Raises DataError for columns that are not there, and for a malformed row."""
+    made = []
+    for number, cell in enumerate(cells):
+        where = f"{place}, row {number}"
+        made.append(_row(cell, _columns_of(cell, columns, where, name), where))
+    if not made:
+        raise DataError(f"{place}: no rows")
+    return made
+
+
+def _columns_of(cell: Mapping[str, Any], given: Mapping[str, str], where: str, name: str) -> Mapping[str, str]:
+    if not given and "messages" in cell and "completion" not in cell:
+        return {"messages": "messages"}
+    wanted = given if "messages" in given else {"prompt": "prompt", "completion": "completion"} | dict(given)
+    if lacking := [column for column in wanted.values() if column not in cell]:
+        form, _, rest = name.partition(":")
+        guessed = guess_columns(list(cell))
+        hint = "" if guessed is None else f"; perhaps {write_id(form, rest.partition('?')[0], guessed)}"
+        raise DataError(
+            f"{where}: no column {lacking[0]!r}; it has {', '.join(map(repr, cell)) or 'none'}. A row has 'prompt' and "
+            f"'completion', or 'messages'; other names stand in the id, ?prompt=NAME&completion=NAME{hint}"
+        )
+    return wanted
+
+
+def _row(cell: Mapping[str, Any], columns: Mapping[str, str], where: str) -> Completion | Chat:
+    if "messages" in columns:
+        column = columns["messages"]
+        found = _messages(cell[column], f"{where}, {column!r}")
+        if not any(role == "assistant" for role, _ in found):
+            roles = ", ".join(dict.fromkeys(role for role, _ in found))
+            raise DataError(f"{where}: no message of the role 'assistant' to learn; its roles are {roles}")
+        return Chat(found)
+    prompt, completion = (cell[columns[key]] for key in ("prompt", "completion"))
+    for key, value in (("prompt", prompt), ("completion", completion)):
+        if value is None or (isinstance(value, str) and not value.strip()) or value == []:
+            raise DataError(f"{where}: {columns[key]!r} is empty; fill it, or remove the row")
+    if isinstance(prompt, str) and isinstance(completion, str) and not (_written(prompt) and _written(completion)):
+        return Completion(prompt, completion)
+    asked, answered = (_messages(cell[columns[key]], f"{where}, {columns[key]!r}") for key in ("prompt", "completion"))
+    return Chat(asked + answered, len(asked))
+
+
+def _written(text: str) -> bool:
+    """Whether a text is a list of messages as JSON, as a table of text alone has them."""
+    try:
+        found = json.loads(text) if text.startswith("[") else []
+    except (ValueError, RecursionError):
+        return False
+    return found != [] and all(isinstance(each, dict) and {"role", "content"} <= each.keys() for each in found)
+
+
+def _messages(value: object, where: str) -> tuple[tuple[str, str], ...]:
+    """The (role, content) of each message. A table of text alone has them as JSON."""
+    if isinstance(value, str):
+        try:
+            value = json.loads(value)
+        except ValueError as error:
+            raise DataError(f"{where}: must be a list of messages, not the text {brief(value)}") from error
+    if not isinstance(value, list) or not value:
+        raise DataError(f"{where}: must be a list of messages such as {{'role': 'user', 'content': 'Hi'}}")
+    return tuple(_message(each, f"{where}, message {at}") for at, each in enumerate(value))
+
+
+def _message(value: object, where: str) -> tuple[str, str]:
+    if not isinstance(value, Mapping):
+        raise DataError(f"{where}: must be an object with 'role' and 'content', not {brief(value)}")
+    role_key, content_key = ("from", "value") if "from" in value else ("role", "content")
+    role, content = value.get(role_key), value.get(content_key)
+    if further := [key for key, held in value.items() if key not in (role_key, content_key) and held not in (None, [])]:
+        raise DataError(
+            f"{where}: holds {further[0]!r}, and role and content alone are read (no tools, no weights); remove it"
+        )
+    if not isinstance(role, str) or not isinstance(content, str) or not role:
+        raise DataError(f"{where}: {role_key!r} and {content_key!r} must be texts, not {brief(role)}, {brief(content)}")
+    return (_SHAREGPT.get(role, role) if role_key == "from" else role), content
+
+
+def loader(name: str, folder: Path | None) -> Callable[[], TextDataset]:
+    """What loads the set of an id, in a folder or on the hub. Raises DataError for an id that says nothing known."""
+    read_place(name)
+    return functools.partial(from_hub, name) if folder is None else functools.partial(from_files, name, folder)

@@ -1,0 +1,64 @@
+"""q, k and v of an attention as one weight, as timm and DINOv2's own code keep them: the model id ends with "+qkv".
+
+transformers keeps three layers. A method whose count is not linear in a weight's sides, such as RandLoRA, has other
+numbers of parameters on one (3 d x d) than on three (d x d), and the RandLoRA paper's DINOv2 has one.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+_THIRDS = ("q_proj", "k_proj", "v_proj")
+
+
+class _Third(nn.Module):
+    """One third of the outputs of an attention's `qkv`, in the place of its own layer."""
+
+    def __init__(self, shared: _Shared, index: int) -> None:
+        super().__init__()
+        self._shared, self._index = shared, index
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self._shared.third(x, self._index)
+
+
+class _Shared:
+    """The product of one `qkv`, made for the first of its thirds and given up with the last."""
+
+    def __init__(self, qkv: nn.Linear) -> None:
+        self.qkv = qkv
+        self._made: tuple[Tensor, tuple[Tensor, ...]] | None = None
+
+    def third(self, x: Tensor, index: int) -> Tensor:
+        if self._made is None or self._made[0] is not x or index == 0:
+            self._made = x, self.qkv(x).chunk(3, dim=-1)
+        found = self._made[1][index]
+        if index == len(_THIRDS) - 1:
+            self._made = None
+        return found
+
+
+def fuse_qkv(model: nn.Module) -> int:
+    """Replace q, k and v of every attention by one layer `qkv` of the same values, in place; return how many.
+
+    Works on the meta device too.
+    """
+    attentions = [m for m in model.modules() if all(isinstance(getattr(m, n, None), nn.Linear) for n in _THIRDS)]
+    for attention in attentions:
+        layers: list[Any] = [getattr(attention, name) for name in _THIRDS]
+        first = layers[0]
+        with torch.no_grad():
+            weight = torch.cat([layer.weight for layer in layers])
+            bias = None if first.bias is None else torch.cat([layer.bias for layer in layers])
+        qkv = nn.Linear(first.in_features, len(weight), bias=bias is not None, device="meta")
+        qkv.weight = nn.Parameter(weight)
+        qkv.bias = None if bias is None else nn.Parameter(bias)  # type: ignore[assignment]
+        shared = _Shared(qkv)
+        for index, name in enumerate(_THIRDS):
+            setattr(attention, name, _Third(shared, index))
+        attention.qkv = qkv
+        attention.train(first.training)
+    return len(attentions)
