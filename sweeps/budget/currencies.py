@@ -31,8 +31,10 @@ class Currency(Protocol):
         noun: what it counts, "the largest NOUN of lora".
     """
 
-    name: Counted
-    noun: str
+    @property
+    def name(self) -> Counted: ...
+    @property
+    def noun(self) -> str: ...
 
     def total(self, entry: Method, shapes: Shapes, capacities: Mapping[str, int], options: Mapping[str, Any]) -> int:
         """Return what all weights count together, each at its own capacity.
@@ -47,6 +49,8 @@ class PerWeight(Currency, Protocol):
 
     def one(self, entry: Method, shape: Shape, capacity: int, options: Mapping[str, Any]) -> int:
         """Return what one weight counts. Raises UnknownCountError."""
+
+    def __hash__(self) -> int: ...
 
 
 class _Parameters:

@@ -13,7 +13,7 @@ import itertools
 import operator
 from collections.abc import Callable, Mapping
 from fractions import Fraction
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any, Protocol
 
 import numpy as np
@@ -75,7 +75,7 @@ class SearchedCounts:
     def __init__(self, least: int, most: int, count: Callable[[int], int]) -> None:
         self._count = count
         first = itertools.takewhile(lambda c: c < most, (max(1, least) * _STRIDE**i for i in itertools.count()))
-        self._tried = {c: count(c) for c in (least, *first, most)}
+        self._tried: dict[int, int] = {c: count(c) for c in (least, *first, most)}
 
     def nearest(self, target: int) -> int:
         self._search(operator.le, target)
@@ -193,8 +193,7 @@ class Reach:
             for shape, names in self.groups.items():
                 aim = floor + (budget - floor) * len(names) * sum(shape) // whole
                 most = self._most_of(shape)
-                curve = SearchedCounts(self.least, most, lambda c, names=names: self._with(names, c))  # type: ignore[misc]
-                best[shape] = curve.nearest(aim)
+                best[shape] = SearchedCounts(self.least, most, partial(self._with, names)).nearest(aim)
         for shape, curve in self._of_shapes.items():
             # count / budget against (out + in) / whole without a division, in Python's integers, which don't overflow
             scaled = curve[: self._most_of(shape) - self.least + 1].astype(object) * whole - budget * sum(shape)

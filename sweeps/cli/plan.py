@@ -19,7 +19,7 @@ from sweeps.cli.printing import emit, err, out, print_probing, print_rows, print
 from sweeps.errors import Problem, SpecError, unknown
 
 if TYPE_CHECKING:
-    from sweeps.budget.reach import Shapes
+    from sweeps.budget.currencies import Shapes
     from sweeps.plan.base_model import BaseModelInfo
     from sweeps.plan.estimate import Estimate
     from sweeps.plan.plan import Plan

@@ -121,8 +121,9 @@ def with_costs(cell: Cell, costs: ModelCosts) -> Cell:
     trial = costs.trial(cell.base, cell.capacities, dict(cell.options))
     with contextlib.suppress(UncountableError, AdapterError):
         step = costs.model.step(trial)
-        found = {"step_memory_bytes": step.memory_bytes, "step_flops": step.flops, "forward_flops": step.forward_flops}
-        cell = replace(cell, **found)
+        cell = replace(
+            cell, step_memory_bytes=step.memory_bytes, step_flops=step.flops, forward_flops=step.forward_flops
+        )
     with contextlib.suppress(UncountableError, AdapterError):
         cell = replace(cell, saved_bytes=costs.model.saved_bytes(trial))
     return cell

@@ -146,8 +146,8 @@ class _Blocks:
     """A list of a model's blocks, of which equal ones can be left out. Its last one stays: some models shorten it."""
 
     def __init__(self, part: nn.ModuleList | nn.Sequential) -> None:
-        self._part, self._all = part, dict(part._modules)
-        *first, self._last = [m for m in self._all.values() if m is not None]
+        self._part, self._all = part, dict(part.named_children())
+        *first, self._last = self._all.values()
         self._kinds: dict[Any, list[nn.Module]] = {}
         for module in first:
             self._kinds.setdefault(_kind(module), []).append(module)
@@ -168,7 +168,7 @@ class _Blocks:
         """Put all blocks back."""
         self._set(self._all)
 
-    def _set(self, modules: Mapping[str, nn.Module | None]) -> None:
+    def _set(self, modules: Mapping[str, nn.Module]) -> None:
         self._part._modules.clear()
         self._part._modules.update(modules)
 
@@ -193,11 +193,11 @@ def _lists_of_blocks(module: nn.Module) -> list[nn.ModuleList | nn.Sequential]:
     return found
 
 
-class _Memory(TorchDispatchMode):
+class _Memory(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Counts the bytes of the storages that operations make, for as long as anything holds them."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self._alive: dict[int, weakref.ref[Any]] = {}
         self._held: set[int] = set()
         self._now = self._peak = 0
