@@ -5,7 +5,7 @@ BIN := .venv/bin
 JOBS ?= 2
 PYTEST := $(BIN)/python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder
 
-.PHONY: setup demo pictures test test-all test-gpu test-ray check lint types imports format docs clean help
+.PHONY: setup demo pictures test test-all test-gpu test-ray test-lowest check lint types imports format docs dist clean help
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
@@ -58,6 +58,21 @@ test-gpu: setup  ## those that need a CUDA device
 test-ray: setup  ## those with Ray in them, on another release, which stays installed: RAY=2.56
 	$(BIN)/python -m pip install --quiet 'ray[tune,train]==$(RAY).*'
 	$(PYTEST) tests/sweeps/cluster tests/sweeps/lanes tests/sweeps/engine
+
+test-lowest:  ## those of reading, planning, searching and adapters, with the oldest versions that pyproject.toml allows
+	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet 'uv>=0.8'
+	$(BIN)/uv venv --quiet --allow-existing --python $(BIN)/python .venv/lowest
+	$(BIN)/uv pip install --python .venv/lowest --resolution lowest-direct --editable . --group dev 'datasets<5'
+	.venv/lowest/bin/python -m pytest -W default \
+		tests/randlora/model tests/trainables/data tests/analysis/store tests/sweeps/search
+
+dist:  ## the sdist and the wheel, in dist/, checked as the package index checks them
+	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet 'build>=1.2' 'twine>=6'
+	rm -rf dist
+	$(BIN)/python -m build
+	$(BIN)/python -m twine check --strict dist/*
 
 .venv/.docs: .venv/.ready
 	$(BIN)/python -m pip install --quiet --group docs

@@ -2,12 +2,19 @@
 
     python -m benchmarks.seeded_faults                       # all faults; one to two hours on two cores
     python -m benchmarks.seeded_faults --only ledger store   # the faults of two rooms
+    python -m benchmarks.seeded_faults --numbers 4 27        # these two faults, by their number in the output
     python -m benchmarks.seeded_faults --check               # only that each fault still has its place in the code
+    python -m benchmarks.seeded_faults --repository CLONE    # the same for a clone of an older commit, with its tests
 
 Each fault changes one place of a copy of this repository. Then the tests of that place's room run there, without the
-slow ones, and those that need no Ray first. A fault is found if a test fails that passes without the fault. A fault
-that no test finds shows what the tests do not hold. The faults are of the kind that a tired programmer makes: an order
-turned round, a boundary off by one, a condition left out.
+slow ones, and those that need no Ray first. A fault is found if a test fails that passes without the fault. A test that
+fails without the fault too is left out from then on. A fault that no test finds shows what the tests do not hold. The
+faults are of the kind that a tired programmer makes: an order turned round, a boundary off by one, a condition left
+out.
+
+For commit 8b4f3393, which is from before the engine had backends, the faults whose code reads otherwise there have a
+second text, `older`. So all of them can be tried on both. What cannot be compared is the tests' time: both commits have
+tests that the other has not.
 """
 
 from __future__ import annotations
@@ -39,7 +46,7 @@ TESTS = {
     "replay": (*_RECORDS, "tests/sweeps/records", "tests/sweeps/engine"),
     "lanes": ("tests/sweeps/lanes/test_broker.py", "tests/sweeps/lanes", "tests/sweeps/cluster"),
     "search": (*_SEARCH, "tests/sweeps/search", *_RECORDS, "tests/sweeps/engine"),
-    "store": (*_RECORDS, "tests/sweeps/records", "tests/analysis/store"),
+    "store": (*_RECORDS, "tests/analysis/store", "tests/sweeps/records"),
 }
 """Files and folders of a room's tests, those that find most of its faults first."""
 LIBRARIES = ("torch", "ray.train", "ray.tune", "optuna", "pyarrow.parquet", "duckdb", "scipy.stats", "open_clip")
@@ -49,18 +56,51 @@ LIMIT_S = 1800
 
 
 @dataclass(frozen=True)
+class Verdict:
+    """What the tests say of a fault.
+
+    Attributes:
+        found: a test fails that passes without the fault.
+        test: pytest's line about that test; "" if there is none.
+        left_out: tests that fail without the fault too.
+    """
+
+    found: bool
+    test: str
+    left_out: tuple[str, ...]
+
+
+@dataclass(frozen=True)
 class Fault:
     """One fault: in the file that has the text `old`, exactly once in `CODE`, it becomes `new`.
 
     Attributes:
         about: what goes wrong, for the reader.
         room: whose tests are run, a key of `TESTS`.
+        older: `old` and `new` as they read at commit 8b4f3393; None if they are the same there.
     """
 
     about: str
     room: str
     old: str
     new: str
+    older: tuple[str, str] | None = None
+
+    def form(self, root: Path) -> Fault:
+        """Return the fault as the code in `root` needs it: this one, or that of the older commit.
+
+        Raises:
+            LookupError: the code has a place for neither.
+        """
+        older = None if self.older is None else Fault(self.about, self.room, *self.older)
+        try:
+            self.place(root)
+        except LookupError:
+            if older is None:
+                raise
+            older.place(root)
+            return older
+        return self
 
     def place(self, root: Path) -> Path:
         """Return the file that has the fault's place.
@@ -79,10 +119,11 @@ class Fault:
 
 FAULTS = (
     Fault(
-        "a trial's row is written before the journal has its finish event",
+        "the end of a trial is not written into the journal",
         "ledger",
         "        self.journal.write(event)\n        self.state.finish(finish.row)\n",
         "        self.state.finish(finish.row)\n",
+        ("        self.journal.write(event)\n        self.state.finish(row)\n", "        self.state.finish(row)\n"),
     ),
     Fault(
         "a new slot is not written down before it runs",
@@ -107,6 +148,7 @@ FAULTS = (
         "ledger",
         "if row.trial_id != best:",
         "if row.trial_id == best:",
+        ('row["trial_id"] != best["trial_id"]:', 'row["trial_id"] == best["trial_id"]:'),
     ),
     Fault(
         "a finished trial's checkpoints stay in the work folder",
@@ -131,6 +173,7 @@ FAULTS = (
         "replay",
         "row.attempt >= last[row.trial_id].attempt",
         "row.attempt <= last[row.trial_id].attempt",
+        ('_attempt(row) >= _attempt(last[row["trial_id"]])', '_attempt(row) <= _attempt(last[row["trial_id"]])'),
     ),
     Fault(
         "replay takes a trial whose id is not its configuration's",
@@ -143,6 +186,7 @@ FAULTS = (
         "replay",
         'if retry is not None and row.status == "failed":',
         'if retry is None and row.status == "failed":',
+        ('if retry is not None and row["status"] == "failed":', 'if retry is None and row["status"] == "failed":'),
     ),
     Fault(
         "a stop that the pruner decided is forgotten by a resume",
@@ -161,6 +205,10 @@ FAULTS = (
         "replay",
         "    for cell_id, choice in sealer.choices.items():\n        if cell_id in state.cells:",
         "    for cell_id, choice in sealer.choices.items():\n        if cell_id not in state.cells:",
+        (
+            "for cell_id, row in sealer.choices.items():\n        if cell_id in state.cells:",
+            "for cell_id, row in sealer.choices.items():\n        if cell_id not in state.cells:",
+        ),
     ),
     Fault(
         "the torn last line is not cut off before the next event",
@@ -209,6 +257,7 @@ FAULTS = (
         "store",
         "            damaged.append(DamagedPart(path, name, first_line(error)))\n",
         "",
+        ("            damaged.append(DamagedPart(path, name, reason))\n", ""),
     ),
     Fault(
         "a part of a clock that was set back sorts before older parts",
@@ -221,12 +270,17 @@ FAULTS = (
         "store",
         "if _key(row) not in self._sealed[row.table]:",
         "if _key(row) not in ():",
+        ("if _key(name, row) not in sealed]", "if _key(name, row) not in ()]"),
     ),
     Fault(
         "an older choice replaces a newer one",
         "store",
         "if before is None or (row.sequence or 0) >= (before.sequence or 0):",
         "if before is None or (row.sequence or 0) <= (before.sequence or 0):",
+        (
+            'if (row.get("sequence") or 0) >= (before.get("sequence") or 0):',
+            'if not before or (row.get("sequence") or 0) <= (before.get("sequence") or 0):',
+        ),
     ),
     Fault(
         "a half-written part is left behind when the disk is full",
@@ -251,6 +305,7 @@ FAULTS = (
         "search",
         "return max(self._search.rates - refined, self.least)",
         "return max(self._search.rates - refined, self.least) + 1",
+        ("return max(search.rates, self.least)", "return max(search.rates, self.least) + 1"),
     ),
     Fault(
         "CONFIRM begins while re-runs are open",
@@ -340,11 +395,12 @@ def test_files(root: Path, room: str) -> list[str]:
     return [str(path.relative_to(root)) for path in sorted(dict.fromkeys(files), key=needs_ray)]
 
 
-def run_tests(root: Path, tests: Sequence[str]) -> str | None:
+def run_tests(root: Path, tests: Sequence[str], left_out: Sequence[str] = ()) -> str | None:
     """Run tests in a copy of the repository until one fails. Return pytest's line about that one; None if all pass."""
     with tempfile.TemporaryDirectory() as folder:
         output = Path(folder) / "output"
-        child = multiprocessing.get_context("fork").Process(target=_run_pytest, args=(root, output, tests))
+        words = [*tests, *(f"--deselect={test}" for test in left_out)]
+        child = multiprocessing.get_context("fork").Process(target=_run_pytest, args=(root, output, words))
         child.start()
         child.join(LIMIT_S)
         if child.exitcode is None:
@@ -357,7 +413,7 @@ def run_tests(root: Path, tests: Sequence[str]) -> str | None:
         return lines[0] if lines else f"pytest ended with {child.exitcode}"
 
 
-def _run_pytest(root: Path, output: Path, tests: Sequence[str]) -> None:
+def _run_pytest(root: Path, output: Path, words: Sequence[str]) -> None:
     """In a fork: run pytest on the code in `root`, not on that of this process, and exit with its code."""
     import pytest
 
@@ -371,80 +427,99 @@ def _run_pytest(root: Path, output: Path, tests: Sequence[str]) -> None:
         if name.partition(".")[0] in ("analysis", "benchmarks", "randlora", "sweeps", "tests", "trainables"):
             del sys.modules[name]
     imported = "ignore::pytest.PytestAssertRewriteWarning"  # some of pytest's plugins came with the libraries
-    sys.exit(pytest.main(["-x", "-q", "-p", "no:xdist", "-p", "no:cacheprovider", "-W", imported, *tests]))
+    sys.exit(pytest.main(["-x", "-q", "-p", "no:xdist", "-p", "no:cacheprovider", "-W", imported, *words]))
 
 
-def try_fault(root: Path, fault: Fault) -> tuple[str, str]:
+def try_fault(root: Path, fault: Fault, left_out: Sequence[str] = ()) -> Verdict:
     """Put a fault into the copy, run the tests, and take it out again.
 
-    Returns:
-        "found", "MISSED", or "UNSURE" if the test that fails does so without the fault too; and pytest's line.
+    Args:
+        left_out: tests that are known to fail without a fault.
     """
     path = fault.place(root)
     whole = path.read_text(encoding="utf-8")
-    path.write_text(whole.replace(fault.old, fault.new), encoding="utf-8")
-    try:
-        line = run_tests(root, test_files(root, fault.room))
-    finally:
-        path.write_text(whole, encoding="utf-8")
-    if line is None:
-        return "MISSED", ""
-    test = re.match(r"(?:FAILED|ERROR) (\S.*?)(?: - |$)", line)
-    if test is not None and run_tests(root, [test[1]]) is not None:
-        return "UNSURE", line
-    return "found", line
+    changed = whole.replace(fault.old, fault.new)
+    known = list(left_out)
+    while True:
+        path.write_text(changed, encoding="utf-8")
+        try:
+            line = run_tests(root, test_files(root, fault.room), known)
+        finally:
+            path.write_text(whole, encoding="utf-8")
+        if line is None:
+            return Verdict(False, "", tuple(known))
+        test = re.match(r"(?:FAILED|ERROR) (\S.*?)(?: - |$)", line)
+        if test is None or run_tests(root, [test[1]]) is None:
+            return Verdict(True, line, tuple(known))
+        known.append(test[1])
 
 
-def check_places(faults: Sequence[Fault]) -> None:
-    """Check that every fault has its place in the code.
+def check_places(faults: Sequence[Fault], root: Path = ROOT) -> list[Fault]:
+    """Return every fault in the form that the code in `root` needs.
 
     Raises:
-        LookupError: some do not, each on a line of the message.
+        LookupError: some faults have no place there, each on a line of the message.
     """
-    problems = []
+    found, problems = [], []
     for fault in faults:
         try:
-            fault.place(ROOT)
+            found.append(fault.form(root))
         except LookupError as error:
             problems.append(str(error))
     if problems:
         raise LookupError("\n".join(problems))
+    return found
 
 
-def copy_repository(to: Path) -> None:
-    """Copy what git knows of the repository, as it is in the working tree."""
-    listed = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, check=True).stdout
+def copy_repository(root: Path, to: Path) -> None:
+    """Copy what git knows of a repository, as it is in the working tree."""
+    listed = subprocess.run(["git", "ls-files", "-z"], cwd=root, capture_output=True, check=True).stdout
     for name in filter(None, listed.decode().split("\0")):
-        if (ROOT / name).is_file():
+        if (root / name).is_file():
             (to / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy2(ROOT / name, to / name)
+            shutil.copy2(root / name, to / name)
 
 
 def main() -> int:
     """Run the faults that are asked for; the exit code is 1 if a test finds none of one."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", nargs="+", choices=sorted(TESTS), help="the rooms whose faults are tried")
+    parser.add_argument("--numbers", nargs="+", type=int, help="the faults that are tried, by their number")
+    parser.add_argument("--repository", type=Path, default=ROOT, help="a clone, such as of an older commit")
     parser.add_argument("--check", action="store_true", help="only check that each fault has its place")
     given = parser.parse_args()
-    faults = [fault for fault in FAULTS if given.only is None or fault.room in given.only]
-    check_places(faults)
+    repository = given.repository.resolve()
+    chosen = {
+        number: fault
+        for number, fault in enumerate(check_places(FAULTS, repository), 1)
+        if (given.only is None or fault.room in given.only) and (given.numbers is None or number in given.numbers)
+    }
     if given.check:
-        print(f"{len(faults)} faults have their place")
+        print(f"{len(chosen)} faults have their place")
         return 0
     os.environ["OMP_NUM_THREADS"] = "1"
     for name in LIBRARIES:
         importlib.import_module(name)
-    found = 0
+    found: dict[str, list[bool]] = {}
+    left_out: tuple[str, ...] = ()
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
-        copy_repository(root)
-        for number, fault in enumerate(faults, 1):
+        copy_repository(repository, root)
+        for number, fault in chosen.items():
             begun = time.monotonic()
-            verdict, line = try_fault(root, fault)
-            found += verdict == "found"
-            print(f"{number:2} {verdict:6} {time.monotonic() - begun:5.0f} s  {fault.about}  {line}", flush=True)
-    print(f"{found} of {len(faults)} faults found")
-    return 1 if found < len(faults) else 0
+            verdict = try_fault(root, fault, left_out)
+            for test in verdict.left_out[len(left_out) :]:
+                print(f"left out, since it fails without a fault: {test}", flush=True)
+            left_out = verdict.left_out
+            found.setdefault(fault.room, []).append(verdict.found)
+            word = "found" if verdict.found else "MISSED"
+            seconds = time.monotonic() - begun
+            print(f"{number:2} {word:6} {seconds:5.0f} s  {fault.about}  {verdict.test}", flush=True)
+    for room, each in sorted(found.items()):
+        print(f"{room}: {sum(each)} of {len(each)} faults found")
+    every = [one for each in found.values() for one in each]
+    print(f"{sum(every)} of {len(every)} faults found")
+    return 0 if all(every) else 1
 
 
 if __name__ == "__main__":

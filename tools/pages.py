@@ -273,7 +273,7 @@ def _first_sentence(text: str) -> str:
     paragraphs = (each.strip() for each in prose.split("\n\n"))
     first = next((each for each in paragraphs if each and not re.match(r"#|\||<|!|[-*] ", each)), "")
     plain = re.sub(r"\[([^\]]*)\]\([^)]*\)", r"\1", " ".join(first.split())).replace("**", "")
-    return re.split(r"(?<=[.?!]) (?=[A-Z`])", plain)[0]
+    return re.split(r"(?<=[.?!]) (?=[A-Z`])", plain)[0].rstrip(":")
 
 
 PAGES = {

@@ -9,5 +9,6 @@ Uses `trainables` to make a trial's model and data again, and `figures` to draw;
     full_rank  how probable it is that RandLoRA's update has full rank
     cka        activations compared with full fine-tuning's
     landscape  the loss over the plane through three models, and barriers between them
+    further    scores of further tasks, by lm-eval
     analyze    a diagnostic planned, computed, drawn and said
 """

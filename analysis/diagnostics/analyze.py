@@ -15,7 +15,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from analysis.diagnostics import cka, full_rank, landscape, spectrum
+from analysis.diagnostics import cka, full_rank, further, landscape, spectrum
 from analysis.diagnostics.units import Execute, Unit, compute_missing, rows_of
 from analysis.diagnostics.weights import left_out
 from analysis.errors import StoreError, nearest
@@ -35,10 +35,18 @@ from analysis.store.store import Store
 from analysis.styles import in_order, place_text, style
 from analysis.tables.diagnostics import CORNERS
 
-KINDS = ("spectrum", "cka", "landscape", "full_rank")
+KINDS = ("spectrum", "cka", "landscape", "full_rank", "tasks")
 
 
-def plan(store: Store, kind: str, *, examples: float | None = None, points: int | None = None) -> list[Unit]:
+def plan(
+    store: Store,
+    kind: str,
+    *,
+    examples: float | None = None,
+    points: int | None = None,
+    tasks: Sequence[str] = (),
+    include: Path | None = None,
+) -> list[Unit]:
     """The units of a diagnostic; `analyze` says what the arguments are.
 
     Raises:
@@ -54,11 +62,22 @@ def plan(store: Store, kind: str, *, examples: float | None = None, points: int 
     for name, value in given.items():
         if value < least[name] and not (name == "examples" and 0 < value < 1):
             raise StoreError(f"{name} = {value} is too few; at least {least[name]}")
-    takes = {"spectrum": (), "full_rank": (), "cka": ("examples",), "landscape": ("examples", "points")}
+    named = [*given, *(name for name, value in (("task", tasks), ("include", include)) if value)]
+    takes = {
+        "spectrum": (),
+        "full_rank": (),
+        "cka": ("examples",),
+        "landscape": ("examples", "points"),
+        "tasks": ("examples", "task", "include"),
+    }
     if kind not in takes:
         raise StoreError(f"unknown diagnostic {kind!r}; {nearest(kind, KINDS)}")
-    if strange := [name for name in given if name not in takes[kind]]:
+    if strange := [name for name in named if name not in takes[kind]]:
         raise StoreError(f"{kind} takes no {strange[0]}; leave it out")
+    if kind == "tasks":
+        if isinstance(examples, float):
+            raise StoreError(f"examples = {examples}: tasks takes a whole number, of each task")
+        return further.plan(store, tasks=tasks, include=include, examples=examples)
     if kind == "cka":
         return cka.plan(store, examples=examples or cka.EXAMPLES)
     if kind == "landscape":
@@ -77,7 +96,7 @@ def compute(folder: Path, unit: Unit, warm: dict[str, Any]) -> list[Row]:
     Raises:
         StoreError, TrialError, TrainablesError: what stands in the way, naming the unit.
     """
-    known = {"cka": cka.rows, "landscape": landscape.rows, "full_rank": full_rank.rows}
+    known = {"cka": cka.rows, "landscape": landscape.rows, "full_rank": full_rank.rows, "tasks": further.rows}
     rows = known.get(unit.table, spectrum.rows)
     return rows(folder, unit, warm)
 
@@ -97,6 +116,8 @@ def analyze(
     force: bool = False,
     examples: float | None = None,
     points: int | None = None,
+    tasks: Sequence[str] = (),
+    include: Path | None = None,
 ) -> tuple[pa.Table, dict[str, Path], str]:
     """Compute what is missing, keep it as tables of the store, and draw it into `diagnostics/`.
 
@@ -106,6 +127,7 @@ def analyze(
         force: compute all units anew; of rows with one key the later count.
         examples: of cka and landscape, how many at most (of each split); below 1 a share.
         points: of landscape, of a row of the grid and of an edge.
+        tasks: of tasks, lm-eval's names. include: a folder of task files of one's own.
 
     Returns:
         The table's rows of this diagnostic, the files by name, and the sentence.
@@ -113,13 +135,15 @@ def analyze(
     Raises:
         StoreError: as `plan` and `compute`.
     """
-    units = plan(store, kind, examples=examples, points=points)
+    units = plan(store, kind, examples=examples, points=points, tasks=tasks, include=include)
     compute_missing(store, units, execute, force=force)
     table = rows_of(store, units, kind)
     if kind == "spectrum":
         approximation = rows_of(store, units, "approximation")
         says = f"{spectrum_sentence(table, approximation)} {left_out(store)}".rstrip()
         figures = [Drawing("spectrum", draw_spectrum(table, approximation), says)]
+    elif kind == "tasks":
+        return table, {}, tasks_sentence(table)
     elif kind == "full_rank":
         return table, {}, full_rank_sentence(table)
     elif kind == "cka":
@@ -165,6 +189,28 @@ def full_rank_sentence(table: pa.Table) -> str:
     rest = [f"{name} {100 * share:.1f} %" for name, share in less.items() if share < 1.0]
     says = f"Random updates have full rank in every draw with bases {'; '.join(whole)}." if whole else ""
     return says + (f" Mean rank of the others, of the least shape: {'; '.join(rest)}." if rest else "")
+
+
+def tasks_sentence(table: pa.Table) -> str:
+    """The first metric of each task, of every method at its largest budget and of the base model."""
+    said = []
+    rows = table.to_pylist()
+    for task in dict.fromkeys(r["task"] for r in rows):
+        mine = [r for r in rows if r["task"] == task and r["metric"] == _first_metric(rows, task)]
+        at = {r["method"]: r for r in sorted(mine, key=lambda r: r["adapter_params"] or 0)}
+        values = [f"{style(m).name} {_with_error(at[m])}" for m in in_order(set(at))]
+        said.append(f"{task} ({mine[0]['metric']}): {', '.join(values)}.")
+    return " ".join(
+        [*said, "± is lm-eval's standard error over examples. One seed per cell: a description, not a test."]
+    )
+
+
+def _first_metric(rows: Sequence[Row], task: str) -> str:
+    return str(next(r["metric"] for r in rows if r["task"] == task))
+
+
+def _with_error(row: Row) -> str:
+    return f"{row['value']:.3f}" + ("" if row["stderr"] is None else f" ± {row['stderr']:.3f}")
 
 
 def cka_sentence(table: pa.Table) -> str:

@@ -169,5 +169,34 @@ class ApproximationRow(_Computed, TableRow):
     computed_at: datetime | None = column(COMPUTED)
 
 
-ROWS: tuple[type[TableRow], ...] = (FullRankRow, CkaRow, LandscapeRow, SpectrumRow, ApproximationRow)
+@dataclass(frozen=True, kw_only=True)
+class FurtherTaskRow(_OfMethod, TableRow):
+    """Each row is one metric that lm-eval reports of a kept trial on a further task. `sweeps analyze tasks` computes
+    it. No choice and no verdict uses it.
+    """
+
+    table: ClassVar[str] = "tasks"
+    key: ClassVar[tuple[str, ...]] = ("sweep", "unit", "metric", "answer_filter")
+
+    trial_id: str | None = column("The CONFIRM trial. It is null for the untouched base model.")
+    task: str | None = column("Name of lm-eval's task.")
+    metric: str | None = column("lm-eval's metric, such as 'acc' or 'exact_match'.")
+    answer_filter: str | None = column("How lm-eval takes an answer from a text, such as 'none'.")
+    value: float | None = column("Value of the metric, in lm-eval's unit.")
+    stderr: float | None = column("lm-eval's standard error over the examples. It knows nothing of seeds.")
+    shots: int | None = column("Number of worked examples before each question.")
+    examples: int | None = column("Number of examples asked. It is null for a group of tasks.")
+    task_version: str | None = column("lm-eval's version of the task.")
+    lm_eval: str | None = column("Version of lm-eval.")
+    computed_at: datetime | None = column(COMPUTED)
+
+
+ROWS: tuple[type[TableRow], ...] = (
+    FullRankRow,
+    CkaRow,
+    LandscapeRow,
+    SpectrumRow,
+    ApproximationRow,
+    FurtherTaskRow,
+)
 """The dataclasses of this module's tables."""

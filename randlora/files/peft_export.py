@@ -25,7 +25,7 @@ from randlora.files.checkpoint import Adapted
 from randlora.files.peft_lora import INSTEAD, PREFIX, TRAINED, Tensors, attention, called, write_lora
 from randlora.files.tensors import write_tensors, write_text
 from randlora.methods.bridge.build import PeftAdapter
-from randlora.methods.bridge.config import quiet
+from randlora.methods.bridge.config import PeftOptions, quiet
 from randlora.methods.bridge.kinds import PREFIX as FOREIGN
 from randlora.methods.bridge.kinds import kind_of
 from randlora.methods.random.randlora import RandLora, RandLoraConfig
@@ -71,6 +71,51 @@ def peft_form(adapted: Adapted) -> Literal["itself", "lora"]:
     write, itself = _writer(adapted)
     write(adapted)
     return "itself" if itself else "lora"
+
+
+def peft_config(adapted: Adapted) -> dict[str, Any]:
+    """Return the `adapter_config.json` with which PEFT trains an adapter of this kind and size from its start.
+
+    Works on the meta device too. Raises `ExportError` if PEFT lacks the method, or cannot train it at these capacities
+    or with these options.
+    """
+    method, modules = adapted.method, list(dict.fromkeys(site.module_name for site in adapted.sites.values()))
+    if method.name.startswith(FOREIGN):
+        _one_tuner(adapted)
+        settings: dict[str, Any] = json.loads(json.dumps(_foreign_settings(adapted), default=sorted))
+    else:
+        write, itself = _writer(adapted)
+        if not itself:
+            raise ExportError(f"PEFT has no {method.title} to train; it can only hold a trained one as a LoRA")
+        if isinstance(adapted.config, RandLoraConfig) and adapted.config.distribution != "uniform":
+            raise ExportError(f"PEFT's RandLoRA draws bases of other values than {adapted.config.distribution!r} ones")
+        settings, _ = write(adapted)
+    return settings | {
+        "target_modules": _ends(adapted.model, modules) or _target_modules(adapted.model, modules),
+        "fan_in_fan_out": any(site.transposed for site in adapted.sites.values()),
+        "inference_mode": False,
+    }
+
+
+def _foreign_settings(adapted: Adapted) -> dict[str, Any]:
+    """The fields of PEFT's own configuration of one of its methods."""
+    config = adapted.config
+    assert isinstance(config, PeftOptions)
+    sizes = set(adapted.capacities.values())
+    if not config.kind.pooled and len(sizes) > 1:
+        field = adapted.method.capacity_field
+        raise ExportError(f"the layers differ in {field}: {sorted(sizes)}, PEFT's {adapted.method.title} holds one")
+    capacity = sum(adapted.capacities.values()) if config.kind.pooled else min(sizes)
+    settled = config.kind.settled(adapted.shapes.values(), config.options())
+    fields: dict[str, Any] = config.at(capacity, **settled).to_dict()
+    return fields
+
+
+def _ends(model: nn.Module, modules: list[str]) -> list[str] | None:
+    """Return the last parts of the modules' names, such as `q_proj`, if no other module's name ends so; else None."""
+    ends = {module.rpartition(".")[2] for module in modules}
+    taken = {name for name, _ in model.named_modules() if name.rpartition(".")[2] in ends}
+    return sorted(ends) if taken == set(modules) else None
 
 
 def _writer(adapted: Adapted) -> tuple[_Write, bool]:

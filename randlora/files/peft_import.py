@@ -107,7 +107,7 @@ def _refuse(config: Mapping[str, Any], allowed: Mapping[str, object]) -> None:
 
 
 def _sort(tensors: Mapping[str, Tensor]) -> tuple[Found, dict[str, Tensor]]:
-    """Trained tensors by module, and the shared bases (PEFT up to 0.21 repeats RandLoRA's under every layer)."""
+    """Trained tensors by module, and the shared bases. PEFT up to 0.21 repeats RandLoRA's under every layer."""
     layers: Found = {}
     bases: dict[str, Tensor] = {}
     for key, values in tensors.items():

@@ -25,7 +25,7 @@ def data(
     split: Annotated[
         Path | None,
         typer.Option(
-            help="Make a folder with a train and a test split, a fifth, of folder:DIR with classes, or sft:FILE."
+            help="Divide folder:DIR (which has classes) or sft:FILE into train and test, a fifth, in this new folder."
         ),
     ] = None,
     as_json: Json = False,

@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
+import tempfile
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
 from analysis.format import percent
 from sweeps.cli.options import FAILED_TRIALS, Json, Set, Source, Trial, folder_of, store_of
 from sweeps.cli.printing import emit, err, out, print_named
+from sweeps.errors import Problem, SpecError
 
 if TYPE_CHECKING:
     from sweeps.engine.kept import KeptTrial
 
+SWEEP_FORMS = ("results", "method-comparison")
+"""Forms of `export` that are of a whole sweep, not of one trial."""
 
 Best = Annotated[str, typer.Argument(help="Trial id (or its beginning), or best: the highest validation score.")]
 Method = Annotated[str | None, typer.Option("--method", help="With best: only trials of this method.")]
@@ -29,18 +34,113 @@ def export(
     to: Annotated[Path | None, typer.Argument(help="Folder to write; default: METHOD-BUDGET-FORM.")] = None,
     method: Method = None,
     budget: Budget = None,
-    form: Annotated[str, typer.Option("--form", help="adapter, peft, or merged.")] = "adapter",
+    form: Annotated[
+        str, typer.Option("--form", help="adapter, peft or merged; of the whole sweep: results, method-comparison.")
+    ] = "adapter",
+    push: Annotated[
+        str | None, typer.Option("--push", help="Send it to this repository of the Hugging Face Hub: ORG/NAME.")
+    ] = None,
+    licence: Annotated[
+        str | None, typer.Option("--license", help="Licence for the card, as the Hub names it: apache-2.0.")
+    ] = None,
+    public: Annotated[bool, typer.Option("--public", help="With --push: let everybody see it.")] = False,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="With --push: replace the files of a repository that exists.")
+    ] = False,
     as_json: Json = False,
 ) -> None:
-    """Write a kept trial, with all that it takes to predict: as it is, as a PEFT folder, or merged into the model."""
-    from sweeps.engine.export import export_trial
+    """Write a kept trial, with all that it takes to predict: as it is, as a PEFT folder, or merged into the model.
+
+    Two forms are of the whole sweep and take no TRIAL: `results` writes its tables as a data set, `method-comparison`
+    its tuned learning rates as experiments of Hugging Face PEFT. `--push` sends what was written to the Hugging Face
+    Hub, from a temporary folder if TO is left out. Without `--push` nothing is sent.
+    """
+    from sweeps.engine.hub import Push
+
+    wanted = _of_sweep if form in SWEEP_FORMS else _of_trial
+    found = wanted(folder_of(source), form, trial, to, method, budget, push, licence)
+    hub = None if push is None else Push(push, found.kind, licence, public=public, overwrite=overwrite)
+    if hub is not None:
+        hub.check()
+    elif public or overwrite:
+        rule = "is about what is sent to the Hub, and nothing is sent; leave it out, or add --push ORG/NAME"
+        raise SpecError([Problem("--public" if public else "--overwrite", None, rule)])
+    with tempfile.TemporaryDirectory() as aside:
+        place = found.to if hub is None or found.given else Path(aside) / found.to
+        answer = found.write(place)
+        url = None if hub is None else hub.send(place)
+    path = str(place) if place == found.to else None
+    said = " and ".join(filter(None, (path and f"wrote {path}", url and f"sent {url}")))
+    for line in () if as_json else answer.get("left_out", ()):
+        out.print(f"left out  {line}")
+    whole = {"path": path, "url": url, "form": form, **answer}
+    emit(as_json, lambda: whole, lambda: out.print(f"{said}: {found.said}"))
+
+
+@dataclass(frozen=True)
+class _Export:
+    """What `export` writes.
+
+    Attributes:
+        kind: of repository that holds it on the Hub.
+        to: the folder to write. given: whether the user named it.
+        write: writes it, and returns what the answer in JSON has of it.
+        said: what it is, in words.
+    """
+
+    kind: Literal["model", "dataset"]
+    to: Path
+    given: bool
+    write: Callable[[Path], dict[str, Any]]
+    said: str
+
+
+def _of_trial(
+    folder: Path, form: str, trial: str, to: Path | None, method: str | None, budget: str | None, push: str | None,
+    licence: str | None,
+) -> _Export:  # fmt: skip
+    from sweeps.engine.export import check_shareable, export_trial
     from sweeps.engine.kept import kept_trial
 
-    kept = kept_trial(folder_of(source), trial, method, budget)
-    written = export_trial(kept, to or Path(f"{kept.name}-{form}"), form)
-    said = f"wrote {written}: {_named(kept)}; its README.md has code that loads it"
-    answer = {"path": str(written), "form": form, "trial_id": kept.row["trial_id"]}
-    emit(as_json, lambda: answer, lambda: out.print(said))
+    kept = kept_trial(folder, trial, method, budget)
+    if push is not None:
+        check_shareable(kept, form)
+
+    def write(place: Path) -> dict[str, Any]:
+        export_trial(kept, place, form, licence)
+        return {"trial_id": kept.row["trial_id"]}
+
+    usual = Path(f"{kept.name}-{form}")
+    return _Export("model", to or usual, to is not None, write, f"{_named(kept)}; its README.md has code that loads it")
+
+
+def _of_sweep(
+    folder: Path, form: str, trial: str, to: Path | None, method: str | None, budget: str | None, push: str | None,
+    licence: str | None,
+) -> _Export:  # fmt: skip
+    from sweeps.engine.comparison import export_experiments
+    from sweeps.engine.dataset import export_results
+
+    if method is not None or budget is not None or (trial != "best" and to is not None):
+        given = " ".join(filter(None, (trial, method, budget)))
+        rule = f"the form {form} is of the whole sweep, so it takes neither a trial nor a method or budget"
+        raise SpecError([Problem("--form", given, rule, f"sweeps export {folder} FOLDER --form {form}")])
+    experiments = form == "method-comparison"
+    if experiments and push is not None:
+        rule = "PEFT takes experiments as a pull request on GitHub, not on the Hub (docs/peft-published.md)"
+        raise SpecError([Problem("--push", push, rule, "--form results")])
+    given_to = to if trial == "best" else Path(trial)
+
+    def write(place: Path) -> dict[str, Any]:
+        if not experiments:
+            export_results(folder, place, licence, push)
+            return {}
+        made, left_out = export_experiments(folder, place)
+        return {"experiments": [one.place for one in made], "left_out": left_out}
+
+    said = "copy experiments/ into PEFT's method_comparison/MetaMathQA; pull-request.md has a text for it"
+    said = said if experiments else "its README.md says how to read the tables"
+    return _Export("dataset", given_to or Path(f"{folder.name}-{form}"), given_to is not None, write, said)
 
 
 def predict(
@@ -93,7 +193,7 @@ def again(source: Source, trial: Trial, as_json: Json = False) -> int:
 
 
 def analyze(
-    kind: Annotated[str, typer.Argument(help="spectrum, cka, landscape or full_rank.")],
+    kind: Annotated[str, typer.Argument(help="spectrum, cka, landscape, full_rank or tasks.")],
     source: Source,
     overrides: Set = None,
     address: Annotated[str | None, typer.Option(help="Ray cluster to join; default: a new local one.")] = None,
@@ -102,10 +202,16 @@ def analyze(
     ] = "ray",
     cpus: Annotated[float, typer.Option(help="CPUs for each task.", min=0)] = 1,
     examples: Annotated[
-        float | None, typer.Option(help="For cka and landscape: most examples to use; below 1: a share of them.")
+        float | None, typer.Option(help="Most examples to use. For cka and landscape below 1: a share of them.")
     ] = None,
     points: Annotated[
         int | None, typer.Option(help="For landscape: points along each side of the grid and of each path.")
+    ] = None,
+    task: Annotated[
+        list[str] | None, typer.Option("--task", help="For tasks: a task of lm-eval, arc_easy; repeat it for more.")
+    ] = None,
+    include: Annotated[
+        Path | None, typer.Option("--include", help="For tasks: folder of your own task files for lm-eval.")
     ] = None,
     force: Annotated[bool, typer.Option("--force", help="Compute again what is already there.")] = False,
     upload: Annotated[
@@ -115,7 +221,8 @@ def analyze(
 ) -> int:
     """Compute diagnostics of kept weights. They need [keep] adapters; cka and landscape also need full = true.
 
-    Stopped, the same command goes on. The results are tables (`sweeps query`) and figures (`sweeps report`).
+    The kind `tasks` scores language models on tasks of lm-eval, an extra; no choice uses these scores. Stopped, the
+    same command goes on. The results are tables (`sweeps query`) and figures (`sweeps report`).
     """
     from analysis.diagnostics.analyze import analyze as run_diagnostic
     from analysis.store.remote import Location
@@ -128,7 +235,9 @@ def analyze(
         check_same(location, folder)
     execute = executor(backend, address, cpus=cpus, progress=not as_json)
     store = store_of(folder)
-    table, paths, says = run_diagnostic(store, kind, execute=execute, force=force, examples=examples, points=points)
+    table, paths, says = run_diagnostic(
+        store, kind, execute=execute, force=force, examples=examples, points=points, tasks=task or (), include=include
+    )
     if not as_json:
         out.print(says)
     emit(

@@ -31,7 +31,7 @@ FORMS = ("adapter", "peft", "merged")
 OPEN_CLIP_WEIGHTS, OPEN_CLIP_CONFIG = "open_clip_model.safetensors", "open_clip_config.json"
 
 
-def export_trial(kept: KeptTrial, to: Path, form: str = "adapter") -> Path:
+def export_trial(kept: KeptTrial, to: Path, form: str = "adapter", licence: str | None = None) -> Path:
     """Write a kept trial for use without its results folder.
 
     Args:
@@ -39,6 +39,7 @@ def export_trial(kept: KeptTrial, to: Path, form: str = "adapter") -> Path:
         to: folder to write; must not exist yet.
         form: 'adapter' (what was trained, in randlora's form), 'peft' (loadable by PEFT), or 'merged' (the whole base
             model with the delta added: a folder that transformers or open_clip loads, and `local:` here).
+        licence: the Hub's identifier of the licence, for the card.
 
     Raises:
         SpecError: unknown form, a target that exists, or a method and form that do not go together.
@@ -61,11 +62,23 @@ def export_trial(kept: KeptTrial, to: Path, form: str = "adapter") -> Path:
     try:
         _WRITERS[form](kept, trained, to)
         _accompany(kept, trained, to)
-        write_usage(kept, trained, to, form)
+        write_usage(kept, trained, to, form, licence)
     except BaseException:
         shutil.rmtree(to)
         raise
     return to
+
+
+def check_shareable(kept: KeptTrial, form: str) -> None:
+    """Refuse to send weights that are of use on this machine alone.
+
+    Raises:
+        SpecError: the base model is a folder of this machine, and the form does not contain it.
+    """
+    model = kept.row["model"]
+    if form != "merged" and parse_id(model).scheme == "local":
+        rule = f"the base model {model} is a folder of this machine, which nobody has who loads the {form}"
+        raise SpecError([Problem("--push", None, rule, "--form merged")])
 
 
 def _adapter(kept: KeptTrial, trained: Trained, to: Path) -> None:
@@ -125,8 +138,10 @@ def _open_clip_config(trained: Trained) -> dict[str, Any]:
 
 
 def _accompany(kept: KeptTrial, trained: Trained, to: Path) -> None:
-    """Facts, head, tokenizer and image processor, in the files that transformers and `local:` read."""
+    """Facts, head, tokenizer and image processor, in the files that transformers and `local:` read; the sweep file."""
     trained.facts.write(to)
+    if (kept.results / "sweep.json").is_file():
+        shutil.copy(kept.results / "sweep.json", to)
     if (kept.folder / HEAD_FILE).is_file():
         shutil.copy(kept.folder / HEAD_FILE, to)
     if trained.loaded.text_tokenizer is not None:

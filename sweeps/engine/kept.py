@@ -20,9 +20,16 @@ PLACE = ("model", "dataset", "train_size")
 
 @dataclass(frozen=True)
 class KeptTrial:
-    """A trial with its weights. `row`: in the table `trials`; `folder`: the weights; `config`: as it was asked for."""
+    """A trial with its weights.
+
+    Attributes:
+        row: its row in the table `trials`.
+        results: the results folder that it is in. folder: its weights.
+        config: its configuration, as it was asked for.
+    """
 
     row: Row
+    results: Path
     folder: Path
     config: TrialConfig
 
@@ -54,7 +61,7 @@ def kept_trial(folder: Path, trial: str = BEST, method: str | None = None, budge
         raise SpecError([Problem("trial", trial, "is one trial already; --method and --budget narrow best", BEST)])
     else:
         row = _by_id(store, trial, ids)
-    return KeptTrial(row, kept / row["trial_id"], config_of(store, row["trial_id"]))
+    return KeptTrial(row, folder, kept / row["trial_id"], config_of(store, row["trial_id"]))
 
 
 def config_of(store: Store, trial_id: str) -> TrialConfig:

@@ -7,15 +7,17 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
+from huggingface_hub import RepoCard
 from jinja2 import Environment, StrictUndefined
 from torch import nn
 
-from analysis.format import percent, visible
+from analysis.format import percent
 from randlora.adapted.adapted import Adapted
 from randlora.methods.bridge.kinds import PREFIX as PEFTS_OWN
 from randlora.methods.prompts.learners import CoCoOp
 from randlora.model.families import family_name
 from randlora.model.prompted import PLACE
+from sweeps.engine.card import code, model_metadata, results_section
 from sweeps.engine.kept import KeptTrial
 from trainables.config import FULL_METHODS
 from trainables.data.text import prompts
@@ -40,11 +42,11 @@ def hub_name(model: str) -> str | None:
     return parsed.name if parsed.scheme == "hf" else None
 
 
-def write_usage(kept: KeptTrial, trained: Trained, to: Path, form: str) -> None:
-    """Write README.md; a card that says more of a PEFT adapter than its trial does stays above the code."""
+def write_usage(kept: KeptTrial, trained: Trained, to: Path, form: str, licence: str | None = None) -> None:
+    """Write README.md: metadata, results and code. What the card of a PEFT adapter says of its form stays above."""
     card, path = "", to / "README.md"
     if form == "peft" and not kept.config.method.startswith(PEFTS_OWN):  # PEFT's own is a form to fill in
-        card = path.read_text(encoding="utf-8")
+        card = RepoCard(path.read_text(encoding="utf-8")).text.strip()  # without its metadata
     environment = Environment(  # of Markdown, where names are Python literals or stand in backticks
         undefined=StrictUndefined,
         trim_blocks=True,
@@ -53,7 +55,8 @@ def write_usage(kept: KeptTrial, trained: Trained, to: Path, form: str) -> None:
         autoescape=False,  # noqa: S701
     )
     template = resources.files("sweeps.engine").joinpath("usage.md.jinja").read_text(encoding="utf-8")
-    path.write_text(environment.from_string(template).render(card=card, **_known(kept, trained, form)), "utf-8")
+    text = environment.from_string(template).render(card=card, **_known(kept, trained, form))
+    path.write_text(f"{model_metadata(kept, trained.facts.kind, form, licence)}\n{text}", "utf-8")
 
 
 def _known(kept: KeptTrial, trained: Trained, form: str) -> dict[str, Any]:
@@ -64,7 +67,8 @@ def _known(kept: KeptTrial, trained: Trained, form: str) -> dict[str, Any]:
     takes = inspect.signature(module.forward).parameters
     found = {
         "about": _about(kept),
-        "title": _code(kept.name),
+        "results": results_section(kept),
+        "title": code(kept.name),
         "form": form,
         "method": kept.config.method,
         "kind": facts.kind,
@@ -102,17 +106,12 @@ def _prompts(adapted: Adapted | None) -> str | None:
 
 def _about(kept: KeptTrial) -> str:
     row = kept.row
-    budget = f" at {_code(row['reference'])}" if row["reference"] else ""
+    budget = f" at {code(row['reference'])}" if row["reference"] else ""
     score = "" if row["val_score"] is None else f" Its validation score was {percent(row['val_score'])}."
     return (
-        f"{_code(row['method'])}{budget}, trained on {_code(row['dataset'])} ({_code(row['train_size'])}) from the "
-        f"base model {_code(row['model'])}: trial {_code(row['trial_id'])} of the sweep {_code(row['sweep'])}.{score}"
+        f"{code(row['method'])}{budget}, trained on {code(row['dataset'])} ({code(row['train_size'])}) from the "
+        f"base model {code(row['model'])}: trial {code(row['trial_id'])} of the sweep {code(row['sweep'])}.{score}"
     )
-
-
-def _code(text: object) -> str:
-    """A name in Markdown, which no name can leave."""
-    return "`" + visible(" ".join(str(text).split())).replace("`", "'") + "`"
 
 
 def _vector(module: nn.Module) -> str:

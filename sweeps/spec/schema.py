@@ -87,8 +87,9 @@ def _describe(model: type[BaseModel], part: dict[str, Any]) -> None:
                     table["additionalProperties"] = {"anyOf": [table["additionalProperties"], {"type": "array"}]}
         if (short := _SHORT.get(f"{model.__name__}.{name}")) is not None:
             _also(key, short)
-        if name in said:
-            key["description"] = said[name]
+        below = inside(field.annotation)
+        if name in said or below:
+            key["description"] = said.get(name) or " ".join(str(below[0].__doc__).partition("\n\n")[0].split())
 
 
 def _also(key: dict[str, Any], form: dict[str, Any]) -> None:

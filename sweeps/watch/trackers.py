@@ -4,14 +4,19 @@ A run has the trial's hyperparameters, its scores by epoch and its outcome. It c
 a later run of the sweep goes on with stays one run. The results folder remains the truth: trackers are written, never
 read for a decision. Where they write is theirs to say (MLFLOW_TRACKING_URI, WANDB_MODE, TRACKIO_DIR, ...); without
 that, TensorBoard and MLflow write into the results folder.
+
+A file in the results folder says what each tracker was told. So a trial that ended while nothing tracked it is put in
+by the next run that does, and no epoch is logged twice.
 """
 
 from __future__ import annotations
 
 import contextlib
 import contextvars
+import hashlib
 import importlib
 import io
+import json
 import os
 import uuid
 from collections.abc import Mapping, Sequence
@@ -29,12 +34,47 @@ _OUTCOME = ("val_score", "test_score", "adapter_params", "seconds_total", "sampl
 """The numbers of a trial's row that trackers show."""
 
 
+class Told:
+    """What a tracker was told of each trial, kept in a file: the last epoch, and the attempt that ended."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._epochs: dict[str, int] = {}
+        self._attempts: dict[str, int | None] = {}
+        for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else ():
+            with contextlib.suppress(ValueError, KeyError, TypeError):  # a line that a crash has cut off
+                self._take(**json.loads(line))
+
+    def _take(self, trial_id: str, epoch: int, attempt: int | None) -> None:
+        self._epochs[trial_id], self._attempts[trial_id] = epoch, attempt
+
+    def __contains__(self, trial_id: str) -> bool:
+        return trial_id in self._attempts
+
+    def epoch(self, trial_id: str) -> int:
+        """The last epoch that was told; 0 if none was."""
+        return self._epochs.get(trial_id, 0)
+
+    def attempt(self, trial_id: str) -> int | None:
+        """The attempt whose outcome was told; None if none was, or if the trial has begun again since."""
+        return self._attempts.get(trial_id)
+
+    def write(self, trial_id: str, epoch: int, attempt: int | None = None) -> None:
+        """Note the last epoch told, and the attempt if its outcome was."""
+        self._take(trial_id, epoch, attempt)
+        self._path.parent.mkdir(exist_ok=True)  # a results folder that was moved away is not made anew
+        with self._path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps({"trial_id": trial_id, "epoch": epoch, "attempt": attempt}) + "\n")
+
+
 class RunTracker:
     """What all trackers share: one run a trial. Subclasses open a run, log to it, end it, or leave it open."""
 
     name = ""
     package = ""
     """What is imported."""
+    places: tuple[str, ...] = ()
+    """Environment variables that say where it writes: another place was told nothing yet."""
 
     def __init__(self, sweep: str, folder: Path) -> None:
         self.sweep, self.folder = sweep, folder
@@ -44,24 +84,37 @@ class RunTracker:
             rule = f"needs the package {self.package}: pip install 'randlora-sweeps[{self.name}]'"
             raise SpecError([Problem(OPTION, self.name, rule)]) from error
         self._runs: dict[str, Any] = {}
+        where = json.dumps([os.environ.get(name) for name in self.places])
+        self.told = Told(folder / "tracked" / f"{self.name}-{hashlib.sha256(where.encode()).hexdigest()[:8]}.jsonl")
 
     def start(self, seen: Sequence[Seen]) -> None:
-        """Put in what earlier runs of the sweep finished and the tracker can say that it lacks."""
+        """Put in the trials that are over and whose outcome the tracker was not told."""
         for one in seen:
-            if one.row is not None and self.lacks(one.slot.trial_id):
+            if one.row is not None and self._lacks(one.slot.trial_id, one.row):
                 tell(self, one)
+
+    def _lacks(self, trial_id: str, row: TrialRow) -> bool:
+        has = self.has(trial_id)
+        if has is False and trial_id in self.told:  # its files are gone
+            self.told.write(trial_id, 0)
+        if has is True and trial_id not in self.told:
+            return False  # of an earlier version of this package
+        return self.told.attempt(trial_id) != row.attempt
 
     def asked(self, cell: Cell, slot: Slot) -> None:
         """Open the trial's run, unless it is open."""
         if slot.trial_id not in self._runs:
             self._runs[slot.trial_id] = self.open(cell, slot)
+            if self.told.attempt(slot.trial_id) is not None:  # it failed, and is tried again
+                self.told.write(slot.trial_id, 0)
 
     def reported(self, slot: Slot, values: Mapping[str, Any]) -> None:
-        """Log one epoch."""
-        run = self._runs.get(slot.trial_id)
-        if run is not None:
+        """Log one epoch, if that was not done before."""
+        run, epoch = self._runs.get(slot.trial_id), int(values["epoch"])
+        if run is not None and epoch > self.told.epoch(slot.trial_id):
             numbers = {k: float(v) for k, v in values.items() if k != "epoch" and v is not None}
-            self.log(run, int(values["epoch"]), numbers)
+            self.log(run, epoch, numbers)
+            self.told.write(slot.trial_id, epoch)
 
     def finished(self, slot: Slot, row: TrialRow) -> None:
         """Log the outcome and end the run."""
@@ -69,6 +122,7 @@ class RunTracker:
         if run is not None:
             values = {name: getattr(row, name) for name in _OUTCOME}
             self.end(run, row, {name: float(value) for name, value in values.items() if value is not None})
+            self.told.write(slot.trial_id, self.told.epoch(slot.trial_id), row.attempt)
 
     def close(self) -> None:
         """Leave the runs of unfinished trials to the next run of the sweep."""
@@ -76,9 +130,9 @@ class RunTracker:
             self.leave(run)
         self._runs.clear()
 
-    def lacks(self, trial_id: str) -> bool:
-        """Whether the tracker is known not to have a trial of an earlier run."""
-        return False
+    def has(self, trial_id: str) -> bool | None:
+        """Whether the tracker has a run of the trial; None if it cannot say."""
+        return None
 
     def open(self, cell: Cell, slot: Slot) -> Any:
         raise NotImplementedError
@@ -99,8 +153,8 @@ class TensorBoard(RunTracker):
     name = "tensorboard"
     package = "tensorboardX"
 
-    def lacks(self, trial_id: str) -> bool:
-        return not any((self.folder / "tensorboard").glob(f"*/*-{trial_id}"))
+    def has(self, trial_id: str) -> bool | None:
+        return any((self.folder / "tensorboard").glob(f"*/*-{trial_id}"))
 
     def open(self, cell: Cell, slot: Slot) -> Any:
         place = self.folder / "tensorboard" / cell.cell_id / f"{slot.stage}-{slot.slot}-{slot.trial_id}"
@@ -129,6 +183,7 @@ class MLflow(RunTracker):
 
     name = "mlflow"
     package = "mlflow"
+    places = ("MLFLOW_TRACKING_URI",)
 
     def __init__(self, sweep: str, folder: Path) -> None:
         super().__init__(sweep, folder)
@@ -150,9 +205,8 @@ class MLflow(RunTracker):
         found = self._client.search_runs([self._experiment], f"tags.trial_id = '{trial_id}'", max_results=1)
         return found[0] if found else None
 
-    def lacks(self, trial_id: str) -> bool:
-        found = self._find(trial_id)
-        return found is None or found.info.status == "RUNNING"
+    def has(self, trial_id: str) -> bool | None:
+        return self._find(trial_id) is not None
 
     def open(self, cell: Cell, slot: Slot) -> Any:
         known = self._find(slot.trial_id)
@@ -172,8 +226,9 @@ class MLflow(RunTracker):
     def end(self, run: Any, row: TrialRow, summary: Mapping[str, float]) -> None:
         for key, value in summary.items():
             self._client.log_metric(run, f"outcome_{key}", value)
-        if row.reason:
-            self._client.set_tag(run, "reason", row.reason)
+        for tag, text in (("status", row.status), ("reason", row.reason)):  # "KILLED" is also a run that goes on later
+            if text:
+                self._client.set_tag(run, tag, text)
         status = {"finished": "FINISHED", "pruned": "KILLED"}.get(row.status, "FAILED")
         self._client.set_terminated(run, status)
 
@@ -186,6 +241,7 @@ class WeightsAndBiases(RunTracker):
 
     name = "wandb"
     package = "wandb"
+    places = ("WANDB_MODE", "WANDB_BASE_URL", "WANDB_ENTITY")
 
     def __init__(self, sweep: str, folder: Path) -> None:
         super().__init__(sweep, folder)
@@ -229,6 +285,7 @@ class Trackio(RunTracker):
 
     name = "trackio"
     package = "trackio"
+    places = ("TRACKIO_DIR", "TRACKIO_SPACE_ID")
 
     def open(self, cell: Cell, slot: Slot) -> Any:
         with _silence():  # Trackio ends the context's current run with each new one: every trial has a context
@@ -245,7 +302,8 @@ class Trackio(RunTracker):
             )
 
     def end(self, run: Any, row: TrialRow, summary: Mapping[str, float]) -> None:
-        run.log({f"outcome/{k}": v for k, v in summary.items()} | {"status": row.status})
+        words = {"status": row.status, "reason": row.reason}
+        run.log({f"outcome/{k}": v for k, v in summary.items()} | {k: v for k, v in words.items() if v})
         self.leave(run)
 
     def leave(self, run: Any) -> None:

@@ -42,6 +42,36 @@ def test_the_workflow_tests_every_python_and_builds_the_pages() -> None:
         assert made == f"make {name} PYTHON=python"
 
 
+def test_a_release_is_installed_on_the_oldest_and_newest_python_before_it_is_sent_without_a_secret() -> None:
+    listed = re.findall(r"Python :: (3\.\d+)", "\n".join(PROJECT["classifiers"]))
+    workflow = read(".github/workflows/release.yml")
+    build, install, publish = (workflow["jobs"][name] for name in ("build", "install", "publish"))
+    assert "make dist PYTHON=python" in [step.get("run") for step in build["steps"]]
+    assert install["strategy"]["matrix"]["python"] == [listed[0], listed[-1]]
+    assert (install["needs"], publish["needs"]) == ("build", "install")
+    assert publish["permissions"] == {"id-token": "write"} and workflow["permissions"] == {"contents": "read"}
+    assert publish["steps"][-1] == {"uses": "pypa/gh-action-pypi-publish@release/v1"}
+    assert "secrets." not in (ROOT / ".github" / "workflows" / "release.yml").read_text(encoding="utf-8")
+    tried = [step["run"].split()[1] for step in install["steps"] if step.get("run", "").startswith("sweeps ")]
+    assert tried == ["--version", "init", "plan", "run"]
+
+
+def test_the_site_is_sent_by_a_workflow_that_builds_it_strictly() -> None:
+    jobs = read(".github/workflows/pages.yml")["jobs"]
+    assert "make docs PYTHON=python" in [step.get("run") for step in jobs["build"]["steps"]]
+    assert "--strict" in (ROOT / "Makefile").read_text(encoding="utf-8").partition("\ndocs:")[2].partition("\n\n")[0]
+    assert jobs["deploy"]["needs"] == "build" and jobs["deploy"]["permissions"] == {
+        "pages": "write",
+        "id-token": "write",
+    }
+
+
+def test_the_page_on_installing_lists_every_extra() -> None:
+    page = (ROOT / "docs" / "install.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| (`.*?`) \|", page, re.M)
+    assert sorted(re.findall(r"`([\w-]+)`", " ".join(rows))) == sorted(PROJECT["optional-dependencies"])
+
+
 def test_hooks_and_templates_are_of_their_form() -> None:
     (local,) = read(".pre-commit-config.yaml")["repos"]
     assert local["repo"] == "local"  # nothing is fetched: the tools of `make setup`

@@ -58,12 +58,15 @@ def caption_scores(texts: Sequence[str], references: Sequence[Sequence[str]]) ->
     found = {i: [words] for i, words in enumerate(flat[: len(texts)])}
     rest = iter(flat[len(texts) :])
     wanted = {i: [next(rest) for _ in each] for i, each in enumerate(references)}
-    scorers = {
-        "meteor": _library(f"{CAPTIONS}.meteor.meteor").Meteor,
-        "rouge-l": _library(f"{CAPTIONS}.rouge.rouge").Rouge,
-        "cider": _library(f"{CAPTIONS}.cider.cider").Cider,
-    }
-    return {name: float(scorer().compute_score(wanted, found)[0]) for name, scorer in scorers.items()}
+    meteor = _library(f"{CAPTIONS}.meteor.meteor").Meteor()
+    with meteor.meteor_p as program:  # the Java program, which it leaves running
+        try:
+            of_meteor = meteor.compute_score(wanted, found)[0]
+        finally:
+            program.kill()
+    of_rouge = _library(f"{CAPTIONS}.rouge.rouge").Rouge().compute_score(wanted, found)[0]
+    of_cider = _library(f"{CAPTIONS}.cider.cider").Cider().compute_score(wanted, found)[0]
+    return {"meteor": float(of_meteor), "rouge-l": float(of_rouge), "cider": float(of_cider)}
 
 
 def check_installed() -> None:

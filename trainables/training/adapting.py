@@ -63,9 +63,8 @@ def adapted(
 
     "full" trains every weight of the adapted tower(s), "full-targets" the target weights alone, whole where a target is
     a part of one. The temperature (logit_scale) is not a tower's weight and stays frozen, but for "full" on both towers
-    under `train_temperature`. Prompts start
-    from words that the tokenizer of a CLIP knows. Adapters are attached inside `keeper`, which may keep what that
-    computes of the base weights.
+    under `train_temperature`. Prompts start from words that the tokenizer of a CLIP knows. Adapters are attached inside
+    `keeper`, which may keep what that computes of the base weights.
     """
     required = {p: p.requires_grad for p in model.parameters()}
     try:

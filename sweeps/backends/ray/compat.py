@@ -117,6 +117,20 @@ def death_of(error: Exception) -> Exception | None:
     return error.health_check_failure if isinstance(error, WorkerHealthCheckFailedError) else None
 
 
+def ask_no_autoscaler(policy: Any) -> None:
+    """Keep the scaling policy of a run of Ray Train from asking the cluster's autoscaler for the run's workers.
+
+    Reason: it would start a process of its own to ask, and wait for it before any worker starts. An autoscaler also
+    remembers only the last request, so each of them would replace the one of `Pool`, which is for the whole sweep.
+    """
+    for name in ("_send_resource_request", "_maybe_send_resource_request", "_cancel_resource_request"):
+        setattr(policy, name, _do_nothing)
+
+
+def _do_nothing() -> None:
+    """Do nothing. Lane controllers load this by its name."""
+
+
 class LeftError(Exception):
     """A thread has left `fit` to itself: there Ray would end the whole process as soon as the session is down."""
 
@@ -124,9 +138,10 @@ class LeftError(Exception):
 class OwnController:
     """A base class before `TorchTrainer`, with a controller that the caller can place and end.
 
-    Reason: `fit` returns when the run ends, and until then nobody else has the controller's handle. It also starts two
-    more processes a run, which lanes have no use for: one for data sets, and one that frees placement groups and works
-    only beside a dashboard. Leaving them out halves the start-up on two cores.
+    Reason: `fit` returns when the run ends, and until then nobody else has the controller's handle. It also starts
+    processes that lanes have no use for. Two are started for each run: one for data sets, and one that frees placement
+    groups and works only beside a dashboard. The third is in `ask_no_autoscaler`. `python -m benchmarks.start_up`
+    measures what they cost.
 
     Attributes:
         controller: handle of the actor that runs the lane; None before there is one.
@@ -142,6 +157,7 @@ class OwnController:
         import ray
         from ray.train.v2._internal.execution.controller import TrainController
 
+        ask_no_autoscaler(how["scaling_policy"])
         variables = {name: value for name, value in os.environ.items() if name.startswith("RAY_TRAIN_")}
         actor = ray.remote(num_cpus=0, label_selector={NODE_LABEL: self.place}, runtime_env={"env_vars": variables})(
             TrainController

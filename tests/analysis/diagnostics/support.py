@@ -42,11 +42,13 @@ def tiny_results(folder: Path, seeds: int = 1, **sections: Any) -> Path:
     cells = Plan.from_spec(spec).feasible
     warm: dict[str, Any] = {}
     trials, predictions = [], []
+    lines = [json.dumps({"ev": "sweep", "name": spec.name})]
     for cell in cells:
         for k in range(seeds):
             lr = RATES.get(cell.method, 1e-2)
             config = cell.trial("CONFIRM", lr, (k, k, k), spec.train)
             slot = Slot(cell.cell_id, "CONFIRM", k, config.trial_id, config.model_dump(mode="json"), lr, (k, k, k))
+            lines.append(json.dumps({"ev": "ask", "trial_id": config.trial_id, "config": slot.config}))
             work = folder / "work" / config.trial_id
             events = list(run_trial(config, warm=warm, directory=work, keep=True))
             outcome = {"status": "finished", "result": events[-1]["result"], "events": events, "seconds_total": 1.0}
@@ -59,7 +61,7 @@ def tiny_results(folder: Path, seeds: int = 1, **sections: Any) -> Path:
     write_part(folder, "cells", [cell.row() for cell in cells])
     write_part(folder, "trials", trials)
     write_part(folder, "predictions", predictions)
-    (folder / "journal.jsonl").write_text(json.dumps({"ev": "sweep", "name": spec.name}) + "\n")
+    (folder / "journal.jsonl").write_text("\n".join(lines) + "\n")
     (folder / "spec.json").write_text(json.dumps({"identity": spec.identity()}))
     return folder
 

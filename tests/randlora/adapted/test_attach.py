@@ -55,7 +55,7 @@ def test_a_methods_name_with_options_is_its_configuration(config: AdapterConfig)
     ("config", "options", "words"),
     [
         ("lora", {}, r"'lora' needs its capacity, 'r'; nearest: attach\(model, 'lora', r=8\)"),
-        ("nola", {"r": 8}, r"'nola' has no option 'r'.*its capacity is 'k'"),
+        ("nola", {"rank": 8}, r"'nola' has no option 'rank'.*its capacity is 'k'"),
         ("lora", {"r": 8, "aplha": 2.0}, r"'lora' has no option 'aplha'; nearest: 'alpha'"),
         ("lora", {"r": 0}, "r must be"),
         ("lora", {"r": 8, "alpha": "much"}, "alpha"),
@@ -75,8 +75,8 @@ def test_targets_are_the_familys_if_none_are_named() -> None:
 
     sizes = {"vocab_size": 20, "hidden_size": 8, "intermediate_size": 16, "num_hidden_layers": 1}
     model = transformers.LlamaForCausalLM(transformers.LlamaConfig(**sizes, num_attention_heads=2))
-    adapted = attach(model, "lora", r=2)
-    assert set(adapted.sites) == set(resolve_targets(model, default_targets(model)))
+    usual = set(resolve_targets(model, default_targets(model)))
+    assert set(attach(model, "lora", r=2).sites) == usual
     with pytest.raises(TargetError, match="no default targets"):
         attach(block(), "lora", r=2)
 

@@ -69,6 +69,21 @@ def test_import_is_exact(name: str, tmp_path: Path) -> None:
     assert torch.equal(other(x), model(x))
 
 
+@pytest.mark.parametrize("holder", ["base_model.", "base_model.model.2."])
+def test_one_copy_of_the_shared_bases_is_enough(holder: str, tmp_path: Path) -> None:
+    """PEFT after 0.21 writes RandLoRA's bases once: of the model, or of one layer where there is no model around it."""
+    theirs = in_peft(MAKERS["randlora"](), layers(torch.float32), tmp_path)
+    path = tmp_path / "adapter_model.safetensors"
+    found = load_file(path)
+    bases = {key: value for key, value in found.items() if key.endswith(("randlora_A", "randlora_B"))}
+    assert len(bases) == 2 * (len(ALL) + 1)  # PEFT 0.21: of the model and of every layer
+    once = {f"{holder}{name}" for name in ("randlora_A", "randlora_B")}
+    save_file({key: value for key, value in found.items() if key not in bases or key in once}, path)
+    model, x = layers(torch.float32), inputs(torch.float32)
+    load_peft(model, tmp_path)
+    torch.testing.assert_close(model(x), theirs(x), rtol=1e-5, atol=1e-5)
+
+
 def test_several_scales_of_a_16_bit_file_are_exact(tmp_path: Path) -> None:
     config = peft.LoraConfig(r=8, lora_alpha=8, target_modules=ALL, alpha_pattern={"2": 12.1}, rank_pattern={"2": 5})
     in_peft(config, layers(torch.float32), tmp_path)

@@ -18,12 +18,15 @@ import ray
 import yaml
 from ray.train import RunConfig, ScalingConfig
 from ray.train.torch import TorchTrainer
-from ray.util import placement_group, placement_group_table
+from ray.train.v2._internal.execution.scaling_policy import create_scaling_policy
+from ray.util import list_named_actors, placement_group, placement_group_table
 
 from sweeps.backends.ray import compat
 from sweeps.backends.ray.compat import NEWEST, OLDEST, OwnController, supported
 from sweeps.backends.ray.pool import Pool
+from tests.fakes import FakeCell, FakeSearch, fake_plan
 from tests.support import ROOT, wait_for
+from tests.sweeps.support import go
 
 PRIVATE = re.compile(
     r"\bray(\.\w+)*\._[a-z]|\b_raylet\b|\bcore\.generated\b|\bray\.\S+ import .*\b_[a-zA-Z]|\._actor_id"
@@ -173,6 +176,19 @@ def test_a_lane_starts_two_processes_less(tmp_path: Path) -> None:
     assert "_initialize_and_run_controller" in vars(OwnController) and hasattr(
         TorchTrainer, "_initialize_and_run_controller"
     )
+
+
+def test_lanes_leave_the_request_for_nodes_to_the_pool(tmp_path: Path, pool: Pool) -> None:
+    """Without: Ray Train starts a process for requests, which replace the pool's own in the autoscaler's memory."""
+    policy = create_scaling_policy(ScalingConfig(num_workers=1))
+    names = {
+        name for name in dir(policy) if re.fullmatch("_[a-z_]*send_resource_request|_cancel_resource_request", name)
+    }
+    compat.ask_no_autoscaler(policy)
+    assert len(names) == 3 and names <= set(vars(policy))
+    search = FakeSearch(trials=1, rerun_rates=0, rerun_seeds=0)
+    assert go(fake_plan(tmp_path / "r", (FakeCell("lora"),), search=search), pool).complete
+    assert "AutoscalingCoordinator" not in {actor["name"] for actor in list_named_actors(all_namespaces=True)}
 
 
 def test_controllers_load_no_torch() -> None:

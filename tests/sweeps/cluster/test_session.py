@@ -46,6 +46,15 @@ def test_workers_without_a_gpu_see_none(pool: object) -> None:
     assert ray.get(asked) == ["", "0"]
 
 
+def test_workers_get_as_much_of_the_processor_as_other_programs(pool: object) -> None:
+    """Ray's own default is a niceness of 15: beside a busy program a lane would hardly get on."""
+
+    def niceness() -> int:  # Ray takes no built-in function
+        return os.nice(0)
+
+    assert ray.get(ray.remote(num_cpus=0)(niceness).remote()) == niceness()
+
+
 @pytest.mark.parametrize("asked", ["runs", "_knock"])
 @pytest.mark.parametrize("over", [True, False])
 def test_what_ends_with_the_session_has_not_died(monkeypatch: pytest.MonkeyPatch, asked: str, over: bool) -> None:

@@ -86,6 +86,8 @@ def assert_retried(plan: FakePlan, whole: Path, *earlier: Path) -> RunSummary:
     for row in rows(whole, "trials"):
         assert last[row["trial_id"]] in [row, *(r for r in before if r["trial_id"] == row["trial_id"])]
     assert asked(folder) <= set[Any]().union(*map(asked, (whole, *earlier)))
+    again = go_inline(plan, trial="tests.fakes:mended_trial", retry_failed=True)
+    assert (again.complete, again.finished) == (True, 0), "the attempt that failed counts, and not the last one"
     return summary
 
 

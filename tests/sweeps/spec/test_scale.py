@@ -148,5 +148,5 @@ def test_the_published_form_is_a_table_of_its_own(tmp_path: Path) -> None:
     file.write_text(FILE.replace("[small]", '[published]\nprotocol = "paper"\nconfirm = { seeds = 1 }\n\n[small]'))
     full, small, published = (SweepSpec.load(file, scale=scale) for scale in ("full", "small", "published"))
     assert (full.protocol, small.protocol, published.protocol) == ("standard", "standard", "paper")
-    assert (published.name, published.folder) == ("t-published", Path("runs/t-published"))
+    assert (published.name, published.folder) == ("t-published", Path("results/t-published"))
     assert published.confirm.seeds == (0,) and published.methods.keys() == full.methods.keys()

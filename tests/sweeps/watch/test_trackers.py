@@ -6,6 +6,8 @@ import struct
 import sys
 import types
 from collections import defaultdict
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +18,10 @@ from sweeps.cli.run import watchers
 from sweeps.errors import SpecError
 from sweeps.search.stages import Slot, SweepState
 from sweeps.watch.observers import Observer, seen_in
-from sweeps.watch.trackers import TRACKERS, make_tracker
+from sweeps.watch.trackers import TRACKERS, Told, make_tracker
 from tests.fakes import FakeCell, FakeConfirm, FakePlan, FakeSearch, fake_plan, fake_row
 
-Told = dict[str, dict[str, Any]]
+Runs = dict[str, dict[str, Any]]
 
 
 def tiny(folder: Path) -> FakePlan:
@@ -138,7 +140,7 @@ class FakeWandb(types.ModuleType):
 
     def __init__(self, key: bool = True) -> None:
         super().__init__("wandb")
-        self.key, self.told = key, Told()
+        self.key, self.told = key, Runs()
 
     def login(self) -> bool:
         return self.key
@@ -147,10 +149,15 @@ class FakeWandb(types.ModuleType):
         return values
 
     def init(self, **values: Any) -> Any:
-        kept = self.told.setdefault(values["id"], {"log": {}, "summary": {}, "exit": []})
+        kept = self.told.setdefault(values["id"], {"log": {}, "steps": [], "summary": {}, "exit": []})
         kept["config"] = values["config"]
+
+        def log(numbers: dict[str, float], step: int) -> None:
+            kept["log"].setdefault(step, {}).update(numbers)
+            kept["steps"].append(step)
+
         return types.SimpleNamespace(
-            log=lambda numbers, step: kept["log"].setdefault(step, {}).update(numbers),
+            log=log,
             summary=kept["summary"],
             finish=lambda exit_code=0: kept["exit"].append(exit_code),
         )
@@ -169,6 +176,101 @@ def test_wandb_calls(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         assert told["summary"]["val_score"] == row.val_score
         assert told["exit"][-1] == int(row.status == "failed")
     assert sum(len(t["exit"]) for t in library.told.values()) == 6 + 1  # one was left open and taken up again
+
+
+def untracked(plan: FakePlan, tracker: Callable[[], Observer]) -> SweepState:
+    """A sweep of which a tracker sees the first trial's first attempt, which fails, and the beginning of the second.
+
+    What follows runs without it: both trials end, one of the others is stopped by the pruner, and the first trial is
+    tried again. At last a tracker is started, twice.
+    """
+    state = SweepState(plan.feasible, plan.spec)
+    seeing: Observer | None = tracker()
+    seeing.start(seen_in(state))
+    number, first = 0, None
+    while (slot := state.next_slot()) is not None:
+        cell = state.cells[slot.cell_id]
+        state.start(slot)
+        if seeing is not None:
+            seeing.asked(cell.cell, slot)
+        for epoch in (1, 2, 3):
+            state.report(slot.cell_id, slot.trial_id, epoch, 0.1 * epoch)
+            if seeing is not None:
+                seeing.reported(slot, {"epoch": epoch, "train_loss": None, "val_score": 0.1 * epoch})
+            if seeing is not None and (number, epoch) == (1, 2):
+                seeing.close()
+                seeing = None
+        row = row_of(slot, {0: "failed", 2: "pruned"}.get(number, "finished"))
+        state.finish(row)
+        if seeing is not None:
+            seeing.finished(slot, row)
+        first = first or slot
+        cell.choice = cell.settle() or cell.choice
+        number += 1
+    assert first is not None
+    state.finish(replace(row_of(first), attempt=2))
+    for _ in range(2):
+        last = tracker()
+        last.start(seen_in(state))
+        last.close()
+    return state
+
+
+def test_outcomes_of_trials_that_ended_untracked_are_put_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    library = FakeWandb()
+    monkeypatch.setitem(sys.modules, "wandb", library)
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    state = untracked(tiny(tmp_path), lambda: make_tracker("wandb", "fake", tmp_path))
+    rows = rows_in(state)
+    assert library.told.keys() == rows.keys() and {row.status for row in rows.values()} == {"finished", "pruned"}
+    begun = {trial_id: len(told["exit"]) for trial_id, told in library.told.items()}
+    assert sorted(begun.values()) == [1] * (len(rows) - 2) + [2, 2]  # failed and again; left and ended
+    for trial_id, row in rows.items():
+        told = library.told[trial_id]
+        assert told["summary"]["status"] == row.status and told["summary"]["reason"] == row.reason
+        assert told["exit"][-1] == 0
+        again = trial_id == next(iter(rows))
+        assert told["steps"] == [1, 2, 3] * (1 + again)  # no epoch twice, but those of a second attempt
+
+
+def test_tensorboard_gets_outcomes_of_trials_that_ended_untracked(tmp_path: Path) -> None:
+    state = untracked(tiny(tmp_path), lambda: make_tracker("tensorboard", "fake", tmp_path))
+    found = tensorboard_scalars(tmp_path / "tensorboard")
+    assert found.keys() == rows_in(state).keys()
+    assert all(found[i]["outcome/val_score"] == {3: pytest.approx(r.val_score)} for i, r in rows_in(state).items())
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_mlflow_gets_outcomes_of_trials_that_ended_untracked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    mlflow = pytest.importorskip("mlflow", reason="mlflow is not installed (extra: mlflow)")
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    state = untracked(tiny(tmp_path), lambda: make_tracker("mlflow", "fake", tmp_path))
+    client = mlflow.MlflowClient(tracking_uri=f"sqlite:///{tmp_path / 'mlflow.db'}")
+    runs = client.search_runs([client.get_experiment_by_name("fake").experiment_id])
+    assert {run.data.tags["trial_id"]: run.data.tags["status"] for run in runs} == {
+        trial_id: row.status for trial_id, row in rows_in(state).items()
+    }
+    steps = [[m.step for m in client.get_metric_history(run.info.run_id, "val_score")] for run in runs]
+    assert sorted(map(len, steps)) == [3] * (len(runs) - 1) + [6]
+
+
+def test_trackio_gets_outcomes_of_trials_that_ended_untracked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TRACKIO_DIR", str(tmp_path / "trackio"))
+    trackio = pytest.importorskip("trackio", reason="trackio is not installed (extra: trackio)")
+    state = untracked(tiny(tmp_path), lambda: make_tracker("trackio", "late", tmp_path))
+    runs = {run.name.rpartition(" ")[2] for run in trackio.Api().runs("late")}
+    assert runs == rows_in(state).keys()
+
+
+def test_what_a_tracker_was_told_survives_a_line_that_was_cut_off(tmp_path: Path) -> None:
+    path = tmp_path / "tracked" / "x.jsonl"
+    told = Told(path)
+    told.write("a", 2)
+    told.write("b", 3, 1)
+    path.write_text(path.read_text() + '{"trial_id": "c", "epo')
+    again = Told(path)
+    assert (again.epoch("a"), again.attempt("a")) == (2, None) and (again.epoch("b"), again.attempt("b")) == (3, 1)
+    assert "c" not in again
 
 
 def test_wandb_without_an_account_is_bad_input(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

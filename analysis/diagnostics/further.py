@@ -1,0 +1,123 @@
+"""Further tasks of trained language models, scored by lm-eval: beside a sweep's own scores, and never for choosing.
+
+lm-eval (EleutherAI) has some thousand tasks, and reads files of one's own. It asks the trained model as it stands in
+memory, with the adapter on it, and the untouched base model.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import logging
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+import randlora
+from analysis.diagnostics.units import Unit, sweep_facts
+from analysis.diagnostics.weights import FULL_WEIGHTS, Kept, kept_trials
+from analysis.errors import StoreError
+from analysis.format import Row
+from analysis.store.store import Store
+from randlora.files.tensors import read_tensors
+from trainables.errors import first_line
+from trainables.models.shapes import model_kind
+from trainables.runtime import pick_device
+from trainables.tasks.lane_cache import Warm
+
+BATCH = 8
+"""Texts of one forward pass."""
+RESAMPLES = 1000
+"""Resamples for the standard error of metrics without a formula for it; lm-eval's 100,000 take minutes a task."""
+
+
+def plan(store: Store, *, tasks: Sequence[str], include: Path | None = None, examples: int | None = None) -> list[Unit]:
+    """A unit for each task of each kept trial, and of each base model.
+
+    Raises:
+        StoreError: no task, nothing kept, or models that generate no text.
+    """
+    if not tasks:
+        raise StoreError("name at least one task of lm-eval: --task arc_easy; `lm-eval ls tasks` lists them")
+    trials = kept_trials(store)
+    strange = sorted({k.row["model"] for k in trials if model_kind(k.row["model"]) != "causal-lm"})
+    if strange:
+        raise StoreError(f"lm-eval asks language models, and {strange[0]} is none")
+    facts = sweep_facts(store) | {"include": None if include is None else str(include.absolute())}
+    bases = {k.row["model"]: k for k in trials}
+    briefs = [k.brief for k in trials] + [k.brief | {"trial_id": None} for k in bases.values()]
+    settings = [{"task": task, "examples": examples} for task in dict.fromkeys(tasks)]
+    return [Unit("tasks", (brief,), one, facts) for one in settings for brief in briefs]
+
+
+def rows(folder: Path, unit: Unit, warm: dict[str, Any]) -> list[Row]:
+    """One row for each metric that lm-eval reports of the task (arguments: `analyze.compute`).
+
+    Raises StoreError: lm-eval is not installed, or does not know the task or lacks its data.
+    """
+    (brief,) = unit.trials
+    kept = None if brief["trial_id"] is None else Kept.of(brief, folder)
+    loaded = Warm(warm, pick_device()).model(brief["model"], unit.facts["train"].get("base_weights", "fp32"))
+    with _trained(loaded.module, kept) as module:
+        found = _ask(module, loaded.text_tokenizer, unit)
+    base = {"method": "zero-shot", "reference": None, "adapter_params": 0, "trial_id": None}
+    about = unit.place | (base if kept is None else kept.named) | {"task": unit.settings["task"]}
+    return [about | row for row in found]
+
+
+@contextlib.contextmanager
+def _trained(module: nn.Module, kept: Kept | None) -> Iterator[nn.Module]:
+    """The model as a trial left it; None: the base model."""
+    if kept is None:
+        yield module.eval()
+    elif kept.full:
+        own = copy.deepcopy(module)  # the base model's memory may be shared
+        own.load_state_dict(read_tensors(kept.folder / FULL_WEIGHTS), strict=False)
+        yield own.eval()
+    else:
+        adapted = randlora.load(module, kept.folder)
+        try:
+            module.eval()
+            yield module
+        finally:
+            adapted.detach()
+
+
+def _ask(module: nn.Module, tokenizer: Any, unit: Unit) -> list[Row]:
+    try:
+        from lm_eval import __version__, simple_evaluate
+        from lm_eval.models.huggingface import HFLM
+        from lm_eval.tasks import TaskManager
+    except ImportError as error:
+        rule = "pip install 'randlora-sweeps[lm-eval]'"
+        raise StoreError(f"scores of further tasks need the package lm-eval ({first_line(error)}): {rule}") from error
+    name, include = unit.settings["task"], unit.facts["include"]
+    logging.getLogger("lm_eval").setLevel(logging.ERROR)
+    try:
+        answer = simple_evaluate(
+            model=HFLM(pretrained=module, tokenizer=tokenizer, batch_size=BATCH),
+            tasks=[name],
+            task_manager=TaskManager(include_path=include),
+            limit=unit.settings["examples"],
+            bootstrap_iters=RESAMPLES,
+            log_samples=False,
+        )
+        results = answer["results"][name]
+    except Exception as error:  # of its tasks and of their data, of any kind; named and raised on
+        raise StoreError(f"{unit.label}: lm-eval fails on {name!r} ({first_line(error)})") from error
+    asked = (answer.get("n-samples") or {}).get(name) or {}
+    facts = {"shots": (answer.get("n-shot") or {}).get(name), "examples": asked.get("effective")}
+    facts |= {"task_version": str(answer["versions"].get(name)), "lm_eval": __version__}
+    return [facts | row for row in _metrics(results)]
+
+
+def _metrics(results: Row) -> Iterator[Row]:
+    """lm-eval's 'acc,none' and 'acc_stderr,none' as a row: the metric, how answers were filtered, value and error."""
+    for key, value in results.items():
+        metric, comma, chosen = key.partition(",")
+        if comma and not metric.endswith("_stderr") and isinstance(value, int | float):
+            error = results.get(f"{metric}_stderr,{chosen}")
+            known = float(error) if isinstance(error, int | float) else None  # else it is "N/A"
+            yield {"metric": metric, "answer_filter": chosen, "value": float(value), "stderr": known}
