@@ -254,6 +254,8 @@ class Adapter(nn.Module, ABC):
     """By trainable the factor of its learning rate, if that is not 1 (LoRA+'s B)."""
     moves_bias: bool = False
     """Whether the layer's bias changes too, so that no change of the weight alone is the same."""
+    stand_in: ClassVar[bool] = False
+    """Whether it only counts parameters, in place of an adapter that is built from the values of W0."""
     schedule: object | None = None
     held: Held | None = None
 

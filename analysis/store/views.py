@@ -254,8 +254,8 @@ _ALL = (
         """
         select c.sweep, c.cell_id, c.dataset, c.train_size, c.method, c.reference, c.budget, c.allocation, c.capacity,
                c.count, c.dof, c.dof_measured, c.dof_at_most, c.residual, c.residual_fraction, n.adapter_params,
-               n.adapter_params = c.count as count_holds,
-               n.head_params, n.stored_bytes, c.tune_trials as allowance,
+               n.adapter_params = c.count as count_holds, c.step_memory_bytes, c.step_flops, c.forward_flops,
+               c.saved_bytes, n.head_params, n.stored_bytes, c.tune_trials as allowance,
                coalesce(n.tune_used, 0) as allowance_used, coalesce(n.tune_failed, 0) as tune_failed,
                coalesce(n.tune_full, 0) as tune_full_length, coalesce(n.rates, 0) as rates_tried,
                log10(c.lr_high / c.lr_low) as decades, h.lr as chosen_lr, h.hyperparameters, h.edge,

@@ -6,7 +6,19 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
-from analysis.format import Row, duration, freedom, listed, off_budget, percent, points, quantity, score_text
+from analysis.format import (
+    Row,
+    amount,
+    duration,
+    freedom,
+    listed,
+    off_budget,
+    percent,
+    points,
+    quantity,
+    score_text,
+    size,
+)
 from analysis.statistics.best_rates import rate_ratios
 from analysis.statistics.choice import choice_variances, run_noises
 from analysis.statistics.runs import by
@@ -71,11 +83,12 @@ def parity(rows: list[Row]) -> Sheet:
         number("chosen learning rate", "chosen_lr"),
         Column("perhaps under-tuned", lambda r: why_under_tuned(r) if r["under_tuned"] else "", "long"),
         Column("seeds, run / declared", lambda r: f"{r['seeds_confirmed']} / {r['confirm_seeds']}", "number"),
-        number(f"budget, {unit}", "budget", group=COUNTS),
+        Column(f"budget, {unit}", lambda r: amount(r["budget"], r["reference"]), "number", COUNTS),
         Column(
             "degrees of freedom", lambda r: freedom(r["dof"], r["dof_measured"], r["dof_at_most"]), "number", COUNTS
         ),
         text("allocation", "allocation", group=COUNTS),
+        *_costs(rows),
         text("rates tried", "rates_tried", "number", CHOICE),
         number("expected gain, points", "expected_gain", points, CHOICE),
         *(Column(f"sd of {head}, points", partial(_sd, part), "number", CHOICE) for part, head in SPREADS.items()),
@@ -96,6 +109,21 @@ def parity(rows: list[Row]) -> Sheet:
         note += " Images compared is the number of images that the contrastive loss compares each image with. It is "
         note += "smaller than the batch if train.negatives is 'part'."
     return Sheet("parity", "Parameters, tuning and seeds", columns, rows, note, folded=len(rows) > LONG)
+
+
+def _costs(rows: list[Row]) -> list[Column]:
+    """Columns of what training takes, which folders of before do not have."""
+    if all(r["step_memory_bytes"] is None and r["saved_bytes"] is None for r in rows):
+        return []
+    return [
+        number("predicted memory of a step", "step_memory_bytes", size, COUNTS),
+        Column("step, in forward passes of the model", _passes, "number", COUNTS),
+        number("saved", "saved_bytes", size, COUNTS),
+    ]
+
+
+def _passes(r: Row) -> str:
+    return "" if r["step_flops"] is None or not r["forward_flops"] else f"{r['step_flops'] / r['forward_flops']:.2f}"
 
 
 def _sd(part: str, r: Row) -> str:
