@@ -64,6 +64,11 @@ _NAMES = {
     "autolora": "AutoLoRA",
     "hydralora": "HydraLoRA",
     "hybrid": "LoRA + RandLoRA",
+    "milora": "MiLoRA",
+    "olora": "OLoRA",
+    "init-ab": "Init[AB]",
+    "lora-ga": "LoRA-GA",
+    "lora-plus": "LoRA+",
 }
 """Of the methods without a style of their own; a variant keeps the name that its sweep file gives it."""
 

@@ -31,6 +31,7 @@ TAKEN_OUT = "taken out of the sweep file"
 """`cells.reason` of a cell that the sweep file had and has no longer, if it has no confirmed score."""
 
 
+_PARAMETERS = "trainable parameters"
 _LIMITED = {
     "dof": "degrees of freedom",
     "memory": "memory of a training step",
@@ -42,9 +43,8 @@ _LIMITED = {
 
 def limited(references: Iterable[str | None]) -> str:
     """What budgets limit, in words; all of them if they differ."""
-    front = sorted({reference.partition("-")[0] for reference in references if reference is not None})
-    said = dict.fromkeys(_LIMITED.get(word, "trainable parameters") for word in front)
-    return " or ".join(said) or "trainable parameters"
+    kinds = {_LIMITED.get(name.partition("-")[0], _PARAMETERS) for name in references if name is not None}
+    return " or ".join(kind for kind in (_PARAMETERS, *_LIMITED.values()) if kind in kinds) or _PARAMETERS
 
 
 def typed(kind: pa.DataType, *names: str) -> list[tuple[str, pa.DataType]]:

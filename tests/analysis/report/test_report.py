@@ -275,6 +275,7 @@ def test_every_table_of_the_page_has_its_files(wide: Store, tmp_path: Path) -> N
     wanted = {
         "results",
         "averages",
+        "rate_ratio",
         "comparisons",
         "changes",
         "full_fine_tuning",

@@ -59,8 +59,6 @@ def test_bad_targets() -> None:
         attach(model, LoraConfig(2), ["fc"], capacities={"fc": 3})
     with pytest.raises(ConfigError, match=r"r of fc.weight must be an integer of at least 1 but got 0"):
         attach(model, LoraConfig(2), ["fc"], capacities={"fc.weight": 0})
-    with pytest.raises(ConfigError, match="the largest is 32"):
-        attach(model, NolaConfig(100), ["attn.in_proj_weight"]).count()
     assert all(p.requires_grad for p in model.parameters())
     model.square.weight = model.attn.out_proj.weight
     with pytest.raises(TargetError, match=r"'square.weight', .* tied to 'attn.out_proj.weight': name .* and no other"):
