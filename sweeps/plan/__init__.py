@@ -6,6 +6,7 @@ Uses all rooms below; trains probes alone and starts no Ray. It writes the resul
     base_model   what is known of the base model, each thing asked once
     checks       adapters that attach, and an allowance that holds enough trials
     plan         from a specification to cells
+    costs        memory, operations and saved bytes of a cell, from shapes alone
     digests      data as it is now: bytes of every example, and those that are in both splits
     inputs       data and folder, looked at before a sweep starts
     against      the plan beside its paper: published numbers, and settings that differ
