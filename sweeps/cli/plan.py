@@ -11,7 +11,6 @@ import typer
 from rich.text import Text
 
 from analysis.format import amount, duration, freedom, off_budget, plural, quantity, size
-from analysis.store.columns import limited
 from analysis.styles import short_names, size_text
 from sweeps.cli.options import Available, Json, Scale, Set, Source, Spec, load, store_of
 from sweeps.cli.power import Like, print_prospects, prospects
@@ -345,6 +344,7 @@ def precision_words(plan: Plan) -> list[str]:
 
 def print_plan(plan: Plan) -> None:
     """The cells with their solutions; the infeasible ones with the reason and the nearest reachable counts."""
+    from analysis.store.columns import limited  # not above: `--help` and `--version` load no pyarrow
     from sweeps.plan.checks import peft_words
 
     for line in precision_words(plan):
@@ -394,9 +394,8 @@ def print_plan(plan: Plan) -> None:
     for reference, budget in plan.instead().items():
         out.print(f"budget    not every method reaches {reference}; all reach {budget}")
     if plan.spec.budgets.count != "parameters":
-        out.print(
-            f"budgets   are equal {limited(plan.spec.budgets.references())} instead of equal trainable parameters"
-        )
+        equal = limited(plan.spec.budgets.references())
+        out.print(f"budgets   are equal {equal} instead of equal trainable parameters")
     for line in peft_words(plan.base_model.module, plan.cells):
         out.print(f"PEFT      {line}")
     confirm = plan.spec.confirm
