@@ -73,6 +73,35 @@ def quantity(value: float | None) -> str:
     return "" if value is None else f"{value:,.0f}" if value >= 999.5 else f"{value:.3g}"
 
 
+def size(count: int | None) -> str:
+    """Bytes with their unit: '512 B', '2.30 MiB', '1.31 GiB'."""
+    if count is None:
+        return ""
+    value, units = float(count), ["B", "KiB", "MiB", "GiB", "TiB"]
+    while value >= 1000 and len(units) > 1:
+        value, units = value / 1024, units[1:]
+    return f"{value:.0f} B" if units[0] == "B" else f"{value:#.3g} {units[0]}".replace(". ", " ")
+
+
+def operations(count: int | None) -> str:
+    """Floating-point operations with their unit: '12.3 GFLOP'."""
+    if count is None:
+        return ""
+    value, units = float(count), ["", "k", "M", "G", "T", "P"]
+    while value >= 999.5 and len(units) > 1:
+        value, units = value / 1000, units[1:]
+    return f"{value:#.3g} {units[0]}FLOP".replace(". ", " ")
+
+
+AMOUNTS = {"memory": size, "bytes": size, "flops": operations}
+"""How an amount of a currency is written, by the first word of its budgets' names; others are plain numbers."""
+
+
+def amount(value: int | None, reference: str | None) -> str:
+    """What a budget limits, or what a method takes of it, in the budget's unit."""
+    return AMOUNTS.get((reference or "").partition("-")[0], quantity)(value)
+
+
 def span(values: Iterable[float]) -> str:
     """The least and the largest as quantities, '2 to 5'; one where they look alike, '' of none."""
     found = [quantity(value) for value in sorted(values)]

@@ -8,6 +8,7 @@ Imports torch and safetensors alone.
 from randlora.adapted.accumulate import accumulating
 from randlora.adapted.adapted import Adapted
 from randlora.adapted.attach import attach
+from randlora.adapted.gradients import weight_gradients
 from randlora.adapted.load import load, load_peft
 from randlora.adapter import Adapter, AdapterConfig, Request, Shape
 from randlora.errors import AdapterError, CheckpointError, ConfigError, ExportError, TargetError, UnknownMethodError
@@ -15,8 +16,9 @@ from randlora.files.checkpoint import export_deltas, export_merged, save
 from randlora.files.peft_export import export_peft
 from randlora.methods.experimental import HybridConfig, RandLoraSvdConfig
 from randlora.methods.lowrank.hydra import HydraLoraConfig
-from randlora.methods.lowrank.lora import DoraConfig, LoraConfig
-from randlora.methods.lowrank.spectral import LoraXsConfig, PissaConfig, SvftConfig
+from randlora.methods.lowrank.lora import DoraConfig, LoraConfig, LoraPlusConfig
+from randlora.methods.lowrank.spectral import LoraXsConfig, SvftConfig
+from randlora.methods.lowrank.starts import InitAbConfig, LoraGaConfig, MiloraConfig, OloraConfig, PissaConfig
 from randlora.methods.random.ablations import RandLoraAConfig, RandLoraBConfig
 from randlora.methods.random.nola import NolaConfig
 from randlora.methods.random.randlora import RandLoraConfig
@@ -43,10 +45,15 @@ __all__ = [
     "Hooks",
     "HybridConfig",
     "HydraLoraConfig",
+    "InitAbConfig",
     "LoraConfig",
+    "LoraGaConfig",
+    "LoraPlusConfig",
     "LoraXsConfig",
     "Method",
+    "MiloraConfig",
     "NolaConfig",
+    "OloraConfig",
     "PissaConfig",
     "RandLoraAConfig",
     "RandLoraBConfig",
@@ -72,4 +79,5 @@ __all__ = [
     "register",
     "resolve_targets",
     "save",
+    "weight_gradients",
 ]

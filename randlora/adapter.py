@@ -208,6 +208,8 @@ class Request:
     """Token ids that prompts start from; they are drawn where these are fewer."""
     biased: frozenset[str] = frozenset()
     """Weights that are called with a bias, a Conv1D's too."""
+    gradients: Mapping[str, Tensor] = field(default_factory=dict)
+    """The loss's gradient at every weight (out x in), for a method that starts from it."""
 
     @cached_property
     def shapes(self) -> dict[str, Shape]:
@@ -248,8 +250,12 @@ class Adapter(nn.Module, ABC):
     """
 
     derived: ClassVar[tuple[str, ...]] = ()
+    rate_ratios: Mapping[str, float] = MappingProxyType({})
+    """By trainable the factor of its learning rate, if that is not 1 (LoRA+'s B)."""
     moves_bias: bool = False
     """Whether the layer's bias changes too, so that no change of the weight alone is the same."""
+    stand_in: ClassVar[bool] = False
+    """Whether it only counts parameters, in place of an adapter that is built from the values of W0."""
     schedule: object | None = None
     held: Held | None = None
 

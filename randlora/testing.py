@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from randlora.adapted.adapted import Adapted
 from randlora.adapted.attach import attach
+from randlora.adapted.gradients import weight_gradients, zero_gradients
 from randlora.adapted.load import load
 from randlora.errors import AdapterError
 from randlora.methods.method import Method
@@ -76,7 +77,10 @@ class _Check:
         return layers.eval()
 
     def attached(self, model: nn.Module) -> Adapted:
-        return attach(model, self.config, TARGETS, init_seed=3, basis_seed=4)
+        gradients = None
+        if self.method.needs_gradients and not next(model.parameters()).is_meta:
+            gradients = weight_gradients(model, TARGETS, lambda: model(self.x).square().mean().backward())
+        return attach(model, self.config, TARGETS, init_seed=3, basis_seed=4, gradients=gradients)
 
     def broken(self) -> Iterator[str]:
         """A line for every promise that does not hold."""
@@ -144,7 +148,8 @@ class _Check:
         """Of a delta far below bf16's steps at the weight, under autocast, with rows so many that a sum costs less."""
         plain = nn.Linear(*SHAPES[0][::-1], bias=False)
         layer = nn.Sequential(plain).eval()
-        adapted = attach(layer, self.config, ["0"], init_seed=3, basis_seed=4)
+        gradients = zero_gradients(self.method, {"0.weight": SHAPES[0]})
+        adapted = attach(layer, self.config, ["0"], init_seed=3, basis_seed=4, gradients=gradients)
         draw = torch.Generator().manual_seed(2)
         with torch.no_grad():
             plain.weight.fill_(8.0)  # steps of 1 / 16

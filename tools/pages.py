@@ -25,7 +25,7 @@ from analysis.store.schemas import SCHEMA_VERSION, TABLES
 from analysis.store.views import VIEWS
 from sweeps.cli.main import app
 from sweeps.spec import schema
-from tools import league_page
+from tools import league_page, rates
 from tools.spec_page import sections
 from trainables.data.registry import DATASETS
 from trainables.data.text.registry import TEXT_DATASETS
@@ -221,6 +221,11 @@ def peft_published() -> str:
     return _filled("peft_published.md", league_page.published_texts(ROOT / "docs" / "results"))
 
 
+def rates_page() -> str:
+    """docs/rates.md."""
+    return _filled("rates.md", rates.texts(ROOT / "docs" / "results"))
+
+
 # -- for programs that read the site ----------------------------------------------------------------------------------
 
 
@@ -279,6 +284,7 @@ def _first_sentence(text: str) -> str:
 PAGES = {
     "docs/league.md": league,
     "docs/peft-published.md": peft_published,
+    "docs/rates.md": rates_page,
     "docs/recipes.md": recipes_page,
     "docs/data.md": data_page,
     "docs/sweep-file.md": sweep_file_page,

@@ -5,6 +5,8 @@ from __future__ import annotations
 import reprlib
 from pathlib import Path
 
+DIGITS = 100
+"""A longer text is no number of a class, whatever its characters: Python refuses to read one of thousands."""
 _BRIEF = reprlib.Repr()
 _BRIEF.maxlevel = 3
 _BRIEF.maxlong = 80

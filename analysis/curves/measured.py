@@ -40,12 +40,19 @@ class Axis:
     sql: str
 
 
+def _of_cell(column: str) -> str:
+    return f"(select c.{column} from cells c where c.sweep = confirmed.sweep and c.cell_id = confirmed.cell_id)"  # noqa: S608
+
+
 AXES: dict[str, Axis] = {
     "adapter_params": Axis("trainable adapter parameters", "adapter_params"),
     "stored_bytes": Axis(
         "bytes beside the base model (trained tensors in float32, frozen bases, starting points)",
         "coalesce(stored_bytes, 0) + 4 * adapter_params",
     ),
+    "step_memory_bytes": Axis("predicted memory of a training step, bytes", _of_cell("step_memory_bytes")),
+    "step_flops": Axis("floating-point operations, of training on one image or token", _of_cell("step_flops")),
+    "saved_bytes": Axis("bytes of the saved adapter", _of_cell("saved_bytes")),
     "peak_memory_bytes": Axis("peak memory, bytes", "peak_memory_bytes"),
     "seconds_train": Axis("training time, seconds", "seconds_train"),
     "seconds_total": Axis("time of a whole trial, seconds", SECONDS),

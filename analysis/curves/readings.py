@@ -6,8 +6,10 @@ a cost of `measured.AXES`, or `EXAMPLES`.
 
 from __future__ import annotations
 
+import itertools
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -17,10 +19,12 @@ from analysis.curves.measured import EXAMPLES, Line, Measured, axis_words, coste
 from analysis.format import Row, quantity
 from analysis.statistics.inference import paired_difference
 from analysis.statistics.scaling import question
-from analysis.store.columns import INT, REAL, TEXT, typed
+from analysis.store.columns import FLAG, INT, REAL, TEXT, typed
 from analysis.store.store import Store, remembered
 from analysis.styles import place_of, style
 
+CURRENCIES = ("adapter_params", "step_memory_bytes", "step_flops", "saved_bytes", "seconds_train")
+"""The costs in which `order_table` compares methods: those that a budget can limit, and time, which none can."""
 NEAR_FULL = 0.99
 """The default target: this share of full fine-tuning's score."""
 
@@ -29,6 +33,8 @@ BAND = [*typed(TEXT, "method", "x"), *typed(REAL, "at", "score", "low", "high"),
 CROSSING = [*typed(TEXT, "method", "baseline", "x"), ("seeds", INT), *_ESTIMATE]
 NEED = [*typed(TEXT, "method", "x", "goal"), ("target", REAL), ("seeds", INT), *_ESTIMATE]
 AREA = [*typed(TEXT, "method", "x"), *typed(REAL, "from_x", "to_x"), ("seeds", INT), *_ESTIMATE]
+PAIR = [*typed(TEXT, "method", "other", "x"), *typed(REAL, "from_x", "to_x")]
+PAIR += typed(REAL, "difference", "difference_low", "difference_high")
 AREA += [("baseline", TEXT), *typed(REAL, "difference", "difference_low", "difference_high")]
 """Columns of the tables after `measured.line_columns`."""
 
@@ -123,6 +129,45 @@ def area_table(store: Store, x: str = "adapter_params") -> pa.Table:
                 row |= _area_difference(one, base, low, high) | {"baseline": asked.baseline}
             rows.append(named | row)
     return _table(rows, x, AREA)
+
+
+@remembered
+def pair_table(store: Store, x: str = "adapter_params") -> pa.Table:
+    """Which of two methods is ahead against a cost, for every pair of curves of a line; columns `PAIR`.
+
+    `difference` is the mean score of `method` less that of `other` over the logarithm of the cost, in the range that
+    both curves have, paired over the seeds both have.
+    """
+    lines: dict[Line, list[tuple[Row, Measured]]] = defaultdict(list)
+    for named, line, one in _named(store, x):
+        lines[line].append((named, one))
+    rows = []
+    for mine in lines.values():
+        for (named, one), (beside, other) in itertools.combinations(mine, 2):
+            low, high = (of(one.curve.x[at], other.curve.x[at]) for of, at in ((max, 0), (min, -1)))
+            if low < high:
+                row = named | {"other": beside["method"], "from_x": float(low), "to_x": float(high)}
+                rows.append(row | _area_difference(one, other, float(low), float(high)))
+    return _table(rows, x, PAIR)
+
+
+def order_table(store: Store) -> pa.Table:
+    """Which of two methods is ahead in which currency: the rows of `pair_table` for each of `CURRENCIES`.
+
+    `turns` says whether the two change their order: one is clearly ahead in one currency and clearly behind in another.
+    "Clearly" means that the 95 % interval of the difference excludes zero.
+    """
+    rows = [row for x in CURRENCIES for row in pair_table(store, x).to_pylist()]
+    ahead: dict[tuple[Any, ...], set[bool]] = defaultdict(set)
+
+    def pair(row: Row) -> tuple[Any, ...]:
+        return *(row[column] for column in line_columns("")), row["method"], row["other"]
+
+    for row in rows:
+        if row["difference_low"] is not None and row["difference_low"] * row["difference_high"] > 0:
+            ahead[pair(row)].add(row["difference"] > 0)
+    turning = [row | {"turns": len(ahead[pair(row)]) == 2} for row in rows]
+    return _table(turning, "", [*PAIR, ("turns", FLAG)])
 
 
 def _area_difference(one: Measured, base: Measured, low: float, high: float) -> Row:

@@ -15,7 +15,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from analysis.diagnostics import cka, full_rank, further, landscape, spectrum
+from analysis.diagnostics import cka, full_rank, further, intruders, landscape, retention, spectrum
 from analysis.diagnostics.units import Execute, Unit, compute_missing, rows_of
 from analysis.diagnostics.weights import left_out
 from analysis.errors import StoreError, nearest
@@ -23,7 +23,9 @@ from analysis.figures.diagnostics import (
     Drawing,
     alignment,
     draw_cka,
+    draw_intruders,
     draw_landscape,
+    draw_retention,
     draw_spectrum,
     draw_surface,
     errors,
@@ -35,7 +37,7 @@ from analysis.store.store import Store
 from analysis.styles import in_order, place_text, style
 from analysis.tables.diagnostics import CORNERS
 
-KINDS = ("spectrum", "cka", "landscape", "full_rank", "tasks")
+KINDS = ("spectrum", "intruders", "retention", "cka", "landscape", "full_rank", "tasks")
 
 
 def plan(
@@ -46,6 +48,7 @@ def plan(
     points: int | None = None,
     tasks: Sequence[str] = (),
     include: Path | None = None,
+    texts: Path | None = None,
 ) -> list[Unit]:
     """The units of a diagnostic; `analyze` says what the arguments are.
 
@@ -62,10 +65,9 @@ def plan(
     for name, value in given.items():
         if value < least[name] and not (name == "examples" and 0 < value < 1):
             raise StoreError(f"{name} = {value} is too few; at least {least[name]}")
-    named = [*given, *(name for name, value in (("task", tasks), ("include", include)) if value)]
-    takes = {
-        "spectrum": (),
-        "full_rank": (),
+    named = [*given, *(name for name, value in (("task", tasks), ("include", include), ("texts", texts)) if value)]
+    takes = dict.fromkeys(KINDS, ()) | {
+        "retention": ("texts",),
         "cka": ("examples",),
         "landscape": ("examples", "points"),
         "tasks": ("examples", "task", "include"),
@@ -74,6 +76,10 @@ def plan(
         raise StoreError(f"unknown diagnostic {kind!r}; {nearest(kind, KINDS)}")
     if strange := [name for name in named if name not in takes[kind]]:
         raise StoreError(f"{kind} takes no {strange[0]}; leave it out")
+    if kind == "retention":
+        if texts is None:
+            raise StoreError("retention needs a file of general text: --texts FILE")
+        return retention.plan(store, texts)
     if kind == "tasks":
         if isinstance(examples, float):
             raise StoreError(f"examples = {examples}: tasks takes a whole number, of each task")
@@ -83,7 +89,7 @@ def plan(
     if kind == "landscape":
         most, side = examples or landscape.EXAMPLES, points or landscape.POINTS
         return landscape.plan(store, examples=most, points=side)
-    return spectrum.plan(store) if kind == "spectrum" else full_rank.plan(store)
+    return {"spectrum": spectrum.plan, "intruders": intruders.plan, "full_rank": full_rank.plan}[kind](store)
 
 
 def compute(folder: Path, unit: Unit, warm: dict[str, Any]) -> list[Row]:
@@ -96,7 +102,14 @@ def compute(folder: Path, unit: Unit, warm: dict[str, Any]) -> list[Row]:
     Raises:
         StoreError, TrialError, TrainablesError: what stands in the way, naming the unit.
     """
-    known = {"cka": cka.rows, "landscape": landscape.rows, "full_rank": full_rank.rows, "tasks": further.rows}
+    known = {
+        "retention": retention.rows,
+        "cka": cka.rows,
+        "landscape": landscape.rows,
+        "full_rank": full_rank.rows,
+        "intruders": intruders.rows,
+        "tasks": further.rows,
+    }
     rows = known.get(unit.table, spectrum.rows)
     return rows(folder, unit, warm)
 
@@ -118,6 +131,7 @@ def analyze(
     points: int | None = None,
     tasks: Sequence[str] = (),
     include: Path | None = None,
+    texts: Path | None = None,
 ) -> tuple[pa.Table, dict[str, Path], str]:
     """Compute what is missing, keep it as tables of the store, and draw it into `diagnostics/`.
 
@@ -128,6 +142,7 @@ def analyze(
         examples: of cka and landscape, how many at most (of each split); below 1 a share.
         points: of landscape, of a row of the grid and of an edge.
         tasks: of tasks, lm-eval's names. include: a folder of task files of one's own.
+        texts: of retention, a file of general text.
 
     Returns:
         The table's rows of this diagnostic, the files by name, and the sentence.
@@ -135,13 +150,19 @@ def analyze(
     Raises:
         StoreError: as `plan` and `compute`.
     """
-    units = plan(store, kind, examples=examples, points=points, tasks=tasks, include=include)
+    units = plan(store, kind, examples=examples, points=points, tasks=tasks, include=include, texts=texts)
     compute_missing(store, units, execute, force=force)
     table = rows_of(store, units, kind)
     if kind == "spectrum":
         approximation = rows_of(store, units, "approximation")
         says = f"{spectrum_sentence(table, approximation)} {left_out(store)}".rstrip()
         figures = [Drawing("spectrum", draw_spectrum(table, approximation), says)]
+    elif kind == "intruders":
+        says = f"{intruders_sentence(table)} {left_out(store)}".rstrip()
+        figures = [Drawing("intruders", draw_intruders(table), says)]
+    elif kind == "retention":
+        says = retention_sentence(table)
+        figures = [Drawing("retention", draw_retention(table), says)]
     elif kind == "tasks":
         return table, {}, tasks_sentence(table)
     elif kind == "full_rank":
@@ -176,6 +197,47 @@ def spectrum_sentence(table: pa.Table, approximation: pa.Table) -> str:
         f"{error['lora', top]:.2f} for rank {top} (exact), {error['randlora', top]:.2f} for RandLoRA's form (a fit, so "
         f"an upper bound){beside}. One seed per cell: a description, not a test."
     )
+
+
+def intruders_sentence(table: pa.Table) -> str:
+    """Mean number of intruders per method and budget."""
+    found: dict[tuple[str, str | None], list[Row]] = defaultdict(list)
+    for r in table.to_pylist():
+        found[r["method"], r["reference"]].append(r)
+    order = in_order({method for method, _ in found})
+    cells = sorted(found, key=lambda key: (order.index(key[0]), found[key][0]["adapter_params"] or 0))
+    parts = []
+    for method, reference in cells:
+        at = f" at {reference}" if reference else ""
+        parts.append(f"{style(method).name}{at} {fmean(r['intruders'] for r in found[method, reference]):.2f}")
+    counted, threshold = (max(r[key] for r in table.to_pylist()) for key in ("counted", "threshold"))
+    return (
+        f"Intruders among the {counted} leading singular vectors of a trained weight (largest cosine with one of the "
+        f"base weight below {threshold:g}), mean over target weights: {', '.join(parts)}. One seed per cell: a "
+        "description, not a test."
+    )
+
+
+def retention_sentence(table: pa.Table) -> str:
+    """How far the loss on general text rose per method and budget, and less LoRA's."""
+    rows = table.to_pylist()
+    parts = []
+    for r in retention.changes(table):
+        at = f" at {r['reference']}" if r["reference"] else ""
+        less = (
+            f", less LoRA's {_nats(r, 'less_lora', 'less_low', 'less_high')}" if r.get("less_lora") is not None else ""
+        )
+        parts.append(f"{style(r['method']).name}{at} {_nats(r, 'change', 'low', 'high')}{less}")
+    before = fmean(r["before"] for r in rows)
+    return (
+        f"Loss of a token of {rows[0]['texts']} under the base model: {before:.3f}. Its change by training, mean over "
+        f"seeds [95 %, each for itself]: {'; '.join(parts)}."
+    )
+
+
+def _nats(r: Row, value: str, low: str, high: str) -> str:
+    ends = "" if r[low] is None else f" [{r[low]:+.3f}, {r[high]:+.3f}]"
+    return f"{r[value]:+.3f}{ends}"
 
 
 def full_rank_sentence(table: pa.Table) -> str:

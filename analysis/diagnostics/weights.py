@@ -36,6 +36,7 @@ BRIEF = (
     "reference",
     "budget",
     "adapter_params",
+    "test_score",
     *SEEDS,
 )
 
@@ -93,15 +94,16 @@ def confirmed_as_trained(store: Store) -> list[Row]:
     return [row | {name: configs.get(row["trial_id"], {}).get(name, row[name]) for name in SEEDS} for row in rows]
 
 
-def kept_trials(store: Store, *, need_full: bool = False) -> list[Kept]:
-    """One kept trial per confirmed cell, by place, method and budget: of several the first of its seeds.
-
-    Trials with prompts are left out: they change more than weights. `need_full`: what is held against full fine-tuning
-    of its place, so only trials of its seeds.
+def every_kept(store: Store) -> list[Kept]:
+    """All confirmed trials whose weights are kept, of every seed. Trials with prompts are left out.
 
     Raises:
-        StoreError: none is kept, or no full fine-tuning or nothing of its seeds where that is needed; with what to set.
+        StoreError: none is kept; with what to set.
     """
+    return [kept for group in _kept_by_cell(store).values() for kept in sorted(group, key=lambda k: k.row["slot"])]
+
+
+def _kept_by_cell(store: Store) -> dict[tuple[str, str], list[Kept]]:
     cells: dict[tuple[str, str], list[Kept]] = defaultdict(list)
     for row in confirmed_as_trained(store):
         folder = store.path / ADAPTERS / row["trial_id"]
@@ -111,6 +113,19 @@ def kept_trials(store: Store, *, need_full: bool = False) -> list[Kept]:
         raise StoreError(
             f'{store.path} keeps no trained weights; set [keep] adapters = "confirm" and full = true before it runs'
         )
+    return cells
+
+
+def kept_trials(store: Store, *, need_full: bool = False) -> list[Kept]:
+    """One kept trial per confirmed cell, by place, method and budget: of several the first of its seeds.
+
+    Trials with prompts are left out: they change more than weights. `need_full`: what is held against full fine-tuning
+    of its place, so only trials of its seeds.
+
+    Raises:
+        StoreError: none is kept, or no full fine-tuning or nothing of its seeds where that is needed; with what to set.
+    """
+    cells = _kept_by_cell(store)
     chosen = [min(group, key=lambda k: k.row["slot"]) for group in cells.values()]
     if need_full and not any(k.full for k in chosen):
         raise StoreError(

@@ -19,7 +19,7 @@ from analysis.figures import drawing
 from analysis.figures.drawing import COLUMN_INCHES, INK, MUTED, PAPER, STYLE, Chart
 from analysis.format import Row
 from analysis.styles import in_order, place_of, style
-from analysis.tables.diagnostics import CORNERS
+from analysis.tables.diagnostics import CORNERS, INTRUDER
 
 LEAST = 1e-6
 """What a logarithm begins at."""
@@ -106,6 +106,74 @@ def draw_spectrum(table: pa.Table, approximation: pa.Table) -> Chart:
             axes.set_ylabel("relative error")
             axes.legend(loc="lower left")
         figure.tight_layout()
+        return figure
+
+
+def strangers(intruders: pa.Table) -> list[Row]:
+    """Intruders of a weight by `threshold`, the mean over weights, by method and budget (`reference`).
+
+    Args:
+        intruders: rows of the table of that name.
+    """
+    cells: dict[tuple[str, str | None, int], list[Any]] = defaultdict(list)
+    for r in intruders.to_pylist():
+        key = r["method"], r["reference"], r["adapter_params"] or 0
+        cells[key].append(np.asarray(r["cosines"][: r["counted"]]))
+    order = in_order({method for method, _, _ in cells})
+    return [
+        {
+            "method": key[0],
+            "reference": key[1],
+            "threshold": at,
+            "intruders": float(np.mean([(c < at).sum() for c in own])),
+        }
+        for key, own in sorted(cells.items(), key=lambda cell: (order.index(cell[0][0]), cell[0][2]))
+        for at in np.linspace(0, 1, SHARES)
+    ]
+
+
+def draw_intruders(table: pa.Table) -> Chart:
+    """The mean number of intruders of a weight against the threshold: a panel per budget, a line per method.
+
+    Methods without a budget (full fine-tuning) are in every panel.
+    """
+    rows = strangers(table)
+    budgets = list(dict.fromkeys(r["reference"] for r in rows if r["reference"])) or [None]
+    with mpl.rc_context(STYLE):
+        figure = Chart(COLUMN_INCHES * len(budgets), 2.7)
+        for axes, budget in zip(figure.subplots(1, len(budgets), squeeze=False)[0], budgets, strict=True):
+            shown = [r for r in rows if r["reference"] in (budget, None)]
+            _lines(axes, shown, "threshold", "intruders", marker=None)
+            axes.axvline(INTRUDER, color=MUTED, linewidth=0.6, linestyle=":")
+            axes.set_xlim(0, 1)
+            axes.set_xlabel("threshold of the largest cosine")
+            axes.set_ylabel("intruders of a weight")
+            if budget:
+                axes.set_title(budget)
+            axes.legend(loc="upper left")
+        figure.tight_layout()
+        return figure
+
+
+def draw_retention(table: pa.Table) -> Chart:
+    """The mean test score against the mean rise of the loss on general text: a mark per method and budget."""
+    cells: dict[tuple[str, str | None], list[Row]] = defaultdict(list)
+    for r in table.to_pylist():
+        if r["score"] is not None:
+            cells[r["method"], r["reference"]].append(r)
+    with mpl.rc_context(STYLE):
+        figure = Chart(COLUMN_INCHES, 2.7)
+        axes = figure.add_axes((0.17, 0.17, 0.8, 0.77))
+        for method in in_order({m for m, _ in cells}):
+            look, mine = style(method), [rows for (m, _), rows in cells.items() if m == method]
+            x = [float(np.mean([r["change"] for r in rows])) for rows in mine]
+            y = [100 * float(np.mean([r["score"] for r in rows])) for rows in mine]
+            drawn: dict[str, Any] = {"color": look.colour, "marker": look.marker or "*", "label": look.name}
+            axes.plot(x, y, linestyle="none", markeredgecolor=PAPER, **drawn)
+        axes.axvline(0.0, color=MUTED, linewidth=0.6)
+        axes.set_xlabel("rise of the loss on general text, nats a token")
+        axes.set_ylabel("test score (%)")
+        axes.legend(loc="best")
         return figure
 
 

@@ -15,6 +15,7 @@ Uses `store`, `format` and `styles`; draws and words nothing. Every number comes
     decisions     at each budget the best methods, what they cost, and what would tell them apart
     rank_effects  what a doubling of the update's rank, or of the parameters, brings, and which more
     tuning        scores against learning rates; the expected best of n
+    best_rates    where the best learning rate of a cell lies, and its ratio to the baseline's
     examples      intervals over seeds and test examples
     sizing        how large a sweep must be, and what it takes
     publications  published numbers, and the curve of them beside ours

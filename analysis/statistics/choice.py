@@ -19,7 +19,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy import special, stats
+from scipy import special
 
 from analysis.format import Row
 from analysis.statistics.runs import Seed, by, seed_of
@@ -148,7 +148,7 @@ def _largest(scores: Array) -> tuple[NDArray[np.int64], Array]:
     own, others, part = (np.where(known, x, 1.0) for x in (mine, freedom - mine, trace / np.maximum(mine, 1.0)))
     rest = np.maximum(total - taken, np.finfo(float).tiny) / others
     with np.errstate(over="ignore"):
-        p = np.where(known, stats.f.sf(taken / own / rest, own, others), 1.0)
+        p = np.where(known, special.fdtrc(own, others, taken / own / rest), 1.0)
     largest = np.where(p.min(axis=-1) < APART / max(1, known.sum()), p.argmin(axis=-1), -1)
     return largest, np.maximum((taken / own - (1 - part) * rest) / part, 0.0)
 
@@ -375,7 +375,7 @@ def choice_variances(store: Store) -> dict[CellKey, float]:
     Left out, for it is not known: a cell of several points of which fewer than two finished, or whose TUNE is not in
     the store; a cell of a place where CONFIRM's validation scores don't tell the noise of a run.
     """
-    cells, tuned, noise = store.table("cells").to_pylist(), _tuned(store), run_noises(store)
+    cells, tuned, noise = store.table("cells").to_pylist(), tuned_runs(store), run_noises(store)
     took = {(r["sweep"], r["cell_id"]): r["lr"] for r in store.table("chosen").to_pylist()}
     found: dict[CellKey, float] = {}
     chosen: dict[tuple[Place, str], dict[CellKey, float]] = defaultdict(dict)
@@ -401,7 +401,7 @@ def run_noises(store: Store) -> dict[CellKey, float]:
 
     CONFIRM alone says which methods of a place share it, TUNE's too (`method_noise`). Left out where it is not known.
     """
-    cells, tuned = store.table("cells").to_pylist(), _tuned(store)
+    cells, tuned = store.table("cells").to_pylist(), tuned_runs(store)
     again: dict[tuple[Place, str], list[tuple[Array, int]]] = defaultdict(list)
     for cell in cells:
         if (key := (cell["sweep"], cell["cell_id"])) in tuned:
@@ -453,7 +453,8 @@ def _scores(budgets: Sequence[Sequence[Row]], names: Sequence[str], column: str 
 
 
 @remembered
-def _tuned(store: Store) -> dict[CellKey, tuple[Array | None, Runs]]:
+def tuned_runs(store: Store) -> dict[CellKey, tuple[Array | None, Runs]]:
+    """(sweep, cell) -> log10 of the rates of stage TUNE (None if more than rates was searched), and their scores."""
     rows = store.sql(
         """
         select sweep, cell_id, lr, hyperparameters, data_seed, init_seed, basis_seed, val_score from last_attempts

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
-from scipy import stats
+from scipy import special
 
 from analysis.format import Row
 from analysis.statistics.choice import choice_variances
@@ -104,7 +104,7 @@ def crossed_interval(scores: NDArray[np.float64], added: float = 0.0) -> tuple[f
         variance = float(parts @ used)
         if variance > NO_SPREAD**2:
             nu = variance**2 / float(((parts * used) ** 2 / freedom).sum())
-            halves.append(float(stats.t.isf((1 - LEVEL) / 2, nu)) * math.sqrt(variance))
+            halves.append(float(-special.stdtrit(nu, (1 - LEVEL) / 2)) * math.sqrt(variance))
     return (mean - max(halves), mean + max(halves)) if max(halves) > 0.0 else None
 
 

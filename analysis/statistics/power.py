@@ -11,7 +11,7 @@ from dataclasses import replace
 from functools import lru_cache
 
 import numpy as np
-from scipy import optimize, special, stats
+from scipy import special
 
 from analysis.statistics.inference import (
     CHOICE_FREEDOM,
@@ -48,12 +48,20 @@ def detectable(tested: Difference, alpha: float = 1 - LEVEL) -> float | None:
 
 def _needed(tested: Difference, alpha: float) -> Array:
     """(DRAWS,) the true difference from which each draw would be found."""
-    rng = np.random.default_rng(0)
     freedoms = np.array(tested.freedoms)
-    variances = np.array(tested.variances) * rng.chisquare(freedoms, (DRAWS, len(freedoms))) / freedoms
-    added = tested.added * rng.chisquare(CHOICE_FREEDOM, DRAWS) / CHOICE_FREEDOM
-    noise = math.sqrt(sum(tested.variances) + tested.added) * rng.normal(size=DRAWS)
+    squares, choice, normal = _draws(tested.freedoms)
+    variances = np.array(tested.variances) * squares / freedoms
+    added = tested.added * choice / CHOICE_FREEDOM
+    noise = math.sqrt(sum(tested.variances) + tested.added) * normal
     return _half_width(variances, freedoms, added, alpha) - noise
+
+
+@lru_cache(maxsize=64)
+def _draws(freedoms: tuple[float, ...]) -> tuple[Array, Array, Array]:
+    """Draws of chi-square with these degrees of freedom (DRAWS, parts) and with CHOICE_FREEDOM, and of a normal."""
+    rng = np.random.default_rng(0)
+    squares = rng.chisquare(np.array(freedoms), (DRAWS, len(freedoms)))
+    return squares, rng.chisquare(CHOICE_FREEDOM, DRAWS), rng.normal(size=DRAWS)
 
 
 def _half_width(variances: Array, freedoms: Array, added: Array, alpha: float) -> Array:
@@ -124,11 +132,13 @@ def effect_size(difference: Difference) -> Interval | None:
 
 def _noncentrality(t: float, freedom: float, share: float) -> float:
     """The shift under which a share of the noncentral t distribution lies below `t`."""
+    from scipy import optimize  # takes a while to load, and no verdict needs it
+
     reach = 10.0 + abs(t) * 10.0
 
     def beyond(shift: float) -> float:
-        # nct.cdf loses its digits for a large shift: a mean far off is the normal limit
-        found = float(stats.nct.cdf(t, freedom, shift))
-        return (float(stats.norm.cdf(t - shift)) if math.isnan(found) else found) - share
+        # nctdtr loses its digits for a large shift: a mean far off is the normal limit
+        found = float(special.nctdtr(freedom, shift, t))
+        return (float(special.ndtr(t - shift)) if math.isnan(found) else found) - share
 
     return float(optimize.brentq(beyond, -reach, reach))

@@ -70,7 +70,7 @@ select f.sweep, f.cell_id, f.model, f.dataset, f.train_size, f.method, coalesce(
        f.budget, f.adapter_params, c.count, c.dof, c.update_rank, f.data_seed, f.init_seed, f.basis_seed, f.test_score
 from confirmed f join cells c using (sweep, cell_id)
 where f.test_score is not null and f.reference is not null and c.update_rank > 0
-      and abs(c.residual_fraction) <= {MATCHED} and f.reference not like 'dof-%'
+      and abs(c.residual_fraction) <= {MATCHED} and not regexp_matches(f.reference, '^(dof|memory|flops|bytes)-')
 order by f.sweep, f.model, f.dataset, f.train_size, f.budget, c.update_rank, f.method, f.data_seed, f.init_seed
 """  # noqa: S608  a number of ours
 

@@ -156,6 +156,10 @@ COMPARISONS = pa.schema(
     ]
 )
 
+FURTHER = ("power", "seeds_needed", "effect", "effect_low", "effect_high")
+"""Columns that take long to compute, and that no verdict needs."""
+TESTED = pa.schema([field for field in COMPARISONS if field.name not in FURTHER])
+
 EARLY = b"preliminary"
 """Key of a table's metadata: '2 of 5 seeds', as of `looks.early`."""
 
@@ -235,15 +239,42 @@ def comparisons(store: Store, baseline: str | None = None) -> pa.Table:
     Raises:
         StoreError: the margin in the folder's sweep file is no fraction between 0 and 1.
     """
-    rows, asked = [row for row, _ in compared(store, baseline)], question(store)
+    asked = against(store, baseline)
+    return _table(store, _with_further(store, asked.baseline, asked.focus), COMPARISONS)
+
+
+def tested(store: Store, baseline: str | None = None) -> pa.Table:
+    """`comparisons` without the columns `FURTHER`; columns `TESTED`."""
+    return _table(store, [row for row, _ in compared(store, baseline)], TESTED)
+
+
+def _table(store: Store, rows: Sequence[Row], schema: pa.Schema) -> pa.Table:
+    """Return rows as a table, whose metadata has `EARLY` while seeds of the question's cells are to come."""
+    asked = question(store)
     pair = (asked.focus, asked.baseline)  # against a third method the sentence is on both
     seeds = early(store, [r for r in rows if asked.focus is None or r["method"] in pair])
-    schema = COMPARISONS if seeds is None else COMPARISONS.with_metadata({EARLY: seeds})
-    return pa.Table.from_pylist(rows, schema=schema)
+    return pa.Table.from_pylist(rows, schema=schema if seeds is None else schema.with_metadata({EARLY: seeds}))
+
+
+@remembered
+def _with_further(store: Store, baseline: str, focus: str | None) -> list[Row]:
+    return [row | _further(row, difference) for row, difference in _compared_with(store, baseline, focus)]
+
+
+def _further(row: Row, difference: Difference) -> Row:
+    """Return the columns `FURTHER`, as far as they can be computed."""
+    effect, found = effect_size(difference), dict.fromkeys(FURTHER)
+    if effect is not None:
+        found |= {"effect": effect.mean, "effect_low": effect.low, "effect_high": effect.high}
+    if row["p"] is not None and row["alpha"] and difference.testable:
+        widened = difference.widened(row["choice_sd"] ** 2)
+        found["power"] = power_at(widened, PLANTED, row["alpha"])
+        found["seeds_needed"] = seeds_needed(widened, PLANTED, row["alpha"])
+    return found
 
 
 def compared(store: Store, baseline: str | None = None) -> list[tuple[Row, Difference]]:
-    """The rows of `comparisons`, each with the difference that it is of, given the chosen rates."""
+    """The rows of `tested`, each with the difference that it is of, given the chosen rates."""
     asked = against(store, baseline)
     return _compared_with(store, asked.baseline, asked.focus)
 
@@ -354,7 +385,7 @@ def _edge(edges: set[CellKey], mine: Row, other: Row) -> str | None:
 
 
 def _prospects(row: Row, difference: Difference) -> Row:
-    """The interval at the level that decided the row, power for PLANTED, the seeds for it, the least detectable."""
+    """The interval at the level that decided the row, the seeds for the difference seen, the least detectable."""
     if row["p"] is None or not row["alpha"] or not difference.testable:
         return {}
     alpha, tested = row["alpha"], difference.widened(row["choice_sd"] ** 2)
@@ -365,8 +396,6 @@ def _prospects(row: Row, difference: Difference) -> Row:
         "high": high,
         "seeds_for_seen": seeds_needed(tested, row["difference"], alpha) if silent else None,
         "seeds_for_seen_given_rates": seeds_needed(difference, row["difference"], alpha) if silent else None,
-        "power": power_at(tested, PLANTED, alpha),
-        "seeds_needed": seeds_needed(tested, PLANTED, alpha),
         "detectable": detectable(tested, alpha),
     }
 
@@ -453,7 +482,6 @@ def _like_these(blocks: Sequence[Mapping[Seed, float]], *, spread: bool) -> Diff
 
 
 def _compared(cell: Row, baseline: str, difference: Difference, added: float | None, margin: float | None) -> Row:
-    effect = effect_size(difference)
     widened = None if added is None else difference.widened(added)
     return (
         {k: cell[k] for k in (*PLACE, "method", "reference", "budget")}
@@ -469,8 +497,6 @@ def _compared(cell: Row, baseline: str, difference: Difference, added: float | N
             "margin": margin,
             "p_beyond": widened.p_beyond(margin) if widened is not None and margin is not None else None,
         }
-        | {"effect": effect and effect.mean, "effect_low": effect and effect.low}
-        | {"effect_high": effect and effect.high}
     )
 
 

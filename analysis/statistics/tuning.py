@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
-from scipy import stats
+from scipy import special
 
 from analysis.format import Row
 from analysis.statistics.inference import LEVEL, NO_SPREAD, best_weights, expected_best
@@ -98,7 +98,7 @@ def _in_test_terms(rates: Sequence[Row], n: int, expected: float, chosen: int, s
     weight[chosen] -= 1.0
     runs = np.array([row["n"] for row in rates])
     parts = np.array([seen["test_variance"] / seen["n"], seen["noise"] * float((weight**2 / runs).sum())])
-    half = stats.t.isf((1 - LEVEL) / 2, seen["n"] - 1) * math.sqrt(float(parts.sum()))
+    half = -special.stdtrit(seen["n"] - 1, (1 - LEVEL) / 2) * math.sqrt(float(parts.sum()))
     return {"test": test, "test_low": test - half, "test_high": test + half}
 
 

@@ -22,14 +22,28 @@ def of_dof(reference: str | None) -> bool:
     return reference is not None and reference.startswith("dof-")
 
 
+def of_model(reference: str | None) -> bool:
+    """Whether a budget limits what training takes on a model: memory, operations, or saved bytes."""
+    return reference is not None and reference.startswith(("memory-", "flops-", "bytes-"))
+
+
 TAKEN_OUT = "taken out of the sweep file"
 """`cells.reason` of a cell that the sweep file had and has no longer, if it has no confirmed score."""
 
 
+_LIMITED = {
+    "dof": "degrees of freedom",
+    "memory": "memory of a training step",
+    "flops": "operations of a training step",
+    "bytes": "bytes of the saved adapter",
+}
+"""By the first word of a budget's name what it limits, if that is not trainable parameters."""
+
+
 def limited(references: Iterable[str | None]) -> str:
-    """What budgets limit, in words; both where they differ."""
-    kinds = sorted({of_dof(reference) for reference in references if reference is not None})
-    said = ["degrees of freedom" if dof else "trainable parameters" for dof in kinds]
+    """What budgets limit, in words; all of them if they differ."""
+    front = sorted({reference.partition("-")[0] for reference in references if reference is not None})
+    said = dict.fromkeys(_LIMITED.get(word, "trainable parameters") for word in front)
     return " or ".join(said) or "trainable parameters"
 
 

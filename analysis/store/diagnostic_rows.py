@@ -170,6 +170,52 @@ class ApproximationRow(_Computed, TableRow):
 
 
 @dataclass(frozen=True, kw_only=True)
+class IntruderRow(_OfMethod, TableRow):
+    """Each row is one kept trial and target weight, and says how many singular vectors of the trained weight are unlike
+    all of the base weight's. `sweeps analyze intruders` computes it.
+    """
+
+    table: ClassVar[str] = "intruders"
+    key: ClassVar[tuple[str, ...]] = ("sweep", "unit", "weight")
+
+    trial_id: str | None = column("The CONFIRM trial of the weights.")
+    weight: str | None = column(WEIGHT)
+    out_features: int | None = column(OUTPUTS)
+    in_features: int | None = column(INPUTS)
+    counted: int | None = column("Number of leading left singular vectors of the trained weight that are looked at.")
+    threshold: float | None = column("A vector is an intruder if its largest |cosine| is below this.")
+    intruders: int | None = column("Number of intruders among the leading vectors.")
+    share: float | None = column("Intruders as a share of the leading vectors.", "fraction")
+    intruders_of_all: int | None = column("Number of intruders among all vectors. Trailing ones turn easily.")
+    cosines: list[float] | None = column(
+        "Largest |cosine| of each left singular vector with one of the base weight, from the largest singular value."
+    )
+    computed_at: datetime | None = column(COMPUTED)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RetentionRow(_OfMethod, TableRow):
+    """Each row is one kept trial of a language model, with its loss on general text before and after training.
+    `sweeps analyze retention` computes it.
+    """
+
+    table: ClassVar[str] = "retention"
+    key: ClassVar[tuple[str, ...]] = ("sweep", "unit")
+
+    trial_id: str | None = column("The CONFIRM trial of the weights.")
+    data_seed: int | None = column("Seed of the trial's data.")
+    init_seed: int | None = column("Seed of the trial's initial values.")
+    basis_seed: int | None = column("Seed of the trial's frozen bases.")
+    texts: str | None = column("Name of the file of general text.")
+    tokens: int | None = column("Number of tokens whose loss is taken.")
+    score: float | None = column("Test score of the trial.", "fraction")
+    before: float | None = column("Mean loss of a token under the base model, without an adapter.", "nats")
+    after: float | None = column("Mean loss of a token after training.", "nats")
+    change: float | None = column("After less before: what was forgotten.", "nats")
+    computed_at: datetime | None = column(COMPUTED)
+
+
+@dataclass(frozen=True, kw_only=True)
 class FurtherTaskRow(_OfMethod, TableRow):
     """Each row is one metric that lm-eval reports of a kept trial on a further task. `sweeps analyze tasks` computes
     it. No choice and no verdict uses it.
@@ -198,5 +244,7 @@ ROWS: tuple[type[TableRow], ...] = (
     SpectrumRow,
     ApproximationRow,
     FurtherTaskRow,
+    IntruderRow,
+    RetentionRow,
 )
 """The dataclasses of this module's tables."""

@@ -18,10 +18,9 @@ import pyarrow as pa
 
 from analysis.errors import QueryError, nearest
 from analysis.store import limits
-from analysis.store.views import VIEWS
+from analysis.store.schemas import SCHEMAS
+from analysis.store.views import NO_SUCH_TABLE, T95, VIEWS, named_in
 from trainables.errors import both_ends, brief
-
-_T95 = "t95"
 
 _LOCKS = (
     "SET temp_directory = ''",  # else what does not fit is spilled into the working folder
@@ -46,7 +45,7 @@ def t95_table() -> pa.Table:
     return pa.Table.from_arrays([pa.array(df), pa.array(special.stdtrit(df, 0.975))], ["df", "t"])
 
 
-def connect(tables: Mapping[str, pa.Table], names: Iterable[str] = (_T95, *VIEWS)) -> duckdb.DuckDBPyConnection:
+def connect(tables: Mapping[str, pa.Table], names: Iterable[str] = (T95, *VIEWS)) -> duckdb.DuckDBPyConnection:
     """A locked in-memory connection with the tables and the views of `views.VIEWS` in `names`, or all."""
     connection = duckdb.connect(":memory:")
     for name, table in tables.items():
@@ -59,23 +58,10 @@ def connect(tables: Mapping[str, pa.Table], names: Iterable[str] = (_T95, *VIEWS
 
 
 def _add(connection: duckdb.DuckDBPyConnection, name: str) -> None:
-    if name == _T95:
+    if name == T95:
         connection.register(name, t95_table())
     else:
         connection.execute(f"create view {name} as {VIEWS[name].sql}")
-
-
-def _named_in(query: str) -> list[str]:
-    """Views, and `t95`, that a query may read; all if it asks what there is. Making all takes longer than most."""
-    if re.search(
-        r"\b(show|describe|summarize|information_schema|pragma\w*|duckdb_\w+|sqlite_\w+|pg_\w+)\b", query, re.I
-    ):
-        return [_T95, *VIEWS]
-    words = set(re.findall(r"\w+", query.lower()))
-    for view in reversed(VIEWS.values()):  # each comes after those it reads
-        if view.name in words:
-            words |= set(re.findall(r"\w+", view.sql.lower()))
-    return [name for name in (_T95, *VIEWS) if name in words]
 
 
 def run_sql(tables: Mapping[str, pa.Table], query: str) -> pa.Table:
@@ -109,7 +95,7 @@ class Database:
         except UnicodeEncodeError as error:
             raise QueryError(f"a query is text, and this has bytes that are not UTF-8: {brief(query)}") from error
         with self._asking:
-            for name in _named_in(query):
+            for name in named_in(query, (T95, *VIEWS)):
                 if name not in self._named:
                     _add(self._connection, name)
                     self._named.add(name)
@@ -154,10 +140,11 @@ def _fetched(reader: pa.RecordBatchReader) -> pa.Table:
 def _columns(tables: Mapping[str, pa.Table]) -> dict[str, list[str]]:
     """Column names of every table and view, as SQL sees them."""
     found: dict[str, list[str]] = defaultdict(list)
-    with connect(tables) as connection:
+    whole = {name: shape.empty_table() for name, shape in SCHEMAS.items()} | dict(tables)  # of which some may be given
+    with connect(whole) as connection:
         listed = connection.execute("select table_name, column_name from duckdb_columns() where not internal")
         for table, column in listed.fetchall():
-            if table != _T95:
+            if table != T95:
                 found[table].append(column)
     return found
 
@@ -166,7 +153,7 @@ def _explain(known: Mapping[str, Sequence[str]], query: str, message: str) -> st
     """DuckDB's message in one line, with the names that would have worked."""
     first = re.sub(r"\s*\n\s*(Candidate|LINE|Did you mean|Possibly|Given the).*", "", message, flags=re.S).strip()
     first = both_ends(" ".join(first.split()).rstrip(".!"), 500)  # it may name a word of the query
-    table = re.search(r"Table with name \"?([^\s\"!]+)", message)
+    table = NO_SUCH_TABLE.search(message)
     column = re.search(r"column \"([^\"]+)\"|does not have a column named \"([^\"]+)\"", message)
     if table:
         return f"{first}; {nearest(table.group(1)[:500], known)}. Tables and views: {', '.join(sorted(known))}"

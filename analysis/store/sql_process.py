@@ -20,6 +20,7 @@ import pyarrow as pa
 from analysis.errors import QueryError
 from analysis.store import limits
 from analysis.store.no_pandas import spare_pandas
+from analysis.store.views import NO_SUCH_TABLE, named_in
 
 _GRACE_S = 1.0
 """After the limit of time: for DuckDB to stop by itself, with a message."""
@@ -29,9 +30,21 @@ _REFUSED = 2
 def run_sql_apart(tables: Mapping[str, pa.Table], query: str) -> pa.Table:
     """Run one SELECT as `queries.run_sql` does, in a process that takes no more time and memory than is allowed.
 
+    The process gets the tables that the query names. If it asks for another one, it runs once more with all.
+
     Raises:
         QueryError: as `queries.run_sql`.
     """
+    named = {name: tables[name] for name in named_in(query, tables)}
+    try:
+        return _run(named, query)
+    except QueryError as error:
+        if len(named) == len(tables) or not NO_SUCH_TABLE.search(str(error)):
+            raise
+    return _run(tables, query)
+
+
+def _run(tables: Mapping[str, pa.Table], query: str) -> pa.Table:
     start = f"import sys; sys.path[:] = {sys.path!r}; from {__name__} import main; main()"
     command = [sys.executable, "-P", "-c", start]  # -P: a folder `analysis` where this was started is not ours
     done = subprocess.run(command, input=_packed(tables, query), capture_output=True, check=False)

@@ -18,7 +18,7 @@ from analysis.html import ROWS, html_table, show_arrow_tables
 from analysis.store.journal import JOURNAL, Event, read_journal, rows_of
 from analysis.store.remote import DECLARED, is_uri, local_copy
 from analysis.store.schemas import SCHEMAS
-from analysis.store.tables import latest, part_paths, scan_parts, to_table
+from analysis.store.tables import latest, part_names, scan_parts, to_table
 from analysis.store.views import VIEWS
 from analysis.styles import PlaceNames, Style, entitle, example_counts, short_name, short_names, spare_styles
 from trainables.digests import FileState
@@ -294,7 +294,7 @@ def _named(rows: list[dict[str, Any]], path: Path, events: tuple[Event, ...]) ->
 
 def _state(path: Path) -> tuple[FileState | None, list[str]]:
     """Return what differs once a results folder has changed."""
-    return FileState.at(path / JOURNAL), [p.name for name in SCHEMAS for p in part_paths(path, name)]
+    return FileState.at(path / JOURNAL), [part for name in SCHEMAS for part in part_names(path, name)]
 
 
 def open_store(path: str | Path, *more: str | Path) -> Store:

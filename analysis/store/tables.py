@@ -161,8 +161,17 @@ def sync_folder(folder: Path) -> None:
 
 def part_paths(folder: Path, name: str) -> list[Path]:
     """The parts of a table in the order they were written."""
+    return [Path(folder) / "tables" / name / part for part in part_names(folder, name)]
+
+
+def part_names(folder: Path, name: str) -> list[str]:
+    """The file names of these parts: what differs once a table has grown. It is asked for often, so without `Path`s."""
     schema(name)
-    return sorted((Path(folder) / "tables" / name).glob("part-*.parquet"))
+    try:
+        found = os.listdir(os.path.join(folder, "tables", name))  # noqa: PTH118, PTH208
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+    return sorted(part for part in found if part.startswith("part-") and part.endswith(".parquet"))
 
 
 def scan_parts(folder: Path, name: str) -> tuple[pa.Table, list[DamagedPart]]:

@@ -6,8 +6,14 @@ Rows of several sweeps may share ids, hence `sweep` in every join.
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 
+T95 = "t95"
+"""The table of critical values."""
+NO_SUCH_TABLE = re.compile(r"Table with name \"?([^\s\"!]+)")
+"""DuckDB's words for it, with the name."""
 FEW = 3
 """Finished points below which a best one says little."""
 SHARE = 0.75
@@ -248,8 +254,8 @@ _ALL = (
         """
         select c.sweep, c.cell_id, c.dataset, c.train_size, c.method, c.reference, c.budget, c.allocation, c.capacity,
                c.count, c.dof, c.dof_measured, c.dof_at_most, c.residual, c.residual_fraction, n.adapter_params,
-               n.adapter_params = c.count as count_holds,
-               n.head_params, n.stored_bytes, c.tune_trials as allowance,
+               n.adapter_params = c.count as count_holds, c.step_memory_bytes, c.step_flops, c.forward_flops,
+               c.saved_bytes, n.head_params, n.stored_bytes, c.tune_trials as allowance,
                coalesce(n.tune_used, 0) as allowance_used, coalesce(n.tune_failed, 0) as tune_failed,
                coalesce(n.tune_full, 0) as tune_full_length, coalesce(n.rates, 0) as rates_tried,
                log10(c.lr_high / c.lr_low) as decades, h.lr as chosen_lr, h.hyperparameters, h.edge,
@@ -322,3 +328,19 @@ _ALL = (
 
 VIEWS: dict[str, View] = {view.name: view for view in _ALL}
 """By name, each after those it reads."""
+
+
+def named_in(query: str, names: Iterable[str]) -> list[str]:
+    """Return those of `names` that a query may read, also by a view that it names; all if it asks what there is.
+
+    A query may also compute a table's name (`query_table`). Then it says that there is no such table.
+    """
+    if re.search(
+        r"\b(show|describe|summarize|information_schema|pragma\w*|duckdb_\w+|sqlite_\w+|pg_\w+)\b", query, re.I
+    ):
+        return list(names)
+    words = set(re.findall(r"\w+", query.lower()))
+    for view in reversed(VIEWS.values()):  # each comes after those it reads
+        if view.name in words:
+            words |= set(re.findall(r"\w+", view.sql.lower()))
+    return [name for name in names if name in words]

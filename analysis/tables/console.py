@@ -75,7 +75,7 @@ def conclusion_of(store: Store) -> Conclusion:
     asked = scaling.question(store)
     methods = None if asked.focus is None else (asked.focus, asked.baseline)
     limits = [*runs_failed(store, methods), *unlike(store, methods)]
-    return conclude(scaling.comparisons(store), level(store), limits, asked)
+    return conclude(scaling.tested(store), level(store), limits, asked)
 
 
 def runs_failed(store: Store, methods: Collection[str] | None = None) -> list[str]:
@@ -93,7 +93,7 @@ def runs_failed(store: Store, methods: Collection[str] | None = None) -> list[st
         f"Confirming runs that failed: {listed(cells)}. A method is only called higher if that also "
         "holds with each of its failed runs scored as the untrained model."
     ]
-    rows = [r for r in scaling.comparisons(store).to_pylist() if r["difference_as_untrained"] is not None]
+    rows = [r for r in scaling.tested(store).to_pylist() if r["difference_as_untrained"] is not None]
     rows = [r for r in rows if r["reference"] and (methods is None or r["method"] in methods)]
     for r in rows:
         pair = f"{style(r['method']).name} minus {style(r['baseline']).name} at {r['reference']}"
@@ -144,7 +144,7 @@ def results_table(store: Store) -> pa.Table:
     Cells without a score have `n` 0 and a `note`: infeasible with the reason, not confirmed yet, or confirmed without a
     score. Columns: `RESULTS`.
     """
-    compared = {_key(r): r for r in scaling.comparisons(store).to_pylist() if r["reference"] is not None}
+    compared = {_key(r): r for r in scaling.tested(store).to_pylist() if r["reference"] is not None}
     scored = {_key(r): r for r in scaling.curve(store).to_pylist() if r["dataset"] is not None}
     tuned = {(r["sweep"], r["cell_id"]): r for r in store.table("tuned").to_pylist()}
     signs = [r for r in store.table("signs").to_pylist() if not r["absent"]]

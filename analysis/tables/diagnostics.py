@@ -16,8 +16,16 @@ from analysis.tables.sheet import BUDGET, METHOD, PARAMETERS, Column, Sheet, col
 
 FOLDER = "diagnostics"
 WIDE = ("spectrum",)
-SHEETS = {"spectrum": ("spectrum", "approximation"), "cka": ("cka",), "landscape": ("landscape",)}
+SHEETS = {
+    "spectrum": ("spectrum", "approximation"),
+    "intruders": ("intruders",),
+    "retention": ("retention",),
+    "cka": ("cka",),
+    "landscape": ("landscape",),
+}
 """The sheets shown with a figure, by its file stem."""
+INTRUDER = 0.5
+"""A singular vector is an intruder if its largest |cosine| with one of the base weight is below this."""
 CORNERS = {"lora": (0.0, 0.0), "randlora": (1.0, 0.0), "full": (0.5, 1.0)}
 """Coordinates of the three models of a loss plane, in order."""
 
@@ -72,6 +80,33 @@ _SHEETS: dict[str, tuple[str, str, tuple[Column, ...]]] = {
         group by {_PLACE}, form, lora_rank
         """,  # noqa: S608  a name of ours
         (METHOD, BUDGET, PARAMETERS, *_numbers("error", "largest", "bound", "of_random_matrices", "weights")),
+    ),
+    "intruders": (
+        "Intruders: leading singular vectors of the trained weights that are unlike all of the base weight's",
+        f"""
+        select {_PLACE}, method, reference, adapter_params, avg(intruders) as per_weight, avg(share) as share,
+               max(intruders) as most, max(counted) as of_leading, avg(threshold) as threshold, count(*) as weights
+        from (select * from intruders {_NEWEST}) group by all
+        """,  # noqa: S608  a name of ours
+        (METHOD, BUDGET, PARAMETERS, *_numbers("per_weight", "share", "most", "of_leading", "threshold", "weights")),
+    ),
+    "retention": (
+        "Loss on general text, before and after training",
+        f"""
+        select {_PLACE}, method, reference, adapter_params, avg(before) as before, avg(after) as after,
+               avg(change) as mean_change, min(change) as least, max(change) as most, count(*) as seeds,
+               avg(score) as test_score
+        from (
+          select * from retention qualify 1 = row_number() over (
+            partition by sweep, trial_id, texts order by computed_at desc)
+        ) group by all
+        """,  # noqa: S608  a name of ours
+        (
+            METHOD,
+            BUDGET,
+            PARAMETERS,
+            *_numbers("before", "after", "mean_change", "least", "most", "seeds", "test_score"),
+        ),
     ),
     "full_rank": (
         "Probability that RandLoRA's update has full rank",

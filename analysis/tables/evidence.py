@@ -6,7 +6,20 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
-from analysis.format import Row, duration, freedom, listed, off_budget, percent, points, quantity, score_text
+from analysis.format import (
+    Row,
+    amount,
+    duration,
+    freedom,
+    listed,
+    off_budget,
+    percent,
+    points,
+    quantity,
+    score_text,
+    size,
+)
+from analysis.statistics.best_rates import rate_ratios
 from analysis.statistics.choice import choice_variances, run_noises
 from analysis.statistics.runs import by
 from analysis.statistics.sizing.estimates import foresight
@@ -70,11 +83,12 @@ def parity(rows: list[Row]) -> Sheet:
         number("chosen learning rate", "chosen_lr"),
         Column("perhaps under-tuned", lambda r: why_under_tuned(r) if r["under_tuned"] else "", "long"),
         Column("seeds, run / declared", lambda r: f"{r['seeds_confirmed']} / {r['confirm_seeds']}", "number"),
-        number(f"budget, {unit}", "budget", group=COUNTS),
+        Column(f"budget, {unit}", lambda r: amount(r["budget"], r["reference"]), "number", COUNTS),
         Column(
             "degrees of freedom", lambda r: freedom(r["dof"], r["dof_measured"], r["dof_at_most"]), "number", COUNTS
         ),
         text("allocation", "allocation", group=COUNTS),
+        *_costs(rows),
         text("rates tried", "rates_tried", "number", CHOICE),
         number("expected gain, points", "expected_gain", points, CHOICE),
         *(Column(f"sd of {head}, points", partial(_sd, part), "number", CHOICE) for part, head in SPREADS.items()),
@@ -95,6 +109,21 @@ def parity(rows: list[Row]) -> Sheet:
         note += " Images compared is the number of images that the contrastive loss compares each image with. It is "
         note += "smaller than the batch if train.negatives is 'part'."
     return Sheet("parity", "Parameters, tuning and seeds", columns, rows, note, folded=len(rows) > LONG)
+
+
+def _costs(rows: list[Row]) -> list[Column]:
+    """Columns of what training takes, which folders of before do not have."""
+    if all(r["step_memory_bytes"] is None and r["saved_bytes"] is None for r in rows):
+        return []
+    return [
+        number("predicted memory of a step", "step_memory_bytes", size, COUNTS),
+        Column("step, in forward passes of the model", _passes, "number", COUNTS),
+        number("saved", "saved_bytes", size, COUNTS),
+    ]
+
+
+def _passes(r: Row) -> str:
+    return "" if r["step_flops"] is None or not r["forward_flops"] else f"{r['step_flops'] / r['forward_flops']:.2f}"
 
 
 def _sd(part: str, r: Row) -> str:
@@ -192,6 +221,42 @@ def sharp(store: Store) -> Sheet:
         "cut off at the edge of what was tried. Scores are noisy, and the best of them is too."
     )
     return Sheet("sharpness", "How exactly the learning rate must be met", columns, rows, note, folded=True)
+
+
+def ratios(store: Store) -> Sheet:
+    """Return each cell's best learning rate, divided by the baseline's in the same place."""
+    rows = sorted(rate_ratios(store).to_pylist(), key=_order)
+    columns = columns_of(
+        rows,
+        METHOD,
+        BUDGET,
+        Column("best learning rate [95 %]", partial(_between, ""), "number"),
+        Column("baseline", lambda r: " ".join(filter(None, (style(r["baseline"]).name, r["baseline_reference"])))),
+        Column("its best rate [95 %]", partial(_between, "baseline_"), "number"),
+        Column("ratio [95 %]", lambda r: _ends(r, "ratio", "ratio_low", "ratio_high") + "*" * r["at_edge"], "number"),
+    )
+    legend = (
+        "The baseline is full fine-tuning if the sweep has it, else full fine-tuning of the target weights, else LoRA "
+        "at the same budget. An interval with ? at an end is open there: the scores do not say how far it goes."
+    )
+    if any(r["at_edge"] for r in rows):
+        legend += " * A best rate lies at an edge of the rates that were tried."
+    note = (
+        "A best rate is the top of a quadratic in log rate through the validation scores near the best one. Its "
+        "interval has the rates at which the slope of that fit does not differ from zero (Fieller). The interval of "
+        "the ratio is made of the ends of both (MOVER, Zou and Donner 2008). The noise of a score is that of a run, or "
+        "the residual of the fit if that is larger."
+    )
+    return Sheet("rate_ratio", "Best learning rates against the baseline's", columns, rows, note, legend, folded=True)
+
+
+def _between(prefix: str, r: Row) -> str:
+    return _ends(r, *(f"{prefix}{key}" for key in ("best", "low", "high")))
+
+
+def _ends(r: Row, value: str, low: str, high: str) -> str:
+    """A value with its interval; ? is an open end."""
+    return f"{quantity(r[value])} [{quantity(r[low]) or '?'}, {quantity(r[high]) or '?'}]"
 
 
 def cost(store: Store) -> Sheet:

@@ -12,7 +12,19 @@ from analysis.format import Row, change_text, percent, quantity, ranged, score_t
 from analysis.store.store import Store
 from analysis.styles import dataset_text, style
 from analysis.tables.console import DIFFERENCE
-from analysis.tables.sheet import BUDGET, METHOD, PARAMETERS, Column, Sheet, by_size, columns_of, number, origins, text
+from analysis.tables.sheet import (
+    BUDGET,
+    METHOD,
+    PARAMETERS,
+    Column,
+    Sheet,
+    by_size,
+    columns_of,
+    number,
+    origins,
+    pivoted,
+    text,
+)
 
 FITS = ("crossings", "budget_needed", "areas")
 """Names of the tables of `fitted`."""
@@ -75,6 +87,46 @@ def fitted(store: Store, x: str) -> list[Sheet]:
         Sheet(name, title, columns_of(rows := table.to_pylist(), METHOD, *columns), rows, note)
         for name, (title, table), columns, note in zip(FITS, tables, _COLUMNS, (GIVEN, "", ""), strict=True)
     ]
+
+
+def currencies(store: Store) -> Sheet:
+    """Which of two methods is ahead at equal parameters, memory, operations, bytes and time."""
+    names = ("sweep", "model", "dataset", "train_size", "method", "other", "turns")
+    rows = pivoted(readings.order_table(store).to_pylist(), names, "x")
+    shown = [x for x in readings.CURRENCIES if any(x in row["by"] for row in rows)]
+    columns = [
+        Column(f"at equal {_EQUAL[x]}", lambda r, x=x: change_text(r["by"].get(x, _NONE), *DIFFERENCE), "number")  # type: ignore[misc]
+        for x in shown
+    ]
+    legend = (
+        "Difference in points [95 %, given the rates]: the mean score of the method less that of the other, over the "
+        "range of the cost that both have, on a logarithmic scale. The order changes if one is clearly ahead in one "
+        "currency and clearly behind in another. Time is measured, so it depends on the machine."
+    )
+    return Sheet(
+        "currencies",
+        "Who is ahead in which currency",
+        columns_of(
+            rows,
+            METHOD,
+            Column("against", lambda r: style(r["other"]).name),
+            *columns,
+            Column("order changes", lambda r: "yes" if r["turns"] else ""),
+        ),
+        rows if len(shown) > 1 else [],
+        legend=legend,
+        folded=len(rows) > 20,
+    )
+
+
+_EQUAL = {
+    "adapter_params": "parameters",
+    "step_memory_bytes": "memory",
+    "step_flops": "operations",
+    "saved_bytes": "saved bytes",
+    "seconds_train": "training time",
+}
+_NONE: Row = dict.fromkeys(("difference", "difference_low", "difference_high"))
 
 
 def front(store: Store, x: str) -> Sheet:

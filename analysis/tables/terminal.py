@@ -12,6 +12,9 @@ from rich.table import Table
 
 from analysis.format import visible
 
+_WIDTH = 80
+"""Columns of a console whose width is not known, as rich has it."""
+
 
 class _Visible(Console):
     """A console that prints texts as `visible`; the escapes of rich's own styles are made after `render`."""
@@ -23,7 +26,10 @@ class _Visible(Console):
 
 def safe_console(*, stderr: bool = False, soft_wrap: bool = False, file: IO[str] | None = None) -> Console:
     """A console whose texts reach the terminal as characters: no markup, and no escapes that stand in them."""
-    return _Visible(file=file, stderr=stderr, soft_wrap=soft_wrap, highlight=False, markup=False, emoji=False)
+    console = _Visible(file=file, stderr=stderr, soft_wrap=soft_wrap, highlight=False, markup=False, emoji=False)
+    if console.width < 1:  # COLUMNS=0, as some containers have it: rich would print no text at all
+        console.width = _WIDTH
+    return console
 
 
 def print_whole(table: Table, console: Console) -> None:

@@ -8,11 +8,11 @@ from dataclasses import dataclass
 
 import pyarrow as pa
 
-from analysis.format import Row, change_text, end_of_interval, level_text, listed, percent, plural, points, span
+from analysis.format import Row, amount, change_text, end_of_interval, level_text, listed, percent, plural, points, span
 from analysis.statistics.inference import LEVEL, NOT_KNOWN, OVER_DATASETS
 from analysis.statistics.rank_effects import CONTRAST, PARAMETERS, RANK
 from analysis.statistics.scaling import EARLY, Question
-from analysis.store.columns import limited, of_dof
+from analysis.store.columns import limited, of_dof, of_model
 from analysis.styles import budget_text, dataset_text, in_order, place_of, place_text, style
 from analysis.words.verdicts import SAID, apart_text, inconclusive, missed_text, remedy, size_of, untested, verdict_text
 
@@ -284,7 +284,9 @@ def _limited(cells: Sequence[Row]) -> str:
 
 def _apart(cells: Sequence[Row]) -> float:
     """The largest share by which counts differ that are compared."""
-    ratios = [r["dof_ratio" if of_dof(r["reference"]) else "params_ratio"] for r in cells]
+    ratios = [
+        r["dof_ratio" if of_dof(r["reference"]) else "params_ratio"] for r in cells if not of_model(r["reference"])
+    ]
     return max((abs(ratio - 1) for ratio in ratios if ratio is not None), default=0.0)
 
 
@@ -403,7 +405,10 @@ def _at(r: Row, what: str, *, seen: bool = False) -> str:
         seen: the difference follows the number of parameters.
     """
     limit = ("degree of freedom", "degrees of freedom") if of_dof(r["reference"]) else ("parameter", "parameters")
-    inside = [] if r["budget"] is None else [plural(r["budget"], *limit)]
+    inside = []
+    if r["budget"] is not None:
+        of_cost = of_model(r["reference"])
+        inside = [amount(r["budget"], r["reference"]) if of_cost else plural(r["budget"], *limit)]
     inside += [interval_text(r)] if seen else []
     place = place_text(r["dataset"], r["train_size"]) if _SIZES in what else dataset_text(r["dataset"] or "")
     on = f" on {place}" if _DATASETS in what or _SIZES in what else ""

@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 
-from scipy import stats
+from scipy import special
 
 from analysis.format import Row, listed, percent, plural, points
 from analysis.statistics.inference import LEVEL
@@ -98,7 +98,7 @@ def _few_seeds(trained: Sequence[Row]) -> list[str]:
         return []
     if min(seeds) < 2:
         return ["There is 1 seed: no interval is known, and no difference can be tested."]
-    two, five = (stats.t.isf((1 - LEVEL) / 2, n - 1) for n in (2, 5))
+    two, five = (-special.stdtrit(n - 1, (1 - LEVEL) / 2) for n in (2, 5))
     return [
         f"There are 2 seeds: intervals reach {two:.1f} standard errors each way; with 5 seeds they reach {five:.1f}."
     ]

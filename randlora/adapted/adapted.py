@@ -121,6 +121,10 @@ class Adapted:
         """The trainable tensors, for an optimiser."""
         return (parameter for _, parameter in self.named_parameters())
 
+    def rate_ratios(self) -> dict[str, float]:
+        """By name of a trainable, the factor of its learning rate, if that is not 1 (LoRA+'s B)."""
+        return {f"{n}.{key}": ratio for n, a in self.adapters.items() for key, ratio in a.rate_ratios.items()}
+
     def count(self) -> int:
         """Trainable parameters, summed over the tensors that exist; under a rank schedule, those that remain."""
         return sum(adapter.count() for adapter in self.adapters.values())

@@ -119,6 +119,7 @@ def attach(
     init_seed: int = 0,
     basis_seed: int = 0,
     words: Sequence[int] = (),
+    gradients: Mapping[str, Tensor] | None = None,
     **options: Any,
 ) -> Adapted:
     """Attach `config`'s method to the targets, in place, and freeze every other parameter.
@@ -130,7 +131,8 @@ def attach(
     `resolve_targets`. `init_seed` gives trainable starts and dropout, `basis_seed` the frozen bases. A capacity above
     what any target can use (a LoRA's r above every min(out, in)) is a warning that names the most that is of use, a
     tied weight another. Methods of prompts have "prompts" among their targets, and change what the model computes;
-    `words` are the token ids that they start from.
+    `words` are the token ids that they start from. `gradients`: the loss's gradient at every target
+    (`weight_gradients`), which LoRA-GA starts from and others do not read.
 
     Raises `UnknownMethodError`, `TargetError` or `ConfigError`, and leaves the model untouched.
     """
@@ -175,6 +177,13 @@ def attach(
             f"{unread[0]} is quantised, and the module around it reads it or a hook (accelerate's) has given the layer "
             "a forward of its own: it cannot be adapted; take the hook off, or leave the weight out of targets"
         )
+    without = [n for n, site in sites.items() if n not in (gradients or {}) and site.parameter.device.type != "meta"]
+    if method.needs_gradients and without:
+        raise ConfigError(
+            f"{method.title} starts from the loss's gradient at the base weights, and gradients has none for "
+            f"{_few(without)}; give gradients = weight_gradients(model, targets, backward), or take a start that needs "
+            "no data, such as pissa"
+        )
     called = {n: site for n, site in sites.items() if site.by_activation and n != PLACE}
     biased = {n: site.owner.bias for n, site in called.items() if isinstance(site.owner.bias, Tensor)}
     # not a Conv1D's: AdaMSS takes them for a column of the weight, and has none there, as in folders of before
@@ -182,7 +191,19 @@ def attach(
     quantised = frozenset(n for n, site in sites.items() if site.quantised)
     place = sites[PLACE].shape if PLACE in sites else None
     weights, start = _Weights(sites), tuple(words)
-    request = Request(config, weights, sizes, init_seed, basis_seed, biases, quantised, place, start, frozenset(biased))
+    request = Request(
+        config,
+        weights,
+        sizes,
+        init_seed,
+        basis_seed,
+        biases,
+        quantised,
+        place,
+        start,
+        frozenset(biased),
+        {} if gradients is None else gradients,
+    )
     adapters = method.build(request)
     _check_one_device(method, sites, adapters)
     _warn_of_waste(method, config, sites, sizes)

@@ -19,6 +19,7 @@ import torch
 from torch import nn
 
 from randlora.adapted.attach import attach
+from randlora.adapted.gradients import zero_gradients
 from randlora.adapter import Shape
 from randlora.methods.registry import get_method
 
@@ -93,7 +94,9 @@ def freedom(name: str, shape: Shape, capacity: int, options: Mapping[str, Any] |
     with torch.no_grad():
         layer.weight.copy_(torch.randn(out, width, generator=draw) * width**-0.5)
     model = nn.Sequential(layer).eval()
-    adapted = attach(model, get_method(name).config.from_options(capacity, options or {}), ["0"], init_seed=seed)
+    method = get_method(name)
+    config, gradients = method.config.from_options(capacity, options or {}), zero_gradients(method, {"0.weight": shape})
+    adapted = attach(model, config, ["0"], init_seed=seed, gradients=gradients)
     model.double()
     parameters = list(adapted.parameters())
     with torch.no_grad():

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from randlora.adapted.adapted import Adapted
 from randlora.adapted.attach import attach, sites_of
+from randlora.adapted.gradients import zero_gradients
 from randlora.adapter import AdapterConfig, check_capacity
 from randlora.arithmetic.bases import GENERATOR_VERSION, Bases, Draw
 from randlora.errors import AdapterError, CheckpointError, nearest
@@ -51,7 +52,12 @@ def load(model: nn.Module, directory: str | Path) -> Adapted:
     method = get_method(meta["method"])
     config = method.config.from_options(meta["capacity"], meta["options"])
     seed = meta.get("basis_seed", 0) if basis is None else basis["seed"]  # older files have it with the bases alone
-    settings = {"init_seed": meta["init_seed"], "basis_seed": seed}
+    shapes = {name: (shape[0], shape[1]) for name, shape in meta["shapes"].items()}
+    settings: dict[str, Any] = {
+        "init_seed": meta["init_seed"],
+        "basis_seed": seed,
+        "gradients": zero_gradients(method, shapes),  # a start made from gradients is in the file
+    }
     state = read_tensors(folder / TENSORS, expect_digest=True)
     try:
         _check_size(model, config, list(meta["shapes"]), meta["capacities"], state)

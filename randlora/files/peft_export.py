@@ -265,5 +265,12 @@ def _randlora(adapted: Adapted) -> tuple[dict[str, Any], Tensors]:
 
 
 _Write = Callable[[Adapted], tuple[dict[str, Any], Tensors]]
-_WRITERS: dict[str, _Write] = {"lora": write_lora, "dora": write_lora, "vera": _vera, "randlora": _randlora}
-_AS_LORA = ("lora", "dora", "vera", "pissa", "lora-xs", "adalora", "autolora", "nola", "randlora-a")
+_WRITERS: dict[str, _Write] = {
+    "lora": write_lora,
+    "lora-plus": write_lora,
+    "dora": write_lora,
+    "vera": _vera,
+    "randlora": _randlora,
+}
+_STARTS = ("pissa", "milora", "olora", "init-ab", "lora-ga")
+_AS_LORA = ("lora", "dora", "vera", "lora-plus", *_STARTS, "lora-xs", "adalora", "autolora", "nola", "randlora-a")

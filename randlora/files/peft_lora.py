@@ -118,7 +118,7 @@ def write_lora(adapted: Adapted) -> tuple[dict[str, Any], Tensors]:
         a, b, own = _joined(members)
         b, rank = _rescaled(b, own, scale), a.shape[1]
         size = a.shape[0] * b.shape[0]
-        if adapted.method.name not in ("lora", "dora") and rank * (a.shape[0] + b.shape[0]) >= size:
+        if adapted.method.name not in ("lora", "lora-plus", "dora") and rank * (a.shape[0] + b.shape[0]) >= size:
             raise ExportError(
                 f"the delta of {module} has rank {rank} in PEFT's LoRA form, which is no smaller than the dense one; "
                 f"{INSTEAD}"

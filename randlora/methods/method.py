@@ -66,6 +66,8 @@ class Method:
     `prompts`: whether it puts prompts into a CLIP (`randlora.model.prompted`).
     `on_weights`: whether it adapts weights, as all but prompts alone do.
     `mixes_rows`: whether a row's update depends on the rest of its batch, padding included (Lily).
+    `needs_gradients`: whether its start is made from the loss's gradient at W0 (LoRA-GA), which `attach` must be given.
+    A sweep takes it on as many training rows as the configuration's field `rows` says.
     `experimental`: in no paper, or only in a paper's outlook; may change.
     """
 
@@ -90,6 +92,7 @@ class Method:
     prompts: bool = False
     on_weights: bool = True
     mixes_rows: bool = False
+    needs_gradients: bool = False
     experimental: bool = False
     update_rank: Callable[..., int] | None = None
     freedom: Callable[..., int | None] | None = None

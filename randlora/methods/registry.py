@@ -10,7 +10,7 @@ from __future__ import annotations
 from randlora.methods import experimental
 from randlora.methods.bridge.entry import entry
 from randlora.methods.bridge.kinds import PREFIX
-from randlora.methods.lowrank import hydra, lora, spectral
+from randlora.methods.lowrank import hydra, lora, spectral, starts
 from randlora.methods.method import FAMILIES, METHODS, Method, get_method, register
 from randlora.methods.prompts.entry import entry as prompts
 from randlora.methods.prompts.kinds import PREFIX as PROMPTS
@@ -26,8 +26,9 @@ FAMILIES[PROMPTS.removesuffix(":")] = prompts
 for _method in (
     *(lora.LORA, lora.DORA, vera.VERA, nola.NOLA),
     *(randlora.RANDLORA, ablations.RANDLORA_A, ablations.RANDLORA_B),
-    *(spectral.PISSA, spectral.LORA_XS, spectral.SVFT),
+    *(starts.PISSA, spectral.LORA_XS, spectral.SVFT),
     *(adalora.ADALORA, autolora.AUTOLORA, hydra.HYDRALORA),
+    *(starts.MILORA, starts.OLORA, starts.INIT_AB, starts.LORA_GA, lora.LORA_PLUS),
     *(experimental.HYBRID, experimental.RANDLORA_SVD),
 ):
     register(_method)

@@ -18,8 +18,9 @@ from randlora.adapter import Adapter
 from randlora.arithmetic.contract import LOW, compute_dtype
 from randlora.arithmetic.plans import choose_plan
 from randlora.methods.factored import Factored
-from randlora.methods.lowrank.lora import Dora, Lora
-from randlora.methods.lowrank.spectral import LoraXs, Pissa
+from randlora.methods.lowrank.lora import Dora, Lora, LoraPlus
+from randlora.methods.lowrank.spectral import LoraXs
+from randlora.methods.lowrank.starts import Started
 from randlora.methods.random.ablations import RandLoraA
 from randlora.methods.random.randlora import RandLora
 from randlora.methods.random.vera import Vera
@@ -120,11 +121,12 @@ def _randlora(members: Sequence[Adapter], x: Tensor, base: Tensor, bias: Tensor 
 
 STACKED: dict[type[Adapter], Stacked] = {
     Lora: _factored,
+    LoraPlus: _factored,
     Dora: _dora,
     Vera: _vera,
     RandLora: _randlora,
     AdaLora: _factored,
-    Pissa: _factored,
+    Started: _factored,
     LoraXs: _factored,
     RandLoraA: _factored,
 }

@@ -1,37 +1,113 @@
 """What a method counts on a model's target weights at every capacity within its reach, and how capacities are allotted.
 
-Counted are trainable parameters, or degrees of freedom, in exact integers. `sweeps.budget.solver` holds the answers
-against a budget.
+Counted is what a budget limits, a currency (`sweeps.budget.currencies`), in exact integers. `sweeps.budget.solver`
+holds the answers against a budget. If a currency is a sum over weights, every capacity is counted. Any other runs a
+model's step each time it is asked, so capacities are searched: some over the whole reach, then those between two that
+lie on either side of what is asked for, until these are neighbours. That finds the nearest of all capacities if a
+method counts more with every step of its capacity, as nearly all do, and else the nearest of those tried.
 """
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping
+import operator
+from collections.abc import Callable, Mapping
 from fractions import Fraction
-from functools import lru_cache
-from typing import Any, Literal
+from functools import lru_cache, partial
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from randlora.adapted.freedom import Degrees, degrees, degrees_of_one
+from randlora.adapted.freedom import degrees
 from randlora.methods.registry import Method, get_method
+from sweeps.budget.currencies import PARAMETERS, Currency, PerWeight, Shape, Shapes
 from sweeps.spec.solution import Neighbour
 
-Shape = tuple[int, int]
-Shapes = Mapping[str, Shape]
 Counts = NDArray[np.int64]
-Counted = Literal["parameters", "dof"]
-"""What a budget limits."""
+Side = Callable[[Any, Any], Any]
+"""`operator.le`, `ge`, `lt` or `gt`, of a count (or an array of counts) and a number."""
 
 _LARGE = 2**62
 _MOST_ROUNDED = 10
 """Groups of which both roundings are tried in `fill`; a model with more shapes has the first ones rounded in turn."""
+_STRIDE = 8
+"""Factor between the capacities that a search tries first."""
 
 
-class UnknownFreedomError(ValueError):
-    """A method with no formula for its degrees of freedom, which so small a weight as they are measured on refuses."""
+class Curve(Protocol):
+    """What a method counts at the capacities of its reach."""
+
+    def nearest(self, target: int) -> int:
+        """Return the capacity whose count is nearest to `target`; of equals the smaller one."""
+
+    def beyond(self, side: Side, bound: int, target: int) -> tuple[int, int] | None:
+        """Return capacity and count nearest to `target` of those with `side(count, bound)`; None if none has that."""
+
+    def between(self, low: int, high: int) -> list[int]:
+        """Return the counts from `low` to `high`."""
+
+
+class AllCounts:
+    """A curve of which every count is known: `counts[i]` at capacity `least + i`."""
+
+    def __init__(self, least: int, counts: Counts) -> None:
+        self.least, self.counts = least, counts
+
+    def nearest(self, target: int) -> int:
+        # argmin takes the first of equals
+        return int(np.argmin(np.abs(self.counts - target))) + self.least
+
+    def beyond(self, side: Side, bound: int, target: int) -> tuple[int, int] | None:
+        indices = np.flatnonzero(side(self.counts, bound))
+        if not indices.size:
+            return None
+        i = int(indices[np.argmin(np.abs(self.counts[indices] - target))])
+        return i + self.least, int(self.counts[i])
+
+    def between(self, low: int, high: int) -> list[int]:
+        return [int(n) for n in self.counts if low <= n <= high]
+
+
+class SearchedCounts:
+    """A curve that is counted where it is asked for."""
+
+    def __init__(self, least: int, most: int, count: Callable[[int], int]) -> None:
+        self._count = count
+        first = itertools.takewhile(lambda c: c < most, (max(1, least) * _STRIDE**i for i in itertools.count()))
+        self._tried: dict[int, int] = {c: count(c) for c in (least, *first, most)}
+
+    def nearest(self, target: int) -> int:
+        self._search(operator.le, target)
+        return min(sorted(self._tried), key=lambda c: abs(self._tried[c] - target))
+
+    def beyond(self, side: Side, bound: int, target: int) -> tuple[int, int] | None:
+        self._search(side, bound)
+        found = [c for c in sorted(self._tried) if side(self._tried[c], bound)]
+        best = min(found, key=lambda c: abs(self._tried[c] - target), default=None)
+        return None if best is None else (best, self._tried[best])
+
+    def between(self, low: int, high: int) -> list[int]:
+        self._search(operator.le, (low + high) // 2)
+        return [n for n in self._tried.values() if low <= n <= high]
+
+    def _search(self, side: Side, bound: int) -> None:
+        """Try capacities until each two tried neighbours between which `side` changes are neighbours of all."""
+        halve = False
+        while gaps := [(a, b) for a, b in itertools.pairwise(sorted(self._tried)) if self._parts(a, b, side, bound)]:
+            for low, high in gaps:
+                middle = (low + high) // 2 if halve else self._between(low, high, bound)
+                self._tried[middle] = self._count(middle)
+            halve = not halve
+
+    def _parts(self, low: int, high: int, side: Side, bound: int) -> bool:
+        return high - low > 1 and bool(side(self._tried[low], bound)) != bool(side(self._tried[high], bound))
+
+    def _between(self, low: int, high: int, bound: int) -> int:
+        """Where the line between two tried capacities meets `bound`."""
+        below, above = self._tried[low], self._tried[high]
+        at = low + (high - low) * (bound - below) // (above - below)
+        return min(max(at, low + 1), high - 1)
 
 
 class Reach:
@@ -39,72 +115,66 @@ class Reach:
 
     Attributes:
         least, most: the uniform capacities worth trying.
-        totals: the count at uniform capacity `least + i`, at index i.
+        curve: what all weights count at one capacity.
         groups: names of the weights of each shape, in model order.
     """
 
     def __init__(
-        self, method: str, shapes: Shapes, options: Mapping[str, Any] | None = None, counted: Counted = "parameters"
+        self, method: str, shapes: Shapes, options: Mapping[str, Any] | None = None, currency: Currency = PARAMETERS
     ) -> None:
         if not shapes:
             raise ValueError("no target weights: nothing to match a budget on")
         self.entry = get_method(method)
         self.shapes = dict(shapes)
         self.options = dict(options or {})
-        self.counted = counted
+        self.currency = currency
         self.groups: dict[Shape, list[str]] = {}
         for name, shape in self.shapes.items():
             self.groups.setdefault(shape, []).append(name)
         self.least = self.entry.min_capacity
-        given = tuple(sorted(self.options.items()))
-        self.most, alone, curves = _curves(self.entry, tuple(self.groups), given, counted)
-        if self.shared:
-            self.most = self.entry.max_capacity(tuple(self.shapes.values()), **self.options)
+        limiting = tuple(self.shapes.values()) if self.shared else tuple(self.groups)
+        self.most = self.entry.max_capacity(limiting, **self.options)
         if self.most < self.least:
             raise ValueError(f"{method} has no capacity to try on weights of shapes {list(self.groups)[:4]}")
-        self._alone = dict(zip(self.groups, alone, strict=True))
-        self._curves = dict(zip(self.groups, curves, strict=True))
+        self._of_shapes: dict[Shape, Counts] = {}
+        self.curve: Curve
+        if not isinstance(currency, PerWeight):
+            self.curve = SearchedCounts(self.least, self.most, lambda c: self.total(self.same(c)))
+            return
         size = self.most - self.least + 1
-        self.totals: Counts = np.zeros(size, dtype=np.int64)
         if self.shared:
             reach = range(self.least, self.most + 1)
-            self.totals = np.fromiter((self.total(self.same(c)) for c in reach), np.int64, size)
+            self.curve = AllCounts(self.least, np.fromiter((self.total(self.same(c)) for c in reach), np.int64, size))
             return
+        given = tuple(sorted(self.options.items()))
+        self._of_shapes = dict(zip(self.groups, _curves(self.entry, tuple(self.groups), given, currency), strict=True))
+        totals: Counts = np.zeros(size, dtype=np.int64)
         for shape, names in self.groups.items():
-            self.totals += len(names) * self._curves[shape][:size]
-
-    def one(self, shape: Shape, capacity: int) -> int:
-        """What one weight counts; the capacity may lie beyond the reach."""
-        return _one(self.entry, shape, capacity, self.options, self.counted)
+            totals += len(names) * self._of_shapes[shape][:size]
+        self.curve = AllCounts(self.least, totals)
 
     def total(self, capacities: Mapping[str, int]) -> int:
         """What all weights count, each at its own capacity."""
-        if self.counted == "dof":
-            return _known(self.entry, degrees(self.entry.name, self.shapes, capacities, self.options))
-        return self.parameters(capacities)
+        return self.currency.total(self.entry, self.shapes, capacities, self.options)
 
     def parameters(self, capacities: Mapping[str, int]) -> int:
         """Trainable parameters of all weights, each at its own capacity; one, where weights share trainables."""
-        if self.shared:
-            (capacity,) = set(capacities.values())
-            return self.entry.total(self.shapes, capacity, **self.options)
-        return sum(self.entry.count(self.shapes[name], c, **self.options) for name, c in capacities.items())
+        return PARAMETERS.total(self.entry, self.shapes, capacities, self.options)
 
     def around(self, budget: int) -> tuple[Neighbour | None, Neighbour | None]:
         """The nearest uniform counts at most and at least `budget`; None beyond the reach."""
         bounded = min(budget, _LARGE)
-        low = self._nearest(self.totals <= bounded, bounded, budget)
-        return low, self._nearest(self.totals >= bounded, bounded, budget)
+        low, high = (self.curve.beyond(side, bounded, bounded) for side in (operator.le, operator.ge))
+        return _neighbour(low, budget), _neighbour(high, budget)
 
     def beside(self, count: int, budget: int) -> tuple[Neighbour | None, Neighbour | None]:
         """The nearest uniform counts strictly below and above `count`, with their residuals to `budget`."""
-        below = self._nearest(self.totals < count, count, budget)
-        return below, self._nearest(self.totals > count, count, budget)
+        below, above = (self.curve.beyond(side, count, count) for side in (operator.lt, operator.gt))
+        return _neighbour(below, budget), _neighbour(above, budget)
 
     def uniform(self, budget: int) -> dict[str, int]:
         """One capacity for all weights: the nearest, of equals the smaller."""
-        # argmin takes the first of equals
-        return self.same(int(np.argmin(np.abs(self.totals - min(budget, _LARGE)))) + self.least)
+        return self.same(self.curve.nearest(min(budget, _LARGE)))
 
     @property
     def shared(self) -> bool:
@@ -112,14 +182,31 @@ class Reach:
         return self.entry.together is not None
 
     def per_layer(self, budget: int) -> dict[str, int]:
-        """Each weight at the capacity nearest to its share of the budget, (out + in) / sum(out + in)."""
+        """Each weight at the capacity nearest to its share of the budget, (out + in) / sum(out + in).
+
+        Of a currency that is no sum over weights, what is shared out is what lies above the smallest capacities.
+        """
         whole = sum(rows + columns for rows, columns in self.shapes.values())
         best: dict[Shape, int] = {}
-        for shape, curve in self._curves.items():
+        if not self._of_shapes:
+            floor = self.total(self.same(self.least))
+            for shape, names in self.groups.items():
+                aim = floor + (budget - floor) * len(names) * sum(shape) // whole
+                most = self._most_of(shape)
+                best[shape] = SearchedCounts(self.least, most, partial(self._with, names)).nearest(aim)
+        for shape, curve in self._of_shapes.items():
             # count / budget against (out + in) / whole without a division, in Python's integers, which don't overflow
-            scaled = curve[: self._alone[shape] - self.least + 1].astype(object) * whole - budget * sum(shape)
+            scaled = curve[: self._most_of(shape) - self.least + 1].astype(object) * whole - budget * sum(shape)
             best[shape] = int(np.argmin(np.abs(scaled))) + self.least
         return {name: best[shape] for name, shape in self.shapes.items()}
+
+    def _most_of(self, shape: Shape) -> int:
+        """The largest capacity worth trying on one weight alone."""
+        return self.entry.max_capacity((shape,), **self.options)
+
+    def _with(self, names: list[str], capacity: int, others: int | None = None) -> int:
+        """What all count if `names` have a capacity, and the others another one (the least)."""
+        return self.total(self.same(self.least if others is None else others) | dict.fromkeys(names, capacity))
 
     def fill(self, budget: int) -> dict[str, int]:
         """Two capacities whose uniform totals enclose the budget, mixed evenly; the nearest one beyond the reach."""
@@ -128,8 +215,8 @@ class Reach:
         assert edge is not None
         if low is None or high is None or low.count == high.count:
             return self.same(edge.capacity)
-        steps = [self.one(shape, high.capacity) - self.one(shape, low.capacity) for shape in self.groups]
         sizes = [len(names) for names in self.groups.values()]
+        steps = [self._step(shape, low, high) for shape in self.groups]
         taken = mix(steps, sizes, budget - low.count, high.count - low.count)
         capacities = self.same(low.capacity)
         for names, n_high in zip(self.groups.values(), taken, strict=True):
@@ -138,13 +225,23 @@ class Reach:
                     capacities[name] = high.capacity
         return capacities
 
+    def _step(self, shape: Shape, low: Neighbour, high: Neighbour) -> int:
+        """What one weight of this shape counts more at the upper of two capacities."""
+        if isinstance(self.currency, PerWeight):
+            one, other = (self.currency.one(self.entry, shape, n.capacity, self.options) for n in (high, low))
+            return one - other
+        names = self.groups[shape]
+        return round((self._with(names, high.capacity, low.capacity) - low.count) / len(names))
+
     def same(self, capacity: int) -> dict[str, int]:
         """All weights at one capacity."""
         return dict.fromkeys(self.shapes, capacity)
 
     def widening(self, wanted: Fraction) -> list[str]:
         """The method's integer options with which, doubled until that no longer raises `most`, it counts as much as
-        `wanted` (NoLA's r)."""
+        `wanted` (NoLA's r). None are named of a currency that is no sum over weights."""
+        if not isinstance(self.currency, PerWeight):
+            return []
         given = {**self.entry.options, **self.options}
         whole = {name: value for name, value in given.items() if isinstance(value, int) and not isinstance(value, bool)}
         return [name for name, value in whole.items() if self._reaches(wanted, name, 2 * value, self.most)]
@@ -157,18 +254,14 @@ class Reach:
         ends = self.least, raised  # not the whole reach: doubled often, it is too long to go through
         if max(self.entry.total(shapes, c, **options) for c in ends) < wanted:
             return self._reaches(wanted, option, 2 * value, raised)
-        if self.counted == "parameters":
+        if self.currency.name == "parameters":
             return True
         found = [degrees(self.entry.name, shapes, self.same(c), options) for c in ends]
         return any(d is not None and d.count >= wanted for d in found)
 
-    def _nearest(self, side: NDArray[np.bool_], count: int, budget: int) -> Neighbour | None:
-        indices = np.flatnonzero(side)
-        if not indices.size:
-            return None
-        i = int(indices[np.argmin(np.abs(self.totals[indices] - count))])
-        total = int(self.totals[i])
-        return Neighbour(i + self.least, total, total - budget)
+
+def _neighbour(found: tuple[int, int] | None, budget: int) -> Neighbour | None:
+    return None if found is None else Neighbour(*found, found[1] - budget)
 
 
 def mix(steps: list[int], sizes: list[int], wanted: int, span: int) -> list[int]:
@@ -202,18 +295,6 @@ def mix(steps: list[int], sizes: list[int], wanted: int, span: int) -> list[int]
     return taken
 
 
-def _one(entry: Method, shape: Shape, capacity: int, options: Mapping[str, Any], counted: Counted) -> int:
-    if counted == "parameters":
-        return entry.count(shape, capacity, **options)
-    return _known(entry, degrees_of_one(entry.name, shape, capacity, options))
-
-
-def _known(entry: Method, found: Degrees | None) -> int:
-    if found is None:
-        raise UnknownFreedomError(f"the degrees of freedom of {entry.name} can't be measured with these options")
-    return found.count
-
-
 def _spread(j: int, taken: int, size: int) -> int:
     """How many of the first j of `size` weights are among the `taken` ones: even steps, centred."""
     return (2 * j * taken + size) // (2 * size)
@@ -221,16 +302,16 @@ def _spread(j: int, taken: int, size: int) -> int:
 
 @lru_cache(maxsize=64)
 def _curves(
-    entry: Method, shapes: tuple[Shape, ...], options: tuple[tuple[str, Any], ...], counted: Counted
-) -> tuple[int, tuple[int, ...], tuple[Counts, ...]]:
-    """The method's reach on these shapes together, on each alone, and every shape's counts up to the larger."""
+    entry: Method, shapes: tuple[Shape, ...], options: tuple[tuple[str, Any], ...], currency: PerWeight
+) -> tuple[Counts, ...]:
+    """What a weight of every shape counts, up to the largest capacity worth trying on it alone or with the others."""
     named, least = dict(options), entry.min_capacity
     most = entry.max_capacity(shapes, **named)
-    alone = tuple(entry.max_capacity((shape,), **named) for shape in shapes)
     curves = []
-    for shape, own in zip(shapes, alone, strict=True):
-        capacities = range(least, max(most, own) + 1)
-        curve = np.fromiter((_one(entry, shape, c, named, counted) for c in capacities), np.int64, len(capacities))
+    for shape in shapes:
+        capacities = range(least, max(most, entry.max_capacity((shape,), **named)) + 1)
+        counts = (currency.one(entry, shape, c, named) for c in capacities)
+        curve = np.fromiter(counts, np.int64, len(capacities))
         curve.flags.writeable = False  # shared by all who ask
         curves.append(curve)
-    return most, alone, tuple(curves)
+    return tuple(curves)

@@ -24,9 +24,9 @@ from fractions import Fraction
 from typing import Any, Literal
 
 from randlora.adapted.freedom import degrees
-from randlora.methods.method import low_rank
 from randlora.methods.registry import METHODS, get_method
-from sweeps.budget.reach import Counted, Reach, Shapes, UnknownFreedomError
+from sweeps.budget.currencies import PARAMETERS, Currency, Shapes, UnknownCountError
+from sweeps.budget.reach import Reach
 from sweeps.spec.solution import Answer, Infeasible, Neighbour, Solution
 
 Allocation = Literal["uniform", "per-layer", "fill", "auto"]
@@ -35,16 +35,14 @@ TOLERANCE = 0.05
 """How far from its budget a count may lie by default, as a fraction of the budget."""
 
 
-def reference_budget(shapes: Shapes, lora_rank: int, counted: Counted = "parameters") -> int:
-    """Trainable parameters of LoRA at one rank, lora_rank * sum(out + in) over the target weights; or of these the
-    degrees of freedom, lora_rank * sum(out + in - lora_rank)."""
+def reference_budget(shapes: Shapes, lora_rank: int, currency: Currency = PARAMETERS) -> int:
+    """What LoRA counts at one rank on the target weights: lora_rank * sum(out + in) trainable parameters, or as much
+    of another currency as LoRA takes then."""
     if lora_rank < 1:
         raise ValueError(f"a LoRA rank is at least 1, got {lora_rank}")
     if not shapes:
         raise ValueError("no target weights: nothing to match a budget on")
-    if counted == "dof":
-        return sum(low_rank(shape, lora_rank) for shape in shapes.values())
-    return lora_rank * sum(rows + columns for rows, columns in shapes.values())
+    return currency.total(get_method("lora"), shapes, dict.fromkeys(shapes, lora_rank), {})
 
 
 def solve(
@@ -56,7 +54,7 @@ def solve(
     tolerance: float | None = TOLERANCE,
     nearest: bool = False,
     options: Mapping[str, Any] | None = None,
-    counted: Counted = "parameters",
+    currency: Currency = PARAMETERS,
     section: str | None = None,
 ) -> Answer:
     """The capacities that bring a method nearest to a budget.
@@ -64,12 +62,12 @@ def solve(
     Arguments:
         method: a name in `randlora.methods.registry.METHODS`.
         shapes: (out, in) of every target weight by qualified name, in model order.
-        budget: trainable adapter parameters aimed at, or degrees of freedom.
+        budget: trainable adapter parameters aimed at, or as much of another currency.
         allocation: see the module's head.
         tolerance: |count - budget| / budget allowed; None allows any, so that the nearest is always a solution.
         nearest: take the nearest also beyond the tolerance, by which "auto" still decides.
         options: the method's own options that its count depends on; others do no harm.
-        counted: what the budget limits.
+        currency: what the budget limits.
         section: its name under `[methods]` of the sweep file, for messages; None: the method's.
 
     Returns:
@@ -88,9 +86,14 @@ def solve(
     if (found := get_method(method).refuses(shapes, **(options or {}))) is not None:
         return Infeasible(method, budget, found.reason, None, None, f"take {found.remedy}")
     try:
-        counts = Reach(method, shapes, options, counted)
-    except UnknownFreedomError as error:
-        return unknown_freedom(method, budget, error)
+        return _solve(Reach(method, shapes, options, currency), budget, allocation, tolerance, section, nearest=nearest)
+    except UnknownCountError as error:
+        return unknown_count(method, budget, error)
+
+
+def _solve(
+    counts: Reach, budget: int, allocation: str, tolerance: float | None, section: str | None, *, nearest: bool
+) -> Answer:
     # without a tolerance any uniform count would do, and auto never come to fill: there the default decides
     limit = Fraction(str(TOLERANCE if tolerance is None else tolerance)) * budget
     if counts.shared:
@@ -105,11 +108,11 @@ def solve(
             solution = _solution(counts, "fill", counts.fill(budget), budget)
     if nearest or tolerance is None or abs(solution.residual) <= limit:
         return solution
-    return _infeasible(counts, solution, tolerance, section or method)
+    return _infeasible(counts, solution, tolerance, section or counts.entry.name)
 
 
-def unknown_freedom(method: str, budget: int, error: UnknownFreedomError) -> Infeasible:
-    """Return that a method cannot run, for a budget of degrees of freedom: nobody knows how many the method has."""
+def unknown_count(method: str, budget: int, error: UnknownCountError) -> Infeasible:
+    """Return that a method cannot run at a budget: nobody knows how much it counts."""
     return Infeasible(method, budget, str(error), None, None, 'budgets.count = "parameters" needs no such number')
 
 
@@ -120,14 +123,14 @@ def solve_pinned(
     budget: int,
     *,
     options: Mapping[str, Any] | None = None,
-    counted: Counted = "parameters",
+    currency: Currency = PARAMETERS,
 ) -> Solution:
     """A capacity that the user chose, with its count and its residual to a budget, however large.
 
     It may lie beyond the reach, as the NoLA paper's k does on narrow layers: the count is then larger than what the
     method can make use of, but it is the count. Raises ValueError: a capacity below the method's smallest.
     """
-    counts = Reach(method, shapes, options, counted)
+    counts = Reach(method, shapes, options, currency)
     if capacity < counts.least:
         raise ValueError(f"a capacity of {method} is at least {counts.least}, got {capacity}")
     return _solution(counts, "uniform", counts.same(capacity), budget)
@@ -208,7 +211,7 @@ def _solution(counts: Reach, allocation: str, capacities: dict[str, int], budget
 
 def _infeasible(counts: Reach, nearest: Solution, tolerance: float, section: str) -> Infeasible:
     budget, method = nearest.budget, counts.entry.name
-    noun = "count" if counts.counted == "parameters" else "number of degrees of freedom"
+    noun = counts.currency.noun
     below, above = counts.around(budget)
     if above is None and below is not None:
         named, what = below.count, f"the largest {noun} of {method} on these targets"

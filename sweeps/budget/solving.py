@@ -11,8 +11,9 @@ from randlora.adapter import Shape
 from randlora.errors import AdapterError
 from randlora.methods.method import Method
 from randlora.methods.registry import METHODS
-from sweeps.budget.reach import Counted, Reach, Shapes, UnknownFreedomError
-from sweeps.budget.solver import reference_budget, solve, solve_pinned, unknown_freedom
+from sweeps.budget.currencies import Currency, PerWeight, Shapes, UnknownCountError
+from sweeps.budget.reach import Reach
+from sweeps.budget.solver import reference_budget, solve, solve_pinned, unknown_count
 from sweeps.errors import Problem, reason
 from sweeps.spec.methods import full_rank, has_budget
 from sweeps.spec.solution import Answer, Solution
@@ -91,30 +92,23 @@ def _illegal(
 
 
 def solutions(
-    name: str, spec: SweepSpec, shapes: Shapes, method_shapes: MethodShapes
+    name: str, spec: SweepSpec, shapes: Shapes, method_shapes: MethodShapes, currency: Currency
 ) -> list[tuple[str | None, Answer | None]]:
     """The solver's answer for each budget of a method, by the budget's name; [(None, None)] if it has no budget."""
     section, method = spec.methods[name], spec.base(name)
     if not has_budget(method):
         return [(None, None)]
-    budgets = _budgets(spec, shapes)
+    budgets = _budgets(spec, shapes, currency)
     options = section.options
-    counted = spec.budgets.count
     shapes = method_shapes(method, shapes)
     references = section.budgets or spec.budgets.references()
     if section.capacity is not None:
         try:
-            Reach(method, shapes, options, counted)
-        except UnknownFreedomError as error:
-            return [(r, unknown_freedom(method, budgets[r], error)) for r in references]
-    if isinstance(section.capacity, tuple):  # each at its own count
-        return [(f"{name}-{c}", _pinned_at_its_own(method, shapes, c, options, counted)) for c in section.capacity]
-    if section.capacity is not None:  # pinned: one cell, at the budget nearest to its own count
-        pinned = {
-            r: solve_pinned(method, shapes, section.capacity, budgets[r], options=options, counted=counted)
-            for r in references
-        }
-        return [min(pinned.items(), key=lambda item: abs(item[1].residual))]
+            return _pinned(
+                name, section.capacity, method, shapes, {r: budgets[r] for r in references}, options, currency
+            )
+        except UnknownCountError as error:
+            return [(r, unknown_count(method, budgets[r], error)) for r in references]
     return [
         (
             r,
@@ -126,7 +120,7 @@ def solutions(
                 tolerance=spec.budgets.tolerance,
                 nearest=section.unmatched,
                 options=options,
-                counted=counted,
+                currency=currency,
                 section=name,
             ),
         )
@@ -134,19 +128,40 @@ def solutions(
     ]
 
 
+def _pinned(
+    name: str,
+    capacity: int | tuple[int, ...],
+    method: str,
+    shapes: Shapes,
+    budgets: Mapping[str, int],
+    options: Mapping[str, Any],
+    currency: Currency,
+) -> list[tuple[str | None, Answer | None]]:
+    """A list of pinned capacities, each at its own count; one capacity at the budget nearest to its count."""
+    if isinstance(capacity, tuple):
+        return [(f"{name}-{c}", _pinned_at_its_own(method, shapes, c, options, currency)) for c in capacity]
+    pinned = {
+        r: solve_pinned(method, shapes, capacity, b, options=options, currency=currency) for r, b in budgets.items()
+    }
+    return [min(pinned.items(), key=lambda item: abs(item[1].residual))]
+
+
 def _pinned_at_its_own(
-    method: str, shapes: Shapes, capacity: int, options: Mapping[str, Any], counted: Counted
+    method: str, shapes: Shapes, capacity: int, options: Mapping[str, Any], currency: Currency
 ) -> Solution:
     """A capacity, its budget being what it counts itself."""
-    beyond = solve_pinned(method, shapes, capacity, 1, options=options, counted=counted).residual
-    return solve_pinned(method, shapes, capacity, 1 + beyond, options=options, counted=counted)
+    beyond = solve_pinned(method, shapes, capacity, 1, options=options, currency=currency).residual
+    return solve_pinned(method, shapes, capacity, 1 + beyond, options=options, currency=currency)
 
 
-def reached_by_all(spec: SweepSpec, shapes: Shapes, method_shapes: MethodShapes, reference: str) -> str | None:
+def reached_by_all(
+    spec: SweepSpec, shapes: Shapes, method_shapes: MethodShapes, reference: str, currency: Currency
+) -> str | None:
     """A budget near `reference` that every method which is asked for it reaches, as a sweep file writes it.
 
     The nearest LoRA rank; of other budgets the nearest number that one of the methods counts with one capacity for all
-    weights. None where no budget between half and twice of it will do, or all reach it.
+    weights. None where no budget between half and twice of it will do, or all reach it; also for memory,
+    operations and bytes, which take too long to try.
     """
     asked = [
         (spec.base(name), section)
@@ -154,7 +169,7 @@ def reached_by_all(spec: SweepSpec, shapes: Shapes, method_shapes: MethodShapes,
         if has_budget(spec.base(name)) and section.capacity is None and not section.unmatched
         if reference in (section.budgets or (reference,))
     ]
-    budget = _budgets(spec, shapes)[reference]
+    budget = _budgets(spec, shapes, currency)[reference]
 
     own = {method: method_shapes(method, shapes) for method, _ in asked}
 
@@ -168,37 +183,36 @@ def reached_by_all(spec: SweepSpec, shapes: Shapes, method_shapes: MethodShapes,
                     section.allocation or spec.budgets.allocation,
                     tolerance=spec.budgets.tolerance,
                     options=section.options,
-                    counted=spec.budgets.count,
+                    currency=currency,
                 ),
                 Solution,
             )
             for method, section in asked
         )
 
-    if all_reach(budget):
+    if not isinstance(currency, PerWeight) or all_reach(budget):  # of others every try runs the model's step
         return None
     if spec.budgets.lora_rank is not None:
         largest = max(min(shape) for shape in shapes.values())
-        ranks = {r: reference_budget(shapes, r, spec.budgets.count) for r in range(1, largest + 1)}
+        ranks = {r: reference_budget(shapes, r, currency) for r in range(1, largest + 1)}
         near = sorted(
             (r for r, b in ranks.items() if budget <= 2 * b <= 4 * budget), key=lambda r: abs(ranks[r] - budget)
         )
         found = next((r for r in near if all_reach(ranks[r])), None)
         return None if found is None else f"budgets.lora_rank = [{found}]"
     counts = {
-        count for method, section in asked for count in _counted(spec, method, section.options, own[method], budget)
+        count for method, section in asked for count in _counted(method, section.options, own[method], budget, currency)
     }
     found = next((c for c in sorted(counts, key=lambda c: abs(c - budget)) if all_reach(c)), None)
     return None if found is None else f"budgets.params = [{found}]"
 
 
-def _counted(spec: SweepSpec, method: str, options: Mapping[str, Any], shapes: Shapes, budget: int) -> Iterator[int]:
+def _counted(method: str, options: Mapping[str, Any], shapes: Shapes, budget: int, currency: Currency) -> Iterator[int]:
     """Counts of a method between half and twice a budget, at most `_MOST` nearest ones; none where they are unknown."""
     try:
-        reach = Reach(method, shapes, options, spec.budgets.count)
-    except UnknownFreedomError:
+        totals = Reach(method, shapes, options, currency).curve.between(-(-budget // 2), 2 * budget)
+    except UnknownCountError:
         return
-    totals = [int(t) for t in reach.totals if budget <= 2 * t <= 4 * budget]
     yield from sorted(set(totals), key=lambda t: abs(t - budget))[:_MOST]
 
 
@@ -219,12 +233,12 @@ def update_rank(method: str, shapes: Shapes, capacities: Mapping[str, int], opti
     return fmean(known) if known else None
 
 
-def _budgets(spec: SweepSpec, shapes: Shapes) -> dict[str, int]:
-    references = spec.budgets.references()
-    if spec.budgets.lora_rank is not None:
-        ranks, counted = spec.budgets.lora_rank, spec.budgets.count
-        return dict(zip(references, (reference_budget(shapes, r, counted) for r in ranks), strict=True))
-    if spec.budgets.params is not None:
-        return dict(zip(references, spec.budgets.params, strict=True))
-    total = sum(rows * columns for rows, columns in shapes.values())
-    return dict(zip(references, (round(total * p / 100) for p in spec.budgets.percent or ()), strict=True))
+def _budgets(spec: SweepSpec, shapes: Shapes, currency: Currency) -> dict[str, int]:
+    given = spec.budgets
+    references = given.references()
+    if given.lora_rank is not None:
+        return {n: reference_budget(shapes, r, currency) for n, r in zip(references, given.lora_rank, strict=True)}
+    if given.percent is not None:
+        total = sum(rows * columns for rows, columns in shapes.values())
+        return {n: round(total * p / 100) for n, p in zip(references, given.percent, strict=True)}
+    return dict(zip(references, given.amounts(), strict=True))

@@ -10,15 +10,16 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.text import Text
 
-from analysis.format import duration, freedom, off_budget, plural, quantity
+from analysis.format import amount, duration, freedom, off_budget, plural, quantity, size
+from analysis.store.columns import limited
 from analysis.styles import short_names, size_text
 from sweeps.cli.options import Available, Json, Scale, Set, Source, Spec, load, store_of
 from sweeps.cli.power import Like, print_prospects, prospects
-from sweeps.cli.printing import emit, err, out, print_probing, print_rows, print_table, print_weak
+from sweeps.cli.printing import emit, err, out, print_rows, print_table, print_weak, probing
 from sweeps.errors import Problem, SpecError, unknown
 
 if TYPE_CHECKING:
-    from sweeps.budget.reach import Shapes
+    from sweeps.budget.currencies import Shapes
     from sweeps.plan.base_model import BaseModelInfo
     from sweeps.plan.estimate import Estimate
     from sweeps.plan.plan import Plan
@@ -150,8 +151,8 @@ def estimate(
     check_weights(planned.spec.model.id)
     sized = planned.with_sizes(download=True)  # data that can't be had is refused, as a run does
     detects = prospects(sized, like)
-    tell = None if as_json else print_probing
-    answer = estimate_plan(sized, used_hours=used_hours(sized.spec.folder), tell=tell)
+    with probing(quiet=as_json) as tell:
+        answer = estimate_plan(sized, used_hours=used_hours(sized.spec.folder), tell=tell)
     if answer.unknown and not answer.methods:
         raise SpecError([Problem(f"methods.{m}", None, f"no estimate: {why}") for m, why in answer.unknown.items()])
 
@@ -355,7 +356,7 @@ def print_plan(plan: Plan) -> None:
         {
             "method": cell.method,
             "budget": cell.reference or "",
-            "aim": quantity(cell.budget),
+            "aim": amount(cell.budget, cell.reference),
             "data": names[cell.dataset],
             "size": size_text(str(cell.train_size)),
             "capacity": _ranks(_built(plan, cell)),
@@ -364,11 +365,17 @@ def print_plan(plan: Plan) -> None:
             "parameters": quantity(cell.count),
             "off budget": "" if cell.solved is None else _residual(cell.solved.residual, cell.solved.budget),
             "dof": freedom(cell.dof, cell.dof_measured, cell.dof_at_most),
+            "memory": size(cell.step_memory_bytes),
+            "step": passes(cell.step_flops, cell.forward_flops),
+            "saved": size(cell.saved_bytes),
             "learning rates": "" if cell.space is None else f"{cell.lr_low:.1e} to {cell.lr_high:.1e}",
             "trials": _trials(plan, cell),
         }
         for cell in plan.cells
     ]
+    for column in ("memory", "step", "saved"):
+        if not any(row[column] for row in rows):
+            rows = [{name: value for name, value in row.items() if name != column} for row in rows]
     common: list[str] = []  # said in the title
     for column in ("data", "size"):
         if len({row[column] for row in rows}) == 1:
@@ -386,8 +393,10 @@ def print_plan(plan: Plan) -> None:
         out.print(f"left out  {line}")
     for reference, budget in plan.instead().items():
         out.print(f"budget    not every method reaches {reference}; all reach {budget}")
-    if plan.spec.budgets.count == "dof":
-        out.print("budgets   are equal degrees of freedom instead of equal trainable parameters")
+    if plan.spec.budgets.count != "parameters":
+        out.print(
+            f"budgets   are equal {limited(plan.spec.budgets.references())} instead of equal trainable parameters"
+        )
     for line in peft_words(plan.base_model.module, plan.cells):
         out.print(f"PEFT      {line}")
     confirm = plan.spec.confirm
@@ -410,6 +419,8 @@ def print_plan(plan: Plan) -> None:
 _PLAN_NOTES = (
     "Rank: the largest that an update can have, mean over the weights. Off budget: in percent of the budget. dof: "
     "degrees of freedom of the update, the number of parameters that act.",
+    "Memory: predicted for one training step, the base model included. Step: operations of a forward and a backward "
+    "pass, in forward passes of the base model. Saved: bytes of the trained tensors.",
 )
 
 
@@ -426,7 +437,7 @@ def _left_out(cells: Sequence[Cell]) -> Iterator[str]:
     for cell in (c for c in cells if not c.feasible and not c.absent):
         assert cell.solution is not None
         sides = (cell.solution.below, cell.solution.above)
-        around = ", ".join(_near({"count": n.count, "capacity": n.capacity}) for n in sides if n)
+        around = ", ".join(_near({"count": n.count, "capacity": n.capacity}, cell.reference) for n in sides if n)
         why = f": {cell.reason}" + (f" (reachable: {around})" if around else "")
         found.setdefault((f"{cell.method} {cell.reference}", why), []).append(cell)
     for (name, why), mine in found.items():
@@ -554,5 +565,10 @@ def _built(plan: Plan, cell: Cell) -> dict[str, int]:
     return entry.built(shapes, cell.capacities, **dict(cell.options))
 
 
-def _near(neighbour: Any) -> str:
-    return "" if neighbour is None else f"{neighbour['count']:,} at {neighbour['capacity']}"
+def passes(flops: int | None, forward: int | None) -> str:
+    """Operations of a training step in forward passes of the base model, '2.04x'."""
+    return "" if flops is None or not forward else f"{flops / forward:.2f}x"
+
+
+def _near(neighbour: Any, reference: str | None = None) -> str:
+    return "" if neighbour is None else f"{amount(neighbour['count'], reference)} at {neighbour['capacity']}"

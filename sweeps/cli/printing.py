@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import io
 import json
 import sys
+import time
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,8 +25,11 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
     from analysis.tables.sheet import Sheet
+    from sweeps.plan.estimate import Tell
 
 _MOST_ROWS = 1000  # of a table on a terminal
+_QUIET_S = 1.0
+"""Seconds that a log is not told what a probe does next."""
 _MOST_NAMES = 6  # of files that are named on one line
 
 out = safe_console(soft_wrap=True)
@@ -145,9 +150,36 @@ def print_weak(says: Sequence[str], console: Console = out) -> None:
         console.print(f"  {line}", style="yellow")
 
 
-def print_probing(method: str, number: int, count: int) -> None:
-    """Say on standard error which method is probed, so that minutes do not pass without a word."""
-    err.print(f"probing {method}: {number} of {plural(count, 'method')}", style="dim")
+class _Probing:
+    def __init__(self) -> None:
+        self._method, self._at, self._width = "", 0.0, 0
+
+    def __call__(self, method: str, number: int, count: int, step: str) -> None:
+        text = f"probing {method} ({number} of {plural(count, 'method')}): {step}"
+        if err.is_terminal:
+            err.print(text.ljust(self._width), style="dim", end="\r")
+            self._width = len(text)
+        elif method != self._method or time.monotonic() - self._at > _QUIET_S:
+            err.print(text, style="dim")
+            self._method, self._at = method, time.monotonic()
+
+    def clear(self) -> None:
+        if self._width:
+            err.print(" " * self._width, end="\r")
+
+
+@contextlib.contextmanager
+def probing(*, quiet: bool) -> Iterator[Tell | None]:
+    """Give what says on standard error which method is probed and what the probe does; None if `quiet`.
+
+    A terminal shows one line, which changes. A log gets a line for each method, and one for each step that begins more
+    than a second after the line before. Other processes can be told it, too: they get a copy.
+    """
+    told = _Probing()
+    try:
+        yield None if quiet else told
+    finally:
+        told.clear()
 
 
 def print_named(texts: Mapping[str, object]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 
 _READ = ("best", "compare", "query", "status", "tables")
@@ -18,6 +19,7 @@ def main() -> None:
             from analysis.store.no_pandas import spare_pandas
 
             spare_pandas()
+            os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # numpy's small matrices gain nothing by more
         from sweeps.cli.main import main as run
 
         try:

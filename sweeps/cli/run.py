@@ -17,7 +17,7 @@ import typer
 from analysis.format import duration, plural
 from sweeps.cli.options import FAILED_TRIALS, LIMITED, Available, Json, Scale, Set, Spec, interrupted_by, load
 from sweeps.cli.plan import precision_words, print_estimate_line, print_header, weak_of
-from sweeps.cli.printing import emit, err, out, print_files, print_probing, print_weak
+from sweeps.cli.printing import emit, err, out, print_files, print_weak, probing
 from sweeps.cli.results import print_best
 from sweeps.cli.watching.verb import Browser, beside
 from sweeps.errors import Problem, SpecError
@@ -154,12 +154,13 @@ def _foresee(plan: Plan, backend: str, *, retry_failed: bool, as_json: bool) -> 
 
     if not as_json:
         print_header(plan)
-    foreseen = estimate_plan(
-        plan if backend != "inline" else plan.with_resources(concurrent=1, min_concurrent=None),
-        retry_failed=retry_failed,
-        used_hours=used_hours(plan.spec.folder),
-        tell=None if as_json else print_probing,
-    )
+    with probing(quiet=as_json) as tell:
+        foreseen = estimate_plan(
+            plan if backend != "inline" else plan.with_resources(concurrent=1, min_concurrent=None),
+            retry_failed=retry_failed,
+            used_hours=used_hours(plan.spec.folder),
+            tell=tell,
+        )
     if not as_json:
         print_estimate_line(foreseen)
     return foreseen

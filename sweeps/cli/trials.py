@@ -193,7 +193,7 @@ def again(source: Source, trial: Trial, as_json: Json = False) -> int:
 
 
 def analyze(
-    kind: Annotated[str, typer.Argument(help="spectrum, cka, landscape, full_rank or tasks.")],
+    kind: Annotated[str, typer.Argument(help="spectrum, intruders, retention, cka, landscape, full_rank or tasks.")],
     source: Source,
     overrides: Set = None,
     address: Annotated[str | None, typer.Option(help="Ray cluster to join; default: a new local one.")] = None,
@@ -212,6 +212,9 @@ def analyze(
     ] = None,
     include: Annotated[
         Path | None, typer.Option("--include", help="For tasks: folder of your own task files for lm-eval.")
+    ] = None,
+    texts: Annotated[
+        Path | None, typer.Option(help="For retention: a file of general text that no trial has trained on.")
     ] = None,
     force: Annotated[bool, typer.Option("--force", help="Compute again what is already there.")] = False,
     upload: Annotated[
@@ -236,7 +239,15 @@ def analyze(
     execute = executor(backend, address, cpus=cpus, progress=not as_json)
     store = store_of(folder)
     table, paths, says = run_diagnostic(
-        store, kind, execute=execute, force=force, examples=examples, points=points, tasks=task or (), include=include
+        store,
+        kind,
+        execute=execute,
+        force=force,
+        examples=examples,
+        points=points,
+        tasks=task or (),
+        include=include,
+        texts=texts,
     )
     if not as_json:
         out.print(says)

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 RETRIES = 2
 """How often a task starts again after its process died."""
-ON_CPU = ("spectrum", "approximation", "full_rank")
+ON_CPU = ("spectrum", "approximation", "full_rank", "intruders")
 """Tables whose tasks take no GPU: they are linear algebra in double precision."""
 
 

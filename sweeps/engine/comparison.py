@@ -192,8 +192,8 @@ def _words(experiments: list[Experiment]) -> str:
     lines = []
     for one in experiments:
         score, seeds = score_text(one.row), plural(one.row["n"], "seed")
-        rates = f"{one.row['lr']:.3g}, chosen among {one.tried}"
-        lines.append(f"| `{one.place}` | {one.row['adapter_params']:,} | {rates} | {score}, {seeds} |\n")
+        rates, count = f"{one.row['lr']:.3g}, chosen among {one.tried}", one.row["adapter_params"]
+        lines.append(f"| `{one.place}` | {'' if count is None else f'{count:,}'} | {rates} | {score}, {seeds} |\n")
     differs = list(dict.fromkeys(text for one in experiments for text in one.differs))
     otherwise = "" if not differs else f"\nThe runner of this repository differs: {'; '.join(differs)}.\n"
     return (

@@ -7,6 +7,7 @@ README.md with code that loads it.
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -32,7 +33,7 @@ OPEN_CLIP_WEIGHTS, OPEN_CLIP_CONFIG = "open_clip_model.safetensors", "open_clip_
 
 
 def export_trial(kept: KeptTrial, to: Path, form: str = "adapter", licence: str | None = None) -> Path:
-    """Write a kept trial for use without its results folder.
+    """Write a kept trial for use without its results folder. The folder is whole, or not there.
 
     Args:
         kept: the trial.
@@ -58,13 +59,15 @@ def export_trial(kept: KeptTrial, to: Path, form: str = "adapter", licence: str 
         rule = f"its base model has q, k and v as one weight ({FUSED}), which no other library loads"
         raise SpecError([Problem("model", kept.config.model, rule, kept.config.model.removesuffix(FUSED))])
     trained = load_trained(kept.config, kept.folder)
-    to.mkdir(parents=True)
+    draft = to.with_name(f".{to.name}.{os.getpid()}.tmp")
+    draft.mkdir(parents=True)
     try:
-        _WRITERS[form](kept, trained, to)
-        _accompany(kept, trained, to)
-        write_usage(kept, trained, to, form, licence)
+        _WRITERS[form](kept, trained, draft)
+        _accompany(kept, trained, draft)
+        write_usage(kept, trained, draft, form, licence)
+        draft.rename(to)
     except BaseException:
-        shutil.rmtree(to)
+        shutil.rmtree(draft)
         raise
     return to
 

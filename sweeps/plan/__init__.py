@@ -8,6 +8,7 @@ Uses all rooms below; trains probes alone and starts no Ray. It writes the resul
     plan         from a specification to cells
     digests      data as it is now: bytes of every example, and those that are in both splits
     inputs       data and folder, looked at before a sweep starts
+    against      the plan beside its paper: published numbers, and settings that differ
     packing      which methods' trials share a worker
     disk_size    bytes that kept weights will take
     estimate     time, memory, disk and cost, from a probe of every method

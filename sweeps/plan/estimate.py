@@ -118,8 +118,9 @@ class _Left:
         return self.tune + self.confirm
 
 
-Tell = Callable[[str, int, int], None]
-"""Called before each probe with the method, its number from 1, and the number of methods; it can be pickled."""
+Tell = Callable[[str, int, int, str], None]
+"""Called with the method that is probed, its number from 1, the number of methods, and what begins in words ("loading
+the model"). It can be pickled."""
 
 
 def estimate_plan(
@@ -130,7 +131,7 @@ def estimate_plan(
     Args:
         retry_failed: failed trials are run again.
         used_hours: accelerator-hours of earlier runs, which count against the limits of the whole sweep.
-        tell: called before each probe.
+        tell: called before each step of a probe.
     """
     started = time.perf_counter()
     node = local_node()
@@ -234,9 +235,8 @@ def _probe(plan: Plan, left: Sequence[_Left], node: Node, tell: Tell | None) -> 
                 probed[method] = known
         asking = {method: cell for method, cell in largest.items() if method not in probed}
         for number, (method, cell) in enumerate(asking.items(), 1):
-            if tell is not None:
-                tell(method, number, len(asking))
-            probed[method] = _tried(functools.partial(_Probe.of, cell, plan, warm), warm)
+            told = functools.partial(tell or _silent, method, number, len(asking))
+            probed[method] = _tried(functools.partial(_Probe.of, cell, plan, warm, told), warm)
         costs = {method: cost for method, cost in probed.items() if isinstance(cost, _Probe)}
         unknown = {m: why for m, why in probed.items() if isinstance(why, str)}
         peak = max((cost.memory for cost in costs.values()), default=0)
@@ -270,6 +270,10 @@ def _probe(plan: Plan, left: Sequence[_Left], node: Node, tell: Tell | None) -> 
     warm.clear()
     free_memory()  # this process may be a driver, which holds it as long as the sweep runs
     return _Found(tuple(found), shapes, memory, pack, shared, unknown)
+
+
+def _silent(method: str, number: int, count: int, step: str) -> None:
+    """A `Tell` that says nothing."""
 
 
 def _finished_here(plan: Plan) -> list[dict[str, Any]]:
@@ -381,12 +385,12 @@ class _Probe:
     memory: int
 
     @classmethod
-    def of(cls, cell: Cell, plan: Plan, warm: dict[str, Any]) -> _Probe:
+    def of(cls, cell: Cell, plan: Plan, warm: dict[str, Any], tell: Callable[[str], None] = lambda _: None) -> _Probe:
         from trainables.training.worker import run_trial
 
         config = probe_config(cell, plan)
         with tempfile.TemporaryDirectory() as folder:
-            reports = list(run_trial(config, warm=warm, directory=Path(folder)))
+            reports = list(run_trial(config, warm=warm, directory=Path(folder), tell=tell))
         return cls._from(reports, cell)
 
     @classmethod

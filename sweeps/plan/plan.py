@@ -15,11 +15,12 @@ from analysis.html import ROWS, html_table, show_arrow_tables
 from analysis.store.tables import to_table
 from analysis.styles import short_name
 from randlora.adapted.freedom import degrees
-from sweeps.budget.reach import Shapes
+from sweeps.budget.currencies import Currency, Shapes
 from sweeps.budget.solving import rank_problems, reached_by_all, solutions, update_rank
 from sweeps.errors import Problem, SpecError
 from sweeps.plan.base_model import BaseModelInfo
 from sweeps.plan.checks import check_adapters, counted
+from sweeps.plan.costs import ModelCosts, OnModel, currency_of, memory_problems, model_costs, with_costs
 from sweeps.plan.split_sizes import sized
 from sweeps.records.locks import as_begun, as_begun_there
 from sweeps.search.points import check_sampler
@@ -44,11 +45,13 @@ class Plan:
 
     Attributes:
         asked: what was asked of the base model when the plan was made; None for a plan that is made of cells.
+        costs: what was asked of the methods' costs, if the budgets limit any.
     """
 
     spec: SweepSpec
     cells: tuple[Cell, ...]
     asked: BaseModelInfo | None = field(default=None, repr=False, compare=False)
+    costs: ModelCosts | None = field(default=None, repr=False, compare=False)
 
     @property
     def base_model(self) -> BaseModelInfo:
@@ -94,6 +97,16 @@ class Plan:
             self, cells=tuple(sized(c) if c.feasible and (download or on_disk(c.dataset)) else c for c in self.cells)
         )
 
+    def with_costs(self) -> Plan:
+        """The plan with memory, operations and saved bytes of its cells. Each method and capacity takes about a second.
+
+        Raises ModelError: the model's image processor can't be read.
+        """
+        if not self.cells:
+            return self
+        costs = self.costs or model_costs(self.spec, self.base_model, self.cells[0].targets)
+        return replace(self, cells=tuple(with_costs(cell, costs) for cell in self.cells), costs=costs)
+
     def with_resources(self, **changes: Any) -> Plan:
         """The plan with other values in `[resources]`, which change when and where its trials run, and not what."""
         resources = self.spec.resources.model_copy(update=changes)
@@ -122,7 +135,8 @@ class Plan:
             return {}
         model, cell = self.base_model, self.cells[0]
         shapes = model.target_shapes(cell.targets, cell.adapt)
-        found = {r: reached_by_all(self.spec, shapes, model.method_shapes, r) for r in missed}
+        currency = currency_of(self.spec, model, cell.targets)
+        found = {r: reached_by_all(self.spec, shapes, model.method_shapes, r, currency) for r in missed}
         return {reference: budget for reference, budget in found.items() if budget is not None}
 
     @classmethod
@@ -154,18 +168,22 @@ class Plan:
             problems.append(Problem("model.targets", list(targets), str(error)))
         else:
             problems += rank_problems(spec, shapes, model.method_shapes)
+            problems += memory_problems(spec, model)
         if problems:
             raise SpecError(problems)
-        cells = tuple(_cells(spec, model, targets, shapes))
+        currency = currency_of(spec, model, targets)
+        cells = tuple(_cells(spec, model, targets, shapes, currency))
         matched = [cell for cell in cells if has_budget(cell.base)]
         if not any(cell.feasible for cell in matched or cells):
             reasons = "; ".join(f"{cell.label}: {cell.reason}" for cell in matched or cells)
-            raise SpecError([Problem("budgets", None, f"no cell is feasible: {reasons}", _lever(cells))])
+            raise SpecError([Problem("budgets", None, f"no cell is feasible: {reasons}", _lever(spec, cells))])
         adapted = sum(rows * columns for rows, columns in shapes.values())
         cells = tuple(replace(cell, model_params=model.size, target_params=adapted) for cell in cells)
-        plan = cls(spec, cells, model)
+        plan = cls(spec, cells, model, currency.costs if isinstance(currency, OnModel) else None)
         if not available:
             plan = plan.with_trials()
+        if spec.budgets.shows_costs:
+            plan = plan.with_costs()
         plan.check_training()
         check_adapters(model.module, plan.feasible)
         return plan
@@ -221,11 +239,13 @@ def _data_problems(spec: SweepSpec, *, available: bool) -> list[Problem]:
     return problems
 
 
-def _cells(spec: SweepSpec, model: BaseModelInfo, targets: tuple[str, ...], shapes: Shapes) -> list[Cell]:
+def _cells(
+    spec: SweepSpec, model: BaseModelInfo, targets: tuple[str, ...], shapes: Shapes, currency: Currency
+) -> list[Cell]:
     return [
         _cell(spec, targets, shapes, name, reference, solution, dataset, size)
         for name in spec.methods
-        for reference, solution in solutions(name, spec, shapes, model.method_shapes)
+        for reference, solution in solutions(name, spec, shapes, model.method_shapes, currency)
         for dataset in spec.data.datasets
         for size in spec.data.train_size
     ]
@@ -331,11 +351,11 @@ def _lr_range(name: str, spec: SweepSpec) -> tuple[float, float, float] | tuple[
     return centre / half, centre * half, centre
 
 
-def _lever(cells: Sequence[Cell]) -> str | None:
+def _lever(spec: SweepSpec, cells: Sequence[Cell]) -> str | None:
     answers = [cell.solution for cell in cells if cell.solution is not None]
     counts = [n.count for answer in answers for n in (answer.below, answer.above) if n is not None]
     budgets = [answer.budget for answer in answers]
-    if not counts or not budgets:
+    if not counts or not budgets or spec.budgets.count not in ("parameters", "dof"):
         return None
     best = min(counts, key=lambda count: min(abs(count - budget) for budget in budgets))
     return f"budgets.params = [{best}]"

@@ -24,10 +24,12 @@ class Cell:
     Attributes:
         reference: what defines the budget, 'lora-8'; None for a method without one.
         solution: the solver's answer at the budget; None for a method without one.
-        dof: degrees of freedom of its updates, which the budget may limit in place of parameters; `dof_measured`: on a
+        dof: degrees of freedom of its updates; `dof_measured`: on a
             small weight, where no formula is known; `dof_at_most`: a bound.
         update_rank: the largest rank that a target weight's update can have, mean over target weights; None where there
             is none, or nobody has said.
+        step_memory_bytes, step_flops, forward_flops, saved_bytes: what training takes, which `Plan.with_costs` finds
+            (`trainables.training.costs`); None where it was not asked, or can't be found.
         model_params, target_params: parameters of the base model and of the target weights.
         classes: of the data set; None where it has none, or has not been read.
         lr_low, lr_high, lr_centre: the learning-rate range; None where nothing trains.
@@ -77,6 +79,10 @@ class Cell:
     dof: int | None = None
     dof_measured: bool | None = None
     dof_at_most: bool | None = None
+    step_memory_bytes: int | None = None
+    step_flops: int | None = None
+    forward_flops: int | None = None
+    saved_bytes: int | None = None
     model_params: int | None = None
     target_params: int | None = None
     classes: int | None = None
@@ -93,7 +99,7 @@ class Cell:
 
     @property
     def budget(self) -> int | None:
-        """Trainable adapter parameters, or degrees of freedom, aimed at; None for a method without a budget."""
+        """Trainable adapter parameters, or as much of what the budget limits; None for a method without a budget."""
         return None if self.solution is None else self.solution.budget
 
     @property

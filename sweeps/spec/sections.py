@@ -6,11 +6,24 @@ import json
 import os
 import re
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from decimal import Decimal
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Discriminator, Field, Tag, field_validator, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ByteSize,
+    ConfigDict,
+    Discriminator,
+    Field,
+    Tag,
+    TypeAdapter,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 from sweeps.spec.resources import LimitsSection, ResourceSection
 from sweeps.spec.search import MAY_CHANGE, ListsAreValues, LrRange, OneOrMany, SearchSection, SpaceEntry
@@ -29,6 +42,44 @@ def _each_once(values: tuple[Any, ...] | None) -> tuple[Any, ...] | None:
 
 Once = AfterValidator(_each_once)
 """A list without repetitions, which would be planned, counted and paid for twice."""
+
+_AMOUNTS = ("memory", "flops", "bytes")
+"""Keys of `[budgets]` that hold amounts with a unit, named as what they limit."""
+_POWERS = {"": 0, "k": 3, "M": 6, "G": 9, "T": 12, "P": 15}
+_FLOPS = re.compile(r"(\d+(?:\.\d+)?)\s*([kMGTP]?)FLOPs?")
+
+
+def _bytes_of(text: str) -> int:
+    if text.strip().replace(".", "").isdigit():
+        raise ValueError(f"a size with its unit, such as '{text.strip()} MiB', got {text!r}")
+    return int(TypeAdapter(ByteSize).validate_python(text))
+
+
+def _flops_of(text: str) -> int:
+    found = _FLOPS.fullmatch(text.strip())
+    if found is None:
+        raise ValueError(f"a number of floating-point operations with its unit, such as '12 GFLOP', got {text!r}")
+    return int(Decimal(found[1]) * 10 ** _POWERS[found[2]])
+
+
+def _parsed(read: Callable[[str], int]) -> Callable[[str], str]:
+    def check(text: str) -> str:
+        try:
+            least = read(text)
+        except ValidationError as error:
+            known = "B, kB, MB, GB, TB, KiB, MiB, GiB and TiB"
+            raise ValueError(f"a size with its unit ({known}), such as '2 GiB', got {text!r}") from error
+        if least < 1:
+            raise ValueError(f"must be above 0, got {text!r}")
+        return text
+
+    return check
+
+
+Size = Annotated[str, AfterValidator(_parsed(_bytes_of))]
+"""Bytes with their unit: "2 GiB"."""
+Operations = Annotated[str, AfterValidator(_parsed(_flops_of))]
+"""Floating-point operations with their unit: "12 GFLOP"."""
 
 Capacities = Annotated[
     Annotated[tuple[Annotated[int, Field(ge=1)], ...], Field(min_length=1), Once, Tag("tuple")]
@@ -113,41 +164,86 @@ def _paper_epochs(dataset: str, size: str | float) -> int | None:
 
 
 class BudgetSection(_Section):
-    """`[budgets]`: exactly one of LoRA ranks, parameter counts, or percentages of the adapted weights."""
+    """`[budgets]`: exactly one of LoRA ranks, parameter counts, percentages of the adapted weights, or amounts of
+    memory, operations or bytes."""
 
     lora_rank: Annotated[tuple[Annotated[int, Field(ge=1)], ...] | None, Once] = Field(default=None, min_length=1)
-    """LoRA's counts at these ranks; this, `params` or `percent`."""
+    """What LoRA takes at these ranks; this, `params`, `percent`, `memory`, `flops` or `bytes`."""
     params: Annotated[tuple[Annotated[int, Field(ge=1)], ...] | None, Once] = Field(default=None, min_length=1)
-    """Numbers of trained parameters."""
+    """Numbers of trained parameters, or of degrees of freedom."""
     percent: Annotated[tuple[Annotated[float, Field(gt=0, le=100)], ...] | None, Once] = Field(
         default=None, min_length=1
     )
     """Percent of the adapted weights."""
-    count: Annotated[Literal["parameters", "dof"], LATER] = "parameters"
-    """What they limit: trained parameters, or degrees of freedom (docs/fairness.md)."""
+    memory: Annotated[tuple[Size, ...] | None, Once, LATER] = Field(default=None, min_length=1)
+    """Most memory of a training step, the base model's included: `["2 GiB"]`."""
+    flops: Annotated[tuple[Operations, ...] | None, Once, LATER] = Field(default=None, min_length=1)
+    """Floating-point operations of training on one image or token: `["12 GFLOP"]`."""
+    bytes: Annotated[tuple[Size, ...] | None, Once, LATER] = Field(default=None, min_length=1)
+    """Size of the saved adapter's tensors: `["2 MiB"]`."""
+    count: Annotated[Literal["parameters", "dof", "memory", "flops", "bytes"], LATER] = "parameters"
+    """What they limit: trained parameters, degrees of freedom, memory, operations or saved bytes (docs/fairness.md)."""
+    costs: Annotated[bool | None, LATER] = None
+    """Find memory, operations and saved bytes of every cell, about a second each, for `plan` and the report; without it
+    if they are what budgets limit."""
     tolerance: float = Field(default=0.05, ge=0, le=1)
     """Share by which a count may miss its budget; a cell farther off is listed and not run."""
     allocation: Allocation = "auto"
     """How capacity is spread over layers (docs/fairness.md)."""
 
+    @model_validator(mode="before")
+    @classmethod
+    def _count_of_amounts(cls, value: Any) -> Any:
+        """`memory = ["2 GiB"]` alone says what is counted."""
+        if isinstance(value, Mapping) and "count" not in value:
+            given = [name for name in _AMOUNTS if value.get(name) is not None]
+            if len(given) == 1:
+                return {**value, "count": given[0]}
+        return value
+
     @model_validator(mode="after")
     def _one_kind(self) -> Self:
-        given = [name for name in ("lora_rank", "params", "percent") if getattr(self, name) is not None]
+        names = ("lora_rank", "params", "percent", *_AMOUNTS)
+        given = [name for name in names if getattr(self, name) is not None]
         if len(given) != 1:
-            raise ValueError(f"give exactly one of lora_rank, params, percent; got {', '.join(given) or 'none'}")
+            raise ValueError(f"give exactly one of {', '.join(names)}; got {', '.join(given) or 'none'}")
+        fitting = ("parameters", "dof") if given[0] in ("params", "percent") else (given[0],)
+        if given[0] != "lora_rank" and self.count not in fitting:
+            other = self.count if self.count in _AMOUNTS else "params"
+            raise ValueError(
+                f"count = {self.count!r} does not limit {given[0]}; give lora_rank or {other}, or leave count out"
+            )
         labels = Counter(self.references())
         if alike := [label for label, count in labels.items() if count > 1]:  # cells of one id
-            raise ValueError(f"percent has {alike[0]!r} twice, in six digits; leave one out")
+            raise ValueError(f"{given[0]} has {alike[0]!r} twice; leave one out")
         return self
 
+    @property
+    def shows_costs(self) -> bool:
+        """Whether memory, operations and saved bytes of all cells are found."""
+        return self.count in _AMOUNTS if self.costs is None else self.costs
+
     def references(self) -> tuple[str, ...]:
-        """Labels of the budgets in file order: 'lora-8', 'params-250000' or 'percent-0.1'; where they limit degrees of
-        freedom 'dof-lora-8', 'dof-250000' or 'dof-percent-0.1'."""
-        of = ("dof-lora", "dof", "dof-percent") if self.count == "dof" else ("lora", "params", "percent")
-        for prefix, values in zip(of, (self.lora_rank, self.params, self.percent), strict=True):
-            if values is not None:
-                return tuple(f"{prefix}-{v:g}" if isinstance(v, float) else f"{prefix}-{v}" for v in values)
-        raise AssertionError("validated: one kind is set")
+        """Labels of the budgets in file order.
+
+        They are 'lora-8', 'params-250000' or 'percent-0.1'; of degrees of freedom 'dof-lora-8', 'dof-250000' or
+        'dof-percent-0.1'; of memory 'memory-lora-8' or 'memory-2GiB', and alike of operations and bytes.
+        """
+        plain = self.count == "parameters"
+        front = "" if plain else f"{self.count}-"
+        if self.lora_rank is not None:
+            return tuple(f"{front}lora-{rank}" for rank in self.lora_rank)
+        if self.percent is not None:
+            return tuple(f"{front}percent-{share:g}" for share in self.percent)
+        if self.params is not None:
+            return tuple(f"{'params-' if plain else front}{number}" for number in self.params)
+        return tuple(front + "".join(text.split()) for text in getattr(self, self.count))
+
+    def amounts(self) -> tuple[int, ...]:
+        """The budgets that are numbers, in file order: parameters, degrees of freedom, bytes or operations."""
+        if self.params is not None:
+            return self.params
+        return tuple(map(_flops_of if self.count == "flops" else _bytes_of, getattr(self, self.count)))
 
 
 class MethodSection(BaseModel):

@@ -18,6 +18,8 @@ from tools.real.fetch import VIT
 
 FOLDER = ROOT / "examples" / "peft"
 FOREIGN = {PREFIX + kind for kind in KINDS}
+LATER = {"milora", "olora", "init-ab", "lora-ga", "lora-plus"}
+"""Methods added after the league ran."""
 
 
 @pytest.mark.slow
@@ -28,7 +30,7 @@ def test_the_league_has_every_method(tmp_path: Path, monkeypatch: pytest.MonkeyP
     write_colours(tmp_path / "data" / "study" / "signdigits")
     monkeypatch.chdir(tmp_path)
     spec = SweepSpec.load(FOLDER / "league.toml")
-    assert set(spec.methods) == {name for name in METHODS if ":" not in name} | FOREIGN
+    assert set(spec.methods) == {name for name in METHODS if ":" not in name} - LATER | FOREIGN
     plan = Plan.from_spec(spec)
     counts = {cell.method: cell.count for cell in plan.feasible}
     assert counts["lora"] == counts["peft:lora"] == 8 * 12 * (3 * 2 * 384 + 2 * 5 * 384)

@@ -55,6 +55,12 @@ def paper_epochs(name: str, train_size: TrainSize) -> int | None:
     return info.epochs if isinstance(info, TextInfo) or shots(train_size) is None else FEW_SHOT_EPOCHS
 
 
+def classes_of(name: str) -> int | None:
+    """Classes of a registered set of images, without its data; None if nobody has said."""
+    info = DATASETS.get(name.partition("@")[0])
+    return None if info is None else info.classes
+
+
 def embedded_datasets() -> tuple[str, ...]:
     """Ids of the sets that come with the package."""
     return tuple(f"embedded:{p.parent.name}" for p in sorted(EMBEDDED.glob("*/train.parquet")))

@@ -32,6 +32,7 @@ from trainables.models.shapes import (
     is_open_clip,
     kind_of,
     open_clip_config,
+    shape_config,
 )
 
 Tokenizer = Callable[[list[str]], Tensor]
@@ -235,6 +236,21 @@ def _load_hf(parsed: ModelId, model_id: str) -> LoadedModel:
         tokenizer=None,
         text_tokenizer=text,
     )
+
+
+def input_side(model_id: str, module: nn.Module) -> int | None:
+    """Return the side in pixels of a model's square input, without its weights; None for a model of texts.
+
+    Raises ModelError for an image processor that can't be read.
+    """
+    parsed = parse_id(model_id)
+    if is_open_clip(parsed, model_id):
+        size = cast(Any, module).visual.image_size
+        return int(size[0] if isinstance(size, tuple | list) else size)
+    config = shape_config(parsed, model_id)
+    if kind_of(config, model_id) != "hf-vision":
+        return None
+    return _hf_preprocess(str(parsed.folder or parsed.name), config, model_id).recipe.size
 
 
 def _check_complete(module: Any, info: Any, model_id: str) -> None:

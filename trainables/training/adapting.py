@@ -15,7 +15,9 @@ from torch import Tensor, nn
 
 from randlora.adapted.adapted import Adapted
 from randlora.adapted.attach import attach
+from randlora.adapted.gradients import weight_gradients
 from randlora.adapter import Adapter
+from randlora.errors import AdapterError
 from randlora.files.tensors import DIGEST, digest_of
 from randlora.methods.prompts.kinds import WORDS
 from randlora.methods.registry import get_method
@@ -27,9 +29,12 @@ from trainables.models.loading import Tokenizer, word_ids
 from trainables.models.shapes import VISUAL
 from trainables.models.sharded import gathered, is_split
 from trainables.seeds import derive_seed
+from trainables.tasks.task import Task
 
 _ALIGNMENT = 64
 """Bytes, of torch's own allocator."""
+ROWS_AT_ONCE = 8
+"""Rows of a forward pass for a start that is made from gradients: they take memory beside one gradient a weight."""
 _TEMPERATURE, _LOGIT_BIAS = "logit_scale", "logit_bias"
 
 
@@ -58,13 +63,15 @@ def adapted(
     trial: TrialConfig,
     tokenizer: Tokenizer | None = None,
     keeper: contextlib.AbstractContextManager[object] | None = None,
+    task: Task | None = None,
 ) -> Iterator[Trainables]:
     """The model made trainable as the trial asks, and given back bit for bit as it was at the end, whatever happens.
 
     "full" trains every weight of the adapted tower(s), "full-targets" the target weights alone, whole where a target is
     a part of one. The temperature (logit_scale) is not a tower's weight and stays frozen, but for "full" on both towers
     under `train_temperature`. Prompts start from words that the tokenizer of a CLIP knows. Adapters are attached inside
-    `keeper`, which may keep what that computes of the base weights.
+    `keeper`, which may keep what that computes of the base weights. `task` has the training rows that a start may
+    need.
     """
     required = {p: p.requires_grad for p in model.parameters()}
     try:
@@ -76,7 +83,7 @@ def adapted(
                 yield _base_weights(model, trial, stack)
             else:
                 with keeper or contextlib.nullcontext():
-                    added = _adapters(model, trial, stack, tokenizer)
+                    added = _adapters(model, trial, stack, tokenizer, task)
                 yield added
     finally:
         for parameter, flag in required.items():
@@ -85,7 +92,11 @@ def adapted(
 
 
 def _adapters(
-    model: nn.Module, trial: TrialConfig, stack: contextlib.ExitStack, tokenizer: Tokenizer | None
+    model: nn.Module,
+    trial: TrialConfig,
+    stack: contextlib.ExitStack,
+    tokenizer: Tokenizer | None,
+    task: Task | None,
 ) -> Trainables:
     capacities = dict(trial.capacities)
     if not capacities:
@@ -93,6 +104,7 @@ def _adapters(
     method = get_method(trial.method)
     config = method.config.from_options(max(capacities.values()), dict(trial.options))
     words = word_ids(tokenizer, WORDS) if method.prompts and tokenizer is not None else ()
+    gradients = _gradients(model, trial, config.options()["rows"], task) if method.needs_gradients and task else None
     added = attach(
         model,
         config,
@@ -101,9 +113,30 @@ def _adapters(
         init_seed=trial.init_seed,
         basis_seed=trial.basis_seed,
         words=words,
+        gradients=gradients,
     )
     stack.callback(added.detach)
     return Trainables(dict(added.named_parameters()), added.count(), added.stored_bytes(), added.save, added)
+
+
+def _gradients(model: nn.Module, trial: TrialConfig, count: int, task: Task) -> dict[str, Tensor]:
+    """Return the gradient of the mean loss on the first `count` rows of the first epoch, the same on every worker.
+
+    Images are not augmented, and nothing is dropped: the model is in eval mode. Raises TrialError for a gradient that
+    no start can be made from.
+    """
+    rows = torch.cat(list(task.batches(1)))[:count]
+    weight = task.weight(rows)
+    at_once = trial.train.micro_batch_size or trial.train.global_batch_size
+
+    def backward() -> None:
+        for part in torch.split(rows, at_once if trial.contrastive else min(at_once, ROWS_AT_ONCE)):
+            (task.loss_sum(part, None) / weight).backward()  # type: ignore[no-untyped-call]
+
+    try:
+        return weight_gradients(model, list(dict(trial.capacities)), backward)
+    except AdapterError as error:
+        raise TrialError(f"method {trial.method!r} on its first {len(rows)} training rows: {error}") from error
 
 
 def _base_weights(model: nn.Module, trial: TrialConfig, stack: contextlib.ExitStack) -> Trainables:

@@ -78,7 +78,9 @@ def run_pack(
             ]
             runs = []
             for trial, task, directory, kept in zip(trials, tasks, directories, keep, strict=True):
-                trainables = stack.enter_context(adapted(loaded.module, trial, loaded.tokenizer, lane.decompositions()))
+                trainables = stack.enter_context(
+                    adapted(loaded.module, trial, loaded.tokenizer, lane.decompositions(), task)
+                )
                 work = Work(trial=trial, module=loaded.module, task=task, trainables=trainables, device=device)
                 work.adapters.disable()
                 about = facts_of(trial, loaded, lane) if kept else None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -34,6 +34,7 @@ class Work:
         module: the base model, with `trainables` in it.
         rank, world: this worker's number and how many share the trial.
         micro_batch_size: in place of the configured one, after memory ran out.
+        tell: told in words what begins.
     """
 
     trial: TrialConfig
@@ -44,6 +45,7 @@ class Work:
     rank: int = 0
     world: int = 1
     micro_batch_size: int | None = None
+    tell: Callable[[str], None] = lambda _: None
 
     @property
     def adapters(self) -> Adapted:
@@ -64,7 +66,7 @@ class Trainer:
             raise TrialError(f"method {trial.method!r} has nothing to train on these targets")
         settings = trial.train
         self._trial, self._module, self._task = trial, work.module, task
-        self._device, self._rank, self._world = work.device, work.rank, work.world
+        self._device, self._rank, self._world, self._tell = work.device, work.rank, work.world, work.tell
         decay = settings.full_weight_decay if trial.method in FULL_METHODS else settings.weight_decay
         head_lr = trial.lr if trial.method == LINEAR_PROBE or settings.head_lr == "lr" else settings.head_lr
         self._hooks = Hooks(()) if trainables.added is None else trainables.added.hooks
@@ -72,7 +74,12 @@ class Trainer:
         self._added = trainables.added
         apart = {id(p) for p in self._hooks.apart()}
         own = {n: p for n, p in trainables.parameters.items() if id(p) not in apart}
-        groups = (optim.Group(own, trial.lr, decay), optim.Group(head, head_lr, settings.weight_decay))
+        ratios = {} if trainables.added is None else trainables.added.rate_ratios()
+        adapting = [
+            optim.Group({n: p for n, p in own.items() if ratios.get(n, 1.0) == ratio}, trial.lr * ratio, decay)
+            for ratio in sorted({1.0, *ratios.values()})
+        ]
+        groups = (*adapting, optim.Group(head, head_lr, settings.weight_decay))
         self._parameters = [p for group in groups for p in group.parameters.values()]
         self._split = is_split(self._parameters)
         if settings.select == "best" and self._hooks.schedules:
@@ -107,6 +114,7 @@ class Trainer:
             own = () if self._split else of_worker(self._rank)  # who share weights must leave out the same layers
             torch.manual_seed(derive_seed(self._trial.init_seed, "base dropout", epoch, *own))
             for index, batch in enumerate(batches):
+                self._tell(f"epoch {epoch}, step {index + 1} of {len(batches)}")
                 sums[index] = self._step(batch, draw, epoch, index)
                 self.look(epoch, index)
                 # reading a device's numbers stops it, so not at every step; workers must stop together, after the sum
@@ -275,9 +283,10 @@ class Trainer:
     def _derived(self) -> dict[str, Tensor]:
         """What PEFT's adapters made from the base weights: on another machine singular vectors may point the other way.
 
-        Ours have fixed signs, and only the last bits differ, so that a checkpoint stays small.
+        Ours have fixed signs, and only the last bits differ, so that a checkpoint stays small. A start made from a
+        gradient differs by more, and belongs to it.
         """
-        if self._added is None or not self._trial.method.startswith(PREFIX):
+        if self._added is None or not (self._trial.method.startswith(PREFIX) or self._added.method.needs_gradients):
             return {}
         return {f"d.{n}": t for n, t in self._added.derived().items()}
 

@@ -6,7 +6,7 @@ import contextlib
 import functools
 import gc
 import time
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -46,6 +46,7 @@ def run_trial(
     rank: int = 0,
     world: int = 1,
     micro_batch_size: int | None = None,
+    tell: Callable[[str], None] = lambda _: None,
 ) -> Generator[Report, None, None]:
     """Train and evaluate one trial, reporting after every epoch.
 
@@ -58,6 +59,7 @@ def run_trial(
         keep: leave the trained weights in `directory / "adapter"`.
         rank, world: this worker's number and how many share the trial (data-parallel, in one process group).
         micro_batch_size: in place of the configured one, after memory ran out; evaluation batches shrink likewise.
+        tell: told in words what begins: the model is loaded, each step, each evaluation.
 
     Yields:
         One report per epoch: `epoch` (from 1), `done`, `train_loss` (mean over the epoch, per image or target token),
@@ -79,6 +81,7 @@ def run_trial(
         raise TrialError(f"train.global_batch_size {trial.train.global_batch_size} is less than the {world} workers")
     device = pick_device()
     memory = PeakMemory(device)
+    tell("loading the model")
     lane, loaded = _base_model(trial, warm, device, world)
     precision, autocast = choose_precision(trial.train.precision, device)
     try:
@@ -94,8 +97,12 @@ def run_trial(
         loaded.module.eval()  # a trial that ended in an epoch left it training, and a task may embed its classes
         with contextlib.ExitStack() as stack:
             backend = stack.enter_context(float32_backend(trial.train.float32, device))
+            tell("reading the data")
             task = make_task(parts)
-            trainables = stack.enter_context(adapted(loaded.module, trial, loaded.tokenizer, lane.decompositions()))
+            tell("attaching the adapter")
+            trainables = stack.enter_context(
+                adapted(loaded.module, trial, loaded.tokenizer, lane.decompositions(), task)
+            )
             work = Work(
                 trial=trial,
                 module=loaded.module,
@@ -105,6 +112,7 @@ def run_trial(
                 rank=rank,
                 world=world,
                 micro_batch_size=micro_batch_size,
+                tell=tell,
             )
             surroundings = Measured(device=device_name(device), precision=precision, backend=backend)
             about = facts_of(trial, loaded, lane) if keep else None
@@ -233,6 +241,7 @@ class Run:
 
     def _evaluate(self, which: Which) -> Scores | None:
         work = self.work
+        work.tell(f"evaluating ({which})")
         work.module.eval()
         size = eval_batch_size(work.trial, work.micro_batch_size, work.world)
         # with split weights all workers must make the same passes: each evaluates everything

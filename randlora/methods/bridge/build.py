@@ -161,6 +161,8 @@ def _precision(base: Tensor) -> torch.dtype:
 class Counted(Adapter):
     """The parameters of a weight that PEFT cannot build without its values; nothing else."""
 
+    stand_in = True
+
     def __init__(self, name: str, request: Request, count: int) -> None:
         super().__init__(request.shapes[name])
         self.values = nn.Parameter(torch.empty(count, device="meta"))

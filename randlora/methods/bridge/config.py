@@ -84,7 +84,7 @@ class PeftOptions(AdapterConfig):
             if isinstance(value, str) and value.startswith(words):
                 raise ConfigError(
                     f"{cls.method}: {name} = {value!r} writes into the base weights or needs data; take "
-                    f"{name} = true, or the methods pissa and lora-xs of this package"
+                    f"{name} = true, or the methods pissa, olora, lora-ga and lora-xs of this package"
                 )
 
     @classmethod

@@ -2,7 +2,8 @@
 
 Uses `randlora.methods.factored`.
 
-    lora      LoRA, its rank-stabilised scale, and DoRA
+    lora      LoRA, its rank-stabilised scale, LoRA+, and DoRA
+    starts    PiSSA, MiLoRA, OLoRA, Init[AB] and LoRA-GA: LoRA from other starts
     hydra     HydraLoRA: one A, several B, and a router
-    spectral  PiSSA, LoRA-XS and SVFT, which start from singular vectors
+    spectral  LoRA-XS and SVFT, which train between singular vectors
 """

@@ -1,8 +1,9 @@
-"""LoRA (Hu et al. 2022, arXiv 2106.09685), its rank-stabilised scale (arXiv 2312.03732), and DoRA (arXiv 2402.09353).
+"""LoRA (Hu et al. 2022, arXiv 2106.09685), its rank-stabilised scale (arXiv 2312.03732), LoRA+ and DoRA.
 
 LoRA: delta = scale * B A. Start: A uniform on +-1 / sqrt(in), B = 0, so the delta is 0 and B gets the gradient.
-DoRA: weight = diag(magnitude / ||W0 + scale * B A||) (W0 + scale * B A), norms over rows, taken as constants by
-autograd (its section 4.3); the magnitude starts as W0's row norms, so the weight is W0 exactly.
+LoRA+ (Hayou et al. 2024, arXiv 2402.12354): LoRA whose B trains at `ratio` times the learning rate, which is A's.
+DoRA (arXiv 2402.09353): weight = diag(magnitude / ||W0 + scale * B A||) (W0 + scale * B A), norms over rows, taken as
+constants by autograd (its section 4.3); the magnitude starts as W0's row norms, so the weight is W0 exactly.
 
 Scale: alpha / r; alpha = r by default, so 1 at every rank. Rank-stabilised: alpha / sqrt(r), alpha = 4 by default,
 which is 1 at r = 16. It is fixed by the configuration's r for the whole model, also where a layer's rank differs.
@@ -19,7 +20,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import linear
 
-from randlora.adapter import RankConfig, Request, Shape, each_weight, trainable
+from randlora.adapter import RankConfig, Request, Shape, check_positive, each_weight, trainable
 from randlora.arithmetic.contract import (
     low_rank_beside,
     low_rank_linear,
@@ -58,6 +59,19 @@ class LoraConfig(RankConfig):
 
 
 @dataclass(frozen=True)
+class LoraPlusConfig(RankConfig):
+    """`r`: rank of the update. `ratio`: the rate of B divided by the rate of A, which is the sweep's."""
+
+    method: ClassVar[str] = "lora-plus"
+
+    ratio: float = 16.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_positive(self.method, "ratio", self.ratio)
+
+
+@dataclass(frozen=True)
 class DoraConfig(LoraConfig):
     """As `LoraConfig`; a trained magnitude per output row comes on top."""
 
@@ -75,7 +89,7 @@ class Lora(Factored):
     A weight's start depends on its name and the seed, not on the other targets.
     """
 
-    def __init__(self, name: str, config: LoraConfig, request: Request, rank: int | None = None) -> None:
+    def __init__(self, name: str, config: RankConfig, request: Request, rank: int | None = None) -> None:
         super().__init__(request.shapes[name], config.dropout)
         self.r, self.scale = request.capacities[name] if rank is None else rank, config.scale
         device = request.weights[name].device
@@ -87,6 +101,14 @@ class Lora(Factored):
 
     def pays_to_accumulate(self, rows: int, micro_batches: int) -> bool:
         return prefers_matrix(rows * micro_batches, self.shape, self.r)
+
+
+class LoraPlus(Lora):
+    """LoRA with a rate of B's own."""
+
+    def __init__(self, name: str, config: LoraPlusConfig, request: Request) -> None:
+        super().__init__(name, config, request)
+        self.rate_ratios = {"b": config.ratio}
 
 
 def _row_norms(weight: Tensor) -> Tensor:
@@ -148,6 +170,17 @@ LORA = Method(
     published_lr=1e-3,
     published_lr_source="RandLoRA paper, Table 8 (CLIP)",
     scale_rule="alpha / r, alpha = r by default, so 1 at every rank; rank-stabilised: alpha / sqrt(r), alpha = 4",
+    update_rank=lambda shape, capacity, **_: min(capacity, *shape),
+    freedom=lambda shape, capacity, **_: low_rank(shape, capacity),
+)
+LORA_PLUS = Method(
+    title="LoRA+",
+    config=LoraPlusConfig,
+    count=lora_count,
+    build=each_weight(LoraPlus),
+    published_lr=2.5e-4,
+    published_lr_source="LoRA's 1e-3 divided by sqrt(16), so that both factors' rates lie around it; none is published",
+    scale_rule="as LoRA",
     update_rank=lambda shape, capacity, **_: min(capacity, *shape),
     freedom=lambda shape, capacity, **_: low_rank(shape, capacity),
 )

@@ -1,9 +1,5 @@
 """Methods that start from the singular value decomposition W0 = U diag(S) V^T of the weight they change.
 
-PiSSA (Meng et al. 2024, arXiv 2404.02948): LoRA whose factors start at the r largest singular values,
-B_0 = U_r sqrt(S_r / scale), A_0 = sqrt(S_r / scale) V_r^T; PEFT moves the product out of W0. Here W0 stays as it is
-and delta = scale (B A - B_0 A_0): the same model, with a delta of 0 at the start and W0 back at detach.
-
 LoRA-XS (Balazy et al. 2024, arXiv 2405.17604): delta = scale U_r diag(S_r) R V_r^T, R (r x r) alone trained. R starts
 at 0 (the authors': at 1e-5 times a normal draw), which is no stationary point.
 
@@ -25,16 +21,8 @@ from torch import Tensor
 
 from randlora.adapter import AdapterConfig, RankConfig, Request, Shape, check_positive, each_weight, trainable
 from randlora.arithmetic.contract import low_rank_linear
-from randlora.methods.factored import Factored, lora_start, singular
-from randlora.methods.lowrank.lora import lora_count
-from randlora.methods.method import Method, full_rank, low_rank
-
-
-@dataclass(frozen=True)
-class PissaConfig(RankConfig):
-    """`r`: rank of the trained factors."""
-
-    method: ClassVar[str] = "pissa"
+from randlora.methods.factored import Factored, singular
+from randlora.methods.method import Method, full_rank
 
 
 @dataclass(frozen=True)
@@ -70,35 +58,6 @@ def svft_count(shape: Shape, capacity: int, **options: Any) -> int:
     m = min(shape)
     above, below = diagonals(m, capacity)
     return m * (1 + above + below) - above * (above + 1) // 2 - below * (below + 1) // 2
-
-
-class Pissa(Factored):
-    """A transposed (in x r) and B (out x r), with their starts as buffers."""
-
-    derived: ClassVar[tuple[str, ...]] = ("a_start", "b_start")
-    a_start: Tensor
-    b_start: Tensor
-
-    def __init__(self, name: str, config: PissaConfig, request: Request) -> None:
-        base, r = request.weights[name], request.capacities[name]
-        super().__init__(request.shapes[name], config.dropout)
-        self.scale = config.scale
-        u, s, v = singular(base, request.dtype)
-        root = torch.sqrt(s[:r] / self.scale)
-        a, b = v[:, :r] * root, u[:, :r] * root
-        if extra := r - root.numel():  # a rank above this weight's own: LoRA's start for the rest
-            a = torch.cat([a, lora_start(name, extra, request).to(a)], 1)
-            b = torch.cat([b, b.new_zeros(self.shape[0], extra)], 1)
-        self.a = trainable(a.contiguous(), request, base.device)
-        self.b = trainable(b.contiguous(), request, base.device)
-        self.register_buffer("a_start", self.a.detach().clone(), persistent=False)
-        self.register_buffer("b_start", self.b.detach().clone(), persistent=False)
-
-    def factors(self) -> tuple[Tensor, Tensor]:
-        """B A - B_0 A_0 = (B - B_0) A + B_0 (A - A_0) as one product of rank 2 r, without cancellation."""
-        a = torch.cat([self.a, self.a - self.a_start], 1)
-        b = torch.cat([self.b - self.b_start, self.b_start], 1)
-        return a, b
 
 
 class LoraXs(Factored):
@@ -167,17 +126,6 @@ class Svft(Factored):
         return low_rank_linear((x, self.drop(x)), base, bias, (self.right, self.left), self.scale, self.middle())
 
 
-PISSA = Method(
-    title="PiSSA",
-    config=PissaConfig,
-    count=lora_count,
-    build=each_weight(Pissa),
-    published_lr=1e-3,
-    published_lr_source="as LoRA, which its authors compare at one rate; no CLIP rate was published",
-    scale_rule="alpha / r, alpha = r by default, so 1",
-    update_rank=lambda shape, capacity, **_: min(2 * capacity, *shape),  # what was taken off W0, and what replaces it
-    freedom=lambda shape, capacity, **_: low_rank(shape, capacity),
-)
 LORA_XS = Method(
     title="LoRA-XS",
     config=LoraXsConfig,

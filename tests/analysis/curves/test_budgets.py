@@ -6,6 +6,7 @@ from pathlib import Path
 
 import duckdb
 import numpy as np
+import pyarrow as pa
 import pytest
 
 from analysis import Store, StoreError, open_store
@@ -167,3 +168,29 @@ def test_a_short_axis_has_ticks_that_differ() -> None:
         axes.figure.canvas.draw()
         shown = [t.get_text() for t in axes.get_xticklabels() if t.get_text()]
         assert len(shown) >= 2 and len(set(shown)) == len(shown), (low, shown)
+
+
+def test_who_is_ahead_in_which_currency(store: Store) -> None:
+    rows = readings.order_table(store).to_pylist()
+    assert {r["x"] for r in rows} >= {"adapter_params"}
+    (first,) = [r for r in rows if r["x"] == "adapter_params"]
+    areas = {r["method"]: r["value"] for r in readings.area_table(store).to_pylist()}
+    assert {first["method"], first["other"]} == {"randlora", "lora"}
+    assert first["difference"] == pytest.approx(areas[first["method"]] - areas[first["other"]], abs=1e-6)
+
+
+def test_an_order_turns_only_between_clear_differences(monkeypatch: pytest.MonkeyPatch, store: Store) -> None:
+    base = readings.pair_table(store, "adapter_params").to_pylist()[0]
+
+    def pairs(_: Store, x: str) -> pa.Table:
+        ends = {"adapter_params": (0.01, 0.03), "step_flops": (-0.03, -0.01), "saved_bytes": (-0.03, 0.01)}
+        low, high = ends.get(x, (None, None))
+        if low is None or high is None:
+            return pa.table({})
+        row = base | {"x": x, "difference": (low + high) / 2, "difference_low": low, "difference_high": high}
+        return pa.Table.from_pylist([row])
+
+    monkeypatch.setattr(readings, "pair_table", pairs)
+    assert all(r["turns"] for r in readings.order_table(store).to_pylist())
+    monkeypatch.setattr(readings, "CURRENCIES", ("adapter_params", "saved_bytes"))
+    assert not any(r["turns"] for r in readings.order_table(store).to_pylist())

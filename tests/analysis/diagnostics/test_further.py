@@ -89,7 +89,7 @@ def test_what_is_missing_is_said(trained: Path, monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setitem(sys.modules, "lm_eval", None)  # importing it raises ImportError
     for words, said in (
         ((), "--task"),
-        (("--task", "colours"), "randlora-sweeps[lm-eval]"),
+        (("--task", "colours", "--examples", "5"), "randlora-sweeps[lm-eval]"),
         (("--task", "colours", "--examples", "0.5"), "whole number"),
         (("--task", "colours", "--points", "9"), "points"),
     ):

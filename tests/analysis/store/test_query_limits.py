@@ -9,6 +9,7 @@ import pytest
 
 from analysis import QueryError
 from analysis.errors import StoreError
+from analysis.store import sql_process
 from analysis.store.journal import read_journal
 from analysis.store.queries import run_sql
 from analysis.store.schemas import SCHEMAS
@@ -120,3 +121,19 @@ def test_a_message_has_little_of_a_long_query(query: str) -> None:
     with pytest.raises(QueryError) as caught:
         ask(query)
     assert 30 < len(str(caught.value)) < 2000
+
+
+def test_a_process_gets_the_tables_that_its_query_reads(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And all, if it asks for one whose name it makes up, or what there is."""
+    given: list[set[str]] = []
+    run = sql_process._run
+    monkeypatch.setattr(sql_process, "_run", lambda tables, query: given.append(set(tables)) or run(tables, query))
+    tables = TABLES | {"cells": to_table("cells", [{"sweep": "s", "cell_id": "c"}])}
+    assert run_sql_apart(tables, "select count(*) as n from Cells").to_pylist() == [{"n": 1}]
+    assert run_sql_apart(tables, "select count(*) as n from superseded").to_pylist() == [{"n": 0}]
+    assert given == [{"cells"}, {"cells", "trials", "choices"}]
+    given.clear()
+    assert run_sql_apart(tables, "select count(*) as n from query_table('cel' || 'ls')").to_pylist() == [{"n": 1}]
+    assert given == [set(), set(tables)]
+    with pytest.raises(QueryError, match=r"Tables and views: .*trials"):
+        run_sql_apart(tables, "select * from trial")

@@ -87,3 +87,12 @@ def test_latex_has_no_control_characters_and_its_title_is_one_comment() -> None:
     assert made.splitlines()[1].startswith("\\begin{tabular}")
     row = next(line for line in made.splitlines() if line.endswith("& b \\\\"))
     assert row == "a \\textbackslash{}input\\{/etc/passwd\\}?[31m??  & b \\\\".replace("  &", " &")
+
+
+@pytest.mark.parametrize("columns", ["0", "1", "-5", "wide"])
+def test_an_odd_number_of_columns_loses_no_text(monkeypatch: pytest.MonkeyPatch, columns: str) -> None:
+    """Rich prints nothing on a console of no columns, errors included."""
+    monkeypatch.setenv("COLUMNS", columns)
+    said = io.StringIO()
+    safe_console(soft_wrap=True, file=said).print("error: no such folder")
+    assert said.getvalue() == "error: no such folder\n"

@@ -26,6 +26,7 @@ from randlora import (
     LoraConfig,
     LoraXsConfig,
     NolaConfig,
+    OloraConfig,
     PissaConfig,
     RandLoraAConfig,
     RandLoraBConfig,
@@ -85,6 +86,7 @@ def assert_same_in_peft(config: AdapterConfig, targets: list[str], folder: Path,
 
 AS_LORA: list[tuple[AdapterConfig, int]] = [
     (PissaConfig(3), 6),
+    (OloraConfig(3), 6),
     (LoraXsConfig(5), 5),
     (AdaLoraConfig(3), 5),
     (AutoLoraConfig(3, initial=1.5), 5),

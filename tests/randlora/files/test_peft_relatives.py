@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from randlora import AdaLoraConfig, PissaConfig, RandLoraConfig, attach
-from randlora.methods.lowrank.spectral import Pissa
+from randlora.methods.lowrank.starts import Started
 from randlora.methods.scheduled.adalora import AdaLora, Allocator
 from tests.randlora.files.support import gradients, inputs, layers, load_in_peft
 from tests.randlora.support import perturb
@@ -102,7 +102,7 @@ def test_pissa_starts_and_trains_as_pefts() -> None:
     theirs = dict(reference.named_parameters())
     start = layers(torch.float64)
     for index, adapter in zip((0, 2, 4), adapted.adapters.values(), strict=True):
-        assert isinstance(adapter, Pissa)
+        assert isinstance(adapter, Started)
         layer = f"base_model.model.{index}"
         a, b = theirs[f"{layer}.lora_A.default.weight"], theirs[f"{layer}.lora_B.default.weight"]
         product = adapter.b_start @ adapter.a_start.t()
@@ -117,7 +117,7 @@ def test_pissa_starts_and_trains_as_pefts() -> None:
     theirs = dict(reference.named_parameters())
     with torch.no_grad():
         for index, adapter in zip((0, 2, 4), adapted.adapters.values(), strict=True):
-            assert isinstance(adapter, Pissa)
+            assert isinstance(adapter, Started)
             layer = f"base_model.model.{index}"
             product = adapter.b_start @ adapter.a_start.t()
             theirs[f"{layer}.base_layer.weight"].copy_(start[index].weight - 1.5 * product)
@@ -129,7 +129,7 @@ def test_pissa_starts_and_trains_as_pefts() -> None:
     ours.square().sum().backward()
     other.square().sum().backward()
     for index, adapter in zip((0, 2, 4), adapted.adapters.values(), strict=True):
-        assert isinstance(adapter, Pissa)
+        assert isinstance(adapter, Started)
         layer = f"base_model.model.{index}"
         for mine, grad in (
             (adapter.a.grad, theirs[f"{layer}.lora_A.default.weight"].grad.t()),

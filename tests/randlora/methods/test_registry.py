@@ -50,7 +50,7 @@ QKV, FC, PROJ = (2304, 768), (3072, 768), (768, 3072)
         ("randlora-b", QKV, 3, 98_688),
         ("randlora-b", (4, 5), 9, 13),
         ("randlora-svd", QKV, 6, 99_072),
-        ("pissa", QKV, 32, 98_304),
+        *((name, QKV, 32, 98_304) for name in ("pissa", "milora", "olora", "init-ab", "lora-ga", "lora-plus")),
         ("lora-xs", QKV, 32, 1024),
         ("lora-xs", (4, 5), 9, 16),
         ("svft", QKV, 1, 768),
@@ -103,8 +103,8 @@ def test_half_the_bases_have_half_the_rank() -> None:
 
 def test_every_entry_is_complete() -> None:
     assert sorted(METHODS) == [
-        "adalora", "autolora", "dora", "hybrid", "hydralora", "lora", "lora-xs", "nola", "pissa", "randlora",
-        "randlora-a", "randlora-b", "randlora-svd", "svft", "vera",
+        "adalora", "autolora", "dora", "hybrid", "hydralora", "init-ab", "lora", "lora-ga", "lora-plus", "lora-xs",
+        "milora", "nola", "olora", "pissa", "randlora", "randlora-a", "randlora-b", "randlora-svd", "svft", "vera",
     ]  # fmt: skip
     assert {name for name, method in METHODS.items() if method.experimental} == {"hybrid", "randlora-svd"}
     for name, method in METHODS.items():

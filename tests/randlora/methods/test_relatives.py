@@ -31,7 +31,8 @@ from randlora import (
 from randlora.adapter import Adapter
 from randlora.methods.experimental import Hybrid, RandLoraSvd
 from randlora.methods.lowrank.hydra import HydraLora
-from randlora.methods.lowrank.spectral import LoraXs, Pissa, Svft
+from randlora.methods.lowrank.spectral import LoraXs, Svft
+from randlora.methods.lowrank.starts import Started
 from randlora.methods.random.ablations import RandLoraA
 from randlora.methods.random.randlora import RandLora
 from tests.randlora.support import batch, block, equation_4, perturb, targets_of
@@ -76,7 +77,7 @@ def test_randlora_b_has_half_the_rank(shape: tuple[int, int]) -> None:
 @every_shape
 def test_pissa_moves_the_principal_part(shape: tuple[int, int]) -> None:
     adapter, weight, delta = one(PissaConfig(4, alpha=2.0), shape)
-    assert isinstance(adapter, Pissa)
+    assert isinstance(adapter, Started)
     u, s, vh = torch.linalg.svd(weight, full_matrices=False)
     start = 0.5 * adapter.b_start @ adapter.a_start.t()
     torch.testing.assert_close(start, u[:, :4] @ torch.diag(s[:4]) @ vh[:4], rtol=1e-9, atol=1e-9)

@@ -13,6 +13,7 @@ from randlora import (
     AutoLoraConfig,
     DoraConfig,
     LoraConfig,
+    LoraPlusConfig,
     LoraXsConfig,
     PissaConfig,
     RandLoraAConfig,
@@ -145,7 +146,15 @@ def test_attention_that_gives_its_weights_is_split_slice_by_slice() -> None:
         members[k].disable()
 
 
-STACKED = [LoraConfig(2), DoraConfig(2), VeraConfig(3), RandLoraConfig(5), AdaLoraConfig(2), PissaConfig(2)]
+STACKED = [
+    LoraConfig(2),
+    DoraConfig(2),
+    VeraConfig(3),
+    RandLoraConfig(5),
+    AdaLoraConfig(2),
+    PissaConfig(2),
+    LoraPlusConfig(2),
+]
 
 
 @pytest.mark.parametrize("config", [*STACKED, LoraXsConfig(3), RandLoraAConfig(2)], ids=config_id)

@@ -10,7 +10,8 @@ from randlora.adapted.freedom import degrees
 from randlora.methods.bridge.freedom import FREEDOM
 from randlora.methods.registry import get_method
 from sweeps import Plan
-from sweeps.budget import reach
+from sweeps.budget import currencies, reach
+from sweeps.budget.currencies import DOF
 from sweeps.budget.solver import reference_budget, solve, solve_pinned
 from sweeps.budget.solving import reached_by_all
 from sweeps.plan.base_model import BaseModelInfo
@@ -24,9 +25,9 @@ SHAPES = clip_tower("", 4, 192)
 
 
 def test_the_reference_is_lora_without_what_cancels() -> None:
-    assert reference_budget({"a": (12, 8), "b": (6, 6)}, 3, "dof") == 3 * 17 + 3 * 9
-    budget = reference_budget(SHAPES, 8, "dof")
-    answer = solve("lora", SHAPES, budget, counted="dof")
+    assert reference_budget({"a": (12, 8), "b": (6, 6)}, 3, DOF) == 3 * 17 + 3 * 9
+    budget = reference_budget(SHAPES, 8, DOF)
+    answer = solve("lora", SHAPES, budget, currency=DOF)
     assert isinstance(answer, Solution)
     assert (answer.capacity, answer.residual) == (8, 0)
     assert answer.count == reference_budget(SHAPES, 8)
@@ -35,8 +36,8 @@ def test_the_reference_is_lora_without_what_cancels() -> None:
 @pytest.mark.parametrize("method", ["randlora", "dora", "peft:loha", "peft:boft", "peft:osf", "peft:lily", "peft:lokr"])
 @pytest.mark.parametrize("allocation", ["auto", "fill", "per-layer"])
 def test_the_residual_is_of_degrees_of_freedom(method: str, allocation: str) -> None:
-    budget = reference_budget(SHAPES, 1 if method == "peft:lokr" else 8, "dof")
-    answer = solve(method, SHAPES, budget, allocation, counted="dof", tolerance=None)
+    budget = reference_budget(SHAPES, 1 if method == "peft:lokr" else 8, DOF)
+    answer = solve(method, SHAPES, budget, allocation, currency=DOF, tolerance=None)
     assert isinstance(answer, Solution)
     found = degrees(method, SHAPES, answer.capacities)
     assert found is not None
@@ -47,14 +48,14 @@ def test_the_residual_is_of_degrees_of_freedom(method: str, allocation: str) -> 
 
 
 def test_what_cannot_be_reached_is_said_of_degrees_of_freedom(monkeypatch: pytest.MonkeyPatch) -> None:
-    answer = solve("peft:ia3", SHAPES, 10**6, counted="dof")
+    answer = solve("peft:ia3", SHAPES, 10**6, currency=DOF)
     assert isinstance(answer, Infeasible)
     assert "the largest number of degrees of freedom of peft:ia3" in answer.reason
-    pinned = solve_pinned("peft:loha", SHAPES, 4, 1000, counted="dof")
+    pinned = solve_pinned("peft:loha", SHAPES, 4, 1000, currency=DOF)
     assert pinned.residual + 1000 < pinned.count
-    monkeypatch.setattr(reach, "degrees_of_one", lambda *_: None)
+    monkeypatch.setattr(currencies, "degrees_of_one", lambda *_: None)
     reach._curves.cache_clear()
-    unknown = solve("peft:peanut", SHAPES, 1000, counted="dof")
+    unknown = solve("peft:peanut", SHAPES, 1000, currency=DOF)
     assert isinstance(unknown, Infeasible)
     assert "can't be measured with these options" in unknown.reason
     reach._curves.cache_clear()
@@ -72,7 +73,7 @@ def test_a_plan_labels_its_budgets_and_shows_both_numbers(tmp_path: Path) -> Non
     assert (lora["dof"], lora["residual"]) == (lora["budget"], 0)
     assert lora["count"] > lora["dof"]
     shapes = target_shapes(spec.model.id, spec.model.targets, "both")
-    assert reached_by_all(spec, shapes, BaseModelInfo(spec.model.id).method_shapes, "dof-lora-1") is None
+    assert reached_by_all(spec, shapes, BaseModelInfo(spec.model.id).method_shapes, "dof-lora-1", DOF) is None
 
 
 def test_numbers_and_shares_are_labelled_too(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from torch import nn
 from randlora import attach
 from randlora.methods.bridge.kinds import KINDS
 from randlora.methods.registry import METHODS, get_method
-from sweeps.budget.reach import Reach
+from sweeps.budget.reach import AllCounts, Reach
 from sweeps.budget.solver import (
     ALLOCATIONS,
     budget_table,
@@ -31,6 +31,13 @@ def solved(*args: object, **kwargs: object) -> Solution:
     answer = solve(*args, **kwargs)  # type: ignore[arg-type]
     assert isinstance(answer, Solution), answer
     return answer
+
+
+def curve_of(*args: Any) -> Any:
+    """What a method counts at every capacity."""
+    curve = Reach(*args).curve
+    assert isinstance(curve, AllCounts)
+    return curve.counts
 
 
 def refused(*args: object, **kwargs: object) -> Infeasible:
@@ -193,7 +200,7 @@ def test_weights_that_share_trainables_take_one_capacity_whatever_is_asked(alloc
 
 def test_beyond_the_reach_the_answer_says_what_would_help() -> None:
     shapes = clip_b32()
-    low, high = Reach("vera", shapes).totals[[0, -1]]
+    low, high = curve_of("vera", shapes)[[0, -1]]
     too_much = refused("vera", shapes, 3_440_640)
     assert too_much.above is None
     assert too_much.below is not None
@@ -248,8 +255,8 @@ def test_a_pinned_rank_is_counted_as_it_is() -> None:
 
 def test_options_reach_the_count() -> None:
     small = {"only": (8, 8)}
-    least, most = Reach("nola", small).totals[[0, -1]]
-    assert Reach("nola", small, {"r": 4}).totals.max() > most
+    least, most = curve_of("nola", small)[[0, -1]]
+    assert curve_of("nola", small, {"r": 4}).max() > most
     assert least >= 2
 
 

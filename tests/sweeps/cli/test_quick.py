@@ -31,7 +31,7 @@ _HEAVY = {"torch", "ray", "pandas", "matplotlib", "scipy", "optuna", "transforme
         (["query", "FOLDER", "select count(*) from trials"], _HEAVY | {"duckdb", "pyarrow.dataset"}),
         (["query", "FOLDER", "trials"], _HEAVY | {"duckdb", "pyarrow.dataset"}),
         (["status", "FOLDER"], _HEAVY | {"pyarrow.dataset"}),
-        (["best", "FOLDER"], _HEAVY - {"scipy"} | {"pyarrow.dataset"}),
+        (["best", "FOLDER"], _HEAVY - {"scipy"} | {"pyarrow.dataset", "scipy.stats", "scipy.optimize"}),
     ],
 )
 def test_a_quick_verb_loads_little(tmp_path: Path, verb: list[str], none_of: set[str]) -> None:

@@ -129,7 +129,7 @@ def test_a_folder_of_classes_is_split(tmp_path: Path, monkeypatch: pytest.Monkey
     shutil.copy(flat / "oak" / "3.png", tmp_path / "same" / "silver_birch" / "oak.png")
     refused = sweeps("data", f"folder:{tmp_path / 'same'}", "--split", str(tmp_path / "two"))
     assert refused.exit_code == 2 and "one image in two classes" in " ".join(refused.output.split())
-    assert "is no folder to split" in sweeps("data", "cifar100", "--split", str(tmp_path / "two")).output
+    assert "Nearest: folder:DIR" in sweeps("data", "cifar100", "--split", str(tmp_path / "two")).output
 
 
 def _write(path: Path, rows: list[dict[str, object]]) -> None:

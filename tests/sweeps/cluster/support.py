@@ -57,13 +57,14 @@ class Head:
 
     Args:
         own: where its files go; ends it with the test.
+        port: of its control store; 0 for any that is free.
         variables: environment variables of everything in it, also of drivers (`environment`).
     """
 
-    def __init__(self, own: OwnRay, **variables: str) -> None:
+    def __init__(self, own: OwnRay, port: int = 0, **variables: str) -> None:
         token = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "0" * 32, "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
         self.environment = own.environment | token | variables
-        options = ["--port=0", "--num-cpus=2", "--include-dashboard=false", f"--object-store-memory={80 * 2**20}"]
+        options = [f"--port={port}", "--num-cpus=2", "--include-dashboard=false", f"--object-store-memory={80 * 2**20}"]
         command = [sys.executable, "-m", "ray.scripts.scripts", "start", "--head", *options, "--block"]
         out = own.folder / "head.log"
         with out.open("wb") as log:

@@ -16,7 +16,7 @@ from trainables.models.shapes import meta_model
 
 peft = pytest.importorskip("peft")
 
-METHODS = ("lora", "dora", "randlora", "pissa", "peft:lora", "peft:hira", "peft:vblora", "peft:unilora")
+METHODS = ("lora", "dora", "randlora", "pissa", "peft:lora", "peft:hira", "peft:vblora")
 RATE = 3e-4
 
 FIELDS = {
@@ -79,7 +79,7 @@ def test_their_loader_takes_the_experiments_and_peft_builds_the_counts(tuned: Pa
     inside = tmp_path / "out" / "experiments"
     places = {path.parent.relative_to(inside) for path in inside.rglob("training_params.json")}
     assert {str(place) for place in places} == set(answer["experiments"])
-    assert {place.parts[0] for place in places} == {"lora", "randlora", "hira", "vblora", "unilora"}
+    assert {place.parts[0] for place in places} == {"lora", "randlora", "hira", "vblora"}
     left = dict(line.split(" at lora-32: ") for line in answer["left_out"])
     assert left.keys() == {"pissa", "peft:lora"} and "same experiment as lora" in left["peft:lora"]
     counts = {}

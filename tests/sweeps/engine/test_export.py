@@ -338,3 +338,14 @@ def test_a_question_in_the_form_of_the_data_is_answered_by_a_label(trained: dict
     by_text = replace(before, facts=before.facts.model_copy(update={"rows": "questions"}))
     (answer,) = answers(by_text, [row["instruction"]])
     assert answer.answer in THINGS.values() and answer.probability is None  # compared per byte
+
+
+def test_an_export_that_was_killed_leaves_no_folder_of_that_name(
+    trained: dict[str, KeptTrial], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Half a model looks like one, and the same command would be refused."""
+    there: list[bool] = []
+    monkeypatch.setattr("sweeps.engine.export.write_usage", lambda *_: there.append((tmp_path / "out").exists()))
+    export_trial(trained["vision"], tmp_path / "out")
+    assert there == [False]
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]

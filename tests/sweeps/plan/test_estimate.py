@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import math
 import os
@@ -13,6 +14,7 @@ from typing import Any, cast
 
 import pytest
 import torch
+from rich.console import Console
 from typer.testing import CliRunner
 
 from analysis import open_store
@@ -21,6 +23,7 @@ from analysis.store.slot_kinds import SlotKind
 from analysis.store.tables import write_part
 from sweeps.backends.packs import Measured
 from sweeps.backends.resources import Node
+from sweeps.cli import printing
 from sweeps.cli.main import app
 from sweeps.cli.plan import print_estimate_line
 from sweeps.cli.progress import progress_of
@@ -57,9 +60,11 @@ def test_time_money_and_disk_of_a_plan(tmp_path: Path) -> None:
     limits = ["limits.max_hours=1e-6", "limits.price_per_hour=36", "limits.max_cost=1000", 'keep.adapters="all"']
     spec = SweepSpec.load(ROOT / "examples" / "quickstart.toml", [*words, *limits, f'output="{tmp_path / "r"}"'])
     plan = Plan.from_spec(spec)
-    told: list[tuple[str, int, int]] = []
+    told: list[tuple[str, int, int, str]] = []
     found = estimate_plan(plan, tell=lambda *probe: told.append(probe))
-    assert told == [("lora", 1, 2), ("zero-shot", 2, 2)]
+    assert list(dict.fromkeys(probe[:3] for probe in told)) == [("lora", 1, 2), ("zero-shot", 2, 2)]
+    steps = [step for method, *_, step in told if method == "lora"]
+    assert steps[0] == "loading the model" and steps[3].startswith("epoch 1, step 1 of ")
     lora, nothing = found.methods
     assert (lora.method, nothing.method) == ("lora", "zero-shot")
     assert (lora.trials, nothing.trials) == (spec.search.trials + len(spec.confirm.seeds), 1)
@@ -148,7 +153,7 @@ def test_a_method_whose_probe_fails_is_left_out(
     plan = Plan.from_spec(SweepSpec.load(ROOT / "examples" / "quickstart.toml", given))
     held: dict[str, Any] = {}
 
-    def probe(cell: Cell, plan: Plan, warm: dict[str, Any]) -> _Probe:
+    def probe(cell: Cell, plan: Plan, warm: dict[str, Any], *_: object) -> _Probe:
         held.update(warm=warm)
         warm["base"] = "the model"
         if cell.method == "randlora":
@@ -192,9 +197,8 @@ def test_what_trials_of_this_machine_measured_is_not_probed(tmp_path: Path, monk
     write(large, 2, host="another")
     write(large, 3, status="failed", samples=None)
     write(large, 4, packed=8)
-    told: list[tuple[str, int, int]] = []
-    found = estimate_plan(plan, tell=lambda *each: told.append(each))
-    assert probed == ["randlora"] and told == [("randlora", 1, 1)]
+    found = estimate_plan(plan)
+    assert probed == ["randlora"]
     lora = next(m for m in found.methods if m.method == "lora")
     measured_here = _Probe(train=3.0, evaluate=0.5, memory=9)
     total = sum(
@@ -272,7 +276,7 @@ def test_a_gpu_for_every_trial_where_one_could_not_be_probed(tmp_path: Path, mon
     given = ["methods={lora={}, zero-shot={}}", f'output="{tmp_path / "r"}"']
     plan = Plan.from_spec(SweepSpec.load(ROOT / "examples" / "quickstart.toml", given))
 
-    def probe(cell: Cell, plan: Plan, warm: dict[str, Any]) -> _Probe:
+    def probe(cell: Cell, plan: Plan, warm: dict[str, Any], *_: object) -> _Probe:
         if cell.method == "lora":
             raise torch.OutOfMemoryError("3 GiB")
         return _Probe(train=1.0, evaluate=1.0, memory=GIB)
@@ -281,6 +285,25 @@ def test_a_gpu_for_every_trial_where_one_could_not_be_probed(tmp_path: Path, mon
     monkeypatch.setattr(estimate, "_measured", lambda peak: Measured(peak, 80 * GIB))
     found = _probe(plan, estimate._left(plan, retry_failed=False), Node(16, 2), None)
     assert (found.shapes[0].trials, list(found.unknown)) == (2, ["lora"])
+
+
+@pytest.mark.parametrize(("terminal", "quiet_s", "shown"), [(False, 60.0, 2), (False, -1.0, 3), (True, 60.0, 3)])
+def test_a_slow_probe_says_what_it_does(
+    monkeypatch: pytest.MonkeyPatch, terminal: bool, quiet_s: float, shown: int
+) -> None:
+    """A log is told each method, and further steps only if they are slow; a terminal shows one line."""
+    file = io.StringIO()
+    monkeypatch.setattr(printing, "err", Console(file=file, force_terminal=terminal, width=200, highlight=False))
+    monkeypatch.setattr(printing, "_QUIET_S", quiet_s)
+    with printing.probing(quiet=False) as tell:
+        assert tell is not None
+        for method, number, step in (("lora", 1, "loading the model"), ("lora", 1, "step 1 of 3"), ("vera", 2, "x")):
+            tell(method, number, 2, step)
+    said = file.getvalue()
+    assert said.count("probing ") == shown and said.count("\n") == (0 if terminal else shown)
+    assert ("probing lora (1 of 2 methods): step 1 of 3" in said) == (shown == 3)
+    with printing.probing(quiet=True) as tell:
+        assert tell is None
 
 
 def surroundings(*_: object) -> tuple[int, str | None]:

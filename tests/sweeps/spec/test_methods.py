@@ -11,6 +11,7 @@ import pytest
 from torch import nn
 
 from randlora import AdapterConfig, attach
+from randlora.adapted.gradients import zero_gradients
 from randlora.methods.bridge.kinds import KINDS
 from randlora.methods.registry import METHODS
 from sweeps.plan.plan import Plan
@@ -27,6 +28,8 @@ OPTIONS: dict[str, dict[str, object]] = {
     "hydralora": {"heads": 2},
     "hybrid": {"share": 0.25},
     "pissa": {"alpha": 8},
+    "lora-ga": {"gamma": 4, "rows": 8},
+    "lora-plus": {"ratio": 4},
 }
 
 
@@ -50,7 +53,8 @@ def test_every_method_is_planned_with_its_options_and_built() -> None:
         capacities = dict(cell.capacities)
         config = method.config.from_options(max(capacities.values()), options)
         layers = nn.ModuleList([nn.Linear(192, 576), nn.Linear(768, 192)])
-        adapted = attach(layers, config, ["*"])
+        gradients = zero_gradients(method, {"0.weight": (576, 192), "1.weight": (192, 768)})
+        adapted = attach(layers, config, ["*"], gradients=gradients)
         assert adapted.count() == method.total([(576, 192), (192, 768)], config.capacity, **options)
     assert seen == set(METHODS)
 

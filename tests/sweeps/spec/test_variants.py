@@ -94,6 +94,8 @@ def test_hub_models_of_the_recipes_have_their_published_sizes_without_a_network(
         "facebook/dinov2-small": 22_056_576,
         "HuggingFaceTB/SmolLM2-135M-Instruct": 134_515_008,
         "openai-community/gpt2": 124_439_808,
+        "Qwen/Qwen3-0.6B-Base": 596_049_920,
+        "meta-llama/Llama-3.2-1B": 1_235_814_400,
     }
     assert published.keys() == known_configs().keys()
     for name, count in published.items():

@@ -114,6 +114,7 @@ def labelled(folder: Path, tables: Tables) -> Dataset:
         ({"train": ([0, 1, 2], ABC), "test": ([1, 1], ["dog", "bee"])}, ABC, [0, 1, 2], [1, 1]),
         ({"train": ([0, 1, 2], ABC), "test": ([0, 2], ABC[1:])}, r"row 1: label 2 is not in 0\.\.1", [], []),
         ({"train": ([0, 1, 2], ABC), "test": ([2, 1], None)}, ABC, [0, 1, 2], [2, 1]),
+        ({"train": ([0, 2], ["ant", "bee", "ant"]), "test": ([1], ABC)}, "two classes .* called 'ant'", [], []),
         ({"train-0": ([0, 1], ABC[:2]), "train-1": ([0, 1], ABC[1:]), "test": ([0], ABC)}, ABC, [0, 1, 1, 2], [0]),
         ({"train-0": ([1, 0], ABC[:2]), "train-1": ([0, 1], ABC), "test": ([0], ABC)}, ABC[:2], [1, 0, 0, 1], [0]),
         ({"train-0": ([0], ABC[:2]), "train-1": ([0, 2], ABC[1:]), "test": ([0], ABC)}, r"1\.parquet.*label 2", [], []),
@@ -236,6 +237,7 @@ def test_a_folder_of_another_shape(images: Path, tmp_path: Path, monkeypatch: py
     (tmp_path / "train.jsonl").write_text('{"instruction": "a", "output": "b"}\n\n{"instruction": "a"\n')
     with pytest.raises(DataError, match=r"train\.jsonl: cannot be read as JSON \(line 3, column \d+: "):
         load_text_dataset(f"json:{tmp_path}")
+    (tmp_path / "train.jsonl").rename(tmp_path / "train.json")
     (tmp_path / "train.json").write_text('{"instruction": "a", "output": "b"}\n{"instruction": "a", "output": "b"}\n')
     with pytest.raises(DataError, match=r"with an object a line it is called train\.jsonl"):
         load_text_dataset(f"json:{tmp_path}")

@@ -6,11 +6,13 @@ import io
 import json
 import os
 import random
+import re
 import struct
 import tarfile
 import zlib
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -255,4 +257,115 @@ def test_half_a_character_is_named_with_its_row(tmp_path: Path, where: str) -> N
     for which, last in (("train", {where: "cut \ud83d"}), ("test", {})):
         (tmp_path / f"{which}.json").write_text(json.dumps([*rows, rows[0] | last]))  # escapes all but ASCII
     with pytest.raises(DataError, match=r"train\.json, row 3: holds half of a character \('\\ud83d'\)"):
+        load_text_dataset(f"json:{tmp_path}")
+
+
+ASKED = {"instruction": "Is it?", "answer": "yes", "choices": ["yes", "no"]}
+NAMED = {"instruction": "Is it? Answer format: yes/no", "output": "yes", "answer": "yes"}
+
+
+@pytest.mark.parametrize("form", ["json", "questions"])
+@pytest.mark.parametrize(
+    ("row", "told"),
+    [
+        (ASKED | {"choices": ["yes", "yes"]}, "row 0: the choices"),
+        (NAMED | {"instruction": "Is it? Answer format: yes/yes"}, "Answer format: yes/yes"),
+        (NAMED | {"instruction": "Is it? Answer format: yes/", "answer": ""}, "Answer format: yes/"),
+    ],
+)
+def test_choices_that_can_not_be_told_apart_are_refused(
+    tmp_path: Path, form: str, row: dict[str, object], told: str
+) -> None:
+    row = row | {"instruction": f"Answer1: a Answer2: b {row['instruction']}"}
+    for which in ("train", "test"):
+        (tmp_path / f"{which}.json").write_text(json.dumps([row]))
+    with pytest.raises(DataError, match=re.escape(told)):
+        load_text_dataset(f"{form}:{tmp_path}")
+
+
+@pytest.mark.parametrize("suffix", ["json", "jsonl"])
+def test_a_key_that_stands_twice_in_a_row_is_refused(tmp_path: Path, suffix: str) -> None:
+    """JSON readers take the last value, so that the other would be lost without a word."""
+    row = json.dumps(ASKED).replace('"answer"', '"instruction": "Is that?", "answer"')
+    for which in ("train", "test"):
+        (tmp_path / f"{which}.{suffix}").write_text(f"[{row}]" if suffix == "json" else row + "\n")
+    with pytest.raises(DataError, match="the key 'instruction' twice"):
+        load_text_dataset(f"json:{tmp_path}")
+
+
+@pytest.mark.parametrize(("one", "other"), [("train.json", "train.jsonl"), ("val.json", "dev.json")])
+def test_two_files_for_one_split_are_refused(tmp_path: Path, one: str, other: str) -> None:
+    for name in ("train.json", "test.json", one, other):
+        (tmp_path / name).write_text(json.dumps([ASKED]))
+    with pytest.raises(DataError, match=f"has {one} and {other}"):
+        load_text_dataset(f"json:{tmp_path}")
+
+
+@pytest.mark.parametrize(
+    ("form", "files", "text"),
+    [
+        ("glue", ("train.tsv", "dev.tsv"), "sentence\tlabel\tlabel\na\t0\t1\nb\t1\t0\n"),
+        ("e2e", ("trainset.csv", "devset.csv", "testset_w_refs.csv"), 'mr,ref,ref\n"name[a], eatType[b]",one,two\n'),
+    ],
+)
+def test_a_column_that_stands_twice_is_refused(tmp_path: Path, form: str, files: tuple[str, ...], text: str) -> None:
+    for name in files:
+        (tmp_path / name).write_text(text)
+    with pytest.raises(DataError, match=r"two columns are called '(label|ref)'"):
+        load_text_dataset(f"{form}:{tmp_path}")
+
+
+def test_a_label_of_thousands_of_digits_is_no_number(tmp_path: Path) -> None:
+    folder = tmp_path / "sst2"
+    folder.mkdir()
+    for which in ("train", "dev"):
+        (folder / f"{which}.tsv").write_text(f"sentence\tlabel\na\t0\nb\t{'9' * 5000}\n")
+    with pytest.raises(DataError, match="is not one of"):
+        load_text_dataset(f"glue:{folder}")
+
+
+NOT_UTF8 = pa.Array.from_buffers(
+    pa.string(), 2, [None, pa.py_buffer(np.arange(3, dtype=np.int32).tobytes()), pa.py_buffer(b"a\xff")]
+)
+
+
+def write_labels(folder: Path, columns: list[pa.Array], names: list[str]) -> str:
+    """A set of empty images in Parquet files with these further columns."""
+    table = pa.Table.from_arrays([pa.array([b""] * len(columns[0]), pa.binary()), *columns], ["image", *names])
+    for which in ("train", "test"):
+        pq.write_table(table, folder / f"{which}.parquet")
+    (folder / "dataset.json").write_text('{"class_names": ["cat", "dog"]}')
+    return f"parquet:{folder}"
+
+
+@pytest.mark.parametrize("labels", [pa.array([0, 2**63], pa.uint64()), NOT_UTF8])
+def test_labels_that_can_not_be_read_are_one_error(tmp_path: Path, labels: pa.Array) -> None:
+    with pytest.raises(DataError, match="a label can't be read"):
+        load_dataset(write_labels(tmp_path, [labels], ["label"]))
+
+
+def test_a_table_with_two_columns_of_labels_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="two columns are called 'label'"):
+        load_dataset(write_labels(tmp_path, [pa.array([0, 1]), pa.array([1, 0])], ["label", "label"]))
+
+
+def test_a_class_of_thousands_of_digits_is_a_word(tmp_path: Path) -> None:
+    source = write_labels(tmp_path, [pa.array(["10", "9" * 5000, "2"])], ["label"])
+    (tmp_path / "dataset.json").unlink()
+    assert load_dataset(source).class_names == ("10", "2", "9" * 5000)
+
+
+def test_half_a_character_in_a_classs_name_is_refused(tmp_path: Path) -> None:
+    source = write_labels(tmp_path, [pa.array([0, 1])], ["label"])
+    (tmp_path / "dataset.json").write_text('{"class_names": ["\\ud83d", "dog"]}')
+    with pytest.raises(DataError, match="half of a character"):
+        load_dataset(source)
+
+
+@pytest.mark.parametrize("key", ["input ", "Input"])
+def test_a_key_that_is_misspelt_is_not_passed_over(tmp_path: Path, key: str) -> None:
+    """The row would lose its context without a word."""
+    for which in ("train", "test"):
+        (tmp_path / f"{which}.json").write_text(json.dumps([ASKED | {key: "The sky is blue."}]))
+    with pytest.raises(DataError, match=f"the key '{key}' is not read; it is called 'input'"):
         load_text_dataset(f"json:{tmp_path}")

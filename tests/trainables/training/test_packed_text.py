@@ -110,7 +110,9 @@ def slow(*values: Any) -> list[Any]:
     return [pytest.param(value, marks=pytest.mark.slow) for value in values]
 
 
-@pytest.mark.parametrize("method", ["lora", "randlora", *slow("dora", "vera", "nola", "adalora", "svft", "pissa")])
+@pytest.mark.parametrize(
+    "method", ["lora", "randlora", *slow("dora", "vera", "nola", "adalora", "svft", "pissa", "lora-ga")]
+)
 @pytest.mark.parametrize("model", ["llama", "gpt2", *slow("phi3", "qwen2")])
 def test_language_models_equal_separate_trials(make: Make, tmp_path: Path, model: str, method: str) -> None:
     check(make(model, "json:rows", method, count=3), tmp_path)

@@ -23,9 +23,12 @@ from trainables.training.worker import run_trial
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("default")
-def test_two_workers_equal_one(make_trial: Callable[..., TrialConfig], tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("method", "file"), [("full-targets", "weights"), ("lora-ga", "adapter"), ("lora-ga", "derived")]
+)
+def test_two_workers_equal_one(make_trial: Callable[..., TrialConfig], tmp_path: Path, method: str, file: str) -> None:
     # 58 images in batches of 19 leave one for the last batch: a worker without images
-    trial = make_trial("full-targets", train={"global_batch_size": 19, "epochs": 2})
+    trial = make_trial(method, train={"global_batch_size": 19, "epochs": 2})
     alone = list(run_trial(trial, warm={}, directory=tmp_path / "alone", keep=True))
     torch.multiprocessing.spawn(work, args=(2, trial, str(tmp_path)), nprocs=2)
     both = [json.loads((tmp_path / f"reports{rank}.json").read_text()) for rank in (0, 1)]
@@ -33,7 +36,7 @@ def test_two_workers_equal_one(make_trial: Callable[..., TrialConfig], tmp_path:
         assert [r["train_loss"] for r in reports] == pytest.approx([r["train_loss"] for r in alone], rel=1e-4)
         assert reports[-1]["result"].predicted.n_examples == 32
     assert both[0][-1]["result"].predicted.correct == both[1][-1]["result"].predicted.correct
-    a, b = (load_file(str(tmp_path / d / "adapter" / "weights.safetensors")) for d in ("alone", "trial"))
+    a, b = (load_file(str(tmp_path / d / "adapter" / f"{file}.safetensors")) for d in ("alone", "trial"))
     # Adam divides by the gradient's own size, which turns rounding in near-zero gradients into visible steps
     assert all((a[k] - b[k]).abs().mean() < 2e-4 for k in a)
 

@@ -31,7 +31,10 @@ from trainables.training.measured import Predicted
 from trainables.training.worker import run_trial
 
 MakeTrial = Callable[..., TrialConfig]
-METHODS = ["lora", "randlora", "vera", "nola", "pissa", "adalora", "autolora", "full", "full-targets", "zero-shot"]
+METHODS = [
+    "lora", "randlora", "vera", "nola", "pissa", "lora-ga", "lora-plus", "adalora", "autolora", "full", "full-targets",
+    "zero-shot",
+]  # fmt: skip
 REPORT = {
     "epoch", "done", "train_loss", "val_score", "val_further", "seconds", "seconds_eval", "samples",
     "samples_per_second", "peak_memory_bytes", "skipped",
@@ -105,7 +108,7 @@ def test_results_do_not_depend_on_the_global_generator(make_trial: MakeTrial, tm
     assert found[0] == found[1]
 
 
-@pytest.mark.parametrize("method", ["lora", "randlora", "adalora", "autolora", "full"])
+@pytest.mark.parametrize("method", ["lora", "randlora", "lora-ga", "lora-plus", "adalora", "autolora", "full"])
 @pytest.mark.parametrize("stop", [1, 2])
 def test_resuming_is_exact(
     make_trial: MakeTrial, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, method: str, stop: int

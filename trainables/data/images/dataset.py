@@ -159,6 +159,8 @@ def assemble(
     names = _named(name, class_names, words.class_names) if words.class_names is not None else tuple(class_names)
     if len(names) < 2:
         raise DataError(f"{name}: {len(names)} class(es) found ({', '.join(names)}); classification needs two or more")
+    if broken := [each for each in names if not is_utf8(each)]:
+        raise DataError(f"{name}: the name of class {broken[0]!a} holds half of a character; write it whole")
     return Dataset(
         name=name,
         class_names=names,
@@ -168,6 +170,11 @@ def assemble(
         open_test=functools.cache(open_test),
         val_rows=None if val is None else torch.arange(len(train), len(train) + len(val)),
     )
+
+
+def is_utf8(name: str) -> bool:
+    """Return whether a name can be written as UTF-8: other bytes, and halves of characters, have become surrogates."""
+    return not any(0xD800 <= ord(character) < 0xE000 for character in name)
 
 
 def _named(source: str, own: Sequence[str], given: Sequence[str]) -> tuple[str, ...]:

@@ -9,9 +9,10 @@ from __future__ import annotations
 import functools
 import io
 import json
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -34,10 +35,11 @@ from trainables.data.images.dataset import (
     combined,
     from_paths,
     image_files,
+    is_utf8,
     open_image,
 )
 from trainables.digests import content_as_opened, content_digest
-from trainables.errors import DataError
+from trainables.errors import DIGITS, DataError
 
 _IMAGE_COLUMNS = ("image", "img", "jpg", "png", "picture")
 _LABEL_COLUMNS = ("label", "labels", "fine_label", "class", "target", "cls")
@@ -131,7 +133,7 @@ def from_folder(name: str, folder: Path) -> Dataset:
         )
     _check_one_validation(name, folder, splits)
     folders = _in_order(p.name for p in splits["train"].iterdir() if p.is_dir())
-    if unreadable := [each for each in folders if not _is_utf8(each)]:
+    if unreadable := [each for each in folders if not is_utf8(each)]:
         raise DataError(f"{name}: the name of class folder {unreadable[0]!a} is not UTF-8; rename it")
 
     def read(which: str) -> ImageSplit:
@@ -205,7 +207,7 @@ def _from_files(name: str, folder: Path, suffix: str, read: Callable[[Path], Ite
     def opened(which: str) -> pa.Table:
         try:
             return _joined(splits[which], [_table(p, read(p)) for p in splits[which]])
-        except (pa.ArrowException, OSError) as error:
+        except (pa.ArrowException, OSError, UnicodeDecodeError) as error:  # the last of a column's name
             listed = ", ".join(str(p) for p in splits[which])
             raise DataError(f"{name}: cannot read {listed} ({error}); the file is damaged, fetch it again") from error
 
@@ -250,6 +252,9 @@ def _table(path: Path, batches: Iterable[pa.RecordBatch]) -> pa.Table:
         kept.append(batch)
     if not kept:
         raise DataError(f"{path}: no rows")
+    names = kept[0].schema.names
+    if (twice := next((name for name in names if names.count(name) > 1), None)) is not None:
+        raise DataError(f"{path}: two columns are called {twice!r}; rename or remove one")
     return pa.Table.from_batches(kept)
 
 
@@ -294,15 +299,11 @@ def _images(table: pa.Table, column: str, where: str) -> tuple[pa.ChunkedArray, 
     return pc.struct_field(cells, "bytes"), pc.struct_field(cells, "path") if "path" in named else None
 
 
-def _is_utf8(name: str) -> bool:
-    """Return whether a file's name is text: other bytes have become surrogates."""
-    return not any(0xD800 <= ord(character) < 0xE000 for character in name)
-
-
 def _in_order(names: Iterable[str]) -> list[str]:
     """Sorted; by number where all are numbers: 2 before 10."""
     found = sorted(names)
-    return sorted(found, key=int) if all(each.isdecimal() for each in found) else found
+    numbers = all(each.isdecimal() and len(each) < DIGITS for each in found)
+    return sorted(found, key=int) if numbers else found
 
 
 def _are_words(labels: pa.ChunkedArray, where: str) -> bool:
@@ -317,7 +318,7 @@ def _are_words(labels: pa.ChunkedArray, where: str) -> bool:
 def _class_names(table: pa.Table, label: str, words: Words, source: str) -> tuple[str, ...]:
     column = table.column(label)
     if _are_words(column, source):
-        return tuple(_in_order(str(v) for v in column.unique().to_pylist() if v is not None))
+        return tuple(_in_order(str(v) for v in _values(column.unique(), source) if v is not None))
     if (names := _own_names(table, label, source)) is not None:
         return names
     if words.class_names is not None:
@@ -349,7 +350,7 @@ def _joined(paths: Sequence[Path], tables: list[pa.Table]) -> pa.Table:
     place: dict[str, int] = {}
     for at, (path, table, own) in enumerate(zip(paths, tables, owns, strict=True)):
         if own is not None:
-            values = table.column(label).to_pylist()
+            values = _values(table.column(label), str(path))
             check_labels(torch.tensor([v or 0 for v in values], dtype=torch.int64), len(own), str(path))
             for number in sorted({v for v in values if v is not None}) if place else range(len(own)):
                 place.setdefault(own[number], len(place))
@@ -393,9 +394,21 @@ def _table_split(
     return ImageSplit(source, which, labels, lambda row: open_image(io.BytesIO(raw(row))), content, raw=raw)
 
 
+def _values(column: pa.ChunkedArray, where: str) -> list[Any]:
+    """Return the labels of a column. Raises DataError: a text that is not UTF-8, a number beyond 64 bits."""
+    try:
+        if pa.types.is_uint64(column.type):
+            column = column.cast(pa.int64())
+        return list(column.to_pylist())
+    except (UnicodeDecodeError, pa.ArrowInvalid) as error:
+        raise DataError(
+            f"{where}: a label can't be read ({error}); the file is damaged, or it holds other data"
+        ) from error
+
+
 def _labels(table: pa.Table, label: str, class_names: Sequence[str], known: _Known, where: str) -> Tensor:
     """Return every row's number among `class_names`: by its word, by its table's own names, or as the table has it."""
-    values = table.column(label).to_pylist()
+    values = _values(table.column(label), where)
     are_words = _are_words(table.column(label), where)
     if empty := sum(value is None or (are_words and not value.strip()) for value in values):
         raise DataError(f"{where}: {empty} rows have no {label!r}; remove them")
@@ -405,6 +418,8 @@ def _labels(table: pa.Table, label: str, class_names: Sequence[str], known: _Kno
     if own is not None and own != tuple(class_names) and (known != "none" or set(own) <= set(class_names)):
         check_labels(torch.tensor(values, dtype=torch.int64), len(own), where)
         words = [own[value] for value in values]
+        if (twice := next((name for name, count in Counter(class_names).items() if count > 1), None)) is not None:
+            raise DataError(f"{where}: two classes of train are called {twice!r}, so that names do not tell them apart")
     elif own is None and known == "words" and not are_words:
         words = [str(value) for value in values]
         hint = ", whose labels are words: these are numbers"

@@ -19,6 +19,7 @@ from trainables.errors import DataError
 
 Form = Literal["instructions", "questions"]
 _SUFFIXES = (".json", ".jsonl")
+_KEYS: Mapping[str, type] = {"instruction": str, "input": str, "output": str, "answer": str, "choices": list}
 _VALIDATION = ("validation", "valid", "val", "dev")
 
 
@@ -63,13 +64,23 @@ def assemble(
 
 
 def find_validation(folder: Path) -> Path | None:
-    """The file of a folder that its authors validate on, under any of its names; None where there is none."""
-    return next((found for which in _VALIDATION if (found := find_file(folder, which))), None)
+    """Return the file of a folder that its authors validate on, under any of its names; None if there is none.
+
+    Raises DataError: there are several.
+    """
+    return _only(folder, [f"{which}{suffix}" for which in _VALIDATION for suffix in _SUFFIXES])
 
 
 def find_file(folder: Path, which: str) -> Path | None:
-    """`which.json` or `which.jsonl` in a folder; None where there is neither."""
-    return next((path for suffix in _SUFFIXES if (path := folder / f"{which}{suffix}").is_file()), None)
+    """Return `which.json` or `which.jsonl` of a folder; None if there is neither. Raises DataError: there are both."""
+    return _only(folder, [f"{which}{suffix}" for suffix in _SUFFIXES])
+
+
+def _only(folder: Path, names: Sequence[str]) -> Path | None:
+    found = [path for name in names if (path := folder / name).is_file()]
+    if len(found) > 1:
+        raise DataError(f"{folder} has {' and '.join(p.name for p in found)}, of which one is read; leave one there")
+    return found[0] if found else None
 
 
 def read(path: Path, form: Form) -> list[Exchange]:
@@ -87,7 +98,7 @@ def objects(path: Path) -> Sequence[object]:
         text = path.read_text(encoding="utf-8-sig")
         if path.suffix == ".jsonl":
             return [_object(line, f"line {i}") for i, line in enumerate(text.split("\n"), 1) if line.strip()]
-        found = json.loads(text)
+        found = json.loads(text, object_pairs_hook=_once)
     except (OSError, ValueError, RecursionError) as error:
         lines = isinstance(error, json.JSONDecodeError) and error.msg == "Extra data"
         mend = f"with an object a line it is called {path.stem}.jsonl" if lines else "fetch it again, or mend it"
@@ -100,15 +111,33 @@ def objects(path: Path) -> Sequence[object]:
 def _object(text: str, where: str) -> object:
     """One line of a .jsonl file; its error names the line of the file, not of the text."""
     try:
-        return json.loads(text)
+        return json.loads(text, object_pairs_hook=_once)
     except json.JSONDecodeError as error:
         raise ValueError(f"{where}, column {error.colno}: {error.msg}") from error
+    except _TwiceError as error:
+        raise ValueError(f"{where}: {error}") from error
+
+
+class _TwiceError(ValueError):
+    """An object has a key twice."""
+
+
+def _once(pairs: list[tuple[str, object]]) -> dict[str, object]:
+    """Return a JSON object. Raises _TwiceError: a key stands there twice, and one of its values would be lost."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        twice = next(key for number, (key, _) in enumerate(pairs) if key in dict(pairs[:number]))
+        raise _TwiceError(f"an object has the key {twice!r} twice")
+    return found
 
 
 def _checked(row: object, where: str) -> Mapping[str, Any]:
     if not isinstance(row, dict):
         raise DataError(f"{where}: must be an object with instruction and output, not {type(row).__name__}")
-    for key, kind in (("instruction", str), ("input", str), ("output", str), ("answer", str), ("choices", list)):
+    for key in row:
+        if key not in _KEYS and key.strip().lower() in _KEYS:
+            raise DataError(f"{where}: the key {key!r} is not read; it is called {key.strip().lower()!r}")
+    for key, kind in _KEYS.items():
         value = row.get(key)
         if value is not None and not isinstance(value, kind):
             raise DataError(f"{where}: {key!r} must be {'text' if kind is str else 'a list of texts'}, not {value!r}")
@@ -120,6 +149,8 @@ def _checked(row: object, where: str) -> Mapping[str, Any]:
             raise DataError(f"{where}: 'choices' must hold two or more texts, not {choices!r}")
         if row.get("answer") not in choices:
             raise DataError(f"{where}: answer {row.get('answer')!r} is not among the choices {choices}")
+        if len(set(choices)) < len(choices):
+            raise DataError(f"{where}: the choices {choices} have one twice; each must differ from the others")
     elif not (row.get("output") or "").strip():
         raise DataError(f"{where}: no output, or an empty one: there is nothing to train on{_instead(row, 'output')}")
     return row
@@ -138,11 +169,20 @@ def _instruction(row: Mapping[str, Any], where: str) -> Exchange:
     if (given := row.get("choices")) is not None:
         choices = prompts.relabelled(output, str(answer), given, where)
         return Exchange(prompt, output, choices, tuple(given), answer)
-    labels = prompts.labels_of(row["instruction"])
+    labels = _labels(row, where)
     # a set without choices can still be generated from; log-likelihoods say themselves what is missing
     choices = prompts.relabelled(output, answer, labels, where) if len(labels) > 1 and answer is not None else ()
     one = (answer,) if answer else ()  # an answer alone; "Answer format: number" names no choices either
     return Exchange(prompt, output, choices, labels if len(labels) > 1 else one, answer)
+
+
+def _labels(row: Mapping[str, Any], where: str) -> tuple[str, ...]:
+    """Return the labels that an instruction names. Raises DataError: one is empty, or stands there twice."""
+    labels = prompts.labels_of(row["instruction"])
+    if len(set(labels) - {""}) < len(labels):
+        named = "/".join(labels)
+        raise DataError(f"{where}: 'Answer format: {named}' has an empty label, or one twice; each must differ")
+    return labels
 
 
 def _question(row: Mapping[str, Any], where: str) -> Exchange:
@@ -150,7 +190,7 @@ def _question(row: Mapping[str, Any], where: str) -> Exchange:
         text, options, right = row["instruction"], tuple(given), given.index(row["answer"])
     else:
         text, options = prompts.stem_and_options(row["instruction"], where)
-        labels = prompts.labels_of(row["instruction"])
+        labels = _labels(row, where)
         if row.get("answer") not in labels:
             raise DataError(f"{where}: answer {row.get('answer')!r} is not among {', '.join(labels) or 'no labels'}")
         right = labels.index(row["answer"])

@@ -14,7 +14,7 @@ from typing import Any
 from randlora.errors import nearest
 from trainables.data.text import prompts
 from trainables.data.text.dataset import Exchange, Labelled, Part, TextDataset, text_dataset
-from trainables.errors import DataError
+from trainables.errors import DIGITS, DataError
 
 Cells = Sequence[Mapping[str, Any]]
 """Rows of a table by column name."""
@@ -135,7 +135,7 @@ def _label(value: object, classes: tuple[str, ...], regression: bool, numbered: 
             raise DataError(f"{where}: label {value!r} is not a number")
         return number
     text = str(value)
-    if numbered and text.isdecimal() and int(text) < len(classes):
+    if numbered and text.isdecimal() and len(text) < DIGITS and int(text) < len(classes):
         return int(text)
     word = text.replace("_", " ") if numbered else text  # GLUE's own files say not_entailment
     if word in classes:
@@ -157,6 +157,7 @@ def _sentence_columns(rows: Cells, place: str) -> tuple[str, ...]:
 
 def _read_tsv(path: Path, task: GlueTask | None) -> Cells:
     header, rows = _table(path, task)
+    _check_header(path, header)
     for i, row in enumerate(rows):
         if len(row) != len(header):
             raise DataError(f"{path}, row {i}: {len(row)} columns where the header has {len(header)}")
@@ -164,6 +165,13 @@ def _read_tsv(path: Path, task: GlueTask | None) -> Cells:
             rule = "quotes are text here; write the file without (pandas: quoting=csv.QUOTE_NONE)"
             raise DataError(f"{path}, row {i}: {quoted[:60]!r} stands in quotes and doubles those in it; {rule}")
     return [dict(zip(header, row, strict=True)) for row in rows]
+
+
+def _check_header(path: Path, header: Sequence[str]) -> None:
+    """Raise DataError if a column's name stands there twice: one of the two would be lost."""
+    twice = next((name for number, name in enumerate(header) if name in header[:number]), None)
+    if twice is not None:
+        raise DataError(f"{path}: two columns are called {twice!r}; rename or remove one")
 
 
 def _table(path: Path, task: GlueTask | None) -> tuple[Sequence[str], list[list[str]]]:
@@ -244,9 +252,11 @@ def read_csv(path: Path) -> Cells:
     """The rows of comma-separated text with a header. Raises DataError for one with other columns than the header."""
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
-            rows = list(csv.DictReader(file))
+            reader = csv.DictReader(file)
+            rows = list(reader)
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise DataError(f"{path}: cannot be read as comma-separated text ({error})") from error
+    _check_header(path, reader.fieldnames or ())
     for i, row in enumerate(rows):
         if None in row or None in row.values():
             how = "more" if None in row else "fewer"

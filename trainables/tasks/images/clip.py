@@ -126,7 +126,15 @@ class BothTask(ClipClassifier):
         -log(e^s_y / sum_c n_c e^s_c), with n_c the images of class c in the batch.
         """
         present, target, counts = torch.unique(labels, return_inverse=True, return_counts=True)
-        texts = encode_texts(self._model, self._tokens[present], self._autocast)
+        return self.contrast(images, self._tokens[present], target, counts)
+
+    def contrast(self, images: Tensor, tokens: Tensor, target: Tensor, counts: Tensor) -> Tensor:
+        """The summed loss of images (B, 3, S, S), `target` (B,) of which are places among the P texts of `tokens`.
+
+        Args:
+            counts: (P,) the images of each text.
+        """
+        texts = encode_texts(self._model, tokens, self._autocast)
         return self._contrast(encode_images(self._model, images, self._autocast), texts, target, counts)
 
     def loss_sums(self, heads: Sequence[FeatureClassifier], images: Tensor, labels: Sequence[Tensor]) -> list[Tensor]:

@@ -93,6 +93,11 @@ class TextTask(Generic[T]):
     def rows(self, which: Split) -> Tensor:
         return self._rows.of(which)
 
+    @property
+    def train_split(self) -> TextSplit:
+        """The texts that training and validation rows number."""
+        return self._dataset.train
+
     def validated(self) -> Tensor:
         return self._evaluated("val")[1]
 

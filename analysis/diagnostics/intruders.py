@@ -1,0 +1,100 @@
+"""Intruder dimensions (Shuttleworth et al., arXiv 2410.21228): trained directions that the base weight does not have.
+
+A left singular vector of W0 + delta is an intruder if its largest absolute cosine with a left singular vector of W0 is
+below a threshold. As in the paper and in PEFT's code, the leading vectors are counted: those with the largest singular
+values. Trailing singular values lie so close together that their vectors turn into each other under any small change.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from analysis.diagnostics.units import Unit, sweep_facts
+from analysis.diagnostics.weights import Kept, deltas, kept_trials, left_out, target_names
+from analysis.errors import StoreError
+from analysis.format import Row
+from analysis.store.store import Store
+from analysis.tables.diagnostics import INTRUDER
+from randlora.model.targets import select
+from trainables.tasks.lane_cache import Warm
+
+LEADING = 10
+"""Singular vectors of W0 + delta that are counted, from the largest singular value."""
+
+
+def likeness(base: Tensor, delta: Tensor) -> Tensor:
+    """Return for each left singular vector of base + delta its largest |cosine| with one of base, in float64.
+
+    Args:
+        base, delta: (out, in).
+
+    Returns:
+        (min(out, in),), from the largest singular value of base + delta.
+    """
+    before = torch.linalg.svd(base.double(), full_matrices=False)[0]
+    after = torch.linalg.svd(base.double() + delta.double(), full_matrices=False)[0]
+    found: Tensor = (after.T @ before).abs().amax(dim=1).clamp_max(1.0)
+    return found
+
+
+def plan(store: Store) -> list[Unit]:
+    """A unit per kept trial. Trials whose update is no matrix are left out (`weights.left_out`).
+
+    Raises:
+        StoreError: nothing kept whose update is a matrix, or no specification of the sweep.
+    """
+    trials = kept_trials(store)
+    facts = sweep_facts(store)
+    settings = {"leading": LEADING, "threshold": INTRUDER}
+    units = [
+        Unit("intruders", (kept.brief,), {"weights": target_names(trials, kept), **settings}, facts)
+        for kept in trials
+        if kept.matrix
+    ]
+    if not units:
+        raise StoreError(f"no kept trial has singular vectors to compare. {left_out(store)}")
+    return units
+
+
+def rows(folder: Path, unit: Unit, warm: dict[str, Any]) -> list[Row]:
+    """Rows of one unit of `plan` (arguments: `analyze.compute`)."""
+    rounded = unit.facts["train"].get("base_weights", "fp32")
+    module = Warm(warm, torch.device("cpu")).model(unit.trials[0]["model"], rounded).module
+    kept = Kept.of(unit.trials[0], folder)
+    updates = deltas(module, kept, unit.settings["weights"] or None)
+    bases = {name: site.base.detach().float().cpu() for name, site in select(module, list(updates)).items()}
+    return [unit.place | kept.named | row for row in intruder_rows(bases, updates, **_counted(unit))]
+
+
+def _counted(unit: Unit) -> dict[str, Any]:
+    return {key: unit.settings[key] for key in ("leading", "threshold")}
+
+
+def intruder_rows(
+    bases: Mapping[str, Tensor], updates: Mapping[str, Tensor], *, leading: int = LEADING, threshold: float = INTRUDER
+) -> list[Row]:
+    """Per weight of one trial the number and share of intruders among the leading vectors, and all likenesses."""
+    found = []
+    for name, delta in updates.items():
+        cosines = likeness(bases[name], delta)
+        counted = min(leading, len(cosines))
+        strange = int((cosines[:counted] < threshold).sum())
+        found.append(
+            {
+                "weight": name,
+                "out_features": delta.shape[0],
+                "in_features": delta.shape[1],
+                "counted": counted,
+                "threshold": threshold,
+                "intruders": strange,
+                "share": strange / counted,
+                "intruders_of_all": int((cosines < threshold).sum()),
+                "cosines": [float(value) for value in cosines],
+            }
+        )
+    return found

@@ -1,0 +1,185 @@
+"""LoRA from other starts: PiSSA, MiLoRA, OLoRA, Init[AB] and LoRA-GA.
+
+delta = scale (B A - B_0 A_0). The published codes subtract scale B_0 A_0 from W0 instead: the same model. Here W0 stays
+as it is, the delta is 0 at the start, and detach gives W0 back. B_0 and A_0, with W0 = U diag(S) V^T:
+
+    PiSSA    (Meng et al. 2024, arXiv 2404.02948)      U_r sqrt(S_r / scale), sqrt(S_r / scale) V_r^T, r largest values
+    MiLoRA   (Wang et al. 2024, arXiv 2406.09044)      the same of the r smallest values
+    OLoRA    (Buyukakyuz 2024, arXiv 2406.01775)       the first r columns of Q and rows of R, of W0 = Q R
+    Init[AB] (Li et al. 2025, arXiv 2505.23194)        both uniform on +-1 / sqrt(in)
+    LoRA-GA  (Wang et al. 2024, arXiv 2407.05000)      c U'_{r..2r}, c V'_r^T of the loss's gradient at W0, c =
+                                                       out^(1/4) / sqrt(gamma)
+
+What a start does not fill (a rank above the weight's own) starts as in LoRA. Signs and last bits of decompositions
+differ between machines, so checkpoints keep the starts.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from randlora.adapter import Adapter, Build, RankConfig, Request, check_capacity, check_positive, trainable
+from randlora.arithmetic.bases import Draw
+from randlora.methods.factored import Factored, drawn, lora_start, singular
+from randlora.methods.lowrank.lora import lora_count
+from randlora.methods.method import Method, low_rank
+
+
+@dataclass(frozen=True)
+class PissaConfig(RankConfig):
+    """`r`: rank of the trained factors."""
+
+    method: ClassVar[str] = "pissa"
+
+
+@dataclass(frozen=True)
+class MiloraConfig(RankConfig):
+    """`r`: rank of the trained factors."""
+
+    method: ClassVar[str] = "milora"
+
+
+@dataclass(frozen=True)
+class OloraConfig(RankConfig):
+    """`r`: rank of the trained factors."""
+
+    method: ClassVar[str] = "olora"
+
+
+@dataclass(frozen=True)
+class InitAbConfig(RankConfig):
+    """`r`: rank of the trained factors."""
+
+    method: ClassVar[str] = "init-ab"
+
+
+@dataclass(frozen=True)
+class LoraGaConfig(RankConfig):
+    """`r`: rank of the trained factors. `gamma` scales the start; `rows`: training rows that the gradient is taken of.
+
+    A sweep takes the first `rows` of the trial's first epoch. `attach` does not read `rows`: it gets the gradients.
+    """
+
+    method: ClassVar[str] = "lora-ga"
+
+    gamma: float = 16.0
+    rows: int = 32
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_positive(self.method, "gamma", self.gamma)
+        check_capacity(self.method, "rows", self.rows)
+
+
+class Started(Factored):
+    """A transposed (in x r) and B (out x r), with their starts as buffers."""
+
+    derived: ClassVar[tuple[str, ...]] = ("a_start", "b_start")
+    a_start: Tensor
+    b_start: Tensor
+
+    def __init__(self, name: str, config: RankConfig, request: Request, a: Tensor, b: Tensor) -> None:
+        super().__init__(request.shapes[name], config.dropout)
+        self.scale = config.scale
+        r, device = request.capacities[name], request.weights[name].device
+        if (missing := r - a.shape[1]) > 0:
+            a = torch.cat([a, lora_start(name, missing, request).to(a)], 1)
+        if (missing := r - b.shape[1]) > 0:
+            b = torch.cat([b, b.new_zeros(self.shape[0], missing)], 1)
+        self.a = trainable(a.contiguous(), request, device)
+        self.b = trainable(b.contiguous(), request, device)
+        self.register_buffer("a_start", self.a.detach().clone(), persistent=False)
+        self.register_buffer("b_start", self.b.detach().clone(), persistent=False)
+
+    def factors(self) -> tuple[Tensor, Tensor]:
+        """B A - B_0 A_0 = (B - B_0) A + B_0 (A - A_0) as one product of rank 2 r, without cancellation."""
+        a = torch.cat([self.a, self.a - self.a_start], 1)
+        b = torch.cat([self.b - self.b_start, self.b_start], 1)
+        return a, b
+
+
+Start = Callable[[str, int, RankConfig, Request], tuple[Tensor, Tensor]]
+"""Returns A_0 transposed (in x at most r) and B_0 (out x at most r) of a weight, by its name and rank r."""
+
+
+def _started(start: Start) -> Build:
+    def build(request: Request) -> dict[str, Adapter]:
+        config = request.config
+        assert isinstance(config, RankConfig)
+        return {
+            name: Started(name, config, request, *start(name, r, config, request))
+            for name, r in request.capacities.items()
+        }
+
+    return build
+
+
+def _roots(u: Tensor, s: Tensor, v: Tensor, scale: float) -> tuple[Tensor, Tensor]:
+    root = torch.sqrt(s / scale)
+    return v * root, u * root
+
+
+def _largest(name: str, r: int, config: RankConfig, request: Request) -> tuple[Tensor, Tensor]:
+    u, s, v = singular(request.weights[name], request.dtype)
+    return _roots(u[:, :r], s[:r], v[:, :r], config.scale)
+
+
+def _smallest(name: str, r: int, config: RankConfig, request: Request) -> tuple[Tensor, Tensor]:
+    u, s, v = singular(request.weights[name], request.dtype)
+    return _roots(u[:, -r:], s[-r:], v[:, -r:], config.scale)
+
+
+def _orthogonal(name: str, r: int, config: RankConfig, request: Request) -> tuple[Tensor, Tensor]:
+    q, upper = torch.linalg.qr(request.weights[name].detach().to(request.dtype))
+    return upper[:r].t(), q[:, :r]
+
+
+def _both_drawn(name: str, r: int, config: RankConfig, request: Request) -> tuple[Tensor, Tensor]:
+    out, width = request.shapes[name]
+    start = Draw(out, r, std=1.0 / math.sqrt(3.0 * width))
+    return lora_start(name, r, request), drawn(name, "b", request, start)
+
+
+def _of_gradient(name: str, r: int, config: RankConfig, request: Request) -> tuple[Tensor, Tensor]:
+    """A gradient of zeros has no directions, so the start is LoRA's: a checkpoint will put its own in place."""
+    assert isinstance(config, LoraGaConfig)
+    out, width = request.shapes[name]
+    gradient = request.gradients.get(name)  # none on the meta device
+    if gradient is None or not gradient.any():
+        empty = torch.empty(0, dtype=request.dtype, device=request.weights[name].device)
+        return empty.expand(width, 0), empty.expand(out, 0)
+    u, _, v = singular(gradient, request.dtype)
+    size = out**0.25 / math.sqrt(config.gamma)
+    return size * v[:, :r], size * u[:, r : 2 * r]
+
+
+def _method(
+    title: str, config: type[RankConfig], start: Start, source: str, *, needs_gradients: bool = False
+) -> Method:
+    return Method(
+        title=title,
+        config=config,
+        count=lora_count,
+        build=_started(start),
+        published_lr=1e-3,
+        published_lr_source=source,
+        scale_rule="alpha / r, alpha = r by default, so 1",
+        update_rank=lambda shape, capacity, **_: min(2 * capacity, *shape),  # what was taken off W0, what replaces it
+        freedom=lambda shape, capacity, **_: low_rank(shape, capacity),
+        needs_gradients=needs_gradients,
+    )
+
+
+PISSA = _method(
+    "PiSSA", PissaConfig, _largest, "as LoRA, which its authors compare at one rate; no CLIP rate was published"
+)
+MILORA = _method("MiLoRA", MiloraConfig, _smallest, "as LoRA; no CLIP rate was published")
+OLORA = _method("OLoRA", OloraConfig, _orthogonal, "as LoRA; no CLIP rate was published")
+INIT_AB = _method("Init[AB]", InitAbConfig, _both_drawn, "as LoRA; no CLIP rate was published")
+LORA_GA = _method("LoRA-GA", LoraGaConfig, _of_gradient, "as LoRA; no CLIP rate was published", needs_gradients=True)

@@ -1,0 +1,142 @@
+"""What training each cell costs on its base model: the currencies that the budget solver has no model for."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+from randlora.errors import AdapterError
+from randlora.methods.method import Method
+from sweeps.budget.currencies import DOF, PARAMETERS, Counted, Currency, Shapes, UnknownCountError
+from sweeps.errors import Problem
+from sweeps.plan.base_model import BaseModelInfo
+from sweeps.plan.split_sizes import class_count
+from sweeps.spec.cell import Cell
+from sweeps.spec.spec import SweepSpec
+from trainables.config import TrainSettings, TrialConfig
+from trainables.data.registry import classes_of, on_disk
+
+if TYPE_CHECKING:
+    from trainables.training.costs import CostModel
+
+CLASSES = 10
+"""Outputs of a head where nobody knows the data's classes."""
+
+
+@dataclass(frozen=True, eq=False)
+class ModelCosts:
+    """The costs of methods on a base model, at the batch and precision of `train`."""
+
+    model: CostModel
+    id: str
+    adapt: str
+    targets: tuple[str, ...]
+    train: TrainSettings
+
+    def trial(self, method: str, capacities: Mapping[str, int], options: Mapping[str, Any]) -> TrialConfig:
+        """A trial of a method; its costs depend on neither its data nor its learning rate."""
+        return TrialConfig.model_validate(
+            {
+                "stage": "CONFIRM",
+                "cell_id": "",
+                "model": self.id,
+                "adapt": self.adapt,
+                "targets": self.targets,
+                "dataset": "",
+                "train_size": 1.0,
+                "method": method,
+                "capacities": tuple(capacities.items()),
+                "options": tuple(sorted(options.items())),
+                "lr": 1.0,
+                "data_seed": 0,
+                "init_seed": 0,
+                "basis_seed": 0,
+                "train": self.train,
+            }
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class OnModel:
+    """A currency that needs a model: memory, operations, or bytes of what is saved."""
+
+    name: Counted
+    noun: str
+    costs: ModelCosts
+
+    def total(self, entry: Method, shapes: Shapes, capacities: Mapping[str, int], options: Mapping[str, Any]) -> int:
+        """Return what the method takes at these capacities. Raises UnknownCountError."""
+        from trainables.training.costs import UncountableError
+
+        trial = self.costs.trial(entry.name, capacities, options)
+        try:
+            if self.name == "bytes":
+                return self.costs.model.saved_bytes(trial)
+            step = self.costs.model.step(trial)
+            return step.memory_bytes if self.name == "memory" else step.flops
+        except (UncountableError, AdapterError) as error:
+            raise UnknownCountError(str(error)) from error
+
+
+_NOUNS: dict[str, str] = {
+    "memory": "memory of a training step, in bytes,",
+    "flops": "number of operations for an image or token",
+    "bytes": "size of a saved adapter, in bytes,",
+}
+
+
+def model_costs(spec: SweepSpec, model: BaseModelInfo, targets: Sequence[str]) -> ModelCosts:
+    """Return the costs of methods on the sweep's model. Raises ModelError: its image processor can't be read."""
+    from trainables.models.loading import input_side
+    from trainables.training.costs import CostModel
+
+    known = [_classes(name) for name in spec.data.datasets]
+    side = None if model.kind in ("causal-lm", "text-encoder") else input_side(model.id, model.module)
+    if model.kind == "hf-vision":
+        side = spec.model.image_size or side
+    costs = CostModel(model.module, model.kind, side=side, classes=max(known))
+    return ModelCosts(costs, model.id, spec.model.adapt or "both", tuple(targets), spec.train)
+
+
+def _classes(dataset: str) -> int:
+    return classes_of(dataset) or (class_count(dataset) if on_disk(dataset) else 0) or CLASSES
+
+
+def currency_of(spec: SweepSpec, model: BaseModelInfo, targets: Sequence[str]) -> Currency:
+    """Return what the sweep's budgets limit."""
+    name = spec.budgets.count
+    if name in ("parameters", "dof"):
+        return PARAMETERS if name == "parameters" else DOF
+    return OnModel(name, _NOUNS[name], model_costs(spec, model, targets))
+
+
+def with_costs(cell: Cell, costs: ModelCosts) -> Cell:
+    """The cell with what it takes, as far as that can be found; an infeasible one as it is."""
+    from trainables.training.costs import UncountableError
+
+    if not cell.feasible or cell.lr_centre is None:
+        return cell
+    trial = costs.trial(cell.base, cell.capacities, dict(cell.options))
+    with contextlib.suppress(UncountableError, AdapterError):
+        step = costs.model.step(trial)
+        cell = replace(
+            cell, step_memory_bytes=step.memory_bytes, step_flops=step.flops, forward_flops=step.forward_flops
+        )
+    with contextlib.suppress(UncountableError, AdapterError):
+        cell = replace(cell, saved_bytes=costs.model.saved_bytes(trial))
+    return cell
+
+
+def memory_problems(spec: SweepSpec, model: BaseModelInfo) -> list[Problem]:
+    """Budgets of memory that the frozen base model alone takes more than."""
+    if spec.budgets.memory is None:
+        return []
+    each = 2 if spec.train.base_weights == "bf16" else 4
+    base = each * model.size
+    rule = f"is below the base model's own weights, {base / 2**20:,.0f} MiB"
+    sizes = zip(spec.budgets.memory, spec.budgets.amounts(), strict=True)
+    return [
+        Problem("budgets.memory", text, rule, f"{-(-base // 2**20) + 1} MiB") for text, size in sizes if size <= base
+    ]
