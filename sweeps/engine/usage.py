@@ -14,6 +14,8 @@ from torch import nn
 from analysis.format import percent
 from randlora.adapted.adapted import Adapted
 from randlora.methods.bridge.kinds import PREFIX as PEFTS_OWN
+from randlora.methods.prompts.entry import replaced_words
+from randlora.methods.prompts.kinds import WORDS
 from randlora.methods.prompts.learners import CoCoOp
 from randlora.model.families import family_name
 from randlora.model.prompted import PLACE
@@ -78,6 +80,8 @@ def _known(kept: KeptTrial, trained: Trained, form: str) -> dict[str, Any]:
         "rounded": kept.config.train.base_weights == "bf16" and form != "merged",  # merged weights are
         "head": None if head is None else _HEADS[type(head)],
         "prompts": _prompts(trained.adapted),
+        "replaced": _replaced(trained.adapted),
+        "words": WORDS,
         "transfer": TRANSFER_WEIGHT,
         "classes": facts.classes,
         "pair": facts.pair,
@@ -102,6 +106,14 @@ def _prompts(adapted: Adapted | None) -> str | None:
     if adapted is None or not adapted.method.prompts:
         return None
     return "conditional" if isinstance(adapted.adapters[PLACE], CoCoOp) else "fixed"
+
+
+def _replaced(adapted: Adapted | None) -> int | None:
+    """The number of words of `WORDS` that learnt vectors replace while the others stay; None if none stay."""
+    if adapted is None or not adapted.method.prompts:
+        return None
+    replaced = replaced_words(adapted.config)
+    return replaced if replaced is not None and replaced <= len(WORDS.split()) else None
 
 
 def _about(kept: KeptTrial) -> str:
