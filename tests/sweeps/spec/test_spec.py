@@ -94,7 +94,7 @@ def test_a_value_that_stands_twice(tmp_path: Path, field: str) -> None:
             Wrong("methods.full.space.epochs", nearest=NO_PRUNER),
         ),
         (GOOD + "[train]\nepochs = 0", Wrong("train.epochs", 0, names=("1",))),
-        (GOOD + "[train]\nepoch = 3", Wrong("train.epoch", 3, "epochs", ("augment, base_weights",))),
+        (GOOD + "[train]\nepoch = 3", Wrong("train.epoch", 3, "epochs", ("augment, base_dropout, base_weights",))),
         (GOOD + "[train]\ngrad_clip = inf", Wrong("train.grad_clip", float("inf"))),
         (GOOD + "[search.space]\nweight_decay = ['1e-4']", Wrong("search.space.weight_decay", "1e-4")),
         (GOOD + "[methods.vera]\nd_initial = 'x'", Wrong("methods.vera.d_initial", "x")),
