@@ -202,6 +202,7 @@ def test_a_full_disk_ends_the_run_and_the_next_one_goes_on(
     assert_same_tables(tmp_path / "r", undisturbed(PAIR))
 
 
+@pytest.mark.slow
 def test_a_full_disk_under_a_trial_is_not_the_trials_fault(
     tmp_path: Path, pool: Pool, undisturbed: Undisturbed
 ) -> None:

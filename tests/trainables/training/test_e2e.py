@@ -121,6 +121,7 @@ def test_scores_of_known_texts() -> None:
     assert score_texts(["", ""], references) == {"bleu": 0.0, "nist": 0.0}
 
 
+@pytest.mark.slow
 @java
 def test_caption_scores_of_known_texts() -> None:
     references = [["The cat sat on the mat.", "a cat sat there"], ["there is a cheap pub near the river"]]
@@ -146,6 +147,7 @@ def meanings() -> tuple[list[str], list[list[str]]]:
     return [texts[0] for texts in several], [texts[1:] for texts in several]
 
 
+@pytest.mark.slow
 @pytest.mark.skipif("SWEEPS_TEST_ASSETS" not in os.environ, reason="E2E is in the folder of test assets")
 @java
 def test_the_five_scores_are_those_of_e2e_metrics() -> None:
@@ -186,6 +188,7 @@ def test_missing_and_malformed_files_are_named(place: Path, tmp_path: Path) -> N
         (folder / f"{name}.old").rename(folder / f"{name}.csv")
 
 
+@pytest.mark.slow
 def test_the_real_files(e2e_trial: MakeTrial, tmp_path: Path) -> None:
     if "SWEEPS_TEST_ASSETS" not in os.environ:
         pytest.skip("SWEEPS_TEST_ASSETS is not set")

@@ -165,6 +165,7 @@ def test_numbers_of_pairs(make: Make, tmp_path: Path) -> None:
 FEW = EvaluateSettings(num_beams=2, max_new_tokens=6, test_rows=4, validation_rows=3)
 
 
+@pytest.mark.slow
 def test_references(make: Make, tmp_path: Path) -> None:
     last = check(make("gpt2", "e2e:restaurants", evaluate=FEW), tmp_path)
     assert last[0]["result"].measured.metric == "bleu"
