@@ -151,5 +151,5 @@ def test_two_devices_as_one(device: torch.device, places: tuple[Path, Path], met
     assert a.keys() == b.keys()
     # Adam divides by the gradient's own size, which turns rounding in near-zero gradients into visible steps
     assert all((a[key] - b[key]).abs().mean() < 1e-3 for key in a)
-    assert (tmp_path / "reports1.json").is_file()
+    assert (tmp_path / "reports1.pickle").is_file()
     assert alone[-1]["result"].predicted.n_examples == 32

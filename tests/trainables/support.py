@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import pickle
 from pathlib import Path
 from typing import Any
 
@@ -57,6 +57,16 @@ def outcome(reports: list[dict[str, Any]]) -> list[Any]:
     return [*kept, result.measured.test_score, result.predicted.correct, result.measured.val_score]
 
 
+def save_reports(reports: list[dict[str, Any]], folder: Path, rank: int) -> None:
+    """Keep what a worker reported for the process that started it."""
+    (folder / f"reports{rank}.pickle").write_bytes(pickle.dumps(reports))
+
+
+def saved_reports(folder: Path, rank: int) -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = pickle.loads((folder / f"reports{rank}.pickle").read_bytes())
+    return found
+
+
 def work(rank: int, world: int, trial: TrialConfig, folder: str, kind: str = "cpu") -> None:
     torch.set_num_threads(1)
     if kind == "cuda":
@@ -65,5 +75,5 @@ def work(rank: int, world: int, trial: TrialConfig, folder: str, kind: str = "cp
     torch.distributed.init_process_group(backend, init_method=f"file://{folder}/meet", rank=rank, world_size=world)
     directory = Path(folder) / "trial"
     reports = list(run_trial(trial, warm={}, directory=directory, keep=True, rank=rank, world=world))
-    (Path(folder) / f"reports{rank}.json").write_text(json.dumps(reports), encoding="utf-8")
+    save_reports(reports, Path(folder), rank)
     torch.distributed.destroy_process_group()

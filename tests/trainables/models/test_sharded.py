@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-import json
 import weakref
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -18,6 +17,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 from randlora.model.sharded import whole
+from tests.trainables.support import save_reports, saved_reports
 from tests.trainables.tiny_language import save_model, write_rows
 from trainables.config import TrialConfig
 from trainables.models.loading import load_model
@@ -69,7 +69,7 @@ def work(rank: int, world: int, config: TrialConfig, folder: str, stop_after: in
             break
     trial.close()
     if stop_after is None:
-        (Path(folder) / f"reports{rank}.json").write_text(json.dumps(reports), encoding="utf-8")
+        save_reports(reports, Path(folder), rank)
 
 
 @pytest.mark.slow
@@ -81,7 +81,7 @@ def test_two_workers_with_half_the_weights_each_equal_one(tmp_path: Path, monkey
     alone = list(run_trial(trial, warm={}, directory=tmp_path / "alone", keep=True))
     for stop_after in (2, None):  # stopped after two epochs, and gone on from the checkpoint
         together(work, f"{tmp_path}/meet{stop_after}", trial, str(tmp_path), stop_after)
-    both = [json.loads((tmp_path / f"reports{rank}.json").read_text()) for rank in (0, 1)]
+    both = [saved_reports(tmp_path, rank) for rank in (0, 1)]
     for reports in both:
         assert [r["epoch"] for r in reports] == [1, 2, 3]
         assert [r["train_loss"] for r in reports] == pytest.approx([r["train_loss"] for r in alone], rel=1e-4)

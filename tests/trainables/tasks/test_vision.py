@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Callable
 from dataclasses import replace
@@ -19,7 +18,7 @@ from torch.nn.functional import cross_entropy
 
 import trainables.training.checkpoints
 from randlora import load
-from tests.trainables.support import one_tower_trial, outcome, run, work
+from tests.trainables.support import one_tower_trial, outcome, run, saved_reports, work
 from tests.trainables.tiny_images import save_dinov2
 from trainables.config import FULL_METHODS, TrainSettings, TrialConfig
 from trainables.data.registry import load_dataset
@@ -246,7 +245,7 @@ def test_two_workers_equal_one(vision_trial: MakeTrial, tmp_path: Path, method: 
     alone = list(run_trial(trial, warm={}, directory=tmp_path / "alone", keep=True))
     torch.multiprocessing.spawn(work, args=(2, trial, str(tmp_path)), nprocs=2)
     for rank in (0, 1):
-        reports = json.loads((tmp_path / f"reports{rank}.json").read_text())
+        reports = saved_reports(tmp_path, rank)
         assert [r["train_loss"] for r in reports] == pytest.approx([r["train_loss"] for r in alone], rel=1e-4)
         assert reports[-1]["result"].predicted.n_examples == 32
     a, b = (load_file(str(tmp_path / d / "adapter" / "head.safetensors")) for d in ("alone", "trial"))

@@ -57,6 +57,7 @@ def e2e_trial(place: Path) -> MakeTrial:
     return make
 
 
+@pytest.mark.filterwarnings("ignore:java is not on")
 @pytest.mark.parametrize("method", ["lora", "randlora"])
 def test_gpt2_end_to_end(e2e_trial: MakeTrial, place: Path, tmp_path: Path, method: str) -> None:
     trial = e2e_trial(method)

@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from torch.nn.functional import cross_entropy
 
 import trainables.training.checkpoints
-from tests.trainables.support import one_tower_trial, outcome, run, work
+from tests.trainables.support import one_tower_trial, outcome, run, saved_reports, work
 from tests.trainables.tiny_language import instruction_rows, save_model, write_rows
 from tests.trainables.tiny_sentences import save_encoder, write_sst2
 from trainables.config import EvaluateSettings, TrialConfig
@@ -184,7 +184,7 @@ def test_two_workers_equal_one(lm_trial: MakeTrial, tmp_path: Path) -> None:
     trial = lm_trial("lora", train={"global_batch_size": 17})
     alone = run(trial, tmp_path / "alone")
     torch.multiprocessing.spawn(work, args=(2, trial, str(tmp_path)), nprocs=2)
-    both = [json.loads((tmp_path / f"reports{rank}.json").read_text()) for rank in (0, 1)]
+    both = [saved_reports(tmp_path, rank) for rank in (0, 1)]
     for reports in both:
         assert [r["train_loss"] for r in reports] == pytest.approx([r["train_loss"] for r in alone], rel=1e-4)
     assert both[0][-1]["result"].predicted.correct == both[1][-1]["result"].predicted.correct

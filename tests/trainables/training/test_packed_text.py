@@ -166,6 +166,7 @@ FEW = EvaluateSettings(num_beams=2, max_new_tokens=6, test_rows=4, validation_ro
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:java is not on")
 def test_references(make: Make, tmp_path: Path) -> None:
     last = check(make("gpt2", "e2e:restaurants", evaluate=FEW), tmp_path)
     assert last[0]["result"].measured.metric == "bleu"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -15,7 +14,7 @@ from torch import nn
 
 from randlora import LoraConfig, attach
 from tests.randlora.support import perturb
-from tests.trainables.support import work
+from tests.trainables.support import saved_reports, work
 from trainables.config import TrialConfig
 from trainables.training.adapting import of_worker, reseed_dropout
 from trainables.training.worker import run_trial
@@ -31,7 +30,7 @@ def test_two_workers_equal_one(make_trial: Callable[..., TrialConfig], tmp_path:
     trial = make_trial(method, train={"global_batch_size": 19, "epochs": 2})
     alone = list(run_trial(trial, warm={}, directory=tmp_path / "alone", keep=True))
     torch.multiprocessing.spawn(work, args=(2, trial, str(tmp_path)), nprocs=2)
-    both = [json.loads((tmp_path / f"reports{rank}.json").read_text()) for rank in (0, 1)]
+    both = [saved_reports(tmp_path, rank) for rank in (0, 1)]
     for reports in both:
         assert [r["train_loss"] for r in reports] == pytest.approx([r["train_loss"] for r in alone], rel=1e-4)
         assert reports[-1]["result"].predicted.n_examples == 32

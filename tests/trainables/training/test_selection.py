@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -18,7 +17,7 @@ from analysis.store.codec import to_json
 from sweeps.records.rows import trial_row
 from sweeps.search.slots import Slot
 from tests.fakes import FakeCell
-from tests.trainables.support import one_tower_trial, outcome, run, work
+from tests.trainables.support import one_tower_trial, outcome, run, save_reports, saved_reports, work
 from tests.trainables.tiny_language import save_model, write_rows
 from tests.trainables.training.support import check_weights, together
 from trainables.config import TrainSettings, TrialConfig
@@ -167,7 +166,7 @@ def selecting(rank: int, world: int, trial: TrialConfig, folder: str) -> None:
             work(rank, world, trial, folder)
         else:
             reports = run(trial, Path(folder) / "trial", keep=True)
-            (Path(folder) / f"reports{rank}.json").write_text(json.dumps(reports), encoding="utf-8")
+            save_reports(reports, Path(folder), rank)
     finally:
         Trainer.settle = plain  # type: ignore[method-assign]
 
@@ -199,7 +198,7 @@ def test_two_workers_select_as_one_does(
             selecting(0, 1, trial, str(folder))
         else:
             torch.multiprocessing.spawn(selecting, args=(2, trial, str(folder)), nprocs=2)
-        found += [json.loads((folder / f"reports{rank}.json").read_text())[-1] for rank in range(world)]
+        found += [saved_reports(folder, rank)[-1] for rank in range(world)]
         kept.append(load_file(str(folder / "trial" / "adapter" / f"{file}.safetensors")))
     alone, *both = found
     further = alone["val_further"]
