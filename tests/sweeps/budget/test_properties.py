@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from randlora import attach
+from randlora.adapted.gradients import zero_gradients
 from randlora.methods.registry import METHODS
 from sweeps.budget.reach import mix
 from sweeps.budget.solver import ALLOCATIONS, solve
@@ -34,6 +35,7 @@ class Stack(nn.Module):
 @settings(max_examples=60, deadline=None)
 @given(method=METHOD, shapes=SHAPES, budget=st.integers(1, 4000), allocation=st.sampled_from(ALLOCATIONS))
 @example(method="nola", shapes=[(1, 1), (1, 2)], budget=5, allocation="per-layer")  # one uses more than all can
+@example(method="lora-ga", shapes=[(1, 1), (3, 2)], budget=5, allocation="uniform")  # starts from gradients
 def test_the_count_is_what_the_built_module_trains(
     method: str, shapes: list[tuple[int, int]], budget: int, allocation: str
 ) -> None:
@@ -42,7 +44,8 @@ def test_the_count_is_what_the_built_module_trains(
     model = Stack(shapes)
     entry = METHODS[method]
     config = entry.config.from_options(next(iter(answer.capacities.values())), {})
-    adapted = attach(model, config, list(answer.capacities), capacities=answer.capacities)
+    gradients = zero_gradients(entry, {name: named(shapes)[name] for name in answer.capacities})
+    adapted = attach(model, config, list(answer.capacities), capacities=answer.capacities, gradients=gradients)
     assert adapted.count() == answer.count
     assert answer.residual == answer.count - budget
     built = sum(p.numel() for p in model.parameters() if p.requires_grad)
