@@ -77,28 +77,30 @@ def size(count: int | None) -> str:
     """Bytes with their unit: '512 B', '2.30 MiB', '1.31 GiB'."""
     if count is None:
         return ""
-    value, units = float(count), ["B", "KiB", "MiB", "GiB", "TiB"]
-    while value >= 1000 and len(units) > 1:
-        value, units = value / 1024, units[1:]
-    return f"{value:.0f} B" if units[0] == "B" else f"{value:#.3g} {units[0]}".replace(". ", " ")
+    return f"{count:.0f} B" if count < 1000 else _scaled(count, 1024, ("B", "KiB", "MiB", "GiB", "TiB"))
 
 
 def operations(count: int | None) -> str:
     """Floating-point operations with their unit: '12.3 GFLOP'."""
     if count is None:
         return ""
-    value, units = float(count), ["", "k", "M", "G", "T", "P"]
-    while value >= 999.5 and len(units) > 1:
-        value, units = value / 1000, units[1:]
-    return f"{value:#.3g} {units[0]}FLOP".replace(". ", " ")
+    return _scaled(count, 1000, ("FLOP", "kFLOP", "MFLOP", "GFLOP", "TFLOP", "PFLOP"))
+
+
+def _scaled(count: int, step: int, units: Sequence[str]) -> str:
+    """Write a count with three digits in the first unit that keeps it below a thousand. Each is `step` of the last."""
+    value, power = float(count), 0
+    while value >= 999.5 and power < len(units) - 1:
+        value, power = value / step, power + 1
+    return f"{value:#.3g} {units[power]}".replace(". ", " ")
 
 
 AMOUNTS = {"memory": size, "bytes": size, "flops": operations}
-"""How an amount of a currency is written, by the first word of its budgets' names; others are plain numbers."""
+"""The function that writes an amount, by the first word of the budget's name. Other budgets are plain numbers."""
 
 
 def amount(value: int | None, reference: str | None) -> str:
-    """What a budget limits, or what a method takes of it, in the budget's unit."""
+    """Write a budget, or what a method takes of it, in the unit of the budget `reference`."""
     return AMOUNTS.get((reference or "").partition("-")[0], quantity)(value)
 
 

@@ -1,4 +1,4 @@
-"""Short tables for notebooks: plain HTML without colours, which a dark page shows as well as a light one."""
+"""Short tables for notebooks: plain HTML without colours, so that it can be read on dark and on light pages."""
 
 from __future__ import annotations
 
@@ -13,15 +13,17 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 ROWS = 20
-"""Most rows that are shown of a table."""
+"""Largest number of rows that are shown of a table."""
 _WIDE = 120
-"""Most characters of a cell."""
+"""Largest number of characters of a cell."""
 
 
 def html_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[object]], more: int = 0) -> str:
-    """A paragraph and a table. All texts are escaped, and long ones cut; `more` rows are only counted.
+    """Return a paragraph with the title, and a table. All texts are escaped, and long cells are cut.
 
-    A table whose columns have no names has no head.
+    Args:
+        columns: the headings. If all are empty, the table has no head.
+        more: number of rows that are left out; the page says how many.
     """
     lines = ["".join(f"<th>{_text(column)}</th>" for column in columns)] if any(columns) else []
     lines += ["".join(f"<td>{_text(cell)}</td>" for cell in row) for row in rows]
@@ -30,7 +32,7 @@ def html_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[objec
 
 
 def html_of_arrow(table: pa.Table) -> str:
-    """An Arrow table's size and first rows."""
+    """Return an Arrow table's size and its first rows as HTML."""
     size = f"{table.num_rows:,} rows, {table.num_columns} columns"
     first = table.slice(0, ROWS)
     rows = zip(*(first.column(i).to_pylist() for i in range(first.num_columns)), strict=True)
@@ -42,7 +44,7 @@ def show_arrow_tables() -> None:
 
     A display that the user has chosen for them stays.
     """
-    import pyarrow as pa  # not above: reading a sweep file needs none of it
+    import pyarrow as pa  # not at the top: reading a sweep file does not need it
 
     shell = notebook()
     if shell is not None:
@@ -52,7 +54,7 @@ def show_arrow_tables() -> None:
 
 
 def notebook() -> Any | None:
-    """The IPython shell of the notebook that this runs in; None elsewhere."""
+    """Return the IPython shell of the notebook that this runs in, or None outside of a notebook."""
     if "IPython" not in sys.modules:
         return None
     from IPython import get_ipython

@@ -183,7 +183,7 @@ def dataset_text(dataset: str) -> str:
 
 
 def short_name(dataset: str) -> str:
-    """A data set's name alone: the last part of its id, without what `sft:` says of its columns."""
+    """Return a data set's name: the last part of its id, without the settings after the `?` of an `sft:` id."""
     return dataset.partition("?")[0].rstrip("/").rpartition("/")[2].rpartition(":")[2]
 
 

@@ -15,8 +15,8 @@ session folder or file of /dev/shm may be left. What differs is printed, and its
 end a process that runs six sweeps must have no more threads after the last than after the second, and no more files
 but two for each, which Ray leaves. Commit nothing meanwhile: `trials.git_commit` is compared too.
 
-A case (`chaos_cases.py`, and those on Ray at the end of `chaos_rounds.py`) does one kind of harm so many times, and
-prints what came of it.
+A case does one kind of harm many times and counts the outcomes. `chaos_cases.py` has the cases without Ray, and the end
+of `chaos_rounds.py` those with it.
 """
 
 from __future__ import annotations
@@ -56,12 +56,12 @@ assert files <= before + 2 * 4 and threads < alike + 4
 
 
 def run_case(name: str, times: int | None, seed: int, top: Path) -> None:
-    """Do a case so many times, or as often as it is done by default, and print what came of it."""
-    case, usual = CASES[name]
+    """Do a case `times` times (None: its default) and print how often each outcome was seen."""
+    case, default = CASES[name]
     begun = time.monotonic()
-    found = case(top, random.Random(f"{seed} {name}"), usual if times is None else times)
+    outcomes = case(top, random.Random(f"{seed} {name}"), default if times is None else times)
     took = f"{(time.monotonic() - begun) / 60:.1f} minutes"
-    print(f"{name}: {', '.join(f'{count} {what}' for what, count in sorted(found.items()))} ({took})", flush=True)
+    print(f"{name}: {', '.join(f'{count} {what}' for what, count in sorted(outcomes.items()))} ({took})", flush=True)
 
 
 def main() -> None:
@@ -71,17 +71,22 @@ def main() -> None:
     parser.add_argument("--round", type=float, default=5.0, help="minutes after which a round is left alone (5)")
     parser.add_argument("--cells", type=int, default=4, help="of each sweep, of 8 trials each (4)")
     parser.add_argument("--folder", type=Path, default=None, help="for everything; a short path (default: in /tmp)")
-    parser.add_argument("--case", nargs="?", const="", default=None, metavar="NAME", help="one kind of harm, or all")
+    parser.add_argument(
+        "--case", nargs="?", const="", default=None, metavar="NAME", help="one kind of harm, or all; no name: list them"
+    )
     parser.add_argument("--times", type=int, default=None, help="how often the case is done (the soak: minutes)")
     asked = parser.parse_args()
     if asked.case is not None and asked.case not in (*CASES, "all"):
-        parser.exit(2 * bool(asked.case), "".join(f"{name}: {case.__doc__}\n" for name, (case, _) in CASES.items()))
+        only_listed = asked.case == ""
+        listing = "".join(f"{name}: {case.__doc__}\n" for name, (case, _) in CASES.items())
+        parser.exit(0 if only_listed else 2, listing)
     top = Path(tempfile.mkdtemp(prefix="c", dir=asked.folder))  # short, for Ray's sockets
     print(f"seed {asked.seed}, in {top}", flush=True)
     if asked.case is not None:
         for name in CASES if asked.case == "all" else [asked.case]:
-            (top / name[:2]).mkdir()
-            run_case(name, asked.times, asked.seed, top / name[:2])
+            folder = top / name[:2]  # short, for Ray's sockets
+            folder.mkdir()
+            run_case(name, asked.times, asked.seed, folder)
         shutil.rmtree(top)
         return
     shm, whole = in_shm(), top / "undisturbed"

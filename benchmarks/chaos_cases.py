@@ -1,7 +1,7 @@
 """One kind of harm at a time, without Ray: the cases that `chaos.py --case NAME` runs.
 
-A case does one thing to runs, results or data, at random and many times, and counts what came of it. It raises
-AssertionError if that is a traceback, a wrong row, or half of a file. Each says in its docstring what may come of it.
+A case harms runs, results or data at random, many times, and counts the outcomes. It raises AssertionError for a
+traceback, a wrong row, or half of a file. Its docstring says which outcomes are allowed.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ import urllib.error
 import urllib.request
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from http.client import HTTPException
 from pathlib import Path
 from typing import Any
 
@@ -50,7 +51,7 @@ Outcomes = Counter[str]
 def program(
     *words: object, cwd: Path, environment: Mapping[str, str] | None = None, seconds: float | None = None
 ) -> subprocess.CompletedProcess[bytes]:
-    """Run `sweeps` with these words in a process of its own; kill it (SIGKILL) after so many seconds, if given."""
+    """Run `sweeps` with these words in a new process. If `seconds` is given, kill it (SIGKILL) after that time."""
     command = [sys.executable, "-c", PROGRAM, *map(str, words)]
     around = {**os.environ, "PYTHONPATH": str(ROOT)} if environment is None else dict(environment)
     process = subprocess.Popen(command, cwd=cwd, env=around, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
@@ -63,7 +64,7 @@ def program(
 
 
 def tiny_sweep(folder: Path, **sections: Any) -> Path:
-    """A sweep file of two cells of a small model, its results beside it."""
+    """Write a sweep file of two cells of a small model. Its results go to the folder `r` beside it."""
     folder.mkdir(parents=True, exist_ok=True)
     keeps = {"methods": {"lora": {}, "randlora": {}}, "keep": {"adapters": "best"}, "output": str(folder / "r")}
     path = folder / "tiny.yaml"
@@ -72,7 +73,7 @@ def tiny_sweep(folder: Path, **sections: Any) -> Path:
 
 
 def hurt_bytes(draw: random.Random, whole: bytes) -> tuple[str, bytes]:
-    """Harm that a disk, a crash or an editor does to a file: its kind, and the file's bytes after it."""
+    """Harm a file as a disk, a crash or an editor does. Return the kind of harm and the file's new bytes."""
     data, at = bytearray(whole), draw.randrange(len(whole))
     end = min(len(data), at + draw.randrange(1, 400))
     kind = draw.choice(["bit", "cut", "lost", "zeros", "noise", "doubled", "moved"])
@@ -97,18 +98,18 @@ def hurt_bytes(draw: random.Random, whole: bytes) -> tuple[str, bytes]:
 
 
 def hurt_lines(draw: random.Random, whole: Sequence[bytes]) -> tuple[str, bytes]:
-    """The same of whole lines, each with its own checksum."""
-    found, at, other = list(whole), draw.randrange(len(whole)), draw.randrange(len(whole))
+    """Harm a journal by whole lines, whose checksums stay right. Return the kind of harm and the file's new bytes."""
+    changed, at, other = list(whole), draw.randrange(len(whole)), draw.randrange(len(whole))
     kind = draw.choice(["lost", "doubled", "swapped", "torn"])
     if kind == "lost":
-        del found[at]
+        del changed[at]
     elif kind == "doubled":
-        found.insert(other, found[at])
+        changed.insert(other, changed[at])
     elif kind == "swapped":
-        found[at], found[other] = found[other], found[at]
+        changed[at], changed[other] = changed[other], changed[at]
     else:
-        found[at] = found[at][: draw.randrange(len(found[at]))]
-    return f"{kind} lines", b"".join(found)
+        changed[at] = changed[at][: draw.randrange(len(changed[at]))]
+    return f"{kind} lines", b"".join(changed)
 
 
 def journals(top: Path, draw: random.Random, times: int) -> Outcomes:
@@ -141,7 +142,7 @@ ODD_VALUES: tuple[Any, ...] = (
 
 
 def hurt_rows(draw: random.Random, whole: list[dict[str, Any]]) -> tuple[str, str]:
-    """Rows of JSON that no careful person wrote: what was done, and the file's text."""
+    """Make JSON of rows, one of them harmed as by a careless editor. Return the kind of harm and the file's text."""
     found: list[Any] = [dict(row) for row in whole]
     row, other = draw.choice(found), draw.choice(found)
     key = draw.choice(list(row))
@@ -163,7 +164,7 @@ def hurt_rows(draw: random.Random, whole: list[dict[str, Any]]) -> tuple[str, st
 
 
 def hurt_table(draw: random.Random, whole: pa.Table) -> tuple[str, pa.Table]:
-    """A table of images whose labels are odd: what was done, and the table."""
+    """Harm a table of images: its labels, its columns or its rows. Return the kind of harm and the new table."""
     n, at = whole.num_rows, whole.schema.get_field_index("label")
     labels: dict[str, Callable[[], pa.Array]] = {
         "labels beyond 64 bits": lambda: pa.array([2**63 + k for k in range(n)], pa.uint64()),
@@ -185,7 +186,7 @@ def hurt_table(draw: random.Random, whole: pa.Table) -> tuple[str, pa.Table]:
 
 
 def write_data(top: Path, draw: random.Random) -> tuple[str, str, Path]:
-    """Data of a drawn form with one harm in it: the harm, the data set's name, and its folder."""
+    """Write data of a random form with one harm in it. Return the harm, the data set's name, and its folder."""
     form = draw.choice(["parquet", "arrow", "json", "questions", "problems", "glue", "e2e"])
     folder = top / "sst2" if form == "glue" else top / form
     shutil.rmtree(folder, ignore_errors=True)
@@ -223,7 +224,7 @@ def write_data(top: Path, draw: random.Random) -> tuple[str, str, Path]:
         kind, paths = "whole", []
         for name in ("trainset.csv", "devset.csv", "testset_w_refs.csv"):
             paths.append(folder / name)
-            paths[-1].write_text('mr,ref\n"name[The Eagle], food[French]","The Eagle, a French place."\n' * 1, "utf-8")
+            paths[-1].write_text('mr,ref\n"name[The Eagle], food[French]","The Eagle, a French place."\n', "utf-8")
     if kind == "whole" or draw.random() < 0.2:
         path = draw.choice(paths)
         kind, data = hurt_bytes(draw, path.read_bytes())
@@ -251,7 +252,7 @@ def check_data(name: str) -> None:
 
 
 def data(top: Path, draw: random.Random, times: int) -> Outcomes:
-    """Data sets of every form with odd values or hurt bytes. Each is one error of ours, or loads with whole rows."""
+    """Data sets of every form with odd values or hurt bytes. Each is refused (DataError) or loads with whole rows."""
     found = Outcomes()
     for _ in range(times):
         harm, name, folder = write_data(top, draw)
@@ -302,11 +303,11 @@ ODD_VARIABLES: dict[str, tuple[str | None, ...]] = {
 }
 """Variables that the product or its libraries read, each with values that nobody would set on purpose."""
 OTHER_TEXT = {"PYTHONIOENCODING", "COLUMNS", "FORCE_COLOR", "TERM"}
-"""They change what is printed, not what is computed."""
+"""Variables that change how results are printed, not what is computed."""
 
 
 def environments(top: Path, draw: random.Random, times: int) -> Outcomes:
-    """Verbs with odd environment variables. They say what a plain one says, or what is wrong (exit code 2)."""
+    """Verbs with odd environment variables. They print the same as without them, or refuse with a message (code 2)."""
     found, spec = Outcomes(), tiny_sweep(top / "tiny")
     shutil.copytree(QUICKSTART, top / "results")
     plain = {key: os.environ[key] for key in ("PATH", "HOME", "LANG") if key in os.environ}
@@ -342,7 +343,7 @@ def environments(top: Path, draw: random.Random, times: int) -> Outcomes:
                 assert_alike(top / "tiny" / "r", kept)
             elif verb != "status" and variable not in OTHER_TEXT:  # status says how long ago something happened
                 assert done.stdout == reference.setdefault(verb, done.stdout), said
-            found["as without it"] += 1
+            found["the same as without it"] += 1
     return found
 
 
@@ -375,7 +376,7 @@ print(engine.run(fake_plan(Path(folder), logged(Path(log), delay=0.02)), trial=T
 
 
 def killed(top: Path, draw: random.Random, times: int) -> Outcomes:
-    """SIGKILL in a report, an export and an upload. What is there is whole, and the same command does the rest."""
+    """SIGKILL in a report, an export and an upload. No half file is left, and the same command finishes the work."""
     spec, found = tiny_sweep(top / "tiny"), Outcomes()
     results = top / "tiny" / "r"
     assert program("run", spec, "--backend", "inline", "--quiet", cwd=top).returncode == 0
@@ -388,6 +389,7 @@ def killed(top: Path, draw: random.Random, times: int) -> Outcomes:
         begun = time.monotonic()
         assert program(*words, cwd=top).returncode == 0
         took, whole = time.monotonic() - begun, check()
+        assert whole, words
         for _ in range(times):
             shutil.rmtree(top / "model", ignore_errors=True)
             done = program(*words, cwd=top, seconds=took * draw.uniform(0.4, 1.0))
@@ -401,17 +403,17 @@ def killed(top: Path, draw: random.Random, times: int) -> Outcomes:
 
 
 def _check_page(page: Path) -> object:
-    """Whether a report is whole; None if there is none."""
+    """Return whether a report is whole; None if there is none."""
     return page.read_text(encoding="utf-8").rstrip().endswith("</html>") if page.is_file() else None
 
 
 def _check_model(folder: Path) -> object:
-    """The files of an exported model with their sizes; None if there is none."""
+    """Return the files of an exported model with their sizes; None if there is none."""
     return {p.name: p.stat().st_size for p in folder.iterdir()} if folder.is_dir() else None
 
 
 def _uploads(top: Path, draw: random.Random, times: int) -> Outcomes:
-    """Drivers that copy what they finish, each killed, until one is done; then one that has the copy alone."""
+    """Kill three drivers that upload what they finish, then let one finish; half of the time it has only the copy."""
     found, whole = Outcomes(), top / "whole"
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
 
@@ -446,7 +448,7 @@ def _uploads(top: Path, draw: random.Random, times: int) -> Outcomes:
 
 
 def packed(top: Path, draw: random.Random, times: int) -> Outcomes:
-    """The same sweep, one trial at a time and four at once, on further seeds each time: the same tables to rounding."""
+    """A sweep with one trial at a time and with packs of four, on new seeds each time. The tables agree to rounding."""
     for _ in range(times):
         seeds = sorted(draw.sample(range(1000), 4))
         folders = []
@@ -475,7 +477,7 @@ print(run(fake_plan(Path(sys.argv[1]), cells), trial=TRIAL, progress=False, back
 
 
 def watched(top: Path, draw: random.Random, times: int) -> Outcomes:
-    """Twenty clients of `watch` beside a driver that ends dozens of trials a second. All answers are whole."""
+    """Twenty clients of `watch` beside a driver that ends dozens of trials a second. Every answer is whole."""
     found, environment = Outcomes(), {**os.environ, "PYTHONPATH": str(ROOT)}
     for number in range(times):
         folder = top / f"watched{number}"
@@ -507,7 +509,7 @@ def watched(top: Path, draw: random.Random, times: int) -> Outcomes:
 
 
 def _json_of(stream: io.BufferedIOBase | Any) -> str:
-    """The first JSON document that a stream gives."""
+    """Read lines of a stream until they are a whole JSON document, and return it."""
     text = ""
     while True:
         text += stream.readline().decode()
@@ -516,8 +518,16 @@ def _json_of(stream: io.BufferedIOBase | Any) -> str:
             return text
 
 
+def _is_json(text: str) -> bool:
+    try:
+        json.loads(text)
+    except ValueError:
+        return False
+    return True
+
+
 def _client(seed: float, address: str, driver: subprocess.Popen[bytes], found: Outcomes, wrong: list[str]) -> None:
-    """Ask for the page, the report and SQL by turns while a driver runs."""
+    """Ask for the page, the report and SQL at random while a driver runs. What is not whole goes into `wrong`."""
     base, _, token = address.partition("?")
     asking = random.Random(seed)
     asked: dict[str, tuple[str, bytes | None]] = {
@@ -532,12 +542,13 @@ def _client(seed: float, address: str, driver: subprocess.Popen[bytes], found: O
             with urllib.request.urlopen(urllib.request.Request(url, body), timeout=300) as answer:
                 text = answer.read().decode()
         except urllib.error.HTTPError as error:
-            text, code = error.read().decode(), error.code
-            if code != 404:  # no report before there is something to report
-                wrong.append(f"{kind}: {code} {text[:300]}")
+            if error.code != 404:  # no report before there is something to report
+                wrong.append(f"{kind}: {error.code} {error.read().decode()[:300]}")
+        except (OSError, HTTPException) as error:  # the answer ended early, or there was none
+            wrong.append(f"{kind}: {type(error).__name__}: {error}")
         else:
-            if kind != "sql" and not text.rstrip().endswith("</html>"):
-                wrong.append(f"{kind}: half a page")
+            if not (_is_json(text) if kind == "sql" else text.rstrip().endswith("</html>")):
+                wrong.append(f"{kind}: half an answer: {text[-300:]}")
         found[kind] += 1
 
 
@@ -556,7 +567,7 @@ main()
 
 
 def starved(top: Path, draw: random.Random, times: int) -> Outcomes:
-    """A driver with a limit of memory (RLIMIT_AS): it ends with a message or failed rows, and another does the rest."""
+    """A driver with little memory (RLIMIT_AS). It ends with a message or failed rows, and a new driver finishes."""
     found, environment = Outcomes(), {**os.environ, "PYTHONPATH": str(ROOT)}
     whole = tiny_sweep(top / "whole")
     assert program("run", whole, "--backend", "inline", "--quiet", cwd=top).returncode == 0
@@ -575,7 +586,7 @@ def starved(top: Path, draw: random.Random, times: int) -> Outcomes:
 
 
 def cases() -> Iterator[tuple[str, Callable[[Path, random.Random, int], Outcomes], int]]:
-    """The cases by name, each with how often it is done by default."""
+    """Yield the name of each case, the case, and how often it is done by default."""
     yield "journals", journals, 300
     yield "data", data, 600
     yield "environments", environments, sum(map(len, ODD_VARIABLES.values()))

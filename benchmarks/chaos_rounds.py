@@ -1,4 +1,4 @@
-"""A sweep in a folder, with faults to the processes of its run: what `chaos.py` and its cases on Ray are made of."""
+"""Run a sweep in a folder and harm the processes of its run. `chaos.py` and its cases with Ray are made of this."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ class Round:
     """One sweep in a folder, and its faults, as they are drawn."""
 
     FIRST_S, EVERY_S = (5.0, 40.0), (2.0, 20.0)
-    """Seconds of a driver before the first fault, and between two."""
+    """From how many to how many seconds pass before a driver's first fault, and between two faults."""
 
     def __init__(self, folder: Path, draw: random.Random, cells: int) -> None:
         self.results, self.log, self.draw, self.cells = folder / "r", folder / "log", draw, cells
@@ -74,12 +74,13 @@ class Round:
         self.environment = {**os.environ, "PYTHONPATH": str(ROOT), "RAY_TMPDIR": str(folder.parent)}
 
     def run(self, ends: float) -> None:
-        """Drivers one after another until one finds nothing left; none is disturbed after `ends`."""
+        """Start drivers one after another until one completes the sweep. After the time `ends` none is disturbed."""
         while True:
-            step, full = self.weather(time.monotonic() < ends)
+            step, full = self.draw_clock_and_disk(time.monotonic() < ends)
             command = [sys.executable, "-c", DRIVER, *map(str, (self.results, self.log, self.cells, step, full))]
-            with (self.results.parent / "said").open("wb") as said:
-                driver = subprocess.Popen(command, cwd=ROOT, env=self.environment, stdout=subprocess.PIPE, stderr=said)
+            stderr = self.results.parent / "stderr"
+            with stderr.open("wb") as file:
+                driver = subprocess.Popen(command, cwd=ROOT, env=self.environment, stdout=subprocess.PIPE, stderr=file)
             family = {psutil.Process(driver.pid)}
             strikes = time.monotonic() + self.draw.uniform(*self.FIRST_S)
             while driver.poll() is None:
@@ -90,7 +91,8 @@ class Round:
                     self.strike(driver.pid)
                     strikes = time.monotonic() + self.draw.uniform(*self.EVERY_S)
             answer = driver.communicate()[0].decode().split()[-1:]
-            self.done.append(f"ended with {driver.returncode}, clock {step:+.0f} s" + f", full at {full}" * (full > 0))
+            disk = f", disk full after {full} writes" if full else ""
+            self.done.append(f"ended with {driver.returncode}, clock {step:+.0f} s{disk}")
             left = [p for p in psutil.wait_procs(family, timeout=90)[1] if p.status() != psutil.STATUS_ZOMBIE]
             assert not left, f"still running: {left}"
             if driver.returncode == 0 and answer == ["True"]:
@@ -99,40 +101,39 @@ class Round:
             # Ray aborts a process whose raylet is lost while they meet
             fair = driver.returncode in (0, EXIT_LOST, 130, -signal.SIGABRT, *(-number for number in sent))
             fair |= bool(full) and driver.returncode == 2
-            fair |= (self.results.parent / "said").read_bytes().endswith(b"KeyboardInterrupt\n")  # while it imports
+            fair |= stderr.read_bytes().endswith(b"KeyboardInterrupt\n")  # while it imports
             assert fair, f"exit code {driver.returncode}"  # 1: failed trials
             seen = len(self.log.read_text().splitlines()) if self.log.exists() else 0
             self.over = {e["trial_id"]: self.over.get(e["trial_id"], seen) for e in events(self.results, "finish")}
             if time.monotonic() < ends:
                 self.hurt()
 
-    def weather(self, disturbed: bool) -> tuple[float, int]:
-        """Seconds by which a driver's clock steps, and after how many writes its disk is full (0: never)."""
+    def draw_clock_and_disk(self, disturbed: bool) -> tuple[float, int]:
+        """Return by how many seconds a driver's clock steps, and after how many writes its disk is full (0: never)."""
         step = self.draw.choice([0.0, 0.0, -3600.0, 86400.0, -86400.0 * 400])
         return step, self.draw.choice([0, 0, 0, self.draw.randrange(5, 60)]) if disturbed else 0
 
     def strike(self, pid: int) -> None:
-        """One fault to one process of the run; Ray's own are struck seldom, since each ends the run."""
+        """Send one signal to one process of the run. Ray's own are struck seldom, since each ends the run."""
         name = self.draw.choice(RAYS if self.draw.random() < 0.15 else VICTIMS)
-        sent = self.draw.choice(
-            [signal.SIGKILL, signal.SIGSTOP, signal.SIGTERM, *([signal.SIGINT, signal.SIGHUP] * (name == "driver"))]
-        )
-        self.send(pid, name, sent)
+        signals = [signal.SIGKILL, signal.SIGSTOP, signal.SIGTERM]
+        if name == "driver":
+            signals += [signal.SIGINT, signal.SIGHUP]
+        self.send(pid, name, self.draw.choice(signals))
 
     def send(self, pid: int, name: str, sent: signal.Signals) -> None:
-        """Send a signal to a process of the run that is called so, if there is one; a stopped one goes on later."""
+        """Send a signal to a random process of the run whose name has `name`, if any. SIGSTOP lasts some seconds."""
         still, pick = self.draw.uniform(*STILL_S), self.draw.random()
         with contextlib.suppress(psutil.Error):
             driver = psutil.Process(pid)
             children = driver.children(recursive=True)
             named = [p for p in children if name in " ".join([p.name(), *p.cmdline()[:1]])]
-            found = [driver] if name == "driver" else sorted(named, key=lambda p: p.pid)
-            if not found:
+            candidates = [driver] if name == "driver" else sorted(named, key=lambda p: p.pid)
+            if not candidates:
                 return
-            victim = found[int(pick * len(found))]
-            self.done.append(
-                f"{signal.Signals(sent).name} to {name}" + f" for {still:.1f} s" * (sent == signal.SIGSTOP)
-            )
+            victim = candidates[int(pick * len(candidates))]
+            duration = f" for {still:.1f} s" if sent == signal.SIGSTOP else ""
+            self.done.append(f"{sent.name} to {name}{duration}")
             victim.send_signal(sent)
             if sent == signal.SIGSTOP:
                 try:
@@ -141,7 +142,7 @@ class Round:
                     victim.resume()
 
     def hurt(self) -> None:
-        """What a crash or a bad disk does to the folder between two drivers; perhaps nothing."""
+        """Harm the folder between two drivers as a crash or a bad disk does, or do nothing."""
         kinds: dict[str, Callable[[], None]] = {
             "nothing": lambda: None,
             "torn line": self._torn,
@@ -192,7 +193,7 @@ class Signalled(Round):
         super().__init__(folder, draw, cells)
         self.name, self.sent = name, sent
 
-    def weather(self, disturbed: bool) -> tuple[float, int]:
+    def draw_clock_and_disk(self, disturbed: bool) -> tuple[float, int]:
         return 0.0, 0
 
     def strike(self, pid: int) -> None:
@@ -203,7 +204,8 @@ class Signalled(Round):
 
 
 PROCESSES = (*VICTIMS, *RAYS, "log_monitor", "sweeps.backends.ray")
-"""Each kind of process of a local session, by a part of its name or of its first word; last our driver of Ray."""
+"""Each kind of process of a local session, by a part of its name or of its command's first word. The last is ours: it
+starts Ray."""
 
 
 def terminated(top: Path, draw: random.Random, times: int) -> Outcomes:
@@ -259,10 +261,14 @@ def head_back(top: Path, draw: random.Random, times: int) -> Outcomes:
     return Outcomes({"the same driver went on": times})
 
 
-def soak(top: Path, draw: random.Random, minutes: int) -> Outcomes:
-    """One sweep for so many minutes. No process takes more memory, descriptors or threads at its end than early on.
+KEPT_BYTES = 20_000
+"""A bound on the memory that the driver needs for a finished trial."""
 
-    The driver keeps every trial in mind, so it may grow by `KEPT_BYTES` a trial.
+
+def soak(top: Path, draw: random.Random, minutes: int) -> Outcomes:
+    """One sweep for `minutes` minutes. No process has more memory, files or threads at its end than early on.
+
+    The driver keeps every trial in memory, so it may grow by `KEPT_BYTES` a trial.
     """
     log, environment = top / "log", {**os.environ, "PYTHONPATH": str(ROOT), "RAY_TMPDIR": str(top)}
     command = [sys.executable, "-c", DRIVER, str(top / "r"), str(log), str(60 * minutes), "0", "0"]
@@ -281,28 +287,25 @@ def soak(top: Path, draw: random.Random, minutes: int) -> Outcomes:
         time.sleep(10)
     driver.send_signal(signal.SIGINT)
     driver.wait(120)
-    most, wrong = max(map(len, seen.values())), []
+    most, growing = max(map(len, seen.values())), []
     for (_, name), samples in seen.items():
         if len(samples) < most * 0.9:  # it came or went meanwhile
             continue
         quarter = len(samples) // 4
         early = [median(each) for each in zip(*samples[quarter : 2 * quarter], strict=True)]
         late = [median(each) for each in zip(*samples[-quarter:], strict=True)]
-        (mib, files, threads), (mib_late, files_late, threads_late) = early, late
-        memory = f"{mib / 2**20:.0f} to {mib_late / 2**20:.0f} MiB"
+        (size, files, threads), (size_late, files_late, threads_late) = early, late
+        memory = f"{size / 2**20:.0f} to {size_late / 2**20:.0f} MiB"
         print(f"{name}: {memory}, {files:.0f} to {files_late:.0f} files, {threads:.0f} to {threads_late:.0f} threads")
         kept = KEPT_BYTES * ended[-1] if name == "driver" else 0
-        if mib_late > 1.1 * mib + 2**24 + kept or files_late > files + 4 or threads_late > threads + 4:
-            wrong.append(name)
-    assert not wrong, f"they grow: {wrong}"
+        if size_late > 1.1 * size + 2**24 + kept or files_late > files + 4 or threads_late > threads + 4:
+            growing.append(name)
+    assert not growing, f"they grow: {growing}"
     return Outcomes({"minutes": minutes, "trials": ended[-1]})
 
 
-KEPT_BYTES = 20_000
-
-
 def cases() -> Iterator[tuple[str, Callable[[Path, random.Random, int], Outcomes], int]]:
-    """The cases on Ray by name, each with how often it is done by default (the soak: minutes)."""
+    """Yield the name of each case, the case, and how often it is done by default (for the soak: minutes)."""
     yield "terminated", terminated, 1
     yield "head_back", head_back, 2
     yield "soak", soak, 15

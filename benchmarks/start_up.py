@@ -1,14 +1,16 @@
-"""What the processes cost that a lane leaves out: seconds until the first trial has run, with them and without.
+"""Measure how long a run takes until its first trial has ended, with all of Ray Train's processes and with ours.
 
-    python -m benchmarks.start_up               # five rounds, each with both sides in a random order; some four minutes
+    python -m benchmarks.start_up               # five rounds, each with both sides in a random order
     python -m benchmarks.start_up --rounds 1
 
-Ray Train starts processes that lanes have no use for: for each run one for data sets and one that frees placement
-groups, and one for all runs that asks an autoscaler for nodes. `sweeps.backends.ray.compat` leaves them out; the side
-"usual" puts them back. Every run is a process of its own with a Ray session and two workers. The clock runs from before
-the libraries are imported until the first trial, which trains nothing, has ended. Its parts are the imports, Ray's
-session, and the lanes with the trial. Processor seconds are those of the driver and of all that Ray had started by
-then. They depend less on what else the machine does.
+Ray Train starts processes that lanes do not need. Each run has one for data sets and one that frees placement groups.
+All runs together have one that asks an autoscaler for nodes. `sweeps.backends.ray.compat` leaves them out (the side
+"ours"), and the side "usual" puts them back.
+
+Every run is a new process with a Ray session and two workers. The clock starts before the libraries are imported. It
+stops when the first trial, which trains nothing, has ended. Its parts are the imports, Ray's session, and the lanes
+with the trial. Processor seconds are those of the driver and of every process that Ray had started by then. They depend
+less on what else the machine does.
 """
 
 from __future__ import annotations
@@ -35,11 +37,11 @@ MEASURED = ("seconds", "imports", "session", "lanes and a trial", "processor sec
 
 
 class FirstTrial:
-    """A display that measures, once, when the first trial has ended.
+    """A progress display that takes its measurements once: when the first trial has ended.
 
     Attributes:
-        ended: the clock then.
-        spent: processor seconds of the driver, and of each process that it had started by then.
+        ended: the time of that moment, by `time.perf_counter`.
+        spent: processor seconds of the driver, and of each process that it had started until that moment.
     """
 
     def __init__(self) -> None:
@@ -62,7 +64,7 @@ class FirstTrial:
 
 
 def run_side(side: str) -> dict[str, float]:
-    """Start a session with two workers in this process, and run a sweep of two trials."""
+    """Run a sweep of two trials in this process, in a Ray session with two workers. Return the `MEASURED` values."""
     begun = time.perf_counter()
     from sweeps.backends.ray import compat
     from sweeps.backends.ray.backend import using

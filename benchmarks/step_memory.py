@@ -1,10 +1,11 @@
-"""Predicted against measured peak memory of a training step, on this machine's CPU.
+"""Compare the predicted with the measured peak memory of a training step, on this machine's CPU.
 
 python -m benchmarks.step_memory [--methods lora,full] [--out FILE.json]
 
-Predicted is what `trainables.training.costs` finds on tensors without values. Measured is a trial of two steps by
-`run_trial`, whose allocations torch's profiler records, plus the bytes of the loaded model's tensors. Model and images
-are loaded, and one trial is run, before the profiler starts. The models have random weights.
+`trainables.training.costs` predicts the bytes on tensors without values. To measure them, `run_trial` trains two steps
+while torch's profiler records every allocation. The measured bytes are the highest sum of these allocations, plus the
+tensors of the base model. Before the profiler starts, one trial has loaded the model and the data. The models have
+random weights.
 """
 
 from __future__ import annotations
@@ -49,7 +50,7 @@ class Case:
 
 
 def make_vit(folder: Path, hidden: int, layers: int, side: int) -> str:
-    """Write a ViT of random weights; its id."""
+    """Write a ViT with random weights into `folder`, and return the id by which a sweep names it."""
     config = transformers.ViTConfig(
         hidden_size=hidden, num_hidden_layers=layers, num_attention_heads=4, intermediate_size=3 * hidden,
         image_size=side, patch_size=8,
@@ -59,7 +60,7 @@ def make_vit(folder: Path, hidden: int, layers: int, side: int) -> str:
 
 
 def cases(folder: Path) -> Iterator[tuple[str, Case]]:
-    """Models whose sizes no other part of the project has."""
+    """Yield the cases with their names. No other part of the project has models of these sizes."""
     for name in ("vit", "llama", "gpt2", "bert"):
         (folder / name).mkdir()
     yield "CLIP, image tower", Case("embedded:tiny-clip", IMAGES, "vision", {"global_batch_size": 64})
@@ -78,7 +79,7 @@ def cases(folder: Path) -> Iterator[tuple[str, Case]]:
 
 
 def trial_of(case: Case, method: str, info: BaseModelInfo) -> TrialConfig:
-    """A trial of two steps."""
+    """Return the configuration of a trial of two steps."""
     targets = info.default_targets
     shapes = {} if method == "full" else info.target_shapes(targets, "both" if case.adapt == "all" else case.adapt)
     capacity = 0 if method == "full" else max(CAPACITY, get_method(method).min_capacity)
@@ -93,7 +94,7 @@ def trial_of(case: Case, method: str, info: BaseModelInfo) -> TrialConfig:
 
 
 def measured(trial: TrialConfig) -> int:
-    """Peak bytes of a trial's second run in this process."""
+    """Return the peak bytes of a trial when it runs for the second time in this process."""
     warm: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as folder:
         for _ in run_trial(trial, warm=warm, directory=Path(folder) / "first"):
@@ -118,7 +119,7 @@ def measured(trial: TrialConfig) -> int:
 
 
 def compare(methods: list[str]) -> list[dict[str, Any]]:
-    """Rows with the predicted and the measured bytes of every case and method."""
+    """Print and return the predicted and the measured bytes of every case and method."""
     rows = []
     with tempfile.TemporaryDirectory() as folder:
         for name, case in cases(Path(folder)):
@@ -127,11 +128,11 @@ def compare(methods: list[str]) -> list[dict[str, Any]]:
             costs = CostModel(copy.deepcopy(info.module), info.kind, side=side, classes=case.classes)
             for method in methods:
                 trial = trial_of(case, method, info)
-                predicted, found = costs.step(trial).memory_bytes, measured(trial)
-                rows.append({"case": name, "method": method, "predicted": predicted, "measured": found})
-                share = predicted / found - 1
+                predicted, peak = costs.step(trial).memory_bytes, measured(trial)
+                rows.append({"case": name, "method": method, "predicted": predicted, "measured": peak})
+                share = predicted / peak - 1
                 print(
-                    f"{name:20} {method:10} {predicted / 2**20:8.2f} MiB {found / 2**20:8.2f} MiB {share:+.1%}",
+                    f"{name:20} {method:10} {predicted / 2**20:8.2f} MiB {peak / 2**20:8.2f} MiB {share:+.1%}",
                     flush=True,
                 )
     return rows

@@ -1,8 +1,9 @@
 """Processor seconds of the verbs that read results: `python benchmarks/verbs.py` prints docs/performance.md's table.
 
-The folders are the committed league, and one that is made up (`tests.analysis.synthetic`): 200 cells with 25 trials
-each, unless `--cells` says another number. Each verb runs in a process of its own, which starts anew: the least of
-`--rounds` is printed, with what the processes that it starts take. `--verbs best,status` measures these alone.
+The verbs read the committed league and a made-up folder (`tests.analysis.synthetic`), which has 200 cells of 25 trials
+each. `--cells` makes folders of other sizes. Each verb runs `--rounds` times, every time in a new process, and the
+lowest number of seconds is printed. `report` runs only once. The seconds include those of processes
+that the verb itself starts. `--verbs best,status` measures only these two.
 """
 
 from __future__ import annotations
@@ -31,17 +32,17 @@ VERBS = {
 METHODS = ("lora", "randlora", "dora", "nola", "adalora")
 BUDGETS = ("lora-1", "lora-2", "lora-4", "lora-8", "lora-16")
 SEEDS = 19
-"""Of stage CONFIRM, besides four rates and two re-runs: 25 trials of a cell."""
+"""Seeds of stage CONFIRM. With four rates and two re-runs, a cell has 25 trials."""
 
 
 def made(folder: Path, cells: int) -> Path:
-    """A made-up folder of about so many cells: every method at every budget, on as many data sets as that takes."""
+    """Write a made-up results folder of about `cells` cells: every method at every budget, on enough data sets."""
     datasets = [f"folder:set{k}" for k in range(max(1, round(cells / len(METHODS) / len(BUDGETS))))]
     return make_results(folder, datasets=datasets, seeds=SEEDS, plan=dict.fromkeys(METHODS, BUDGETS))
 
 
 def processor_seconds(words: list[str]) -> float:
-    """User and system seconds of a verb in a process of its own."""
+    """Run `sweeps` with these words in a new process, and return the processor seconds (user and system) it took."""
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
     command = [sys.executable, "-c", "from sweeps.cli.program import main; main()", *words]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
@@ -53,8 +54,10 @@ def processor_seconds(words: list[str]) -> float:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--cells", type=int, nargs="*", default=[200], help="of the made-up folders (200)")
-    parser.add_argument("--rounds", type=int, default=3, help="how often each is timed; the least counts (3)")
-    parser.add_argument("--verbs", default=",".join(VERBS), help="which of them")
+    parser.add_argument(
+        "--rounds", type=int, default=3, help="how often each verb but report is timed; the lowest counts (3)"
+    )
+    parser.add_argument("--verbs", default=",".join(VERBS), help="the verbs to measure, with commas between them (all)")
     asked = parser.parse_args()
     verbs = {name: VERBS[name] for name in asked.verbs.split(",")}
     with tempfile.TemporaryDirectory() as place:
@@ -66,9 +69,9 @@ def main() -> None:
             store = open_store(folder)
             took = []
             for words in verbs.values():
-                found = [word.replace("FOLDER", str(folder)) for word in words]
+                command = [word.replace("FOLDER", str(folder)) for word in words]
                 rounds = 1 if "report" in words else asked.rounds
-                took.append(min(processor_seconds(found) for _ in range(rounds)))
+                took.append(min(processor_seconds(command) for _ in range(rounds)))
             sizes = [f"{store.table(name).num_rows:,}" for name in ("trials", "cells")]
             print(f"| {' | '.join([*sizes, *(f'{seconds:.1f}' for seconds in took)])} |", flush=True)
 

@@ -251,11 +251,11 @@ class Adapter(nn.Module, ABC):
 
     derived: ClassVar[tuple[str, ...]] = ()
     rate_ratios: Mapping[str, float] = MappingProxyType({})
-    """By trainable the factor of its learning rate, if that is not 1 (LoRA+'s B)."""
+    """The factors of learning rates that are not 1 (LoRA+'s B), by name of the trainable."""
     moves_bias: bool = False
     """Whether the layer's bias changes too, so that no change of the weight alone is the same."""
     stand_in: ClassVar[bool] = False
-    """Whether it only counts parameters, in place of an adapter that is built from the values of W0."""
+    """Whether it only counts parameters. It stands for an adapter that cannot be built without the values of W0."""
     schedule: object | None = None
     held: Held | None = None
 

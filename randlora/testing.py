@@ -145,7 +145,10 @@ class _Check:
             yield f"merged weights give other outputs than linear, by {off:.1e}"
 
     def forgets(self) -> bool:
-        """Of a delta far below bf16's steps at the weight, under autocast, with rows so many that a sum costs less."""
+        """Return whether autocast loses a delta that is smaller than bf16's resolution at the weight.
+
+        The batch has many rows, so that adding the delta to the weight is the cheaper form.
+        """
         plain = nn.Linear(*SHAPES[0][::-1], bias=False)
         layer = nn.Sequential(plain).eval()
         gradients = zero_gradients(self.method, {"0.weight": SHAPES[0]})

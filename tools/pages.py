@@ -3,7 +3,7 @@
 Also the JSON schema of sweep files, and `llms.txt`, the list of the site's pages for programs that read.
 
 python -m tools.pages             # write them
-python -m tools.pages --check     # exit 1 where one is out of date
+python -m tools.pages --check     # exit 1 if one is out of date
 """
 
 from __future__ import annotations
@@ -230,7 +230,7 @@ def rates_page() -> str:
 
 
 def llms_text() -> str:
-    """docs/llms.txt: every page of the site's navigation with its first sentence (https://llmstxt.org)."""
+    """Return docs/llms.txt: every page of the site's navigation with its first sentence (https://llmstxt.org)."""
     site = yaml.safe_load((ROOT / "mkdocs.yml").read_text(encoding="utf-8"))
     lines = [f"# {site['site_name']}", "", f"> {site['site_description']}"]
     for title, pages in _chapters(site["nav"]):
@@ -240,7 +240,7 @@ def llms_text() -> str:
 
 
 def _chapters(nav: Sequence[Any]) -> Iterator[tuple[str, list[tuple[str | None, str]]]]:
-    """Chapters of a navigation with the (title, page) of each of their pages; pages outside a chapter come first."""
+    """Yield the chapters of a navigation, each with (title, page) of its pages. Pages outside a chapter come first."""
     alone = [page for page in nav if not isinstance(next(iter(_entry(page).values())), list)]
     yield "Pages", [next(iter(_leaves(page))) for page in alone]
     for entry in nav:
@@ -254,26 +254,27 @@ def _entry(page: Any) -> dict[str | None, Any]:
 
 
 def _leaves(page: Any) -> Iterator[tuple[str | None, str]]:
-    for title, found in _entry(page).items():
-        if isinstance(found, list):
-            for each in found:
-                yield from _leaves(each)
+    for title, target in _entry(page).items():
+        if isinstance(target, list):
+            for inner in target:
+                yield from _leaves(inner)
         else:
-            yield title, found
+            yield title, target
 
 
 def _linked(title: str | None, page: str) -> str:
-    """A page's line. The pages of the Python interface are made when the site is built."""
+    """Return a page's line. Pages of the Python interface exist only in the built site, so they have no sentence."""
     path = ROOT / "docs" / page
     text = path.read_text(encoding="utf-8") if path.is_file() else ""
-    head, _, rest = text.partition("\n# ")[2].partition("\n") if not text.startswith("# ") else text[2:].partition("\n")
+    _, _, from_heading = f"\n{text}".partition("\n# ")
+    heading, _, rest = from_heading.partition("\n")
     address = page.removesuffix(".md").replace("README", "index") + ".html"
-    said = f": {first}" if (first := _first_sentence(rest)) else ""
-    return f"- [{title or head}]({address}){said}"
+    sentence = _first_sentence(rest)
+    return f"- [{title or heading}]({address})" + (f": {sentence}" if sentence else "")
 
 
 def _first_sentence(text: str) -> str:
-    """The first sentence of a page's first paragraph, without Markdown."""
+    """Return the first sentence of a page's first paragraph, without Markdown; "" if it has none."""
     prose = re.sub(r"```.*?```", "", text, flags=re.S)
     paragraphs = (each.strip() for each in prose.split("\n\n"))
     first = next((each for each in paragraphs if each and not re.match(r"#|\||<|!|[-*] ", each)), "")

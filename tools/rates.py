@@ -1,6 +1,6 @@
-"""Best learning rates of all published studies: docs/results/rates.parquet, its picture, and the numbers of its page.
+"""Collect the best learning rates of all published studies, and make their file, picture and page.
 
-python -m tools.rates             # writes the file and docs/images/rates.png
+python -m tools.rates             # write docs/results/rates.parquet and docs/images/rates.png
 python -m tools.rates --check     # exit 1 if the file is not what the stores say
 """
 
@@ -29,8 +29,6 @@ from analysis.styles import short_name, style
 ROOT = Path(__file__).parents[1]
 RESULTS, IMAGES = ROOT / "docs" / "results", ROOT / "docs" / "images"
 FILE = "rates.parquet"
-LATER = ("title", "base", "parameters", "capacity")
-"""Columns of a study's cells that are added to `best_rates`."""
 SCHEMA = pa.schema(
     [
         *(field for field in BEST_RATES if field.name not in ("sweep", "cell_id")),
@@ -41,15 +39,19 @@ SCHEMA = pa.schema(
         pa.field("capacity", INT),
     ]
 )
-"""`study`: the folder under docs/results. `base`: the method that a variant is of. `capacity`: the rank or the like."""
+"""The columns of `best_rates`, and some of the table of cells.
+
+`study` is the folder under docs/results, `base` the method of which the cell's method is a variant, and `capacity` the
+rank or the like.
+"""
 MODELS = {
     "embedded:tiny-clip": "tiny CLIP",
     "local:models/vit-s14": "ViT-S/14",
     "local:models/smollm2-135m": "SmolLM2-135M",
 }
-"""Models of the studies, as the page names them."""
+"""Each model of the studies, with its name on the page."""
 LEAST = 2
-"""Cells of a method on a model that a row of the page needs."""
+"""The page has a row for a method on a model if the method has at least this many cells there."""
 
 
 def atlas(folder: Path = RESULTS) -> pa.Table:
@@ -58,15 +60,17 @@ def atlas(folder: Path = RESULTS) -> pa.Table:
     for place in sorted(p for p in folder.iterdir() if p.is_dir()):
         store = open_store(place)
         cells = {(r["sweep"], r["cell_id"]): r for r in store.table("cells").to_pylist()}
-        for found in best_rates(store).to_pylist():
-            cell = cells[found["sweep"], found["cell_id"]]
-            more = {"study": place.name, "title": cell["title"], "base": cell["base"], "capacity": cell["capacity"]}
-            rows.append({k: v for k, v in found.items() if k in SCHEMA.names} | more | {"parameters": cell["count"]})
+        for rate in best_rates(store).to_pylist():
+            cell = cells[rate["sweep"], rate["cell_id"]]
+            columns = {name: value for name, value in rate.items() if name in SCHEMA.names}
+            columns |= {"study": place.name, "parameters": cell["count"]}
+            columns |= {name: cell[name] for name in ("title", "base", "capacity")}
+            rows.append(columns)
     return pa.Table.from_pylist(rows, schema=SCHEMA)
 
 
 def read(folder: Path = RESULTS) -> list[Row]:
-    """The rows of the written file."""
+    """Return the rows of the written file."""
     rows: list[Row] = pq.read_table(folder / FILE).to_pylist()
     return rows
 
@@ -81,23 +85,23 @@ def _rounded(value: float) -> str:
 
 
 def by_method(rows: Sequence[Row]) -> list[list[str]]:
-    """The page's first table: of each model and method the best rates over tasks and budgets, and their widths."""
+    """Return the page's first table: the best rates of each method on each model, over tasks and budgets."""
     shown = []
     for model, name in MODELS.items():
-        mine = by([r for r in rows if r["model"] == model], "method")
-        for (method,), cells in sorted(mine.items(), key=lambda item: (style(item[0][0]).order, item[0][0])):
+        of_model = by([r for r in rows if r["model"] == model], "method")
+        for (method,), cells in sorted(of_model.items(), key=lambda item: (style(item[0][0]).order, item[0][0])):
             if len(cells) < LEAST:
                 continue
             best = [r["best"] for r in cells]
             wide = [r["decades"] for r in cells if r["decades"] is not None]
-            cut = any(r["open"] for r in cells if r["decades"] is not None)
+            bound = "≥ " if any(r["open"] for r in cells if r["decades"] is not None) else ""
             shown.append(
                 [
                     name,
                     f"`{method}`",
                     _rounded(_middle(best)),
                     f"{_rounded(min(best))} to {_rounded(max(best))}",
-                    f"{'≥ ' * cut}{median(wide):.2f}" if wide else "",
+                    f"{bound}{median(wide):.2f}" if wide else "",
                     str(len(cells)),
                     str(sum(r["outside"] is not None for r in cells)),
                 ]
@@ -111,7 +115,7 @@ def size_of(reference: str) -> int:
 
 
 def by_budget(rows: Sequence[Row]) -> list[list[str]]:
-    """The page's second table: LoRA's and RandLoRA's best rate at each budget, the median over tasks."""
+    """Return the page's second table: the best rates of LoRA and RandLoRA at each budget, the median over tasks."""
     shown = []
     for model, name in MODELS.items():
         for method in ("lora", "randlora"):
@@ -123,14 +127,14 @@ def by_budget(rows: Sequence[Row]) -> list[list[str]]:
 
 
 def against_full(rows: Sequence[Row]) -> list[list[str]]:
-    """The page's third table: ratios of LoRA's and RandLoRA's best rates to full fine-tuning's, with intervals."""
+    """Return the page's third table: the best rates of LoRA and RandLoRA divided by full fine-tuning's."""
     shown = []
-    for (study,), mine in by(rows, "study").items():
-        for r in ratios_of([r | {"sweep": study} for r in mine]):
+    for (study,), of_study in by(rows, "study").items():
+        for r in ratios_of([r | {"sweep": study} for r in of_study]):
             if r["method"] in ("lora", "randlora") and r["baseline"] == "full":
                 name = MODELS.get(r["model"], r["model"])
                 ends = (quantity(r[k]) or "?" for k in ("ratio_low", "ratio_high"))
-                ratio = ranged(quantity(r["ratio"]), *ends) + "*" * r["at_edge"]
+                ratio = ranged(quantity(r["ratio"]), *ends) + ("*" if r["at_edge"] else "")
                 shown.append([study, name, short_name(r["dataset"]), style(r["method"]).name, r["reference"], ratio])
     return shown
 
@@ -165,7 +169,7 @@ def draw(rows: Sequence[Row]) -> Chart:
 
 
 def texts(folder: Path) -> dict[str, str | tuple[tuple[str, ...], list[list[str]]]]:
-    """What replaces the placeholders of docs/rates.md."""
+    """Return what replaces the placeholders in `tools/page_texts/rates.md`."""
     rows = read(folder)
     columns = (
         "model",
@@ -189,27 +193,29 @@ def main() -> None:
     """Write the file and the picture, or compare the file with the stores."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--check", action="store_true", help="write nothing")
-    found = atlas()
-    if parser.parse_args().check:
-        if not agree(found.to_pylist(), read()):
+    given = parser.parse_args()
+    table = atlas()
+    rows = table.to_pylist()
+    if given.check:
+        if not agree(rows, read()):
             sys.exit(f"docs/results/{FILE} is not what the stores say; run python -m tools.rates")
         return
-    pq.write_table(found, RESULTS / FILE)
+    pq.write_table(table, RESULTS / FILE)
     with mpl.rc_context(STYLE):
-        draw(found.to_pylist()).savefig(IMAGES / "rates.png", dpi=200)
-    print(f"{found.num_rows} cells of {len(set(found.column('study').to_pylist()))} studies")
+        draw(rows).savefig(IMAGES / "rates.png", dpi=200)
+    print(f"{len(rows)} cells of {len({r['study'] for r in rows})} studies")
 
 
-def agree(found: Sequence[Row], written: Sequence[Row]) -> bool:
-    """Whether two atlases hold the same cells and numbers, to a millionth: another processor rounds otherwise."""
+def agree(computed: Sequence[Row], written: Sequence[Row]) -> bool:
+    """Return whether the cells are the same, with numbers equal to a millionth: processors round differently."""
 
     def same(a: object, b: object) -> bool:
         if isinstance(a, float) and isinstance(b, float):
             return math.isclose(a, b, rel_tol=1e-6)
         return a == b
 
-    return len(found) == len(written) and all(
-        r.keys() == w.keys() and all(same(r[k], w[k]) for k in r) for r, w in zip(found, written, strict=True)
+    return len(computed) == len(written) and all(
+        r.keys() == w.keys() and all(same(r[k], w[k]) for k in r) for r, w in zip(computed, written, strict=True)
     )
 
 

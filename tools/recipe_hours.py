@@ -51,9 +51,9 @@ TOKENS = {"commonsense": 130, "glue": 60, "e2e": 60, "arc": 130}
 ROWS = {"commonsense-15k": 15_000}
 """Training rows that the registry does not know."""
 COMPUTED = ("length", "paper", "counts", "cache")
-"""Facts of a header that this module writes."""
+"""The lines of a header that this module writes."""
 SIDE = 224
-"""Pixels of an image's side, where a recipe does not say."""
+"""Pixels of an image's side, if the recipe does not say."""
 WIDTH = 110
 """Characters of a header's line after its name."""
 TRIAL_SECONDS = 10.0
@@ -144,7 +144,7 @@ def hours(plan: Plan, rate: float) -> Counter[str]:
 
 
 def cached_gigabytes(plan: Plan) -> float:
-    """Decoded images that all data sets of a plan keep on disk: those of training wider where crops are of them."""
+    """Return the gigabytes that decoded images take on disk, of all data sets. Images to crop from are kept wider."""
     wider = WIDER if plan.spec.train.augment == "crop-flip-original" else 1.0
     total = 0.0
     for name in plan.spec.data.datasets:
@@ -157,7 +157,7 @@ def cached_gigabytes(plan: Plan) -> float:
 
 
 def counts(plan: Plan) -> str:
-    """The numbers of parameters of each method, over its budgets."""
+    """Return the numbers of parameters of each method at its budgets, in words."""
     by_method: dict[str, dict[int, None]] = {}
     for cell in plan.cells:
         if cell.count is not None:
@@ -166,7 +166,7 @@ def counts(plan: Plan) -> str:
 
 
 def facts(path: Path) -> dict[str, str]:
-    """The lines of a recipe's header that are computed: of the fair form, and of the published one."""
+    """Return the computed lines of a recipe's header, of its fair form and of its published one."""
     text = path.read_text(encoding="utf-8")
     device = next(d for d in DEVICES if d in text)
     plan, published = (Plan.from_spec(SweepSpec.load(path, (), scale)) for scale in ("full", "published"))
@@ -190,7 +190,7 @@ def _length(plan: Plan, rate: float) -> str:
 
 
 def with_facts(text: str, found: Mapping[str, str]) -> str:
-    """A recipe with these lines in its header: where its "length" stands, and in place of older ones."""
+    """Return a recipe's text with these lines in its header, in place of those that an earlier call wrote."""
     lines = []
     for name, value in found.items():
         wrapped = [part for line in value.split("\n") for part in wrap(line, WIDTH, subsequent_indent="  ")]

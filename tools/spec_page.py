@@ -13,8 +13,17 @@ from sweeps.spec.schema import docstrings, inside
 from sweeps.spec.spec import SweepSpec
 
 SECTIONS = (
-    *("model", "data", "budgets", "methods", "search", "confirm"),
-    *("train", "evaluate", "resources", "limits", "keep"),
+    "model",
+    "data",
+    "budgets",
+    "methods",
+    "search",
+    "confirm",
+    "train",
+    "evaluate",
+    "resources",
+    "limits",
+    "keep",
 )
 
 

@@ -123,15 +123,15 @@ class TrainSettings(BaseModel):
     label_smoothing: Annotated[float, Field(ge=0.0, lt=1.0), LATER] = 0.0
     """Models of text: share of a target spread over all words or classes (LoRA's E2E: 0.1)."""
     base_dropout: Annotated[bool, LATER] = True
-    """Whether the base model's own dropout is on in training, as its config has it; an adapter's is its own option."""
+    """Whether training uses the dropout of the base model's config. An adapter's dropout is an option of its method."""
     parallel: Annotated[Literal["replicate", "fsdp"], LATER] = "replicate"
     """Full fine-tuning of a language model on several workers: a copy each, or weights, gradients and moments split
     (FSDP2)."""
     gradient_checkpointing: Annotated[bool, LATER] = False
     """Models of text: keep layers' inputs alone, and recompute the rest."""
     train_temperature: Annotated[bool, LATER] = False
-    """Full fine-tuning of both towers of a CLIP: train the temperature (logit_scale) too, as the RandLoRA paper's code.
-    Every other method keeps it."""
+    """Full fine-tuning of both towers of a CLIP: also train the temperature (logit_scale), as the RandLoRA paper's code
+    does. It stays frozen in every other method."""
     select: Annotated[Literal["last", "best"], LATER] = "last"
     """Weights to score: the last, or those of the lowest validation loss; `protocol = "paper"` keeps
     `evaluate.validation_rows` apart for it (else 5,000, a tenth at most)."""

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import reprlib
+from collections import Counter
+from collections.abc import Iterable
 from pathlib import Path
 
 DIGITS = 100
-"""A longer text is no number of a class, whatever its characters: Python refuses to read one of thousands."""
+"""A text of this many digits or more is not read as the number of a class. Python refuses to convert thousands."""
 _BRIEF = reprlib.Repr()
 _BRIEF.maxlevel = 3
 _BRIEF.maxlong = 80
@@ -16,6 +18,11 @@ _BRIEF.maxstring = _BRIEF.maxother = 250  # a usual path is whole
 def brief(value: object) -> str:
     """A value as messages show it: a few of many items, and both ends of a long text or number."""
     return _BRIEF.repr(value)
+
+
+def first_repeated(names: Iterable[str]) -> str | None:
+    """Return the first name that stands there more than once; None if each stands there once."""
+    return next((name for name, count in Counter(names).items() if count > 1), None)
 
 
 def both_ends(text: str, most: int) -> str:

@@ -24,7 +24,7 @@ from analysis.store.store import Store, remembered
 from analysis.styles import place_of, style
 
 CURRENCIES = ("adapter_params", "step_memory_bytes", "step_flops", "saved_bytes", "seconds_train")
-"""The costs in which `order_table` compares methods: those that a budget can limit, and time, which none can."""
+"""The costs in which `order_table` compares methods: all that a budget can limit, and the training time."""
 NEAR_FULL = 0.99
 """The default target: this share of full fine-tuning's score."""
 
@@ -33,9 +33,9 @@ BAND = [*typed(TEXT, "method", "x"), *typed(REAL, "at", "score", "low", "high"),
 CROSSING = [*typed(TEXT, "method", "baseline", "x"), ("seeds", INT), *_ESTIMATE]
 NEED = [*typed(TEXT, "method", "x", "goal"), ("target", REAL), ("seeds", INT), *_ESTIMATE]
 AREA = [*typed(TEXT, "method", "x"), *typed(REAL, "from_x", "to_x"), ("seeds", INT), *_ESTIMATE]
+AREA += [("baseline", TEXT), *typed(REAL, "difference", "difference_low", "difference_high")]
 PAIR = [*typed(TEXT, "method", "other", "x"), *typed(REAL, "from_x", "to_x")]
 PAIR += typed(REAL, "difference", "difference_low", "difference_high")
-AREA += [("baseline", TEXT), *typed(REAL, "difference", "difference_low", "difference_high")]
 """Columns of the tables after `measured.line_columns`."""
 
 
@@ -47,6 +47,14 @@ def _named(store: Store, x: str) -> Iterator[tuple[Row, Line, Measured]]:
     """Every curve: the columns that name it, its line, and itself."""
     for (line, method), one in curves(store, x).items():
         yield dict(zip(line_columns(x), line, strict=True)) | {"method": method, "x": x}, line, one
+
+
+def _by_line(store: Store, x: str) -> dict[Line, list[tuple[Row, Measured]]]:
+    """Group the curves by line. Each curve comes with the columns that name it."""
+    lines: dict[Line, list[tuple[Row, Measured]]] = defaultdict(list)
+    for named, line, one in _named(store, x):
+        lines[line].append((named, one))
+    return lines
 
 
 def band_table(store: Store, x: str = "adapter_params", points: int = 60) -> pa.Table:
@@ -114,11 +122,8 @@ def area_table(store: Store, x: str = "adapter_params") -> pa.Table:
     line. `difference` is the area less the baseline's in that range, paired over the seeds both have.
     """
     asked = question(store)
-    lines: dict[Line, list[tuple[Row, Measured]]] = defaultdict(list)
-    for named, line, one in _named(store, x):
-        lines[line].append((named, one))
     rows = []
-    for line, mine in lines.items():
+    for line, mine in _by_line(store, x).items():
         core = [one for named, one in mine if x != EXAMPLES and named["method"] in (asked.focus, asked.baseline)]
         spans = [one.curve.x for one in core or [one for _, one in mine]]
         low, high = max(float(at[0]) for at in spans), min(float(at[-1]) for at in spans)
@@ -133,41 +138,40 @@ def area_table(store: Store, x: str = "adapter_params") -> pa.Table:
 
 @remembered
 def pair_table(store: Store, x: str = "adapter_params") -> pa.Table:
-    """Which of two methods is ahead against a cost, for every pair of curves of a line; columns `PAIR`.
+    """Compare every two methods of a line at equal cost; columns `PAIR`.
 
-    `difference` is the mean score of `method` less that of `other` over the logarithm of the cost, in the range that
-    both curves have, paired over the seeds both have.
+    `difference` is the mean score of `method` minus that of `other`. The mean is over the logarithm of the cost, in the
+    range that both curves cover. Differences are paired over the seeds that both have.
     """
-    lines: dict[Line, list[tuple[Row, Measured]]] = defaultdict(list)
-    for named, line, one in _named(store, x):
-        lines[line].append((named, one))
     rows = []
-    for mine in lines.values():
-        for (named, one), (beside, other) in itertools.combinations(mine, 2):
-            low, high = (of(one.curve.x[at], other.curve.x[at]) for of, at in ((max, 0), (min, -1)))
+    for curves_of_line in _by_line(store, x).values():
+        for (named, one), (named_other, other) in itertools.combinations(curves_of_line, 2):
+            low = float(max(one.curve.x[0], other.curve.x[0]))
+            high = float(min(one.curve.x[-1], other.curve.x[-1]))
             if low < high:
-                row = named | {"other": beside["method"], "from_x": float(low), "to_x": float(high)}
-                rows.append(row | _area_difference(one, other, float(low), float(high)))
+                row = named | {"other": named_other["method"], "from_x": low, "to_x": high}
+                rows.append(row | _area_difference(one, other, low, high))
     return _table(rows, x, PAIR)
 
 
 def order_table(store: Store) -> pa.Table:
-    """Which of two methods is ahead in which currency: the rows of `pair_table` for each of `CURRENCIES`.
+    """Return the rows of `pair_table` for each of `CURRENCIES`: which of two methods is ahead in which currency.
 
     `turns` says whether the two change their order: one is clearly ahead in one currency and clearly behind in another.
     "Clearly" means that the 95 % interval of the difference excludes zero.
     """
     rows = [row for x in CURRENCIES for row in pair_table(store, x).to_pylist()]
-    ahead: dict[tuple[Any, ...], set[bool]] = defaultdict(set)
+    cost = CURRENCIES[0]  # lines have the same columns for every cost
 
     def pair(row: Row) -> tuple[Any, ...]:
-        return *(row[column] for column in line_columns("")), row["method"], row["other"]
+        return tuple(row[column] for column in (*line_columns(cost), "method", "other"))
 
+    ahead: dict[tuple[Any, ...], set[bool]] = defaultdict(set)
     for row in rows:
         if row["difference_low"] is not None and row["difference_low"] * row["difference_high"] > 0:
             ahead[pair(row)].add(row["difference"] > 0)
     turning = [row | {"turns": len(ahead[pair(row)]) == 2} for row in rows]
-    return _table(turning, "", [*PAIR, ("turns", FLAG)])
+    return _table(turning, cost, [*PAIR, ("turns", FLAG)])
 
 
 def _area_difference(one: Measured, base: Measured, low: float, high: float) -> Row:

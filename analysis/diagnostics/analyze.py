@@ -82,7 +82,7 @@ def plan(
         return retention.plan(store, texts)
     if kind == "tasks":
         if isinstance(examples, float):
-            raise StoreError(f"examples = {examples}: tasks takes a whole number, of each task")
+            raise StoreError(f"examples = {examples}: tasks takes a whole number of examples for each task")
         return further.plan(store, tasks=tasks, include=include, examples=examples)
     if kind == "cka":
         return cka.plan(store, examples=examples or cka.EXAMPLES)
@@ -102,16 +102,20 @@ def compute(folder: Path, unit: Unit, warm: dict[str, Any]) -> list[Row]:
     Raises:
         StoreError, TrialError, TrainablesError: what stands in the way, naming the unit.
     """
-    known = {
-        "retention": retention.rows,
-        "cka": cka.rows,
-        "landscape": landscape.rows,
-        "full_rank": full_rank.rows,
-        "intruders": intruders.rows,
-        "tasks": further.rows,
-    }
-    rows = known.get(unit.table, spectrum.rows)
-    return rows(folder, unit, warm)
+    return _ROWS[unit.table](folder, unit, warm)
+
+
+_ROWS = {
+    "spectrum": spectrum.rows,
+    "approximation": spectrum.rows,
+    "retention": retention.rows,
+    "cka": cka.rows,
+    "landscape": landscape.rows,
+    "full_rank": full_rank.rows,
+    "intruders": intruders.rows,
+    "tasks": further.rows,
+}
+"""The function that computes a unit's rows, by the unit's table."""
 
 
 def in_process(folder: Path, units: Sequence[Unit]) -> Iterator[tuple[Unit, list[Row]]]:
@@ -141,7 +145,7 @@ def analyze(
         force: compute all units anew; of rows with one key the later count.
         examples: of cka and landscape, how many at most (of each split); below 1 a share.
         points: of landscape, of a row of the grid and of an edge.
-        tasks: of tasks, lm-eval's names. include: a folder of task files of one's own.
+        tasks: of tasks, lm-eval's names of them. include: a folder with the user's own task files for lm-eval.
         texts: of retention, a file of general text.
 
     Returns:
@@ -200,17 +204,17 @@ def spectrum_sentence(table: pa.Table, approximation: pa.Table) -> str:
 
 
 def intruders_sentence(table: pa.Table) -> str:
-    """Mean number of intruders per method and budget."""
-    found: dict[tuple[str, str | None], list[Row]] = defaultdict(list)
-    for r in table.to_pylist():
-        found[r["method"], r["reference"]].append(r)
-    order = in_order({method for method, _ in found})
-    cells = sorted(found, key=lambda key: (order.index(key[0]), found[key][0]["adapter_params"] or 0))
+    """State the mean number of intruders of each method and budget."""
+    rows = table.to_pylist()
+    cells: dict[tuple[str, str | None], list[Row]] = defaultdict(list)
+    for r in rows:
+        cells[r["method"], r["reference"]].append(r)
+    order = in_order({method for method, _ in cells})
     parts = []
-    for method, reference in cells:
+    for method, reference in sorted(cells, key=lambda key: (order.index(key[0]), cells[key][0]["adapter_params"] or 0)):
         at = f" at {reference}" if reference else ""
-        parts.append(f"{style(method).name}{at} {fmean(r['intruders'] for r in found[method, reference]):.2f}")
-    counted, threshold = (max(r[key] for r in table.to_pylist()) for key in ("counted", "threshold"))
+        parts.append(f"{style(method).name}{at} {fmean(r['intruders'] for r in cells[method, reference]):.2f}")
+    counted, threshold = max(r["counted"] for r in rows), max(r["threshold"] for r in rows)
     return (
         f"Intruders among the {counted} leading singular vectors of a trained weight (largest cosine with one of the "
         f"base weight below {threshold:g}), mean over target weights: {', '.join(parts)}. One seed per cell: a "
@@ -219,25 +223,26 @@ def intruders_sentence(table: pa.Table) -> str:
 
 
 def retention_sentence(table: pa.Table) -> str:
-    """How far the loss on general text rose per method and budget, and less LoRA's."""
+    """State how far the loss on general text rose for each method and budget, and by how much more than for LoRA."""
     rows = table.to_pylist()
     parts = []
     for r in retention.changes(table):
         at = f" at {r['reference']}" if r["reference"] else ""
-        less = (
-            f", less LoRA's {_nats(r, 'less_lora', 'less_low', 'less_high')}" if r.get("less_lora") is not None else ""
-        )
-        parts.append(f"{style(r['method']).name}{at} {_nats(r, 'change', 'low', 'high')}{less}")
+        says = f"{style(r['method']).name}{at} {_nats(r, 'change', 'low', 'high')}"
+        if r.get("less_lora") is not None:
+            says += f", minus LoRA's {_nats(r, 'less_lora', 'less_low', 'less_high')}"
+        parts.append(says)
     before = fmean(r["before"] for r in rows)
     return (
-        f"Loss of a token of {rows[0]['texts']} under the base model: {before:.3f}. Its change by training, mean over "
-        f"seeds [95 %, each for itself]: {'; '.join(parts)}."
+        f"Mean loss of a token of {rows[0]['texts']} under the base model: {before:.3f} nats. Its change by training, "
+        f"mean over seeds [95 % interval, not corrected for several methods]: {'; '.join(parts)}."
     )
 
 
 def _nats(r: Row, value: str, low: str, high: str) -> str:
-    ends = "" if r[low] is None else f" [{r[low]:+.3f}, {r[high]:+.3f}]"
-    return f"{r[value]:+.3f}{ends}"
+    """Write a change of the loss with its interval, if it has one."""
+    interval = "" if r[low] is None else f" [{r[low]:+.3f}, {r[high]:+.3f}]"
+    return f"{r[value]:+.3f}{interval}"
 
 
 def full_rank_sentence(table: pa.Table) -> str:
@@ -254,21 +259,17 @@ def full_rank_sentence(table: pa.Table) -> str:
 
 
 def tasks_sentence(table: pa.Table) -> str:
-    """The first metric of each task, of every method at its largest budget and of the base model."""
-    said = []
+    """State the first metric of each task for every method at its largest budget, and for the base model."""
+    parts = []
     rows = table.to_pylist()
     for task in dict.fromkeys(r["task"] for r in rows):
-        mine = [r for r in rows if r["task"] == task and r["metric"] == _first_metric(rows, task)]
-        at = {r["method"]: r for r in sorted(mine, key=lambda r: r["adapter_params"] or 0)}
-        values = [f"{style(m).name} {_with_error(at[m])}" for m in in_order(set(at))]
-        said.append(f"{task} ({mine[0]['metric']}): {', '.join(values)}.")
-    return " ".join(
-        [*said, "± is lm-eval's standard error over examples. One seed per cell: a description, not a test."]
-    )
-
-
-def _first_metric(rows: Sequence[Row], task: str) -> str:
-    return str(next(r["metric"] for r in rows if r["task"] == task))
+        metric = next(r["metric"] for r in rows if r["task"] == task)
+        shown = [r for r in rows if r["task"] == task and r["metric"] == metric]
+        largest = {r["method"]: r for r in sorted(shown, key=lambda r: r["adapter_params"] or 0)}
+        values = [f"{style(method).name} {_with_error(largest[method])}" for method in in_order(set(largest))]
+        parts.append(f"{task} ({metric}): {', '.join(values)}.")
+    parts.append("± is lm-eval's standard error over examples. One seed per cell: a description, not a test.")
+    return " ".join(parts)
 
 
 def _with_error(row: Row) -> str:

@@ -23,6 +23,7 @@ from analysis.format import Row
 from analysis.store.store import Store
 from randlora.files.tensors import read_tensors
 from trainables.config import EvaluateSettings, TrainSettings, TrialConfig
+from trainables.models.blocks import block_lists
 from trainables.models.encoders import HEAD_FILE
 from trainables.runtime import choose_precision, pick_device
 from trainables.tasks.images.images import ImageTask
@@ -235,19 +236,16 @@ def trial_config(facts: Row, row: Row) -> TrialConfig:
 
 
 def repeated_blocks(module: nn.Module, prefix: str = "") -> dict[str, nn.Module]:
-    """The members of the outermost lists whose members are of one class and have parts of their own, by name."""
-    found: dict[str, nn.Module] = {}
-    taken: list[str] = []
-    for name, part in module.named_modules():
-        inside = any(name == t or name.startswith(f"{t}.") for t in taken)
-        if inside or not name.startswith(prefix) or not isinstance(part, nn.ModuleList | nn.Sequential):
-            continue
-        members = dict(part.named_children())
-        kinds = {type(m) for m in members.values()}
-        if len(kinds) == 1 and all(next(m.children(), None) is not None for m in members.values()):
-            taken.append(name)
-            found |= {f"{name}.{n}": m for n, m in members.items()}
-    return found
+    """Return the repeated blocks of a model (such as its transformer layers), keyed by module name.
+
+    `prefix`: the start of the names to return.
+    """
+    return {
+        f"{name}.{number}": block
+        for name, blocks in block_lists(module).items()
+        if name.startswith(prefix)
+        for number, block in blocks.named_children()
+    }
 
 
 def mean_vector(output: Tensor, batch: int) -> Tensor:

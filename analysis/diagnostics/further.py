@@ -1,7 +1,7 @@
-"""Further tasks of trained language models, scored by lm-eval: beside a sweep's own scores, and never for choosing.
+"""Score trained language models on further tasks with lm-eval. These scores never take part in a choice or a verdict.
 
-lm-eval (EleutherAI) has some thousand tasks, and reads files of one's own. It asks the trained model as it stands in
-memory, with the adapter on it, and the untouched base model.
+lm-eval (EleutherAI) has a large collection of tasks, and it also reads the user's own task files. It gets the trained
+model in memory with its adapter attached (nothing is exported), and the untouched base model.
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ from trainables.runtime import pick_device
 from trainables.tasks.lane_cache import Warm
 
 BATCH = 8
-"""Texts of one forward pass."""
+"""Number of texts in one forward pass."""
 RESAMPLES = 1000
-"""Resamples for the standard error of metrics without a formula for it; lm-eval's 100,000 take minutes a task."""
+"""Bootstrap resamples for the standard error of metrics that have no formula for it. lm-eval's default is 100,000."""
 
 
 def plan(store: Store, *, tasks: Sequence[str], include: Path | None = None, examples: int | None = None) -> list[Unit]:
@@ -42,9 +42,9 @@ def plan(store: Store, *, tasks: Sequence[str], include: Path | None = None, exa
     if not tasks:
         raise StoreError("name at least one task of lm-eval: --task arc_easy; `lm-eval ls tasks` lists them")
     trials = kept_trials(store)
-    strange = sorted({k.row["model"] for k in trials if model_kind(k.row["model"]) != "causal-lm"})
+    strange = sorted({model for model in {k.row["model"] for k in trials} if model_kind(model) != "causal-lm"})
     if strange:
-        raise StoreError(f"lm-eval asks language models, and {strange[0]} is none")
+        raise StoreError(f"lm-eval asks language models, and {strange[0]} is of another kind")
     facts = sweep_facts(store) | {"include": None if include is None else str(include.absolute())}
     bases = {k.row["model"]: k for k in trials}
     briefs = [k.brief for k in trials] + [k.brief | {"trial_id": None} for k in bases.values()]
@@ -57,24 +57,28 @@ def rows(folder: Path, unit: Unit, warm: dict[str, Any]) -> list[Row]:
 
     Raises StoreError: lm-eval is not installed, or does not know the task or lacks its data.
     """
-    (brief,) = unit.trials
-    kept = None if brief["trial_id"] is None else Kept.of(brief, folder)
-    loaded = Warm(warm, pick_device()).model(brief["model"], unit.facts["train"].get("base_weights", "fp32"))
+    (trial,) = unit.trials  # as `Kept.brief`, without a trial_id for the base model
+    kept = None if trial["trial_id"] is None else Kept.of(trial, folder)
+    base_weights = unit.facts["train"].get("base_weights", "fp32")
+    loaded = Warm(warm, pick_device()).model(trial["model"], base_weights)
     with _trained(loaded.module, kept) as module:
-        found = _ask(module, loaded.text_tokenizer, unit)
+        metrics = _ask(module, loaded.text_tokenizer, unit)
     base = {"method": "zero-shot", "reference": None, "adapter_params": 0, "trial_id": None}
     about = unit.place | (base if kept is None else kept.named) | {"task": unit.settings["task"]}
-    return [about | row for row in found]
+    return [about | row for row in metrics]
 
 
 @contextlib.contextmanager
 def _trained(module: nn.Module, kept: Kept | None) -> Iterator[nn.Module]:
-    """The model as a trial left it; None: the base model."""
+    """Give the model with a trial's trained weights, or the base model if `kept` is None."""
     if kept is None:
         yield module.eval()
     elif kept.full:
         own = copy.deepcopy(module)  # the base model's memory may be shared
-        own.load_state_dict(read_tensors(kept.folder / FULL_WEIGHTS), strict=False)
+        file = kept.folder / FULL_WEIGHTS
+        other = own.load_state_dict(read_tensors(file), strict=False).unexpected_keys
+        if other:
+            raise StoreError(f"{file} has {other[0]!r}, which is no weight of {kept.row['model']!r}")
         yield own.eval()
     else:
         adapted = randlora.load(module, kept.folder)
@@ -86,6 +90,7 @@ def _trained(module: nn.Module, kept: Kept | None) -> Iterator[nn.Module]:
 
 
 def _ask(module: nn.Module, tokenizer: Any, unit: Unit) -> list[Row]:
+    """Run lm-eval on the unit's task and return a row for each of its metrics."""
     try:
         from lm_eval import __version__, simple_evaluate
         from lm_eval.models.huggingface import HFLM
@@ -105,7 +110,7 @@ def _ask(module: nn.Module, tokenizer: Any, unit: Unit) -> list[Row]:
             log_samples=False,
         )
         results = answer["results"][name]
-    except Exception as error:  # of its tasks and of their data, of any kind; named and raised on
+    except Exception as error:  # tasks and their data raise errors of any kind
         raise StoreError(f"{unit.label}: lm-eval fails on {name!r} ({first_line(error)})") from error
     asked = (answer.get("n-samples") or {}).get(name) or {}
     facts = {"shots": (answer.get("n-shot") or {}).get(name), "examples": asked.get("effective")}
@@ -114,10 +119,10 @@ def _ask(module: nn.Module, tokenizer: Any, unit: Unit) -> list[Row]:
 
 
 def _metrics(results: Row) -> Iterator[Row]:
-    """lm-eval's 'acc,none' and 'acc_stderr,none' as a row: the metric, how answers were filtered, value and error."""
+    """Turn lm-eval's 'acc,none' and 'acc_stderr,none' into one row with metric, answer filter, value and error."""
     for key, value in results.items():
         metric, comma, chosen = key.partition(",")
         if comma and not metric.endswith("_stderr") and isinstance(value, int | float):
             error = results.get(f"{metric}_stderr,{chosen}")
-            known = float(error) if isinstance(error, int | float) else None  # else it is "N/A"
-            yield {"metric": metric, "answer_filter": chosen, "value": float(value), "stderr": known}
+            stderr = float(error) if isinstance(error, int | float) else None  # lm-eval writes "N/A" if it has none
+            yield {"metric": metric, "answer_filter": chosen, "value": float(value), "stderr": stderr}

@@ -1,4 +1,4 @@
-"""Intruder dimensions (Shuttleworth et al., arXiv 2410.21228): trained directions that the base weight does not have.
+"""Count intruder dimensions (arXiv 2410.21228): directions of a trained weight that its base weight does not have.
 
 A left singular vector of W0 + delta is an intruder if its largest absolute cosine with a left singular vector of W0 is
 below a threshold. As in the paper and in PEFT's code, the leading vectors are counted: those with the largest singular
@@ -24,7 +24,7 @@ from randlora.model.targets import select
 from trainables.tasks.lane_cache import Warm
 
 LEADING = 10
-"""Singular vectors of W0 + delta that are counted, from the largest singular value."""
+"""Number of leading singular vectors of W0 + delta in which intruders are counted."""
 
 
 def likeness(base: Tensor, delta: Tensor) -> Tensor:
@@ -38,8 +38,8 @@ def likeness(base: Tensor, delta: Tensor) -> Tensor:
     """
     before = torch.linalg.svd(base.double(), full_matrices=False)[0]
     after = torch.linalg.svd(base.double() + delta.double(), full_matrices=False)[0]
-    found: Tensor = (after.T @ before).abs().amax(dim=1).clamp_max(1.0)
-    return found
+    cosines: Tensor = (after.T @ before).abs().amax(dim=1).clamp_max(1.0)
+    return cosines
 
 
 def plan(store: Store) -> list[Unit]:
@@ -68,33 +68,31 @@ def rows(folder: Path, unit: Unit, warm: dict[str, Any]) -> list[Row]:
     kept = Kept.of(unit.trials[0], folder)
     updates = deltas(module, kept, unit.settings["weights"] or None)
     bases = {name: site.base.detach().float().cpu() for name, site in select(module, list(updates)).items()}
-    return [unit.place | kept.named | row for row in intruder_rows(bases, updates, **_counted(unit))]
-
-
-def _counted(unit: Unit) -> dict[str, Any]:
-    return {key: unit.settings[key] for key in ("leading", "threshold")}
+    leading, threshold = unit.settings["leading"], unit.settings["threshold"]
+    counts = intruder_rows(bases, updates, leading=leading, threshold=threshold)
+    return [unit.place | kept.named | row for row in counts]
 
 
 def intruder_rows(
     bases: Mapping[str, Tensor], updates: Mapping[str, Tensor], *, leading: int = LEADING, threshold: float = INTRUDER
 ) -> list[Row]:
-    """Per weight of one trial the number and share of intruders among the leading vectors, and all likenesses."""
-    found = []
+    """Return a row for each weight of one trial: number and share of intruders, and the cosine of every vector."""
+    rows_of_weights = []
     for name, delta in updates.items():
         cosines = likeness(bases[name], delta)
         counted = min(leading, len(cosines))
-        strange = int((cosines[:counted] < threshold).sum())
-        found.append(
+        intruders = int((cosines[:counted] < threshold).sum())
+        rows_of_weights.append(
             {
                 "weight": name,
                 "out_features": delta.shape[0],
                 "in_features": delta.shape[1],
                 "counted": counted,
                 "threshold": threshold,
-                "intruders": strange,
-                "share": strange / counted,
+                "intruders": intruders,
+                "share": intruders / counted,
                 "intruders_of_all": int((cosines < threshold).sum()),
                 "cosines": [float(value) for value in cosines],
             }
         )
-    return found
+    return rows_of_weights

@@ -1,8 +1,8 @@
-"""What trained language models keep: their loss on general text, before and after training.
+"""Measure the loss of language models on general text before and after training: how much they forget.
 
-The loss is the mean over tokens of the cross-entropy of each token given those before it. Before: the base model
-without any adapter. After: the same windows under the trial's weights. Every kept seed of CONFIRM is looked at, so that
-methods are paired by seed.
+The loss is the mean over tokens of the cross-entropy of each token given those before it. Before training it is that of
+the base model without any adapter. After training it is that of the same windows of text under the trial's weights.
+All kept seeds of stage CONFIRM are measured, so that methods can be paired by seed.
 """
 
 from __future__ import annotations
@@ -32,12 +32,11 @@ from trainables.runtime import choose_precision
 from trainables.tasks.text.rows import TextTask
 
 WINDOW = 256
-"""Tokens of a window; the last one may have fewer."""
+"""Number of tokens of a window. The last window may have fewer."""
 WINDOWS = 64
-"""Most windows, evenly spaced through the text."""
-AT_ONCE = 4
+"""Largest number of windows, evenly spaced through the text."""
 OVERLAP = 40
-"""Characters from which on a line of a training text that stands in the general text is an overlap."""
+"""A training line with at least this many characters must not stand in the general text."""
 
 
 def plan(store: Store, texts: Path) -> list[Unit]:
@@ -77,17 +76,17 @@ def rows(folder: Path, unit: Unit, warm: dict[str, Any]) -> list[Row]:
     if bench.loaded.kind != "causal-lm" or bench.loaded.text_tokenizer is None:
         raise StoreError(f"retention needs a language model, and {bench.loaded.model_id!r} is of another kind")
     refuse_overlap(bench, content, unit.facts["texts"])
-    found = windows(content, bench.loaded.text_tokenizer, unit.settings["window"], unit.settings["windows"])
-    if sum(len(part) - 1 for part in found) < 1:
+    parts = windows(content, bench.loaded.text_tokenizer, unit.settings["window"], unit.settings["windows"])
+    tokens = sum(len(part) - 1 for part in parts)
+    if tokens < 1:
         raise StoreError(f"--texts {unit.facts['texts']} has fewer than two tokens; give a file of general text")
     key = f"retention {unit.settings['texts']} {bench.loaded.model_id}"
-    if key not in warm:  # of the base model, once for all trials
-        warm[key] = text_loss(bench, found)
+    if key not in warm:  # the base model's loss is the same for all trials
+        warm[key] = text_loss(bench, parts)
     before: float = warm[key]
     with bench.trained(kept) as state:
-        after = float(bench.under(state, text_loss, bench, found))
+        after = float(bench.under(state, text_loss, bench, parts))
     seeds = {name: kept.row[name] for name in ("data_seed", "init_seed", "basis_seed")}
-    tokens = sum(len(part) - 1 for part in found)
     about = {"texts": Path(unit.facts["texts"]).name, "tokens": tokens, "score": kept.row["test_score"]}
     change = {"before": before, "after": after, "change": after - before}
     return [unit.place | kept.named | seeds | about | change]
@@ -107,20 +106,20 @@ def refuse_overlap(bench: Bench, content: str, name: str) -> None:
 
 
 def training_lines(task: TextTask[Any]) -> list[str]:
-    """The long lines of a trial's training rows. What half of the rows or more have is the prompt's template."""
-    part, rows = task.train_split, task.rows("train").tolist()
-    times = Counter(
-        line
-        for row in rows
-        for line in {
-            line.strip()
-            for value in vars(part.rows[row]).values()
-            if isinstance(value, str)
-            for line in value.splitlines()
-            if len(line.strip()) >= OVERLAP
-        }
-    )
-    return [line for line, count in times.items() if count < max(2, len(rows) / 2)]
+    """Return the long lines of a trial's training rows, without the prompt's template.
+
+    Lines that half of the rows or more have are taken for the template.
+    """
+    numbers = task.rows("train").tolist()
+    counts = Counter(line for number in numbers for line in _long_lines(task.train_split.rows[number]))
+    return [line for line, count in counts.items() if count < max(2, len(numbers) / 2)]
+
+
+def _long_lines(row: Any) -> set[str]:
+    """Return the lines of a training row's texts that have at least `OVERLAP` characters."""
+    texts = [value for value in vars(row).values() if isinstance(value, str)]
+    lines = {line.strip() for text in texts for line in text.splitlines()}
+    return {line for line in lines if len(line) >= OVERLAP}
 
 
 def windows(content: str, tokenizer: Any, size: int, most: int) -> list[Tensor]:
@@ -133,11 +132,11 @@ def windows(content: str, tokenizer: Any, size: int, most: int) -> list[Tensor]:
 
 
 @torch.no_grad()
-def text_loss(bench: Bench, found: Sequence[Tensor]) -> float:
-    """Mean cross-entropy of each token of the windows but the first, given those before it in its window."""
+def text_loss(bench: Bench, parts: Sequence[Tensor]) -> float:
+    """Return the mean cross-entropy of all tokens but the first of each window, given those before in the window."""
     _, autocast = choose_precision("fp32", next(bench.module.parameters()).device)
     model, total, count = LanguageModel(bench.module, autocast), 0.0, 0
-    for part in found:
+    for part in parts:
         places = torch.arange(len(part) - 1)
         logits, _ = model.logits(part[None], torch.zeros_like(places), places)
         total += float(cross_entropy(logits.double(), part[1:].to(logits.device), reduction="sum"))
@@ -146,10 +145,11 @@ def text_loss(bench: Bench, found: Sequence[Tensor]) -> float:
 
 
 def changes(table: pa.Table) -> list[Row]:
-    """Per method and budget the mean change of the loss over seeds and data sets, and the same less LoRA's.
+    """Return a row for each method and budget with the mean change of the loss, and that change less LoRA's.
 
-    Differences are paired by seed with LoRA at the same budget; a method without a budget has none. Intervals are of
-    95 % each, not corrected for how many there are; null with one seed.
+    Means are over seeds and data sets. Differences are paired by seed with LoRA at the same budget, so a method without
+    a budget has none. Each interval is a 95 % interval by itself, without a correction for several methods. It is null
+    with one seed.
     """
     cells: dict[tuple[str, str | None], dict[tuple[Any, ...], dict[Seed, float]]] = defaultdict(
         lambda: defaultdict(dict)
@@ -159,7 +159,7 @@ def changes(table: pa.Table) -> list[Row]:
         cells[r["method"], r["reference"]][place_of(r)][seed_of(r)] = r["change"]
         sizes[r["method"], r["reference"]] = r["adapter_params"] or 0
     order = in_order({method for method, _ in cells})
-    found: list[Row] = []
+    rows_of_cells: list[Row] = []
     for method, reference in sorted(cells, key=lambda key: (order.index(key[0]), sizes[key])):
         own, lora = cells[method, reference], cells.get(("lora", reference), {})
         whole = stratified_difference([list(seeds.values()) for seeds in own.values()])
@@ -174,5 +174,5 @@ def changes(table: pa.Table) -> list[Row]:
         if method != "lora" and any(paired):
             less = stratified_difference(paired)
             row |= {"less_lora": less.mean, "less_low": less.low, "less_high": less.high}
-        found.append(row | {"n": whole.n})
-    return found
+        rows_of_cells.append(row | {"n": whole.n})
+    return rows_of_cells

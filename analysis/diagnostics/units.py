@@ -18,8 +18,14 @@ from analysis.store.store import Store
 from analysis.store.tables import set_aside, write_part
 
 VERSIONS = {
-    **{"cka": 2, "landscape": 2, "spectrum": 2, "approximation": 3, "full_rank": 1, "tasks": 1},
-    **{"intruders": 1, "retention": 1},
+    "cka": 2,
+    "landscape": 2,
+    "spectrum": 2,
+    "approximation": 3,
+    "full_rank": 1,
+    "tasks": 1,
+    "intruders": 1,
+    "retention": 1,
 }
 """Raised when a table's numbers come about differently: units of an earlier version are then computed again."""
 

@@ -110,10 +110,10 @@ def draw_spectrum(table: pa.Table, approximation: pa.Table) -> Chart:
 
 
 def strangers(intruders: pa.Table) -> list[Row]:
-    """Intruders of a weight by `threshold`, the mean over weights, by method and budget (`reference`).
+    """Return the mean number of intruders of a weight for each method, budget (`reference`) and `threshold`.
 
     Args:
-        intruders: rows of the table of that name.
+        intruders: rows of the table `intruders`.
     """
     cells: dict[tuple[str, str | None, int], list[Any]] = defaultdict(list)
     for r in intruders.to_pylist():
@@ -133,7 +133,7 @@ def strangers(intruders: pa.Table) -> list[Row]:
 
 
 def draw_intruders(table: pa.Table) -> Chart:
-    """The mean number of intruders of a weight against the threshold: a panel per budget, a line per method.
+    """Draw the mean number of intruders of a weight against the threshold: a panel per budget, a line per method.
 
     Methods without a budget (full fine-tuning) are in every panel.
     """
@@ -156,7 +156,7 @@ def draw_intruders(table: pa.Table) -> Chart:
 
 
 def draw_retention(table: pa.Table) -> Chart:
-    """The mean test score against the mean rise of the loss on general text: a mark per method and budget."""
+    """Draw the mean test score against the mean rise of the loss on general text: a mark per method and budget."""
     cells: dict[tuple[str, str | None], list[Row]] = defaultdict(list)
     for r in table.to_pylist():
         if r["score"] is not None:
@@ -165,11 +165,11 @@ def draw_retention(table: pa.Table) -> Chart:
         figure = Chart(COLUMN_INCHES, 2.7)
         axes = figure.add_axes((0.17, 0.17, 0.8, 0.77))
         for method in in_order({m for m, _ in cells}):
-            look, mine = style(method), [rows for (m, _), rows in cells.items() if m == method]
-            x = [float(np.mean([r["change"] for r in rows])) for rows in mine]
-            y = [100 * float(np.mean([r["score"] for r in rows])) for rows in mine]
-            drawn: dict[str, Any] = {"color": look.colour, "marker": look.marker or "*", "label": look.name}
-            axes.plot(x, y, linestyle="none", markeredgecolor=PAPER, **drawn)
+            look, budgets = style(method), [rows for (m, _), rows in cells.items() if m == method]
+            x = [float(np.mean([r["change"] for r in rows])) for rows in budgets]
+            y = [100 * float(np.mean([r["score"] for r in rows])) for rows in budgets]
+            marks: dict[str, Any] = {"color": look.colour, "marker": look.marker or "*", "label": look.name}
+            axes.plot(x, y, linestyle="none", markeredgecolor=PAPER, **marks)
         axes.axvline(0.0, color=MUTED, linewidth=0.6)
         axes.set_xlabel("rise of the loss on general text, nats a token")
         axes.set_ylabel("test score (%)")

@@ -99,7 +99,7 @@ class Chart(Figure):
         FigureCanvasAgg(self)
 
     def _repr_png_(self) -> bytes:
-        """The figure for notebooks, which know those of pyplot alone."""
+        """Return the figure as PNG. Notebooks call this, since they only know how to show figures of pyplot."""
         file = io.BytesIO()
         with mpl.rc_context(STYLE):
             self.savefig(file, format="png", dpi=150)

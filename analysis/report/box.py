@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterable
 
 from analysis.format import Row, amount, listed, plural, quantity, span
-from analysis.store.columns import limited, of_model
+from analysis.store.columns import NOT_PARAMETERS, limited, of_model
 from analysis.store.store import Store
 from analysis.styles import budget_order, dataset_text, place_text, size_text, training_text
 
@@ -92,12 +92,14 @@ def _budgets(store: Store) -> str:
     kinds: dict[tuple[str, bool], list[str]] = {}
     for r in sorted(rows, key=lambda r: budget_order(r["reference"])):
         unit = limited([r["reference"]])
-        share = "" if r["share"] is None else f" ({100 * r['share']:.2g} % of the model)"
-        counts = span(r["counts"])
         if of_model(r["reference"]):
-            share, ends = "", (min(r["counts"]), max(r["counts"]))
+            ends = min(r["counts"]), max(r["counts"])
             counts = " to ".join(dict.fromkeys(amount(n, r["reference"]) for n in ends))
-        by_rank = re.fullmatch(r"((dof|memory|flops|bytes)-)?lora-\d+", r["reference"]) is not None
+            share = ""
+        else:
+            counts = span(r["counts"])
+            share = "" if r["share"] is None else f" ({100 * r['share']:.2g} % of the model)"
+        by_rank = re.fullmatch(rf"(({NOT_PARAMETERS})-)?lora-\d+", r["reference"]) is not None
         kinds.setdefault((unit, by_rank), []).append(f"{r['reference']} is {counts}{share}")
     return " ".join(_kind(unit, by_rank, said) for (unit, by_rank), said in kinds.items())
 
@@ -106,13 +108,12 @@ def _kind(unit: str, by_rank: bool, said: list[str]) -> str:
     if not by_rank:
         return f"In {unit}: {listed(said)}."
     if unit == "trainable parameters":
-        return (
-            f"lora-N (or LoRA-N) is the number of {unit} that LoRA of rank N has on the same weights: {listed(said)}."
-        )
-    if unit == "degrees of freedom":
-        return f"dof-lora-N is the number of {unit} that LoRA of rank N has on the same weights: {listed(said)}."
-    front = said[0].partition("-")[0]
-    return f"{front}-lora-N is the {unit} that LoRA of rank N takes on the same weights: {listed(said)}."
+        name, what = "lora-N (or LoRA-N)", f"number of {unit} that LoRA of rank N has"
+    elif unit == "degrees of freedom":
+        name, what = "dof-lora-N", f"number of {unit} that LoRA of rank N has"
+    else:
+        name, what = f"{said[0].partition('-')[0]}-lora-N", f"{unit} that LoRA of rank N takes"
+    return f"{name} is the {what} on the same weights: {listed(said)}."
 
 
 def _runs(store: Store) -> str:

@@ -352,11 +352,11 @@ def chosen_variance(
     from a smooth curve through the scores of stage TUNE, which has less noise. Otherwise they are these scores.
 
     Args:
-        log_rates: (..., K) log10 of the rates; None where other hyperparameters were searched with them.
+        log_rates: (..., K) log10 of the rates; None if other hyperparameters were searched with them.
         chosen: (...) the point that was chosen.
         noise: variance of one run's score, broadcast against (...).
         reruns: how many rates are run again, and on how many seeds each.
-        rng, draws: with a generator, the variance is simulated from so many draws (`drawn_variance`).
+        rng, draws: with a generator, the variance is simulated from this number of draws (`drawn_variance`).
     """
     level, weight = levels(runs)
     expected = level if log_rates is None else smoothed(log_rates, level, weight, chosen)
@@ -454,7 +454,7 @@ def _scores(budgets: Sequence[Sequence[Row]], names: Sequence[str], column: str 
 
 @remembered
 def tuned_runs(store: Store) -> dict[CellKey, tuple[Array | None, Runs]]:
-    """(sweep, cell) -> log10 of the rates of stage TUNE (None if more than rates was searched), and their scores."""
+    """(sweep, cell) -> log10 of stage TUNE's rates (None if more than rates was searched), and their scores."""
     rows = store.sql(
         """
         select sweep, cell_id, lr, hyperparameters, data_seed, init_seed, basis_seed, val_score from last_attempts

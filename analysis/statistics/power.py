@@ -58,7 +58,7 @@ def _needed(tested: Difference, alpha: float) -> Array:
 
 @lru_cache(maxsize=64)
 def _draws(freedoms: tuple[float, ...]) -> tuple[Array, Array, Array]:
-    """Draws of chi-square with these degrees of freedom (DRAWS, parts) and with CHOICE_FREEDOM, and of a normal."""
+    """Return draws of chi-square with these degrees of freedom (DRAWS, parts), with CHOICE_FREEDOM, and of a normal."""
     rng = np.random.default_rng(0)
     squares = rng.chisquare(np.array(freedoms), (DRAWS, len(freedoms)))
     return squares, rng.chisquare(CHOICE_FREEDOM, DRAWS), rng.normal(size=DRAWS)
@@ -132,7 +132,7 @@ def effect_size(difference: Difference) -> Interval | None:
 
 def _noncentrality(t: float, freedom: float, share: float) -> float:
     """The shift under which a share of the noncentral t distribution lies below `t`."""
-    from scipy import optimize  # takes a while to load, and no verdict needs it
+    from scipy import optimize  # loading it takes long, and no verdict needs it
 
     reach = 10.0 + abs(t) * 10.0
 

@@ -23,7 +23,7 @@ from analysis.statistics.choice import CellKey, choice_variances
 from analysis.statistics.inference import holm_steps, verdict
 from analysis.statistics.looks import first_declared, level
 from analysis.statistics.runs import Seed, added_over_datasets, by, by_seed, over_datasets, shared_seeds, sharing_seeds
-from analysis.store.columns import INT, PLACE, REAL, TEXT, typed
+from analysis.store.columns import INT, NOT_PARAMETERS, PLACE, REAL, TEXT, typed
 from analysis.store.store import Store, remembered
 from analysis.styles import in_order, size_key
 
@@ -70,17 +70,17 @@ select f.sweep, f.cell_id, f.model, f.dataset, f.train_size, f.method, coalesce(
        f.budget, f.adapter_params, c.count, c.dof, c.update_rank, f.data_seed, f.init_seed, f.basis_seed, f.test_score
 from confirmed f join cells c using (sweep, cell_id)
 where f.test_score is not null and f.reference is not null and c.update_rank > 0
-      and abs(c.residual_fraction) <= {MATCHED} and not regexp_matches(f.reference, '^(dof|memory|flops|bytes)-')
+      and abs(c.residual_fraction) <= {MATCHED} and not regexp_matches(f.reference, '^({NOT_PARAMETERS})-')
 order by f.sweep, f.model, f.dataset, f.train_size, f.budget, c.update_rank, f.method, f.data_seed, f.init_seed
-"""  # noqa: S608  a number of ours
+"""  # noqa: S608  values of ours
 
 
 def points(store: Store) -> pa.Table:
     """Score against the rank of the update, a row per confirmed cell whose rank is known; columns `POINTS`.
 
     Cells whose count is off their budget by more than `MATCHED` are left out, and those of which a larger share can't
-    act (`idle`: at a low rank RandLoRA-a has more gammas than its update has degrees of freedom); so are budgets of
-    degrees of freedom.
+    act (`idle`: at a low rank RandLoRA-a has more gammas than its update has degrees of freedom); so are budgets that
+    do not limit trainable parameters.
     """
     means = {(r["sweep"], r["cell_id"]): r for r in store.table("scaling").to_pylist()}
     rows = [runs[0] | means[cell] for cell, runs in by(_runs(store), "sweep", "cell_id").items()]

@@ -77,7 +77,7 @@ def question(store: Store) -> Question:
 
 
 def question_among(names: Collection[str], asked: str | None) -> Question:
-    """The question of a sweep with these methods at its budgets. `asked`: `confirm.question`, if it has one."""
+    """Return the question of a sweep whose cells with a budget have these methods. `asked`: its `confirm.question`."""
     methods = in_order(set(names))
     focus = asked if asked in methods else FOCUS
     others = [m for m in methods if m != focus]
@@ -157,7 +157,7 @@ COMPARISONS = pa.schema(
 )
 
 FURTHER = ("power", "seeds_needed", "effect", "effect_low", "effect_high")
-"""Columns that take long to compute, and that no verdict needs."""
+"""Columns of `COMPARISONS` that take long to compute. No verdict needs them."""
 TESTED = pa.schema([field for field in COMPARISONS if field.name not in FURTHER])
 
 EARLY = b"preliminary"
@@ -249,7 +249,7 @@ def tested(store: Store, baseline: str | None = None) -> pa.Table:
 
 
 def _table(store: Store, rows: Sequence[Row], schema: pa.Schema) -> pa.Table:
-    """Return rows as a table, whose metadata has `EARLY` while seeds of the question's cells are to come."""
+    """Return rows as a table. Its metadata has `EARLY` if cells of the question have seeds still to run."""
     asked = question(store)
     pair = (asked.focus, asked.baseline)  # against a third method the sentence is on both
     seeds = early(store, [r for r in rows if asked.focus is None or r["method"] in pair])
@@ -262,19 +262,20 @@ def _with_further(store: Store, baseline: str, focus: str | None) -> list[Row]:
 
 
 def _further(row: Row, difference: Difference) -> Row:
-    """Return the columns `FURTHER`, as far as they can be computed."""
-    effect, found = effect_size(difference), dict.fromkeys(FURTHER)
+    """Return the columns `FURTHER`; null if they cannot be computed."""
+    columns: Row = dict.fromkeys(FURTHER)
+    effect = effect_size(difference)
     if effect is not None:
-        found |= {"effect": effect.mean, "effect_low": effect.low, "effect_high": effect.high}
+        columns |= {"effect": effect.mean, "effect_low": effect.low, "effect_high": effect.high}
     if row["p"] is not None and row["alpha"] and difference.testable:
         widened = difference.widened(row["choice_sd"] ** 2)
-        found["power"] = power_at(widened, PLANTED, row["alpha"])
-        found["seeds_needed"] = seeds_needed(widened, PLANTED, row["alpha"])
-    return found
+        columns["power"] = power_at(widened, PLANTED, row["alpha"])
+        columns["seeds_needed"] = seeds_needed(widened, PLANTED, row["alpha"])
+    return columns
 
 
 def compared(store: Store, baseline: str | None = None) -> list[tuple[Row, Difference]]:
-    """The rows of `tested`, each with the difference that it is of, given the chosen rates."""
+    """Return the rows of `tested`, each with the difference it was computed from, given the chosen rates."""
     asked = against(store, baseline)
     return _compared_with(store, asked.baseline, asked.focus)
 

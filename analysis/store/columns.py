@@ -38,11 +38,13 @@ _LIMITED = {
     "flops": "operations of a training step",
     "bytes": "bytes of the saved adapter",
 }
-"""By the first word of a budget's name what it limits, if that is not trainable parameters."""
+"""What a budget limits, by the first word of its name. A name that begins otherwise limits trainable parameters."""
+NOT_PARAMETERS = "|".join(_LIMITED)
+"""A pattern of the first words of budgets that do not limit trainable parameters."""
 
 
 def limited(references: Iterable[str | None]) -> str:
-    """What budgets limit, in words; all of them if they differ."""
+    """Say what budgets limit, such as 'trainable parameters'. If they differ, all are named."""
     kinds = {_LIMITED.get(name.partition("-")[0], _PARAMETERS) for name in references if name is not None}
     return " or ".join(kind for kind in (_PARAMETERS, *_LIMITED.values()) if kind in kinds) or _PARAMETERS
 

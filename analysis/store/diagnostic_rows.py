@@ -186,7 +186,9 @@ class IntruderRow(_OfMethod, TableRow):
     threshold: float | None = column("A vector is an intruder if its largest |cosine| is below this.")
     intruders: int | None = column("Number of intruders among the leading vectors.")
     share: float | None = column("Intruders as a share of the leading vectors.", "fraction")
-    intruders_of_all: int | None = column("Number of intruders among all vectors. Trailing ones turn easily.")
+    intruders_of_all: int | None = column(
+        "Number of intruders among all vectors. Vectors of small singular values change direction easily."
+    )
     cosines: list[float] | None = column(
         "Largest |cosine| of each left singular vector with one of the base weight, from the largest singular value."
     )
@@ -211,7 +213,7 @@ class RetentionRow(_OfMethod, TableRow):
     score: float | None = column("Test score of the trial.", "fraction")
     before: float | None = column("Mean loss of a token under the base model, without an adapter.", "nats")
     after: float | None = column("Mean loss of a token after training.", "nats")
-    change: float | None = column("After less before: what was forgotten.", "nats")
+    change: float | None = column("`after` minus `before`. It is positive if the model forgot.", "nats")
     computed_at: datetime | None = column(COMPUTED)
 
 
@@ -227,7 +229,7 @@ class FurtherTaskRow(_OfMethod, TableRow):
     trial_id: str | None = column("The CONFIRM trial. It is null for the untouched base model.")
     task: str | None = column("Name of lm-eval's task.")
     metric: str | None = column("lm-eval's metric, such as 'acc' or 'exact_match'.")
-    answer_filter: str | None = column("How lm-eval takes an answer from a text, such as 'none'.")
+    answer_filter: str | None = column("lm-eval's rule for taking the answer from a generated text, such as 'none'.")
     value: float | None = column("Value of the metric, in lm-eval's unit.")
     stderr: float | None = column("lm-eval's standard error over the examples. It knows nothing of seeds.")
     shots: int | None = column("Number of worked examples before each question.")

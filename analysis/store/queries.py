@@ -138,10 +138,10 @@ def _fetched(reader: pa.RecordBatchReader) -> pa.Table:
 
 
 def _columns(tables: Mapping[str, pa.Table]) -> dict[str, list[str]]:
-    """Column names of every table and view, as SQL sees them."""
+    """Return the column names of every table and view, also of those that this process was not given."""
     found: dict[str, list[str]] = defaultdict(list)
-    whole = {name: shape.empty_table() for name, shape in SCHEMAS.items()} | dict(tables)  # of which some may be given
-    with connect(whole) as connection:
+    empty = {name: shape.empty_table() for name, shape in SCHEMAS.items()}
+    with connect(empty | dict(tables)) as connection:
         listed = connection.execute("select table_name, column_name from duckdb_columns() where not internal")
         for table, column in listed.fetchall():
             if table != T95:

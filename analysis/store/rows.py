@@ -30,7 +30,10 @@ REFERENCE = (
     "The budget: 'lora-8' is LoRA's count at rank 8, 'dof-lora-8' its degrees of freedom, 'memory-lora-8' its memory. "
     "Null: no budget."
 )
-BUDGET = "Trainable parameters, or as much of what its name says, that the budget allows. Null: no budget."
+BUDGET = (
+    "What the budget allows: trainable parameters, or what its name begins with, such as bytes of memory. Null: no "
+    "budget."
+)
 CAPACITY = "The one capacity of all layers: a rank, or NoLA's k."
 SEARCHED = "JSON: what is searched besides the learning rate."
 
@@ -143,10 +146,16 @@ class CellRow(TableRow):
     dof_measured: bool | None = column("Whether `dof` is measured on a small weight, because no formula is known.")
     dof_at_most: bool | None = column("Whether `dof` is a bound that may not be reached.")
     step_memory_bytes: int | None = column("Predicted peak memory of a training step, the base model included.")
-    step_flops: int | None = column("Operations of a forward and a backward pass, for one image or token.")
-    forward_flops: int | None = column("Operations of the base model's forward pass, for one image or token.")
+    step_flops: int | None = column(
+        "Floating-point operations of a forward and a backward pass, for one image or token."
+    )
+    forward_flops: int | None = column(
+        "Floating-point operations of the base model's forward pass, for one image or token."
+    )
     saved_bytes: int | None = column("Bytes of the saved adapter's tensors, or of the trained base weights.")
-    residual: int | None = column("What the budget limits, such as `count` or `step_flops`, less the budget.")
+    residual: int | None = column(
+        "What the cell takes of the budget, such as `count` or `step_flops`, minus the budget."
+    )
     residual_fraction: float | None = column("`residual` as a share of the budget.")
     feasible: bool | None = column("Whether the cell runs.")
     reason: str | None = column("Why the cell does not run, and what would help.")

@@ -30,7 +30,8 @@ _REFUSED = 2
 def run_sql_apart(tables: Mapping[str, pa.Table], query: str) -> pa.Table:
     """Run one SELECT as `queries.run_sql` does, in a process that takes no more time and memory than is allowed.
 
-    The process gets the tables that the query names. If it asks for another one, it runs once more with all.
+    The process gets only the tables that the query names, which saves time. If the query turns out to read another
+    table, it runs once more with all tables.
 
     Raises:
         QueryError: as `queries.run_sql`.

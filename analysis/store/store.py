@@ -57,7 +57,7 @@ class Store:
     _cache: _Snapshot | None = field(default=None, repr=False, compare=False)
 
     def _repr_html_(self) -> str:
-        """How many trials there are, and what each method reached, for notebooks."""
+        """Return the numbers of trials and the score of each cell as HTML. Notebooks call this."""
         counts = self.sql("select status, count(*) as n from trials group by all order by n desc").to_pylist()
         said = ", ".join(f"{row['n']:,} {row['status']}" for row in counts) or "none yet"
         found = self.sql(

@@ -165,7 +165,10 @@ def part_paths(folder: Path, name: str) -> list[Path]:
 
 
 def part_names(folder: Path, name: str) -> list[str]:
-    """The file names of these parts: what differs once a table has grown. It is asked for often, so without `Path`s."""
+    """Return the file names of a table's parts, in the order they were written.
+
+    It runs before every access to a store, so it does without `Path`s, which are slower.
+    """
     schema(name)
     try:
         found = os.listdir(os.path.join(folder, "tables", name))  # noqa: PTH118, PTH208

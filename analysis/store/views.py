@@ -11,9 +11,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 T95 = "t95"
-"""The table of critical values."""
+"""Name of the table with the critical values of Student's t for 95 % intervals."""
 NO_SUCH_TABLE = re.compile(r"Table with name \"?([^\s\"!]+)")
-"""DuckDB's words for it, with the name."""
+"""Finds DuckDB's message about a table that does not exist. The group is the name of the table."""
 FEW = 3
 """Finished points below which a best one says little."""
 SHARE = 0.75
@@ -331,9 +331,10 @@ VIEWS: dict[str, View] = {view.name: view for view in _ALL}
 
 
 def named_in(query: str, names: Iterable[str]) -> list[str]:
-    """Return those of `names` that a query may read, also by a view that it names; all if it asks what there is.
+    """Return those of `names` that a query may read itself or through a view.
 
-    A query may also compute a table's name (`query_table`). Then it says that there is no such table.
+    A query that asks which tables there are gets all names. A query may also compute a table's name (`query_table`).
+    Such a table is not found here, and DuckDB then says that it does not exist (`NO_SUCH_TABLE`).
     """
     if re.search(
         r"\b(show|describe|summarize|information_schema|pragma\w*|duckdb_\w+|sqlite_\w+|pg_\w+)\b", query, re.I

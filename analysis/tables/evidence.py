@@ -112,7 +112,7 @@ def parity(rows: list[Row]) -> Sheet:
 
 
 def _costs(rows: list[Row]) -> list[Column]:
-    """Columns of what training takes, which folders of before do not have."""
+    """Return the columns of what training takes, or none if the results are older than these columns."""
     if all(r["step_memory_bytes"] is None and r["saved_bytes"] is None for r in rows):
         return []
     return [
@@ -230,10 +230,10 @@ def ratios(store: Store) -> Sheet:
         rows,
         METHOD,
         BUDGET,
-        Column("best learning rate [95 %]", partial(_between, ""), "number"),
+        Column("best learning rate [95 %]", partial(_best_rate, ""), "number"),
         Column("baseline", lambda r: " ".join(filter(None, (style(r["baseline"]).name, r["baseline_reference"])))),
-        Column("its best rate [95 %]", partial(_between, "baseline_"), "number"),
-        Column("ratio [95 %]", lambda r: _ends(r, "ratio", "ratio_low", "ratio_high") + "*" * r["at_edge"], "number"),
+        Column("its best rate [95 %]", partial(_best_rate, "baseline_"), "number"),
+        Column("ratio [95 %]", _ratio, "number"),
     )
     legend = (
         "The baseline is full fine-tuning if the sweep has it, else full fine-tuning of the target weights, else LoRA "
@@ -250,12 +250,16 @@ def ratios(store: Store) -> Sheet:
     return Sheet("rate_ratio", "Best learning rates against the baseline's", columns, rows, note, legend, folded=True)
 
 
-def _between(prefix: str, r: Row) -> str:
-    return _ends(r, *(f"{prefix}{key}" for key in ("best", "low", "high")))
+def _best_rate(prefix: str, r: Row) -> str:
+    return _with_interval(r, f"{prefix}best", f"{prefix}low", f"{prefix}high")
 
 
-def _ends(r: Row, value: str, low: str, high: str) -> str:
-    """A value with its interval; ? is an open end."""
+def _ratio(r: Row) -> str:
+    return _with_interval(r, "ratio", "ratio_low", "ratio_high") + ("*" if r["at_edge"] else "")
+
+
+def _with_interval(r: Row, value: str, low: str, high: str) -> str:
+    """Write a value with its interval. An open end is a question mark."""
     return f"{quantity(r[value])} [{quantity(r[low]) or '?'}, {quantity(r[high]) or '?'}]"
 
 

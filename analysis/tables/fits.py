@@ -90,14 +90,14 @@ def fitted(store: Store, x: str) -> list[Sheet]:
 
 
 def currencies(store: Store) -> Sheet:
-    """Which of two methods is ahead at equal parameters, memory, operations, bytes and time."""
+    """Return which of two methods is ahead at equal parameters, memory, operations, bytes and time."""
+
+    def at_equal(x: str) -> Column:
+        return Column(f"at equal {_EQUAL[x]}", lambda r: change_text(r["by"].get(x, _NONE), *DIFFERENCE), "number")
+
     names = ("sweep", "model", "dataset", "train_size", "method", "other", "turns")
     rows = pivoted(readings.order_table(store).to_pylist(), names, "x")
     shown = [x for x in readings.CURRENCIES if any(x in row["by"] for row in rows)]
-    columns = [
-        Column(f"at equal {_EQUAL[x]}", lambda r, x=x: change_text(r["by"].get(x, _NONE), *DIFFERENCE), "number")  # type: ignore[misc]
-        for x in shown
-    ]
     legend = (
         "Difference in points [95 %, given the rates]: the mean score of the method less that of the other, over the "
         "range of the cost that both have, on a logarithmic scale. The order changes if one is clearly ahead in one "
@@ -110,7 +110,7 @@ def currencies(store: Store) -> Sheet:
             rows,
             METHOD,
             Column("against", lambda r: style(r["other"]).name),
-            *columns,
+            *map(at_equal, shown),
             Column("order changes", lambda r: "yes" if r["turns"] else ""),
         ),
         rows if len(shown) > 1 else [],

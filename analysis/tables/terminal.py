@@ -13,7 +13,7 @@ from rich.table import Table
 from analysis.format import visible
 
 _WIDTH = 80
-"""Columns of a console whose width is not known, as rich has it."""
+"""Width in characters if the console's width is not known. It is also rich's default."""
 
 
 class _Visible(Console):

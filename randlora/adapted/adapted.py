@@ -26,7 +26,7 @@ from randlora.model.sites import Site, holders, is_adapted, shared_names
 _CLOCK = count(1)
 """Tells which of several adapters of one model came first."""
 _SHOWN = 20
-"""Most weights that a notebook's table lists."""
+"""How many weights the table in a notebook lists at most."""
 _LIVE: WeakSet[Adapted] = WeakSet()
 """All that are not detached."""
 
@@ -48,10 +48,6 @@ def check_can_merge(model: nn.Module, sites: Mapping[str, Site], adapters: Mappi
         if held[id(site.parameter)] > 1:
             names = shared_names(model, site.parameter)
             raise AdapterError(f"cannot merge {name}: its tensor is tied to {names}; untie it, or keep the adapter")
-
-
-def _size(adapter: Adapter) -> int:
-    return sum(parameter.numel() for parameter in adapter.parameters())
 
 
 class Adapted:
@@ -96,9 +92,9 @@ class Adapted:
         )
 
     def _repr_html_(self) -> str:
-        """A table of the adapted weights, for notebooks."""
+        """Return a table of the adapted weights, which notebooks show."""
         rows = [
-            (name, f"{self.shapes[name][0]} x {self.shapes[name][1]}", self.capacities[name], f"{_size(adapter):,}")
+            (name, f"{self.shapes[name][0]} x {self.shapes[name][1]}", self.capacities[name], f"{adapter.count():,}")
             for name, adapter in list(self.adapters.items())[:_SHOWN]
         ]
         head = ("weight", "shape", self.method.capacity_field, "parameters")
@@ -122,7 +118,7 @@ class Adapted:
         return (parameter for _, parameter in self.named_parameters())
 
     def rate_ratios(self) -> dict[str, float]:
-        """By name of a trainable, the factor of its learning rate, if that is not 1 (LoRA+'s B)."""
+        """Return the factors of learning rates that are not 1 (LoRA+'s B), by name of the trainable."""
         return {f"{n}.{key}": ratio for n, a in self.adapters.items() for key, ratio in a.rate_ratios.items()}
 
     def count(self) -> int:

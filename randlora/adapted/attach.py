@@ -96,8 +96,13 @@ def sites_of(model: nn.Module, method: Method, targets: Sequence[str]) -> dict[s
     return {PLACE: PromptSite(model)}
 
 
+def _without_gradient(sites: Mapping[str, Site], gradients: Mapping[str, Tensor]) -> list[str]:
+    """Return the weights that have values but no gradient. Weights on the meta device are only counted."""
+    return [n for n, site in sites.items() if n not in gradients and site.parameter.device.type != "meta"]
+
+
 def _configured(name: str, options: Mapping[str, Any]) -> AdapterConfig:
-    """The configuration of a method by its name. Raises ConfigError for options that it lacks, or does not take."""
+    """Return a method's configuration. Raises ConfigError if the capacity is missing, or for unknown options."""
     kind = get_method(name).config
     field = kind.capacity_field
     own = [*kind.option_defaults(), field]
@@ -125,7 +130,8 @@ def attach(
     """Attach `config`'s method to the targets, in place, and freeze every other parameter.
 
     The model computes what it computed. `config` is a configuration, or a method's name with its capacity and options
-    as keywords: `attach(model, "lora", r=8)`. Without `targets` these are the model family's (`default_targets`).
+    as keywords: `attach(model, "lora", r=8)`. If `targets` is None, those of the model's family are taken
+    (`default_targets`).
 
     `capacities` overrides the configuration's capacity (r; NoLA's k) for named weights, the names being those of
     `resolve_targets`. `init_seed` gives trainable starts and dropout, `basis_seed` the frozen bases. A capacity above
@@ -151,7 +157,7 @@ def attach(
         )
     method = get_method(config.method)
     if targets is None:
-        usual = default_targets(model) if method.on_weights or not method.prompts else []
+        usual = default_targets(model) if method.on_weights else []
         targets = [PLACE, *usual] if method.prompts else usual
     sites = sites_of(model, method, targets)
     sizes = dict.fromkeys(sites, config.capacity)
@@ -177,8 +183,7 @@ def attach(
             f"{unread[0]} is quantised, and the module around it reads it or a hook (accelerate's) has given the layer "
             "a forward of its own: it cannot be adapted; take the hook off, or leave the weight out of targets"
         )
-    without = [n for n, site in sites.items() if n not in (gradients or {}) and site.parameter.device.type != "meta"]
-    if method.needs_gradients and without:
+    if method.needs_gradients and (without := _without_gradient(sites, gradients or {})):
         raise ConfigError(
             f"{method.title} starts from the loss's gradient at the base weights, and gradients has none for "
             f"{_few(without)}; give gradients = weight_gradients(model, targets, backward), or take a start that needs "

@@ -19,7 +19,10 @@ from randlora.model.targets import select
 
 
 class _Change(Adapter):
-    """A delta of zeros whose gradient is that of the weight, wherever and however the weight is kept."""
+    """Adds zeros to a weight. After a backward pass, the gradient of these zeros is the gradient at the weight.
+
+    So one way reads the gradient of every target: a part of a packed weight, a transposed or a quantised one.
+    """
 
     def __init__(self, shape: Shape, dtype: torch.dtype, device: torch.device) -> None:
         super().__init__(shape)
@@ -36,7 +39,7 @@ class _Change(Adapter):
 
 
 def weight_gradients(model: nn.Module, targets: Sequence[str], backward: Callable[[], object]) -> dict[str, Tensor]:
-    """Return the gradient (out x in) at every target weight, summed over what `backward` runs.
+    """Return the gradient (out x in) at every target weight, summed over all that `backward` runs.
 
     The model stays as it was. All gradients are held at once, in float32 (float64 for a float64 model): as much memory
     as the targets take.
@@ -71,7 +74,7 @@ def weight_gradients(model: nn.Module, targets: Sequence[str], backward: Callabl
 
 
 def _usable(name: str, gradient: Tensor | None) -> Tensor:
-    """Refuse a gradient that no start can be made from."""
+    """Return the gradient, or raise AdapterError if no start can be made from it."""
     if gradient is None:
         state = "no gradient"
     elif not gradient.isfinite().all():
@@ -87,5 +90,10 @@ def _usable(name: str, gradient: Tensor | None) -> Tensor:
 
 
 def zero_gradients(method: Method, shapes: Mapping[str, Shape]) -> dict[str, Tensor] | None:
-    """Return gradients for `attach` if only counts matter or a file has the start; None if the method needs none."""
-    return {name: torch.zeros(()).expand(shape) for name, shape in shapes.items()} if method.needs_gradients else None
+    """Return zeros that `attach` accepts as gradients; None if the method needs no gradients.
+
+    They serve if only parameters are counted, or if a file holds the start that the method made.
+    """
+    if not method.needs_gradients:
+        return None
+    return {name: torch.zeros(()).expand(shape) for name, shape in shapes.items()}

@@ -236,7 +236,7 @@ def _vera(adapted: Adapted) -> tuple[dict[str, Any], Tensors]:
     (rank,) = set(adapted.capacities.values())
     frozen = {key: bases.get(key) for key in "AB"}
     written, tensors = _native(adapted, rank, {"d_initial": config.d_initial}, frozen)
-    for weight, adapter in adapted.adapters.items():  # PEFT's VeRA has no scale: it goes into b
+    for weight, adapter in adapted.adapters.items():  # PEFT's VeRA has no scale, so b is multiplied by it
         if isinstance(adapter, Vera):
             tensors[f"{PREFIX}{adapted.sites[weight].module_name}.vera_lambda_b"] = adapter.up.detach()
     return written, tensors

@@ -1,12 +1,13 @@
-"""How many bytes a saved adapter will take, to the byte, before it is trained or even has values.
+"""Predict the exact size of a saved adapter, before it is trained or even has values.
 
-Counted are the files of tensors that `checkpoint.save` writes. `adapter.json` beside them is left out: it describes
-the base model's targets, does not grow with what is trained, and holds numbers whose digits depend on their values.
+The size is that of the tensor files that `checkpoint.save` writes. `adapter.json` beside them is not counted. It
+describes the base model's targets, does not grow with what is trained, and its digits depend on values.
 """
 
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -29,8 +30,11 @@ _TYPES: dict[torch.dtype, str] = {
     torch.float64: "F64",
     torch.int64: "I64",
 }
-"""safetensors' names of types, in the order in which its files have them from back to front."""
+"""safetensors' names of types. A file has its tensors in the reverse of this order, and by name within a type."""
+_LENGTH_BYTES = 8
+"""At the start of a file they say how long the header is."""
 _ALIGNED = 8
+"""The header is filled up to a multiple of this many bytes."""
 _HEX_OF_SHA256 = 64
 
 
@@ -38,7 +42,7 @@ def saved_bytes(adapted: Adapted) -> int:
     """Return the bytes of the tensor files that `adapted.save(...)` writes. The tensors may be on the meta device.
 
     Args:
-        adapted: the adapters, as they are built. A method that cuts its ranks while it trains ends with less.
+        adapted: the adapters, as they are built. A method that cuts its ranks while it trains writes less in the end.
     """
     frozen = adapted.bases()
     files: list[Mapping[str, Tensor]] = [adapted.derived(), adapted.hooks.state()]
@@ -56,4 +60,4 @@ def file_bytes(tensors: Mapping[str, Tensor]) -> int:
         start, end = end, end + tensor.numel() * tensor.element_size()
         header[name] = {"dtype": _TYPES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [start, end]}
     text = len(json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode())
-    return 8 + -(-text // _ALIGNED) * _ALIGNED + end
+    return _LENGTH_BYTES + math.ceil(text / _ALIGNED) * _ALIGNED + end

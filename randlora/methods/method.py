@@ -44,8 +44,8 @@ class Method:
     They then have one capacity. None: the sum of `count`.
     `max_capacity(shapes, **options)`: reach; capacities `min_capacity..max_capacity` are worth trying on these weights
     (for a rank per weight, ask it for that weight alone).
-    `open_ended`: whether capacities beyond the reach may be pinned: parameters there act too (VeRA), or change how
-    training moves though not what it can reach (NoLA).
+    `open_ended`: whether a sweep may pin capacities beyond the reach. Parameters there act too (VeRA), or change how
+    training moves but not what it can reach (NoLA).
     `legal(shape, capacity, **options)`: the capacity that a weight gets in place of one that it can't have; None: all
     capacities are legal.
     `misfit(shapes, **options)`: why the method cannot adapt these weights, by name, together at any capacity, or None

@@ -131,15 +131,20 @@ _POOL, _SWIN = ("q_proj", "k_proj", "v_proj", "c_proj"), ("qkv", "proj")
 _TRANSFORMERS: dict[tuple[str, ...], tuple[str, ...]] = {
     ("q_proj", "k_proj", "v_proj", "out_proj"): ("wavlm.WavLMAttention",),
     ("k_proj",): (
-        *("detr.DetrMHAttentionMap", "conditional_detr.ConditionalDetrMHAttentionMap"),
+        "detr.DetrMHAttentionMap",
+        "conditional_detr.ConditionalDetrMHAttentionMap",
         "maskformer.MaskFormerDetrMHAttentionMap",
     ),
     ("k_linear",): ("dab_detr.DabDetrMHAttentionMap",),
     ("dt_proj",): ("jamba.JambaMambaMixer",),
     ("x_proj", "dt_proj", "out_proj"): ("mamba.MambaMixer", "falcon_mamba.FalconMambaMixer"),
     ("out_proj",): (
-        *("mamba2.Mamba2Mixer", "bamba.BambaMixer", "zamba2.Zamba2MambaMixer", "falcon_h1.FalconH1Mixer"),
-        *("granitemoehybrid.GraniteMoeHybridMambaLayer", "nemotron_h.NemotronHMamba2Mixer"),
+        "mamba2.Mamba2Mixer",
+        "bamba.BambaMixer",
+        "zamba2.Zamba2MambaMixer",
+        "falcon_h1.FalconH1Mixer",
+        "granitemoehybrid.GraniteMoeHybridMambaLayer",
+        "nemotron_h.NemotronHMamba2Mixer",
     ),
 }
 """Of transformers: children -> models and classes. Mambas' x_proj and out_proj are read by fused kernels alone."""

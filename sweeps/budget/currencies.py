@@ -20,7 +20,7 @@ Counted = Literal["parameters", "dof", "memory", "flops", "bytes"]
 
 
 class UnknownCountError(ValueError):
-    """How much a method counts can't be found with these options or on this model."""
+    """The count of a method cannot be found with these options or on this model."""
 
 
 class Currency(Protocol):
@@ -28,7 +28,7 @@ class Currency(Protocol):
 
     Attributes:
         name: as in a sweep file.
-        noun: what it counts, "the largest NOUN of lora".
+        noun: its name in messages such as "the largest NOUN of lora".
     """
 
     @property
@@ -45,7 +45,7 @@ class Currency(Protocol):
 
 @runtime_checkable
 class PerWeight(Currency, Protocol):
-    """A currency whose total is a sum over weights, and so cheap that every capacity is counted."""
+    """A currency that each weight counts for itself, so cheaply that every capacity is counted."""
 
     def one(self, entry: Method, shape: Shape, capacity: int, options: Mapping[str, Any]) -> int:
         """Return what one weight counts. Raises UnknownCountError."""
@@ -72,16 +72,16 @@ class _Freedom:
     noun = "number of degrees of freedom"
 
     def one(self, entry: Method, shape: Shape, capacity: int, options: Mapping[str, Any]) -> int:
-        return self._known(entry, degrees_of_one(entry.name, shape, capacity, options))
+        return self._count_of(entry, degrees_of_one(entry.name, shape, capacity, options))
 
     def total(self, entry: Method, shapes: Shapes, capacities: Mapping[str, int], options: Mapping[str, Any]) -> int:
-        return self._known(entry, degrees(entry.name, shapes, capacities, options))
+        return self._count_of(entry, degrees(entry.name, shapes, capacities, options))
 
     @staticmethod
-    def _known(entry: Method, found: Degrees | None) -> int:
-        if found is None:
+    def _count_of(entry: Method, freedom: Degrees | None) -> int:
+        if freedom is None:
             raise UnknownCountError(f"the degrees of freedom of {entry.name} can't be measured with these options")
-        return found.count
+        return freedom.count
 
 
 PARAMETERS: PerWeight = _Parameters()

@@ -1,10 +1,13 @@
 """What a method counts on a model's target weights at every capacity within its reach, and how capacities are allotted.
 
-Counted is what a budget limits, a currency (`sweeps.budget.currencies`), in exact integers. `sweeps.budget.solver`
-holds the answers against a budget. If a currency is a sum over weights, every capacity is counted. Any other runs a
-model's step each time it is asked, so capacities are searched: some over the whole reach, then those between two that
-lie on either side of what is asked for, until these are neighbours. That finds the nearest of all capacities if a
-method counts more with every step of its capacity, as nearly all do, and else the nearest of those tried.
+A count is the amount of what a budget limits, its currency (`sweeps.budget.currencies`), as an exact integer.
+`sweeps.budget.solver` compares the counts with a budget.
+
+If a currency is a sum over weights, every capacity is counted. Any other currency runs a model's step for each count,
+so few capacities are tried. The search begins with some capacities over the whole reach. Then it narrows the gap
+between the two tried capacities around the wanted count, until they are neighbours. If the count grows with every step
+of the capacity, as it does for nearly all methods, this finds the nearest of all capacities. Otherwise it finds the
+nearest of those that were tried.
 """
 
 from __future__ import annotations
@@ -42,10 +45,10 @@ class Curve(Protocol):
         """Return the capacity whose count is nearest to `target`; of equals the smaller one."""
 
     def beyond(self, side: Side, bound: int, target: int) -> tuple[int, int] | None:
-        """Return capacity and count nearest to `target` of those with `side(count, bound)`; None if none has that."""
+        """Return a capacity and its count: of those with `side(count, bound)` the one nearest to `target`.
 
-    def between(self, low: int, high: int) -> list[int]:
-        """Return the counts from `low` to `high`."""
+        None if no capacity has `side(count, bound)`.
+        """
 
 
 class AllCounts:
@@ -66,11 +69,12 @@ class AllCounts:
         return i + self.least, int(self.counts[i])
 
     def between(self, low: int, high: int) -> list[int]:
+        """Return the counts from `low` to `high`."""
         return [int(n) for n in self.counts if low <= n <= high]
 
 
 class SearchedCounts:
-    """A curve that is counted where it is asked for."""
+    """A curve of which only those capacities are counted that a search needs."""
 
     def __init__(self, least: int, most: int, count: Callable[[int], int]) -> None:
         self._count = count
@@ -83,28 +87,28 @@ class SearchedCounts:
 
     def beyond(self, side: Side, bound: int, target: int) -> tuple[int, int] | None:
         self._search(side, bound)
-        found = [c for c in sorted(self._tried) if side(self._tried[c], bound)]
-        best = min(found, key=lambda c: abs(self._tried[c] - target), default=None)
+        capacities = [c for c in sorted(self._tried) if side(self._tried[c], bound)]
+        best = min(capacities, key=lambda c: abs(self._tried[c] - target), default=None)
         return None if best is None else (best, self._tried[best])
 
-    def between(self, low: int, high: int) -> list[int]:
-        self._search(operator.le, (low + high) // 2)
-        return [n for n in self._tried.values() if low <= n <= high]
-
     def _search(self, side: Side, bound: int) -> None:
-        """Try capacities until each two tried neighbours between which `side` changes are neighbours of all."""
+        """Try capacities until no untried one lies between two on different sides of `bound`.
+
+        It tries the middle of a gap and the straight line through its ends in turn.
+        """
         halve = False
-        while gaps := [(a, b) for a, b in itertools.pairwise(sorted(self._tried)) if self._parts(a, b, side, bound)]:
+        while gaps := [(a, b) for a, b in itertools.pairwise(sorted(self._tried)) if self._is_gap(a, b, side, bound)]:
             for low, high in gaps:
-                middle = (low + high) // 2 if halve else self._between(low, high, bound)
+                middle = (low + high) // 2 if halve else self._on_line(low, high, bound)
                 self._tried[middle] = self._count(middle)
             halve = not halve
 
-    def _parts(self, low: int, high: int, side: Side, bound: int) -> bool:
+    def _is_gap(self, low: int, high: int, side: Side, bound: int) -> bool:
+        """Return whether two tried capacities lie on different sides of `bound`, with untried ones between them."""
         return high - low > 1 and bool(side(self._tried[low], bound)) != bool(side(self._tried[high], bound))
 
-    def _between(self, low: int, high: int, bound: int) -> int:
-        """Where the line between two tried capacities meets `bound`."""
+    def _on_line(self, low: int, high: int, bound: int) -> int:
+        """Return the capacity at which the straight line through two tried ones reaches `bound`."""
         below, above = self._tried[low], self._tried[high]
         at = low + (high - low) * (bound - below) // (above - below)
         return min(max(at, low + 1), high - 1)
@@ -136,7 +140,7 @@ class Reach:
         self.most = self.entry.max_capacity(limiting, **self.options)
         if self.most < self.least:
             raise ValueError(f"{method} has no capacity to try on weights of shapes {list(self.groups)[:4]}")
-        self._of_shapes: dict[Shape, Counts] = {}
+        self._of_shapes: dict[Shape, Counts] = {}  # of one weight; empty if the total is no sum over weights
         self.curve: Curve
         if not isinstance(currency, PerWeight):
             self.curve = SearchedCounts(self.least, self.most, lambda c: self.total(self.same(c)))
@@ -184,7 +188,7 @@ class Reach:
     def per_layer(self, budget: int) -> dict[str, int]:
         """Each weight at the capacity nearest to its share of the budget, (out + in) / sum(out + in).
 
-        Of a currency that is no sum over weights, what is shared out is what lies above the smallest capacities.
+        If the currency is not a sum over weights, the amount above that of the smallest capacities is shared out.
         """
         whole = sum(rows + columns for rows, columns in self.shapes.values())
         best: dict[Shape, int] = {}
@@ -192,8 +196,8 @@ class Reach:
             floor = self.total(self.same(self.least))
             for shape, names in self.groups.items():
                 aim = floor + (budget - floor) * len(names) * sum(shape) // whole
-                most = self._most_of(shape)
-                best[shape] = SearchedCounts(self.least, most, partial(self._with, names)).nearest(aim)
+                most, count = self._most_of(shape), partial(self._total_with, names, self.least)
+                best[shape] = SearchedCounts(self.least, most, count).nearest(aim)
         for shape, curve in self._of_shapes.items():
             # count / budget against (out + in) / whole without a division, in Python's integers, which don't overflow
             scaled = curve[: self._most_of(shape) - self.least + 1].astype(object) * whole - budget * sum(shape)
@@ -204,9 +208,9 @@ class Reach:
         """The largest capacity worth trying on one weight alone."""
         return self.entry.max_capacity((shape,), **self.options)
 
-    def _with(self, names: list[str], capacity: int, others: int | None = None) -> int:
-        """What all count if `names` have a capacity, and the others another one (the least)."""
-        return self.total(self.same(self.least if others is None else others) | dict.fromkeys(names, capacity))
+    def _total_with(self, names: list[str], others: int, capacity: int) -> int:
+        """Return what all weights count if `names` have one capacity and the other weights have `others`."""
+        return self.total(self.same(others) | dict.fromkeys(names, capacity))
 
     def fill(self, budget: int) -> dict[str, int]:
         """Two capacities whose uniform totals enclose the budget, mixed evenly; the nearest one beyond the reach."""
@@ -226,12 +230,12 @@ class Reach:
         return capacities
 
     def _step(self, shape: Shape, low: Neighbour, high: Neighbour) -> int:
-        """What one weight of this shape counts more at the upper of two capacities."""
+        """Return how much more one weight of this shape counts at `high` than at `low`."""
         if isinstance(self.currency, PerWeight):
-            one, other = (self.currency.one(self.entry, shape, n.capacity, self.options) for n in (high, low))
-            return one - other
+            upper, lower = (self.currency.one(self.entry, shape, n.capacity, self.options) for n in (high, low))
+            return upper - lower
         names = self.groups[shape]
-        return round((self._with(names, high.capacity, low.capacity) - low.count) / len(names))
+        return round((self._total_with(names, low.capacity, high.capacity) - low.count) / len(names))
 
     def same(self, capacity: int) -> dict[str, int]:
         """All weights at one capacity."""
@@ -239,7 +243,7 @@ class Reach:
 
     def widening(self, wanted: Fraction) -> list[str]:
         """The method's integer options with which, doubled until that no longer raises `most`, it counts as much as
-        `wanted` (NoLA's r). None are named of a currency that is no sum over weights."""
+        `wanted` (NoLA's r). Empty if the currency is not a sum over weights."""
         if not isinstance(self.currency, PerWeight):
             return []
         given = {**self.entry.options, **self.options}
@@ -260,8 +264,11 @@ class Reach:
         return any(d is not None and d.count >= wanted for d in found)
 
 
-def _neighbour(found: tuple[int, int] | None, budget: int) -> Neighbour | None:
-    return None if found is None else Neighbour(*found, found[1] - budget)
+def _neighbour(capacity_and_count: tuple[int, int] | None, budget: int) -> Neighbour | None:
+    if capacity_and_count is None:
+        return None
+    capacity, count = capacity_and_count
+    return Neighbour(capacity, count, count - budget)
 
 
 def mix(steps: list[int], sizes: list[int], wanted: int, span: int) -> list[int]:
@@ -304,7 +311,7 @@ def _spread(j: int, taken: int, size: int) -> int:
 def _curves(
     entry: Method, shapes: tuple[Shape, ...], options: tuple[tuple[str, Any], ...], currency: PerWeight
 ) -> tuple[Counts, ...]:
-    """What a weight of every shape counts, up to the largest capacity worth trying on it alone or with the others."""
+    """Return what one weight of each shape counts, up to the largest capacity worth trying alone or with the others."""
     named, least = dict(options), entry.min_capacity
     most = entry.max_capacity(shapes, **named)
     curves = []

@@ -36,8 +36,10 @@ TOLERANCE = 0.05
 
 
 def reference_budget(shapes: Shapes, lora_rank: int, currency: Currency = PARAMETERS) -> int:
-    """What LoRA counts at one rank on the target weights: lora_rank * sum(out + in) trainable parameters, or as much
-    of another currency as LoRA takes then."""
+    """Return what LoRA counts at one rank on the target weights.
+
+    That is lora_rank * sum(out + in) trainable parameters, or the amount of another currency that LoRA takes then.
+    """
     if lora_rank < 1:
         raise ValueError(f"a LoRA rank is at least 1, got {lora_rank}")
     if not shapes:
@@ -112,7 +114,7 @@ def _solve(
 
 
 def unknown_count(method: str, budget: int, error: UnknownCountError) -> Infeasible:
-    """Return that a method cannot run at a budget: nobody knows how much it counts."""
+    """Return the answer for a method whose count cannot be found, so that it cannot run at a budget."""
     return Infeasible(method, budget, str(error), None, None, 'budgets.count = "parameters" needs no such number')
 
 

@@ -12,7 +12,7 @@ from randlora.errors import AdapterError
 from randlora.methods.method import Method
 from randlora.methods.registry import METHODS
 from sweeps.budget.currencies import Currency, PerWeight, Shapes, UnknownCountError
-from sweeps.budget.reach import Reach
+from sweeps.budget.reach import AllCounts, Reach
 from sweeps.budget.solver import reference_budget, solve, solve_pinned, unknown_count
 from sweeps.errors import Problem, reason
 from sweeps.spec.methods import full_rank, has_budget
@@ -137,7 +137,10 @@ def _pinned(
     options: Mapping[str, Any],
     currency: Currency,
 ) -> list[tuple[str | None, Answer | None]]:
-    """A list of pinned capacities, each at its own count; one capacity at the budget nearest to its count."""
+    """Return the cells of a method whose capacity the user chose.
+
+    The budget of each capacity in a list is its own count. A single capacity gets the budget nearest to its count.
+    """
     if isinstance(capacity, tuple):
         return [(f"{name}-{c}", _pinned_at_its_own(method, shapes, c, options, currency)) for c in capacity]
     pinned = {
@@ -160,7 +163,7 @@ def reached_by_all(
     """A budget near `reference` that every method which is asked for it reaches, as a sweep file writes it.
 
     The nearest LoRA rank; of other budgets the nearest number that one of the methods counts with one capacity for all
-    weights. None where no budget between half and twice of it will do, or all reach it; also for memory,
+    weights. None if no budget between half and twice of it will do, or if all methods reach it. Also None for memory,
     operations and bytes, which take too long to try.
     """
     asked = [
@@ -190,7 +193,7 @@ def reached_by_all(
             for method, section in asked
         )
 
-    if not isinstance(currency, PerWeight) or all_reach(budget):  # of others every try runs the model's step
+    if not isinstance(currency, PerWeight) or all_reach(budget):  # otherwise each try runs the model's step
         return None
     if spec.budgets.lora_rank is not None:
         largest = max(min(shape) for shape in shapes.values())
@@ -207,12 +210,16 @@ def reached_by_all(
     return None if found is None else f"budgets.params = [{found}]"
 
 
-def _counted(method: str, options: Mapping[str, Any], shapes: Shapes, budget: int, currency: Currency) -> Iterator[int]:
-    """Counts of a method between half and twice a budget, at most `_MOST` nearest ones; none where they are unknown."""
+def _counted(
+    method: str, options: Mapping[str, Any], shapes: Shapes, budget: int, currency: PerWeight
+) -> Iterator[int]:
+    """Return the counts of a method between half and twice a budget: the nearest `_MOST`, none if they are unknown."""
     try:
-        totals = Reach(method, shapes, options, currency).curve.between(-(-budget // 2), 2 * budget)
+        curve = Reach(method, shapes, options, currency).curve
     except UnknownCountError:
         return
+    assert isinstance(curve, AllCounts), "a currency that is a sum over weights counts every capacity"
+    totals = curve.between(-(-budget // 2), 2 * budget)
     yield from sorted(set(totals), key=lambda t: abs(t - budget))[:_MOST]
 
 

@@ -33,7 +33,7 @@ def init(
 ) -> None:
     """Write a commented starter file, with a data set and a model of your own if you like, or an example.
 
-    Text files are looked at: the data set's id then says what their columns are called.
+    If the data set is text files, the command reads their columns and writes the columns' names into its id.
     """
     from sweeps.spec.reading import READERS
     from sweeps.spec.schema import FILE, schema_text
@@ -99,7 +99,7 @@ def starter(data: str | None, model: str | None, name: str | None) -> str:
 
     text = resources.files("sweeps.cli").joinpath("starter.toml").read_text(encoding="utf-8")
     if data is not None:
-        data = _looked_at(data)
+        data = _full_id(data)
         check_dataset(data)
         text = _with(text, "datasets", [data])
         place = data.partition("?")[0].rstrip("/")
@@ -121,8 +121,11 @@ def starter(data: str | None, model: str | None, name: str | None) -> str:
     return text
 
 
-def _looked_at(data: str) -> str:
-    """The id of files that are named without a form, or with one but without what their columns are called."""
+def _full_id(data: str) -> str:
+    """Return the id of a data set that is given as a bare path, or as a text form without the names of its columns.
+
+    Any other id is returned as it is.
+    """
     from trainables.data.registry import known_datasets
     from trainables.data.text.fine_tuning import FORM, HUB_FORM
     from trainables.data.text.looking import id_of_files, id_of_hub
@@ -130,9 +133,15 @@ def _looked_at(data: str) -> str:
     if data in known_datasets():
         return data
     form, colon, rest = data.partition(":")
-    if colon and "?" not in rest and form == HUB_FORM:
+    if not colon:
+        path = data
+    elif "?" in rest or form not in (FORM, HUB_FORM):
+        return data
+    elif form == HUB_FORM:
         return id_of_hub(data)
-    place = Path(data if not colon else rest if form == FORM and "?" not in rest else "").expanduser()
+    else:
+        path = rest
+    place = Path(path).expanduser()
     if place == Path() or not place.exists():
         return data
     if any((place / "train").glob("*/*")):

@@ -82,8 +82,8 @@ def _against_paper(spec: Path, overrides: list[str] | None, scale: str | None, *
     from sweeps.spec.spec import SweepSpec
 
     planned = load(spec, overrides, scale)
-    same = [text for text in overrides or () if text.split("=")[0].strip() in ("data.datasets", "model.id")]
-    found = against(planned, Plan.from_spec(SweepSpec.load(spec, same, "published")))
+    shared_overrides = [text for text in overrides or () if text.split("=")[0].strip() in ("data.datasets", "model.id")]
+    compared = against(planned, Plan.from_spec(SweepSpec.load(spec, shared_overrides, "published")))
     header = ("method", "budget", "cells", "parameters", "%", "published as", "parameters", "%", "difference")
 
     def number(value: float | None, form: str) -> str:
@@ -91,31 +91,34 @@ def _against_paper(spec: Path, overrides: list[str] | None, scale: str | None, *
 
     rows = [
         (
-            *(row.method, row.budget or "", str(row.cells), number(row.count, ","), number(row.percent, ".3g")),
-            *(
-                row.setting or "not in the paper",
-                number(row.published_count, ","),
-                number(row.published_percent, ".3g"),
-            ),
+            row.method,
+            row.budget or "",
+            str(row.cells),
+            number(row.count, ","),
+            number(row.percent, ".3g"),
+            row.setting or "not in the paper",
+            number(row.published_count, ","),
+            number(row.published_percent, ".3g"),
             "" if row.difference is None else f"{100 * row.difference:+.2f} %",
         )
-        for row in found.rows
+        for row in compared.rows
     ]
 
     def draw() -> None:
         print_rows(header, rows, f"{planned.spec.name}: here, and as published")
         out.print(Text("\nsettings that differ"))
-        own = [_settings(row.settings) for row in found.rows]
+        own = [_settings(row.settings) for row in compared.rows]
         shared = [line for line in (own[0] if own else []) if all(line in lines for lines in own)]
-        general = [*shared, *_settings(found.settings)]
+        general = [*shared, *_settings(compared.settings)]
         for line in general or ["none"]:
             out.print(Text(f"all cells: {line}"))
-        for row, lines in zip(found.rows, own, strict=True):
-            for line in (line for line in lines if line not in shared):
-                out.print(Text(f"{row.method} {row.budget or ''}: {line}"))
-        out.print("What no setting reaches is in docs/recipes.md.")
+        for row, lines in zip(compared.rows, own, strict=True):
+            for line in lines:
+                if line not in shared:
+                    out.print(Text(f"{row.method} {row.budget or ''}: {line}"))
+        out.print("docs/recipes.md lists the differences that no setting can remove.")
 
-    emit(as_json, found.as_dict, draw)
+    emit(as_json, compared.as_dict, draw)
 
 
 def _settings(differences: Mapping[str, tuple[Any, Any]]) -> list[str]:

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 _MOST_ROWS = 1000  # of a table on a terminal
 _QUIET_S = 1.0
-"""Seconds that a log is not told what a probe does next."""
+"""A log gets no line for a further step of a probe within this many seconds of the last line."""
 _MOST_NAMES = 6  # of files that are named on one line
 
 out = safe_console(soft_wrap=True)
@@ -151,6 +151,8 @@ def print_weak(says: Sequence[str], console: Console = out) -> None:
 
 
 class _Probing:
+    """Prints the steps of probes on standard error (`probing`)."""
+
     def __init__(self) -> None:
         self._method, self._at, self._width = "", 0.0, 0
 
@@ -170,16 +172,17 @@ class _Probing:
 
 @contextlib.contextmanager
 def probing(*, quiet: bool) -> Iterator[Tell | None]:
-    """Give what says on standard error which method is probed and what the probe does; None if `quiet`.
+    """Yield a callback that prints on standard error which method is probed, and the step of the probe.
 
-    A terminal shows one line, which changes. A log gets a line for each method, and one for each step that begins more
-    than a second after the line before. Other processes can be told it, too: they get a copy.
+    A terminal shows one line, which changes. A log gets a line for each method, and a line for each step that begins
+    more than a second after the line before. The callback can be sent to another process, which prints by itself. If
+    `quiet`, None is yielded.
     """
-    told = _Probing()
+    printer = _Probing()
     try:
-        yield None if quiet else told
+        yield None if quiet else printer
     finally:
-        told.clear()
+        printer.clear()
 
 
 def print_named(texts: Mapping[str, object]) -> None:

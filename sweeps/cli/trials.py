@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from sweeps.engine.kept import KeptTrial
 
 SWEEP_FORMS = ("results", "method-comparison")
-"""Forms of `export` that are of a whole sweep, not of one trial."""
+"""Forms of `export` that export a whole sweep, not one trial."""
 
 Best = Annotated[str, typer.Argument(help="Trial id (or its beginning), or best: the highest validation score.")]
 Method = Annotated[str | None, typer.Option("--method", help="With best: only trials of this method.")]
@@ -51,48 +51,49 @@ def export(
 ) -> None:
     """Write a kept trial, with all that it takes to predict: as it is, as a PEFT folder, or merged into the model.
 
-    Two forms are of the whole sweep and take no TRIAL: `results` writes its tables as a data set, `method-comparison`
-    its tuned learning rates as experiments of Hugging Face PEFT. `--push` sends what was written to the Hugging Face
-    Hub, from a temporary folder if TO is left out. Without `--push` nothing is sent.
+    Two forms export the whole sweep and take no TRIAL. `results` writes its tables as a data set. `method-comparison`
+    writes its tuned learning rates as experiments of Hugging Face PEFT. `--push` sends what was written to the Hugging
+    Face Hub, from a temporary folder if TO is left out. Without `--push` nothing is sent.
     """
     from sweeps.engine.hub import Push
 
-    wanted = _of_sweep if form in SWEEP_FORMS else _of_trial
-    found = wanted(folder_of(source), form, trial, to, method, budget, push, licence)
-    hub = None if push is None else Push(push, found.kind, licence, public=public, overwrite=overwrite)
+    make_export = _of_sweep if form in SWEEP_FORMS else _of_trial
+    planned = make_export(folder_of(source), form, trial, to, method, budget, push, licence)
+    hub = None if push is None else Push(push, planned.kind, licence, public=public, overwrite=overwrite)
     if hub is not None:
         hub.check()
     elif public or overwrite:
         rule = "is about what is sent to the Hub, and nothing is sent; leave it out, or add --push ORG/NAME"
         raise SpecError([Problem("--public" if public else "--overwrite", None, rule)])
     with tempfile.TemporaryDirectory() as aside:
-        place = found.to if hub is None or found.given else Path(aside) / found.to
-        answer = found.write(place)
+        place = planned.to if hub is None or planned.given else Path(aside) / planned.to
+        answer = planned.write(place)
         url = None if hub is None else hub.send(place)
-    path = str(place) if place == found.to else None
-    said = " and ".join(filter(None, (path and f"wrote {path}", url and f"sent {url}")))
+    path = str(place) if place == planned.to else None
+    done = " and ".join(filter(None, (path and f"wrote {path}", url and f"sent {url}")))
     for line in () if as_json else answer.get("left_out", ()):
         out.print(f"left out  {line}")
     whole = {"path": path, "url": url, "form": form, **answer}
-    emit(as_json, lambda: whole, lambda: out.print(f"{said}: {found.said}"))
+    emit(as_json, lambda: whole, lambda: out.print(f"{done}: {planned.about}"))
 
 
 @dataclass(frozen=True)
 class _Export:
-    """What `export` writes.
+    """An export that is checked but not written yet.
 
     Attributes:
-        kind: of repository that holds it on the Hub.
-        to: the folder to write. given: whether the user named it.
-        write: writes it, and returns what the answer in JSON has of it.
-        said: what it is, in words.
+        kind: the kind of repository that holds it on the Hub.
+        to: the folder to write.
+        given: whether the user named this folder.
+        write: writes the export into a folder, and returns its part of the JSON answer.
+        about: what it is and how to use it, in words.
     """
 
     kind: Literal["model", "dataset"]
     to: Path
     given: bool
     write: Callable[[Path], dict[str, Any]]
-    said: str
+    about: str
 
 
 def _of_trial(
@@ -123,7 +124,7 @@ def _of_sweep(
 
     if method is not None or budget is not None or (trial != "best" and to is not None):
         given = " ".join(filter(None, (trial, method, budget)))
-        rule = f"the form {form} is of the whole sweep, so it takes neither a trial nor a method or budget"
+        rule = f"the form {form} exports the whole sweep, so it takes no trial, no method and no budget"
         raise SpecError([Problem("--form", given, rule, f"sweeps export {folder} FOLDER --form {form}")])
     experiments = form == "method-comparison"
     if experiments and push is not None:
@@ -138,9 +139,11 @@ def _of_sweep(
         made, left_out = export_experiments(folder, place)
         return {"experiments": [one.place for one in made], "left_out": left_out}
 
-    said = "copy experiments/ into PEFT's method_comparison/MetaMathQA; pull-request.md has a text for it"
-    said = said if experiments else "its README.md says how to read the tables"
-    return _Export("dataset", given_to or Path(f"{folder.name}-{form}"), given_to is not None, write, said)
+    if experiments:
+        about = "copy experiments/ into PEFT's method_comparison/MetaMathQA; pull-request.md has a text for it"
+    else:
+        about = "its README.md says how to read the tables"
+    return _Export("dataset", given_to or Path(f"{folder.name}-{form}"), given_to is not None, write, about)
 
 
 def predict(

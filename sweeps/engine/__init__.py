@@ -12,7 +12,7 @@ Uses all rooms below; `run` is what `sweeps.run` and the command line call. It k
     kept        trials that left their weights, by id, or the best by validation score
     export      a kept trial taken out of a results folder, with all that it takes to predict
     usage       README.md of what was taken out: code that loads it
-    card        what a card says of scores: README.md of a model, and of results as a data set
+    card        README.md with metadata and scores, of a model and of results as a data set
     dataset     a results folder as a data set
     comparison  tuned cells as experiments of PEFT's method_comparison
     hub         a folder sent to the Hugging Face Hub

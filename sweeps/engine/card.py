@@ -1,6 +1,6 @@
-"""The cards of what leaves a results folder: README.md of a trained model and of a data set of results.
+"""Write the cards (README.md) of a trained model and of a data set of results.
 
-A card begins with the metadata that the Hub reads. Beneath it stands what a reader needs to judge the scores: budget,
+A card begins with the metadata that the Hub reads. Below it stands what a reader needs to judge the scores: budget,
 intervals over seeds, the verdict against the baseline, and the sweep file.
 """
 
@@ -37,14 +37,12 @@ _TASKS: dict[Kind, str] = {
     "causal-lm": "text-generation",
 }
 _LIBRARIES = {"peft": "peft", "merged": "transformers"}
-"""By form, the library that loads the weights; the form `adapter` is this package's own."""
-
-
+"""The library that loads the weights of a form. The form `adapter` is missing: this package alone loads it."""
 _ON_HUB = re.compile(r"[\w.-]+/[\w.-]+")
 
 
 def code(text: object) -> str:
-    """A name in Markdown, which no name can leave."""
+    """Return a name as code in Markdown. No name can break out of its backticks."""
     return "`" + visible(" ".join(str(text).split())).replace("`", "'") + "`"
 
 
@@ -55,7 +53,7 @@ def _licence_of(dataset: str) -> str | None:
 
 
 def _hub_names(dataset: str) -> list[str]:
-    """Return what a data set is called on the Hub; empty if it is not from there."""
+    """Return the names that a data set has on the Hub; empty if it does not come from the Hub."""
     form, _, name = dataset.partition(":")
     if form == "hf":
         return [name]
@@ -63,11 +61,10 @@ def _hub_names(dataset: str) -> list[str]:
     return _ON_HUB.findall(info.source) if info is not None and info.source.startswith("hub ") else []
 
 
-def model_metadata(kept: KeptTrial, kind: Kind, form: str, licence: str | None) -> str:
-    """Return the metadata block of a model's card."""
+def model_metadata(kept: KeptTrial, cell: Row | None, kind: Kind, form: str, licence: str | None) -> str:
+    """Return the metadata block of a model's card. `cell`: from `scored_cell`."""
     row, base = kept.row, parse_id(kept.row["model"])
     library = "open_clip" if form == "merged" and kind == "clip" else _LIBRARIES.get(form)
-    cell = _cell_of(open_store(kept.results), kept)
     data = ModelCardData(
         base_model=base.name if base.scheme == "hf" else None,
         datasets=_hub_names(row["dataset"]) or None,
@@ -98,20 +95,18 @@ def _result(cell: Row, kept: KeptTrial, task: str) -> EvalResult:
     )
 
 
-def _cell_of(store: Store, kept: KeptTrial) -> Row | None:
-    """The row of `results_table` with the scores of the trial's cell; None if the folder has no scored cell for it."""
+def scored_cell(kept: KeptTrial) -> Row | None:
+    """Return the row of `results_table` with the scores of the trial's cell; None if the cell has no score."""
     same = ("sweep", "model", "dataset", "train_size", "method", "reference")
-    rows: list[Row] = results_table(store).to_pylist()
-    found = [r for r in rows if all(r[name] == kept.row[name] for name in same) and r["n"]]
-    return found[0] if found else None
+    rows: list[Row] = results_table(open_store(kept.results)).to_pylist()
+    return next((r for r in rows if r["n"] and all(r[name] == kept.row[name] for name in same)), None)
 
 
-def results_section(kept: KeptTrial) -> str:
-    """Return what a card says of the scores, as Markdown; empty if the folder has no scored cell."""
-    store = open_store(kept.results)
-    cell = _cell_of(store, kept)
+def results_section(kept: KeptTrial, cell: Row | None) -> str:
+    """Return the scores of a card, as Markdown; empty without a scored cell. `cell`: from `scored_cell`."""
     if cell is None:
         return ""
+    store = open_store(kept.results)
     rows = "".join(f"| {name} | {text} |\n" for name, text in _lines(store, kept, cell))
     answer = visible(conclusion_of(store).answer)
     return (
@@ -147,8 +142,7 @@ def _lines(store: Store, kept: KeptTrial, cell: Row) -> Iterator[tuple[str, str]
         yield f"{measure} of this trial, %", percent(row["test_score"])
     if cell["difference"] is not None:
         against = style(cell["baseline"]).name
-        said = f"{change_text(cell)} points, {verdict_text(cell['verdict'])}"
-        yield f"minus {against} at this budget", said
+        yield f"minus {against} at this budget", f"{change_text(cell)} points, {verdict_text(cell['verdict'])}"
     if cell["weak"]:
         yield "weak evidence", visible(cell["weak"])
 
@@ -158,8 +152,8 @@ def _sweep_file(results: Path) -> str:
     if not path.is_file():
         return ""
     text = json.dumps(json.loads(path.read_text(encoding="utf-8")), indent=1)
-    about = "The sweep file, `sweep.json`; `sweeps run sweep.json` runs it again"
-    return f"\n<details><summary>{about}</summary>\n\n```json\n{text}\n```\n\n</details>\n"
+    summary = "The sweep file, `sweep.json`; `sweeps run sweep.json` runs it again"
+    return f"\n<details><summary>{summary}</summary>\n\n```json\n{text}\n```\n\n</details>\n"
 
 
 def dataset_card(store: Store, tables: list[str], licence: str | None, repo: str | None) -> str:

@@ -1,7 +1,7 @@
-"""The tuned cells of a sweep as experiments of Hugging Face PEFT's method_comparison, in the layout that it loads.
+"""Export the tuned cells of a sweep as experiments of Hugging Face PEFT's method_comparison.
 
 Each experiment is a folder `experiments/TYPE/NAME` with `adapter_config.json` (none for full fine-tuning) and
-`training_params.json`, which holds what differs from that project's defaults.
+`training_params.json`. The latter holds the settings that differ from that project's defaults.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from typing import Any
 from analysis import Store, open_store
 from analysis.format import Row, plural, score_text
 from randlora.adapted.attach import attach
+from randlora.adapted.gradients import zero_gradients
 from randlora.errors import ExportError
 from randlora.files.peft_export import peft_config
 from randlora.methods.bridge.kinds import PREFIX as PEFTS_OWN
@@ -24,7 +25,8 @@ from sweeps.engine.kept import config_of
 from sweeps.errors import Problem, SpecError
 from trainables.config import FULL_METHODS, LINEAR_PROBE, NO_TRAINING, TrialConfig
 from trainables.models.families import parse_id
-from trainables.models.shapes import meta_model
+from trainables.models.shapes import meta_model, target_shapes
+from trainables.tasks.text.encoding import DEFAULT_MAX_TOKENS
 
 DATASET = "metamathqa-gsm8k"
 """The data set that PEFT's runner trains on."""
@@ -40,9 +42,9 @@ THEIRS: Mapping[str, Any] = {
     "lr_scheduler": "cosine",
     "use_amp": False,
 }
-"""Their `default_training_params.json` (September 2026), as far as a sweep decides it."""
+"""The settings of PEFT's `default_training_params.json` (September 2026) that a sweep can change."""
 _WARMUP = 0.1
-_DEFAULT_TOKENS = 256
+"""The share of the steps over which PEFT's runner warms up."""
 
 
 @dataclass(frozen=True)
@@ -55,7 +57,7 @@ class Experiment:
         training: `training_params.json`.
         row: the cell's row of the view `scaling`.
         tried: the number of learning rates that the cell was tuned over.
-        differs: what their runner does otherwise than this sweep did.
+        differs: what PEFT's runner always does, and this sweep did in another way.
     """
 
     place: str
@@ -106,7 +108,7 @@ def export_experiments(folder: Path, to: Path) -> tuple[list[Experiment], list[s
         for name, content in (("adapter_config.json", one.adapter), ("training_params.json", one.training)):
             if content is not None:
                 (place / name).write_text(json.dumps(content, indent=2, sort_keys=True) + "\n", encoding="utf-8")
-    (to / "pull-request.md").write_text(_words([*experiments.values()]), encoding="utf-8")
+    (to / "pull-request.md").write_text(_pull_request([*experiments.values()]), encoding="utf-8")
     return [*experiments.values()], left_out
 
 
@@ -125,7 +127,7 @@ def _refuse_others(store: Store) -> None:
 
 
 def _experiment(store: Store, row: Row, tried: int) -> Experiment:
-    """Raises ExportError if PEFT cannot train it."""
+    """Return the experiment of a confirmed cell. Raises ExportError if PEFT cannot train it."""
     query = f"select * from confirmed where cell_id = '{row['cell_id']}' order by slot limit 1"  # noqa: S608  our hash
     (run,) = store.sql(query).to_pylist()
     trial = config_of(store, run["trial_id"])
@@ -143,15 +145,22 @@ def _experiment(store: Store, row: Row, tried: int) -> Experiment:
 
 
 def _short(model: str) -> str:
-    """'hf:meta-llama/Llama-3.2-3B' is 'llama-3.2-3B' in the names of their experiments."""
+    """Return a model's name as PEFT's experiments write it: 'llama-3.2-3B' of 'hf:meta-llama/Llama-3.2-3B'."""
     name = model.rpartition("/")[2]
     return name[0].lower() + name[1:]
 
 
 def _adapter(trial: TrialConfig) -> dict[str, Any]:
     capacities = dict(trial.capacities)
-    config = get_method(trial.method).config.from_options(max(capacities.values()), dict(trial.options))
-    adapted = attach(meta_model(trial.model), config, list(capacities), capacities=capacities)
+    method = get_method(trial.method)
+    config = method.config.from_options(max(capacities.values()), dict(trial.options))
+    model = meta_model(trial.model)
+    gradients = zero_gradients(method, target_shapes(model, list(capacities)))
+    adapted = attach(model, config, list(capacities), capacities=capacities, gradients=gradients)
+    if adapted.rate_ratios():
+        raise ExportError(
+            f"{method.title} trains some tensors at another rate, and PEFT's runner would train plain LoRA"
+        )
     return peft_config(adapted) | {"task_type": "CAUSAL_LM"}
 
 
@@ -162,7 +171,7 @@ def _training(trial: TrialConfig, run: Row) -> dict[str, Any]:
     return {
         "model_id": parse_id(trial.model).name,
         "dtype": "bfloat16" if train.base_weights == "bf16" else "float32",
-        "max_seq_length": train.max_tokens or _DEFAULT_TOKENS,
+        "max_seq_length": train.max_tokens or DEFAULT_MAX_TOKENS,
         "batch_size": train.global_batch_size,
         "max_steps": steps,
         "eval_steps": min(THEIRS["eval_steps"], steps),
@@ -174,21 +183,21 @@ def _training(trial: TrialConfig, run: Row) -> dict[str, Any]:
 
 
 def _differences(trial: TrialConfig) -> list[str]:
-    """What their runner always does, and this trial did otherwise."""
+    """Return what PEFT's runner always does, and this trial did in another way."""
     train = trial.train
-    said = []
+    differences = []
     if train.schedule == "cosine" and (train.warmup_fraction != _WARMUP or train.warmup_steps is not None):
         warmup = (
             f"{train.warmup_steps} steps" if train.warmup_steps else f"{100 * train.warmup_fraction:g} % of the steps"
         )
-        said.append(f"warm-up over 10 % of the steps (here {warmup})")
+        differences.append(f"warm-up over 10 % of the steps (here {warmup})")
     if not train.loss_on_prompt:
-        said.append("a loss over the prompt too (here over the response alone)")
-    return said
+        differences.append("a loss over the prompt too (here over the response alone)")
+    return differences
 
 
-def _words(experiments: list[Experiment]) -> str:
-    """The text of a pull request: what was tuned how, and what it scored here."""
+def _pull_request(experiments: list[Experiment]) -> str:
+    """Return the text of a pull request, with the tuned learning rates and the scores here."""
     lines = []
     for one in experiments:
         score, seeds = score_text(one.row), plural(one.row["n"], "seed")

@@ -1,4 +1,4 @@
-"""A results folder as a data set: its sealed tables and facts, with a card. Neither weights nor the journal."""
+"""Export a results folder as a data set: its sealed tables and facts, and a card. Weights and journal stay behind."""
 
 from __future__ import annotations
 

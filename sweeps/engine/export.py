@@ -73,14 +73,14 @@ def export_trial(kept: KeptTrial, to: Path, form: str = "adapter", licence: str 
 
 
 def check_shareable(kept: KeptTrial, form: str) -> None:
-    """Refuse to send weights that are of use on this machine alone.
+    """Refuse to send weights that nobody can load on another machine.
 
     Raises:
         SpecError: the base model is a folder of this machine, and the form does not contain it.
     """
     model = kept.row["model"]
     if form != "merged" and parse_id(model).scheme == "local":
-        rule = f"the base model {model} is a folder of this machine, which nobody has who loads the {form}"
+        rule = f"needs the base model, and {model} is a folder of this machine, which nobody else has"
         raise SpecError([Problem("--push", None, rule, "--form merged")])
 
 

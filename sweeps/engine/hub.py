@@ -43,13 +43,13 @@ class Push:
     overwrite: bool = False
 
     def check(self) -> None:
-        """Refuse what the Hub would refuse. Sends nothing but the question who the token belongs to.
+        """Refuse what the Hub would refuse. It only asks whose the token is and whether the repository exists.
 
         Raises:
             SpecError: no licence, a name of another form, no token, no answer, no right to write, or a repository that
                 exists.
         """
-        problems = [*self._wrong_words()]
+        problems = [*self._malformed()]
         if get_token() is None:
             rule = "needs a token of the Hub: run `hf auth login`, or set HF_TOKEN"
             problems.append(Problem(OPTION, self.repo, rule))
@@ -68,7 +68,7 @@ class Push:
             rule = f"exists already on the Hub as a {self.kind}; to replace its files, give --overwrite"
             raise SpecError([Problem(OPTION, self.repo, rule)])
 
-    def _wrong_words(self) -> Iterator[Problem]:
+    def _malformed(self) -> Iterator[Problem]:
         if not self.licence:
             rule = "is needed for the card; give the Hub's identifier of the licence that you publish under"
             yield Problem("--license", None, rule, "--license apache-2.0")
@@ -97,8 +97,8 @@ class Push:
             if not errors:
                 answer.raise_for_status()
         if errors:
-            said = "; ".join(str(error.get("message")) for error in errors)
-            raise SpecError([Problem("README.md", None, f"the Hub refuses the card: {said}")])
+            messages = "; ".join(str(error.get("message")) for error in errors)
+            raise SpecError([Problem("README.md", None, f"the Hub refuses the card: {messages}")])
 
     def send(self, folder: Path) -> str:
         """Make the repository, send the folder as one commit, and return the address.
@@ -120,7 +120,7 @@ class Push:
 
     @contextlib.contextmanager
     def _answering(self, what: str) -> Iterator[None]:
-        """Raise what the Hub or the connection says as SpecError."""
+        """Turn every error of the Hub or of the connection into a SpecError that begins with `what`."""
         try:
             yield
         except Exception as error:  # huggingface_hub changes its HTTP client, and so the errors of connections

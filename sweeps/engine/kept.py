@@ -24,7 +24,8 @@ class KeptTrial:
 
     Attributes:
         row: its row in the table `trials`.
-        results: the results folder that it is in. folder: its weights.
+        results: the results folder that it is in.
+        folder: the folder with its weights.
         config: its configuration, as it was asked for.
     """
 

@@ -19,7 +19,7 @@ from randlora.methods.prompts.kinds import WORDS
 from randlora.methods.prompts.learners import CoCoOp
 from randlora.model.families import family_name
 from randlora.model.prompted import PLACE
-from sweeps.engine.card import code, model_metadata, results_section
+from sweeps.engine.card import code, model_metadata, results_section, scored_cell
 from sweeps.engine.kept import KeptTrial
 from trainables.config import FULL_METHODS
 from trainables.data.text import prompts
@@ -45,7 +45,7 @@ def hub_name(model: str) -> str | None:
 
 
 def write_usage(kept: KeptTrial, trained: Trained, to: Path, form: str, licence: str | None = None) -> None:
-    """Write README.md: metadata, results and code. What the card of a PEFT adapter says of its form stays above."""
+    """Write README.md: metadata, results and code. The text of a PEFT adapter's own card comes before the results."""
     card, path = "", to / "README.md"
     if form == "peft" and not kept.config.method.startswith(PEFTS_OWN):  # PEFT's own is a form to fill in
         card = RepoCard(path.read_text(encoding="utf-8")).text.strip()  # without its metadata
@@ -57,8 +57,10 @@ def write_usage(kept: KeptTrial, trained: Trained, to: Path, form: str, licence:
         autoescape=False,  # noqa: S701
     )
     template = resources.files("sweeps.engine").joinpath("usage.md.jinja").read_text(encoding="utf-8")
-    text = environment.from_string(template).render(card=card, **_known(kept, trained, form))
-    path.write_text(f"{model_metadata(kept, trained.facts.kind, form, licence)}\n{text}", "utf-8")
+    cell = scored_cell(kept)
+    results = results_section(kept, cell)
+    text = environment.from_string(template).render(card=card, results=results, **_known(kept, trained, form))
+    path.write_text(f"{model_metadata(kept, cell, trained.facts.kind, form, licence)}\n{text}", "utf-8")
 
 
 def _known(kept: KeptTrial, trained: Trained, form: str) -> dict[str, Any]:
@@ -69,7 +71,6 @@ def _known(kept: KeptTrial, trained: Trained, form: str) -> dict[str, Any]:
     takes = inspect.signature(module.forward).parameters
     found = {
         "about": _about(kept),
-        "results": results_section(kept),
         "title": code(kept.name),
         "form": form,
         "method": kept.config.method,
@@ -109,7 +110,7 @@ def _prompts(adapted: Adapted | None) -> str | None:
 
 
 def _replaced(adapted: Adapted | None) -> int | None:
-    """The number of words of `WORDS` that learnt vectors replace while the others stay; None if none stay."""
+    """Return how many words of `WORDS` learnt vectors replace; None if they do not stand in the place of words."""
     if adapted is None or not adapted.method.prompts:
         return None
     replaced = replaced_words(adapted.config)

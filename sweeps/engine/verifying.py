@@ -197,7 +197,12 @@ def _rows(store: Store, journal: Journal | None) -> Check:
 
 
 def _is_older(name: str, row: Row, begun: datetime | None, earlier: Container[str]) -> bool:
-    """Whether a row is older than the journal, which begins at `begun`. `earlier`: trials that ended before it."""
+    """Return whether a row is older than the journal.
+
+    Args:
+        begun: when the journal begins; None if it does not say so.
+        earlier: the trials that ended before that.
+    """
     if name == "choices":
         return begun is not None and bool(row["chosen_at"] < begun)
     return row["trial_id"] in earlier

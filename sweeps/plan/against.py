@@ -1,15 +1,16 @@
-"""A plan beside its paper: each cell's number of parameters and the published one, and every setting that differs.
+"""Compare a plan with its paper: the numbers of parameters of its cells, and the settings that differ.
 
-The published settings are those of the file's own `[published]` form, the published numbers those that are shipped
+The published settings come from the `[published]` table of the sweep file. The published numbers come with the package
 (`analysis.statistics.publications`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
+from analysis.format import Row
 from analysis.statistics.publications.published import names, publication, reference
 from randlora.methods.registry import METHODS
 from sweeps.plan.plan import Plan
@@ -18,22 +19,24 @@ from sweeps.spec.spec import SweepSpec
 from trainables.models.families import FUSED
 
 Differences = dict[str, tuple[Any, Any]]
-"""By the name of a setting: its value in the plan, and in the published form."""
+"""Settings that differ, by name: the value in the plan, and the value in the published form."""
 
 _SECTIONS = ("protocol", "model", "data", "train", "evaluate")
-_OF_NO_EXPERIMENT = ("data.datasets", "data.skip_bad")
+_NOT_COMPARED = ("data.datasets", "data.skip_bad")
+"""Settings that say which data this machine has, and nothing about the experiment."""
 
 
 @dataclass(frozen=True)
 class Compared:
-    """Cells of one method at one budget, beside the published cell of that method whose count is nearest.
+    """Compare one method at one budget with the published cell that has the nearest number of parameters.
 
     Attributes:
-        cells: their number, over data sets and sizes.
-        count, percent: trained parameters here, and their per cent of all with them, as the paper counts.
-        setting: the published cell, such as "randlora-6"; None if the paper has none of this method.
-        published_count, published_percent: as published; None if they are not.
-        difference: the count less the published one, over that; None without one.
+        cells: the number of cells in the plan that this row stands for, one for each data set and size.
+        count: the number of parameters that the method trains here.
+        percent: `count` in percent of all parameters, the trained ones included, as the paper counts.
+        setting: the published cell, such as "randlora-6"; None if the paper does not have this method.
+        published_count, published_percent: the paper's numbers; None if it does not give them.
+        difference: (count - published_count) / published_count; None if one of them is missing.
         settings: the method's settings that differ.
     """
 
@@ -51,26 +54,32 @@ class Compared:
 
 @dataclass(frozen=True)
 class Against:
-    """A plan beside its published form. `settings`: those of the whole sweep that differ."""
+    """The comparison of a plan with its published form.
+
+    Attributes:
+        rows: one for each method and budget of the plan.
+        settings: settings of the whole sweep that differ.
+    """
 
     rows: tuple[Compared, ...]
     settings: Differences
 
     def as_dict(self) -> dict[str, Any]:
-        """As plain values."""
+        """Return the comparison as plain values, for JSON."""
         return asdict(self)
 
 
 def against(plan: Plan, published: Plan) -> Against:
-    """Compare a plan with the plan of its file's published form, which has the same data sets."""
+    """Compare a plan with the plan of its file's published form. Both must have the same data sets."""
     groups: dict[tuple[str, str | None], list[Cell]] = {}
     for cell in plan.cells:
         groups.setdefault((cell.method, cell.reference), []).append(cell)
-    rows = tuple(_compared(cells, plan, published) for cells in groups.values())
+    points = [point for name in names() for point in publication(name).points if reference(point)]
+    rows = tuple(_compared(cells, plan, published, points) for cells in groups.values())
     return Against(rows, _differences(_whole(plan), _whole(published)))
 
 
-def _compared(cells: list[Cell], plan: Plan, published: Plan) -> Compared:
+def _compared(cells: list[Cell], plan: Plan, published: Plan, points: list[Row]) -> Compared:
     cell = cells[0]
     percent = None
     if cell.count is not None and cell.model_params:
@@ -80,35 +89,30 @@ def _compared(cells: list[Cell], plan: Plan, published: Plan) -> Compared:
     if not theirs:
         return ours
     near = min(theirs, key=lambda c: abs((c.count or 0) - (cell.count or 0)))
-    count, share = _published_count(near)
-    return Compared(
-        *(cell.method, cell.reference, len(cells), cell.count, percent, near.reference),
-        count,
-        share,
-        None if count is None or cell.count is None else (cell.count - count) / count,
-        _differences(_own(cell, plan.spec), _own(near, published.spec)),
+    count, share = _published_count(near, points)
+    return replace(
+        ours,
+        setting=near.reference,
+        published_count=count,
+        published_percent=share,
+        difference=None if count is None or cell.count is None else (cell.count - count) / count,
+        settings=_differences(_own(cell, plan.spec), _own(near, published.spec)),
     )
 
 
-def _published_count(cell: Cell) -> tuple[int | None, float | None]:
-    """Parameters and per cent that are published for a cell of a published form."""
-    points = [
-        point
-        for name in names()
-        for point in publication(name).points
-        if (point["model"], point["method"]) == (cell.model.removesuffix(FUSED), cell.method) and reference(point)
-    ]
-    exact = [point for point in points if reference(point) == cell.reference]
-    if not exact and len({reference(point) for point in points}) == 1:
-        exact = (
-            points  # a method that is published at one setting, which the paper names otherwise than by its capacity
-        )
-    found = {key: [p[key] for p in exact if p.get(key) is not None] for key in ("adapter_params", "percent")}
-    return next(iter(found["adapter_params"]), None), next(iter(found["percent"]), None)
+def _published_count(cell: Cell, points: list[Row]) -> tuple[int | None, float | None]:
+    """Return the number of parameters and the percentage that `points` have for a cell of a published form."""
+    place = (cell.model.removesuffix(FUSED), cell.method)
+    of_method = [point for point in points if (point["model"], point["method"]) == place]
+    exact = [point for point in of_method if reference(point) == cell.reference]
+    if not exact and len({reference(point) for point in of_method}) == 1:
+        exact = of_method  # the paper has one setting of this method, and does not name it by its capacity
+    count = next((p["adapter_params"] for p in exact if p.get("adapter_params") is not None), None)
+    return count, next((p["percent"] for p in exact if p.get("percent") is not None), None)
 
 
 def _own(cell: Cell, spec: SweepSpec) -> dict[str, Any]:
-    """The settings of one method, as they hold for a cell."""
+    """Return the settings of a cell's method."""
     section = spec.methods[cell.method]
     capacities = sorted(set(cell.capacities.values()))
     dimensions = {d.name: f"searched, from {dict(cell.published).get(d.name)}" for d in cell.dimensions}
@@ -125,9 +129,9 @@ def _own(cell: Cell, spec: SweepSpec) -> dict[str, Any]:
 
 
 def _whole(plan: Plan) -> dict[str, Any]:
+    """Return the settings of the whole sweep, by their keys in the sweep file."""
     tree = plan.spec.model_dump(mode="json", include=set(_SECTIONS))
-    found = dict(_flat(tree))
-    return {name: value for name, value in found.items() if name not in _OF_NO_EXPERIMENT}
+    return {name: value for name, value in _flat(tree) if name not in _NOT_COMPARED}
 
 
 def _flat(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

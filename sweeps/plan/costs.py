@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from trainables.training.costs import CostModel
 
 CLASSES = 10
-"""Outputs of a head where nobody knows the data's classes."""
+"""Outputs that a head is given if the number of classes is unknown."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,7 +36,7 @@ class ModelCosts:
     train: TrainSettings
 
     def trial(self, method: str, capacities: Mapping[str, int], options: Mapping[str, Any]) -> TrialConfig:
-        """A trial of a method; its costs depend on neither its data nor its learning rate."""
+        """Return a trial of a method, to find its costs. These depend on neither its data nor its learning rate."""
         return TrialConfig.model_validate(
             {
                 "stage": "CONFIRM",
@@ -92,11 +92,11 @@ def model_costs(spec: SweepSpec, model: BaseModelInfo, targets: Sequence[str]) -
     from trainables.models.loading import input_side
     from trainables.training.costs import CostModel
 
-    known = [_classes(name) for name in spec.data.datasets]
+    most_classes = max(_classes(name) for name in spec.data.datasets)
     side = None if model.kind in ("causal-lm", "text-encoder") else input_side(model.id, model.module)
     if model.kind == "hf-vision":
         side = spec.model.image_size or side
-    costs = CostModel(model.module, model.kind, side=side, classes=max(known))
+    costs = CostModel(model.module, model.kind, side=side, classes=most_classes)
     return ModelCosts(costs, model.id, spec.model.adapt or "both", tuple(targets), spec.train)
 
 
@@ -113,7 +113,7 @@ def currency_of(spec: SweepSpec, model: BaseModelInfo, targets: Sequence[str]) -
 
 
 def with_costs(cell: Cell, costs: ModelCosts) -> Cell:
-    """The cell with what it takes, as far as that can be found; an infeasible one as it is."""
+    """Return the cell with its costs, as far as they can be found. An infeasible cell is returned as it is."""
     from trainables.training.costs import UncountableError
 
     if not cell.feasible or cell.lr_centre is None:
@@ -130,11 +130,11 @@ def with_costs(cell: Cell, costs: ModelCosts) -> Cell:
 
 
 def memory_problems(spec: SweepSpec, model: BaseModelInfo) -> list[Problem]:
-    """Budgets of memory that the frozen base model alone takes more than."""
+    """Return a problem for each budget of memory that is smaller than the frozen base model alone."""
     if spec.budgets.memory is None:
         return []
-    each = 2 if spec.train.base_weights == "bf16" else 4
-    base = each * model.size
+    bytes_per_weight = 2 if spec.train.base_weights == "bf16" else 4
+    base = bytes_per_weight * model.size
     rule = f"is below the base model's own weights, {base / 2**20:,.0f} MiB"
     sizes = zip(spec.budgets.memory, spec.budgets.amounts(), strict=True)
     return [

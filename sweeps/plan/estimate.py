@@ -119,8 +119,8 @@ class _Left:
 
 
 Tell = Callable[[str, int, int, str], None]
-"""Called with the method that is probed, its number from 1, the number of methods, and what begins in words ("loading
-the model"). It can be pickled."""
+"""A callback for each step of a probe. Its arguments are the probed method, the method's number from 1, the number of
+methods, and the step in words, such as "loading the model". Another process may call it, so it must be picklable."""
 
 
 def estimate_plan(
@@ -235,8 +235,9 @@ def _probe(plan: Plan, left: Sequence[_Left], node: Node, tell: Tell | None) -> 
                 probed[method] = known
         asking = {method: cell for method, cell in largest.items() if method not in probed}
         for number, (method, cell) in enumerate(asking.items(), 1):
-            told = functools.partial(tell or _silent, method, number, len(asking))
-            probed[method] = _tried(functools.partial(_Probe.of, cell, plan, warm, told), warm)
+            tell_step = functools.partial(tell or _tell_nobody, method, number, len(asking))
+            run_probe = functools.partial(_Probe.of, cell, plan, warm, tell_step)
+            probed[method] = _tried(run_probe, warm)
         costs = {method: cost for method, cost in probed.items() if isinstance(cost, _Probe)}
         unknown = {m: why for m, why in probed.items() if isinstance(why, str)}
         peak = max((cost.memory for cost in costs.values()), default=0)
@@ -272,8 +273,8 @@ def _probe(plan: Plan, left: Sequence[_Left], node: Node, tell: Tell | None) -> 
     return _Found(tuple(found), shapes, memory, pack, shared, unknown)
 
 
-def _silent(method: str, number: int, count: int, step: str) -> None:
-    """A `Tell` that says nothing."""
+def _tell_nobody(method: str, number: int, count: int, step: str) -> None:
+    """Do nothing: the `Tell` of an estimate that nobody follows."""
 
 
 def _finished_here(plan: Plan) -> list[dict[str, Any]]:

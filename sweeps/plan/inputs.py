@@ -165,24 +165,24 @@ def _check_judged(plan: Plan) -> None:
 
 
 def _check_lengths(plan: Plan) -> None:
-    """Write completions and conversations as tokens, as far as the model's tokenizer is here or can be had.
+    """Tokenize completions and conversations, if the model's tokenizer is on this machine or can be downloaded.
 
     Warns of texts that are longer than `train.max_tokens`. Raises SpecError for a row that a trial would refuse.
     """
     names = dict.fromkeys(cell.dataset for cell in plan.feasible)
-    chosen = [name for name in names if text_kind(name) == "completions"]
-    if not chosen:
+    completions = [name for name in names if text_kind(name) == "completions"]
+    if not completions:
         return
     model = plan.spec.model.id
     try:
         tokenizer, config = tokenizer_of(model)
     except ModelError:
-        return  # a run says it with the weights
+        return  # without a tokenizer here, a run reports this when it loads the weights
     try:
         encoder = make_encoder(tokenizer, config, plan.spec.train.max_tokens, model)
     except TrialError as error:
         raise SpecError([Problem("model.id", None, str(error))]) from error
-    for name in chosen:
+    for name in completions:
         data = loaded(name)
         assert isinstance(data, TextDataset)
         for part in (data.train, data.test):
@@ -190,7 +190,7 @@ def _check_lengths(plan: Plan) -> None:
 
 
 def _check_tokens(name: str, part: TextSplit, encoder: Encoder) -> None:
-    """Write the rows of a split as tokens; of a large one, evenly spaced rows."""
+    """Tokenize the rows of a split; evenly spaced rows if the split is large."""
     lengths = []
     for row in range(0, len(part), max(1, len(part) // OPENED)):
         place = part.place(row)

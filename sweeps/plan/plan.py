@@ -45,7 +45,7 @@ class Plan:
 
     Attributes:
         asked: what was asked of the base model when the plan was made; None for a plan that is made of cells.
-        costs: what was asked of the methods' costs, if the budgets limit any.
+        costs: finds what the methods cost on the base model; None until a budget or `with_costs` needs it.
     """
 
     spec: SweepSpec
@@ -66,12 +66,9 @@ class Plan:
     def _repr_html_(self) -> str:
         """The cells with their ranks, parameters and learning rates, or why they do not run, for notebooks."""
         show_arrow_tables()
-        rows = [_shown(cell) for cell in self.cells[:ROWS]]
         columns = ("method", "budget", "data", "size", "rank", "parameters", "learning rates", "trials", "left out")
-        trials = {cell.cell_id: self.trials_of(cell) for cell in self.feasible}
-        cells = zip(self.cells, rows, strict=False)
-        whole = [(*row[:-1], trials.get(cell.cell_id, ""), row[-1]) for cell, row in cells]
-        return html_table(repr(self)[1:-1], columns, whole, len(self.cells) - len(rows))
+        rows = [_shown(cell, str(self.trials_of(cell)) if cell.feasible else "") for cell in self.cells[:ROWS]]
+        return html_table(repr(self)[1:-1], columns, rows, len(self.cells) - len(rows))
 
     @property
     def feasible(self) -> tuple[Cell, ...]:
@@ -208,8 +205,8 @@ class Plan:
                 raise SpecError([Problem("train", None, message) for message in messages]) from error
 
 
-def _shown(cell: Cell) -> tuple[str, ...]:
-    """A row of a notebook's table, without the number of trials, which is not the cell's."""
+def _shown(cell: Cell, trials: str) -> tuple[str, ...]:
+    """Return the row of a cell in a notebook's table."""
     sizes = sorted(set(cell.capacities.values()))
     rank = "" if not sizes else f"{sizes[0]}" if len(sizes) == 1 else f"{sizes[0]} to {sizes[-1]}"
     rates = "" if cell.lr_low is None else f"{cell.lr_low:.2g} to {cell.lr_high:.2g}"
@@ -223,6 +220,7 @@ def _shown(cell: Cell) -> tuple[str, ...]:
         rank,
         count,
         rates,
+        trials,
         left_out,
     )
 

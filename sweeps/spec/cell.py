@@ -24,17 +24,18 @@ class Cell:
     Attributes:
         reference: what defines the budget, 'lora-8'; None for a method without one.
         solution: the solver's answer at the budget; None for a method without one.
-        dof: degrees of freedom of its updates; `dof_measured`: on a
-            small weight, where no formula is known; `dof_at_most`: a bound.
+        dof: degrees of freedom of its updates.
+        dof_measured: whether they were measured on a small weight, because no formula is known.
+        dof_at_most: whether they are an upper bound.
         update_rank: the largest rank that a target weight's update can have, mean over target weights; None where there
             is none, or nobody has said.
-        step_memory_bytes, step_flops, forward_flops, saved_bytes: what training takes, which `Plan.with_costs` finds
-            (`trainables.training.costs`); None where it was not asked, or can't be found.
+        step_memory_bytes, step_flops, forward_flops, saved_bytes: what training takes (`trainables.training.costs`),
+            from `Plan.with_costs`; None if that was not called, or cannot find it.
         model_params, target_params: parameters of the base model and of the target weights.
         classes: of the data set; None where it has none, or has not been read.
         lr_low, lr_high, lr_centre: the learning-rate range; None where nothing trains.
         dimensions: what is searched beside the learning rate; published: its values where nothing is searched.
-        micro_batch_size: of the method, in place of `train.micro_batch_size`; None: the same.
+        micro_batch_size: the method's own; None if `train.micro_batch_size` holds.
         epochs: of a trial, unless they are searched: `data.epochs`, else `train.epochs`; None where nothing trains.
         epoch_samples: training samples of an epoch; known where the allowance is in samples, else None.
         allowance_samples: the allowance where it is in samples; `tune_trials` is then how many whole trials these are.
@@ -99,7 +100,7 @@ class Cell:
 
     @property
     def budget(self) -> int | None:
-        """Trainable adapter parameters, or as much of what the budget limits; None for a method without a budget."""
+        """Trainable adapter parameters, or the amount of what the budget limits; None for a method without a budget."""
         return None if self.solution is None else self.solution.budget
 
     @property

@@ -26,10 +26,10 @@ def path_of(name: str) -> Path | None:
 
 
 def _with_path(name: str, path: str) -> str:
-    """The id with another path. What a set for fine-tuning says of its columns stays."""
+    """Return the id with another path. The columns that the id of a set for fine-tuning names stay."""
     scheme, _, rest = name.partition(":")
-    said = "".join(rest.partition("?")[1:]) if scheme == FINE_TUNING else ""
-    return f"{scheme}:{path}{said}"
+    columns = "".join(rest.partition("?")[1:]) if scheme == FINE_TUNING else ""
+    return f"{scheme}:{path}{columns}"
 
 
 def absolute(name: str) -> str:

@@ -1,6 +1,7 @@
-"""The JSON schema of sweep files, by which editors complete and check them: from the models that read these.
+"""The JSON schema of sweep files, with which editors complete and check them. It is made from the pydantic models.
 
-It says what a key takes. What contradicts what (and the options of each method) is for `SweepSpec.parse` to judge.
+It says which values a key takes. `SweepSpec.parse` checks the rest: the options of each method, and contradictions
+between keys.
 """
 
 from __future__ import annotations
@@ -22,17 +23,17 @@ _SHORT: Mapping[str, dict[str, Any]] = {
     "ConfirmSection.seeds": {"type": "integer", "minimum": 1},
     "MethodSection.lr": {"type": "number", "exclusiveMinimum": 0},
 }
-"""Keys that a number alone stands for as well: a number of seeds, the centre of a range."""
-_FORM = "What `--scale {}` changes: the file's own keys, and `drop`, a key or a list of keys that go."
+"""Keys for which a single number is a short form: a number of seeds, or the centre of a range."""
+_FORM = "What `--scale {}` changes: the file's own keys, and `drop`, a key or a list of keys to remove."
 
 
 def schema_text() -> str:
-    """The schema as it is written."""
+    """Return the schema as text."""
     return json.dumps(schema(), indent=1, ensure_ascii=False) + "\n"
 
 
 def schema() -> dict[str, Any]:
-    """The schema of a whole sweep file, in TOML, YAML or JSON."""
+    """Return the schema of a whole sweep file, in TOML, YAML or JSON."""
     found = SweepSpec.model_json_schema()
     parts = {"SweepSpec": found, **found["$defs"]}
     for model in set(_models(SweepSpec)):
@@ -45,7 +46,7 @@ def schema() -> dict[str, Any]:
 
 
 def docstrings(model: type[BaseModel]) -> dict[str, str]:
-    """Field -> the text that stands beneath it in the source, base classes included."""
+    """Return the text below each field in the source, by the field's name. Fields of base classes are included."""
     found: dict[str, str] = {}
     for cls in reversed([c for c in model.__mro__ if issubclass(c, BaseModel) and c is not BaseModel]):
         (tree,) = ast.parse(textwrap.dedent(inspect.getsource(cls))).body
@@ -58,14 +59,14 @@ def docstrings(model: type[BaseModel]) -> dict[str, str]:
 
 
 def inside(annotation: Any) -> list[type[BaseModel]]:
-    """Models in an annotation."""
+    """Return the models that an annotation contains."""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return [annotation]
     return [model for part in get_args(annotation) for model in inside(part)]
 
 
 def _models(model: type[BaseModel]) -> Iterator[type[BaseModel]]:
-    """A model and all models in its fields."""
+    """Yield a model and all models in its fields."""
     yield model
     for field in model.model_fields.values():
         for part in inside(field.annotation):
@@ -74,7 +75,7 @@ def _models(model: type[BaseModel]) -> Iterator[type[BaseModel]]:
 
 def _describe(model: type[BaseModel], part: dict[str, Any]) -> None:
     """Give the keys of a model's schema their meanings, and the short forms that its validators read."""
-    said = docstrings(model)
+    texts = docstrings(model)
     part.pop("title", None)
     for name, field in model.model_fields.items():
         key = part["properties"][name]
@@ -88,8 +89,8 @@ def _describe(model: type[BaseModel], part: dict[str, Any]) -> None:
         if (short := _SHORT.get(f"{model.__name__}.{name}")) is not None:
             _also(key, short)
         below = inside(field.annotation)
-        if name in said or below:
-            key["description"] = said.get(name) or " ".join(str(below[0].__doc__).partition("\n\n")[0].split())
+        if name in texts or below:
+            key["description"] = texts.get(name) or " ".join(str(below[0].__doc__).partition("\n\n")[0].split())
 
 
 def _also(key: dict[str, Any], form: dict[str, Any]) -> None:

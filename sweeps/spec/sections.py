@@ -44,7 +44,7 @@ Once = AfterValidator(_each_once)
 """A list without repetitions, which would be planned, counted and paid for twice."""
 
 _AMOUNTS = ("memory", "flops", "bytes")
-"""Keys of `[budgets]` that hold amounts with a unit, named as what they limit."""
+"""Keys of `[budgets]` that hold amounts with a unit. Each is also the name of what it limits, in `count`."""
 _POWERS = {"": 0, "k": 3, "M": 6, "G": 9, "T": 12, "P": 15}
 _FLOPS = re.compile(r"(\d+(?:\.\d+)?)\s*([kMGTP]?)FLOPs?")
 
@@ -184,8 +184,8 @@ class BudgetSection(_Section):
     count: Annotated[Literal["parameters", "dof", "memory", "flops", "bytes"], LATER] = "parameters"
     """What they limit: trained parameters, degrees of freedom, memory, operations or saved bytes (docs/fairness.md)."""
     costs: Annotated[bool | None, LATER] = None
-    """Find memory, operations and saved bytes of every cell, about a second each, for `plan` and the report; without it
-    if they are what budgets limit."""
+    """Find memory, operations and saved bytes of every cell for `plan` and the report (about a second each). Default:
+    only if the budgets limit one of them."""
     tolerance: float = Field(default=0.05, ge=0, le=1)
     """Share by which a count may miss its budget; a cell farther off is listed and not run."""
     allocation: Allocation = "auto"
@@ -194,7 +194,7 @@ class BudgetSection(_Section):
     @model_validator(mode="before")
     @classmethod
     def _count_of_amounts(cls, value: Any) -> Any:
-        """`memory = ["2 GiB"]` alone says what is counted."""
+        """Set `count` to what the amounts limit, if the file does not give it: `memory = ["2 GiB"]` says enough."""
         if isinstance(value, Mapping) and "count" not in value:
             given = [name for name in _AMOUNTS if value.get(name) is not None]
             if len(given) == 1:
@@ -224,10 +224,10 @@ class BudgetSection(_Section):
         return self.count in _AMOUNTS if self.costs is None else self.costs
 
     def references(self) -> tuple[str, ...]:
-        """Labels of the budgets in file order.
+        """Return the labels of the budgets in file order.
 
-        They are 'lora-8', 'params-250000' or 'percent-0.1'; of degrees of freedom 'dof-lora-8', 'dof-250000' or
-        'dof-percent-0.1'; of memory 'memory-lora-8' or 'memory-2GiB', and alike of operations and bytes.
+        Parameters: 'lora-8', 'params-250000' or 'percent-0.1'. Degrees of freedom: 'dof-lora-8', 'dof-250000' or
+        'dof-percent-0.1'. Memory: 'memory-lora-8' or 'memory-2GiB'. Operations and bytes are labelled like memory.
         """
         plain = self.count == "parameters"
         front = "" if plain else f"{self.count}-"
@@ -240,7 +240,7 @@ class BudgetSection(_Section):
         return tuple(front + "".join(text.split()) for text in getattr(self, self.count))
 
     def amounts(self) -> tuple[int, ...]:
-        """The budgets that are numbers, in file order: parameters, degrees of freedom, bytes or operations."""
+        """Return the budgets as numbers in file order, if `params`, `memory`, `flops` or `bytes` gives them."""
         if self.params is not None:
             return self.params
         return tuple(map(_flops_of if self.count == "flops" else _bytes_of, getattr(self, self.count)))
@@ -267,7 +267,7 @@ class MethodSection(BaseModel):
     unmatched: bool = False
     """Run the nearest setting even outside the tolerance."""
     micro_batch_size: Annotated[Annotated[int, Field(ge=1)] | None, LATER] = None
-    """Instead of `train.micro_batch_size`: full fine-tuning may need smaller parts of a batch."""
+    """Replaces `train.micro_batch_size` for this method: full fine-tuning may need smaller parts of a batch."""
 
     @field_validator("lr", mode="before")
     @classmethod

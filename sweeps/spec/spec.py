@@ -25,7 +25,7 @@ from sweeps.spec.reading import check_tree, read_key, read_tree, read_value
 from sweeps.spec.sections import Sections
 
 FORMS = ("small", "published")
-"""Tables of a sweep file with another form of it."""
+"""Tables of a sweep file that hold the changes of another form of it."""
 SCALES = ("full", *FORMS)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, replace
 from html import escape
 from typing import Any, Literal, Protocol, TextIO
@@ -51,8 +51,10 @@ class Silent:
 
 
 def make_progress(progress: bool | Literal["json"] | Progress) -> Progress:
-    """The display for a run: live on a terminal, a bar in a notebook, else lines; JSON lines for "json", silent for
-    False."""
+    """Return the display for a run: a live table on a terminal, a bar in a notebook, lines in a log.
+
+    "json" gives lines of JSON, False gives nothing, and an object of the user's own is returned as it is.
+    """
     if progress == "json":
         return JsonProgress(lasting(sys.stderr))
     if not isinstance(progress, bool | str):
@@ -221,33 +223,37 @@ def render(shot: Snapshot) -> RenderableType:
 
 def best_table(best: tuple[Best, ...]) -> RenderableType:
     """Best validation scores so far in percent: methods (and data) down, budgets across; finished cells in bold."""
-    references = list(dict.fromkeys(b.reference for b in best))
-    groups = list(dict.fromkeys((b.data, b.method) for b in best))
+    references, groups = _axes(best)
     several = len({data for data, _ in groups}) > 1
-    cells = {(b.data, b.method, b.reference): b for b in best}
     cut = f" (first {_ROWS} of {len(groups)} rows)" if len(groups) > _ROWS else ""
     table = Table(box=None, pad_edge=False, header_style="dim")
     for name in (*(("data",) if several else ()), "method"):
         table.add_column(name, overflow="ellipsis", no_wrap=True)
     for reference in references:
         table.add_column(reference or "no budget", justify="right", no_wrap=True)
-    for data, method in groups[:_ROWS]:
-        shown = [_score(cells.get((data, method, reference))) for reference in references]
-        table.add_row(*((data,) if several else ()), method, *shown)
+    for data, method, *scores in _score_rows(best):
+        table.add_row(*((data,) if several else ()), method, *scores)
     return Group(Text(f"best validation score so far, %{cut}", style="dim"), table)
 
 
 def _best_cells(best: tuple[Best, ...]) -> tuple[list[str], list[list[str]]]:
-    """Columns and rows of the same as text."""
-    references = list(dict.fromkeys(b.reference for b in best))
-    groups = list(dict.fromkeys((b.data, b.method) for b in best))
-    cells = {(b.data, b.method, b.reference): b for b in best}
+    """Return the columns and rows of `best_table` as text."""
+    references, _ = _axes(best)
     columns = ["data", "best validation score so far, %", *(reference or "no budget" for reference in references)]
-    rows = [
-        [data, method, *(_score(cells.get((data, method, reference))).plain for reference in references)]
-        for data, method in groups[:_ROWS]
-    ]
-    return columns, rows
+    return columns, [[str(cell) for cell in row] for row in _score_rows(best)]
+
+
+def _axes(best: tuple[Best, ...]) -> tuple[list[str], list[tuple[str, str]]]:
+    """Return the budgets, and the pairs of data and method, in the order of their first score."""
+    return list(dict.fromkeys(b.reference for b in best)), list(dict.fromkeys((b.data, b.method) for b in best))
+
+
+def _score_rows(best: tuple[Best, ...]) -> Iterator[list[str | Text]]:
+    """Yield data, method and the score at each budget, for the first `_ROWS` pairs of data and method."""
+    references, groups = _axes(best)
+    cells = {(b.data, b.method, b.reference): b for b in best}
+    for data, method in groups[:_ROWS]:
+        yield [data, method, *(_score(cells.get((data, method, reference))) for reference in references)]
 
 
 def _score(best: Best | None) -> Text:

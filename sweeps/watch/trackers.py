@@ -5,8 +5,8 @@ a later run of the sweep goes on with stays one run. The results folder remains 
 read for a decision. Where they write is theirs to say (MLFLOW_TRACKING_URI, WANDB_MODE, TRACKIO_DIR, ...); without
 that, TensorBoard and MLflow write into the results folder.
 
-A file in the results folder says what each tracker was told. So a trial that ended while nothing tracked it is put in
-by the next run that does, and no epoch is logged twice.
+A file in the results folder notes what was sent to each tracker. So a trial that ended while no tracker was on is sent
+by the next run that has one, and no epoch is logged twice.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ _OUTCOME = ("val_score", "test_score", "adapter_params", "seconds_total", "sampl
 
 
 class Told:
-    """What a tracker was told of each trial, kept in a file: the last epoch, and the attempt that ended."""
+    """What was sent to a tracker, kept in a file: of each trial the last epoch, and the attempt that ended."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -52,15 +52,15 @@ class Told:
         return trial_id in self._attempts
 
     def epoch(self, trial_id: str) -> int:
-        """The last epoch that was told; 0 if none was."""
+        """Return the last epoch that was sent; 0 if none was."""
         return self._epochs.get(trial_id, 0)
 
     def attempt(self, trial_id: str) -> int | None:
-        """The attempt whose outcome was told; None if none was, or if the trial has begun again since."""
+        """Return the attempt whose outcome was sent; None if none was, or if the trial has begun again since."""
         return self._attempts.get(trial_id)
 
     def write(self, trial_id: str, epoch: int, attempt: int | None = None) -> None:
-        """Note the last epoch told, and the attempt if its outcome was."""
+        """Note the last epoch that was sent, and the attempt if its outcome was sent."""
         self._take(trial_id, epoch, attempt)
         self._path.parent.mkdir(exist_ok=True)  # a results folder that was moved away is not made anew
         with self._path.open("a", encoding="utf-8") as file:
@@ -74,7 +74,7 @@ class RunTracker:
     package = ""
     """What is imported."""
     places: tuple[str, ...] = ()
-    """Environment variables that say where it writes: another place was told nothing yet."""
+    """Environment variables that say where it writes. Each place has its own file of what was sent there."""
 
     def __init__(self, sweep: str, folder: Path) -> None:
         self.sweep, self.folder = sweep, folder
@@ -88,28 +88,29 @@ class RunTracker:
         self.told = Told(folder / "tracked" / f"{self.name}-{hashlib.sha256(where.encode()).hexdigest()[:8]}.jsonl")
 
     def start(self, seen: Sequence[Seen]) -> None:
-        """Put in the trials that are over and whose outcome the tracker was not told."""
+        """Send the trials that are over and whose outcome was not sent yet."""
         for one in seen:
             if one.row is not None and self._lacks(one.slot.trial_id, one.row):
                 tell(self, one)
 
     def _lacks(self, trial_id: str, row: TrialRow) -> bool:
+        """Return whether the outcome of a trial is still to be sent."""
         has = self.has(trial_id)
-        if has is False and trial_id in self.told:  # its files are gone
+        if has is False and trial_id in self.told:  # the tracker's own files were deleted: send all again
             self.told.write(trial_id, 0)
         if has is True and trial_id not in self.told:
-            return False  # of an earlier version of this package
+            return False  # an earlier version of this package sent it, and kept no file
         return self.told.attempt(trial_id) != row.attempt
 
     def asked(self, cell: Cell, slot: Slot) -> None:
         """Open the trial's run, unless it is open."""
         if slot.trial_id not in self._runs:
             self._runs[slot.trial_id] = self.open(cell, slot)
-            if self.told.attempt(slot.trial_id) is not None:  # it failed, and is tried again
+            if self.told.attempt(slot.trial_id) is not None:  # an earlier attempt failed; this is a new one
                 self.told.write(slot.trial_id, 0)
 
     def reported(self, slot: Slot, values: Mapping[str, Any]) -> None:
-        """Log one epoch, if that was not done before."""
+        """Log one epoch, unless it was sent before."""
         run, epoch = self._runs.get(slot.trial_id), int(values["epoch"])
         if run is not None and epoch > self.told.epoch(slot.trial_id):
             numbers = {k: float(v) for k, v in values.items() if k != "epoch" and v is not None}
@@ -226,7 +227,10 @@ class MLflow(RunTracker):
     def end(self, run: Any, row: TrialRow, summary: Mapping[str, float]) -> None:
         for key, value in summary.items():
             self._client.log_metric(run, f"outcome_{key}", value)
-        for tag, text in (("status", row.status), ("reason", row.reason)):  # "KILLED" is also a run that goes on later
+        for tag, text in (
+            ("status", row.status),
+            ("reason", row.reason),
+        ):  # MLflow's own "KILLED" also marks runs that go on later
             if text:
                 self._client.set_tag(run, tag, text)
         status = {"finished": "FINISHED", "pruned": "KILLED"}.get(row.status, "FAILED")

@@ -10,6 +10,9 @@ import pytest
 from benchmarks.start_up import MEASURED, report
 from tests.support import ROOT
 
+SLOW, QUICK = (("usual", 60.0), ("ours", 30.0)), (("usual", 2.0), ("ours", 1.0))
+"""Processes of each side, in a round on a slow machine and in one on a quick machine."""
+
 
 def test_ratios_are_taken_inside_rounds() -> None:
     rounds = [{side: dict.fromkeys(MEASURED, value) for side, value in each} for each in (SLOW, QUICK)]
@@ -21,12 +24,9 @@ def test_ratios_are_taken_inside_rounds() -> None:
     ]
 
 
-SLOW, QUICK = (("usual", 60.0), ("ours", 30.0)), (("usual", 2.0), ("ours", 1.0))
-
-
 @pytest.mark.slow
 def test_one_round() -> None:
-    """Lanes leave out two processes each, and a worker's lane is one of two."""
+    """With two lanes, each of which leaves out two processes, our side has fewer of them."""
     command = [sys.executable, "-m", "benchmarks.start_up", "--rounds", "1"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
     counts = {

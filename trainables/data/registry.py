@@ -56,7 +56,7 @@ def paper_epochs(name: str, train_size: TrainSize) -> int | None:
 
 
 def classes_of(name: str) -> int | None:
-    """Classes of a registered set of images, without its data; None if nobody has said."""
+    """Return the number of classes of a registered set, without reading its data; None if the registry lacks it."""
     info = DATASETS.get(name.partition("@")[0])
     return None if info is None else info.classes
 

@@ -1,8 +1,8 @@
 """Scores of generated texts against references, by the definitions of the E2E challenge's script (e2e-metrics).
 
-BLEU and NIST are of the lower-case tokens of mteval-13a, which sacrebleu has. METEOR 1.5, ROUGE-L and CIDEr are those
-of pycocoevalcap on the tokens of Stanford's PTB tokenizer, without punctuation. METEOR and that tokenizer are Java
-programs that pycocoevalcap brings along: without `java` these three are left out, with a warning before a trial trains.
+BLEU and NIST compare the lower-case tokens of mteval-13a, which sacrebleu has. pycocoevalcap computes METEOR 1.5,
+ROUGE-L and CIDEr from the tokens of Stanford's PTB tokenizer, without punctuation. METEOR and that tokenizer are Java
+programs inside pycocoevalcap. If `java` is missing, these three are left out, with a warning before a trial trains.
 """
 
 from __future__ import annotations
@@ -24,15 +24,15 @@ EXTRA = "text-metrics"
 LIBRARIES = ("sacrebleu", "pycocoevalcap")
 CAPTIONS = "pycocoevalcap"
 LONGEST = 5
-"""NIST's longest n-grams."""
+"""Number of tokens in NIST's longest n-grams."""
 _STEEP = -math.log(0.5) / math.log(1.5) ** 2
-"""NIST's penalty is 1/2 where texts have 2/3 of the references' length."""
+"""Makes NIST's penalty 1/2 for texts that have 2/3 of the references' length."""
 
 Tokens = Sequence[str]
 
 
 def score_texts(texts: Sequence[str], references: Sequence[Sequence[str]]) -> dict[str, float]:
-    """Corpus scores by name, higher is better: `bleu`, as a share of 1, and `nist`.
+    """Return the corpus scores `bleu`, between 0 and 1, and `nist`. Higher is better.
 
     Raises TrialError: a library that is not installed, naming the extra; no texts, or a text without references.
     """
@@ -48,29 +48,29 @@ def score_texts(texts: Sequence[str], references: Sequence[Sequence[str]]) -> di
 
 
 def caption_scores(texts: Sequence[str], references: Sequence[Sequence[str]]) -> dict[str, float]:
-    """Corpus scores by name: `meteor`, `rouge-l` and `cider`; {} on a machine without Java.
+    """Return the corpus scores `meteor`, `rouge-l` and `cider`; {} on a machine without Java.
 
     Raises TrialError: a library that is not installed, naming the extra, or a Java program that failed.
     """
     if shutil.which("java") is None:
         return {}
-    flat = _words([*texts, *(reference for each in references for reference in each)])
-    found = {i: [words] for i, words in enumerate(flat[: len(texts)])}
-    rest = iter(flat[len(texts) :])
+    words = _words([*texts, *(reference for each in references for reference in each)])
+    written = {i: [words[i]] for i in range(len(texts))}
+    rest = iter(words[len(texts) :])
     wanted = {i: [next(rest) for _ in each] for i, each in enumerate(references)}
     meteor = _library(f"{CAPTIONS}.meteor.meteor").Meteor()
-    with meteor.meteor_p as program:  # the Java program, which it leaves running
+    with meteor.meteor_p as program:  # pycocoevalcap leaves this Java program running
         try:
-            of_meteor = meteor.compute_score(wanted, found)[0]
+            of_meteor = meteor.compute_score(wanted, written)[0]
         finally:
             program.kill()
-    of_rouge = _library(f"{CAPTIONS}.rouge.rouge").Rouge().compute_score(wanted, found)[0]
-    of_cider = _library(f"{CAPTIONS}.cider.cider").Cider().compute_score(wanted, found)[0]
+    of_rouge = _library(f"{CAPTIONS}.rouge.rouge").Rouge().compute_score(wanted, written)[0]
+    of_cider = _library(f"{CAPTIONS}.cider.cider").Cider().compute_score(wanted, written)[0]
     return {"meteor": float(of_meteor), "rouge-l": float(of_rouge), "cider": float(of_cider)}
 
 
 def check_installed() -> None:
-    """Raise TrialError where a library is missing; called before a trial trains. Warns where Java is."""
+    """Raise TrialError if a library is missing, and warn if Java is. Called before a trial trains."""
     for module in LIBRARIES:
         _library(module)
     if shutil.which("java") is None:
@@ -103,25 +103,28 @@ def _counts(tokens: Tokens, n: int) -> Counter[tuple[str, ...]]:
 
 
 def nist(texts: Sequence[Tokens], references: Sequence[Sequence[Tokens]]) -> float:
-    """NIST of mteval-13a (Doddington 2002), up to 5-grams.
+    """Return NIST as mteval-13a defines it (Doddington 2002), up to 5-grams.
 
-    An n-gram's information is log2 of how often all references have its beginning, over how often they have it. The sum
-    over n-grams that a text shares with a reference of it, over the text's number of n-grams, is added up over n, and
-    multiplied by a penalty for texts that are shorter than their references are on average.
+    The information of an n-gram is log2(a / b). All references together have the n-gram b times, and the n-gram without
+    its last token a times. For each n, the information of the n-grams that texts share with their references is summed,
+    and divided by the number of n-grams of the texts. The score is the sum over n, times a penalty if the texts are
+    shorter than their references are on average.
     """
     seen: Counter[tuple[str, ...]] = Counter()
-    for tokens in (tokens for each in references for tokens in each):
-        seen[()] += len(tokens)
-        for n in range(1, LONGEST + 1):
-            seen.update(_counts(tokens, n))
+    for each in references:
+        for tokens in each:
+            seen[()] += len(tokens)
+            for n in range(1, LONGEST + 1):
+                seen.update(_counts(tokens, n))
     total = 0.0
     for n in range(1, LONGEST + 1):
         information, length = 0.0, 0
         for text, each in zip(texts, references, strict=True):
-            own, known = _counts(text, n), Counter[tuple[str, ...]]()
+            own, of_references = _counts(text, n), Counter[tuple[str, ...]]()
             for tokens in each:
-                known |= _counts(tokens, n)
-            information += sum(times * math.log2(seen[gram[:-1]] / seen[gram]) for gram, times in (own & known).items())
+                of_references |= _counts(tokens, n)
+            shared = own & of_references
+            information += sum(times * math.log2(seen[gram[:-1]] / seen[gram]) for gram, times in shared.items())
             length += own.total()
         total += information / length if length else 0.0
     mean = sum(sum(map(len, each)) / len(each) for each in references)
@@ -132,13 +135,13 @@ def nist(texts: Sequence[Tokens], references: Sequence[Sequence[Tokens]]) -> flo
 
 
 def _words(texts: Sequence[str]) -> list[str]:
-    """Each text's words by Stanford's PTB tokenizer, in lower case, without punctuation, joined by spaces."""
+    """Return each text's words by Stanford's PTB tokenizer: lower case, no punctuation, joined by spaces."""
     module = _library(f"{CAPTIONS}.tokenizer.ptbtokenizer")
     jar = Path(module.__file__).with_name(module.STANFORD_CORENLP_3_4_1_JAR)
     command = ["java", "-cp", str(jar), "edu.stanford.nlp.process.PTBTokenizer", "-preserveLines", "-lowerCase"]
     lines = "\n".join(" ".join(text.split()) for text in texts) + "\n"
     done = subprocess.run([*command, "-encoding", "utf-8"], input=lines.encode(), capture_output=True, check=False)
-    found = done.stdout.decode().split("\n")[: len(texts)]
-    if done.returncode or len(found) < len(texts):
+    tokenized = done.stdout.decode().split("\n")[: len(texts)]
+    if done.returncode or len(tokenized) < len(texts):
         raise TrialError(f"the PTB tokenizer of pycocoevalcap failed: {done.stderr.decode(errors='replace')[-300:]}")
-    return [" ".join(word for word in line.split() if word not in module.PUNCTUATIONS) for line in found]
+    return [" ".join(word for word in line.split() if word not in module.PUNCTUATIONS) for line in tokenized]

@@ -3,6 +3,7 @@
 Uses `cache`, `runtime` and `seeds`, and randlora's targets; knows nothing of data sets or tasks.
 
     families     how an id is written, and what a family adapts by default
+    blocks       a model's repeated blocks
     encoders     one vector per input, and the heads on it
     fused        q, k and v as one weight
     folder       what a local model's folder must not refer to

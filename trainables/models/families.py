@@ -16,7 +16,7 @@ FORMS = "open_clip:ARCH/TAG, hf:ORG/NAME[/FILE.gguf | +qkv], local:DIR[/FILE.ggu
 """The accepted forms of a model id, for messages."""
 GGUF = ".gguf"
 FUSED = "+qkv"
-"""End of an id whose model has q, k and v of an attention as one weight (`models.fused`)."""
+"""An id with this end makes q, k and v of every attention one weight (`models.fused`)."""
 
 EMBEDDED = {"tiny-clip": Path(__file__).parents[1] / "embedded" / "tiny_clip"}
 """Models that come with the package, by name: directories in open_clip's `local-dir:` layout."""

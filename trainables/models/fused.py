@@ -1,7 +1,7 @@
 """q, k and v of an attention as one weight, as timm and DINOv2's own code keep them: the model id ends with "+qkv".
 
-transformers keeps three layers. A method whose count is not linear in a weight's sides, such as RandLoRA, has other
-numbers of parameters on one (3 d x d) than on three (d x d), and the RandLoRA paper's DINOv2 has one.
+transformers keeps three layers of (d x d). The RandLoRA paper's DINOv2 has one layer of (3 d x d). The number of
+parameters differs for methods such as RandLoRA, whose count is not linear in the sides of a weight.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ _THIRDS = ("q_proj", "k_proj", "v_proj")
 
 
 class _Third(nn.Module):
-    """One third of the outputs of an attention's `qkv`, in the place of its own layer."""
+    """Stands in for q, k or v of an attention: one third of the outputs of its `qkv`."""
 
     def __init__(self, shared: _Shared, index: int) -> None:
         super().__init__()
@@ -26,7 +26,7 @@ class _Third(nn.Module):
 
 
 class _Shared:
-    """The product of one `qkv`, made for the first of its thirds and given up with the last."""
+    """The output of one `qkv`: computed when q asks for its third, and freed when v has asked."""
 
     def __init__(self, qkv: nn.Linear) -> None:
         self.qkv = qkv
@@ -35,10 +35,10 @@ class _Shared:
     def third(self, x: Tensor, index: int) -> Tensor:
         if self._made is None or self._made[0] is not x or index == 0:
             self._made = x, self.qkv(x).chunk(3, dim=-1)
-        found = self._made[1][index]
+        output = self._made[1][index]
         if index == len(_THIRDS) - 1:
             self._made = None
-        return found
+        return output
 
 
 def fuse_qkv(model: nn.Module) -> int:

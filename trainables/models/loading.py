@@ -239,7 +239,7 @@ def _load_hf(parsed: ModelId, model_id: str) -> LoadedModel:
 
 
 def input_side(model_id: str, module: nn.Module) -> int | None:
-    """Return the side in pixels of a model's square input, without its weights; None for a model of texts.
+    """Return the side in pixels of a model's square input, without reading weights; None for a model of texts.
 
     Raises ModelError for an image processor that can't be read.
     """
@@ -307,9 +307,9 @@ def _hf_preprocess(source: str, config: Any, model_id: str) -> Preprocess:
 
 
 def tokenizer_of(model_id: str) -> tuple[Any, Any]:
-    """The tokenizer and the config of a model of transformers, without its weights.
+    """Return the tokenizer and the config of a transformers model, without reading its weights.
 
-    Raises ModelError: a tokenizer that is not there, or can't be read.
+    Raises ModelError for a tokenizer that is missing or can't be read.
     """
     parsed = parse_id(model_id)
     if parsed.folder is None:

@@ -64,7 +64,7 @@ class Facts(BaseModel):
     bos_between: bool = False
     """Whether the tokenizer's BOS stands between prompt and response."""
     chat: bool = False
-    """Whether the prompt is a user's message, which the tokenizer's chat template writes."""
+    """Whether the prompt is a user's message, which goes through the tokenizer's chat template."""
     max_tokens: int | None = None
     """Longest text in tokens."""
     generation: dict[str, int | float] = {}

@@ -52,7 +52,7 @@ class Scores:
 
 
 LIKELIHOOD = "likelihood"
-"""Name of the score that is e to the minus loss."""
+"""Name of the score exp(-loss)."""
 LOSS = "loss"
 """Name in `Scores.further` of the mean loss on held-out examples, which every task has. Language models: per token."""
 
@@ -62,12 +62,12 @@ def by_loss(scores: Scores, metric: str) -> Scores:
 
     It lies between 0 and 1, and higher is better, as for every other score. No example is right or wrong then.
     """
-    further = {**scores.further} if metric == LIKELIHOOD else {**scores.further, metric: scores.score}
+    further = dict(scores.further) if metric == LIKELIHOOD else {**scores.further, metric: scores.score}
     return dataclasses.replace(scores, score=math.exp(-scores.further[LOSS]), correct=None, further=further)
 
 
 def named_by_loss(metric: str) -> str:
-    """The name of the score of `by_loss`, with the task's own metric beside it."""
+    """Return the name of the score of `by_loss`. It also names the task's own metric, if that is another one."""
     return metric if metric == LIKELIHOOD else f"{LIKELIHOOD} ({metric})"
 
 

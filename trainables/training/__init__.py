@@ -8,7 +8,7 @@ Uses everything below; knows nothing of Ray or of sweeps.
     selection    the weights with the lowest validation loss
     trainer      epochs of optimiser steps
     measured     what a trial measures: numbers that become columns of the results tables
-    fake_steps   operations and memory of a step on tensors without values
+    fake_steps   operations and memory of a step, measured on tensors without values
     costs        what training a method costs, from shapes alone
     worker       one trial: `run_trial`
     packed       several trials on one copy of the model: `run_pack`

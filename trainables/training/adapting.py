@@ -34,7 +34,7 @@ from trainables.tasks.task import Task
 _ALIGNMENT = 64
 """Bytes, of torch's own allocator."""
 ROWS_AT_ONCE = 8
-"""Rows of a forward pass for a start that is made from gradients: they take memory beside one gradient a weight."""
+"""Most rows of a forward pass for a start that needs gradients, because memory also holds a gradient of each target."""
 _TEMPERATURE, _LOGIT_BIAS = "logit_scale", "logit_bias"
 
 
@@ -68,10 +68,10 @@ def adapted(
     """The model made trainable as the trial asks, and given back bit for bit as it was at the end, whatever happens.
 
     "full" trains every weight of the adapted tower(s), "full-targets" the target weights alone, whole where a target is
-    a part of one. The temperature (logit_scale) is not a tower's weight and stays frozen, but for "full" on both towers
-    under `train_temperature`. Prompts start from words that the tokenizer of a CLIP knows. Adapters are attached inside
-    `keeper`, which may keep what that computes of the base weights. `task` has the training rows that a start may
-    need.
+    a part of one. The temperature (logit_scale) stays frozen, because it is not a tower's weight. Only "full" on both
+    towers trains it, if `train_temperature` is set. Prompts start from words that the tokenizer of a CLIP knows.
+    Adapters are attached inside `keeper`, which may keep what that computes of the base weights. `task` has the
+    training rows for a method whose start needs gradients.
     """
     required = {p: p.requires_grad for p in model.parameters()}
     try:
@@ -122,8 +122,8 @@ def _adapters(
 def _gradients(model: nn.Module, trial: TrialConfig, count: int, task: Task) -> dict[str, Tensor]:
     """Return the gradient of the mean loss on the first `count` rows of the first epoch, the same on every worker.
 
-    Images are not augmented, and nothing is dropped: the model is in eval mode. Raises TrialError for a gradient that
-    no start can be made from.
+    Images are not augmented, and there is no dropout, because the model is in evaluation mode. Raises TrialError if no
+    start can be made from a gradient.
     """
     rows = torch.cat(list(task.batches(1)))[:count]
     weight = task.weight(rows)
@@ -217,7 +217,7 @@ def of_worker(rank: int) -> tuple[int, ...]:
 
 
 def start_training(module: nn.Module, settings: TrainSettings) -> None:
-    """Put a model into training mode; under `base_dropout = false` its adapters alone."""
+    """Put a model into training mode, or only its adapters if `base_dropout` is false."""
     module.train(settings.base_dropout)
     for adapter in (m for m in module.modules() if isinstance(m, Adapter)):
         adapter.train()

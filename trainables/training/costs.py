@@ -1,9 +1,9 @@
-"""What training a method costs, from shapes alone: operations, memory, and bytes of what is saved.
+"""Compute what training a method costs, from shapes alone: operations, memory, and the bytes of what is saved.
 
 A step runs on fake tensors (`fake_steps`) through the same classifiers and language models that trials train. It needs
 no weights, no data and no device.
 
-Assumed are full micro-batches on one worker, texts of `max_tokens` tokens with a loss at every one, and the operations
+It assumes full micro-batches on one worker, texts of `max_tokens` tokens with a loss at every token, and the operations
 of a CPU at the precision that this machine would take. So the memory is that of the largest step.
 """
 
@@ -29,7 +29,7 @@ from randlora.methods.prompts.entry import name_of
 from randlora.methods.prompts.kinds import PREFIX
 from randlora.methods.registry import get_method
 from randlora.model.prompted import place_of
-from trainables.config import FULL_METHODS, LINEAR_PROBE, NO_TRAINING, TrialConfig
+from trainables.config import FULL_METHODS, LINEAR_PROBE, NO_TRAINING, TrainSettings, TrialConfig
 from trainables.errors import TrainablesError, first_line
 from trainables.models.encoders import ClassifierHead, TransferHead, hidden_size
 from trainables.models.families import Kind
@@ -44,13 +44,13 @@ from trainables.tasks.text.rows import positions_of
 from trainables.tasks.text.sentences import DEFAULT_MAX_TOKENS as SENTENCE_TOKENS
 from trainables.tasks.text.sentences import Sentence, SentenceReader
 from trainables.training.adapting import base_weight_names
-from trainables.training.fake_steps import Costs, FakeModel
+from trainables.training.fake_steps import FakeModel
 
 T = TypeVar("T")
 
 
 class UncountableError(TrainablesError):
-    """What a method costs depends on values of weights or data, or its step cannot run without them."""
+    """The costs of a method depend on the values of weights or data, or its step cannot run without them."""
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,7 @@ class _Loss:
 
     Attributes:
         units: images, or tokens, of the micro-batch.
-        head: trained beside the model.
+        head: a module that is trained together with the model.
     """
 
     make: Callable[[], Tensor]
@@ -83,26 +83,27 @@ class _Loss:
 
 
 class CostModel:
-    """The costs of methods on one base model. Each is found once.
+    """The costs of methods on one base model. Trials that cost the same are measured once.
 
     Args:
         module: the base model on the meta device; it stays as it is.
         kind: the task family that trains it.
-        side: of its square input in pixels; None for a model of texts.
-        classes: of a new head. For a contrastive loss also the most that a batch has.
+        side: pixels on each side of its square input; None for a model of texts.
+        classes: number of classes of a new head. A contrastive loss has at most this many in a batch.
     """
 
     def __init__(self, module: nn.Module, kind: Kind, *, side: int | None, classes: int) -> None:
         self._module, self._kind, self._side, self._classes = module, kind, side, classes
         self._steps: dict[TrialConfig, StepCosts | UncountableError] = {}
         self._saved: dict[TrialConfig, int | UncountableError] = {}
+        self._forward: dict[tuple[str | None, TrainSettings], int] = {}
 
     def step(self, trial: TrialConfig) -> StepCosts:
         """Return what a training step of this trial costs. Raises UncountableError, and AdapterError as `attach`."""
         return _once(self._steps, trial, self._find_step)
 
     def saved_bytes(self, trial: TrialConfig) -> int:
-        """Return the bytes of the tensors that are saved of this trial: of its adapter, or of the weights it trains.
+        """Return the bytes of the tensors that this trial saves: its adapter, or the weights that it trains.
 
         Raises UncountableError, and AdapterError as `attach`.
         """
@@ -135,28 +136,22 @@ class CostModel:
             added = _attach(module, trial)
             _check_built(added)
             if added.method.holds_out:
-                raise UncountableError(f"{trial.method} trains on parts of its batches, which the data decide")
+                raise UncountableError(f"{trial.method} trains on parts of its batches, and the data decide which")
         fake = FakeModel(module, _types(self._module, module, trial))
         loss = self._loss(fake, trial)
-        rows, train = _rows(trial), trial.train
-        costs: Costs = fake.step(loss.make, head=loss.head, accumulates=rows < train.global_batch_size)
+        costs = fake.step(loss.make, head=loss.head, accumulates=_rows(trial) < trial.train.global_batch_size)
         memory = costs.memory
         if trial.method in FULL_METHODS:  # the lane keeps the base's own values, for the trials after it
             memory += sum(p.nbytes for p in module.parameters() if p.requires_grad)
-        return StepCosts(costs.flops // loss.units, self._forward_flops(rows, trial), memory)
+        return StepCosts(costs.flops // loss.units, self._forward_flops(trial), memory)
 
-    def _forward_flops(self, rows: int, trial: TrialConfig) -> int:
-        key = (trial.adapt, trial.method if trial.method.startswith(PREFIX) else None, trial.train)
+    def _forward_flops(self, trial: TrialConfig) -> int:
+        key = trial.adapt, trial.train
         if key not in self._forward:
             fake = FakeModel(copy.deepcopy(self._module).train())
-            plain = trial.model_copy(update={"method": "full"})
-            loss = self._loss(fake, plain)
+            loss = self._loss(fake, trial.model_copy(update={"method": "full"}))  # the base model's own
             self._forward[key] = fake.forward_flops(loss.make) // loss.units
         return self._forward[key]
-
-    @functools.cached_property
-    def _forward(self) -> dict[Any, int]:
-        return {}
 
     def _loss(self, fake: FakeModel, trial: TrialConfig) -> _Loss:
         autocast = _autocast(trial)
@@ -174,7 +169,6 @@ class CostModel:
         rows = _rows(trial)
         width = hidden_size(fake.module, trial.model)
         head = fake.made(lambda: nn.Linear(width, self._classes, bias=False))
-        assert isinstance(head, nn.Linear)
         classifier = HeadClassifier(fake.module, head, autocast)
         return _Loss(lambda: classifier.loss_sum(*self._images(rows)), rows, head)
 
@@ -205,7 +199,6 @@ class CostModel:
         rows, module, name = _rows(trial), fake.module, name_of(trial.method)
         joint = place_of(self._module).joint
         head = fake.made(lambda: TransferHead(joint, self._classes)) if name.transfer else None
-        assert head is None or isinstance(head, TransferHead)
 
         def loss() -> Tensor:
             texts = torch.zeros(self._classes, length, dtype=torch.int64)
@@ -218,7 +211,7 @@ class CostModel:
             classifier = prompt_classifier(trial.method, module, texts, autocast, None)
             if name.adapter is not None or name.kind.deep:
                 return classifier.loss_sum(images, labels)
-            return classifier.loss_of(torch.empty(rows, joint), labels)  # every image is seen once
+            return classifier.loss_of(torch.empty(rows, joint), labels)  # features of images are cached
 
         return _Loss(loss, rows, head)
 
@@ -255,7 +248,7 @@ def _attach(module: nn.Module, trial: TrialConfig) -> Adapted:
     capacities = dict(trial.capacities)
     config = get_method(trial.method).config.from_options(max(capacities.values()), dict(trial.options))
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # whoever plans the cell hears of them
+        warnings.simplefilter("ignore")  # planning the cell shows them already
         return attach(module, config, list(capacities), capacities=capacities)
 
 
@@ -265,7 +258,10 @@ def _check_built(added: Adapted) -> None:
 
 
 def _once(known: dict[TrialConfig, T | UncountableError], trial: TrialConfig, find: Callable[[TrialConfig], T]) -> T:
-    """What was found before of a trial that costs the same, or what `find` finds now."""
+    """Return the costs that `known` has of an equal trial, or those that `find` measures now.
+
+    Trials that differ only in data, seeds, budget or learning rate cost the same.
+    """
     key = trial.model_copy(
         update={"stage": "CONFIRM", "cell_id": "", "dataset": "", "train_size": 1.0, "budget": None, "lr": 1.0}
         | dict.fromkeys(("data_seed", "init_seed", "basis_seed"), 0)
@@ -277,7 +273,7 @@ def _once(known: dict[TrialConfig, T | UncountableError], trial: TrialConfig, fi
             known[key] = error
         except AdapterError:
             raise
-        except Exception as error:  # noqa: BLE001  # an operation of any layer that asks a fake tensor for its values
+        except Exception as error:  # noqa: BLE001  # any layer may ask a fake tensor for its values
             known[key] = UncountableError(f"{trial.method} can't run without its weights' values: {first_line(error)}")
     found = known[key]
     if isinstance(found, UncountableError):
@@ -298,8 +294,8 @@ def _autocast(trial: TrialConfig) -> Autocast:
 
 
 def _types(base: nn.Module, module: nn.Module, trial: TrialConfig) -> dict[nn.Parameter, torch.dtype]:
-    """The types of the base model's parameters in training, by parameter of its copy."""
+    """Return the types that parameters of `module`, a copy of `base`, have in training if these are not float32."""
     if trial.train.base_weights != "bf16":
         return {}
-    shapes = {name for name, _ in base.named_parameters()}
-    return {p: torch.bfloat16 for name, p in module.named_parameters() if name in shapes}
+    names = {name for name, _ in base.named_parameters()}
+    return {p: torch.bfloat16 for name, p in module.named_parameters() if name in names}

@@ -1,10 +1,10 @@
-"""Training steps on fake tensors, which have shapes, types and storages and no values: what they compute and hold.
+"""Measure what a training step computes and holds, on fake tensors: they have shapes and types, but no values.
 
 torch counts the floating-point operations. `_Memory` counts the bytes that are alive: a saved activation is alive from
-its forward operation to its backward one, because autograd holds it, and so is everything else while it is needed.
+its forward operation to its backward one, because autograd holds it. Everything else is alive while it is needed.
 
-A model of many equal blocks is run with few of them, and once again with one more of a kind. What the further block
-adds is added for every block that was left out. A model whose blocks cannot be left out is run whole.
+A model of many equal blocks is run with few of them, and then again with one more block of each kind. What that block
+adds is counted for every block of its kind that was left out. A model whose blocks cannot be left out is run whole.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import math
 import weakref
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -22,9 +22,14 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
+from trainables.models.blocks import block_lists
+
+M = TypeVar("M", bound=nn.Module)
+
 _MOMENTS = 2
+"""Number of AdamW's moments, which are as large as the trained tensors."""
 _COUNTER = 4
-"""Bytes of AdamW's count of steps, of each tensor."""
+"""Bytes of AdamW's step counter, one for each trained tensor."""
 _FEWEST = 8
 """A list of fewer blocks is run whole."""
 
@@ -37,31 +42,32 @@ class Costs:
     memory: int
 
     def plus(self, other: Costs, times: int) -> Costs:
-        """These costs and `times` those."""
+        """Return the sum of these costs and `times` the other costs."""
         return Costs(self.flops + times * other.flops, self.memory + times * other.memory)
 
 
 class FakeModel:
-    """A copy of a model whose tensors are fake ones on the CPU.
+    """Measures training steps of a model, after replacing its tensors by fake ones on the CPU.
 
     Args:
-        module: on the meta device. Its tensors are replaced.
-        types: by parameter, the type it has instead of its own.
+        module: the model, on the meta device. It is changed in place.
+        types: the data types that parameters get instead of their own, keyed by parameter.
     """
 
     def __init__(self, module: nn.Module, types: Mapping[nn.Parameter, torch.dtype] | None = None) -> None:
         self.module = module
         self._types = dict(types or {})
+        # id of a tensor -> the tensor and its fake; while we hold the tensor, no other one can get its id
         self._fakes: dict[int, tuple[Tensor, Tensor]] = {}
         self._mode, self._memory = FakeTensorMode(), _Memory()
 
     def step(self, loss: Callable[[], Tensor], *, head: nn.Module | None = None, accumulates: bool = False) -> Costs:
-        """Return the costs of a forward and a backward pass, with all that training keeps beside them.
+        """Return the costs of a forward and a backward pass, including the memory of weights and AdamW's moments.
 
         Args:
             loss: makes the loss of a batch, from inputs that it makes itself.
-            head: trained beside the model.
-            accumulates: whether gradients of an earlier part of the batch are held.
+            head: a module that is trained together with the model.
+            accumulates: whether gradients of an earlier part of the batch are in memory.
         """
         return self._of_all_blocks(lambda: self._step(loss, head, accumulates))
 
@@ -76,8 +82,8 @@ class FakeModel:
 
         return self._of_all_blocks(run).flops
 
-    def made(self, make: Callable[[], nn.Module]) -> nn.Module:
-        """Return a module made of fake tensors, such as a head."""
+    def made(self, make: Callable[[], M]) -> M:
+        """Return the module that `make` builds, such as a head, with fake tensors."""
         with self._mode:
             return make()
 
@@ -98,7 +104,7 @@ class FakeModel:
         return Costs(counted.get_total_flops(), resident + self._memory.most)
 
     def _convert(self) -> None:
-        """Replace what is still on the meta device. Tensors that several modules share stay one."""
+        """Replace the tensors that are still on the meta device. Modules that shared a tensor share its replacement."""
         with self._mode:
             for module in self.module.modules():
                 for tensors in (module._parameters, module._buffers):
@@ -118,8 +124,8 @@ class FakeModel:
         return self._fakes[id(tensor)][1]
 
     def _of_all_blocks(self, run: Callable[[], Costs]) -> Costs:
-        """The costs of the whole model, from runs with few of its blocks where there are many of a kind."""
-        lists = [_Blocks(part) for part in _lists_of_blocks(self.module)]
+        """Return the costs of the whole model. If it has many blocks of a kind, only few of them are run."""
+        lists = [_Blocks(part) for part in block_lists(self.module, at_least=_FEWEST).values()]
         if not lists:
             return run()
         try:
@@ -133,7 +139,7 @@ class FakeModel:
                     total = total.plus(run().plus(least, -1), left_out)
                 blocks.keep()
             return total
-        except Exception:  # noqa: BLE001  # a model that asks for its blocks by number; what else is wrong is raised below
+        except Exception:  # noqa: BLE001  # some models ask for a block by its number; any other error comes again below
             for blocks in lists:
                 blocks.restore()
             return run()
@@ -143,7 +149,7 @@ class FakeModel:
 
 
 class _Blocks:
-    """A list of a model's blocks, of which equal ones can be left out. Its last one stays: some models shorten it."""
+    """A list of blocks, of which equal ones can be left out. The last block stays: some models compute less in it."""
 
     def __init__(self, part: nn.ModuleList | nn.Sequential) -> None:
         self._part, self._all = part, dict(part.named_children())
@@ -155,11 +161,11 @@ class _Blocks:
 
     @property
     def left_out(self) -> dict[Any, int]:
-        """How many blocks of each kind `keep()` leaves out."""
+        """The number of blocks of each kind that `keep()` leaves out."""
         return {kind: len(members) - 1 for kind, members in self._kinds.items() if len(members) > 1}
 
     def keep(self, further: Any = None) -> None:
-        """Leave one block of each kind, and one more of the kind `further`."""
+        """Keep one block of each kind, a second one of the kind `further`, and the last block of all."""
         kept = {id(m) for kind, members in self._kinds.items() for m in members[: 2 if kind == further else 1]}
         chosen = [m for m in self._order if id(m) in kept] + [self._last]
         self._set({str(i): m for i, m in enumerate(chosen)})
@@ -174,27 +180,14 @@ class _Blocks:
 
 
 def _kind(module: nn.Module) -> Any:
-    """What two blocks have in common that cost the same: the class, and the shapes of everything in it."""
+    """Return a key that blocks of equal cost share: their class, and the names, shapes and types of their tensors."""
     named = [*module.named_parameters(), *module.named_buffers()]
     tensors = tuple((n, tuple(t.shape), t.dtype, t.requires_grad) for n, t in named)
     return type(module), tensors
 
 
-def _lists_of_blocks(module: nn.Module) -> list[nn.ModuleList | nn.Sequential]:
-    """The outermost lists of several modules of one class that have parts of their own."""
-    found: list[nn.ModuleList | nn.Sequential] = []
-    inside: set[int] = set()
-    for part in module.modules():
-        if id(part) in inside or not isinstance(part, nn.ModuleList | nn.Sequential) or len(part) < _FEWEST:
-            continue
-        if len({type(m) for m in part}) == 1 and all(next(m.children(), None) is not None for m in part):
-            found.append(part)
-            inside |= {id(m) for m in part.modules()}
-    return found
-
-
 class _Memory(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Counts the bytes of the storages that operations make, for as long as anything holds them."""
+    """Counts the bytes of the storages that operations make. A storage counts as long as something refers to it."""
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
@@ -204,20 +197,23 @@ class _Memory(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     @property
     def most(self) -> int:
-        """The most bytes that were alive since `begin()`, of those made since."""
+        """The most counted bytes that were alive at once since `begin()`."""
         return self._peak
 
     def begin(self, held: Iterable[Tensor]) -> None:
-        """Start counting anew. What is alive now is a part of it, such as a cast that layers keep; `held` is not."""
+        """Forget the peak so far. Storages that are alive stay counted, such as casts that layers keep.
+
+        The storages of `held` are not counted.
+        """
         self._held = {tensor.untyped_storage()._cdata for tensor in held}
         self._peak = self._now
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        found = func(*args, **(kwargs or {}))
-        for each in tree_leaves(found):
-            if isinstance(each, Tensor):
-                self._count(each)
-        return found
+        output = func(*args, **(kwargs or {}))
+        for leaf in tree_leaves(output):
+            if isinstance(leaf, Tensor):
+                self._count(leaf)
+        return output
 
     def _count(self, tensor: Tensor) -> None:
         storage = tensor.untyped_storage()
@@ -236,12 +232,12 @@ class _Memory(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
 
 def _bytes(tensors: Iterable[Tensor]) -> int:
-    """Bytes of the tensors' memory, each once."""
+    """Return the bytes of the tensors. A storage that several tensors share counts once."""
     return sum({t.untyped_storage()._cdata: t.untyped_storage().nbytes() for t in tensors}.values())
 
 
 def _products_of_attention(query: Sequence[int], key: Sequence[int], value: Sequence[int]) -> int:
-    """Operations of the two products of scaled dot-product attention."""
+    """Return the operations of the two matrix products of scaled dot-product attention."""
     *batch, rows, width = query
     return 2 * math.prod(batch) * rows * key[-2] * (width + value[-1])
 
@@ -253,14 +249,17 @@ def _attention(query: Sequence[int], key: Sequence[int], value: Sequence[int], *
 def _attention_backward(
     _: Sequence[int], query: Sequence[int], key: Sequence[int], value: Sequence[int], *__: Any, **___: Any
 ) -> int:
-    """The scores are made again; then gradients of the values, the probabilities, the queries and the keys."""
+    """Return the operations of five products.
+
+    They make the scores again, and the gradients of the values, the probabilities, the queries and the keys.
+    """
     *batch, rows, width = query
     scores = 2 * math.prod(batch) * rows * key[-2]
     return scores * (3 * width + 2 * value[-1])
 
 
 def _product_added(_: Sequence[int], left: Sequence[int], right: Sequence[int], *__: Any, **___: Any) -> int:
-    """Of a matrix product that is added in place; of several at once, and of a vector too."""
+    """Return the operations of a product that is added in place: of matrices, of batches of them, or with a vector."""
     return 2 * math.prod(left) * (right[-1] if len(right) > 1 else 1)
 
 
@@ -269,7 +268,7 @@ def _product(left: Sequence[int], right: Sequence[int], *_: Any, **__: Any) -> i
 
 
 def _counter() -> FlopCounterMode:
-    """torch's counter, with what its own table lacks: the attention of CPUs, products in place, and of vectors."""
+    """Return torch's counter, with what its table lacks: attention on CPUs, and products in place or with vectors."""
     aten = torch.ops.aten
     return FlopCounterMode(
         display=False,

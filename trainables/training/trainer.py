@@ -34,7 +34,7 @@ class Work:
         module: the base model, with `trainables` in it.
         rank, world: this worker's number and how many share the trial.
         micro_batch_size: in place of the configured one, after memory ran out.
-        tell: told in words what begins.
+        tell: called with a text for each step that begins.
     """
 
     trial: TrialConfig
@@ -283,8 +283,8 @@ class Trainer:
     def _derived(self) -> dict[str, Tensor]:
         """What PEFT's adapters made from the base weights: on another machine singular vectors may point the other way.
 
-        Ours have fixed signs, and only the last bits differ, so that a checkpoint stays small. A start made from a
-        gradient differs by more, and belongs to it.
+        Our singular vectors have fixed signs, and differ in the last bits alone, so a checkpoint leaves them out and
+        stays small. A start made from a gradient differs by more, and is a part of the checkpoint.
         """
         if self._added is None or not (self._trial.method.startswith(PREFIX) or self._added.method.needs_gradients):
             return {}

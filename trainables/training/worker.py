@@ -59,7 +59,7 @@ def run_trial(
         keep: leave the trained weights in `directory / "adapter"`.
         rank, world: this worker's number and how many share the trial (data-parallel, in one process group).
         micro_batch_size: in place of the configured one, after memory ran out; evaluation batches shrink likewise.
-        tell: told in words what begins: the model is loaded, each step, each evaluation.
+        tell: called with a text when a part of the work begins: loading, each step, each evaluation.
 
     Yields:
         One report per epoch: `epoch` (from 1), `done`, `train_loss` (mean over the epoch, per image or target token),

@@ -104,7 +104,7 @@ class Lora(Factored):
 
 
 class LoraPlus(Lora):
-    """LoRA with a rate of B's own."""
+    """LoRA whose B has a learning rate different from A's."""
 
     def __init__(self, name: str, config: LoraPlusConfig, request: Request) -> None:
         super().__init__(name, config, request)

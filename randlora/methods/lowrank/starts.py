@@ -10,8 +10,8 @@ as it is, the delta is 0 at the start, and detach gives W0 back. B_0 and A_0, wi
     LoRA-GA  (Wang et al. 2024, arXiv 2407.05000)      c U'_{r..2r}, c V'_r^T of the loss's gradient at W0, c =
                                                        out^(1/4) / sqrt(gamma)
 
-What a start does not fill (a rank above the weight's own) starts as in LoRA. Signs and last bits of decompositions
-differ between machines, so checkpoints keep the starts.
+If the rank is above the weight's own, the columns that a start does not fill start as in LoRA. Signs and last bits of
+decompositions differ between machines, so checkpoints keep the starts.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ class InitAbConfig(RankConfig):
 
 @dataclass(frozen=True)
 class LoraGaConfig(RankConfig):
-    """`r`: rank of the trained factors. `gamma` scales the start; `rows`: training rows that the gradient is taken of.
+    """`r`: rank of the trained factors. `gamma` scales the start. `rows`: number of training rows behind the gradient.
 
     A sweep takes the first `rows` of the trial's first epoch. `attach` does not read `rows`: it gets the gradients.
     """
@@ -147,10 +147,13 @@ def _both_drawn(name: str, r: int, config: RankConfig, request: Request) -> tupl
 
 
 def _of_gradient(name: str, r: int, config: RankConfig, request: Request) -> tuple[Tensor, Tensor]:
-    """A gradient of zeros has no directions, so the start is LoRA's: a checkpoint will put its own in place."""
+    """Return LoRA-GA's start, or an empty one, which becomes LoRA's, if the gradient is missing or zero.
+
+    It is zero if a checkpoint is loaded, which then puts the saved start in place.
+    """
     assert isinstance(config, LoraGaConfig)
     out, width = request.shapes[name]
-    gradient = request.gradients.get(name)  # none on the meta device
+    gradient = request.gradients.get(name)  # None on the meta device
     if gradient is None or not gradient.any():
         empty = torch.empty(0, dtype=request.dtype, device=request.weights[name].device)
         return empty.expand(width, 0), empty.expand(out, 0)

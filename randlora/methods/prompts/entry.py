@@ -79,7 +79,7 @@ def _conflict(kind: Kind, transfer: bool, adapter: Method | None, *, by_depth: b
 
 
 def replaced_words(config: AdapterConfig) -> int | None:
-    """Return how many tokens of `WORDS` the vectors of this configuration replace; None if its prompts have no others.
+    """Return how many tokens of `WORDS` the vectors of this configuration replace; None if no token of `WORDS` stays.
 
     In MaPLe's released code two vectors replace "a photo", and "of a NAME." follows them.
     """

@@ -33,7 +33,7 @@ from randlora.methods.random.randlora import check_start
 
 STARTS = ("zero", "released")
 MAX_BASES = 4096
-"""Cap on k: a forward reads k r (in + out) / 2 numbers to make the factors of one weight."""
+"""The largest k that a budget is given; a larger one can be pinned. A forward reads k r (in + out) / 2 numbers to make the factors of one weight."""
 
 
 @dataclass(frozen=True)
@@ -117,10 +117,13 @@ def build_nola(request: Request) -> dict[str, Adapter]:
 
 
 def nola_freedom(shape: Shape, k: int, *, r: int, start: str, **_: Any) -> int:
-    """All coefficients that move a factor, as A_0 fixes the scale, until the A_i span every A."""
+    """Return how many coefficients move the factors, at most `low_rank`.
+
+    One is lost if the scale of A is free: with the released start, which has no A_0, or if the A_i span every A.
+    """
     k_a, k_b = split_bases(k)
-    scaled = start == "released" or k_a >= r * shape[1]  # a times c and b over c are then the same
-    return min(min(k_a, r * shape[1]) + min(k_b, r * shape[0]) - scaled, low_rank(shape, r))
+    free_scale = start == "released" or k_a >= r * shape[1]  # a times c and b over c are then the same
+    return min(min(k_a, r * shape[1]) + min(k_b, r * shape[0]) - free_scale, low_rank(shape, r))
 
 
 NOLA = Method(

@@ -78,11 +78,11 @@ class RandLoraConfig(RankConfig):
         return num_bases(shape, self.r)
 
 
-def check_start(method: str, start: str, known: Sequence[str]) -> None:
-    """Refuse a `start` that the method does not know."""
-    if start not in known:
-        rule = "start must be " + " or ".join(map(repr, known))
-        raise ConfigError(f"{method}: {rule} but got {start!r}; {nearest(start, known)}")
+def check_start(method: str, start: str, allowed: Sequence[str]) -> None:
+    """Refuse a `start` that the method does not have."""
+    if start not in allowed:
+        rule = "start must be " + " or ".join(map(repr, allowed))
+        raise ConfigError(f"{method}: {rule} but got {start!r}; {nearest(start, allowed)}")
 
 
 def check_sparsity(distribution: str, sparsity: float | str) -> None:
@@ -105,12 +105,13 @@ def randlora_count(shape: Shape, capacity: int, **options: Any) -> int:
 def initial(
     start: str, r: int, n: int, m: int, request: Request, device: torch.device
 ) -> tuple[nn.Parameter, nn.Parameter]:
-    """lambda (r x n) and gamma (n x m): the one that `start` names is 0, the other constant."""
-    lambdas, gammas = (
-        (torch.zeros(r, n), torch.full((n, m), 1.0 / m, dtype=torch.float64))
-        if start == "lambda"
-        else (torch.full((r, n), 1.0 / max(n, r), dtype=torch.float64), torch.zeros(n, m))
-    )
+    """Return lambda (r x n) and gamma (n x m). The one that `start` names is 0, the other constant."""
+    lambdas = torch.zeros(r, n, dtype=torch.float64)
+    gammas = torch.zeros(n, m, dtype=torch.float64)
+    if start == "lambda":
+        gammas.fill_(1.0 / m)
+    else:
+        lambdas.fill_(1.0 / max(n, r))
     return trainable(lambdas, request, device), trainable(gammas, request, device)
 
 

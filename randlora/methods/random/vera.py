@@ -112,7 +112,7 @@ class Vera(Factored):
 
     @property
     def up(self) -> Tensor:
-        """b times the scale."""
+        """b times the option `scale`."""
         return self.b if self.times == 1.0 else self.b * self.times
 
     def frozen(self, dtype: torch.dtype | None = None) -> tuple[Tensor, Tensor]:

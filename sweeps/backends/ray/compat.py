@@ -120,15 +120,16 @@ def death_of(error: Exception) -> Exception | None:
 def ask_no_autoscaler(policy: Any) -> None:
     """Keep the scaling policy of a run of Ray Train from asking the cluster's autoscaler for the run's workers.
 
-    Reason: it would start a process of its own to ask, and wait for it before any worker starts. An autoscaler also
-    remembers only the last request, so each of them would replace the one of `Pool`, which is for the whole sweep.
+    Reason: Ray Train starts a process for each such request, and starts no worker before that process is ready. An
+    autoscaler also remembers only the last request. So the run's request would replace the one that `Pool` makes for
+    the whole sweep.
     """
     for name in ("_send_resource_request", "_maybe_send_resource_request", "_cancel_resource_request"):
         setattr(policy, name, _do_nothing)
 
 
 def _do_nothing() -> None:
-    """Do nothing. Lane controllers load this by its name."""
+    """Do nothing. This is no lambda, because controllers of lanes must be able to load it by its name."""
 
 
 class LeftError(Exception):

@@ -191,6 +191,6 @@ def test_an_order_turns_only_between_clear_differences(monkeypatch: pytest.Monke
         return pa.Table.from_pylist([row])
 
     monkeypatch.setattr(readings, "pair_table", pairs)
-    assert all(r["turns"] for r in readings.order_table(store).to_pylist())
+    assert [r["turns"] for r in readings.order_table(store).to_pylist()] == [True] * 3
     monkeypatch.setattr(readings, "CURRENCIES", ("adapter_params", "saved_bytes"))
-    assert not any(r["turns"] for r in readings.order_table(store).to_pylist())
+    assert [r["turns"] for r in readings.order_table(store).to_pylist()] == [False] * 2

@@ -20,7 +20,13 @@ from tools.recipe_hours import facts, trial_seconds
 FOLDER = ROOT / "examples" / "paper"
 NAMES = sorted(p.stem for p in FOLDER.glob("*.toml"))
 QUICK = (
-    *("cost-clip-b32", "e2e", "fig1-clip", "fig1-dinov2", "glue-base", "table1-qwen2", "table3-ranks"),
+    "cost-clip-b32",
+    "e2e",
+    "fig1-clip",
+    "fig1-dinov2",
+    "glue-base",
+    "table1-qwen2",
+    "table3-ranks",
     "table4-bases",
 )
 """One of every model family and every kind of method section."""

@@ -53,7 +53,15 @@ def test_the_methods_of_lr_matters_have_equal_counts_rates_and_a_margin() -> Non
     pytest.importorskip("peft")
     spec = SweepSpec.load(FOLDER / "lr-matters.toml")
     assert set(spec.methods) == {
-        *("lora", "olora", "pissa", "milora", "init-ab", "lora-ga", "dora", "peft:gralora", "randlora"),
+        "lora",
+        "olora",
+        "pissa",
+        "milora",
+        "init-ab",
+        "lora-ga",
+        "dora",
+        "peft:gralora",
+        "randlora",
     }
     assert spec.confirm.margin == 0.01
     plan = plan_of("lr-matters", "full")

@@ -1,4 +1,4 @@
-"""Currencies that are searched instead of counted at every capacity, held against those that are."""
+"""A search over few capacities finds the same answers as counting every capacity."""
 
 from __future__ import annotations
 

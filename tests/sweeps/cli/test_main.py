@@ -412,8 +412,22 @@ def test_the_command_that_goes_on_is_the_one_that_was_given() -> None:
     said = command(Path("s.toml"), given, {"--available": True, "--retry-failed": False})
     assert "word" not in said
     assert shlex.split(said) == [
-        *("sweeps", "run", "s.toml", "--scale", "small", "--set", "name='a b'", "--upload", "s3://..."),
-        *("--address", "me@head:1", "--optuna-storage", "postgresql://...", "--track", "wandb", "--available"),
+        "sweeps",
+        "run",
+        "s.toml",
+        "--scale",
+        "small",
+        "--set",
+        "name='a b'",
+        "--upload",
+        "s3://...",
+        "--address",
+        "me@head:1",
+        "--optuna-storage",
+        "postgresql://...",
+        "--track",
+        "wandb",
+        "--available",
     ]
 
 

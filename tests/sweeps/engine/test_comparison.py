@@ -1,4 +1,4 @@
-"""Tuned cells as experiments of PEFT's method_comparison: what its loader takes, and what PEFT builds from it."""
+"""PEFT's method_comparison loads the exported experiments, and PEFT builds adapters of the same size from them."""
 
 from __future__ import annotations
 
@@ -16,13 +16,30 @@ from trainables.models.shapes import meta_model
 
 peft = pytest.importorskip("peft")
 
-METHODS = ("lora", "dora", "randlora", "pissa", "peft:lora", "peft:hira", "peft:vblora")
+METHODS = ("lora", "dora", "randlora", "pissa", "lora-ga", "lora-plus", "peft:lora", "peft:hira", "peft:vblora")
 RATE = 3e-4
 
 FIELDS = {
-    *("model_id", "dtype", "max_seq_length", "batch_size", "batch_size_eval", "max_steps", "eval_steps", "compile"),
-    *("use_gc", "query_template", "seed", "grad_norm_clip", "optimizer_type", "optimizer_kwargs", "lr_scheduler"),
-    *("use_amp", "autocast_adapter_dtype", "generation_kwargs", "attn_implementation", "init_kv_cache_prefix"),
+    "model_id",
+    "dtype",
+    "max_seq_length",
+    "batch_size",
+    "batch_size_eval",
+    "max_steps",
+    "eval_steps",
+    "compile",
+    "use_gc",
+    "query_template",
+    "seed",
+    "grad_norm_clip",
+    "optimizer_type",
+    "optimizer_kwargs",
+    "lr_scheduler",
+    "use_amp",
+    "autocast_adapter_dtype",
+    "generation_kwargs",
+    "attn_implementation",
+    "init_kv_cache_prefix",
 }
 """What `training_params.json` may have: the fields of TrainConfig in their utils.py, September 2026."""
 
@@ -81,7 +98,8 @@ def test_their_loader_takes_the_experiments_and_peft_builds_the_counts(tuned: Pa
     assert {str(place) for place in places} == set(answer["experiments"])
     assert {place.parts[0] for place in places} == {"lora", "randlora", "hira", "vblora"}
     left = dict(line.split(" at lora-32: ") for line in answer["left_out"])
-    assert left.keys() == {"pissa", "peft:lora"} and "same experiment as lora" in left["peft:lora"]
+    assert left.keys() == {"pissa", "lora-ga", "lora-plus", "peft:lora"}
+    assert "at another rate" in left["lora-plus"] and "same experiment as lora" in left["peft:lora"]
     counts = {}
     for place in places:
         folder = inside / place

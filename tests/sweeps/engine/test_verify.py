@@ -274,7 +274,7 @@ def test_committed_results_hold(folder: Path) -> None:
     assert not verify(open_store(folder)).failed
 
 
-def test_methods_that_joined_a_copied_study_later_are_named() -> None:
+def test_methods_that_were_added_later_to_a_copied_study_are_named() -> None:
     (check,) = [c for c in verify(open_store(ROOT / "docs" / "results" / "images")).checks if c.name == "declared"]
     assert check.outcome == "noted"
     assert "methods added after 168 test scores: nola" in check.says

@@ -1,4 +1,4 @@
-"""`sweeps plan --against-paper`: counts and settings beside the published form's."""
+"""`sweeps plan --against-paper` compares counts and settings with the published form of a recipe."""
 
 from __future__ import annotations
 

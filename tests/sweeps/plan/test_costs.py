@@ -1,4 +1,4 @@
-"""Plans whose budgets limit memory, operations or saved bytes."""
+"""A budget may limit the memory or operations of a training step, or the bytes of a saved adapter, in a plan."""
 
 from __future__ import annotations
 

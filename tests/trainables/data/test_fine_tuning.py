@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import datasets
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -16,7 +17,7 @@ from sweeps.spec.paths import absolute, path_of
 from tests.trainables.tiny_language import chat_rows, completion_rows
 from trainables.data.registry import check_dataset, load_text_dataset
 from trainables.data.text.dataset import Chat, Completion
-from trainables.data.text.fine_tuning import guess_columns, write_id
+from trainables.data.text.fine_tuning import guess_columns, read_place, write_id
 from trainables.data.text.registry import text_kind
 from trainables.errors import DataError
 
@@ -105,6 +106,22 @@ def test_the_hub_gives_splits_of_any_name(monkeypatch: pytest.MonkeyPatch) -> No
     assert data.val_rows is not None and data.val_rows.tolist() == [3, 4, 5]
     with pytest.raises(DataError, match=r"has no split 'train'; it has a, b, val; \?train=NAME names"):
         load_text_dataset("sft-hf:org/chats")
+
+
+def test_an_id_is_read_as_it_was_written() -> None:
+    columns, splits = {"prompt": "a&b", "completion": "c = d"}, {"train": "train/1", "test": "x+y"}
+    place = read_place(write_id("sft-hf", "org/chats", columns, splits, "config"))
+    assert (place.path, place.columns, place.splits, place.config) == ("org/chats", columns, splits, "config")
+    assert read_place(write_id("sft-hf", "org/chats", {}, {}, "a&b=c")).config == "a&b=c"
+
+
+def test_a_text_that_is_not_utf_8_is_one_error(tmp_path: Path) -> None:
+    offsets = pa.py_buffer(np.array([0, 2], dtype=np.int32).tobytes())
+    broken = pa.Array.from_buffers(pa.string(), 1, [None, offsets, pa.py_buffer(b"a\xff")])
+    for which in ("train", "test"):
+        pq.write_table(pa.table({"prompt": broken, "completion": ["b"]}), tmp_path / f"{which}.parquet")
+    with pytest.raises(DataError, match=r"train\.parquet: cannot be read as Parquet"):
+        load_text_dataset(f"sft:{tmp_path}")
 
 
 def test_sharegpts_names_are_read(tmp_path: Path) -> None:

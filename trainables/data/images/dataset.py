@@ -173,7 +173,10 @@ def assemble(
 
 
 def is_utf8(name: str) -> bool:
-    """Return whether a name can be written as UTF-8: other bytes, and halves of characters, have become surrogates."""
+    """Return whether a name can be written as UTF-8.
+
+    Surrogates cannot. Python reads bytes that are not UTF-8, and halves of characters in JSON, as surrogates.
+    """
     return not any(0xD800 <= ord(character) < 0xE000 for character in name)
 
 

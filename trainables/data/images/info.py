@@ -87,8 +87,8 @@ class DatasetInfo:
 def class_words(name: str) -> Any:
     """Words for prompts that a data set's own class names do not give: a tuple, or a table of replacements.
 
-    They are those of the code that the RandLoRA paper's data sets come from (github.com/fredzzhang/atlas), which are
-    CLIP's for GTSRB and EuroSAT, with its spelling mistakes.
+    They come from github.com/fredzzhang/atlas, the code that the RandLoRA paper's data sets come from. Its words for
+    GTSRB and EuroSAT are CLIP's, with CLIP's spelling mistakes.
     """
     text = resources.files("trainables.data.images").joinpath("class_names.json").read_text(encoding="utf-8")
     found = json.loads(text)[name]

@@ -30,13 +30,29 @@ _PHOTO = _with("a photo of @ {}.")
 _CIFAR = _with(
     "a photo of @ {}.",
     *(f"a {look} photo of @ {{}}." for look in ("blurry", "black and white", "low contrast", "high contrast")),
-    *("a bad photo of @ {}.", "a good photo of @ {}.", "a photo of @ small {}.", "a photo of @ big {}."),
+    "a bad photo of @ {}.",
+    "a good photo of @ {}.",
+    "a photo of @ small {}.",
+    "a photo of @ big {}.",
 )
 _CALTECH = _with(
-    *("a photo of @ {}.", "a painting of @ {}.", "@ plastic {}.", "a sculpture of @ {}.", "a sketch of @ {}."),
-    *("a tattoo of @ {}.", "@ toy {}.", "a rendition of @ {}.", "@ embroidered {}.", "@ cartoon {}."),
-    *("@ {} in a video game.", "@ plushie {}.", "@ origami {}.", "art of @ {}.", "graffiti of @ {}."),
-    *("a drawing of @ {}.", "a doodle of @ {}."),
+    "a photo of @ {}.",
+    "a painting of @ {}.",
+    "@ plastic {}.",
+    "a sculpture of @ {}.",
+    "a sketch of @ {}.",
+    "a tattoo of @ {}.",
+    "@ toy {}.",
+    "a rendition of @ {}.",
+    "@ embroidered {}.",
+    "@ cartoon {}.",
+    "@ {} in a video game.",
+    "@ plushie {}.",
+    "@ origami {}.",
+    "art of @ {}.",
+    "graffiti of @ {}.",
+    "a drawing of @ {}.",
+    "a doodle of @ {}.",
 )
 _TEXTURE = _with(*(f"a photo of @ {{}} {what}." for what in ("texture", "pattern", "thing", "object")))
 _AERIAL = tuple(
@@ -46,7 +62,10 @@ _AERIAL = tuple(
     for seen in ("satellite", "aerial")
 )
 _CAR = (
-    *("a photo of a {}.", "a photo of the {}.", "a photo of my {}.", "i love my {}!"),
+    "a photo of a {}.",
+    "a photo of the {}.",
+    "a photo of my {}.",
+    "i love my {}!",
     *(f"a photo of my {state} {{}}." for state in ("dirty", "clean", "new", "old")),
 )
 _ACTION = tuple(

@@ -9,7 +9,6 @@ from __future__ import annotations
 import functools
 import io
 import json
-from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -39,7 +38,7 @@ from trainables.data.images.dataset import (
     open_image,
 )
 from trainables.digests import content_as_opened, content_digest
-from trainables.errors import DIGITS, DataError
+from trainables.errors import DIGITS, DataError, first_repeated
 
 _IMAGE_COLUMNS = ("image", "img", "jpg", "png", "picture")
 _LABEL_COLUMNS = ("label", "labels", "fine_label", "class", "target", "cls")
@@ -207,7 +206,7 @@ def _from_files(name: str, folder: Path, suffix: str, read: Callable[[Path], Ite
     def opened(which: str) -> pa.Table:
         try:
             return _joined(splits[which], [_table(p, read(p)) for p in splits[which]])
-        except (pa.ArrowException, OSError, UnicodeDecodeError) as error:  # the last of a column's name
+        except (pa.ArrowException, OSError, UnicodeDecodeError) as error:  # UnicodeDecodeError: of a column's name
             listed = ", ".join(str(p) for p in splits[which])
             raise DataError(f"{name}: cannot read {listed} ({error}); the file is damaged, fetch it again") from error
 
@@ -252,8 +251,7 @@ def _table(path: Path, batches: Iterable[pa.RecordBatch]) -> pa.Table:
         kept.append(batch)
     if not kept:
         raise DataError(f"{path}: no rows")
-    names = kept[0].schema.names
-    if (twice := next((name for name in names if names.count(name) > 1), None)) is not None:
+    if (twice := first_repeated(kept[0].schema.names)) is not None:
         raise DataError(f"{path}: two columns are called {twice!r}; rename or remove one")
     return pa.Table.from_batches(kept)
 
@@ -285,8 +283,7 @@ def _images(table: pa.Table, column: str, where: str) -> tuple[pa.ChunkedArray, 
     kind, cells = table.schema.field(column).type, table.column(column)
     named = {field.name: field.type for field in kind} if pa.types.is_struct(kind) else {}
     if named and len(named) < kind.num_fields:
-        names = [field.name for field in kind]
-        twice = next(each for each in names if names.count(each) > 1)
+        twice = first_repeated(field.name for field in kind)
         raise DataError(f"{where}: column {column!r} is {kind}, which has {twice!r} more than once; keep one of them")
     encoded = named.get("bytes", kind)
     paths = named.get("path", pa.null())
@@ -395,7 +392,7 @@ def _table_split(
 
 
 def _values(column: pa.ChunkedArray, where: str) -> list[Any]:
-    """Return the labels of a column. Raises DataError: a text that is not UTF-8, a number beyond 64 bits."""
+    """Return the labels of a column. Raises DataError for a text that is not UTF-8 and a number that exceeds int64."""
     try:
         if pa.types.is_uint64(column.type):
             column = column.cast(pa.int64())
@@ -418,8 +415,8 @@ def _labels(table: pa.Table, label: str, class_names: Sequence[str], known: _Kno
     if own is not None and own != tuple(class_names) and (known != "none" or set(own) <= set(class_names)):
         check_labels(torch.tensor(values, dtype=torch.int64), len(own), where)
         words = [own[value] for value in values]
-        if (twice := next((name for name, count in Counter(class_names).items() if count > 1), None)) is not None:
-            raise DataError(f"{where}: two classes of train are called {twice!r}, so that names do not tell them apart")
+        if (twice := first_repeated(class_names)) is not None:
+            raise DataError(f"{where}: two classes of train are called {twice!r}, so names do not distinguish them")
     elif own is None and known == "words" and not are_words:
         words = [str(value) for value in values]
         hint = ", whose labels are words: these are numbers"

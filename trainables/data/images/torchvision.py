@@ -40,7 +40,7 @@ class _Entry:
     val: Mapping[str, Any] | None = None  # a validation split of the authors'
     classes: tuple[str, ...] | None = None  # where torchvision has no names
     renames: str | None = None  # table of class_names.json
-    hyphens: bool = True  # False: they stand for spaces in the class names
+    hyphens: bool = True  # False: every hyphen in a class name becomes a space
     more: tuple[Mapping[str, Any], ...] = ()  # further training splits, for DTD
     pooled: Literal["per-class", "share"] | None = None  # one pool, split here
     download: bool = True

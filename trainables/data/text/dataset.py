@@ -54,7 +54,7 @@ class Labelled:
 
 @dataclass(frozen=True)
 class Completion:
-    """A text and how it goes on, of which a model learns the second part."""
+    """A text and its continuation. A model learns the continuation alone."""
 
     prompt: str
     completion: str
@@ -65,8 +65,9 @@ class Chat:
     """A conversation, which the model's chat template writes as one text.
 
     Attributes:
-        messages: (role, content) of each.
-        learned_from: the first message of the completion, which is learned whole; None: every message of the assistant.
+        messages: (role, content) of each message.
+        learned_from: number of the first message that is learned, with all that follow; None if every message of the
+            assistant is learned.
     """
 
     messages: tuple[tuple[str, str], ...]
@@ -83,7 +84,7 @@ class TextSplit:
     Attributes:
         source: where they come from, for messages.
         name: "train" or "test".
-        rows: Exchange in all, or Labelled in all, or Completion and Chat.
+        rows: all of them Exchange, all Labelled, or each a Completion or a Chat.
         labels: (N,) int64, the class of every row: a GLUE label, or the task of a row in a union of tasks.
         groups: names of the tasks of a union, or one name; scores are means over them.
         group_of: (N,) int64, the task of every row.
@@ -192,10 +193,9 @@ def text_split(source: str, name: str, parts: Sequence[Part]) -> TextSplit:
 
 
 def _half(row: Row) -> str | None:
-    r"""A lone surrogate in a row's texts, as JSON's "\ud83d" is, which no tokenizer takes; None where there is none."""
-    texts = _texts_of(row)
+    r"""Return a lone surrogate in a row's texts (JSON's "\ud83d"), which no tokenizer takes; None if there is none."""
     try:
-        "".join(texts).encode()
+        "".join(_texts_of(row)).encode()
     except UnicodeEncodeError as error:
         return error.object[error.start]
     return None

@@ -6,9 +6,10 @@
 | `prompt` and `completion`, lists of messages | the messages of the completion |
 | `messages` | every message of the assistant |
 
-A message is `{"role": "user", "content": "..."}`; ShareGPT's `{"from": "human", "value": "..."}` is read as well. The
-id names the place, and behind a `?` what is called otherwise there: `sft:my-texts?prompt=question&completion=answer`,
-`sft-hf:ORG/NAME?train=train_sft&test=test_sft`.
+A message is `{"role": "user", "content": "..."}`; ShareGPT's `{"from": "human", "value": "..."}` is read as well.
+
+The id names the place. Behind a `?` it gives the names of columns and splits that are called otherwise there:
+`sft:my-texts?prompt=question&completion=answer`, `sft-hf:ORG/NAME?train=train_sft&test=test_sft`.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ import pyarrow.parquet as pq
 from randlora.errors import nearest
 from trainables.data.downloads import hub_splits
 from trainables.data.text.dataset import Chat, Completion, Part, TextDataset, text_dataset
-from trainables.data.text.instructions import objects
+from trainables.data.text.instructions import VALIDATION, objects, only_file
 from trainables.data.text.tables import read_csv
 from trainables.errors import DataError, brief
 
@@ -37,13 +38,12 @@ _COLUMNS = ("prompt", "completion", "messages")
 _SPLITS = ("train", "validation", "test")
 _KEYS = (*_COLUMNS, *_SPLITS)
 _HUB_KEYS = (*_KEYS, "config")
-_VALIDATION = ("validation", "valid", "val", "dev")
 _SYNONYMS = {
     "messages": ("messages", "conversations", "conversation", "chat", "dialogue", "dialog"),
     "prompt": ("prompt", "question", "instruction", "query", "problem", "input", "source"),
     "completion": ("completion", "answer", "response", "output", "solution", "target"),
 }
-"""Names of columns that often hold what TRL calls by the name before them, the likeliest first."""
+"""TRL's name of a column -> names that other sets give it, the likeliest first."""
 _SHAREGPT = {"human": "user", "gpt": "assistant"}
 
 Cells = Iterable[Mapping[str, Any]]
@@ -55,9 +55,9 @@ class Place:
 
     Attributes:
         path: a folder, or a repository of the hub.
-        columns: names of columns by what they hold: "messages", or "prompt" and "completion".
-        splits: names of splits by ours, as far as they are given.
-        config: which of a hub repository's configurations; None for its only or default one.
+        columns: TRL's name of a column ("messages", or "prompt" and "completion") -> its name there.
+        splits: our name of a split ("train", "validation", "test") -> its name there, if the id gives one.
+        config: the configuration of a hub repository; None for its only or default one.
     """
 
     path: str
@@ -67,7 +67,7 @@ class Place:
 
 
 def read_place(name: str) -> Place:
-    """What an id says. Raises DataError for a key that is unknown, or columns of two kinds."""
+    """Parse an id. Raises DataError for an unknown key, and for columns of both kinds."""
     form, _, rest = name.partition(":")
     path, mark, query = rest.partition("?")
     known = _HUB_KEYS if form == HUB_FORM else _KEYS
@@ -85,28 +85,37 @@ def read_place(name: str) -> Place:
     return Place(path, columns, {key: given[key] for key in _SPLITS if key in given}, given.get("config"))
 
 
-def write_id(form: str, path: str, columns: Mapping[str, str], splits: Mapping[str, str] | None = None) -> str:
-    """The id of a set. What is called as TRL calls it is left out."""
+def write_id(
+    form: str,
+    path: str,
+    columns: Mapping[str, str],
+    splits: Mapping[str, str] | None = None,
+    config: str | None = None,
+) -> str:
+    """Return the id of a set. Columns and splits that have TRL's names are left out."""
     named = {key: value for key, value in {**columns, **(splits or {})}.items() if key != value}
+    if config is not None:
+        named["config"] = config
     query = "&".join(f"{key}={quote(value, safe=' ')}" for key, value in named.items())
     return f"{form}:{path}" + (f"?{query}" if query else "")
 
 
 def guess_columns(names: Sequence[str]) -> dict[str, str] | None:
-    """The columns that hold messages, or prompt and completion, by their names; None if these do not tell."""
-    found = {
-        held: next((name for each in names_of for name in names if name.lower() == each), None)
-        for held, names_of in _SYNONYMS.items()
+    """Guess from the names of columns which hold messages, or prompt and completion; None if no names are known."""
+    columns = {
+        column: next((name for synonym in synonyms for name in names if name.lower() == synonym), None)
+        for column, synonyms in _SYNONYMS.items()
     }
-    if found["messages"] is not None:
-        return {"messages": found["messages"]}
-    if found["prompt"] is None or found["completion"] is None:
+    messages, prompt, completion = columns["messages"], columns["prompt"], columns["completion"]
+    if messages is not None:
+        return {"messages": messages}
+    if prompt is None or completion is None:
         return None
-    return {"prompt": found["prompt"], "completion": found["completion"]}
+    return {"prompt": prompt, "completion": completion}
 
 
 def from_files(name: str, folder: Path) -> TextDataset:
-    """The set of `FOLDER/{train,test}` with one of the suffixes, and perhaps a validation file.
+    """Load the set of `FOLDER/{train,test}` with one of the suffixes, and perhaps a validation file.
 
     Parquet files may be several, named as on the hub (`data/train-00000-of-00002.parquet`).
 
@@ -114,8 +123,8 @@ def from_files(name: str, folder: Path) -> TextDataset:
     """
     place = read_place(name)
     files = {which: find_files(folder, place.splits.get(which, which)) for which in ("train", "test")}
-    for which, found in files.items():
-        if not found:
+    for which, paths in files.items():
+        if not paths:
             asked = place.splits.get(which, which)
             present = ", ".join(sorted(p.name for p in folder.iterdir())) or "nothing"
             raise DataError(
@@ -135,7 +144,7 @@ def from_files(name: str, folder: Path) -> TextDataset:
 
 
 def from_hub(name: str) -> TextDataset:
-    """The set of a repository of the hub. Raises DataError if it can't be had, or lacks a split or a column."""
+    """Load the set of a repository of the hub. Raises DataError if it can't be had, or lacks a split or a column."""
     place = read_place(name)
     given = hub_splits(
         name,
@@ -153,7 +162,7 @@ def from_hub(name: str) -> TextDataset:
     named = place.splits.get("validation")
     if named is not None and named not in given:
         raise DataError(f"data set {name!r}: no split {named!r}; {nearest(named, given)}")
-    held = named or next((each for each in _VALIDATION if each in given and each not in wanted.values()), None)
+    held = named or next((each for each in VALIDATION if each in given and each not in wanted.values()), None)
 
     def parts(split: str) -> list[Part]:
         return [(name, f"{place.path} ({split})", rows(given[split], place.columns, f"{place.path} ({split})", name))]
@@ -166,40 +175,42 @@ def _dataset(name: str, train: list[Part], test: Callable[[], list[Part]], held:
 
 
 def find_files(folder: Path, which: str) -> list[Path]:
-    """The files of a split: one of any suffix, or Parquet files named as on the hub. Raises DataError for two kinds."""
-    found = [path for suffix in SUFFIXES if (path := folder / f"{which}{suffix}").is_file()]
-    if len(found) > 1:
-        shown = " and ".join(path.name for path in found)
-        raise DataError(f"{folder} has {shown} for the split {which!r}; leave one there")
+    """Return the files of a split: one with any of the suffixes, or Parquet files named as on the hub.
+
+    Raises DataError if files of several suffixes exist.
+    """
+    if (single := only_file(folder, [f"{which}{suffix}" for suffix in SUFFIXES])) is not None:
+        return [single]
     parted = (sorted(place.glob(f"{which}-*.parquet")) for place in (folder, folder / "data"))
-    return found or next(filter(None, parted), [])
+    return next(filter(None, parted), [])
 
 
 def _validation(folder: Path, taken: set[str]) -> list[Path]:
-    names = (each for each in _VALIDATION if each not in taken)
+    names = (each for each in VALIDATION if each not in taken)
     return next(filter(None, (find_files(folder, which) for which in names)), [])
 
 
 def read_cells(path: Path) -> Sequence[Mapping[str, Any]]:
-    """The rows of a file by column. Raises DataError for a file that can't be read, or a row that is no object."""
+    """Return the rows of a file. Raises DataError for a file that can't be read, or a row that is no object."""
     if path.suffix == ".parquet":
         try:
             with pq.ParquetFile(path) as file:
-                found: list[Mapping[str, Any]] = file.read().to_pylist()
-        except (pa.ArrowException, OSError) as error:
+                table: list[Mapping[str, Any]] = file.read().to_pylist()
+        except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
             raise DataError(f"{path}: cannot be read as Parquet ({error}); fetch it again, or mend it") from error
-        return found
+        return table
     if path.suffix == ".csv":
         return read_csv(path)
-    read = objects(path)
-    for row, cell in enumerate(read):
+    cells: list[Mapping[str, Any]] = []
+    for row, cell in enumerate(objects(path)):
         if not isinstance(cell, dict):
             raise DataError(f"{path}, row {row}: must be an object with a value for each column, not {brief(cell)}")
-    return [cell for cell in read if isinstance(cell, dict)]
+        cells.append(cell)
+    return cells
 
 
 def rows(cells: Cells, columns: Mapping[str, str], place: str, name: str) -> list[Completion | Chat]:
-    """The rows of a table. Raises DataError for columns that are not there, and for a malformed row."""
+    """Return the rows of a table, parsed. Raises DataError for a missing column and for a malformed row."""
     made = []
     for number, cell in enumerate(cells):
         where = f"{place}, row {number}"
@@ -227,32 +238,35 @@ def _columns_of(cell: Mapping[str, Any], given: Mapping[str, str], where: str, n
 def _row(cell: Mapping[str, Any], columns: Mapping[str, str], where: str) -> Completion | Chat:
     if "messages" in columns:
         column = columns["messages"]
-        found = _messages(cell[column], f"{where}, {column!r}")
-        if not any(role == "assistant" for role, _ in found):
-            roles = ", ".join(dict.fromkeys(role for role, _ in found))
+        messages = _messages(cell[column], f"{where}, {column!r}")
+        if not any(role == "assistant" for role, _ in messages):
+            roles = ", ".join(dict.fromkeys(role for role, _ in messages))
             raise DataError(f"{where}: no message of the role 'assistant' to learn; its roles are {roles}")
-        return Chat(found)
+        return Chat(messages)
     prompt, completion = (cell[columns[key]] for key in ("prompt", "completion"))
     for key, value in (("prompt", prompt), ("completion", completion)):
         if value is None or (isinstance(value, str) and not value.strip()) or value == []:
             raise DataError(f"{where}: {columns[key]!r} is empty; fill it, or remove the row")
-    if isinstance(prompt, str) and isinstance(completion, str) and not (_written(prompt) and _written(completion)):
+    as_json = _is_json_messages(prompt) and _is_json_messages(completion)
+    if isinstance(prompt, str) and isinstance(completion, str) and not as_json:
         return Completion(prompt, completion)
     asked, answered = (_messages(cell[columns[key]], f"{where}, {columns[key]!r}") for key in ("prompt", "completion"))
     return Chat(asked + answered, len(asked))
 
 
-def _written(text: str) -> bool:
-    """Whether a text is a list of messages as JSON, as a table of text alone has them."""
+def _is_json_messages(value: object) -> bool:
+    """Return whether a value is a list of messages written as JSON, as in a CSV file."""
+    if not isinstance(value, str) or not value.startswith("["):
+        return False
     try:
-        found = json.loads(text) if text.startswith("[") else []
+        messages = json.loads(value)
     except (ValueError, RecursionError):
         return False
-    return found != [] and all(isinstance(each, dict) and {"role", "content"} <= each.keys() for each in found)
+    return messages != [] and all(isinstance(each, dict) and {"role", "content"} <= each.keys() for each in messages)
 
 
 def _messages(value: object, where: str) -> tuple[tuple[str, str], ...]:
-    """The (role, content) of each message. A table of text alone has them as JSON."""
+    """Return the (role, content) of each message. A CSV file has them as JSON."""
     if isinstance(value, str):
         try:
             value = json.loads(value)
@@ -278,6 +292,9 @@ def _message(value: object, where: str) -> tuple[str, str]:
 
 
 def loader(name: str, folder: Path | None) -> Callable[[], TextDataset]:
-    """What loads the set of an id, in a folder or on the hub. Raises DataError for an id that says nothing known."""
+    """Return the function that loads the set of an id: from `folder`, or from the hub if it is None.
+
+    Raises DataError for an id that `read_place` refuses.
+    """
     read_place(name)
     return functools.partial(from_hub, name) if folder is None else functools.partial(from_files, name, folder)

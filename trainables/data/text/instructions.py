@@ -15,12 +15,13 @@ from typing import Any, Literal
 
 from trainables.data.text import prompts
 from trainables.data.text.dataset import Exchange, Part, TextDataset, text_dataset
-from trainables.errors import DataError
+from trainables.errors import DataError, first_repeated
 
 Form = Literal["instructions", "questions"]
 _SUFFIXES = (".json", ".jsonl")
 _KEYS: Mapping[str, type] = {"instruction": str, "input": str, "output": str, "answer": str, "choices": list}
-_VALIDATION = ("validation", "valid", "val", "dev")
+VALIDATION = ("validation", "valid", "val", "dev")
+"""Names of a split that its authors validate on."""
 
 
 def from_json(name: str, folder: Path, form: Form) -> TextDataset:
@@ -66,21 +67,22 @@ def assemble(
 def find_validation(folder: Path) -> Path | None:
     """Return the file of a folder that its authors validate on, under any of its names; None if there is none.
 
-    Raises DataError: there are several.
+    Raises DataError if there are several.
     """
-    return _only(folder, [f"{which}{suffix}" for which in _VALIDATION for suffix in _SUFFIXES])
+    return only_file(folder, [f"{which}{suffix}" for which in VALIDATION for suffix in _SUFFIXES])
 
 
 def find_file(folder: Path, which: str) -> Path | None:
-    """Return `which.json` or `which.jsonl` of a folder; None if there is neither. Raises DataError: there are both."""
-    return _only(folder, [f"{which}{suffix}" for suffix in _SUFFIXES])
+    """Return `which.json` or `which.jsonl` of a folder; None if there is neither. Raises DataError if both exist."""
+    return only_file(folder, [f"{which}{suffix}" for suffix in _SUFFIXES])
 
 
-def _only(folder: Path, names: Sequence[str]) -> Path | None:
-    found = [path for name in names if (path := folder / name).is_file()]
-    if len(found) > 1:
-        raise DataError(f"{folder} has {' and '.join(p.name for p in found)}, of which one is read; leave one there")
-    return found[0] if found else None
+def only_file(folder: Path, names: Sequence[str]) -> Path | None:
+    """Return the file of a folder that has one of these names; None if there is none. Raises DataError for several."""
+    paths = [path for name in names if (path := folder / name).is_file()]
+    if len(paths) > 1:
+        raise DataError(f"{folder} has {' and '.join(p.name for p in paths)}, and only one of them is read; keep one")
+    return paths[0] if paths else None
 
 
 def read(path: Path, form: Form) -> list[Exchange]:
@@ -119,16 +121,15 @@ def _object(text: str, where: str) -> object:
 
 
 class _TwiceError(ValueError):
-    """An object has a key twice."""
+    """A JSON object has a key twice."""
 
 
 def _once(pairs: list[tuple[str, object]]) -> dict[str, object]:
-    """Return a JSON object. Raises _TwiceError: a key stands there twice, and one of its values would be lost."""
-    found = dict(pairs)
-    if len(found) < len(pairs):
-        twice = next(key for number, (key, _) in enumerate(pairs) if key in dict(pairs[:number]))
-        raise _TwiceError(f"an object has the key {twice!r} twice")
-    return found
+    """Return a JSON object. Raises _TwiceError if it has a key twice, because one of the values would be lost."""
+    merged = dict(pairs)
+    if len(merged) < len(pairs):
+        raise _TwiceError(f"an object has the key {first_repeated(key for key, _ in pairs)!r} twice")
+    return merged
 
 
 def _checked(row: object, where: str) -> Mapping[str, Any]:
@@ -177,7 +178,7 @@ def _instruction(row: Mapping[str, Any], where: str) -> Exchange:
 
 
 def _labels(row: Mapping[str, Any], where: str) -> tuple[str, ...]:
-    """Return the labels that an instruction names. Raises DataError: one is empty, or stands there twice."""
+    """Return the labels that an instruction names. Raises DataError if a label is empty, or named twice."""
     labels = prompts.labels_of(row["instruction"])
     if len(set(labels) - {""}) < len(labels):
         named = "/".join(labels)

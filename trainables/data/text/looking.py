@@ -1,4 +1,4 @@
-"""Which id reads some text files, or a text set of the hub, or what these lack; and one file made into splits."""
+"""Find the id that reads some text files, or a text set of the hub, and divide one file into splits."""
 
 from __future__ import annotations
 
@@ -26,15 +26,15 @@ from trainables.data.text.fine_tuning import (
 from trainables.errors import DataError, MissingDataError
 
 PART = 5
-"""One prompt of so many is for the test."""
+"""`divide` puts one in this many prompts into the test split."""
 _LOOKED = 100
-"""Rows whose columns are looked at."""
+"""The number of rows whose columns are read to guess an id."""
 _CHOICES = ({"instruction", "answer"}, {"instruction", "choices"})
 """Columns of LLM-Adapters' form, whose rows have right answers (`instructions`)."""
 
 
 def id_of_files(place: Path) -> str:
-    """The id that reads the text files of a folder.
+    """Return the id that reads the text files of a folder.
 
     Raises DataError: a single file, which has no test split; a split or columns that are not there.
     """
@@ -49,7 +49,7 @@ def id_of_files(place: Path) -> str:
     files = [p for p in place.iterdir() if p.suffix in SUFFIXES]
     if len(files) == 1:
         return id_of_files(files[0])
-    stems = sorted({p.stem for p in files})
+    stems = [p.stem for p in files]
     if any(place.glob("data/train-*.parquet")):
         stems += ["train", "test"]
     stems = sorted({stem.partition("-0")[0] for stem in stems})
@@ -61,7 +61,7 @@ def id_of_files(place: Path) -> str:
 
 
 def id_of_hub(name: str) -> str:
-    """The id that reads a text set of the hub, whose id may leave out what its columns and splits are called.
+    """Complete the id of a text set of the hub, which may lack the names of columns and splits.
 
     Raises DataError: a set that can't be had, or without a split or columns that are known.
     """
@@ -71,13 +71,12 @@ def id_of_hub(name: str) -> str:
     splits = _splits(list(given), place.path, "split") | dict(place.splits)
     table = given[splits["train"]]
     columns = dict(place.columns) or _columns([table[row] for row in range(min(_LOOKED, len(table)))], place.path)
-    found = write_id(HUB_FORM, place.path, columns, splits)
-    return found if place.config is None else f"{found}{'&' if '?' in found else '?'}config={place.config}"
+    return write_id(HUB_FORM, place.path, columns, splits, place.config)
 
 
 def _splits(names: Sequence[str], place: str, what: str) -> dict[str, str]:
-    """The names that are of the train and the test split: these words, or such as "train_sft"."""
-    found = {}
+    """Return the names of the train and the test split among `names`: these words, or words such as "train_sft"."""
+    splits = {}
     for which in ("train", "test"):
         fitting = [name for name in names if name == which] or [n for n in names if n.startswith(f"{which}_")]
         if len(fitting) != 1:
@@ -86,8 +85,8 @@ def _splits(names: Sequence[str], place: str, what: str) -> dict[str, str]:
                 f"{place} has {count} {what}s called {which} or {which}_NAME; it has {', '.join(names) or 'none'}. A "
                 f"sweep needs train and test; name one with ?{which}=NAME behind the id"
             )
-        found[which] = fitting[0]
-    return found
+        splits[which] = fitting[0]
+    return splits
 
 
 def _is_choice(cells: Sequence[Mapping[str, Any]]) -> bool:
@@ -96,26 +95,27 @@ def _is_choice(cells: Sequence[Mapping[str, Any]]) -> bool:
 
 def _columns(cells: Sequence[Mapping[str, Any]], place: str) -> dict[str, str]:
     names = list(dict.fromkeys(name for cell in cells[:_LOOKED] for name in cell))
-    found = guess_columns(names)
-    if found is None:
+    columns = guess_columns(names)
+    if columns is None:
         raise DataError(
             f"{place}: none of its columns ({', '.join(names) or 'none'}) is known to hold prompts and completions, or "
             f"messages; name them in the id: {FORM}:DIR?prompt=NAME&completion=NAME, or {FORM}:DIR?messages=NAME"
         )
-    further = [name for name in ("input", "context", "system") if name in names and name not in found.values()]
-    held = [name for name in further if "prompt" in found and any(cell.get(name) for cell in cells)]
+    further = [name for name in ("input", "context", "system") if name in names and name not in columns.values()]
+    held = [name for name in further if "prompt" in columns and any(cell.get(name) for cell in cells)]
     if held:
         raise DataError(
-            f"{place}: rows have text in {held[0]!r} beside {found['prompt']!r}; write both into one column, or leave "
-            f"{held[0]!r} out on purpose: {write_id(FORM, 'DIR', found)}"
+            f"{place}: rows have text in {held[0]!r} beside {columns['prompt']!r}; write both into one column, or "
+            f"leave {held[0]!r} out on purpose: {write_id(FORM, 'DIR', columns)}"
         )
-    return found
+    return columns
 
 
 def divide(name: str, file: Path, into: Path) -> str:
-    """Write `into/train.jsonl` and `into/test.jsonl` of one file, a fifth of its prompts for the test; returns the id.
+    """Write `into/train.jsonl` and `into/test.jsonl` from one file, and return their id.
 
-    Which prompts these are goes by their SHA-256, so it is the same on every machine. Rows of one prompt stay together.
+    A fifth of the prompts is for the test. Their SHA-256 decides which, so they are the same on every machine. Rows of
+    one prompt stay together.
 
     Raises:
         DataError: a malformed file, or one with a single prompt; `into` exists already.
@@ -145,7 +145,7 @@ def divide(name: str, file: Path, into: Path) -> str:
 
 
 def _asked(row: Completion | Chat) -> str:
-    """What stands before the first thing that is learned."""
+    """Return what stands before the first text that is learned."""
     if isinstance(row, Completion):
         return row.prompt
     first = row.learned_from

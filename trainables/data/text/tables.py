@@ -14,7 +14,7 @@ from typing import Any
 from randlora.errors import nearest
 from trainables.data.text import prompts
 from trainables.data.text.dataset import Exchange, Labelled, Part, TextDataset, text_dataset
-from trainables.errors import DIGITS, DataError
+from trainables.errors import DIGITS, DataError, first_repeated
 
 Cells = Sequence[Mapping[str, Any]]
 """Rows of a table by column name."""
@@ -168,9 +168,8 @@ def _read_tsv(path: Path, task: GlueTask | None) -> Cells:
 
 
 def _check_header(path: Path, header: Sequence[str]) -> None:
-    """Raise DataError if a column's name stands there twice: one of the two would be lost."""
-    twice = next((name for number, name in enumerate(header) if name in header[:number]), None)
-    if twice is not None:
+    """Raise DataError if two columns have one name, because one of them would be lost."""
+    if (twice := first_repeated(header)) is not None:
         raise DataError(f"{path}: two columns are called {twice!r}; rename or remove one")
 
 
@@ -249,7 +248,7 @@ def _meaning_row(prompt: str, references: tuple[str, ...]) -> Exchange:
 
 
 def read_csv(path: Path) -> Cells:
-    """The rows of comma-separated text with a header. Raises DataError for one with other columns than the header."""
+    """Return the rows of a CSV file. Raises DataError for a row that has more or fewer columns than the header."""
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
             reader = csv.DictReader(file)

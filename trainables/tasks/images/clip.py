@@ -61,7 +61,7 @@ def class_embeddings(
 
 
 def logit_scale(model: nn.Module) -> Tensor:
-    """exp of the model's logit_scale as it is now, a scalar; it has a gradient where logit_scale trains."""
+    """Return exp of the model's current logit_scale, a scalar. It has a gradient if logit_scale is trained."""
     return model.get_parameter("logit_scale").exp().reshape(())
 
 
@@ -129,10 +129,11 @@ class BothTask(ClipClassifier):
         return self.contrast(images, self._tokens[present], target, counts)
 
     def contrast(self, images: Tensor, tokens: Tensor, target: Tensor, counts: Tensor) -> Tensor:
-        """The summed loss of images (B, 3, S, S), `target` (B,) of which are places among the P texts of `tokens`.
+        """Return the summed loss of images (B, 3, S, S) against the P texts of `tokens`.
 
         Args:
-            counts: (P,) the images of each text.
+            target: (B,) the number of each image's text.
+            counts: (P,) the number of images that each text has.
         """
         texts = encode_texts(self._model, tokens, self._autocast)
         return self._contrast(encode_images(self._model, images, self._autocast), texts, target, counts)

@@ -1,9 +1,8 @@
 """CLIP with learnt prompts: images against the words of all classes, which are encoded anew in every step.
 
-A prompt is the learnt context, a class's name and a full stop, as in CoOp; MaPLe has words between context and name
-(`names_as_texts`). The loss is cross-entropy over all classes,
-whichever towers `adapt` names: that is what these methods publish, where adapters on both towers train on the prompts
-of a batch. PromptSRC and DePT add terms of their own.
+A prompt is the learnt context, a class's name and a full stop, as in CoOp. MaPLe may have words between context and
+name (`names_as_texts`). The loss is cross-entropy over all classes, whichever towers `adapt` names, as these methods
+publish it. (Adapters on both towers train on the prompts of a batch instead.) PromptSRC and DePT add their own terms.
 """
 
 from __future__ import annotations
@@ -40,7 +39,7 @@ TRANSFER_WEIGHT = 0.7
 
 
 class PromptClassifier(ClipClassifier):
-    """`texts`: (C, context) token ids of what follows the learnt context, of each class (`names_as_texts`)."""
+    """`texts`: (C, context) for each class, the token ids that follow the learnt context (`names_as_texts`)."""
 
     def __init__(self, model: nn.Module, texts: Tensor, autocast: Autocast) -> None:
         super().__init__(model, autocast)
@@ -139,10 +138,11 @@ class TransferClassifier(PromptClassifier):
 def names_as_texts(
     loaded: LoadedModel, names: Sequence[str], device: torch.device, replaced: int | None = None
 ) -> Tensor:
-    """(C, context) token ids of what follows the learnt context: "NAME.".
+    """Return the token ids (C, context) that follow the learnt context of each class.
 
-    `replaced`: the number of tokens that the context replaces of "a photo of a NAME." (`replaced_words`); its other
-    tokens follow. A longer context than "a photo of a" leaves "NAME.".
+    Args:
+        replaced: the number of tokens of "a photo of a NAME." that the context replaces (`replaced_words`). The other
+            tokens follow it: with 2, these are "of a NAME.". If None, or more than "a photo of a" has: "NAME.".
     """
     tokenizer = loaded.tokenizer
     assert tokenizer is not None

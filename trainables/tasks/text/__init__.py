@@ -3,7 +3,7 @@
 Uses the texts of `data`, and `models`.
 
     rows        what tasks on texts share
-    learned     which tokens of a completion or a conversation are learned
+    learned     the tokens of a completion or a conversation that are learned
     encoding    prompts and responses in tokens
     scoring     log-likelihoods of choices
     generation  beam search

@@ -10,8 +10,8 @@ longer ones would lose otherwise. The other of the two is a further metric.
 "generation": LLM-Adapters' beam search, and its rules for reading an answer from the text; for rows with references
 (E2E) the score is BLEU, and rows that are problems (GSM8K) have the number read that their text ends with.
 
-Completions and conversations have neither choices nor answers. Their score is the likelihood, e to the minus loss over
-the tokens that are learned, which is the geometric mean of the probabilities that the model gives them.
+Completions and conversations have neither choices nor answers. Their score is the likelihood exp(-loss), with the mean
+loss over the tokens that are learned. It is the geometric mean of the probabilities that the model gives these tokens.
 """
 
 from __future__ import annotations
@@ -200,20 +200,20 @@ class CausalLMTask(TextTask[Encoded]):
 
     @torch.no_grad()
     def _learned_losses(self, part: TextSplit, rows: Sequence[int], batch_size: int) -> Tensor:
-        """Summed loss of the tokens that are learned, and their number, per row: (rows, 2)."""
+        """Return (rows, 2): for each row the summed loss of the tokens that are learned, and their number."""
         tokens = self._in_tokens(part)
         tokens.prepare(rows)
         texts = [tokens[row] for row in rows]
         most = BATCH_TOKENS * batch_size // self._trial.train.eval_batch_size
-        found = torch.zeros(len(rows), 2, dtype=torch.float64)
+        sums = torch.zeros(len(rows), 2, dtype=torch.float64)
         for batch in length_batches([len(text) - 1 for text in texts], batch_size, most):
             whole, at_rows, at_columns, targets = targets_of([texts[i] for i in batch], prompts=False)
             ids = padded([each[:-1] for each in whole], self._encoder.pad)
             logits, _ = self._model.logits(ids, at_rows, at_columns)
             losses = -log_likelihood(logits, targets).double().cpu()
-            of = torch.tensor(batch)[at_rows]
-            found.index_add_(0, of, torch.stack([losses, torch.ones_like(losses)], dim=1))
-        return found
+            row_of_target = torch.tensor(batch)[at_rows]
+            sums.index_add_(0, row_of_target, torch.stack([losses, torch.ones_like(losses)], dim=1))
+        return sums
 
 
 def _mean_loss(found: Tensor) -> float:

@@ -30,9 +30,11 @@ DEFAULT_MAX_TOKENS = 256
 
 @dataclass(frozen=True, eq=False)
 class Encoded:
-    """One row in tokens. `cut` tells whether something of it was left out.
+    """One row in tokens.
 
-    `learned` (len(response),) tells which tokens of the response the loss is over; None: all of them.
+    Attributes:
+        cut: whether tokens were left out.
+        learned: (len(response),) whether the loss is over each token of the response; None if it is over all.
     """
 
     prompt: Tensor
@@ -42,7 +44,7 @@ class Encoded:
 
     @property
     def targets(self) -> int:
-        """Tokens that the loss is over."""
+        """The number of tokens that the loss is over."""
         return len(self.response) if self.learned is None else int(self.learned.sum())
 
     def __len__(self) -> int:
@@ -50,7 +52,7 @@ class Encoded:
 
 
 class TooLongError(TrialError):
-    """A row of which nothing that is learned stands within `train.max_tokens`; `needed` would hold it whole."""
+    """The first `train.max_tokens` tokens of a row have none that is learned. The whole row has `needed` tokens."""
 
     def __init__(self, message: str, needed: int) -> None:
         super().__init__(message)
@@ -118,7 +120,7 @@ class Encoder:
         return encoded
 
     def whole(self, row: Completion | Chat, place: str) -> tuple[Tensor, Tensor]:
-        """A completion or a conversation in tokens, however long: ids (L,), and which of them are learned (L,).
+        """Return all tokens of a completion or a conversation: ids (L,), and whether each is learned (L,).
 
         Raises TrialError for a conversation that the model's chat template can't write.
         """
@@ -132,11 +134,11 @@ class Encoder:
         return torch.tensor(ids, dtype=torch.int64), torch.tensor(learned)
 
     def learned(self, row: Completion | Chat, place: str) -> Encoded:
-        """A completion or a conversation as it is trained on."""
+        """Return a completion or a conversation as it is trained on: at most `max_tokens` of its tokens."""
         return self.fitting(*self.whole(row, place), place)
 
     def fitting(self, ids: Tensor, learned: Tensor, place: str) -> Encoded:
-        """At most `max_tokens` of what `whole` returns. Raises TooLongError if nothing that is learned is left."""
+        """Cut what `whole` returns to `max_tokens`. Raises TooLongError if no token that is learned is left."""
         first = int(learned.int().argmax())
         if first >= self.max_tokens:
             raise TooLongError(
@@ -154,7 +156,7 @@ def encoder_of(loaded: LoadedModel, max_tokens: int | None) -> Encoder:
 
 
 def make_encoder(tokenizer: Any, config: Any, max_tokens: int | None, model_id: str) -> Encoder:
-    """The same from a model's tokenizer and its config, without weights."""
+    """Return what `encoder_of` returns, from a model's tokenizer and config instead of the loaded model."""
     window = positions_of(config)
     most = max_tokens or min(DEFAULT_MAX_TOKENS, window or DEFAULT_MAX_TOKENS)
     return Encoder(tokenizer, most, window, model_id)
@@ -174,9 +176,9 @@ class EncodedRows(TokenRows[Encoded]):
 
 
 def targets_of(texts: Sequence[Encoded], *, prompts: bool) -> tuple[list[Tensor], Tensor, Tensor, Tensor]:
-    """Each text whole (L,), and (rows, columns, targets) of the tokens that the loss is over, by what predicts them.
+    """Return the token ids of each text, and (rows, columns, targets) of the tokens that the loss is over.
 
-    With `prompts` these are all tokens but the first.
+    The model predicts each target at its row and column. With `prompts` the targets are all tokens but the first.
     """
     whole = [torch.cat([t.prompt, t.response]) for t in texts]
     rows, columns, targets = positions(whole, [0 if prompts else len(t.prompt) - 1 for t in texts])

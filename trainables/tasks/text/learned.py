@@ -1,9 +1,12 @@
-"""Which tokens of a completion or a conversation a model learns: those that TRL's SFT trainer has a loss over.
+"""Find the tokens of a completion or a conversation that a model learns: those in the loss of TRL's SFT trainer.
 
-A completion is tokenised in one piece with its prompt, the EOS behind it. A conversation is what the tokenizer's chat
-template writes. Of a prompt and a completion of messages, all that follows the prompt (and the header of the answer,
-which the template writes for generation) is learned. Of `messages` alone, it is what the template marks with
-`{% generation %}`; without marks, what each answer adds to the conversation before it.
+A prompt and its completion are tokenised in one piece, with the EOS at the end. The tokenizer's chat template writes a
+conversation as one text. Which part of it is learned depends on the form of the row:
+
+- A prompt and a completion of messages: all that follows the prompt and the header of the answer. (The template writes
+  that header when it asks a model to generate.)
+- `messages` alone: what the template marks with `{% generation %}`. If it marks nothing, what each answer adds to the
+  conversation before it.
 """
 
 from __future__ import annotations
@@ -18,9 +21,10 @@ _MARKED = re.compile(r"\{%-?\s*generation\s*-?%\}")
 
 
 def completion_tokens(tokenizer: Any, row: Completion) -> tuple[list[int], list[bool]]:
-    """The ids of prompt, completion and EOS, and which of them are learned: all that the prompt alone does not have.
+    """Return the ids of prompt, completion and EOS, and whether each is learned.
 
-    A token may hold the end of the prompt and the start of the completion; it is learned.
+    The tokens that the prompt alone does not have are learned. One that holds the end of the prompt and the start of
+    the completion is learned too.
     """
     end: str = tokenizer.eos_token
     closed = row.completion if row.completion.endswith(end) else row.completion + end
@@ -31,42 +35,34 @@ def completion_tokens(tokenizer: Any, row: Completion) -> tuple[list[int], list[
 
 
 def _unclosed(ids: list[int], eos: int, *, least: int) -> list[int]:
-    """Without the EOS with which some tokenizers close every text; the text itself ends with `least` - 1 of them."""
+    """Remove the EOS that some tokenizers add to every text. The text itself ends with `least` - 1 of them."""
     return list(ids[:-1] if len(ids) >= least and all(each == eos for each in ids[-least:]) else ids)
 
 
 def _shared(first: list[int], second: list[int]) -> int:
-    """Tokens with which both begin."""
+    """Return the number of tokens at the start that both have."""
     pairs = enumerate(zip(first, second, strict=False))
     return next((at for at, (one, other) in pairs if one != other), min(len(first), len(second)))
 
 
 def chat_tokens(tokenizer: Any, row: Chat, place: str, model_id: str) -> tuple[list[int], list[bool]]:
-    """The ids of a conversation, and which of them are learned.
+    """Return the ids of a conversation, and whether each is learned.
 
-    Raises TrialError: no chat template, a conversation that it refuses, or one whose start it writes otherwise when
-    more follows, so that what an answer adds is not defined.
+    Raises TrialError if there is no chat template, or it refuses the conversation. Also if it changes how it writes the
+    start of a conversation when more follows: then it is not defined what an answer adds.
     """
-    try:
-        template: str | None = tokenizer.get_chat_template()
-    except ValueError:  # none, or several without a default
-        template = None
-    if template is None:
-        raise TrialError(
-            f"the tokenizer of {model_id!r} has no chat template, and {place} is a conversation; use a model that has "
-            "one (often called instruct or chat), or texts in 'prompt' and 'completion'"
-        )
+    template = _chat_template(tokenizer, place, model_id)
     messages = [{"role": role, "content": content} for role, content in row.messages]
 
     def write(count: int, **more: Any) -> Any:
         try:
             return tokenizer.apply_chat_template(messages[:count], tokenize=True, return_dict=True, **more)
-        except Exception as error:  # a template raises what it likes, its own exceptions among them
+        except Exception as error:  # a template may raise any exception, also its own
             raise TrialError(f"{place}: the chat template of {model_id!r} refuses it ({first_line(error)})") from error
 
     if row.learned_from is None and _MARKED.search(template):
-        found = write(len(messages), return_assistant_tokens_mask=True)
-        return list(found["input_ids"]), [bool(each) for each in found["assistant_masks"]]
+        marked = write(len(messages), return_assistant_tokens_mask=True)
+        return list(marked["input_ids"]), [bool(each) for each in marked["assistant_masks"]]
     ids = list(write(len(messages))["input_ids"])
     learned = [False] * len(ids)
     for first, behind in _spans(row):
@@ -82,18 +78,31 @@ def chat_tokens(tokenizer: Any, row: Chat, place: str, model_id: str) -> tuple[l
     return ids, learned
 
 
+def _chat_template(tokenizer: Any, place: str, model_id: str) -> str:
+    """Return the chat template. Raises TrialError if there is none, naming `place`, which needs it."""
+    try:
+        template: str = tokenizer.get_chat_template()
+    except ValueError as error:  # none, or several without a default
+        raise TrialError(
+            f"the tokenizer of {model_id!r} has no chat template, and {place} is a conversation; use a model that has "
+            "one (often called instruct or chat), or texts in 'prompt' and 'completion'"
+        ) from error
+    return template
+
+
 def _spans(row: Chat) -> list[tuple[int, int]]:
-    """The messages that are learned, as (first, behind the last)."""
+    """Return the messages that are learned, as ranges (first, one past the last)."""
     if row.learned_from is not None:
         return [(row.learned_from, len(row.messages))]
     return [(at, at + 1) for at, (role, _) in enumerate(row.messages) if role == "assistant"]
 
 
 def asked_tokens(tokenizer: Any, text: str, model_id: str) -> list[int]:
-    """The ids of a user's message with the header of the answer, which a model then writes."""
-    row = Chat((("user", text),))
-    if tokenizer.chat_template is None:
-        chat_tokens(tokenizer, row, "what is asked", model_id)  # which says so
+    """Return the ids of a user's message and of the header of the answer, so that a model writes the answer.
+
+    Raises TrialError if there is no chat template.
+    """
+    _chat_template(tokenizer, "what is asked", model_id)
     messages = [{"role": "user", "content": text}]
-    found = tokenizer.apply_chat_template(messages, tokenize=True, return_dict=True, add_generation_prompt=True)
-    return list(found["input_ids"])
+    written = tokenizer.apply_chat_template(messages, tokenize=True, return_dict=True, add_generation_prompt=True)
+    return list(written["input_ids"])

@@ -95,7 +95,7 @@ class TextTask(Generic[T]):
 
     @property
     def train_split(self) -> TextSplit:
-        """The texts that training and validation rows number."""
+        """The texts that the numbers of training and validation rows refer to."""
         return self._dataset.train
 
     def validated(self) -> Tensor:

@@ -163,7 +163,9 @@ class Broker:
             if (epoch := following()) is not None:
                 lease.answer = result(epoch, lease.events[epoch], lease.state)
             else:
-                ended = lease.state if over() else "stopped"  # what has ended is told, also while all else stops
+                ended = (
+                    lease.state if over() else "stopped"
+                )  # an ended trial reports its outcome even if the sweep stops
                 lease.answer = result(lease.answer["epoch"], {"done": True}, ended)
             lease.step = number
         return lease.answer
