@@ -14,8 +14,8 @@ import pyarrow as pa
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from analysis.store.queries import run_sql
 from analysis.store.schemas import SCHEMAS, schema
+from analysis.store.sql.queries import run_sql
 
 QUERIES = {
     "count by method": "select method, count(*) as n, avg(val_score) as v from trials group by all order by all",

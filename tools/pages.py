@@ -22,7 +22,7 @@ import yaml
 
 from analysis.store.codec import Column, columns_of, doc_of
 from analysis.store.schemas import SCHEMA_VERSION, TABLES
-from analysis.store.views import VIEWS
+from analysis.store.sql.views import VIEWS
 from sweeps.cli.main import app
 from sweeps.spec import schema
 from tools import league_page, rates

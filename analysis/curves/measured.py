@@ -22,8 +22,8 @@ from analysis.format import Row
 from analysis.statistics.runs import UNTRAINED, Seed, averaged, by, by_seed, shared_seeds
 from analysis.statistics.scaling import curve
 from analysis.store.columns import INT, PLACE, REAL, TEXT, typed
+from analysis.store.sql.views import SECONDS
 from analysis.store.store import Store, remembered
-from analysis.store.views import SECONDS
 from analysis.styles import Place, budget_order, place_of, size_key, size_text, style
 
 Line = tuple[str, str, str | None, str | None]

@@ -19,8 +19,8 @@ from analysis.statistics.looks import looks
 from analysis.store.columns import limited
 from analysis.store.left import to_come
 from analysis.store.schemas import SCHEMA_VERSION
+from analysis.store.sql.views import SECONDS
 from analysis.store.store import Store
-from analysis.store.views import SECONDS
 from analysis.styles import style
 from analysis.tables.console import conclusion_of, more_seeds, ran_with
 from analysis.tables.diagnostics import FOLDER, SHEETS, WIDE, diagnostic_sheets

@@ -8,13 +8,9 @@ Uses `errors` and `format` alone; knows nothing of statistics. What is written h
     diagnostic_rows     the tables of `sweeps analyze`: one dataclass a table
     schemas             every results table, and its Arrow schema
     slot_kinds          what the number of a TUNE slot says
-    views               the named views, as SQL
     tables              rows to Parquet parts and back; damaged parts are named
     journal             the events of a sweep, read
-    limits              of the time and memory of a query
-    no_pandas           keeps pandas out of processes that read tables alone
-    queries             read-only SQL over tables and views
-    sql_process         SQL from outside, in a process whose limits hold
+    sql                 read-only SQL over these tables: a room
     left                the trials left to run of every cell
     remote              results on s3://, gs:// and other file systems
     store               a results folder, opened

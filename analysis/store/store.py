@@ -18,13 +18,13 @@ from analysis.html import ROWS, html_table, show_arrow_tables
 from analysis.store.journal import JOURNAL, Event, read_journal, rows_of
 from analysis.store.remote import DECLARED, is_uri, local_copy
 from analysis.store.schemas import SCHEMAS
+from analysis.store.sql.views import VIEWS
 from analysis.store.tables import latest, part_names, scan_parts, to_table
-from analysis.store.views import VIEWS
 from analysis.styles import PlaceNames, Style, entitle, example_counts, short_name, short_names, spare_styles
 from trainables.digests import FileState
 
 if TYPE_CHECKING:
-    from analysis.store.queries import Database
+    from analysis.store.sql.queries import Database
 
 _SIZE = ("dataset", "train_size", "unit", "train_examples")
 
@@ -101,7 +101,7 @@ class Store:
 
     def sql(self, query: str) -> pa.Table:
         """Read-only SQL (DuckDB) over all tables and views; see `queries.run_sql` for what it refuses."""
-        from analysis.store.queries import Database
+        from analysis.store.sql.queries import Database
 
         show_arrow_tables()
         now = self._snapshot()
@@ -114,10 +114,10 @@ class Store:
             raise
 
     def sql_apart(self, query: str) -> pa.Table:
-        """The same for SQL from outside, in a process of its own (`sql_process`), so that its limits hold."""
-        from analysis.store import sql_process
+        """The same for SQL from outside, in a process of its own (`sql.process`), so that its limits hold."""
+        from analysis.store.sql.process import run_sql_apart
 
-        return sql_process.run_sql_apart(self._snapshot().tables, query)
+        return run_sql_apart(self._snapshot().tables, query)
 
     def remember(self, key: Hashable, make: Callable[[], T]) -> T:
         """What `make` returns, made once for the folder as it is now; `key` names it. Nobody may change it."""

@@ -17,7 +17,7 @@ from analysis.format import Row, change_text, listed, plural, points
 from analysis.statistics.inference import NOT_KNOWN
 from analysis.statistics.runs import UNTRAINED
 from analysis.statistics.scaling import Question
-from analysis.store.views import RISING
+from analysis.store.sql.views import RISING
 from analysis.styles import in_order, place_of, size_key, size_text, style
 from analysis.words.conclusions import ASKED, names_of, of_question
 from analysis.words.verdicts import SAID

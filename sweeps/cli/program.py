@@ -16,7 +16,7 @@ def main() -> None:
 
         keep_streams()
         if len(sys.argv) > 1 and sys.argv[1] in _READ:
-            from analysis.store.no_pandas import spare_pandas
+            from analysis.store.sql.no_pandas import spare_pandas
 
             spare_pandas()
             os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # numpy's small matrices gain nothing by more

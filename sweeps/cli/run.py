@@ -188,8 +188,8 @@ def _end(
 ) -> int:
     """Write down what ran, draw it, and say how it ended; the exit code. `again`: the command that goes on."""
     from analysis.report.page import write_report
-    from sweeps.engine.export import write_spec
     from sweeps.engine.verifying import receipt_of
+    from sweeps.exporting.export import write_spec
     from sweeps.records.upload import Upload
 
     write_spec(loaded)

@@ -16,7 +16,7 @@ from sweeps.cli.printing import emit, err, out, print_named
 from sweeps.errors import Problem, SpecError
 
 if TYPE_CHECKING:
-    from sweeps.engine.kept import KeptTrial
+    from sweeps.exporting.kept import KeptTrial
 
 SWEEP_FORMS = ("results", "method-comparison")
 """Forms of `export` that export a whole sweep, not one trial."""
@@ -55,7 +55,7 @@ def export(
     writes its tuned learning rates as experiments of Hugging Face PEFT. `--push` sends what was written to the Hugging
     Face Hub, from a temporary folder if TO is left out. Without `--push` nothing is sent.
     """
-    from sweeps.engine.hub import Push
+    from sweeps.exporting.hub import Push
 
     make_export = _of_sweep if form in SWEEP_FORMS else _of_trial
     planned = make_export(folder_of(source), form, trial, to, method, budget, push, licence)
@@ -100,8 +100,8 @@ def _of_trial(
     folder: Path, form: str, trial: str, to: Path | None, method: str | None, budget: str | None, push: str | None,
     licence: str | None,
 ) -> _Export:  # fmt: skip
-    from sweeps.engine.export import check_shareable, export_trial
-    from sweeps.engine.kept import kept_trial
+    from sweeps.exporting.export import check_shareable, export_trial
+    from sweeps.exporting.kept import kept_trial
 
     kept = kept_trial(folder, trial, method, budget)
     if push is not None:
@@ -119,8 +119,8 @@ def _of_sweep(
     folder: Path, form: str, trial: str, to: Path | None, method: str | None, budget: str | None, push: str | None,
     licence: str | None,
 ) -> _Export:  # fmt: skip
-    from sweeps.engine.comparison import export_experiments
-    from sweeps.engine.dataset import export_results
+    from sweeps.exporting.comparison import export_experiments
+    from sweeps.exporting.dataset import export_results
 
     if method is not None or budget is not None or (trial != "best" and to is not None):
         given = " ".join(filter(None, (trial, method, budget)))
@@ -155,7 +155,7 @@ def predict(
     as_json: Json = False,
 ) -> None:
     """Classify new images or texts with a kept trial: class and probability, a line each. For a first look."""
-    from sweeps.engine.kept import kept_trial
+    from sweeps.exporting.kept import kept_trial
     from trainables.predicting.answers import answers
     from trainables.predicting.trained import load_trained
 

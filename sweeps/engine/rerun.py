@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Literal
 from analysis import Store, open_store
 from analysis.format import Row
 from analysis.words.parity import PACKAGES
-from sweeps.engine.kept import config_of
 from sweeps.errors import Problem, SpecError, nearest
+from sweeps.exporting.kept import config_of
 from sweeps.spec.paths import anchored
 from trainables.config import TrialConfig
 

@@ -15,9 +15,9 @@ from typing import Any
 import typer
 
 from analysis.statistics.scaling import COMPARISONS, CURVE
-from analysis.store.queries import run_sql
 from analysis.store.schemas import SCHEMAS
-from analysis.store.views import VIEWS
+from analysis.store.sql.queries import run_sql
+from analysis.store.sql.views import VIEWS
 from sweeps.cli.main import app
 from tests.support import ROOT
 

@@ -33,7 +33,10 @@ from randlora.methods.random.randlora import check_start
 
 STARTS = ("zero", "released")
 MAX_BASES = 4096
-"""The largest k that a budget is given; a larger one can be pinned. A forward reads k r (in + out) / 2 numbers to make the factors of one weight."""
+"""The largest k that a budget is given; a larger one can be pinned.
+
+A forward pass reads k r (in + out) / 2 numbers to make the factors of one weight.
+"""
 
 
 @dataclass(frozen=True)

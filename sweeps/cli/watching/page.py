@@ -22,7 +22,7 @@ from analysis.report.page import render, templates
 from analysis.store.journal import JOURNAL
 from analysis.store.left import to_come
 from analysis.store.schemas import SCHEMAS
-from analysis.store.sql_process import run_sql_apart
+from analysis.store.sql.process import run_sql_apart
 from analysis.store.store import Store, open_store
 from sweeps.cli.printing import shown
 from sweeps.cli.progress import progress_of, says

@@ -14,8 +14,8 @@ from analysis.figures.tuning import draw_rates
 from analysis.report.page import render
 from analysis.statistics.inference import best_weights, expected_best
 from analysis.statistics.tuning import best_of_n, rates, sharpness
-from analysis.store.queries import run_sql
 from analysis.store.schemas import SCHEMAS
+from analysis.store.sql.queries import run_sql
 from analysis.store.tables import to_table, write_part
 from analysis.tables.evidence import learning_rates
 from tests.analysis.odd import odd_results

@@ -8,8 +8,8 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
-from analysis.store.queries import run_sql
 from analysis.store.schemas import SCHEMAS
+from analysis.store.sql.queries import run_sql
 from analysis.store.tables import to_table
 from analysis.tables.evidence import parity
 from analysis.words.parity import tuning_says

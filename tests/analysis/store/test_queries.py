@@ -18,10 +18,10 @@ from analysis.curves.measured import costed_runs
 from analysis.report.facts import facts
 from analysis.statistics.inference import mean_interval
 from analysis.statistics.scaling import curve
-from analysis.store.queries import connect
 from analysis.store.schemas import SCHEMAS
+from analysis.store.sql.queries import connect
+from analysis.store.sql.views import VIEWS, named_in
 from analysis.store.tables import part_paths, write_part
-from analysis.store.views import VIEWS, named_in
 from tests.analysis.odd import Cells, odd_results
 from tests.analysis.synthetic import make_results
 
@@ -282,7 +282,7 @@ def test_several_sweeps_in_one_query(store: Store, tmp_path: Path) -> None:
 
 
 def test_a_query_gets_the_views_it_reads_and_those_they_read() -> None:
-    from analysis.store import queries
+    from analysis.store.sql import queries
 
     names = ("t95", *VIEWS)
     assert named_in("select * from trials", names) == []

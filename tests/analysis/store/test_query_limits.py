@@ -9,11 +9,11 @@ import pytest
 
 from analysis import QueryError
 from analysis.errors import StoreError
-from analysis.store import sql_process
 from analysis.store.journal import read_journal
-from analysis.store.queries import run_sql
 from analysis.store.schemas import SCHEMAS
-from analysis.store.sql_process import run_sql_apart
+from analysis.store.sql import process
+from analysis.store.sql.process import run_sql_apart
+from analysis.store.sql.queries import run_sql
 from analysis.store.tables import to_table
 
 ENDLESS = "with recursive t(a) as (select 1 union all select 1 - a from t) select count(*) from t"
@@ -126,8 +126,8 @@ def test_a_message_has_little_of_a_long_query(query: str) -> None:
 def test_a_process_gets_the_tables_that_its_query_reads(monkeypatch: pytest.MonkeyPatch) -> None:
     """And all, if it asks for one whose name it makes up, or what there is."""
     given: list[set[str]] = []
-    run = sql_process._run
-    monkeypatch.setattr(sql_process, "_run", lambda tables, query: given.append(set(tables)) or run(tables, query))
+    run = process._run
+    monkeypatch.setattr(process, "_run", lambda tables, query: given.append(set(tables)) or run(tables, query))
     tables = TABLES | {"cells": to_table("cells", [{"sweep": "s", "cell_id": "c"}])}
     assert run_sql_apart(tables, "select count(*) as n from Cells").to_pylist() == [{"n": 1}]
     assert run_sql_apart(tables, "select count(*) as n from superseded").to_pylist() == [{"n": 0}]

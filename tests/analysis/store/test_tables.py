@@ -41,7 +41,7 @@ def test_every_column_says_what_it_means(name: str) -> None:
 
 
 def test_the_page_lists_every_column_and_view() -> None:
-    from analysis.store.views import VIEWS
+    from analysis.store.sql.views import VIEWS
 
     page = (ROOT / "docs" / "tables.md").read_text(encoding="utf-8")  # test_plans holds that it is made of them
     for name, schema in SCHEMAS.items():

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from analysis import open_store
-from analysis.store import queries
+from analysis.store.sql import queries
 from tests.analysis.synthetic import make_results
 from tests.support import ROOT
 

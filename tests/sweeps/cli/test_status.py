@@ -23,7 +23,7 @@ from sweeps.backends.ray.pool import Pool
 from sweeps.cli.progress import pace, progress_of
 from sweeps.cli.run import _print_results
 from sweeps.cli.watching.page import Page
-from sweeps.engine.kept import _by_id
+from sweeps.exporting.kept import _by_id
 from sweeps.plan.estimate import _left
 from sweeps.plan.plan import Plan
 from sweeps.records.journal import Journal

@@ -16,10 +16,10 @@ from analysis.store.store import open_store
 from randlora import load
 from sweeps.backends.ray.backend import using
 from sweeps.backends.ray.pool import Pool
-from sweeps.engine.export import export_trial
-from sweeps.engine.kept import kept_trial
 from sweeps.engine.run import run
 from sweeps.errors import SpecError
+from sweeps.exporting.export import export_trial
+from sweeps.exporting.kept import kept_trial
 from sweeps.plan.estimate import estimate_plan
 from sweeps.plan.plan import Plan
 from sweeps.spec.spec import SweepSpec

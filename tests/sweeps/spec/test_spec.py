@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from sweeps.engine.export import write_spec
+from sweeps.exporting.export import write_spec
 from sweeps.spec.sections import TUNE_SEED
 from sweeps.spec.spec import SweepSpec
 from tests.sweeps.spec.support import GOOD, Wrong, problems, refused, write

@@ -17,9 +17,9 @@ import numpy as np
 import pyarrow as pa
 
 from analysis.errors import QueryError, nearest
-from analysis.store import limits
 from analysis.store.schemas import SCHEMAS
-from analysis.store.views import NO_SUCH_TABLE, T95, VIEWS, named_in
+from analysis.store.sql import limits
+from analysis.store.sql.views import NO_SUCH_TABLE, T95, VIEWS, named_in
 from trainables.errors import both_ends, brief
 
 _LOCKS = (
@@ -67,7 +67,7 @@ def _add(connection: duckdb.DuckDBPyConnection, name: str) -> None:
 def run_sql(tables: Mapping[str, pa.Table], query: str) -> pa.Table:
     """Run one SELECT (or DESCRIBE, SHOW, SUMMARIZE, EXPLAIN) over the tables and views, in this process.
 
-    The limits are DuckDB's, which a function that makes one huge text passes: `sql_process` is for SQL from outside.
+    The limits are DuckDB's, which a function that makes one huge text passes: `process` is for SQL from outside.
     Whole-number sums come back as int64, other decimals as float64, and intervals as seconds, so that they print and
     serialise as numbers.
 

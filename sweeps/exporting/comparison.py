@@ -21,8 +21,8 @@ from randlora.errors import ExportError
 from randlora.files.peft_export import peft_config
 from randlora.methods.bridge.kinds import PREFIX as PEFTS_OWN
 from randlora.methods.registry import get_method
-from sweeps.engine.kept import config_of
 from sweeps.errors import Problem, SpecError
+from sweeps.exporting.kept import config_of
 from trainables.config import FULL_METHODS, LINEAR_PROBE, NO_TRAINING, TrialConfig
 from trainables.models.families import parse_id
 from trainables.models.shapes import meta_model, target_shapes

@@ -18,9 +18,9 @@ from pathlib import Path
 import pyarrow as pa
 
 from analysis.errors import QueryError
-from analysis.store import limits
-from analysis.store.no_pandas import spare_pandas
-from analysis.store.views import NO_SUCH_TABLE, named_in
+from analysis.store.sql import limits
+from analysis.store.sql.no_pandas import spare_pandas
+from analysis.store.sql.views import NO_SUCH_TABLE, named_in
 
 _GRACE_S = 1.0
 """After the limit of time: for DuckDB to stop by itself, with a message."""
@@ -72,7 +72,7 @@ def _packed(tables: Mapping[str, pa.Table], query: str) -> bytes:
 def main() -> None:
     """Answer the query on standard input, as an Arrow stream; or end with the message on standard error."""
     spare_pandas()
-    from analysis.store.queries import run_sql
+    from analysis.store.sql.queries import run_sql
 
     given = sys.stdin.buffer.read()
     line, _, streams = given.partition(b"\n")

@@ -19,8 +19,8 @@ from randlora.methods.prompts.kinds import WORDS
 from randlora.methods.prompts.learners import CoCoOp
 from randlora.model.families import family_name
 from randlora.model.prompted import PLACE
-from sweeps.engine.card import code, model_metadata, results_section, scored_cell
-from sweeps.engine.kept import KeptTrial
+from sweeps.exporting.card import code, model_metadata, results_section, scored_cell
+from sweeps.exporting.kept import KeptTrial
 from trainables.config import FULL_METHODS
 from trainables.data.text import prompts
 from trainables.models.encoders import FIRST_TOKEN, ClassifierHead, TransferHead
@@ -56,7 +56,7 @@ def write_usage(kept: KeptTrial, trained: Trained, to: Path, form: str, licence:
         keep_trailing_newline=True,
         autoescape=False,  # noqa: S701
     )
-    template = resources.files("sweeps.engine").joinpath("usage.md.jinja").read_text(encoding="utf-8")
+    template = resources.files("sweeps.exporting").joinpath("usage.md.jinja").read_text(encoding="utf-8")
     cell = scored_cell(kept)
     results = results_section(kept, cell)
     text = environment.from_string(template).render(card=card, results=results, **_known(kept, trained, form))

@@ -23,7 +23,7 @@ from analysis.tables.console import conclusion_of, results_table
 from analysis.tables.export import markdown
 from analysis.words.verdicts import verdict_text
 from randlora.methods.bridge.kinds import PREFIX as PEFTS_OWN
-from sweeps.engine.kept import KeptTrial
+from sweeps.exporting.kept import KeptTrial
 from trainables.config import FULL_METHODS
 from trainables.data.registry import DATASETS
 from trainables.data.text.registry import TEXT_DATASETS

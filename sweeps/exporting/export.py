@@ -17,9 +17,9 @@ from safetensors.torch import save_file
 from randlora.errors import ExportError
 from randlora.files.checkpoint import META
 from randlora.methods.registry import get_method
-from sweeps.engine.kept import KeptTrial
-from sweeps.engine.usage import hub_name, write_usage
 from sweeps.errors import Problem, SpecError, unknown
+from sweeps.exporting.kept import KeptTrial
+from sweeps.exporting.usage import hub_name, write_usage
 from sweeps.records.journal import write_atomically
 from sweeps.spec.spec import SweepSpec
 from trainables.models.encoders import HEAD_FILE

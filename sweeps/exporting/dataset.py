@@ -9,8 +9,8 @@ from analysis import open_store
 from analysis.store.remote import FACTS
 from analysis.store.schemas import SCHEMAS
 from analysis.store.tables import part_paths
-from sweeps.engine.card import dataset_card
 from sweeps.errors import Problem, SpecError
+from sweeps.exporting.card import dataset_card
 
 
 def export_results(folder: Path, to: Path, licence: str | None = None, repo: str | None = None) -> Path:

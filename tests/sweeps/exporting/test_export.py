@@ -17,10 +17,10 @@ import torch
 from randlora.errors import CheckpointError
 from randlora.files.tensors import write_tensors
 from randlora.model.targets import resolve_targets
-from sweeps.engine.export import FORMS, export_trial
-from sweeps.engine.kept import KeptTrial, kept_trial
-from sweeps.engine.usage import _example
 from sweeps.errors import SpecError
+from sweeps.exporting.export import FORMS, export_trial
+from sweeps.exporting.kept import KeptTrial, kept_trial
+from sweeps.exporting.usage import _example
 from tests.support import flipped
 from tests.sweeps.engine.kept_results import keep_trials
 from tests.trainables.support import one_tower_trial
@@ -345,7 +345,7 @@ def test_an_export_that_was_killed_leaves_no_folder_of_that_name(
 ) -> None:
     """Half a model looks like one, and the same command would be refused."""
     there: list[bool] = []
-    monkeypatch.setattr("sweeps.engine.export.write_usage", lambda *_: there.append((tmp_path / "out").exists()))
+    monkeypatch.setattr("sweeps.exporting.export.write_usage", lambda *_: there.append((tmp_path / "out").exists()))
     export_trial(trained["vision"], tmp_path / "out")
     assert there == [False]
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
