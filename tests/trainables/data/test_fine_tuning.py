@@ -180,6 +180,14 @@ def test_an_id_that_says_nothing_known_is_refused(tmp_path: Path, query: str, wo
         check_dataset(f"sft:{tmp_path}{query}", (1.0,))
 
 
+def test_of_two_validation_splits_none_is_taken_without_a_word(tmp_path: Path) -> None:
+    for which in ("train", "test", "val", "dev"):
+        write(tmp_path / f"{which}.jsonl", completion_rows(3))
+    with pytest.raises(DataError, match="two splits to validate on, 'val' and 'dev'"):
+        load_text_dataset(f"sft:{tmp_path}")
+    assert load_text_dataset(f"sft:{tmp_path}?validation=dev").train.rows
+
+
 @pytest.mark.parametrize(
     ("names", "columns"),
     [

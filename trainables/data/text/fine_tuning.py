@@ -186,8 +186,15 @@ def find_files(folder: Path, which: str) -> list[Path]:
 
 
 def _validation(folder: Path, taken: set[str]) -> list[Path]:
-    names = (each for each in VALIDATION if each not in taken)
-    return next(filter(None, (find_files(folder, which) for which in names)), [])
+    """Return the files of the split that the authors validate on; empty if there is none. Raises DataError for two."""
+    splits = {name: files for name in VALIDATION if name not in taken and (files := find_files(folder, name))}
+    if len(splits) > 1:
+        first, second, *_ = splits
+        raise DataError(
+            f"{folder} has two splits to validate on, {first!r} and {second!r}; leave one there, or name it: "
+            f"?validation={first}"
+        )
+    return next(iter(splits.values()), [])
 
 
 def read_cells(path: Path) -> Sequence[Mapping[str, Any]]:
