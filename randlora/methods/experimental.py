@@ -42,8 +42,8 @@ from randlora.methods.random.randlora import (
     RandLora,
     RandLoraConfig,
     build_randlora,
+    fp16_factor,
     initial,
-    lift,
     num_bases,
     randlora_count,
     randlora_freedom,
@@ -115,13 +115,13 @@ class Hybrid(Adapter):
 
     def linear(self, x: Tensor, base: Tensor, bias: Tensor | None) -> Tensor:
         dropped, dtype = self.drop(x), compute_dtype(x)
-        y = self.full.linear(x, base, bias) if dropped is x else linear(x, base, bias) + self.full.only(dropped)
+        y = self.full.linear(x, base, bias) if dropped is x else linear(x, base, bias) + self.full.delta_output(dropped)
         h = dropped.to(dtype) @ self.low.a.to(dtype)
         return y + (h @ self.low.b.to(dtype).t()) * self.low.scale
 
     def beside(self, x: Tensor, y: Tensor, base: Callable[[], Tensor], bias: Tensor | None) -> Tensor:
         dropped = self.drop(x)
-        y = y + self.full.only(dropped).to(y.dtype)
+        y = y + self.full.delta_output(dropped).to(y.dtype)
         return low_rank_beside(dropped, y, (self.low.a, self.low.b), self.low.scale)
 
     def pays_to_accumulate(self, rows: int, micro_batches: int) -> bool:
@@ -151,7 +151,7 @@ class RandLoraSvd(RandLora):
         self.lambdas, self.gammas = initial("lambda", r, n, m, request, base.device)
 
     def part(self, dtype: torch.dtype | None = None) -> Spread:
-        up = lift(max(self.shape), dtype)
+        up = fp16_factor(max(self.shape), dtype)
         b = self.basis_b if dtype is None else self.basis_b.to(dtype)
         return Spread(self.basis_a, b if up == 1.0 else b / up, self.scale * up, self.tall)
 

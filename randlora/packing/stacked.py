@@ -108,7 +108,7 @@ def _randlora(members: Sequence[Adapter], x: Tensor, base: Tensor, bias: Tensor 
     rows = x.numel() // x.shape[-1] // len(layers)
     sizes = (rows, part.b.shape[0], part.a.shape[1], part.b.shape[1])
     apart = base.dtype in LOW or dtype in LOW
-    if part.found is not None or choose_plan(*sizes, torch.is_grad_enabled(), apart=apart) != "activation":
+    if part.compact is not None or choose_plan(*sizes, torch.is_grad_enabled(), apart=apart) != "activation":
         return None
     lambda_KRJ = torch.stack([m.lambdas * m.part(dtype).scale for m in layers])
     gamma_KJM = torch.stack([m.gammas for m in layers])

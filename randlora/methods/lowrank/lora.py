@@ -22,10 +22,10 @@ from torch.nn.functional import linear
 
 from randlora.adapter import RankConfig, Request, Shape, check_positive, each_weight, trainable
 from randlora.arithmetic.contract import (
+    autocast_off,
     low_rank_beside,
     low_rank_linear,
     low_rank_weight,
-    plain,
     prefers_matrix,
 )
 from randlora.errors import ConfigError
@@ -126,7 +126,7 @@ class Dora(Lora):
 
     def norms(self, base: Tensor) -> Tensor:
         """Row norms of W0 + scale * B A (out), constants for autograd."""
-        with torch.no_grad(), plain(base.device):  # in bf16 they would rescale every row by its rounding
+        with torch.no_grad(), autocast_off(base.device):  # in bf16 they would rescale every row by its rounding
             return _row_norms(low_rank_weight(base.to(self.a.dtype), self.a, self.b, self.scale))
 
     def factor(self, base: Tensor) -> Tensor:
@@ -139,7 +139,7 @@ class Dora(Lora):
         return (scaled if bias is None else scaled + bias).to(y.dtype)
 
     def weight(self, base: Tensor) -> Tensor:
-        with plain(base.device):
+        with autocast_off(base.device):
             direction = low_rank_weight(base.to(self.a.dtype), self.a, self.b, self.scale)
             norms = _row_norms(direction.detach())
         scaled: Tensor = direction * (self.magnitude / norms).unsqueeze(1)

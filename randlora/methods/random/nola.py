@@ -26,7 +26,7 @@ from torch import Tensor
 
 from randlora.adapter import Adapter, AdapterConfig, AlphaScale, Request, Shape, check_capacity, trainable
 from randlora.arithmetic.bases import Bases, Draw
-from randlora.arithmetic.contract import plain
+from randlora.arithmetic.contract import autocast_off
 from randlora.methods.factored import Factored
 from randlora.methods.method import Method, low_rank
 from randlora.methods.random.randlora import check_start
@@ -98,7 +98,7 @@ class Nola(Factored):
         out, width = self.shape
         rows_a, rows_b = width * self.r, out * self.r
         basis_a, basis_b = self.bases.get("A")[:rows_a, : self.k_a], self.bases.get("B")[:rows_b, : self.k_b]
-        with plain(self.a.device):
+        with autocast_off(self.a.device):
             if self.released:
                 a, b = torch.mv(basis_a, self.a), torch.mv(basis_b, self.b)
             else:

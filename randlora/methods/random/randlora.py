@@ -115,7 +115,7 @@ def initial(
     return trainable(lambdas, request, device), trainable(gammas, request, device)
 
 
-def lift(large: int, dtype: torch.dtype | None) -> float:
+def fp16_factor(large: int, dtype: torch.dtype | None) -> float:
     """A power of two near sqrt(large) by which fp16's M is multiplied and its B divided; 1 for other types.
 
     M's entries are about scale * lambda / m, and fp16's steps there 6e-8.
@@ -137,12 +137,12 @@ class RandLora(Adapter):
 
     def part(self, dtype: torch.dtype | None = None) -> Spread:
         """This layer's slices of the shared bases; B in `dtype`."""
-        up = lift(self.bases.draws["B"].rows, dtype)
+        up = fp16_factor(self.bases.draws["B"].rows, dtype)
         whole = self.bases.get("B", dtype, 1.0 / up)
         large, inner = max(self.shape), self.n * self.r
-        found = ternary.lists(self.bases, whole, large, inner) if self.ternary else None
+        compact = ternary.compact_form(self.bases, whole, large, inner) if self.ternary else None
         a = self.bases.get("A")[: self.r, : min(self.shape)]
-        return Spread(a, whole[:large, :inner], self.scale * up, self.tall, found)
+        return Spread(a, whole[:large, :inner], self.scale * up, self.tall, compact)
 
     def delta(self, base: Tensor) -> Tensor:
         return spread_weight(None, (self.lambdas, self.gammas), self.part())
@@ -155,23 +155,23 @@ class RandLora(Adapter):
     def linear(self, x: Tensor, base: Tensor, bias: Tensor | None) -> Tensor:
         part = self.part(compute_dtype(x))
         if self.dropping:
-            return linear(x, base, bias) + self.only(self.drop(x))
+            return linear(x, base, bias) + self.delta_output(self.drop(x))
         if base.requires_grad:
             return linear(x, self.weight(base), bias)
         return spread_linear(x, base, bias, (self.lambdas, self.gammas), part)
 
     def beside(self, x: Tensor, y: Tensor, base: Callable[[], Tensor], bias: Tensor | None) -> Tensor:
-        return y + self.only(self.drop(x)).to(y.dtype)
+        return y + self.delta_output(self.drop(x)).to(y.dtype)
 
     def project(self, base: Tensor, grad: Tensor) -> None:
         spread_project((self.lambdas, self.gammas), self.part(), grad)
 
     def pays_to_accumulate(self, rows: int, micro_batches: int) -> bool:
         sizes = (rows, max(self.shape), min(self.shape), self.n * self.r)
-        found = self.part().found
-        return pays_to_accumulate(*sizes, micro_batches, part=None if found is None else found.part)
+        compact = self.part().compact
+        return pays_to_accumulate(*sizes, micro_batches, gather_time=None if compact is None else compact.relative_time)
 
-    def only(self, x: Tensor) -> Tensor:
+    def delta_output(self, x: Tensor) -> Tensor:
         """The delta's share of the output, x delta^T."""
         return spread_linear(x, None, None, (self.lambdas, self.gammas), self.part(compute_dtype(x)))
 

@@ -22,7 +22,7 @@ from torch.nn.functional import linear
 
 from randlora.adapter import Adapter, AdapterConfig, Request, Shape, check_positive, trainable
 from randlora.arithmetic.bases import Bases, Draw
-from randlora.arithmetic.contract import apply_plain, compute_dtype, low_rank_linear, sum_of_products
+from randlora.arithmetic.contract import apply_without_autocast, compute_dtype, low_rank_linear, sum_of_products
 from randlora.errors import ConfigError
 from randlora.methods.factored import Factored
 from randlora.methods.method import Method
@@ -77,7 +77,7 @@ def diagonal_linear(
     dtype = bases[0].dtype
     rows = x.reshape(-1, x.shape[-1]).to(dtype)
     bias = None if bias is None else bias.to(dtype)
-    y = apply_plain(_DiagonalLinear, x.device, rows, base.to(dtype), bias, *diagonals, *bases)
+    y = apply_without_autocast(_DiagonalLinear, x.device, rows, base.to(dtype), bias, *diagonals, *bases)
     return y.view(*x.shape[:-1], y.shape[-1])
 
 

@@ -79,7 +79,9 @@ def test_a_shape_is_two_numbers(shape: object, tmp_path: Path) -> None:
 def test_a_name_is_no_pattern(name: str, capacities: dict[str, int], tmp_path: Path) -> None:
     attach(small(), LoraConfig(2), ["0"]).save(tmp_path)
     changed(tmp_path, shapes={name: [6, 8]}, capacities=capacities)
-    with pytest.raises(CheckpointError, match=r"is for '.*', which this model has not; (nearest|known): '0.weight'"):
+    with pytest.raises(
+        CheckpointError, match=r"is for '.*', which this model does not have; (nearest|known): '0.weight'"
+    ):
         load(small(), tmp_path)
 
 
