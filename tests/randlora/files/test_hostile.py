@@ -117,7 +117,7 @@ def test_pefts_folders_raise_nothing_else(rank: int, settings: dict[str, Any], k
     save_file({f"base_model.model.0.{k}.weight": v for k, v in tensors.items()}, tmp_path / "adapter_model.safetensors")
     config = {"peft_type": "LORA", "r": 2, "lora_alpha": 2, **settings}
     (tmp_path / "adapter_config.json").write_text(json.dumps(config))
-    with pytest.raises(CheckpointError, match=rf"has settings that none has \({kind}"):
+    with pytest.raises(CheckpointError, match=rf"has settings that are not valid \({kind}"):
         load_peft(small(), tmp_path)
 
 
