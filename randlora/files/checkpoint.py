@@ -30,7 +30,7 @@ from randlora.errors import CheckpointError, ExportError
 from randlora.files.tensors import check_file, digest_of, write_tensors, write_text
 from randlora.methods.method import Method
 from randlora.methods.scheduled.hooks import Hooks
-from randlora.model.sharded import reshard, whole, writes
+from randlora.model.sharded import is_writer, reshard, whole
 from randlora.model.sites import Site
 
 FORMAT = 1
@@ -75,7 +75,7 @@ def save(adapted: Adapted, directory: str | Path, *, bases: bool = False) -> Pat
     folder = Path(directory)
     reshard(adapted.model)
     trained, schedule = adapted.state_dict(), adapted.hooks.state()
-    is_writer = writes([*trained.values(), *schedule.values()])
+    writes_here = is_writer([*trained.values(), *schedule.values()])
     frozen = adapted.bases()
     meta: dict[str, Any] = {
         "format": FORMAT,
@@ -105,7 +105,7 @@ def save(adapted: Adapted, directory: str | Path, *, bases: bool = False) -> Pat
     if frozen is not None and (bases or frozen.given):
         files[BASES] = dict(frozen.named_buffers())
     ready = {file: {name: whole(tensor) for name, tensor in group.items()} for file, group in files.items()}
-    if not is_writer:
+    if not writes_here:
         return folder
     folder.mkdir(parents=True, exist_ok=True)
     (folder / META).unlink(

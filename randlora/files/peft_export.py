@@ -118,7 +118,7 @@ def _foreign_settings(adapted: Adapted) -> dict[str, Any]:
         raise ExportError(f"the layers differ in {field}: {sorted(sizes)}, PEFT's {adapted.method.title} holds one")
     capacity = sum(adapted.capacities.values()) if config.kind.pooled else min(sizes)
     settled = config.kind.settled(adapted.shapes.values(), config.options())
-    fields: dict[str, Any] = config.at(capacity, **settled).to_dict()
+    fields: dict[str, Any] = config.peft_config(capacity, **settled).to_dict()
     return fields
 
 

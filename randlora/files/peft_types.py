@@ -80,7 +80,7 @@ def read_settings(model: nn.Module, folder: Path, peft_type: str) -> Settings:
     sizes = dict.fromkeys(shapes, capacity)
     if kind.pooled:
         sizes = _spread_evenly(capacity, {name: kind.most(shape, options) for name, shape in shapes.items()})
-    return Settings(method.config.from_options(max(sizes.values()), options), sizes, 0 if seed is None else int(seed))
+    return Settings(method.config_for(sizes, options), sizes, 0 if seed is None else int(seed))
 
 
 def _check_fields(peft_config: Any, kind: Kind, options: Mapping[str, Any]) -> None:

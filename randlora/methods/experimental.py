@@ -1,14 +1,17 @@
-"""Experimental: what the RandLoRA paper names as future work. May change.
+"""Experimental methods, which the RandLoRA paper names as future work. They may change.
 
-Hybrid: delta = LoRA's + RandLoRA's, a trained low-rank part for what is large and a full-rank part for the rest. The
-capacity is RandLoRA's r; the LoRA part takes the rank q whose q (out + in) parameters come nearest to the fraction
-`share` of the weight's, at least 1 and at most min(out, in).
+Hybrid: delta = LoRA's + RandLoRA's. A trained low-rank part is for large changes and a full-rank part for the rest. The
+capacity is RandLoRA's r. The LoRA part has the rank q whose q (out + in) parameters come nearest to the fraction
+`share`
+of the weight's parameters, at least 1 and at most min(out, in).
 
-RandLoRA-SVD: RandLoRA whose bases are not random but W0's own singular vectors, scaled to unit-variance entries: A is
-the r leading right ones, B all left ones, those beyond the m-th repeated from the first where r does not divide m. The
-bases are then a weight's own and are kept in checkpoints (`randlora.methods.lowrank.spectral` says why).
+RandLoRA-SVD: RandLoRA whose bases are W0's own singular vectors instead of random ones, scaled to entries of variance
+1.
+A is the r leading right vectors. B is all left vectors; those beyond the m-th repeat from the first if r does not
+divide
+m. Each weight then has its own bases, and checkpoints keep them (`randlora.methods.lowrank.spectral` says why).
 
-Each part starts and is scaled as its method.
+Each part starts and is scaled as in its method.
 """
 
 from __future__ import annotations
@@ -52,7 +55,10 @@ from randlora.methods.random.randlora import (
 
 @dataclass(frozen=True)
 class HybridConfig(AdapterConfig):
-    """`r`: RandLoRA's rank. `share`: LoRA's fraction of the parameters. `distribution` as in `RandLoraConfig`."""
+    """Configuration of Hybrid. `r`: RandLoRA's rank. `share`: the fraction of the parameters that LoRA gets.
+
+    `distribution` is as in `RandLoraConfig`.
+    """
 
     method: ClassVar[str] = "hybrid"
 
@@ -71,13 +77,13 @@ class HybridConfig(AdapterConfig):
         self.spread_config()
 
     def spread_config(self) -> RandLoraConfig:
-        """The RandLoRA part alone."""
+        """Return the configuration of the RandLoRA part."""
         return RandLoraConfig(self.r, alpha=self.scale * self.r, distribution=self.distribution)
 
 
 @dataclass(frozen=True)
 class RandLoraSvdConfig(RankConfig):
-    """`r`: rank of one basis, as in `RandLoraConfig`."""
+    """Configuration of RandLoRA-SVD. `r`: the rank of one basis, as in `RandLoraConfig`."""
 
     method: ClassVar[str] = "randlora-svd"
     default_scale: ClassVar[float] = DEFAULT_SCALE
@@ -88,18 +94,18 @@ class RandLoraSvdConfig(RankConfig):
 
 
 def lora_part(shape: Shape, r: int, share: float) -> int:
-    """q: the rank of the low-rank part beside a RandLoRA part of rank r."""
-    wanted = randlora_count(shape, r) * share / (1.0 - share)
-    return max(1, min(round(wanted / (shape[0] + shape[1])), *shape))
+    """Return q, the rank of the LoRA part beside a RandLoRA part of rank r."""
+    parameters = randlora_count(shape, r) * share / (1.0 - share)
+    return max(1, min(round(parameters / (shape[0] + shape[1])), *shape))
 
 
 def hybrid_count(shape: Shape, capacity: int, *, share: float = 0.5, **options: Any) -> int:
-    """n (r + m) + q (out + in)."""
+    """Return n (r + m) + q (out + in)."""
     return randlora_count(shape, capacity) + lora_part(shape, capacity, share) * (shape[0] + shape[1])
 
 
 class Hybrid(Adapter):
-    """A LoRA part and a RandLoRA part of one weight."""
+    """The LoRA part and the RandLoRA part of one weight."""
 
     def __init__(self, low: Lora, full: RandLora, dropout: float) -> None:
         super().__init__(low.shape, dropout)
@@ -109,7 +115,7 @@ class Hybrid(Adapter):
         return self.low.delta(base) + self.full.delta(base)
 
     def weight(self, base: Tensor) -> Tensor:
-        if base.dtype != self.low.a.dtype:  # one rounding, of the sum
+        if base.dtype != self.low.a.dtype:  # so that only the sum is rounded
             return (base + self.delta(base)).to(base.dtype)
         return low_rank_weight(self.full.weight(base), self.low.a, self.low.b, self.low.scale)
 
@@ -129,7 +135,7 @@ class Hybrid(Adapter):
 
 
 class RandLoraSvd(RandLora):
-    """A RandLoRA adapter with bases of its own."""
+    """A RandLoRA adapter with its own bases."""
 
     derived: ClassVar[tuple[str, ...]] = ("basis_a", "basis_b")
     basis_a: Tensor
@@ -157,7 +163,7 @@ class RandLoraSvd(RandLora):
 
 
 def build_hybrid(request: Request) -> dict[str, Adapter]:
-    """RandLoRA's shared bases, and LoRA's factors per weight."""
+    """Build the adapters: they share RandLoRA's bases, and each has its own LoRA factors."""
     config = request.config
     assert isinstance(config, HybridConfig)
     full = build_randlora(dataclasses.replace(request, config=config.spread_config()))
@@ -170,7 +176,8 @@ def build_hybrid(request: Request) -> dict[str, Adapter]:
 
 
 def hybrid_freedom(shape: Shape, r: int, *, share: float, **_: Any) -> int:
-    """The sum of its parts, of which LoRA's acts beside B's columns alone where RandLoRA's fills their span."""
+    """Return the degrees of freedom of LoRA + RandLoRA. If RandLoRA fills the span of B, LoRA adds only what is outside
+    it."""
     large, small, q = max(shape), min(shape), lora_part(shape, r, share)
     spanned = min(num_bases(shape, r) * r, large)
     filled = spanned * small + low_rank((large - spanned, small), q)
@@ -178,7 +185,7 @@ def hybrid_freedom(shape: Shape, r: int, *, share: float, **_: Any) -> int:
 
 
 def svd_freedom(shape: Shape, r: int, **_: Any) -> int:
-    """RandLoRA's; above m a basis repeats its columns, whose lambdas add up."""
+    """Return RandLoRA's degrees of freedom. Above m, a basis repeats columns, whose lambdas add up."""
     return randlora_freedom(shape, min(r, *shape))
 
 

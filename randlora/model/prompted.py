@@ -168,14 +168,14 @@ class PromptSite(Site):
         # partials, whose arguments a deep copy of the model copies too: it would share what a closure holds
         self._hooks = [
             towers.embedding.register_forward_hook(partial(_embedded, adapter)),
-            towers.before_images.register_forward_pre_hook(partial(_before, adapter, 0, behind)),
+            towers.before_images.register_forward_pre_hook(partial(_before, adapter, 0, insert_in_image)),
         ]
         for layer in range(1, towers.place.layers):
             if adapter.of_text(layer) is not None:
-                hook = partial(_before, adapter, layer, in_text)
+                hook = partial(_before, adapter, layer, insert_in_text)
                 self._hooks.append(towers.texts[layer].register_forward_pre_hook(hook))
             if adapter.of_image(layer) is not None:
-                hook = partial(_before, adapter, layer, behind)
+                hook = partial(_before, adapter, layer, insert_in_image)
                 self._hooks.append(towers.images[layer].register_forward_pre_hook(hook))
 
     def remove(self) -> None:
@@ -187,7 +187,7 @@ class PromptSite(Site):
 
 
 def _embedded(adapter: Prompts, _: nn.Module, args: Any, x: Tensor) -> Tensor:
-    return in_text(adapter, 0, x)
+    return insert_in_text(adapter, 0, x)
 
 
 def _before(
@@ -197,7 +197,7 @@ def _before(
     return put(adapter, layer, args[0]), *args[1:]
 
 
-def in_text(prompts: Prompts, layer: int, x: Tensor) -> Tensor:
+def insert_in_text(prompts: Prompts, layer: int, x: Tensor) -> Tensor:
     """Tokens (n, L, D) of texts with the prompts after the first one in place of what is there."""
     own = None if prompts.resting else prompts.of_text(layer)
     if own is None:
@@ -205,7 +205,7 @@ def in_text(prompts: Prompts, layer: int, x: Tensor) -> Tensor:
     return torch.cat([x[:, :1], own.to(x.dtype).expand(len(x), -1, -1), x[:, 1 + prompts.tokens :]], dim=1)
 
 
-def behind(prompts: Prompts, layer: int, x: Tensor) -> Tensor:
+def insert_in_image(prompts: Prompts, layer: int, x: Tensor) -> Tensor:
     """Tokens (n, L, D) of images with the prompts behind them; in deeper blocks in place of the last ones."""
     own = None if prompts.resting else prompts.of_image(layer)
     if own is None:

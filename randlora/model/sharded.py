@@ -26,7 +26,7 @@ def whole(tensor: Tensor) -> Tensor:
     return full
 
 
-def writes(tensors: Iterable[Tensor]) -> bool:
+def is_writer(tensors: Iterable[Tensor]) -> bool:
     """Whether this process is the one to write them: of split tensors' processes the first."""
     meshes = (getattr(tensor, "device_mesh", None) for tensor in tensors if is_sharded(tensor))
     return all(mesh is None or not any(mesh.get_coordinate() or ()) for mesh in meshes)

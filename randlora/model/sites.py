@@ -342,7 +342,7 @@ def find_sites(model: nn.Module) -> dict[str, Site]:
     return sites
 
 
-def holders(model: nn.Module) -> Counter[int]:
+def holder_counts(model: nn.Module) -> Counter[int]:
     """By `id` of a parameter how many modules hold it, each once, though it may stand in several places."""
     return Counter(id(parameter) for module in model.modules() for parameter in module._parameters.values())
 

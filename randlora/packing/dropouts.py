@@ -1,7 +1,7 @@
 """Dropout of a frozen model that several adapters share: each slice of the batch gets the masks of a separate run.
 
 Inside `OwnDropout(turn)` torch's dropout, and the dropout inside its attention, work slice by slice with the members'
-own random numbers (`randlora.packing.turns.Streams`). `draws_of` refuses models that draw otherwise; `Streams.check`
+own random numbers (`randlora.packing.turns.Streams`). `drops_activations` refuses models that draw otherwise; `Streams.check`
 finds those it missed.
 """
 
@@ -18,7 +18,7 @@ from torch.overrides import TorchFunctionMode
 from randlora.packing.turns import PackingError, Turn, narrowed, widened
 
 
-def draws_of(model: nn.Module) -> bool:
+def drops_activations(model: nn.Module) -> bool:
     """Whether a model drops activations at random in training.
 
     Raises:

@@ -29,11 +29,11 @@ from randlora.adapter import Adapter
 from randlora.arithmetic.bases import Bases
 from randlora.model.attention import self_attention
 from randlora.model.sites import PackedWeight, Site, reader_of
-from randlora.packing.dropouts import OwnDropout, draws_of
+from randlora.packing.dropouts import OwnDropout, drops_activations
 from randlora.packing.stacked import stacked_linear
 from randlora.packing.turns import PackingError, Streams, Turn
 
-__all__ = ["Pack", "PackingError", "Together", "draws_of"]
+__all__ = ["Pack", "PackingError", "Together", "drops_activations"]
 
 
 class Together(Adapter):
@@ -162,7 +162,7 @@ class Pack:
         A slice's masks are those of a run after `torch.manual_seed(seed)`. Not for checkpointed activations.
 
         Args:
-            seeds: by member; None: nothing but the adapters draws (`draws_of`), whose masks have seeds anyway.
+            seeds: by member; None: nothing but the adapters draws (`drops_activations`), whose masks have seeds anyway.
 
         Raises:
             PackingError: at the end, where the model drew numbers that belong to no member.

@@ -102,7 +102,7 @@ def _adapters(
     if not capacities:
         raise TrialError(f"method {trial.method!r} needs the capacity of every target weight; capacities is empty")
     method = get_method(trial.method)
-    config = method.config.from_options(max(capacities.values()), dict(trial.options))
+    config = method.config_for(capacities, dict(trial.options))
     words = word_ids(tokenizer, WORDS) if method.prompts and tokenizer is not None else ()
     gradients = _gradients(model, trial, config.options()["rows"], task) if method.needs_gradients and task else None
     added = attach(

@@ -246,7 +246,7 @@ class CostModel:
 
 def _attach(module: nn.Module, trial: TrialConfig) -> Adapted:
     capacities = dict(trial.capacities)
-    config = get_method(trial.method).config.from_options(max(capacities.values()), dict(trial.options))
+    config = get_method(trial.method).config_for(capacities, dict(trial.options))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # planning the cell shows them already
         return attach(module, config, list(capacities), capacities=capacities)

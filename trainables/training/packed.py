@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from randlora.packing.packing import Pack, PackingError, draws_of
+from randlora.packing.packing import Pack, PackingError, drops_activations
 from trainables.config import NotPackableError, TrialConfig, UnevenTrialsError, check_alike
 from trainables.errors import TrainablesError, TrialError
 from trainables.models.language import output_layer
@@ -97,7 +97,9 @@ def run_pack(
 
 def _drawing(first: Work, tasks: Sequence[Task]) -> bool:
     """Whether the base model or the heads drop activations at random. Refuses what can't be told apart by trials."""
-    drawing = any([draws_of(first.module), *(draws_of(task.head) for task in tasks if task.head is not None)])
+    drawing = any(
+        [drops_activations(first.module), *(drops_activations(task.head) for task in tasks if task.head is not None)]
+    )
     if drawing and first.trial.train.gradient_checkpointing:
         raise NotPackableError(
             "train.gradient_checkpointing would repeat the base model's dropout with random numbers of another trial"

@@ -95,7 +95,7 @@ class RegularisedClassifier(PromptClassifier):
     def loss_sum(self, images: Tensor, labels: Tensor) -> Tensor:
         prompts = prompts_in(self._model)
         assert isinstance(prompts, PromptSRC)
-        with torch.no_grad(), prompts.rested():
+        with torch.no_grad(), prompts.without_prompts():
             frozen = self.features(images)
         features, words = self.features(images), self.words()
         logits = self._scale * features @ words.T
@@ -169,7 +169,7 @@ def prompt_task(parts: Parts) -> ImageTask:
     trial, lane, loaded, autocast = parts.trial, parts.lane, parts.loaded, parts.autocast
     dataset, name, module = lane.dataset(trial.dataset, trial.stage), name_of(trial.method), loaded.module
     names, templates = dataset.class_names, dataset.templates
-    config = get_method(trial.method).config.from_options(max(dict(trial.capacities).values()), dict(trial.options))
+    config = get_method(trial.method).config_for(dict(trial.capacities), dict(trial.options))
     replaced = replaced_words(config)
     texts = lane.words(("names", dataset.name, replaced), lambda: names_as_texts(loaded, names, lane.device, replaced))
     if name.transfer:
