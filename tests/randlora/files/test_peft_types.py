@@ -53,7 +53,7 @@ def test_what_peft_has_saved_is_read(name: str, tmp_path: Path) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         torch.manual_seed(3)
-        theirs = peft.get_peft_model(network(), config.at(config.capacity, **more)).eval()
+        theirs = peft.get_peft_model(network(), config.peft_config(config.capacity, **more)).eval()
         with torch.no_grad():
             for parameter in theirs.parameters():
                 if parameter.requires_grad:
