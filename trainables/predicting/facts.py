@@ -16,8 +16,8 @@ from trainables.data.text.problems import PROMPT
 from trainables.errors import TrialError, first_line
 from trainables.models.families import Kind
 from trainables.models.loading import LoadedModel, Preprocess
-from trainables.tasks.images.images import image_look
-from trainables.tasks.lane_cache import Warm
+from trainables.tasks.images.images import image_preprocess
+from trainables.tasks.lane_cache import LaneCache
 from trainables.tasks.text.encoding import encoder_of
 from trainables.tasks.text.sentences import SentenceEncoder
 
@@ -90,11 +90,11 @@ class Facts(BaseModel):
             raise TrialError(f"{path} can't be read ({first_line(error)}); remove it, and the data are read") from error
 
 
-def facts_of(trial: TrialConfig, loaded: LoadedModel, lane: Warm) -> Facts:
+def facts_of(trial: TrialConfig, loaded: LoadedModel, lane: LaneCache) -> Facts:
     """The facts of a trial. Its test split stays closed. Raises DataError where its data can't be read."""
     known: dict[str, Any] = {"kind": loaded.kind, "model": trial.model, "dataset": trial.dataset}
     if loaded.preprocess is not None:
-        known["look"] = image_look(loaded, trial.image_size)
+        known["look"] = image_preprocess(loaded, trial.image_size)
         images = lane.dataset(trial.dataset, "TUNE")
         templates = _templates(images, trial) if loaded.kind == "clip" else ()
         return Facts(**known, classes=images.class_names, templates=templates)

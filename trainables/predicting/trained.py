@@ -21,7 +21,7 @@ from trainables.models.encoders import HEAD_FILE, ClassifierHead, TransferHead, 
 from trainables.models.loading import LoadedModel, load_model, to_bf16
 from trainables.models.shapes import UNREADABLE
 from trainables.predicting.facts import FACTS_FILE, Facts, facts_of
-from trainables.tasks.lane_cache import Warm
+from trainables.tasks.lane_cache import LaneCache
 
 FULL_WEIGHTS = "weights.safetensors"
 """Base weights after full fine-tuning, as `trainables.training.adapting` leaves them."""
@@ -62,7 +62,7 @@ def load_trained(trial: TrialConfig, folder: Path) -> Trained:
         to_bf16(loaded.module)
         loaded.module.float()
     known = (folder / FACTS_FILE).is_file()
-    facts = Facts.read(folder) if known else facts_of(trial, loaded, Warm({}, torch.device("cpu")))
+    facts = Facts.read(folder) if known else facts_of(trial, loaded, LaneCache({}, torch.device("cpu")))
     facts = facts.model_copy(update={"model": trial.model, "dataset": trial.dataset})  # paths may have moved since
     needed = _needed(trial.method)
     if needed is not None and not (folder / needed).is_file():

@@ -25,7 +25,7 @@ from trainables.models.language import output_layer
 from trainables.predicting.facts import facts_of
 from trainables.runtime import PeakMemory, choose_precision, device_name, float32_backend, pick_device
 from trainables.seeds import derive_seed
-from trainables.tasks.lane_cache import Warm
+from trainables.tasks.lane_cache import LaneCache
 from trainables.tasks.make import make_task
 from trainables.tasks.task import Parts, Task
 from trainables.training.adapting import adapted, reseed_dropout, start_training
@@ -64,7 +64,7 @@ def run_pack(
     check_alike(trials)
     device = pick_device()
     memory = PeakMemory(device)
-    lane, first = Warm(warm, device), trials[0]
+    lane, first = LaneCache(warm, device), trials[0]
     loaded = lane.model(first.model, first.train.base_weights)
     precision, autocast = choose_precision(first.train.precision, device)
     try:

@@ -23,7 +23,7 @@ from trainables.models.loading import LoadedModel
 from trainables.models.sharded import gathered, is_split, shard
 from trainables.predicting.facts import Facts, facts_of
 from trainables.runtime import PeakMemory, choose_precision, device_name, float32_backend, pick_device, versions
-from trainables.tasks.lane_cache import Warm
+from trainables.tasks.lane_cache import LaneCache
 from trainables.tasks.make import make_task
 from trainables.tasks.task import Parts, Scores, Which, by_loss, eval_batch_size, named_by_loss
 from trainables.training.adapting import adapted
@@ -121,17 +121,19 @@ def run_trial(
         lane.check_model(trial.model, trial.train.base_weights)
 
 
-def _base_model(trial: TrialConfig, warm: dict[str, Any], device: torch.device, world: int) -> tuple[Warm, LoadedModel]:
+def _base_model(
+    trial: TrialConfig, warm: dict[str, Any], device: torch.device, world: int
+) -> tuple[LaneCache, LoadedModel]:
     """The lane's cache and the base model; for `train.parallel = "fsdp"` a copy split over the workers."""
     if world == 1 or trial.train.parallel != "fsdp" or trial.method not in FULL_METHODS:
         if "split" in warm:
             _free(device)
-        lane = Warm(warm, device)
+        lane = LaneCache(warm, device)
         return lane, lane.model(trial.model, trial.train.base_weights)
     if device.type == "cuda":  # on CPUs other trials' copy is the one that is split
-        Warm(warm, device).drop_model()
+        LaneCache(warm, device).drop_model()
     _free(device)
-    lane = Warm(warm.setdefault("split", {}), torch.device("cpu"))  # no accelerator has to hold the model whole
+    lane = LaneCache(warm.setdefault("split", {}), torch.device("cpu"))  # no accelerator has to hold the model whole
     loaded = lane.model(trial.model)
     if loaded.kind != "causal-lm":
         raise TrialError(f"train.parallel 'fsdp' is for language models; {trial.model!r} is of kind {loaded.kind!r}")
