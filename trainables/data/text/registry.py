@@ -30,7 +30,7 @@ from trainables.data.text.tables import GLUE, Cells, e2e_dataset, from_e2e_folde
 from trainables.errors import DataError, folder_of
 
 LLM_ADAPTERS = "https://raw.githubusercontent.com/AGI-Edgerunners/LLM-Adapters/main"
-"""Where the commonsense files are, laid out as in the download folder."""
+"""The address of the commonsense files, which are laid out as in the download folder."""
 
 _FORMS: dict[str, tuple[TextKind, Callable[[str, Path], TextDataset]]] = {
     "json": ("instructions", lambda name, folder: from_json(name, folder, "instructions")),
@@ -40,7 +40,8 @@ _FORMS: dict[str, tuple[TextKind, Callable[[str, Path], TextDataset]]] = {
     "glue": ("sentences", from_glue_folder),
     "e2e": ("meanings", from_e2e_folder),
 }
-"""Forms of a text set's id that name a folder, `json:FOLDER`: what their rows are, and what reads them."""
+"""Form of an id that names a folder, such as `json:FOLDER` -> the kind of its rows, and the function that reads
+them."""
 TEXT_FORMS = tuple(_FORMS)
 
 
@@ -52,11 +53,11 @@ class TextInfo:
         load: makes the data set, given its name.
         about: one line for people.
         source: where it comes from.
-        licence: of the data, in words; "unknown" where none is stated.
-        train, test: rows to be found; None for not known.
+        licence: the licence of the data, in words; "unknown" if none is stated.
+        train, test: the expected numbers of rows; None if not known.
         verified: whether these numbers were checked against the data. If so a difference is an error, else a warning.
-        epochs: epochs of arXiv 2502.00987; None for a set it does not use.
-        kind: what its rows are.
+        epochs: epochs of arXiv 2502.00987; None for a set that it does not use.
+        kind: the kind of its rows.
     """
 
     load: Callable[[str], TextDataset]
@@ -70,7 +71,8 @@ class TextInfo:
     kind: TextKind = "instructions"
 
     def open(self, name: str) -> TextDataset:
-        """Load it, and compare its size with what is known. Raises DataError where that was verified and differs."""
+        """Load the set, and compare its size with the known one. Raises DataError if the size was verified and
+        differs."""
         data = self.load(name)
         authors = 0 if data.val_rows is None else len(data.val_rows)
         pool = None if self.train is None else self.train + authors
@@ -101,11 +103,11 @@ COMMONSENSE: dict[str, _Task] = {
     ),
     "openbookqa": _Task("openbookqa", 4957, 500, "Apache-2.0", True, "elementary science with a fact to recall"),
 }
-"""In the order of the paper's tables."""
+"""The commonsense tasks, in the order of the paper's tables."""
 
 
 def _fetch(path: str) -> Path:
-    """A file of LLM-Adapters in the download folder, downloaded when it is not there."""
+    """Return a file of LLM-Adapters in the download folder. It is downloaded if it is missing."""
     target = data_folder() / "llm-adapters" / path
     if target.is_file():
         return target
@@ -129,7 +131,7 @@ def _fetch(path: str) -> Path:
 
 
 def _adapters(train: str, tasks: Sequence[str], form: Form) -> Callable[[str], TextDataset]:
-    """Loads a training file of LLM-Adapters with the test files of tasks."""
+    """Return a function that loads a training file of LLM-Adapters with the test files of tasks."""
 
     def load(name: str) -> TextDataset:
         tests = {task: _fetch(f"dataset/{COMMONSENSE[task].folder}/test.json") for task in tasks}
@@ -206,7 +208,7 @@ TEXT_DATASETS: dict[str, TextInfo] = _entries()
 
 
 def text_kind(name: str) -> TextKind | None:
-    """What the rows of the text set of that id are, without reading it; None where the id is not one of a text set."""
+    """Return the kind of a text set's rows, without reading it; None if the id is not one of a text set."""
     if name in TEXT_DATASETS:
         return TEXT_DATASETS[name].kind
     form, _, rest = name.partition(":")
@@ -216,7 +218,8 @@ def text_kind(name: str) -> TextKind | None:
 
 
 def text_loader(name: str) -> Callable[[], TextDataset] | None:
-    """What loads the text set of that id; None for another id. Raises DataError for a folder that is not there."""
+    """Return the function that loads the text set of an id; None for another id. Raises DataError if a folder is
+    missing."""
     if name in TEXT_DATASETS:
         return functools.partial(TEXT_DATASETS[name].open, name)
     form, _, rest = name.partition(":")

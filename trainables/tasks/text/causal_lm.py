@@ -34,7 +34,7 @@ from trainables.data.text.prompts import extract_answer
 from trainables.errors import TrialError
 from trainables.metrics.texts import caption_scores, check_installed, score_texts
 from trainables.models.language import LanguageModel, log_likelihood
-from trainables.runtime import told
+from trainables.runtime import broadcast
 from trainables.tasks.task import Alone, Parts, Scores, Which, summed
 from trainables.tasks.text.encoding import Encoded, EncodedRows, encoder_of, exchange, targets_of
 from trainables.tasks.text.generation import generate
@@ -304,5 +304,5 @@ def gathered(texts: Sequence[str], n: int, world: int) -> list[str]:
         return list(texts)
     out = [""] * n
     for rank in range(world):
-        out[rank::world] = told(list(texts), rank)
+        out[rank::world] = broadcast(list(texts), rank)
     return out
