@@ -67,7 +67,7 @@ def read_tensors(path: Path, *, expect_digest: bool = False) -> dict[str, Tensor
         raise CheckpointError(f"cannot read {path}: {error}") from error
     if digest is None:
         if expect_digest:
-            message = f"{path} was written by an older version and has no digest: damage would not be noticed"
+            message = f"{path} has no digest, because an older version wrote it: damage would not be noticed"
             warnings.warn(message, UncheckedWarning, stacklevel=3)
     elif (actual := digest_of(tensors)) != digest:
         raise CheckpointError(

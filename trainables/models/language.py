@@ -62,8 +62,8 @@ class LanguageModel:
         logits: Tensor = out.logits
         if logits.shape[0] != len(rows):
             raise TrialError(
-                f"{type(self.module).__name__} made logits {tuple(logits.shape)} where {len(rows)} positions were asked "
-                "for: its output layer is not called once per forward, so it cannot be trained here"
+                f"{type(self.module).__name__} made logits {tuple(logits.shape)}, but {len(rows)} positions were "
+                "asked for: its output layer is not called once per forward, so it cannot be trained here"
             )
         return logits.float(), out.get(self._cache_name)
 

@@ -160,7 +160,8 @@ def from_folder(name: str, folder: Path) -> Dataset:
             if not images and folder_of_class in class_folders:
                 suffixes = ", ".join(sorted(IMAGE_SUFFIXES))
                 raise DataError(
-                    f"{name}: class folder {splits[which] / folder_of_class} holds no image ({suffixes}); fill it or remove it"
+                    f"{name}: class folder {splits[which] / folder_of_class} holds no image ({suffixes}); "
+                    "fill it or remove it"
                 )
             paths += images
             labels += [index] * len(images)
