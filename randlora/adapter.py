@@ -155,7 +155,15 @@ class AlphaScale:
 
 @dataclass(frozen=True)
 class RankConfig(AlphaScale, AdapterConfig):
-    """Base class of most configurations. `r` is a rank, and `dropout` acts on the adapter's input."""
+    """Base class of most configurations.
+
+    Attributes:
+        r: rank of the update.
+        alpha: alpha / r is the scale of the delta. None: the method's default scale at every rank. A rule such as "2r"
+            is a scale of 2 at every rank.
+        dropout: probability of dropout on the adapter's input, in training. Weights that are read as matrices, such as
+            packed ones, cannot have it.
+    """
 
     r: int
     alpha: float | str | None = None

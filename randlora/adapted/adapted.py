@@ -213,7 +213,11 @@ class Adapted:
 
     def accumulating(self, micro_batches: int) -> AbstractContextManager[None]:
         """Return a block that accumulates gradients through one W0 + delta per optimiser step
-        (`randlora.accumulating`)."""
+        (`randlora.accumulating`).
+
+        Args:
+            micro_batches: the number of backward passes in the block.
+        """
         return accumulating(self.model, micro_batches)
 
     # -- deltas, merging, detaching -----------------------------------------------------------------------------------
@@ -237,7 +241,11 @@ class Adapted:
         return results
 
     def check_whole(self, verb: str) -> None:
-        """Raise AdapterError if FSDP2 has split the tensors, so that no process has them whole."""
+        """Raise AdapterError if FSDP2 has split the tensors, so that no process has them whole.
+
+        Args:
+            verb: what cannot be done, for the message.
+        """
         check_whole(verb, self.model, [*self.parameters(), *(site.parameter for site in self.sites.values())])
 
     def _check_base(self, verb: str) -> None:
@@ -435,8 +443,7 @@ class Adapted:
         return peft_export.export_peft(self, directory)
 
     def export_deltas(self, directory: str | Path) -> Path:
-        """Write every delta as a dense matrix (out x in) to `directory/deltas.safetensors`, and return that file's
-        path.
+        """Write every delta as a dense matrix (out x in) to `directory/deltas.safetensors`, and return the folder.
 
         Raises:
             ExportError: the adapter also changes biases.

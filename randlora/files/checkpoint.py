@@ -192,6 +192,10 @@ def export_deltas(adapted: Adapted, directory: str | Path) -> Path:
 
     Every method and weight has this form.
 
+    Args:
+        adapted: the model with its adapters.
+        directory: the folder; made if missing.
+
     Raises:
         ExportError: the adapter also changes a layer's bias, which a delta of the weight cannot express.
     """
@@ -211,7 +215,9 @@ def export_deltas(adapted: Adapted, directory: str | Path) -> Path:
 def export_merged(adapted: Adapted, path: str | Path) -> Path:
     """Write the model's state dict, with the deltas merged, to one safetensors file, and return its path.
 
-    The model itself stays as it was.
+    Args:
+        adapted: the model with its adapters. It stays as it was.
+        path: the file; its folder is made if missing.
 
     Raises:
         AdapterError: the deltas cannot be merged (see `Adapted.merge`).

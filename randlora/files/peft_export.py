@@ -38,7 +38,10 @@ from randlora.methods.random.vera import Vera, VeraConfig
 def export_peft(adapted: Adapted, directory: str | Path) -> Path:
     """Write the adapter in PEFT's format and return the folder.
 
-    The folder gets `adapter_config.json`, `adapter_model.safetensors`, and a `README.md` that describes them.
+    Args:
+        adapted: the model with its adapters.
+        directory: the folder for `adapter_config.json`, `adapter_model.safetensors`, and a `README.md` that describes
+            them.
 
     Raises:
         ExportError: PEFT has no exact form; the message names an alternative. That is so for weights that PEFT cannot

@@ -55,9 +55,15 @@ from randlora.methods.random.randlora import (
 
 @dataclass(frozen=True)
 class HybridConfig(AdapterConfig):
-    """Configuration of Hybrid. `r`: RandLoRA's rank. `share`: the fraction of the parameters that LoRA gets.
+    """Configuration of Hybrid: a LoRA part and a RandLoRA part.
 
-    `distribution` is as in `RandLoraConfig`.
+    Attributes:
+        r: RandLoRA's rank.
+        share: the fraction of the parameters that LoRA gets.
+        lora_scale: the scale of LoRA's delta.
+        scale: the scale of RandLoRA's delta.
+        dropout: probability of dropout on the adapter's input. Packed weights cannot have it.
+        distribution: how the entries of the bases are distributed: "uniform", "normal", "binary" or "ternary".
     """
 
     method: ClassVar[str] = "hybrid"
@@ -83,13 +89,21 @@ class HybridConfig(AdapterConfig):
 
 @dataclass(frozen=True)
 class RandLoraSvdConfig(RankConfig):
-    """Configuration of RandLoRA-SVD. `r`: the rank of one basis, as in `RandLoraConfig`."""
+    """Configuration of RandLoRA-SVD.
+
+    Attributes:
+        r: the rank of one basis.
+        alpha: alpha / r is the scale of the delta; None: `DEFAULT_SCALE` at every rank. A rule such as "2r" or
+            "2r/sqrt(n)" is accepted, with n bases for a weight.
+        dropout: probability of dropout on the adapter's input. Packed weights cannot have it.
+    """
 
     method: ClassVar[str] = "randlora-svd"
     default_scale: ClassVar[float] = DEFAULT_SCALE
     by_bases: ClassVar[bool] = True
 
     def bases(self, shape: Shape) -> int:
+        """Return the number of bases for a weight of this `shape` (out, in)."""
         return num_bases(shape, self.r)
 
 

@@ -17,7 +17,12 @@ GROUP = "randlora.methods"
 
 
 def full_rank(shapes: Sequence[Shape], **options: Any) -> int:
-    """Return the largest min(out, in): the largest useful capacity of most methods, whose capacity is a rank."""
+    """Return the largest min(out, in), which is the largest useful capacity of a method whose capacity is a rank.
+
+    Args:
+        shapes: (out, in) of each weight.
+        options: the method's options, which do not matter here.
+    """
     return max(min(shape) for shape in shapes)
 
 
@@ -159,7 +164,12 @@ class Method:
         return {name: legal(shapes[name], capacity, **options) for name, capacity in capacities.items()}
 
     def refuses(self, shapes: Mapping[str, Shape], **options: Any) -> Misfit | None:
-        """Return why the method cannot adapt these weights together at any capacity; None if it can."""
+        """Return why the method cannot adapt these weights together at any capacity; None if it can.
+
+        Args:
+            shapes: weight name -> (out, in).
+            options: options that are not at their default.
+        """
         misfit = None if self.misfit is None else self.misfit(shapes, **options)
         most = self.max_capacity(tuple(shapes.values()), **options) if misfit is None and shapes else self.min_capacity
         if most < self.min_capacity:
@@ -168,11 +178,23 @@ class Method:
         return misfit
 
     def rank(self, shape: Shape, capacity: int, **options: Any) -> int | None:
-        """Return the largest rank that the update of a weight can have; None if that is not known."""
+        """Return the largest rank that the update of a weight can have; None if that is not known.
+
+        Args:
+            shape: (out, in).
+            capacity: the weight's capacity.
+            options: options that are not at their default.
+        """
         return None if self.update_rank is None else self.update_rank(shape, capacity, **{**self.options, **options})
 
     def dof(self, shape: Shape, capacity: int, **options: Any) -> int | None:
-        """Return the degrees of freedom of one weight's update, at most out x in; None if no formula is known."""
+        """Return the degrees of freedom of one weight's update, at most out x in; None if no formula is known.
+
+        Args:
+            shape: (out, in).
+            capacity: the weight's capacity.
+            options: options that are not at their default.
+        """
         freedom = None if self.freedom is None else self.freedom(shape, capacity, **{**self.options, **options})
         return None if freedom is None else min(freedom, shape[0] * shape[1])
 

@@ -26,7 +26,15 @@ from randlora.methods.method import Method
 
 @dataclass(frozen=True)
 class HydraLoraConfig(AlphaScale, AdapterConfig):
-    """Configuration of HydraLoRA. `r`: rank of A and of every head. `heads`: the number of B."""
+    """Configuration of HydraLoRA (arXiv 2404.19245).
+
+    Attributes:
+        r: rank of A and of every head.
+        heads: the number of B.
+        alpha: alpha / r is the scale of the delta; None: 1 at every rank. A rule such as "2r" is a scale of 2 at every
+            rank.
+        dropout: probability of dropout on the adapter's input.
+    """
 
     method: ClassVar[str] = "hydralora"
 

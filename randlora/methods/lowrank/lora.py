@@ -37,9 +37,14 @@ STABILISED_ALPHA = 4.0
 
 @dataclass(frozen=True)
 class LoraConfig(RankConfig):
-    """Configuration of LoRA. `r`: rank of the update. Packed weights cannot have `dropout`.
+    """Configuration of LoRA (arXiv 2106.09685).
 
-    `alpha` and `rank_stabilised` set the scale (see the module).
+    Attributes:
+        r: rank of the update.
+        alpha: alpha / r is the scale of the delta; None: 1 at every rank. With `rank_stabilised` the scale is alpha /
+            sqrt(r), and None means 4. A rule such as "2r" is a scale of 2 at every rank.
+        dropout: probability of dropout on the adapter's input. Packed weights cannot have it.
+        rank_stabilised: whether the scale is alpha / sqrt(r) (arXiv 2312.03732).
     """
 
     method: ClassVar[str] = "lora"
@@ -63,9 +68,14 @@ class LoraConfig(RankConfig):
 
 @dataclass(frozen=True)
 class LoraPlusConfig(RankConfig):
-    """Configuration of LoRA+. `r`: rank of the update. `ratio`: the learning rate of B divided by that of A.
+    """Configuration of LoRA+ (arXiv 2402.12354).
 
-    A sweep's learning rate is that of A.
+    Attributes:
+        r: rank of the update.
+        alpha: alpha / r is the scale of the delta; None: 1 at every rank. A rule such as "2r" is a scale of 2 at every
+            rank.
+        dropout: probability of dropout on the adapter's input. Packed weights cannot have it.
+        ratio: the learning rate of B divided by that of A. A sweep's learning rate is that of A.
     """
 
     method: ClassVar[str] = "lora-plus"
@@ -79,7 +89,15 @@ class LoraPlusConfig(RankConfig):
 
 @dataclass(frozen=True)
 class DoraConfig(LoraConfig):
-    """Configuration of DoRA: that of LoRA. DoRA also trains a magnitude per output row."""
+    """Configuration of DoRA (arXiv 2402.09353), which also trains a magnitude per output row.
+
+    Attributes:
+        r: rank of the update.
+        alpha: alpha / r is the scale of the delta; None: 1 at every rank. With `rank_stabilised` the scale is alpha /
+            sqrt(r), and None means 4. A rule such as "2r" is a scale of 2 at every rank.
+        dropout: probability of dropout on the adapter's input. Packed weights cannot have it.
+        rank_stabilised: whether the scale is alpha / sqrt(r) (arXiv 2312.03732).
+    """
 
     method: ClassVar[str] = "dora"
 

@@ -27,15 +27,27 @@ from randlora.methods.method import Method, full_rank
 
 @dataclass(frozen=True)
 class LoraXsConfig(RankConfig):
-    """Configuration of LoRA-XS. `r`: side of the trained square matrix, at most min(out, in) of a weight."""
+    """Configuration of LoRA-XS (arXiv 2405.17604).
+
+    Attributes:
+        r: side of the trained square matrix, at most min(out, in) of a weight.
+        alpha: alpha / r is the scale of the delta; None: 1 at every rank. A rule such as "2r" is a scale of 2 at every
+            rank.
+        dropout: probability of dropout on the adapter's input. Packed weights cannot have it.
+    """
 
     method: ClassVar[str] = "lora-xs"
 
 
 @dataclass(frozen=True)
 class SvftConfig(AdapterConfig):
-    """Configuration of SVFT. `k`: number of trained diagonals of M. `scale` multiplies the delta; the paper has no such
-    factor."""
+    """Configuration of SVFT (arXiv 2405.19597).
+
+    Attributes:
+        k: number of trained diagonals of M.
+        scale: multiplies the delta. The paper has no such factor.
+        dropout: probability of dropout on the adapter's input. Packed weights cannot have it.
+    """
 
     method: ClassVar[str] = "svft"
     capacity_field: ClassVar[str] = "k"

@@ -33,38 +33,72 @@ from randlora.methods.method import Method, low_rank
 
 @dataclass(frozen=True)
 class PissaConfig(RankConfig):
-    """Configuration of PiSSA. `r`: rank of the trained factors."""
+    """Configuration of PiSSA (arXiv 2404.02948): LoRA that starts from the largest singular values.
+
+    Attributes:
+        r: rank of the trained factors.
+        alpha: alpha / r is the scale of the delta; None: 1 at every rank. A rule such as "2r" is a scale of 2 at every
+            rank.
+        dropout: probability of dropout on the adapter's input. Packed weights cannot have it.
+    """
 
     method: ClassVar[str] = "pissa"
 
 
 @dataclass(frozen=True)
 class MiloraConfig(RankConfig):
-    """Configuration of MiLoRA. `r`: rank of the trained factors."""
+    """Configuration of MiLoRA (arXiv 2406.09044): LoRA that starts from the smallest singular values.
+
+    Attributes:
+        r: rank of the trained factors.
+        alpha: alpha / r is the scale of the delta; None: 1 at every rank. A rule such as "2r" is a scale of 2 at every
+            rank.
+        dropout: probability of dropout on the adapter's input. Packed weights cannot have it.
+    """
 
     method: ClassVar[str] = "milora"
 
 
 @dataclass(frozen=True)
 class OloraConfig(RankConfig):
-    """Configuration of OLoRA. `r`: rank of the trained factors."""
+    """Configuration of OLoRA (arXiv 2406.01775): LoRA that starts from the QR decomposition of the weight.
+
+    Attributes:
+        r: rank of the trained factors.
+        alpha: alpha / r is the scale of the delta; None: 1 at every rank. A rule such as "2r" is a scale of 2 at every
+            rank.
+        dropout: probability of dropout on the adapter's input. Packed weights cannot have it.
+    """
 
     method: ClassVar[str] = "olora"
 
 
 @dataclass(frozen=True)
 class InitAbConfig(RankConfig):
-    """Configuration of Init[AB]. `r`: rank of the trained factors."""
+    """Configuration of Init[AB] (arXiv 2505.23194): LoRA whose factors both start at random values.
+
+    Attributes:
+        r: rank of the trained factors.
+        alpha: alpha / r is the scale of the delta; None: 1 at every rank. A rule such as "2r" is a scale of 2 at every
+            rank.
+        dropout: probability of dropout on the adapter's input. Packed weights cannot have it.
+    """
 
     method: ClassVar[str] = "init-ab"
 
 
 @dataclass(frozen=True)
 class LoraGaConfig(RankConfig):
-    """Configuration of LoRA-GA. `r`: rank of the trained factors. `gamma` scales the start.
+    """Configuration of LoRA-GA (arXiv 2407.05000): LoRA that starts from the loss's gradient at the weight.
 
-    `rows` is the number of training rows that the gradient is taken on. A sweep takes the first `rows` of the trial's
-    first epoch. `attach` gets the gradients and does not read `rows`.
+    Attributes:
+        r: rank of the trained factors.
+        alpha: alpha / r is the scale of the delta; None: 1 at every rank. A rule such as "2r" is a scale of 2 at every
+            rank.
+        dropout: probability of dropout on the adapter's input. Packed weights cannot have it.
+        gamma: a larger gamma makes the start smaller, by its root.
+        rows: the number of training rows that a sweep takes the gradient on: the first ones of the first epoch.
+            `attach` gets the gradients and does not read it.
     """
 
     method: ClassVar[str] = "lora-ga"

@@ -41,9 +41,18 @@ RANK_R_SCALE = 10.0
 
 @dataclass(frozen=True)
 class RandLoraAConfig(AlphaScale, AdapterConfig):
-    """Configuration of RandLoRA-a: `n` bases are summed into each factor of an update of rank `r`.
+    """Configuration of RandLoRA-a (arXiv 2502.00987, section 6.3). The delta is multiplied by the scale and divided by
+    n.
 
-    The delta is divided by n and multiplied by the scale. The bases are as in `RandLoraConfig`.
+    Attributes:
+        n: the number of bases that are summed into each factor.
+        r: the rank of the update.
+        alpha: alpha / r is the scale of the delta; None: 10 at every rank. A rule such as "2r" is a scale of 2 at every
+            rank.
+        dropout: probability of dropout on the adapter's input. Packed weights cannot have it.
+        distribution: how the entries of the bases are distributed: "uniform", "normal", "binary" or "ternary".
+        sparsity: s of a ternary basis, as in `RandLoraConfig`.
+        start: the diagonal that starts at 0, "lambda" or "gamma".
     """
 
     method: ClassVar[str] = "randlora-a"
@@ -68,11 +77,17 @@ class RandLoraAConfig(AlphaScale, AdapterConfig):
 
 @dataclass(frozen=True)
 class RandLoraBConfig(RandLoraConfig):
-    """Configuration of RandLoRA-b: as `RandLoraConfig`, with half as many bases at each r."""
+    """Configuration of RandLoRA-b (arXiv 2502.00987, section 6.3): RandLoRA with half as many bases at each r.
+
+    Attributes:
+        r: rank of one basis.
+        alpha, dropout, distribution, sparsity, sparse_a, start: as in `RandLoraConfig`.
+    """
 
     method: ClassVar[str] = "randlora-b"
 
     def bases(self, shape: Shape) -> int:
+        """Return the number of bases for a weight of this `shape` (out, in)."""
         return half_bases(shape, self.r)
 
 

@@ -41,10 +41,15 @@ With k, a forward pass reads k r (in + out) / 2 numbers to make the factors of o
 
 @dataclass(frozen=True)
 class NolaConfig(AlphaScale, AdapterConfig):
-    """Configuration of NoLA: `k` = k_A + k_B coefficients per weight. `r`, the rank of the factors, costs no
-    parameters.
+    """Configuration of NoLA (arXiv 2310.02556).
 
-    `start` is "zero" or "released" (see the module).
+    Attributes:
+        k: the number of coefficients per weight, k_A + k_B.
+        r: the rank of the factors. It costs no parameters.
+        alpha: alpha / r is the scale of the delta; None: 1 at every rank. A rule such as "2r" or "2r/sqrt(n)" is
+            accepted, with n = k_A.
+        dropout: probability of dropout on the adapter's input. Packed weights cannot have it.
+        start: "zero" or "released" (see the module).
     """
 
     method: ClassVar[str] = "nola"
@@ -64,6 +69,7 @@ class NolaConfig(AlphaScale, AdapterConfig):
         check_start("nola", self.start, STARTS)
 
     def bases(self, shape: Shape) -> int:
+        """Return k_A, the n of a rule in `alpha`, for a weight of this `shape` (out, in)."""
         return split_bases(self.k)[0]
 
 

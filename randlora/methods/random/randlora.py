@@ -48,13 +48,14 @@ It works at learning rates of 1e-3 to 1e-2.
 
 @dataclass(frozen=True)
 class RandLoraConfig(RankConfig):
-    """Configuration of RandLoRA. `r`: rank of one basis. A smaller r has more bases and more parameters.
+    """Configuration of RandLoRA (arXiv 2502.00987).
 
     Attributes:
-        alpha: alpha / r is the scale; None: `DEFAULT_SCALE` at every rank. A rule such as "2r" or "2r/sqrt(n)" is
-            accepted.
-        dropout: probability of dropout on the adapter's input.
-        distribution: how the entries of the bases are distributed (`arithmetic.bases`).
+        r: rank of one basis. A smaller r has more bases and more parameters.
+        alpha: alpha / r is the scale of the delta; None: `DEFAULT_SCALE` at every rank. A rule such as "2r" or
+            "2r/sqrt(n)" is accepted, with n bases for a weight.
+        dropout: probability of dropout on the adapter's input. Packed weights cannot have it.
+        distribution: how the entries of the bases are distributed: "uniform", "normal", "binary" or "ternary".
         sparsity: s of a ternary basis, whose entries are 0 with probability 1 - 2 / s: a number from 2, or "sqrt" for
             sqrt(D), D the largest min(out, in) of the targets. The paper's s = 2, 6, sqrt(D), 100, 200 have 0, 66, 93,
             98 and 99 % zeros at D = 768 (section 6.4).
@@ -84,6 +85,7 @@ class RandLoraConfig(RankConfig):
             )
 
     def bases(self, shape: Shape) -> int:
+        """Return the number of bases for a weight of this `shape` (out, in)."""
         return num_bases(shape, self.r)
 
 

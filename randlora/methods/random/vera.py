@@ -89,9 +89,13 @@ def diagonal_linear(
 
 @dataclass(frozen=True)
 class VeraConfig(AdapterConfig):
-    """Configuration of VeRA. `r` is the length of d. The count barely depends on it, so ranks are large.
+    """Configuration of VeRA (arXiv 2310.11454).
 
-    `scale` multiplies the delta. `d_initial` is the start of d.
+    Attributes:
+        r: the length of d. The count barely depends on it, so ranks are large.
+        d_initial: the start of every entry of d.
+        dropout: probability of dropout on the adapter's input. Packed weights cannot have it.
+        scale: multiplies the delta. VeRA's own is 1.
     """
 
     method: ClassVar[str] = "vera"

@@ -42,12 +42,20 @@ sqrt(3 * 768)."""
 
 @dataclass(frozen=True)
 class AdaLoraConfig(TermsConfig):
-    """Configuration of AdaLoRA.
+    """Configuration of AdaLoRA (arXiv 2303.10512).
 
     Attributes:
         r: average final rank.
+        alpha: alpha / init_r is the scale of the delta; None: `DEFAULT_SCALE`.
+        dropout: probability of dropout on the adapter's input. Packed weights cannot have it.
+        initial: a weight starts with this many times r triplets (init_r).
+        start, stop: shares of the training between which triplets are cut.
         interval: steps between two cuts.
-        orthogonal: weight of the penalty that keeps A and B near orthonormal.
+        beta_importance, beta_uncertainty: how slowly the averages of importance and of its variability change, in (0,
+            1).
+        orthogonal: weight of the penalty that keeps A and B near orthonormal; 0: no penalty.
+        allocate: "parameters" fills the final budget by what a triplet costs, "ranks" by the number of triplets, as
+            PEFT.
     """
 
     method: ClassVar[str] = "adalora"

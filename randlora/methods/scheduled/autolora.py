@@ -40,13 +40,18 @@ BETAS = (0.5, 0.999)
 
 @dataclass(frozen=True)
 class AutoLoraConfig(TermsConfig):
-    """Configuration of AutoLoRA.
+    """Configuration of AutoLoRA (arXiv 2403.09113).
 
     Attributes:
         r: average final rank.
+        alpha: alpha / r is the scale of the delta; None: 1 at every rank. A rule such as "2r" is a scale of 2 at every
+            rank.
+        dropout: probability of dropout on the adapter's input. Packed weights cannot have it.
+        initial: a weight starts with this many times r terms.
         search: the share of the training that looks for the ranks.
         held_out: the share of the rows that train the selection variables meanwhile.
         selection_lr: the learning rate of Adam for the selection variables.
+        order: 2 follows the terms' step by finite differences, as the paper does; 1 leaves that out.
     """
 
     method: ClassVar[str] = "autolora"

@@ -58,15 +58,23 @@ class Schedule(ABC):
         return
 
     def phase(self, step: int, total: int) -> tuple[int, int]:
-        """Return the first step and the length of the part of the training that contains `step` (counted from 0).
+        """Return the first step and the length of the part of the training that contains a step.
 
         Each part has its own learning-rate schedule.
+
+        Args:
+            step: the step, counted from 0.
+            total: the number of steps of the training.
         """
         return 0, total
 
     def restarts(self, step: int, total: int) -> bool:
-        """Return whether training begins anew after `step` (counted from 1), so that the optimiser must forget its
-        moments."""
+        """Return whether training begins anew after a step, so that the optimiser must forget its moments.
+
+        Args:
+            step: the number of finished steps.
+            total: the number of steps of the training.
+        """
         return False
 
     def regulariser(self) -> Tensor | None:
@@ -94,31 +102,60 @@ class Hooks(Schedule):
         self.schedules: tuple[Schedule, ...] = tuple({id(s): s for s in schedules}.values())
 
     def on_step(self, step: int, total: int) -> None:
+        """Act after an optimiser step, before the gradients are cleared.
+
+        Args:
+            step: the number of finished steps.
+            total: the number of steps of the training.
+        """
         for schedule in self.schedules:
             schedule.on_step(step, total)
 
     def regulariser(self) -> Tensor | None:
+        """Return a scalar to add once to the loss of a step; None if there is no penalty."""
         parts = [p for p in (s.regulariser() for s in self.schedules) if p is not None]
         return functools.reduce(operator.add, parts) if parts else None
 
     @property
     def order(self) -> int:
+        """Return the highest order of the derivatives of the held-out loss: 1 or 2."""
         return max((s.order for s in self.schedules), default=1)
 
     def apart(self) -> list[nn.Parameter]:
+        """Return the trainables that the schedules train themselves, on held-out rows. They do not belong in the
+        optimiser."""
         return [p for s in self.schedules for p in s.apart()]
 
     def held_out(self, step: int, total: int) -> float:
+        """Return the share of the training rows that train only what `apart` returns.
+
+        Args:
+            step: the step, counted from 0.
+            total: the number of steps of the training.
+        """
         return max((s.held_out(step, total) for s in self.schedules), default=0.0)
 
     def on_held_out(self) -> None:
+        """Take a step on what `apart` returns, with its gradients, which come from held-out rows."""
         for schedule in self.schedules:
             schedule.on_held_out()
 
     def phase(self, step: int, total: int) -> tuple[int, int]:
+        """Return the first step and the length of the shortest part of the training that contains a step.
+
+        Args:
+            step: the step, counted from 0.
+            total: the number of steps of the training.
+        """
         return min((s.phase(step, total) for s in self.schedules), key=lambda p: p[1], default=(0, total))
 
     def restarts(self, step: int, total: int) -> bool:
+        """Return whether training begins anew after a step, so that the optimiser must forget its moments.
+
+        Args:
+            step: the number of finished steps.
+            total: the number of steps of the training.
+        """
         return any(s.restarts(step, total) for s in self.schedules)
 
     def state(self) -> dict[str, Tensor]:
