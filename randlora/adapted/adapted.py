@@ -226,9 +226,9 @@ class Adapted:
     def deltas(self) -> dict[str, Tensor]:
         """Return the delta (out x in) of every weight by name, in the adapters' precision. Changes of biases are not
         included."""
-        return self._made("take deltas", lambda adapter, base: adapter.delta(base))
+        return self._of_each_weight("take deltas", lambda adapter, base: adapter.delta(base))
 
-    def _made(self, verb: str, make: Callable[[Adapter, Tensor], Tensor]) -> dict[str, Tensor]:
+    def _of_each_weight(self, verb: str, make: Callable[[Adapter, Tensor], Tensor]) -> dict[str, Tensor]:
         """Return `make(adapter, W0)` of every weight. It runs outside autocast, which would round all of W0."""
         self.check_whole(verb)
         if not self.merged:
@@ -339,7 +339,7 @@ class Adapted:
             raise AdapterError("cannot merge: the adapters are disabled; enable() them first")
         check_can_merge(self.model, self.sites, self.adapters)
         with torch.no_grad():
-            new = self._made("merge", lambda adapter, base: adapter.weight(base))
+            new = self._of_each_weight("merge", lambda adapter, base: adapter.weight(base))
             self._before_merge = {name: site.base.detach().clone() for name, site in self.sites.items()}
             self._merged_at = next(_CLOCK)
             self._remove()

@@ -85,7 +85,7 @@ def degrees_of_one(name: str, shape: Shape, capacity: int, options: Mapping[str,
         return Degrees(by_formula)
     try:
         count = get_method(name).count(shape, capacity, **options)
-        return Degrees(round(count * acting(name, shape, capacity, options)), measured=True)
+        return Degrees(round(count * acting_share(name, shape, capacity, options)), measured=True)
     except (RuntimeError, ValueError):  # a weight this small does not take these options
         return None
 
@@ -126,17 +126,17 @@ def freedom(name: str, shape: Shape, capacity: int, options: Mapping[str, Any] |
     return int(torch.linalg.matrix_rank(torch.stack(rows), rtol=_SMALLEST))
 
 
-def acting(name: str, shape: Shape, capacity: int, options: Mapping[str, Any] | None = None) -> float:
+def acting_share(name: str, shape: Shape, capacity: int, options: Mapping[str, Any] | None = None) -> float:
     """Return the share of counted parameters that act, measured on a small weight with the same share of trained
     parameters."""
     chosen, small = dict(options or {}), _small(shape)
     key = tuple(sorted(chosen.items()))
     if small == shape:
-        return _share(name, shape, capacity, key)
+        return _measured_share(name, shape, capacity, key)
     counted = get_method(name).count(shape, capacity, **chosen)
     target = counted * small[0] * small[1] / (shape[0] * shape[1])
-    counts = _counts(name, small, key)
-    return _share(name, small, min(counts, key=lambda c: abs(counts[c] - target)), key)
+    counts = _counts_by_capacity(name, small, key)
+    return _measured_share(name, small, min(counts, key=lambda c: abs(counts[c] - target)), key)
 
 
 def _small(shape: Shape) -> Shape:
@@ -149,7 +149,7 @@ def _small(shape: Shape) -> Shape:
 
 
 @lru_cache(maxsize=64)
-def _counts(name: str, shape: Shape, options: tuple[tuple[str, Any], ...]) -> dict[int, int]:
+def _counts_by_capacity(name: str, shape: Shape, options: tuple[tuple[str, Any], ...]) -> dict[int, int]:
     """Return a method's count on one weight at every capacity."""
     method, chosen = get_method(name), dict(options)
     reach = range(method.min_capacity, method.max_capacity([shape], **chosen) + 1)
@@ -157,6 +157,6 @@ def _counts(name: str, shape: Shape, options: tuple[tuple[str, Any], ...]) -> di
 
 
 @lru_cache(maxsize=1024)
-def _share(name: str, shape: Shape, capacity: int, options: tuple[tuple[str, Any], ...]) -> float:
+def _measured_share(name: str, shape: Shape, capacity: int, options: tuple[tuple[str, Any], ...]) -> float:
     chosen = dict(options)
     return freedom(name, shape, capacity, chosen) / get_method(name).count(shape, capacity, **chosen)

@@ -237,7 +237,7 @@ class _SpreadLinear(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad_y: Tensor) -> tuple[Tensor | None, ...]:
-        kept, base, lambda_RJ, gamma_JM = ctx.saved_tensors
+        saved, base, lambda_RJ, gamma_JM = ctx.saved_tensors
         part: Spread = ctx.part
         b, tall, todo = part.b, part.tall, ctx.todo
         need_x, _, need_bias, need_lambda, need_gamma = ctx.needs_input_grad[:5]
@@ -249,9 +249,9 @@ class _SpreadLinear(torch.autograd.Function):
         if tall and ((todo.rows_for_m and need_m) or (need_x and not todo.merged_grad_x)):
             grad_QN = _times_b(grad_y, part, todo.gathers)
         if need_m and todo.rows_for_m:
-            grad_m = kept @ grad_y if grad_QN is None else grad_QN @ kept
+            grad_m = saved @ grad_y if grad_QN is None else grad_QN @ saved
         elif need_m:
-            grad_w = grad_y.t() @ kept
+            grad_w = grad_y.t() @ saved
             grad_m = b.t() @ (grad_w if tall else grad_w.t())
         if m is not None and todo.merged_grad_x:
             grad_x = grad_y @ _merge(base, m, part).to(b.dtype)

@@ -41,8 +41,8 @@ class _BuildError(RuntimeError):
 def _compiler() -> str:
     """Return the path of a C compiler. Raises _BuildError if there is none."""
     for name in (os.environ.get("CC", ""), "cc", "gcc", "clang"):
-        if name and (found := shutil.which(name)):
-            return found
+        if name and (path := shutil.which(name)):
+            return path
     raise _BuildError("no C compiler was found (cc, gcc, clang, or $CC)")
 
 

@@ -102,7 +102,9 @@ def hub_splits(dataset: str, repository: str, *config: str, instead: str, **wher
     return {str(which): table for which, table in splits.items()}
 
 
-def counted(dataset: D, what: str, pool: int | None, test: int | None, *, verified: bool, unpacked: bool = False) -> D:
+def check_counts(
+    dataset: D, what: str, pool: int | None, test: int | None, *, verified: bool, unpacked: bool = False
+) -> D:
     """Return the data set after comparing its number of rows with the known one. The test split is compared when it is
     opened.
 
@@ -115,19 +117,21 @@ def counted(dataset: D, what: str, pool: int | None, test: int | None, *, verifi
         unpacked: whether the set is unpacked in `data_folder`, which may have been interrupted. Then fewer rows are an
             error.
     """
-    differ(dataset.name, f"training {what}", len(dataset.train), pool, verified=verified, unpacked=unpacked)
+    report_difference(dataset.name, f"training {what}", len(dataset.train), pool, verified=verified, unpacked=unpacked)
 
     @functools.cache
     def open_test() -> Any:
         opened = dataset.open_test()
-        differ(dataset.name, f"test {what}", len(opened), test, verified=verified, unpacked=unpacked)
+        report_difference(dataset.name, f"test {what}", len(opened), test, verified=verified, unpacked=unpacked)
         return opened
 
     return dataclasses.replace(dataset, open_test=open_test)
 
 
-def differ(name: str, what: str, found: int, expected: int | None, *, verified: bool, unpacked: bool = False) -> None:
-    """Raise DataError, or warn, if a number of rows is not the expected one. The arguments are as in `counted`."""
+def report_difference(
+    name: str, what: str, found: int, expected: int | None, *, verified: bool, unpacked: bool = False
+) -> None:
+    """Raise DataError, or warn, if a number of rows is not the expected one. The arguments are as in `check_counts`."""
     if expected is None or found == expected:
         return
     text = f"data set {name!r} has {found:,} {what}, and {expected:,} were expected"

@@ -119,8 +119,8 @@ def load_text_dataset(name: str, *, stage: Stage = "TUNE") -> TextDataset:
     """Load a text set, as `load_dataset` loads an image set. Raises DataError that names file and row."""
     load = text_loader(name)
     if load is None:
-        known = [*TEXT_DATASETS, *(f"{form}:FOLDER" for form in TEXT_FORMS)]
-        raise DataError(f"data set {name!r} is no text set, and the model reads text; {nearest(name, known)}")
+        ids = [*TEXT_DATASETS, *(f"{form}:FOLDER" for form in TEXT_FORMS)]
+        raise DataError(f"data set {name!r} is no text set, and the model reads text; {nearest(name, ids)}")
     return load().at(stage)
 
 
@@ -132,8 +132,8 @@ def _loader(name: str) -> Callable[[], Dataset]:
     if plain in DATASETS:
         info = DATASETS[plain]
         if at and source not in info.others:
-            known = ", ".join(f"{plain}@{s}" for s in info.others) or "none"
-            raise DataError(f"data set {name!r}: {plain!r} has no source {source!r}; further sources: {known}")
+            sources = ", ".join(f"{plain}@{s}" for s in info.others) or "none"
+            raise DataError(f"data set {name!r}: {plain!r} has no source {source!r}; further sources: {sources}")
         return lambda: info.open(name, source or None)
     form, _, rest = name.partition(":")
     if form == "embedded" and name in embedded_datasets():

@@ -169,17 +169,17 @@ def _few_shot(dataset: SplitSet[Any], k: int, data_seed: int, protocol: Protocol
     for index, (name, rows) in enumerate(zip(dataset.class_names, of_class, strict=True)):
         draw = rows[torch.randperm(len(rows), generator=generator(data_seed, "subset", index))]
         if dataset.val_rows is not None:
-            pool, held = draw[~own_val[draw]], draw[own_val[draw]][:n_val]
+            pool, validation = draw[~own_val[draw]], draw[own_val[draw]][:n_val]
         else:  # validation rows come from the end of the same permutation
             most = min(n_val, len(draw) // 2)
-            pool, held = draw[: len(draw) - most], draw.flip(0)[:most]
-        if not len(pool) or (n_val and not len(held)):
+            pool, validation = draw[: len(draw) - most], draw.flip(0)[:most]
+        if not len(pool) or (n_val and not len(validation)):
             raise DataError(
                 f"train_size '{k}-shot' of {dataset.name!r}: class {name!r} has {len(pool)} images to train on and "
-                f"{len(held)} to validate on, and one of each is needed; add images, or leave the class out"
+                f"{len(validation)} to validate on, and one of each is needed; add images, or leave the class out"
             )
         train.append(pool[:k])
-        val.append(held)
+        val.append(validation)
     return torch.cat(train), torch.cat(val)
 
 
@@ -202,5 +202,5 @@ def _fraction(dataset: SplitSet[Any], fraction: float, data_seed: int, most: int
             f"the smallest that works is {1 / len(rest):.3g}"
         )
     order = torch.randperm(len(rest), generator=generator(data_seed, "subset"))
-    held = val.nonzero().flatten()
-    return rest[order[:n_train]], held if most else held[:0]
+    validation = val.nonzero().flatten()
+    return rest[order[:n_train]], validation if most else validation[:0]

@@ -57,7 +57,7 @@ def gathered(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return whole_tensors
 
 
-def like(tensor: Tensor, parameter: Tensor) -> Tensor:
+def split_like(tensor: Tensor, parameter: Tensor) -> Tensor:
     """Return a whole tensor, split as `parameter` is."""
     if isinstance(parameter, DTensor):
         moved = tensor.to(parameter.device)

@@ -151,7 +151,7 @@ def _responses(trained: Trained, texts: Sequence[str]) -> Iterator[Answer]:
     encoder = encoder_of(trained.loaded, facts.max_tokens)
     model = LanguageModel(trained.loaded.module, _NO_AUTOCAST)
     for text in texts:
-        prompt_text, labels, choices = _asked(facts, text)
+        prompt_text, labels, choices = _prompt_and_choices(facts, text)
         if facts.chat:
             prompt = torch.tensor(asked_tokens(encoder.tokenizer, prompt_text, facts.model), dtype=torch.int64)
         else:
@@ -174,7 +174,7 @@ def _responses(trained: Trained, texts: Sequence[str]) -> Iterator[Answer]:
         yield Answer(text, labels[int(place)], float(probability))
 
 
-def _asked(facts: Facts, text: str) -> tuple[str, Sequence[str], Sequence[str]]:
+def _prompt_and_choices(facts: Facts, text: str) -> tuple[str, Sequence[str], Sequence[str]]:
     """Return the prompt of a text, the labels that it names, and the responses with them; () and () without choices."""
     assert facts.prompt is not None
     labels: tuple[str, ...] = ()

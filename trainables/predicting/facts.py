@@ -109,7 +109,7 @@ def facts_of(trial: TrialConfig, loaded: LoadedModel, lane: LaneCache) -> Facts:
     return Facts(
         **common,
         prompt=_PROMPTS[texts.kind],
-        response=_response(texts),
+        response=_response_form(texts),
         bos_between=any(isinstance(row, Exchange) and row.bos_between for row in texts.train.rows[:1]),
         chat=isinstance(texts.train.rows[0], Chat),
         max_tokens=encoder_of(loaded, trial.train.max_tokens).max_tokens,
@@ -127,10 +127,10 @@ def _templates(images: Dataset, trial: TrialConfig) -> tuple[str, ...]:
     return (images.prompt,) if trial.adapt == "both" else images.templates
 
 
-def _response(texts: TextDataset) -> str | None:
+def _response_form(texts: TextDataset) -> str | None:
     """Return how the data set writes a response with a label in it, from the first row that has choices; None if none
     has."""
     for row in texts.train.rows:
         if isinstance(row, Exchange) and row.choices and row.answer is not None:
-            return ANSWER.join(prompts.around(row.response, row.answer, texts.name))
+            return ANSWER.join(prompts.split_around(row.response, row.answer, texts.name))
     return None

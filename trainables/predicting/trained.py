@@ -63,7 +63,7 @@ def load_trained(trial: TrialConfig, folder: Path) -> Trained:
     has_facts = (folder / FACTS_FILE).is_file()
     facts = Facts.read(folder) if has_facts else facts_of(trial, loaded, LaneCache({}, torch.device("cpu")))
     facts = facts.model_copy(update={"model": trial.model, "dataset": trial.dataset})  # paths may have changed since
-    needed = _needed(trial.method)
+    needed = _weights_file(trial.method)
     if needed is not None and not (folder / needed).is_file():
         raise TrialError(f"{folder / needed} is missing, which holds what {trial.method} trained; train the trial anew")
     adapted = randlora.load(loaded.module, folder) if needed == META else None
@@ -96,7 +96,7 @@ def _readable(path: Path) -> Iterator[None]:
         raise TrialError(f"{path} can't be read ({first_line(error)}); it is damaged, or of other weights") from error
 
 
-def _needed(method: str) -> str | None:
+def _weights_file(method: str) -> str | None:
     """Return the name of the file that holds what a method trains; None if it trains nothing."""
     if method in FULL_METHODS:
         return FULL_WEIGHTS

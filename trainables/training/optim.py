@@ -11,7 +11,7 @@ import torch.distributed
 from torch import Tensor, nn
 
 from trainables.config import TrainSettings
-from trainables.models.sharded import gathered, like
+from trainables.models.sharded import gathered, split_like
 
 
 def lr_factor(step: int, total: int, settings: TrainSettings) -> float:
@@ -105,12 +105,12 @@ def load_state_tensors(
 ) -> None:
     """Restore what `state_tensors` returned. Raises KeyError or RuntimeError if names or shapes differ."""
     for name, parameter in parameters.items():
-        parameter.copy_(like(tensors[f"p.{name}"], parameter))
+        parameter.copy_(split_like(tensors[f"p.{name}"], parameter))
         if f"m.{name}" not in tensors:
             continue
         step = tensors[f"t.{name}"]
         optimizer.state[parameter] = {
             "step": step.to(parameter.device) if parameter.device.type == "cuda" else step.clone(),
-            "exp_avg": like(tensors[f"m.{name}"].to(parameter.device), parameter).clone(),
-            "exp_avg_sq": like(tensors[f"v.{name}"].to(parameter.device), parameter).clone(),
+            "exp_avg": split_like(tensors[f"m.{name}"].to(parameter.device), parameter).clone(),
+            "exp_avg_sq": split_like(tensors[f"v.{name}"].to(parameter.device), parameter).clone(),
         }

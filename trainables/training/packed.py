@@ -79,13 +79,13 @@ def run_pack(
                 for trial in trials
             ]
             runs = []
-            for trial, task, directory, kept in zip(trials, tasks, directories, keep, strict=True):
+            for trial, task, directory, keeps_weights in zip(trials, tasks, directories, keep, strict=True):
                 trainables = stack.enter_context(
                     adapted(loaded.module, trial, loaded.tokenizer, lane.decompositions(), task)
                 )
                 work = Work(trial=trial, module=loaded.module, task=task, trainables=trainables, device=device)
                 work.adapters.disable()
-                about = facts_of(trial, loaded, lane) if kept else None
+                about = facts_of(trial, loaded, lane) if keeps_weights else None
                 runs.append(Run(work, Path(directory), about, surroundings, memory, started))
             drawing = _drawing(runs[0].work, tasks)
             pack = Pack([run.work.adapters for run in runs])

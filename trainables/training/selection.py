@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from randlora.model.sharded import whole
-from trainables.models.sharded import like
+from trainables.models.sharded import split_like
 
 _PREFIX = "best."
 
@@ -41,7 +41,7 @@ class Selected:
         if not self._best:
             return {}
         for name, value in self._best.items():
-            self._parameters[name].copy_(like(value, self._parameters[name]))
+            self._parameters[name].copy_(split_like(value, self._parameters[name]))
         return dict(zip(("selected-step", "selected-loss", "last-loss"), self._seen.tolist(), strict=True))
 
     def state(self) -> dict[str, Tensor]:

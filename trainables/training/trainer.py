@@ -225,7 +225,7 @@ class Trainer:
         self._optimizer.zero_grad(set_to_none=True)
 
     def look(self, epoch: int, index: int) -> None:
-        """After step `index` of an epoch, compute the validation loss if `train.select` is "best" and it is due."""
+        """Compute the validation loss after step `index` of an epoch, if `train.select` is "best" and it is due."""
         settings = self._trial.train
         if settings.select == "last":
             return

@@ -75,8 +75,8 @@ def run_trial(
         TrainablesError: data are bad, or the test split is asked for in stage TUNE.
     """
     started = time.perf_counter()
-    given = trial.train.micro_batch_size or trial.train.global_batch_size
-    if micro_batch_size is not None and trial.contrastive and micro_batch_size < given:
+    configured = trial.train.micro_batch_size or trial.train.global_batch_size
+    if micro_batch_size is not None and trial.contrastive and micro_batch_size < configured:
         raise TrialError(
             f"micro_batch_size {micro_batch_size}: the contrastive loss of adapt = 'both' takes whole batches"
         )

@@ -93,10 +93,10 @@ class AutoLora(Terms):
         return torch.softmax(self.selection, 0) * self.terms
 
     def factors(self) -> tuple[Tensor, Tensor]:
-        kept = self.kept()
-        if kept is None:
+        kept_terms = self.kept()
+        if kept_terms is None:
             return self.a * self.weights(), self.b
-        return self.a[:, kept], self.b[:, kept]
+        return self.a[:, kept_terms], self.b[:, kept_terms]
 
     @torch.no_grad()
     def begin_anew(self) -> None:

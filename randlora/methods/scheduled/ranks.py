@@ -104,24 +104,24 @@ class Ranks(Schedule, Generic[A]):
         """
         order = torch.argsort(scores, descending=True, stable=True)
         cost_of_term = [c for c, size in zip(costs, self.sizes, strict=True) for _ in range(size)]
-        kept = torch.zeros(len(cost_of_term), dtype=torch.bool)
+        is_kept = torch.zeros(len(cost_of_term), dtype=torch.bool)
         for index in order.tolist():
             if cost_of_term[index] <= budget:
-                kept[index] = True
+                is_kept[index] = True
                 budget -= cost_of_term[index]
-        return kept.to(scores.device)
+        return is_kept.to(scores.device)
 
     def state(self) -> dict[str, Tensor]:
         return {} if self._kept is None else {"kept": self._kept.to(torch.uint8)}
 
     def load_state(self, state: Mapping[str, Tensor]) -> None:
-        kept = state.get("kept")
-        if kept is not None and kept.shape != (sum(self.sizes),):
+        kept_terms = state.get("kept")
+        if kept_terms is not None and kept_terms.shape != (sum(self.sizes),):
             raise CheckpointError(
-                f"the schedule's kept has shape {tuple(kept.shape)} in the state, the adapters have "
+                f"the schedule's kept has shape {tuple(kept_terms.shape)} in the state, the adapters have "
                 f"{sum(self.sizes)} terms"
             )
-        self._kept = None if kept is None else kept.to(self.adapters[0].a.device).bool()
+        self._kept = None if kept_terms is None else kept_terms.to(self.adapters[0].a.device).bool()
 
 
 def ranked(terms: Callable[[str, Any, Request], A], schedule: Callable[[Sequence[A], Any], Ranks[A]]) -> Build:

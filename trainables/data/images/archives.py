@@ -48,9 +48,9 @@ def _voc_split(name: str, which: str) -> ImageSplit:
         with downloading("VOC2007") as folder:
             lists = folder / "VOCdevkit" / "VOC2007" / "ImageSets" / "Main" / f"{which}.txt"
             fetch = may_download() and not lists.is_file()  # torchvision would unpack the archive each time
-            found = torchvision.datasets.VOCDetection(str(folder), "2007", which, download=fetch)
-        boxes = [box for row in range(len(found)) for box in _objects(found, row)]
-        for path in found.images:
+            pictures = torchvision.datasets.VOCDetection(str(folder), "2007", which, download=fetch)
+        boxes = [box for row in range(len(pictures)) for box in _objects(pictures, row)]
+        for path in pictures.images:
             Path(path).stat()  # annotations are unpacked before the pictures
     except (OSError, RuntimeError, SyntaxError, KeyError, ValueError) as error:
         raise DataError(
@@ -64,7 +64,7 @@ def _voc_split(name: str, which: str) -> ImageSplit:
         path, _, box = boxes[row]
         return open_image(Path(path)).crop(box)
 
-    files = [Path(p) for p in (*found.images, *found.annotations)]  # the annotations decide the boxes
+    files = [Path(p) for p in (*pictures.images, *pictures.annotations)]  # the annotations decide the boxes
     check_files(files)
     split = "test" if which == "test" else "train"
     return ImageSplit(name, split, checked, read, content_as_opened(files), lambda row: str(boxes[row][0]))

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from importlib import resources
 from typing import Any
 
-from trainables.data.downloads import UNKNOWN, counted, differ
+from trainables.data.downloads import UNKNOWN, check_counts, report_difference
 from trainables.data.images.dataset import Dataset, Words, check_templates
 
 Load = Callable[[str, Words], Dataset]
@@ -79,10 +79,10 @@ class DatasetInfo:
         load = self.load if source is None else self.others[source]
         dataset = load(name, Words(self.templates or None, self.prompt))
         unpacked = self.unpacked and source is None
-        differ(name, "classes", len(dataset.class_names), self.classes, verified=False, unpacked=unpacked)
+        report_difference(name, "classes", len(dataset.class_names), self.classes, verified=False, unpacked=unpacked)
         if self.sizes is None:
             return dataset
-        return counted(dataset, "images", self.sizes.pool, self.sizes.test, verified=False, unpacked=unpacked)
+        return check_counts(dataset, "images", self.sizes.pool, self.sizes.test, verified=False, unpacked=unpacked)
 
 
 @functools.cache

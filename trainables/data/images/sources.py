@@ -69,9 +69,9 @@ def read_words(folder: Path) -> Words:
             raise DataError(f"{path}: {key!r} must be a list of strings, not {value!r}")
         lists[key] = None if value is None else tuple(value)
     prompt = None if content.get("prompt") is None else str(content["prompt"])
-    for given in (lists["templates"], None if prompt is None else (prompt,)):
-        if given is not None:
-            check_templates(given, str(path))
+    for prompts in (lists["templates"], None if prompt is None else (prompt,)):
+        if prompts is not None:
+            check_templates(prompts, str(path))
     return Words(lists["templates"], prompt, lists["class_names"])
 
 
@@ -199,18 +199,19 @@ def from_hub(
         instead += f"; {advice}"
     arguments = [config] if config else []
     hub_splits_by_name = hub_splits(name, repository, *arguments, instead=instead)
-    wanted = {
+    hub_names = {
         ours: theirs
         for ours, theirs in (splits or {k: k for k in hub_splits_by_name}).items()
         if theirs in hub_splits_by_name
     }
-    _must_have(name, Path(repository), wanted, "splits")
+    _must_have(name, Path(repository), hub_names, "splits")
     tables = {
-        ours: lambda split=hub_splits_by_name[theirs]: split.with_format("arrow")[:] for ours, theirs in wanted.items()
+        ours: lambda split=hub_splits_by_name[theirs]: split.with_format("arrow")[:]
+        for ours, theirs in hub_names.items()
     }
     files = {
         ours: [Path(each["filename"]) for each in hub_splits_by_name[theirs].cache_files]
-        for ours, theirs in wanted.items()
+        for ours, theirs in hub_names.items()
     }
     return from_tables(name, tables, words or Words(), files, clean=clean, ours=True)
 
@@ -220,15 +221,15 @@ def _from_files(name: str, folder: Path, suffix: str, read: Callable[[Path], Ite
     splits: dict[str, list[Path]] = {}
     for which in ("train", "test", *_VALIDATION):
         patterns = (f"{place}{which}{rest}.{suffix}" for place in ("", "data/") for rest in _AFTER)
-        found = [paths for p in (*patterns, f"{which}/*.{suffix}") if (paths := sorted(folder.glob(p)))]
+        candidates = [paths for p in (*patterns, f"{which}/*.{suffix}") if (paths := sorted(folder.glob(p)))]
         if suffix == "arrow" and (state := folder / which / "state.json").is_file():
-            others = [paths for paths in found if paths[0].parent != state.parent]
-            found = [paths for paths in (*others, _saved(state)) if paths]
-        if len(found) > 1:
-            shown = " and ".join(str(paths[0].relative_to(folder)) for paths in found)
+            others = [paths for paths in candidates if paths[0].parent != state.parent]
+            candidates = [paths for paths in (*others, _saved(state)) if paths]
+        if len(candidates) > 1:
+            shown = " and ".join(str(paths[0].relative_to(folder)) for paths in candidates)
             raise DataError(f"data set {name!r}: {folder} has {shown} for split {which!r}; leave one kind there")
-        if found:
-            splits[which] = found[0]
+        if candidates:
+            splits[which] = candidates[0]
     _must_have(name, folder, splits, f"{suffix} files")
     _check_one_validation(name, folder, splits)
 
@@ -264,26 +265,26 @@ def _read_parquet(path: Path) -> Iterator[pa.RecordBatch]:
 def _read_arrow(path: Path) -> Iterator[pa.RecordBatch]:
     with pa.memory_map(str(path)) as file:
         try:
-            found = pa.ipc.open_file(file)
+            reader = pa.ipc.open_file(file)
         except pa.ArrowInvalid:  # no file footer: a stream
             file.seek(0)
             yield from pa.ipc.open_stream(file)
         else:
-            yield from (found.get_batch(i) for i in range(found.num_record_batches))
+            yield from (reader.get_batch(i) for i in range(reader.num_record_batches))
 
 
 def _table(path: Path, batches: Iterable[pa.RecordBatch]) -> pa.Table:
     """Return the table of a file. Raises DataError if it unpacks to more than encoded images can."""
-    kept, size = [], 0
+    record_batches, size = [], 0
     for batch in batches:
         size += batch.nbytes
         _check_unpacked(path, size)
-        kept.append(batch)
-    if not kept:
+        record_batches.append(batch)
+    if not record_batches:
         raise DataError(f"{path}: no rows")
-    if (twice := first_repeated(kept[0].schema.names)) is not None:
+    if (twice := first_repeated(record_batches[0].schema.names)) is not None:
         raise DataError(f"{path}: two columns are called {twice!r}; rename or remove one")
-    return pa.Table.from_batches(kept)
+    return pa.Table.from_batches(record_batches)
 
 
 def _check_unpacked(path: Path, size: int) -> None:
@@ -301,8 +302,8 @@ def _columns(table: pa.Table, source: str) -> tuple[str, str]:
     image = next((c for c in _IMAGE_COLUMNS if c in names), None)
     label = next((c for c in _LABEL_COLUMNS if c in names), None)
     if image is None or label is None:
-        what, known = ("image", _IMAGE_COLUMNS) if image is None else ("label", _LABEL_COLUMNS)
-        raise DataError(f"{source}: no {what} column among {names}; it must be called one of {', '.join(known)}")
+        what, accepted = ("image", _IMAGE_COLUMNS) if image is None else ("label", _LABEL_COLUMNS)
+        raise DataError(f"{source}: no {what} column among {names}; it must be called one of {', '.join(accepted)}")
     return image, label
 
 
@@ -330,9 +331,9 @@ def _images(table: pa.Table, column: str, where: str) -> tuple[pa.ChunkedArray, 
 
 def _in_order(names: Iterable[str]) -> list[str]:
     """Return the names sorted; by value if all are numbers, so that 2 comes before 10."""
-    found = sorted(names)
-    numbers = all(each.isdecimal() and len(each) < DIGITS for each in found)
-    return sorted(found, key=int) if numbers else found
+    ordered = sorted(names)
+    numbers = all(each.isdecimal() and len(each) < DIGITS for each in ordered)
+    return sorted(ordered, key=int) if numbers else ordered
 
 
 def _are_words(labels: pa.ChunkedArray, where: str) -> bool:
@@ -404,20 +405,20 @@ def _table_split(
 ) -> ImageSplit:
     """Return a split of a table. `known` says what train's table has: words as labels, names of numbers, or numbers."""
     where = f"{source} ({which})"
-    for wanted in columns:
-        if wanted not in table.column_names:
-            raise DataError(f"{where}: no column {wanted!r} as in train; it has {table.column_names}")
+    for column in columns:
+        if column not in table.column_names:
+            raise DataError(f"{where}: no column {column!r} as in train; it has {table.column_names}")
     image, label = columns
     encoded, paths = _images(table, image, where)
     labels = _labels(table, label, class_names, known, where)
 
     def raw(row: int) -> bytes:
-        found: bytes | None = encoded[row].as_py()
-        if ours and found is None and paths is not None and (file := Path(paths[row].as_py() or "")).is_file():
+        encoded_image: bytes | None = encoded[row].as_py()
+        if ours and encoded_image is None and paths is not None and (file := Path(paths[row].as_py() or "")).is_file():
             return file.read_bytes()
-        if found is None:
+        if encoded_image is None:
             raise ValueError("the row holds no bytes")
-        return found
+        return encoded_image
 
     if ours and paths is not None and encoded.null_count:
         named = paths.filter(pc.and_(encoded.is_null(), paths.is_valid())).to_pylist()
@@ -464,13 +465,15 @@ def _labels(table: pa.Table, label: str, class_names: Sequence[str], known: _Kno
 
 def _check_one_validation(name: str, folder: Path, splits: Mapping[str, object]) -> None:
     """Raise DataError if a set has several validation splits."""
-    if len(found := [v for v in _VALIDATION if v in splits]) > 1:
-        raise DataError(f"data set {name!r}: {folder} has splits {' and '.join(found)}, which are one; leave one there")
+    if len(validations := [v for v in _VALIDATION if v in splits]) > 1:
+        raise DataError(
+            f"data set {name!r}: {folder} has splits {' and '.join(validations)}, which are one; leave one there"
+        )
 
 
 def _must_have(name: str, folder: Path, splits: Mapping[str, object], what: str) -> None:
     """Raise DataError if a set lacks its train or test split."""
     for which in ("train", "test"):
         if which not in splits:
-            found = ", ".join(splits) or "none"
-            raise DataError(f"data set {name!r}: {folder} has no {what} for split {which!r} (found: {found})")
+            existing = ", ".join(splits) or "none"
+            raise DataError(f"data set {name!r}: {folder} has no {what} for split {which!r} (found: {existing})")

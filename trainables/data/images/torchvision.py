@@ -80,15 +80,15 @@ def load(name: str, key: str, words: Words) -> Dataset:
     if entry.pooled is not None:
         pool = _split(name, "train", [first], n)
         train, val, test = per_class_rows(pool.labels, name) if entry.pooled == "per-class" else share_rows(len(pool))
-        rest, held = subset(pool, "train", train), subset(pool, "train", val) if len(val) else None
-        return assemble(name, classes, rest, lambda: subset(pool, "test", test), words, val=held)
+        rest, validation = subset(pool, "train", train), subset(pool, "train", val) if len(val) else None
+        return assemble(name, classes, rest, lambda: subset(pool, "test", test), words, val=validation)
     train_split = _split(name, "train", [first, *(_open(name, entry, more) for more in entry.more)], n)
-    held = None if entry.val is None else _split(name, "train", [_open(name, entry, entry.val)], n)
+    validation = None if entry.val is None else _split(name, "train", [_open(name, entry, entry.val)], n)
 
     def open_test() -> ImageSplit:
         return _split(name, "test", [_open(name, entry, entry.test)], n)
 
-    return assemble(name, classes, train_split, open_test, words, val=held)
+    return assemble(name, classes, train_split, open_test, words, val=validation)
 
 
 def per_class_rows(labels: Tensor, where: str, each: int = PER_CLASS) -> tuple[Tensor, Tensor, Tensor]:
@@ -156,8 +156,8 @@ def _split(name: str, which: str, parts: list[Any], n_classes: int) -> ImageSpli
 def _paths(part: Any) -> list[Path]:
     """Return the image files of a set; [] if torchvision keeps it in memory, or makes the paths as it reads."""
     for attribute in ("_image_files", "_images", "samples", "_samples"):  # torchvision's spellings
-        if found := getattr(part, attribute, None):
-            return [Path(each[0] if isinstance(each, tuple) else each) for each in found]
+        if entries := getattr(part, attribute, None):
+            return [Path(each[0] if isinstance(each, tuple) else each) for each in entries]
     return []
 
 
@@ -184,11 +184,11 @@ def _content_in_memory(parts: list[Any]) -> Callable[[], str] | None:
 
     @functools.cache
     def content() -> str:
-        whole = new_digest(torchvision.__version__.encode())  # torchvision makes the images from the arrays
+        digest = new_digest(torchvision.__version__.encode())  # torchvision makes the images from the arrays
         for part, array in zip(parts, arrays, strict=True):
-            whole.update(f"{type(part).__name__} {tuple(array.shape)} {array.dtype}\n".encode())
-            whole.update(np.ascontiguousarray(array).data)
-        return whole.hexdigest()
+            digest.update(f"{type(part).__name__} {tuple(array.shape)} {array.dtype}\n".encode())
+            digest.update(np.ascontiguousarray(array).data)
+        return digest.hexdigest()
 
     return content
 

@@ -22,9 +22,10 @@ LIKE = 0.8
 
 
 def bucketed_batches(rows: Tensor, length: Callable[[int], int], trial: TrialConfig, epoch: int) -> list[Tensor]:
-    """The batches of one epoch, as `epoch_batches` counts them, each of rows of like length (`length`, in tokens).
+    """Return the batches of one epoch, as `epoch_batches` counts them. Rows of a batch have similar `length` (in
+    tokens).
 
-    The epoch's order is cut into pools, each pool sorted by length (longest first, ties in the order drawn) and cut
+    The epoch's order is cut into pools. Each pool is sorted by length (longest first, ties in the order drawn) and cut
     into batches, and the batches of all pools are shuffled. A last batch that is not full stays last.
     """
     settings, seed = trial.train, trial.data_seed

@@ -192,8 +192,8 @@ def text_split(source: str, name: str, parts: Sequence[Part]) -> TextSplit:
                 raise DataError(f"{file}, row {at}: holds half of a character ({half!r}); write it whole, or remove it")
             rows.append(row)
             group_of.append(number)
-            found = row.label if isinstance(row, Labelled) else number
-            labels.append(found if isinstance(found, int) else 0)
+            label = row.label if isinstance(row, Labelled) else number
+            labels.append(label if isinstance(label, int) else 0)
     of = torch.tensor(group_of, dtype=torch.int64)
     return TextSplit(source, name, rows, torch.tensor(labels, dtype=torch.int64), groups, of, tuple(starts))
 

@@ -41,8 +41,8 @@ def from_json(name: str, folder: Path, form: Form) -> TextDataset:
     here = folder.name
     train, test, held = find_file(folder, "train"), find_file(folder, "test"), find_validation(folder)
     tasks = {p.name: p for p in sorted(folder.iterdir()) if p.is_dir()}
-    tests = {task: found for task, inside in tasks.items() if (found := find_file(inside, "test"))}
-    trains = {task: found for task, inside in tasks.items() if (found := find_file(inside, "train"))}
+    tests = {task: file for task, inside in tasks.items() if (file := find_file(inside, "test"))}
+    trains = {task: file for task, inside in tasks.items() if (file := find_file(inside, "train"))}
     if (train is None and not trains) or (test is None and not tests):
         present = [p.name for p in folder.iterdir()]
         raise DataError(
@@ -51,7 +51,7 @@ def from_json(name: str, folder: Path, form: Form) -> TextDataset:
         )
     train_files, test_files = {here: train} if train else trains, {here: test} if test else tests
     own = ({} if test else tests) if train else trains
-    helds = {task: found for task in own if (found := find_validation(tasks[task]))}
+    helds = {task: file for task in own if (file := find_validation(tasks[task]))}
     if held is None and helds and (lacking := sorted(own.keys() - helds.keys())):
         raise DataError(
             f"data set {name!r}: {next(iter(helds.values()))} validates its task, and {', '.join(lacking)} of {folder} "
@@ -108,14 +108,14 @@ def objects(path: Path) -> Sequence[object]:
         text = path.read_text(encoding="utf-8-sig")
         if path.suffix == ".jsonl":
             return [_object(line, f"line {i}") for i, line in enumerate(text.split("\n"), 1) if line.strip()]
-        found = json.loads(text, object_pairs_hook=_once)
+        values = json.loads(text, object_pairs_hook=_once)
     except (OSError, ValueError, RecursionError) as error:
         lines = isinstance(error, json.JSONDecodeError) and error.msg == "Extra data"
         mend = f"with an object a line it is called {path.stem}.jsonl" if lines else "fetch it again, or mend it"
         raise DataError(f"{path}: cannot be read as JSON ({error}); {mend}") from error
-    if not isinstance(found, list):
-        raise DataError(f"{path}: must hold a JSON list of rows, not {type(found).__name__}")
-    return found
+    if not isinstance(values, list):
+        raise DataError(f"{path}: must hold a JSON list of rows, not {type(values).__name__}")
+    return values
 
 
 def _object(text: str, where: str) -> object:
@@ -177,9 +177,9 @@ def _instruction(row: Mapping[str, Any], where: str) -> Exchange:
     """Return a row in the form "instructions"."""
     prompt = prompts.alpaca(row["instruction"], row.get("input") or "")
     answer, output = row.get("answer"), row.get("output") or row.get("answer") or ""
-    if (given := row.get("choices")) is not None:
-        choices = prompts.relabelled(output, str(answer), given, where)
-        return Exchange(prompt, output, choices, tuple(given), answer)
+    if (choice_labels := row.get("choices")) is not None:
+        choices = prompts.relabelled(output, str(answer), choice_labels, where)
+        return Exchange(prompt, output, choices, tuple(choice_labels), answer)
     labels = _labels(row, where)
     # a set without choices can still be evaluated by generation; log-likelihood evaluation reports what is missing
     choices = prompts.relabelled(output, answer, labels, where) if len(labels) > 1 and answer is not None else ()
@@ -198,8 +198,8 @@ def _labels(row: Mapping[str, Any], where: str) -> tuple[str, ...]:
 
 def _question(row: Mapping[str, Any], where: str) -> Exchange:
     """Return a row in the form "questions"."""
-    if (given := row.get("choices")) is not None:
-        text, options, right = row["instruction"], tuple(given), given.index(row["answer"])
+    if (choice_texts := row.get("choices")) is not None:
+        text, options, right = row["instruction"], tuple(choice_texts), choice_texts.index(row["answer"])
     else:
         text, options = prompts.stem_and_options(row["instruction"], where)
         labels = _labels(row, where)

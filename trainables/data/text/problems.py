@@ -32,13 +32,13 @@ Cells = Iterable[Mapping[str, Any]]
 def final_answer(text: str) -> str | None:
     """Return the answer with which a text ends; None if it names none. Numbers and fractions of equal value are
     equal."""
-    whole = text.strip().rstrip(".!?")
-    lead = next((lead for lead in _LEADS if lead in whole), None)
+    stripped = text.strip().rstrip(".!?")
+    lead = next((lead for lead in _LEADS if lead in stripped), None)
     if lead is None:
         return None
-    found = whole.rpartition(lead)[2].strip().partition("\n")[0].strip(" .!?$%")
-    value = _number(found)
-    return found if value is None else str(value)
+    ending = stripped.rpartition(lead)[2].strip().partition("\n")[0].strip(" .!?$%")
+    value = _number(ending)
+    return ending if value is None else str(value)
 
 
 def _number(text: str) -> float | None:
@@ -59,7 +59,7 @@ def problem_set(
     def part(place: str, cells: Cells, *, judged: bool) -> Part:
         return name, place, [_row(cell, f"{place}, row {i}", judged=judged) for i, cell in enumerate(cells)]
 
-    found = text_dataset(
+    dataset = text_dataset(
         name,
         "problems",
         "accuracy",
@@ -67,9 +67,9 @@ def problem_set(
         lambda: [part(*test(), judged=True)],
         held=() if held is None else [part(*held, judged=True)],
     )
-    if not len(found.train):
+    if not len(dataset.train):
         raise DataError(f"data set {name!r}: no training text has at most {LONGEST:,} characters")
-    return found
+    return dataset
 
 
 def _row(cell: Mapping[str, Any], place: str, *, judged: bool) -> Exchange | None:
@@ -105,5 +105,5 @@ def from_problems_folder(name: str, folder: Path) -> TextDataset:
             raise DataError(f"{path}: must hold objects, not {wrong[0]!r}")
         return str(path), [row for row in rows if isinstance(row, dict)]
 
-    held = table("validation") if files["validation"] else None
-    return problem_set(name, table("train"), lambda: table("test"), held)
+    validation = table("validation") if files["validation"] else None
+    return problem_set(name, table("train"), lambda: table("test"), validation)

@@ -41,8 +41,8 @@ def alpaca(instruction: str, further: str = "") -> str:
     """Return the prompt of an instruction, with an input if there is one. The response follows directly."""
     context, gap = (", paired with an input that provides further context", "") if further else ("", " ")
     asked = f"{_OPENING}{context}. Write a response that appropriately completes the request.{gap}"
-    given = f"{_BLANK}### Input:{_INDENT}{further}" if further else ""
-    return f"{asked}{_BLANK}### Instruction:{_INDENT}{instruction}{given}{_BLANK}{RESPONSE_HEADER}{_INDENT}"
+    input_part = f"{_BLANK}### Input:{_INDENT}{further}" if further else ""
+    return f"{asked}{_BLANK}### Instruction:{_INDENT}{instruction}{input_part}{_BLANK}{RESPONSE_HEADER}{_INDENT}"
 
 
 def question(text: str, context: str = "") -> str:
@@ -61,8 +61,8 @@ def meaning(representation: str) -> str:
 def labels_of(instruction: str) -> tuple[str, ...]:
     """Return the answer labels with which an LLM-Adapters instruction ends ("Answer format: a/b/c"); () if it names
     none."""
-    found = _LABELS.search(instruction.rstrip())
-    return tuple(part.strip() for part in found.group(1).split("/")) if found else ()
+    match = _LABELS.search(instruction.rstrip())
+    return tuple(part.strip() for part in match.group(1).split("/")) if match else ()
 
 
 def relabelled(output: str, answer: str, labels: Sequence[str], where: str) -> tuple[str, ...]:
@@ -75,19 +75,19 @@ def relabelled(output: str, answer: str, labels: Sequence[str], where: str) -> t
         )
     if answer not in labels:
         raise DataError(f"{where}: answer {answer!r} is not among the choices {', '.join(labels)}")
-    beside = around(output, answer, where)
+    beside = split_around(output, answer, where)
     return tuple(label.join(beside) for label in labels)
 
 
-def around(output: str, answer: str, where: str) -> tuple[str, str]:
+def split_around(output: str, answer: str, where: str) -> tuple[str, str]:
     """Return what stands before and after the last answer in an output. Raises DataError if it has no such word."""
-    found = list(_whole([answer]).finditer(output))
-    if not found:
+    matches = list(_whole([answer]).finditer(output))
+    if not matches:
         raise DataError(
             f"{where}: output {output!r} does not hold the answer {answer!r} as a word of its own, and the choices are "
             "made by replacing it; write it there, or give a list 'choices' and leave 'output' out"
         )
-    return output[: found[-1].start()], output[found[-1].end() :]
+    return output[: matches[-1].start()], output[matches[-1].end() :]
 
 
 def _whole(words: Sequence[str]) -> re.Pattern[str]:
@@ -101,11 +101,11 @@ def _whole(words: Sequence[str]) -> re.Pattern[str]:
 def _bordered(word: str) -> str:
     """Return a word's pattern. It needs a border where the word ends in a letter or digit: "C++" may stand
     before "17"."""
-    left = rf"(?<!{_LETTER})" if re.match(_LETTER, word) else ""
-    right = rf"(?!{_LETTER})" if re.match(_LETTER, word[-1]) else ""
-    left += r"(?<!\d[.,])(?<!(?<!\w)-)" if word[0].isdigit() else ""
-    right += r"(?!(?!\.0+(?!\d))[.,]\d)" if word[-1].isdigit() else ""  # 5.0 is 5
-    return left + re.escape(word) + right
+    before = rf"(?<!{_LETTER})" if re.match(_LETTER, word) else ""
+    after = rf"(?!{_LETTER})" if re.match(_LETTER, word[-1]) else ""
+    before += r"(?<!\d[.,])(?<!(?<!\w)-)" if word[0].isdigit() else ""
+    after += r"(?!(?!\.0+(?!\d))[.,]\d)" if word[-1].isdigit() else ""  # 5.0 is 5
+    return before + re.escape(word) + after
 
 
 def stem_and_options(instruction: str, where: str) -> tuple[str, tuple[str, ...]]:
@@ -147,12 +147,12 @@ def extract_answer(generated: str, labels: Sequence[str]) -> str | None:
     text = generated.partition(RESPONSE_HEADER)[0]
     for pattern in _FAMILIES:
         if labels and all(map(pattern.fullmatch, labels)):
-            found = pattern.search(text)
-            return found.group() if found else None
+            match = pattern.search(text)
+            return match.group() if match else None
     if len(labels) == 1:
         return _lone_answer(text, labels[0])
-    found = _whole(labels).search(text) if labels else None
-    return found.group() if found else None
+    match = _whole(labels).search(text) if labels else None
+    return match.group() if match else None
 
 
 def _lone_answer(text: str, answer: str) -> str | None:
@@ -161,8 +161,8 @@ def _lone_answer(text: str, answer: str) -> str | None:
     if _NUMBER.fullmatch(right):
         last = next(reversed(_NUMBER.findall(_THOUSANDS.sub("", text))), None)
         return answer if last is not None and abs(Decimal(last) - Decimal(right)) <= _MISS else last
-    said = re.split(r"answer is:?", text)[-1].strip()
+    reply = re.split(r"answer is:?", text)[-1].strip()
     # up to a full stop or the end of a line, because "New York City" is not "New York"
-    if re.match(rf"[\s\"'(*]*?{re.escape(answer.strip())}[\"')*]*\s*?(?:[.,;:!?](?!\w)|\n|$)", said):
+    if re.match(rf"[\s\"'(*]*?{re.escape(answer.strip())}[\"')*]*\s*?(?:[.,;:!?](?!\w)|\n|$)", reply):
         return answer
-    return said.partition("\n")[0] or None
+    return reply.partition("\n")[0] or None

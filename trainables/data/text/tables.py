@@ -72,19 +72,19 @@ def from_glue_folder(name: str, folder: Path) -> TextDataset:
     are recognised by their four columns.
     """
     files = {path.stem: path for path in sorted(folder.glob("*.tsv"))}
-    known = GLUE.get(folder.name.lower().replace("-", "").replace("_", ""))
+    task = GLUE.get(folder.name.lower().replace("-", "").replace("_", ""))
     usable = (files[w] for w in _GLUE_TEST if w in files)
-    test = next((path for path in usable if path.stem != "test" or "label" in _table(path, known)[0]), None)
+    test = next((path for path in usable if path.stem != "test" or "label" in _table(path, task)[0]), None)
     if "train" not in files or test is None:
         raise DataError(
             f"data set {name!r}: {folder} needs train.tsv and, with labels, one of "
             f"{', '.join(f'{w}.tsv' for w in _GLUE_TEST)}; it has "
             f"{', '.join(p.name for p in files.values()) or 'no .tsv file'}"
         )
-    held = next((files[w] for w in _GLUE_VALIDATION if w in files and files[w] != test), None)
-    parts = {"train": files["train"], "test": test} | ({} if held is None else {"validation": held})
-    tables = {which: functools.partial(_read_tsv, path, known) for which, path in parts.items()}
-    return glue_dataset(name, known, tables, {which: str(path) for which, path in parts.items()})
+    validation = next((files[w] for w in _GLUE_VALIDATION if w in files and files[w] != test), None)
+    parts = {"train": files["train"], "test": test} | ({} if validation is None else {"validation": validation})
+    tables = {which: functools.partial(_read_tsv, path, task) for which, path in parts.items()}
+    return glue_dataset(name, task, tables, {which: str(path) for which, path in parts.items()})
 
 
 def glue_dataset(
@@ -125,8 +125,8 @@ def glue_dataset(
         only = classes[int(rows[0].label)]
         raise DataError(f"{places['train']}: every row has label {only!r}; classification needs two classes or more")
     train = [(name, places["train"], rows)]
-    held = [part("validation")] if "validation" in tables else []
-    return text_dataset(name, "sentences", metric, train, lambda: [part("test")], held=held, class_names=classes)
+    validation = [part("validation")] if "validation" in tables else []
+    return text_dataset(name, "sentences", metric, train, lambda: [part("test")], held=validation, class_names=classes)
 
 
 def _label(value: object, classes: tuple[str, ...], regression: bool, numbered: bool, where: str) -> int | float:

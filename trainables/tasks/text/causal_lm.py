@@ -81,8 +81,8 @@ class CausalLMTask(TextTask[Encoded]):
 
     def _targets(self, row: int) -> int:
         """Return the number of tokens that the loss of a training row is over."""
-        found = self._train[row]
-        return len(found) - 1 if self._trial.train.loss_on_prompt else found.targets
+        encoded = self._train[row]
+        return len(encoded) - 1 if self._trial.train.loss_on_prompt else encoded.targets
 
     def loss_sum(self, rows: Tensor, plan: Tensor | None) -> Tensor:
         return self._loss_sums([rows])[0]

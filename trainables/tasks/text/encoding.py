@@ -44,7 +44,7 @@ class Encoded:
 
     @property
     def targets(self) -> int:
-        """The number of tokens that the loss is over."""
+        """Return the number of tokens that the loss is over."""
         return len(self.response) if self.learned is None else int(self.learned.sum())
 
     def __len__(self) -> int:
@@ -85,7 +85,7 @@ class Encoder:
     def prompts(self, rows: Sequence[Exchange]) -> list[Tensor]:
         """Return whole prompts in tokens, with the special tokens that the tokenizer puts before a text."""
         texts = [row.prompt for row in rows]
-        found = []
+        prompts = []
         for row, ids in zip(rows, self.tokenizer(texts)["input_ids"] if texts else (), strict=True):
             without_eos = ids[:-1] if ids and ids[-1] == self.eos else ids  # some tokenizers add an EOS to every text
             if row.bos_between:
@@ -95,13 +95,13 @@ class Encoder:
                 ]
             if not without_eos:
                 raise TrialError(f"the prompt {row.prompt!r} has no tokens")
-            found.append(torch.tensor(without_eos, dtype=torch.int64))
-        return found
+            prompts.append(torch.tensor(without_eos, dtype=torch.int64))
+        return prompts
 
     def continuations(self, texts: Sequence[str]) -> list[Tensor]:
         """Return responses in tokens, without an EOS."""
         ids = self.tokenizer(list(texts), add_special_tokens=False)["input_ids"] if texts else ()
-        return [torch.tensor(found, dtype=torch.int64) for found in ids]
+        return [torch.tensor(token_ids, dtype=torch.int64) for token_ids in ids]
 
     def shortened(self, prompt: Tensor, room: int) -> Tensor:
         """Return a prompt of at most `room` tokens. It loses tokens from its start, but keeps its BOS."""
@@ -115,8 +115,10 @@ class Encoder:
         """Return rows as they are trained on: prompt, response and EOS, at most `max_tokens` together."""
         end = torch.tensor([self.eos])
         encoded = []
-        for prompt, found in zip(self.prompts(rows), self.continuations([r.response for r in rows]), strict=True):
-            response = torch.cat([found, end])
+        for prompt, continuation in zip(
+            self.prompts(rows), self.continuations([r.response for r in rows]), strict=True
+        ):
+            response = torch.cat([continuation, end])
             fitting = response[: self.max_tokens - 1]
             short = self.shortened(prompt, self.max_tokens - len(fitting))
             encoded.append(Encoded(short, fitting, len(short) + len(fitting) < len(prompt) + len(response)))
@@ -187,12 +189,12 @@ def targets_of(texts: Sequence[Encoded], *, prompts: bool) -> tuple[list[Tensor]
 
     The model predicts each target at its row and column. With `prompts` the targets are all tokens but the first.
     """
-    whole = [torch.cat([t.prompt, t.response]) for t in texts]
-    rows, columns, targets = positions(whole, [0 if prompts else len(t.prompt) - 1 for t in texts])
+    token_ids = [torch.cat([t.prompt, t.response]) for t in texts]
+    rows, columns, targets = positions(token_ids, [0 if prompts else len(t.prompt) - 1 for t in texts])
     if prompts or all(t.learned is None for t in texts):
-        return whole, rows, columns, targets
+        return token_ids, rows, columns, targets
     is_learned = torch.cat([torch.ones(len(t.response)).bool() if t.learned is None else t.learned for t in texts])
-    return whole, rows[is_learned], columns[is_learned], targets[is_learned]
+    return token_ids, rows[is_learned], columns[is_learned], targets[is_learned]
 
 
 def completion(split: TextSplit, row: int) -> Completion | Chat:

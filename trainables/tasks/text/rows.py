@@ -142,14 +142,14 @@ def limited(part: TextSplit, rows: Tensor, settings: EvaluateSettings, which: Wh
     most = settings.validation_rows if which == "val" else settings.test_rows
     if most is None:
         return rows
-    kept = []
+    chosen = []
     group_numbers = part.group_of[rows]
     one = settings.rows_by == "data" and len(part.groups) == 1  # whose name may be the data set's absolute path
     for group in torch.unique(group_numbers).tolist():
         those = rows[group_numbers == group]
         draw = generator(VAL_SEED, "evaluated rows", which, "" if one else part.groups[group])
-        kept.append(those[torch.randperm(len(those), generator=draw)[:most]])
-    return torch.cat(kept).sort().values if kept else rows
+        chosen.append(those[torch.randperm(len(those), generator=draw)[:most]])
+    return torch.cat(chosen).sort().values if chosen else rows
 
 
 def refuse_images(trial: TrialConfig, model: str) -> None:

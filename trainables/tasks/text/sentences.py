@@ -67,17 +67,17 @@ class SentenceEncoder:
             return []
         pairs = len(rows[0].sentences) > 1
         columns = [[row.sentences[i] for row in rows] for i in range(2 if pairs else 1)]
-        found = self._tokenizer(
+        encodings = self._tokenizer(
             *columns, truncation="longest_first" if pairs else True, max_length=self.max_tokens, padding=False
         )
         # a text that fills the window was cut if the tokenizer makes more tokens of it
-        full = [i for i, ids in enumerate(found["input_ids"]) if len(ids) >= self.max_tokens]
-        whole = self._tokenizer(*([c[i] for i in full] for c in columns), verbose=False)["input_ids"] if full else ()
-        cut = {i for i, ids in zip(full, whole, strict=True) if len(ids) > self.max_tokens}
-        types = found.get("token_type_ids") if self._typed else None
+        full = [i for i, ids in enumerate(encodings["input_ids"]) if len(ids) >= self.max_tokens]
+        uncut = self._tokenizer(*([c[i] for i in full] for c in columns), verbose=False)["input_ids"] if full else ()
+        cut = {i for i, ids in zip(full, uncut, strict=True) if len(ids) > self.max_tokens}
+        types = encodings.get("token_type_ids") if self._typed else None
         return [
             Sentence(torch.tensor(ids), None if types is None else torch.tensor(types[i]), i in cut)
-            for i, ids in enumerate(found["input_ids"])
+            for i, ids in enumerate(encodings["input_ids"])
         ]
 
 
