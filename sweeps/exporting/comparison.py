@@ -153,7 +153,7 @@ def _short(model: str) -> str:
 def _adapter(trial: TrialConfig) -> dict[str, Any]:
     capacities = dict(trial.capacities)
     method = get_method(trial.method)
-    config = method.config.from_options(max(capacities.values()), dict(trial.options))
+    config = method.config_for(capacities, dict(trial.options))
     model = meta_model(trial.model)
     gradients = zero_gradients(method, target_shapes(model, list(capacities)))
     adapted = attach(model, config, list(capacities), capacities=capacities, gradients=gradients)
