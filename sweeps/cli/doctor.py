@@ -101,7 +101,7 @@ def _versions() -> list[Check]:
 
 def _ray() -> Check:
     """Ray's release is one of those that this package was tested with, and there is room for Ray's files."""
-    from sweeps.backends.ray.cluster.private import room
+    from sweeps.backends.ray.cluster.private import temporary_space
     from sweeps.backends.ray.compat import NEWEST, OLDEST, supported
 
     try:
@@ -110,7 +110,7 @@ def _ray() -> Check:
     except ImportError as error:
         return Check("ray parts", False, first_line(error), "pip install 'ray[tune,train]'")
     release, known = ray.__version__, supported(ray.__version__)
-    place, bytes_free = room()
+    place, bytes_free = temporary_space()
     free = bytes_free / 2**30
     found = f"tune and train of {release}, of {OLDEST} to {NEWEST}; {free:.1f} GiB free in {place}"
     if not known:

@@ -195,7 +195,7 @@ def _end(
     write_spec(loaded)
     missing = summary.not_uploaded
     if location is not None and not missing:
-        missing = Upload(loaded.folder, location, note=lambda _: None).once()
+        missing = Upload(loaded.folder, location, note=lambda _: None).copy_now()
     if missing:
         err.print(f"{missing}; the same command tries again", style="red")
     if summary.interrupted or summary.stopped_by:

@@ -183,13 +183,13 @@ def _named(kept: KeptTrial) -> str:
 
 def again(source: Source, trial: Trial, as_json: Json = False) -> int:
     """Train one finished trial again on this machine and compare its scores with the tables. Writes nothing."""
-    from sweeps.engine.rerun import again as once_more
+    from sweeps.engine.rerun import train_again
 
-    answer = once_more(folder_of(source), trial)
+    answer = train_again(folder_of(source), trial)
     words = (
         f"{'validation':<10}  in the tables {answer.val_score}  again {answer.val_again}\n"
         f"{'test':<10}  in the tables {answer.test_score}  again {answer.test_again}\n"
-        f"{answer.word}"
+        f"{answer.verdict}"
     )
     emit(as_json, lambda: {**asdict(answer), "same": answer.same}, lambda: out.print(words))
     return 0 if answer.same else FAILED_TRIALS
@@ -259,7 +259,7 @@ def analyze(
         lambda: {"says": says, "rows": table.num_rows, "paths": {k: str(v) for k, v in paths.items()}},
         lambda: print_named(paths),
     )
-    missing = None if location is None else Upload(folder, location, note=lambda _: None).once()
+    missing = None if location is None else Upload(folder, location, note=lambda _: None).copy_now()
     if missing:
         err.print(f"{missing}; the same command tries again", style="red")
     return FAILED_TRIALS if missing else 0

@@ -11,7 +11,7 @@ from sweeps.cli.options import FAILED_TRIALS, Json, Source, folder_of, store_of
 from sweeps.cli.printing import emit, err, out
 
 if TYPE_CHECKING:
-    from sweeps.engine.rerun import Again
+    from sweeps.engine.rerun import Rerun
     from sweeps.engine.verifying import Outcome
 
 _STYLES: dict[Outcome, str | None] = {"holds": None, "noted": "yellow", "fails": "bold red", "not checked": "dim"}
@@ -35,10 +35,10 @@ def verify(
 
     store = store_of(source)
     found = check(store)
-    trained: list[Again] = []
+    trained: list[Rerun] = []
     if again:
         trained = _trained(source, again, as_json=as_json)
-    wrong = [each for each in trained if each.word == "NOT the same"]
+    wrong = [each for each in trained if each.verdict == "NOT the same"]
 
     def answer() -> dict[str, Any]:
         return {
@@ -47,7 +47,7 @@ def verify(
             "receipt": found.receipt,
             "answer": conclusion_of(store).answer,
             "checks": [asdict(each) for each in found.checks],
-            "again": [{**asdict(each), "word": each.word} for each in trained],
+            "again": [{**asdict(each), "word": each.verdict} for each in trained],
         }
 
     def draw() -> None:
@@ -76,11 +76,11 @@ def verify(
     return FAILED_TRIALS if found.failed or wrong else 0
 
 
-def _trained(source: Source, count: int, *, as_json: bool) -> list[Again]:
+def _trained(source: Source, count: int, *, as_json: bool) -> list[Rerun]:
     """Finished trials, drawn by chance, and what each scores when it is trained once more."""
     from secrets import SystemRandom
 
-    from sweeps.engine.rerun import again as once_more
+    from sweeps.engine.rerun import train_again
 
     folder = folder_of(source)
     rows = store_of(folder).table("last_attempts").to_pylist()
@@ -90,11 +90,11 @@ def _trained(source: Source, count: int, *, as_json: bool) -> list[Again]:
     for number, trial in enumerate(drawn, 1):
         if not as_json:
             err.print(f"training trial {trial} anew: {number} of {len(drawn)}", style="dim")
-        trained.append(once_more(folder, trial))
+        trained.append(train_again(folder, trial))
     return trained
 
 
-def _said(one: Again) -> str:
+def _said(one: Rerun) -> str:
     """A trial that was trained anew, in words."""
     from sweeps.engine.rerun import CLOSE
 
@@ -105,4 +105,4 @@ def _said(one: Again) -> str:
     if not one.same:
         where = "; ".join(one.elsewhere) or "hardware and versions are those of the sweep"
         why = f" ({where}; up to {100 * CLOSE:g} points may be due to other hardware or versions)"
-    return f"{one.word:<11}  trial {one.trial_id}: {scores}{why}"
+    return f"{one.verdict:<11}  trial {one.trial_id}: {scores}{why}"

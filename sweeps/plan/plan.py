@@ -22,7 +22,7 @@ from sweeps.plan.base_model import BaseModelInfo
 from sweeps.plan.checks import check_adapters, counted
 from sweeps.plan.costs import ModelCosts, OnModel, currency_of, memory_problems, model_costs, with_costs
 from sweeps.plan.split_sizes import sized
-from sweeps.records.locks import as_begun, as_begun_there
+from sweeps.records.locks import as_begun, as_begun_in_its_folder
 from sweeps.search.points import check_sampler
 from sweeps.search.stages import CellState
 from sweeps.spec.cell import Cell
@@ -150,7 +150,7 @@ class Plan:
             SpecError: unknown model, data set or target, or no feasible cell at all.
         """
         problems = _data_problems(spec, available=available)
-        spec = as_begun_there(spec)
+        spec = as_begun_in_its_folder(spec)
         model = BaseModelInfo(spec.model.id)
         shapes: Shapes = {}
         targets: tuple[str, ...] = ()

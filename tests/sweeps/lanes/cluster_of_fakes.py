@@ -354,8 +354,8 @@ class _Session:
     def connect(self) -> None:
         pass
 
-    def look(self) -> None:
+    def check_processes(self) -> None:
         return None
 
-    def minded(self) -> contextlib.AbstractContextManager[None]:
+    def convert_lost_errors(self) -> contextlib.AbstractContextManager[None]:
         return contextlib.nullcontext()

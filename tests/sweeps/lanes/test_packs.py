@@ -96,10 +96,10 @@ def test_trials_that_may_be_pruned_are_not_packed(tmp_path: Path) -> None:
 def test_a_pack_that_did_not_do_makes_later_ones_smaller(tmp_path: Path) -> None:
     packing = Packing(8, 1)
     for nothing in ("uneven", "storage"):
-        packing.learn("lora-1000", {"cause": nothing, "packed": 8})
+        packing.shrink_packs("lora-1000", {"cause": nothing, "packed": 8})
     assert packing.limits == {}
-    packing.learn("lora-1000", {"cause": "memory", "packed": 8})
-    packing.learn("vera-1000", {"cause": "refused", "packed": 8})
+    packing.shrink_packs("lora-1000", {"cause": "memory", "packed": 8})
+    packing.shrink_packs("vera-1000", {"cause": "refused", "packed": 8})
     search = FakeSearch(trials=8, rerun_rates=0, rerun_seeds=0)
     plan = fake_plan(tmp_path, (FakeCell("lora"), FakeCell("vera")), search=search)
     assert Counter(len(pack) for pack in packed_run(plan, packing, {})) == {4: 2, 2: 1, 1: 10}
