@@ -297,8 +297,8 @@ FAULTS = (
     Fault(
         "a rate that failed on a re-run may win",
         "search",
-        "found.append(((len(trials) - len(done), *key), mean, rate))",
-        "found.append(((0, *key), mean, rate))",
+        "results.append(((len(trials) - len(done), *key), mean, rate))",
+        "results.append(((0, *key), mean, rate))",
     ),
     Fault(
         "one more point than the allowance holds",

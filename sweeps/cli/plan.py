@@ -64,7 +64,7 @@ def plan(
             **counted,
             "weak": weak,
             "packing": packing,
-            "instead": planned.instead(),
+            "instead": planned.reachable_budgets(),
             "peft": peft_forms(planned.base_model.module, planned.cells),
             "detectable": None if detects is None else detects.as_dict(),
         }
@@ -394,7 +394,7 @@ def print_plan(plan: Plan) -> None:
         out.print(f"no data   {name}: {why}")
     for line in _left_out(plan.cells):
         out.print(f"left out  {line}")
-    for reference, budget in plan.instead().items():
+    for reference, budget in plan.reachable_budgets().items():
         out.print(f"budget    not every method reaches {reference}; all reach {budget}")
     if plan.spec.budgets.count != "parameters":
         equal = limited(plan.spec.budgets.references())

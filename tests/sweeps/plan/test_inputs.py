@@ -527,7 +527,7 @@ def test_a_budget_that_every_method_reaches(budgets: object, methods: object, in
     model = {"id": "embedded:tiny-clip", "adapt": "vision", "targets": ["attn.in_proj_weight"]}
     tree = {"name": "t", "model": model, "data": {"datasets": ["embedded:fashion-mnist"]}}
     planned = Plan.from_spec(SweepSpec.parse({**tree, "budgets": budgets, "methods": methods}))
-    assert planned.instead() == instead
+    assert planned.reachable_budgets() == instead
     for reference, budget in instead.items():
         again = SweepSpec.parse(
             {**tree, "methods": methods, "budgets": {budget[8:].split(" ")[0]: json.loads(budget.split(" = ")[1])}}
