@@ -143,7 +143,7 @@ def test_each_machine_is_asked_for_its_smallest_gpu(
     here = Node(2.0, 2.0, ray.get_runtime_context().get_node_id())
     assert pool._memories([Node(2.0, 1.0, "one is all there is")]) == []
     assert pool._memories([here]) == []
-    assert "all GPUs are taken to be as large as the probed one" in caplog.text  # there is none
+    assert "all GPUs are assumed to be as large as the probed one" in caplog.text  # there is none
     monkeypatch.setattr("sweeps.backends.ray.pool.smallest_gpu", lambda: 40 * 2**30)
     assert pool._memories([here, here]) == [40 * 2**30] * 2
 
