@@ -17,7 +17,7 @@ from sweeps.records.ledger import Ledger, pruned_outcome
 from sweeps.records.rows import utc
 from sweeps.search.pruning import should_stop
 from sweeps.search.slots import Slot
-from sweeps.spec.paths import anchored
+from sweeps.spec.paths import with_absolute_paths
 
 EVERY_S = 0.5
 """Seconds between two checks of signals, journal and limits, if the backend reports nothing."""
@@ -125,7 +125,7 @@ class Loop:
             trial_id=slot.trial_id,
             function=self._function,
             together=TOGETHER.get(self._function),
-            config=anchored(slot.config),
+            config=with_absolute_paths(slot.config),
             directory=self._ledger.trial_folder(slot),
             keep=self._ledger.kept_folder(slot),
             judged=state.cells[slot.cell_id].prunable(slot),

@@ -13,7 +13,7 @@ from analysis.format import Row
 from analysis.words.parity import PACKAGES
 from sweeps.errors import Problem, SpecError, nearest
 from sweeps.exporting.kept import config_of
-from sweeps.spec.paths import anchored
+from sweeps.spec.paths import with_absolute_paths
 from trainables.config import TrialConfig
 
 if TYPE_CHECKING:
@@ -87,7 +87,9 @@ def train_again(folder: Path, trial: str) -> Rerun:
         raise SpecError([Problem("trial", trial, rule, near)])
     (row,) = matches
     stored_config = config_of(store, row["trial_id"])
-    config = TrialConfig.model_validate(anchored(stored_config.model_dump()))  # with absolute paths, as in the worker
+    config = TrialConfig.model_validate(
+        with_absolute_paths(stored_config.model_dump())
+    )  # with absolute paths, as in the worker
     before = torch.get_num_threads()
     torch.set_num_threads(_cpus(store, row["trial_id"]))  # as in the worker, because sums depend on it
     try:

@@ -92,7 +92,9 @@ class Opener:
         folder = sweep.ledger.folder
         if self.address is None:  # workers of a cluster may run as other users, who share the folder in a group
             _make_private(folder / "work")
-        absolute_plan = Plan(plan.spec, tuple(cell.anchored() for cell in plan.cells))  # a task runs in another folder
+        absolute_plan = Plan(
+            plan.spec, tuple(cell.with_absolute_paths() for cell in plan.cells)
+        )  # a task runs in another folder
         setup = Setup(
             resources=plan.spec.resources,
             storage=folder / "work" / "ray",

@@ -145,7 +145,7 @@ def _slot_of_event(cell: Cell, event: Mapping[str, Any], folder: Path) -> Slot:
     """Return the slot of an `ask` event. Check that its id is that of its configuration: folders are named by it."""
     trial_id, config = event["trial_id"], event["config"]
     try:
-        computed = (cell.identify(config), config["cell_id"], config["stage"])
+        computed = (cell.trial_id_of(config), config["cell_id"], config["stage"])
     except ValidationError as error:
         raise _foreign_trial(folder / JOURNAL, trial_id, f"has no valid configuration ({first_line(error)})") from error
     if computed != (trial_id, event["cell_id"], event["stage"]):
