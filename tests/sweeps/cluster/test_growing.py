@@ -83,7 +83,7 @@ def test_a_pool_starts_and_ends_lanes_as_nodes_join_and_leave(tmp_path: Path, mo
     joined = Pool(FakeResources(max_concurrent=5), tmp_path, address="auto", note=notes.append)
     joined._cluster = SimpleNamespace(usable_nodes=lambda: there, refused={})  # type: ignore[assignment]
     joined._lanes = SimpleNamespace(shapes=shapes, change=change)
-    joined.shapes, joined._said = [*shapes.values()], {"busy": 0, "nodes": {"lane0": "a"}}
+    joined.shapes, joined._broker_status = [*shapes.values()], {"busy": 0, "nodes": {"lane0": "a"}}
     joined.follow_nodes()
     assert joined.trials == 2 and not notes
     there += [Node(2, 0, "b"), Node(0, 0, "head"), Node(2, 0, "c")]
@@ -93,7 +93,7 @@ def test_a_pool_starts_and_ends_lanes_as_nodes_join_and_leave(tmp_path: Path, mo
     joined.follow_nodes()
     assert [shape.workers for shape in joined.shapes] == [2, 2, 1]  # five at most
     assert notes == ["nodes that can train: 3; trials at a time: 5 (before: 2)"]
-    joined._said["nodes"] |= {"lane1": "b", "lane2": "c"}
+    joined._broker_status["nodes"] |= {"lane1": "b", "lane2": "c"}
     there[:] = there[-1:]
     joined.follow_nodes()
     assert joined.trials == 5 and not ended  # the losses may not all be known

@@ -172,7 +172,7 @@ class Cluster:
         put(nodes, "NodeCheck", lambda storage, needs, asked: _Check(self, asked))
         put(lanes, "_LaneTrainer", lambda *arguments, **how: LaneRun(self, *arguments, **how))
         put(lanes, "_memory_here", lambda: 2.0**40)
-        put(lanes, "_place", lambda beside: "the driver's node")
+        put(lanes, "_controller_place", lambda beside: "the driver's node")
         put(lanes, "free_room_of", _free_room)
         put(lanes, "RETRY_S", 0.0)
 
