@@ -168,7 +168,7 @@ def test_the_backend_runs_a_sweep(tmp_path: Path) -> None:
 def test_the_verb_answers(monkeypatch: pytest.MonkeyPatch) -> None:
     app = main.typer.Typer()
     app.callback()(lambda: None)
-    app.command("looks")(main._guarded(example("A verb")["looks"]))
+    app.command("looks")(main._with_error_messages(example("A verb")["looks"]))
     done = CliRunner().invoke(app, ["looks", str(QUICKSTART)])
     assert (done.exit_code, done.stdout) == (0, "46 looks at the test split\n")
     assert CliRunner().invoke(app, ["looks", "nowhere"]).exit_code == 2
