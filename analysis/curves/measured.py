@@ -19,7 +19,7 @@ import pyarrow as pa
 from analysis.curves.fits import FEWEST_POINTS, Curve
 from analysis.errors import StoreError, nearest
 from analysis.format import Row
-from analysis.statistics.runs import UNTRAINED, Seed, averaged, by, by_seed, shared_seeds
+from analysis.statistics.runs import UNTRAINED, Seed, averaged, by_seed, group_by, shared_seeds
 from analysis.statistics.scaling import curve
 from analysis.store.columns import INT, PLACE, REAL, TEXT, typed
 from analysis.store.sql.views import SECONDS
@@ -156,7 +156,7 @@ def _joined(points: Sequence[Point]) -> Measured | None:
 def _over_budgets(store: Store, x: str) -> dict[tuple[Line, str], list[Point]]:
     points: dict[tuple[Line, str], list[Point]] = defaultdict(list)
     budgeted = [r for r in costed_runs(store, x) if r["budget"] is not None]
-    for (*place, method, _), runs in by(budgeted, *PLACE, "method", "cell_id").items():
+    for (*place, method, _), runs in group_by(budgeted, *PLACE, "method", "cell_id").items():
         costs = [r["cost"] for r in runs if r["cost"] is not None and r["cost"] > 0]
         if costs:
             sweep, model, dataset, size = place
@@ -167,7 +167,8 @@ def _over_budgets(store: Store, x: str) -> dict[tuple[Line, str], list[Point]]:
 
 def _over_sizes(store: Store) -> dict[tuple[Line, str], list[Point]]:
     scores: dict[tuple[Any, ...], dict[Seed, float]] = {
-        key: by_seed(runs) for key, runs in by(_trained(store), *line_columns(EXAMPLES), "method", "train_size").items()
+        key: by_seed(runs)
+        for key, runs in group_by(_trained(store), *line_columns(EXAMPLES), "method", "train_size").items()
     }
     for sweep, model, reference, method, size in dict.fromkeys((*k[:2], *k[3:]) for k in scores):
         names = dict.fromkeys(k[2] for k in scores if k[:2] == (sweep, model) and k[2] is not None)
@@ -192,7 +193,7 @@ def examples(store: Store) -> dict[Place, float]:
 
     Of several data sets the place without a data set has the mean.
     """
-    known = by([r for r in _trained(store) if r["cost"]], *PLACE)
+    known = group_by([r for r in _trained(store) if r["cost"]], *PLACE)
     found: dict[Place, float] = {
         (sweep, model, dataset, size): float(np.median([r["cost"] for r in runs]))
         for (sweep, model, dataset, size), runs in known.items()
@@ -232,7 +233,7 @@ def size_curves(store: Store) -> pa.Table:
     """Rows of `scaling.curve` arranged by training size, where a (sweep, model, data set) has at least two; `SIZES`."""
     at = examples(store)
     rows: list[Row] = []
-    for mine in by(curve(store).to_pylist(), "sweep", "model", "dataset").values():
+    for mine in group_by(curve(store).to_pylist(), "sweep", "model", "dataset").values():
         sizes = sorted({r["train_size"] for r in mine}, key=size_key)
         if len(sizes) > 1:
             rows += [r | {"position": sizes.index(r["train_size"]), "images": at.get(place_of(r))} for r in mine]

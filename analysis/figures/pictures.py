@@ -186,7 +186,7 @@ def _rank(store: Store) -> list[Picture]:
     caption = (
         "At equal trainable parameters (paler: fewer). The axis is the largest rank that the update of a weight can "
         "have, mean over the target weights. Bars are 95 % t intervals over seeds, lines connect variants of one "
-        f"method at one budget.{BESIDE}{idle_text(rank_effects.idle(store))}"
+        f"method at one budget.{BESIDE}{idle_text(rank_effects.idle_cells(store))}"
     )
     says = conclude_rank_effects(rank_effects.effects(store).to_pylist())
     figure = draw_ranks(_where(table, place_of, enough[:MOST_PANELS]), score=score)

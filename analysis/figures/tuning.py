@@ -28,7 +28,7 @@ from analysis.figures.drawing import (
     spread,
 )
 from analysis.format import Row, plural, score_text
-from analysis.statistics.runs import by
+from analysis.statistics.runs import group_by
 from analysis.styles import in_order, style
 
 _ENDS = ("test_low", "test_high")
@@ -133,7 +133,7 @@ def _rates_panel(axes: Any, method: str, rows: Sequence[Row]) -> None:
     for k, (_, reference, cell) in enumerate(cells):
         mine = [r for r in rows if r["cell_id"] == cell and r["mean_val"] is not None]
         alpha = 0.35 + 0.65 * (k + 1) / len(cells)
-        for i, line in enumerate(by(mine, "hyperparameters").values()):
+        for i, line in enumerate(group_by(mine, "hyperparameters").values()):
             axes.plot(
                 [r["lr"] for r in line],
                 [100 * r["mean_val"] for r in line],

@@ -23,7 +23,7 @@ from scipy import special
 from analysis.format import Row
 from analysis.statistics.choice import WIDTH, Runs, levels, run_noises, tuned_runs
 from analysis.statistics.inference import LEVEL
-from analysis.statistics.runs import by
+from analysis.statistics.runs import group_by
 from analysis.statistics.tuning import sharpness
 from analysis.store.columns import FLAG, INT, PLACE, REAL, TEXT, typed
 from analysis.store.store import Store, remembered
@@ -186,7 +186,7 @@ def rate_ratios(store: Store) -> pa.Table:
 def ratios_of(best: Sequence[Row]) -> list[Row]:
     """The rows of `rate_ratios`, from rows of `best_rates`."""
     rows: list[Row] = []
-    for cells in by(best, *PLACE).values():
+    for cells in group_by(best, *PLACE).values():
         methods = {r["method"] for r in cells}
         name = next((method for method in BASELINES if method in methods), None)
         of_baseline = [r for r in cells if r["method"] == name]

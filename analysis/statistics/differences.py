@@ -13,22 +13,22 @@ import pyarrow as pa
 
 from analysis.format import Row
 from analysis.statistics.inference import Difference, holm_steps, sidak, verdict
-from analysis.statistics.looks import first_declared, level
+from analysis.statistics.looks import level, restrict_to_declared
 from analysis.statistics.runs import (
     Cell,
     Seed,
     added_over_datasets,
-    by,
-    choice_of,
+    choice_variance_of,
     confirmed,
     datasets_of,
-    gaps,
+    group_by,
     over_all_datasets,
     over_datasets,
+    seed_differences,
     shared_seeds,
     sharing_seeds,
 )
-from analysis.statistics.scaling import against, compared
+from analysis.statistics.scaling import question_against, rows_with_differences
 from analysis.store.columns import INT, PLACE, REAL, TEXT, typed
 from analysis.store.store import Store, remembered
 from analysis.styles import place_of
@@ -55,11 +55,11 @@ def difference_curves(store: Store) -> pa.Table:
     `low` and `high` are a band: with 95 % all differences of the table lie in theirs at once. What the choice of both
     arms' rates adds is in it where it is known at every budget of the curve.
     """
-    single = compared(store)
+    single = rows_with_differences(store)
     each = [row | {"of": of} for row, of in [*single, *_means(store, [row for row, _ in single])]]
     family = sum(r["of"].testable for r in each)  # the rows over all budgets, which no panel shows, too
     rows: list[Row] = []
-    for curve in by([r for r in each if r["reference"]], *PLACE, "method").values():
+    for curve in group_by([r for r in each if r["reference"]], *PLACE, "method").values():
         known = all(r["choice_sd"] is not None for r in curve)
         for r in sorted(curve, key=lambda r: r["budget"]):
             row = {name: r.get(name) for name in DIFFERENCES.names} | {"family": family, "low": None, "high": None}
@@ -108,24 +108,28 @@ def changes(store: Store, baseline: str | None = None) -> pa.Table:
     has half of its place's level), at the level of this look. Budgets are those that every data set has; no row if
     these are fewer than two. Only the cells of the first declaration count.
     """
-    store = first_declared(store)
-    asked, sharing = against(store, baseline), sharing_seeds(store)
+    store = restrict_to_declared(store)
+    asked, sharing = question_against(store, baseline), sharing_seeds(store)
     cells = {cell: runs for cell, runs in confirmed(store).items() if cell[1] in (asked.focus, asked.baseline)}
-    matched = [r for r, _ in compared(store, baseline) if r["method"] == asked.focus and r["params_ratio"] is not None]
+    matched = [
+        r
+        for r, _ in rows_with_differences(store, baseline)
+        if r["method"] == asked.focus and r["params_ratio"] is not None
+    ]
     found: list[tuple[Row, Difference | None]] = []
     weights: list[float] = []
-    for key, group in by(matched, "sweep", "model", "train_size").items():
+    for key, group in group_by(matched, "sweep", "model", "train_size").items():
         sets, shared = len(datasets_of(cells, *key)), key[0] in sharing
-        budgets = [rows for rows in by(group, "reference").values() if len(rows) == sets]
+        budgets = [rows for rows in group_by(group, "reference").values() if len(rows) == sets]
         if len(budgets) < 2:
             continue
         budgets.sort(key=lambda rows: rows[0]["budget"])
         pairs = list(zip(budgets[0], budgets[-1], strict=True))  # both by data set
-        ends, added = [_ends(cells, pair) for pair in pairs], [_added(pair) for pair in pairs]
-        rows = [_change(pairs[k : k + 1], ends[k : k + 1], added[k], shared=shared) for k in range(sets)]
+        ends, added = [_ends(cells, pair) for pair in pairs], [_choice_variances(pair) for pair in pairs]
+        rows = [_change_row(pairs[k : k + 1], ends[k : k + 1], added[k], shared=shared) for k in range(sets)]
         if sets > 1:
             means = [added_over_datasets(each, shared=shared) for each in zip(*added, strict=True)]
-            rows.insert(0, _change(pairs, ends, means, shared=shared))
+            rows.insert(0, _change_row(pairs, ends, means, shared=shared))
         tested = sum(row["p"] is not None for row, _ in rows[-sets:])
         weights += [float(max(1, tested))] * (len(rows) - sets) + [1.0] * sets
         found += rows
@@ -134,20 +138,22 @@ def changes(store: Store, baseline: str | None = None) -> pa.Table:
 
 def _ends(cells: Mapping[Cell, Sequence[Row]], pair: Sequence[Row]) -> list[dict[Seed, float]]:
     """The differences by seed at both budgets, and the second less the first; of the seeds that all four cells have."""
-    found = [gaps(*(cells[place_of(r), r[arm], r["reference"]] for arm in ("method", "baseline"))) for r in pair]
+    found = [
+        seed_differences(*(cells[place_of(r), r[arm], r["reference"]] for arm in ("method", "baseline"))) for r in pair
+    ]
     least, most = ({seed: each[seed] for seed in shared_seeds(found)} for each in found)
     return [least, most, {seed: most[seed] - value for seed, value in least.items()}]
 
 
-def _added(pair: Sequence[Row]) -> list[float | None]:
+def _choice_variances(pair: Sequence[Row]) -> list[float | None]:
     """Variance that choices add at both budgets, and to the change: that of a method's budgets may err alike, which is
     less, but they are taken for independent."""
-    ends = list(map(choice_of, pair))
+    ends = list(map(choice_variance_of, pair))
     known = [variance for variance in ends if variance is not None]
     return [*ends, sum(known) if len(known) == len(ends) else None]
 
 
-def _change(
+def _change_row(
     pairs: Sequence[Sequence[Row]],
     ends: Sequence[Sequence[Mapping[Seed, float]]],
     added: Sequence[float | None],

@@ -18,7 +18,7 @@ from scipy import special
 from analysis.format import Row
 from analysis.statistics.choice import choice_variances
 from analysis.statistics.inference import CHOICE_FREEDOM, LEVEL, NO_SPREAD
-from analysis.statistics.runs import Seed, by, seed_of
+from analysis.statistics.runs import Seed, group_by, seed_of
 from analysis.statistics.scaling import question
 from analysis.store.columns import INT, REAL, TEXT, typed
 from analysis.store.store import Store, remembered
@@ -112,7 +112,7 @@ def crossed_interval(scores: NDArray[np.float64], added: float = 0.0) -> tuple[f
 def example_intervals(store: Store) -> pa.Table:
     """Every confirmed cell's accuracy, and its difference to the baseline's at the same budget; columns `EXAMPLES`."""
     baseline = question(store).baseline
-    cells = by(store.sql(_KEPT).to_pylist(), "sweep", "cell_id")
+    cells = group_by(store.sql(_KEPT).to_pylist(), "sweep", "cell_id")
     choice = choice_variances(store)
     tested = {key: _Tested.of(runs) for key, runs in cells.items()}
     bases = {(place_of(r[0]), r[0]["reference"]): key for key, r in cells.items() if r[0]["method"] == baseline}

@@ -20,9 +20,9 @@ import pyarrow as pa
 from analysis.format import Row
 from analysis.statistics.choice import choice_variances
 from analysis.statistics.inference import Difference, Verdict, holm_steps, paired_difference, verdict
-from analysis.statistics.looks import first_declared, level
+from analysis.statistics.looks import level, restrict_to_declared
 from analysis.statistics.runs import Seed, by_seed, confirmed, failed, shared_seeds
-from analysis.statistics.scaling import compared
+from analysis.statistics.scaling import rows_with_differences
 from analysis.store.columns import INT, PLACE, REAL, TEXT, typed
 from analysis.store.store import Store, remembered
 from analysis.styles import place_of
@@ -72,11 +72,11 @@ Block = tuple[list[Row], dict[tuple[int, int], Pair]]
 
 
 @remembered
-def blocks(store: Store) -> list[Block]:
+def tested_blocks(store: Store) -> list[Block]:
     """Every place and budget, each pair of its methods tested."""
     said = {
         (place_of(r), r["reference"], frozenset((r["method"], r["baseline"]))): (r, difference)
-        for r, difference in compared(store)
+        for r, difference in rows_with_differences(store)
     }
     choice, declared = choice_variances(store), _declared_pairs(store)
     found: list[Block] = [(methods, {}) for methods in _methods(store)]
@@ -121,8 +121,8 @@ def _declared_pairs(store: Store) -> dict[tuple[str, str, str], Pair]:
 
     Empty where no cell joined later.
     """
-    first, found = first_declared(store), dict[tuple[str, str, str], Pair]()
-    for methods, pairs in blocks(first) if first is not store else ():
+    first, found = restrict_to_declared(store), dict[tuple[str, str, str], Pair]()
+    for methods, pairs in tested_blocks(first) if first is not store else ():
         for (i, j), pair in pairs.items():
             a, b = methods[i], methods[j]
             found[a["sweep"], a["cell_id"], b["cell_id"]] = pair
@@ -190,7 +190,7 @@ def _best_first(methods: list[Row]) -> list[Row]:
 def groups(store: Store) -> pa.Table:
     """Methods with a budget, the best first, by place and budget where there are two or more; columns `GROUPS`."""
     rows = []
-    for methods, pairs in blocks(store):
+    for methods, pairs in tested_blocks(store):
         letters = letter_groups(len(methods), {at for at, pair in pairs.items() if pair.apart})
         tested = Counter(
             k for at, pair in pairs.items() if pair.tested is not None and pair.tested.testable for k in at

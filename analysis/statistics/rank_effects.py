@@ -21,8 +21,16 @@ import pyarrow as pa
 from analysis.format import Row
 from analysis.statistics.choice import CellKey, choice_variances
 from analysis.statistics.inference import holm_steps, verdict
-from analysis.statistics.looks import first_declared, level
-from analysis.statistics.runs import Seed, added_over_datasets, by, by_seed, over_datasets, shared_seeds, sharing_seeds
+from analysis.statistics.looks import level, restrict_to_declared
+from analysis.statistics.runs import (
+    Seed,
+    added_over_datasets,
+    by_seed,
+    group_by,
+    over_datasets,
+    shared_seeds,
+    sharing_seeds,
+)
 from analysis.store.columns import INT, NOT_PARAMETERS, PLACE, REAL, TEXT, typed
 from analysis.store.store import Store, remembered
 from analysis.styles import in_order, size_key
@@ -79,11 +87,11 @@ def points(store: Store) -> pa.Table:
     """Score against the rank of the update, a row per confirmed cell whose rank is known; columns `POINTS`.
 
     Cells whose count is off their budget by more than `MATCHED` are left out, and those of which a larger share can't
-    act (`idle`: at a low rank RandLoRA-a has more gammas than its update has degrees of freedom); so are budgets that
+    act (`idle_cells`: at a low rank RandLoRA-a has more gammas than its update has degrees of freedom); so are budgets that
     do not limit trainable parameters.
     """
     means = {(r["sweep"], r["cell_id"]): r for r in store.table("scaling").to_pylist()}
-    rows = [runs[0] | means[cell] for cell, runs in by(_runs(store), "sweep", "cell_id").items()]
+    rows = [runs[0] | means[cell] for cell, runs in group_by(_runs(store), "sweep", "cell_id").items()]
     return pa.Table.from_pylist(rows, schema=POINTS)
 
 
@@ -95,20 +103,20 @@ def effects(store: Store) -> pa.Table:
     those that all its cells have; one seed has no interval and no test. Data sets of a sweep are also averaged. Only
     the cells of the first declaration count. Holm's correction is over all rows of the table.
     """
-    store = first_declared(store)
+    store = restrict_to_declared(store)
     rows: list[Row] = []
     choice, sharing = choice_variances(store), sharing_seeds(store)
-    for (sweep, model, size), runs in by(_runs(store), "sweep", "model", "train_size").items():
-        datasets = by(runs, "dataset")
+    for (sweep, model, size), runs in group_by(_runs(store), "sweep", "model", "train_size").items():
+        datasets = group_by(runs, "dataset")
         for scope in (None, *_families(runs)):
             shared = sweep in sharing
             slopes = {d: _slopes([r for r in g if scope in (None, r["base"])]) for (d,), g in datasets.items()}
             for effect in (RANK, PARAMETERS, CONTRAST):
                 found = {d: _Slope.of(each[effect], choice) for d, each in slopes.items() if effect in each}
                 place = {"sweep": sweep, "model": model, "train_size": size, "scope": scope, "effect": effect}
-                rows += [place | {"dataset": d} | _said([f], shared=shared) for d, f in found.items()]
+                rows += [place | {"dataset": d} | _effect_row([f], shared=shared) for d, f in found.items()]
                 if len(found) > 1 and len(found) == len(datasets):
-                    rows.append(place | {"dataset": None} | _said(list(found.values()), shared=shared))
+                    rows.append(place | {"dataset": None} | _effect_row(list(found.values()), shared=shared))
     given, tested = (holm_steps([r[p] for r in rows], level=level(store)) for p in ("p_given_rates", "p"))
     for row, as_chosen, step in zip(rows, given, tested, strict=True):
         known = row["choice_sd"] is not None or row["p_given_rates"] is None
@@ -128,9 +136,9 @@ def is_idle(row: Row) -> bool:
     return count is not None and dof is not None and bool(dof < (1 - MATCHED) * count)
 
 
-def idle(store: Store) -> list[Row]:
+def idle_cells(store: Store) -> list[Row]:
     """A row of each method and budget that is left out for it."""
-    return [rows[0] for rows in by(filter(is_idle, _all_runs(store)), "method", "reference").values()]
+    return [rows[0] for rows in group_by(filter(is_idle, _all_runs(store)), "method", "reference").values()]
 
 
 def _runs(store: Store) -> list[Row]:
@@ -144,7 +152,7 @@ def _all_runs(store: Store) -> list[Row]:
 
 def _families(runs: Sequence[Row]) -> list[str]:
     """Methods of which several variants were run beside other methods, in the order of tables."""
-    variants = by(runs, "base")
+    variants = group_by(runs, "base")
     if len(variants) == 1:  # its variants are all there is
         return []
     return in_order({base for (base,), group in variants.items() if len({r["method"] for r in group}) > 1})
@@ -173,7 +181,7 @@ class _Slope:
         if not known:
             return cls(slopes, None, len(cells), spanned)
         moves = [{"method": runs[0]["method"], "by": w * math.sqrt(choice[k])} for k, (w, runs) in weights.items()]
-        each = [[r["by"] for r in rows] for rows in by(moves, "method").values()]
+        each = [[r["by"] for r in rows] for rows in group_by(moves, "method").values()]
         # a method's budgets share TUNE's seeds: its choices may go wrong alike, or each for itself
         added = sum(max(sum(one) ** 2, sum(move**2 for move in one)) for one in each)
         return cls(slopes, added, len(cells), spanned)
@@ -181,7 +189,7 @@ class _Slope:
 
 def _slopes(runs: Sequence[Row]) -> dict[str, tuple[Weights, list[float]]]:
     """The weights of each effect that the cells tell of, and the ranks or parameters that they span."""
-    same = [m for (m,), g in by(runs, "method").items() if len({r["update_rank"] for r in g}) == 1]
+    same = [m for (m,), g in group_by(runs, "method").items() if len({r["update_rank"] for r in g}) == 1]
     level = [r for r in runs if r["method"] in same]
     asked = {RANK: _weights(runs, "reference", "update_rank"), PARAMETERS: _weights(level, "method", "adapter_params")}
     found = {effect: one for effect, one in asked.items() if one[0]}
@@ -198,7 +206,7 @@ def _slopes(runs: Sequence[Row]) -> dict[str, tuple[Weights, list[float]]]:
 
 def _weights(runs: Sequence[Row], level: str, along: str) -> tuple[Weights, list[float]]:
     """Least squares of the score on log2 of `along` with a level of its own for every group (the within estimator)."""
-    groups = [by(g, "sweep", "cell_id") for g in by(runs, level).values() if len({r[along] for r in g}) > 1]
+    groups = [group_by(g, "sweep", "cell_id") for g in group_by(runs, level).values() if len({r[along] for r in g}) > 1]
     off: dict[CellKey, float] = {}
     for cells in groups:
         x = {key: math.log2(mine[0][along]) for key, mine in cells.items()}
@@ -209,7 +217,7 @@ def _weights(runs: Sequence[Row], level: str, along: str) -> tuple[Weights, list
     return {k: (off[k[0], k[1]] / total, mine) for cells in groups for k, mine in cells.items()}, spanned
 
 
-def _said(found: Sequence[_Slope], *, shared: bool) -> Row:
+def _effect_row(found: Sequence[_Slope], *, shared: bool) -> Row:
     """Mean slope over data sets with its interval and test."""
     spanned = [value for f in found for value in f.spanned]
     slopes = [f.by_seed for f in found]

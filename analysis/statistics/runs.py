@@ -96,7 +96,7 @@ def averaged(scores: Sequence[Mapping[Seed, float]]) -> dict[Seed, float]:
     return {seed: sum(each[seed] for each in scores) / len(scores) for seed in shared_seeds(scores)}
 
 
-def by(rows: Iterable[Row], *names: str) -> dict[tuple[Any, ...], list[Row]]:
+def group_by(rows: Iterable[Row], *names: str) -> dict[tuple[Any, ...], list[Row]]:
     """Rows by what stands in these columns, in order of appearance."""
     groups: dict[tuple[Any, ...], list[Row]] = defaultdict(list)
     for row in rows:
@@ -141,19 +141,19 @@ def over_all_datasets(store: Store, rows: Sequence[Row]) -> Iterator[tuple[list[
     """
     cells, sharing = confirmed(store), sharing_seeds(store)
     single = [r for r in rows if r["reference"] and r["dataset"]]
-    for key, of_place in by(single, "sweep", "model", "train_size").items():
+    for key, of_place in group_by(single, "sweep", "model", "train_size").items():
         sets, shared = len(datasets_of(cells, *key)), key[0] in sharing
-        for (method, reference), mine in by(of_place, "method", "reference").items():
+        for (method, reference), mine in group_by(of_place, "method", "reference").items():
             if sets < 2 or len(mine) < sets:
                 continue
             runs = [cells[place_of(r), method, reference] for r in mine]
             other = [baseline_runs(cells, place_of(r), r["baseline"], reference) for r in mine]
-            mean = over_datasets([gaps(*pair) for pair in zip(runs, other, strict=True)], shared=shared)
+            mean = over_datasets([seed_differences(*pair) for pair in zip(runs, other, strict=True)], shared=shared)
             if mean is not None:
-                yield mine, mean, added_over_datasets(list(map(choice_of, mine)), shared=shared)
+                yield mine, mean, added_over_datasets(list(map(choice_variance_of, mine)), shared=shared)
 
 
-def choice_of(row: Row) -> float | None:
+def choice_variance_of(row: Row) -> float | None:
     """Variance that the choice of rates adds to a comparison; None where it is not known."""
     return None if row["choice_sd"] is None else row["choice_sd"] ** 2
 
@@ -165,7 +165,7 @@ def baseline_runs(
     return cells.get((place, baseline, reference)) or cells.get((place, baseline, None)) or []
 
 
-def gaps(runs: Sequence[Row], other: Sequence[Row]) -> dict[Seed, float]:
+def seed_differences(runs: Sequence[Row], other: Sequence[Row]) -> dict[Seed, float]:
     """Differences of test scores over common seeds; what trains nothing has one score, whatever the seed."""
     mine, theirs = by_seed(runs), by_seed(other)
     if other[0]["method"] == UNTRAINED and len(theirs) == 1:
@@ -178,24 +178,26 @@ def lost_runs(store: Store, runs: Sequence[Row]) -> list[Row]:
     return failed(store).get((place_of(runs[0]), runs[0]["method"], runs[0]["reference"]), [])
 
 
-def gaps_as_untrained(store: Store, runs: Sequence[Row], other: Sequence[Row], *, ahead: bool) -> dict[Seed, float]:
-    """`gaps` with each failed run of the one that is ahead scored as the untrained model.
+def seed_differences_as_untrained(
+    store: Store, runs: Sequence[Row], other: Sequence[Row], *, ahead: bool
+) -> dict[Seed, float]:
+    """`seed_differences` with each failed run of the one that is ahead scored as the untrained model.
 
     Args:
         ahead: whether `runs` are ahead, and not `other`. What failed of the one behind takes nothing from the lead.
     """
     mine, theirs = (lost_runs(store, each) if leads is ahead else [] for each, leads in ((runs, True), (other, False)))
-    return gaps([*runs, *mine], [*other, *theirs])
+    return seed_differences([*runs, *mine], [*other, *theirs])
 
 
 @remembered
-def _dof(store: Store) -> dict[tuple[str, str], int | None]:
+def _degrees_of_freedom(store: Store) -> dict[tuple[str, str], int | None]:
     return {(r["sweep"], r["cell_id"]): r["dof"] for r in store.table("cells").to_pylist()}
 
 
-def ratios(store: Store, mine: Row, other: Row) -> dict[str, float | None]:
+def size_ratios(store: Store, mine: Row, other: Row) -> dict[str, float | None]:
     """What one run trains over what another does, in parameters and in degrees of freedom; None without a budget."""
-    known = _dof(store)
+    known = _degrees_of_freedom(store)
     own, base = (known.get((run["sweep"], run["cell_id"])) for run in (mine, other))
     count, against = mine["adapter_params"], other["adapter_params"]
     matched = other["budget"] is not None

@@ -20,26 +20,26 @@ from analysis.statistics.inference import (
     t_difference,
     verdict,
 )
-from analysis.statistics.looks import declared_first, early, first_declared, level, margin_of
+from analysis.statistics.looks import declared_before_scores, least_advanced, level, margin_of, restrict_to_declared
 from analysis.statistics.power import detectable, effect_size, power_at, seeds_needed
 from analysis.statistics.runs import (
     Seed,
     added_over_datasets,
     averaged,
     baseline_runs,
-    by,
     by_seed,
     confirmed,
     datasets_of,
-    gaps,
-    gaps_as_untrained,
+    group_by,
     lost_runs,
     over_all_datasets,
     over_datasets,
-    ratios,
+    seed_differences,
+    seed_differences_as_untrained,
     seed_of,
     shared_seeds,
     sharing_seeds,
+    size_ratios,
 )
 from analysis.store.columns import INT, PLACE, REAL, TEXT, typed
 from analysis.store.store import Store, remembered
@@ -71,9 +71,9 @@ def question(store: Store) -> Question:
     Else the baseline is the first other method in the order of tables, and in question the one method that is left.
     Methods that joined after the first declaration change none of it.
     """
-    declared_cells = first_declared(store).table("cells").to_pylist()
+    declared_cells = restrict_to_declared(store).table("cells").to_pylist()
     rows = [r for r in declared_cells if r["feasible"] and r["reference"] is not None]
-    return question_among({r["method"] for r in rows}, declared_first(store).get("question"))
+    return question_among({r["method"] for r in rows}, declared_before_scores(store).get("question"))
 
 
 def question_among(names: Collection[str], asked: str | None) -> Question:
@@ -161,7 +161,7 @@ FURTHER = ("power", "seeds_needed", "effect", "effect_low", "effect_high")
 TESTED = pa.schema([field for field in COMPARISONS if field.name not in FURTHER])
 
 EARLY = b"preliminary"
-"""Key of a table's metadata: '2 of 5 seeds', as of `looks.early`."""
+"""Key of a table's metadata: '2 of 5 seeds', as of `looks.least_advanced`."""
 
 
 def score_name(store: Store, dataset: str | None = None) -> str:
@@ -194,7 +194,7 @@ def curve(store: Store) -> pa.Table:
     of_cells = store.table("scaling").to_pylist()
     cells, sharing = confirmed(store), sharing_seeds(store)
     means: list[Row] = []
-    for (sweep, model, size, method, reference), mine in by(of_cells, *_ACROSS).items():
+    for (sweep, model, size, method, reference), mine in group_by(of_cells, *_ACROSS).items():
         datasets = sorted(datasets_of(cells, sweep, model, size), key=lambda name: name or "")
         groups = [cells.get(((sweep, model, dataset, size), method, reference), []) for dataset in datasets]
         if len(datasets) < 2 or not all(groups):
@@ -239,20 +239,20 @@ def comparisons(store: Store, baseline: str | None = None) -> pa.Table:
     Raises:
         StoreError: the margin in the folder's sweep file is no fraction between 0 and 1.
     """
-    asked = against(store, baseline)
+    asked = question_against(store, baseline)
     return _table(store, _with_further(store, asked.baseline, asked.focus), COMPARISONS)
 
 
-def tested(store: Store, baseline: str | None = None) -> pa.Table:
+def verdict_table(store: Store, baseline: str | None = None) -> pa.Table:
     """`comparisons` without the columns `FURTHER`; columns `TESTED`."""
-    return _table(store, [row for row, _ in compared(store, baseline)], TESTED)
+    return _table(store, [row for row, _ in rows_with_differences(store, baseline)], TESTED)
 
 
 def _table(store: Store, rows: Sequence[Row], schema: pa.Schema) -> pa.Table:
     """Return rows as a table. Its metadata has `EARLY` if cells of the question have seeds still to run."""
     asked = question(store)
     pair = (asked.focus, asked.baseline)  # against a third method the sentence is on both
-    seeds = early(store, [r for r in rows if asked.focus is None or r["method"] in pair])
+    seeds = least_advanced(store, [r for r in rows if asked.focus is None or r["method"] in pair])
     return pa.Table.from_pylist(rows, schema=schema if seeds is None else schema.with_metadata({EARLY: seeds}))
 
 
@@ -274,13 +274,13 @@ def _further(row: Row, difference: Difference) -> Row:
     return columns
 
 
-def compared(store: Store, baseline: str | None = None) -> list[tuple[Row, Difference]]:
-    """Return the rows of `tested`, each with the difference it was computed from, given the chosen rates."""
-    asked = against(store, baseline)
+def rows_with_differences(store: Store, baseline: str | None = None) -> list[tuple[Row, Difference]]:
+    """Return the rows of `verdict_table`, each with the difference it was computed from, given the chosen rates."""
+    asked = question_against(store, baseline)
     return _compared_with(store, asked.baseline, asked.focus)
 
 
-def against(store: Store, baseline: str | None = None) -> Question:
+def question_against(store: Store, baseline: str | None = None) -> Question:
     """The sweep's question with another baseline; with its focus for one the pair stands the other way round."""
     asked = question(store)
     turned = baseline is not None and baseline == asked.focus
@@ -289,19 +289,19 @@ def against(store: Store, baseline: str | None = None) -> Question:
 
 @remembered
 def _compared_with(store: Store, baseline: str, focus: str | None) -> list[tuple[Row, Difference]]:
-    first = first_declared(store)
+    first = restrict_to_declared(store)
     found = _tested(first, baseline, focus, set())
     for row, _ in found:
         row["added"] = False
     if first is not store:
-        later = _tested(store, baseline, focus, {_what(row) for row, _ in found})
+        later = _tested(store, baseline, focus, {_row_key(row) for row, _ in found})
         for row, _ in later:
             row["added"] = True
         found = sorted([*found, *later], key=lambda pair: (_order(pair[0]), pair[0]["added"]))
     return found
 
 
-def _what(row: Row) -> tuple[Any, ...]:
+def _row_key(row: Row) -> tuple[Any, ...]:
     """What a row is of: place, method, budget, and for a mean of how many data sets and budgets."""
     return (
         *(row.get(k) for k in (*PLACE, "method", "reference", "n_datasets", "n_budgets")),
@@ -322,25 +322,25 @@ def _tested(
         other = baseline_runs(cells, place, baseline, reference)
         if method == baseline or runs[0]["budget"] is None or not other:
             continue
-        seen = gaps(runs, other)
+        seen = seed_differences(runs, other)
         if seen:
             difference = t_difference(list(seen.values()))
             lost_here = [len(lost_runs(store, each)) for each in (runs, other)]
             if any(lost_here):
-                filled = gaps_as_untrained(store, runs, other, ahead=difference.mean > 0)
+                filled = seed_differences_as_untrained(store, runs, other, ahead=difference.mean > 0)
                 also = None if filled == seen else t_difference(list(filled.values()))
                 difference = replace(difference, as_untrained=also, lost=sum(lost_here))
-            row = _compared(runs[0], baseline, difference, _added(choice, [(runs, other)]), margin)
-            row |= ratios(store, runs[0], other[0]) | {"edge": _edge(edges, runs[0], other[0])}
+            row = _comparison_row(runs[0], baseline, difference, _choice_variance(choice, [(runs, other)]), margin)
+            row |= size_ratios(store, runs[0], other[0]) | {"edge": _edge(edges, runs[0], other[0])}
             row["failed"], row["baseline_failed"] = lost_here
             found.append((row, difference))
     single = [row for row, _ in found]
     matched = any(row["params_ratio"] is not None for row in single)  # else, without a mean to ask first, one family
     for rows, mean, added in () if matched else over_all_datasets(store, single):
-        row = _compared(rows[0] | {"dataset": None}, baseline, mean, added, margin)
+        row = _comparison_row(rows[0] | {"dataset": None}, baseline, mean, added, margin)
         found.append((row | {"n_datasets": len(rows)}, mean))
     found += _overall(store, single, baseline, focus)
-    found = [(row, difference) for row, difference in found if _what(row) not in before]
+    found = [(row, difference) for row, difference in found if _row_key(row) not in before]
     found.sort(key=lambda pair: _order(pair[0]))
     _corrected([row for row, _ in found], focus if matched and not before else None, level(store))
     for row, difference in found:
@@ -389,26 +389,26 @@ def _prospects(row: Row, difference: Difference) -> Row:
     """The interval at the level that decided the row, the seeds for the difference seen, the least detectable."""
     if row["p"] is None or not row["alpha"] or not difference.testable:
         return {}
-    alpha, tested = row["alpha"], difference.widened(row["choice_sd"] ** 2)
-    low, high = tested.interval(row["decided_at"])
+    alpha, widened = row["alpha"], difference.widened(row["choice_sd"] ** 2)
+    low, high = widened.interval(row["decided_at"])
     silent = row["verdict"] == "not distinguishable" and row["difference"]
     return {
         "low": low,
         "high": high,
-        "seeds_for_seen": seeds_needed(tested, row["difference"], alpha) if silent else None,
+        "seeds_for_seen": seeds_needed(widened, row["difference"], alpha) if silent else None,
         "seeds_for_seen_given_rates": seeds_needed(difference, row["difference"], alpha) if silent else None,
-        "detectable": detectable(tested, alpha),
+        "detectable": detectable(widened, alpha),
     }
 
 
-def _added(choice: Mapping[CellKey, float], pairs: Sequence[tuple[Runs, Runs]]) -> float | None:
+def _choice_variance(choice: Mapping[CellKey, float], pairs: Sequence[tuple[Runs, Runs]]) -> float | None:
     """Variance that choices add to a mean over budgets of one data set; None where one of them is not known."""
     found = [choice.get((runs[0]["sweep"], runs[0]["cell_id"])) for pair in pairs for runs in pair]
     known = [variance for variance in found if variance is not None]
-    return sum(known) / len(pairs) * _share(pairs) if len(known) == len(found) else None
+    return sum(known) / len(pairs) * _noise_share(pairs) if len(known) == len(found) else None
 
 
-def _share(pairs: Sequence[tuple[Runs, Runs]]) -> float:
+def _noise_share(pairs: Sequence[tuple[Runs, Runs]]) -> float:
     """Which share of one choice's variance the mean over budgets has (`choice.noise_share`)."""
     scores = [[{seed_of(r): r["val_score"] for r in runs if r["val_score"] is not None} for runs in p] for p in pairs]
     seeds = shared_seeds([cell for pair in scores for cell in pair])
@@ -426,22 +426,22 @@ def _overall(store: Store, rows: Sequence[Row], baseline: str, focus: str | None
         return []
     matched = [row for row in rows if row["method"] == focus and row["params_ratio"] is not None]
     found = []
-    for (sweep, model, size), group in by(matched, "sweep", "model", "train_size").items():
+    for (sweep, model, size), group in group_by(matched, "sweep", "model", "train_size").items():
         sets = datasets_of({c for c in cells if c[1] in (focus, baseline)}, sweep, model, size)
-        several = [r for same in by(group, "reference").values() if len(same) == len(sets) for r in same]
+        several = [r for same in group_by(group, "reference").values() if len(same) == len(sets) for r in same]
         if len(several) < 2:
             continue
         blocks: dict[str, dict[Seed, float]] = {}
         pairs_of: dict[str, list[tuple[Runs, Runs]]] = {}
         parts: list[float | None] = []
-        for (dataset,), mine in by(several, "dataset").items():
+        for (dataset,), mine in group_by(several, "dataset").items():
             place = (sweep, model, dataset, size)
             pairs: list[tuple[Runs, Runs]] = [
                 (cells[place, focus, r["reference"]], cells[place, baseline, r["reference"]]) for r in mine
             ]
-            blocks[dataset] = averaged([gaps(runs, other) for runs, other in pairs])
+            blocks[dataset] = averaged([seed_differences(runs, other) for runs, other in pairs])
             pairs_of[dataset] = pairs
-            parts.append(_added(choice, pairs))
+            parts.append(_choice_variance(choice, pairs))
         if not all(blocks.values()):
             continue
         dataset = next(iter(blocks)) if len(blocks) == 1 else None
@@ -453,7 +453,10 @@ def _overall(store: Store, rows: Sequence[Row], baseline: str, focus: str | None
         lost = sum(len(lost_runs(store, r)) for pairs in pairs_of.values() for pair in pairs for r in pair)
         if these is not None and lost:
             ahead = these.mean > 0
-            filled = [averaged([gaps_as_untrained(store, *pair, ahead=ahead) for pair in p]) for p in pairs_of.values()]
+            filled = [
+                averaged([seed_differences_as_untrained(store, *pair, ahead=ahead) for pair in p])
+                for p in pairs_of.values()
+            ]
             also = None if filled == each else over_datasets(filled, shared=shared)
             these = replace(these, as_untrained=also, lost=lost)
         tests = [(these, added)]
@@ -466,7 +469,7 @@ def _overall(store: Store, rows: Sequence[Row], baseline: str, focus: str | None
             tests.append((like, 0.0))  # spread over data sets has their choices in it
         for difference, extra in tests:
             if difference is not None:
-                row = _compared(total, baseline, difference, extra, margin_of(store))
+                row = _comparison_row(total, baseline, difference, extra, margin_of(store))
                 n_budgets = len({r["reference"] for r in several})
                 found.append((row | {"n_datasets": len(blocks), "n_budgets": n_budgets}, difference))
     return found
@@ -482,7 +485,7 @@ def _like_these(blocks: Sequence[Mapping[Seed, float]], *, spread: bool) -> Diff
     return found if spread else replace(found, variances=(), freedoms=())
 
 
-def _compared(cell: Row, baseline: str, difference: Difference, added: float | None, margin: float | None) -> Row:
+def _comparison_row(cell: Row, baseline: str, difference: Difference, added: float | None, margin: float | None) -> Row:
     widened = None if added is None else difference.widened(added)
     return (
         {k: cell[k] for k in (*PLACE, "method", "reference", "budget")}

@@ -12,7 +12,7 @@ from scipy import special
 
 from analysis.format import Row
 from analysis.statistics.inference import LEVEL, NO_SPREAD, best_weights, expected_best
-from analysis.statistics.runs import by
+from analysis.statistics.runs import group_by
 from analysis.store.columns import FLAG, INT, REAL, TEXT, typed
 from analysis.store.store import Store, remembered
 from analysis.styles import style
@@ -117,13 +117,13 @@ def sharpness(store: Store) -> pa.Table:
             continue
         x, y = np.log10([r["lr"] for r in mine]), np.array([r["mean_val"] for r in mine])
         best = int(y.argmax())
-        right, left = _reach(x[best:], y[best:]), _reach(-x[best::-1], y[best::-1])
+        right, left = _near_range(x[best:], y[best:]), _near_range(-x[best::-1], y[best::-1])
         wide = {"decades": left[0] + right[0], "open": left[1] or right[1]}
         rows.append(named | wide | {"searched": float(x[-1] - x[0]), "best": float(y[best])})
     return pa.Table.from_pylist(rows, schema=SHARPNESS)
 
 
-def _reach(x: NDArray[np.float64], y: NDArray[np.float64]) -> tuple[float, bool]:
+def _near_range(x: NDArray[np.float64], y: NDArray[np.float64]) -> tuple[float, bool]:
     """How far from the first point lines through the points stay within NEAR of it, and whether they end so."""
     level = y[0] - NEAR
     for i in range(1, len(x)):
@@ -135,5 +135,5 @@ def _reach(x: NDArray[np.float64], y: NDArray[np.float64]) -> tuple[float, bool]
 def _tuned_cells(store: Store) -> Iterator[tuple[Row, list[Row]]]:
     """Every cell's own columns, and its points that have a score, lowest rate first within what else was searched."""
     tried = [row for row in rates(store).to_pylist() if row["mean_val"] is not None]
-    for key, mine in by(tried, *_CELL).items():
+    for key, mine in group_by(tried, *_CELL).items():
         yield dict(zip(_CELL, key, strict=True)) | {"name": style(mine[0]["method"]).name}, mine

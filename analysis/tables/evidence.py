@@ -21,8 +21,8 @@ from analysis.format import (
 )
 from analysis.statistics.best_rates import rate_ratios
 from analysis.statistics.choice import choice_variances, run_noises
-from analysis.statistics.runs import by
-from analysis.statistics.sizing.estimates import foresight
+from analysis.statistics.runs import group_by
+from analysis.statistics.sizing.estimates import estimate_table
 from analysis.statistics.tuning import NEAR, best_of_n, rates, sharpness
 from analysis.store.columns import limited
 from analysis.store.store import Store
@@ -291,7 +291,7 @@ def cost(store: Store) -> Sheet:
 
 def estimate(store: Store) -> Sheet:
     """Estimate and actual cost of the last run of the sweep."""
-    rows = foresight(store).to_pylist()
+    rows = estimate_table(store).to_pylist()
     columns = [
         Column("quantity", lambda r: r["quantity"] + (f", {r['unit']}" if r["unit"] else "")),
         METHOD,
@@ -324,7 +324,7 @@ def failures(store: Store) -> Sheet:
 def infeasible(store: Store) -> Sheet:
     """Cells for which a method has no setting close enough to the budget."""
     cells = [r for r in store.table("cells").to_pylist() if not r["feasible"] and not r["absent"]]
-    alike = by(cells, "sweep", "model", "method", "reference", "reason")
+    alike = group_by(cells, "sweep", "model", "method", "reference", "reason")
     rows = [same[0] | {"places": listed([where(r) for r in same])} for same in alike.values()]
     columns = [
         *origins(rows),

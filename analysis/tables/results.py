@@ -26,7 +26,7 @@ from analysis.statistics.decisions import decisions
 from analysis.statistics.groups import groups
 from analysis.statistics.inference import OVER_DATASETS
 from analysis.statistics.looks import level, margin_of
-from analysis.statistics.measures import beside, told
+from analysis.statistics.measures import further_measure, separations
 from analysis.statistics.scaling import PLANTED, comparisons, curve, question
 from analysis.statistics.sizing.seeds import DIFFERENCES, seeds_table
 from analysis.store.columns import limited
@@ -88,7 +88,7 @@ def results(store: Store) -> Sheet:
     rows = [r for r in cells if not _infeasible(r)]
     rows.sort(key=lambda r: (r["sweep"], r["dataset"], size_key(r["train_size"])))
     compared_at = {(r["dataset"], r["train_size"], r["reference"]) for r in rows if r["verdict"]}
-    second, which = beside(store), told(store)
+    second, which = further_measure(store), separations(store)
     other = None if second is None else second.name
 
     def verdict(r: Row) -> str:

@@ -132,7 +132,7 @@ def _basis(cells: Sequence[Row], whole: Sequence[Row], level: float) -> str:
 
 
 def preliminary(seeds: str | None) -> str:
-    """How a sentence begins while seeds are to come; else empty. `seeds`: as `looks.early` returns them."""
+    """How a sentence begins while seeds are to come; else empty. `seeds`: as `looks.least_advanced` returns them."""
     return f"Preliminary, {seeds}: " if seeds else ""
 
 
@@ -358,7 +358,7 @@ def conclude_rank_effects(rows: Sequence[Row]) -> str:
 
 
 def idle_text(rows: Sequence[Row]) -> str:
-    """Which cells were left out, from `rank_effects.idle`; empty where none was."""
+    """Which cells were left out, from `rank_effects.idle_cells`; empty where none was."""
     each = [f"{style(r['method']).name} at {r['reference']} ({r['dof']:,} of {r['count']:,})" for r in rows]
     return f" Left out, since more than a tenth of their parameters can't act: {', '.join(each)}." if each else ""
 

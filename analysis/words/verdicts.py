@@ -6,7 +6,7 @@ from collections.abc import Collection
 
 from analysis.format import Row, percent, plural, points
 from analysis.statistics.inference import OVER_DATASETS
-from analysis.statistics.measures import LOSS, Told
+from analysis.statistics.measures import LOSS, Separation
 from analysis.statistics.scaling import PLANTED
 
 MUCH = 2.0
@@ -38,7 +38,7 @@ def beside_text(value: float | None, name: str) -> str:
     return percent(value) if name != LOSS else "" if value is None else f"{value:.3f}"
 
 
-def measures_text(score: Told, other: Told) -> str:
+def measures_text(score: Separation, other: Separation) -> str:
     """Say how well the score and the measure beside it tell methods apart, and what follows if the loss does better."""
     said = (
         f"On the validation examples of stage TUNE, the spread between methods is {score.ratio:.1f} times the noise of "

@@ -137,13 +137,13 @@ def estimate(
     as_json: Json = False,
 ) -> None:
     """Estimate time, accelerator-hours, memory, disk and cost of a sweep from a short probe of every method."""
-    from analysis.statistics.sizing.estimates import foresight
+    from analysis.statistics.sizing.estimates import estimate_table
     from sweeps.cli.progress import used_hours
     from sweeps.plan.estimate import estimate_plan
     from trainables.models.loading import check_weights
 
     if compare:
-        table = foresight(store_of(spec, overrides, scale=scale))
+        table = estimate_table(store_of(spec, overrides, scale=scale))
         if as_json or table.num_rows:
             emit(as_json, table.to_pylist, lambda: print_table(table, "estimate against actual, last run"))
         else:

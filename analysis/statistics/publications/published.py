@@ -47,7 +47,7 @@ _FILES = {
 }
 
 
-def names() -> tuple[str, ...]:
+def publication_names() -> tuple[str, ...]:
     """The publications at hand."""
     return tuple(sorted(_FILES))
 
@@ -55,7 +55,7 @@ def names() -> tuple[str, ...]:
 def publication(name: str) -> Publication:
     """One publication. Raises StoreError for an unknown name, with the known ones."""
     if name not in _FILES:
-        raise StoreError(f"unknown published results {name!r}; {nearest(name, names())}")
+        raise StoreError(f"unknown published results {name!r}; {nearest(name, publication_names())}")
     whole = json.loads(_FILES[name].read_text(encoding="utf-8"))
     points = [
         {k: v for k, v in {**group, **point}.items() if k not in ("points", "datasets", "scores")}
@@ -70,7 +70,7 @@ def publication(name: str) -> Publication:
     return Publication(**facts, points=tuple(points))
 
 
-def reference(point: Row) -> str | None:
+def published_reference(point: Row) -> str | None:
     """'randlora-6': method and capacity as printed; None without one. It says what a cell is, not a matched budget."""
     return None if point.get("setting") is None else f"{point['method']}-{point['setting']}"
 
@@ -96,10 +96,15 @@ def published_curve(
     first = max(measured, key=nearness)  # the first of those that are equally near
     rows = []
     for point in (p for p in found.points if tuple(p[k] for k in keys) == first):
-        budget = point["adapter_params"] if reference(point) else None
+        budget = point["adapter_params"] if published_reference(point) else None
         rows.append(
             {k: point[k] for k in (*keys, "method", "adapter_params")}
-            | {"sweep": name, "name": style(point["method"]).name, "reference": reference(point), "budget": budget}
+            | {
+                "sweep": name,
+                "name": style(point["method"]).name,
+                "reference": published_reference(point),
+                "budget": budget,
+            }
             | {"kind": "line" if budget is None else "curve", "n": 1, "mean": point["score"], "n_datasets": 1}
         )
     where = f", {place_text(first[1], first[2])}" if len(measured) > 1 else ""

@@ -21,7 +21,7 @@ Line = tuple[str, str | None, str, float | None, float | None]
 """Quantity, method, unit, estimated, actual."""
 
 
-def foresight(store: Store) -> pa.Table:
+def estimate_table(store: Store) -> pa.Table:
     """Estimate against actual of the last run that was estimated and finished a trial.
 
     Columns: quantity ('trials', 'seconds per trial', 'wall time', 'accelerator time', 'cost', 'peak memory', 'disk'),

@@ -21,8 +21,8 @@ from analysis.statistics.examples import unpacked
 from analysis.statistics.inference import OVER_DATASETS, Difference
 from analysis.statistics.looks import Looks
 from analysis.statistics.power import detectable
-from analysis.statistics.runs import by
-from analysis.statistics.scaling import compared, question
+from analysis.statistics.runs import group_by
+from analysis.statistics.scaling import question, rows_with_differences
 from analysis.statistics.tuning import rates
 from analysis.store.store import Store
 from analysis.styles import Place, place_of
@@ -112,7 +112,7 @@ class Pilot:
         asked = question(store)
         found = [
             (row, tested)
-            for row, tested in compared(store)
+            for row, tested in rows_with_differences(store)
             if asked.focus in (None, row["method"])
             and row["test"] != OVER_DATASETS
             and tested.testable
@@ -186,7 +186,7 @@ def _tuned(store: Store) -> dict[tuple[Place, str], list[_Tuned]]:
     cells = {(c["sweep"], c["cell_id"]): c for c in store.table("cells").to_pylist()}
     found: dict[tuple[Place, str], list[_Tuned]] = defaultdict(list)
     tried = [row for row in rates(store).to_pylist() if row["mean_val"] is not None]
-    for (sweep, cell_id), points in by(tried, "sweep", "cell_id").items():
+    for (sweep, cell_id), points in group_by(tried, "sweep", "cell_id").items():
         key = (sweep, cell_id)
         if key not in noises or len(points) < 2 or key not in cells:
             continue

@@ -8,7 +8,7 @@ import pyarrow as pa
 
 from analysis.statistics.inference import OVER_DATASETS
 from analysis.statistics.power import power_at, seeds_needed
-from analysis.statistics.scaling import compared
+from analysis.statistics.scaling import rows_with_differences
 from analysis.store.columns import INT, PLACE, REAL, TEXT, typed
 from analysis.store.store import Store
 
@@ -46,7 +46,7 @@ def seeds_table(store: Store, baseline: str | None = None, differences: Sequence
     if wrong:
         raise ValueError(f"a difference of {wrong[0]:g} can't be asked about; it is a fraction between 0 and 1")
     rows = []
-    for r, given in compared(store, baseline):
+    for r, given in rows_with_differences(store, baseline):
         if not given.testable or given.test == OVER_DATASETS:
             continue
         tested = None if r["choice_sd"] is None else given.widened(r["choice_sd"] ** 2)
