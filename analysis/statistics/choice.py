@@ -77,8 +77,8 @@ def run_noise(scores: Array) -> tuple[Array, int]:
     Args:
         scores: (..., cells, seeds) validation scores of stage CONFIRM. A missing run is NaN, in all tables alike.
     """
-    rest, left, _ = _residuals(scores)
-    return (rest**2).sum(axis=-1), round(float(np.trace(left)))
+    residuals, projection, _ = _residuals(scores)
+    return (residuals**2).sum(axis=-1), round(float(np.trace(projection)))
 
 
 def _residuals(scores: Array) -> tuple[Array, Array, Array]:
@@ -87,11 +87,11 @@ def _residuals(scores: Array) -> tuple[Array, Array, Array]:
     The shapes are (..., runs), (runs, runs) and (runs, cells).
     """
     cells, seeds = scores.shape[-2:]
-    there = np.isfinite(scores).reshape(-1, cells, seeds)[0].ravel()
-    design = np.hstack([np.repeat(np.eye(cells), seeds, axis=0), np.tile(np.eye(seeds), (cells, 1))])[there]
-    left = np.eye(len(design)) - design @ np.linalg.pinv(design, rcond=1e-10)
-    rest = scores.reshape(*scores.shape[:-2], -1)[..., there] @ left
-    return rest, left, np.repeat(np.eye(cells), seeds, axis=0)[there]
+    present = np.isfinite(scores).reshape(-1, cells, seeds)[0].ravel()
+    design = np.hstack([np.repeat(np.eye(cells), seeds, axis=0), np.tile(np.eye(seeds), (cells, 1))])[present]
+    projection = np.eye(len(design)) - design @ np.linalg.pinv(design, rcond=1e-10)
+    residuals = scores.reshape(*scores.shape[:-2], -1)[..., present] @ projection
+    return residuals, projection, np.repeat(np.eye(cells), seeds, axis=0)[present]
 
 
 def method_noise(scores: Array) -> tuple[Array, NDArray[np.bool_]] | None:
@@ -108,9 +108,9 @@ def method_noise(scores: Array) -> tuple[Array, NDArray[np.bool_]] | None:
     Returns:
         None if no budget has two methods with two common seeds, so that the noise is unknown.
     """
-    found = _pooled_noise(scores.reshape(-1, *scores.shape[-3:]))
+    noises = _pooled_noise(scores.reshape(-1, *scores.shape[-3:]))
     shape = (*scores.shape[:-3], scores.shape[-2])
-    return None if found is None else (found[0].reshape(shape), found[1].reshape(shape))
+    return None if noises is None else (noises[0].reshape(shape), noises[1].reshape(shape))
 
 
 def _pooled_noise(scores: Array) -> tuple[Array, NDArray[np.bool_]] | None:
@@ -121,12 +121,12 @@ def _pooled_noise(scores: Array) -> tuple[Array, NDArray[np.bool_]] | None:
     pooled = np.sum([squares for squares, _ in parts], axis=0) / freedom
     noise = np.repeat(pooled[:, None], scores.shape[2], axis=-1)
     alike = np.ones(noise.shape, dtype=bool)
-    largest, own = _noisiest(scores)
+    largest, own_noise = _noisiest(scores)
     for at in set(largest[largest >= 0].tolist()):
         tables, others = np.flatnonzero(largest == at), np.flatnonzero(np.arange(scores.shape[2]) != at)
-        if (rest := _pooled_noise(scores[tables][:, :, others])) is not None:
-            noise[np.ix_(tables, others)], alike[np.ix_(tables, others)] = rest
-            noise[tables, at], alike[tables, at] = own[tables, at], False
+        if (rest_noise := _pooled_noise(scores[tables][:, :, others])) is not None:
+            noise[np.ix_(tables, others)], alike[np.ix_(tables, others)] = rest_noise
+            noise[tables, at], alike[tables, at] = own_noise[tables, at], False
     return noise, alike
 
 
@@ -135,27 +135,29 @@ def _noisiest(scores: Array) -> tuple[NDArray[np.int64], Array]:
 
     Without a method the sum of squares falls by a v + (1 - a) v_rest, in expectation and per degree of freedom.
     """
-    total, taken = np.zeros((len(scores), 1)), np.zeros((len(scores), scores.shape[2]))
-    freedom, mine, trace = 0.0, np.zeros(scores.shape[2]), np.zeros(scores.shape[2])
+    total, explained = np.zeros((len(scores), 1)), np.zeros((len(scores), scores.shape[2]))
+    freedom, own_freedom, trace = 0.0, np.zeros(scores.shape[2]), np.zeros(scores.shape[2])
     for budget in range(scores.shape[1]):
-        rest, left, whose = _residuals(scores[:, budget])
-        blocks = left * (whose @ whose.T)
+        rest_noise, projection, whose = _residuals(scores[:, budget])
+        blocks = projection * (whose @ whose.T)
         inverse = np.linalg.pinv(blocks, rcond=1e-8, hermitian=True)
         each = np.rint(np.diag(inverse @ blocks) @ whose)
         if (each > 0).sum() < 3:
             continue
-        total += (rest**2).sum(axis=-1, keepdims=True)
-        taken += rest * (rest @ inverse) @ whose
-        freedom += round(float(np.trace(left)))
-        mine += each
-        trace += np.diag(left) @ whose
-    known = (mine > 0) & (freedom > mine)
-    own, others, part = (np.where(known, x, 1.0) for x in (mine, freedom - mine, trace / np.maximum(mine, 1.0)))
-    rest = np.maximum(total - taken, np.finfo(float).tiny) / others
+        total += (rest_noise**2).sum(axis=-1, keepdims=True)
+        explained += rest_noise * (rest_noise @ inverse) @ whose
+        freedom += round(float(np.trace(projection)))
+        own_freedom += each
+        trace += np.diag(projection) @ whose
+    testable = (own_freedom > 0) & (freedom > own_freedom)
+    freedoms, other_freedoms, part = (
+        np.where(testable, x, 1.0) for x in (own_freedom, freedom - own_freedom, trace / np.maximum(own_freedom, 1.0))
+    )
+    rest_noise = np.maximum(total - explained, np.finfo(float).tiny) / other_freedoms
     with np.errstate(over="ignore"):
-        p = np.where(known, special.fdtrc(own, others, taken / own / rest), 1.0)
-    largest = np.where(p.min(axis=-1) < APART / max(1, known.sum()), p.argmin(axis=-1), -1)
-    return largest, np.maximum((taken / own - (1 - part) * rest) / part, 0.0)
+        p = np.where(testable, special.fdtrc(freedoms, other_freedoms, explained / freedoms / rest_noise), 1.0)
+    largest = np.where(p.min(axis=-1) < APART / max(1, testable.sum()), p.argmin(axis=-1), -1)
+    return largest, np.maximum((explained / freedoms - (1 - part) * rest_noise) / part, 0.0)
 
 
 def rerun_noise(again: Array) -> tuple[Array, int]:
@@ -184,10 +186,10 @@ def noise_share(scores: Array) -> Array:
     """
     budgets = scores.shape[-3]
     (each, freedom), (mean, _) = run_noise(scores), run_noise(scores.mean(axis=-3))
-    one = each.mean(axis=-1)
+    run_variance = each.mean(axis=-1)
     if not freedom:
-        return np.ones_like(one)
-    return np.clip(mean / np.where(one > 0, one, 1.0), 1.0 / budgets, 1.0)
+        return np.ones_like(run_variance)
+    return np.clip(mean / np.where(run_variance > 0, run_variance, 1.0), 1.0 / budgets, 1.0)
 
 
 def levels(runs: Runs) -> tuple[Array, Array]:
@@ -215,8 +217,8 @@ def smoothed(log_rates: Array, level: Array, weight: Array, chosen: NDArray[np.i
     apart = (rates - np.take_along_axis(rates, chosen[..., None], axis=-1)) / (WIDTH * step)
     root = np.sqrt(weight * np.exp(-0.5 * apart**2))
     powers = np.stack([np.ones_like(apart), apart, apart**2], axis=-1)
-    found = np.linalg.pinv(root[..., None] * powers) @ (root * level)[..., None]
-    return np.asarray((powers @ found)[..., 0], dtype=float)
+    coefficients = np.linalg.pinv(root[..., None] * powers) @ (root * level)[..., None]
+    return np.asarray((powers @ coefficients)[..., 0], dtype=float)
 
 
 def missed(log_rates: Array, level: Array) -> Array:
@@ -240,9 +242,9 @@ def missed(log_rates: Array, level: Array) -> Array:
     for first in (best - 1, best - 2, best):
         three = np.clip(first, 0, last - 2)[..., None] + np.arange(3)
         rise, bend = _parabola_top(*(np.take_along_axis(each, three, axis=-1) for each in (rates, level)), *ends)
-        there = (first >= 0) & (first + 2 <= last)
-        rises.append(np.where(there, rise - level.max(axis=-1), np.inf))
-        bends.append(np.where(there, np.abs(bend), np.inf))
+        inside_rates = (first >= 0) & (first + 2 <= last)
+        rises.append(np.where(inside_rates, rise - level.max(axis=-1), np.inf))
+        bends.append(np.where(inside_rates, np.abs(bend), np.inf))
     flatter = np.where(bends[1] <= bends[2], rises[1], rises[2])
     inside = (best > 0) & (best < last)
     return np.where(inside, np.maximum(np.minimum(rises[0], flatter), 0.0), 0.0)
@@ -270,14 +272,14 @@ def choice_variance(expected: Array, noise: ArrayLike, reruns: tuple[int, int]) 
         reruns: number of rates that are run again, and number of seeds for each. With (0, 0) the first seed chooses.
     """
     each = np.broadcast_to(np.asarray(noise, dtype=float), expected.shape[:-1])
-    found = np.zeros(expected.shape[:-1])
+    variances = np.zeros(expected.shape[:-1])
     rates, seeds = (min(reruns[0], expected.shape[-1]), reruns[1]) if min(reruns) > 0 else (1, 0)
-    for at in np.ndindex(found.shape):
+    for at in np.ndindex(variances.shape):
         sd = float(np.sqrt(each[at]))
         if sd > 0.0:
             behind = np.maximum((expected[at] - expected[at].max()) / sd, -FAR)
-            found[at] = sd**2 * _variance(behind, rates, seeds if rates > 1 else 0)
-    return found
+            variances[at] = sd**2 * _variance(behind, rates, seeds if rates > 1 else 0)
+    return variances
 
 
 def drawn_variance(
@@ -290,20 +292,20 @@ def drawn_variance(
     rates, seeds = reruns
     sd = np.sqrt(np.asarray(noise, dtype=float))[..., None]
     total, squares = np.zeros(expected.shape[:-1]), np.zeros(expected.shape[:-1])
-    left, at_once = draws, max(1, AT_ONCE // expected.size)
-    while left > 0:
-        shape = (min(left, at_once), *expected.shape)
-        left -= shape[0]
+    remaining, at_once = draws, max(1, AT_ONCE // expected.size)
+    while remaining > 0:
+        shape = (min(remaining, at_once), *expected.shape)
+        remaining -= shape[0]
         first = expected + sd * rng.normal(size=shape)
         best = np.argsort(-first, axis=-1)[..., : max(1, rates)]
-        seen = np.take_along_axis(first, best, axis=-1)
+        observed = np.take_along_axis(first, best, axis=-1)
         true = np.take_along_axis(np.broadcast_to(expected, shape), best, axis=-1)
         if seeds:
-            more = true + sd / np.sqrt(seeds) * rng.normal(size=true.shape)
-            seen = (seen + seeds * more) / (1 + seeds)
-        got = np.take_along_axis(true, seen.argmax(axis=-1)[..., None], axis=-1)[..., 0]
-        total += got.sum(axis=0)
-        squares += (got**2).sum(axis=0)
+            rerun_mean = true + sd / np.sqrt(seeds) * rng.normal(size=true.shape)
+            observed = (observed + seeds * rerun_mean) / (1 + seeds)
+        chosen_score = np.take_along_axis(true, observed.argmax(axis=-1)[..., None], axis=-1)[..., 0]
+        total += chosen_score.sum(axis=0)
+        squares += (chosen_score**2).sum(axis=0)
     return np.asarray(np.maximum(squares / draws - (total / draws) ** 2, 0.0), dtype=float)
 
 
@@ -336,13 +338,13 @@ def _variance(behind: Array, rates: int, seeds: int) -> float:
     sums = np.zeros((2, 3, rates + 1, len(s), len(t)))
     sums[0, 0, 0] = 1.0
     for k, score in enumerate(behind):
-        more = sums * below[k]
-        more[1] += sums[0] * at[k]
-        more[:, :, 1:] += sums[:, :, :-1] * beaten[k]
-        taken = sums[:, 0, :-1] * chosen[k]
-        more[:, 1, 1:] += score * taken
-        more[:, 2, 1:] += score**2 * taken
-        sums = more
+        updated = sums * below[k]
+        updated[1] += sums[0] * at[k]
+        updated[:, :, 1:] += sums[:, :, :-1] * beaten[k]
+        now_chosen = sums[:, 0, :-1] * chosen[k]
+        updated[:, 1, 1:] += score * now_chosen
+        updated[:, 2, 1:] += score**2 * now_chosen
+        sums = updated
     mean, square = sums[1, 1:, rates].sum(axis=(-1, -2)) * step * (t[1] - t[0])
     return max(0.0, float(square - mean**2))
 
@@ -390,23 +392,23 @@ def choice_variances(store: Store) -> dict[CellKey, float]:
     TUNE is not in the store, or if CONFIRM's validation scores in its place do not show the noise of a run.
     """
     cells, tuned, noise = store.table("cells").to_pylist(), tuned_runs(store), run_noises(store)
-    took = {(r["sweep"], r["cell_id"]): r["lr"] for r in store.table("chosen").to_pylist()}
-    found: dict[CellKey, float] = {}
+    chosen_rates = {(r["sweep"], r["cell_id"]): r["lr"] for r in store.table("chosen").to_pylist()}
+    variances: dict[CellKey, float] = {}
     chosen: dict[tuple[Place, str], dict[CellKey, float]] = defaultdict(dict)
     for cell in cells:
         key = (cell["sweep"], cell["cell_id"])
         rates, runs = tuned.get(key, (None, None))
         if (cell["tune_trials"] or 0) < 2 and (runs is None or len(runs.first) < 2):
-            found[key] = 0.0
+            variances[key] = 0.0
         elif runs is not None and len(runs.first) > 1 and key in noise:
-            known = rates is not None and key in took
-            best = int(np.abs(rates - np.log10(took[key])).argmin() if known else runs.first.argmax())
+            rate_known = rates is not None and key in chosen_rates
+            best = int(np.abs(rates - np.log10(chosen_rates[key])).argmin() if rate_known else runs.first.argmax())
             reruns = (runs.again.shape[0], max(0, runs.again.shape[1] - 1))
             variance = chosen_variance(rates, runs, np.array(best), noise[key], reruns)
             chosen[place_of(cell), cell["method"]][key] = float(variance)
     for budgets in chosen.values():
-        found |= dict.fromkeys(budgets, sum(budgets.values()) / len(budgets))
-    return found
+        variances |= dict.fromkeys(budgets, sum(budgets.values()) / len(budgets))
+    return variances
 
 
 @remembered
@@ -417,18 +419,18 @@ def run_noises(store: Store) -> dict[CellKey, float]:
     is not known are left out.
     """
     cells, tuned = store.table("cells").to_pylist(), tuned_runs(store)
-    again: dict[tuple[Place, str], list[tuple[Array, int]]] = defaultdict(list)
+    rerun_noises: dict[tuple[Place, str], list[tuple[Array, int]]] = defaultdict(list)
     for cell in cells:
         if (key := (cell["sweep"], cell["cell_id"])) in tuned:
-            again[place_of(cell), cell["method"]].append(rerun_noise(tuned[key][1].again))
-    found: dict[CellKey, float] = {}
+            rerun_noises[place_of(cell), cell["method"]].append(rerun_noise(tuned[key][1].again))
+    variances: dict[CellKey, float] = {}
     for place, alike, noise in _confirm_noise(store, cells):
-        parts = [part for method in alike for part in again[place, method]]
+        parts = [part for method in alike for part in rerun_noises[place, method]]
         freedom = sum(f for _, f in parts)
-        more = float(sum(s for s, _ in parts)) / freedom if freedom else 0.0
-        mine = (c for c in cells if place_of(c) == place and c["method"] in alike)
-        found |= {(c["sweep"], c["cell_id"]): max(noise, more) for c in mine}
-    return found
+        tune_noise = float(sum(s for s, _ in parts)) / freedom if freedom else 0.0
+        sharing_cells = (c for c in cells if place_of(c) == place and c["method"] in alike)
+        variances |= {(c["sweep"], c["cell_id"]): max(noise, tune_noise) for c in sharing_cells}
+    return variances
 
 
 def _confirm_noise(store: Store, cells: Sequence[Row]) -> Iterator[tuple[Place, list[str], float]]:
@@ -440,22 +442,24 @@ def _confirm_noise(store: Store, cells: Sequence[Row]) -> Iterator[tuple[Place, 
     """
     rows = store.sql(_CONFIRMED).to_pylist()
     for place in dict.fromkeys(place_of(r) for r in rows):
-        mine = [r for r in rows if place_of(r) == place]
+        place_runs = [r for r in rows if place_of(r) == place]
         names = list(dict.fromkeys(cell["method"] for cell in cells if place_of(cell) == place))
-        budgets = list(group_by(mine, "reference").values())
-        told = method_noise(_scores(budgets, names))
-        if told is not None:
-            noise, alike = told
+        budgets = list(group_by(place_runs, "reference").values())
+        noises = method_noise(_scores(budgets, names))
+        if noises is not None:
+            noise, alike = noises
             yield place, [name for name, common in zip(names, alike, strict=True) if common], float(noise[alike][0])
             for at in np.flatnonzero(~alike):
                 yield place, [names[at]], float(noise[at])
             continue
-        squares, freedom = run_noise(_scores([mine], list(dict.fromkeys(r["cell_id"] for r in mine)), "cell_id")[0])
-        alone = [r["val_score"] for r in mine]
+        squares, freedom = run_noise(
+            _scores([place_runs], list(dict.fromkeys(r["cell_id"] for r in place_runs)), "cell_id")[0]
+        )
+        single_scores = [r["val_score"] for r in place_runs]
         if freedom:
             yield place, names, float(squares) / freedom
-        elif len({r["cell_id"] for r in mine}) == 1 < len(alone):
-            yield place, names, float(np.var(alone, ddof=1))
+        elif len({r["cell_id"] for r in place_runs}) == 1 < len(single_scores):
+            yield place, names, float(np.var(single_scores, ddof=1))
 
 
 def _scores(budgets: Sequence[Sequence[Row]], names: Sequence[str], column: str = "method") -> Array:
@@ -491,16 +495,20 @@ def _of_points(points: dict[Point, dict[Seed, float]]) -> tuple[Array | None, Ru
     that all re-run points have.
     """
     start = Counter(seed for runs in points.values() for seed in runs).most_common(1)[0][0]
-    kept = {point: runs for point, runs in points.items() if start in runs}
-    rerun = [i for i, runs in enumerate(kept.values()) if len(runs) > 1]
-    every = list(kept.values())
-    shared = sorted(set.intersection(*(set(every[i]) for i in rerun)), key=lambda s: (s != start, s)) if rerun else []
-    again = np.array([[every[i][seed] for seed in shared] for i in rerun], dtype=float)
-    rates = np.log10([lr for lr, _ in kept])
-    alone = all(extra is None for _, extra in kept) and len(set(rates.tolist())) == len(kept)
+    points_on_start = {point: runs for point, runs in points.items() if start in runs}
+    rerun = [i for i, runs in enumerate(points_on_start.values()) if len(runs) > 1]
+    scores_by_point = list(points_on_start.values())
+    shared = (
+        sorted(set.intersection(*(set(scores_by_point[i]) for i in rerun)), key=lambda s: (s != start, s))
+        if rerun
+        else []
+    )
+    rerun_scores = np.array([[scores_by_point[i][seed] for seed in shared] for i in rerun], dtype=float)
+    rates = np.log10([lr for lr, _ in points_on_start])
+    alone = all(extra is None for _, extra in points_on_start) and len(set(rates.tolist())) == len(points_on_start)
     runs = Runs(
-        np.array([each[start] for each in every], dtype=float),
-        again.reshape(len(rerun), len(shared)),
+        np.array([each[start] for each in scores_by_point], dtype=float),
+        rerun_scores.reshape(len(rerun), len(shared)),
         np.array(rerun, dtype=np.int64),
     )
-    return (rates if alone and len(kept) > 1 else None), runs
+    return (rates if alone and len(points_on_start) > 1 else None), runs

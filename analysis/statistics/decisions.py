@@ -61,10 +61,10 @@ def _decide(block: Block) -> Row:
     against = {second: pair for (first, second), pair in pairs.items() if first == 0}
     # in the block's order: pairs with the baseline are tested before the others, and stand first
     top, best = methods[0], [0, *sorted(k for k, pair in against.items() if not pair.apart)]
-    seen = mean_interval(list(top["scores"].values()))
+    interval = mean_interval(list(top["scores"].values()))
     named = {k: top[k] for k in (*PLACE, "reference", "budget", "method", "n")}
     row = named | {"methods": len(methods), "best": [methods[k]["method"] for k in best]}
-    row |= {"mean": seen.mean, "low": seen.low, "high": seen.high}
+    row |= {"mean": interval.mean, "low": interval.low, "high": interval.high}
     if len(methods) == 1:
         return row
     second = best[1] if len(best) > 1 else min(against)

@@ -134,10 +134,10 @@ class Difference:
         """
         if not self.testable:
             return None
-        found = float(two_sided(self.mean, self.variances, self.freedoms, self.added))
-        if self.as_untrained is None or (other := self.as_untrained.p) is None:
-            return found
-        return max(found, other) if self.mean * self.as_untrained.mean > 0 else 1.0
+        own_p = float(two_sided(self.mean, self.variances, self.freedoms, self.added))
+        if self.as_untrained is None or (untrained_p := self.as_untrained.p) is None:
+            return own_p
+        return max(own_p, untrained_p) if self.mean * self.as_untrained.mean > 0 else 1.0
 
     def p_beyond(self, margin: float) -> float | None:
         """Return the p value of a true difference of at least `margin` in either direction; None if not testable.
@@ -194,11 +194,11 @@ def tail(distance: ArrayLike, variances: ArrayLike, freedoms: ArrayLike, added: 
     `added` also brings degrees of freedom, so it could make a claim stronger. Therefore the chance is computed with and
     without it, and the larger one is returned.
     """
-    found = []
+    chances = []
     for extra in (added, 0.0):
         error, freedom = satterthwaite(variances, freedoms, extra)
-        found.append(special.stdtr(freedom, -np.asarray(distance, dtype=float) / error))
-    return np.asarray(np.maximum(*found), dtype=float)
+        chances.append(special.stdtr(freedom, -np.asarray(distance, dtype=float) / error))
+    return np.asarray(np.maximum(*chances), dtype=float)
 
 
 def two_sided(mean: ArrayLike, variances: ArrayLike, freedoms: ArrayLike, added: ArrayLike = 0.0) -> Array:
@@ -211,19 +211,19 @@ def half_width(variances: ArrayLike, freedoms: ArrayLike, added: ArrayLike = 0.0
 
     Arguments as in `satterthwaite`.
     """
-    found = []
+    widths = []
     for extra in (added, 0.0):
         error, freedom = satterthwaite(variances, freedoms, extra)
-        found.append(-special.stdtrit(freedom, alpha / 2) * error)
-    return np.asarray(np.maximum(*found), dtype=float)
+        widths.append(-special.stdtrit(freedom, alpha / 2) * error)
+    return np.asarray(np.maximum(*widths), dtype=float)
 
 
 def mean_interval(values: Sequence[float]) -> Interval:
     """Return the mean and the t interval over runs. Raises ValueError if there is no value."""
     if len(values) == 0:
         raise ValueError("an interval needs at least one value, got none")
-    found = t_difference(values)
-    return Interval(found.mean, found.low, found.high, found.sd, found.n)
+    mean = t_difference(values)
+    return Interval(mean.mean, mean.low, mean.high, mean.sd, mean.n)
 
 
 def paired_difference(a: Mapping[Seed, float], b: Mapping[Seed, float]) -> Difference | None:
@@ -350,21 +350,21 @@ def holm_steps(
     tested = [i for i, p in enumerate(pvalues) if p is not None]
     p = np.array([pvalues[i] for i in tested], dtype=float)
     w = np.array([shares[i] for i in tested], dtype=float)
-    found = [Steps(None, level, level)] * len(pvalues)
+    decisions = [Steps(None, level, level)] * len(pvalues)
     if not tested:
-        return found
+        return decisions
     cost = (1 - LEVEL) / level if level else math.inf
     adjusted = np.minimum(step_down(np.minimum(cost * p, 1.0) if level else np.ones_like(p), w), 1.0)
-    left = w.sum() - w[adjusted <= 1 - LEVEL].sum()
+    last_weight = w.sum() - w[adjusted <= 1 - LEVEL].sum()
     for k, i in enumerate(tested):
         if adjusted[k] <= 1 - LEVEL:  # hypotheses with a smaller ratio, or the same and before it, were rejected first
             ratio = p / w
             gone = (ratio < ratio[k]) | ((ratio == ratio[k]) & (np.arange(len(p)) < k))
             remaining = w.sum() - w[gone].sum()
         else:
-            remaining = left
-        found[i] = Steps(float(adjusted[k]), float(level * w[k] / remaining), float(level * w[k] / w.sum()))
-    return found
+            remaining = last_weight
+        decisions[i] = Steps(float(adjusted[k]), float(level * w[k] / remaining), float(level * w[k] / w.sum()))
+    return decisions
 
 
 def holm(pvalues: Sequence[float | None]) -> list[float | None]:

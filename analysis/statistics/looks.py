@@ -61,22 +61,22 @@ class Looks:
 @remembered
 def looks(store: Store) -> dict[str, Looks]:
     """Return the looks of each sweep, by its name. Sweeps without declared seeds (imports, old folders) have none."""
-    found: dict[str, Looks] = {}
-    last: dict[str, tuple[set[int], float | None, str | None]] = {}
+    looks_by_sweep: dict[str, Looks] = {}
+    last_declaration: dict[str, tuple[set[int], float | None, str | None]] = {}
     for event in store.events("declare"):
         name = str(event["name"])
-        before = found.get(name)
-        known, margin, question = last.get(name, (set(), event["margin"], event.get("question")))
-        more, seen = known | set(event["seeds"]), event["scored"] > 0
-        last[name] = more, event["margin"], event.get("question")
+        before = looks_by_sweep.get(name)
+        known_seeds, margin, question = last_declaration.get(name, (set(), event["margin"], event.get("question")))
+        all_seeds, scores_seen = known_seeds | set(event["seeds"]), event["scored"] > 0
+        last_declaration[name] = all_seeds, event["margin"], event.get("question")
         if before is None:
-            found[name] = Looks((len(more),), event["max_seeds"])
+            looks_by_sweep[name] = Looks((len(all_seeds),), event["max_seeds"])
             continue
-        earlier = before.seeds if seen and len(more) > len(known) else before.seeds[:-1]
-        margins = before.margins + (seen and event["margin"] != margin)
-        questions = before.questions + (seen and event.get("question") != question)
-        found[name] = Looks((*earlier, len(more)), before.maximum, margins, questions)
-    return found
+        earlier = before.seeds if scores_seen and len(all_seeds) > len(known_seeds) else before.seeds[:-1]
+        margins = before.margins + (scores_seen and event["margin"] != margin)
+        questions = before.questions + (scores_seen and event.get("question") != question)
+        looks_by_sweep[name] = Looks((*earlier, len(all_seeds)), before.maximum, margins, questions)
+    return looks_by_sweep
 
 
 def declared(store: Store) -> dict[str, Any]:
@@ -107,11 +107,11 @@ def _before_scores(events: Sequence[Event]) -> Event:
 @remembered
 def added_later(store: Store) -> frozenset[CellKey]:
     """Return the cells that were added to their sweep after there were test scores. Old folders do not record them."""
-    told: dict[str, list[Event]] = defaultdict(list)
+    declarations: dict[str, list[Event]] = defaultdict(list)
     for event in store.events("declare"):
         if event.get("cells") is not None:
-            told[str(event["name"])].append(event)
-    first = {name: frozenset(_before_scores(events)["cells"]) for name, events in told.items()}
+            declarations[str(event["name"])].append(event)
+    first = {name: frozenset(_before_scores(events)["cells"]) for name, events in declarations.items()}
     cells = ((r["sweep"], r["cell_id"]) for r in store.table("cells").to_pylist() if r["feasible"])
     return frozenset(key for key in cells if key[0] in first and key[1] not in first[key[0]])
 
@@ -173,23 +173,25 @@ def least_advanced(store: Store, rows: Iterable[Row]) -> str | None:
 
 def least_advanced_at(store: Store, at: Row) -> str | None:
     """Return what `least_advanced` returns, for all cells at the place and budget of the row `at`."""
-    here = [at[k] for k in (*PLACE, "reference")]
-    return _seeds_text(seeds for (*place, _, budget), seeds in _unfinished(store).items() if [*place, budget] == here)
+    wanted_budget = [at[k] for k in (*PLACE, "reference")]
+    return _seeds_text(
+        seeds for (*place, _, budget), seeds in _unfinished(store).items() if [*place, budget] == wanted_budget
+    )
 
 
 def _seeds_text(seeds: Iterable[tuple[int, int]]) -> str | None:
     """Return "2 of 5 seeds" for the pair with the fewest seeds done, or None if there is no pair."""
-    found = min(seeds, default=None)
-    return None if found is None else f"{found[0]} of {plural(found[1], 'seed')}"
+    least = min(seeds, default=None)
+    return None if least is None else f"{least[0]} of {plural(least[1], 'seed')}"
 
 
 @remembered
 def _unfinished(store: Store) -> dict[tuple[str | None, ...], tuple[int, int]]:
     """Return the cells with seeds still to run: (place, method, budget) -> (seeds with a score, declared seeds)."""
-    left = to_come(store)
+    slots_left = to_come(store)
     done = {(r["sweep"], r["cell_id"]): r["confirm_done"] for r in store.table("coverage").to_pylist()}
     return {
         tuple(r[k] for k in (*PLACE, "method", "reference")): (done[r["sweep"], r["cell_id"]], r["confirm_seeds"])
         for r in store.table("cells").to_pylist()
-        if (left.get((r["sweep"], r["cell_id"])) or (0, 0))[1] > 0
+        if (slots_left.get((r["sweep"], r["cell_id"])) or (0, 0))[1] > 0
     }

@@ -62,16 +62,16 @@ class Separation:
 @remembered
 def further_measure(store: Store) -> FurtherMeasure | None:
     """Return the further measure of the confirmed runs, or None if they have none, or not all the same one."""
-    found: dict[CellKey, list[float]] = defaultdict(list)
+    values_by_cell: dict[CellKey, list[float]] = defaultdict(list)
     names = set()
     for run in store.sql(_CONFIRMED).to_pylist():
         name, value = _further_value(run, "test")
         if value is not None:
             names.add(name)
-            found[run["sweep"], run["cell_id"]].append(value)
+            values_by_cell[run["sweep"], run["cell_id"]].append(value)
     if len(names) != 1:
         return None
-    return FurtherMeasure(names.pop(), {key: sum(values) / len(values) for key, values in found.items()})
+    return FurtherMeasure(names.pop(), {key: sum(values) / len(values) for key, values in values_by_cell.items()})
 
 
 @remembered
@@ -100,13 +100,15 @@ def separations(store: Store) -> tuple[Separation, Separation] | None:
         counts += 1
     if len(names) != 1 or not counts[0] or not (sums[:, 1] > 0).all():
         return None
-    ((score, other),) = names
-    return Separation(score, math.sqrt(sums[0, 0] / sums[0, 1])), Separation(other, math.sqrt(sums[1, 0] / sums[1, 1]))
+    ((score, further),) = names
+    return Separation(score, math.sqrt(sums[0, 0] / sums[0, 1])), Separation(
+        further, math.sqrt(sums[1, 0] / sums[1, 1])
+    )
 
 
 def _further_value(run: dict[str, Any], which: str) -> tuple[str, float | None]:
     """Return the name and the value of a run's further measure on the split `which` ('val' or 'test')."""
     values = json.loads(run["further"] or "{}").get(which) or {}
-    kind, _, own = (run["metric"] or "").partition(" (")
-    name = own.removesuffix(")") if kind == LIKELIHOOD else LOSS
+    kind, _, task_metric = (run["metric"] or "").partition(" (")
+    name = task_metric.removesuffix(")") if kind == LIKELIHOOD else LOSS
     return name, values.get(name)

@@ -67,11 +67,11 @@ def _draws(freedoms: tuple[float, ...]) -> tuple[Array, Array, Array]:
 def _half_width(variances: Array, freedoms: Array, added: Array, alpha: float) -> Array:
     """Return `inference.half_width` with interpolated quantiles: a hundred times faster, and right to 0.01 %."""
     freedom, quantile = _quantiles(alpha)
-    found = []
+    widths = []
     for extra in (added, 0.0) if added.any() else (0.0,):
-        error, own = satterthwaite(variances, freedoms, extra)
-        found.append(np.exp(np.interp(np.log(own), freedom, quantile)) * error)
-    return np.asarray(np.max(found, axis=0), dtype=float)
+        error, error_freedom = satterthwaite(variances, freedoms, extra)
+        widths.append(np.exp(np.interp(np.log(error_freedom), freedom, quantile)) * error)
+    return np.asarray(np.max(widths, axis=0), dtype=float)
 
 
 @lru_cache(maxsize=64)
@@ -91,12 +91,16 @@ def seeds_needed(tested: Difference, difference: float, alpha: float = 1 - LEVEL
     if not tested.testable or not alpha or tested.test == OVER_DATASETS:
         return None
     if min(tested.pairs) > 1:
-        own = [v * n for v, n in zip(tested.variances, tested.pairs, strict=True)]  # variance with one seed
+        one_seed_variances = [
+            v * n for v, n in zip(tested.variances, tested.pairs, strict=True)
+        ]  # variance with one seed
     else:  # a data set with one pair has the pooled variance, so the pooled one is used for all
-        own = [(tested.sd or 0.0) ** 2 / len(tested.pairs) ** 2] * len(tested.pairs)
+        one_seed_variances = [(tested.sd or 0.0) ** 2 / len(tested.pairs) ** 2] * len(tested.pairs)
 
     def enough(n: int) -> bool:
-        parts = replace(tested, variances=tuple(v / n for v in own), freedoms=(n - 1.0,) * len(own))
+        parts = replace(
+            tested, variances=tuple(v / n for v in one_seed_variances), freedoms=(n - 1.0,) * len(one_seed_variances)
+        )
         return (power_at(parts, difference, alpha) or 0.0) >= TARGET_POWER
 
     low = high = 2
@@ -139,7 +143,7 @@ def _noncentrality(t: float, freedom: float, share: float) -> float:
 
     def beyond(shift: float) -> float:
         # for a large shift nctdtr returns NaN; the normal distribution is its limit there
-        found = float(special.nctdtr(freedom, shift, t))
-        return (float(special.ndtr(t - shift)) if math.isnan(found) else found) - share
+        chance = float(special.nctdtr(freedom, shift, t))
+        return (float(special.ndtr(t - shift)) if math.isnan(chance) else chance) - share
 
     return float(optimize.brentq(beyond, -reach, reach))
