@@ -20,7 +20,7 @@ import pyarrow.parquet as pq
 
 from analysis import open_store
 from analysis.figures.drawing import MUTED, PAPER, STYLE, Chart
-from analysis.format import Row, quantity, ranged
+from analysis.format import Row, quantity, with_interval
 from analysis.statistics.best_rates import BEST_RATES, best_rates, ratios_of
 from analysis.statistics.runs import group_by
 from analysis.store.columns import INT, TEXT
@@ -136,7 +136,7 @@ def against_full(rows: Sequence[Row]) -> list[list[str]]:
             if r["method"] in ("lora", "randlora") and r["baseline"] == "full":
                 name = MODELS.get(r["model"], r["model"])
                 ends = (quantity(r[k]) or "?" for k in ("ratio_low", "ratio_high"))
-                ratio = ranged(quantity(r["ratio"]), *ends) + ("*" if r["at_edge"] else "")
+                ratio = with_interval(quantity(r["ratio"]), *ends) + ("*" if r["at_edge"] else "")
                 shown.append([study, name, short_name(r["dataset"]), style(r["method"]).name, r["reference"], ratio])
     return shown
 

@@ -12,7 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from analysis.errors import StoreError
-from analysis.format import Row, change_text, duration, listed, percent, plural, points, quantity, ranged
+from analysis.format import Row, change_text, duration, listed, percent, plural, points, quantity, with_interval
 from analysis.statistics import scaling
 from analysis.statistics.examples import example_intervals
 from analysis.statistics.looks import declared, level, margin_of
@@ -29,8 +29,8 @@ from analysis.words.parity import devices_apart, versions_apart
 from analysis.words.verdicts import (
     LATER,
     LATER_MEANS,
-    beside_head,
-    beside_text,
+    further_head,
+    further_text,
     meanings,
     measures_text,
     seeds_text,
@@ -278,7 +278,7 @@ _LESS_NOISE = (
 def _print_each(rows: Sequence[Row], console: Console) -> None:
     """Print two lines for each budget."""
     for r in rows:
-        score = ranged(f"{percent(r['mean'])} %", percent(r["low"]), percent(r["high"]))
+        score = with_interval(f"{percent(r['mean'])} %", percent(r["low"]), percent(r["high"]))
         count = "" if r["adapter_params"] is None else f", {plural(r['adapter_params'], 'parameter')}"
         seconds = "" if r["seconds"] is None else f", {duration(r['seconds'])} of training per run"
         console.print(f"  {r['reference']}: {best_text(r)}, {score}{count}{seconds}")
@@ -394,7 +394,7 @@ def _block(title: str, measured: str, against: str, rows: list[Row], other: Furt
     table.add_column("method", no_wrap=True)
     table.add_column("budget", no_wrap=True)
     score = f"{measured.removeprefix('test ')} %"
-    second = [] if other is None else [beside_head(other.name)]
+    second = [] if other is None else [further_head(other.name)]
     for name in ("parameters", "learning rate", score, *second, "seeds", f"vs {against} [ ]"):
         table.add_column(name, justify="right", no_wrap=True)
     table.add_column(f"verdict vs {against}", no_wrap=True)
@@ -411,7 +411,7 @@ def _block(title: str, measured: str, against: str, rows: list[Row], other: Furt
             quantity(row["adapter_params"]) + ("\N{DAGGER}" if row["off_budget"] else ""),
             _rate(row),
             _score(row),
-            *([] if other is None else [beside_text(row["beside"], other.name)]),
+            *([] if other is None else [further_text(row["beside"], other.name)]),
             seeds_text(row),
             change_text(row, *DIFFERENCE),
             _verdict(row),

@@ -9,15 +9,15 @@ from typing import Any
 from analysis.format import (
     Row,
     amount,
+    bytes_text,
     duration,
-    freedom,
+    freedom_text,
     listed,
     off_budget,
     percent,
     points,
     quantity,
     score_text,
-    size,
 )
 from analysis.statistics.best_rates import rate_ratios
 from analysis.statistics.choice import choice_variances, run_noises
@@ -85,7 +85,10 @@ def parity(rows: list[Row]) -> Sheet:
         Column("seeds, run / declared", lambda r: f"{r['seeds_confirmed']} / {r['confirm_seeds']}", "number"),
         Column(f"budget, {unit}", lambda r: amount(r["budget"], r["reference"]), "number", COUNTS),
         Column(
-            "degrees of freedom", lambda r: freedom(r["dof"], r["dof_measured"], r["dof_at_most"]), "number", COUNTS
+            "degrees of freedom",
+            lambda r: freedom_text(r["dof"], r["dof_measured"], r["dof_at_most"]),
+            "number",
+            COUNTS,
         ),
         text("allocation", "allocation", group=COUNTS),
         *_costs(rows),
@@ -116,9 +119,9 @@ def _costs(rows: list[Row]) -> list[Column]:
     if all(r["step_memory_bytes"] is None and r["saved_bytes"] is None for r in rows):
         return []
     return [
-        number("predicted memory of a step", "step_memory_bytes", size, COUNTS),
+        number("predicted memory of a step", "step_memory_bytes", bytes_text, COUNTS),
         Column("step, in forward passes of the model", _passes, "number", COUNTS),
-        number("saved", "saved_bytes", size, COUNTS),
+        number("saved", "saved_bytes", bytes_text, COUNTS),
     ]
 
 

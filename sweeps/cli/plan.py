@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.text import Text
 
-from analysis.format import amount, duration, freedom, off_budget, plural, quantity, size
+from analysis.format import amount, bytes_text, duration, freedom_text, off_budget, plural, quantity
 from analysis.styles import short_names, size_text
 from sweeps.cli.options import Available, Json, Scale, Set, Source, Spec, load, store_of
 from sweeps.cli.power import Like, print_prospects, prospects
@@ -367,10 +367,10 @@ def print_plan(plan: Plan) -> None:
             "rank": "" if cell.update_rank is None else f"{cell.update_rank:.4g}",
             "parameters": quantity(cell.count),
             "off budget": "" if cell.solved is None else _residual(cell.solved.residual, cell.solved.budget),
-            "dof": freedom(cell.dof, cell.dof_measured, cell.dof_at_most),
-            "memory": size(cell.step_memory_bytes),
+            "dof": freedom_text(cell.dof, cell.dof_measured, cell.dof_at_most),
+            "memory": bytes_text(cell.step_memory_bytes),
             "step": passes(cell.step_flops, cell.forward_flops),
-            "saved": size(cell.saved_bytes),
+            "saved": bytes_text(cell.saved_bytes),
             "learning rates": "" if cell.space is None else f"{cell.lr_low:.1e} to {cell.lr_high:.1e}",
             "trials": _trials(plan, cell),
         }
@@ -463,7 +463,7 @@ def _print_budget(model: str, answer: Mapping[str, Any], asked: bool) -> None:
             _ranks(m["ranks"]),
             quantity(m["count"]),
             _residual(m["residual"], budget),
-            freedom(m["dof"], m["dof_measured"], m["dof_at_most"]),
+            freedom_text(m["dof"], m["dof_measured"], m["dof_at_most"]),
             _near(m["below"]),
             _near(m["above"]),
             "" if m["feasible"] else "infeasible",

@@ -12,7 +12,7 @@ from analysis.statistics.measures import further_measure, separations
 from analysis.store.store import Store, open_store
 from analysis.store.tables import write_part
 from analysis.tables.console import results_table
-from analysis.words.verdicts import beside_head, beside_text, measures_text
+from analysis.words.verdicts import further_head, further_text, measures_text
 from tests.analysis.odd import Cells, odd_results
 
 SEEDS = 4
@@ -58,7 +58,7 @@ def test_the_loss_stands_beside_the_score(tmp_path: Path) -> None:
     assert other is not None and other.name == "loss"
     shown = {r["method"]: r["beside"] for r in results_table(store).to_pylist()}
     assert shown == pytest.approx(LEVEL, abs=0.05)
-    assert (beside_head("loss"), beside_text(0.75, "loss"), beside_text(None, "loss")) == ("loss", "0.750", "")
+    assert (further_head("loss"), further_text(0.75, "loss"), further_text(None, "loss")) == ("loss", "0.750", "")
 
 
 def test_the_loss_tells_more_where_methods_differ_by_it_alone(tmp_path: Path) -> None:
@@ -72,7 +72,7 @@ def test_the_loss_tells_more_where_methods_differ_by_it_alone(tmp_path: Path) ->
 def test_a_sweep_by_loss_has_the_tasks_own_metric_beside_it(tmp_path: Path) -> None:
     store = measured(tmp_path / "r", by_loss=True)
     other, found = further_measure(store), separations(store)
-    assert other is not None and other.name == "bleu" and beside_head(other.name) == "bleu %"
+    assert other is not None and other.name == "bleu" and further_head(other.name) == "bleu %"
     assert found is not None and [each.name for each in found] == ["likelihood", "bleu"]
     assert found[0].ratio > found[1].ratio and "under [evaluate]" not in measures_text(*found)
 
