@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from analysis.statistics.publications.published import names
+from analysis.statistics.publications.published import publication_names
 from sweeps.plan.plan import Plan
 from sweeps.spec.spec import SweepSpec
 from tests.support import ROOT
@@ -306,7 +306,7 @@ def test_every_published_name_in_a_header_is_there() -> None:
         said = header(FOLDER / f"{name}.toml").get("published", "")
         if "import paper" in said or "--overlay" in said:
             (found,) = re.findall(r"(?:import paper|--overlay) (\S+)", said)
-            assert found in names(), name
+            assert found in publication_names(), name
         elif said:
             rows = json.loads((FOLDER.parents[1] / said).read_text(encoding="utf-8"))["rows"]
             assert [row for row in rows if row["recipe"] == name]
