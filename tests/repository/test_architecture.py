@@ -74,8 +74,16 @@ def resolve(dotted: str) -> object:
 
 def test_every_stop_is_there() -> None:
     stops = re.findall(r"^\d+\. `([\w.]+)`", PAGE, re.MULTILINE)
-    assert 24 <= len(stops) <= 34
+    assert 24 <= len(stops) <= 38
     assert all(callable(resolve(stop)) for stop in stops)
+
+
+def test_every_name_of_the_code_is_there() -> None:
+    """Also those in the table of decisions, and those that a stop calls on its way."""
+    names = re.findall(r"`((?:sweeps|analysis|trainables|randlora)\.[\w.]+)`", PAGE)
+    assert len(set(names)) > 50
+    for name in names:
+        resolve(name)
 
 
 def test_the_picture_has_every_room() -> None:
