@@ -236,8 +236,8 @@ class Pool:
                     raise ResourceError([late]) from error
             if shortage != noted:
                 self._note(
-                    f"waiting {resources.start_timeout:g} s at most for room for {resources.min_concurrent} trials at a "
-                    f"time (resources.min_concurrent). Now: {shortage}"
+                    f"waiting {resources.start_timeout:g} s at most for room for {resources.min_concurrent} trials "
+                    f"at a time (resources.min_concurrent). Now: {shortage}"
                 )
                 noted = shortage
             time.sleep(_LOOK_S)
