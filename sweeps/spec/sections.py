@@ -352,7 +352,7 @@ class Sections(_Section):
     output: Path | None = None
     """Results folder; without it `results/NAME`."""
     protocol: Literal["standard", "paper"] = "standard"
-    """paper: the published learning rates, and training also on the validation images."""
+    """paper: no tuning (each method trains at its centre rate), and training also on the validation images."""
     model: ModelSection
     data: DataSection
     budgets: BudgetSection
