@@ -59,7 +59,7 @@ def unpackable(method: str, model: str | None = None, checkpointing: bool = Fals
         checkpointing: `train.gradient_checkpointing`.
     """
     from randlora.methods.registry import METHODS
-    from randlora.packing.dropouts import draws_of  # loads torch
+    from randlora.packing.dropouts import drops_activations  # loads torch
     from randlora.packing.turns import PackingError
     from trainables.models.families import ModelError
     from trainables.models.shapes import meta_model
@@ -75,7 +75,7 @@ def unpackable(method: str, model: str | None = None, checkpointing: bool = Fals
     if model is None:
         return None
     try:
-        drops = draws_of(meta_model(model))
+        drops = drops_activations(meta_model(model))
     except ModelError:
         return None
     except PackingError as error:

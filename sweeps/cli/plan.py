@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.text import Text
 
-from analysis.format import amount, duration, freedom, off_budget, plural, quantity, size
+from analysis.format import amount, bytes_text, duration, freedom_text, off_budget, plural, quantity
 from analysis.styles import short_names, size_text
 from sweeps.cli.options import Available, Json, Scale, Set, Source, Spec, load, store_of
 from sweeps.cli.power import Like, print_prospects, prospects
@@ -137,13 +137,13 @@ def estimate(
     as_json: Json = False,
 ) -> None:
     """Estimate time, accelerator-hours, memory, disk and cost of a sweep from a short probe of every method."""
-    from analysis.statistics.sizing.estimates import foresight
+    from analysis.statistics.sizing.estimates import estimate_table
     from sweeps.cli.progress import used_hours
     from sweeps.plan.estimate import estimate_plan
     from trainables.models.loading import check_weights
 
     if compare:
-        table = foresight(store_of(spec, overrides, scale=scale))
+        table = estimate_table(store_of(spec, overrides, scale=scale))
         if as_json or table.num_rows:
             emit(as_json, table.to_pylist, lambda: print_table(table, "estimate against actual, last run"))
         else:
@@ -374,10 +374,10 @@ def print_plan(plan: Plan) -> None:
             "rank": "" if cell.update_rank is None else f"{cell.update_rank:.4g}",
             "parameters": quantity(cell.count),
             "off budget": "" if cell.solved is None else _residual(cell.solved.residual, cell.solved.budget),
-            "dof": freedom(cell.dof, cell.dof_measured, cell.dof_at_most),
-            "memory": size(cell.step_memory_bytes),
+            "dof": freedom_text(cell.dof, cell.dof_measured, cell.dof_at_most),
+            "memory": bytes_text(cell.step_memory_bytes),
             "step": passes(cell.step_flops, cell.forward_flops),
-            "saved": size(cell.saved_bytes),
+            "saved": bytes_text(cell.saved_bytes),
             "learning rates": "" if cell.space is None else f"{cell.lr_low:.1e} to {cell.lr_high:.1e}",
             "trials": _trials(plan, cell),
         }
@@ -470,7 +470,7 @@ def _print_budget(model: str, answer: Mapping[str, Any], asked: bool) -> None:
             _ranks(m["ranks"]),
             quantity(m["count"]),
             _residual(m["residual"], budget),
-            freedom(m["dof"], m["dof_measured"], m["dof_at_most"]),
+            freedom_text(m["dof"], m["dof_measured"], m["dof_at_most"]),
             _near(m["below"]),
             _near(m["above"]),
             "" if m["feasible"] else "infeasible",

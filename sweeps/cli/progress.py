@@ -11,7 +11,7 @@ from typing import Any
 
 from analysis import Store, open_store
 from analysis.format import Row, duration, plural
-from analysis.statistics.sizing.estimates import foresight
+from analysis.statistics.sizing.estimates import estimate_table
 from analysis.store.journal import JOURNAL
 from analysis.store.left import Left
 from analysis.store.left import to_come as left_of
@@ -216,7 +216,7 @@ def used_hours(folder: Path) -> float:
 
 
 def _estimate(store: Store) -> dict[str, float | None] | None:
-    for row in foresight(store).to_pylist():
+    for row in estimate_table(store).to_pylist():
         if row["quantity"] == "wall time":
             return {"estimated": row["estimated"], "actual": row["actual"]}
     return None

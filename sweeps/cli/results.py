@@ -224,7 +224,7 @@ def compare(
     from analysis.tables.console import conclusion_of, unlike
     from analysis.tables.effects import changed
     from analysis.tables.results import averages, compared, grouped, seeds
-    from analysis.words.conclusions import early_words
+    from analysis.words.conclusions import preliminary_words
     from analysis.words.figures import conclude_groups
 
     store = store_of(source, overrides)
@@ -238,7 +238,7 @@ def compare(
     differences = tuple(p / 100 for p in points) if points else DIFFERENCES
     table = comparisons(store, baseline)
     letters = groups(store)
-    says = [early_words(table) + conclude_groups(letters.to_pylist()), *unlike(store)]
+    says = [preliminary_words(table) + conclude_groups(letters.to_pylist()), *unlike(store)]
     if baseline == question(store).baseline:
         says.insert(0, conclusion_of(store).answer)
 

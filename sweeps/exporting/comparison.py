@@ -154,7 +154,7 @@ def _adapter(trial: TrialConfig) -> dict[str, Any]:
     """Return `adapter_config.json`. Raise ExportError if PEFT would train something else."""
     capacities = dict(trial.capacities)
     method = get_method(trial.method)
-    config = method.config.from_options(max(capacities.values()), dict(trial.options))
+    config = method.config_for(capacities, dict(trial.options))
     model = meta_model(trial.model)
     gradients = zero_gradients(method, target_shapes(model, list(capacities)))
     adapted = attach(model, config, list(capacities), capacities=capacities, gradients=gradients)

@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from analysis.format import Row
-from analysis.statistics.publications.published import names, publication, reference
+from analysis.statistics.publications.published import publication, publication_names, published_reference
 from randlora.methods.registry import METHODS
 from sweeps.plan.plan import Plan
 from sweeps.spec.cell import Cell
@@ -76,7 +76,7 @@ def against(plan: Plan, published: Plan) -> Against:
     groups: dict[tuple[str, str | None], list[Cell]] = {}
     for cell in plan.cells:
         groups.setdefault((cell.method, cell.reference), []).append(cell)
-    points = [point for name in names() for point in publication(name).points if reference(point)]
+    points = [point for name in publication_names() for point in publication(name).points if published_reference(point)]
     rows = tuple(_compared(cells, plan, published, points) for cells in groups.values())
     return Against(rows, _differences(_sweep_settings(plan), _sweep_settings(published)))
 
@@ -107,8 +107,8 @@ def _published_count(cell: Cell, points: list[Row]) -> tuple[int | None, float |
     """Return the number of parameters and the percentage that `points` have for a cell of a published form."""
     place = (cell.model.removesuffix(FUSED), cell.method)
     of_method = [point for point in points if (point["model"], point["method"]) == place]
-    exact = [point for point in of_method if reference(point) == cell.reference]
-    if not exact and len({reference(point) for point in of_method}) == 1:
+    exact = [point for point in of_method if published_reference(point) == cell.reference]
+    if not exact and len({published_reference(point) for point in of_method}) == 1:
         exact = of_method  # the paper has one setting of this method, and does not name it by its capacity
     count = next((p["adapter_params"] for p in exact if p.get("adapter_params") is not None), None)
     return count, next((p["percent"] for p in exact if p.get("percent") is not None), None)

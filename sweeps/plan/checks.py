@@ -70,7 +70,7 @@ def _built(module: nn.Module, cell: Cell, point: Extra) -> Iterator[Adapted]:
     """Attach the adapter of a cell to a model, and detach it at the end of the block."""
     capacities = cell.capacities
     options = {**dict(cell.options), **split_extra(cell.method, point)[0]}
-    config = METHODS[cell.base].config.from_options(max(capacities.values()), options)
+    config = METHODS[cell.base].config_for(capacities, options)
     adapted = attach(module, config, list(capacities), capacities=capacities)
     try:
         yield adapted

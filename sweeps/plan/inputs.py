@@ -29,7 +29,7 @@ from trainables.errors import DataError, TrialError, first_line
 from trainables.metrics.texts import LIBRARIES
 from trainables.models.families import GGUF, ModelError
 from trainables.models.loading import check_weights, tokenizer_of
-from trainables.tasks.text.causal_lm import check_judged
+from trainables.tasks.text.causal_lm import choose_protocol
 from trainables.tasks.text.encoding import Encoder, TooLongError, completion, make_encoder
 
 OPENED = 4000
@@ -164,7 +164,7 @@ def _check_judged(plan: Plan) -> None:
         if isinstance(data, TextDataset) and data.kind != "sentences":
             trial = cell.trial("CONFIRM", cell.lr_centre, (0, 0, 0), plan.spec.train)
             try:
-                check_judged(data, trial.evaluate, split_of(data, trial).val_idx)
+                choose_protocol(data, trial.evaluate, split_of(data, trial).val_idx)
             except TrialError as error:
                 raise SpecError([Problem("evaluate.protocol", trial.evaluate.protocol, str(error))]) from error
 

@@ -111,7 +111,10 @@ class Page:
         if store is None:
             return {}
         if self._grown != self._drawn[0]:
-            drawn = (self._shown("figures", functools.partial(_drawn, draw, store)) for draw in pictures.growing())
+            drawn = (
+                self._shown("figures", functools.partial(_drawn, draw, store))
+                for draw in pictures.live_picture_functions()
+            )
             self._drawn = self._grown, "".join(drawn).strip() or self._section("figures", pictures=None)
         return {"figures": self._drawn[1]}
 

@@ -158,7 +158,7 @@ def test_the_rows_that_a_worker_evaluates_are_looked_at(
         looked.append((data.train.groups, [data.train.place(row) for row in rows]))
         return "generation"
 
-    monkeypatch.setattr("sweeps.plan.inputs.check_judged", check)
+    monkeypatch.setattr("sweeps.plan.inputs.choose_protocol", check)
     given = {"output": str(tmp_path / "out"), "evaluate": {"max_new_tokens": 8, "validation_rows": 1}}
     whole = tree(place, "llama", "problems:solved", **given) | {"data": {"datasets": ["problems:solved"]}}
     spec = SweepSpec.parse(whole)

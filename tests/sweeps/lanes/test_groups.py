@@ -17,7 +17,7 @@ from torch import Tensor
 
 from sweeps.backends.ray.lanes.worker import _Worker
 from tests.sweeps.lanes.support import W0, lease, run, started
-from trainables.runtime import told
+from trainables.runtime import broadcast
 from trainables.tasks.text.causal_lm import gathered
 
 Group = Callable[..., list[Any]]
@@ -50,7 +50,7 @@ def group(monkeypatch: pytest.MonkeyPatch) -> Group:
 @pytest.mark.parametrize("by", [0, 1])
 def test_all_hear_what_one_says(group: Group, by: int) -> None:
     words = {"lr": math.inf, "model": "local:größe\udcff", "shrink": None, "targets": ("a", 1)}
-    heard = group(lambda: told(words if by == 0 else "-", by), lambda: told(words if by == 1 else "-", by))
+    heard = group(lambda: broadcast(words if by == 0 else "-", by), lambda: broadcast(words if by == 1 else "-", by))
     assert heard == [{**words, "targets": ["a", 1]}] * 2
 
 

@@ -18,7 +18,7 @@ from rich.console import Console
 from typer.testing import CliRunner
 
 from analysis import open_store
-from analysis.statistics.sizing.estimates import foresight
+from analysis.statistics.sizing.estimates import estimate_table
 from analysis.store.slot_kinds import SlotKind
 from analysis.store.tables import write_part
 from sweeps.backends.packs import Measured
@@ -344,12 +344,12 @@ def foreseen(folder: Path, trials_left: int) -> dict[str, float]:
 def test_estimate_against_actual(tmp_path: Path, whole: bool) -> None:
     folder = tmp_path / "results" / "made"
     make_results(folder)
-    assert foresight(open_store(folder)).num_rows == 0
+    assert estimate_table(open_store(folder)).num_rows == 0
     trials = open_store(folder).table("trials").to_pylist()
     over = len({t["trial_id"] for t in trials})
     assert over < len(trials)  # a try after a failure is no other trial
     foreseen(folder, over if whole else over + 1)
-    lines = {(r["quantity"], r["method"]): r for r in foresight(open_store(folder)).to_pylist()}
+    lines = {(r["quantity"], r["method"]): r for r in estimate_table(open_store(folder)).to_pylist()}
     hours = sum(t["seconds_total"] for t in trials) / 3600 * 0.5
     assert lines["trials", None]["actual"] == over
     assert lines["accelerator time", None]["actual"] == pytest.approx(hours)

@@ -22,7 +22,7 @@ from sweeps.backends.ray.lanes.line import Line
 from sweeps.backends.reports import FORESEEN, facts, failed, keep, make_folder, place
 from sweeps.backends.trials import GroupOutOfMemoryError, ended_early, train
 from trainables.errors import TrialError
-from trainables.runtime import told
+from trainables.runtime import broadcast
 
 NEXT_S = 5.0  # a group's other ranks wait in a collective meanwhile, so this stays far below its timeout
 PEER_DEATH_S = 3.0
@@ -75,7 +75,7 @@ class _Worker(Line):
     def broadcast(self, decide: Callable[[], Any]) -> Any:
         """Call `decide` on rank 0, and return its result on all ranks."""
         decision = decide() if self.rank == 0 else None
-        return decision if self.world == 1 else told(decision)
+        return decision if self.world == 1 else broadcast(decision)
 
     def hello(self) -> None:
         if self.rank == 0:
