@@ -240,35 +240,37 @@ def open_inline(setup: Setup) -> Backend:
     Raises:
         SpecError: the request needs other processes or a cluster.
     """
-    asked = setup.resources
+    resources = setup.resources
     problems = []
     if setup.address is not None:
         rule = "the inline backend trains in this process and joins no cluster"
         problems.append(Problem("--address", setup.address, rule, "--backend ray"))
-    if asked.workers > 1:
+    if resources.workers > 1:
         rule = "the inline backend trains each trial in one process"
-        problems.append(Problem("resources.workers", asked.workers, rule, "workers = 1, or --backend ray"))
-    if asked.isolated:
+        problems.append(Problem("resources.workers", resources.workers, rule, "workers = 1, or --backend ray"))
+    if resources.isolated:
         rule = "the inline backend starts no process"
         problems.append(Problem("resources.isolated", True, rule, "isolated = false, or --backend ray"))
     gpu = torch.cuda.is_available()
-    if gpu and asked.gpus_per_worker == 0:
+    if gpu and resources.gpus_per_worker == 0:
         rule = "this process has a GPU, which the inline backend would use"
         problems.append(Problem("resources.gpus_per_worker", 0, rule, "CUDA_VISIBLE_DEVICES='', or --backend ray"))
-    if not gpu and asked.gpus_per_worker not in ("auto", 0):
+    if not gpu and resources.gpus_per_worker not in ("auto", 0):
         rule = "this process has no GPU"
-        problems.append(Problem("resources.gpus_per_worker", asked.gpus_per_worker, rule, "gpus_per_worker = 'auto'"))
+        problems.append(
+            Problem("resources.gpus_per_worker", resources.gpus_per_worker, rule, "gpus_per_worker = 'auto'")
+        )
     if problems:
         raise SpecError(problems)
     for name, is_set, why in (
-        ("concurrent", asked.concurrent not in ("auto", 1), "trials run one after another"),
-        ("min_concurrent", asked.min_concurrent not in (None, 1), "trials run one after another"),
-        ("trial_timeout", asked.trial_timeout is not None, "a trial that hangs is not ended"),
+        ("concurrent", resources.concurrent not in ("auto", 1), "trials run one after another"),
+        ("min_concurrent", resources.min_concurrent not in (None, 1), "trials run one after another"),
+        ("trial_timeout", resources.trial_timeout is not None, "a trial that hangs is not ended"),
     ):
         if is_set:
             setup.note(f"resources.{name} has no effect with the inline backend: {why}")
     measured = None
-    if gpu and asked.pack == "auto" and setup.packable and setup.measure is not None:
+    if gpu and resources.pack == "auto" and setup.packable and setup.measure is not None:
         measured = setup.measure()
-    pack = pack_size(asked.pack, measured) if setup.packable else 1
-    return InlineBackend(asked, pack, measured)
+    pack = pack_size(resources.pack, measured) if setup.packable else 1
+    return InlineBackend(resources, pack, measured)

@@ -56,11 +56,11 @@ class LaneShape:
         return 1 if self.group else self.workers
 
 
-def plan_lanes(asked: ResourceSection, nodes: Sequence[Node], share: float = 1.0) -> list[LaneShape]:
+def plan_lanes(request: ResourceSection, nodes: Sequence[Node], share: float = 1.0) -> list[LaneShape]:
     """Return the lanes for a request: one for each node, each data-parallel group or each isolated trial.
 
     Args:
-        asked: `[resources]`. "auto" gives a worker `share` of a GPU if there are GPUs, and as many trials at once as
+        request: `[resources]`. "auto" gives a worker `share` of a GPU if there are GPUs, and as many trials at once as
             fit.
         nodes: the nodes.
         share: the fraction of a GPU that a worker gets (`sweeps.backends.packs.gpu_share`). A data-parallel group
@@ -70,10 +70,10 @@ def plan_lanes(asked: ResourceSection, nodes: Sequence[Node], share: float = 1.0
         ResourceError: the nodes do not hold what is asked. It names the nearest choice that fits.
     """
     gpus = sum(node.gpus for node in nodes)
-    gpu = asked.gpus_per_worker
+    gpu = request.gpus_per_worker
     if gpu == "auto":
-        gpu = 0.0 if gpus < 1 else 1.0 if asked.workers > 1 else share
-    cpu = asked.cpus_per_worker
+        gpu = 0.0 if gpus < 1 else 1.0 if request.workers > 1 else share
+    cpu = request.cpus_per_worker
     where = "this machine has" if len(nodes) == 1 else f"the largest of {len(nodes)} machines has"
     problems = []
     most_cpus = max((node.cpus for node in nodes), default=0)
@@ -87,7 +87,7 @@ def plan_lanes(asked: ResourceSection, nodes: Sequence[Node], share: float = 1.0
     if gpu > 1 and gpu != int(gpu):
         rule = "more than one GPU must be a whole number of them"
         problems.append(Problem("resources.gpus_per_worker", gpu, rule, f"gpus_per_worker = {math.floor(gpu)}"))
-    if asked.workers > 1 and 0 < gpu < 1:
+    if request.workers > 1 and 0 < gpu < 1:
         rule = "a data-parallel group (workers > 1) takes whole GPUs"
         problems.append(Problem("resources.gpus_per_worker", gpu, rule, "workers = 1, or gpus_per_worker = 1"))
     if problems:
@@ -95,17 +95,17 @@ def plan_lanes(asked: ResourceSection, nodes: Sequence[Node], share: float = 1.0
     fits = [_fit(node, cpu, gpu) for node in nodes]
     total = sum(fits)
     each = f"{cpu:g} CPU(s)" + (f" and {gpu:g} GPU(s)" if gpu else "")
-    if asked.workers > total:
+    if request.workers > total:
         rule = f"{total} worker(s) of {each} fit on {len(nodes)} machine(s)"
-        raise ResourceError([Problem("resources.workers", asked.workers, rule, f"workers = {total}")])
-    most = total // asked.workers
-    rule = f"{most} trial(s) of {asked.workers} worker(s) with {each} fit at once on {len(nodes)} machine(s)"
-    for name, least in (("concurrent", asked.concurrent), ("min_concurrent", asked.min_concurrent)):
+        raise ResourceError([Problem("resources.workers", request.workers, rule, f"workers = {total}")])
+    most = total // request.workers
+    rule = f"{most} trial(s) of {request.workers} worker(s) with {each} fit at once on {len(nodes)} machine(s)"
+    for name, least in (("concurrent", request.concurrent), ("min_concurrent", request.min_concurrent)):
         if isinstance(least, int) and least > most:
             raise ResourceError([Problem(f"resources.{name}", least, rule, f"{name} = {most}")])
     per_worker = {"CPU": float(cpu)} | ({"GPU": float(gpu)} if gpu else {})
     room = [(node.name, fit) for node, fit in zip(nodes, fits, strict=True)]
-    return _fill(asked, per_worker, room, asked.most)
+    return _fill(request, per_worker, room, request.most)
 
 
 def _fit(node: Node, cpu: float, gpu: float) -> int:
@@ -119,7 +119,7 @@ def _fit(node: Node, cpu: float, gpu: float) -> int:
 
 
 def _fill(
-    asked: ResourceSection, per_worker: Mapping[str, float], room: Sequence[tuple[str, int]], most: float
+    request: ResourceSection, per_worker: Mapping[str, float], room: Sequence[tuple[str, int]], most: float
 ) -> list[LaneShape]:
     """Return lanes for the nodes that have room.
 
@@ -127,9 +127,13 @@ def _fill(
         room: the id of each node, "" if that is not known, and the number of workers that fit there.
         most: the largest number of trials at a time, over all these lanes.
     """
-    if asked.workers > 1 or asked.isolated:  # an isolated trial has its own lane, which is started anew for each trial
-        count = int(min(sum(fit for _, fit in room) // asked.workers, most))
-        return [LaneShape(asked.workers, asked.workers > 1, dict(per_worker), asked.isolated) for _ in range(count)]
+    if (
+        request.workers > 1 or request.isolated
+    ):  # an isolated trial has its own lane, which is started anew for each trial
+        count = int(min(sum(fit for _, fit in room) // request.workers, most))
+        return [
+            LaneShape(request.workers, request.workers > 1, dict(per_worker), request.isolated) for _ in range(count)
+        ]
     lanes: list[LaneShape] = []
     for fit in sorted((fit for _, fit in room), reverse=True):
         workers = int(min(fit, most))
@@ -154,7 +158,7 @@ class LaneChange:
 
 
 def change_lanes(
-    asked: ResourceSection,
+    request: ResourceSection,
     nodes: Sequence[Node],
     lanes: Mapping[str, LaneShape],
     at: Mapping[str, str],
@@ -166,7 +170,7 @@ def change_lanes(
     least room that is enough for it. New lanes are started in what is then free.
 
     Args:
-        asked: `[resources]`.
+        request: `[resources]`.
         nodes: the nodes of the cluster now.
         lanes: the shapes of the lanes that run or wait for room, by name; at least one.
         at: the id of the node of each lane's workers, by name of the lane. Lanes that came last are at the end. Lanes
@@ -177,7 +181,7 @@ def change_lanes(
     per_worker = next(iter(lanes.values())).per_worker
     room = {node.name: _fit(node, per_worker["CPU"], per_worker.get("GPU", 0.0)) for node in nodes}
     placed = [(name, node) for name, node in at.items() if name in lanes and node in room]
-    if asked.workers > 1:  # a group may lie on several nodes
+    if request.workers > 1:  # a group may lie on several nodes
         room, placed = {"": sum(room.values())}, [(name, "") for name, _ in placed]
     waiting = set(lanes)
     for name, node in reversed(placed):
@@ -195,7 +199,7 @@ def change_lanes(
     given_up = [name for name in unplaced if name in late]
     trials = sum(lane.trials for name, lane in lanes.items() if name not in given_up)
     left_over = [(node, free) for node, free in room.items() if free > 0]
-    return LaneChange(_fill(asked, per_worker, left_over, asked.most - trials), unplaced)
+    return LaneChange(_fill(request, per_worker, left_over, request.most - trials), unplaced)
 
 
 def workers_that_fit(shape: LaneShape, free: Mapping[str, Mapping[str, float]]) -> int:

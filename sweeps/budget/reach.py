@@ -156,8 +156,10 @@ class Reach:
             reach = range(self.least, self.most + 1)
             self.curve = AllCounts(self.least, np.fromiter((self.total(self.same(c)) for c in reach), np.int64, size))
             return
-        given = tuple(sorted(self.options.items()))
-        self._of_shapes = dict(zip(self.groups, _curves(self.entry, tuple(self.groups), given, currency), strict=True))
+        sorted_options = tuple(sorted(self.options.items()))
+        self._of_shapes = dict(
+            zip(self.groups, _curves(self.entry, tuple(self.groups), sorted_options, currency), strict=True)
+        )
         totals: Counts = np.zeros(size, dtype=np.int64)
         for shape, names in self.groups.items():
             totals += len(names) * self._of_shapes[shape][:size]

@@ -197,14 +197,14 @@ def reached_by_all(
     ]
     budget = _budgets(spec, shapes, currency)[reference]
 
-    own = {method: method_shapes(method, shapes) for method, _ in asked}
+    method_shapes_of = {method: method_shapes(method, shapes) for method, _ in asked}
 
     def all_reach(count: int) -> bool:
         return all(
             isinstance(
                 solve(
                     method,
-                    own[method],
+                    method_shapes_of[method],
                     count,
                     section.allocation or spec.budgets.allocation,
                     tolerance=spec.budgets.tolerance,
@@ -227,7 +227,9 @@ def reached_by_all(
         rank = next((r for r in near if all_reach(ranks[r])), None)
         return None if rank is None else f"budgets.lora_rank = [{rank}]"
     counts = {
-        count for method, section in asked for count in _counted(method, section.options, own[method], budget, currency)
+        count
+        for method, section in asked
+        for count in _counted(method, section.options, method_shapes_of[method], budget, currency)
     }
     params = next((c for c in sorted(counts, key=lambda c: abs(c - budget)) if all_reach(c)), None)
     return None if params is None else f"budgets.params = [{params}]"

@@ -118,11 +118,11 @@ def _ray() -> Check:
     is_supported = supported(release)
     place, bytes_free = temporary_space()
     free = bytes_free / 2**30
-    found = f"tune and train of {release}, of {OLDEST} to {NEWEST}; {free:.1f} GiB free in {place}"
+    text = f"tune and train of {release}, of {OLDEST} to {NEWEST}; {free:.1f} GiB free in {place}"
     if not is_supported:
-        found = f"tune and train of {release}, and this package needs Ray {OLDEST} to {NEWEST}"
+        text = f"tune and train of {release}, and this package needs Ray {OLDEST} to {NEWEST}"
     mend = f"make room in {place}, or set RAY_TMPDIR" if is_supported else f"pip install 'ray[tune,train]=={NEWEST}.*'"
-    return Check("ray parts", is_supported and free > 1, found, mend)
+    return Check("ray parts", is_supported and free > 1, text, mend)
 
 
 def _cluster(asked: str | None) -> list[Check]:
@@ -149,8 +149,8 @@ def _cluster(asked: str | None) -> list[Check]:
     if failure is not None and other is None and not (refused and "InvalidAuthToken" in failure):
         return [Check("cluster", False, f"{address}: {failure}", "start it again")]
     mend = "everyone who reaches its ports can run code on it: RAY_AUTH_MODE=token (docs/clusters.md), or a firewall"
-    found = f"{address} {'asks for' if refused else 'answers without'} a token"
-    checks = [Check("cluster", True, found, "" if refused else mend, warns=not refused)]
+    text = f"{address} {'asks for' if refused else 'answers without'} a token"
+    checks = [Check("cluster", True, text, "" if refused else mend, warns=not refused)]
     if other is not None:
         checks.append(Check("cluster's Ray", False, f"{address} {other.rule}", str(other.nearest)))
     return checks
@@ -165,8 +165,8 @@ def _hub() -> Check:
     at = next(p for p in (cache, *cache.parents) if p.exists())  # it is made when it is first used
     cached = len([p for p in cache.iterdir() if "--" in p.name]) if cache.is_dir() else 0
     free = shutil.disk_usage(at).free / 2**30
-    found = f"{cached} models and data sets in {cache}, {free:.1f} GiB free{offline}"
-    return Check("hub cache", os.access(at, os.W_OK), found, "set HF_HOME to a folder that you can write to")
+    text = f"{cached} models and data sets in {cache}, {free:.1f} GiB free{offline}"
+    return Check("hub cache", os.access(at, os.W_OK), text, "set HF_HOME to a folder that you can write to")
 
 
 def _devices() -> Check:

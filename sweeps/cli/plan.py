@@ -203,18 +203,18 @@ def budget(
         raise SpecError([unknown("--adapt", adapt, "choice", _TOWERS)])
     chosen = _chosen(method)
     base = None if model is None else BaseModelInfo(model)
-    shapes, whole = _weights(base, shape, targets, adapt)
+    shapes, model_parameters = _weights(base, shape, targets, adapt)
     own = _own_shapes(base, shapes)
     aims = {"--lora-rank": lora_rank, "--params": params, "--percent": percent, "--rank": rank}
-    asked, reference = _budget_of({n: v for n, v in aims.items() if v is not None}, shapes, chosen, own)
+    amount_of_budget, reference = _budget_of({n: v for n, v in aims.items() if v is not None}, shapes, chosen, own)
     if rank is not None and chosen is not None and "lora" not in chosen:
         chosen = [*chosen, "lora"]
     allocations = ALLOCATIONS if every else ("auto",)
-    answer = budget_table(shapes, asked, reference, methods=chosen, allocations=allocations, own=own)
+    answer = budget_table(shapes, amount_of_budget, reference, methods=chosen, allocations=allocations, own=own)
     adapted = sum(rows * columns for rows, columns in shapes.values())
-    answer |= {"model_parameters": whole, "adapted_parameters": adapted}
+    answer |= {"model_parameters": model_parameters, "adapted_parameters": adapted}
     for row in answer["methods"]:
-        row["percent"] = None if row["count"] is None else 100 * row["count"] / whole
+        row["percent"] = None if row["count"] is None else 100 * row["count"] / model_parameters
     emit(as_json, lambda: answer, lambda: _print_budget(model or ", ".join(shape or ()), answer, bool(method)))
 
 
@@ -226,8 +226,8 @@ def _weights(
         given = "both" if model else "neither"
         raise SpecError([Problem("--model", given, "give a model, or in its place shapes", "--shape 4096x4096")])
     if model is not None:
-        named = [each for given in targets or () for each in re.split(r",(?![^\[]*\])", given)]  # no comma in [q,v]
-        return model.target_shapes(named or model.default_targets, adapt or "both"), model.size
+        patterns = [each for given in targets or () for each in re.split(r",(?![^\[]*\])", given)]  # no comma in [q,v]
+        return model.target_shapes(patterns or model.default_targets, adapt or "both"), model.size
     for option, value in {"--targets": ",".join(targets or ()), "--adapt": adapt}.items():
         if value:
             rule = "names weights of a model; --shape is the weights"

@@ -195,9 +195,11 @@ def _limit(by_seeds: Mapping[int, float | None], examples: int | None) -> str:
         by_seeds: the smallest detectable difference by number of seeds.
         examples: the number of validation examples; None if it is not known.
     """
-    known = {seeds: value for seeds, value in by_seeds.items() if value is not None}
-    enough = min((seeds for seeds, value in known.items() if value <= 1.05 * min(known.values())), default=None)
-    if enough is None or enough == max(known):
+    known_values = {seeds: value for seeds, value in by_seeds.items() if value is not None}
+    enough = min(
+        (seeds for seeds, value in known_values.items() if value <= 1.05 * min(known_values.values())), default=None
+    )
+    if enough is None or enough == max(known_values):
         return ""
     of = f"With {examples:,} validation examples more" if examples is not None else "More"
     return f"  {of} than {enough} seeds hardly help: the choice of learning rates limits the difference.\n"

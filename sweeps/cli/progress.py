@@ -120,23 +120,23 @@ def progress_of(store: Store) -> dict[str, Any]:
 def _retried(events: Sequence[Row]) -> frozenset[str]:
     """Return the trials that the last run tries again and that have not ended since."""
     last = max((i for i, e in enumerate(events) if e["ev"] == "sweep"), default=len(events))
-    asked = {name for e in events[last : last + 1] for name in e.get("retried") or ()}
-    return frozenset(asked - {e["trial_id"] for e in events[last:] if e["ev"] == "finish"})
+    retried = {name for e in events[last : last + 1] for name in e.get("retried") or ()}
+    return frozenset(retried - {e["trial_id"] for e in events[last:] if e["ev"] == "finish"})
 
 
-def _with_retried(left: Left, row: Row, failed: Mapping[tuple[str, str], int]) -> Left:
+def _with_retried(to_come: Left, row: Row, failed: Mapping[tuple[str, str], int]) -> Left:
     """Return the numbers of trials still to come of a cell, with its trials that are tried again.
 
     Args:
-        left: the numbers of TUNE and CONFIRM trials to come without these; None if no rate finished.
+        to_come: the numbers of TUNE and CONFIRM trials to come without these; None if no rate finished.
         row: the cell's row of `coverage`.
         failed: number of trials that are tried again, by cell id and stage.
     """
     tune, confirm = (failed.get((row["cell_id"], stage), 0) for stage in ("TUNE", "CONFIRM"))
-    if left is None and tune:  # no rate had finished; one may finish now, and then further trials follow
+    if to_come is None and tune:  # no rate had finished; one may finish now, and then further trials follow
         rest = row["tune_planned"] - row["tune_done"] - row["failed"]
-        left = max(0, rest), row["confirm_planned"] - row["confirm_done"]
-    return None if left is None else (left[0] + tune, left[1] + confirm)
+        to_come = max(0, rest), row["confirm_planned"] - row["confirm_done"]
+    return None if to_come is None else (to_come[0] + tune, to_come[1] + confirm)
 
 
 def _phases(cells: Sequence[Row], store: Store, left_in: Mapping[str, tuple[int, int] | None]) -> dict[str, str]:
@@ -145,8 +145,8 @@ def _phases(cells: Sequence[Row], store: Store, left_in: Mapping[str, tuple[int,
     begun |= set(store.table("trials").column("cell_id").to_pylist())  # the folder may be a copy without a journal
     phase_of: dict[str, str] = {}
     for name in (cell["cell_id"] for cell in cells):
-        left = left_in[name]
-        phase = "stuck" if left is None else "tuning" if left[0] else "confirming" if left[1] else "done"
+        to_come = left_in[name]
+        phase = "stuck" if to_come is None else "tuning" if to_come[0] else "confirming" if to_come[1] else "done"
         phase_of[name] = "waiting" if name not in begun and phase in ("tuning", "confirming") else phase
     return phase_of
 

@@ -70,8 +70,8 @@ def _budgets_at(store: Store, asked: str) -> list[str]:
     Raises:
         SpecError: there is no such budget.
     """
-    found = store.sql("select distinct reference, budget from cells where budget is not null order by budget")
-    budgets = [(r["reference"], r["budget"]) for r in found.to_pylist()]  # a label has another number in each model
+    table = store.sql("select distinct reference, budget from cells where budget is not null order by budget")
+    budgets = [(r["reference"], r["budget"]) for r in table.to_pylist()]  # a label has another number in each model
     names = {name for name, _ in budgets}
     if asked in names:
         return [asked]
@@ -162,8 +162,8 @@ def query(
     if to is not None:
         to.write_bytes(as_bytes(table, kind))
         rows = table.num_rows
-        said = {"path": str(to), "rows": rows}
-        emit(as_json, lambda: said, lambda: out.print(f"wrote {plural(rows, 'row')} to {to}"))
+        summary = {"path": str(to), "rows": rows}
+        emit(as_json, lambda: summary, lambda: out.print(f"wrote {plural(rows, 'row')} to {to}"))
     elif kind == "table":
         print_table(table)
     elif kind in ("json", "csv"):
@@ -235,7 +235,7 @@ def compare(
     if baseline is not None and methods and baseline not in methods:
         raise SpecError([unknown("--baseline", baseline, "method of this sweep", sorted(methods))])
     baseline = baseline or question(store).baseline
-    asked = tuple(p / 100 for p in points) if points else DIFFERENCES
+    differences = tuple(p / 100 for p in points) if points else DIFFERENCES
     table = comparisons(store, baseline)
     letters = groups(store)
     says = [preliminary_words(table) + conclude_groups(letters.to_pylist()), *unlike(store)]
@@ -248,7 +248,7 @@ def compare(
             "changes": changes(store, baseline).to_pylist(),
             "groups": letters.to_pylist(),
             "averages": [r for r in curve(store).to_pylist() if r["dataset"] is None],
-            "seeds_needed": seeds_table(store, baseline, asked).to_pylist(),
+            "seeds_needed": seeds_table(store, baseline, differences).to_pylist(),
             "says": says,
         }
 
@@ -264,7 +264,7 @@ def compare(
             changed(store, baseline),
             grouped(store),
             averages(store),
-            seeds(store, baseline, asked),
+            seeds(store, baseline, differences),
         ):
             if sheet.rows:
                 print_sheet(sheet)
@@ -285,15 +285,15 @@ def tables(
 
     write = form_of(form)
     store = store_of(source)
-    found = pick(store, names, x) if names else list(sheets(store, x).values())
+    sheets_to_print = pick(store, names, x) if names else list(sheets(store, x).values())
     if as_json:
-        print_json([{"name": s.name, "title": s.title, "header": s.header, "rows": s.cells} for s in found])
+        print_json([{"name": s.name, "title": s.title, "header": s.header, "rows": s.cells} for s in sheets_to_print])
     elif names:
-        sys.stdout.write("\n".join(write(sheet) for sheet in found))
-    elif not found:
+        sys.stdout.write("\n".join(write(sheet) for sheet in sheets_to_print))
+    elif not sheets_to_print:
         out.print("no table yet: there are no results to show")
     else:
-        print_named({s.name: f"{len(s.rows):4d} rows  {s.title}" for s in found})
+        print_named({s.name: f"{len(s.rows):4d} rows  {s.title}" for s in sheets_to_print})
 
 
 def import_results(

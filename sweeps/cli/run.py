@@ -96,15 +96,15 @@ def run(
     from sweeps.engine.prepare import prepare
     from sweeps.engine.run import run_prepared
 
-    asked = list(overrides or ())
+    all_overrides = list(overrides or ())
     if max_hours is not None:
-        asked.append(f"limits.max_hours={max_hours}")
+        all_overrides.append(f"limits.max_hours={max_hours}")
     if output is not None:
-        asked.append(f"output={json.dumps(output, ensure_ascii=False)}")
+        all_overrides.append(f"output={json.dumps(output, ensure_ascii=False)}")
     with contextlib.ExitStack() as until_the_end:
         until_the_end.enter_context(started_early(backend, ["sweeps.plan.estimate"]))
-        planned = load(spec, asked, scale, available=available)
-        given: dict[str, Sequence[object]] = {
+        planned = load(spec, all_overrides, scale, available=available)
+        options: dict[str, Sequence[object]] = {
             "--scale": [scale],
             "--set": overrides or [],
             "--output": [output],
@@ -115,7 +115,7 @@ def run(
             "--track": track or [],
         }
         flags = {"--available": available, "--retry-failed": retry_failed, "--no-restart": not restart}
-        again = command(spec, given, flags)
+        resume_command = command(spec, options, flags)
         progress: bool | Literal["json"] = "json" if as_json else True
         with prepare(planned, backend=backend, address=address, restart=restart, upload=upload) as prepared:
             _print_cautions(prepared.plan, joined=address is not None)
@@ -132,7 +132,7 @@ def run(
                 observers=observers,
                 estimate=None if foreseen is None or foreseen.unknown else foreseen.as_dict(),
             )
-        return _end(planned.spec, summary, prepared.location, again, report=report, as_json=as_json)
+        return _end(planned.spec, summary, prepared.location, resume_command, report=report, as_json=as_json)
 
 
 def _print_cautions(plan: Plan, *, joined: bool) -> None:

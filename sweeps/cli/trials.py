@@ -123,9 +123,9 @@ def _of_sweep(
     from sweeps.exporting.dataset import export_results
 
     if method is not None or budget is not None or (trial != "best" and to is not None):
-        given = " ".join(filter(None, (trial, method, budget)))
+        arguments = " ".join(filter(None, (trial, method, budget)))
         rule = f"the form {form} exports the whole sweep, so it takes no trial, no method and no budget"
-        raise SpecError([Problem("--form", given, rule, f"sweeps export {folder} FOLDER --form {form}")])
+        raise SpecError([Problem("--form", arguments, rule, f"sweeps export {folder} FOLDER --form {form}")])
     experiments = form == "method-comparison"
     if experiments and push is not None:
         rule = "PEFT takes experiments as a pull request on GitHub, not on the Hub (docs/peft-published.md)"

@@ -72,8 +72,8 @@ class Meter:
         self._busy = busy
         self._clock = clock
         self.each = each
-        taken = [row.seconds_total for cell in state.cells.values() for row in cell.rows.values()]
-        self.seconds, self._held = used_seconds(taken, events, self.each)
+        trial_seconds = [row.seconds_total for cell in state.cells.values() for row in cell.rows.values()]
+        self.seconds, self._held = used_seconds(trial_seconds, events, self.each)
         self._last = clock()
 
     def tick(self) -> None:

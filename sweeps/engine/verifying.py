@@ -268,11 +268,11 @@ def _configurations(store: Store, events: Sequence[Event]) -> Check:
     A trial's id is the hash of its configuration, so a changed configuration has another id. The row repeats parts of
     the configuration, and these must be the same.
     """
-    asked = {e["trial_id"]: e for e in events if e["ev"] == "ask" and "trial_id" in e}
-    if not asked:
+    asks = {e["trial_id"]: e for e in events if e["ev"] == "ask" and "trial_id" in e}
+    if not asks:
         return Check("configurations", "not checked", ("only a journal has the configurations of trials",))
     wrong = []
-    for trial_id, event in asked.items():
+    for trial_id, event in asks.items():
         config = event.get("config") or {}
         try:
             computed_id = TrialConfig.model_validate(config).trial_id
@@ -286,9 +286,9 @@ def _configurations(store: Store, events: Sequence[Event]) -> Check:
         if any(trained not in (seed, derived_seed(seed, *place)) for seed, trained in seeds):
             wrong.append(f"trial {trial_id}: it trained with other seeds than its declared ones")
     for r in store.table("trials").to_pylist():
-        if r["trial_id"] not in asked:
+        if r["trial_id"] not in asks:
             continue
-        event = asked[r["trial_id"]]
+        event = asks[r["trial_id"]]
         config = {**(event.get("config") or {}), "stage": event.get("stage")}
         for column in ("stage", "model", "dataset", "train_size", "lr"):
             value = config.get(column)
@@ -296,7 +296,7 @@ def _configurations(store: Store, events: Sequence[Event]) -> Check:
                 wrong.append(f"trial {r['trial_id']}: {column} {r[column]!r}, asked for {value!r}")
         if event.get("seeds") and list(event["seeds"]) != [r[f"{kind}_seed"] for kind in _SEEDS]:
             wrong.append(f"trial {r['trial_id']}: its seeds are not those asked for")
-    return _check("configurations", wrong, f"{len(asked):,} of {len(asked):,} trials are what was asked for")
+    return _check("configurations", wrong, f"{len(asks):,} of {len(asks):,} trials are what was asked for")
 
 
 def _choices(store: Store) -> Check:

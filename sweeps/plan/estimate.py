@@ -183,11 +183,11 @@ def _over(limits: LimitsSection, hours: float, accelerator_hours: float, used_ho
     price = limits.price_per_hour or 0.0
     spent = {"max_accelerator_hours": (accelerator_hours, used_hours)}
     spent |= {"max_cost": (accelerator_hours * price, used_hours * price)}
-    for name, (left, used) in ({"max_hours": (hours, 0.0)} | spent).items():  # max_hours is of one run
+    for name, (more, used) in ({"max_hours": (hours, 0.0)} | spent).items():  # max_hours is of one run
         most = getattr(limits, name)
-        if most is not None and left + used > most:
+        if most is not None and more + used > most:
             after = f" after {used:.3g}" if used > 0 else ""
-            yield f"limits.{name} = {most:g}, and about {left:.3g} are left to run{after}"
+            yield f"limits.{name} = {most:g}, and about {more:.3g} are left to run{after}"
 
 
 def _left(plan: Plan, retry_failed: bool) -> list[_Left]:
@@ -259,10 +259,10 @@ def _probe(plan: Plan, remaining: Sequence[_Left], node: Node, tell: Tell | None
         unknown = {m: why for m, why in probed.items() if isinstance(why, str)}
         peak = max((cost.memory for cost in costs.values()), default=0)
         measured = None if unknown else _measured(peak)  # the probe of a run would fail like these
-        asked = plan.spec.resources
-        share = 1.0 if measured is None else worker_share(asked, measured, node.cpus / node.gpus)
-        shapes = plan_lanes(asked, [node], share)
-        pack = _pack(asked, measured, shapes[0].per_worker.get("GPU", 0.0))
+        resources = plan.spec.resources
+        share = 1.0 if measured is None else worker_share(resources, measured, node.cpus / node.gpus)
+        shapes = plan_lanes(resources, [node], share)
+        pack = _pack(resources, measured, shapes[0].per_worker.get("GPU", 0.0))
         for method in costs:
             cell = largest[method]
             if pack > 1 and unpackable(cell.base, cell.model) is None:

@@ -108,10 +108,10 @@ class Journal:
         with contextlib.suppress(FileNotFoundError):
             if os.path.samestat(open_file, place.stat()):
                 return None
-        again = "run the same command again"
+        remedy = "run the same command again"
         if open_file.st_nlink > 0 or not place.parent.is_dir():
             what = (
-                f"the results folder, or its journal, was moved or removed while the sweep ran; put it back and {again}"
+                f"the results folder or its journal was moved or removed while the sweep ran; put it back and {remedy}"
             )
             return OSError(errno.ESTALE, what, str(place))
         saved = place.with_name(f"journal-{os.getpid()}-saved.jsonl") if place.exists() else place
@@ -123,7 +123,7 @@ class Journal:
             os.fsync(file.fileno())
         draft.replace(saved)
         sync_folder(place.parent)
-        what = f"the journal was removed while the sweep ran, and is written again ({saved.name}); {again}"
+        what = f"the journal was removed while the sweep ran, and is written again ({saved.name}); {remedy}"
         return OSError(errno.ESTALE, what, str(place))
 
     def close(self) -> None:

@@ -171,7 +171,7 @@ class Upload:
         """
         if not self.folder.is_dir():  # it was moved away, so its adapters must not be removed from the copy
             raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(self.folder))
-        there = self.location.files()
+        copied = self.location.files()
         for name in FACTS:  # first, because tables without these files belong to no sweep
             path = self.folder / name
             content = path.read_bytes() if path.exists() else None
@@ -181,8 +181,8 @@ class Upload:
         parts = {t: sorted((self.folder / "tables" / t).glob("part-*.parquet")) for t in reversed(TABLES)}
         for table in TABLES:  # parts were listed in the reverse order, because the driver writes parts meanwhile
             for part in parts[table]:
-                self._put_if_new(part, there)
-        self._sync_adapters(there)
+                self._put_if_new(part, copied)
+        self._sync_adapters(copied)
 
     def _put_if_new(self, path: Path, there: Mapping[str, int]) -> None:
         """Copy a file that never changes, unless the location has it. A copy of another size was cut off."""

@@ -207,12 +207,12 @@ class Effort:
 
     def _used(self, slot: Slot, row: TrialRow | None) -> int:
         """Return the samples of the allowance that a trial used."""
-        whole = self._samples(slot.config["train"]["epochs"] if slot.config else None)
+        whole_trial = self._samples(slot.config["train"]["epochs"] if slot.config else None)
         if row is None or row.status == "failed":
-            return whole
+            return whole_trial
         if row.samples is not None:
             return row.samples
-        return self._samples(row.epochs) if row.epochs else whole
+        return self._samples(row.epochs) if row.epochs else whole_trial
 
     def propose(self, number: int, tried: Sequence[Tried], start: Point | None) -> tuple[Point, str | None]:
         """Return the point of a slot, and its origin (None for the sampler).

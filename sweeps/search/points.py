@@ -86,9 +86,9 @@ def propose(sampler: str, search_seed: int, cell_id: str, slot: int, space: Spac
         A point of the space. Its numbers are rounded to 6 significant digits, so that ids do not depend on the last
         bit.
     """
-    taken = {t.point for t in tried}
+    tried_points = {t.point for t in tried}
     if sampler == "grid":
-        return next(point for point in itertools.islice(nested(space), slot, None) if point not in taken)
+        return next(point for point in itertools.islice(nested(space), slot, None) if point not in tried_points)
     for retry in range(_RETRIES):
         seed = ask_seed(search_seed, cell_id, slot, retry)
         if sampler == "qmc":  # a cell has one sequence, so asking again would give the same point
@@ -96,11 +96,11 @@ def propose(sampler: str, search_seed: int, cell_id: str, slot: int, space: Spac
         else:
             proposed = ask(sampler, space, seed, tried)
         point = Point(min(max(_rounded(proposed.lr), space.low), space.high), proposed.extra)
-        if point not in taken:
+        if point not in tried_points:
             return point
         if sampler == "qmc":
             break
-    return Point(_widest_gap(space, taken, point.extra), point.extra)
+    return Point(_widest_gap(space, tried_points, point.extra), point.extra)
 
 
 def beyond(space: Space, tried: Sequence[Tried], best: Point, edge: str) -> Point:
@@ -132,8 +132,10 @@ def refine(space: Space, tried: Sequence[Tried], best: Point) -> Point:
     rates = sorted(scores)
     log_rates, values = np.log10(rates), np.array([scores[lr] for lr in rates])
     lr = _rounded(10.0 ** float(next_log_rate(log_rates, values, np.array(rates.index(best.lr)))))
-    taken = {t.point for t in tried}
-    return Point(lr if Point(lr, best.extra) not in taken else _widest_gap(space, taken, best.extra), best.extra)
+    tried_points = {t.point for t in tried}
+    return Point(
+        lr if Point(lr, best.extra) not in tried_points else _widest_gap(space, tried_points, best.extra), best.extra
+    )
 
 
 def _rounded(lr: float) -> float:

@@ -84,10 +84,10 @@ def _option_problems(name: str, base: str, section: Mapping[str, Any]) -> list[P
             value = options.pop(key)
             rule = "is decided by the budget; to pin it, write capacity"
             problems.append(Problem(f"{field}.{key}", value, rule, f"capacity = {value}"))
-    known = option_names(base)
-    everything = sorted({*shared, *known})
+    own_options = option_names(base)
+    everything = sorted({*shared, *own_options})
     rule = f"unknown key; known: {', '.join(everything)}"
-    for key in [k for k in options if k not in known]:
+    for key in [k for k in options if k not in own_options]:
         problems.append(Problem(f"{field}.{key}", options.pop(key), rule, intended_key(key, everything)))
     if method is not None:
         try:

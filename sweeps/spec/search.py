@@ -120,7 +120,7 @@ class SearchSection(Section):
     space: Annotated[dict[str, SpaceEntry], ListsAreValues, LATER] = {}
     """Also searched: `dropout = [0.0, 0.1]`, `alpha = { low = 1, high = 64 }`, with `log = true` if logarithmic."""
     warm_start: Annotated[tuple[Literal["published", "neighbour"], ...], OneOrMany, LATER] = ()
-    """Points tried first. published: the range's centre with default options; neighbour: the next budget's choice."""
+    """Tried first. published: the centre with default options; neighbour: the choice at the next smaller budget."""
     rerun_rates: int = Field(default=2, ge=0, le=MOST_TRIALS)
     """Number of best rates that are run again on further seeds; the best mean is chosen."""
     rerun_seeds: int = Field(default=2, ge=0, le=MOST_TRIALS)

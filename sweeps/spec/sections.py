@@ -196,26 +196,26 @@ class BudgetSection(_Section):
     def _count_of_amounts(cls, value: Any) -> Any:
         """Set `count` to the kind of the amounts if the file does not give it: `memory = ["2 GiB"]` says enough."""
         if isinstance(value, Mapping) and "count" not in value:
-            given = [name for name in _AMOUNTS if value.get(name) is not None]
-            if len(given) == 1:
-                return {**value, "count": given[0]}
+            amount_keys = [name for name in _AMOUNTS if value.get(name) is not None]
+            if len(amount_keys) == 1:
+                return {**value, "count": amount_keys[0]}
         return value
 
     @model_validator(mode="after")
     def _one_kind(self) -> Self:
         names = ("lora_rank", "params", "percent", *_AMOUNTS)
-        given = [name for name in names if getattr(self, name) is not None]
-        if len(given) != 1:
-            raise ValueError(f"give exactly one of {', '.join(names)}; got {', '.join(given) or 'none'}")
-        fitting = ("parameters", "dof") if given[0] in ("params", "percent") else (given[0],)
-        if given[0] != "lora_rank" and self.count not in fitting:
+        given_keys = [name for name in names if getattr(self, name) is not None]
+        if len(given_keys) != 1:
+            raise ValueError(f"give exactly one of {', '.join(names)}; got {', '.join(given_keys) or 'none'}")
+        fitting = ("parameters", "dof") if given_keys[0] in ("params", "percent") else (given_keys[0],)
+        if given_keys[0] != "lora_rank" and self.count not in fitting:
             other = self.count if self.count in _AMOUNTS else "params"
             raise ValueError(
-                f"count = {self.count!r} does not limit {given[0]}; give lora_rank or {other}, or leave count out"
+                f"count = {self.count!r} does not limit {given_keys[0]}; give lora_rank or {other}, or leave count out"
             )
         labels = Counter(self.references())
         if alike := [label for label, count in labels.items() if count > 1]:  # cells of one id
-            raise ValueError(f"{given[0]} has {alike[0]!r} twice; leave one out")
+            raise ValueError(f"{given_keys[0]} has {alike[0]!r} twice; leave one out")
         return self
 
     @property
@@ -352,7 +352,7 @@ class Sections(_Section):
     output: Path | None = None
     """Results folder; without it `results/NAME`."""
     protocol: Literal["standard", "paper"] = "standard"
-    """paper: the published learning rates, and training also on the validation images."""
+    """paper: no tuning (each method trains at its centre rate), and training also on the validation images."""
     model: ModelSection
     data: DataSection
     budgets: BudgetSection

@@ -139,14 +139,14 @@ def _language_problems(spec: SweepSpec, kind: Kind) -> list[Problem]:
 
 
 def _window_problems(spec: SweepSpec) -> list[Problem]:
-    asked, parsed = spec.train.max_tokens, parse_id(spec.model.id)
-    known = known_configs().get(parsed.name)
-    if asked is None or (parsed.folder is None and known is not None and "max_position_embeddings" not in known):
+    max_tokens, parsed = spec.train.max_tokens, parse_id(spec.model.id)
+    config = known_configs().get(parsed.name)
+    if max_tokens is None or (parsed.folder is None and config is not None and "max_position_embeddings" not in config):
         return []
     positions = positions_of(shape_config(parsed, spec.model.id))
-    if positions is None or asked <= positions:
+    if positions is None or max_tokens <= positions:
         return []
-    return [Problem("train.max_tokens", asked, f"is more than the model's {positions} positions", str(positions))]
+    return [Problem("train.max_tokens", max_tokens, f"is more than the model's {positions} positions", str(positions))]
 
 
 def _changed_settings(spec: SweepSpec, names: Iterable[str], rule: str) -> list[Problem]:

@@ -172,7 +172,7 @@ class RayBackend:
         over = self._over.pop(key, False)
         del self._keys[trial_id], self._held.ids[key]
         self._held.judged.discard(key)
-        self._packs = {first: left for first, keys in self._packs.items() if (left := keys - {key})}
+        self._packs = {first: rest for first, keys in self._packs.items() if (rest := keys - {key})}
         outcome: Outcome = ray.get(self._pool.broker.take.remote(key, over)) or {}
         if outcome.get("storage") is not None:
             return self._troubled_by(trial_id, outcome)

@@ -104,8 +104,8 @@ def free_room_of(actor: Any) -> None:
         return
     for data in state._connect_and_get_accessor().get_placement_group_table():
         group = PlacementGroupTableData.FromString(data)
-        made = group.creator_actor_id == actor._actor_id.binary()
-        if made and group.state != PlacementGroupTableData.REMOVED:
+        is_actors = group.creator_actor_id == actor._actor_id.binary()
+        if is_actors and group.state != PlacementGroupTableData.REMOVED:
             remove_placement_group(PlacementGroup(PlacementGroupID(group.placement_group_id)))
 
 

@@ -125,12 +125,12 @@ class Pool:
         """Turn errors of the block into a `RayLostError` if Ray's own processes have died."""
         return self._session.convert_lost_errors()
 
-    def pack(self, asked: ResourceSection) -> int:
+    def pack(self, resources: ResourceSection) -> int:
         """Return the largest number of trials in a pack; 1 if trials have several workers or are isolated."""
-        if asked.workers > 1 or asked.isolated:
+        if resources.workers > 1 or resources.isolated:
             return 1
         gpu = self.shapes[0].per_worker.get("GPU", 0.0) if self.shapes else 0.0
-        return pack_size(asked.pack, self.measured if gpu else None, min(1.0, gpu))
+        return pack_size(resources.pack, self.measured if gpu else None, min(1.0, gpu))
 
     def __enter__(self) -> Self:
         self._session.__enter__()
@@ -195,15 +195,15 @@ class Pool:
 
         A cluster without an autoscaler takes no notice. One that has an autoscaler starts nodes only if it is asked.
         """
-        asked = self.resources
-        trials = asked.max_concurrent or asked.min_concurrent
+        resources = self.resources
+        trials = resources.max_concurrent or resources.min_concurrent
         if self._cluster is None or trials is None:
             return
         from ray.autoscaler.sdk import request_resources
 
-        gpus = 0 if asked.gpus_per_worker == "auto" else asked.gpus_per_worker
-        worker = {"CPU": asked.cpus_per_worker} | ({"GPU": gpus} if gpus else {})
-        request_resources(bundles=[worker] * (trials * asked.workers))
+        gpus = 0 if resources.gpus_per_worker == "auto" else resources.gpus_per_worker
+        worker = {"CPU": resources.cpus_per_worker} | ({"GPU": gpus} if gpus else {})
+        request_resources(bundles=[worker] * (trials * resources.workers))
         self._requested = True
 
     def _withdraw_request(self) -> None:
@@ -219,25 +219,25 @@ class Pool:
         Raises:
             ResourceError: they did not come.
         """
-        asked = self.resources
+        resources = self.resources
         noted = ""
-        if self._cluster is None or asked.min_concurrent is None:
+        if self._cluster is None or resources.min_concurrent is None:
             return
         while True:
             try:
-                plan_lanes(asked, session_nodes(), share)
+                plan_lanes(resources, session_nodes(), share)
                 return
             except ResourceError as error:
                 (problem, *_) = error.problems
                 shortage = problem.rule
                 if time.monotonic() > end:
-                    rule = f"not enough nodes came within {asked.start_timeout:g} s (start_timeout): {shortage}"
-                    late = Problem("resources.min_concurrent", asked.min_concurrent, rule, problem.nearest)
+                    rule = f"not enough nodes came within {resources.start_timeout:g} s (start_timeout): {shortage}"
+                    late = Problem("resources.min_concurrent", resources.min_concurrent, rule, problem.nearest)
                     raise ResourceError([late]) from error
             if shortage != noted:
                 self._note(
-                    f"waiting {asked.start_timeout:g} s at most for room for {asked.min_concurrent} trials at a time "
-                    f"(resources.min_concurrent). Now: {shortage}"
+                    f"waiting {resources.start_timeout:g} s at most for room for {resources.min_concurrent} trials "
+                    f"at a time (resources.min_concurrent). Now: {shortage}"
                 )
                 noted = shortage
             time.sleep(_LOOK_S)
@@ -267,11 +267,11 @@ class Pool:
 
     def _gpu_share(self, nodes: list[Node]) -> float:
         """Measure a trial if needed, and return the fraction of a GPU that a worker gets."""
-        asked = self.resources
+        resources = self.resources
         with_gpus = [node for node in nodes if node.gpus >= 1]
-        shared = asked.gpus_per_worker == "auto" and asked.workers == 1
-        packed = asked.pack == "auto" and asked.gpus_per_worker != 0 and not asked.isolated
-        if not with_gpus or asked.workers > 1 or self._measure is None or not (shared or packed):
+        shared = resources.gpus_per_worker == "auto" and resources.workers == 1
+        packed = resources.pack == "auto" and resources.gpus_per_worker != 0 and not resources.isolated
+        if not with_gpus or resources.workers > 1 or self._measure is None or not (shared or packed):
             return 1.0
         self.measured = self.measured or self._measured(self._measure)
         if self.measured is None:
@@ -279,7 +279,7 @@ class Pool:
         self.measured = replace(self.measured, device=min([self.measured.device, *self._memories(with_gpus)]))
         if self._cluster is not None:  # nodes that join later need GPUs as large as these
             self._cluster.needs = replace(self._cluster.needs, gpu_bytes=self.measured.device)
-        return worker_share(asked, self.measured, min(n.cpus / n.gpus for n in with_gpus))
+        return worker_share(resources, self.measured, min(n.cpus / n.gpus for n in with_gpus))
 
     def _measured(self, measure: Callable[[], Measured]) -> Measured | None:
         import ray

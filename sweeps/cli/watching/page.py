@@ -153,7 +153,7 @@ class Page:
 
 
 def _drawn(draw: Callable[[Store], list[svg.Picture]], store: Store) -> dict[str, Any]:
-    begin = "Preliminary: " if any(sum(left or ()) for left in to_come(store).values()) else ""
+    begin = "Preliminary: " if any(sum(counts or ()) for counts in to_come(store).values()) else ""
     return {"pictures": draw(store), "begin": begin}
 
 

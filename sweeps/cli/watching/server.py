@@ -81,15 +81,15 @@ class Guard:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         request = Request(scope)
-        given = request.query_params.get("token", "").encode()
+        key = request.query_params.get("token", "").encode()
         app = self.app
-        own = f"http://{request.headers.get('host')}"
-        if request.headers.get("origin", own) != own:
+        own_origin = f"http://{request.headers.get('host')}"
+        if request.headers.get("origin", own_origin) != own_origin:
             app = PlainTextResponse("asked by a page of another origin", 403, _HEADERS)
-        elif secrets.compare_digest(given, self.keys.once.encode()):
+        elif secrets.compare_digest(key, self.keys.once.encode()):
             self.keys.once = new_word()
             app = RedirectResponse(f"/?token={self.keys.token}", 303, _HEADERS)
-        elif not secrets.compare_digest(given, self.keys.token.encode()):
+        elif not secrets.compare_digest(key, self.keys.token.encode()):
             app = PlainTextResponse("no or wrong token; open the address that `sweeps watch` printed", 403, _HEADERS)
         await app(scope, receive, send)
 

@@ -341,8 +341,8 @@ def test_an_empty_output_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
 def test_a_results_folder_in_the_place_of_a_sweep_file_names_its_own(tmp_path: Path) -> None:
     shown = sweeps("plan", ROOT / "docs" / "results" / "quickstart").output.replace("\n", "")
-    assert "is a folder, no sweep file" in shown and "results/quickstart/sweep.json." in shown
-    assert "is a folder, no sweep file.\n" in sweeps("plan", tmp_path).output
+    assert "is a folder, and not a sweep file" in shown and "results/quickstart/sweep.json." in shown
+    assert "is a folder, and not a sweep file.\n" in sweeps("plan", tmp_path).output
 
 
 def test_a_second_driver_is_refused_before_anything_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

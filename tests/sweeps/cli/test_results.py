@@ -122,7 +122,7 @@ def test_two_columns_of_one_name_are_both_shown(folders: tuple[Path, Path]) -> N
     assert query(folders[0], "select 1 as a, 2 as a, 3 as b", "--csv").stdout == "a,a,b\n1,2,3\n"
     refused = query(folders[0], "select 1 as a, 2 as a, 3 as b", "--json", code=2)
     assert json.loads(refused.stdout)["errors"] == [
-        "column = 'a': is the name of several columns, of which JSON holds one; give each a name of its own: ... as "
+        "column = 'a': is the name of several columns, and JSON can store only one; give each another name: ... as "
         "NAME. Nearest: --format csv."
     ]
 

@@ -83,7 +83,7 @@ def test_an_exported_trial_predicts_by_its_readme(
     given |= {"capacities": tuple((n, 2) for n in names), "train": {"epochs": 1, "global_batch_size": 16}}
     trial = TrialConfig.model_validate({**given, "data_seed": 1, "init_seed": 2, "basis_seed": 3})
     kept = kept_trial(keep_trials(tmp_path / "results", [trial]))
-    for form, why in (("peft", "PEFT can't hold this adapter"), ("merged", "no weight can hold it")):
+    for form, why in (("peft", "PEFT can't hold this adapter"), ("merged", "so it can't be merged")):
         with pytest.raises(SpecError, match=why):
             export_trial(kept, tmp_path / form, form)
     to = export_trial(kept, tmp_path / "out")

@@ -285,7 +285,7 @@ def test_a_machine_that_comes_back_does_not_go_on_beside_the_copy(tmp_path: Path
     assert go("b", *PAIR, seeds=4).skipped == 6
     declared = tmp_path / "bucket" / "results" / "a" / "declared.json"
     before, lines = declared.read_bytes(), (tmp_path / "a" / "journal.jsonl").read_bytes()
-    with pytest.raises(SpecError, match=r"holds 1 part\(s\) of finished trials that \S+/a lacks.*move that folder"):
+    with pytest.raises(SpecError, match=r"has 1 part\(s\) of finished trials that \S+/a lacks.*move that folder"):
         go("a", *PAIR[:1], seeds=2)
     with pytest.raises(SpecError, match="lacks"):  # as `sweeps analyze --upload`
         check_same(subtree(tmp_path / "bucket"), tmp_path / "a")

@@ -68,7 +68,7 @@ def test_a_folder_that_is_moved_while_it_runs_is_not_begun_anew(tmp_path: Path, 
                 (folder / "lock").touch()
 
     with pytest.raises(
-        OSError, match="the results folder, or its journal, was moved or removed while the sweep ran; put"
+        OSError, match="the results folder or its journal was moved or removed while the sweep ran; put"
     ):
         go_inline(small(folder), move)
     assert not folder.exists()

@@ -52,9 +52,9 @@ def make_folder() -> Path:
     Raises:
         ResourceError: no place is writable and has a path that is short enough.
     """
-    asked = _wanted_place()
+    wanted_place = _wanted_place()
     failures = []
-    for place in dict.fromkeys((Path(asked).absolute(), Path(_SHORT))):
+    for place in dict.fromkeys((Path(wanted_place).absolute(), Path(_SHORT))):
         over = len(os.fsencode(f"{place}/{PREFIX}12345678{_RAYS}")) - _SOCKET_BYTES
         if over > 0:
             failures.append(f"{place} is {over} bytes too long for Ray's sockets")
@@ -75,7 +75,7 @@ def make_folder() -> Path:
             _remove_abandoned(parent)
         return folder
     rule = f"Ray's files can go nowhere ({'; '.join(failures)})"
-    raise ResourceError([Problem("RAY_TMPDIR", asked, rule, "a short, writable folder")])
+    raise ResourceError([Problem("RAY_TMPDIR", wanted_place, rule, "a short, writable folder")])
 
 
 def _remove_abandoned(place: Path) -> None:
@@ -115,9 +115,9 @@ def private_session(folder: Path) -> Iterator[None]:
 
     The token's file is locked meanwhile, so that no other driver removes the folder as an abandoned one.
     """
-    own = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(token_of(folder))}
-    before = {name: os.environ.pop(name, None) for name in (*own, "RAY_AUTH_TOKEN")}
-    os.environ.update(own)
+    variables = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(token_of(folder))}
+    before = {name: os.environ.pop(name, None) for name in (*variables, "RAY_AUTH_TOKEN")}
+    os.environ.update(variables)
     try:
         with loopback(), token_of(folder).open() as token:
             fcntl.flock(token, fcntl.LOCK_SH)

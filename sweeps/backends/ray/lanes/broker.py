@@ -103,10 +103,10 @@ class Broker:
             self._left[str(lease.worker)] = lease
         events = [lease.events[e] for e in sorted(lease.events)]
         facts = {"attempt": max(1, lease.attempt), "packed": lease.packed or None, "unpacked": lease.unpacked}
-        taken = {"state": lease.state, **facts, "events": events, **lease.so_far, **lease.outcome}
-        self._taken = {key: taken}
+        answer = {"state": lease.state, **facts, "events": events, **lease.so_far, **lease.outcome}
+        self._taken = {key: answer}
         await self._wake()
-        return taken
+        return answer
 
     async def interrupt(self) -> None:
         """Stop all trials that run, and hand out no more until `reset`."""

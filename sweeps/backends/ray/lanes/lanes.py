@@ -280,11 +280,11 @@ def _controller_place(beside: bool) -> str:
     Args:
         beside: whether it must be the driver's node.
     """
-    here = ray.get_runtime_context().get_node_id()
+    drivers_node = ray.get_runtime_context().get_node_id()
     others = [] if beside else [n["NodeID"] for n in ray.nodes() if n["Alive"] and {"CPU", "GPU"} & {*n["Resources"]}]
-    if here in others:
-        others.remove(here)
-    return f"in({','.join(others)})" if others else here
+    if drivers_node in others:
+        others.remove(drivers_node)
+    return f"in({','.join(others)})" if others else drivers_node
 
 
 def _memory_here() -> float:
