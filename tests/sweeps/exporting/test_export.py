@@ -38,7 +38,7 @@ from trainables.config import TrialConfig
 from trainables.errors import DataError, TrialError
 from trainables.models.loading import load_model
 from trainables.models.shapes import meta_model
-from trainables.predicting.answers import Answer, _asked, answers
+from trainables.predicting.answers import Answer, _prompt_and_choices, answers
 from trainables.predicting.facts import FACTS_FILE, PLACE, Facts
 from trainables.predicting.trained import load_trained
 
@@ -327,7 +327,7 @@ def test_a_meaning_is_asked_in_the_form_of_training() -> None:
     facts = Facts(kind="causal-lm", model="m", dataset="d", rows="meanings", prompt=PLACE)
     ready = "name : Alimentum | Type : pub"
     assert _example(facts)["example"] == repr(ready)
-    assert [_asked(facts, text)[0] for text in ("name[Alimentum], eatType[pub]", ready)] == [ready, ready]
+    assert [_prompt_and_choices(facts, text)[0] for text in ("name[Alimentum], eatType[pub]", ready)] == [ready, ready]
 
 
 def test_a_question_in_the_form_of_the_data_is_answered_by_a_label(trained: dict[str, KeptTrial]) -> None:
