@@ -48,7 +48,7 @@ _AFTER = ("", "-*", "[0-9]*", "[._ ][0-9]*", "[._ ][!0-9]*")
 """What may follow a split's name in the names of its files. All files must be of one kind: else some may be
 duplicates."""
 UNPACKED, UNPACKED_BYTES = 50, 2**30
-"""A table may unpack to so many times its file's size, and to so many bytes in any case."""
+"""A table may unpack to this many times its file's size, and always to this many bytes."""
 
 
 def read_words(folder: Path) -> Words:

@@ -56,8 +56,8 @@ def from_json(name: str, folder: Path, form: Form) -> TextDataset:
     validation_by_task = {task: file for task in own if (file := find_validation(tasks[task]))}
     if shared_validation is None and validation_by_task and (lacking := sorted(own.keys() - validation_by_task.keys())):
         raise DataError(
-            f"data set {name!r}: {next(iter(validation_by_task.values()))} validates its task, and {', '.join(lacking)} of {folder} "
-            "has no such file; give every task one, or none"
+            f"data set {name!r}: {next(iter(validation_by_task.values()))} validates its task, and "
+            f"{', '.join(lacking)} of {folder} has no such file; give every task one, or none"
         )
     validation = validation_by_task if shared_validation is None else {next(iter(train_files)): shared_validation}
     return assemble(name, form, train=train_files, test=test_files, validation=validation)
