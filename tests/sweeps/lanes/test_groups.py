@@ -65,7 +65,7 @@ def test_rank_0_decides_and_says_so_in_json(group: Group, monkeypatch: pytest.Mo
     monkeypatch.setattr(torch.distributed, "broadcast", watched)
 
     def order(rank: int) -> Any:
-        return _Worker(None, "lane0/0", rank, 2).everyone(lambda: {"key": "1.1", "rank": rank})
+        return _Worker(None, "lane0/0", rank, 2).broadcast(lambda: {"key": "1.1", "rank": rank})
 
     assert group(lambda: order(0), lambda: order(1)) == [{"key": "1.1", "rank": 0}] * 2
     texts = [json.loads(bytes(text.tolist())) for text in sent if text.ndim]
@@ -81,10 +81,10 @@ def test_ranks_that_leave_together_say_so_and_one_alone_does_not() -> None:
     async def scenario() -> None:
         broker = await started("a", "b")
         await lease(broker, W0)
-        both = [asyncio.create_task(broker.together(W0, "t", "a", rank, 2, 1.0)) for rank in range(2)]
+        both = [asyncio.create_task(broker.leave_together(W0, "t", "a", rank, 2, 1.0)) for rank in range(2)]
         assert await asyncio.gather(*both) == [True, True]
         await broker.finish(W0, "t", "a", None, {"status": "failed"})
         await lease(broker, W0)
-        assert not await broker.together(W0, "t", "b", 1, 2, 0.05)
+        assert not await broker.leave_together(W0, "t", "b", 1, 2, 0.05)
 
     run(scenario())
