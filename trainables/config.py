@@ -102,7 +102,7 @@ class TrainSettings(BaseModel):
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """auto: bf16 autocast on CUDA devices that have it, else fp32."""
     base_weights: Annotated[Literal["fp32", "bf16"], LATER] = "fp32"
-    """Type of a language model's frozen weights. Adapters train in float32."""
+    """Language models: the frozen weights; adapters train in float32."""
     float32: Annotated[Literal["default", "fast"], LATER] = "default"
     """fast: use oneDNN's products on CPUs on which they are as accurate (docs/running.md)."""
     hold_weights: Annotated[bool, LATER] = False
