@@ -182,7 +182,7 @@ def device_name(device: torch.device) -> str:
 
 
 def versions() -> dict[str, str]:
-    """Return the versions of the packages that decide a result."""
+    """Versions of what decides a result."""
     packages = ("torch", "torchvision", "transformers", "open_clip_torch", "peft", "randlora-sweeps", "numpy", "pillow")
     return {"python": platform.python_version(), **installed(packages)}
 

@@ -167,7 +167,7 @@ class Turn:
             return (1,)
         if x.ndim == 4 and x.shape[2] == x.shape[3] == self.width:
             return (2, 3)
-        raise PackingError(f"in a tensor {tuple(x.shape)} it is not known where the {self.width} tokens are")
+        raise PackingError(f"cannot tell which dimension of a tensor {tuple(x.shape)} has the {self.width} tokens")
 
 
 def narrowed(x: Tensor, dims: Sequence[int], width: int) -> Tensor:

@@ -109,10 +109,12 @@ class LaneCache:
     def check_model(self, model_id: str, weights: str = "fp32") -> bool:
         """Return whether the model is as it was loaded. If it is not, it is removed, and the next trial loads
         it again."""
-        models, marks, key = self._table("models"), self._table("marks"), _model_key(model_id, weights)
-        if key not in models or marks[key].holds(models[key].module):
+        models = self._table("models")
+        snapshots = self._table("marks")
+        key = _model_key(model_id, weights)
+        if key not in models or snapshots[key].holds(models[key].module):
             return True
-        del models[key], marks[key]
+        del models[key], snapshots[key]
         return False
 
     def dataset(self, name: str, stage: Stage) -> Dataset:

@@ -195,7 +195,7 @@ class _Together:
         batches = {k: list(self.tasks[k].batches(epoch)) for k in self.active}
         if len({tuple(len(batch) for batch in batches_of_trial) for batches_of_trial in batches.values()}) > 1:
             raise UnevenTrialsError(
-                "the trials' batches differ in number or size, as where unreadable images are left out"
+                "the trials' batches differ in number or size, for example because unreadable images are left out"
             )
         steps = len(batches[self.active[0]])
         sums = {k: torch.zeros(steps, device=device) for k in self.active}

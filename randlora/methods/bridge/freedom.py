@@ -119,7 +119,7 @@ def _adamss(shape: Shape, r: int, options: Options) -> int:
 
 
 FREEDOM: dict[str, Freedom] = {
-    "lora": lambda shape, r, options: low_rank(shape, r) + shape[0] * bool(options.get("use_dora")),
+    "lora": lambda shape, r, options: low_rank(shape, r) + (shape[0] if options.get("use_dora") else 0),
     "hira": _low_rank(),
     "delora": _low_rank(),
     "deft": _low_rank(para=False),

@@ -46,7 +46,9 @@ def name_of(name: str) -> Name:
     if bare not in KINDS or (first != bare and not KINDS[bare].deep):
         names = [*KINDS, *(kind + BY_DEPTH for kind, entry in KINDS.items() if entry.deep)]
         raise UnknownMethodError(f"unknown method {name!r}; {nearest(first, names)}, after {PREFIX!r}")
-    kind, transfer, beside = KINDS[bare], TRANSFER in additions, [part for part in additions if part != TRANSFER]
+    kind = KINDS[bare]
+    transfer = TRANSFER in additions
+    beside = [part for part in additions if part != TRANSFER]
     if additions.count(TRANSFER) > 1:
         once = name.replace(f"+{TRANSFER}", "", additions.count(TRANSFER) - 1)
         raise UnknownMethodError(f"unknown method {name!r}: +{TRANSFER} more than once; nearest: {once!r}")
