@@ -76,67 +76,74 @@ class TrainSettings(BaseModel):
     epochs: int = Field(default=10, ge=1)
     """Passes over the training examples."""
     global_batch_size: int = Field(default=128, ge=1)
-    """Examples of an optimiser step, over workers and micro-batches."""
+    """Examples of one optimiser step: the sum over all workers and micro-batches."""
     micro_batch_size: int | None = Field(default=None, ge=1)
-    """Examples of one forward pass; without it a worker's whole share of the batch."""
+    """Examples of one forward pass. Default: a worker's whole share of the batch."""
     negatives: Annotated[Literal["batch", "part"], LATER] = "batch"
-    """What the loss of both CLIP towers compares: the whole batch, which then can't be split, or the micro-batch, as
-    the paper's 2 x 64: another loss."""
+    """For `adapt = "both"` of a CLIP: the examples that the contrastive loss compares. batch: the whole batch, which
+    then cannot be split into micro-batches. part: each micro-batch by itself, which is another loss. The RandLoRA paper
+    has two parts of 64."""
     eval_batch_size: int = Field(default=512, ge=1)
     """Examples of one forward pass in evaluation."""
     weight_decay: float = Field(default=0.0, ge=0.0)
-    """AdamW's decay of adapter parameters."""
+    """AdamW's weight decay of adapter parameters."""
     full_weight_decay: float = Field(default=0.1, ge=0.0)
-    """AdamW's decay of base weights that train (the paper's Table 8)."""
+    """AdamW's weight decay of base weights, in full fine-tuning (the RandLoRA paper's Table 8)."""
     grad_clip: float = Field(default=1.0, gt=0.0)
-    """Largest norm of the whole gradient."""
+    """Gradients are scaled down if the norm of all of them together is larger."""
     schedule: Literal["cosine", "constant", "linear"] = "cosine"
-    """How the learning rate falls."""
+    """How the learning rate falls from its peak."""
     min_lr_ratio: float = Field(default=0.01, ge=0.0, le=1.0)
-    """Share of the rate at which cosine or line end."""
+    """The learning rate at the end of training, as a share of the peak rate (cosine and linear)."""
     warmup_fraction: float = Field(default=0.0, ge=0.0, lt=1.0)
-    """Share of the steps in which it rises from 0."""
+    """Share of the steps in which the learning rate rises from 0 to its peak."""
     warmup_steps: Annotated[int | None, Field(ge=1), LATER] = None
-    """The same in steps."""
+    """Number of these steps, in place of `warmup_fraction`."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
-    """auto: bf16 autocast on CUDA devices that have it, else fp32."""
+    """Precision of the computation. auto: bf16 autocast on CUDA devices that support it, else fp32."""
     base_weights: Annotated[Literal["fp32", "bf16"], LATER] = "fp32"
     """Language models: the frozen weights; adapters train in float32."""
     float32: Annotated[Literal["default", "fast"], LATER] = "default"
-    """fast: oneDNN's products on CPUs, where they are as accurate (docs/running.md)."""
+    """fast: on CPUs oneDNN computes float32 products, if they are accurate enough (docs/running.md)."""
     hold_weights: Annotated[bool, LATER] = False
-    """Make W0 + delta once a step, not once a micro-batch: two more copies of the adapted weights. Without effect in
-    bf16, and on trials that run in a pack."""
+    """Add an adapter's update to the frozen weight once a step, not once a micro-batch. It takes the memory of two more
+    copies of the adapted weights. It has no effect in bf16, and on trials that run in a pack."""
     augment: Literal["none", "crop-flip", "crop-flip-original"] = "none"
-    """crop-flip: resized crop (scale 0.5 to 1) of the model's square, and flip. crop-flip-original: of the original
-    image, as the paper; 1.6 times the room on disk."""
+    """Augmentation of training images. crop-flip: a random resized crop (scale 0.5 to 1) of the image after it was
+    resized to the model's square, and a random flip. crop-flip-original: the crop is taken from the original image, as
+    in the RandLoRA paper. It takes 1.6 times the room on disk."""
     head_lr: Annotated[Annotated[float, Field(gt=0.0)] | Literal["lr"], LATER] = 1e-3
-    """Peak rate of a new head, never searched; "lr": the trial's own (the paper's GLUE)."""
+    """Peak learning rate of a new head, for models that get one (docs/models.md). It is not searched. "lr": the trial's
+    learning rate, as in the RandLoRA paper's GLUE runs."""
     sampling: Annotated[Literal["shuffle", "replacement"], LATER] = "shuffle"
-    """Every example once an epoch, or each drawn anew (the paper)."""
+    """shuffle: every example once in an epoch. replacement: each example is drawn anew, as in the RandLoRA paper."""
     min_batches_per_epoch: int = Field(default=0, ge=0)
-    """Small subsets repeat until an epoch has this many (the paper: 10)."""
+    """Small training sets are repeated until an epoch has this many batches (the RandLoRA paper: 10)."""
     max_tokens: Annotated[int | None, Field(ge=2), LATER] = None
-    """Longest text, prompt and response together; without it 256, for text encoders 128."""
+    """Longest text in tokens, prompt and response together; the rest is cut off. Default: 256, and 128 for text
+    encoders."""
     loss_on_prompt: Annotated[bool, LATER] = False
-    """Language models: a loss over the prompt too (LLM-Adapters' default)."""
+    """Language models: also learn the tokens of the prompt (LLM-Adapters' default)."""
     label_smoothing: Annotated[float, Field(ge=0.0, lt=1.0), LATER] = 0.0
-    """Models of text: share of a target spread over all words or classes (LoRA's E2E: 0.1)."""
+    """Models of text: label smoothing, the share of a target that is spread over all tokens or classes (LoRA's E2E:
+    0.1)."""
     base_dropout: Annotated[bool, LATER] = True
     """Whether training uses the dropout of the base model's config. An adapter's dropout is an option of its method."""
     parallel: Annotated[Literal["replicate", "fsdp"], LATER] = "replicate"
-    """Full fine-tuning of a language model on several workers: a copy each, or weights, gradients and moments split
-    (FSDP2)."""
+    """Full fine-tuning of a language model on several workers. replicate: each worker has a copy of the model. fsdp:
+    weights, gradients and AdamW's moments are split over the workers (FSDP2)."""
     gradient_checkpointing: Annotated[bool, LATER] = False
-    """Models of text: keep layers' inputs alone, and recompute the rest."""
+    """Models of text: keep only the inputs of each layer and compute the rest again in the backward pass. It takes less
+    memory and more time."""
     train_temperature: Annotated[bool, LATER] = False
     """Full fine-tuning of both towers of a CLIP: also train the temperature (logit_scale), as the RandLoRA paper's code
     does. It stays frozen in every other method."""
     select: Annotated[Literal["last", "best"], LATER] = "last"
-    """Weights to score: the last, or those of the lowest validation loss; `protocol = "paper"` keeps
-    `evaluate.validation_rows` apart for it (else 5,000, a tenth at most)."""
+    """Which weights of a trial are scored. last: those after the last step. best: those with the lowest validation
+    loss. With `protocol = "paper"` it then keeps a tenth of the training examples for validation, and at most
+    `evaluate.validation_rows` (default 5,000)."""
     select_every: Annotated[int | None, Field(ge=1), LATER] = None
-    """Steps between the looks of "best"; without it an epoch."""
+    """Steps between the evaluations of `select = "best"`. Default: an epoch."""
 
     @model_validator(mode="after")
     def _agree(self) -> TrainSettings:
@@ -165,25 +172,27 @@ class EvaluateSettings(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     metric: Annotated[Literal["loss"] | None, LATER] = None
-    """Without it the task's own score, such as accuracy. "loss": scores are e to the minus loss on held-out examples,
-    which is the geometric mean of the probabilities that the model gives to what is right (`tasks.task.by_loss`)."""
+    """Default: the task's own score, such as accuracy. "loss": the score is e to the minus loss on held-out examples.
+    This is the geometric mean of the probabilities that the model gives to the right answers."""
     protocol: Literal["log-likelihood", "generation"] | None = None
-    """Without it log-likelihood; generation for reference texts (E2E) or numbers (GSM8K)."""
+    """How a language model is scored (docs/models.md). Default: log-likelihood; for reference texts (E2E) and numbers
+    (GSM8K) it is generation."""
     validation_rows: int | None = Field(default=None, ge=1)
-    """Validation rows of each task to evaluate, the same in every trial."""
+    """Most validation rows that are evaluated, the same rows in every trial. Default: all."""
     test_rows: int | None = Field(default=None, ge=1)
-    """Test rows likewise."""
+    """Most test rows that are evaluated, the same rows in every trial. Default: all."""
     rows_by: Annotated[Literal["data"] | None, LATER] = None
-    """Set by the program. data: the limited rows are drawn by the data alone. Folders that earlier versions began have
-    none, and draw by the data set's folder too."""
+    """Do not set this: the program does. data: which rows are evaluated depends on the data alone. In results folders
+    of earlier versions it is missing, and the rows also depend on the path of the data set."""
     num_beams: int = Field(default=4, ge=1)
-    """Beams of generation (LLM-Adapters: 4; LoRA's E2E: 10)."""
+    """Number of beams of beam search, in generation (LLM-Adapters: 4; LoRA's E2E: 10)."""
     max_new_tokens: int = Field(default=32, ge=1)
     """Longest generated text in tokens."""
     length_penalty: float = 1.0
-    """Exponent of the length that divides a beam's score (LoRA's E2E: 0.8)."""
+    """A beam's score is divided by its length to this power (LoRA's E2E: 0.8)."""
     no_repeat_ngram: int = Field(default=0, ge=0)
-    """No n-gram of this length twice in a generated text, its prompt not counted (LoRA's E2E: 4); 0: no rule."""
+    """A generated text may not repeat a sequence of this many tokens; the prompt is not counted (LoRA's E2E: 4). 0: it
+    may."""
 
 
 def contrastive(adapt: str | None, method: str) -> bool:

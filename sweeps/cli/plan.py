@@ -39,9 +39,10 @@ def plan(
     ] = False,
     as_json: Json = False,
 ) -> None:
-    """List the cells of a sweep, with their ranks and numbers of parameters, and what is infeasible. Starts nothing.
+    """List the cells of a sweep with their ranks and numbers of parameters, and the cells that are infeasible.
 
-    Data in files of this machine is read as `run` reads it, and refused if that would refuse it.
+    The command trains nothing, and downloads no weights and no data. It reads data that is in files of this machine,
+    and refuses it if `run` would refuse it.
     """
     if against_paper:
         _against_paper(spec, overrides, scale, as_json=as_json)
@@ -131,12 +132,15 @@ def estimate(
     scale: Scale = None,
     available: Available = False,
     compare: Annotated[
-        bool, typer.Option("--compare", help="Compare the last run's estimate with what it took.")
+        bool, typer.Option("--compare", help="Compare the last run's estimate with what the run took.")
     ] = False,
     like: Like = None,
     as_json: Json = False,
 ) -> None:
-    """Estimate time, accelerator-hours, memory, disk and cost of a sweep from a short probe of every method."""
+    """Estimate time, accelerator-hours, memory, disk and cost of a sweep from a short probe of every method.
+
+    The command downloads the model and the data if they are not on this machine.
+    """
     from analysis.statistics.sizing.estimates import foresight
     from sweeps.cli.progress import used_hours
     from sweeps.plan.estimate import estimate_plan
@@ -168,34 +172,43 @@ def estimate(
 
 def budget(
     model: Annotated[str | None, typer.Option(help="Model: open_clip:ARCH, local:DIR, hf:ORG/NAME, ...")] = None,
-    shape: Annotated[list[str] | None, typer.Option(help="Weights instead of a model, OUTxIN: 4096x4096.")] = None,
+    shape: Annotated[
+        list[str] | None, typer.Option(help="Shape of a weight, in place of a model: 4096x4096 (OUTxIN). Repeatable.")
+    ] = None,
     lora_rank: Annotated[
         int | None, typer.Option(help="The budget: as many parameters as LoRA trains at this rank.", min=1)
     ] = None,
     params: Annotated[int | None, typer.Option(help="The budget as a number of parameters.", min=1)] = None,
     percent: Annotated[
         float | None,
-        typer.Option(help="The budget as a percentage of the adapted weights, as [budgets] percent in a file."),
+        typer.Option(help="The budget in percent of the number of adapted weights."),
     ] = None,
     rank: Annotated[
         int | None, typer.Option(help="The budget: as many parameters as --method trains at this rank.", min=1)
     ] = None,
     targets: Annotated[
         list[str] | None,
-        typer.Option(help="Target weights, repeated or with commas; default: those of the model's family."),
+        typer.Option(
+            help="Weights to adapt, by the ends of their names; default: the family's. Repeatable, or with commas."
+        ),
     ] = None,
     adapt: Annotated[
-        str | None, typer.Option(help="CLIP: vision, or both towers (default); other models: all.")
+        str | None,
+        typer.Option(help="Part of a CLIP to adapt: vision, or both towers (the default). Other models: all."),
     ] = None,
     method: Annotated[
-        list[str] | None, typer.Option(help="A method, also peft:NAME, prompt:NAME or peft:all; default: all of ours.")
+        list[str] | None,
+        typer.Option(
+            help="A method, peft:NAME, prompt:NAME or peft:all; default: all methods of this package. Repeatable."
+        ),
     ] = None,
     every: Annotated[
-        bool, typer.Option("--all", help="List every allocation, not only the one that auto chooses.")
+        bool,
+        typer.Option("--all", help="List all ways to spread ranks over layers, not only the one that auto chooses."),
     ] = False,
     as_json: Json = False,
 ) -> None:
-    """List the rank and the number of parameters of every method at a budget. Loads no weights."""
+    """List the rank and the number of parameters of every method at one budget. The command loads no weights."""
     from sweeps.budget.solver import ALLOCATIONS, budget_table
     from sweeps.plan.base_model import BaseModelInfo
 

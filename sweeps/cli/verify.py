@@ -20,13 +20,14 @@ _STYLES: dict[Outcome, str | None] = {"holds": None, "noted": "yellow", "fails":
 def verify(
     source: Source,
     again: Annotated[
-        int, typer.Option("--again", help="Also train this many finished trials anew, drawn by chance.", min=0)
+        int, typer.Option("--again", help="Also train this many finished trials again, drawn at random.", min=0)
     ] = 0,
     as_json: Json = False,
 ) -> int:
-    """Check a results folder: rows, scores and choices against its journal, and what was changed or added on the way.
+    """Check a results folder: whether rows, scores and choices agree with its journal.
 
-    Exit code 1 if a check fails. The command writes nothing.
+    It also prints what was changed or added while the sweep ran. The command writes nothing. Exit code 1 if a check
+    fails.
     """
     from dataclasses import asdict
 
