@@ -200,11 +200,9 @@ def verbs_page() -> str:
 def _parameter(parameter: typer.core.TyperArgument | typer.core.TyperOption) -> str:
     """Return the name of an argument or option, and its default if it has one."""
     names = [*parameter.opts, *parameter.secondary_opts]
-    shown = (
-        ", ".join(f"`{name}`" for name in names)
-        if names[0].startswith("-")
-        else f"`{parameter.metavar or parameter.name.upper()}`"
-    )
+    shown = ", ".join(f"`{name}`" for name in names)
+    if not names[0].startswith("-"):
+        shown = f"`{parameter.metavar or parameter.name.upper()}`"
     usual = parameter.default
     if isinstance(usual, bool):
         return f"{shown} (default: `{names[0]}`)" if usual else shown

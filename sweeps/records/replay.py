@@ -141,7 +141,7 @@ def _asked(cell: Cell, event: Mapping[str, Any], folder: Path) -> Slot:
 def _recalled(cell: CellState, trial_id: str, row: TrialRow, folder: Path) -> Slot:
     slot = cell.recall(row)
     if slot is None or slot.trial_id != trial_id:
-        rule = f"is none of cell {cell.cell.cell_id}, whose rates, seeds and settings make other ids"
+        rule = f"does not belong to cell {cell.cell.cell_id}: its id does not match its rate, seeds and settings"
         raise _foreign(folder / "tables" / "trials", trial_id, rule)
     return slot
 

@@ -176,13 +176,17 @@ def flipped(folder: Path) -> None:
 
 REFUSED: dict[str, tuple[Harm, type[Exception], str]] = {
     "an id that leads elsewhere": (strayed, StoreError, r"trial '../../../victim' is not what its configuration says"),
-    "a row's id that leads elsewhere": (strayed_row, StoreError, r"trial '../../victim' is none of cell vera-1000"),
+    "a row's id that leads elsewhere": (
+        strayed_row,
+        StoreError,
+        r"trial '../../victim' does not belong to cell",
+    ),
     "a rate that was edited": (other_rate, StoreError, r"journal.jsonl: trial '\w{16}' is not what .*: restore it"),
     "a flipped bit": (flipped, StoreError, r"line \d+ is no event, or does not match its checksum.*Restore it"),
     "no spec.json": (without("spec.json"), IdentityError, "holds results, and no spec.json that says whose"),
     "a journal alone": (without("spec.json", "tables"), IdentityError, "holds results, and no spec.json"),
     "another sweep's spec.json": (foreign_spec, IdentityError, r"train\.epochs = 3: .* were made with 9"),
-    "another sweep's tables": (foreign_tables, StoreError, r"tables/trials: trial '\w{16}' is none of cell"),
+    "another sweep's tables": (foreign_tables, StoreError, r"tables/trials: trial '\w{16}' does not belong to cell"),
 }
 
 
