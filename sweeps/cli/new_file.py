@@ -67,7 +67,7 @@ def init(
         raise SpecError([Problem("--example", example, rule)])
     to = path or Path("sweep.toml" if not (example or name) else f"{(example or name or '').rpartition('/')[2]}.toml")
     if to.suffix in READERS:
-        rule = "the file is TOML, and would be read by this suffix as something else"
+        rule = "the file is TOML, but this suffix names another format"
         raise SpecError([Problem("path", str(to), rule, str(to.with_suffix(".toml")))])
     _refuse_existing(to, force)
     text = starter(data, model, name) if example is None else found[example].read_text(encoding="utf-8")

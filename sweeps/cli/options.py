@@ -82,8 +82,8 @@ def _refuse(overrides: Sequence[str] | None, scale: str | None) -> None:
     """Raise SpecError where anything is to change results, which are as they were run."""
     for option, given in (("--set", overrides), ("--scale", [scale] if scale else [])):
         if given:
-            rule = "changes a sweep file, and a results folder is named, which is as it was run"
-            raise SpecError([Problem(option, ", ".join(given), rule, "leave it out, or name the file")])
+            rule = "changes a sweep file, but you gave a results folder, whose settings are fixed"
+            raise SpecError([Problem(option, ", ".join(given), rule, "leave it out, or give the sweep file")])
 
 
 def holds_sweep(folder: Path) -> bool:

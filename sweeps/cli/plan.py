@@ -151,7 +151,7 @@ def estimate(
         if as_json or table.num_rows:
             emit(as_json, table.to_pylist, lambda: print_table(table, "estimate against actual, last run"))
         else:
-            out.print("no run of this sweep was estimated (`sweeps run` without --quiet does)")
+            out.print("no run of this sweep was estimated (`sweeps run` without --quiet makes an estimate)")
         return
     planned = load(spec, overrides, scale, available=available)
     check_weights(planned.spec.model.id)
@@ -243,12 +243,12 @@ def _weights(
         return model.target_shapes(named or model.default_targets, adapt or "both"), model.size
     for option, value in {"--targets": ",".join(targets or ()), "--adapt": adapt}.items():
         if value:
-            rule = "names weights of a model; --shape is the weights"
+            rule = "names weights of a model, and --shape has no model"
             raise SpecError([Problem(option, value, rule, "--model ID")])
     sides = [re.fullmatch(r"([1-9]\d{0,5})x([1-9]\d{0,5})", text) for text in shape or ()]
     for text, match in zip(shape or (), sides, strict=True):
         if match is None:
-            rule = "is no shape of a weight, OUTxIN, each side below 1,000,000"
+            rule = "must be the shape of a weight, OUTxIN, with sides below 1,000,000"
             raise SpecError([Problem("--shape", text, rule, "4096x4096")])
     shapes = {f"weight{i}": (int(m[1]), int(m[2])) for i, m in enumerate(sides) if m is not None}
     return shapes, sum(rows * columns for rows, columns in shapes.values())
@@ -262,7 +262,7 @@ def _own_shapes(model: BaseModelInfo | None, shapes: Mapping[str, tuple[int, int
         if model is not None:
             return model.method_shapes(name, shapes)
         if get_method(name).prompts:
-            raise SpecError([Problem("--method", name, "has its place in a CLIP", "--model open_clip:ViT-B-32")])
+            raise SpecError([Problem("--method", name, "needs a CLIP", "--model open_clip:ViT-B-32")])
         return shapes
 
     return own
@@ -293,7 +293,8 @@ def _budget_of(
         return max(1, round(adapted * value / 100)), f"percent-{value:g}"
     if name == "--rank":
         if chosen is None or len(chosen) != 1:
-            raise SpecError([Problem("--rank", value, "is of one method", f"--method randlora --rank {value}")])
+            rule = "is the rank of one method, so name the method"
+            raise SpecError([Problem("--rank", value, rule, f"--method randlora --rank {value}")])
         entry, on = get_method(chosen[0]), own(chosen[0])
         if (found := entry.refuses(on)) is not None:
             raise SpecError([Problem("--method", entry.name, found.reason, found.remedy)])
@@ -551,7 +552,7 @@ def print_estimate_line(estimate: Estimate) -> None:
         + f"(probed in {duration(estimate.probe_seconds)})"
     )
     for limit in estimate.over:
-        err.print(f"it will stop before its end: {limit}", style="yellow")
+        err.print(f"a limit will stop the sweep before its end: {limit}", style="yellow")
 
 
 def _residual(residual: int | None, budget: int | None) -> str:

@@ -108,7 +108,7 @@ def prospects(plan: Plan, like: Path | None) -> Prospects | None:
     if design is None or least is None or least.each is None:
         if like is None:
             return None
-        rule = "does not tell the variances: it takes two seeds or more of two methods at one budget, here and there"
+        rule = "does not say how much scores vary: both sweeps need two methods at one budget, with two seeds or more"
         raise SpecError([Problem("--like", str(like), rule)])
     changes = tuple((name, pilot.detectable(other)) for name, other in _changes(design, pilot))
     return Prospects(store.path, pilot, design, least, changes)

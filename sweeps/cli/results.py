@@ -189,11 +189,13 @@ def _format(form: str | None, to: Path | None, *, csv: bool, as_json: bool) -> s
     if to is not None and kind is None:
         raise SpecError([Problem("--to", str(to), "its suffix names no format", ", ".join(_OF_SUFFIX))])
     if to is not None and kind == "table":
-        raise SpecError([Problem("--format", kind, "is for a terminal; a file is of another", ", ".join(FORMATS[1:]))])
+        rule = "is only for a terminal; choose another format for a file"
+        raise SpecError([Problem("--format", kind, rule, ", ".join(FORMATS[1:]))])
     if to is not None and by_suffix not in (None, kind):
         raise SpecError([Problem("--to", str(to), f"its suffix says {by_suffix}, and {next(iter(asked))} {kind}")])
     if to is None and kind in ("parquet", "arrow") and sys.stdout.isatty():
-        raise SpecError([Problem("--format", kind, "is not for a terminal; send it on, or into a file", "--to FILE")])
+        rule = "cannot be shown on a terminal; write it to a file, or send it to a pipe"
+        raise SpecError([Problem("--format", kind, rule, "--to FILE")])
     if to is not None and to.is_dir():
         raise SpecError([Problem("--to", str(to), "is a folder; give a file")])
     return str(kind or "table")

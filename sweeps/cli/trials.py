@@ -71,7 +71,7 @@ def export(
     if hub is not None:
         hub.check()
     elif public or overwrite:
-        rule = "is about what is sent to the Hub, and nothing is sent; leave it out, or add --push ORG/NAME"
+        rule = "is about what is sent to the Hub, but nothing is sent; leave it out, or add --push ORG/NAME"
         raise SpecError([Problem("--public" if public else "--overwrite", None, rule)])
     with tempfile.TemporaryDirectory() as aside:
         place = planned.to if hub is None or planned.given else Path(aside) / planned.to

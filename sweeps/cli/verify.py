@@ -64,14 +64,16 @@ def verify(
         out.print(f"\n{found.receipt}", style="bold")
         if any(each.outcome in ("noted", "not checked") for each in found.checks):
             out.print(
-                "Noted is no fault, but something to know. Not checked: the folder has not what the check needs. "
-                "`--again K` trains K of its trials anew.",
+                "Noted: not a fault, but something to know. Not checked: the folder lacks what the check needs. "
+                "`--again K` trains K of its trials again.",
                 style="dim",
             )
         out.print(f"The rows give this answer: {conclusion_of(store).answer}")
         if trained:
             same = sum(each.same for each in trained)
-            out.print(f"{same} of {plural(len(trained), 'trial')} trained anew gave the same scores to the last digit.")
+            out.print(
+                f"{same} of {plural(len(trained), 'trial')} trained again gave the same scores to the last digit."
+            )
 
     emit(as_json, answer, draw)
     return FAILED_TRIALS if found.failed or wrong else 0
@@ -90,7 +92,7 @@ def _trained(source: Source, count: int, *, as_json: bool) -> list[Again]:
     trained = []
     for number, trial in enumerate(drawn, 1):
         if not as_json:
-            err.print(f"training trial {trial} anew: {number} of {len(drawn)}", style="dim")
+            err.print(f"training trial {trial} again: {number} of {len(drawn)}", style="dim")
         trained.append(once_more(folder, trial))
     return trained
 

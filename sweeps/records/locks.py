@@ -224,10 +224,10 @@ def check_identity(folder: Path, identity: Mapping[str, Any]) -> None:
         return
     journal, parts = folder / "journal.jsonl", (folder / "tables").glob("*/*.parquet")
     if any(parts) or (journal.is_file() and journal.stat().st_size):
-        rule = "holds results, and no spec.json that says whose; restore it, or choose another name or output"
+        rule = "holds results, but no spec.json that names their sweep; restore it, or choose another name or output"
         raise IdentityError([Problem("results", str(folder), rule)])
     if (folder / "work").exists():
-        rule = "holds a folder work that is no sweep's; a run would remove it, so give the sweep a folder of its own"
+        rule = "holds a folder `work` that no sweep made; a run would remove it, so give the sweep its own folder"
         raise IdentityError([Problem("output", str(folder), rule, json.dumps(str(folder / "results")))])
 
 

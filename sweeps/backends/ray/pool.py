@@ -225,7 +225,7 @@ class Pool:
                 (problem, *_) = error.problems
                 now = problem.rule
                 if time.monotonic() > end:
-                    rule = f"nodes for so many did not come within {asked.start_timeout:g} s (start_timeout): {now}"
+                    rule = f"nodes for them did not come within {asked.start_timeout:g} s (start_timeout): {now}"
                     late = Problem("resources.min_concurrent", asked.min_concurrent, rule, problem.nearest)
                     raise ResourceError([late]) from error
             if now != said:

@@ -74,7 +74,7 @@ def make_folder() -> Path:
         for known in dict.fromkeys((place, Path(_SHORT))):
             _remove_abandoned(known)
         return folder
-    rule = f"Ray's files can go nowhere ({'; '.join(tried)})"
+    rule = f"no folder can hold Ray's files ({'; '.join(tried)})"
     raise ResourceError([Problem("RAY_TMPDIR", asked, rule, "a short, writable folder")])
 
 
