@@ -1,4 +1,4 @@
-"""The description of one trial: frozen, hashable, strict, and the source of its id."""
+"""The description of one trial. It is frozen, hashable and strictly checked, and the trial's id is made from it."""
 
 from __future__ import annotations
 
@@ -21,9 +21,10 @@ Option = str | float | int | bool
 
 NO_TRAINING = "zero-shot"
 LINEAR_PROBE = "linear-probe"
-"""Trains a linear head alone, at the trial's own learning rate."""
+"""The method that trains a linear head alone, with the trial's learning rate."""
 PROMPTS = "prompt:"
-"""How methods of prompt learning begin (`randlora.methods.prompts.kinds.PREFIX`, whose module loads torch)."""
+"""The prefix of methods of prompt learning. (`randlora.methods.prompts.kinds.PREFIX` is the same, but its module loads
+torch.)"""
 FULL_METHODS = ("full", "full-targets")
 """Methods that train the base weights themselves: every weight of the adapted towers, or the target weights."""
 
@@ -31,16 +32,16 @@ _SHOTS = re.compile(r"([1-9][0-9]*)-shot")
 
 
 LATER: Final = "came after the first stored ids"
-"""Marks a field that came after the first stored ids: `name: Annotated[int | None, LATER] = None`.
+"""Marks a field that was added later than the first stored ids: `name: Annotated[int | None, LATER] = None`.
 
-Such a field is left out of ids and identities while it has its default, so that what was stored before keeps them.
+While such a field has its default, ids do not include it, so that stored results keep their ids.
 """
 
 
 def identifying(model: BaseModel) -> dict[str, Any]:
-    """The JSON-able content of a model that ids are made from: all of it, without LATER fields at their default.
+    """Return the content of a model from which ids are made: all fields, without LATER fields that have their default.
 
-    Models inside it, also those in its tables, follow the same rule.
+    The values are those of JSON. Models inside it, also those in its tables, follow the same rule.
     """
     content = model.model_dump(mode="json")
     for name, field in type(model).model_fields.items():
@@ -55,7 +56,7 @@ def identifying(model: BaseModel) -> dict[str, Any]:
 
 
 def shots(train_size: TrainSize) -> int | None:
-    """The k of "k-shot"; None for a fraction. Raises ValueError for neither (k >= 1, a fraction in (0, 1])."""
+    """Return the k of "k-shot"; None for a fraction. Raises ValueError for neither (k >= 1, a fraction in (0, 1])."""
     if isinstance(train_size, str):
         match = _SHOTS.fullmatch(train_size)
         if match is None:
@@ -69,7 +70,7 @@ def shots(train_size: TrainSize) -> int | None:
 
 
 class TrainSettings(BaseModel):
-    """How every trial of a sweep trains: the same steps and data for every method."""
+    """How every trial of a sweep trains: with the same steps and data for every method."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
@@ -102,7 +103,7 @@ class TrainSettings(BaseModel):
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """Precision of the computation. auto: bf16 autocast on CUDA devices that support it, else fp32."""
     base_weights: Annotated[Literal["fp32", "bf16"], LATER] = "fp32"
-    """Language models: the frozen weights; adapters train in float32."""
+    """Type of a language model's frozen weights. Adapters train in float32."""
     float32: Annotated[Literal["default", "fast"], LATER] = "default"
     """fast: on CPUs oneDNN computes float32 products, if they are accurate enough (docs/running.md)."""
     hold_weights: Annotated[bool, LATER] = False
@@ -166,8 +167,8 @@ class TrainSettings(BaseModel):
 
 
 class EvaluateSettings(BaseModel):
-    """How models are judged. `metric` is for all; the rest is for language models (`tasks.text.causal_lm`), and the
-    numbers of rows for text encoders too."""
+    """How models are evaluated. `metric` is for all models. The rest is for language models (`tasks.text.causal_lm`);
+    the numbers of rows are for text encoders too."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
@@ -196,7 +197,7 @@ class EvaluateSettings(BaseModel):
 
 
 def contrastive(adapt: str | None, method: str) -> bool:
-    """Whether a CLIP's loss compares all images of a batch with their texts, so that a batch can't be split."""
+    """Return whether a CLIP's loss compares all images of a batch with their texts, so that a batch cannot be split."""
     return adapt == "both" and method != LINEAR_PROBE and not method.startswith(PROMPTS)
 
 
@@ -219,24 +220,24 @@ class TrialConfig(BaseModel):
     options: tuple[tuple[str, Option], ...] = ()
     """(name, value) of the method's options besides capacity."""
     budget: int | None = None
-    """Trainable adapter parameters asked for; None for methods without a budget."""
+    """Number of trainable adapter parameters that was asked for; None for methods without a budget."""
     lr: float | None = None
-    """Peak learning rate; None for zero-shot alone."""
+    """Peak learning rate; None only for zero-shot."""
     data_seed: int
-    """Draws the training subset and the order of its batches."""
+    """Seed of the training subset and the order of its batches."""
     init_seed: int
-    """Draws the trainables' start and dropout."""
+    """Seed of the trainables' start and of dropout."""
     basis_seed: int
-    """Draws the frozen bases."""
+    """Seed of the frozen bases."""
     train: TrainSettings = TrainSettings()
     protocol: Protocol = "standard"
-    """paper: training also on images that are else carved out for validation, hence no validation score."""
+    """paper: train also on images that are otherwise set aside for validation, so that there is no validation score."""
     skip_bad: Annotated[bool, LATER] = False
-    """Leave examples that can't be read out of every split, and count them; else one stops the trial."""
+    """Leave examples that cannot be read out of every split, and count them. Otherwise one of them stops the trial."""
     image_size: Annotated[int | None, Field(ge=1), LATER] = None
-    """Side of the model's square input in pixels; None: the model's own."""
+    """Side of the model's square input in pixels. None: the model's own."""
     evaluate: Annotated[EvaluateSettings, LATER] = EvaluateSettings()
-    """How a language model is judged."""
+    """How a language model is evaluated."""
 
     @field_validator("train_size")
     @classmethod
@@ -270,12 +271,13 @@ class TrialConfig(BaseModel):
 
     @property
     def contrastive(self) -> bool:
-        """As the function of this name."""
+        """Return whether the trial's loss compares all images of a batch (see the function of this name)."""
         return contrastive(self.adapt, self.method)
 
     @property
     def trial_id(self) -> str:
-        """16 hexadecimal digits: the start of the SHA-256 of the configuration's canonical JSON (`identifying`)."""
+        """Return the id: the first 16 hexadecimal digits of the SHA-256 of the configuration's canonical JSON
+        (`identifying`)."""
         text = json.dumps(identifying(self), sort_keys=True, separators=(",", ":"), allow_nan=False)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
@@ -286,21 +288,21 @@ OWN_TRAIN = ("weight_decay", "full_weight_decay")
 
 
 class NotPackableError(TrialError):
-    """These trials can't share a model; each by itself may run."""
+    """These trials cannot share a model. Each of them may run alone."""
 
 
 class UnevenTrialsError(NotPackableError):
-    """These trials are out of step, as after an interruption; others of their kind may share a model."""
+    """These trials are at different epochs, as after an interruption. Others of their kind may share a model."""
 
 
 def alike(config: dict[str, Any]) -> dict[str, Any]:
-    """The part of a trial's configuration that it shares with every trial it may be packed with."""
+    """Return the part of a trial's configuration in which all trials of a pack must agree."""
     shared = {name: value for name, value in config.items() if name not in OWN}
     return shared | {"train": {n: v for n, v in config["train"].items() if n not in OWN_TRAIN}}
 
 
 def check_alike(trials: Sequence[TrialConfig]) -> None:
-    """Refuse trials that differ in more than they may, or whose method trains no adapter."""
+    """Raise NotPackableError if trials differ in more than they may, or if their method trains no adapter."""
     shared = [alike(identifying(trial)) for trial in trials]
     for other in shared:
         differ = sorted(n for n in {*shared[0], *other} if shared[0].get(n) != other.get(n))

@@ -1,4 +1,4 @@
-"""`[resources]` and `[limits]` of a sweep file: what trials take, which come first, and when a run ends."""
+"""`[resources]` and `[limits]` of a sweep file: resources of trials, the order of cells, and limits of a run."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ Order = Literal["spread", "methods", "budgets"]
 
 
 class ResourceSection(Section):
-    """`[resources]`: what one trial takes and how many run at once."""
+    """`[resources]`: the resources of a trial, and how many trials run at once."""
 
     workers: int = Field(default=1, ge=1)
     """Workers that train one trial together (data-parallel)."""
@@ -80,7 +80,7 @@ class ResourceSection(Section):
 
     @property
     def most(self) -> float:
-        """Trials at a time that are never exceeded; inf if only the nodes bound them."""
+        """Return the largest number of trials at a time; inf if only the nodes limit it."""
         if self.concurrent != "auto":
             return self.concurrent
         return math.inf if self.max_concurrent is None else self.max_concurrent
@@ -95,10 +95,10 @@ class ResourceSection(Section):
 
 
 class LimitsSection(Section):
-    """`[limits]`: caps that end a run cleanly; the same command with a larger one goes on.
+    """`[limits]`: limits that end a run cleanly. The same command with a larger limit goes on.
 
-    `max_hours` is wall time of one run; accelerator time and cost are of the whole sweep. An accelerator is a GPU,
-    or a worker where trials take no GPU; `price_per_hour` is its price, in whatever currency `max_cost` is.
+    `max_hours` is the wall time of one run. Accelerator time and cost are those of the whole sweep. An accelerator is a
+    GPU, or a worker if trials take no GPU. `price_per_hour` is its price, in the currency of `max_cost`.
     """
 
     max_hours: float | None = Field(default=None, gt=0)
