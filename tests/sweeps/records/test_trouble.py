@@ -177,7 +177,7 @@ def flipped(folder: Path) -> None:
 REFUSED: dict[str, tuple[Harm, type[Exception], str]] = {
     "an id that leads elsewhere": (strayed, StoreError, r"trial '../../../victim' does not match its configuration"),
     "a row's id that leads elsewhere": (strayed_row, StoreError, r"'../../victim' does not belong to cell vera-1000"),
-    "a rate that was edited": (other_rate, StoreError, r"journal.jsonl: trial '\w{16}' is not what .*: restore it"),
+    "a rate that was edited": (other_rate, StoreError, r"journal.jsonl: trial '\w{16}' does not match .*: restore it"),
     "a flipped bit": (flipped, StoreError, r"line \d+ is no event, or does not match its checksum.*Restore it"),
     "no spec.json": (without("spec.json"), IdentityError, "has results, but no spec.json that says whose"),
     "a journal alone": (without("spec.json", "tables"), IdentityError, "has results, but no spec.json"),
