@@ -15,7 +15,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from textwrap import fill
-from typing import Any
+from typing import Any, get_args
 
 import typer
 import yaml
@@ -24,6 +24,7 @@ from analysis.store.codec import Column, columns_of, doc_of
 from analysis.store.schemas import SCHEMA_VERSION, TABLES
 from analysis.store.sql.views import VIEWS
 from sweeps.cli.main import app
+from sweeps.cli.options import Json, Scale, Set, Source, Spec
 from sweeps.spec import schema
 from tools import league_page, rates
 from tools.spec_page import sections
@@ -141,7 +142,7 @@ def sweep_file_page() -> str:
     """docs/sweep-file.md; a key that is a table says what is in it."""
     parts = []
     for name, rows in sections():
-        title = f"`[{name}]`" if name else "Above all sections"
+        title = f"`[{name}]`" if name else "Keys outside all sections"
         shown = (
             (f"{key} ({value(kind, default)})", re.sub(r"docs/([\w-]+)\.md", r"[\1](\1.md)", meaning))
             for key, kind, default, meaning in rows
@@ -181,23 +182,31 @@ def tables_page() -> str:
 
 # -- verbs ------------------------------------------------------------------------------------------------------------
 
-EVERYWHERE = ("overrides", "scale", "as_json", "spec", "source")
-"""Arguments and options that the page describes once."""
+EVERYWHERE = {get_args(kind)[1].help for kind in (Json, Scale, Set, Source, Spec)}
+"""Help texts of the arguments and options that the page describes once."""
 
 
 def verbs_page() -> str:
-    """docs/verbs.md: of every verb what it does, an example, and what it takes; `--help` says what that means."""
+    """Return docs/verbs.md: of every verb its help text, an example, its arguments and its options."""
     parts = []
     for name, verb in typer.main.get_command(app).commands.items():  # type: ignore[attr-defined]
-        taken = [
-            f"`{', '.join([*p.opts, *p.secondary_opts])}`" if p.opts[0].startswith("-") else p.name.upper()
-            for p in verb.params
-            if p.name not in EVERYWHERE
-        ]
-        parts += [f"## `{name}`", " ".join(verb.help.split()), f"```\n{verb.epilog.removeprefix('Example: ')}\n```"]
-        if taken and not verb.help.startswith("The same as"):
-            parts.append(f"Takes {', '.join(taken)}.")
+        text = fill(" ".join(verb.help.split()), 120, break_on_hyphens=False)
+        parts += [f"## `{name}`", text, f"```\n{verb.epilog.removeprefix('Example: ')}\n```"]
+        if taken := [(_parameter(each), each.help) for each in verb.params if each.help not in EVERYWHERE]:
+            parts.append(listed(taken))
     return (TEXTS / "verbs.md").read_text(encoding="utf-8").replace("@VERBS@", "\n\n".join(parts))
+
+
+def _parameter(parameter: typer.core.TyperArgument | typer.core.TyperOption) -> str:
+    """Return the name of an argument or option, and its default if it has one."""
+    names = [*parameter.opts, *parameter.secondary_opts]
+    shown = ", ".join(f"`{name}`" for name in names)
+    if not names[0].startswith("-"):
+        shown = f"`{parameter.metavar or parameter.name.upper()}`"
+    usual = parameter.default
+    if isinstance(usual, bool):
+        return f"{shown} (default: `{names[0]}`)" if usual else shown
+    return shown if usual is None or callable(usual) else f"{shown} (default: `{usual}`)"
 
 
 # -- league -----------------------------------------------------------------------------------------------------------
