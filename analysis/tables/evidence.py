@@ -61,8 +61,8 @@ def parity_rows(store: Store) -> list[Row]:
     noise, choice = run_noises(store), choice_variances(store)
     rows = store.table("parity").to_pylist()
     keys = [(r["sweep"], r["cell_id"]) for r in rows]
-    found = [r | {"noise": noise.get(k), "choice": choice.get(k)} for r, k in zip(rows, keys, strict=True)]
-    return sorted(found, key=_order)
+    parity_with_noise = [r | {"noise": noise.get(k), "choice": choice.get(k)} for r, k in zip(rows, keys, strict=True)]
+    return sorted(parity_with_noise, key=_order)
 
 
 def _order(r: Row) -> tuple[Any, ...]:
@@ -143,10 +143,12 @@ def _allowance(r: Row) -> str:
     used = r["allowance_used"] - r["widened"]
     more = f" + {r['widened']} past the edge" if r["widened"] else ""
     if r["allowance_samples"] is not None:  # theirs are among the examples
-        said = f"{used} trials{more}, {quantity(r['tune_samples'] or 0)} / {quantity(r['allowance_samples'])} examples"
+        used_text = (
+            f"{used} trials{more}, {quantity(r['tune_samples'] or 0)} / {quantity(r['allowance_samples'])} examples"
+        )
     else:
-        said = f"{used} / {r['allowance']}{more}"
-    return said + (f" ({r['tune_failed']} failed)" if r["tune_failed"] else "")
+        used_text = f"{used} / {r['allowance']}{more}"
+    return used_text + (f" ({r['tune_failed']} failed)" if r["tune_failed"] else "")
 
 
 def learning_rates(store: Store) -> Sheet:

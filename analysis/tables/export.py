@@ -34,8 +34,8 @@ def markdown(sheet: Sheet) -> str:
 def latex(sheet: Sheet) -> str:
     """A LaTeX tabular with booktabs rules, its title and mark in comments."""
     spec = "".join("r" if c.kind == "number" else "l" for c in sheet.columns)
-    said = filter(None, (sheet.title, sheet.mark))
-    lines = [*(f"% {_one_line(line)}" for line in said), rf"\begin{{tabular}}{{{spec}}}", r"\toprule"]
+    comment_lines = filter(None, (sheet.title, sheet.mark))
+    lines = [*(f"% {_one_line(line)}" for line in comment_lines), rf"\begin{{tabular}}{{{spec}}}", r"\toprule"]
     lines += [" & ".join(map(_tex, sheet.header)) + r" \\", r"\midrule"]
     # a row that begins with a bracket would be read as an option of the line break before it
     lines += [" & ".join(map(_tex, row)) + r" \\" for row in sheet.cells]

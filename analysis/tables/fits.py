@@ -153,15 +153,15 @@ def sizes(store: Store) -> list[Sheet]:
         "Each score is a mean over seeds with its 95 % t interval, given the chosen rate.",
         [*origins(lines), _DATA, METHOD, BUDGET],
     )
-    whole = Sheet(SIZES[0], "Test score by training size", [*lead, *columns], lines, note, folded=len(lines) > 20)
+    score_sheet = Sheet(SIZES[0], "Test score by training size", [*lead, *columns], lines, note, folded=len(lines) > 20)
     tables: tuple[tuple[str, pa.Table], ...] = (
         ("Where curves cross, in training examples", readings.crossing_table(store, EXAMPLES)),
         ("Training examples that a score needs", readings.needed_table(store, EXAMPLES)),
         ("Mean score over the range of training examples", readings.area_table(store, EXAMPLES)),
     )
-    return [whole] + [
-        Sheet(name, title, [*lead, *found], rows, folded=len(rows) > 20)
-        for name, (title, table), found in zip(SIZES[1:], tables, _COLUMNS, strict=True)
+    return [score_sheet] + [
+        Sheet(name, title, [*lead, *group_columns], rows, folded=len(rows) > 20)
+        for name, (title, table), group_columns in zip(SIZES[1:], tables, _COLUMNS, strict=True)
         if (rows := table.to_pylist())
     ]
 

@@ -109,18 +109,18 @@ class Database:
             statements = connection.extract_statements(query)
             kinds = [statement.type.name for statement in statements]
             if len(kinds) != 1 or kinds[0] not in _READS:
-                found = "no statement" if not kinds else " and ".join(kinds)
+                sent = "no statement" if not kinds else " and ".join(kinds)
                 raise QueryError(
-                    f"a query is one SELECT (DESCRIBE, SHOW, SUMMARIZE and EXPLAIN too), got {found}: {brief(query)}"
+                    f"a query is one SELECT (DESCRIBE, SHOW, SUMMARIZE and EXPLAIN too), got {sent}: {brief(query)}"
                 )
             return _plain(_fetched(connection.sql(statements[0].query).to_arrow_reader(_BATCH)))
         except (duckdb.Error, pa.ArrowException, OSError) as error:  # Arrow's reader raises DuckDB's as OSError
-            said = str(error)
-            if said.startswith("INTERRUPT"):
+            message = str(error)
+            if message.startswith("INTERRUPT"):
                 raise limits.too_slow() from error
-            if "Out of Memory" in said:
+            if "Out of Memory" in message:
                 raise limits.too_large("the query") from error
-            raise QueryError(_explain(_columns(self._tables), query, said)) from error
+            raise QueryError(_explain(_columns(self._tables), query, message)) from error
         finally:
             timer.cancel()
             timer.join()  # it must not interrupt the next query
@@ -128,10 +128,10 @@ class Database:
 
 def _fetched(reader: pa.RecordBatchReader) -> pa.Table:
     """A result, within the limit of memory."""
-    batches, left = [], limits.gigabytes() * 2**30
+    batches, bytes_left = [], limits.gigabytes() * 2**30
     for batch in reader:
-        left -= batch.nbytes
-        if left < 0:
+        bytes_left -= batch.nbytes
+        if bytes_left < 0:
             raise limits.too_large("the result")
         batches.append(batch)
     return pa.Table.from_batches(batches, reader.schema)
@@ -139,14 +139,14 @@ def _fetched(reader: pa.RecordBatchReader) -> pa.Table:
 
 def _columns(tables: Mapping[str, pa.Table]) -> dict[str, list[str]]:
     """Return the column names of every table and view, also of those that this process was not given."""
-    found: dict[str, list[str]] = defaultdict(list)
+    columns_by_table: dict[str, list[str]] = defaultdict(list)
     empty = {name: shape.empty_table() for name, shape in SCHEMAS.items()}
     with connect(empty | dict(tables)) as connection:
         listed = connection.execute("select table_name, column_name from duckdb_columns() where not internal")
         for table, column in listed.fetchall():
             if table != T95:
-                found[table].append(column)
-    return found
+                columns_by_table[table].append(column)
+    return columns_by_table
 
 
 def _explain(known: Mapping[str, Sequence[str]], query: str, message: str) -> str:
