@@ -43,17 +43,17 @@ def curves(rng: np.random.Generator, seeds: int, *means: Real) -> list[Curve]:
     return [Curve(X, mean[:, None] + luck + rng.normal(0, SD * math.sqrt(0.5), (4, seeds))) for mean in means]
 
 
-def holds(found: Estimate, truth: float) -> bool | None:
+def holds(interval: Estimate, truth: float) -> bool | None:
     """Whether an interval holds the truth, None without one; an end beyond the range holds all that lies there."""
-    if found.value is None:
+    if interval.value is None:
         return None
-    return (found.low or 0.0) <= truth <= (math.inf if found.high is None else found.high)
+    return (interval.low or 0.0) <= truth <= (math.inf if interval.high is None else interval.high)
 
 
 def t_interval(rng: np.random.Generator, seeds: int) -> bool:
     """A cell's mean."""
-    found = mean_interval(curves(rng, seeds, FLAT)[0].scores[0].tolist())
-    return found.low is not None and found.high is not None and found.low <= FLAT[0] <= found.high
+    interval = mean_interval(curves(rng, seeds, FLAT)[0].scores[0].tolist())
+    return interval.low is not None and interval.high is not None and interval.low <= FLAT[0] <= interval.high
 
 
 def area(rng: np.random.Generator, seeds: int) -> bool | None:
@@ -67,8 +67,8 @@ def area_difference(rng: np.random.Generator, seeds: int) -> bool:
     both = curves(rng, seeds, RISING, FLAT)
     areas = [dict(enumerate(fits.seed_areas(c, X[0], X[-1]) or [])) for c in both]
     truth = [fits.area(Curve(X, mean[:, None]), X[0], X[-1]).value or 0.0 for mean in (RISING, FLAT)]
-    found = paired_difference(*areas)
-    return found is not None and (found.low or 0.0) <= truth[0] - truth[1] <= (found.high or 0.0)
+    difference = paired_difference(*areas)
+    return difference is not None and (difference.low or 0.0) <= truth[0] - truth[1] <= (difference.high or 0.0)
 
 
 def crossing(rng: np.random.Generator, seeds: int) -> bool | None:
@@ -108,8 +108,10 @@ def front(rng: np.random.Generator, seeds: int) -> bool:
 def examples(rng: np.random.Generator, seeds: int) -> bool | None:
     """An accuracy over seeds and 200 test examples: a seed's skill, an example's ease and noise, right above zero."""
     latent = 0.5 + rng.normal(0, 0.1, (seeds, 1)) + rng.normal(0, 1.0, 200) + rng.normal(0, 0.5, (seeds, 200))
-    found = crossed_interval((latent > 0).astype(float))
-    return None if found is None else bool(found[0] <= norm.cdf(0.5 / math.sqrt(0.01 + 1.0 + 0.25)) <= found[1])
+    interval = crossed_interval((latent > 0).astype(float))
+    return (
+        None if interval is None else bool(interval[0] <= norm.cdf(0.5 / math.sqrt(0.01 + 1.0 + 0.25)) <= interval[1])
+    )
 
 
 KINDS: Mapping[str, Simulated] = {

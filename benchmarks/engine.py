@@ -36,8 +36,8 @@ def process(script: str, *arguments: object) -> dict[str, Any]:
     done = subprocess.run(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True, check=False)
     if done.returncode:
         raise SystemExit(f"{' '.join(command)} ended with {done.returncode}")
-    found: dict[str, Any] = json.loads(done.stdout.strip().splitlines()[-1])
-    return found
+    results: dict[str, Any] = json.loads(done.stdout.strip().splitlines()[-1])
+    return results
 
 
 def overhead(options: argparse.Namespace) -> dict[str, Any]:
@@ -71,10 +71,10 @@ def many(options: argparse.Namespace) -> dict[str, Any]:
 def queries(options: argparse.Namespace) -> dict[str, Any]:
     from queries import queries as measure
 
-    found = measure(100_000 if options.quick else 1_000_000)
-    for name, value in found.items():
+    results = measure(100_000 if options.quick else 1_000_000)
+    for name, value in results.items():
         print(f"  {name}: {value:,.4g}")
-    return found
+    return results
 
 
 SECTIONS: dict[str, Callable[[argparse.Namespace], dict[str, Any]]] = {
@@ -98,12 +98,12 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
 
 def main() -> None:
     options = parse()
-    found: dict[str, Any] = {"cores": os.cpu_count()}
+    results: dict[str, Any] = {"cores": os.cpu_count()}
     for name in dict.fromkeys(options.only):
         print(f"{name}:", flush=True)
-        found[name] = SECTIONS[name](options)
+        results[name] = SECTIONS[name](options)
         if options.json:
-            options.json.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+            options.json.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

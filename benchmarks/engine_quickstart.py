@@ -146,11 +146,11 @@ def usual_script(config: dict[str, Any]) -> None:
             optimizer.step()
             schedule.step()
             optimizer.zero_grad(set_to_none=True)
-        found = {"score": accuracy(validation), "epoch": epoch + 1}
+        state = {"score": accuracy(validation), "epoch": epoch + 1}
         if config["test"] and epoch + 1 == EPOCHS:
-            found["test"] = accuracy(DataLoader(Images(data.test, rows.test_idx), batch_size=512))
+            state["test"] = accuracy(DataLoader(Images(data.test, rows.test_idx), batch_size=512))
         trained, spent = sum(p.numel() for p in parameters), {"ready": ready, "cpu": time.process_time()}
-        tune.report({**found, "trained": trained, **spent, "began": began, "ended": time.time()})
+        tune.report({**state, "trained": trained, **spent, "began": began, "ended": time.time()})
 
 
 def peft(folder: Path, quick: bool) -> Side:
@@ -173,9 +173,9 @@ def peft(folder: Path, quick: bool) -> Side:
                 f"peft: {result.metrics['trained']} trained parameters in place of {wanted}, or no learning"
             )
     ready, whole = (statistics.median(r.metrics[key] for r in results) for key in ("ready", "cpu"))
-    found = [r.metrics for r in results]
-    window = max(m["ended"] for m in found) - min(m["began"] for m in found)
-    return len(found), window, {"before training": ready, "training and evaluation": whole - ready}
+    answers = [r.metrics for r in results]
+    window = max(m["ended"] for m in answers) - min(m["began"] for m in answers)
+    return len(answers), window, {"before training": ready, "training and evaluation": whole - ready}
 
 
 def settings_count(rank: int) -> int:
@@ -200,8 +200,8 @@ def report(rounds: list[dict[str, dict[str, Any]]]) -> dict[str, Any]:
     peer = rounds[-1]["peft"]["spent"]
     print("  seconds of a processor for a trial of theirs: " + ", ".join(f"{k} {v:.1f}" for k, v in peer.items()))
     ratios = {name: [one["peft"]["seconds"] / one[name]["seconds"] for one in rounds] for name in ("ours", "packed")}
-    for name, found in ratios.items():
-        print(f"  trials an hour against Ray Tune and PEFT, a process a trial, {name}: {statistics.median(found):.2f}")
+    for name, took in ratios.items():
+        print(f"  trials an hour against Ray Tune and PEFT, a process a trial, {name}: {statistics.median(took):.2f}")
     return {"rounds": rounds, "ratio": statistics.median(ratios["ours"]), "ratios": ratios}
 
 

@@ -44,15 +44,15 @@ def queries(rows: int, rounds: int = 7) -> dict[str, float]:
     }
     tables = {name: shape.empty_table() for name, shape in SCHEMAS.items()}
     tables["trials"] = pa.table(columns, schema=schema("trials"))
-    found = {}
+    seconds = {}
     for name, query in QUERIES.items():
         took = []
         for _ in range(rounds):
             begun = time.perf_counter()
             assert run_sql(tables, query).num_rows
             took.append(time.perf_counter() - begun)
-        found[f"seconds: {name}"] = statistics.median(took)
-    return {"rows": rows, **found}
+        seconds[f"seconds: {name}"] = statistics.median(took)
+    return {"rows": rows, **seconds}
 
 
 if __name__ == "__main__":

@@ -154,15 +154,15 @@ def steps(model: str, cache: str, rounds: int) -> list[float]:
         os.environ[FOLDER_VARIABLE] = folder
         loaded = Warm({}, CPU).model(model)
         sides[name] = passes(loaded.module, loaded.preprocess.recipe.size if loaded.preprocess else None)
-    found = []
+    quotients = []
     for _ in range(rounds + 1):
         took = {}
         for name in random.sample(list(sides), len(sides)):
             begun = time.process_time()
             sides[name]()
             took[name] = time.process_time() - begun
-        found.append(took["mapped"] / took["own"])
-    return found[1:]
+        quotients.append(took["mapped"] / took["own"])
+    return quotients[1:]
 
 
 def offsets() -> str:
@@ -179,20 +179,20 @@ def offsets() -> str:
     ):
         inputs, weight = torch.randn(rows, width, generator=draw), torch.randn(out, width, generator=draw)
         room = torch.empty(weight.numel() + 32)
-        found = []
+        outputs = []
         for offset in (0, 4, 8, 16, 32, 40):
             start = (offset - room.data_ptr()) % 64 // 4
             moved = room[start : start + weight.numel()].view(out, width).copy_(weight)
-            found.append(inputs @ moved.T)
-        different += sum(not torch.equal(found[0], other) for other in found[1:])
-        products += len(found) - 1
+            outputs.append(inputs @ moved.T)
+        different += sum(not torch.equal(outputs[0], other) for other in outputs[1:])
+        products += len(outputs) - 1
     return f"{different} of {products} products differ in some bit from that of weights at a multiple of 64 bytes"
 
 
 def measure(model: str, counts: list[int], rounds: int) -> dict[str, Any]:
     """All of one model; memory in units of its weights."""
     size = sum(t.nbytes for t in named_tensors(load_model(model).module).values())
-    found: dict[str, Any] = {"mib": size / 2**20, "workers": {}}
+    results: dict[str, Any] = {"mib": size / 2**20, "workers": {}}
     for count in counts:
         rows: dict[str, list[dict[str, float]]] = {side: [] for side in SIDES}
         for _ in range(rounds):
@@ -205,26 +205,28 @@ def measure(model: str, counts: list[int], rounds: int) -> dict[str, Any]:
                     else:
                         rows[side].append(together(model, count, "off"))
         own = rows["a copy each"]
-        found["workers"][count] = {
+        results["workers"][count] = {
             side: {
-                "uss": summary([row["uss"] / size for row in mine]),
-                "pss_together": summary([row["pss_together"] / size for row in mine]),
-                "load": summary([row["load_busy"] / o["load_busy"] for row, o in zip(mine, own, strict=True)]),
-                "load_wall": summary([row["load_wall"] / o["load_wall"] for row, o in zip(mine, own, strict=True)]),
+                "uss": summary([row["uss"] / size for row in side_rows]),
+                "pss_together": summary([row["pss_together"] / size for row in side_rows]),
+                "load": summary([row["load_busy"] / o["load_busy"] for row, o in zip(side_rows, own, strict=True)]),
+                "load_wall": summary(
+                    [row["load_wall"] / o["load_wall"] for row, o in zip(side_rows, own, strict=True)]
+                ),
             }
-            for side, mine in rows.items()
+            for side, side_rows in rows.items()
         }
     with tempfile.TemporaryDirectory() as cache:
-        found["step"] = summary(steps(model, cache, STEPS))
-    return found
+        results["step"] = summary(steps(model, cache, STEPS))
+    return results
 
 
-def show(name: str, found: dict[str, Any]) -> None:
+def show(name: str, results: dict[str, Any]) -> None:
     """A table of one model."""
-    print(f"\n{name}: {found['mib']:.0f} MiB of float32; a pass on mapped weights takes ", end="")
-    print("{median:.3f} ({low:.3f} to {high:.3f}) of one on its own".format(**found["step"]))
+    print(f"\n{name}: {results['mib']:.0f} MiB of float32; a pass on mapped weights takes ", end="")
+    print("{median:.3f} ({low:.3f} to {high:.3f}) of one on its own".format(**results["step"]))
     print("workers  side         USS each   PSS together   loading, processor   loading, wall")
-    for count, sides in found["workers"].items():
+    for count, sides in results["workers"].items():
         for side, row in sides.items():
             values = (row[k]["median"] for k in ("uss", "pss_together", "load", "load_wall"))
             print("{:>7}  {:<11} {:>9.2f} {:>14.2f} {:>20.2f} {:>15.2f}".format(count, side, *values))
@@ -240,29 +242,29 @@ def main() -> None:
     parser.add_argument("--json", type=Path)
     parser.add_argument("--offsets", action="store_true")
     parser.add_argument("--worker", help=argparse.SUPPRESS)
-    given = parser.parse_args()
-    if given.worker:
-        worker(given.worker)
+    arguments = parser.parse_args()
+    if arguments.worker:
+        worker(arguments.worker)
         return
-    if given.offsets:
+    if arguments.offsets:
         print(offsets())
         return
-    counts = given.workers or ([1, 2] if given.quick else [1, 2, 4])
-    rounds = given.rounds or (1 if given.quick else 3)
+    counts = arguments.workers or ([1, 2] if arguments.quick else [1, 2, 4])
+    rounds = arguments.rounds or (1 if arguments.quick else 3)
     with tempfile.TemporaryDirectory() as folder:
-        models = {model: model for model in given.model or ()}
-        if not models and given.quick:
+        models = {model: model for model in arguments.model or ()}
+        if not models and arguments.quick:
             models = {"Llama": make_llama(Path(folder) / "llama", 256, 4)}
         elif not models:
             models["CLIP ViT-B/32"] = make_clip(Path(folder) / "clip", "ViT-B-32")
             models["Llama"] = make_llama(Path(folder) / "llama", 768, 12)
-        found = {}
+        results = {}
         for name, model in models.items():
-            found[name] = measure(model, counts, rounds)
-            show(name, found[name])
+            results[name] = measure(model, counts, rounds)
+            show(name, results[name])
             sys.stdout.flush()
-    if given.json:
-        given.json.write_text(json.dumps(found, indent=2), encoding="utf-8")
+    if arguments.json:
+        arguments.json.write_text(json.dumps(results, indent=2), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -91,12 +91,12 @@ def table(tables: int) -> Iterator[str]:
     yield "|---|---:|---:|---:|---:|"
     for name in ("default", "steep", "quickstart"):
         for seeds in SEEDS:
-            found = []
+            cells_text = []
             for budgets in (1, 3, BUDGETS):
                 protocol = replace(REGIMES[name], seeds=seeds, budgets=budgets)
                 shares = errors(protocol, tables, np.random.default_rng(budgets))
-                found.append(" / ".join(f"{100 * shares[rule]:.1f}" for rule in RULES))
-            yield f"| {name} | {seeds} | {' | '.join(found)} |"
+                cells_text.append(" / ".join(f"{100 * shares[rule]:.1f}" for rule in RULES))
+            yield f"| {name} | {seeds} | {' | '.join(cells_text)} |"
     low, high = proportion_interval(round(LEVEL * tables), tables)
     yield f"({' / '.join(RULES)}; a true 5 % shows as {100 * low:.1f} to {100 * high:.1f} %)"
     yield "| found at 6 budgets, % | seeds | any word | the mean | each budget that differs | all that differ |"
@@ -107,9 +107,11 @@ def table(tables: int) -> Iterator[str]:
             p, differs = planted(drawn, effects), np.array(effects) != 0
             cells = []
             for rule in RULES:
-                said = decided(p, rule)
-                right = said[:, 1:][:, differs]
-                cells.append((said.any(axis=-1).mean(), said[:, 0].mean(), right.mean(), right.all(axis=-1).mean()))
+                decisions = decided(p, rule)
+                right = decisions[:, 1:][:, differs]
+                cells.append(
+                    (decisions.any(axis=-1).mean(), decisions[:, 0].mean(), right.mean(), right.all(axis=-1).mean())
+                )
             columns = (" / ".join(f"{100 * cell[k]:.0f}" for cell in cells) for k in range(4))
             yield f"| {name} | {seeds} | {' | '.join(columns)} |"
 

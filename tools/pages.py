@@ -55,10 +55,10 @@ def header(path: Path) -> dict[str, str]:
     lines = [line[1:] for line in path.read_text(encoding="utf-8").split("\nname = ")[0].splitlines()]
     facts, last = {"title": lines[0].strip()}, ""
     for line in lines[1:]:
-        found = re.fullmatch(r"   (\w+) {2,}(\S.*)", line)
-        if found:
-            last = found[1]
-            facts[last] = found[2].strip()
+        match = re.fullmatch(r"   (\w+) {2,}(\S.*)", line)
+        if match:
+            last = match[1]
+            facts[last] = match[2].strip()
         elif last and line.startswith("              "):
             facts[last] += " " + line.strip()
         else:
@@ -206,8 +206,8 @@ def verbs_page() -> str:
 def _filled(name: str, places: league_page.Places) -> str:
     """A page's text with its placeholders replaced by texts and tables."""
     text = (TEXTS / name).read_text(encoding="utf-8")
-    for place, found in places.items():
-        text = text.replace(place, found if isinstance(found, str) else table(*found))
+    for place, content in places.items():
+        text = text.replace(place, content if isinstance(content, str) else table(*content))
     return text
 
 

@@ -61,19 +61,19 @@ def default(field: Any) -> str:
 
 def rows(model: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, str, str, str]]:
     """(key, type, default, meaning) of every key of a model; a table's keys follow it."""
-    said = docstrings(model)
+    sentences = docstrings(model)
     for name, field in model.model_fields.items():
-        yield f"`{prefix}{name}`", kind(field.annotation), default(field), said.get(name, "")
+        yield f"`{prefix}{name}`", kind(field.annotation), default(field), sentences.get(name, "")
         for each in inside(field.annotation):
             yield from rows(each, f"{prefix}{name}.")
 
 
 def sections() -> Iterator[tuple[str, list[tuple[str, str, str, str]]]]:
     """Every section with its rows; "" for the keys above them."""
-    said = docstrings(SweepSpec)
+    sentences = docstrings(SweepSpec)
     fields = SweepSpec.model_fields
     above = {n: f for n, f in fields.items() if n not in SECTIONS}
-    yield "", [(f"`{n}`", kind(f.annotation), default(f), said.get(n, "")) for n, f in above.items()]
+    yield "", [(f"`{n}`", kind(f.annotation), default(f), sentences.get(n, "")) for n, f in above.items()]
     for name in SECTIONS:
         (model,) = inside(fields[name].annotation)
         yield ("methods.NAME" if name == "methods" else name), list(rows(model))

@@ -174,14 +174,14 @@ def _last(metrics: Sequence[Row], key: str) -> Any:
 
 
 def _beyond(file_bytes: int | None, count: int | None) -> int | None:
-    """Bytes that a saved file holds beyond the trained tensors in float32: bases; None where the size is not known."""
+    """Return the bytes of a saved file beyond the trained tensors in float32, or None if the size is not known."""
     if file_bytes is None or count is None or file_bytes == PLACEHOLDER_BYTES:
         return None
     return max(0, file_bytes - 4 * count)
 
 
 def imported(cell: Row, count: int | None, trial: Row) -> Imported:
-    """The two rows of one number: its cell, and one attempt without seeds.
+    """Return the two rows of one number: its cell, and one attempt without seeds.
 
     Args:
         cell: columns that both rows have; `budget` is the count where there is a `reference`.

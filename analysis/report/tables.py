@@ -20,7 +20,7 @@ def _overlay(store: Store, overlay: str) -> Sheet:
 
 
 def _makers(store: Store, x: str, overlay: str | None) -> list[tuple[tuple[str, ...], Callable[[], list[Sheet]]]]:
-    """Names, and what makes the tables of those names; in the order of the page."""
+    """Return the names of tables with the function that makes them, in the order of the page."""
     beside = [(("overlay",), lambda: [_overlay(store, overlay)])] if overlay is not None else []
     return [
         (("decisions",), lambda: [results.decided(store)]),

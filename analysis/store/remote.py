@@ -42,7 +42,7 @@ class Location:
 
     @classmethod
     def of(cls, uri: str) -> Location:
-        """From a URI such as s3://bucket/results/fig1; options as pyarrow reads them (`?region=...`).
+        """Make a location from a URI such as s3://bucket/results/fig1, with pyarrow's options (`?region=...`).
 
         Raises:
             StoreError: a scheme or form that pyarrow does not know, or credentials it can't find.
@@ -66,7 +66,7 @@ class Location:
         return {str(PurePosixPath(info.path).relative_to(self.base)): info.size for info in files}
 
     def read(self, name: str) -> bytes:
-        """One file. Raises OSError."""
+        """Return the bytes of one file. Raises OSError."""
         with _raising_os_errors(), self.filesystem.open_input_stream(f"{self.base}/{name}") as stream:
             return bytes(stream.read())
 
@@ -147,7 +147,7 @@ def is_uri(path: str | Path) -> bool:
 
 
 def local_copy(uri: str) -> Path:
-    """A local folder with what a URI's results folder holds now; it fetches what is new there.
+    """Return a local folder with the results of a URI. It fetches what is new there.
 
     Raises:
         StoreError: no place for results, no results there, or no answer.

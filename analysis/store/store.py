@@ -160,7 +160,7 @@ class Store:
         return named or tuple(path.name for path in self.paths)
 
     def spec(self) -> dict[str, Any] | None:
-        """Return the specification of the first sweep from `sweep.json`, else from `spec.json`; None if both are missing.
+        """Return the specification of the first sweep from `sweep.json`, else `spec.json`; None if both are missing.
 
         A `sweep.json` of another sweep is ignored.
         """

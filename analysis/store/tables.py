@@ -40,7 +40,7 @@ def to_table(name: str, rows: Iterable[TableRow | Mapping[str, Any]]) -> pa.Tabl
 
 
 def conform(table: pa.Table, name: str, source: str) -> pa.Table:
-    """A table read from disk in today's schema: columns it lacks are null, columns no longer known are dropped.
+    """Return a table read from disk in today's schema. Missing columns are null, and unknown ones are dropped.
 
     Raises:
         StoreError: written by a newer version of this package.

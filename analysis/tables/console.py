@@ -123,16 +123,16 @@ def ran_with(store: Store) -> list[Row]:
 def more_seeds(store: Store) -> str:
     """Say how to add seeds, and what they cost in confidence."""
     section = declared(store)
-    seeds, limit = section.get("seeds"), section.get("max_seeds")
+    seeds, most = section.get("seeds"), section.get("max_seeds")
     if not isinstance(seeds, list):
         return ""
     advice = f"Raise seeds under [confirm] in the sweep file (now {len(seeds)}), and run the same command again"
-    if not isinstance(limit, int):
+    if not isinstance(most, int):
         return f"{advice}. Each addition is a further look at the test scores, and the tests become stricter."
-    if len(seeds) < limit:
-        return f"{advice}. This sweep declared at most {plural(limit, 'seed')} before its first score."
+    if len(seeds) < most:
+        return f"{advice}. This sweep declared at most {plural(most, 'seed')} before its first score."
     return (
-        f"This sweep declared at most {plural(limit, 'seed')} before its first score, so that seeds are not added until "
+        f"This sweep declared at most {plural(most, 'seed')} before its first score, so that seeds are not added until "
         "a difference appears. If you add seeds to this folder, its differences are no longer tested. For more seeds "
         "start a new sweep: copy the sweep file, give it another name, and raise seeds and max_seeds under [confirm]."
     )
@@ -189,7 +189,7 @@ def _unscored(store: Store) -> dict[tuple[str, str], str]:
 
 
 def _tolerance(store: Store) -> float | None:
-    """Return the sweep's `budgets.tolerance`, or None if the folder has none. Raises StoreError if it is no fraction."""
+    """Return the sweep's `budgets.tolerance`, None if the folder has none. Raises StoreError if it is no fraction."""
     budgets = store.stored().get("budgets")
     tolerance = budgets.get("tolerance") if isinstance(budgets, dict) else None
     if tolerance is None:

@@ -41,7 +41,7 @@ GIVEN = (
 
 
 def _estimate(r: Row) -> str:
-    """A cost read off a curve with its interval, or why there is none."""
+    """Return a cost that was read off a curve with its interval, or why there is none."""
     if r["value"] is None:
         return str(r["note"])
     if r["share"] is None:
@@ -78,7 +78,7 @@ _COLUMNS: tuple[tuple[Column, ...], ...] = (
 
 
 def fitted(store: Store, x: str) -> list[Sheet]:
-    """Crossings, budgets needed and areas of the fits against a cost."""
+    """Return the tables of crossings, needed budgets and areas of the fits against a cost."""
     label = axis(x).label
     tables: tuple[tuple[str, pa.Table], ...] = (
         (f"Where curves cross, in {label}", readings.crossing_table(store, x)),
@@ -132,7 +132,7 @@ _NONE: Row = dict.fromkeys(("difference", "difference_low", "difference_high"))
 
 
 def front(store: Store, x: str) -> Sheet:
-    """The cells on the Pareto front: no other cell has a higher score at a lower cost."""
+    """Return the table of the cells on the Pareto front: no other cell has a higher score at a lower cost."""
     rows = [r for r in pareto.front(store, x).to_pylist() if r["on_front"]]
     columns = columns_of(
         rows,
@@ -147,7 +147,7 @@ def front(store: Store, x: str) -> Sheet:
 
 
 def sizes(store: Store) -> list[Sheet]:
-    """The scores by training size, and what the fitted curves say."""
+    """Return the tables of scores by training size, and of what the fitted curves say."""
     lines, columns = by_size(size_curves(store).to_pylist(), ("sweep", "model", "dataset", "method", "reference"))
     note, lead = (
         "Each score is a mean over seeds with its 95 % t interval, given the chosen rate.",
@@ -167,7 +167,7 @@ def sizes(store: Store) -> list[Sheet]:
 
 
 def overlay(ours: Sequence[Row], theirs: Sequence[Row], source: str) -> Sheet:
-    """This sweep's scores and the published ones."""
+    """Return the table of this sweep's scores and the published ones."""
     rows = [{**r, "whose": "this sweep"} for r in ours] + [{**r, "whose": source} for r in theirs]
     score = Column("score, % [95 %]", score_text, "number")
     columns = [text("from", "whose"), METHOD, text("setting", "reference"), PARAMETERS, score]

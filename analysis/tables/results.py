@@ -81,7 +81,7 @@ VERDICT = Column("verdict", lambda r: f"{verdict_text(r['verdict'])}{LATER if r.
 
 
 def results(store: Store) -> Sheet:
-    """Every feasible cell: its score, and the difference from the baseline at the same budget."""
+    """Return the table of every feasible cell: its score, and the difference from the baseline at the same budget."""
     baseline = question(store).baseline
     versus = style(baseline).name
     cells = results_table(store).to_pylist()
@@ -194,7 +194,7 @@ def _difference_over_examples(r: Row) -> str:
 
 
 def decided(store: Store) -> Sheet:
-    """What to take at each budget, and what would change that."""
+    """Return the table of what to take at each budget, and what would change that."""
     rows = decisions(store).to_pylist()
     several = any(len(r["best"]) > 1 for r in rows)
     legend = "Score, parameters and training time are those of the first method that a row names." if several else ""
@@ -219,7 +219,7 @@ def decided(store: Store) -> Sheet:
 
 
 def averages(store: Store) -> Sheet:
-    """Mean over data sets of each method and budget, with a column for each training size."""
+    """Return the table of means over data sets for each method and budget, with a column per training size."""
     rows = [r for r in curve(store).to_pylist() if r["dataset"] is None]
     averaged_rows, sizes = by_size(rows, ("sweep", "model", "method", "reference"))
     facts = {"parameters": "adapter_params", "data sets": "n_datasets", "seeds": "n"}

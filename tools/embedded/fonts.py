@@ -84,13 +84,13 @@ def describe(path: Path) -> str | None:
 
 def find(roots: Sequence[Path]) -> list[Font]:
     """Known fonts under ``roots``, one per file name, in the order of their names (so that seeds mean the same)."""
-    found: dict[str, Font] = {}
+    font_by_name: dict[str, Font] = {}
     for root in roots:
         for path in sorted(root.rglob("*.[to]tf")):
             look = describe(path)
             if look is not None:
-                found.setdefault(path.name, Font(path, look))
-    return [found[name] for name in sorted(found)]
+                font_by_name.setdefault(path.name, Font(path, look))
+    return [font_by_name[name] for name in sorted(font_by_name)]
 
 
 def held_out() -> list[Font]:

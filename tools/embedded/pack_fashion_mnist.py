@@ -57,13 +57,13 @@ def choose(images: Array, labels: Array, per_class: int, seed: int) -> list[int]
     The result is in the permutation's order, so that any leading part is close to balanced.
     """
     left = dict.fromkeys(range(len(NAMES)), per_class)
-    seen: set[bytes] = set()
+    digests: set[bytes] = set()
     chosen = []
     for i in np.random.default_rng(seed).permutation(len(labels)):
         key = hashlib.sha256(images[i].tobytes()).digest()
         label = int(labels[i])
-        if left[label] > 0 and key not in seen:
-            seen.add(key)
+        if left[label] > 0 and key not in digests:
+            digests.add(key)
             left[label] -= 1
             chosen.append(int(i))
     return chosen

@@ -86,8 +86,8 @@ def make_vit(target: Path, scratch: Path) -> None:
     old_names.mkdir()
     save_file(state, old_names / "model.safetensors", metadata={"format": "pt"})
     Dinov2Config(**VIT).save_pretrained(old_names)
-    model, found = Dinov2Model.from_pretrained(old_names, output_loading_info=True)  # renames for transformers 5
-    wrong = {kind: names for kind, names in found.items() if kind != "error_msgs" and names}
+    model, loading = Dinov2Model.from_pretrained(old_names, output_loading_info=True)  # renames for transformers 5
+    wrong = {kind: names for kind, names in loading.items() if kind != "error_msgs" and names}
     if wrong:
         raise SystemExit(f"the weights do not fit: {wrong}")
     model.save_pretrained(target)

@@ -60,7 +60,7 @@ def _run(tables: Mapping[str, pa.Table], query: str) -> pa.Table:
 
 
 def _packed(tables: Mapping[str, pa.Table], query: str) -> bytes:
-    """The query and the names of the tables as a line of JSON, then each table as an Arrow stream."""
+    """Return the query and the names of the tables as a line of JSON, then each table as an Arrow stream."""
     sink = pa.BufferOutputStream()
     sink.write(json.dumps({"query": query, "tables": list(tables)}).encode() + b"\n")
     for table in tables.values():

@@ -38,7 +38,7 @@ _BATCH = 10_000
 
 
 def t95_table() -> pa.Table:
-    """Critical values of the two-sided 95 % t interval: columns df (1 .. 2000) and t."""
+    """Return critical values of the two-sided 95 % t interval: columns df (1 .. 2000) and t."""
     from scipy import special  # takes longer to load than most queries take
 
     df = np.arange(1, 2001)
@@ -46,7 +46,7 @@ def t95_table() -> pa.Table:
 
 
 def connect(tables: Mapping[str, pa.Table], names: Iterable[str] = (T95, *VIEWS)) -> duckdb.DuckDBPyConnection:
-    """A locked in-memory connection with the tables and the views of `views.VIEWS` in `names`, or all."""
+    """Return a locked in-memory connection with the tables, and the views of `views.VIEWS` in `names` (or all)."""
     connection = duckdb.connect(":memory:")
     for name, table in tables.items():
         connection.register(name, table)
@@ -127,7 +127,7 @@ class Database:
 
 
 def _fetched(reader: pa.RecordBatchReader) -> pa.Table:
-    """A result, within the limit of memory."""
+    """Return a result as a table, within the limit of memory."""
     batches, bytes_left = [], limits.gigabytes() * 2**30
     for batch in reader:
         bytes_left -= batch.nbytes
@@ -150,7 +150,7 @@ def _columns(tables: Mapping[str, pa.Table]) -> dict[str, list[str]]:
 
 
 def _explain(known: Mapping[str, Sequence[str]], query: str, message: str) -> str:
-    """DuckDB's message in one line, with the names that would have worked."""
+    """Return DuckDB's message in one line, with the names that would have worked."""
     first = re.sub(r"\s*\n\s*(Candidate|LINE|Did you mean|Possibly|Given the).*", "", message, flags=re.S).strip()
     first = both_ends(" ".join(first.split()).rstrip(".!"), 500)  # it may name a word of the query
     table = NO_SUCH_TABLE.search(message)
