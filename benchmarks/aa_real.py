@@ -63,7 +63,7 @@ SEEDS = (3, 5, 10)
 
 
 def shifted(trial: TrialConfig, **more: Any) -> Generator[Row, None, None]:
-    """`run_trial` on seeds of the table's own; the second arm's start is drawn apart, its data are the first's."""
+    """Run a trial on seeds of its table. The arms have different initial values and the same data."""
     match = _NAME.match(trial.cell_id)
     if match is None:
         raise ValueError(f"cell {trial.cell_id!r} is not of an A/A table")
@@ -78,12 +78,12 @@ def shifted(trial: TrialConfig, **more: Any) -> Generator[Row, None, None]:
 
 
 def split_of(number: int, folder: Path) -> Path:
-    """Where a table's images lie."""
+    """Return the folder of a table's images."""
     return folder / f"split-{number:04d}"
 
 
 def deal(number: int, folder: Path) -> None:
-    """Deal the task's images into a training and a test set of the table's own, of the sizes they have."""
+    """Deal the task's images into a training and a test set for one table, with the sizes of the original sets."""
     parts = {name: pq.read_table(TASK / f"{name}.parquet") for name in ("train", "test")}
     images = pa.concat_tables(parts.values())
     order = np.random.default_rng(number).permutation(len(images))
@@ -96,7 +96,7 @@ def deal(number: int, folder: Path) -> None:
 
 
 def table_spec(number: int, folder: Path, quick: bool) -> SweepSpec:
-    """The sweep of one table: the quickstart's task with a fifth of its images and a quarter of its epochs."""
+    """Return the sweep of one table: the quickstart's task with a fifth of its images and a quarter of the epochs."""
     names = [f"{arm}-{number:04d}" for arm in ARMS]
     return SweepSpec.parse(
         {
@@ -114,7 +114,7 @@ def table_spec(number: int, folder: Path, quick: bool) -> SweepSpec:
 
 
 def table_rows(number: int, folder: Path) -> list[Row]:
-    """What a finished table's comparison says on its first confirming seeds, and which rates its arms chose."""
+    """Return the verdicts of a finished table on its first confirming seeds, and the rates that its arms chose."""
     store, rows = open_store(folder), []
     rates = {r["cell_id"]: r["lr"] for r in store.table("chosen").to_pylist()}
     keys = ("n", "difference", "low", "high", "sd", "p", "verdict", "choice_sd", "p_given_rates", "verdict_given_rates")
@@ -132,7 +132,7 @@ def table_rows(number: int, folder: Path) -> list[Row]:
 
 
 def _first_seeds(store: Store, folder: Path, seeds: int) -> Path:
-    """The store's tables again, with so many confirming seeds."""
+    """Return the store of a table with only its first `seeds` confirming seeds."""
     (folder / "tables").mkdir()
     cells = [row | {"seeds": None} for row in store.table("cells").to_pylist()]
     kept = [r for r in store.table("trials").to_pylist() if r["stage"] == "TUNE" or r["slot"] < seeds]
@@ -142,7 +142,7 @@ def _first_seeds(store: Store, folder: Path, seeds: int) -> Path:
 
 
 def summary(rows: Sequence[Row]) -> Row:
-    """Shares of tables with a false difference by number of seeds, with exact 95 % intervals."""
+    """Return the share of tables with a false difference by number of seeds, with exact 95 % intervals."""
     results: Row = {"tables": len({r["table"] for r in rows})}
     for seeds in SEEDS:
         seed_rows = [r for r in rows if r["seeds"] == seeds]
@@ -174,7 +174,7 @@ def summary(rows: Sequence[Row]) -> Row:
 
 
 def report(results: Row) -> str:
-    """The summary in words."""
+    """Return the summary as text."""
     lines = [f"{results['tables']} tables of LoRA against LoRA, mean test score {100 * results['mean_score']:.1f} %"]
     for seeds in SEEDS:
         for key, name in (("verdict_given_rates", "given the chosen rates"), ("verdict", "with the choice of rates")):
@@ -224,7 +224,7 @@ def main() -> None:
 
 
 def tables(folder: Path, numbers: Sequence[int], quick: bool, minutes: float | None) -> list[Row]:
-    """Rows of these tables; those that are not finished are run."""
+    """Return the rows of these tables. Tables that are not finished are run."""
     folder.mkdir(parents=True, exist_ok=True)
     specs = {number: table_spec(number, folder, quick) for number in numbers}
     missing = [n for n, spec in specs.items() if _left(spec)]

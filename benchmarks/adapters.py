@@ -29,7 +29,7 @@ MEMORY = ("randlora", "ternary", "lora", "peft-lora", "peft-randlora", "full")
 
 
 def saved_bytes(name: str, depth: int, tokens: int) -> int:
-    """Bytes that autograd keeps between forward and backward, each storage once, parameters and buffers left out."""
+    """Return the bytes that autograd keeps between forward and backward, without parameters and buffers."""
     import torch
 
     contender = Contender(name, depth)
@@ -51,7 +51,7 @@ def saved_bytes(name: str, depth: int, tokens: int) -> int:
 
 
 def peak_rss(name: str, depth: int, tokens: int) -> int:
-    """Peak resident bytes of a fresh process that makes three steps under the default allocator."""
+    """Return the peak resident bytes of a fresh process that makes three steps under the default allocator."""
     environment = {k: v for k, v in os.environ.items() if k not in RETAIN} | {"OMP_NUM_THREADS": "1"}
     command = [sys.executable, __file__, "--one", name, "--depth", str(depth), "--tokens", str(tokens)]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
@@ -59,7 +59,7 @@ def peak_rss(name: str, depth: int, tokens: int) -> int:
 
 
 def one_process(name: str, depth: int, tokens: int) -> None:
-    """The body of `peak_rss`'s process."""
+    """Run the process of `peak_rss`."""
     contender = Contender(name, depth)
     images, labels = data(tokens)
     for _ in range(3):
@@ -68,7 +68,7 @@ def one_process(name: str, depth: int, tokens: int) -> None:
 
 
 def bf16_layers(rounds: int, rows: int = 3200) -> dict[str, dict[str, float]]:
-    """One bf16 layer, forward and backward, ours over PEFT's RandLoRA."""
+    """Time one bf16 layer, forward and backward, as the ratio of ours to PEFT's RandLoRA."""
     import peft
     import torch
 
@@ -98,7 +98,7 @@ def bf16_layers(rounds: int, rows: int = 3200) -> dict[str, dict[str, float]]:
 
 
 def regime() -> dict[str, Any]:
-    """What the numbers depend on: processor, the float32 back end, what a faster one would cost in accuracy, bf16."""
+    """Return what the numbers depend on: processor, float32 back end and its accuracy, speed of bf16."""
     import torch
 
     from randlora.arithmetic import kernels
@@ -171,7 +171,7 @@ def memory_section(depth: int) -> dict[str, Any]:
 
 
 def profile_section(name: str, depth: int, tokens: int, steps: int = 3) -> None:
-    """Share of self CPU time by operator, over a few steps after a first one."""
+    """Print the share of self CPU time by operator, over a few steps after a first one."""
     from torch.profiler import ProfilerActivity, profile
 
     contender = Contender(name, depth)

@@ -38,7 +38,7 @@ LEVEL = 0.05
 
 
 def proportion_interval(successes: int, trials: int) -> tuple[float, float]:
-    """Exact (Clopper-Pearson) interval of a proportion."""
+    """Return the exact (Clopper-Pearson) interval of a proportion."""
     interval = stats.binomtest(successes, trials).proportion_ci(1 - LEVEL, method="exact")
     return float(interval.low), float(interval.high)
 
@@ -147,7 +147,7 @@ def simulate(protocol: Protocol, tables: int = 1000, seed: int = 0) -> Outcome:
 
 
 def draw(protocol: Protocol, tables: int, rng: np.random.Generator) -> tuple[Real, Real, Real]:
-    """(tables, data sets, budgets, seeds) paired differences, (tables, data sets, 2) what `choice` says of arms.
+    """Draw paired differences (tables, data sets, budgets, seeds) and the choice variances (tables, data sets, 2).
 
     And (tables, data sets) which share of it the mean over budgets has.
     """
@@ -203,7 +203,7 @@ def draw(protocol: Protocol, tables: int, rng: np.random.Generator) -> tuple[Rea
 
 
 def _quality(protocol: Protocol, apart: Real) -> Real:
-    """Expected score `apart` decades above the best rate; the best one has 0."""
+    """Return the expected score `apart` decades above the best rate, relative to the best one."""
     loss = protocol.curvature * apart**2 * np.where(apart > 0, protocol.cliff, 1.0)
     if np.isfinite(protocol.depth):
         loss = protocol.depth * (1 - np.exp(-loss / protocol.depth))
@@ -211,7 +211,7 @@ def _quality(protocol: Protocol, apart: Real) -> Real:
 
 
 def _own(protocol: Protocol, rates: Real, shape: tuple[int, ...], rng: np.random.Generator) -> Real:
-    """A run's own luck at every rate: (tables, methods, budgets, rates, runs) for `shape` without the rates."""
+    """Draw a run's own noise at every rate: (tables, methods, budgets, rates, runs) for `shape` without the rates."""
     of_rates = (*shape[:3], rates.shape[-1], shape[3])
     shares = (1 - protocol.shared - protocol.alike, protocol.shared, protocol.alike)
     lone, budgets, arms = (np.sqrt(x) for x in shares)
@@ -225,7 +225,7 @@ def _own(protocol: Protocol, rates: Real, shape: tuple[int, ...], rng: np.random
 
 
 def verdicts(differences: Real, variances: Real, share: Real) -> NDArray[np.bool_]:
-    """(tables, 1 + rows) which of a table's rows have a verdict: the mean of all first, where there are several.
+    """Return (tables, 1 + rows) which rows of a table have a verdict; the mean of all comes first if there are several.
 
     Args:
         differences, variances, share: as `draw` returns them.
@@ -246,7 +246,7 @@ def verdicts(differences: Real, variances: Real, share: Real) -> NDArray[np.bool
 
 
 def changed(differences: Real, variances: Real) -> NDArray[np.bool_]:
-    """(tables,) whether the mean over data sets is said to differ between the first budget and the last.
+    """Return (tables,) whether the test says that the mean differs between the first budget and the last.
 
     Args:
         differences, variances: as `draw` returns them.
@@ -259,7 +259,7 @@ def changed(differences: Real, variances: Real) -> NDArray[np.bool_]:
 
 
 def table(regimes: dict[str, Protocol], rows: int) -> Iterator[str]:
-    """The lines of the table: error by budgets x data sets, and power on one data set.
+    """Yield the lines of the table: errors by budgets x data sets, and power on one data set.
 
     Args:
         rows: comparisons to simulate for each number, which make as many more tables as these have fewer rows.
@@ -301,7 +301,7 @@ STEEPER = (1.0, 5.0)
 
 
 def between_table(tables: int, steeper: Sequence[float] = STEEPER) -> Iterator[str]:
-    """The lines of the table of methods that are equal at their best rates, which lie anywhere between the grid's.
+    """Yield the table of methods that are equal at their best rates, which lie anywhere between the grid's rates.
 
     Args:
         tables: to simulate for each number; a quarter of it over six budgets or eight data sets.

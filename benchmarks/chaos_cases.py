@@ -113,7 +113,7 @@ def hurt_lines(draw: random.Random, intact: Sequence[bytes]) -> tuple[str, bytes
 
 
 def journals(top: Path, draw: random.Random, times: int) -> Outcomes:
-    """A run goes on from a journal that was cut short and hurt. It refuses, or makes an undisturbed run's tables."""
+    """Continue runs from journals that were cut short and damaged. A run refuses, or makes the undisturbed tables."""
     intact, folder, outcomes = top / "whole", top / "hurt", Outcomes()
     go_inline(fake_plan(intact))
     every = lines(intact)
@@ -252,7 +252,7 @@ def check_data(name: str) -> None:
 
 
 def data(top: Path, draw: random.Random, times: int) -> Outcomes:
-    """Data sets of every form with odd values or hurt bytes. Each is refused (DataError) or loads with whole rows."""
+    """Load data sets of every form with odd values or damaged bytes. Each is refused (DataError) or loads whole."""
     outcomes = Outcomes()
     for _ in range(times):
         harm, name, folder = write_data(top, draw)
@@ -307,7 +307,7 @@ OTHER_TEXT = {"PYTHONIOENCODING", "COLUMNS", "FORCE_COLOR", "TERM"}
 
 
 def environments(top: Path, draw: random.Random, times: int) -> Outcomes:
-    """Verbs with odd environment variables. They print the same as without them, or refuse with a message (code 2)."""
+    """Run verbs with odd environment variables. They print the same as without them, or refuse (code 2)."""
     outcomes, spec = Outcomes(), tiny_sweep(top / "tiny")
     shutil.copytree(QUICKSTART, top / "results")
     plain = {key: os.environ[key] for key in ("PATH", "HOME", "LANG") if key in os.environ}
@@ -348,7 +348,7 @@ def environments(top: Path, draw: random.Random, times: int) -> Outcomes:
 
 
 def assert_alike(one: Path, other: Path, scores: float = 0.0) -> None:
-    """The same trials, with scores that differ by at most `scores`; times and versions may differ."""
+    """Assert that two folders have the same trials, with scores that differ by at most `scores`."""
     columns = ("trial_id", "stage", "method", "lr", "status", "val_score", "test_score", "adapter_params")
     tables = [[[row[c] for c in columns] for row in rows(folder, "trials")] for folder in (one, other)]
     for ours, its in zip(*map(sorted_rows, tables), strict=True):
@@ -376,7 +376,7 @@ print(engine.run(fake_plan(Path(folder), logged(Path(log), delay=0.02)), trial=T
 
 
 def killed(top: Path, draw: random.Random, times: int) -> Outcomes:
-    """SIGKILL in a report, an export and an upload. No half file is left, and the same command finishes the work."""
+    """Kill a report, an export and an upload. No half file is left, and the same command finishes the work."""
     spec, outcomes = tiny_sweep(top / "tiny"), Outcomes()
     results = top / "tiny" / "r"
     assert program("run", spec, "--backend", "inline", "--quiet", cwd=top).returncode == 0
@@ -448,7 +448,7 @@ def _uploads(top: Path, draw: random.Random, times: int) -> Outcomes:
 
 
 def packed(top: Path, draw: random.Random, times: int) -> Outcomes:
-    """A sweep with one trial at a time and with packs of four, on new seeds each time. The tables agree to rounding."""
+    """Run a sweep one trial at a time and in packs of four, on new seeds each time. The tables agree to rounding."""
     for _ in range(times):
         seeds = sorted(draw.sample(range(1000), 4))
         folders = []
@@ -477,7 +477,7 @@ print(run(fake_plan(Path(sys.argv[1]), cells), trial=TRIAL, progress=False, back
 
 
 def watched(top: Path, draw: random.Random, times: int) -> Outcomes:
-    """Twenty clients of `watch` beside a driver that ends dozens of trials a second. Every answer is whole."""
+    """Run twenty clients of `watch` beside a driver that ends dozens of trials a second. Every answer is complete."""
     outcomes, environment = Outcomes(), {**os.environ, "PYTHONPATH": str(ROOT)}
     for number in range(times):
         folder = top / f"watched{number}"
@@ -567,7 +567,7 @@ main()
 
 
 def starved(top: Path, draw: random.Random, times: int) -> Outcomes:
-    """A driver with little memory (RLIMIT_AS). It ends with a message or failed rows, and a new driver finishes."""
+    """Run a driver with little memory (RLIMIT_AS). It ends with a message or failed rows, and a new one finishes."""
     outcomes, environment = Outcomes(), {**os.environ, "PYTHONPATH": str(ROOT)}
     whole = tiny_sweep(top / "whole")
     assert program("run", whole, "--backend", "inline", "--quiet", cwd=top).returncode == 0

@@ -28,7 +28,7 @@ sys.path[:0] = [str(HERE), str(ROOT)]
 
 
 def process(script: str, *arguments: object) -> dict[str, Any]:
-    """The JSON that a benchmark's process prints last. Its Ray knows nothing of other sessions of this machine."""
+    """Return the JSON that a benchmark's process prints last. Its Ray is separate from other local sessions."""
     environment = {k: v for k, v in os.environ.items() if k != "RAY_ADDRESS"}
     environment |= {"PYTHONPATH": os.pathsep.join(map(str, (ROOT, HERE))), "OMP_NUM_THREADS": "1"}
     environment.setdefault("RAY_worker_niceness", "0")  # Ray's 15 would leave its workers to whatever else runs

@@ -41,7 +41,7 @@ KINDS = {"RayTrainWorker": "lane workers", "TrainController": "lane controllers"
 
 
 def noop_plan(folder: Path, cells: int, per_cell: int, epochs: int = 1) -> FakePlan:
-    """So many cells of so many trials in which nothing is trained; a fifth of them are CONFIRM trials."""
+    """Return a plan of `cells` cells with `per_cell` trials that train nothing. A fifth of them are CONFIRM trials."""
     confirm = max(1, per_cell // 5)
     made = tuple(FakeCell(METHODS[k % len(METHODS)], 1000 * (1 + k // len(METHODS))) for k in range(cells))
     search = FakeSearch(trials=per_cell - confirm, sampler="qmc")
@@ -117,20 +117,20 @@ def part(folder: Path, cells: int, per_cell: int, stop_after: int | None, epochs
 
 
 def growth(points: list[tuple[int, float, int]]) -> float:
-    """Bytes of the driver's memory per finished trial, by least squares over the last two fifths of the trials."""
+    """Return the bytes of driver memory per finished trial, by least squares over the last two fifths of the trials."""
     late = [(done, memory) for done, _, memory in points if done >= 0.6 * points[-1][0]]
     return statistics.linear_regression([d for d, _ in late], [m for _, m in late]).slope
 
 
 def per_trial(one: dict[str, Any]) -> dict[str, float]:
-    """Processor seconds of a trial by kind of process, once everything is up; the largest first."""
+    """Return the processor seconds of a trial by kind of process, after the start; the largest first."""
     (begun, before), *_, (ended, after) = one["cpu"]
     costs = {kind: (after[kind] - before.get(kind, 0.0)) / (ended - begun) for kind in after}
     return dict(sorted(costs.items(), key=lambda pair: -pair[1]))
 
 
 def report(process: Callable[..., dict[str, Any]], cells: int, trials: int) -> dict[str, Any]:
-    """Half of the sweep, the other half, and the finished sweep once more, each in its own process."""
+    """Run half of the sweep, the other half, and the finished sweep once more, each in a separate process."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name) / "results"
         parts = [process("engine_many.py", folder, cells, trials // cells, *stop) for stop in ((trials // 2,), (), ())]

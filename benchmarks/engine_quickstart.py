@@ -34,7 +34,7 @@ SEEDS = 3
 
 
 def plan(folder: Path, quick: bool, pack: int = 1) -> Any:
-    """The quickstart with LoRA alone and fewer re-runs: 14 trials, or 28."""
+    """Return the plan of the quickstart with LoRA alone and fewer re-runs: 14 trials, or 28."""
     import tomllib
 
     from sweeps.plan.plan import Plan
@@ -68,7 +68,7 @@ def packed(folder: Path, quick: bool) -> Side:
 
 
 def usual_script(config: dict[str, Any]) -> None:
-    """One trial, everything from the start, as it is commonly written."""
+    """Run one trial, everything from the start, as it is commonly written."""
     import psutil
     import torch
     from peft import LoraConfig, get_peft_model
@@ -154,7 +154,7 @@ def usual_script(config: dict[str, Any]) -> None:
 
 
 def peft(folder: Path, quick: bool) -> Side:
-    """A Tune function whose every trial is a fresh process, which is what `reuse_actors=False`, the default, means."""
+    """Run a Tune function with a fresh process for each trial, the default (`reuse_actors=False`)."""
     import torch
     from engine_overhead import CONCURRENT, start_ray, timed
     from ray import tune
@@ -179,7 +179,7 @@ def peft(folder: Path, quick: bool) -> Side:
 
 
 def settings_count(rank: int) -> int:
-    """Parameters of LoRA on the three fused q, k, v of width 192."""
+    """Return the parameters of LoRA on the three fused q, k, v of width 192."""
     return 3 * rank * (192 + 3 * 192)
 
 
@@ -190,7 +190,7 @@ def side(name: str, quick: bool) -> None:
 
 
 def report(rounds: list[dict[str, dict[str, Any]]]) -> dict[str, Any]:
-    """Trials an hour of all sides, and ratios inside rounds."""
+    """Return the trials an hour of all sides, and ratios within rounds."""
     for one in rounds:
         rates = {name: 3600 / one[name]["seconds"] for name in SIDES}
         print("  trials an hour: " + ", ".join(f"{name} {math.floor(rate)}" for name, rate in rates.items()))

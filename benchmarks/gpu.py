@@ -60,7 +60,7 @@ def line(name: str, value: dict[str, float]) -> None:
 
 
 def adapters(options: argparse.Namespace) -> Found:
-    """Ratios of step times, and the most memory of three steps, by precision."""
+    """Return ratios of step times, and the peak memory of three steps, by precision."""
     depth, tokens = (3, 1600) if options.quick else (12, 12800)
     depth, tokens = options.depth or depth, options.tokens or tokens
     names = options.contenders or [n for n in NAMES if n != "randlora-held"]
@@ -98,7 +98,7 @@ def adapters(options: argparse.Namespace) -> Found:
 
 
 def peak(name: str, depth: int, tokens: int, precision: str) -> int:
-    """The most bytes that three steps of a contender take on the device, the model included."""
+    """Return the peak bytes that three steps of a contender take on the device, the model included."""
     import torch
 
     gc.collect()
@@ -112,7 +112,7 @@ def peak(name: str, depth: int, tokens: int, precision: str) -> int:
 
 
 def packing(options: argparse.Namespace) -> Found:
-    """Trials an hour, packed over one by one, by method and K."""
+    """Return trials an hour, packed over one by one, by method and K."""
     from packing import DATA, MODEL, POOL, Sides, Work, compare
 
     sizes = options.sizes or ([2, 8] if options.quick else [1, 2, 4, 8, 16, 32])
@@ -128,7 +128,7 @@ def packing(options: argparse.Namespace) -> Found:
 
 
 def one_of(rank: int, count: int, folder: str, quick: bool, ready: Any) -> None:
-    """One of the processes that share a device: a trial that warms it up, then one that is timed."""
+    """Run one of the processes that share a device: a trial that warms it up, then one that is timed."""
     import torch
     from packing import DATA, MODEL, POOL, Work
 
@@ -145,7 +145,7 @@ def one_of(rank: int, count: int, folder: str, quick: bool, ready: Any) -> None:
 
 
 def shares(options: argparse.Namespace) -> Found:
-    """Trials an hour of K processes on one device over those of one; and what the engine would choose."""
+    """Return the trials an hour of K processes on one device over those of one, and what the engine would choose."""
     import torch.multiprocessing as mp
     from packing import plan_of
 
@@ -177,7 +177,7 @@ def shares(options: argparse.Namespace) -> Found:
 
 
 def parallel(options: argparse.Namespace) -> Found:
-    """Samples a second of one trial on two devices over those on one, by what trains."""
+    """Return the samples a second of one trial on two devices over those on one, for each method."""
     import torch
     import torch.multiprocessing as mp
     from packing import Work
@@ -206,7 +206,7 @@ def parallel(options: argparse.Namespace) -> Found:
 
 
 def paper(options: argparse.Namespace) -> Found:
-    """Seconds of training and most memory of every method over LoRA's."""
+    """Return the training seconds and the peak memory of every method over LoRA's."""
     from analysis import open_store
 
     small = ["--scale", "small"] if options.quick or options.device == "cpu" else []
@@ -226,7 +226,7 @@ def paper(options: argparse.Namespace) -> Found:
 
 
 def quickstart(options: argparse.Namespace) -> Found:
-    """Trials an hour of the quickstart's LoRA, of all sides."""
+    """Return the trials an hour of the quickstart's LoRA on all sides."""
     from engine import quickstart as measure
 
     return measure(argparse.Namespace(quick=options.quick, rounds=1 if options.quick else 3))
@@ -243,7 +243,7 @@ SECTIONS: dict[str, Callable[[argparse.Namespace], Found]] = {
 
 
 def markdown(results: Found) -> str:
-    """Every ratio as a row of a table, and what was skipped."""
+    """Return every ratio as a row of a Markdown table, and what was skipped."""
     rows, reasons = [], []
 
     def walk(path: tuple[str, ...], value: Any) -> None:

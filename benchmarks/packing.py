@@ -101,7 +101,7 @@ class Work:
 
 
 def work_of(options: argparse.Namespace, folder: Path, samples: int) -> Work:
-    """The work of the command line; a model of text is made in `folder`."""
+    """Return the work of the command line. A model of text is made in `folder`."""
     if options.text is None:
         return Work(options.model, DATA, min(1.0, samples / POOL), options.batch, options.epochs)
     make = {"llama": make_llama, "gpt2": make_gpt2, "bert": make_bert}[options.text]
@@ -135,14 +135,14 @@ class Sides:
         return losses
 
     def time(self, way: str, trials: list[TrialConfig]) -> tuple[float, list[float]]:
-        """Seconds of all trials, and their last losses."""
+        """Return the seconds of all trials, and their last losses."""
         begun = self._clock()
         reports = self.ways[way](trials)
         return self._clock() - begun, [r["train_loss"] for r in reports]
 
 
 def compare(sides: Sides, trials: list[TrialConfig], rounds: int) -> dict[str, Any]:
-    """Rounds of both ways; the first, not kept, warms up and checks that both come to the same losses."""
+    """Time both ways in rounds. The first round warms up, and checks that both come to the same losses."""
     shuffle, order = random.Random(0), list(sides.ways)
     quotients, hours = [], []
     for number in range(rounds + 1):
@@ -159,7 +159,7 @@ def compare(sides: Sides, trials: list[TrialConfig], rounds: int) -> dict[str, A
 
 
 def plan_of(folder: Path, pack: int, train_size: float, epochs: int) -> Plan:
-    """The quickstart's LoRA and RandLoRA at LoRA-8's count."""
+    """Return the plan of the quickstart's LoRA and RandLoRA at LoRA-8's count."""
     tree = {
         "name": "packing",
         "output": str(folder),
@@ -176,7 +176,7 @@ def plan_of(folder: Path, pack: int, train_size: float, epochs: int) -> Plan:
 
 
 def whole_sweeps(pack: int, train_size: float, epochs: int, rounds: int) -> dict[str, float]:
-    """Rounds of a sweep with packs and one without, in shuffled order; the first round, not kept, warms up."""
+    """Time sweeps with packs and without, in shuffled order. The first round warms up and is not counted."""
     shuffle, order, ratios = random.Random(0), [1, pack], []
     with tempfile.TemporaryDirectory() as folder:
         resources = plan_of(Path(folder), 1, train_size, epochs).spec.resources

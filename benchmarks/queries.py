@@ -25,7 +25,7 @@ QUERIES = {
 
 
 def queries(rows: int, rounds: int = 7) -> dict[str, float]:
-    """Seconds of queries over a trials table of so many rows, in memory as an opened store holds it; medians."""
+    """Return the median seconds of queries over a trials table with this number of rows, in memory."""
     rng = np.random.default_rng(0)
     columns: dict[str, Any] = {}
     for field in schema("trials"):

@@ -43,7 +43,7 @@ STEPS = 12
 
 
 def make_clip(folder: Path, name: str) -> str:
-    """open_clip's local form of one of its architectures, with the embedded model's tokenizer."""
+    """Write open_clip's local form of one of its architectures, with the embedded model's tokenizer."""
     import shutil
 
     import open_clip
@@ -64,7 +64,7 @@ def make_clip(folder: Path, name: str) -> str:
 
 
 def make_llama(folder: Path, hidden: int, layers: int) -> str:
-    """A Llama kept in bfloat16, as most language models are, without a tokenizer."""
+    """Write a Llama in bfloat16, as most language models are, without a tokenizer."""
     import transformers
 
     config = transformers.LlamaConfig(
@@ -76,7 +76,7 @@ def make_llama(folder: Path, hidden: int, layers: int) -> str:
 
 
 def passes(module: Any, images: int | None) -> Any:
-    """A function that passes forward and backward through the model once, to its input."""
+    """Return a function that makes one forward and backward pass through the model, to its input."""
     module.requires_grad_(False)
     if images is not None:
         inputs = torch.randn(16, 3, images, images, requires_grad=True)
@@ -88,7 +88,7 @@ def passes(module: Any, images: int | None) -> Any:
 
 
 def worker(model: str) -> None:
-    """One worker: whatever is asked on its standard input, in three steps."""
+    """Run one worker, which does what is asked on its standard input, in three steps."""
     torch.set_num_threads(1)
     meta_model(model)  # imports
     before = psutil.Process().memory_full_info()
@@ -112,7 +112,7 @@ def worker(model: str) -> None:
 
 
 def together(model: str, count: int, cache: str) -> dict[str, float]:
-    """Memory and loading times of so many workers that start together."""
+    """Return memory and loading times of `count` workers that start together."""
     command = [sys.executable, __file__, "--worker", model]
     environment = {**os.environ, FOLDER_VARIABLE: cache, "OMP_NUM_THREADS": "1"}
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
@@ -147,7 +147,7 @@ def together(model: str, count: int, cache: str) -> dict[str, float]:
 
 
 def steps(model: str, cache: str, rounds: int) -> list[float]:
-    """Ratios of a pass on mapped weights to one on weights of the process's own."""
+    """Return the ratios of a pass on mapped weights to one on the process's own weights."""
     torch.set_num_threads(1)
     sides = {}
     for name, folder in (("own", "off"), ("mapped", cache)):
@@ -190,7 +190,7 @@ def offsets() -> str:
 
 
 def measure(model: str, counts: list[int], rounds: int) -> dict[str, Any]:
-    """All of one model; memory in units of its weights."""
+    """Return all measurements of one model. Memory is in units of its weights."""
     size = sum(t.nbytes for t in named_tensors(load_model(model).module).values())
     results: dict[str, Any] = {"mib": size / 2**20, "workers": {}}
     for count in counts:
@@ -222,7 +222,7 @@ def measure(model: str, counts: list[int], rounds: int) -> dict[str, Any]:
 
 
 def show(name: str, results: dict[str, Any]) -> None:
-    """A table of one model."""
+    """Print the table of one model."""
     print(f"\n{name}: {results['mib']:.0f} MiB of float32; a pass on mapped weights takes ", end="")
     print("{median:.3f} ({low:.3f} to {high:.3f}) of one on its own".format(**results["step"]))
     print("workers  side         USS each   PSS together   loading, processor   loading, wall")
@@ -233,7 +233,7 @@ def show(name: str, results: dict[str, Any]) -> None:
 
 
 def main() -> None:
-    """The command line."""
+    """Run the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--model", action="append", help="a model id, in place of the two that are made")

@@ -167,7 +167,7 @@ class Growth:
 
 
 def _workers(log: Path) -> int:
-    """The number of processes that have trained."""
+    """Return the number of processes that have trained."""
     return len({line.split()[2] for line in log.read_text().splitlines()})
 
 
@@ -200,7 +200,7 @@ def join(cluster: Any, devices: int, *, wait: bool, slow: float = 1.0, ahead: fl
 
 
 def row(folder: Path, nodes: int, options: argparse.Namespace, every: float) -> dict[str, Any]:
-    """One sweep, in a process of its own: `every` is how many seconds lie between faults, 0 for none."""
+    """Run one sweep in a separate process. `every` is the number of seconds between faults, 0 for none."""
     with cluster_of(nodes, options) as cluster:
         tune = max(8, options.pack)
         sizes = (max(1, options.trials // (tune + SEEDS)), tune, options.pack)
@@ -232,7 +232,7 @@ def row(folder: Path, nodes: int, options: argparse.Namespace, every: float) -> 
 
 
 def grown(folder: Path, growth: Growth) -> dict[str, Any]:
-    """How a sweep followed its nodes: trials at a time before, in the middle and at the end, and when they changed."""
+    """Return how a sweep followed its nodes: trials at a time at the start, in the middle and at the end, and when."""
     from analysis import open_store
 
     changes = [event for event in _events(folder) if event["ev"] == "workers"]
@@ -259,7 +259,7 @@ def _events(folder: Path) -> list[dict[str, Any]]:
 
 
 def rate(folder: Path, devices: int) -> float:
-    """Trials a second from when every device has ended one."""
+    """Return trials a second, counted from when every device has ended one."""
     from analysis import open_store
 
     ends = sorted(row["ended_at"] for row in open_store(folder).table("trials").to_pylist())
@@ -267,7 +267,7 @@ def rate(folder: Path, devices: int) -> float:
 
 
 def alone(folder: Path, nodes: int, every: float, arguments: list[str]) -> dict[str, Any]:
-    """`row` in a process whose Ray keeps its files in a folder of its own."""
+    """Run `row` in a process whose Ray keeps its files in a separate folder."""
     with tempfile.TemporaryDirectory(prefix="sim-") as files:
         environment = {k: v for k, v in os.environ.items() if not k.startswith("RAY_")} | {
             "RAY_TMPDIR": files, "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(16),

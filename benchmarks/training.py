@@ -64,7 +64,7 @@ def trial_of(model: str, dataset: str, targets: tuple[str, ...], adapt: Any, sha
 
 
 def with_peft(model: Any, trial: TrialConfig) -> Any:
-    """PEFT's LoRA on the same weights; they and no others train. The model is changed in place."""
+    """Attach PEFT's LoRA to the same weights. Only it trains. The model is changed in place."""
     import peft
 
     modules = [name.removesuffix(".weight") for name, _ in trial.capacities]
@@ -154,7 +154,7 @@ class Plain:
 
 
 def clip_loss(trial: TrialConfig, ours: Ours) -> tuple[Any, Loss]:
-    """The image tower against fixed class embeddings, as the task has them; pixels in memory, normalised by batch."""
+    """Return the loss of the image tower against fixed class embeddings, as the task has them."""
     rows = torch.cat(list(ours.task.batches(1)))
     pixels, labels = ours.task._pixels.rows(rows), ours.task.inputs(rows, None)[1]
     how = load_model(trial.model).preprocess
@@ -191,13 +191,13 @@ def llama_batches(ours: Ours) -> Callable[[torch.Tensor], dict[str, torch.Tensor
 
 
 def llama_loss(trial: TrialConfig, ours: Ours) -> tuple[Any, Loss]:
-    """The loss that transformers' model gives."""
+    """Return the loss of transformers' model."""
     model, batch_of = with_peft(load_model(trial.model).module, trial), llama_batches(ours)
     return model, lambda batch: model(**batch_of(batch), use_cache=False).loss
 
 
 def llama_trainer(trial: TrialConfig, ours: Ours, folder: Path) -> HfTrainer:
-    """transformers' Trainer on a model of its own."""
+    """Return transformers' Trainer on a separate model."""
     model, batch_of = with_peft(load_model(trial.model).module, trial), llama_batches(ours)
     model.config.use_cache = False
     return HfTrainer(model, lambda epoch: [batch_of(b) for b in ours.task.batches(epoch)], RATE, folder)
@@ -210,7 +210,7 @@ def compare(
     rounds: int,
     third: Callable[..., HfTrainer] | None = None,
 ) -> dict[str, Any]:
-    """Rounds of one epoch of all sides, in shuffled order; the first, not kept, warms up."""
+    """Time one epoch of all sides in rounds, in shuffled order. The first round warms up and is not counted."""
     order, shares = ["ours", "plain", *(["trainer"] if third else [])], []
     spent: dict[str, list[float]] = {side: [] for side in order}
     with contextlib.ExitStack() as stack:

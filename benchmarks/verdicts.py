@@ -37,7 +37,7 @@ RULES = ("gate", "holm", "weighted")
 
 
 def p_values(differences: Real, variances: Real, share: Real) -> Real:
-    """(tables, 1 + budgets) of one data set: the mean over budgets, then each budget. One budget: (tables, 1).
+    """Return p values (tables, 1 + budgets) of one data set: the mean over budgets, then each. One budget: (tables, 1).
 
     Args:
         differences, variances, share: as `calibration.draw` returns them.
@@ -56,7 +56,7 @@ def p_values(differences: Real, variances: Real, share: Real) -> Real:
 
 
 def decided(p: Real, rule: str) -> NDArray[np.bool_]:
-    """Which differences a rule calls different from zero, at 5 %.
+    """Return which differences a rule calls different from zero, at 5 %.
 
     Args:
         p: (tables, 1 + budgets) p values of the mean over budgets and of each budget, or (tables, 1) of one budget.
@@ -74,19 +74,19 @@ def decided(p: Real, rule: str) -> NDArray[np.bool_]:
 
 
 def planted(drawn: tuple[Real, Real, Real], effects: tuple[float, ...]) -> Real:
-    """p values of tables with true differences by budget."""
+    """Return the p values of tables with true differences by budget."""
     differences, variances, share = drawn
     return p_values(differences + np.array(effects)[:, None], variances, share)
 
 
 def errors(protocol: Protocol, tables: int, rng: np.random.Generator) -> dict[str, float]:
-    """Share of tables of equal methods in which a rule says that something differs, by rule."""
+    """Return for each rule the share of tables of equal methods in which it says that something differs."""
     p = p_values(*draw(protocol, tables, rng))
     return {rule: float(decided(p, rule).any(axis=-1).mean()) for rule in RULES}
 
 
 def table(tables: int) -> Iterator[str]:
-    """The lines of both tables."""
+    """Yield the lines of both tables."""
     yield "| false words, % of tables | seeds | 1 budget | 3 budgets | 6 budgets |"
     yield "|---|---:|---:|---:|---:|"
     for name in ("default", "steep", "quickstart"):

@@ -76,7 +76,7 @@ def read(folder: Path = RESULTS) -> list[Row]:
 
 
 def _middle(values: Sequence[float]) -> float:
-    """The median on a logarithmic scale."""
+    """Return the median on a logarithmic scale."""
     return 10 ** median(math.log10(v) for v in values)
 
 
@@ -110,7 +110,7 @@ def by_method(rows: Sequence[Row]) -> list[list[str]]:
 
 
 def size_of(reference: str) -> int:
-    """LoRA's rank in the name of a budget, such as 'lora-8'."""
+    """Return LoRA's rank in the name of a budget, such as 'lora-8'."""
     return int(reference.rpartition("-")[2])
 
 

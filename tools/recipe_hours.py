@@ -74,7 +74,7 @@ class Work:
 
 @cache
 def work_of(model: str, dataset: str, image_size: int | None) -> Work:
-    """Forward operations of one sample."""
+    """Return the forward operations of one sample."""
     module = meta_model(model)
     kind = model_kind(model)
     count = {name: p.numel() for name, p in module.named_parameters() if p.ndim > 1}
@@ -95,7 +95,7 @@ def work_of(model: str, dataset: str, image_size: int | None) -> Work:
 
 
 def samples(cell: Cell, spec: SweepSpec) -> tuple[int, int, int]:
-    """Samples of an epoch, of validation and of the test."""
+    """Return the numbers of samples of an epoch, of validation and of the test."""
     few = shots(cell.train_size)
     if cell.dataset in TEXT_DATASETS:
         info = TEXT_DATASETS[cell.dataset]
@@ -114,7 +114,7 @@ def samples(cell: Cell, spec: SweepSpec) -> tuple[int, int, int]:
 
 
 def trial_seconds(cell: Cell, spec: SweepSpec, stage: str, rate: float) -> float:
-    """Seconds of one trial of a cell on a device of `rate` operations a second."""
+    """Return the seconds of one trial of a cell on a device of `rate` operations a second."""
     train, val, test = samples(cell, spec)
     work = work_of(cell.model, cell.dataset, cell.image_size)
     epochs = cell.epochs or 0
@@ -134,7 +134,7 @@ def trial_seconds(cell: Cell, spec: SweepSpec, stage: str, rate: float) -> float
 
 
 def hours(plan: Plan, rate: float) -> Counter[str]:
-    """Hours by data set."""
+    """Return the hours by data set."""
     hours_by_dataset: Counter[str] = Counter()
     for cell in plan.feasible:
         spent = cell.tune_trials * trial_seconds(cell, plan.spec, "TUNE", rate)
@@ -203,7 +203,7 @@ def with_facts(text: str, line_by_name: Mapping[str, str]) -> str:
 
 
 def _rounded(value: float) -> str:
-    """Two digits: more would pretend."""
+    """Return a number with two digits; more would suggest an accuracy that is not there."""
     return f"{float(f'{value:.2g}'):,.0f}" if value >= 10 else f"{value:.2g}"
 
 

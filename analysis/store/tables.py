@@ -145,8 +145,8 @@ def _next_stamp(place: Path) -> str:
     """Return a stamp that sorts after all parts: the time, or the newest stamp plus one if the clock was set back."""
     matches = (_STAMP.match(path.name) for path in place.glob("part-*.parquet"))
     newest = max((stamp[1] + stamp[2] for stamp in matches if stamp), default="")
-    clock_digits = f"{datetime.now(UTC):%Y%m%d%H%M%S%f}"
-    digits = clock_digits if clock_digits > newest else str(int(newest) + 1)
+    now = f"{datetime.now(UTC):%Y%m%d%H%M%S%f}"
+    digits = now if now > newest else str(int(newest) + 1)
     return f"{digits[:8]}T{digits[8:]}"
 
 

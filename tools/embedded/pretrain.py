@@ -72,7 +72,7 @@ class Pictures(Dataset[tuple[Tensor, str]]):
 def train(
     model: CLIP, tokenizer: Any, data: Dataset[tuple[Tensor, str]], *, batch: int, lr: float, weight_decay: float
 ) -> None:
-    """One pass of contrastive training: AdamW, 5 % warm-up, cosine decay to zero, logit scale at most 100."""
+    """Train one pass of contrastive learning: AdamW, 5 % warm-up, cosine decay to zero, logit scale at most 100."""
     loader = DataLoader(data, batch_size=batch, num_workers=1, prefetch_factor=4, drop_last=True)
     decayed = [p for p in model.parameters() if p.ndim >= 2]
     other = [p for p in model.parameters() if p.ndim < 2]

@@ -47,7 +47,7 @@ def unpacked(package: str, into: Path) -> Path:
 
 
 def vit_state(graph: Any) -> dict[str, Any]:
-    """Weights of the ONNX graph under the names that DINOv2's transformers checkpoints have.
+    """Return the weights of the ONNX graph under the names that DINOv2's transformers checkpoints have.
 
     The exporter kept most names behind `backbone.`; matrix products lost theirs and are named after the bias that is
     added to their result, and positions and the class token were folded into one constant each.
@@ -73,7 +73,7 @@ def vit_state(graph: Any) -> dict[str, Any]:
 
 
 def make_vit(target: Path, scratch: Path) -> None:
-    """The ViT-S/14 as a transformers directory; every weight must find its place."""
+    """Write the ViT-S/14 as a transformers directory. Every weight must have its place."""
     import onnx
     import torch
     from safetensors.torch import save_file
@@ -94,7 +94,7 @@ def make_vit(target: Path, scratch: Path) -> None:
 
 
 def make_smollm2(target: Path, scratch: Path) -> None:
-    """SmolLM2-135M-Instruct in float32 as a transformers directory."""
+    """Write SmolLM2-135M-Instruct in float32 as a transformers directory."""
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
@@ -111,7 +111,7 @@ def make_smollm2(target: Path, scratch: Path) -> None:
 
 
 def make_fashion_mnist(target: Path, scratch: Path) -> None:
-    """Fashion-MNIST as torchvision lays it out."""
+    """Write Fashion-MNIST as torchvision lays it out."""
     from torchvision.datasets import FashionMNIST
 
     FashionMNIST(str(target), download=True)

@@ -43,7 +43,7 @@ NEW_LAYOUT = {"study-six": (320, 840, 1000)}
 
 
 def spread(table: pa.Table) -> pa.Table:
-    """The rows with the classes in turn: every class's first image by SHA-256, then every class's second one ..."""
+    """Return the rows with the classes in turn: every class's first image by SHA-256, then every class's second, ..."""
     digests = [hashlib.sha256(image["bytes"]).hexdigest() for image in table["image"].to_pylist()]
     labels = table["label"].to_pylist()
     class_counts: Counter[int] = Counter()
@@ -55,7 +55,7 @@ def spread(table: pa.Table) -> pa.Table:
 
 
 def scans() -> pa.Table:
-    """scikit-learn's digits as PNG files, (1797,) rows; grey levels 0 to 16 become 0 to 255."""
+    """Return scikit-learn's digits as PNG files (1797 rows), with grey levels 0 to 16 scaled to 0 to 255."""
     from PIL import Image
     from sklearn.datasets import load_digits
 
@@ -69,7 +69,7 @@ def scans() -> pa.Table:
 
 
 def whole(name: str, brought: Path) -> tuple[pa.Table, pa.Table | None]:
-    """Training and test images of a set, spread; None where it has no test split. Raises FileNotFoundError."""
+    """Return the training and test images of a set, spread; None if it has no test split. Raises FileNotFoundError."""
     if name == "digits":
         return spread(scans()), None
     folder = brought / name if name in BROUGHT + NEW else EMBEDDED / name
