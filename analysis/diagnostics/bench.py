@@ -28,7 +28,7 @@ from trainables.models.blocks import block_lists
 from trainables.models.encoders import HEAD_FILE
 from trainables.runtime import choose_precision, pick_device
 from trainables.tasks.images.images import ImageTask
-from trainables.tasks.lane_cache import Warm
+from trainables.tasks.lane_cache import LaneCache
 from trainables.tasks.make import make_task
 from trainables.tasks.task import Parts, Split, Task
 
@@ -55,7 +55,7 @@ class Bench:
     """
 
     def __init__(self, facts: Row, row: Row, warm: dict[str, Any]) -> None:
-        self._lane, trial = Warm(warm, pick_device()), trial_config(facts, row)
+        self._lane, trial = LaneCache(warm, pick_device()), trial_config(facts, row)
         self.loaded = self._lane.model(trial.model, trial.train.base_weights)
         self.module = self.loaded.module.eval()
         precision, autocast = choose_precision("fp32", self._lane.device)

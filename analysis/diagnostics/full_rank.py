@@ -24,7 +24,7 @@ from analysis.format import Row
 from analysis.store.store import Store
 from randlora.files.checkpoint import read_meta
 from randlora.model.targets import select
-from trainables.tasks.lane_cache import Warm
+from trainables.tasks.lane_cache import LaneCache
 
 DRAWS = 5
 BASES: tuple[tuple[str, float | str | None], ...] = (
@@ -62,7 +62,7 @@ def rows(folder: Path, unit: Unit, warm: dict[str, Any]) -> list[Row]:
     """Return `ranks` for each shape and rank of one kept trial. Arguments as in `analyze.compute`."""
     kept = Kept.of(unit.trials[0], folder)
     capacities: dict[str, int] = read_meta(kept.folder)["capacities"]
-    sites = select(Warm(warm, torch.device("cpu")).model(kept.row["model"]).module, list(capacities))
+    sites = select(LaneCache(warm, torch.device("cpu")).model(kept.row["model"]).module, list(capacities))
     several = {(tuple(sites[name].shape), r) for name, r in capacities.items()}
     return [
         unit.place | kept.named | row

@@ -25,7 +25,7 @@ from randlora.files.tensors import read_tensors
 from trainables.errors import first_line
 from trainables.models.shapes import model_kind
 from trainables.runtime import pick_device
-from trainables.tasks.lane_cache import Warm
+from trainables.tasks.lane_cache import LaneCache
 
 BATCH = 8
 """Number of texts in one forward pass."""
@@ -60,7 +60,7 @@ def rows(folder: Path, unit: Unit, warm: dict[str, Any]) -> list[Row]:
     (trial,) = unit.trials  # as `Kept.brief`, without a trial_id for the base model
     kept = None if trial["trial_id"] is None else Kept.of(trial, folder)
     base_weights = unit.facts["train"].get("base_weights", "fp32")
-    loaded = Warm(warm, pick_device()).model(trial["model"], base_weights)
+    loaded = LaneCache(warm, pick_device()).model(trial["model"], base_weights)
     with _trained(loaded.module, kept) as module:
         metrics = _ask(module, loaded.text_tokenizer, unit)
     base = {"method": "zero-shot", "reference": None, "adapter_params": 0, "trial_id": None}

@@ -21,7 +21,7 @@ from analysis.format import Row
 from analysis.store.store import Store
 from analysis.tables.diagnostics import INTRUDER
 from randlora.model.targets import select
-from trainables.tasks.lane_cache import Warm
+from trainables.tasks.lane_cache import LaneCache
 
 LEADING = 10
 """Number of leading singular vectors of W0 + delta in which intruders are counted."""
@@ -64,7 +64,7 @@ def plan(store: Store) -> list[Unit]:
 def rows(folder: Path, unit: Unit, warm: dict[str, Any]) -> list[Row]:
     """Return the rows of one unit of `plan`. Arguments as in `analyze.compute`."""
     rounded = unit.facts["train"].get("base_weights", "fp32")
-    module = Warm(warm, torch.device("cpu")).model(unit.trials[0]["model"], rounded).module
+    module = LaneCache(warm, torch.device("cpu")).model(unit.trials[0]["model"], rounded).module
     kept = Kept.of(unit.trials[0], folder)
     updates = deltas(module, kept, unit.settings["weights"] or None)
     bases = {name: site.base.detach().float().cpu() for name, site in select(module, list(updates)).items()}

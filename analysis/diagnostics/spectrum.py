@@ -21,7 +21,7 @@ from analysis.diagnostics.weights import Kept, deltas, full_fine_tuning_of, kept
 from analysis.errors import StoreError
 from analysis.format import Row
 from analysis.store.store import Store
-from trainables.tasks.lane_cache import Warm
+from trainables.tasks.lane_cache import LaneCache
 
 OVERLAP_RANK = 8
 """Number of leading singular directions that `overlap` compares."""
@@ -258,7 +258,7 @@ def plan(store: Store) -> list[Unit]:
 def rows(folder: Path, unit: Unit, warm: dict[str, Any]) -> list[Row]:
     """Return the rows of one unit: `spectrum_rows` or `approximations`. Arguments as in `analyze.compute`."""
     base = unit.facts["train"].get("base_weights", "fp32")  # DoRA's update depends on what it was rounded to
-    module = Warm(warm, torch.device("cpu")).model(unit.trials[0]["model"], base).module
+    module = LaneCache(warm, torch.device("cpu")).model(unit.trials[0]["model"], base).module
     kept = Kept.of(unit.trials[0], folder)
     if unit.table == "approximation":
         name = unit.settings["weight"]

@@ -301,6 +301,11 @@ def test_the_pages_are_in_step_with_headers_and_registry() -> None:
         assert page == make(), f"run: python -m tools.pages ({name})"
 
 
+def test_no_title_in_the_table_of_recipes_is_cut() -> None:
+    rows = [line for line in PAGES["docs/recipes.md"]().splitlines() if line.startswith("| [`")]
+    assert len(rows) == len(NAMES) and all(row.count("(") == row.count(")") for row in rows)
+
+
 def test_every_published_name_in_a_header_is_there() -> None:
     for name in NAMES:
         said = header(FOLDER / f"{name}.toml").get("published", "")

@@ -235,7 +235,7 @@ def test_trials_that_share_gpus_are_counted_so(
     plan = Plan.from_spec(SweepSpec.load(ROOT / "examples" / "quickstart.toml", given))
     apart: list[Node] = []
     monkeypatch.setattr(estimate, "local_node", lambda: Node(16, 2))
-    monkeypatch.setattr(estimate, "_apart", lambda *given: apart.append(given[2]) or _probe(*given))
+    monkeypatch.setattr(estimate, "_probe_in_process", lambda *given: apart.append(given[2]) or _probe(*given))
     monkeypatch.setattr(estimate, "_measured", lambda peak: Measured(peak, 80 * GIB))
     monkeypatch.setattr(_Probe, "of", lambda *_: _Probe(train=1.0, evaluate=1.0, memory=GIB))
     found = estimate_plan(plan)
@@ -316,7 +316,7 @@ def test_beside_gpus_another_process_probes(monkeypatch: pytest.MonkeyPatch, gpu
     spec = SweepSpec.load(ROOT / "examples" / "quickstart.toml", [f"resources.gpus_per_worker={json.dumps(gpus)}"])
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
     monkeypatch.setattr(estimate, "_probe", surroundings)
-    process, seen = cast("tuple[int, str]", estimate._apart(Plan(spec, ()), [], Node(2, 1), None))
+    process, seen = cast("tuple[int, str]", estimate._probe_in_process(Plan(spec, ()), [], Node(2, 1), None))
     assert process != os.getpid()
     assert seen == visible
     assert os.environ["CUDA_VISIBLE_DEVICES"] == "0"
