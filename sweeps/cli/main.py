@@ -66,9 +66,12 @@ def _with_error_messages(function: Callable[P, int | None]) -> Callable[P, None]
         except KeyboardInterrupt:
             err.print("interrupted")
             raise typer.Exit(INTERRUPTED) from None
-        except (ValueError, RuntimeError, OSError) as error:
+        except (ValueError, RuntimeError, OSError, MemoryError) as error:
             if not _is_user_error(error):
-                raise
+                if not _is_memory_error(error):
+                    raise
+                err.print(f"error: {_OUT_OF_MEMORY}", style="red")
+                raise typer.Exit(BAD_INPUT) from error
             problems = getattr(error, "problems", None)
             lines = [str(p) for p in problems] if problems else [str(error)]
             if kwargs.get("as_json"):
@@ -79,6 +82,19 @@ def _with_error_messages(function: Callable[P, int | None]) -> Callable[P, None]
         raise typer.Exit(code or 0)
 
     return verb
+
+
+_OUT_OF_MEMORY = (
+    "memory ran out in this process. Finished trials are kept. Free memory, or raise the limit of the shell "
+    "(`ulimit -v`) or of the container, and give the same command again."
+)
+
+
+def _is_memory_error(error: Exception) -> bool:
+    """Return whether an exception says that memory is used up: Python's, or torch's of the machine or a device."""
+    from sweeps.backends.memory import out_of_memory  # loads torch
+
+    return out_of_memory(error)
 
 
 def _is_user_error(error: Exception) -> bool:

@@ -39,15 +39,17 @@ PARSED = {"again", "analyze", "doctor", "export", "predict", "import", "verify",
 are stopped.
 """
 PLANNED = {"run", "estimate"}
+SHELLS = {"", "sh", "bash", "console"}
 INSTALLED = "lora-fa"
 """A method that its page installs first; `randlora/test_plugins` does so, and checks and plans it."""
 
 
 def commands(page: str) -> list[str]:
-    """The commands of a page's blocks, comments left out."""
+    """Return the commands in the blocks of a page that have no language or a shell's, without comments."""
     found = []
     text = (ROOT / page).read_text(encoding="utf-8")
-    for block in re.findall(r"```(?:sh|bash|console|)\n(.*?)```", text, re.S):
+    blocks = re.findall(r"^ *```(\w*)\n(.*?)^ *```$", text, re.S | re.M)  # in pairs: a block's end begins no block
+    for block in (block for language, block in blocks if language in SHELLS):
         for line in block.splitlines():
             for command in line.removeprefix("$ ").split("  #")[0].split(" # ")[0].split(" && "):
                 if re.match(r"(sweeps|make|python|pip|cp) ", command := command.strip()):
@@ -150,6 +152,11 @@ def test_verbs_and_options_in_sentences_are_the_programs(page: str) -> None:
 def test_every_example_of_a_verb_parses() -> None:
     for command in commands("docs/verbs.md"):
         parse(shlex.split(command)[1:])
+
+
+def test_commands_after_a_block_of_another_language_are_found() -> None:
+    assert "sweeps plan leaves.toml" in commands("docs/own-images.md")  # its first block is text
+    assert "sweeps run my.toml" in commands("README.md")  # in a list, so the block is indented
 
 
 def test_the_tests_that_run_other_pages_are_there() -> None:

@@ -441,3 +441,15 @@ def test_a_budget_says_what_its_columns_mean() -> None:
     assert row.rstrip().endswith("infeasible")
     half = json.loads(sweeps("budget", "--model", "embedded:tiny-clip", "--percent", "1", "--json").stdout)
     assert half["budget"] == round(half["adapted_parameters"] / 100) < half["model_parameters"] / 100
+
+
+@pytest.mark.parametrize(
+    "error", [MemoryError(), RuntimeError("[enforce fail at alloc_cpu.cpp] DefaultCPUAllocator: can't allocate memory")]
+)
+def test_memory_that_runs_out_is_no_traceback(results: Path, monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
+    def starved(*_: object) -> None:
+        raise error
+
+    monkeypatch.setattr("sweeps.cli.status.store_of", starved)
+    done = sweeps("status", str(results))
+    assert done.exit_code == 2 and "memory ran out" in done.output
