@@ -30,7 +30,7 @@ def facts_box(store: Store) -> list[tuple[str, str]]:
     """Return (fact, value) pairs. What an older folder did not record is left out."""
     rows = store.sql(_CELLS).to_pylist()
     batch = _batch(store.stored())
-    found = [
+    pairs = [
         ("data", "; ".join(dict.fromkeys(map(_data, rows)))),
         ("classes", _by_place(rows, [f"{r['classes']:,}" if r["classes"] else "" for r in rows])),
         ("training", _by_place(rows, [_training(r, batch) for r in rows])),
@@ -38,15 +38,15 @@ def facts_box(store: Store) -> list[tuple[str, str]]:
         ("budgets", _budgets(store)),
         ("runs", _runs(store)),
     ]
-    return [(fact, value) for fact, value in found if value]
+    return [(fact, value) for fact, value in pairs if value]
 
 
 def _batch(spec: Row) -> int | None:
     """Return the batch size of a specification, or None if it has none."""
-    found: object = spec
+    value: object = spec
     for key in ("train", "global_batch_size"):
-        found = found.get(key) if isinstance(found, dict) else None
-    return found if isinstance(found, int) and found > 0 else None
+        value = value.get(key) if isinstance(value, dict) else None
+    return value if isinstance(value, int) and value > 0 else None
 
 
 def _by_place(rows: list[Row], values: list[str]) -> str:
@@ -127,12 +127,12 @@ def _runs(store: Store) -> str:
     if not r["cells"] or (store.spec() or {}).get("imported"):
         return ""
     tuned = plural(r["trials"], "run") if r["samples"] is None else f"{quantity(r['samples'])} training examples"
-    said = [f"{plural(r['cells'], 'cell')} (a cell is one method at one budget on one data set)"]
+    sentences = [f"{plural(r['cells'], 'cell')} (a cell is one method at one budget on one data set)"]
     if r["trials"]:
-        said.append(f"Stage TUNE chooses the learning rate of each cell on validation data with {tuned}")
+        sentences.append(f"Stage TUNE chooses the learning rate of each cell on validation data with {tuned}")
     seeds = plural(r["seeds"], "seed")
-    said.append(f"Stage CONFIRM then trains each cell with {seeds} at that rate and reads the test data")
-    return "".join(f"{sentence}. " for sentence in said).strip()
+    sentences.append(f"Stage CONFIRM then trains each cell with {seeds} at that rate and reads the test data")
+    return "".join(f"{sentence}. " for sentence in sentences).strip()
 
 
 def summary(store: Store) -> list[str]:
@@ -158,6 +158,6 @@ def _summary(r: Row, several: bool) -> str:
 
 def _some(names: Iterable[str], most: int = 6) -> str:
     """List names; of more than `most` the last ones are only counted."""
-    found = list(names)
-    rest = [f"{len(found) - most + 1} more"] if len(found) > most else []
-    return listed(found[: most - len(rest)] + rest)
+    all_names = list(names)
+    uncounted = [f"{len(all_names) - most + 1} more"] if len(all_names) > most else []
+    return listed(all_names[: most - len(uncounted)] + uncounted)
