@@ -118,6 +118,9 @@ class TrainSettings(BaseModel):
     """Small subsets repeat until an epoch has this many (the paper: 10)."""
     max_tokens: Annotated[int | None, Field(ge=2), LATER] = None
     """Longest text, prompt and response together; without it 256, for text encoders 128."""
+    length_group: Annotated[Annotated[int, Field(ge=1)] | None, LATER] = None
+    """Models of text: texts of like length that stay together when an epoch is shuffled. Default: a batch, or the
+    largest if batch sizes are searched, so that the order of the texts is the same for all of them."""
     loss_on_prompt: Annotated[bool, LATER] = False
     """Language models: a loss over the prompt too (LLM-Adapters' default)."""
     label_smoothing: Annotated[float, Field(ge=0.0, lt=1.0), LATER] = 0.0

@@ -3,6 +3,7 @@
 Uses the rooms that compute the numbers; draws and prints nothing.
 
     absent       the data sets that were not at hand
+    batch_sizes  the batch sizes that were searched and chosen
     conclusions  the sweep's answer, the gap to full fine-tuning, rank against parameters
     decisions    the best methods of a budget, and what would change that
     figures      one sentence per figure, and on groups

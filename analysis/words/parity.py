@@ -9,6 +9,7 @@ from analysis.format import Row, level_text, plural, span
 from analysis.statistics.looks import Looks
 from analysis.store.columns import limited
 from analysis.styles import style
+from analysis.words.batch_sizes import batches_say
 
 PACKAGES = ("torch", "transformers", "open_clip_torch", "peft", "torchvision", "pillow", "ray")
 """Packages that compute results, as far as trials record them; the first that differs is named."""
@@ -54,6 +55,7 @@ def parity_says(parity: Sequence[Row], *, predicted: bool = True) -> list[str]:
     if widths:
         wide = "{} decade wide" if widths == [1] else "{} decades wide"
         said.append(f"Rates: the ranges are {_equal(widths, f'{wide} for every method', wide)}.")
+    said += batches_say(tuned)
     epochs = sorted({r["epochs"] for r in tuned if r["epochs"] is not None})
     if epochs:
         trained = "trained {} epoch" if epochs == [1] else "trained {} epochs"

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.text import Text
 
-from analysis.format import amount, duration, freedom, off_budget, plural, quantity, size
+from analysis.format import amount, duration, freedom, listed, off_budget, plural, quantity, size
 from analysis.styles import short_names, size_text
 from sweeps.cli.options import Available, Json, Scale, Set, Source, Spec, load, store_of
 from sweeps.cli.power import Like, print_prospects, prospects
@@ -349,6 +349,7 @@ def print_plan(plan: Plan) -> None:
     """The cells with their solutions; the infeasible ones with the reason and the nearest reachable counts."""
     from analysis.store.columns import limited  # not above: `--help` and `--version` load no pyarrow
     from sweeps.plan.checks import peft_words
+    from sweeps.spec.batch_sizes import batch_sizes
 
     for line in precision_words(plan):
         out.print(f"bf16      {line}")
@@ -412,6 +413,9 @@ def print_plan(plan: Plan) -> None:
         none = "no more can be added, so one look has the whole level of 5 %"
         later = f"up to {most} can be added, and all looks share the level of 5 %"
         out.print(f"seeds     {seeds}; {none if most == len(confirm.seeds) else later}")
+    if sizes := batch_sizes(plan.spec):
+        each = listed([str(size) for size in sorted(sizes)], "or")
+        out.print(f"batches   of {each} examples are searched with the learning rate; all trials see equal examples")
     _print_packing(plan)
     if weak := weak_of(plan):
         out.print()

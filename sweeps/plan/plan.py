@@ -19,7 +19,7 @@ from sweeps.budget.currencies import Currency, Shapes
 from sweeps.budget.solving import rank_problems, reached_by_all, solutions, update_rank
 from sweeps.errors import Problem, SpecError
 from sweeps.plan.base_model import BaseModelInfo
-from sweeps.plan.checks import check_adapters, counted
+from sweeps.plan.checks import check_adapters, check_batches, counted
 from sweeps.plan.costs import ModelCosts, OnModel, currency_of, memory_problems, model_costs, with_costs
 from sweeps.plan.split_sizes import sized
 from sweeps.records.locks import as_begun, as_begun_there
@@ -89,10 +89,15 @@ class Plan:
         return to_table("cells", [cell.row() for cell in self.cells])
 
     def with_sizes(self, *, download: bool) -> Plan:
-        """The plan with the sizes of its cells' splits; without `download`, of the data sets that are files here."""
-        return replace(
-            self, cells=tuple(sized(c) if c.feasible and (download or on_disk(c.dataset)) else c for c in self.cells)
-        )
+        """The plan with the sizes of its cells' splits; without `download`, of the data sets that are files here.
+
+        Raises SpecError: a searched batch that is larger than a training split.
+        """
+        here = {c.cell_id for c in self.feasible if download or on_disk(c.dataset)}
+        for cell in self.cells:
+            if cell.cell_id in here:
+                check_batches(cell, self.spec)
+        return replace(self, cells=tuple(sized(c) if c.cell_id in here else c for c in self.cells))
 
     def with_costs(self) -> Plan:
         """The plan with memory, operations and saved bytes of its cells. Each method and capacity takes about a second.

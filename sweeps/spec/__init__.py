@@ -7,6 +7,7 @@ Uses `randlora`'s registry and `trainables`; nothing here solves a budget, start
     resources     `[resources]` and `[limits]`
     sections      the other sections, and all of them together
     methods       what a sweep file may name under `[methods]`, and what is published of it
+    batch_sizes   the batch sizes that are searched, and what they rule out
     search_space  from `[search.space]` to what each method searches
     reading       TOML, YAML or JSON to a tree of values, within limits
     messages      pydantic's errors as problems of a sweep file

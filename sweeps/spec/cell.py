@@ -13,8 +13,9 @@ from randlora.methods.registry import METHODS
 from sweeps.spec.paths import absolute
 from sweeps.spec.search_space import split_extra
 from sweeps.spec.solution import Answer, Infeasible, Neighbour, Solution
-from sweeps.spec.space import Dimension, Extra, Space
+from sweeps.spec.space import BATCH_SIZE, Dimension, Extra, Space
 from trainables.config import EvaluateSettings, TrainSettings, TrialConfig
+from trainables.data.text.registry import text_loader
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -190,6 +191,9 @@ class Cell:
     def settings(self, train: TrainSettings) -> TrainSettings:
         """A sweep's training settings as they hold for this cell."""
         own = {"epochs": self.epochs, "micro_batch_size": self.micro_batch_size}
+        sizes = [int(value) for d in self.dimensions if d.name == BATCH_SIZE for value in d.values]
+        if sizes and train.length_group is None and text_loader(self.dataset) is not None:
+            own["length_group"] = max(sizes)
         return train.model_copy(update={name: value for name, value in own.items() if value is not None})
 
     def row(self) -> CellRow:

@@ -118,7 +118,8 @@ class SearchSection(Section):
     lr: LrSearch = LrSearch()
     """Width of every method's range in powers of ten: `{ decades = 3 }`, the default."""
     space: Annotated[dict[str, SpaceEntry], ListsAreValues, LATER] = {}
-    """Searched beside the rate: `dropout = [0.0, 0.1]`, `alpha = { low = 1, high = 64 }`, also with `log = true`."""
+    """Searched beside the rate: `dropout = [0.0, 0.1]`, `alpha = { low = 1, high = 64 }`, also with `log = true`,
+    `global_batch_size = [16, 32, 64]`."""
     warm_start: Annotated[tuple[Literal["published", "neighbour"], ...], OneOrMany, LATER] = ()
     """Tried first: the centre of a method's rates with its own options, the choice at the neighbouring budget."""
     rerun_rates: int = Field(default=2, ge=0, le=MOST_TRIALS)
