@@ -63,6 +63,7 @@ def batch_problems(spec: Sections) -> list[Problem]:
 
 
 def _ruled_out(spec: Sections, sizes: list[int]) -> list[Problem]:
+    """Return a problem for each setting of `[train]` that contradicts a search of these batch sizes."""
     train, problems = spec.train, []
     if BATCH_SIZE in train.model_fields_set and train.global_batch_size not in sizes:
         rule = f"is not among the searched {FIELD} = {sizes}; leave it out, or give one of them to start from"

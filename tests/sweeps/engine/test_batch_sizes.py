@@ -22,12 +22,11 @@ from sweeps.engine.verifying import verify
 from sweeps.plan.packing import packing_words
 from sweeps.plan.plan import Plan
 from sweeps.search.stages import SweepState
-from sweeps.spec.space import BATCH_SIZE, Dimension
+from sweeps.spec.space import BATCH_SIZE
 from sweeps.spec.spec import SweepSpec
-from tests.fakes import FakeCell, FakeConfirm, FakePlan, FakeSearch, fake_plan
 from tests.sweeps.inline import go_inline
 from tests.sweeps.search.support import row_of
-from tests.sweeps.support import assert_same_tables
+from tests.sweeps.support import assert_same_tables, pairs
 from trainables.tasks.images.images import ImageTask
 
 SIZES = (24, 64)
@@ -124,34 +123,28 @@ def test_tables_and_sentences_name_the_batch_size(finished: tuple[Store, Any]) -
     assert not any("batch size" in line for line in weak_evidence(inner))
 
 
-def fakes(folder: Path) -> FakePlan:
-    dimension = Dimension(BATCH_SIZE, integer=True, values=(8, 16, 32))
-    cells = tuple(FakeCell(method, dimensions=(dimension,)) for method in ("lora", "vera"))
-    return fake_plan(folder, cells, search=FakeSearch(trials=10, rerun_rates=2), confirm=FakeConfirm((0, 1)))
-
-
 KILLED = """
 import os, signal, sys
 from pathlib import Path
-from tests.sweeps.engine.test_batch_sizes import fakes
 from tests.sweeps.inline import go_inline
+from tests.sweeps.support import pairs
 
-go_inline(fakes(Path(sys.argv[1])), lambda ended: os.kill(os.getpid(), signal.SIGKILL) if ended == 7 else None)
+go_inline(pairs(Path(sys.argv[1])), lambda ended: os.kill(os.getpid(), signal.SIGKILL) if ended == 7 else None)
 """
 
 
 def test_a_sweep_that_was_killed_goes_on_with_the_same_pairs(tmp_path: Path) -> None:
     whole, killed = tmp_path / "whole", tmp_path / "killed"
-    go_inline(fakes(whole))
+    go_inline(pairs(whole))
     done = subprocess.run([sys.executable, "-c", KILLED, str(killed)], check=False, capture_output=True)
     assert done.returncode == -9, done.stderr.decode()
-    summary = go_inline(fakes(killed))
+    summary = go_inline(pairs(killed))
     assert (summary.skipped, summary.complete) == (7, True)
     assert_same_tables(whole, killed)
 
 
 def test_a_pack_has_one_batch_size(tmp_path: Path) -> None:
-    plan, packing = fakes(tmp_path), Packing(4, 1)
+    plan, packing = pairs(tmp_path), Packing(4, 1)
     state, sizes = SweepState(plan.feasible, plan.spec), []
     while pack := packing.next(state, 0):
         (size,) = {slot.config["train"][BATCH_SIZE] for slot in pack}
