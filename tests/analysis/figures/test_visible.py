@@ -77,7 +77,7 @@ def test_no_marker_of_a_study_covers_another(name: str) -> None:
     assert set(figure.keys.values()) | {m for gid, m in figure.parts.items() if gid.startswith("far:")} == shown
 
 
-@pytest.mark.parametrize("name", ["quickstart", "shots", "league"])
+@pytest.mark.parametrize("name", ["quickstart", "league", pytest.param("shots", marks=pytest.mark.slow)])
 def test_figures_fit_a_paper(name: str) -> None:
     """No type under seven points, no figure wider than a page, no name or number over another."""
     for p in pictures(open_store(ROOT / "docs" / "results" / name)):

@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -295,9 +293,8 @@ def test_the_exit_code_says_whether_all_holds(tmp_path: Path) -> None:
     folder = Path(shutil.copytree(QUICKSTART, tmp_path / "r"))
 
     def called() -> tuple[int, dict[str, Any]]:
-        command = [sys.executable, "-m", "sweeps.cli.main", "verify", str(folder), "--json"]
-        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=120)
-        return done.returncode, json.loads(done.stdout)
+        done = sweeps("verify", str(folder), "--json")
+        return done.exit_code, json.loads(done.output)
 
     code, said = called()
     assert (code, said["holds"]) == (0, True)

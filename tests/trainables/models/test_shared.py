@@ -251,6 +251,7 @@ sys.stdin.readline()
 """
 
 
+@pytest.mark.slow
 def test_two_processes_that_start_together_hold_one_copy(tmp_path: Path, cache: Path) -> None:
     wide = {"hidden_size": 512, "intermediate_size": 2048, "num_hidden_layers": 4, "vocab_size": 6000}
     model = f"local:{in_bf16(save_model(tmp_path / 'wide', 'llama', **wide))}"
