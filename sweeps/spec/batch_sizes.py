@@ -67,8 +67,8 @@ def _ruled_out(spec: Sections, sizes: list[int]) -> list[Problem]:
     train, problems = spec.train, []
     if BATCH_SIZE in train.model_fields_set and train.global_batch_size not in sizes:
         rule = f"is not among the searched {FIELD} = {sizes}; leave it out, or give one of them to start from"
-        near = min(sizes, key=lambda size: abs(size - train.global_batch_size))
-        problems.append(Problem(f"train.{BATCH_SIZE}", train.global_batch_size, rule, str(near)))
+        closest = min(sizes, key=lambda size: abs(size - train.global_batch_size))
+        problems.append(Problem(f"train.{BATCH_SIZE}", train.global_batch_size, rule, str(closest)))
     counted: dict[str, tuple[Any, str, str]] = {
         "warmup_steps": (train.warmup_steps, "steps", "train.warmup_fraction"),
         "select_every": (train.select_every, "steps", "leave it out: once an epoch"),

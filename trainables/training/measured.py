@@ -37,7 +37,6 @@ class Measured:
     stored_bytes: int | None = column("Size of frozen bases and stored starting points.", "bytes")
     train_examples: int | None = column("Training examples, each counted once.")
     samples: int | None = column("Examples seen in training, repeats counted.")
-    global_batch_size: int | None = column("Examples of an optimiser step. The last step of an epoch may have fewer.")
     skipped: int | None = column("Unreadable examples left out; in CONFIRM also those of the test split.")
     unit: str | None = column("What an example is: 'images' or 'texts'.")
     seconds_setup: float | None = column("Time before the first step.", "s")

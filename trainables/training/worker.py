@@ -285,7 +285,6 @@ class Run:
             stored_bytes=work.trainables.stored_bytes,
             train_examples=len(work.task.rows("train")),
             samples=last["samples"],
-            global_batch_size=None if work.trial.lr is None else work.trial.train.global_batch_size,
             skipped=skipped,
             unit=work.task.unit,
             seconds_setup=setup,
