@@ -370,7 +370,7 @@ def test_a_folder_whose_tables_are_nobodys_is_refused(results: Path) -> None:
     (results / "spec.json").unlink()
     refused = sweeps("run", QUICKSTART, "--output", str(results), "--quiet")
     assert refused.exit_code == 2
-    assert "holds results, and no spec.json that says whose" in refused.output
+    assert "has results, but no spec.json that says whose" in refused.output
 
 
 ENDS: list[tuple[dict[str, Any] | Exception, int]] = [
