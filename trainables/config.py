@@ -119,6 +119,9 @@ class TrainSettings(BaseModel):
     """Repeat small subsets until an epoch has this many batches (the paper: 10)."""
     max_tokens: Annotated[int | None, Field(ge=2), LATER] = None
     """Longest text in tokens, prompt and response together. Default: 256; for text encoders 128."""
+    length_group: Annotated[Annotated[int, Field(ge=1)] | None, LATER] = None
+    """Models of text: number of texts of similar length that stay together when an epoch is shuffled. Default: a batch;
+    if batch sizes are searched, the largest one, so that the order of the texts is the same for all of them."""
     loss_on_prompt: Annotated[bool, LATER] = False
     """Language models: compute the loss over the prompt too (LLM-Adapters' default)."""
     label_smoothing: Annotated[float, Field(ge=0.0, lt=1.0), LATER] = 0.0

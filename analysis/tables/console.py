@@ -399,7 +399,8 @@ def _block(title: str, measured: str, against: str, rows: list[Row], other: Furt
     table.add_column("budget", no_wrap=True)
     score = f"{measured.removeprefix('test ')} %"
     second = [] if other is None else [further_head(other.name)]
-    for name in ("parameters", "learning rate", score, *second, "seeds", f"vs {against} [ ]"):
+    batches = ["batch size"] if any(row["batch_size"] for row in rows) else []
+    for name in ("parameters", "learning rate", *batches, score, *second, "seeds", f"vs {against} [ ]"):
         table.add_column(name, justify="right", no_wrap=True)
     table.add_column(f"verdict vs {against}", no_wrap=True)
     previous = None

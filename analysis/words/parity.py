@@ -59,6 +59,7 @@ def parity_says(parity: Sequence[Row], *, predicted: bool = True) -> list[str]:
     if widths:
         wide = "{} decade wide" if widths == [1] else "{} decades wide"
         sentences.append(f"Rates: the ranges are {_equal(widths, f'{wide} for every method', wide)}.")
+    sentences += batches_say(tuned)
     epochs = sorted({r["epochs"] for r in tuned if r["epochs"] is not None})
     if epochs:
         trained = "trained {} epoch" if epochs == [1] else "trained {} epochs"

@@ -128,6 +128,14 @@ def _corners(cell: Cell) -> list[Extra]:
     return list(dict.fromkeys(points))
 
 
+def check_batches(cell: Cell, spec: SweepSpec) -> None:
+    """Raise SpecError if a searched batch is larger than the cell's training split, which holds no such batch."""
+    largest, (examples, _, _) = max(batch_sizes(spec), default=0), split_sizes(cell)
+    if cell.dimensions and largest > examples:
+        rule = f"is more than the {examples} training examples of {cell.dataset}, {cell.train_size}"
+        raise SpecError([Problem(BATCH_SIZES, largest, rule, str(examples))])
+
+
 def with_allowed_trials(cell: Cell, spec: SweepSpec) -> Cell:
     """Return the cell with the number of whole trials that an allowance in samples is enough for.
 

@@ -200,7 +200,7 @@ class Cell:
         return replace(self, model=absolute(self.model), dataset=absolute(self.dataset))
 
     def settings(self, train: TrainSettings) -> TrainSettings:
-        """Return a sweep's training settings with this cell's own epochs and micro-batch size."""
+        """Return a sweep's training settings with this cell's own epochs, micro-batch size and groups of texts."""
         own = {"epochs": self.epochs, "micro_batch_size": self.micro_batch_size}
         sizes = [int(value) for d in self.dimensions if d.name == BATCH_SIZE for value in d.values]
         if sizes and train.length_group is None and text_loader(self.dataset) is not None:

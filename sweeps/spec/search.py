@@ -118,7 +118,8 @@ class SearchSection(Section):
     lr: LrSearch = LrSearch()
     """Width of every method's range in powers of ten: `{ decades = 3 }`, the default."""
     space: Annotated[dict[str, SpaceEntry], ListsAreValues, LATER] = {}
-    """Also searched: `dropout = [0.0, 0.1]`, `alpha = { low = 1, high = 64 }`, with `log = true` if logarithmic."""
+    """Also searched: `dropout = [0.0, 0.1]`, `alpha = { low = 1, high = 64 }`, with `log = true` if logarithmic,
+    `global_batch_size = [16, 32, 64]`."""
     warm_start: Annotated[tuple[Literal["published", "neighbour"], ...], OneOrMany, LATER] = ()
     """Points tried first. published: the range's centre with default options; neighbour: the next budget's choice."""
     rerun_rates: int = Field(default=2, ge=0, le=MOST_TRIALS)

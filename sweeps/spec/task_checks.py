@@ -22,7 +22,7 @@ IMAGES: tuple[Kind, ...] = ("clip", "hf-vision")
 HEADLESS: tuple[Kind, ...] = ("hf-vision", "text-encoder")
 """Kinds of models that classify with a new head."""
 
-TEXT_ONLY = ("train.max_tokens", "train.label_smoothing", "train.gradient_checkpointing")
+TEXT_ONLY = ("train.max_tokens", "train.label_smoothing", "train.gradient_checkpointing", "train.length_group")
 """Settings of `[train]` for models of text. All settings of `[evaluate]` but `EVERY_KIND` are also only for these."""
 EVERY_KIND = ("evaluate.metric", "evaluate.rows_by")
 """Settings of `[evaluate]` for every kind of model. The program sets the second one itself."""
@@ -49,7 +49,8 @@ def with_towers(spec: SweepSpec, kind: Kind) -> SweepSpec:
 def task_problems(spec: SweepSpec, kind: Kind) -> list[Problem]:
     """Return the problems of settings that contradict the model's kind. `spec` comes from `with_towers`."""
     problems = _tower_problems(spec, kind) + _method_problems(spec, kind) + _image_problems(spec, kind)
-    return problems + _data_problems(spec, kind) + _language_problems(spec, kind) + _worker_problems(spec, kind)
+    problems += _data_problems(spec, kind) + _language_problems(spec, kind)
+    return problems + _worker_problems(spec, kind) + _batch_problems(spec, kind)
 
 
 def _tower_problems(spec: SweepSpec, kind: Kind) -> list[Problem]:

@@ -26,7 +26,9 @@ def bucketed_batches(rows: Tensor, length: Callable[[int], int], trial: TrialCon
     tokens).
 
     The epoch's order is cut into pools. Each pool is sorted by length (longest first, ties in the order drawn) and cut
-    into batches, and the batches of all pools are shuffled. A last batch that is not full stays last.
+    into groups (`train.length_group`; a batch each by default), and the groups of all pools are shuffled. A last group
+    that is not full stays last. The groups one after another are then cut into batches, so trials with the same
+    `length_group` see the same sequence of texts at every batch size.
     """
     settings, seed = trial.train, trial.data_seed
     batch_size, least = settings.global_batch_size, settings.min_batches_per_epoch
