@@ -123,6 +123,9 @@ class TrainSettings(BaseModel):
     max_tokens: Annotated[int | None, Field(ge=2), LATER] = None
     """Longest text in tokens, prompt and response together; the rest is cut off. Default: 256, and 128 for text
     encoders."""
+    length_group: Annotated[Annotated[int, Field(ge=1)] | None, LATER] = None
+    """Models of text: number of texts of similar length that stay together when an epoch is shuffled. Default: a batch;
+    if batch sizes are searched, the largest one, so that the order of the texts is the same for all of them."""
     loss_on_prompt: Annotated[bool, LATER] = False
     """Language models: also learn the tokens of the prompt (LLM-Adapters' default)."""
     label_smoothing: Annotated[float, Field(ge=0.0, lt=1.0), LATER] = 0.0

@@ -23,6 +23,7 @@ from analysis.store.store import Store
 from analysis.styles import dataset_text, place_of, place_text, size_key, style, training_text
 from analysis.tables.terminal import print_whole, safe_console
 from analysis.words.absent import absent_data
+from analysis.words.batch_sizes import chosen
 from analysis.words.conclusions import Conclusion, conclude, preliminary
 from analysis.words.decisions import behind_text, best_text, would_change
 from analysis.words.parity import devices_apart, versions_apart
@@ -49,6 +50,7 @@ RESULTS = pa.schema(
         *typed(INT, "budget", "adapter_params"),
         ("off_budget", REAL),  # (count - budget) / budget where that is above the tolerance: `unmatched = true`
         ("lr", REAL),
+        ("batch_size", INT),  # that the cell chose; null if batch sizes were not searched
         *typed(TEXT, "edge", "under_tuned"),  # why more tuning might help: the view `tuned`
         ("weak", TEXT),  # what the cell's result rests on too little, in words (`words.weak`); null for nothing
         *typed(REAL, "mean", "low", "high"),
@@ -149,6 +151,7 @@ def results_table(store: Store) -> pa.Table:
     tuned = {(r["sweep"], r["cell_id"]): r for r in store.table("tuned").to_pylist()}
     signs = [r for r in store.table("signs").to_pylist() if not r["absent"]]
     weak = {(r["sweep"], r["cell_id"]): "; ".join(weak_evidence([r])) for r in signs}
+    batch = {(r["sweep"], r["cell_id"]): chosen(r) for r in signs}
     examples = {(r["sweep"], r["cell_id"]): r for r in example_intervals(store).to_pylist()}
     unscored, lost, further = _unscored(store), failed(store), further_measure(store)
     tolerance = _tolerance(store)
@@ -162,6 +165,7 @@ def results_table(store: Store) -> pa.Table:
         off = cell["residual_fraction"]
         row["off_budget"] = off if tolerance is not None and cell["feasible"] and abs(off or 0) > tolerance else None
         row |= {k: tuned.get((cell["sweep"], cell["cell_id"]), {}).get(k) for k in ("edge", "under_tuned")}
+        row["batch_size"] = batch.get((cell["sweep"], cell["cell_id"]))
         row["weak"] = weak.get((cell["sweep"], cell["cell_id"])) or None
         if score:
             row |= {k: score[k] for k in ("adapter_params", "lr", "mean", "low", "high", "n")}
@@ -399,7 +403,8 @@ def _block(title: str, measured: str, against: str, rows: list[Row], further: Fu
     table.add_column("budget", no_wrap=True)
     score = f"{measured.removeprefix('test ')} %"
     second = [] if further is None else [further_head(further.name)]
-    for name in ("parameters", "learning rate", score, *second, "seeds", f"vs {against} [ ]"):
+    batches = ["batch size"] if any(row["batch_size"] for row in rows) else []
+    for name in ("parameters", "learning rate", *batches, score, *second, "seeds", f"vs {against} [ ]"):
         table.add_column(name, justify="right", no_wrap=True)
     table.add_column(f"verdict vs {against}", no_wrap=True)
     previous = None
@@ -414,6 +419,7 @@ def _block(title: str, measured: str, against: str, rows: list[Row], further: Fu
             row["reference"] or "",
             quantity(row["adapter_params"]) + ("\N{DAGGER}" if row["off_budget"] else ""),
             _rate(row),
+            *[quantity(row["batch_size"]) for _ in batches],
             _score(row),
             *([] if further is None else [further_text(row["beside"], further.name)]),
             seeds_text(row),

@@ -42,6 +42,7 @@ from analysis.tables.sheet import (
     text,
     where,
 )
+from analysis.words.batch_sizes import chosen, searched
 from analysis.words.weak import why_under_tuned
 
 MOST_FAILURES = 50
@@ -81,6 +82,7 @@ def parity(rows: list[Row]) -> Sheet:
         number("distance from the budget", "residual_fraction", off_budget),
         Column("tuning used / given", _allowance, "number"),
         number("chosen learning rate", "chosen_lr"),
+        *([Column("chosen batch size", lambda r: quantity(chosen(r)), "number")] if any(map(searched, rows)) else []),
         Column("perhaps under-tuned", lambda r: why_under_tuned(r) if r["under_tuned"] else "", "long"),
         Column("seeds, run / declared", lambda r: f"{r['seeds_confirmed']} / {r['confirm_seeds']}", "number"),
         Column(f"budget, {unit}", lambda r: amount(r["budget"], r["reference"]), "number", COUNTS),

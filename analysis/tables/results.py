@@ -107,6 +107,7 @@ def results(store: Store) -> Sheet:
         Column("verdict", verdict, "verdict"),
         replace(PARAMETERS, text=lambda r: quantity(r["adapter_params"]) + ("\N{DAGGER}" if r["off_budget"] else "")),
         Column("learning rate", lambda r: quantity(r["lr"]) + ("*" if r["under_tuned"] else ""), "number", TUNED),
+        *([number("batch size", "batch_size", group=TUNED)] if any(r["batch_size"] for r in rows) else []),
         replace(SEEDS, text=seeds_text, group=TUNED),
         text("weak evidence", "weak", "long", TUNED),
         Column("test score, %", _over_examples, "number", OTHER_EXAMPLES),

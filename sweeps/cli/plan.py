@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.text import Text
 
-from analysis.format import amount, bytes_text, duration, freedom_text, off_budget, plural, quantity
+from analysis.format import amount, bytes_text, duration, freedom_text, listed, off_budget, plural, quantity
 from analysis.styles import short_names, size_text
 from sweeps.cli.options import Available, Json, Scale, Set, Source, Spec, load, store_of
 from sweeps.cli.power import Like, print_prospects, prospects
@@ -370,6 +370,7 @@ def print_plan(plan: Plan) -> None:
     """Print the cells with their solutions, and the reason and the nearest reachable counts of infeasible ones."""
     from analysis.store.columns import limited  # not above: `--help` and `--version` load no pyarrow
     from sweeps.plan.checks import peft_words
+    from sweeps.spec.batch_sizes import batch_sizes
 
     for line in precision_words(plan):
         out.print(f"bf16      {line}")
@@ -433,6 +434,9 @@ def print_plan(plan: Plan) -> None:
         none = "no more can be added, so one look has the whole level of 5 %"
         later = f"up to {most} can be added, and all looks share the level of 5 %"
         out.print(f"seeds     {seeds}; {none if most == len(confirm.seeds) else later}")
+    if sizes := batch_sizes(plan.spec):
+        each = listed([str(size) for size in sorted(sizes)], "or")
+        out.print(f"batches   of {each} examples are searched with the learning rate; all trials see equal examples")
     _print_packing(plan)
     if weak := weak_of(plan):
         out.print()
