@@ -26,6 +26,8 @@ PROMPTS = "prompt:"
 """How methods of prompt learning begin (`randlora.methods.prompts.kinds.PREFIX`, whose module loads torch)."""
 FULL_METHODS = ("full", "full-targets")
 """Methods that train the base weights themselves: every weight of the adapted towers, or the target weights."""
+QUANTISED = ("nf4", "int8")
+"""Values of `train.base_weights` for which bitsandbytes packs the linear layers."""
 
 _SHOTS = re.compile(r"([1-9][0-9]*)-shot")
 
@@ -100,8 +102,9 @@ class TrainSettings(BaseModel):
     """The same in steps."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """auto: bf16 autocast on CUDA devices that have it, else fp32."""
-    base_weights: Annotated[Literal["fp32", "bf16"], LATER] = "fp32"
-    """Language models: the frozen weights; adapters train in float32."""
+    base_weights: Annotated[Literal["fp32", "bf16", "nf4", "int8"], LATER] = "fp32"
+    """Language models: the frozen weights; adapters train in float32. "nf4" and "int8" pack all linear layers except
+    the output layer in 4 or 8 bits, and hold the rest in bf16 (docs/models.md); they need the extra `quantised`."""
     float32: Annotated[Literal["default", "fast"], LATER] = "default"
     """fast: oneDNN's products on CPUs, where they are as accurate (docs/running.md)."""
     hold_weights: Annotated[bool, LATER] = False
@@ -297,6 +300,10 @@ def check_alike(trials: Sequence[TrialConfig]) -> None:
         differ = sorted(n for n in {*shared[0], *other} if shared[0].get(n) != other.get(n))
         if differ:
             raise NotPackableError(f"trials of a pack may differ in {', '.join(OWN)} alone, not in {', '.join(differ)}")
+    if trials[0].train.base_weights == "int8":
+        raise NotPackableError(
+            "train.base_weights = 'int8' takes outliers of the whole batch out of each product, so trials would mix"
+        )
     method = trials[0].method
     if method in (*FULL_METHODS, LINEAR_PROBE, NO_TRAINING):
         raise NotPackableError(f"method {method!r} adds no adapter to the base model, so there is nothing to pack")

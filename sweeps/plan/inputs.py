@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import importlib.util
 import json
 import warnings
 from collections.abc import Callable
@@ -20,6 +21,7 @@ from sweeps.records.locks import make_results_folder
 from sweeps.spec.cell import Cell
 from sweeps.spec.methods import has_budget
 from sweeps.spec.paths import absolute, path_of
+from trainables.config import QUANTISED
 from trainables.data.downloads import DataWarning, offline
 from trainables.data.registry import DATASETS
 from trainables.data.splits import split_of
@@ -43,7 +45,7 @@ def check_inputs(plan: Plan) -> None:
     The results folder must be this sweep's (`sweeps.records.locks.check_identity`): its record of the data is written.
 
     Raises:
-        SpecError: a model id that names no weights; a results folder that can't be written, or whose trials saw other
+        SpecError: a model id that names no weights; a package that is missing; a results folder that can't be written, or whose trials saw other
             data, or a model of other files, under the same name; a test split that is a copy of train; texts that
             `evaluate.protocol` can't judge.
         ModelError: weights that are neither here nor to be had.
@@ -54,11 +56,19 @@ def check_inputs(plan: Plan) -> None:
     if model.parsed.scheme == "open_clip" and model.parsed.tag is None:
         raise SpecError([Problem("model.id", model.id, "names no weights; write open_clip:ARCH/TAG")])
     check_weights(model.id)
+    _check_packages(plan)
     forget()  # files may have changed since this process read them
     now = _check_data(plan)
     weights = model.digest()
     # where a data set of the hub has the model's name, that is the data set's
     _check_seen(plan.spec.folder, ({} if weights is None else {model.id: weights}) | now)
+
+
+def _check_packages(plan: Plan) -> None:
+    held = plan.spec.train.base_weights
+    if held in QUANTISED and importlib.util.find_spec("bitsandbytes") is None:
+        rule = "needs bitsandbytes, which is not installed: pip install 'randlora-sweeps[quantised]'"
+        raise SpecError([Problem("train.base_weights", held, rule, "bf16")])
 
 
 def check_files(plan: Plan) -> None:
@@ -96,6 +106,8 @@ def needs_of(plan: Plan, trial: str) -> Needs:
         modules.append("gguf")
     if any(text_kind(name) == "meanings" for name in names):
         modules += LIBRARIES
+    if plan.spec.train.base_weights in QUANTISED:
+        modules.append("bitsandbytes")
     methods = dict.fromkeys(cell.base for cell in plan.feasible if has_budget(cell.base))
     return Needs(tuple(paths), tuple(methods), tuple(modules))
 

@@ -9,6 +9,7 @@ Uses `cache`, `runtime` and `seeds`, and randlora's targets; knows nothing of da
     folder       what a local model's folder must not refer to
     shapes       shapes without weights
     loading      models with their weights
+    base_weights how frozen weights are held: float32, bfloat16, or linear layers in 4 or 8 bits
     shared       one copy of the weights for a machine's CPU workers
     sharded      weights split over the workers of one trial (FSDP2)
     forward      forward passes that do less, or keep less

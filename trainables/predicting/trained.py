@@ -18,7 +18,8 @@ from randlora.files.tensors import read_tensors
 from trainables.config import FULL_METHODS, LINEAR_PROBE, NO_TRAINING, TrialConfig
 from trainables.errors import TrialError, first_line
 from trainables.models.encoders import HEAD_FILE, ClassifierHead, TransferHead, load_head
-from trainables.models.loading import LoadedModel, load_model, to_bf16
+from trainables.models.base_weights import round_as
+from trainables.models.loading import LoadedModel, load_model
 from trainables.models.shapes import UNREADABLE
 from trainables.predicting.facts import FACTS_FILE, Facts, facts_of
 from trainables.tasks.lane_cache import Warm
@@ -47,20 +48,19 @@ class Trained:
 def load_trained(trial: TrialConfig, folder: Path) -> Trained:
     """The model of a trial whose weights are in `folder`.
 
-    A base that the trial kept in bfloat16 has the values that it was rounded to, in float32 as any other.
+    A base that the trial kept in fewer bits has the values that it was rounded to, in float32 as any other.
 
     Weights that were kept before there was a `predict.json` need the trial's data, for the names of its classes.
 
     Raises:
         ModelError: a base model that can't be had.
+        ConfigError: a base that the trial kept in 4 or 8 bits, without bitsandbytes.
         CheckpointError: trained weights that are damaged, or of another base model.
         TrialError: trained weights that are missing, or of other weights.
         TrainablesError, TrialError: facts that are damaged, or that were not kept and whose data can't be read.
     """
     loaded = load_model(trial.model)
-    if trial.train.base_weights == "bf16":
-        to_bf16(loaded.module)
-        loaded.module.float()
+    round_as(loaded.module, trial.train.base_weights)
     known = (folder / FACTS_FILE).is_file()
     facts = Facts.read(folder) if known else facts_of(trial, loaded, Warm({}, torch.device("cpu")))
     facts = facts.model_copy(update={"model": trial.model, "dataset": trial.dataset})  # paths may have moved since

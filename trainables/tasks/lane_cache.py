@@ -15,7 +15,8 @@ from trainables.data.images.dataset import Dataset
 from trainables.data.images.pixels import KEEP_BYTES, Pixels, Recipe
 from trainables.data.registry import load_dataset, load_text_dataset
 from trainables.data.text.dataset import TextDataset
-from trainables.models.loading import LoadedModel, load_model, to_bf16
+from trainables.models.base_weights import hold
+from trainables.models.loading import LoadedModel, load_model
 from trainables.models.shared import checksum, named_tensors, shared_model
 
 T = TypeVar("T")
@@ -81,15 +82,13 @@ class Warm:
     def model(self, model_id: str, weights: str = "fp32") -> LoadedModel:
         """The base model on this worker's device, loaded on first use; on the CPU one copy for a machine's workers.
 
-        `weights` "bf16" keeps parameters in bfloat16 (`to_bf16`), which each worker has for itself.
+        `weights`: as `train.base_weights`. Weights that are not in float32 each worker has for itself.
         """
         models, key = self._table("models"), _model_key(model_id, weights)
         if key not in models:
             self.drop_model()
             loaded = shared_model(model_id) if self.device.type == "cpu" else load_model(model_id)
-            if weights == "bf16":
-                to_bf16(loaded.module)
-            loaded.module.to(self.device)
+            hold(loaded.module, weights, self.device)
             models[key] = loaded
             self._table("marks")[key] = Marks(loaded.module)
         found: LoadedModel = models[key]
