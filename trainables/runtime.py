@@ -163,7 +163,17 @@ def device_name(device: torch.device) -> str:
 
 def versions() -> dict[str, str]:
     """Versions of what decides a result."""
-    packages = ("torch", "torchvision", "transformers", "open_clip_torch", "peft", "bitsandbytes", "randlora-sweeps", "numpy", "pillow")
+    packages = (
+        "torch",
+        "torchvision",
+        "transformers",
+        "open_clip_torch",
+        "peft",
+        "bitsandbytes",
+        "randlora-sweeps",
+        "numpy",
+        "pillow",
+    )
     return {"python": platform.python_version(), **installed(packages)}
 
 

@@ -19,7 +19,7 @@ from randlora.model.targets import select
 
 
 def quantise(model: nn.Module, targets: Sequence[str], bits: Literal[4, 8] = 4, **options: Any) -> list[str]:
-    """Turn the targets, all of them called `nn.Linear`s or `Conv1D`s, into bitsandbytes layers of `bits` bits, in place.
+    """Turn the targets, called `nn.Linear`s or `Conv1D`s, into bitsandbytes layers of `bits` bits, in place.
 
     Args:
         model: a model on the device it will run on. Everything else in it stays as it is.

@@ -132,13 +132,16 @@ def _about(kept: KeptTrial, form: str) -> str:
     held = kept.config.train.base_weights
     base = ""
     if held in QUANTISATION:
-        base = f" Its base weights were in {held} in training (bitsandbytes: the linear layers except the output layer)."
+        base = (
+            f" Its base weights were in {held} in training (bitsandbytes: the linear layers except the output layer)."
+        )
         if form == "merged":
             base += " They are float32 here: read back from that precision, with the trained change added."
-    return (
+    trial = (
         f"{code(row['method'])}{budget}, trained on {code(row['dataset'])} ({code(row['train_size'])}) from the "
-        f"base model {code(row['model'])}: trial {code(row['trial_id'])} of the sweep {code(row['sweep'])}.{score}{base}"
+        f"base model {code(row['model'])}: trial {code(row['trial_id'])} of the sweep {code(row['sweep'])}."
     )
+    return trial + score + base
 
 
 def _vector(module: nn.Module) -> str:

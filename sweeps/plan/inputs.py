@@ -45,9 +45,9 @@ def check_inputs(plan: Plan) -> None:
     The results folder must be this sweep's (`sweeps.records.locks.check_identity`): its record of the data is written.
 
     Raises:
-        SpecError: a model id that names no weights; a package that is missing; a results folder that can't be written, or whose trials saw other
-            data, or a model of other files, under the same name; a test split that is a copy of train; texts that
-            `evaluate.protocol` can't judge.
+        SpecError: a model id that names no weights; a package that is missing; a results folder that can't be written,
+            or whose trials saw other data, or a model of other files, under the same name; a test split that is a copy
+            of train; texts that `evaluate.protocol` can't judge.
         ModelError: weights that are neither here nor to be had.
         DataError: missing or damaged files, a class without images, an image that does not open; of all data sets that
             can't be had at once, each with how to get it.

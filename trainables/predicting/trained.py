@@ -17,8 +17,8 @@ from randlora.files.checkpoint import META
 from randlora.files.tensors import read_tensors
 from trainables.config import FULL_METHODS, LINEAR_PROBE, NO_TRAINING, TrialConfig
 from trainables.errors import TrialError, first_line
-from trainables.models.encoders import HEAD_FILE, ClassifierHead, TransferHead, load_head
 from trainables.models.base_weights import round_as
+from trainables.models.encoders import HEAD_FILE, ClassifierHead, TransferHead, load_head
 from trainables.models.loading import LoadedModel, load_model
 from trainables.models.shapes import UNREADABLE
 from trainables.predicting.facts import FACTS_FILE, Facts, facts_of

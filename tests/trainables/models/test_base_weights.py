@@ -134,9 +134,7 @@ def trial(llama: Path, rows: Path, method: str, kind: str, **train: Any) -> Tria
 
 
 @every_kind
-def test_resuming_is_exact(
-    llama: Path, rows: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
-) -> None:
+def test_resuming_is_exact(llama: Path, rows: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
     from trainables.training.worker import run_trial
 
     assert CHECKPOINT_SHARE < 1
@@ -164,7 +162,7 @@ def test_what_cannot_act_beside_packed_weights() -> None:
 
 
 def test_trials_that_cannot_be_are_refused(llama: Path, rows: Path, tmp_path: Path) -> None:
-    with pytest.raises(TrialError, match='use train.base_weights = "fp32"'):
+    with pytest.raises(TrialError, match=r'use train\.base_weights = "fp32"'):
         run(trial(llama, rows, "full-targets", "nf4"), tmp_path / "full")
     pair = [trial(llama, rows, "lora", "int8")] * 2
     with pytest.raises(NotPackableError, match="outliers of the whole batch"):
