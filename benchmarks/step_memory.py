@@ -26,7 +26,7 @@ from torch.profiler import ProfilerActivity, profile
 
 from benchmarks.small_texts import make_bert, make_gpt2, make_llama
 from randlora.methods.registry import get_method
-from randlora.model.quantised import is_quantised, stored_tensors
+from randlora.model.quantised import is_quantised, scale_tensors
 from sweeps.plan.base_model import BaseModelInfo
 from trainables.config import FULL_METHODS, QUANTISED, TrainSettings, TrialConfig
 from trainables.models.loading import input_side
@@ -116,7 +116,7 @@ def measured(trial: TrialConfig) -> int:
     held = {
         t.untyped_storage().data_ptr(): t.untyped_storage().nbytes()
         for loaded in warm["models"].values()
-        for t in (*loaded.module.parameters(), *loaded.module.buffers(), *packed(loaded.module))
+        for t in (*loaded.module.parameters(), *loaded.module.buffers(), *scales(loaded.module))
     }
     changes = sorted((e["ts"], e["args"]["Bytes"]) for e in events if e.get("name") == "[memory]")
     now = most = 0
@@ -126,11 +126,11 @@ def measured(trial: TrialConfig) -> int:
     return sum(held.values()) + most
 
 
-def packed(module: torch.nn.Module) -> Iterator[torch.Tensor]:
-    """Yield the numbers and scales of weights in 4 or 8 bits."""
+def scales(module: torch.nn.Module) -> Iterator[torch.Tensor]:
+    """Yield the scales of weights in 4 or 8 bits."""
     for layer in module.modules():
         if is_quantised(layer):
-            yield from stored_tensors(layer)
+            yield from scale_tensors(layer)
 
 
 def compare(methods: list[str]) -> list[dict[str, Any]]:

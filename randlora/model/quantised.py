@@ -66,10 +66,10 @@ def keep_layout(layer: nn.Module) -> None:
         layer.state_dict()  # saving puts them back
 
 
-def stored_tensors(layer: nn.Module) -> list[Tensor]:
-    """The tensors that a quantised layer holds in place of its weight: the packed numbers, and their scales."""
+def scale_tensors(layer: nn.Module) -> list[Tensor]:
+    """The tensors that a bitsandbytes layer needs to read its packed numbers; they are no parameters of the module."""
     weight, state = cast(Any, layer.weight), cast(Any, getattr(layer, "state", None))
-    found = [weight.data, getattr(weight, "SCB", None), getattr(state, "SCB", None)]
+    found = [getattr(weight, "SCB", None), getattr(state, "SCB", None)]
     for part in (quant := getattr(weight, "quant_state", None), getattr(quant, "state2", None) if quant else None):
         found += [getattr(part, name, None) for name in ("absmax", "code", "offset")]
     return [t for t in found if isinstance(t, Tensor)]

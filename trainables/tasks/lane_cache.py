@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from randlora.arithmetic.decompositions import Decompositions
+from randlora.model.quantised import is_quantised, scale_tensors
 from trainables.config import Stage
 from trainables.data.images.dataset import Dataset
 from trainables.data.images.pixels import KEEP_BYTES, Pixels, Recipe
@@ -42,7 +43,11 @@ class Marks:
 
 
 def _marks(model: nn.Module) -> dict[str, tuple[int, int, int]]:
-    return {name: (id(t), t.data_ptr(), checksum(t)) for name, t in named_tensors(model).items()}
+    tensors = named_tensors(model)
+    for name, layer in model.named_modules():
+        if is_quantised(layer):
+            tensors |= {f"{name}: scales {i}": t for i, t in enumerate(scale_tensors(layer))}
+    return {name: (id(t), t.data_ptr(), checksum(t)) for name, t in tensors.items()}
 
 
 class Warm:

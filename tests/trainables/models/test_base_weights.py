@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from randlora import attach
 from randlora.methods.registry import METHODS, get_method
-from randlora.model.quantised import dequantised, is_quantised, packed_bytes, stored_tensors
+from randlora.model.quantised import dequantised, is_quantised, packed_bytes, scale_tensors
 from tests.trainables.support import one_tower_trial, outcome, run
 from tests.trainables.tiny_language import save_model, write_rows
 from trainables.config import FULL_METHODS, QUANTISED, NotPackableError, TrialConfig, check_alike
@@ -71,7 +71,8 @@ def test_all_linear_layers_but_the_head_are_packed(tmp_path: Path, kind: str, fa
     assert type(module.get_output_embeddings()) is nn.Linear  # type: ignore[operator]
 
     others = [p for n, p in module.named_parameters() if p.is_floating_point()]
-    stored = [t for name in packed for t in stored_tensors(module.get_submodule(name))]
+    stored = [t for name in packed for t in scale_tensors(module.get_submodule(name))]
+    stored += [module.get_parameter(f"{name}.weight").data for name in packed]
     tables = {t.data_ptr(): t.nbytes for t in stored if t.dtype == torch.float32 and t.numel() in (1, 16, 256)}
     real = sum(p.nbytes for p in others) + sum({t.data_ptr(): t.nbytes for t in stored}.values())
     count = held_bytes(meta_model(f"local:{folder}"), kind)
