@@ -1,6 +1,6 @@
 """Base models: their names, shapes and weights, and how they are called.
 
-Uses `cache`, `runtime` and `seeds`, and randlora's targets; knows nothing of data sets or tasks.
+Uses `cache`, `config`, `runtime` and `seeds`, and randlora's targets; knows nothing of data sets or tasks.
 
     families     how an id is written, and what a family adapts by default
     blocks       a model's repeated blocks

@@ -11,9 +11,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from benchmarks.small_texts import make_llama
+from benchmarks.step_memory import Case, measured, trial_of
 from randlora import attach
 from randlora.methods.registry import METHODS, get_method
 from randlora.model.quantised import dequantised, is_quantised, packed_bytes, scale_tensors
+from sweeps.plan.base_model import BaseModelInfo
 from tests.trainables.support import one_tower_trial, outcome, run
 from tests.trainables.tiny_language import save_model, write_rows
 from trainables.config import FULL_METHODS, QUANTISED, NotPackableError, TrialConfig, check_alike
@@ -23,7 +26,7 @@ from trainables.models.loading import load_model
 from trainables.models.shapes import meta_model
 from trainables.runtime import versions
 from trainables.tasks.lane_cache import Warm
-from trainables.training.checkpoints import CHECKPOINT_SHARE
+from trainables.training.costs import CostModel
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")
@@ -138,7 +141,6 @@ def trial(llama: Path, rows: Path, method: str, kind: str, **train: Any) -> Tria
 def test_resuming_is_exact(llama: Path, rows: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
     from trainables.training.worker import run_trial
 
-    assert CHECKPOINT_SHARE < 1
     monkeypatch.setattr("trainables.training.checkpoints.CHECKPOINT_SHARE", 1e9)  # after every epoch
     one = trial(llama, rows, "randlora", kind)
     whole = run(one, tmp_path / "whole")
@@ -190,6 +192,18 @@ def test_transformers_packs_the_same_layers_to_the_same_numbers(llama: Path, kin
         assert torch.equal(dequantised(theirs.get_submodule(name)), dequantised(layer))
         assert getattr(theirs.get_submodule(name), "compute_dtype", None) == getattr(layer, "compute_dtype", None)
     assert torch.equal(theirs.eval()(input_ids=ids()).logits, theirs(input_ids=ids()).logits)
+
+
+@every_kind
+def test_predicted_memory_is_within_5_percent_of_what_a_trial_takes(tmp_path: Path, kind: str) -> None:
+    """benchmarks/step_memory.py has more methods."""
+    model, data = make_llama(tmp_path, 192, 9, 32)
+    train = {"global_batch_size": 4, "base_weights": kind, "max_tokens": 20, "loss_on_prompt": True}
+    info = BaseModelInfo(model)
+    for method in ("lora", "dora"):
+        one = trial_of(Case(model, data, "all", train), method, info)
+        predicted = CostModel(info.module, info.kind, side=None, classes=10).step(one).memory_bytes
+        assert abs(predicted / measured(one) - 1) < 0.05, method
 
 
 @every_kind
