@@ -73,7 +73,7 @@ def quantity(value: float | None) -> str:
     return "" if value is None else f"{value:,.0f}" if value >= 999.5 else f"{value:.3g}"
 
 
-def size(count: int | None) -> str:
+def bytes_text(count: int | None) -> str:
     """Bytes with their unit: '512 B', '2.30 MiB', '1.31 GiB'."""
     if count is None:
         return ""
@@ -95,7 +95,7 @@ def _scaled(count: int, step: int, units: Sequence[str]) -> str:
     return f"{value:#.3g} {units[power]}".replace(". ", " ")
 
 
-AMOUNTS = {"memory": size, "bytes": size, "flops": operations}
+AMOUNTS = {"memory": bytes_text, "bytes": bytes_text, "flops": operations}
 """The function that writes an amount, by the first word of the budget's name. Other budgets are plain numbers."""
 
 
@@ -104,13 +104,13 @@ def amount(value: int | None, reference: str | None) -> str:
     return AMOUNTS.get((reference or "").partition("-")[0], quantity)(value)
 
 
-def span(values: Iterable[float]) -> str:
+def range_text(values: Iterable[float]) -> str:
     """The least and the largest as quantities, '2 to 5'; one where they look alike, '' of none."""
     found = [quantity(value) for value in sorted(values)]
     return " to ".join(dict.fromkeys((*found[:1], *found[-1:])))
 
 
-def freedom(dof: int | None, measured: bool | None, at_most: bool | None) -> str:
+def freedom_text(dof: int | None, measured: bool | None, at_most: bool | None) -> str:
     """Degrees of freedom: about that many where they are measured on a small weight, at most where it is a bound."""
     about = "\N{ALMOST EQUAL TO} " if measured else ""
     return "" if dof is None else ("\N{LESS-THAN OR EQUAL TO} " if at_most else about) + quantity(dof)
@@ -145,16 +145,16 @@ def duration(seconds: float | None) -> str:
     return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
 
 
-def ranged(value: str, low: str, high: str) -> str:
+def with_interval(value: str, low: str, high: str) -> str:
     """'61.4 [60.9, 61.9]'; without the bracket where there is no interval."""
     return f"{value} [{low}, {high}]" if value and low and high else value
 
 
 def score_text(row: Mapping[str, Any], value: str = "mean", low: str = "low", high: str = "high") -> str:
     """A score with its interval, in percent."""
-    return ranged(percent(row[value]), percent(row[low]), percent(row[high]))
+    return with_interval(percent(row[value]), percent(row[low]), percent(row[high]))
 
 
 def change_text(row: Mapping[str, Any], value: str = "difference", low: str = "low", high: str = "high") -> str:
     """A difference with its interval, in points."""
-    return ranged(points(row[value]), end_of_interval(row[low]), end_of_interval(row[high]))
+    return with_interval(points(row[value]), end_of_interval(row[low]), end_of_interval(row[high]))

@@ -127,7 +127,7 @@ _PLACES: ContextVar[PlaceNames | None] = ContextVar("places", default=None)
 """`PlaceNames` of the folder that was looked at last."""
 
 
-def entitle(styles: Mapping[str, Style], places: PlaceNames) -> None:
+def use_names(styles: Mapping[str, Style], places: PlaceNames) -> None:
     """Use these names and styles in what this thread shows of a store.
 
     The store calls this whenever it is looked at, so that two reports in one process do not see each other's names.

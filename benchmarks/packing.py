@@ -43,7 +43,7 @@ from sweeps.spec.solution import Solution
 from trainables.config import EvaluateSettings, TrainSettings, TrialConfig
 from trainables.models.shapes import default_targets, target_shapes
 from trainables.runtime import pick_device
-from trainables.tasks.lane_cache import Warm
+from trainables.tasks.lane_cache import LaneCache
 from trainables.tasks.make import make_task
 from trainables.tasks.task import Parts
 from trainables.training.packed import run_pack
@@ -90,7 +90,7 @@ class Work:
         """Tokens that a pack computes, padding included, for each that separate trials do; 1 for images."""
         if not self.text:
             return 1.0
-        lane = Warm({}, pick_device())
+        lane = LaneCache({}, pick_device())
         loaded = lane.model(self.model)
         tasks = [
             make_task(Parts(trial=t, lane=lane, loaded=loaded, autocast=contextlib.nullcontext, precision="fp32"))

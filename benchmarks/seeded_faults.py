@@ -178,8 +178,8 @@ FAULTS = (
     Fault(
         "replay takes a trial whose id is not its configuration's",
         "replay",
-        'if true != (trial_id, event["cell_id"], event["stage"]):',
-        "if true == ():",
+        'if computed != (trial_id, event["cell_id"], event["stage"]):',
+        "if computed == ():",
     ),
     Fault(
         "a retried trial still counts as finished",
@@ -213,7 +213,7 @@ FAULTS = (
     Fault(
         "the torn last line is not cut off before the next event",
         "replay",
-        "            os.truncate(path, found.size)",
+        "            os.truncate(path, content.size)",
         "            path.stat()",
     ),
     Fault(
@@ -297,8 +297,8 @@ FAULTS = (
     Fault(
         "a rate that failed on a re-run may win",
         "search",
-        "found.append(((len(trials) - len(done), *key), mean, rate))",
-        "found.append(((0, *key), mean, rate))",
+        "results.append(((len(trials) - len(done), *key), mean, rate))",
+        "results.append(((0, *key), mean, rate))",
     ),
     Fault(
         "one more point than the allowance holds",
@@ -358,8 +358,8 @@ FAULTS = (
     Fault(
         "an outcome of a process that was replaced is taken",
         "lanes",
-        "return lease if mine and self._token(worker) == token and not self._stopping else None",
-        "return lease if mine and not self._stopping else None",
+        "return lease if holds and self._token(worker) == token and not self._stopping else None",
+        "return lease if holds and not self._stopping else None",
     ),
     Fault(
         "a step that Ray asks twice moves on",
@@ -376,7 +376,7 @@ FAULTS = (
     Fault(
         "what earlier runs used does not count against a limit",
         "engine",
-        "return seconds + more, held + more * each",
+        "return worker_seconds + more, accelerator_seconds + more * each",
         "return 0.0, 0.0",
     ),
     Fault(

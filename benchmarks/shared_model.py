@@ -35,7 +35,7 @@ from trainables.cache import FOLDER_VARIABLE
 from trainables.models.loading import load_model
 from trainables.models.shapes import meta_model
 from trainables.models.shared import named_tensors
-from trainables.tasks.lane_cache import Warm
+from trainables.tasks.lane_cache import LaneCache
 
 CPU = torch.device("cpu")
 SIDES = ("a copy each", "first", "later")
@@ -95,7 +95,7 @@ def worker(model: str) -> None:
     print("ready", flush=True)
     sys.stdin.readline()
     wall, busy = time.perf_counter(), time.process_time()
-    loaded = Warm({}, CPU).model(model)
+    loaded = LaneCache({}, CPU).model(model)
     print(json.dumps([time.perf_counter() - wall, time.process_time() - busy]), flush=True)
     sys.stdin.readline()
     with torch.no_grad():
@@ -152,7 +152,7 @@ def steps(model: str, cache: str, rounds: int) -> list[float]:
     sides = {}
     for name, folder in (("own", "off"), ("mapped", cache)):
         os.environ[FOLDER_VARIABLE] = folder
-        loaded = Warm({}, CPU).model(model)
+        loaded = LaneCache({}, CPU).model(model)
         sides[name] = passes(loaded.module, loaded.preprocess.recipe.size if loaded.preprocess else None)
     found = []
     for _ in range(rounds + 1):

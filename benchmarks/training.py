@@ -42,7 +42,7 @@ from trainables.data.text.batches import padded
 from trainables.models.loading import load_model
 from trainables.models.shapes import target_shapes
 from trainables.runtime import choose_precision
-from trainables.tasks.lane_cache import Warm
+from trainables.tasks.lane_cache import LaneCache
 from trainables.tasks.make import make_task
 from trainables.tasks.task import Parts
 from trainables.training.adapting import adapted
@@ -107,7 +107,7 @@ class Ours:
     """The project's trainer on its task."""
 
     def __init__(self, trial: TrialConfig, stack: contextlib.ExitStack) -> None:
-        lane = Warm({}, CPU)
+        lane = LaneCache({}, CPU)
         loaded = lane.model(trial.model)
         precision, autocast = choose_precision(trial.train.precision, CPU)
         self.task: Any = make_task(Parts(trial=trial, lane=lane, loaded=loaded, autocast=autocast, precision=precision))
@@ -267,7 +267,7 @@ def main() -> None:
     rounds = options.rounds or (5 if options.quick else 9)
     images, texts = options.images or (512 if options.quick else 2048), options.texts or (128 if options.quick else 512)
     targets = ("mlp.c_fc.weight", "mlp.c_proj.weight")
-    lane = Warm({}, CPU)
+    lane = LaneCache({}, CPU)
     share = images / (0.9 * len(lane.dataset("embedded:fashion-mnist", "TUNE").train))
     clip = trial_of("embedded:tiny-clip", "embedded:fashion-mnist", targets, "vision", min(1.0, share), 64)
     found = {"torch": torch.__version__, "rank": RANK, "clip": compare("CLIP, Fashion-MNIST", clip, clip_loss, rounds)}

@@ -1,8 +1,8 @@
-"""Adapters by weight name at exactly counted sizes: LoRA, DoRA, VeRA, NoLA, RandLoRA, and their relatives.
+"""Adapters for a model's weights, by weight name and with exact parameter counts: LoRA, DoRA, VeRA, NoLA, RandLoRA, ...
 
     adapted = attach(model, RandLoraConfig(r=6), targets=["attn.in_proj_weight", "mlp.c_fc"])
 
-Imports torch and safetensors alone.
+This import needs torch and safetensors alone.
 """
 
 from randlora.adapted.accumulate import accumulating

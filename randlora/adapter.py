@@ -1,6 +1,7 @@
-"""What every method has in common: a frozen 2-D weight (out x in), a learned delta, and a configuration.
+"""The interface that all methods share: a configuration, and an adapter, which learns a delta of a frozen 2-D weight.
 
-Shape suffixes of this package: O out, I in, R rank, N rows (tokens), M the smaller of (out, in), J number of bases.
+Names of tensors end in their shape: O out, I in, R rank, N rows (tokens), M the smaller of (out, in), J number of
+bases.
 """
 
 from __future__ import annotations
@@ -25,25 +26,30 @@ from randlora.dropout import Masks
 from randlora.errors import ConfigError, nearest
 
 Shape = tuple[int, int]
-"""(out, in) of a weight as `nn.Linear` keeps it."""
+"""(out, in) of a weight, as `nn.Linear` stores it."""
 
 
 @dataclass(frozen=True)
 class AdapterConfig:
-    """Base of the configurations. `method` is the registry's name, `capacity_field` the field that sets the size."""
+    """Base class of the methods' configurations.
+
+    Attributes:
+        method: the method's name in the registry.
+        capacity_field: the name of the field that sets the size, such as "r".
+        least: the smallest capacity.
+        words: option name -> strings that a numeric option accepts besides numbers.
+    """
 
     method: ClassVar[str]
     capacity_field: ClassVar[str] = "r"
     least: ClassVar[int] = 1
-    """The smallest capacity."""
     words: ClassVar[Mapping[str, tuple[str, ...]]] = MappingProxyType({})
-    """Words that a numeric option takes besides numbers."""
 
     def __post_init__(self) -> None:
-        """Refuse a bad capacity, infinities, and a bad `alpha` or `dropout` where there is one; subclasses do the rest.
+        """Check the capacity, `alpha` and `dropout`, and that all numbers are finite. Subclasses check the rest.
 
         Raises:
-            ConfigError: a value that is not allowed.
+            ConfigError: a value is not allowed.
         """
         check_capacity(self.method, self.capacity_field, self.capacity, self.least)
         for key, value in self.options().items():
@@ -59,41 +65,52 @@ class AdapterConfig:
 
     @property
     def capacity(self) -> int:
-        """The value of the capacity field."""
+        """Return the value of the capacity field."""
         value: int = getattr(self, self.capacity_field)
         return value
 
     @classmethod
     def from_options(cls, capacity: int, options: Mapping[str, Any]) -> Self:
-        """Build from a capacity and plain options; an unknown option is an error that names the known ones."""
-        known = cls.option_defaults()
+        """Return the configuration with this capacity and these options.
+
+        Args:
+            capacity: the value of the capacity field.
+            options: option name -> value; the others keep their default.
+
+        Raises:
+            ConfigError: an option is unknown, or its value is not allowed.
+        """
+        defaults = cls.option_defaults()
         for key in options:
-            if key not in known:
+            if key not in defaults:
                 raise ConfigError(
-                    f"method {cls.method!r} has no option {key!r}: it takes {sorted(known)}; {nearest(key, known)}"
+                    f"method {cls.method!r} has no option {key!r}: it takes {sorted(defaults)}; "
+                    f"{nearest(key, defaults)}"
                 )
-            kind, fits = _accepts(known[key])
-            words = cls.words.get(key, ())
-            rule = key == "alpha" and isinstance(options[key], str) and issubclass(cls, AlphaScale)  # checked later
-            if not fits(options[key]) and options[key] not in words and not rule:
-                either = "".join(f" or {word!r}" for word in words)
-                raise ConfigError(f"{cls.method}: {key} must be {kind}{either} but got {options[key]!r}")
+            kind, fits = _accepts(defaults[key])
+            strings = cls.words.get(key, ())
+            is_alpha_rule = key == "alpha" and isinstance(options[key], str) and issubclass(cls, AlphaScale)
+            if not fits(options[key]) and options[key] not in strings and not is_alpha_rule:
+                alternatives = "".join(f" or {word!r}" for word in strings)
+                raise ConfigError(f"{cls.method}: {key} must be {kind}{alternatives} but got {options[key]!r}")
         return cls(**{cls.capacity_field: capacity, **options})
 
     @classmethod
     def option_defaults(cls) -> dict[str, Any]:
-        """Name -> default of every field but the capacity."""
+        """Return option name -> default, for every field but the capacity."""
         return {f.name: f.default for f in dataclasses.fields(cls) if f.name != cls.capacity_field}
 
     def options(self) -> dict[str, Any]:
-        """Name -> value of every field but the capacity."""
+        """Return option name -> value, for every field but the capacity."""
         values = dataclasses.asdict(self)
         del values[self.capacity_field]
         return values
 
     def own_alpha(self, shapes: Collection[Shape]) -> dict[str, float]:
-        """By option the number that gives weights of these shapes this configuration's scale, in the mean where a rule
-        gives each its own; empty where no option sets a scale over the rank."""
+        """Return the option values (such as `alpha`) that give weights of these shapes this configuration's scale.
+
+        If the shapes have different scales, the values give their mean. {} if the method has no such option.
+        """
         return {}
 
 
@@ -101,10 +118,10 @@ _RULE = re.compile(r"(\d+(?:\.\d+)?)r(/sqrt\(n\))?")
 
 
 class AlphaScale:
-    """Mixed into a configuration with `r` and `alpha`: the scale of its delta.
+    """Mixed into a configuration with `r` and `alpha`: it computes the scale of the delta.
 
-    `alpha` is a number, or a rule in r, as papers write it: "2r" is a scale of 2 at every rank, and of methods with
-    `by_bases` "2r/sqrt(n)" is 2 / sqrt(n) for a weight of n bases.
+    `alpha` is a number, or a rule in r as papers write it. "2r" is a scale of 2 at every rank. A method with `by_bases`
+    also accepts "2r/sqrt(n)", a scale of 2 / sqrt(n) for a weight with n bases.
     """
 
     r: int
@@ -114,21 +131,21 @@ class AlphaScale:
 
     @property
     def scale(self) -> float:
-        """alpha / r where alpha is given, else `default_scale` at every rank; before a rule's division by sqrt(n)."""
+        """Return alpha / r, or `default_scale` if alpha is None. The division by sqrt(n) of a rule is not included."""
         return self.over(self.r)
 
     def over(self, rank: int) -> float:
-        """alpha / rank; of a rule its number."""
+        """Return alpha / rank, `default_scale` if alpha is None, or the number in the rule."""
         if isinstance(self.alpha, str):
             return float(self.alpha.partition("r")[0])
         return self.default_scale if self.alpha is None else self.alpha / rank
 
     def scale_of(self, bases: int) -> float:
-        """The scale of a weight of so many bases."""
+        """Return the scale of a weight with this number of bases."""
         return self.scale / bases**0.5 if isinstance(self.alpha, str) and "sqrt" in self.alpha else self.scale
 
     def bases(self, shape: Shape) -> int:
-        """How many bases are summed for a weight, which a rule in n divides by."""
+        """Return the number of bases that are summed for a weight: the n of a rule."""
         return 1
 
     def own_alpha(self, shapes: Collection[Shape]) -> dict[str, float]:
@@ -138,7 +155,15 @@ class AlphaScale:
 
 @dataclass(frozen=True)
 class RankConfig(AlphaScale, AdapterConfig):
-    """Base of the configurations of most methods; `r` is a rank, `dropout` falls on the adapter's input."""
+    """Base class of most configurations.
+
+    Attributes:
+        r: rank of the update.
+        alpha: alpha / r is the scale of the delta. None: the method's default scale at every rank. A rule such as "2r"
+            is a scale of 2 at every rank.
+        dropout: probability of dropout on the adapter's input, in training. Weights that are read as matrices, such as
+            packed ones, cannot have it.
+    """
 
     r: int
     alpha: float | str | None = None
@@ -146,52 +171,70 @@ class RankConfig(AlphaScale, AdapterConfig):
 
 
 def _accepts(default: object) -> tuple[str, Callable[[object], bool]]:
-    """What an option of this default may be, in words and as a test. A default of None stands for a number."""
+    """Return which values an option with this default accepts: in words, and as a test. A default of None means a
+    number."""
     if isinstance(default, bool):
         return "true or false", lambda v: isinstance(v, bool)
     if isinstance(default, str):
         return "a string", lambda v: isinstance(v, str)
     if isinstance(default, int):
         return "an integer", lambda v: isinstance(v, int) and not isinstance(v, bool)
-    none_too = default is None
-    return "a number", lambda v: (isinstance(v, int | float) and not isinstance(v, bool)) or (none_too and v is None)
+    accepts_none = default is None
+    return (
+        "a number",
+        lambda v: (isinstance(v, int | float) and not isinstance(v, bool)) or (accepts_none and v is None),
+    )
 
 
 def check_capacity(method: str, field: str, value: int, least: int = 1) -> None:
-    """Refuse a capacity that is not an integer >= `least`."""
+    """Raise ConfigError if a capacity is not an integer of at least `least`."""
     if isinstance(value, bool) or not isinstance(value, int) or value < least:
         raise ConfigError(f"{method}: {field} must be an integer of at least {least} but got {value!r}")
 
 
 def check_finite(method: str, field: str, value: object) -> None:
-    """Refuse a number that no float holds, such as `inf` and `nan`."""
+    """Raise ConfigError if a number is infinite, NaN, or too large for a float."""
     if isinstance(value, int | float) and not abs(value) <= sys.float_info.max:
         raise ConfigError(f"{method}: {field} must be a finite number but got {value!r}")
 
 
 def check_positive(method: str, field: str, value: float | None) -> None:
-    """Refuse a scale that is not positive; None asks for the default."""
+    """Raise ConfigError if a number is not positive. None is accepted: it means the default."""
     if value is not None and not value > 0:
         raise ConfigError(f"{method}: {field} must be positive or None (the default rule) but got {value!r}")
 
 
 def check_rule(method: str, alpha: str, *, by_bases: bool) -> None:
-    """Refuse an `alpha` in words that is no rule in r, or one in n where no bases are summed."""
-    found = _RULE.fullmatch(alpha)
-    if found is None or not 0 < float(found[1]) < math.inf or (found[2] and not by_bases):
+    """Raise ConfigError if a string `alpha` is not a rule in r; a rule in n is accepted only `by_bases`."""
+    rule = _RULE.fullmatch(alpha)
+    if rule is None or not 0 < float(rule[1]) < math.inf or (rule[2] and not by_bases):
         rules = "'2r' (a scale of 2 at every rank)" + (" or '2r/sqrt(n)' (n bases of a weight)" if by_bases else "")
         raise ConfigError(f"{method}: alpha must be a positive number or a rule such as {rules} but got {alpha!r}")
 
 
 def check_share(method: str, field: str, value: float) -> None:
-    """Refuse a share that is not between 0 and 1; both ends are excluded."""
+    """Raise ConfigError if a share is not between 0 and 1, both excluded."""
     if not 0.0 < value < 1.0:
         raise ConfigError(f"{method}: {field} must lie between 0 and 1 but got {value!r}")
 
 
 @dataclass(frozen=True)
 class Request:
-    """What a method needs to build its adapters. `weights` are the frozen weights as (out x in) views, in order."""
+    """What a method needs to build its adapters.
+
+    Attributes:
+        config: the method's configuration.
+        weights: weight name -> frozen weight, as an (out x in) view, in the order of the targets.
+        capacities: weight name -> capacity.
+        init_seed: the seed of the trainables' start.
+        basis_seed: the seed of the frozen bases.
+        biases: weight name -> bias, for weights that are called with one. Those of a Conv1D are left out.
+        quantised: names of the weights that the model stores in 4 or 8 bits.
+        place: what prompts are counted by; None if prompts are not among the targets.
+        words: token ids from which prompts start. If there are too few, the rest is drawn.
+        biased: names of the weights that are called with a bias, those of a Conv1D included.
+        gradients: weight name -> the loss's gradient (out x in), for a method that starts from it.
+    """
 
     config: AdapterConfig
     weights: Mapping[str, Tensor]
@@ -199,63 +242,72 @@ class Request:
     init_seed: int
     basis_seed: int
     biases: Mapping[str, Tensor] = field(default_factory=dict)
-    """Biases of the weights that are called with one, but a Conv1D's."""
+
     quantised: frozenset[str] = frozenset()
-    """Weights that the model keeps in 4 or 8 bits."""
+
     place: Shape | None = None
-    """What prompts are counted by, where they have a place among the weights."""
+
     words: tuple[int, ...] = ()
-    """Token ids that prompts start from; they are drawn where these are fewer."""
+
     biased: frozenset[str] = frozenset()
-    """Weights that are called with a bias, a Conv1D's too."""
+
     gradients: Mapping[str, Tensor] = field(default_factory=dict)
-    """The loss's gradient at every weight (out x in), for a method that starts from it."""
 
     @cached_property
     def shapes(self) -> dict[str, Shape]:
-        """Weight name -> (out, in)."""
+        """Return weight name -> (out, in)."""
         return {name: (w.shape[0], w.shape[1]) for name, w in self.weights.items()}
 
     @cached_property
     def device(self) -> torch.device:
-        """Where the bases live: with the first weight."""
+        """Return the device of the first weight, where the bases are kept."""
         return next(iter(self.weights.values())).device
 
     @cached_property
     def dtype(self) -> torch.dtype:
-        """float64 for a float64 model, else float32, also where the base has less."""
+        """Return the trainables' type: float64 for a float64 model, else float32, even if the weights have
+        fewer bits."""
         return torch.float64 if all(w.dtype == torch.float64 for w in self.weights.values()) else torch.float32
 
 
 class Held(Protocol):
-    """A weight kept for the length of an optimiser step; see `randlora.adapted.accumulate`."""
+    """A weight that is kept for the length of an optimiser step (`randlora.adapted.accumulate`)."""
 
     def matrix(self, base: Tensor) -> Tensor | None:
-        """W0 + delta (out x in), or None for the ordinary way."""
+        """Return W0 + delta (out x in); None if the layer must go the ordinary way."""
 
     def linear(self, x: Tensor, base: Tensor, bias: Tensor | None) -> Tensor | None:
-        """`F.linear(x, W0 + delta, bias)`, or None for the ordinary way."""
+        """Return `F.linear(x, W0 + delta, bias)`; None if the layer must go the ordinary way."""
 
     def project(self) -> None:
-        """Take the gradient summed so far back to the trainables."""
+        """Turn the gradient summed so far into gradients of the trainables."""
 
 
 class Adapter(nn.Module, ABC):
-    """A learned change of one frozen weight. Subclasses register their trainables as parameters, and nothing else.
+    """A learned change (delta) of one frozen weight. A subclass registers its trainables as parameters, and nothing
+    else.
 
-    Arguments of the constructor: `shape` is (out, in); `dropout` is applied to the adapter's input, in training only.
+    Args:
+        shape: (out, in) of the weight.
+        dropout: probability of dropout on the adapter's input, in training.
 
-    `derived` names buffers that depend on W0 and cannot be redrawn from a seed (a singular vector, a stored start):
-    they are counted as stored bytes and kept in checkpoints. `schedule` is a `Schedule` (`scheduled.hooks`), if any.
+    Attributes:
+        derived: names of buffers that are made from W0 and that no seed gives back, such as singular vectors. They
+            count as stored bytes, and checkpoints keep them.
+        rate_ratios: trainable's name -> factor of its learning rate, if that is not 1 (LoRA+'s B).
+        moves_bias: whether the layer's bias changes too. Then no change of the weight alone is equivalent.
+        stand_in: whether the adapter only counts parameters, because it cannot be built without the values of W0.
+        schedule: the `Schedule` (`scheduled.hooks`) that the adapters of a model share; None for most methods.
+        held: the weight that `accumulating()` keeps; None outside of it.
     """
 
     derived: ClassVar[tuple[str, ...]] = ()
     rate_ratios: Mapping[str, float] = MappingProxyType({})
-    """The factors of learning rates that are not 1 (LoRA+'s B), by name of the trainable."""
+
     moves_bias: bool = False
-    """Whether the layer's bias changes too, so that no change of the weight alone is the same."""
+
     stand_in: ClassVar[bool] = False
-    """Whether it only counts parameters. It stands for an adapter that cannot be built without the values of W0."""
+
     schedule: object | None = None
     held: Held | None = None
 
@@ -267,82 +319,118 @@ class Adapter(nn.Module, ABC):
 
     @abstractmethod
     def delta(self, base: Tensor) -> Tensor:
-        """The change of `base` (out x in), same shape, differentiable in the trainables."""
+        """Return the change of the weight (out x in), differentiable in the trainables.
+
+        Args:
+            base: W0 (out x in).
+        """
 
     @abstractmethod
     def weight(self, base: Tensor) -> Tensor:
-        """`base` plus its delta in one piece: the matrix form. Differentiable in the trainables; dtype of `base`."""
+        """Return W0 + delta (out x in) as one matrix in `base`'s dtype, differentiable in the trainables.
+
+        Args:
+            base: W0 (out x in).
+        """
 
     @abstractmethod
     def linear(self, x: Tensor, base: Tensor, bias: Tensor | None) -> Tensor:
-        """`F.linear(x, base + delta, bias)` for x (..., in), by the cheaper of the two forms."""
+        """Return `F.linear(x, W0 + delta, bias)`, computed in the cheaper of the two forms.
+
+        Args:
+            x: the input (..., in).
+            base: W0 (out x in).
+            bias: the layer's bias (out); None if it has none.
+        """
 
     def beside(self, x: Tensor, y: Tensor, base: Callable[[], Tensor], bias: Tensor | None) -> Tensor:
-        """`linear(x, W0, bias)` where W0 is quantised: y (..., out) is the layer's own W0 x + bias, x is (..., in).
+        """Return `F.linear(x, W0 + delta, bias)` for a quantised W0, from the layer's own output.
 
-        `base()` reads W0 (out x in) back, for methods that need it. This default makes the delta as a matrix.
+        This default makes the delta as a matrix.
+
+        Args:
+            x: the input (..., in).
+            y: the layer's own output W0 x + bias (..., out).
+            base: returns W0 (out x in) in full precision, for methods that need it.
+            bias: the layer's bias (out); None if it has none.
         """
         return y + linear(self.drop(x).to(y.dtype), self.delta(base()).to(y.dtype))
 
     def matrix(self, base: Tensor) -> Tensor:
-        """`weight(base)`, or the one held inside `accumulating()`."""
-        found = None if self.held is None else self.held.matrix(base)
-        return self.weight(base) if found is None else found
+        """Return `weight(base)`, or the weight that `accumulating()` keeps."""
+        weight = None if self.held is None else self.held.matrix(base)
+        return self.weight(base) if weight is None else weight
 
     def apply_to(self, x: Tensor, base: Tensor, bias: Tensor | None) -> Tensor:
-        """`linear(x, base, bias)`, or by the weight held inside `accumulating()` where that pays."""
-        found = None if self.held is None else self.held.linear(x, base, bias)
-        return self.linear(x, base, bias) if found is None else found
+        """Return `linear(x, base, bias)`. Inside `accumulating()`, use the weight kept there if that costs less."""
+        output = None if self.held is None else self.held.linear(x, base, bias)
+        return self.linear(x, base, bias) if output is None else output
 
     def project(self, base: Tensor, grad: Tensor) -> None:
-        """Add to the trainables' `.grad` what `grad`, the gradient of `weight(base)` (out x in), means for them."""
+        """Turn the gradient of `weight(base)` into gradients of the trainables, and add them to their `.grad`.
+
+        Args:
+            base: W0 (out x in).
+            grad: the gradient of `weight(base)` (out x in).
+        """
         with torch.enable_grad():
             torch.autograd.backward([self.weight(base)], [grad])
 
     def pays_to_accumulate(self, rows: int, micro_batches: int) -> bool:
-        """Whether one W0 + delta for `micro_batches` of `rows` each costs a called layer less than `linear` does."""
+        """Return whether one W0 + delta for several micro-batches costs a called layer less than `linear` for each.
+
+        Args:
+            rows: rows (tokens) of a micro-batch.
+            micro_batches: the number of micro-batches in an optimiser step.
+        """
         return False
 
     def count(self) -> int:
-        """Trainable parameters, summed over the tensors built."""
+        """Return the number of trainable parameters, summed over the tensors that exist."""
         return sum(p.numel() for p in self.parameters())
 
     def stored(self) -> Iterator[Tensor]:
-        """What is kept beside the trainables: bases and starts; some may be other adapters' too."""
+        """Yield the tensors that are in memory beside the trainables: bases and starts. Adapters may share some of
+        them."""
         return self.buffers()
 
     def redrawn(self) -> Iterator[Tensor]:
-        """What else than shared bases a load draws again from the seed; checkpoints keep a fingerprint of it."""
+        """Yield the tensors, other than shared bases, that `load` draws again from the seed. A checkpoint has their
+        fingerprint."""
         return iter(())
 
     @property
     def draws(self) -> bool:
-        """Whether a training forward draws random numbers, by default for dropout."""
+        """Return whether a forward in training draws random numbers. By default that is so if there is dropout."""
         return self.dropout > 0.0
 
     @property
     def dropping(self) -> bool:
-        """Whether the next forward draws a dropout mask."""
+        """Return whether the next forward draws a dropout mask."""
         return self.training and self.draws
 
     def drop(self, x: Tensor) -> Tensor:
-        """Inverted dropout with a mask from the adapter's own stream, which follows `init_seed`."""
+        """Return x after dropout. The mask comes from the adapter's own random stream, which follows `init_seed`."""
         return x * self.masks.draw(x) if self.dropping else x
 
     def reseed_dropout(self, seed: int) -> None:
-        """Start the stream of dropout masks at `seed`."""
+        """Restart the stream of dropout masks at `seed`."""
         self.masks.reseed(seed)
 
 
 Build = Callable[[Request], dict[str, Adapter]]
-"""Makes one adapter per weight of the request; they may share one set of bases."""
+"""Makes one adapter for each weight of a request. The adapters may share one set of bases."""
 
 
 def each_weight(adapter: Callable[[str, Any, Request], Adapter]) -> Build:
-    """A `Build` of adapters that share nothing: `adapter(name, configuration, request)` for every weight."""
+    """Return a `Build` of adapters that share nothing: it calls `adapter(name, configuration, request)` for each
+    weight."""
     return lambda request: {name: adapter(name, request.config, request) for name in request.weights}
 
 
 def trainable(values: Tensor, request: Request, device: torch.device) -> nn.Parameter:
-    """A trainable tensor in the request's precision on `device` (nothing is computed on the meta device)."""
+    """Return a trainable tensor with these values, in the request's precision, on `device`.
+
+    On the meta device nothing is computed.
+    """
     return nn.Parameter(values.to(device=device, dtype=request.dtype))

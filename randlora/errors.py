@@ -1,4 +1,7 @@
-"""Errors a user can cause. Each message names what was wrong, the value, the rule, and the nearest valid choice."""
+"""Errors that a user can cause.
+
+Each message names what was wrong, the value, the rule, and the nearest valid choice.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +14,7 @@ class AdapterError(ValueError):
 
 
 class ConfigError(AdapterError):
-    """A value of an adapter's configuration is not allowed."""
+    """A value in an adapter's configuration is not allowed."""
 
 
 class UnknownMethodError(AdapterError):
@@ -19,7 +22,7 @@ class UnknownMethodError(AdapterError):
 
 
 class TargetError(AdapterError):
-    """A target names no weight that can be adapted."""
+    """A target matches no weight that can be adapted."""
 
 
 class CheckpointError(AdapterError):
@@ -31,7 +34,10 @@ class ExportError(AdapterError):
 
 
 def nearest(word: str, choices: Iterable[str]) -> str:
-    """`"nearest: 'a', 'b'"`; where no choice is close `"known: ..."` with all (at most 40), or `"none is known"`."""
+    """Return the choices that are closest to `word`, for a message: "nearest: 'a', 'b'".
+
+    If none is close, return "known: ..." with at most 40 of them, or "none is known".
+    """
     options = sorted(set(choices))
     close = difflib.get_close_matches(word, options, n=3, cutoff=0.5)
     close = close or [option for option in options if word and word in option][:3]

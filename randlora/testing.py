@@ -1,4 +1,4 @@
-"""What `attach` promises of every method, checked of one: for those who write a method of their own.
+"""Check a method of your own: does it keep what `attach` promises of every method?
 
 import my_method  # which registers it
 from randlora.testing import check
@@ -28,42 +28,49 @@ SHAPES = ((24, 16), (16, 24), (16, 16))
 """(out, in) of the model's weights: taller, wider and square."""
 TARGETS = [str(layer) for layer in range(len(SHAPES))]
 TOLERANCE = 1e-5
-"""Largest difference of outputs of about 1 that is rounding, in float32."""
+"""The largest difference between outputs (of size about 1) that counts as float32 rounding."""
 
 
 class CheckError(AdapterError):
-    """A method that breaks promises; the message has one a line."""
+    """A method breaks promises. The message has one line for each of them."""
 
 
 def check(name: str, *, capacity: int | None = None, options: Mapping[str, Any] | None = None) -> None:
-    """Hold a registered method against what `attach` promises: exact counts, a start that changes nothing, gradients in
-    every trainable, one function in all its forms, files that give it back, and a detach that leaves no trace. It warns
-    of small deltas that bf16 autocast rounds away.
+    """Check that a registered method keeps what `attach` promises.
+
+    The checks: counts are exact, the start changes nothing, every trainable gets a gradient, all forms of the product
+    agree, files restore the adapter, and `detach` leaves no trace. A method whose small deltas are lost under bf16
+    autocast gets a warning.
 
     Args:
         name: the registered method.
-        capacity: of every weight; default: a middle one of those within reach.
-        options: of its configuration; default: its own.
+        capacity: the capacity of every weight. None: 4, or the nearest capacity that fits the small weights of this
+            check.
+        options: option name -> value for the method's configuration; the others keep their default.
 
     Raises:
-        CheckError: the promises that it breaks, all of them.
-        UnknownMethodError, ConfigError: no such method, or options that it does not take.
+        CheckError: the method breaks promises; the message lists all of them.
+        UnknownMethodError: no method has this name.
+        ConfigError: the method does not take these options.
     """
     method = get_method(name)
     if capacity is None:
         reach = method.max_capacity(SHAPES, **(options or {}))
         capacity = max(method.min_capacity, min(4, reach))
     checked = _Check(method, capacity, options or {})
-    broken = list(checked.broken())
+    broken = list(checked.broken_promises())
     if broken:
         raise CheckError(f"method {name!r} at {method.capacity_field} = {capacity}:\n" + "\n".join(broken))
-    if method.mergeable and checked.forgets():
-        said = f"method {name!r} rounds small deltas away under bf16 autocast; adding them to outputs, not weights,"
-        warnings.warn(f"{said} would keep them", stacklevel=2)
+    if method.mergeable and checked.loses_small_deltas():
+        warnings.warn(
+            f"method {name!r} rounds small deltas away under bf16 autocast; add them to outputs instead of weights to "
+            "keep them",
+            stacklevel=2,
+        )
 
 
 class _Check:
-    """One method at one capacity, on a small model."""
+    """A method at one capacity, attached to a small model."""
 
     def __init__(self, method: Method, capacity: int, options: Mapping[str, Any]) -> None:
         self.method, self.config = method, method.config.from_options(capacity, options)
@@ -82,8 +89,8 @@ class _Check:
             gradients = weight_gradients(model, TARGETS, lambda: model(self.x).square().mean().backward())
         return attach(model, self.config, TARGETS, init_seed=3, basis_seed=4, gradients=gradients)
 
-    def broken(self) -> Iterator[str]:
-        """A line for every promise that does not hold."""
+    def broken_promises(self) -> Iterator[str]:
+        """Yield a line for every promise that does not hold."""
         counted = self.method.total(SHAPES, self.config.capacity, **self.config.options())
         for device in ("meta", "cpu"):
             built = self.attached(self.model(device)).count()
@@ -92,7 +99,7 @@ class _Check:
         model = self.model()
         before, state = model(self.x), {name: t.clone() for name, t in model.state_dict().items()}
         adapted = self.attached(model)
-        if (off := _apart(model(self.x), before)) > TOLERANCE:
+        if (off := _largest_difference(model(self.x), before)) > TOLERANCE:
             yield f"the start changes the model's outputs, by {off:.1e}"
         yield from self._trained(model, adapted)
         yield from self._again(model(self.x), adapted)
@@ -119,32 +126,33 @@ class _Check:
             yield f"two steps leave {', '.join(still[:3])} as it was"
 
     def _again(self, outputs: Tensor, adapted: Adapted) -> Iterator[str]:
-        """Once more from the same seeds and tensors, in this process and from files."""
+        """Build the adapter again from its seeds and tensors, in this process and from files, and compare outputs."""
         other = self.model()
         twin = self.attached(other)
         twin.load_state_dict(adapted.state_dict())
-        if (off := _apart(other(self.x), outputs)) > TOLERANCE:
-            yield f"the same seeds and tensors give other outputs, by {off:.1e}: what is drawn must come from the seeds"
+        if (off := _largest_difference(other(self.x), outputs)) > TOLERANCE:
+            yield f"the same seeds and tensors give other outputs, by {off:.1e}: draw all random numbers from the seeds"
         with tempfile.TemporaryDirectory() as folder:
             adapted.save(folder)
             loaded = self.model()
             load(loaded, folder)
-        if (off := _apart(loaded(self.x), outputs)) > TOLERANCE:
+        if (off := _largest_difference(loaded(self.x), outputs)) > TOLERANCE:
             yield f"save and load give other outputs, by {off:.1e}"
 
     def _merged(self, model: nn.Module, adapted: Adapted) -> Iterator[str]:
+        """Compare merged weights with the base plus the delta, and their outputs with those of `linear`."""
         outputs = model(self.x)
         deltas = adapted.deltas()
         for name, site in adapted.sites.items():
             weight = adapted.adapters[name].weight(site.base)
-            if (off := _apart(weight, site.base + deltas[name])) > TOLERANCE:
+            if (off := _largest_difference(weight, site.base + deltas[name])) > TOLERANCE:
                 yield f"weight is not the base and delta of {name}, by {off:.1e}"
         with adapted.merging():
-            off = _apart(model(self.x), outputs)
+            off = _largest_difference(model(self.x), outputs)
         if off > TOLERANCE:
             yield f"merged weights give other outputs than linear, by {off:.1e}"
 
-    def forgets(self) -> bool:
+    def loses_small_deltas(self) -> bool:
         """Return whether autocast loses a delta that is smaller than bf16's resolution at the weight.
 
         The batch has many rows, so that adding the delta to the weight is the cheaper form.
@@ -155,16 +163,17 @@ class _Check:
         adapted = attach(layer, self.config, ["0"], init_seed=3, basis_seed=4, gradients=gradients)
         draw = torch.Generator().manual_seed(2)
         with torch.no_grad():
-            plain.weight.fill_(8.0)  # steps of 1 / 16
+            plain.weight.fill_(8.0)  # bf16's steps at 8 are 1 / 16
             for parameter in adapted.parameters():
                 parameter.add_(1e-3 * torch.randn(parameter.shape, generator=draw))
             x = torch.zeros(512, SHAPES[0][1])
-            x[:, 0], x[:, 1] = 1.0, -1.0  # of which the weight makes 0
+            x[:, 0], x[:, 1] = 1.0, -1.0  # the constant weight maps these rows to 0
             with torch.autocast("cpu", dtype=torch.bfloat16):
                 outputs = layer(x).float()
             [delta] = adapted.deltas().values()
-        return _apart(outputs, x @ delta.t()) > 0.05 * float(delta.abs().max())
+        return _largest_difference(outputs, x @ delta.t()) > 0.05 * float(delta.abs().max())
 
 
-def _apart(a: Tensor, b: Tensor) -> float:
+def _largest_difference(a: Tensor, b: Tensor) -> float:
+    """Return the largest absolute difference."""
     return float((a - b).detach().abs().max())

@@ -52,15 +52,31 @@ def run(
     upload: str | Location | None = None,
     estimate: Mapping[str, Any] | None = None,
 ) -> Store:
-    """Run a plan, or what is missing of it, and open its results: `sweeps.engine.run.run`, which says what each means.
+    """Run the missing trials of a plan, and open its results. Finished trials are never repeated.
+
+    Args:
+        plan: the plan, such as `Plan.from_spec(SweepSpec.load("sweep.toml"))`.
+        backend: what runs the trials: "ray", "inline" (one after another in this process), a name that another package
+            registers, or a function that opens a backend.
+        address: a Ray cluster to join ("auto" or "HOST:PORT"); None for a local session.
+        restart: whether to open the backend again if it is lost.
+        progress: True for a live display, False for none, "json" for JSON lines on standard error, or your own object.
+        retry_failed: whether to try trials again that failed in earlier runs.
+        observers: objects that are told what happens.
+        upload: a URI or location that gets a copy of the results; None for no copy.
+        estimate: the expected cost (`Estimate.as_dict()`), which the journal keeps for a later comparison.
+
+    Returns:
+        The results folder as an `analysis.Store`.
 
     Raises:
-        ValueError: a results folder of another sweep, one in use, or resources that the cluster lacks.
+        ValueError: the results folder belongs to another sweep or is in use, or the cluster lacks resources
+            (`sweeps.engine.run.run` lists all errors).
     """
     from analysis import open_store
     from sweeps.engine.run import run as run_engine
 
-    made = run_engine(
+    summary = run_engine(
         plan,
         backend=backend,
         address=address,
@@ -71,7 +87,7 @@ def run(
         upload=upload,
         estimate=estimate,
     )
-    return open_store(made.folder)
+    return open_store(summary.folder)
 
 
 def __getattr__(name: str) -> Any:

@@ -1,4 +1,4 @@
-"""What is wrong with a sweep, said so that it can be mended: field, value, rule, nearest valid choice."""
+"""Errors in a sweep file or a request. Each names the field, its value, the rule and the nearest valid choice."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ class Problem:
     """One thing that is wrong.
 
     Attributes:
-        field: dotted path in the sweep file, `methods.lora.alpha`.
-        value: what stands there; None where the field is absent.
-        rule: what must hold.
-        nearest: the closest valid choice, where there is one.
+        field: dotted path in the sweep file, such as `methods.lora.alpha`, or a flag such as `--address`.
+        value: the value of the field; None if it is missing.
+        rule: the rule that it breaks.
+        nearest: the nearest valid choice; None if there is none.
     """
 
     field: str
@@ -33,7 +33,7 @@ class Problem:
 
 
 class SpecError(ValueError):
-    """A sweep that can't run; carries every problem found, not the first."""
+    """Raised if a sweep can't run. `problems` has every problem, not only the first one."""
 
     def __init__(self, problems: Sequence[Problem]) -> None:
         self.problems = tuple(problems)
@@ -44,18 +44,19 @@ class SpecError(ValueError):
 
 
 def reason(error: BaseException) -> str:
-    """An exception in one line: its type and the first line of its message."""
-    name, said = type(error).__name__, first_line(error)
-    return name if said == name else f"{name}: {said[:500]}"
+    """Return an exception in one line: its type and the first line of its message."""
+    name = type(error).__name__
+    message = first_line(error)
+    return name if message == name else f"{name}: {message[:500]}"
 
 
 def nearest(name: str, known: Iterable[str]) -> str | None:
-    """The known name closest in spelling, or None when nothing is close."""
-    found = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
-    return found[0] if found else None
+    """Return the name in `known` that is nearest in spelling; None if no name is near."""
+    matches = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
+    return matches[0] if matches else None
 
 
 def unknown(field: str, value: str, kind: str, known: Iterable[str]) -> Problem:
-    """An unknown name, with the known ones."""
+    """Return the problem of an unknown name. It lists the known names."""
     names = sorted(known)
     return Problem(field, value, f"unknown {kind}; known: {', '.join(names) or 'none'}", nearest(value, names))

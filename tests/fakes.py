@@ -226,7 +226,7 @@ class FakeCell(Cell):
     ) -> FakeTrial:
         return FakeTrial(**dict(super().trial(stage, lr, seeds, train, extra)))
 
-    def identify(self, config: Mapping[str, Any]) -> str:
+    def trial_id_of(self, config: Mapping[str, Any]) -> str:
         return FakeTrial.model_validate(config).trial_id
 
 

@@ -9,7 +9,7 @@ import matplotlib as mpl
 
 from analysis import Store, comparisons
 from analysis.figures import differences
-from analysis.figures.drawing import INK, MUTED, PAPER, SMALL, STYLE, Chart, dot, lying_bar, mark_bands, panels
+from analysis.figures.drawing import INK, MUTED, PAPER, SMALL, STYLE, Chart, dot, horizontal_bar, mark_bands, panels
 from analysis.format import Row, change_text
 from analysis.statistics.inference import OVER_DATASETS
 from analysis.statistics.looks import margin_of
@@ -113,7 +113,7 @@ def _row(axes: Any, level: int, row: Row, study: Study) -> None:
     mean = row["reference"] is None or row["dataset"] is None
     beside = {"transform": axes.get_yaxis_transform(), "va": "center", "fontsize": SMALL}
     axes.text(-0.03, level, name(row, study), ha="right", color=INK, **beside)
-    lying_bar(axes, level, row, STYLES["randlora"].colour, 2.0 if mean else 1.1)
+    horizontal_bar(axes, level, row, STYLES["randlora"].colour, 2.0 if mean else 1.1)
     dot(axes, "randlora", 100 * row["difference"], level, "", **{"marker": "D"} if mean else {})
     axes.text(1.03, level, change_text(row), color=INK, **beside)
     plain = row["verdict"] == "not distinguishable"

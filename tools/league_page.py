@@ -9,7 +9,7 @@ from statistics import median
 from textwrap import fill
 
 from analysis import Store, open_store
-from analysis.format import Row, change_text, duration, freedom, percent, quantity, score_text
+from analysis.format import Row, change_text, duration, freedom_text, percent, quantity, score_text
 from analysis.statistics.groups import groups
 from analysis.statistics.scaling import comparisons, question
 from analysis.styles import style
@@ -38,7 +38,7 @@ def _texts(row: Row, cell: Row, cost: Row) -> list[str]:
         score_text(row),
         f"{change_text(row, *DIFFERENCE)} {verdict}".strip(),
         quantity(row["adapter_params"]),
-        freedom(cell["dof"], cell["dof_measured"], cell["dof_at_most"]),
+        freedom_text(cell["dof"], cell["dof_measured"], cell["dof_at_most"]),
         quantity(cell["update_rank"]),
         quantity(row["lr"]) + "*" * bool(row["under_tuned"]),
         "" if speed is None else f"{1000 / speed:.0f} ms",

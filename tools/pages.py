@@ -74,7 +74,7 @@ def recipes_page() -> str:
         _, hours, *without = re.findall(r"\d[\d,.]*\b", facts["length"])
         large = "†" if facts["hardware"].startswith("1 GPU of 80 GB") else ""
         hours += f"{large} ({without[0]})" if without else large
-        what = re.split(r": (?!Table|section)", facts["title"])[0]
+        what = re.split(r": (?!Table|Figure|section)", facts["title"])[0]
         rows.append((f"[`{path.stem}`](../examples/paper/{path.name})", what, hours))
     text = (TEXTS / "recipes.md").read_text(encoding="utf-8")
     return text.replace("@TABLE@", table(("file", "what", "GPU-hours"), rows))

@@ -20,9 +20,9 @@ import pyarrow.parquet as pq
 
 from analysis import open_store
 from analysis.figures.drawing import MUTED, PAPER, STYLE, Chart
-from analysis.format import Row, quantity, ranged
+from analysis.format import Row, quantity, with_interval
 from analysis.statistics.best_rates import BEST_RATES, best_rates, ratios_of
-from analysis.statistics.runs import by
+from analysis.statistics.runs import group_by
 from analysis.store.columns import INT, TEXT
 from analysis.styles import short_name, style
 
@@ -88,7 +88,7 @@ def by_method(rows: Sequence[Row]) -> list[list[str]]:
     """Return the page's first table: the best rates of each method on each model, over tasks and budgets."""
     shown = []
     for model, name in MODELS.items():
-        of_model = by([r for r in rows if r["model"] == model], "method")
+        of_model = group_by([r for r in rows if r["model"] == model], "method")
         for (method,), cells in sorted(of_model.items(), key=lambda item: (style(item[0][0]).order, item[0][0])):
             if len(cells) < LEAST:
                 continue
@@ -120,7 +120,9 @@ def by_budget(rows: Sequence[Row]) -> list[list[str]]:
     for model, name in MODELS.items():
         for method in ("lora", "randlora"):
             cells = [r for r in rows if r["model"] == model and r["method"] == method and r["reference"]]
-            for (reference,), same in sorted(by(cells, "reference").items(), key=lambda item: size_of(item[0][0])):
+            for (reference,), same in sorted(
+                group_by(cells, "reference").items(), key=lambda item: size_of(item[0][0])
+            ):
                 best = [r["best"] for r in same]
                 shown.append([name, style(method).name, reference, _rounded(_middle(best)), str(len(same))])
     return shown
@@ -129,12 +131,12 @@ def by_budget(rows: Sequence[Row]) -> list[list[str]]:
 def against_full(rows: Sequence[Row]) -> list[list[str]]:
     """Return the page's third table: the best rates of LoRA and RandLoRA divided by full fine-tuning's."""
     shown = []
-    for (study,), of_study in by(rows, "study").items():
+    for (study,), of_study in group_by(rows, "study").items():
         for r in ratios_of([r | {"sweep": study} for r in of_study]):
             if r["method"] in ("lora", "randlora") and r["baseline"] == "full":
                 name = MODELS.get(r["model"], r["model"])
                 ends = (quantity(r[k]) or "?" for k in ("ratio_low", "ratio_high"))
-                ratio = ranged(quantity(r["ratio"]), *ends) + ("*" if r["at_edge"] else "")
+                ratio = with_interval(quantity(r["ratio"]), *ends) + ("*" if r["at_edge"] else "")
                 shown.append([study, name, short_name(r["dataset"]), style(r["method"]).name, r["reference"], ratio])
     return shown
 

@@ -1,6 +1,7 @@
 """What `mkdocs.yml` cannot say: pages of the Python interface, and the repository's files that pages link to.
 
-On GitHub a page links to `../examples/quickstart.toml`; in the site the same link leads to a copy of that file.
+On GitHub a page links to `../examples/quickstart.toml`; in the site the same link leads to a copy of that file. A link
+to a folder leads to a list of its files.
 """
 
 from __future__ import annotations
@@ -26,8 +27,16 @@ def _copy_of(page: str, link: str, config: Any) -> tuple[str, Path] | None:
     return f"files/{target.relative_to(docs.parent).as_posix()}.txt", target
 
 
+def _content(target: Path) -> bytes:
+    """Return the bytes of a file. For a folder, return the names of its files, one a line."""
+    if not target.is_dir():
+        return target.read_bytes()
+    names = sorted(path.relative_to(target).as_posix() for path in target.rglob("*") if path.is_file())
+    return ("\n".join(names) + "\n").encode()
+
+
 def on_files(files: Files, config: Any) -> Files:
-    """Add the pages of the interface, and every linked file of the repository as text."""
+    """Add the pages of the interface, and every linked file or folder of the repository as text."""
     pages = files.documentation_pages()
     for name, module in API.items():
         files.append(File.generated(config, f"api/{name}.md", content=f"# Python: {name}\n\n::: {module}\n"))
@@ -35,7 +44,7 @@ def on_files(files: Files, config: Any) -> Files:
         for link in LINK.findall(page.content_string):
             copy = _copy_of(page.src_uri, link, config)
             if copy is not None and files.get_file_from_path(copy[0]) is None:
-                files.append(File.generated(config, copy[0], content=copy[1].read_bytes()))
+                files.append(File.generated(config, copy[0], content=_content(copy[1])))
     return files
 
 

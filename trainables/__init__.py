@@ -1,1 +1,1 @@
-"""Models, data and the loop that trains one trial. Import the submodule you need: this file stays light."""
+"""Models, data and the loop that trains one trial. Import the submodule that you need: this file imports nothing."""

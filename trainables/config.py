@@ -1,4 +1,4 @@
-"""The description of one trial: frozen, hashable, strict, and the source of its id."""
+"""The description of one trial. It is frozen, hashable and strictly checked, and the trial's id is made from it."""
 
 from __future__ import annotations
 
@@ -21,9 +21,10 @@ Option = str | float | int | bool
 
 NO_TRAINING = "zero-shot"
 LINEAR_PROBE = "linear-probe"
-"""Trains a linear head alone, at the trial's own learning rate."""
+"""The method that trains a linear head alone, with the trial's learning rate."""
 PROMPTS = "prompt:"
-"""How methods of prompt learning begin (`randlora.methods.prompts.kinds.PREFIX`, whose module loads torch)."""
+"""The prefix of methods of prompt learning. (`randlora.methods.prompts.kinds.PREFIX` is the same, but its module loads
+torch.)"""
 FULL_METHODS = ("full", "full-targets")
 """Methods that train the base weights themselves: every weight of the adapted towers, or the target weights."""
 QUANTISED = ("nf4", "int8")
@@ -33,16 +34,16 @@ _SHOTS = re.compile(r"([1-9][0-9]*)-shot")
 
 
 LATER: Final = "came after the first stored ids"
-"""Marks a field that came after the first stored ids: `name: Annotated[int | None, LATER] = None`.
+"""Marks a field that was added later than the first stored ids: `name: Annotated[int | None, LATER] = None`.
 
-Such a field is left out of ids and identities while it has its default, so that what was stored before keeps them.
+While such a field has its default, ids do not include it, so that stored results keep their ids.
 """
 
 
 def identifying(model: BaseModel) -> dict[str, Any]:
-    """The JSON-able content of a model that ids are made from: all of it, without LATER fields at their default.
+    """Return the content of a model from which ids are made: all fields, without LATER fields that have their default.
 
-    Models inside it, also those in its tables, follow the same rule.
+    The values are those of JSON. Models inside it, also those in its tables, follow the same rule.
     """
     content = model.model_dump(mode="json")
     for name, field in type(model).model_fields.items():
@@ -57,7 +58,7 @@ def identifying(model: BaseModel) -> dict[str, Any]:
 
 
 def shots(train_size: TrainSize) -> int | None:
-    """The k of "k-shot"; None for a fraction. Raises ValueError for neither (k >= 1, a fraction in (0, 1])."""
+    """Return the k of "k-shot"; None for a fraction. Raises ValueError for neither (k >= 1, a fraction in (0, 1])."""
     if isinstance(train_size, str):
         match = _SHOTS.fullmatch(train_size)
         if match is None:
@@ -71,7 +72,7 @@ def shots(train_size: TrainSize) -> int | None:
 
 
 class TrainSettings(BaseModel):
-    """How every trial of a sweep trains: the same steps and data for every method."""
+    """How every trial of a sweep trains: with the same steps and data for every method."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
@@ -80,66 +81,67 @@ class TrainSettings(BaseModel):
     global_batch_size: int = Field(default=128, ge=1)
     """Examples of an optimiser step, over workers and micro-batches."""
     micro_batch_size: int | None = Field(default=None, ge=1)
-    """Examples of one forward pass; without it a worker's whole share of the batch."""
+    """Examples of one forward pass. Default: a worker's whole share of the batch."""
     negatives: Annotated[Literal["batch", "part"], LATER] = "batch"
-    """What the loss of both CLIP towers compares: the whole batch, which then can't be split, or the micro-batch, as
-    the paper's 2 x 64: another loss."""
+    """What the loss of both CLIP towers compares: the whole batch, which then cannot be split, or the micro-batch. The
+    latter is another loss, as in the paper's 2 x 64."""
     eval_batch_size: int = Field(default=512, ge=1)
     """Examples of one forward pass in evaluation."""
     weight_decay: float = Field(default=0.0, ge=0.0)
-    """AdamW's decay of adapter parameters."""
+    """AdamW's weight decay of adapter parameters."""
     full_weight_decay: float = Field(default=0.1, ge=0.0)
-    """AdamW's decay of base weights that train (the paper's Table 8)."""
+    """AdamW's weight decay of base weights that train (the paper's Table 8)."""
     grad_clip: float = Field(default=1.0, gt=0.0)
     """Largest norm of the whole gradient."""
     schedule: Literal["cosine", "constant", "linear"] = "cosine"
     """How the learning rate falls."""
     min_lr_ratio: float = Field(default=0.01, ge=0.0, le=1.0)
-    """Share of the rate at which cosine or line end."""
+    """Share of the peak learning rate at which a cosine or linear schedule ends."""
     warmup_fraction: float = Field(default=0.0, ge=0.0, lt=1.0)
-    """Share of the steps in which it rises from 0."""
+    """Share of the steps in which the learning rate rises from 0."""
     warmup_steps: Annotated[int | None, Field(ge=1), LATER] = None
-    """The same in steps."""
+    """Number of steps in which the learning rate rises from 0, instead of the fraction."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """auto: bf16 autocast on CUDA devices that have it, else fp32."""
     base_weights: Annotated[Literal["fp32", "bf16", "nf4", "int8"], LATER] = "fp32"
-    """Language models: the frozen weights; adapters train in float32. "nf4" and "int8" pack all linear layers except
-    the output layer in 4 or 8 bits, and hold the rest in bf16 (docs/models.md); they need the extra `quantised`."""
+    """Type of a language model's frozen weights. Adapters train in float32. "nf4" and "int8" pack all linear layers
+    except the output layer in 4 or 8 bits, and keep the rest in bf16 (docs/models.md). They need the extra
+    `quantised`."""
     float32: Annotated[Literal["default", "fast"], LATER] = "default"
-    """fast: oneDNN's products on CPUs, where they are as accurate (docs/running.md)."""
+    """fast: use oneDNN's products on CPUs on which they are as accurate (docs/running.md)."""
     hold_weights: Annotated[bool, LATER] = False
-    """Make W0 + delta once a step, not once a micro-batch: two more copies of the adapted weights. Without effect in
-    bf16, and on trials that run in a pack."""
+    """Make W0 + delta once per step, not once per micro-batch. This needs memory for two more copies of the adapted
+    weights. It has no effect in bf16, or on trials that run in a pack."""
     augment: Literal["none", "crop-flip", "crop-flip-original"] = "none"
-    """crop-flip: resized crop (scale 0.5 to 1) of the model's square, and flip. crop-flip-original: of the original
-    image, as the paper; 1.6 times the room on disk."""
+    """crop-flip: resized crops (scale 0.5 to 1) of the model's square, and flips. crop-flip-original: crops of the
+    original image, as in the paper; they take 1.6 times the disk space."""
     head_lr: Annotated[Annotated[float, Field(gt=0.0)] | Literal["lr"], LATER] = 1e-3
-    """Peak rate of a new head, never searched; "lr": the trial's own (the paper's GLUE)."""
+    """Peak learning rate of a new head. It is never searched. "lr": the trial's own rate (the paper's GLUE)."""
     sampling: Annotated[Literal["shuffle", "replacement"], LATER] = "shuffle"
-    """Every example once an epoch, or each drawn anew (the paper)."""
+    """shuffle: use every example once per epoch. replacement: draw each example from all of them (the paper)."""
     min_batches_per_epoch: int = Field(default=0, ge=0)
-    """Small subsets repeat until an epoch has this many (the paper: 10)."""
+    """Repeat small subsets until an epoch has this many batches (the paper: 10)."""
     max_tokens: Annotated[int | None, Field(ge=2), LATER] = None
-    """Longest text, prompt and response together; without it 256, for text encoders 128."""
+    """Longest text in tokens, prompt and response together. Default: 256; for text encoders 128."""
     loss_on_prompt: Annotated[bool, LATER] = False
-    """Language models: a loss over the prompt too (LLM-Adapters' default)."""
+    """Language models: compute the loss over the prompt too (LLM-Adapters' default)."""
     label_smoothing: Annotated[float, Field(ge=0.0, lt=1.0), LATER] = 0.0
-    """Models of text: share of a target spread over all words or classes (LoRA's E2E: 0.1)."""
+    """Models of text: share of a target that is spread over all words or classes (LoRA's E2E: 0.1)."""
     base_dropout: Annotated[bool, LATER] = True
     """Whether training uses the dropout of the base model's config. An adapter's dropout is an option of its method."""
     parallel: Annotated[Literal["replicate", "fsdp"], LATER] = "replicate"
-    """Full fine-tuning of a language model on several workers: a copy each, or weights, gradients and moments split
-    (FSDP2)."""
+    """For full fine-tuning of a language model on several workers. replicate: each has a copy. fsdp: weights, gradients
+    and moments are split (FSDP2)."""
     gradient_checkpointing: Annotated[bool, LATER] = False
-    """Models of text: keep layers' inputs alone, and recompute the rest."""
+    """Models of text: keep only the inputs of layers, and recompute the rest in the backward pass."""
     train_temperature: Annotated[bool, LATER] = False
     """Full fine-tuning of both towers of a CLIP: also train the temperature (logit_scale), as the RandLoRA paper's code
     does. It stays frozen in every other method."""
     select: Annotated[Literal["last", "best"], LATER] = "last"
-    """Weights to score: the last, or those of the lowest validation loss; `protocol = "paper"` keeps
-    `evaluate.validation_rows` apart for it (else 5,000, a tenth at most)."""
+    """Which weights are scored: the last ones, or those with the lowest validation loss. With `protocol = "paper"`,
+    `evaluate.validation_rows` rows are kept apart for this (default: 5,000, at most a tenth)."""
     select_every: Annotated[int | None, Field(ge=1), LATER] = None
-    """Steps between the looks of "best"; without it an epoch."""
+    """Steps between two validation losses of `select = "best"`. Default: an epoch."""
 
     @model_validator(mode="after")
     def _agree(self) -> TrainSettings:
@@ -162,23 +164,23 @@ class TrainSettings(BaseModel):
 
 
 class EvaluateSettings(BaseModel):
-    """How models are judged. `metric` is for all; the rest is for language models (`tasks.text.causal_lm`), and the
-    numbers of rows for text encoders too."""
+    """How models are evaluated. `metric` is for all models. The rest is for language models (`tasks.text.causal_lm`);
+    the numbers of rows are for text encoders too."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     metric: Annotated[Literal["loss"] | None, LATER] = None
-    """Without it the task's own score, such as accuracy. "loss": scores are e to the minus loss on held-out examples,
-    which is the geometric mean of the probabilities that the model gives to what is right (`tasks.task.by_loss`)."""
+    """Default: the task's own score, such as accuracy. "loss": exp(-loss) on held-out examples. That is the geometric
+    mean of the probabilities that the model gives to the right answers (`tasks.task.by_loss`)."""
     protocol: Literal["log-likelihood", "generation"] | None = None
-    """Without it log-likelihood; generation for reference texts (E2E) or numbers (GSM8K)."""
+    """Default: log-likelihood; generation for reference texts (E2E) or numbers (GSM8K)."""
     validation_rows: int | None = Field(default=None, ge=1)
-    """Validation rows of each task to evaluate, the same in every trial."""
+    """Number of validation rows of each task to evaluate. They are the same in every trial."""
     test_rows: int | None = Field(default=None, ge=1)
-    """Test rows likewise."""
+    """Number of test rows of each task to evaluate. They are the same in every trial."""
     rows_by: Annotated[Literal["data"] | None, LATER] = None
-    """Set by the program. data: the limited rows are drawn by the data alone. Folders that earlier versions began have
-    none, and draw by the data set's folder too."""
+    """Set by the program. data: the limited rows depend on the data alone. Folders of earlier versions have no value;
+    their rows depend on the data set's folder too."""
     num_beams: int = Field(default=4, ge=1)
     """Beams of generation (LLM-Adapters: 4; LoRA's E2E: 10)."""
     max_new_tokens: int = Field(default=32, ge=1)
@@ -186,11 +188,12 @@ class EvaluateSettings(BaseModel):
     length_penalty: float = 1.0
     """Exponent of the length that divides a beam's score (LoRA's E2E: 0.8)."""
     no_repeat_ngram: int = Field(default=0, ge=0)
-    """No n-gram of this length twice in a generated text, its prompt not counted (LoRA's E2E: 4); 0: no rule."""
+    """Forbid that an n-gram of this length occurs twice in a generated text, its prompt not counted (LoRA's E2E: 4). 0:
+    no rule."""
 
 
 def contrastive(adapt: str | None, method: str) -> bool:
-    """Whether a CLIP's loss compares all images of a batch with their texts, so that a batch can't be split."""
+    """Return whether a CLIP's loss compares all images of a batch with their texts, so that a batch cannot be split."""
     return adapt == "both" and method != LINEAR_PROBE and not method.startswith(PROMPTS)
 
 
@@ -213,24 +216,24 @@ class TrialConfig(BaseModel):
     options: tuple[tuple[str, Option], ...] = ()
     """(name, value) of the method's options besides capacity."""
     budget: int | None = None
-    """Trainable adapter parameters asked for; None for methods without a budget."""
+    """Number of trainable adapter parameters that was asked for; None for methods without a budget."""
     lr: float | None = None
-    """Peak learning rate; None for zero-shot alone."""
+    """Peak learning rate; None only for zero-shot."""
     data_seed: int
-    """Draws the training subset and the order of its batches."""
+    """Seed of the training subset and the order of its batches."""
     init_seed: int
-    """Draws the trainables' start and dropout."""
+    """Seed of the trainables' start and of dropout."""
     basis_seed: int
-    """Draws the frozen bases."""
+    """Seed of the frozen bases."""
     train: TrainSettings = TrainSettings()
     protocol: Protocol = "standard"
-    """paper: training also on images that are else carved out for validation, hence no validation score."""
+    """paper: train also on images that are otherwise set aside for validation, so that there is no validation score."""
     skip_bad: Annotated[bool, LATER] = False
-    """Leave examples that can't be read out of every split, and count them; else one stops the trial."""
+    """Leave examples that cannot be read out of every split, and count them. Otherwise one of them stops the trial."""
     image_size: Annotated[int | None, Field(ge=1), LATER] = None
-    """Side of the model's square input in pixels; None: the model's own."""
+    """Side of the model's square input in pixels. None: the model's own."""
     evaluate: Annotated[EvaluateSettings, LATER] = EvaluateSettings()
-    """How a language model is judged."""
+    """How a language model is evaluated."""
 
     @field_validator("train_size")
     @classmethod
@@ -264,12 +267,13 @@ class TrialConfig(BaseModel):
 
     @property
     def contrastive(self) -> bool:
-        """As the function of this name."""
+        """Return whether the trial's loss compares all images of a batch (see the function of this name)."""
         return contrastive(self.adapt, self.method)
 
     @property
     def trial_id(self) -> str:
-        """16 hexadecimal digits: the start of the SHA-256 of the configuration's canonical JSON (`identifying`)."""
+        """Return the id: the first 16 hexadecimal digits of the SHA-256 of the configuration's canonical JSON
+        (`identifying`)."""
         text = json.dumps(identifying(self), sort_keys=True, separators=(",", ":"), allow_nan=False)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
@@ -280,21 +284,21 @@ OWN_TRAIN = ("weight_decay", "full_weight_decay")
 
 
 class NotPackableError(TrialError):
-    """These trials can't share a model; each by itself may run."""
+    """These trials cannot share a model. Each of them may run alone."""
 
 
 class UnevenTrialsError(NotPackableError):
-    """These trials are out of step, as after an interruption; others of their kind may share a model."""
+    """These trials are at different epochs, as after an interruption. Others of their kind may share a model."""
 
 
 def alike(config: dict[str, Any]) -> dict[str, Any]:
-    """The part of a trial's configuration that it shares with every trial it may be packed with."""
+    """Return the part of a trial's configuration in which all trials of a pack must agree."""
     shared = {name: value for name, value in config.items() if name not in OWN}
     return shared | {"train": {n: v for n, v in config["train"].items() if n not in OWN_TRAIN}}
 
 
 def check_alike(trials: Sequence[TrialConfig]) -> None:
-    """Refuse trials that differ in more than they may, or whose method trains no adapter."""
+    """Raise NotPackableError if trials differ in more than they may, or if their method trains no adapter."""
     shared = [alike(identifying(trial)) for trial in trials]
     for other in shared:
         differ = sorted(n for n in {*shared[0], *other} if shared[0].get(n) != other.get(n))

@@ -26,8 +26,10 @@ from trainables.cache import cache_folder, check_owner, draft, in_turn, make_fol
 DIGEST_SIZE = 16
 new_digest = functools.partial(hashlib.blake2b, digest_size=DIGEST_SIZE)
 SETTLED_S = 2.0
-"""A file that changed less than this long before it was read is read again next time: file systems' clocks are coarse,
-so that another change soon after could leave the same times."""
+"""A file that changed less than this many seconds before it was read is read again next time.
+
+Clocks of file systems are coarse, so another change soon after could leave the same times.
+"""
 
 Display = Callable[[int], AbstractContextManager[Callable[[int], object]]]
 """Takes the number of bytes to read. Its context gives a function that is called with the size of each piece read."""
@@ -48,26 +50,26 @@ class FileState(NamedTuple):
     device: int
 
     @classmethod
-    def of(cls, found: os.stat_result) -> FileState:
+    def of(cls, status: os.stat_result) -> FileState:
         """Return what a `stat` says."""
-        return cls(found.st_size, found.st_mtime_ns, found.st_ctime_ns, found.st_ino, found.st_dev)
+        return cls(status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino, status.st_dev)
 
     @classmethod
     def at(cls, path: Path) -> FileState | None:
         """Return the state of a file, or None if there is no regular file: reading a device or pipe might not end."""
         try:
-            found = path.stat()
+            status = path.stat()
         except OSError:
             return None
-        return cls.of(found) if stat.S_ISREG(found.st_mode) else None
+        return cls.of(status) if stat.S_ISREG(status.st_mode) else None
 
 
 def content_digest(paths: Sequence[Path]) -> str:
     """Return one digest of what all files hold, in order, whatever they are called."""
-    whole = new_digest()
+    total = new_digest()
     for digest in file_digests(paths):
-        whole.update(digest or _CANNOT_BE_READ)
-    return whole.hexdigest()
+        total.update(digest or _CANNOT_BE_READ)
+    return total.hexdigest()
 
 
 def content_as_opened(paths: Sequence[Path]) -> Callable[[], str | None]:
@@ -88,7 +90,7 @@ def file_digests(paths: Sequence[Path], display: Display | None = None) -> list[
     with contextlib.ExitStack() as stack:
         digests = _kept(folder, states)
         if folder is not None and None in digests:
-            with contextlib.suppress(OSError):  # a cache that is read-only, full or another user's
+            with contextlib.suppress(OSError):  # the cache is read-only, full or another user's
                 make_folder(folder)
                 stack.enter_context(in_turn(folder))
                 digests = _kept(folder, states)
@@ -97,8 +99,8 @@ def file_digests(paths: Sequence[Path], display: Display | None = None) -> list[
             size = sum(state.size for k in missing if (state := states[k]) is not None)
             with (display or _no_display)(size) as advance, ThreadPoolExecutor(min(_READERS, len(missing))) as pool:
                 read = pool.map(lambda k: _read(unique[k], advance), missing)
-                for k, found in zip(missing, read, strict=True):
-                    states[k], digests[k] = found
+                for k, entry in zip(missing, read, strict=True):
+                    states[k], digests[k] = entry
             if folder is not None:
                 _keep(folder, states, digests)
     by_path = dict(zip(unique, digests, strict=True))
@@ -140,10 +142,10 @@ def _folder(paths: Sequence[Path], states: Sequence[FileState | None]) -> Path |
     cache = cache_folder()
     if cache is None:
         return None
-    whole = hashlib.sha256(repr(sorted({state.device for state in states if state is not None})).encode())
+    digest_of_disks = hashlib.sha256(repr(sorted({state.device for state in states if state is not None})).encode())
     for path in paths:
-        whole.update(os.fsencode(path.absolute()) + b"\0")
-    return cache / f"files-{whole.hexdigest()[:32]}"
+        digest_of_disks.update(os.fsencode(path.absolute()) + b"\0")
+    return cache / f"files-{digest_of_disks.hexdigest()[:32]}"
 
 
 def _kept(folder: Path | None, states: Sequence[FileState | None]) -> list[bytes | None]:
@@ -154,8 +156,8 @@ def _kept(folder: Path | None, states: Sequence[FileState | None]) -> list[bytes
     try:
         check_owner(folder.parent)
         check_owner(folder)
-        checksum, body = (held := (folder / _FILE).read_bytes())[:DIGEST_SIZE], held[DIGEST_SIZE:]
-    except OSError:  # none there, or another user may have put any there
+        checksum, body = (stored := (folder / _FILE).read_bytes())[:DIGEST_SIZE], stored[DIGEST_SIZE:]
+    except OSError:  # there are none, or another user may have put them there
         return nothing
     if len(body) != _RECORD.size * len(states) or new_digest(body).digest() != checksum:
         return nothing
@@ -167,7 +169,7 @@ def _kept(folder: Path | None, states: Sequence[FileState | None]) -> list[bytes
 def _keep(folder: Path, states: Sequence[FileState | None], digests: Sequence[bytes | None]) -> None:
     nobody = FileState(0, 0, 0, 0, 0)
     body = b"".join(_RECORD.pack(*(s or nobody), d or b"") for s, d in zip(states, digests, strict=True))
-    with contextlib.suppress(OSError), draft(folder) as file:  # a cache that is full or can't be written
+    with contextlib.suppress(OSError), draft(folder) as file:  # the cache is full or cannot be written
         file.write_bytes(new_digest(body).digest() + body)
         file.replace(folder / _FILE)
 

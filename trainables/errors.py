@@ -1,4 +1,4 @@
-"""The user's errors of this package, and what their messages are made of."""
+"""The errors of this package that a user can cause, and functions for their messages."""
 
 from __future__ import annotations
 
@@ -8,15 +8,16 @@ from collections.abc import Iterable
 from pathlib import Path
 
 DIGITS = 100
-"""A text of this many digits or more is not read as the number of a class. Python refuses to convert thousands."""
+"""A text with this many digits or more is not read as the number of a class, because Python refuses to convert
+thousands."""
 _BRIEF = reprlib.Repr()
 _BRIEF.maxlevel = 3
 _BRIEF.maxlong = 80
-_BRIEF.maxstring = _BRIEF.maxother = 250  # a usual path is whole
+_BRIEF.maxstring = _BRIEF.maxother = 250  # a path of usual length is shown whole
 
 
 def brief(value: object) -> str:
-    """A value as messages show it: a few of many items, and both ends of a long text or number."""
+    """Return a value as messages show it: the first of many items, and both ends of a long text or number."""
     return _BRIEF.repr(value)
 
 
@@ -26,7 +27,7 @@ def first_repeated(names: Iterable[str]) -> str | None:
 
 
 def both_ends(text: str, most: int) -> str:
-    """A text without its middle if it has more than `most` characters."""
+    """Return a text without its middle if it has more than `most` characters."""
     if len(text) <= most:
         return text
     last = most // 4
@@ -34,9 +35,9 @@ def both_ends(text: str, most: int) -> str:
 
 
 class TrainablesError(ValueError):
-    """Base class: bad input to a model, a data set or a trial. The message ends with what to do next.
+    """Base class: a model, a data set or a trial got bad input. The message ends with what to do next.
 
-    Values are named as they stand in a file, so that a message may be a megabyte: the middle of long lines is left out.
+    Values appear as they stand in a file, so a message could be a megabyte long. The middle of long lines is left out.
     """
 
     def __init__(self, message: str) -> None:
@@ -44,32 +45,38 @@ class TrainablesError(ValueError):
 
 
 class DataError(TrainablesError):
-    """A data set that is unknown, missing, malformed or too small for what is asked."""
+    """A data set is unknown, missing, malformed, or too small for what is asked."""
 
 
 class MissingDataError(DataError):
-    """A data set whose folder is not there."""
+    """The folder of a data set is missing."""
 
 
 class SplitError(TrainablesError):
-    """A split that the stage may not read: the test split in stage TUNE."""
+    """The stage may not read this split: the test split is closed in stage TUNE."""
 
 
 class TrialError(RuntimeError):
-    """One trial cannot go on (loss not finite, a combination that is not supported). The sweep can."""
+    """One trial cannot go on (a loss that is not finite, an unsupported combination). The sweep can."""
 
 
 def first_line(error: BaseException | str) -> str:
-    """The first line of an error's message; the error's type where it says nothing."""
+    """Return the first line of an error's message; the error's type if it has no message."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 def folder_of(name: str, text: str) -> Path:
-    """The folder that a data set's id names.
+    """Return the folder that a data set's id names.
 
-    Raises MissingDataError, saying where it was looked for and what is beside it; DataError for a file.
+    Args:
+        name: the id, for the message.
+        text: the path in it.
+
+    Raises:
+        MissingDataError: the folder is missing; the message says where it was looked for and what is there.
+        DataError: the path is a file.
     """
-    from randlora.errors import nearest  # loads torch, which reading a sweep file must not
+    from randlora.errors import nearest  # imported here because it loads torch, and reading a sweep file must not
 
     folder = Path(text).expanduser()
     if folder.is_dir():

@@ -1,4 +1,4 @@
-"""Whether the hub answers. Its clients ask for half a minute before they say that it does not."""
+"""Find out whether the hub answers. Its clients try for half a minute before they say that it does not."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ from urllib.parse import urlsplit
 
 _PATIENCE_S = 5.0
 _SILENCE_S = 60.0
-"""A hub that did not answer is not asked again for so long."""
+"""After the hub did not answer, it is not asked again for this many seconds."""
 
 _silent = False  # HF_HUB_OFFLINE is then ours, and no wish of the user's
 _ask_at = -math.inf
 
 
 def hub_answers() -> bool:
-    """Whether something listens at the hub's address (`HF_ENDPOINT`); asked until it does, once a minute at most.
+    """Return whether something listens at the hub's address (`HF_ENDPOINT`).
 
-    While nothing does, the hub's clients are told to use what is cached, as under `HF_HUB_OFFLINE=1`. Behind a proxy it
-    is for the proxy to say: then True.
+    It is asked until it answers, at most once a minute. Until then the hub's clients are told to use their cache, as
+    with `HF_HUB_OFFLINE=1`. Behind a proxy only the proxy can know, so the answer is True.
     """
     global _silent, _ask_at  # noqa: PLW0603
     from huggingface_hub import constants
@@ -35,19 +35,20 @@ def hub_answers() -> bool:
 
 
 def _listens(endpoint: str) -> bool:
+    """Return whether something listens at an address."""
     if urllib.request.getproxies().keys() & {"http", "https", "all"}:
         return True
     try:
         address = urlsplit(endpoint)
         port = address.port or (80 if address.scheme == "http" else 443)
         socket.create_connection((address.hostname or "", port), timeout=_PATIENCE_S).close()
-    except (OSError, ValueError):  # nobody there, or an address that is none
+    except (OSError, ValueError):  # nobody is there, or the address is not valid
         return False
     return True
 
 
 def cached_repositories() -> list[str]:
-    """Repositories of models in the hub's cache, which need no network."""
+    """Return the model repositories in the hub's cache, which need no network."""
     from huggingface_hub import CacheNotFound, scan_cache_dir
 
     try:

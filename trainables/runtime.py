@@ -1,4 +1,5 @@
-"""What a trial runs on: precision, matrix back end, device and package versions (all in its row), other workers."""
+"""The surroundings of a trial: precision, matrix back end, device and package versions (all in its row), other
+workers."""
 
 from __future__ import annotations
 
@@ -24,30 +25,39 @@ from torch.nn.functional import scaled_dot_product_attention as attention
 from trainables.errors import TrialError
 
 Autocast = Callable[[], AbstractContextManager[Any]]
-"""Makes the mixed-precision context that a base model runs in; losses are float32 outside it."""
+"""Returns the mixed-precision context in which a base model runs. Losses are computed in float32 outside it."""
 
 
 def pick_device() -> torch.device:
-    """The worker's accelerator: the current CUDA device, else the CPU."""
+    """Return the worker's accelerator: the current CUDA device, else the CPU."""
     return torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
 
 
-def told(words: Any, by: int = 0) -> Any:
-    """What worker `by` of a group says, as all its workers hear it: what JSON can hold, tuples as lists.
+def broadcast(words: Any, by: int = 0) -> Any:
+    """Broadcast what worker `by` of a group passes as `words` to all its workers, and return it.
 
-    torch's own calls for objects unpickle, and so run, what comes by the group's sockets, which ask for no password.
+    It may be anything that JSON can hold; tuples become lists. torch's own calls for objects unpickle data from the
+    group's sockets, and so could run code from them: the sockets ask for no password.
     """
-    mine, device = torch.distributed.get_rank() == by, pick_device()
-    said = bytearray(json.dumps(words).encode()) if mine else bytearray()
-    size = torch.tensor(len(said), device=device)
+    is_speaker, device = torch.distributed.get_rank() == by, pick_device()
+    payload = bytearray(json.dumps(words).encode()) if is_speaker else bytearray()
+    size = torch.tensor(len(payload), device=device)
     torch.distributed.broadcast(size, src=by)
-    text = torch.frombuffer(said or bytearray(int(size)), dtype=torch.uint8).to(device)
+    text = torch.frombuffer(payload or bytearray(int(size)), dtype=torch.uint8).to(device)
     torch.distributed.broadcast(text, src=by)
     return json.loads(text.cpu().numpy().tobytes())
 
 
 def choose_precision(asked: str, device: torch.device) -> tuple[str, Autocast]:
-    """("fp32" or "bf16", its autocast context). Raises TrialError for bf16 on a CUDA device without it."""
+    """Return "fp32" or "bf16", and its autocast context.
+
+    Args:
+        asked: "auto", "fp32" or "bf16".
+        device: where the trial runs.
+
+    Raises:
+        TrialError: bf16 is asked for on a CUDA device that does not have it.
+    """
     has_bf16 = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
     if asked == "bf16" and device.type == "cuda" and not has_bf16:
         raise TrialError(f"train.precision 'bf16': {torch.cuda.get_device_name(device)} has none; use 'fp32' or 'auto'")
@@ -57,9 +67,10 @@ def choose_precision(asked: str, device: torch.device) -> tuple[str, Autocast]:
 
 
 def slow_bf16() -> bool:
-    """Whether bf16 is slower than fp32 here: no CUDA device, and a processor that oneDNN has no bf16 products for.
+    """Return whether bf16 is slower than fp32 here: there is no CUDA device, and oneDNN has no bf16 products for the
+    processor.
 
-    There torch's own take their place, and a step takes 15 to 40 times float32's (an AMD with AVX2).
+    torch's own products then replace them, and a step takes 15 to 40 times as long as in float32 (an AMD with AVX2).
     """
     if torch.cuda.is_available() or not torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
         return False
@@ -68,13 +79,15 @@ def slow_bf16() -> bool:
 
 @contextlib.contextmanager
 def float32_backend(asked: str, device: torch.device) -> Iterator[str]:
-    """The float32 matrix back end of a trial, the same for every method: set inside the block, restored at its end.
+    """Set the float32 matrix back end of a trial for the block, and restore it at the end. It is the same for every
+    method.
 
-    "default" is torch's own, and nothing is set. "fast" lets oneDNN compute float32 products on the CPU, faster where
-    torch's default library is slow, by the switch of that back end alone: neither torch's global precision nor CUDA's
-    TF32 is touched. On processors with AMX the same switch computes in bfloat16, so it is used only where products
-    keep float32's accuracy, checked once per process; timings play no part, so all workers of one kind choose alike.
-    On CUDA both are float32 in convolutions too, where torch's own would be TF32 as it is not in matrix products.
+    "default" is torch's own, and nothing is set. "fast" lets oneDNN compute float32 products on the CPU, which is
+    faster if torch's default library is slow. Only the switch of that back end is set, not torch's global precision or
+    CUDA's TF32. On processors with AMX the same switch computes in bfloat16. So it is used only if products keep
+    float32's accuracy, which is checked once per process. Timings do not matter, so all workers of one kind choose
+    alike. On CUDA both also compute convolutions in float32. (torch's own default for them is TF32, unlike for matrix
+    products.)
 
     Yields:
         What the block computes with, for the trial's row: "default", "fast", or "default" with the reason.
@@ -96,7 +109,11 @@ def float32_backend(asked: str, device: torch.device) -> Iterator[str]:
 
 @contextlib.contextmanager
 def _convolutions_without_tf32() -> Iterator[None]:
-    """By the older switch: after the newer one, whatever reads the older raises, as torch's compiler does."""
+    """Switch TF32 off for convolutions during the block.
+
+    It uses torch's older switch. After the newer one, reading the older one raises an error, and torch's compiler reads
+    it.
+    """
     before, torch.backends.cudnn.allow_tf32 = torch.backends.cudnn.allow_tf32, False
     try:
         yield
@@ -106,6 +123,7 @@ def _convolutions_without_tf32() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _fast(matmul: Any) -> Iterator[None]:
+    """Let oneDNN compute float32 products during the block."""
     before, matmul.fp32_precision = matmul.fp32_precision, _FAST
     try:
         yield
@@ -114,19 +132,20 @@ def _fast(matmul: Any) -> Iterator[None]:
 
 
 def _switch() -> Any:
-    """oneDNN's matrix products; None for a torch without a switch of their own."""
+    """Return oneDNN's switch for matrix products; None if this torch has none."""
     return getattr(torch.backends.mkldnn, "matmul", None)
 
 
 _FAST = "bf16"
-"""oneDNN may round to bfloat16; without hardware for that it computes in float32, by its own kernels."""
+"""The value that lets oneDNN round to bfloat16. Without hardware for that, it computes in float32 by its own
+kernels."""
 _LOSS = 4.0
-"""A back end is accurate when its error is at most this multiple of the default's: other orders of sums differ too."""
+"""A back end is accurate if its error is at most this multiple of the default's. Another order of sums differs too."""
 
 
 @functools.cache
 def _why_not_fast() -> str | None:
-    """Why "fast" can't be had in this process; None where it can."""
+    """Return why "fast" cannot be used in this process; None if it can."""
     if not torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
         return "fast refused: torch was built without oneDNN"
     if (matmul := _switch()) is None:
@@ -141,7 +160,8 @@ def _why_not_fast() -> str | None:
 
 
 def _errors() -> dict[str, float]:
-    """Relative error against float64 of the products that training is made of, as they are computed now."""
+    """Return the relative error, against float64, of the products that training consists of, as they are
+    computed now."""
     draw = torch.Generator().manual_seed(0)
     a, b = (torch.randn(256, 256, generator=draw) for _ in range(2))
     left, right = torch.randn(4, 64, 256, generator=draw), torch.randn(4, 256, 64, generator=draw)
@@ -153,16 +173,16 @@ def _errors() -> dict[str, float]:
         "bmm": (torch.bmm(left, right), torch.bmm(left.double(), right.double())),
         "attention": (attention(q, q, q), attention(q.double(), q.double(), q.double())),
     }
-    return {name: float((found - exact).norm() / exact.norm()) for name, (found, exact) in pairs.items()}
+    return {name: float((result - exact).norm() / exact.norm()) for name, (result, exact) in pairs.items()}
 
 
 def device_name(device: torch.device) -> str:
-    """The accelerator's name, or "cpu"."""
+    """Return the accelerator's name, or "cpu"."""
     return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
 
 
 def versions() -> dict[str, str]:
-    """Versions of what decides a result."""
+    """Return the versions of the packages that decide a result."""
     packages = (
         "torch",
         "torchvision",
@@ -179,19 +199,19 @@ def versions() -> dict[str, str]:
 
 @functools.cache
 def installed(packages: tuple[str, ...]) -> dict[str, str]:
-    """Versions of those of these packages that are installed."""
-    found = {}
+    """Return the versions of those packages that are installed."""
+    versions_of = {}
     for package in packages:
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
-            found[package] = importlib.metadata.version(package)
-    return found
+            versions_of[package] = importlib.metadata.version(package)
+    return versions_of
 
 
 class PeakMemory:
-    """The high-water mark since construction, in bytes.
+    """Measures the largest memory in use since it was made, in bytes.
 
-    Off CUDA it is the whole process's, base model and decoded images included. Linux can reset that mark, so that a
-    long-lived process measures each trial; elsewhere it is the mark of the process's life.
+    Without CUDA it is that of the whole process, with base model and decoded images. Linux can reset that maximum, so
+    that a long-lived process measures each trial. On other systems it is the maximum of the process's life.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -207,12 +227,12 @@ class PeakMemory:
             self._reset = False
 
     def bytes(self) -> int:
-        """The mark now."""
+        """Return the maximum until now."""
         if self._device.type == "cuda":
             return torch.cuda.max_memory_allocated(self._device)
         if self._reset:
-            found = re.search(r"VmHWM:\s+(\d+) kB", (self._proc / "status").read_text())
-            if found:
-                return int(found.group(1)) * 1024
+            peak = re.search(r"VmHWM:\s+(\d+) kB", (self._proc / "status").read_text())
+            if peak:
+                return int(peak.group(1)) * 1024
         most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
         return max(int(most), int(psutil.Process().memory_info().rss))

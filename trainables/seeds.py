@@ -1,4 +1,4 @@
-"""Seeds for named uses: independent streams of random numbers from one number, the same on every machine."""
+"""Derive seeds for named uses from one number: independent random streams, the same on every machine."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ import torch
 
 
 def derive_seed(seed: int, *words: str | int) -> int:
-    """A seed for one named use of `seed`."""
+    """Return a seed for one named use of `seed`."""
     digest = hashlib.sha256("/".join(map(str, (seed, *words))).encode()).digest()
     return int.from_bytes(digest[:8], "little") >> 1
 
 
 def generator(seed: int, *words: str | int) -> torch.Generator:
-    """A CPU generator for one named use of `seed`."""
+    """Return a CPU generator for one named use of `seed`."""
     return torch.Generator().manual_seed(derive_seed(seed, *words))

@@ -126,8 +126,8 @@ def crossing(a: Curve, b: Curve) -> Estimate:
         note = f"no crossing in range: {side} throughout" if lasting else "no lasting crossing in range"
         return Estimate(None, None, None, None, note)
     turn = float(np.sign(observed[-1]))
-    found = [_last_turn(at, turn * gap(*means)) for means in zip(a.drawn, b.drawn, strict=True)]
-    return _estimate(_last_turn(at, turn * observed), found)
+    draws = [_last_crossing(at, turn * gap(*means)) for means in zip(a.drawn, b.drawn, strict=True)]
+    return _estimate(_last_crossing(at, turn * observed), draws)
 
 
 def needed(curve: Curve, target: float) -> Estimate:
@@ -141,13 +141,13 @@ def needed(curve: Curve, target: float) -> Estimate:
         if (i := int(reached[0])) == 0:
             return -math.inf
         part = (target - level[i - 1]) / (level[i] - level[i - 1])
-        return _between(curve.x, i - 1, part)
+        return _log_interpolate(curve.x, i - 1, part)
 
-    value, found = least(curve.mean), [least(mean) for mean in curve.drawn]
+    value, draws = least(curve.mean), [least(mean) for mean in curve.drawn]
     if math.isfinite(value):
-        return _estimate(value, found)
+        return _estimate(value, draws)
     note = "reached at the smallest x already" if value < 0 else "not reached in range"
-    return Estimate(None, None, None, float(np.mean(np.isfinite(found))) if found else None, note)
+    return Estimate(None, None, None, float(np.mean(np.isfinite(draws))) if draws else None, note)
 
 
 def area(curve: Curve, low: float, high: float) -> Estimate:
@@ -160,8 +160,8 @@ def area(curve: Curve, low: float, high: float) -> Estimate:
         return Estimate(None, None, None, None, "the curve does not span the range")
     if curve.seeds < 2:
         return _estimate(values[0], ())
-    found = mean_interval(values)
-    return Estimate(found.mean, found.low, found.high, 1.0)
+    interval = mean_interval(values)
+    return Estimate(interval.mean, interval.low, interval.high, 1.0)
 
 
 def seed_areas(curve: Curve, low: float, high: float) -> list[float] | None:
@@ -173,7 +173,7 @@ def seed_areas(curve: Curve, low: float, high: float) -> list[float] | None:
     return [float(np.trapezoid(y, np.log(at)) / (math.log(high) - math.log(low))) for y in heights]
 
 
-def _last_turn(at: Array, gap: Array) -> float:
+def _last_crossing(at: Array, gap: Array) -> float:
     """Where `gap` becomes positive for good; -inf where it always is, inf where it ends without."""
     if gap[-1] <= 0:
         return math.inf
@@ -181,25 +181,25 @@ def _last_turn(at: Array, gap: Array) -> float:
     if len(below) == 0:
         return -math.inf
     i = int(below[-1])
-    return _between(at, i, -gap[i] / (gap[i + 1] - gap[i]))
+    return _log_interpolate(at, i, -gap[i] / (gap[i + 1] - gap[i]))
 
 
-def _between(at: Array, i: int, part: float) -> float:
+def _log_interpolate(at: Array, i: int, part: float) -> float:
     """The place at this part of the way from `at[i]` to the next, on a logarithmic axis."""
     return float(np.exp(np.log(at[i]) + part * (np.log(at[i + 1]) - np.log(at[i]))))
 
 
-def _estimate(value: float, found: Sequence[float]) -> Estimate:
+def _estimate(value: float, draws: Sequence[float]) -> Estimate:
     """A value with the interval that its draws give."""
-    if not found:
+    if not draws:
         return Estimate(value, None, None, None, "one seed: no interval")
-    values = np.sort(np.asarray(found, dtype=float))
+    values = np.sort(np.asarray(draws, dtype=float))
     if values[0] == values[-1]:
         return Estimate(value, None, None, None, NO_INTERVAL)
     n = len(values)
     # order statistics, not interpolation: infinities must stay whole
     low, high = values[math.floor((1 - LEVEL) / 2 * (n - 1))], values[math.ceil((1 + LEVEL) / 2 * (n - 1))]
     ends = [float(v) if math.isfinite(v) else None for v in (low, high)]
-    said = [word for word, end in (("below", ends[0]), ("above", ends[1])) if end is None]
-    note = f"the interval runs out of the range {' and '.join(said)}" if said else ""
+    open_ends = [word for word, end in (("below", ends[0]), ("above", ends[1])) if end is None]
+    note = f"the interval runs out of the range {' and '.join(open_ends)}" if open_ends else ""
     return Estimate(value, ends[0], ends[1], float(np.isfinite(values).mean()), note)

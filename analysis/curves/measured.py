@@ -19,7 +19,7 @@ import pyarrow as pa
 from analysis.curves.fits import FEWEST_POINTS, Curve
 from analysis.errors import StoreError, nearest
 from analysis.format import Row
-from analysis.statistics.runs import UNTRAINED, Seed, averaged, by, by_seed, shared_seeds
+from analysis.statistics.runs import UNTRAINED, Seed, averaged, by_seed, group_by, shared_seeds
 from analysis.statistics.scaling import curve
 from analysis.store.columns import INT, PLACE, REAL, TEXT, typed
 from analysis.store.sql.views import SECONDS
@@ -40,7 +40,7 @@ class Axis:
     sql: str
 
 
-def _of_cell(column: str) -> str:
+def _cell_column_sql(column: str) -> str:
     return f"(select c.{column} from cells c where c.sweep = confirmed.sweep and c.cell_id = confirmed.cell_id)"  # noqa: S608
 
 
@@ -50,9 +50,9 @@ AXES: dict[str, Axis] = {
         "bytes beside the base model (trained tensors in float32, frozen bases, starting points)",
         "coalesce(stored_bytes, 0) + 4 * adapter_params",
     ),
-    "step_memory_bytes": Axis("predicted memory of a training step, bytes", _of_cell("step_memory_bytes")),
-    "step_flops": Axis("floating-point operations, of training on one image or token", _of_cell("step_flops")),
-    "saved_bytes": Axis("bytes of the saved adapter", _of_cell("saved_bytes")),
+    "step_memory_bytes": Axis("predicted memory of a training step, bytes", _cell_column_sql("step_memory_bytes")),
+    "step_flops": Axis("floating-point operations, of training on one image or token", _cell_column_sql("step_flops")),
+    "saved_bytes": Axis("bytes of the saved adapter", _cell_column_sql("saved_bytes")),
     "peak_memory_bytes": Axis("peak memory, bytes", "peak_memory_bytes"),
     "seconds_train": Axis("training time, seconds", "seconds_train"),
     "seconds_total": Axis("time of a whole trial, seconds", SECONDS),
@@ -128,7 +128,9 @@ def curves(store: Store, x: str = "adapter_params") -> dict[tuple[Line, str], Me
         StoreError: an unknown `x`.
     """
     points = _over_sizes(store) if x == EXAMPLES else _over_budgets(store, x)
-    found = {key: one for key, mine in points.items() if (one := _joined(mine)) is not None}
+    measured_curves = {
+        key: measured for key, curve_points in points.items() if (measured := _curve_through(curve_points)) is not None
+    }
 
     def order(key: tuple[Line, str]) -> tuple[Any, ...]:
         (sweep, model, dataset, last), method = key
@@ -136,10 +138,10 @@ def curves(store: Store, x: str = "adapter_params") -> dict[tuple[Line, str], Me
         rank = (last is None, *budget_order(last or "")) if x == EXAMPLES else size_key(last or "")
         return sweep, model, dataset is not None, dataset or "", rank, style(method).order, method
 
-    return {key: found[key] for key in sorted(found, key=order)}
+    return {key: measured_curves[key] for key in sorted(measured_curves, key=order)}
 
 
-def _joined(points: Sequence[Point]) -> Measured | None:
+def _curve_through(points: Sequence[Point]) -> Measured | None:
     """The points in order; of several at one cost (peak memory is often the same) the last."""
     at = {cost: (name, scores) for cost, name, scores in points}
     costs = sorted(at)
@@ -156,7 +158,7 @@ def _joined(points: Sequence[Point]) -> Measured | None:
 def _over_budgets(store: Store, x: str) -> dict[tuple[Line, str], list[Point]]:
     points: dict[tuple[Line, str], list[Point]] = defaultdict(list)
     budgeted = [r for r in costed_runs(store, x) if r["budget"] is not None]
-    for (*place, method, _), runs in by(budgeted, *PLACE, "method", "cell_id").items():
+    for (*place, method, _), runs in group_by(budgeted, *PLACE, "method", "cell_id").items():
         costs = [r["cost"] for r in runs if r["cost"] is not None and r["cost"] > 0]
         if costs:
             sweep, model, dataset, size = place
@@ -167,7 +169,8 @@ def _over_budgets(store: Store, x: str) -> dict[tuple[Line, str], list[Point]]:
 
 def _over_sizes(store: Store) -> dict[tuple[Line, str], list[Point]]:
     scores: dict[tuple[Any, ...], dict[Seed, float]] = {
-        key: by_seed(runs) for key, runs in by(_trained(store), *line_columns(EXAMPLES), "method", "train_size").items()
+        key: by_seed(runs)
+        for key, runs in group_by(_trained(store), *line_columns(EXAMPLES), "method", "train_size").items()
     }
     for sweep, model, reference, method, size in dict.fromkeys((*k[:2], *k[3:]) for k in scores):
         names = dict.fromkeys(k[2] for k in scores if k[:2] == (sweep, model) and k[2] is not None)
@@ -176,9 +179,9 @@ def _over_sizes(store: Store) -> dict[tuple[Line, str], list[Point]]:
             scores[sweep, model, None, reference, method, size] = mean
     at = examples(store)
     points: dict[tuple[Line, str], list[Point]] = defaultdict(list)
-    for (sweep, model, dataset, reference, method, size), found in scores.items():
+    for (sweep, model, dataset, reference, method, size), seed_scores in scores.items():
         if (sweep, model, dataset, size) in at:
-            point = at[sweep, model, dataset, size], size, found
+            point = at[sweep, model, dataset, size], size, seed_scores
             points[(sweep, model, dataset, reference), method].append(point)
     return points
 
@@ -192,15 +195,17 @@ def examples(store: Store) -> dict[Place, float]:
 
     Of several data sets the place without a data set has the mean.
     """
-    known = by([r for r in _trained(store) if r["cost"]], *PLACE)
-    found: dict[Place, float] = {
+    runs_by_place = group_by([r for r in _trained(store) if r["cost"]], *PLACE)
+    examples_by_place: dict[Place, float] = {
         (sweep, model, dataset, size): float(np.median([r["cost"] for r in runs]))
-        for (sweep, model, dataset, size), runs in known.items()
+        for (sweep, model, dataset, size), runs in runs_by_place.items()
     }
     means: dict[tuple[str, str, str], list[float]] = defaultdict(list)
-    for (sweep, model, _, size), value in found.items():
+    for (sweep, model, _, size), value in examples_by_place.items():
         means[sweep, model, size].append(value)
-    return found | {(s, m, None, size): float(np.mean(v)) for (s, m, size), v in means.items() if len(v) > 1}
+    return examples_by_place | {
+        (s, m, None, size): float(np.mean(v)) for (s, m, size), v in means.items() if len(v) > 1
+    }
 
 
 def point_table(store: Store) -> pa.Table:
@@ -208,8 +213,8 @@ def point_table(store: Store) -> pa.Table:
     rows = [
         dict(zip(line_columns(EXAMPLES), line, strict=True))
         | {"method": method, "x": EXAMPLES, "train_size": name, "cost": float(x), "score": float(score)}
-        for (line, method), one in curves(store, EXAMPLES).items()
-        for x, name, score in zip(one.curve.x, one.names, one.curve.mean, strict=True)
+        for (line, method), measured in curves(store, EXAMPLES).items()
+        for x, name, score in zip(measured.curve.x, measured.names, measured.curve.mean, strict=True)
     ]
     return pa.Table.from_pylist(rows, schema=POINTS)
 
@@ -232,17 +237,17 @@ def size_curves(store: Store) -> pa.Table:
     """Rows of `scaling.curve` arranged by training size, where a (sweep, model, data set) has at least two; `SIZES`."""
     at = examples(store)
     rows: list[Row] = []
-    for mine in by(curve(store).to_pylist(), "sweep", "model", "dataset").values():
-        sizes = sorted({r["train_size"] for r in mine}, key=size_key)
+    for place_rows in group_by(curve(store).to_pylist(), "sweep", "model", "dataset").values():
+        sizes = sorted({r["train_size"] for r in place_rows}, key=size_key)
         if len(sizes) > 1:
-            rows += [r | {"position": sizes.index(r["train_size"]), "images": at.get(place_of(r))} for r in mine]
+            rows += [r | {"position": sizes.index(r["train_size"]), "images": at.get(place_of(r))} for r in place_rows]
     return pa.Table.from_pylist(sorted(rows, key=_order), schema=SIZES)
 
 
 def size_labels(table: pa.Table) -> list[str]:
     """The sizes in words, by position; of one (sweep, model, data set)."""
-    found = {r["position"]: size_text(r["train_size"]) for r in table.to_pylist()}
-    return [found[i] for i in sorted(found)]
+    text_by_position = {r["position"]: size_text(r["train_size"]) for r in table.to_pylist()}
+    return [text_by_position[i] for i in sorted(text_by_position)]
 
 
 def _order(r: Row) -> tuple[Any, ...]:

@@ -12,7 +12,7 @@ from analysis.curves.fits import Array
 from analysis.curves.measured import axis, costed_runs
 from analysis.format import Row
 from analysis.statistics.inference import DRAWS, t_weights
-from analysis.statistics.runs import UNTRAINED, Seed, by, by_seed
+from analysis.statistics.runs import UNTRAINED, Seed, by_seed, group_by
 from analysis.store.columns import FLAG, INT, PLACE, REAL, TEXT, typed
 from analysis.store.store import Store, remembered
 from analysis.styles import size_key, style
@@ -47,8 +47,8 @@ def front(store: Store, x: str = "adapter_params") -> pa.Table:
     """
     axis(x)
     rows: list[Row] = []
-    for mine in by([r for r in costed_runs(store, x) if r["cost"] is not None], *PLACE).values():
-        cells = list(by(mine, "cell_id").values())
+    for place_runs in group_by([r for r in costed_runs(store, x) if r["cost"] is not None], *PLACE).values():
+        cells = list(group_by(place_runs, "cell_id").values())
         cost = np.array([float(np.median([r["cost"] for r in runs])) for runs in cells])
         scores = [by_seed(runs) for runs in cells]
         mean = np.array([float(np.mean(list(s.values()))) for s in scores])
@@ -80,4 +80,6 @@ def front_share(cost: Array, scores: Sequence[Mapping[Seed, float]]) -> Array | 
         values = np.array(list(s.values()))
         shift = t_weights([number[seed] for seed in s]) @ (values - values.mean()) if len(s) > 1 else np.zeros(DRAWS)
         drawn.append(values.mean() + shift)
-    return np.asarray(np.mean([efficient(cost, one) for one in np.stack(drawn, axis=1)], axis=0), dtype=float)
+    return np.asarray(
+        np.mean([efficient(cost, drawn_scores) for drawn_scores in np.stack(drawn, axis=1)], axis=0), dtype=float
+    )

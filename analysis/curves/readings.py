@@ -24,7 +24,7 @@ from analysis.store.store import Store, remembered
 from analysis.styles import place_of, style
 
 CURRENCIES = ("adapter_params", "step_memory_bytes", "step_flops", "saved_bytes", "seconds_train")
-"""The costs in which `order_table` compares methods: all that a budget can limit, and the training time."""
+"""The costs in which `currency_table` compares methods: all that a budget can limit, and the training time."""
 NEAR_FULL = 0.99
 """The default target: this share of full fine-tuning's score."""
 
@@ -43,17 +43,17 @@ def _table(rows: Sequence[Row], x: str, columns: Sequence[tuple[str, pa.DataType
     return pa.Table.from_pylist(rows, schema=pa.schema([*typed(TEXT, *line_columns(x)), *columns]))
 
 
-def _named(store: Store, x: str) -> Iterator[tuple[Row, Line, Measured]]:
+def _named_curves(store: Store, x: str) -> Iterator[tuple[Row, Line, Measured]]:
     """Every curve: the columns that name it, its line, and itself."""
-    for (line, method), one in curves(store, x).items():
-        yield dict(zip(line_columns(x), line, strict=True)) | {"method": method, "x": x}, line, one
+    for (line, method), measured in curves(store, x).items():
+        yield dict(zip(line_columns(x), line, strict=True)) | {"method": method, "x": x}, line, measured
 
 
 def _by_line(store: Store, x: str) -> dict[Line, list[tuple[Row, Measured]]]:
     """Group the curves by line. Each curve comes with the columns that name it."""
     lines: dict[Line, list[tuple[Row, Measured]]] = defaultdict(list)
-    for named, line, one in _named(store, x):
-        lines[line].append((named, one))
+    for named, line, measured in _named_curves(store, x):
+        lines[line].append((named, measured))
     return lines
 
 
@@ -63,10 +63,10 @@ def band_table(store: Store, x: str = "adapter_params", points: int = 60) -> pa.
     `band` says what a band is: 'simultaneous' (it holds the whole curve); null without one.
     """
     rows = []
-    for named, _, one in _named(store, x):
-        at = np.geomspace(one.curve.x[0], one.curve.x[-1], points)
-        scores = fits.isotonic(one.curve.x, one.curve.mean, at)
-        band = fits.band(one.curve, at)
+    for named, _, measured in _named_curves(store, x):
+        at = np.geomspace(measured.curve.x[0], measured.curve.x[-1], points)
+        scores = fits.isotonic(measured.curve.x, measured.curve.mean, at)
+        band = fits.band(measured.curve, at)
         for i in range(points):
             row = named | {"at": float(at[i]), "score": float(scores[i])}
             if band is not None:
@@ -80,11 +80,11 @@ def crossing_table(store: Store, x: str = "adapter_params") -> pa.Table:
     """Where each method's curve crosses the baseline's, over the seeds both have; columns `CROSSING`."""
     baseline = question(store).baseline
     rows = []
-    for named, line, one in _named(store, x):
-        other = curves(store, x).get((line, baseline))
-        shared = [s for s in one.seeds if s in other.seeds] if other is not None else []
-        if named["method"] != baseline and line[3] is not None and other is not None and shared:
-            estimate = fits.crossing(one.on(shared), other.on(shared))
+    for named, line, measured in _named_curves(store, x):
+        base = curves(store, x).get((line, baseline))
+        shared = [s for s in measured.seeds if s in base.seeds] if base is not None else []
+        if named["method"] != baseline and line[3] is not None and base is not None and shared:
+            estimate = fits.crossing(measured.on(shared), base.on(shared))
             rows.append(named | {"baseline": baseline, "seeds": len(shared)} | vars(estimate))
     return _table(rows, x, CROSSING)
 
@@ -101,17 +101,17 @@ def needed_table(store: Store, x: str = "adapter_params", target: float | None =
         if run["method"] == "full":
             full[place_of(run)].append(run["test_score"])
     rows = []
-    for named, line, one in _named(store, x):
+    for named, line, measured in _named_curves(store, x):
         goals = [] if target is None else [(f"{100 * target:g} %", target)]
         if target is None and line in full:
             goals.append((f"{100 * NEAR_FULL:g} % of full fine-tuning's score", NEAR_FULL * float(np.mean(full[line]))))
         baseline = question(store).baseline
-        other = curves(store, x).get((line, baseline))
-        if target is None and other is not None and named["method"] != baseline and line[3] is not None:
-            goals.append((f"{style(baseline).name}'s best score", float(other.curve.mean.max())))
+        base = curves(store, x).get((line, baseline))
+        if target is None and base is not None and named["method"] != baseline and line[3] is not None:
+            goals.append((f"{style(baseline).name}'s best score", float(base.curve.mean.max())))
         for goal, value in goals:
-            row = {"goal": goal, "target": value, "seeds": one.curve.seeds}
-            rows.append(named | row | vars(fits.needed(one.curve, value)))
+            row = {"goal": goal, "target": value, "seeds": measured.curve.seeds}
+            rows.append(named | row | vars(fits.needed(measured.curve, value)))
     return _table(rows, x, NEED)
 
 
@@ -121,17 +121,23 @@ def area_table(store: Store, x: str = "adapter_params") -> pa.Table:
     Against a cost the range is that of the question's two methods where there are such; else that of all curves of the
     line. `difference` is the area less the baseline's in that range, paired over the seeds both have.
     """
-    asked = question(store)
+    asked_question = question(store)
     rows = []
-    for line, mine in _by_line(store, x).items():
-        core = [one for named, one in mine if x != EXAMPLES and named["method"] in (asked.focus, asked.baseline)]
-        spans = [one.curve.x for one in core or [one for _, one in mine]]
+    for line, line_curves in _by_line(store, x).items():
+        core = [
+            measured
+            for named, measured in line_curves
+            if x != EXAMPLES and named["method"] in (asked_question.focus, asked_question.baseline)
+        ]
+        spans = [measured.curve.x for measured in core or [measured for _, measured in line_curves]]
         low, high = max(float(at[0]) for at in spans), min(float(at[-1]) for at in spans)
-        base = curves(store, x).get((line, asked.baseline))
-        for named, one in mine if low < high else ():
-            row = {"from_x": low, "to_x": high, "seeds": one.curve.seeds} | vars(fits.area(one.curve, low, high))
-            if base is not None and base is not one:
-                row |= _area_difference(one, base, low, high) | {"baseline": asked.baseline}
+        base = curves(store, x).get((line, asked_question.baseline))
+        for named, measured in line_curves if low < high else ():
+            row = {"from_x": low, "to_x": high, "seeds": measured.curve.seeds} | vars(
+                fits.area(measured.curve, low, high)
+            )
+            if base is not None and base is not measured:
+                row |= _area_difference(measured, base, low, high) | {"baseline": asked_question.baseline}
             rows.append(named | row)
     return _table(rows, x, AREA)
 
@@ -145,16 +151,16 @@ def pair_table(store: Store, x: str = "adapter_params") -> pa.Table:
     """
     rows = []
     for curves_of_line in _by_line(store, x).values():
-        for (named, one), (named_other, other) in itertools.combinations(curves_of_line, 2):
-            low = float(max(one.curve.x[0], other.curve.x[0]))
-            high = float(min(one.curve.x[-1], other.curve.x[-1]))
+        for (named, first), (named_other, second) in itertools.combinations(curves_of_line, 2):
+            low = float(max(first.curve.x[0], second.curve.x[0]))
+            high = float(min(first.curve.x[-1], second.curve.x[-1]))
             if low < high:
                 row = named | {"other": named_other["method"], "from_x": low, "to_x": high}
-                rows.append(row | _area_difference(one, other, low, high))
+                rows.append(row | _area_difference(first, second, low, high))
     return _table(rows, x, PAIR)
 
 
-def order_table(store: Store) -> pa.Table:
+def currency_table(store: Store) -> pa.Table:
     """Return the rows of `pair_table` for each of `CURRENCIES`: which of two methods is ahead in which currency.
 
     `turns` says whether the two change their order: one is clearly ahead in one currency and clearly behind in another.
@@ -177,10 +183,10 @@ def order_table(store: Store) -> pa.Table:
 def _area_difference(one: Measured, base: Measured, low: float, high: float) -> Row:
     a, b = ({} if (areas := fits.seed_areas(m.curve, low, high)) is None else dict(zip(m.seeds, areas, strict=True))
             for m in (one, base))  # fmt: skip
-    found = paired_difference(a, b)
-    if found is None:
+    difference = paired_difference(a, b)
+    if difference is None:
         return {}
-    return {"difference": found.mean, "difference_low": found.low, "difference_high": found.high}
+    return {"difference": difference.mean, "difference_low": difference.low, "difference_high": difference.high}
 
 
 def crossing_sentence(row: Row) -> str:
@@ -189,15 +195,17 @@ def crossing_sentence(row: Row) -> str:
     b = style(row["baseline"]).name
     where = axis_words(row["x"])
     if row["value"] is None:
-        seen = row["note"].replace(": above throughout", f", {a}'s lies above throughout")
-        seen = seen.replace(": below throughout", f", {a}'s lies below throughout")
-        return f"{a}'s curve and {b}'s: {seen} (isotonic fits against {where}; a description, not a test)."
+        observed = row["note"].replace(": above throughout", f", {a}'s lies above throughout")
+        observed = observed.replace(": below throughout", f", {a}'s lies below throughout")
+        return f"{a}'s curve and {b}'s: {observed} (isotonic fits against {where}; a description, not a test)."
     at, low, high = (quantity(row[name]) for name in ("value", "low", "high"))
     if row["share"] is None:
         why = "without spread between seeds" if row["note"] == fits.NO_INTERVAL else "on one seed"
         return f"{a}'s curve crosses {b}'s at {at} {where}, seen {why}, so without an interval."
-    seen = f"the crossing is in {100 * row['share']:.0f} % of draws"
+    observed = f"the crossing is in {100 * row['share']:.0f} % of draws"
     if not low or not high:
         ends = f"{low or 'below the range'} to {high or 'above the range'}"
-        return f"Whether {a}'s curve crosses {b}'s is not settled: seen at {at} {where}, 95 % interval {ends}; {seen}."
-    return f"{a}'s curve crosses {b}'s at {at} {where}, 95 % interval {low} to {high}; {seen}."
+        return (
+            f"Whether {a}'s curve crosses {b}'s is not settled: seen at {at} {where}, 95 % interval {ends}; {observed}."
+        )
+    return f"{a}'s curve crosses {b}'s at {at} {where}, 95 % interval {low} to {high}; {observed}."

@@ -1,7 +1,7 @@
-"""`sweeps analyze`: compute the missing units of a diagnostic, draw all of them, and say in a sentence what they show.
+"""The diagnostics of `sweeps analyze`: compute missing units, draw the results, and make a sentence of them.
 
-The store keeps a unit's rows as soon as they are done, so a stopped run goes on where it was. The caller chooses who
-runs the units: this process, or Ray (`sweeps.engine.analyze`).
+Each unit's rows are stored as soon as they are computed, so a stopped run continues. The caller decides whether this
+process or Ray (`sweeps.engine.analyze`) runs the units.
 """
 
 from __future__ import annotations
@@ -17,20 +17,20 @@ import pyarrow as pa
 
 from analysis.diagnostics import cka, full_rank, further, intruders, landscape, retention, spectrum
 from analysis.diagnostics.units import Execute, Unit, compute_missing, rows_of
-from analysis.diagnostics.weights import left_out
+from analysis.diagnostics.weights import left_out_sentence
 from analysis.errors import StoreError, nearest
 from analysis.figures.diagnostics import (
     Drawing,
-    alignment,
     draw_cka,
     draw_intruders,
     draw_landscape,
     draw_retention,
     draw_spectrum,
     draw_surface,
-    errors,
-    planes,
-    write,
+    mean_cka,
+    mean_errors,
+    split_by_place,
+    write_drawings,
 )
 from analysis.format import Row
 from analysis.store.store import Store
@@ -50,22 +50,22 @@ def plan(
     include: Path | None = None,
     texts: Path | None = None,
 ) -> list[Unit]:
-    """The units of a diagnostic; `analyze` says what the arguments are.
+    """Return the units of a diagnostic. The arguments are those of `analyze`.
 
     Raises:
-        StoreError: unknown kind, a number that the kind does not take or that is too small, no trained weights kept, or
-            no full fine-tuning where one is needed.
+        StoreError: the kind is unknown, an argument does not belong to the kind or is too small, no trained weights are
+            kept, or the kind needs full fine-tuning and none is kept.
     """
     least = {"examples": cka.LEAST if kind == "cka" else 1, "points": 3}
     if examples is not None and not (math.isfinite(examples) and (examples < 1 or examples == int(examples))):
         raise StoreError(f"examples = {examples} is neither a whole number nor a share below 1")
     if examples is not None and examples >= 1:
         examples = int(examples)  # 16.0 of a command line is 16
-    given = {k: v for k, v in (("examples", examples), ("points", points)) if v is not None}
-    for name, value in given.items():
+    numbers = {k: v for k, v in (("examples", examples), ("points", points)) if v is not None}
+    for name, value in numbers.items():
         if value < least[name] and not (name == "examples" and 0 < value < 1):
             raise StoreError(f"{name} = {value} is too few; at least {least[name]}")
-    named = [*given, *(name for name, value in (("task", tasks), ("include", include), ("texts", texts)) if value)]
+    named = [*numbers, *(name for name, value in (("task", tasks), ("include", include), ("texts", texts)) if value)]
     takes = dict.fromkeys(KINDS, ()) | {
         "retention": ("texts",),
         "cka": ("examples",),
@@ -87,20 +87,21 @@ def plan(
     if kind == "cka":
         return cka.plan(store, examples=examples or cka.EXAMPLES)
     if kind == "landscape":
-        most, side = examples or landscape.EXAMPLES, points or landscape.POINTS
-        return landscape.plan(store, examples=most, points=side)
+        largest_count, side = examples or landscape.EXAMPLES, points or landscape.POINTS
+        return landscape.plan(store, examples=largest_count, points=side)
     return {"spectrum": spectrum.plan, "intruders": intruders.plan, "full_rank": full_rank.plan}[kind](store)
 
 
 def compute(folder: Path, unit: Unit, warm: dict[str, Any]) -> list[Row]:
-    """The rows of one unit.
+    """Return the rows of one unit.
 
     Args:
-        folder: the results, whose `adapters/` are read.
-        warm: kept from unit to unit of a process, for the model and its data; empty at first.
+        folder: the results folder, whose `adapters/` are read.
+        unit: the unit.
+        warm: cache of the model and its data for all units of a process; empty at first.
 
     Raises:
-        StoreError, TrialError, TrainablesError: what stands in the way, naming the unit.
+        StoreError, TrialError, TrainablesError: the unit cannot be computed. The error names the unit.
     """
     return _ROWS[unit.table](folder, unit, warm)
 
@@ -119,7 +120,7 @@ _ROWS = {
 
 
 def in_process(folder: Path, units: Sequence[Unit]) -> Iterator[tuple[Unit, list[Row]]]:
-    """Run units one after another, here."""
+    """Run units one after another in this process, and yield each with its rows."""
     warm: dict[str, Any] = {}
     for unit in units:
         yield unit, compute(folder, unit, warm)
@@ -137,19 +138,21 @@ def analyze(
     include: Path | None = None,
     texts: Path | None = None,
 ) -> tuple[pa.Table, dict[str, Path], str]:
-    """Compute what is missing, keep it as tables of the store, and draw it into `diagnostics/`.
+    """Compute the missing units of a diagnostic, store their rows, and draw them into the folder `diagnostics/`.
 
     Args:
+        store: the results.
         kind: one of `KINDS`.
-        execute: who runs the units; `in_process`, or `sweeps.engine.analyze.ray_tasks`.
-        force: compute all units anew; of rows with one key the later count.
-        examples: of cka and landscape, how many at most (of each split); below 1 a share.
-        points: of landscape, of a row of the grid and of an edge.
-        tasks: of tasks, lm-eval's names of them. include: a folder with the user's own task files for lm-eval.
-        texts: of retention, a file of general text.
+        execute: function that runs the units: `in_process`, or `sweeps.engine.analyze.ray_tasks`.
+        force: compute all units again. The newer rows replace the older ones.
+        examples: for cka, landscape and tasks: largest number of examples of each split or task; below 1 a share.
+        points: for landscape: number of points on a row of the grid, and on an edge.
+        tasks: for tasks: lm-eval's names of the tasks.
+        include: for tasks: a folder with the user's own task files for lm-eval.
+        texts: for retention: a file of general text.
 
     Returns:
-        The table's rows of this diagnostic, the files by name, and the sentence.
+        The rows of this diagnostic, the files by name, and the sentence.
 
     Raises:
         StoreError: as `plan` and `compute`.
@@ -159,10 +162,10 @@ def analyze(
     table = rows_of(store, units, kind)
     if kind == "spectrum":
         approximation = rows_of(store, units, "approximation")
-        says = f"{spectrum_sentence(table, approximation)} {left_out(store)}".rstrip()
+        says = f"{spectrum_sentence(table, approximation)} {left_out_sentence(store)}".rstrip()
         figures = [Drawing("spectrum", draw_spectrum(table, approximation), says)]
     elif kind == "intruders":
-        says = f"{intruders_sentence(table)} {left_out(store)}".rstrip()
+        says = f"{intruders_sentence(table)} {left_out_sentence(store)}".rstrip()
         figures = [Drawing("intruders", draw_intruders(table), says)]
     elif kind == "retention":
         says = retention_sentence(table)
@@ -176,25 +179,25 @@ def analyze(
         figures = [Drawing("cka", draw_cka(table), says)]
     else:
         says, figures = landscape_sentence(table), []
-        for i, plane in enumerate(planes(table)):
+        for i, plane in enumerate(split_by_place(table)):
             stem = f"landscape-{i + 1}" if i else "landscape"
             figures.append(Drawing(stem, draw_landscape(plane), landscape_sentence(plane)))
             figures.append(Drawing(f"{stem}-surface", draw_surface(plane), "The same as a surface."))
-    return table, write(figures, store.path, kind), says
+    return table, write_drawings(figures, store.path, kind), says
 
 
 def spectrum_sentence(table: pa.Table, approximation: pa.Table) -> str:
-    """Mean effective rank per method, and the two forms' errors at the largest count that was fitted."""
+    """State the mean effective rank of each method, and the errors of LoRA's and RandLoRA's forms at the largest count."""
     ranks: dict[str, list[float]] = defaultdict(list)
     for r in table.to_pylist():
         ranks[r["method"]].append(r["effective_rank"])
     parts = [f"{style(m).name} {fmean(ranks[m]):.1f}" for m in in_order(set(ranks))]
     text = f"Effective rank of the updates, mean over target weights and budgets: {', '.join(parts)}."
-    error = {(r["method"], r["lora_rank"]): r["error"] for r in errors(approximation)}
+    error = {(r["method"], r["lora_rank"]): r["error"] for r in mean_errors(approximation)}
     if not error:
         return text
     top = max(rank for _, rank in error)
-    drawn = {(r["method"], r["lora_rank"]): r["error"] for r in errors(approximation, "random")}
+    drawn = {(r["method"], r["lora_rank"]): r["error"] for r in mean_errors(approximation, "random")}
     beside = f"; of a random matrix {drawn['lora', top]:.2f} and {drawn['randlora', top]:.2f}"
     return (
         f"{text} Approximating full fine-tuning's update with the parameters of LoRA rank {top}: least relative error "
@@ -228,10 +231,10 @@ def retention_sentence(table: pa.Table) -> str:
     parts = []
     for r in retention.changes(table):
         at = f" at {r['reference']}" if r["reference"] else ""
-        says = f"{style(r['method']).name}{at} {_nats(r, 'change', 'low', 'high')}"
+        text = f"{style(r['method']).name}{at} {_nats(r, 'change', 'low', 'high')}"
         if r.get("less_lora") is not None:
-            says += f", minus LoRA's {_nats(r, 'less_lora', 'less_low', 'less_high')}"
-        parts.append(says)
+            text += f", minus LoRA's {_nats(r, 'less_lora', 'less_low', 'less_high')}"
+        parts.append(text)
     before = fmean(r["before"] for r in rows)
     return (
         f"Mean loss of a token of {rows[0]['texts']} under the base model: {before:.3f} nats. Its change by training, "
@@ -246,16 +249,16 @@ def _nats(r: Row, value: str, low: str, high: str) -> str:
 
 
 def full_rank_sentence(table: pa.Table) -> str:
-    """Which bases gave full rank in every draw, and which did not."""
-    less: dict[str, float] = {}
+    """State which bases gave full rank in every draw, and the mean rank of the others."""
+    least_mean_rank: dict[str, float] = {}
     for r in table.to_pylist():
         name = r["distribution"] + (f" (s = {r['sparsity']:.4g})" if r["distribution"] == "ternary" else "")
         name += ", sparse A" if r["sparse_a"] else ""
-        less[name] = min(less.get(name, 1.0), r["mean_rank"])
-    whole = [name for name, share in less.items() if share == 1.0]
-    rest = [f"{name} {100 * share:.1f} %" for name, share in less.items() if share < 1.0]
-    says = f"Random updates have full rank in every draw with bases {'; '.join(whole)}." if whole else ""
-    return says + (f" Mean rank of the others, of the least shape: {'; '.join(rest)}." if rest else "")
+        least_mean_rank[name] = min(least_mean_rank.get(name, 1.0), r["mean_rank"])
+    full_names = [name for name, share in least_mean_rank.items() if share == 1.0]
+    lesser_names = [f"{name} {100 * share:.1f} %" for name, share in least_mean_rank.items() if share < 1.0]
+    says = f"Random updates have full rank in every draw with bases {'; '.join(full_names)}." if full_names else ""
+    return says + (f" Mean rank of the others, of the least shape: {'; '.join(lesser_names)}." if lesser_names else "")
 
 
 def tasks_sentence(table: pa.Table) -> str:
@@ -277,8 +280,8 @@ def _with_error(row: Row) -> str:
 
 
 def cka_sentence(table: pa.Table) -> str:
-    """CKA of the last layer, per method at its largest budget."""
-    rows = alignment(table)
+    """State the CKA of the last layer for each method at its largest budget."""
+    rows = mean_cka(table)
     if not rows:
         return "No layer's activations vary between examples, so there is no CKA."
     last = max(r["depth"] for r in rows)
@@ -290,7 +293,7 @@ def cka_sentence(table: pa.Table) -> str:
 
 
 def landscape_sentence(table: pa.Table) -> str:
-    """Barrier heights of the three edges, on training and on validation examples; the mean over places."""
+    """State the barrier heights of the three edges on training and validation examples, as means over places."""
     names = [style(m).name for m in CORNERS]
     edges: dict[tuple[str, int, int], dict[str, float | None]] = defaultdict(dict)
     rows = table.to_pylist()
@@ -299,18 +302,18 @@ def landscape_sentence(table: pa.Table) -> str:
             edges[r["split"], r["a"], r["b"]][r["unit"]] = r["barrier"]
     parts = []
     for a, b in sorted({(a, b) for _, a, b in edges}):
-        found = [edges[which, a, b].values() for which in landscape.SPLITS if (which, a, b) in edges]
-        parts.append(f"{names[a]} to {names[b]} {' and '.join(_height(values) for values in found)}")
+        barriers = [edges[which, a, b].values() for which in landscape.SPLITS if (which, a, b) in edges]
+        parts.append(f"{names[a]} to {names[b]} {' and '.join(_height(values) for values in barriers)}")
     places = list(dict.fromkeys((r["dataset"], r["train_size"]) for r in rows))
     where = place_text(*places[0]) if len(places) == 1 else f"{len(places)} data sets, the mean"
-    seen = "training and validation" if any(w == "val" for w, _, _ in edges) else "training"
+    splits_text = "training and validation" if any(w == "val" for w, _, _ in edges) else "training"
     return (
-        f"Loss over the plane through the three models ({where}); barrier heights on {seen} examples: "
+        f"Loss over the plane through the three models ({where}); barrier heights on {splits_text} examples: "
         f"{', '.join(parts)}. "
         "0 means that the straight path rises nowhere above the line between its ends. One seed: a description."
     )
 
 
 def _height(barriers: Iterable[float | None]) -> str:
-    known = [b for b in barriers if b is not None]
-    return f"{fmean(known):.3f}" if known else "(not finite)"
+    finite_barriers = [b for b in barriers if b is not None]
+    return f"{fmean(finite_barriers):.3f}" if finite_barriers else "(not finite)"

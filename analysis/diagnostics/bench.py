@@ -1,7 +1,8 @@
-"""A trial's model, data and loss, made again to look at trained weights: any family that `trainables` can train.
+"""A trial's model, data and loss, made again so that trained weights can be examined.
 
-Examples come from the trial's own training and validation rows, and nothing is scored on the test split (`protocol =
-"paper"` opens it, as training did). Everything runs in float32, without dropout and without augmentation.
+It works for every family that `trainables` can train. Examples come from the trial's own training and validation rows,
+and nothing is scored on the test split (`protocol = "paper"` opens it, as training did). Everything runs in float32,
+without dropout and without augmentation.
 """
 
 from __future__ import annotations
@@ -27,34 +28,34 @@ from trainables.models.blocks import block_lists
 from trainables.models.encoders import HEAD_FILE
 from trainables.runtime import choose_precision, pick_device
 from trainables.tasks.images.images import ImageTask
-from trainables.tasks.lane_cache import Warm
+from trainables.tasks.lane_cache import LaneCache
 from trainables.tasks.make import make_task
 from trainables.tasks.task import Parts, Split, Task
 
 State = dict[str, Tensor]
 
 _PARTS = ("attn", "attention", "self_attn", "mlp", "output")
-"""Attention and MLP of a block as models name them; "output" is where BERT's MLP ends."""
+"""Names of the attention and of the MLP in a block. In BERT the module "output" is the end of the MLP."""
 
 TEXTS_AT_ONCE = 8
-"""Texts of one forward pass: their logits are the largest tensors."""
+"""Number of texts in one forward pass. It is small because their logits are large."""
 IMAGES_AT_ONCE = 64
 
 
 class Bench:
-    """A trial's base model and task, to be run under other weights.
+    """A trial's base model and task, which can be run with other weights.
 
     Args:
-        facts: of the sweep, as `units.sweep_facts` has them.
-        row: the trial, as `Kept.brief` has it.
-        warm: keeps the model and its data from bench to bench of one process; empty at first.
+        facts: settings of the sweep, from `units.sweep_facts`.
+        row: the trial, from `Kept.brief`.
+        warm: cache of the model and its data for all benches of one process; empty at first.
 
     Raises:
-        TrialError, TrainablesError: the data or the model can't be had any more.
+        TrialError, TrainablesError: the data or the model is no longer available.
     """
 
     def __init__(self, facts: Row, row: Row, warm: dict[str, Any]) -> None:
-        self._lane, trial = Warm(warm, pick_device()), trial_config(facts, row)
+        self._lane, trial = LaneCache(warm, pick_device()), trial_config(facts, row)
         self.loaded = self._lane.model(trial.model, trial.train.base_weights)
         self.module = self.loaded.module.eval()
         precision, autocast = choose_precision("fp32", self._lane.device)
@@ -66,23 +67,24 @@ class Bench:
 
     @property
     def at_once(self) -> int:
-        """Examples of one forward pass."""
+        """Number of examples in one forward pass."""
         return IMAGES_AT_ONCE if isinstance(self.task, ImageTask) else TEXTS_AT_ONCE
 
     def state(self, kept: Kept) -> State:
-        """Weights as a trial left them, those that training changed, for `under`."""
+        """Return the weights that a trial changed, as it left them, for use with `under`."""
         if kept.folder not in self._states:
-            while len(self._states) > 3:  # the corners of a plane, and one
+            while len(self._states) > 3:  # at most four states are cached: the corners of a plane, and one more
                 self._states.pop(next(iter(self._states)))
-            found = {f"model.{n}": t for n, t in trained_state(self.module, kept).items()}
-            self._states[kept.folder] = self._head(kept) | {n: t.to(self._lane.device) for n, t in found.items()}
+            model_state = {f"model.{n}": t for n, t in trained_state(self.module, kept).items()}
+            self._states[kept.folder] = self._head(kept) | {n: t.to(self._lane.device) for n, t in model_state.items()}
         return self._states[kept.folder]
 
     @contextlib.contextmanager
     def trained(self, kept: Kept | None) -> Iterator[State]:
-        """The model as a trial left it, its adapter on it and not merged; gives the weights that are for `under`.
+        """Attach a trial's adapter (not merged) to the model, and give the other trained weights for `under`.
 
-        None: the base model.
+        Args:
+            kept: the trial; None for the base model.
         """
         if kept is None or kept.full:
             yield {} if kept is None else self.state(kept)
@@ -100,20 +102,22 @@ class Bench:
         return {f"head.{n}": t.to(self._lane.device) for n, t in read_tensors(file).items()}
 
     def base(self) -> dict[str, Tensor]:
-        """Weights of the base model, and of the head as it was before training."""
-        found = {f"model.{n}": p.detach() for n, p in self.module.named_parameters()}
+        """Return the weights of the base model, and those of the head before training."""
+        model_weights = {f"model.{n}": p.detach() for n, p in self.module.named_parameters()}
         head = self.task.head
-        return found | ({} if head is None else {f"head.{n}": p.detach() for n, p in head.named_parameters()})
+        return model_weights | ({} if head is None else {f"head.{n}": p.detach() for n, p in head.named_parameters()})
 
     @torch.no_grad()
     def under(self, state: State, function: Callable[..., Any], *arguments: Any) -> Any:
-        """Call a function of the task or the model with the weights of `state` in place; none is written to."""
+        """Call a function of the task or the model with the weights of `state`. The model's own weights stay."""
         return functional_call(_Holding(self.module, self.task.head, function), dict(state), arguments)
 
     def examples(self, which: Sequence[Split], most: float) -> Tensor:
-        """Up to `most` of the trial's rows (n,), drawn without regard to the method: the same for all of a place.
+        """Return up to `most` of the trial's rows (n,), the same ones for all methods of a place.
 
-        Below 1 it is a share of them.
+        Args:
+            which: splits from which the rows are drawn.
+            most: largest number of rows; below 1 a share of all rows.
         """
         rows = torch.cat([self.task.rows(w) for w in which])
         most = math.ceil(most * len(rows)) if most < 1 else int(most)
@@ -121,7 +125,7 @@ class Bench:
         return rows[order[:most]]
 
     def loss(self, state: State, rows: Tensor) -> float:
-        """The task's training loss, mean per image or target token, over rows (n,), n > 0."""
+        """Return the task's mean training loss per image or target token over rows (n,), n > 0."""
         total = weight = 0.0
         for part in torch.split(rows, self.at_once):
             total += float(self.under(state, self.task.loss_sum, part, None))
@@ -129,37 +133,42 @@ class Bench:
         return total / weight
 
     def blocks(self) -> dict[str, nn.Module]:
-        """The model's repeated blocks by name, from the input on; of CLIP those of the image tower.
+        """Return the model's repeated blocks by name, in order from the input (of CLIP those of the image tower).
 
         Raises:
-            StoreError: a model without any.
+            StoreError: the model has no repeated blocks.
         """
-        found = repeated_blocks(self.module, "visual." if self.loaded.kind == "clip" else "")
-        if not found:
+        blocks = repeated_blocks(self.module, "visual." if self.loaded.kind == "clip" else "")
+        if not blocks:
             raise StoreError(
                 f"model {self.loaded.model_id!r} has no list of like blocks whose outputs could be compared"
             )
-        return found
+        return blocks
 
     def layers(self) -> dict[str, nn.Module]:
-        """The attention and the MLP of every block, in order; a block without parts of these names is one itself."""
-        found: dict[str, nn.Module] = {}
+        """Return the attention and the MLP of each block, in order. A block without such parts is returned itself."""
+        modules: dict[str, nn.Module] = {}
         for name, block in self.blocks().items():
             parts = {f"{name}.{child}": m for child, m in block.named_children() if child in _PARTS}
-            found |= parts or {name: block}
-        return found
+            modules |= parts or {name: block}
+        return modules
 
     def activations(self, state: State, rows: Tensor, of: Mapping[str, nn.Module] | None = None) -> dict[str, Tensor]:
-        """Outputs of the blocks: name -> (n, features), each example's mean over its tokens or places.
+        """Return the outputs of modules as name -> (n, features): each example's mean over its tokens or positions.
 
-        Texts pass one by one, so that no padding enters the mean; images in one batch. `of`: other modules, by name.
+        Texts pass one by one, so that the mean includes no padding. Images pass in one batch.
+
+        Args:
+            state: the weights to use.
+            rows: (n,) the examples.
+            of: the modules, by name; default: the blocks.
         """
-        blocks = self.blocks() | dict(of or {})  # a block that nobody watches may leave out tokens that nobody reads
+        blocks = self.blocks() | dict(of or {})  # without a hook, a block may skip tokens that are not needed
         if isinstance(self.task, ImageTask):
             images, _ = self.task.inputs(rows, None)
             features: Any = self.task.classifier
-            whole = self._watched(blocks, lambda: self.under(state, features.features, images), len(rows))
-            return {name: whole[name] for name in of or blocks}
+            outputs = self._watched(blocks, lambda: self.under(state, features.features, images), len(rows))
+            return {name: outputs[name] for name in of or blocks}
         parts = [
             self._watched(blocks, lambda row=row: self.under(state, self.task.loss_sum, row, None), 1)  # type: ignore[misc]
             for row in torch.split(rows, 1)
@@ -168,12 +177,12 @@ class Bench:
 
     @staticmethod
     def _watched(blocks: Mapping[str, nn.Module], forward: Callable[[], Any], batch: int) -> dict[str, Tensor]:
-        found: dict[str, Tensor] = {}
+        outputs: dict[str, Tensor] = {}
 
         def hook(name: str) -> Any:
             def keep(_: nn.Module, __: Any, output: Any) -> None:
                 value = output if isinstance(output, Tensor) else output[0]
-                found[name] = mean_vector(value.detach(), batch).float().cpu()
+                outputs[name] = mean_vector(value.detach(), batch).float().cpu()
 
             return keep
 
@@ -183,16 +192,16 @@ class Bench:
         finally:
             for handle in handles:
                 handle.remove()
-        return found
+        return outputs
 
 
 def bench_of(store: Store, trial_id: str) -> Bench:
-    """The bench of a kept trial of a store, by its id. Raises StoreError: no trial of that id kept its weights."""
-    known = {row["trial_id"]: row for row in confirmed_as_trained(store)}
+    """Return the bench of a trial by its id. Raises StoreError if the store has no weights of that trial."""
+    row_by_id = {row["trial_id"]: row for row in confirmed_as_trained(store)}
     folder = store.path / ADAPTERS / trial_id
-    if trial_id not in known or not folder.is_dir():
+    if trial_id not in row_by_id or not folder.is_dir():
         raise StoreError(f"{store.path} keeps no trained weights of trial {trial_id!r}; [keep] says which are kept")
-    kept = Kept(known[trial_id], folder)
+    kept = Kept(row_by_id[trial_id], folder)
     return Bench(sweep_facts(store), kept.brief, {})
 
 
@@ -209,13 +218,13 @@ class _Holding(nn.Module):
 
 
 def trial_config(facts: Row, row: Row) -> TrialConfig:
-    """A trial on the same data as a kept one, of a method that has the family's usual task. It is never trained."""
+    """Return the configuration of a trial on the same data as a kept one. It only serves to make the task."""
     train = TrainSettings.model_validate(facts["train"]).model_copy(
         update={"augment": "none", "gradient_checkpointing": False}
     )
     size = row["train_size"]
     return TrialConfig(
-        stage="CONFIRM" if facts["protocol"] == "paper" else "TUNE",  # which cannot read test
+        stage="CONFIRM" if facts["protocol"] == "paper" else "TUNE",  # TUNE cannot read the test split
         cell_id="diagnostics",
         model=row["model"],
         adapt=row["adapt"],
@@ -249,7 +258,7 @@ def repeated_blocks(module: nn.Module, prefix: str = "") -> dict[str, nn.Module]
 
 
 def mean_vector(output: Tensor, batch: int) -> Tensor:
-    """(B, D) of a block's output: the mean over tokens of (B, T, D) or (T, B, D), over places of (B, C, H, W)."""
+    """Return (B, D): the mean of a block's output over tokens (B, T, D) or (T, B, D), or positions (B, C, H, W)."""
     if output.shape[0] != batch:
         output = output.transpose(0, 1)
     if output.ndim == 4:

@@ -1,8 +1,8 @@
-"""The probability that RandLoRA's update has full rank (appendix C.6 of arXiv 2502.00987): bounded, and counted.
+"""The probability that RandLoRA's update has full rank (appendix C.6 of arXiv 2502.00987): its bound, and a count.
 
-The paper bounds the chance that two rows of a sparse basis are collinear. That says something of B_1 .. B_n side by
-side; the update also has the one A of r rows, and a sparse A has columns of zeros, each of which costs a rank. So the
-ranks of updates with random lambda and gamma are counted beside the bound.
+The paper bounds the chance that two rows of a sparse basis are collinear. The bound is about B_1 .. B_n side by side.
+The update also has one A of r rows, and each column of zeros of a sparse A lowers the rank by one. So this module also
+computes the ranks of updates with random lambda and gamma.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from analysis.format import Row
 from analysis.store.store import Store
 from randlora.files.checkpoint import read_meta
 from randlora.model.targets import select
-from trainables.tasks.lane_cache import Warm
+from trainables.tasks.lane_cache import LaneCache
 
 DRAWS = 5
 BASES: tuple[tuple[str, float | str | None], ...] = (
@@ -40,31 +40,29 @@ BASES: tuple[tuple[str, float | str | None], ...] = (
 
 
 def collinear_bound(rows: int, width: int, sparsity: float) -> float:
-    """log10 of the union bound on two of `rows` rows being equal or opposite, `width` entries each, 0 or +-1.
+    """Return log10 of a union bound on the chance that two of `rows` ternary rows are equal or opposite.
 
-    Entries are -1 and +1 with probability 1 / s each, so two are equal with 2 / s^2 + (1 - 2 / s)^2, and opposite (or
-    both 0) as often: the bound is rows (rows - 1) times that to the power of `width`. Above 0 it says nothing.
+    Entries are -1 and +1 with probability 1 / s each. So two entries are equal with probability 2 / s^2 + (1 - 2 / s)^2,
+    and opposite (or both 0) with the same. The bound is rows (rows - 1) times that to the power of `width`. If the
+    result is above 0, it says nothing.
     """
     agree = 2 / sparsity**2 + (1 - 2 / sparsity) ** 2
     return math.log10(rows * (rows - 1)) + width * math.log10(agree)
 
 
 def plan(store: Store) -> list[Unit]:
-    """A unit per shape of target weight that RandLoRA adapts in a kept trial, at its rank there.
-
-    Raises StoreError: nothing kept, or no RandLoRA.
-    """
-    found = [kept for kept in kept_trials(store) if not kept.full and kept.row["method"] == "randlora"]
-    if not found:
+    """Return a unit for each kept trial of RandLoRA. Raises StoreError if there is none."""
+    randlora_trials = [kept for kept in kept_trials(store) if not kept.full and kept.row["method"] == "randlora"]
+    if not randlora_trials:
         raise StoreError('RandLoRA alone has bases to look at, and none was kept; set [keep] adapters = "confirm"')
-    return [Unit("full_rank", (kept.brief,), {"draws": DRAWS}, {}) for kept in found]
+    return [Unit("full_rank", (kept.brief,), {"draws": DRAWS}, {}) for kept in randlora_trials]
 
 
 def rows(folder: Path, unit: Unit, warm: dict[str, Any]) -> list[Row]:
-    """Rows of one kept trial (arguments: `analyze.compute`): per shape and rank `ranks` of every basis."""
+    """Return `ranks` for each shape and rank of one kept trial. Arguments as in `analyze.compute`."""
     kept = Kept.of(unit.trials[0], folder)
     capacities: dict[str, int] = read_meta(kept.folder)["capacities"]
-    sites = select(Warm(warm, torch.device("cpu")).model(kept.row["model"]).module, list(capacities))
+    sites = select(LaneCache(warm, torch.device("cpu")).model(kept.row["model"]).module, list(capacities))
     several = {(tuple(sites[name].shape), r) for name, r in capacities.items()}
     return [
         unit.place | kept.named | row
@@ -74,8 +72,8 @@ def rows(folder: Path, unit: Unit, warm: dict[str, Any]) -> list[Row]:
 
 
 def ranks(shape: tuple[int, int], r: int, *, draws: int = DRAWS) -> list[Row]:
-    """Per basis of `BASES`, and with a sparse A: the bound, and the ranks of `draws` random updates (out, in)."""
-    found: list[Row] = []
+    """Return the bound, and the ranks of `draws` random updates (out, in), for each of `BASES` and with a sparse A."""
+    rows_of_bases: list[Row] = []
     for distribution, sparsity in BASES:
         for sparse_a in (False, True) if distribution == "ternary" else (False,):
             options: dict[str, Any] = {"distribution": distribution, "sparse_a": sparse_a}
@@ -89,15 +87,15 @@ def ranks(shape: tuple[int, int], r: int, *, draws: int = DRAWS) -> list[Row]:
             row["log10_collinear"] = None if s is None else collinear_bound(max(shape), width, s)
             row["full"] = sum(n == min(shape) for n in counted) / draws
             row["mean_rank"] = sum(counted) / draws / min(shape)
-            found.append(row)
-    return found
+            rows_of_bases.append(row)
+    return rows_of_bases
 
 
 def _rank(shape: tuple[int, int], r: int, seed: int, options: dict[str, Any]) -> int:
-    """The rank of one update whose lambda and gamma are random."""
+    """Return the rank of one update with random lambda and gamma."""
     host = nn.Sequential(nn.Linear(shape[1], shape[0], bias=False))
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # that a sparse A loses rank is what is counted
+        warnings.simplefilter("ignore")  # it warns that a sparse A loses rank
         config = randlora.RandLoraConfig(r=r, **options)
     adapted = randlora.attach(host, config, ["0.weight"], basis_seed=seed)
     draw = torch.Generator().manual_seed(seed)

@@ -25,7 +25,7 @@ from randlora.files.tensors import read_tensors
 from trainables.errors import first_line
 from trainables.models.shapes import model_kind
 from trainables.runtime import pick_device
-from trainables.tasks.lane_cache import Warm
+from trainables.tasks.lane_cache import LaneCache
 
 BATCH = 8
 """Number of texts in one forward pass."""
@@ -34,10 +34,10 @@ RESAMPLES = 1000
 
 
 def plan(store: Store, *, tasks: Sequence[str], include: Path | None = None, examples: int | None = None) -> list[Unit]:
-    """A unit for each task of each kept trial, and of each base model.
+    """Return a unit for each task of each kept trial, and of each base model.
 
     Raises:
-        StoreError: no task, nothing kept, or models that generate no text.
+        StoreError: no task is named, no weights are kept, or a model is not a language model.
     """
     if not tasks:
         raise StoreError("name at least one task of lm-eval: --task arc_easy; `lm-eval ls tasks` lists them")
@@ -49,18 +49,18 @@ def plan(store: Store, *, tasks: Sequence[str], include: Path | None = None, exa
     bases = {k.row["model"]: k for k in trials}
     briefs = [k.brief for k in trials] + [k.brief | {"trial_id": None} for k in bases.values()]
     settings = [{"task": task, "examples": examples} for task in dict.fromkeys(tasks)]
-    return [Unit("tasks", (brief,), one, facts) for one in settings for brief in briefs]
+    return [Unit("tasks", (brief,), setting, facts) for setting in settings for brief in briefs]
 
 
 def rows(folder: Path, unit: Unit, warm: dict[str, Any]) -> list[Row]:
-    """One row for each metric that lm-eval reports of the task (arguments: `analyze.compute`).
+    """Return a row for each metric that lm-eval reports for the task. Arguments as in `analyze.compute`.
 
-    Raises StoreError: lm-eval is not installed, or does not know the task or lacks its data.
+    Raises StoreError if lm-eval is not installed, does not know the task or lacks its data.
     """
     (trial,) = unit.trials  # as `Kept.brief`, without a trial_id for the base model
     kept = None if trial["trial_id"] is None else Kept.of(trial, folder)
     base_weights = unit.facts["train"].get("base_weights", "fp32")
-    loaded = Warm(warm, pick_device()).model(trial["model"], base_weights)
+    loaded = LaneCache(warm, pick_device()).model(trial["model"], base_weights)
     with _trained(loaded.module, kept) as module:
         metrics = _ask(module, loaded.text_tokenizer, unit)
     base = {"method": "zero-shot", "reference": None, "adapter_params": 0, "trial_id": None}
@@ -74,12 +74,12 @@ def _trained(module: nn.Module, kept: Kept | None) -> Iterator[nn.Module]:
     if kept is None:
         yield module.eval()
     elif kept.full:
-        own = copy.deepcopy(module)  # the base model's memory may be shared
+        module_copy = copy.deepcopy(module)  # the base model's memory may be shared
         file = kept.folder / FULL_WEIGHTS
-        other = own.load_state_dict(read_tensors(file), strict=False).unexpected_keys
-        if other:
-            raise StoreError(f"{file} has {other[0]!r}, which is no weight of {kept.row['model']!r}")
-        yield own.eval()
+        unexpected = module_copy.load_state_dict(read_tensors(file), strict=False).unexpected_keys
+        if unexpected:
+            raise StoreError(f"{file} has {unexpected[0]!r}, which is no weight of {kept.row['model']!r}")
+        yield module_copy.eval()
     else:
         adapted = randlora.load(module, kept.folder)
         try:
@@ -112,8 +112,8 @@ def _ask(module: nn.Module, tokenizer: Any, unit: Unit) -> list[Row]:
         results = answer["results"][name]
     except Exception as error:  # tasks and their data raise errors of any kind
         raise StoreError(f"{unit.label}: lm-eval fails on {name!r} ({first_line(error)})") from error
-    asked = (answer.get("n-samples") or {}).get(name) or {}
-    facts = {"shots": (answer.get("n-shot") or {}).get(name), "examples": asked.get("effective")}
+    sample_counts = (answer.get("n-samples") or {}).get(name) or {}
+    facts = {"shots": (answer.get("n-shot") or {}).get(name), "examples": sample_counts.get("effective")}
     facts |= {"task_version": str(answer["versions"].get(name)), "lm_eval": __version__}
     return [facts | row for row in _metrics(results)]
 

@@ -15,19 +15,19 @@ import torch
 from torch import Tensor
 
 from analysis.diagnostics.units import Unit, sweep_facts
-from analysis.diagnostics.weights import Kept, deltas, kept_trials, left_out, target_names
+from analysis.diagnostics.weights import Kept, deltas, kept_trials, left_out_sentence, target_names
 from analysis.errors import StoreError
 from analysis.format import Row
 from analysis.store.store import Store
 from analysis.tables.diagnostics import INTRUDER
 from randlora.model.targets import select
-from trainables.tasks.lane_cache import Warm
+from trainables.tasks.lane_cache import LaneCache
 
 LEADING = 10
 """Number of leading singular vectors of W0 + delta in which intruders are counted."""
 
 
-def likeness(base: Tensor, delta: Tensor) -> Tensor:
+def largest_cosines(base: Tensor, delta: Tensor) -> Tensor:
     """Return for each left singular vector of base + delta its largest |cosine| with one of base, in float64.
 
     Args:
@@ -43,10 +43,10 @@ def likeness(base: Tensor, delta: Tensor) -> Tensor:
 
 
 def plan(store: Store) -> list[Unit]:
-    """A unit per kept trial. Trials whose update is no matrix are left out (`weights.left_out`).
+    """Return a unit for each kept trial whose update is a matrix (see `weights.left_out_sentence`).
 
     Raises:
-        StoreError: nothing kept whose update is a matrix, or no specification of the sweep.
+        StoreError: no such trial is kept, or the sweep's specification is missing.
     """
     trials = kept_trials(store)
     facts = sweep_facts(store)
@@ -57,14 +57,14 @@ def plan(store: Store) -> list[Unit]:
         if kept.matrix
     ]
     if not units:
-        raise StoreError(f"no kept trial has singular vectors to compare. {left_out(store)}")
+        raise StoreError(f"no kept trial has singular vectors to compare. {left_out_sentence(store)}")
     return units
 
 
 def rows(folder: Path, unit: Unit, warm: dict[str, Any]) -> list[Row]:
-    """Rows of one unit of `plan` (arguments: `analyze.compute`)."""
+    """Return the rows of one unit of `plan`. Arguments as in `analyze.compute`."""
     rounded = unit.facts["train"].get("base_weights", "fp32")
-    module = Warm(warm, torch.device("cpu")).model(unit.trials[0]["model"], rounded).module
+    module = LaneCache(warm, torch.device("cpu")).model(unit.trials[0]["model"], rounded).module
     kept = Kept.of(unit.trials[0], folder)
     updates = deltas(module, kept, unit.settings["weights"] or None)
     bases = {name: site.base.detach().float().cpu() for name, site in select(module, list(updates)).items()}
@@ -79,7 +79,7 @@ def intruder_rows(
     """Return a row for each weight of one trial: number and share of intruders, and the cosine of every vector."""
     rows_of_weights = []
     for name, delta in updates.items():
-        cosines = likeness(bases[name], delta)
+        cosines = largest_cosines(bases[name], delta)
         counted = min(leading, len(cosines))
         intruders = int((cosines[:counted] < threshold).sum())
         rows_of_weights.append(

@@ -40,22 +40,22 @@ OVERLAP = 40
 
 
 def plan(store: Store, texts: Path) -> list[Unit]:
-    """A unit per kept trial with an update of its weights, of every seed.
+    """Return a unit for each kept trial, of every seed.
 
     Args:
         texts: a file of general text, UTF-8.
 
     Raises:
-        StoreError: nothing kept, no specification of the sweep, or a file that can't be read or is empty.
+        StoreError: no weights are kept, the sweep's specification is missing, or the file cannot be read or is empty.
     """
-    content = read(texts)
+    content = read_general_text(texts)
     facts = sweep_facts(store) | {"texts": str(texts.absolute())}
     settings = {"texts": hashlib.sha256(content.encode()).hexdigest(), "window": WINDOW, "windows": WINDOWS}
     return [Unit("retention", (kept.brief,), settings, facts) for kept in every_kept(store)]
 
 
-def read(texts: Path) -> str:
-    """The general text. Raises StoreError: no such file, another encoding, or nothing in it."""
+def read_general_text(texts: Path) -> str:
+    """Return the general text of a file. Raises StoreError if it is missing, empty or not UTF-8."""
     try:
         content = texts.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
@@ -66,12 +66,12 @@ def read(texts: Path) -> str:
 
 
 def rows(folder: Path, unit: Unit, warm: dict[str, Any]) -> list[Row]:
-    """The row of one unit of `plan` (arguments: `analyze.compute`).
+    """Return the row of one unit of `plan`. Arguments as in `analyze.compute`.
 
     Raises:
-        StoreError: no language model, a text that is too short, or one that has training texts in it.
+        StoreError: the model is not a language model, or the text is too short or contains training texts.
     """
-    content = read(Path(unit.facts["texts"]))
+    content = read_general_text(Path(unit.facts["texts"]))
     bench, kept = Bench(unit.facts, unit.trials[0], warm), Kept.of(unit.trials[0], folder)
     if bench.loaded.kind != "causal-lm" or bench.loaded.text_tokenizer is None:
         raise StoreError(f"retention needs a language model, and {bench.loaded.model_id!r} is of another kind")
@@ -108,7 +108,7 @@ def refuse_overlap(bench: Bench, content: str, name: str) -> None:
 def training_lines(task: TextTask[Any]) -> list[str]:
     """Return the long lines of a trial's training rows, without the prompt's template.
 
-    Lines that half of the rows or more have are taken for the template.
+    A line counts as part of the template if at least half of the rows have it.
     """
     numbers = task.rows("train").tolist()
     counts = Counter(line for number in numbers for line in _long_lines(task.train_split.rows[number]))
@@ -123,7 +123,7 @@ def _long_lines(row: Any) -> set[str]:
 
 
 def windows(content: str, tokenizer: Any, size: int, most: int) -> list[Tensor]:
-    """Token ids of the windows (at most `size` each), without special tokens."""
+    """Return the token ids of up to `most` windows of at most `size` tokens, without special tokens."""
     ids = torch.tensor(tokenizer(content, add_special_tokens=False, verbose=False)["input_ids"], dtype=torch.long)
     parts = [part for part in torch.split(ids, size) if len(part) > 1]
     if len(parts) <= most:
@@ -161,18 +161,20 @@ def changes(table: pa.Table) -> list[Row]:
     order = in_order({method for method, _ in cells})
     rows_of_cells: list[Row] = []
     for method, reference in sorted(cells, key=lambda key: (order.index(key[0]), sizes[key])):
-        own, lora = cells[method, reference], cells.get(("lora", reference), {})
-        whole = stratified_difference([list(seeds.values()) for seeds in own.values()])
+        seed_changes, lora = cells[method, reference], cells.get(("lora", reference), {})
+        mean_change = stratified_difference([list(seeds.values()) for seeds in seed_changes.values()])
         row: Row = {
             "method": method,
             "reference": reference,
-            "change": whole.mean,
-            "low": whole.low,
-            "high": whole.high,
+            "change": mean_change.mean,
+            "low": mean_change.low,
+            "high": mean_change.high,
         }
-        paired = [[v - lora[p][s] for s, v in seeds.items() if s in lora[p]] for p, seeds in own.items() if p in lora]
+        paired = [
+            [v - lora[p][s] for s, v in seeds.items() if s in lora[p]] for p, seeds in seed_changes.items() if p in lora
+        ]
         if method != "lora" and any(paired):
             less = stratified_difference(paired)
             row |= {"less_lora": less.mean, "less_low": less.low, "less_high": less.high}
-        rows_of_cells.append(row | {"n": whole.n})
+        rows_of_cells.append(row | {"n": mean_change.n})
     return rows_of_cells

@@ -1,4 +1,4 @@
-"""Units of a diagnostic's work: what one task computes, and which units a results folder already has the rows of."""
+"""The units of a diagnostic's work, and which of them a results folder has already."""
 
 from __future__ import annotations
 
@@ -27,18 +27,18 @@ VERSIONS = {
     "intruders": 1,
     "retention": 1,
 }
-"""Raised when a table's numbers come about differently: units of an earlier version are then computed again."""
+"""Version of the computation of each table. If it is raised, units of an earlier version are computed again."""
 
 
 @dataclass(frozen=True)
 class Unit:
-    """One task.
+    """A part of a diagnostic that is computed at once, such as the spectrum of one trial.
 
     Attributes:
-        table: the table that its rows go to.
-        trials: the kept trials that it looks at, as `kept.Kept.brief` has them; the first one gives the place.
-        settings: what its numbers depend on besides.
-        facts: of the sweep, what a task is made from (`sweep_facts`).
+        table: the table for its rows.
+        trials: the kept trials that it needs, from `weights.Kept.brief`. The first one gives the place.
+        settings: what else its numbers depend on.
+        facts: settings of the sweep from which a trial's task is made (`sweep_facts`).
     """
 
     table: str
@@ -48,33 +48,33 @@ class Unit:
 
     @property
     def unit_id(self) -> str:
-        """16 hexadecimal digits: of the sweep, the trials, the settings, and the version of the computation."""
+        """16 hexadecimal digits, a hash of the sweep, the trials, the settings and the version of the computation."""
         key = [VERSIONS[self.table], self.table, self.trials[0]["sweep"]]
         text = json.dumps([*key, [t["trial_id"] for t in self.trials], self.settings], sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
     @property
     def label(self) -> str:
-        """The unit in words, for messages."""
+        """The name of the unit in messages."""
         first = self.trials[0]
         parts = [self.table, *(t["method"] for t in self.trials), first["reference"], first["dataset"]]
         return " ".join(p for p in parts if p)
 
     @property
     def place(self) -> Row:
-        """The columns that every diagnostic's rows begin with."""
+        """The first columns of every diagnostic's rows."""
         first = self.trials[0]
         return {"unit": self.unit_id} | {k: first[k] for k in ("sweep", "model", "dataset", "train_size")}
 
 
 class Execute(Protocol):
-    """Runs units and gives each with its rows as it is done, in any order."""
+    """A function that runs units, and yields each with its rows as soon as it is done, in any order."""
 
     def __call__(self, folder: Path, units: Sequence[Unit]) -> Iterable[tuple[Unit, list[Row]]]: ...
 
 
 def sweep_facts(store: Store) -> Row:
-    """What a trial's task needs of the sweep's specification. Raises StoreError: the folder does not have it."""
+    """Return the settings of a sweep from which a trial's task is made. Raises StoreError if they are missing."""
     identity = store.stored()
     if "train" not in identity:
         raise StoreError(f"{store.path} has no spec.json of its sweep, so what its trials trained on is not known")
@@ -89,33 +89,39 @@ def sweep_facts(store: Store) -> Row:
 
 
 def compute_missing(store: Store, units: Sequence[Unit], execute: Execute, *, force: bool = False) -> int:
-    """Run the units that have no rows in the store yet (with `force` all) and keep each one's rows as it is done.
+    """Run the units that have no rows in the store yet, and store the rows of each as soon as it is done.
 
-    A part file that cannot be read is set aside first, so what it held is missing.
+    A part file that cannot be read is set aside first, so its units count as missing.
+
+    Args:
+        store: the results.
+        units: the units of a diagnostic.
+        execute: runs the units.
+        force: run all units.
 
     Returns:
-        How many were run.
+        The number of units that were run.
     """
     tables = {u.table for u in units}
     for part in store.damaged:
         if part.table in tables and part.path.is_relative_to(store.path):
             set_aside(part)
-    there = {name: set(store.table(name).column("unit").to_pylist()) for name in tables}
-    missing = [u for u in units if force or u.unit_id not in there[u.table]]
+    known_units = {name: set(store.table(name).column("unit").to_pylist()) for name in tables}
+    missing = [u for u in units if force or u.unit_id not in known_units[u.table]]
     if missing:
         done = execute(store.path, missing)
         try:
             for unit, rows in done:
                 write_part(store.path, unit.table, [r | {"computed_at": datetime.now(UTC)} for r in rows])
         finally:
-            if isinstance(done, Generator):  # an interrupted one ends what it started now, not when it is collected
+            if isinstance(done, Generator):  # if interrupted, it ends what it started now, not at garbage collection
                 done.close()
     return len(missing)
 
 
 def rows_of(store: Store, units: Sequence[Unit], table: str) -> pa.Table:
-    """The rows of these units, in their order."""
+    """Return the rows of these units, in the order of the units."""
     order = {u.unit_id: i for i, u in enumerate(units) if u.table == table}
-    whole = store.table(table)
-    found = [(order[unit], i) for i, unit in enumerate(whole.column("unit").to_pylist()) if unit in order]
-    return whole.take(pa.array([i for _, i in sorted(found)], pa.int64()))
+    stored = store.table(table)
+    positions = [(order[unit], i) for i, unit in enumerate(stored.column("unit").to_pylist()) if unit in order]
+    return stored.take(pa.array([i for _, i in sorted(positions)], pa.int64()))

@@ -1,4 +1,4 @@
-"""The trained weights of a results folder, for diagnostics: which trials kept theirs, and their updates."""
+"""The trained weights of a results folder: which trials kept them, and their updates of the base weights."""
 
 from __future__ import annotations
 
@@ -43,27 +43,32 @@ BRIEF = (
 
 @dataclass(frozen=True)
 class Kept:
-    """A confirmed trial whose trained weights are on disk. `row`: its row in `trials`; `folder`: the weights."""
+    """A confirmed trial whose trained weights are on disk.
+
+    Attributes:
+        row: its row of the table `trials`.
+        folder: the folder with its weights.
+    """
 
     row: Row
     folder: Path
 
     @property
     def full(self) -> bool:
-        """Whether it is full fine-tuning: whole weights, not an adapter."""
+        """Whether the trial is full fine-tuning, so that the folder has whole weights instead of an adapter."""
         return not (self.folder / META).is_file()
 
     @property
     def seeds(self) -> tuple[int, ...]:
-        """Those of data, initialisation and bases."""
+        """The seeds of data, initialisation and bases."""
         return tuple(self.row[k] for k in SEEDS)
 
     @property
     def matrix(self) -> bool:
-        """Whether its update of a weight is a matrix."""
+        """Whether its update of each weight is a matrix that can be merged."""
         try:
             return self.full or randlora.get_method(read_meta(self.folder)["method"]).mergeable
-        except AdapterError:  # damage is told when the trial is read
+        except AdapterError:  # the error is raised when the trial is read
             return True
 
     @property
@@ -73,32 +78,32 @@ class Kept:
 
     @property
     def brief(self) -> Row:
-        """What a diagnostic needs of the trial, JSON-able."""
+        """The columns that a diagnostic needs, as JSON values."""
         return {k: self.row[k] for k in BRIEF}
 
     @property
     def named(self) -> Row:
-        """The columns that say which trial a diagnostic's row is about, besides its place."""
+        """The columns of a diagnostic's row that name the trial, besides its place."""
         return {k: self.row[k] for k in ("method", "reference", "adapter_params", "trial_id")}
 
     @classmethod
     def of(cls, brief: Row, folder: Path) -> Kept:
-        """The inverse of `brief`; `folder`: the results."""
+        """Return the kept trial of a `brief` in the results folder `folder`."""
         return cls(brief, folder / ADAPTERS / brief["trial_id"])
 
 
 def confirmed_as_trained(store: Store) -> list[Row]:
-    """The confirmed trials, with the seeds that they trained with where the journal has them."""
+    """Return the rows of confirmed trials, with the seeds that they trained with if the journal has them."""
     configs = {event["trial_id"]: event.get("config") or {} for event in store.events("ask")}
     rows = store.table("confirmed").to_pylist()
     return [row | {name: configs.get(row["trial_id"], {}).get(name, row[name]) for name in SEEDS} for row in rows]
 
 
 def every_kept(store: Store) -> list[Kept]:
-    """All confirmed trials whose weights are kept, of every seed. Trials with prompts are left out.
+    """Return all confirmed trials whose weights are kept, of every seed. Trials with prompts are left out.
 
     Raises:
-        StoreError: none is kept; with what to set.
+        StoreError: none is kept. The error says what to set.
     """
     return [kept for group in _kept_by_cell(store).values() for kept in sorted(group, key=lambda k: k.row["slot"])]
 
@@ -107,7 +112,7 @@ def _kept_by_cell(store: Store) -> dict[tuple[str, str], list[Kept]]:
     cells: dict[tuple[str, str], list[Kept]] = defaultdict(list)
     for row in confirmed_as_trained(store):
         folder = store.path / ADAPTERS / row["trial_id"]
-        if ((folder / META).is_file() and not _of_prompts(folder)) or (folder / FULL_WEIGHTS).is_file():
+        if ((folder / META).is_file() and not _has_prompts(folder)) or (folder / FULL_WEIGHTS).is_file():
             cells[row["sweep"], row["cell_id"]].append(Kept(row, folder))
     if not cells:
         raise StoreError(
@@ -117,13 +122,17 @@ def _kept_by_cell(store: Store) -> dict[tuple[str, str], list[Kept]]:
 
 
 def kept_trials(store: Store, *, need_full: bool = False) -> list[Kept]:
-    """One kept trial per confirmed cell, by place, method and budget: of several the first of its seeds.
+    """Return one kept trial of each confirmed cell (that of its first seed), ordered by place, method and budget.
 
-    Trials with prompts are left out: they change more than weights. `need_full`: what is held against full fine-tuning
-    of its place, so only trials of its seeds.
+    Trials with prompts are left out, because they change more than weights.
+
+    Args:
+        need_full: whether the trials are compared with full fine-tuning of their place, so that they must have the same
+            seeds.
 
     Raises:
-        StoreError: none is kept, or no full fine-tuning or nothing of its seeds where that is needed; with what to set.
+        StoreError: none is kept; or `need_full`, and no full fine-tuning or no trial of its seeds is kept. The error
+            says what to set.
     """
     cells = _kept_by_cell(store)
     chosen = [min(group, key=lambda k: k.row["slot"]) for group in cells.values()]
@@ -133,7 +142,7 @@ def kept_trials(store: Store, *, need_full: bool = False) -> list[Kept]:
             "add [methods.full] and set [keep] full = true before the sweep runs"
         )
     if need_full:  # another seed has other training rows and another head
-        beside = {k.row["trial_id"]: (full_of(chosen, k) or k).seeds for k in chain(*cells.values())}
+        beside = {k.row["trial_id"]: (full_fine_tuning_of(chosen, k) or k).seeds for k in chain(*cells.values())}
         same = [[k for k in group if k.seeds == beside[k.row["trial_id"]]] for group in cells.values()]
         one_seed = [min(group, key=lambda k: k.row["slot"]) for group in same if group]
         if all(k.full for k in one_seed) and not all(k.full for k in chosen):
@@ -145,42 +154,48 @@ def kept_trials(store: Store, *, need_full: bool = False) -> list[Kept]:
     return sorted(chosen, key=lambda k: (*k.place, style(k.row["method"]).order, k.row["adapter_params"] or 0))
 
 
-def left_out(store: Store) -> str:
-    """Which kept trials have no merged weights to look at, and why, as a sentence; "" where all have."""
+def left_out_sentence(store: Store) -> str:
+    """Return a sentence on the kept trials that cannot be merged into weights, or "" if all can."""
     trials = [k.row for k in kept_trials(store) if not k.matrix]
     names = dict.fromkeys(f"{style(row['method']).name} at {row['reference']}" for row in trials)
     return f"Left out, since their updates are no matrices: {', '.join(names)}." if names else ""
 
 
-def _of_prompts(folder: Path) -> bool:
+def _has_prompts(folder: Path) -> bool:
     try:
         return PLACE in read_meta(folder)["capacities"]
-    except CheckpointError:  # damage is told when the trial is read
+    except CheckpointError:  # the error is raised when the trial is read
         return False
 
 
-def full_of(trials: Sequence[Kept], one: Kept) -> Kept | None:
-    """Full fine-tuning in the place of `one`; None where it was not kept."""
-    found = [k for k in trials if k.full and k.place == one.place]
-    return next((k for k in found if k.row["method"] == "full"), found[0] if found else None)
+def full_fine_tuning_of(trials: Sequence[Kept], kept: Kept) -> Kept | None:
+    """Return full fine-tuning in the place of `kept`, or None if it was not kept."""
+    candidates = [k for k in trials if k.full and k.place == kept.place]
+    return next((k for k in candidates if k.row["method"] == "full"), candidates[0] if candidates else None)
 
 
-def target_names(trials: Sequence[Kept], one: Kept) -> list[str]:
-    """Weights that the adapters kept in the place of `one` change, sorted; parts of weights as they are named."""
-    return sorted({n for k in trials if not k.full and k.place == one.place for n in read_meta(k.folder)["capacities"]})
+def target_names(trials: Sequence[Kept], kept: Kept) -> list[str]:
+    """Return the sorted names of the weights, or parts of weights, that adapters in the place of `kept` change."""
+    return sorted(
+        {n for k in trials if not k.full and k.place == kept.place for n in read_meta(k.folder)["capacities"]}
+    )
 
 
 def deltas(module: nn.Module, kept: Kept, names: Sequence[str] | None = None) -> dict[str, Tensor]:
-    """Weight name -> update (out, in), float32. The module stays as it was.
+    """Return each weight's update (out, in) in float32, by name. The module is not changed.
 
-    For full fine-tuning the weights `names`, as an adapter's are named (parts too); None: every 2-D weight.
+    Args:
+        module: the base model.
+        kept: the trial.
+        names: for full fine-tuning, the weights or parts of weights; None: every 2-D weight.
     """
     if kept.full:
         trained = read_tensors(kept.folder / FULL_WEIGHTS)
         sites = find_sites(module) if names is None else select(module, names)
-        found = {n: s for n, s in sites.items() if s.stored_name in trained}
+        trained_sites = {n: s for n, s in sites.items() if s.stored_name in trained}
         return {
-            n: s.view(trained[s.stored_name].float() - s.parameter.detach().float().cpu()) for n, s in found.items()
+            n: s.view(trained[s.stored_name].float() - s.parameter.detach().float().cpu())
+            for n, s in trained_sites.items()
         }
     adapted = randlora.load(module, kept.folder)
     try:
@@ -190,7 +205,7 @@ def deltas(module: nn.Module, kept: Kept, names: Sequence[str] | None = None) ->
 
 
 def trained_state(module: nn.Module, kept: Kept) -> dict[str, Tensor]:
-    """Parameters that training changed, by name, as trained (merged)."""
+    """Return the parameters that training changed, by name, with adapters merged."""
     if kept.full:
         return read_tensors(kept.folder / FULL_WEIGHTS)
     adapted = randlora.load(module, kept.folder)

@@ -27,23 +27,23 @@ SHARES = 101
 """Points of a mean spectrum, from the largest singular value to the last."""
 
 
-def spectra(spectrum: pa.Table) -> list[Row]:
+def mean_spectra(spectrum: pa.Table) -> list[Row]:
     """Singular values over the largest, `relative`, at shares (0 to 1) of their number: means over updates.
 
     Args:
         spectrum: rows of the table `spectrum`; updates that are zero have none.
     """
-    rows, found = spectrum.to_pylist(), list[Row]()
+    rows, points = spectrum.to_pylist(), list[Row]()
     at = np.linspace(0, 1, SHARES)
     for method in in_order({r["method"] for r in rows}):
         curves = [np.asarray(r["singular_values"]) for r in rows if r["method"] == method and r["spectral"] > 0]
         if curves:
             mean = np.mean([np.interp(at, np.linspace(0, 1, len(c)), c / c.max()) for c in curves], axis=0)
-            found += [{"method": method, "share": s, "relative": v} for s, v in zip(at, mean, strict=True)]
-    return found
+            points += [{"method": method, "share": s, "relative": v} for s, v in zip(at, mean, strict=True)]
+    return points
 
 
-def errors(approximation: pa.Table, target: str = "trained") -> list[Row]:
+def mean_errors(approximation: pa.Table, target: str = "trained") -> list[Row]:
     """Relative `error` by form (`method`) and parameters (`lora_rank`), the mean over `n` weights.
 
     Args:
@@ -54,17 +54,17 @@ def errors(approximation: pa.Table, target: str = "trained") -> list[Row]:
     return _means(rows, "lora_rank", "error")
 
 
-def alignment(cka: pa.Table) -> list[Row]:
+def mean_cka(cka: pa.Table) -> list[Row]:
     """CKA by layer (`depth`), each method at its largest budget: the mean over `n` cells.
 
     Args:
         cka: rows of the table of that name; those without a number are left out.
     """
     rows = [r for r in cka.to_pylist() if r["cka"] is not None]
-    most: dict[str, int] = defaultdict(int)
+    largest: dict[str, int] = defaultdict(int)
     for r in rows:
-        most[r["method"]] = max(most[r["method"]], r["adapter_params"] or 0)
-    return _means([r for r in rows if (r["adapter_params"] or 0) == most[r["method"]]], "depth", "cka")
+        largest[r["method"]] = max(largest[r["method"]], r["adapter_params"] or 0)
+    return _means([r for r in rows if (r["adapter_params"] or 0) == largest[r["method"]]], "depth", "cka")
 
 
 def _means(rows: Sequence[Row], at: str, value: str) -> list[Row]:
@@ -81,10 +81,10 @@ def _means(rows: Sequence[Row], at: str, value: str) -> list[Row]:
 
 def draw_spectrum(table: pa.Table, approximation: pa.Table) -> Chart:
     """Left: mean singular values over the largest, per method; right: errors for full fine-tuning's update."""
-    points = errors(approximation)
+    points = mean_errors(approximation)
     curves = [
         {"method": r["method"], "share": 100 * r["share"], "relative": max(r["relative"], LEAST)}
-        for r in spectra(table)
+        for r in mean_spectra(table)
     ]
     with mpl.rc_context(STYLE):
         count = 2 if points else 1
@@ -109,7 +109,7 @@ def draw_spectrum(table: pa.Table, approximation: pa.Table) -> Chart:
         return figure
 
 
-def strangers(intruders: pa.Table) -> list[Row]:
+def mean_intruders(intruders: pa.Table) -> list[Row]:
     """Return the mean number of intruders of a weight for each method, budget (`reference`) and `threshold`.
 
     Args:
@@ -125,9 +125,9 @@ def strangers(intruders: pa.Table) -> list[Row]:
             "method": key[0],
             "reference": key[1],
             "threshold": at,
-            "intruders": float(np.mean([(c < at).sum() for c in own])),
+            "intruders": float(np.mean([(c < at).sum() for c in cosines])),
         }
-        for key, own in sorted(cells.items(), key=lambda cell: (order.index(cell[0][0]), cell[0][2]))
+        for key, cosines in sorted(cells.items(), key=lambda cell: (order.index(cell[0][0]), cell[0][2]))
         for at in np.linspace(0, 1, SHARES)
     ]
 
@@ -137,7 +137,7 @@ def draw_intruders(table: pa.Table) -> Chart:
 
     Methods without a budget (full fine-tuning) are in every panel.
     """
-    rows = strangers(table)
+    rows = mean_intruders(table)
     budgets = list(dict.fromkeys(r["reference"] for r in rows if r["reference"])) or [None]
     with mpl.rc_context(STYLE):
         figure = Chart(COLUMN_INCHES * len(budgets), 2.7)
@@ -179,7 +179,7 @@ def draw_retention(table: pa.Table) -> Chart:
 
 def draw_cka(table: pa.Table) -> Chart:
     """CKA with full fine-tuning against depth, a line per method at its largest budget."""
-    rows = alignment(table)
+    rows = mean_cka(table)
     with mpl.rc_context(STYLE):
         figure = Chart(COLUMN_INCHES, 2.7)
         axes = figure.add_axes((0.15, 0.16, 0.82, 0.78))
@@ -194,13 +194,18 @@ def draw_cka(table: pa.Table) -> Chart:
 def _lines(axes: Any, rows: Sequence[Row], x: str, y: str, **look: Any) -> None:
     """A line per method, with its markers; dotted for a method without a budget."""
     for method in dict.fromkeys(r["method"] for r in rows):
-        line, mine = [r for r in rows if r["method"] == method], style(method)
-        dashes = "-" if mine.marker else drawing.DOTS
-        drawn = {"color": mine.colour, "marker": mine.marker, "linestyle": dashes, "label": mine.name}
+        line, look_of_method = [r for r in rows if r["method"] == method], style(method)
+        dashes = "-" if look_of_method.marker else drawing.DOTS
+        drawn = {
+            "color": look_of_method.colour,
+            "marker": look_of_method.marker,
+            "linestyle": dashes,
+            "label": look_of_method.name,
+        }
         axes.plot([r[x] for r in line], [r[y] for r in line], **drawn | look)
 
 
-def planes(table: pa.Table) -> list[pa.Table]:
+def split_by_place(table: pa.Table) -> list[pa.Table]:
     """The rows of each place, in order of first appearance."""
     keys = [place_of(r) for r in table.to_pylist()]
     return [table.filter(pa.array([k == place for k in keys])) for place in dict.fromkeys(keys)]
@@ -267,8 +272,8 @@ def _heights(table: pa.Table) -> tuple[list[float], list[float], Any]:
     rows = [r for r in table.to_pylist() if r["kind"] == "plane" and r["split"] == "train"]
     xs, ys = sorted({r["x"] for r in rows}), sorted({r["y"] for r in rows})
     level = {(r["x"], r["y"]): r["loss"] for r in rows}
-    found = np.array([[level[x, y] for x in xs] for y in ys], dtype=float)  # None becomes NaN
-    return xs, ys, np.ma.masked_invalid(_log(found))
+    losses = np.array([[level[x, y] for x in xs] for y in ys], dtype=float)  # None becomes NaN
+    return xs, ys, np.ma.masked_invalid(_log(losses))
 
 
 def _log(losses: Any) -> Any:
@@ -284,7 +289,7 @@ class Drawing:
     says: str
 
 
-def write(found: Sequence[Drawing], folder: Path, kind: str) -> dict[str, Path]:
+def write_drawings(drawings: Sequence[Drawing], folder: Path, kind: str) -> dict[str, Path]:
     """Save figures into `diagnostics/`: PNG, SVG, PDF, and the sentence; returns file name -> path.
 
     What an earlier run of the kind left there is taken away: it may have had more figures, or files of another form.
@@ -294,9 +299,9 @@ def write(found: Sequence[Drawing], folder: Path, kind: str) -> dict[str, Path]:
         if old.suffix in (".png", ".svg", ".pdf", ".txt", ".json"):
             old.unlink()
     paths: dict[str, Path] = {}
-    for one in found:
-        paths |= drawing.save(one.figure, place, one.stem)
-        text = place / f"{one.stem}.txt"
-        text.write_text(one.says + "\n", encoding="utf-8")
+    for drawn in drawings:
+        paths |= drawing.save(drawn.figure, place, drawn.stem)
+        text = place / f"{drawn.stem}.txt"
+        text.write_text(drawn.says + "\n", encoding="utf-8")
         paths[text.name] = text
     return paths

@@ -17,7 +17,7 @@ from analysis.figures.drawing import (
     band_or_bars,
     curve_panels,
     dot,
-    fitted,
+    fit_range,
     has_band,
     legend,
     log_ticks,
@@ -25,7 +25,7 @@ from analysis.figures.drawing import (
     padded,
     place_title,
     spot,
-    spread,
+    spread_apart,
 )
 from analysis.format import Row, change_text, plural
 from analysis.store.columns import limited
@@ -55,15 +55,15 @@ def draw_differences(table: pa.Table, *, score: str, focus: str | None = None, m
         raise ValueError("no difference to draw: the table has no row")
     methods = in_order({r[arm] for r in rows for arm in ("method", "baseline")})
     with mpl.rc_context(STYLE):
-        found = places(table)
-        figure, grid = curve_panels(len(found), 2, over=0.22)
-        for index, (place, cell) in enumerate(zip(found, grid, strict=True)):
+        panel_places = places(table)
+        figure, grid = curve_panels(len(panel_places), 2, over=0.22)
+        for index, (place, cell) in enumerate(zip(panel_places, grid, strict=True)):
             axes = figure.add_subplot(cell)
-            mine = [r for r in rows if place_of(r) == place]
-            _panel(axes, index, mine, focus, margin)
-            axes.set_title(place_title(place, found), loc="left", fontweight="bold")
+            panel_rows = [r for r in rows if place_of(r) == place]
+            _panel(axes, index, panel_rows, focus, margin)
+            axes.set_title(place_title(place, panel_places), loc="left", fontweight="bold")
             if cell.is_first_col():
-                axes.set_ylabel(from_baseline(score, mine[0]["baseline"]))
+                axes.set_ylabel(from_baseline(score, panel_rows[0]["baseline"]))
         legend(figure, methods)
         mark_bands(figure, "simultaneous")
         return figure
@@ -81,17 +81,17 @@ def _panel(axes: Any, index: int, rows: Sequence[Row], focus: str | None, margin
     axes.set_xlabel(limited(r["reference"] for r in rows).replace("trainable", "trainable adapter"))
     if margin is not None:
         axes.axhspan(-100 * margin, 100 * margin, color=MUTED, alpha=0.13, linewidth=0, gid=f"{index}:{MARGIN}")
-    with axes.figure.of(rows[0]["baseline"]):
+    with axes.figure.parts_of(rows[0]["baseline"]):
         axes.axhline(0.0, color=style(rows[0]["baseline"]).colour, linewidth=1.2, gid=f"{index}:zero")
     each = {method: [r for r in rows if r["method"] == method] for method in methods}
     banded = {method: method == focus and has_band(line) for method, line in each.items()}
     spots = [spot(r["budget"], r["difference"], r, bar=not banded[m]) for m, line in each.items() for r in line]
-    asides = iter(spread(axes, spots))
+    asides = iter(spread_apart(axes, spots))
     x = {method: [next(asides) for _ in line] for method, line in each.items()}
     log_ticks(axes.xaxis, *axes.get_xlim())
     for method in reversed(methods):  # the first method ends on top
         look, line = style(method), each[method]
-        with axes.figure.of(method):
+        with axes.figure.parts_of(method):
             axes.plot(x[method], [100 * r["difference"] for r in line], color=look.colour, gid=f"{index}:{method}")
             band_or_bars(axes, x[method], line, look.colour, banded=banded[method])
             for at, r in zip(x[method], line, strict=True):
@@ -113,13 +113,13 @@ def zero_line(axes: Any, index: int, baseline: str, margin: float | None) -> Non
 
 def point_text(row: Row) -> str:
     """What a method's marker says: budget, difference, band, pairs and verdict."""
-    said = f"95 % band {row['band']}" if row["band"] else "no 95 % band: one seed, or no spread"
+    band_text = f"95 % band {row['band']}" if row["band"] else "no 95 % band: one seed, or no spread"
     verdict = row["verdict"] or "a mean over data sets; verdicts on means are in the tables"
     at = f"{style(row['method']).name} at {row['reference']}"
-    return f"{at}: {change_text(row)} points, {plural(row['n'], 'pair')}, {said}; {verdict}"
+    return f"{at}: {change_text(row)} points, {plural(row['n'], 'pair')}, {band_text}; {verdict}"
 
 
 def limits(rows: Sequence[Row]) -> tuple[float, float]:
     """Least and largest value to show, in points; an interval much wider than the others runs out of the picture."""
     ends = [(100 * r["low"], 100 * r["high"]) for r in rows if r["low"] is not None and r["n"] >= FEW_SEEDS]
-    return padded(*fitted([0.0, *(100 * r["difference"] for r in rows)], ends))
+    return padded(*fit_range([0.0, *(100 * r["difference"] for r in rows)], ends))

@@ -106,7 +106,7 @@ class Chart(Figure):
         return file.getvalue()
 
     @contextlib.contextmanager
-    def of(self, method: str) -> Iterator[None]:
+    def parts_of(self, method: str) -> Iterator[None]:
         """What the block draws shows this method; the page's legend hides all of it."""
         before = {artist for axes in self.axes for artist in axes.get_children()}
         yield
@@ -193,7 +193,7 @@ def padded(low: float, high: float) -> tuple[float, float]:
     return low - pad, high + pad
 
 
-def fitted(values: Sequence[float], ends: Sequence[tuple[float, float]]) -> tuple[float, float]:
+def fit_range(values: Sequence[float], ends: Sequence[tuple[float, float]]) -> tuple[float, float]:
     """Least and largest value, in percent or points, that an axis shows: all values, and what fits of their intervals.
 
     An interval may leave the values by two of the wider half widths (the upper quartile), but by no more than 2.5
@@ -208,7 +208,7 @@ def fitted(values: Sequence[float], ends: Sequence[tuple[float, float]]) -> tupl
     return low, high
 
 
-def bounded(rows: Sequence[Row], value: str = "mean", low: str = "low", high: str = "high") -> list[Row]:
+def clip_intervals(rows: Sequence[Row], value: str = "mean", low: str = "low", high: str = "high") -> list[Row]:
     """Rows of scores whose intervals end at 0 and 100 %, or at -100 % if a score is negative, as correlations are."""
     least = -1.0 if any((r[value] or 0.0) < 0 for r in rows) else 0.0
     return [r | {end: None if r[end] is None else min(max(r[end], least), 1.0) for end in (low, high)} for r in rows]
@@ -216,7 +216,7 @@ def bounded(rows: Sequence[Row], value: str = "mean", low: str = "low", high: st
 
 def fix_limits(axes: Any, spots: Sequence[Spot]) -> None:
     """Set the limits of both axes so that these spots and all that is drawn are seen; they stay."""
-    axes.update_datalim([(one.x, end) for one in spots for end in (one.low, one.high)])
+    axes.update_datalim([(each.x, end) for each in spots for end in (each.low, each.high)])
     axes.autoscale_view()
     axes.set(xlim=axes.get_xlim(), ylim=axes.get_ylim())
 
@@ -240,7 +240,7 @@ def spot(x: float, value: float, row: Row, *, bar: bool = True) -> Spot:
     return Spot(x, *(100 * v for v in ((value, value, value) if bare else (value, row["low"], row["high"]))))
 
 
-def spread(axes: Any, spots: Sequence[Spot]) -> list[float]:
+def spread_apart(axes: Any, spots: Sequence[Spot]) -> list[float]:
     """Places on the x axis at which nothing covers what is before it: a marker moves aside, no farther than it must.
 
     Both axes need their limits before. Those of x are widened if markers at an edge have no room, and markers move
@@ -250,9 +250,9 @@ def spread(axes: Any, spots: Sequence[Spot]) -> list[float]:
         axes: linear or logarithmic.
         spots: in the units of the axes.
     """
-    if axes.get_xscale() == "log" and any(one.x <= 0 for one in spots):  # no marker of these is seen
-        seen = iter(spread(axes, [one for one in spots if one.x > 0]))
-        return [next(seen) if one.x > 0 else one.x for one in spots]
+    if axes.get_xscale() == "log" and any(each.x <= 0 for each in spots):  # no marker of these is seen
+        places_shown = iter(spread_apart(axes, [each for each in spots if each.x > 0]))
+        return [next(places_shown) if each.x > 0 else each.x for each in spots]
     limits = axes.get_xlim()
     room = axes.bbox.width * 72 / axes.figure.dpi
     half = MARKER_POINTS / 2
@@ -272,15 +272,15 @@ def _places(axes: Any, spots: Sequence[Spot], apart: float) -> list[float]:
     """Of each spot its place in points from the left end of the axis; `apart`: how much of its width it keeps free."""
     if not spots:
         return []
-    scale, wanted = 72 / axes.figure.dpi, np.asarray(spots)
-    ends = [scale * axes.transData.transform(wanted[:, (0, column)]) for column in (1, 2, 3)]
-    found = np.column_stack([ends[0][:, 0] - scale * axes.bbox.x0, *(each[:, 1] for each in ends)])
-    for k in range(1, len(found)):
-        at, room = found[:k, 0], apart * _clearances(found[k], found[:k])
-        asides = np.concatenate([found[k : k + 1, 0], at + room, at - room])
+    scale, coordinates = 72 / axes.figure.dpi, np.asarray(spots)
+    ends = [scale * axes.transData.transform(coordinates[:, (0, column)]) for column in (1, 2, 3)]
+    positions = np.column_stack([ends[0][:, 0] - scale * axes.bbox.x0, *(each[:, 1] for each in ends)])
+    for k in range(1, len(positions)):
+        at, room = positions[:k, 0], apart * _clearances(positions[k], positions[:k])
+        asides = np.concatenate([positions[k : k + 1, 0], at + room, at - room])
         free = asides[(np.abs(asides[:, None] - at) > room - 1e-6).all(axis=1)]
-        found[k, 0] = free[np.argmin(np.abs(free - found[k, 0]))]
-    return [float(x) for x in found[:, 0]]
+        positions[k, 0] = free[np.argmin(np.abs(free - positions[k, 0]))]
+    return [float(x) for x in positions[:, 0]]
 
 
 def _clearances(one: Any, others: Any) -> Any:
@@ -324,13 +324,13 @@ def dot(axes: Any, method: str, x: float, y: float, says: str, gid: str | None =
     gid = gid or f"tip:{len(tips)}"
     tips[gid] = says
     axes.figure.parts[gid] = method
-    mine = style(method)
-    solid = mine.marker is not None
+    look_of_method = style(method)
+    solid = look_of_method.marker is not None
     drawn: dict[str, Any] = {
-        "marker": mine.marker or "o",
-        "color": mine.colour,
-        "markerfacecolor": mine.colour if solid else PAPER,
-        "markeredgecolor": PAPER if solid else mine.colour,
+        "marker": look_of_method.marker or "o",
+        "color": look_of_method.colour,
+        "markerfacecolor": look_of_method.colour if solid else PAPER,
+        "markeredgecolor": PAPER if solid else look_of_method.colour,
         "markeredgewidth": 0.5,
         "markersize": mpl.rcParams["lines.markersize"],
         "linestyle": "none",
@@ -353,26 +353,26 @@ def has_band(rows: Sequence[Row]) -> bool:
 
 def band_or_bars(axes: Any, x: Sequence[float], rows: Sequence[Row], colour: str, *, banded: bool) -> None:
     """The intervals of a curve's points (`low`, `high`): a band, or bars, which say nothing of what is in between."""
-    known = [(at, r) for at, r in zip(x, rows, strict=True) if r["low"] is not None]
-    at = [at for at, _ in known]
-    low = [r["low"] for _, r in known]
-    high = [r["high"] for _, r in known]
+    with_interval_rows = [(at, r) for at, r in zip(x, rows, strict=True) if r["low"] is not None]
+    at = [at for at, _ in with_interval_rows]
+    low = [r["low"] for _, r in with_interval_rows]
+    high = [r["high"] for _, r in with_interval_rows]
     if banded:
         band(axes, at, low, high, colour, 0.16)
-    elif known:
+    elif with_interval_rows:
         axes.vlines(at, [100 * v for v in low], [100 * v for v in high], color=colour, linewidth=1.1, alpha=0.7)
         for place, ends in zip(at, zip(low, high, strict=True), strict=True):
-            cut_ends(axes, place, *ends, colour)
+            mark_cut_ends(axes, place, *ends, colour)
 
 
-def lying_bar(axes: Any, level: float, row: Row, colour: str, width: float = 1.1) -> None:
+def horizontal_bar(axes: Any, level: float, row: Row, colour: str, width: float = 1.1) -> None:
     """The interval of a row (`low`, `high`; none if they are null) as a bar of a chart that has its rows upright."""
     if row["low"] is not None:
         axes.hlines(level, 100 * row["low"], 100 * row["high"], color=colour, linewidth=width, alpha=0.7)
-        cut_ends(axes, level, row["low"], row["high"], colour, upright=False)
+        mark_cut_ends(axes, level, row["low"], row["high"], colour, upright=False)
 
 
-def cut_ends(axes: Any, at: float, low: float, high: float, colour: str, *, upright: bool = True) -> None:
+def mark_cut_ends(axes: Any, at: float, low: float, high: float, colour: str, *, upright: bool = True) -> None:
     """Draw an arrow's head at the edge of the axes for each end of a bar, in fractions, that lies beyond it."""
     edges = axes.get_ylim() if upright else axes.get_xlim()
     for beyond, edge, head in ((100 * low < edges[0], edges[0], "v<"), (100 * high > edges[1], edges[1], "^>")):
@@ -431,8 +431,8 @@ def legend(
     ]
     names = [*(style(m).name for m in methods), *(name for _, name in further)]
     columns = _across(names, figure.get_figwidth())
-    more = _ROW * (math.ceil(len(names) / columns) - 1)
-    _add_room(figure, top=more)
+    added_height = _ROW * (math.ceil(len(names) / columns) - 1)
+    _add_room(figure, top=added_height)
     drawn = figure.legend(
         [*handles, *(artist for artist, _ in further)],
         names,

@@ -23,7 +23,7 @@ from analysis.figures.drawing import (
     Chart,
     band,
     band_or_bars,
-    bounded,
+    clip_intervals,
     dot,
     fix_limits,
     has_band,
@@ -35,10 +35,10 @@ from analysis.figures.drawing import (
     panels,
     place_title,
     spot,
-    spread,
+    spread_apart,
 )
 from analysis.figures.scaling import MOST_BANDS, limits
-from analysis.format import Row, percent, plural, quantity, ranged
+from analysis.format import Row, percent, plural, quantity, with_interval
 from analysis.styles import budget_order, in_order, place_of, style
 
 SCORE = "test accuracy"
@@ -59,19 +59,19 @@ def draw_fits(points: pa.Table, bands: pa.Table, crossings: pa.Table, *, score: 
     """
     if bands.num_rows == 0:
         raise ValueError("no fit to draw: the table has no row")
-    rows = bounded(bands.to_pylist(), "score")
+    rows = clip_intervals(bands.to_pylist(), "score")
     dots = points.to_pylist()
     turns = crossings.to_pylist()
     with mpl.rc_context(STYLE):
         figure, each = _panels(rows, score)
-        for axes, place, mine in each:
+        for axes, place, panel_rows in each:
             for turn in (t for t in turns if place_of(t) == place and t["value"] is not None):
-                with figure.of(turn["method"]):
-                    _turn(axes, turn, [r["at"] for r in mine])
-            for method in reversed(in_order({r["method"] for r in mine})):
-                with figure.of(method):
-                    _fitted(axes, method, [r for r in mine if r["method"] == method])
-            shown = {r["method"] for r in mine}
+                with figure.parts_of(turn["method"]):
+                    _draw_crossing(axes, turn, [r["at"] for r in panel_rows])
+            for method in reversed(in_order({r["method"] for r in panel_rows})):
+                with figure.parts_of(method):
+                    _draw_fit(axes, method, [r for r in panel_rows if r["method"] == method])
+            shown = {r["method"] for r in panel_rows}
             _dots(axes, [d for d in dots if place_of(d) == place and d["method"] in shown])
         mark_bands(figure, "simultaneous", given_rates=True)
         return figure
@@ -90,9 +90,9 @@ def draw_front(front: pa.Table, *, score: str = SCORE) -> Chart:
         raise ValueError("no front to draw: no cell has a positive cost")
     with mpl.rc_context(STYLE):
         figure, each = _panels(rows, score)
-        for axes, _, mine in each:
-            best = sorted((r for r in mine if r["on_front"]), key=lambda r: r["cost"])
-            beaten = [r for r in mine if not r["on_front"]]
+        for axes, _, panel_rows in each:
+            best = sorted((r for r in panel_rows if r["on_front"]), key=lambda r: r["cost"])
+            beaten = [r for r in panel_rows if not r["on_front"]]
             axes.step([r["cost"] for r in best], [100 * r["score"] for r in best], where="post", color=MUTED, lw=1.0)
             _dots(axes, [*best, *beaten], pale=beaten)
         return figure
@@ -113,27 +113,27 @@ def draw_sizes(table: pa.Table, *, score: str = SCORE) -> Chart:
             number of training examples where it is known for all sizes, else their order.
         score: what is measured, in words.
     """
-    rows, labels = bounded(table.to_pylist()), size_labels(table)
+    rows, labels = clip_intervals(table.to_pylist()), size_labels(table)
     at = {r["position"]: r["images"] for r in rows if r["images"]}
-    known = set(at) == {r["position"] for r in rows} and len(set(at.values())) == len(at)
-    ticks = [at[i] if known else i for i in range(len(labels))]
+    counts_known = set(at) == {r["position"] for r in rows} and len(set(at.values())) == len(at)
+    ticks = [at[i] if counts_known else i for i in range(len(labels))]
     shown = [r for r in rows if r["method"] != "zero-shot"] or rows  # far below, it would flatten the curves
     methods = in_order({r["method"] for r in shown})
     with mpl.rc_context(STYLE):
         figure = Chart(COLUMN_INCHES, 2.6)
         axes = figure.add_axes((0.17, 0.2, 0.79, 0.6))
         axes.set_ylim(*padded(*limits(shown)))
-        if known:
+        if counts_known:
             axes.set_xscale("log")
             axes.xaxis.set_minor_locator(NullLocator())
             labels = [f"{label.removesuffix(' of the data')}\n{at[i]:,.0f}" for i, label in enumerate(labels)]
-        edge = 0.05 * (ticks[-1] - ticks[0]) if not known else 1.0
-        axes.set_xlim(*((ticks[0] / 1.2, ticks[-1] * 1.2) if known else (ticks[0] - edge, ticks[-1] + edge)))
-        places = spread(axes, [spot(ticks[r["position"]], r["mean"], r, bar=False) for r in shown])
+        edge = 0.05 * (ticks[-1] - ticks[0]) if not counts_known else 1.0
+        axes.set_xlim(*((ticks[0] / 1.2, ticks[-1] * 1.2) if counts_known else (ticks[0] - edge, ticks[-1] + edge)))
+        places = spread_apart(axes, [spot(ticks[r["position"]], r["mean"], r, bar=False) for r in shown])
         for method in methods:
-            with figure.of(method):
-                mine = [(x, r) for x, r in zip(places, shown, strict=True) if r["method"] == method]
-                _size_lines(axes, method, mine, labels, banded=len(methods) <= MOST_BANDS)
+            with figure.parts_of(method):
+                method_points = [(x, r) for x, r in zip(places, shown, strict=True) if r["method"] == method]
+                _size_lines(axes, method, method_points, labels, banded=len(methods) <= MOST_BANDS)
         axes.grid(axis="x", visible=False)
         axes.set_xticks(ticks, labels=labels)
         axes.set_xlabel("training examples")
@@ -156,21 +156,21 @@ def draw_overlay(ours: pa.Table, theirs: pa.Table, source: str, *, score: str = 
         figure = Chart(COLUMN_INCHES * 1.35, 3.0)
         axes = figure.add_axes((0.12, 0.15, 0.85, 0.68))
         axes.set_xscale("log")
-        kept = [
+        curve_points = [
             (published, r)
             for published, table in ((False, ours), (True, theirs))
             for r in sorted(table.to_pylist(), key=lambda r: r["adapter_params"] or 0)
             if r["adapter_params"] and r["kind"] == "curve"
         ]
-        spots = [spot(r["adapter_params"], r["mean"], r, bar=False) for _, r in kept]
+        spots = [spot(r["adapter_params"], r["mean"], r, bar=False) for _, r in curve_points]
         fix_limits(axes, spots)
-        placed = list(zip(spread(axes, spots), kept, strict=True))
-        methods = in_order({r["method"] for _, r in kept})
+        placed = list(zip(spread_apart(axes, spots), curve_points, strict=True))
+        methods = in_order({r["method"] for _, r in curve_points})
         for whose in (False, True):
             for method in methods:
-                mine = [(x, r) for x, (published, r) in placed if (published, r["method"]) == (whose, method)]
-                with figure.of(method):
-                    _overlaid(axes, method, mine, whose)
+                method_points = [(x, r) for x, (published, r) in placed if (published, r["method"]) == (whose, method)]
+                with figure.parts_of(method):
+                    _overlaid(axes, method, method_points, whose)
         _log(axes, "adapter_params")
         axes.set_ylabel(f"{score} (%)")
         kinds = [Line2D([], [], color=MUTED), Line2D([], [], color=MUTED, linestyle=_PUBLISHED, linewidth=1.0)]
@@ -216,8 +216,8 @@ def _size_lines(
         fade = 1.0 if len(budgets) == 1 else 0.25 + 0.75 * k / (len(budgets) - 1)
         axes.plot(x, [100 * r["mean"] for r in rows], color=look.colour, alpha=fade, linestyle=line_style(method))
         for at, r in line:
-            said = _said(r, f"{r['reference'] or ''}, {labels[r['position']]}")
-            dot(axes, method, at, 100 * r["mean"], said, markersize=4.5 if look.marker else 3.5, alpha=fade, zorder=2)
+            tip = _marker_text(r, f"{r['reference'] or ''}, {labels[r['position']]}")
+            dot(axes, method, at, 100 * r["mean"], tip, markersize=4.5 if look.marker else 3.5, alpha=fade, zorder=2)
         if k == len(budgets) - 1:
             band_or_bars(axes, x, rows, look.colour, banded=banded and has_band(rows))
 
@@ -240,15 +240,15 @@ def _overlaid(axes: Any, method: str, points: Sequence[tuple[float, Row]], publi
     )
     for x, r in points:
         whose = f"{r['reference'] or ''}, {'published' if published else 'this sweep'}"
-        said = _said(r, whose, r["adapter_params"], "parameters")
-        dot(axes, method, x, 100 * r["mean"], said, zorder=2, **hollow)
+        tip = _marker_text(r, whose, r["adapter_params"], "parameters")
+        dot(axes, method, x, 100 * r["mean"], tip, zorder=2, **hollow)
 
 
-def _said(row: Row, where: str, cost: float | None = None, unit: str = "") -> str:
+def _marker_text(row: Row, where: str, cost: float | None = None, unit: str = "") -> str:
     """What a marker says: method, setting, cost, score with its interval, seeds."""
     setting = where.strip(", ")
     value = row["mean"] if "mean" in row else row["score"]
-    shown = ranged(percent(value), percent(row.get("low")), percent(row.get("high")))
+    shown = with_interval(percent(value), percent(row.get("low")), percent(row.get("high")))
     at = f" at {setting}" if setting else ""
     words = [f"{style(row['method']).name}{at}: {shown} %"]
     if cost is not None:
@@ -258,7 +258,7 @@ def _said(row: Row, where: str, cost: float | None = None, unit: str = "") -> st
     return ", ".join(words)
 
 
-def _fitted(axes: Any, method: str, rows: Sequence[Row]) -> None:
+def _draw_fit(axes: Any, method: str, rows: Sequence[Row]) -> None:
     colour = style(method).colour
     at = [r["at"] for r in rows]
     axes.plot(at, [100 * r["score"] for r in rows], color=colour)
@@ -271,13 +271,13 @@ def _dots(axes: Any, rows: Sequence[Row], pale: Sequence[Row] = ()) -> None:
     axes.set_xscale("log")
     spots = [spot(r["cost"], r["score"], r, bar=False) for r in rows]
     fix_limits(axes, spots)
-    places = spread(axes, spots)
+    places = spread_apart(axes, spots)
     for at, row in zip(places, rows, strict=True):
-        said = _said(row, row.get("reference") or "", row["cost"], axis_label(row.get("x")))
-        dot(axes, row["method"], at, 100 * row["score"], said, alpha=0.4 if row in pale else 1.0)
+        tip = _marker_text(row, row.get("reference") or "", row["cost"], axis_label(row.get("x")))
+        dot(axes, row["method"], at, 100 * row["score"], tip, alpha=0.4 if row in pale else 1.0)
 
 
-def _turn(axes: Any, turn: Row, at: Sequence[float]) -> None:
+def _draw_crossing(axes: Any, turn: Row, at: Sequence[float]) -> None:
     low = turn["low"] if turn["low"] is not None else min(at)
     high = turn["high"] if turn["high"] is not None else max(at)
     colour = style(turn["method"]).colour

@@ -10,7 +10,18 @@ import matplotlib as mpl
 import pyarrow as pa
 
 from analysis.figures import differences
-from analysis.figures.drawing import INK, MUTED, SMALL, STYLE, Chart, dot, lying_bar, mark_bands, panels, place_title
+from analysis.figures.drawing import (
+    INK,
+    MUTED,
+    SMALL,
+    STYLE,
+    Chart,
+    dot,
+    horizontal_bar,
+    mark_bands,
+    panels,
+    place_title,
+)
 from analysis.format import Row, change_text, plural
 from analysis.statistics.inference import OVER_DATASETS
 from analysis.styles import cut, place_text, short_name, size_key, style
@@ -46,22 +57,22 @@ def draw_forest(table: pa.Table, *, score: str, margin: float | None = None) -> 
     rows = table.to_pylist()
     if not rows:
         raise ValueError("no difference to draw: the table has no row")
-    found = panels_of(rows)
-    titled = [(sweep, model, "", size) for sweep, model, size in found]
-    most = max(sum(panel_of(r) == place for r in rows) for place in found)
+    panel_keys = panels_of(rows)
+    titled = [(sweep, model, "", size) for sweep, model, size in panel_keys]
+    most_rows = max(sum(panel_of(r) == place for r in rows) for place in panel_keys)
     with mpl.rc_context(STYLE):
         figure, spots = panels(
-            len(found),
+            len(panel_keys),
             1,
-            (PANEL, ROW * most + 0.75),
+            (PANEL, ROW * most_rows + 0.75),
             extra=(LABELS + WORDS, 0.05),
-            margins=(LABELS, WORDS, 0.5, 0.3 if len(found) > 1 else 0.08),
-            gaps=(0.0, 0.75 / (ROW * most)),
+            margins=(LABELS, WORDS, 0.5, 0.3 if len(panel_keys) > 1 else 0.08),
+            gaps=(0.0, 0.75 / (ROW * most_rows)),
         )
-        for index, (place, spot) in enumerate(zip(found, spots, strict=True)):
+        for index, (place, spot) in enumerate(zip(panel_keys, spots, strict=True)):
             axes = figure.add_subplot(spot)
             _panel(axes, index, [r for r in rows if panel_of(r) == place], score, margin)
-            if len(found) > 1:
+            if len(panel_keys) > 1:
                 axes.set_title(place_title(titled[index], titled), loc="left", fontweight="bold")
         mark_bands(figure, "corrected", "intervals")
         return figure
@@ -69,17 +80,19 @@ def draw_forest(table: pa.Table, *, score: str, margin: float | None = None) -> 
 
 def _panel(axes: Any, index: int, rows: Sequence[Row], score: str, margin: float | None) -> None:
     method, baseline = style(rows[0]["method"]), style(rows[0]["baseline"])
-    most = len({r["reference"] for r in rows} - {None})
-    alone = rows[0]["reference"] if most == 1 else None  # a mean is of it too
-    budgets = [r["reference"] or alone or _several(r["n_budgets"], most) for r in rows]
+    budget_count = len({r["reference"] for r in rows} - {None})
+    alone = rows[0]["reference"] if budget_count == 1 else None  # a mean is of it too
+    budgets = [r["reference"] or alone or _several(r["n_budgets"], budget_count) for r in rows]
     differences.zero_line(axes, index, rows[0]["baseline"], margin)
     axes.set_xlim(*differences.limits(rows))
     for level, (r, at) in enumerate(zip(rows, budgets, strict=True)):
         mean = r["reference"] is None
-        lying_bar(axes, level, r, method.colour, 2.2 if mean else 1.3)
-        dot(axes, r["method"], 100 * r["difference"], level, _says(r, at), **{"marker": "D"} if mean else {})
-        said = textwrap.fill(r["verdict"], 22)
-        axes.text(1.03, level, said, transform=axes.get_yaxis_transform(), va="center", fontsize=SMALL, color=INK)
+        horizontal_bar(axes, level, r, method.colour, 2.2 if mean else 1.3)
+        dot(axes, r["method"], 100 * r["difference"], level, _marker_text(r, at), **{"marker": "D"} if mean else {})
+        verdict_lines = textwrap.fill(r["verdict"], 22)
+        axes.text(
+            1.03, level, verdict_lines, transform=axes.get_yaxis_transform(), va="center", fontsize=SMALL, color=INK
+        )
     first = next((level for level, r in enumerate(rows) if r["reference"] is None), 0)
     if first:
         axes.axhline(first - 0.5, color=MUTED, linewidth=0.6)
@@ -102,7 +115,7 @@ def _name(row: Row, at: str) -> str:
     return f"{cut(short_name(row['dataset'] or 'mean'), 20)}, {at}"
 
 
-def _says(row: Row, at: str) -> str:
+def _marker_text(row: Row, at: str) -> str:
     where = place_text(row["dataset"] or f"{row['n_datasets']} data sets", row["train_size"])
     what = f"{style(row['method']).name} at {at} on {where}"
     of = plural(row["n"], "data set" if row["test"] == OVER_DATASETS else "pair")

@@ -32,8 +32,15 @@ from analysis.store.store import Store
 from analysis.styles import Place, place_of, place_text, short_name
 from analysis.tables.console import conclusion
 from analysis.words.absent import absent_data
-from analysis.words.conclusions import conclude_rank_effects, early_words, idle_text, names_of, of_question
+from analysis.words.conclusions import (
+    conclude_rank_effects,
+    idle_text,
+    preliminary_words,
+    question_names,
+    rows_of_question,
+)
 from analysis.words.figures import (
+    band_meaning,
     conclude_crossings,
     conclude_differences,
     conclude_effort,
@@ -44,7 +51,6 @@ from analysis.words.figures import (
     conclude_rates,
     conclude_sharpness,
     conclude_sizes,
-    held_at_once,
 )
 
 K = TypeVar("K")
@@ -70,30 +76,30 @@ def pictures(store: Store, x: str = "adapter_params", overlay: str | None = None
     Raises:
         StoreError: an unknown cost or published curve.
     """
-    found = _scaling(store)
-    found += _differences(store)
-    found += _forest(store)
-    found += _rank(store)
-    found += _overlay(store, overlay)
-    found += _fits(store, x)
-    found += _front(store, x)
-    found += _sizes(store)
-    found += _size_fits(store)
-    found += _rates(store)
-    found += tuning_pictures(store)
-    said = "".join(f" {line}." for line in absent_data(store.table("signs").to_pylist()))
-    return [replace(p, caption=p.caption + said) for p in found] if said else found
+    all_pictures = _scaling(store)
+    all_pictures += _differences(store)
+    all_pictures += _forest(store)
+    all_pictures += _rank(store)
+    all_pictures += _overlay(store, overlay)
+    all_pictures += _fits(store, x)
+    all_pictures += _front(store, x)
+    all_pictures += _sizes(store)
+    all_pictures += _size_fits(store)
+    all_pictures += _rates(store)
+    all_pictures += tuning_pictures(store)
+    absent_text = "".join(f" {line}." for line in absent_data(store.table("signs").to_pylist()))
+    return [replace(p, caption=p.caption + absent_text) for p in all_pictures] if absent_text else all_pictures
 
 
-def growing() -> tuple[Callable[[Store], list[Picture]], ...]:
+def live_picture_functions() -> tuple[Callable[[Store], list[Picture]], ...]:
     """What draws the figures to watch while a sweep runs: curve and differences, or the ranking; the rates tried."""
     return _scaling, _differences, _rates
 
 
-def save(found: Iterable[Picture], folder: Path) -> dict[str, Path]:
+def save(drawn: Iterable[Picture], folder: Path) -> dict[str, Path]:
     """Write figures into a results folder's `figures/`: PNG, SVG and PDF; returns file name -> path."""
     paths: dict[str, Path] = {}
-    for picture in found:
+    for picture in drawn:
         paths |= drawing.save(picture.figure, folder / "figures", picture.stem)
     return paths
 
@@ -120,19 +126,19 @@ def _scaling(store: Store) -> list[Picture]:
 def _ranking(store: Store, curve: pa.Table, score: str) -> Picture:
     """Scores and differences at the one budget, instead of curves of a single point."""
     compared = difference_curves(store)
-    asked = scaling.question(store)
+    asked_question = scaling.question(store)
     margin = margin_of(store)
     label = f"{score.capitalize()} of every method at the one budget, the best first"
     caption = (
         f"{score.capitalize()} over seeds with pointwise 95 % t intervals, the best mean on top, which is no verdict."
     )
     if compared.num_rows:
-        caption += f" Right: the paired difference from {names_of(asked)[1]} with "
-        caption += f"{held_at_once(compared.to_pylist())}.{_grey(margin)}"
+        caption += f" Right: the paired difference from {question_names(asked_question)[1]} with "
+        caption += f"{band_meaning(compared.to_pylist())}.{_margin_text(margin)}"
     caption += " Hollow: methods without a budget. An arrow stands for a value, or an arrow's head for the end of an "
     caption += "interval, that lies beyond the panel."
     figure = draw_ranking(_first_panels(curve), compared, score=score, margin=margin)
-    return Picture("ranking", "scaling", figure, label, caption, conclude_ranking(compared.to_pylist(), asked))
+    return Picture("ranking", "scaling", figure, label, caption, conclude_ranking(compared.to_pylist(), asked_question))
 
 
 def _differences(store: Store) -> list[Picture]:
@@ -141,55 +147,57 @@ def _differences(store: Store) -> list[Picture]:
     if table.num_rows == 0 or scaling.one_budget(store):
         return []
     shown, margin = _first_panels(table), margin_of(store)
-    asked = scaling.question(store)
-    focus, name = names_of(asked)
-    shapes = "The bars are" if asked.focus is None else f"The band (of {focus}) and the bars (of the others) are"
+    asked_question = scaling.question(store)
+    focus, name = question_names(asked_question)
+    shapes = (
+        "The bars are" if asked_question.focus is None else f"The band (of {focus}) and the bars (of the others) are"
+    )
     label = f"{score.capitalize()}: difference from {name} at the same budget, with simultaneous 95 % bands"
     caption = f"{score.capitalize()}: paired difference from {name} at the same budget, in points. "
-    caption += f"{shapes} {held_at_once(table.to_pylist())}. {name} is the zero line.{_grey(margin)}{BESIDE}"
-    figure = draw_differences(shown, score=score, focus=asked.focus, margin=margin)
-    says = early_words(scaling.comparisons(store))
-    says += conclude_differences(table.to_pylist(), changes(store).to_pylist(), asked)
+    caption += f"{shapes} {band_meaning(table.to_pylist())}. {name} is the zero line.{_margin_text(margin)}{BESIDE}"
+    figure = draw_differences(shown, score=score, focus=asked_question.focus, margin=margin)
+    says = preliminary_words(scaling.comparisons(store))
+    says += conclude_differences(table.to_pylist(), changes(store).to_pylist(), asked_question)
     return [Picture("differences", "scaling", figure, label, caption, says)]
 
 
 def _forest(store: Store) -> list[Picture]:
     """Every difference of the question's methods and their means, if there are several data sets."""
-    asked, table = scaling.question(store), scaling.comparisons(store)
-    mine = [r for r in of_question(table.to_pylist(), asked) if asked.focus]
-    several = len({r["dataset"] for r in mine if r["dataset"]}) > 1
-    if not several or len(mine) > MOST_ROWS or all(r["low"] is None for r in mine):
+    asked_question, table = scaling.question(store), scaling.comparisons(store)
+    question_rows = [r for r in rows_of_question(table.to_pylist(), asked_question) if asked_question.focus]
+    several = len({r["dataset"] for r in question_rows if r["dataset"]}) > 1
+    if not several or len(question_rows) > MOST_ROWS or all(r["low"] is None for r in question_rows):
         return []
-    focus, name = names_of(asked)
+    focus, name = question_names(asked_question)
     score = scaling.score_name(store)
     margin = margin_of(store)
     label = f"{score.capitalize()}: {focus} minus {name}, a row per data set and budget, and per mean"
     caption = (
         f"{score.capitalize()}: {focus} minus {name}, paired, in points. Each has an interval, which includes the "
         "choice of learning rates, and its verdict. Both are corrected for the number of comparisons: an interval "
-        f"leaves out zero exactly if its verdict is higher or lower. Diamonds are means.{_grey(margin)}"
+        f"leaves out zero exactly if its verdict is higher or lower. Diamonds are means.{_margin_text(margin)}"
     )
-    figure = draw_forest(pa.Table.from_pylist(mine, schema=table.schema), score=score, margin=margin)
+    figure = draw_forest(pa.Table.from_pylist(question_rows, schema=table.schema), score=score, margin=margin)
     return [Picture("forest", "scaling", figure, label, caption, conclusion(store))]
 
 
 def _rank(store: Store) -> list[Picture]:
     """Score against the rank of the update, in the panels where some budget has `LEAST_RANKS` ranks."""
     table, score = rank_effects.points(store), scaling.score_name(store)
-    seen: dict[tuple[Place, str], set[float]] = {}
+    ranks_by_budget: dict[tuple[Place, str], set[float]] = {}
     for r in table.to_pylist():
-        seen.setdefault((place_of(r), r["reference"]), set()).add(r["update_rank"])
-    enough = list(dict.fromkeys(place for (place, _), found in seen.items() if len(found) >= LEAST_RANKS))
+        ranks_by_budget.setdefault((place_of(r), r["reference"]), set()).add(r["update_rank"])
+    enough = list(dict.fromkeys(place for (place, _), ranks in ranks_by_budget.items() if len(ranks) >= LEAST_RANKS))
     if not enough:
         return []
     label = f"{score.capitalize()} against the rank of the update, at equal trainable parameters"
     caption = (
         "At equal trainable parameters (paler: fewer). The axis is the largest rank that the update of a weight can "
         "have, mean over the target weights. Bars are 95 % t intervals over seeds, lines connect variants of one "
-        f"method at one budget.{BESIDE}{idle_text(rank_effects.idle(store))}"
+        f"method at one budget.{BESIDE}{idle_text(rank_effects.idle_cells(store))}"
     )
     says = conclude_rank_effects(rank_effects.effects(store).to_pylist())
-    figure = draw_ranks(_where(table, place_of, enough[:MOST_PANELS]), score=score)
+    figure = draw_ranks(_rows_with_key(table, place_of, enough[:MOST_PANELS]), score=score)
     return [Picture("rank", "rank", figure, label, caption, says)]
 
 
@@ -252,20 +260,22 @@ def _sizes(store: Store) -> list[Picture]:
     score, table = scaling.score_name(store), measured.size_curves(store)
     label = f"{score.capitalize()} against the number of training examples, a line per method and budget"
     compared = scaling.comparisons(store).to_pylist() if table.num_rows else []
-    found: list[Picture] = []
+    drawn: list[Picture] = []
     several = len({(r["sweep"], r["model"]) for r in table.to_pylist()}) > 1
-    for sweep, model, dataset in _keys(table, _data)[:MOST_SIZE_FIGURES]:
-        mine = [r for r in compared if r["sweep"] == sweep and r["model"] == model and dataset in (None, r["dataset"])]
+    for sweep, model, dataset in _keys(table, _data_key)[:MOST_SIZE_FIGURES]:
+        compared_rows = [
+            r for r in compared if r["sweep"] == sweep and r["model"] == model and dataset in (None, r["dataset"])
+        ]
         caption = (
             f"On {short_name(dataset) if dataset else 'the mean over data sets'}"
             f"{f', {model} in {sweep}' if several else ''}: one line per method and budget (paler is smaller). Bands "
             "are pointwise 95 % t intervals of the largest budget. The numbers of training examples stand under the "
             f"sizes.{BESIDE}"
         )
-        says = conclude_sizes(mine, scaling.question(store))
-        figure = fits.draw_sizes(_where(table, _data, [(sweep, model, dataset)]), score=score)
-        found.append(Picture(_numbered("data_size", len(found)), "sizes", figure, label, caption, says))
-    return found
+        says = conclude_sizes(compared_rows, scaling.question(store))
+        figure = fits.draw_sizes(_rows_with_key(table, _data_key, [(sweep, model, dataset)]), score=score)
+        drawn.append(Picture(_numbered("data_size", len(drawn)), "sizes", figure, label, caption, says))
+    return drawn
 
 
 def _size_fits(store: Store) -> list[Picture]:
@@ -273,32 +283,32 @@ def _size_fits(store: Store) -> list[Picture]:
     bands = readings.band_table(store, EXAMPLES, points=40)
     if bands.num_rows == 0:
         return []
-    first = _keys(bands, _data)[:1]
-    budgeted = _where(bands, _data, first).filter(pc.field("reference").is_valid())
+    first = _keys(bands, _data_key)[:1]
+    budgeted = _rows_with_key(bands, _data_key, first).filter(pc.field("reference").is_valid())
     if budgeted.num_rows == 0:
         return []
     # a panel is a budget, so points go without their training size
-    points = _where(measured.point_table(store), _data, first).drop_columns(["train_size"])
-    crossings = _where(readings.crossing_table(store, EXAMPLES), _data, first)
+    points = _rows_with_key(measured.point_table(store), _data_key, first).drop_columns(["train_size"])
+    crossings = _rows_with_key(readings.crossing_table(store, EXAMPLES), _data_key, first)
     return [_fitted("data_size_fits", "sizes", points, budgeted, crossings, "training examples", store)]
 
 
 def _rates(store: Store) -> list[Picture]:
     table, parity = rates(store), store.table("parity").to_pylist()
-    found: list[Picture] = []
-    for place in _keys(table, _tuned)[:MOST_RATE_FIGURES]:
-        mine, where = _where(table, _tuned, [place]), place_text(*place[1:])
-        if mine["mean_val"].null_count == mine.num_rows:
+    drawn: list[Picture] = []
+    for place in _keys(table, _tuning_place)[:MOST_RATE_FIGURES]:
+        place_rates, where = _rows_with_key(table, _tuning_place, [place]), place_text(*place[1:])
+        if place_rates["mean_val"].null_count == place_rates.num_rows:
             continue
         label = f"Validation score against learning rate on {where}"
         caption = (
             f"Stage TUNE on {where}: validation score against learning rate, one line per budget (darker is "
             "larger). Stars are the chosen learning rates."
         )
-        says = conclude_rates([r for r in parity if _tuned(r) == place])
-        stem, figure = _numbered("learning_rates", len(found)), tuning.draw_rates(mine)
-        found.append(Picture(stem, "rates", figure, label, caption, says))
-    return found
+        says = conclude_rates([r for r in parity if _tuning_place(r) == place])
+        stem, figure = _numbered("learning_rates", len(drawn)), tuning.draw_rates(place_rates)
+        drawn.append(Picture(stem, "rates", figure, label, caption, says))
+    return drawn
 
 
 def tuning_pictures(store: Store) -> list[Picture]:
@@ -306,12 +316,16 @@ def tuning_pictures(store: Store) -> list[Picture]:
     table = best_of_n(store)
     sharp = sharpness(store)
     score = scaling.score_name(store)
-    found: list[Picture] = []
-    shown_places = [p for p in _keys(table, _tuned) if max(r["n"] for r in _where(table, _tuned, [p]).to_pylist()) > 1]
+    drawn: list[Picture] = []
+    shown_places = [
+        p
+        for p in _keys(table, _tuning_place)
+        if max(r["n"] for r in _rows_with_key(table, _tuning_place, [p]).to_pylist()) > 1
+    ]
     for i, place in enumerate(shown_places[:MOST_EXPECTED]):
-        mine, where = _where(table, _tuned, [place]).to_pylist(), place_text(*place[1:])
-        budgets = tuning.budgets_of(mine)[:MOST_PANELS]
-        shown = pa.Table.from_pylist([r for r in mine if r["reference"] in (*budgets, None)], schema=table.schema)
+        place_rows, where = _rows_with_key(table, _tuning_place, [place]).to_pylist(), place_text(*place[1:])
+        budgets = tuning.budgets_of(place_rows)[:MOST_PANELS]
+        shown = pa.Table.from_pylist([r for r in place_rows if r["reference"] in (*budgets, None)], schema=table.schema)
         label = f"Expected best validation score against learning rates tried on {where}"
         caption = (
             f"Stage TUNE on {where}: the validation score that the best of n learning rates, drawn at random from "
@@ -320,8 +334,8 @@ def tuning_pictures(store: Store) -> list[Picture]:
             "its end, more tuning would have helped. If lines cross, another method would have come first with "
             f"another number of learning rates.{BESIDE}"
         )
-        figure, says = tuning.draw_expected(shown), conclude_expected(mine, scaling.question(store))
-        found.append(Picture(_numbered("expected_best", i), "expected", figure, label, caption, says))
+        figure, says = tuning.draw_expected(shown), conclude_expected(place_rows, scaling.question(store))
+        drawn.append(Picture(_numbered("expected_best", i), "expected", figure, label, caption, says))
         if shown["test"].null_count < shown.num_rows:
             label = f"Expected {score} against learning rates tried on {where}"
             caption = (
@@ -329,9 +343,9 @@ def tuning_pictures(store: Store) -> list[Picture]:
                 "rate alone. So this is the confirmed score minus the validation points that are lost by trying only "
                 "n rates. Bands are pointwise 95 % intervals over seeds, which include the noise of validation."
             )
-            figure, says = tuning.draw_expected(shown, score), conclude_effort(mine)
-            found.append(Picture(_numbered("tuning_effort", i), "effort", figure, label, caption, says))
-        flat = _where(sharp, _tuned, [place])
+            figure, says = tuning.draw_expected(shown, score), conclude_effort(place_rows)
+            drawn.append(Picture(_numbered("tuning_effort", i), "effort", figure, label, caption, says))
+        flat = _rows_with_key(sharp, _tuning_place, [place])
         if flat.num_rows:
             label = f"Decades of learning rate within a point of the best on {where}"
             caption = (
@@ -340,14 +354,14 @@ def tuning_pictures(store: Store) -> list[Picture]:
                 f"There is no band, as this describes noisy scores.{BESIDE}"
             )
             figure, says = tuning.draw_sharpness(flat), conclude_sharpness(flat.to_pylist())
-            found.append(Picture(_numbered("sharpness", i), "sharpness", figure, label, caption, says))
-    return found
+            drawn.append(Picture(_numbered("sharpness", i), "sharpness", figure, label, caption, says))
+    return drawn
 
 
 def _first_panels(table: pa.Table) -> pa.Table:
     """The rows of the first panels; the tables below a figure have them all."""
     keys = sorted(_keys(table, place_of), key=lambda k: (k[0], k[1], k[2] is not None))  # the means first, as drawn
-    return _where(table, place_of, keys[:MOST_PANELS])
+    return _rows_with_key(table, place_of, keys[:MOST_PANELS])
 
 
 def _keys(table: pa.Table, key: Callable[[Row], K]) -> list[K]:
@@ -355,12 +369,12 @@ def _keys(table: pa.Table, key: Callable[[Row], K]) -> list[K]:
     return list(dict.fromkeys(map(key, table.to_pylist())))
 
 
-def _where(table: pa.Table, key: Callable[[Row], K], among: Collection[K]) -> pa.Table:
+def _rows_with_key(table: pa.Table, key: Callable[[Row], K], among: Collection[K]) -> pa.Table:
     """The rows whose key is one of these."""
     return table.filter(pa.array([key(r) in among for r in table.to_pylist()], pa.bool_()))
 
 
-def _grey(margin: float | None) -> str:
+def _margin_text(margin: float | None) -> str:
     """What the strip of a figure of differences stands for."""
     return "" if margin is None else f" Grey: within the margin of {100 * margin:g} points, which counts as none."
 
@@ -370,9 +384,9 @@ def _numbered(stem: str, before: int) -> str:
     return f"{stem}_{before + 1}" if before else stem
 
 
-def _data(row: Row) -> tuple[str, str, str | None]:
+def _data_key(row: Row) -> tuple[str, str, str | None]:
     return row["sweep"], row["model"], row["dataset"]
 
 
-def _tuned(row: Row) -> tuple[str, str, str]:
+def _tuning_place(row: Row) -> tuple[str, str, str]:
     return row["sweep"], row["dataset"], row["train_size"]

@@ -15,16 +15,16 @@ from analysis.figures.drawing import (
     MUTED,
     STYLE,
     Chart,
-    bounded,
+    clip_intervals,
     dot,
-    fitted,
+    fit_range,
     legend,
     mark_bands,
     padded,
     panels,
     place_title,
     spot,
-    spread,
+    spread_apart,
 )
 from analysis.format import Row, plural, quantity, score_text
 from analysis.styles import in_order, place_of, style
@@ -40,7 +40,7 @@ def draw_ranks(table: pa.Table, *, score: str = "test accuracy") -> Chart:
     Raises:
         ValueError: no row.
     """
-    rows = bounded(table.to_pylist())
+    rows = clip_intervals(table.to_pylist())
     if not rows:
         raise ValueError("no rank to draw: the table has no row")
     places = list(dict.fromkeys(place_of(r) for r in rows))
@@ -77,15 +77,15 @@ def _panel(axes: Any, rows: Sequence[Row]) -> None:
     ranks, bases = [r["update_rank"] for r in rows], {r["base"] for r in rows}
     axes.set_xlim(min(ranks) / 1.4, max(ranks) * 1.4)
     ends = [(100 * r["low"], 100 * r["high"]) for r in rows if r["low"] is not None]
-    axes.set_ylim(*padded(*fitted([100 * r["mean"] for r in rows], ends)))
+    axes.set_ylim(*padded(*fit_range([100 * r["mean"] for r in rows], ends)))
     ordered = sorted(rows, key=lambda r: (in_order(bases).index(r["base"]), r["budget"]))
-    places = spread(axes, [spot(r["update_rank"], r["mean"], r) for r in ordered])
+    places = spread_apart(axes, [spot(r["update_rank"], r["mean"], r) for r in ordered])
     for reference, alpha in _budgets(rows).items():
         for base in reversed(in_order(bases)):
             cell = base, reference
-            mine = [(x, r) for x, r in zip(places, ordered, strict=True) if (r["base"], r["reference"]) == cell]
-            with axes.figure.of(base):
-                _line(axes, sorted(mine, key=lambda each: each[1]["update_rank"]), alpha)
+            line_points = [(x, r) for x, r in zip(places, ordered, strict=True) if (r["base"], r["reference"]) == cell]
+            with axes.figure.parts_of(base):
+                _line(axes, sorted(line_points, key=lambda each: each[1]["update_rank"]), alpha)
 
 
 def _budgets(rows: Sequence[Row]) -> dict[str, float]:
@@ -104,8 +104,8 @@ def _line(axes: Any, points: Sequence[tuple[float, Row]], alpha: float) -> None:
     for x, r in points:
         if r["low"] is not None:
             axes.vlines(x, 100 * r["low"], 100 * r["high"], color=look.colour, linewidth=1.0, alpha=0.6 * alpha)
-        said = (
+        tip = (
             f"{style(r['method']).name} at {r['reference']}: rank {quantity(r['update_rank'])}, "
             f"{quantity(r['adapter_params'])} parameters, {score_text(r)} %, {plural(r['n'], 'seed')}"
         )
-        dot(axes, r["base"], x, 100 * r["mean"], said, alpha=alpha)
+        dot(axes, r["base"], x, 100 * r["mean"], tip, alpha=alpha)

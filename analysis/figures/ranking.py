@@ -15,9 +15,9 @@ from analysis.figures.drawing import (
     SMALL,
     STYLE,
     Chart,
-    bounded,
+    clip_intervals,
     dot,
-    lying_bar,
+    horizontal_bar,
     mark_bands,
     padded,
     panels,
@@ -48,34 +48,34 @@ def draw_ranking(
     Raises:
         ValueError: no row.
     """
-    rows, gaps = bounded(curve.to_pylist()), compared.to_pylist()
+    rows, gaps = clip_intervals(curve.to_pylist()), compared.to_pylist()
     if not rows:
         raise ValueError("no method to draw: the table has no row")
-    found, across = places(curve), 2 if gaps else 1
-    most = max(sum(place_of(r) == place for r in rows) for place in found)
+    panel_places, across = places(curve), 2 if gaps else 1
+    most_rows = max(sum(place_of(r) == place for r in rows) for place in panel_places)
     with mpl.rc_context(STYLE):
         figure, spots = panels(
-            across * len(found),
+            across * len(panel_places),
             across,
-            (PANEL, ROW * most + (0.7 if len(found) > 1 else 0.6)),
+            (PANEL, ROW * most_rows + (0.7 if len(panel_places) > 1 else 0.6)),
             extra=(LABELS, 0.1),
             margins=(LABELS, 0.12, 0.42, 0.28),
-            gaps=(0.08, 0.6 / (ROW * most)),
+            gaps=(0.08, 0.6 / (ROW * most_rows)),
         )
-        for k, place in enumerate(found):
-            mine = sorted((r for r in rows if place_of(r) == place), key=lambda r: -r["mean"])
+        for k, place in enumerate(panel_places):
+            panel_rows = sorted((r for r in rows if place_of(r) == place), key=lambda r: -r["mean"])
             left = figure.add_subplot(spots[across * k])
-            _scores(left, mine, score)
-            left.set_title(place_title(place, found), loc="left", fontweight="bold")
+            _scores(left, panel_rows, score)
+            left.set_title(place_title(place, panel_places), loc="left", fontweight="bold")
             if gaps:
-                order = [(r["method"], r["reference"]) for r in mine]
-                beside = [r for r in gaps if place_of(r) == place and (r["method"], r["reference"]) in order]
+                order = [(r["method"], r["reference"]) for r in panel_rows]
+                gap_rows = [r for r in gaps if place_of(r) == place and (r["method"], r["reference"]) in order]
                 right = figure.add_subplot(spots[across * k + 1], sharey=left)
                 right.tick_params(axis="y", labelleft=False, length=0)
-                _differences(right, k, order, beside, score, margin)
-                if place != found[-1]:
+                _differences(right, k, order, gap_rows, score, margin)
+                if place != panel_places[-1]:
                     right.set_xlabel("")
-            if place != found[-1]:  # the same for all
+            if place != panel_places[-1]:  # the same for all
                 left.set_xlabel("")
         mark_bands(figure, "left pointwise, right simultaneous" if gaps else "pointwise")
         return figure
@@ -86,7 +86,7 @@ def _scores(axes: Any, rows: Sequence[Row], score: str) -> None:
     axes.set_yticks(range(len(rows)), labels=[style(r["method"]).name for r in rows])
     axes.tick_params(axis="y", length=0)
     curves, lines = ([r for r in rows if r["kind"] == kind] for kind in ("curve", "line"))
-    low, high, _ = scaling.with_lines(_near(curves, "mean"), lines)
+    low, high, _ = scaling.limits_with_lines(_near(curves, "mean"), lines)
     axes.set_xlim(*padded(low, high))
     axes.set_xlabel(f"{score} (%)")
     for level, r in enumerate(rows):
@@ -130,6 +130,6 @@ def _mark(axes: Any, row: Row, value: str, level: int, says: str) -> None:
         axes.text(side, level, f"{arrow} {at:.1f}", transform=where, fontsize=SMALL, color=look.colour, va="center",
                   ha="left" if at < low else "right")  # fmt: skip
         return
-    lying_bar(axes, level, row, look.colour)
+    horizontal_bar(axes, level, row, look.colour)
     hollow = {"markerfacecolor": PAPER, "markeredgecolor": look.colour} if row.get("kind") == "line" else {}
     dot(axes, row["method"], at, level, says, **hollow)

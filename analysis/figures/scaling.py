@@ -20,10 +20,10 @@ from analysis.figures.drawing import (
     STYLE,
     Chart,
     band_or_bars,
-    bounded,
+    clip_intervals,
     curve_panels,
     dot,
-    fitted,
+    fit_range,
     has_band,
     legend,
     line_style,
@@ -32,7 +32,7 @@ from analysis.figures.drawing import (
     padded,
     place_title,
     spot,
-    spread,
+    spread_apart,
 )
 from analysis.format import Row, percent, plural
 from analysis.styles import in_order, place_of, places, style
@@ -62,18 +62,18 @@ def draw_scaling(curve: pa.Table, *, columns: int = 3, score: str = "test accura
     """
     if curve.num_rows == 0:
         raise ValueError("no curve to draw: the table has no row")
-    rows, found = bounded(curve.to_pylist()), places(curve)
+    rows, panel_places = clip_intervals(curve.to_pylist()), places(curve)
     with mpl.rc_context(STYLE):
-        ranked = any(_lora_ranks([r for r in rows if place_of(r) == place]) for place in found)
-        figure, grid = curve_panels(len(found), columns, over=0.4 if ranked else 0.22)
+        ranked = any(_lora_ranks([r for r in rows if place_of(r) == place]) for place in panel_places)
+        figure, grid = curve_panels(len(panel_places), columns, over=0.4 if ranked else 0.22)
         named: set[str] = set()
-        for index, (place, cell) in enumerate(zip(found, grid, strict=True)):
-            mine = [r for r in rows if place_of(r) == place]
+        for index, (place, cell) in enumerate(zip(panel_places, grid, strict=True)):
+            panel_rows = [r for r in rows if place_of(r) == place]
             axes = figure.add_subplot(cell)
-            named |= _panel(axes, index, mine)
+            named |= _panel(axes, index, panel_rows)
             if cell.is_first_col():
                 axes.set_ylabel(f"{score} (%)")
-            axes.set_title(place_title(place, found), loc="left", pad=16 if ranked else 6, fontweight="bold")
+            axes.set_title(place_title(place, panel_places), loc="left", pad=16 if ranked else 6, fontweight="bold")
         legend(figure, in_order(named), bare_lines=True)
         mark_bands(figure, "pointwise", given_rates=True)
         return figure
@@ -82,7 +82,7 @@ def draw_scaling(curve: pa.Table, *, columns: int = 3, score: str = "test accura
 def _panel(axes: Any, index: int, rows: Sequence[Row]) -> set[str]:
     """Draw one panel; returns the methods that its legend has to name."""
     lines, curves = ([r for r in rows if r["kind"] == kind] for kind in ("line", "curve"))
-    low, high, near = with_lines(curves, lines)
+    low, high, near = limits_with_lines(curves, lines)
     below = [r for r in lines if r not in near and 100 * r["mean"] < low]
     above = [r for r in lines if r not in near and r not in below]
     _limit(axes, low, high, len(below), len(above))
@@ -92,11 +92,11 @@ def _panel(axes: Any, index: int, rows: Sequence[Row]) -> set[str]:
     axes.yaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 2.5, 5, 10]))
     axes.set_xlabel("trainable adapter parameters")
     for row in near:
-        with axes.figure.of(row["method"]):
+        with axes.figure.parts_of(row["method"]):
             _line(axes, index, row)
     for far, edge in ((below, 0), (above, 1)):
         for k, row in enumerate(sorted(far, key=lambda r: r["mean"], reverse=edge == 1)):
-            with axes.figure.of(row["method"]):
+            with axes.figure.parts_of(row["method"]):
                 _arrow(axes, row, edge, k)
     _curves(axes, index, curves)
     log_ticks(axes.xaxis, *axes.get_xlim())
@@ -107,11 +107,11 @@ def _panel(axes: Any, index: int, rows: Sequence[Row]) -> set[str]:
 def limits(rows: Sequence[Row]) -> tuple[float, float]:
     """Least and largest value to show, in percent; an interval much wider than the others runs out of the picture."""
     ends = [(100 * r["low"], 100 * r["high"]) for r in rows if r["low"] is not None and r["n"] >= FEW_SEEDS]
-    low, high = fitted([100 * r["mean"] for r in rows], ends)
+    low, high = fit_range([100 * r["mean"] for r in rows], ends)
     return (low, high) if high > low else (low - 1, high + 1)
 
 
-def with_lines(curves: Sequence[Row], lines: Sequence[Row]) -> tuple[float, float, list[Row]]:
+def limits_with_lines(curves: Sequence[Row], lines: Sequence[Row]) -> tuple[float, float, list[Row]]:
     """Least and largest value to show, in percent, and which of the methods without a budget are within."""
     low, high = limits(curves or lines)
     room = NEAR * max(high - low, 2.0)
@@ -171,12 +171,12 @@ def _curves(axes: Any, index: int, curves: Sequence[Row]) -> None:
     each = {m: sorted((r for r in curves if r["method"] == m), key=lambda r: r["adapter_params"]) for m in methods}
     banded = {m: has_band(line) and len(methods) <= MOST_BANDS for m, line in each.items()}
     spots = [spot(r["adapter_params"], r["mean"], r, bar=not banded[m]) for m, line in each.items() for r in line]
-    asides = iter(spread(axes, spots))
+    asides = iter(spread_apart(axes, spots))
     x = {m: [next(asides) for _ in line] for m, line in each.items()}
     for method in reversed(methods):  # the first method ends on top
         look, line = style(method), each[method]
         y = [100 * r["mean"] for r in line]
-        with axes.figure.of(method):
+        with axes.figure.parts_of(method):
             band_or_bars(axes, x[method], line, look.colour, banded=banded[method])
             axes.plot(x[method], y, color=look.colour, gid=f"{index}:{method}", solid_capstyle="round")
             for i, r in enumerate(line):
@@ -192,10 +192,10 @@ def point_text(row: Row) -> str:
 
 def _lora_ranks(curves: Sequence[Row]) -> dict[str, int]:
     """Rank label -> budget, where budgets are LoRA ranks; empty where any is not."""
-    found = {r["reference"]: r["budget"] for r in curves if r["kind"] == "curve"}
-    if not all(name and name.startswith("lora-") for name in found):
+    budget_by_name = {r["reference"]: r["budget"] for r in curves if r["kind"] == "curve"}
+    if not all(name and name.startswith("lora-") for name in budget_by_name):
         return {}
-    return {name.removeprefix("lora-"): budget for name, budget in found.items()}
+    return {name.removeprefix("lora-"): budget for name, budget in budget_by_name.items()}
 
 
 def _ranks(axes: Any, curves: Sequence[Row]) -> None:

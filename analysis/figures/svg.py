@@ -61,11 +61,11 @@ def embedded(
         marks: attribute -> artist id -> its value.
     """
 
-    def group(found: re.Match[str]) -> str:
-        artist = unescape(found[1])
-        more = "".join(f' {key}="{escape(of[artist])}"' for key, of in (marks or {}).items() if artist in of)
+    def group(match: re.Match[str]) -> str:
+        artist = unescape(match[1])
+        attributes = "".join(f' {key}="{escape(of[artist])}"' for key, of in (marks or {}).items() if artist in of)
         tip = f"<title>{escape(tips[artist])}</title>" if tips and artist in tips else ""
-        return f'<g id="{found[1]}"{more}>{tip}'
+        return f'<g id="{match[1]}"{attributes}>{tip}'
 
     text = text[text.index("<svg") :]
     text = re.sub(r"<metadata>.*?</metadata>\s*", "", text, flags=re.S)

@@ -17,7 +17,7 @@ from analysis.figures.drawing import (
     Chart,
     Spot,
     band,
-    bounded,
+    clip_intervals,
     dot,
     fix_limits,
     legend,
@@ -25,10 +25,10 @@ from analysis.figures.drawing import (
     log_ticks,
     mark_bands,
     panels,
-    spread,
+    spread_apart,
 )
 from analysis.format import Row, plural, score_text
-from analysis.statistics.runs import by
+from analysis.statistics.runs import group_by
 from analysis.styles import in_order, style
 
 _ENDS = ("test_low", "test_high")
@@ -63,13 +63,13 @@ def draw_expected(expected: pa.Table, test: str | None = None) -> Chart:
     Raises:
         ValueError: no row, or several data sets or sizes.
     """
-    rows = bounded(_of_one_place(expected, "expected bests"), "test", *_ENDS)
+    rows = clip_intervals(_of_one_place(expected, "expected bests"), "test", *_ENDS)
     budgets, value = budgets_of(rows), "test" if test else "expected"
     with mpl.rc_context(STYLE):
         figure, each = _panels(len(budgets), 1.85, (0.35, 0.5, 0.6), f"expected {test or 'best validation'} (%)")
         for budget, axes in zip(budgets, each, strict=True):
-            mine = [r for r in rows if r["reference"] in (budget, None) and r[value] is not None]
-            _expected_lines(axes, mine, value)
+            panel_rows = [r for r in rows if r["reference"] in (budget, None) and r[value] is not None]
+            _expected_lines(axes, panel_rows, value)
             axes.set_title(budget or "", loc="left", fontweight="bold", pad=3)
             axes.xaxis.set_major_locator(MaxNLocator(integer=True))
             axes.set_xlabel("learning rates tried")
@@ -81,8 +81,8 @@ def draw_expected(expected: pa.Table, test: str | None = None) -> Chart:
 
 def budgets_of(rows: Sequence[Row]) -> list[str | None]:
     """The panels of expected bests: budgets by size; one without a name where no method has a budget."""
-    found = {r["reference"]: r["budget"] for r in rows if r["reference"] is not None}
-    return sorted(found, key=lambda k: (found[k] or 0, k)) or [None]
+    budget_by_name = {r["reference"]: r["budget"] for r in rows if r["reference"] is not None}
+    return sorted(budget_by_name, key=lambda k: (budget_by_name[k] or 0, k)) or [None]
 
 
 def _of_one_place(table: pa.Table, what: str) -> list[Row]:
@@ -131,9 +131,9 @@ def _rates_panel(axes: Any, method: str, rows: Sequence[Row]) -> None:
     axes.set_xlim(low / 1.6, high * (high / low * 2) ** 0.2)  # room for the names at the right
     cells = sorted({(r["budget"] or 0, r["reference"] or "", r["cell_id"]) for r in rows})
     for k, (_, reference, cell) in enumerate(cells):
-        mine = [r for r in rows if r["cell_id"] == cell and r["mean_val"] is not None]
+        cell_rates = [r for r in rows if r["cell_id"] == cell and r["mean_val"] is not None]
         alpha = 0.35 + 0.65 * (k + 1) / len(cells)
-        for i, line in enumerate(by(mine, "hyperparameters").values()):
+        for i, line in enumerate(group_by(cell_rates, "hyperparameters").values()):
             axes.plot(
                 [r["lr"] for r in line],
                 [100 * r["mean_val"] for r in line],
@@ -142,16 +142,16 @@ def _rates_panel(axes: Any, method: str, rows: Sequence[Row]) -> None:
                 linewidth=1.1,
                 gid=f"rates:{cell}:{i}" if i else f"rates:{cell}",
             )
-        for r in mine:
+        for r in cell_rates:
             runs = plural(r["n"], "run") + (", chosen" if r["chosen"] else "")
             at = f"rate {r['lr']:.2g}" + (f" with {r['hyperparameters']}" if r["hyperparameters"] else "")
-            said = f"{look.name} {reference}: {at}, validation {100 * r['mean_val']:.1f} %, {runs}"
+            tip = f"{look.name} {reference}: {at}, validation {100 * r['mean_val']:.1f} %, {runs}"
             dot(
                 axes,
                 method,
                 r["lr"],
                 100 * r["mean_val"],
-                said,
+                tip,
                 marker="*" if r["chosen"] else ".",
                 markersize=7 if r["chosen"] else 4,
                 markerfacecolor=look.colour,
@@ -159,10 +159,10 @@ def _rates_panel(axes: Any, method: str, rows: Sequence[Row]) -> None:
                 markeredgewidth=0.4,
                 alpha=alpha,
             )
-        if mine and reference and k in (0, len(cells) - 1):
+        if cell_rates and reference and k in (0, len(cells) - 1):
             axes.annotate(
                 reference,
-                (mine[-1]["lr"], 100 * mine[-1]["mean_val"]),
+                (cell_rates[-1]["lr"], 100 * cell_rates[-1]["mean_val"]),
                 xytext=(2, 0),
                 textcoords="offset points",
                 fontsize=SMALL,
@@ -181,11 +181,11 @@ def _expected_lines(axes: Any, rows: Sequence[Row], value: str) -> None:
     if value == "test":
         axes.update_datalim([(r["n"], 100 * r[end]) for r in rows for end in _ENDS if r[end] is not None])
     fix_limits(axes, spots)
-    placed = list(zip(spread(axes, spots), ordered, strict=True))
+    placed = list(zip(spread_apart(axes, spots), ordered, strict=True))
     for method in reversed(methods):
         look, line = style(method), [(x, r) for x, r in placed if r["method"] == method]
         x, y = [at for at, _ in line], [100 * r[value] for _, r in line]
-        with axes.figure.of(method):
+        with axes.figure.parts_of(method):
             axes.plot(x, y, color=look.colour, linestyle=line_style(method), lw=1.1)
             if value == "test" and all(r["test_low"] is not None for _, r in line):
                 ends = [r["test_low"] for _, r in line], [r["test_high"] for _, r in line]
@@ -193,8 +193,8 @@ def _expected_lines(axes: Any, rows: Sequence[Row], value: str) -> None:
         for at, r in line:
             where = f" at {r['reference']}" if r["reference"] else ""
             shown = score_text(r, "test", "test_low", "test_high") if value == "test" else f"{100 * r[value]:.1f}"
-            said = f"{look.name}{where}: {shown} % expected of the best of {r['n']} learning rates"
-            dot(axes, method, at, 100 * r[value], said, markersize=3.6)
+            tip = f"{look.name}{where}: {shown} % expected of the best of {r['n']} learning rates"
+            dot(axes, method, at, 100 * r[value], tip, markersize=3.6)
 
 
 def draw_sharpness(table: pa.Table) -> Chart:
@@ -214,24 +214,22 @@ def draw_sharpness(table: pa.Table) -> Chart:
         axes = figure.add_subplot(spot)
         axes.set_xscale("log")
         methods = in_order({r["method"] for r in rows})
-        every = [r | {"at": b} for m in methods for r in rows if r["method"] == m for b in _budgets(r, budgets)]
-        every.sort(key=lambda r: (methods.index(r["method"]), r["at"]))
-        spots = [Spot(r["at"], *3 * (r["decades"],)) for r in every]
+        drawn_rows = [r | {"at": b} for m in methods for r in rows if r["method"] == m for b in _budgets(r, budgets)]
+        drawn_rows.sort(key=lambda r: (methods.index(r["method"]), r["at"]))
+        spots = [Spot(r["at"], *3 * (r["decades"],)) for r in drawn_rows]
         fix_limits(axes, spots)
         axes.set_ylim(bottom=0.0)
-        placed = list(zip(spread(axes, spots), every, strict=True))
+        placed = list(zip(spread_apart(axes, spots), drawn_rows, strict=True))
         for method in reversed(methods):
-            look, mine = style(method), [(x, r) for x, r in placed if r["method"] == method]
-            with figure.of(method):
-                line = [at for at, _ in mine], [r["decades"] for _, r in mine]
+            look, method_points = style(method), [(x, r) for x, r in placed if r["method"] == method]
+            with figure.parts_of(method):
+                line = [at for at, _ in method_points], [r["decades"] for _, r in method_points]
                 axes.plot(*line, color=look.colour, ls=line_style(method), lw=1.1)
-            for x, r in mine if mine[0][1]["budget"] else mine[-1:]:
+            for x, r in method_points if method_points[0][1]["budget"] else method_points[-1:]:
                 least = "at least " if r["open"] else ""
                 where = f" at {r['reference']}" if r["reference"] else ""
-                said = (
-                    f"{look.name}{where}: {least}{r['decades']:.1f} decades within a point of {100 * r['best']:.1f} %"
-                )
-                dot(axes, method, x, r["decades"], said, alpha=0.4 if r["open"] else 1.0)
+                tip = f"{look.name}{where}: {least}{r['decades']:.1f} decades within a point of {100 * r['best']:.1f} %"
+                dot(axes, method, x, r["decades"], tip, alpha=0.4 if r["open"] else 1.0)
         log_ticks(axes.xaxis, *axes.get_xlim())
         axes.grid(axis="x", visible=False)
         axes.set_xlabel("trainable adapter parameters")

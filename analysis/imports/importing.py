@@ -16,7 +16,7 @@ from typing import Any
 
 from analysis.errors import StoreError
 from analysis.format import Row
-from analysis.statistics.publications.published import Publication, names, publication, reference
+from analysis.statistics.publications.published import Publication, publication, publication_names, published_reference
 from analysis.store.tables import write_part
 
 Imported = tuple[Row, Row]
@@ -36,7 +36,7 @@ def import_published(folder: Path, wanted: Sequence[str] = ()) -> Path:
     Raises:
         StoreError: unknown name, or a folder that exists.
     """
-    chosen = [publication(name) for name in (wanted or names())]
+    chosen = [publication(name) for name in (wanted or publication_names())]
     rows = [_published(one, point) for one in chosen for point in one.points]
     source = "; ".join(dict.fromkeys(one.source for one in chosen))
     note = " ".join(dict.fromkeys(f"{one.title}: {one.precision}. {one.note}".strip() for one in chosen))
@@ -83,7 +83,7 @@ def import_peft(folder: Path, paths: Iterable[Path]) -> tuple[Path, list[str]]:
 def _published(one: Publication, point: Row) -> Imported:
     words = [point["model"], point["dataset"], point["train_size"], point["method"], point.get("setting") or ""]
     name = "_".join(w.replace("/", "-").replace(":", "-") for w in words if w)
-    ref, count = reference(point), point["adapter_params"]
+    ref, count = published_reference(point), point["adapter_params"]
     cell = {
         **{k: point[k] for k in ("model", "adapt", "dataset", "train_size", "method")},
         "sweep": one.name,

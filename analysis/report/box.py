@@ -6,7 +6,7 @@ import math
 import re
 from collections.abc import Iterable
 
-from analysis.format import Row, amount, listed, plural, quantity, span
+from analysis.format import Row, amount, listed, plural, quantity, range_text
 from analysis.store.columns import NOT_PARAMETERS, limited, of_model
 from analysis.store.store import Store
 from analysis.styles import budget_order, dataset_text, place_text, size_text, training_text
@@ -97,7 +97,7 @@ def _budgets(store: Store) -> str:
             counts = " to ".join(dict.fromkeys(amount(n, r["reference"]) for n in ends))
             share = ""
         else:
-            counts = span(r["counts"])
+            counts = range_text(r["counts"])
             share = "" if r["share"] is None else f" ({100 * r['share']:.2g} % of the model)"
         by_rank = re.fullmatch(rf"(({NOT_PARAMETERS})-)?lora-\d+", r["reference"]) is not None
         kinds.setdefault((unit, by_rank), []).append(f"{r['reference']} is {counts}{share}")

@@ -25,7 +25,7 @@ from analysis.styles import style
 from analysis.tables.console import conclusion_of, more_seeds, ran_with
 from analysis.tables.diagnostics import FOLDER, SHEETS, WIDE, diagnostic_sheets
 from analysis.tables.evidence import parity_rows
-from analysis.words.conclusions import conclude_gap, early_words, names_of
+from analysis.words.conclusions import conclude_gap, preliminary_words, question_names
 from analysis.words.figures import conclude_groups
 from analysis.words.parity import looks_says, parity_says, versions_apart
 from analysis.words.weak import weak_evidence
@@ -45,7 +45,7 @@ def facts(store: Store) -> dict[str, Any]:
     coverage = store.table("coverage").to_pylist()
     parity = parity_rows(store)
     imported = (store.spec() or {}).get("imported")
-    begin = early_words(scaling.comparisons(store))
+    begin = preliminary_words(scaling.comparisons(store))
     return {
         "title": ", ".join(store.names),
         "now": datetime.now(UTC),
@@ -88,7 +88,7 @@ def facts(store: Store) -> dict[str, Any]:
 def _question(asked: scaling.Question, equal: str) -> str:
     if asked == scaling.Question() and equal == limited([]):
         return RANK_OR_PARAMETERS
-    focus, baseline = names_of(asked)
+    focus, baseline = question_names(asked)
     if asked.focus is None:
         return f"Which method scores highest at the same number of {equal}, and is it above {baseline}?"
     return f"Does {focus} score higher than {baseline} at the same number of {equal}?"

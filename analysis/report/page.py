@@ -40,7 +40,7 @@ def write_report(
     Args:
         folder: the results folder.
         x: the cost of the fits and of the Pareto front, one of `measured.AXES`.
-        overlay: name of a published curve (`published.names()`) to draw beside the first panel.
+        overlay: name of a published curve (`published.publication_names()`) to draw beside the first panel.
         receipt: what `sweeps verify` says of the folder in one line; None leaves it out.
 
     Returns:

@@ -1,22 +1,22 @@
-"""What results say of methods: curves of means, paired comparisons, groups, ranks, tuning, power, published numbers.
+"""The statistics of results: curves of means, paired comparisons, groups, rank effects, tuning and power.
 
-Uses `store`, `format` and `styles`; draws and words nothing. Every number comes as an Arrow table, paired by seed in
-`runs`, tested in `inference`.
+The room uses `store`, `format` and `styles`. It neither draws nor makes sentences. Most functions return Arrow tables.
+`runs` pairs scores by seed, and `inference` tests them.
 
     runs          confirmed runs by cell and by seed, and their mean over data sets
-    inference     intervals, alone and at once, one standard error for every test, Holm's correction, verdicts
-    looks         looks at the test scores, the level that each leaves, and the cells that were declared first
-    power         what a comparison can see, and the seeds that it needs, by simulation
+    inference     intervals (single and simultaneous), paired differences and their tests, Holm's correction, verdicts
+    looks         interim analyses, the level that is left for each, and cells that were added later
+    power         the smallest difference that a comparison can detect, and the seeds that it needs
     choice        what the choice of a learning rate adds to a comparison's uncertainty
-    measures      the score and the held-out loss side by side, and which tells methods apart better
+    measures      the score and the held-out loss of the same runs, and which of them separates methods better
     scaling       the scaling curve, and every method against a baseline
-    differences   the difference over the budgets, with bands, and whether it changes
+    differences   the difference to a baseline over the budgets, with bands, and whether it changes
     groups        all methods of a budget against each other
-    decisions     at each budget the best methods, what they cost, and what would tell them apart
-    rank_effects  what a doubling of the update's rank, or of the parameters, brings, and which more
+    decisions     the best methods at each budget, their cost, and the seeds that would distinguish them
+    rank_effects  the effect of doubling the update's rank, and of doubling the parameters
     tuning        scores against learning rates; the expected best of n
     best_rates    where the best learning rate of a cell lies, and its ratio to the baseline's
     examples      intervals over seeds and test examples
-    sizing        how large a sweep must be, and what it takes
-    publications  published numbers, and the curve of them beside ours
+    sizing        the seeds a sweep needs, the differences it can detect, and its estimated against its actual cost
+    publications  published numbers, and their curve beside ours
 """

@@ -23,7 +23,7 @@ from scipy import special
 from analysis.format import Row
 from analysis.statistics.choice import WIDTH, Runs, levels, run_noises, tuned_runs
 from analysis.statistics.inference import LEVEL
-from analysis.statistics.runs import by
+from analysis.statistics.runs import group_by
 from analysis.statistics.tuning import sharpness
 from analysis.store.columns import FLAG, INT, PLACE, REAL, TEXT, typed
 from analysis.store.store import Store, remembered
@@ -184,9 +184,9 @@ def rate_ratios(store: Store) -> pa.Table:
 
 
 def ratios_of(best: Sequence[Row]) -> list[Row]:
-    """The rows of `rate_ratios`, from rows of `best_rates`."""
+    """Return the rows of `rate_ratios`, from rows of `best_rates`."""
     rows: list[Row] = []
-    for cells in by(best, *PLACE).values():
+    for cells in group_by(best, *PLACE).values():
         methods = {r["method"] for r in cells}
         name = next((method for method in BASELINES if method in methods), None)
         of_baseline = [r for r in cells if r["method"] == name]
@@ -211,15 +211,19 @@ def _ratio(row: Row, baseline: Row) -> Row:
     difference = best - base
     low = difference - math.hypot(best - best_low, base_high - base)
     high = difference + math.hypot(best_high - best, base - base_low)
-    own = {k: row[k] for k in (*PLACE, "method", "reference", "budget", "best", "low", "high")}
-    other = {f"baseline_{k}": baseline[k] for k in ("reference", "best", "low", "high")}
-    other["baseline"] = baseline["method"]
+    own_columns = {k: row[k] for k in (*PLACE, "method", "reference", "budget", "best", "low", "high")}
+    baseline_columns = {f"baseline_{k}": baseline[k] for k in ("reference", "best", "low", "high")}
+    baseline_columns["baseline"] = baseline["method"]
     edge = row["outside"] is not None or baseline["outside"] is not None
-    return own | other | {"ratio": 10**difference, "ratio_low": _end(low), "ratio_high": _end(high), "at_edge": edge}
+    return (
+        own_columns
+        | baseline_columns
+        | {"ratio": 10**difference, "ratio_low": _end(low), "ratio_high": _end(high), "at_edge": edge}
+    )
 
 
 def _logs(row: Row) -> tuple[float, float, float]:
-    """log10 of the best rate and of the ends of its interval, infinite if open."""
+    """Return log10 of the best rate and of the ends of its interval; an open end is infinite."""
     low = -math.inf if row["low"] is None else math.log10(row["low"])
     high = math.inf if row["high"] is None else math.log10(row["high"])
     return math.log10(row["best"]), low, high

@@ -3,12 +3,15 @@
 CONFIRM runs every seed at the one rate that stage TUNE chose. So the spread over CONFIRM's seeds does not show that
 another draw of TUNE's noise would have chosen another rate, with another expected score. The variance of the expected
 score at the chosen rate, over TUNE's noise, is what the choice adds. It is computed by quadrature, so the same data
-always give the same variance. A run's noise comes from CONFIRM's validation scores and from TUNE's re-runs, of runs
-among which nothing was selected; the response from a local quadratic in log rate through TUNE's scores. The best rate
-lies between those that were tried, so what they miss of it, squared, is added. The variance is pooled over a method's
-budgets.
-Of equal scores TUNE takes one by a rule (`search.rules`); two noisy scores are never equal, so the rule plays no part.
-`benchmarks/calibration.py` shows that tests widened by it keep their 5 % over tables in which both arms are tuned.
+always give the same variance.
+
+The computation needs two things. The noise of a run comes from CONFIRM's validation scores and from TUNE's re-runs,
+because nothing was selected among these runs. The expected score by rate comes from a local quadratic in log rate
+through TUNE's scores. The best rate lies between rates that were tried, so the square of what they miss is added. The
+variance is pooled over the budgets of a method.
+
+If scores are equal, TUNE chooses by a rule (`search.rules`). Two noisy scores are never equal, so this module ignores
+the rule. `benchmarks/calibration.py` shows that tests with this variance keep their 5 % if both methods are tuned.
 """
 
 from __future__ import annotations
@@ -22,7 +25,7 @@ from numpy.typing import ArrayLike, NDArray
 from scipy import special
 
 from analysis.format import Row
-from analysis.statistics.runs import Seed, by, seed_of
+from analysis.statistics.runs import Seed, group_by, seed_of
 from analysis.store.store import Store, remembered
 from analysis.styles import Place, place_of
 
@@ -33,32 +36,32 @@ Point = tuple[float, str | None]
 """(learning rate, the other hyperparameters)."""
 
 AT_ONCE = 2**20
-"""Numbers drawn at once, at most."""
+"""Largest number of random numbers that are drawn in one call."""
 APART = 0.01
-"""Share of tables of equal noise in which `method_noise` may set a method aside: ISO 5725-2's level for outliers."""
+"""Level of the test by which `method_noise` sets a method aside: ISO 5725-2's level for outliers."""
 WIDTH = 2.0
 """Width of the local fit's kernel, in steps of the grid of rates."""
 FAR = 7.0
-"""Standard deviations of a run by which a rate may be behind the best one: what is further behind is never chosen."""
+"""A rate that is this many standard deviations of a run behind the best one is never chosen."""
 STEP_MEAN, STEP_FIRST = 0.4, 0.5
-"""Steps of quadrature in standard deviations: of a mean, of a first run. The variance is right to 0.5 %."""
+"""Steps of the quadrature, in standard deviations of a mean and of a first run. They give the variance to 0.5 %."""
 
 _CONFIRMED = """
 select sweep, model, dataset, train_size, reference, method, cell_id, data_seed, init_seed, basis_seed, val_score
 from confirmed semi join cells using (sweep, cell_id)
 where val_score is not null and lr is not null
 """
-"""A lost part of `cells` leaves runs without a cell; nothing is said of these."""
+"""If a part of `cells` is lost, some runs have no cell. They are left out."""
 
 
 @dataclass(frozen=True)
 class Runs:
-    """Validation scores of stage TUNE, of one cell or of many alike (leading axes).
+    """Validation scores of stage TUNE, of one cell or of many cells of the same shape (leading axes).
 
     Attributes:
-        first: (..., K) of every point on the first seed.
-        again: (..., k, 1 + S) of the k re-run points, the first seed's included; k or S may be 0.
-        at: (..., k) which points those are.
+        first: (..., K) score of every point on the first seed.
+        again: (..., k, 1 + S) scores of the k points that were run again, the first seed included; k or S may be 0.
+        at: (..., k) indices of the points that were run again.
     """
 
     first: Array
@@ -67,48 +70,50 @@ class Runs:
 
 
 def run_noise(scores: Array) -> tuple[Array, int]:
-    """Squares of what is left of scores when every cell and every seed has a level of its own, summed.
+    """Return the residual sum of squares of scores (...), after cell and seed effects, and its degrees of freedom.
+
+    Their ratio is the variance of one run's own noise.
 
     Args:
-        scores: (..., cells, seeds) validation scores of stage CONFIRM; NaN where a run is missing, in all tables alike.
-
-    Returns:
-        The sums (...), and their degrees of freedom; a sum over these is the variance of one run's own noise.
+        scores: (..., cells, seeds) validation scores of stage CONFIRM. A missing run is NaN, in all tables alike.
     """
-    rest, left, _ = _rest(scores)
-    return (rest**2).sum(axis=-1), round(float(np.trace(left)))
+    residuals, projection, _ = _residuals(scores)
+    return (residuals**2).sum(axis=-1), round(float(np.trace(projection)))
 
 
-def _rest(scores: Array) -> tuple[Array, Array, Array]:
-    """What is left of every run (..., runs), the projection that leaves it, and (runs, cells) whose run each is."""
+def _residuals(scores: Array) -> tuple[Array, Array, Array]:
+    """Return the residual of every run after cell and seed effects, the projection, and which cell each run is of.
+
+    The shapes are (..., runs), (runs, runs) and (runs, cells).
+    """
     cells, seeds = scores.shape[-2:]
-    there = np.isfinite(scores).reshape(-1, cells, seeds)[0].ravel()
-    design = np.hstack([np.repeat(np.eye(cells), seeds, axis=0), np.tile(np.eye(seeds), (cells, 1))])[there]
-    left = np.eye(len(design)) - design @ np.linalg.pinv(design, rcond=1e-10)
-    rest = scores.reshape(*scores.shape[:-2], -1)[..., there] @ left
-    return rest, left, np.repeat(np.eye(cells), seeds, axis=0)[there]
+    present = np.isfinite(scores).reshape(-1, cells, seeds)[0].ravel()
+    design = np.hstack([np.repeat(np.eye(cells), seeds, axis=0), np.tile(np.eye(seeds), (cells, 1))])[present]
+    projection = np.eye(len(design)) - design @ np.linalg.pinv(design, rcond=1e-10)
+    residuals = scores.reshape(*scores.shape[:-2], -1)[..., present] @ projection
+    return residuals, projection, np.repeat(np.eye(cells), seeds, axis=0)[present]
 
 
 def method_noise(scores: Array) -> tuple[Array, NDArray[np.bool_]] | None:
-    """Variance of one run's own noise, method by method, and which methods have theirs in common; both (..., methods).
+    """Return the variance of one run's noise by method, and which methods share a pooled one; both (..., methods).
 
-    Methods share their noise. One that has clearly more, as where seeds fall to chance, is set aside and has its own,
-    again and again until none has: by the F test of what is left without it, at 1 % over the methods, in the manner of
-    Cochran's test of laboratories (ISO 5725-2). The test is exact for normal noise that is alike at all budgets. At a
-    budget of two methods nothing says which is the noisy one: it has no part in the test.
+    Methods share one variance. A method with clearly more noise (some of its seeds diverged, for example) is set aside
+    and gets its own, and the test is repeated until none is set aside. The test is an F test of the residuals without
+    that method, at 1 % over the methods, as Cochran's test of laboratories (ISO 5725-2). It is exact for normal noise
+    that is the same at all budgets. A budget with two methods cannot say which one is noisy, so the test ignores it.
 
     Args:
-        scores: (..., budgets, methods, seeds) as of `run_noise`; a method is NaN at budgets that it does not have.
+        scores: (..., budgets, methods, seeds) as in `run_noise`. A method is NaN at budgets that it does not have.
 
     Returns:
-        None where scores do not tell the noise: none has two methods and two seeds in common.
+        None if no budget has two methods with two common seeds, so that the noise is unknown.
     """
-    found = _told(scores.reshape(-1, *scores.shape[-3:]))
+    noises = _pooled_noise(scores.reshape(-1, *scores.shape[-3:]))
     shape = (*scores.shape[:-3], scores.shape[-2])
-    return None if found is None else (found[0].reshape(shape), found[1].reshape(shape))
+    return None if noises is None else (noises[0].reshape(shape), noises[1].reshape(shape))
 
 
-def _told(scores: Array) -> tuple[Array, NDArray[np.bool_]] | None:
+def _pooled_noise(scores: Array) -> tuple[Array, NDArray[np.bool_]] | None:
     parts = [run_noise(scores[:, budget]) for budget in range(scores.shape[1])]
     freedom = sum(f for _, f in parts)
     if not freedom:
@@ -116,77 +121,79 @@ def _told(scores: Array) -> tuple[Array, NDArray[np.bool_]] | None:
     pooled = np.sum([squares for squares, _ in parts], axis=0) / freedom
     noise = np.repeat(pooled[:, None], scores.shape[2], axis=-1)
     alike = np.ones(noise.shape, dtype=bool)
-    largest, own = _largest(scores)
+    largest, own_noise = _noisiest(scores)
     for at in set(largest[largest >= 0].tolist()):
         tables, others = np.flatnonzero(largest == at), np.flatnonzero(np.arange(scores.shape[2]) != at)
-        if (rest := _told(scores[tables][:, :, others])) is not None:
-            noise[np.ix_(tables, others)], alike[np.ix_(tables, others)] = rest
-            noise[tables, at], alike[tables, at] = own[tables, at], False
+        if (rest_noise := _pooled_noise(scores[tables][:, :, others])) is not None:
+            noise[np.ix_(tables, others)], alike[np.ix_(tables, others)] = rest_noise
+            noise[tables, at], alike[tables, at] = own_noise[tables, at], False
     return noise, alike
 
 
-def _largest(scores: Array) -> tuple[NDArray[np.int64], Array]:
-    """(tables,) the method that has clearly more noise than the rest, -1 where none has; (tables, methods) own noise.
+def _noisiest(scores: Array) -> tuple[NDArray[np.int64], Array]:
+    """Return (tables,) the method with clearly more noise than the others (-1 if none), and (tables, methods) noises.
 
-    What the sum of squares falls by without a method has the expectation a v + (1 - a) v_rest for each of its freedoms.
+    Without a method the sum of squares falls by a v + (1 - a) v_rest, in expectation and per degree of freedom.
     """
-    total, taken = np.zeros((len(scores), 1)), np.zeros((len(scores), scores.shape[2]))
-    freedom, mine, trace = 0.0, np.zeros(scores.shape[2]), np.zeros(scores.shape[2])
+    total, explained = np.zeros((len(scores), 1)), np.zeros((len(scores), scores.shape[2]))
+    freedom, own_freedom, trace = 0.0, np.zeros(scores.shape[2]), np.zeros(scores.shape[2])
     for budget in range(scores.shape[1]):
-        rest, left, whose = _rest(scores[:, budget])
-        blocks = left * (whose @ whose.T)
+        rest_noise, projection, whose = _residuals(scores[:, budget])
+        blocks = projection * (whose @ whose.T)
         inverse = np.linalg.pinv(blocks, rcond=1e-8, hermitian=True)
         each = np.rint(np.diag(inverse @ blocks) @ whose)
         if (each > 0).sum() < 3:
             continue
-        total += (rest**2).sum(axis=-1, keepdims=True)
-        taken += rest * (rest @ inverse) @ whose
-        freedom += round(float(np.trace(left)))
-        mine += each
-        trace += np.diag(left) @ whose
-    known = (mine > 0) & (freedom > mine)
-    own, others, part = (np.where(known, x, 1.0) for x in (mine, freedom - mine, trace / np.maximum(mine, 1.0)))
-    rest = np.maximum(total - taken, np.finfo(float).tiny) / others
+        total += (rest_noise**2).sum(axis=-1, keepdims=True)
+        explained += rest_noise * (rest_noise @ inverse) @ whose
+        freedom += round(float(np.trace(projection)))
+        own_freedom += each
+        trace += np.diag(projection) @ whose
+    testable = (own_freedom > 0) & (freedom > own_freedom)
+    freedoms, other_freedoms, part = (
+        np.where(testable, x, 1.0) for x in (own_freedom, freedom - own_freedom, trace / np.maximum(own_freedom, 1.0))
+    )
+    rest_noise = np.maximum(total - explained, np.finfo(float).tiny) / other_freedoms
     with np.errstate(over="ignore"):
-        p = np.where(known, special.fdtrc(own, others, taken / own / rest), 1.0)
-    largest = np.where(p.min(axis=-1) < APART / max(1, known.sum()), p.argmin(axis=-1), -1)
-    return largest, np.maximum((taken / own - (1 - part) * rest) / part, 0.0)
+        p = np.where(testable, special.fdtrc(freedoms, other_freedoms, explained / freedoms / rest_noise), 1.0)
+    largest = np.where(p.min(axis=-1) < APART / max(1, testable.sum()), p.argmin(axis=-1), -1)
+    return largest, np.maximum((explained / freedoms - (1 - part) * rest_noise) / part, 0.0)
 
 
 def rerun_noise(again: Array) -> tuple[Array, int]:
-    """`run_noise` of rates that TUNE ran again, without the seed on which they were chosen to be run again.
+    """Return `run_noise` of the rates that TUNE ran again, without the seed by which they were selected.
 
-    CONFIRM compares methods, often at one rate, and what a seed's images do at that rate is common to them. TUNE
-    compares rates, which share less; so this can be the larger.
+    This can be larger than CONFIRM's noise. CONFIRM compares methods, often at one rate, and a seed's examples affect
+    them in the same way. TUNE compares rates, which have less in common.
 
     Args:
-        again: (..., k, 1 + S) as of `Runs`. S below 2 or k below 2 have no freedom.
+        again: (..., k, 1 + S) as in `Runs`. If S or k is below 2, there are no degrees of freedom.
     """
     return run_noise(again[..., 1:]) if again.shape[-2] and again.shape[-1] > 1 else (np.zeros(again.shape[:-2]), 0)
 
 
 def noise_share(scores: Array) -> Array:
-    """Variance of a run's noise averaged over budgets, as a share of one run's: 1 / budgets where they are independent.
+    """Return (...) the noise variance of a mean over budgets, divided by that of one run.
 
-    A method's budgets share TUNE's seeds, so that what a seed does may move all its choices alike. CONFIRM shows how
-    far it does.
+    It is 1 / budgets if the budgets are independent. They may not be: the budgets of a method share TUNE's seeds, so a
+    seed may affect all its choices in the same way. CONFIRM's scores show by how much.
 
     Args:
         scores: (..., budgets, cells, seeds) validation scores of stage CONFIRM, of the same methods at every budget.
 
     Returns:
-        (...) from 1 / budgets to 1; 1 where the scores don't tell.
+        From 1 / budgets to 1; 1 if the scores leave no degrees of freedom.
     """
     budgets = scores.shape[-3]
     (each, freedom), (mean, _) = run_noise(scores), run_noise(scores.mean(axis=-3))
-    one = each.mean(axis=-1)
+    run_variance = each.mean(axis=-1)
     if not freedom:
-        return np.ones_like(one)
-    return np.clip(mean / np.where(one > 0, one, 1.0), 1.0 / budgets, 1.0)
+        return np.ones_like(run_variance)
+    return np.clip(mean / np.where(run_variance > 0, run_variance, 1.0), 1.0 / budgets, 1.0)
 
 
 def levels(runs: Runs) -> tuple[Array, Array]:
-    """Expected scores by point, relative to the first seed, and the number of runs behind each; both (..., K)."""
+    """Return the expected score of each point, and the number of runs it was estimated from; both (..., K)."""
     weight = np.ones_like(runs.first)
     if runs.again.shape[-1] < 2 or runs.again.shape[-2] < 1:
         return runs.first, weight
@@ -198,29 +205,33 @@ def levels(runs: Runs) -> tuple[Array, Array]:
 
 
 def smoothed(log_rates: Array, level: Array, weight: Array, chosen: NDArray[np.int64]) -> Array:
-    """(..., K) a quadratic in log rate, fitted by least squares that weigh most what is near the chosen rate.
+    """Return (..., K) a quadratic in log rate, fitted to scores with most weight near the chosen rate.
 
     Args:
-        log_rates: (..., K), rising. level, weight: (..., K). chosen: (...).
+        log_rates: (..., K) log10 of the rates, rising.
+        level, weight: (..., K) as returned by `levels`.
+        chosen: (...) index of the chosen rate.
     """
     step = (log_rates[..., -1:] - log_rates[..., :1]) / (log_rates.shape[-1] - 1)
     rates = np.broadcast_to(log_rates, level.shape)
     apart = (rates - np.take_along_axis(rates, chosen[..., None], axis=-1)) / (WIDTH * step)
     root = np.sqrt(weight * np.exp(-0.5 * apart**2))
     powers = np.stack([np.ones_like(apart), apart, apart**2], axis=-1)
-    found = np.linalg.pinv(root[..., None] * powers) @ (root * level)[..., None]
-    return np.asarray((powers @ found)[..., 0], dtype=float)
+    coefficients = np.linalg.pinv(root[..., None] * powers) @ (root * level)[..., None]
+    return np.asarray((powers @ coefficients)[..., 0], dtype=float)
 
 
 def missed(log_rates: Array, level: Array) -> Array:
-    """(...) how far the best rate's score may lie above the best score seen, as the rates tried lie beside it.
+    """Return (...) how far the score at the best rate may lie above the best score that was seen.
 
-    It is what the parabola through the best score and its two neighbours rises above it. A rate at which training
-    collapses would bend that parabola far too much. So the flatter one of the two parabolas that start or end at the
-    best score bounds it, over the same two gaps. 0 where the best score is at an end: what lies beyond is not known.
+    The tried rates lie beside the best one. The estimate is how far the parabola through the best score and its two
+    neighbours rises above it. If training collapses at a neighbour, that parabola bends far too much. So the estimate
+    is limited to the flatter of the two parabolas that start or end at the best score. It is 0 if the best score is at
+    an end of the rates: what lies beyond is not known.
 
     Args:
-        log_rates: (..., K), rising. level: (..., K).
+        log_rates: (..., K) log10 of the rates, rising.
+        level: (..., K) expected score of each rate.
     """
     last = level.shape[-1] - 1
     if last < 2:
@@ -230,17 +241,17 @@ def missed(log_rates: Array, level: Array) -> Array:
     rises, bends = [], []
     for first in (best - 1, best - 2, best):
         three = np.clip(first, 0, last - 2)[..., None] + np.arange(3)
-        rise, bend = _top(*(np.take_along_axis(each, three, axis=-1) for each in (rates, level)), *ends)
-        there = (first >= 0) & (first + 2 <= last)
-        rises.append(np.where(there, rise - level.max(axis=-1), np.inf))
-        bends.append(np.where(there, np.abs(bend), np.inf))
+        rise, bend = _parabola_top(*(np.take_along_axis(each, three, axis=-1) for each in (rates, level)), *ends)
+        inside_rates = (first >= 0) & (first + 2 <= last)
+        rises.append(np.where(inside_rates, rise - level.max(axis=-1), np.inf))
+        bends.append(np.where(inside_rates, np.abs(bend), np.inf))
     flatter = np.where(bends[1] <= bends[2], rises[1], rises[2])
     inside = (best > 0) & (best < last)
     return np.where(inside, np.maximum(np.minimum(rises[0], flatter), 0.0), 0.0)
 
 
-def _top(x: Array, y: Array, low: Array, high: Array) -> tuple[Array, Array]:
-    """Largest value from `low` to `high` (...) of the parabola through three points (..., 3), and its second power."""
+def _parabola_top(x: Array, y: Array, low: Array, high: Array) -> tuple[Array, Array]:
+    """Return the maximum from `low` to `high` of a parabola through three points (..., 3), and its x^2 coefficient."""
     slopes = np.diff(y, axis=-1) / np.diff(x, axis=-1)
     bend = (slopes[..., 1] - slopes[..., 0]) / (x[..., 2] - x[..., 0])
     middle = (x[..., 0] + x[..., 1]) / 2  # there the parabola's slope is the first of the two
@@ -251,50 +262,55 @@ def _top(x: Array, y: Array, low: Array, high: Array) -> tuple[Array, Array]:
 
 
 def choice_variance(expected: Array, noise: ArrayLike, reruns: tuple[int, int]) -> Array:
-    """Variance of the expected score at the rate that TUNE chooses, over its noise; (...). Exact, by quadrature.
+    """Return (...) the variance of the expected score at the rate that TUNE chooses, over TUNE's noise.
+
+    It is computed by quadrature.
 
     Args:
-        expected: (..., K) score by rate.
+        expected: (..., K) expected score of each rate.
         noise: variance of one run's score, broadcast against (...).
-        reruns: how many rates are run again, on how many seeds each; (0, 0): the first seed chooses.
+        reruns: number of rates that are run again, and number of seeds for each. With (0, 0) the first seed chooses.
     """
     each = np.broadcast_to(np.asarray(noise, dtype=float), expected.shape[:-1])
-    found = np.zeros(expected.shape[:-1])
+    variances = np.zeros(expected.shape[:-1])
     rates, seeds = (min(reruns[0], expected.shape[-1]), reruns[1]) if min(reruns) > 0 else (1, 0)
-    for at in np.ndindex(found.shape):
+    for at in np.ndindex(variances.shape):
         sd = float(np.sqrt(each[at]))
         if sd > 0.0:
             behind = np.maximum((expected[at] - expected[at].max()) / sd, -FAR)
-            found[at] = sd**2 * _variance(behind, rates, seeds if rates > 1 else 0)
-    return found
+            variances[at] = sd**2 * _variance(behind, rates, seeds if rates > 1 else 0)
+    return variances
 
 
 def drawn_variance(
     expected: Array, noise: ArrayLike, reruns: tuple[int, int], rng: np.random.Generator, draws: int
 ) -> Array:
-    """`choice_variance` from `draws` draws of TUNE: faster for thousands of simulated tables. Arguments as there."""
+    """Return `choice_variance` from `draws` simulated stages TUNE, which is faster for thousands of tables.
+
+    The other arguments are those of `choice_variance`.
+    """
     rates, seeds = reruns
     sd = np.sqrt(np.asarray(noise, dtype=float))[..., None]
     total, squares = np.zeros(expected.shape[:-1]), np.zeros(expected.shape[:-1])
-    left, at_once = draws, max(1, AT_ONCE // expected.size)
-    while left > 0:
-        shape = (min(left, at_once), *expected.shape)
-        left -= shape[0]
+    remaining, at_once = draws, max(1, AT_ONCE // expected.size)
+    while remaining > 0:
+        shape = (min(remaining, at_once), *expected.shape)
+        remaining -= shape[0]
         first = expected + sd * rng.normal(size=shape)
         best = np.argsort(-first, axis=-1)[..., : max(1, rates)]
-        seen = np.take_along_axis(first, best, axis=-1)
+        observed = np.take_along_axis(first, best, axis=-1)
         true = np.take_along_axis(np.broadcast_to(expected, shape), best, axis=-1)
         if seeds:
-            more = true + sd / np.sqrt(seeds) * rng.normal(size=true.shape)
-            seen = (seen + seeds * more) / (1 + seeds)
-        got = np.take_along_axis(true, seen.argmax(axis=-1)[..., None], axis=-1)[..., 0]
-        total += got.sum(axis=0)
-        squares += (got**2).sum(axis=0)
+            rerun_mean = true + sd / np.sqrt(seeds) * rng.normal(size=true.shape)
+            observed = (observed + seeds * rerun_mean) / (1 + seeds)
+        chosen_score = np.take_along_axis(true, observed.argmax(axis=-1)[..., None], axis=-1)[..., 0]
+        total += chosen_score.sum(axis=0)
+        squares += (chosen_score**2).sum(axis=0)
     return np.asarray(np.maximum(squares / draws - (total / draws) ** 2, 0.0), dtype=float)
 
 
 def _variance(behind: Array, rates: int, seeds: int) -> float:
-    """Variance of the chosen rate's expected score, where one run's noise has variance 1.
+    """Return the variance of the expected score at the chosen rate, if one run's noise has variance 1.
 
     A rate's mean over its 1 + S runs is normal with variance 1 / (1 + S), and its first run is that mean plus an
     independent normal of variance S / (1 + S). One integral is over `s`, the mean of the chosen rate. The other is over
@@ -302,14 +318,14 @@ def _variance(behind: Array, rates: int, seeds: int) -> float:
     is a sum of products over rates, which one pass over the rates adds up.
 
     Args:
-        behind: (K,) expected scores less the largest, not below -FAR. rates, seeds: how many rates run again, and on
-            how many further seeds each; 1 and 0 if none does.
+        behind: (K,) expected scores minus the largest, not below -FAR.
+        rates, seeds: number of rates that are run again, and of further seeds for each; 1 and 0 if none is.
     """
     spread = (1 + seeds) ** -0.5
     s = _nodes(-FAR - 5 * spread, 5 * spread, STEP_MEAN * spread)
     apart = (s - behind[:, None]) / spread
     density = np.exp(-0.5 * apart**2) / np.sqrt(2 * np.pi) / spread
-    if rates in (1, len(behind)):  # all rates have as many runs: the best mean is chosen
+    if rates in (1, len(behind)):  # all rates have the same number of runs, so the best mean is chosen
         chance = density * [np.prod(special.ndtr(np.delete(apart, k, axis=0)), axis=0) for k in range(len(behind))]
         chances = chance.sum(axis=-1) * (s[1] - s[0])
         return max(0.0, float(chances @ behind**2 - (chances @ behind) ** 2))
@@ -318,17 +334,17 @@ def _variance(behind: Array, rates: int, seeds: int) -> float:
     at = np.exp(-0.5 * (t - behind[:, None]) ** 2) / np.sqrt(2 * np.pi)
     chosen = density[..., None] * special.ndtr((s[:, None] - t) / (seeds**0.5 * spread))  # its first run is above t
     beaten = step * (np.cumsum(chosen, axis=1) - chosen / 2) - step**2 / 12 * np.gradient(chosen, step, axis=1)
-    # [whether a rate is at t, power of the chosen one's score (0 while none is chosen), rates above t]
+    # axes: whether a rate is at t; power of the chosen rate's score (0 while none is chosen); number of rates above t
     sums = np.zeros((2, 3, rates + 1, len(s), len(t)))
     sums[0, 0, 0] = 1.0
     for k, score in enumerate(behind):
-        more = sums * below[k]
-        more[1] += sums[0] * at[k]
-        more[:, :, 1:] += sums[:, :, :-1] * beaten[k]
-        taken = sums[:, 0, :-1] * chosen[k]
-        more[:, 1, 1:] += score * taken
-        more[:, 2, 1:] += score**2 * taken
-        sums = more
+        updated = sums * below[k]
+        updated[1] += sums[0] * at[k]
+        updated[:, :, 1:] += sums[:, :, :-1] * beaten[k]
+        now_chosen = sums[:, 0, :-1] * chosen[k]
+        updated[:, 1, 1:] += score * now_chosen
+        updated[:, 2, 1:] += score**2 * now_chosen
+        sums = updated
     mean, square = sums[1, 1:, rates].sum(axis=(-1, -2)) * step * (t[1] - t[0])
     return max(0.0, float(square - mean**2))
 
@@ -346,7 +362,7 @@ def chosen_variance(
     rng: np.random.Generator | None = None,
     draws: int = 400,
 ) -> Array:
-    """Variance that the choice of a rate adds to a cell's score, (...).
+    """Return (...) the variance that the choice of a rate adds to a cell's score.
 
     It is `choice_variance` plus the square of `missed`. If rates alone were searched, the expected scores are taken
     from a smooth curve through the scores of stage TUNE, which has less noise. Otherwise they are these scores.
@@ -369,81 +385,85 @@ def chosen_variance(
 
 @remembered
 def choice_variances(store: Store) -> dict[CellKey, float]:
-    """(sweep, cell) -> variance that the choice adds to the cell's expected score, pooled over its method's budgets.
+    """Return the variance that the choice of a rate adds to each cell's score, pooled over its method's budgets.
 
-    0 where nothing was to choose: what trains nothing, rates that were fixed beforehand, an allowance of one point.
-    Left out, for it is not known: a cell of several points of which fewer than two finished, or whose TUNE is not in
-    the store; a cell of a place where CONFIRM's validation scores don't tell the noise of a run.
+    It is 0 if there was nothing to choose: a method that trains nothing, rates that were fixed beforehand, or a single
+    point. A cell is left out if the variance is not known. This is so if fewer than two of its points finished, if its
+    TUNE is not in the store, or if CONFIRM's validation scores in its place do not show the noise of a run.
     """
     cells, tuned, noise = store.table("cells").to_pylist(), tuned_runs(store), run_noises(store)
-    took = {(r["sweep"], r["cell_id"]): r["lr"] for r in store.table("chosen").to_pylist()}
-    found: dict[CellKey, float] = {}
+    chosen_rates = {(r["sweep"], r["cell_id"]): r["lr"] for r in store.table("chosen").to_pylist()}
+    variances: dict[CellKey, float] = {}
     chosen: dict[tuple[Place, str], dict[CellKey, float]] = defaultdict(dict)
     for cell in cells:
         key = (cell["sweep"], cell["cell_id"])
         rates, runs = tuned.get(key, (None, None))
         if (cell["tune_trials"] or 0) < 2 and (runs is None or len(runs.first) < 2):
-            found[key] = 0.0
+            variances[key] = 0.0
         elif runs is not None and len(runs.first) > 1 and key in noise:
-            known = rates is not None and key in took
-            best = int(np.abs(rates - np.log10(took[key])).argmin() if known else runs.first.argmax())
+            rate_known = rates is not None and key in chosen_rates
+            best = int(np.abs(rates - np.log10(chosen_rates[key])).argmin() if rate_known else runs.first.argmax())
             reruns = (runs.again.shape[0], max(0, runs.again.shape[1] - 1))
             variance = chosen_variance(rates, runs, np.array(best), noise[key], reruns)
             chosen[place_of(cell), cell["method"]][key] = float(variance)
     for budgets in chosen.values():
-        found |= dict.fromkeys(budgets, sum(budgets.values()) / len(budgets))
-    return found
+        variances |= dict.fromkeys(budgets, sum(budgets.values()) / len(budgets))
+    return variances
 
 
 @remembered
 def run_noises(store: Store) -> dict[CellKey, float]:
-    """(sweep, cell) -> variance of one run: the larger of CONFIRM's and, where rates were run again, TUNE's.
+    """Return the variance of one run in each cell: CONFIRM's, or TUNE's re-runs' if that is larger.
 
-    CONFIRM alone says which methods of a place share it, TUNE's too (`method_noise`). Left out where it is not known.
+    CONFIRM's scores say which methods of a place share a variance (`method_noise`), for both stages. Cells whose noise
+    is not known are left out.
     """
     cells, tuned = store.table("cells").to_pylist(), tuned_runs(store)
-    again: dict[tuple[Place, str], list[tuple[Array, int]]] = defaultdict(list)
+    rerun_noises: dict[tuple[Place, str], list[tuple[Array, int]]] = defaultdict(list)
     for cell in cells:
         if (key := (cell["sweep"], cell["cell_id"])) in tuned:
-            again[place_of(cell), cell["method"]].append(rerun_noise(tuned[key][1].again))
-    found: dict[CellKey, float] = {}
+            rerun_noises[place_of(cell), cell["method"]].append(rerun_noise(tuned[key][1].again))
+    variances: dict[CellKey, float] = {}
     for place, alike, noise in _confirm_noise(store, cells):
-        parts = [part for method in alike for part in again[place, method]]
+        parts = [part for method in alike for part in rerun_noises[place, method]]
         freedom = sum(f for _, f in parts)
-        more = float(sum(s for s, _ in parts)) / freedom if freedom else 0.0
-        mine = (c for c in cells if place_of(c) == place and c["method"] in alike)
-        found |= {(c["sweep"], c["cell_id"]): max(noise, more) for c in mine}
-    return found
+        tune_noise = float(sum(s for s, _ in parts)) / freedom if freedom else 0.0
+        sharing_cells = (c for c in cells if place_of(c) == place and c["method"] in alike)
+        variances |= {(c["sweep"], c["cell_id"]): max(noise, tune_noise) for c in sharing_cells}
+    return variances
 
 
 def _confirm_noise(store: Store, cells: Sequence[Row]) -> Iterator[tuple[Place, list[str], float]]:
-    """CONFIRM's by place, for the methods that have it in common; every method of a place is in one of its lists.
+    """Yield each place, the names of methods that share a noise, and its variance by CONFIRM's scores.
 
-    Budgets with two methods tell it; where there is none, all cells together. One cell alone does not tell a seed's
-    luck from a run's own: its whole spread over seeds counts.
+    Every method of a place is in one of the lists. The noise is estimated at budgets with two methods or more, or from
+    all cells together if no budget has two. With a single cell the noise of a run cannot be separated from the effect
+    of its seed. Then the whole variance over seeds is taken.
     """
     rows = store.sql(_CONFIRMED).to_pylist()
     for place in dict.fromkeys(place_of(r) for r in rows):
-        mine = [r for r in rows if place_of(r) == place]
+        place_runs = [r for r in rows if place_of(r) == place]
         names = list(dict.fromkeys(cell["method"] for cell in cells if place_of(cell) == place))
-        budgets = list(by(mine, "reference").values())
-        told = method_noise(_scores(budgets, names))
-        if told is not None:
-            noise, alike = told
+        budgets = list(group_by(place_runs, "reference").values())
+        noises = method_noise(_scores(budgets, names))
+        if noises is not None:
+            noise, alike = noises
             yield place, [name for name, common in zip(names, alike, strict=True) if common], float(noise[alike][0])
             for at in np.flatnonzero(~alike):
                 yield place, [names[at]], float(noise[at])
             continue
-        squares, freedom = run_noise(_scores([mine], list(dict.fromkeys(r["cell_id"] for r in mine)), "cell_id")[0])
-        alone = [r["val_score"] for r in mine]
+        squares, freedom = run_noise(
+            _scores([place_runs], list(dict.fromkeys(r["cell_id"] for r in place_runs)), "cell_id")[0]
+        )
+        single_scores = [r["val_score"] for r in place_runs]
         if freedom:
             yield place, names, float(squares) / freedom
-        elif len({r["cell_id"] for r in mine}) == 1 < len(alone):
-            yield place, names, float(np.var(alone, ddof=1))
+        elif len({r["cell_id"] for r in place_runs}) == 1 < len(single_scores):
+            yield place, names, float(np.var(single_scores, ddof=1))
 
 
 def _scores(budgets: Sequence[Sequence[Row]], names: Sequence[str], column: str = "method") -> Array:
-    """(budgets, names, seeds) validation scores, NaN where there is none."""
+    """Return (budgets, names, seeds) validation scores. A missing score is NaN."""
     seeds = list(dict.fromkeys(seed_of(r) for runs in budgets for r in runs))
     scores = np.full((len(budgets), len(names), len(seeds)), np.nan)
     for budget, runs in enumerate(budgets):
@@ -454,7 +474,7 @@ def _scores(budgets: Sequence[Sequence[Row]], names: Sequence[str], column: str 
 
 @remembered
 def tuned_runs(store: Store) -> dict[CellKey, tuple[Array | None, Runs]]:
-    """(sweep, cell) -> log10 of stage TUNE's rates (None if more than rates was searched), and their scores."""
+    """Return for each cell log10 of stage TUNE's rates, and their scores. The rates are None if more was searched."""
     rows = store.sql(
         """
         select sweep, cell_id, lr, hyperparameters, data_seed, init_seed, basis_seed, val_score from last_attempts
@@ -469,22 +489,26 @@ def tuned_runs(store: Store) -> dict[CellKey, tuple[Array | None, Runs]]:
 
 
 def _of_points(points: dict[Point, dict[Seed, float]]) -> tuple[Array | None, Runs]:
-    """log10 of the rates (None where more was searched), and the scores of the points that the first seed has.
+    """Return log10 of the rates (None if more was searched), and the scores of the points that ran on the first seed.
 
-    That seed is the one that most points ran on, for seeds have no order. Re-run points keep the seeds that all of
-    them have.
+    The first seed is the one on which most points ran, because seeds have no order. Of the re-runs only the seeds count
+    that all re-run points have.
     """
     start = Counter(seed for runs in points.values() for seed in runs).most_common(1)[0][0]
-    kept = {point: runs for point, runs in points.items() if start in runs}
-    rerun = [i for i, runs in enumerate(kept.values()) if len(runs) > 1]
-    every = list(kept.values())
-    shared = sorted(set.intersection(*(set(every[i]) for i in rerun)), key=lambda s: (s != start, s)) if rerun else []
-    again = np.array([[every[i][seed] for seed in shared] for i in rerun], dtype=float)
-    rates = np.log10([lr for lr, _ in kept])
-    alone = all(extra is None for _, extra in kept) and len(set(rates.tolist())) == len(kept)
+    points_on_start = {point: runs for point, runs in points.items() if start in runs}
+    rerun = [i for i, runs in enumerate(points_on_start.values()) if len(runs) > 1]
+    scores_by_point = list(points_on_start.values())
+    shared = (
+        sorted(set.intersection(*(set(scores_by_point[i]) for i in rerun)), key=lambda s: (s != start, s))
+        if rerun
+        else []
+    )
+    rerun_scores = np.array([[scores_by_point[i][seed] for seed in shared] for i in rerun], dtype=float)
+    rates = np.log10([lr for lr, _ in points_on_start])
+    alone = all(extra is None for _, extra in points_on_start) and len(set(rates.tolist())) == len(points_on_start)
     runs = Runs(
-        np.array([each[start] for each in every], dtype=float),
-        again.reshape(len(rerun), len(shared)),
+        np.array([each[start] for each in scores_by_point], dtype=float),
+        rerun_scores.reshape(len(rerun), len(shared)),
         np.array(rerun, dtype=np.int64),
     )
-    return (rates if alone and len(kept) > 1 else None), runs
+    return (rates if alone and len(points_on_start) > 1 else None), runs

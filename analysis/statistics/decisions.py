@@ -5,9 +5,9 @@ from __future__ import annotations
 import pyarrow as pa
 
 from analysis.format import Row
-from analysis.statistics.groups import Block, Pair, blocks
+from analysis.statistics.groups import Block, Pair, tested_blocks
 from analysis.statistics.inference import mean_interval
-from analysis.statistics.looks import early_at
+from analysis.statistics.looks import least_advanced_at
 from analysis.statistics.power import detectable, seeds_needed
 from analysis.store.columns import INT, PLACE, REAL, TEXT, typed
 from analysis.store.store import Store, remembered
@@ -17,20 +17,23 @@ DECISIONS = pa.schema(
     [
         *typed(TEXT, *PLACE, "reference"),
         ("budget", INT),
-        ("methods", INT),  # confirmed at the budget
+        ("methods", INT),  # number of methods confirmed at the budget
         ("best", pa.list_(TEXT)),  # the first method, and those that are not distinguishable from it
         ("method", TEXT),  # the one with the best mean that no test puts below another
         *typed(REAL, "mean", "low", "high"),  # its score
         *typed(INT, "n", "adapter_params"),
         *typed(REAL, "seconds", "memory_bytes"),  # training of one of its confirmed runs; peak
-        ("next", TEXT),  # the second of these, or else the method with the second mean; null where there is none
-        ("verdict", TEXT),  # on the two
+        ("next", TEXT),  # the second of `best`, else the method with the second best mean; null if there is no other
+        ("verdict", TEXT),  # on `method` and `next`
         ("pairs", INT),  # seeds that both have
-        *typed(REAL, "ahead", "ahead_low", "ahead_high"),  # of the next; the interval as in `scaling.COMPARISONS`
+        *typed(REAL, "ahead", "ahead_low", "ahead_high"),  # `method` minus `next`; interval as in `scaling.COMPARISONS`
         ("detectable", REAL),  # smallest difference of the two that these seeds find 4 times in 5
-        ("seeds_needed", INT),  # seeds that would find the difference seen 4 times in 5; null: not within 1000
-        ("seeds_needed_given_rates", INT),  # the same, were the chosen rates the only ones possible
-        ("early", TEXT),  # "2 of 5 seeds", of the cell here with the fewest while some are to come (`looks.early_at`)
+        ("seeds_needed", INT),  # seeds that would find the difference seen 4 times in 5; null if more than 1000
+        ("seeds_needed_given_rates", INT),  # the same, if the chosen rates were the only possible ones
+        (
+            "early",
+            TEXT,
+        ),  # "2 of 5 seeds", of the cell here with the fewest while some are to come (`looks.least_advanced_at`)
     ]
 )
 _COST = """
@@ -42,10 +45,10 @@ from confirmed group by all
 
 @remembered
 def decisions(store: Store) -> pa.Table:
-    """One row per place and budget with a confirmed method; columns `DECISIONS`."""
+    """Return one row for each place and budget with a confirmed method; columns `DECISIONS`."""
     costs = {(r["sweep"], r["cell_id"]): r for r in store.sql(_COST).to_pylist()}
-    rows = [_decide(block) | costs[block[0][0]["sweep"], block[0][0]["cell_id"]] for block in blocks(store)]
-    rows = [row | {"early": early_at(store, row)} for row in rows]
+    rows = [_decide(block) | costs[block[0][0]["sweep"], block[0][0]["cell_id"]] for block in tested_blocks(store)]
+    rows = [row | {"early": least_advanced_at(store, row)} for row in rows]
     rows.sort(
         key=lambda r: (r["sweep"], r["model"], r["dataset"], size_key(r["train_size"]), budget_order(r["reference"]))
     )
@@ -53,22 +56,23 @@ def decisions(store: Store) -> pa.Table:
 
 
 def _decide(block: Block) -> Row:
+    """Return the row of one place and budget, without costs."""
     methods, pairs = block
     against = {second: pair for (first, second), pair in pairs.items() if first == 0}
     # in the block's order: pairs with the baseline are tested before the others, and stand first
     top, best = methods[0], [0, *sorted(k for k, pair in against.items() if not pair.apart)]
-    seen = mean_interval(list(top["scores"].values()))
+    interval = mean_interval(list(top["scores"].values()))
     named = {k: top[k] for k in (*PLACE, "reference", "budget", "method", "n")}
     row = named | {"methods": len(methods), "best": [methods[k]["method"] for k in best]}
-    row |= {"mean": seen.mean, "low": seen.low, "high": seen.high}
+    row |= {"mean": interval.mean, "low": interval.low, "high": interval.high}
     if len(methods) == 1:
         return row
     second = best[1] if len(best) > 1 else min(against)
-    return row | _against(top, methods[second], against[second])
+    return row | _lead(top, methods[second], against[second])
 
 
-def _against(top: Row, second: Row, pair: Pair) -> Row:
-    """The best mean against the next one."""
+def _lead(top: Row, second: Row, pair: Pair) -> Row:
+    """Return the columns that compare the best method with the next one."""
     row: Row = {"next": second["method"], "verdict": pair.verdict, "ahead": top["mean"] - second["mean"]}
     if pair.tested is None or not pair.tested.testable:
         return row

@@ -1,8 +1,9 @@
-"""Intervals that hold for other test examples too: seeds and examples are both samples, and every seed sees them all.
+"""Intervals of an accuracy over seeds and test examples, which also hold for other test examples like these.
 
-A t interval over seeds speaks of the test set at hand. From the table `predictions` (which examples each seed got
-right) the variance of an accuracy over both is V = (MS_seed + MS_example - MS_both) / (S N), the mean squares of a
-two-way table of S seeds and N examples without replication (Owen, Ann. Appl. Stat. 1, 2007, has the general case).
+A t interval over seeds says something about this test set only. The table `predictions` says which examples each seed
+got right. From it the variance of an accuracy over seeds and examples is V = (MS_seed + MS_example - MS_both) / (S N),
+with the mean squares of a two-way table of S seeds and N examples without replication (Owen, Ann. Appl. Stat. 1, 2007,
+has the general case).
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from scipy import special
 from analysis.format import Row
 from analysis.statistics.choice import choice_variances
 from analysis.statistics.inference import CHOICE_FREEDOM, LEVEL, NO_SPREAD
-from analysis.statistics.runs import Seed, by, seed_of
+from analysis.statistics.runs import Seed, group_by, seed_of
 from analysis.statistics.scaling import question
 from analysis.store.columns import INT, REAL, TEXT, typed
 from analysis.store.store import Store, remembered
@@ -26,7 +27,7 @@ from analysis.styles import place_of
 
 NONE_KEPT, ONE_SEED = "no predictions", "one seed"
 DIFFERENT, OTHER_SCORE = "seeds tested on different examples", "the score is no accuracy over examples"
-"""Why a cell has no such interval."""
+"""Reasons why a cell has no such interval."""
 
 EXAMPLES = pa.schema(
     [
@@ -48,7 +49,13 @@ order by t.sweep, t.cell_id, t.data_seed
 
 @dataclass(frozen=True)
 class _Tested:
-    """What the seeds of a cell got right, or why that is not known: right (examples,) by seed."""
+    """Which test examples the seeds of a cell got right.
+
+    Attributes:
+        right: (examples,) whether each example was right, by seed; empty if that is not known.
+        examples: hash of the test examples; empty if `right` is.
+        note: why there is no interval; None if there is one.
+    """
 
     right: dict[Seed, NDArray[np.bool_]]
     examples: str
@@ -78,16 +85,16 @@ def unpacked(correct: bytes, n_examples: int) -> NDArray[np.bool_]:
 
 
 def crossed_interval(scores: NDArray[np.float64], added: float = 0.0) -> tuple[float, float] | None:
-    """95 % interval of the mean over seeds and examples like these; None without spread.
+    """Return the 95 % interval of the mean over seeds and examples like these, or None without spread.
 
-    Satterthwaite's degrees of freedom; never narrower than over the seeds alone.
+    It has Satterthwaite's degrees of freedom, and is never narrower than the interval over the seeds alone.
 
     Args:
-        scores: (S, N) of every seed on every example, 0 and 1, or differences of these.
+        scores: (S, N) score of every seed on every example: 0 or 1, or differences of these.
         added: variance that the choice of rates adds to the mean.
 
     Raises:
-        ValueError: fewer than two seeds or examples.
+        ValueError: there are fewer than two seeds or examples.
     """
     seeds, examples = scores.shape
     if min(scores.shape) < 2:
@@ -95,11 +102,11 @@ def crossed_interval(scores: NDArray[np.float64], added: float = 0.0) -> tuple[f
     mean = float(scores.mean())
     of_seed = examples * float(((scores.mean(axis=1) - mean) ** 2).sum())
     of_example = seeds * float(((scores.mean(axis=0) - mean) ** 2).sum())
-    both = max(0.0, float(((scores - mean) ** 2).sum()) - of_seed - of_example)
+    interaction = max(0.0, float(((scores - mean) ** 2).sum()) - of_seed - of_example)
     freedom = np.array([seeds - 1, CHOICE_FREEDOM, examples - 1, (seeds - 1) * (examples - 1)], dtype=float)
-    parts = np.array([of_seed, 0.0, of_example, both]) / freedom / (seeds * examples) + [0.0, added, 0.0, 0.0]
+    parts = np.array([of_seed, 0.0, of_example, interaction]) / freedom / (seeds * examples) + [0.0, added, 0.0, 0.0]
     halves = [0.0]
-    crossed = [[1, 0, 1, -1], [1, 1, 1, -1]] if parts[2] > parts[3] else []  # an estimate below zero tells nothing
+    crossed = [[1, 0, 1, -1], [1, 1, 1, -1]] if parts[2] > parts[3] else []  # else the estimate is below zero
     for used in ([1, 0, 0, 0], [1, 1, 0, 0], *crossed):
         variance = float(parts @ used)
         if variance > NO_SPREAD**2:
@@ -110,30 +117,36 @@ def crossed_interval(scores: NDArray[np.float64], added: float = 0.0) -> tuple[f
 
 @remembered
 def example_intervals(store: Store) -> pa.Table:
-    """Every confirmed cell's accuracy, and its difference to the baseline's at the same budget; columns `EXAMPLES`."""
+    """Return intervals of each confirmed cell's accuracy, and of its difference to the baseline; columns `EXAMPLES`.
+
+    The baseline is the one of the sweep's question, at the same budget.
+    """
     baseline = question(store).baseline
-    cells = by(store.sql(_KEPT).to_pylist(), "sweep", "cell_id")
+    cells = group_by(store.sql(_KEPT).to_pylist(), "sweep", "cell_id")
     choice = choice_variances(store)
     tested = {key: _Tested.of(runs) for key, runs in cells.items()}
     bases = {(place_of(r[0]), r[0]["reference"]): key for key, r in cells.items() if r[0]["method"] == baseline}
     rows: list[Row] = []
     for key, runs in cells.items():
-        one = tested[key]
+        cell = tested[key]
         row: Row = {"sweep": key[0], "cell_id": key[1], "seeds": len(runs), "n_examples": runs[0]["n_examples"]}
-        row["examples_note"] = one.note
-        found = None if one.note else crossed_interval(np.stack(list(one.right.values())).astype(float))
-        if found:
-            row |= dict(zip(("low_examples", "high_examples"), found, strict=True))
-        other = bases.get((place_of(runs[0]), runs[0]["reference"]))
-        known = other is not None and other != key and key in choice and other in choice
-        found = _difference(one, tested[other], choice[key] + choice[other]) if other and known else None
-        if found:
-            row |= dict(zip(("difference_low_examples", "difference_high_examples"), found, strict=True))
+        row["examples_note"] = cell.note
+        interval = None if cell.note else crossed_interval(np.stack(list(cell.right.values())).astype(float))
+        if interval:
+            row |= dict(zip(("low_examples", "high_examples"), interval, strict=True))
+        base_key = bases.get((place_of(runs[0]), runs[0]["reference"]))
+        choice_known = base_key is not None and base_key != key and key in choice and base_key in choice
+        interval = (
+            _difference(cell, tested[base_key], choice[key] + choice[base_key]) if base_key and choice_known else None
+        )
+        if interval:
+            row |= dict(zip(("difference_low_examples", "difference_high_examples"), interval, strict=True))
         rows.append(row)
     return pa.Table.from_pylist(rows, schema=EXAMPLES)
 
 
 def _difference(one: _Tested, base: _Tested, added: float) -> tuple[float, float] | None:
+    """Return the interval of a difference, or None if the cells share fewer than two seeds or saw other examples."""
     shared = [seed for seed in one.right if seed in base.right]
     if len(shared) < 2 or one.examples != base.examples:
         return None

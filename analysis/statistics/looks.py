@@ -1,8 +1,8 @@
-"""Looks at the test scores, and the level that each leaves for its tests.
+"""Interim analyses ("looks") at the test scores, and the level that is left for the tests of each.
 
-A look is a set of seeds whose scores were there to be seen before more seeds were added. Whoever adds seeds until a
-difference is found finds one sooner or later, so the looks share the level (alpha spending by a union bound: the levels
-of all looks sum to at most `1 - LEVEL`, whatever the correlation between them; Lan and DeMets, Biometrika 70, 1983).
+A look is an analysis that could have been made before more seeds were added. Whoever adds seeds until a difference is
+found will find one sooner or later. So the looks share the level: their levels sum to at most `1 - LEVEL`, whatever the
+correlation between them (alpha spending by a union bound; Lan and DeMets, Biometrika 70, 1983).
 """
 
 from __future__ import annotations
@@ -23,19 +23,20 @@ from analysis.store.store import Store, part_of, remembered
 CellKey = tuple[str, str]
 """(sweep, cell id)."""
 FIRST = 0.8
-"""Share of what is left of the level that a look spends where no maximum of seeds was declared."""
+"""Share of the remaining level that a look spends if no maximum number of seeds was declared."""
 
 
 @dataclass(frozen=True)
 class Looks:
-    """What the journal says of one sweep's seeds.
+    """The looks at one sweep's scores, as its journal tells them.
 
     Attributes:
-        seeds: at each look the number of distinct seeds declared so far; the last one is the look taken now.
-        maximum: of seeds, declared before any score was there (`confirm.max_seeds`); None: none was.
-        margins: how often `confirm.margin` was changed after scores were there. It costs no level: equivalence within
-            any margin is read off one interval.
-        questions: how often `confirm.question` was.
+        seeds: number of distinct seeds declared at each look. The last entry is the current look.
+        maximum: largest number of seeds, if it was declared before there was any score (`confirm.max_seeds`), else
+            None.
+        margins: number of changes to `confirm.margin` after there were scores. They cost no level, because one interval
+            shows equivalence within any margin.
+        questions: number of changes to `confirm.question` after there were scores.
     """
 
     seeds: tuple[int, ...]
@@ -45,11 +46,11 @@ class Looks:
 
     @property
     def level(self) -> float:
-        """The chance of any false difference that the tests of the last look may take.
+        """Level of the tests of the last look: the allowed chance of any false difference.
 
-        With a declared maximum every seed up to it buys the same share of 5 %; seeds beyond it, such as those that
-        replace others, buy none. Without one the first look spends four fifths of it, each later one four fifths of
-        what is left.
+        With a declared maximum every seed up to it adds the same share of 5 %. Seeds beyond it, such as those that
+        replace others, add nothing. Without a maximum the first look spends four fifths of 5 %, and each later one four
+        fifths of what is left.
         """
         if self.maximum is None:
             return (1 - LEVEL) * FIRST * (1 - FIRST) ** (len(self.seeds) - 1)
@@ -59,65 +60,69 @@ class Looks:
 
 @remembered
 def looks(store: Store) -> dict[str, Looks]:
-    """The looks of every sweep whose journal declares its seeds, by name; older folders and imports declare none."""
-    found: dict[str, Looks] = {}
-    last: dict[str, tuple[set[int], float | None, str | None]] = {}
+    """Return the looks of each sweep, by its name. Sweeps without declared seeds (imports, old folders) have none."""
+    looks_by_sweep: dict[str, Looks] = {}
+    last_declaration: dict[str, tuple[set[int], float | None, str | None]] = {}
     for event in store.events("declare"):
         name = str(event["name"])
-        before = found.get(name)
-        known, margin, question = last.get(name, (set(), event["margin"], event.get("question")))
-        more, seen = known | set(event["seeds"]), event["scored"] > 0
-        last[name] = more, event["margin"], event.get("question")
+        before = looks_by_sweep.get(name)
+        known_seeds, margin, question = last_declaration.get(name, (set(), event["margin"], event.get("question")))
+        all_seeds, scores_seen = known_seeds | set(event["seeds"]), event["scored"] > 0
+        last_declaration[name] = all_seeds, event["margin"], event.get("question")
         if before is None:
-            found[name] = Looks((len(more),), event["max_seeds"])
+            looks_by_sweep[name] = Looks((len(all_seeds),), event["max_seeds"])
             continue
-        earlier = before.seeds if seen and len(more) > len(known) else before.seeds[:-1]
-        margins = before.margins + (seen and event["margin"] != margin)
-        questions = before.questions + (seen and event.get("question") != question)
-        found[name] = Looks((*earlier, len(more)), before.maximum, margins, questions)
-    return found
+        earlier = before.seeds if scores_seen and len(all_seeds) > len(known_seeds) else before.seeds[:-1]
+        margins = before.margins + (scores_seen and event["margin"] != margin)
+        questions = before.questions + (scores_seen and event.get("question") != question)
+        looks_by_sweep[name] = Looks((*earlier, len(all_seeds)), before.maximum, margins, questions)
+    return looks_by_sweep
 
 
 def declared(store: Store) -> dict[str, Any]:
-    """What the first folder's sweep last declared of `[confirm]`, or what its `sweep.json` has where nothing was.
+    """Return the section `[confirm]` that the sweep of the first folder declared last.
 
-    The declaration counts, where there is one: `sweep.json` may be lost, edited or another sweep's.
+    If nothing was declared, the section comes from `sweep.json`. A declaration counts more, because `sweep.json` may be
+    lost, edited, or that of another sweep.
     """
     events = store.declared()
     section = events[-1] if events else (store.spec() or {}).get("confirm")
     return section if isinstance(section, dict) else {}
 
 
-def declared_first(store: Store) -> dict[str, Any]:
-    """As `declared`, before a test score was there to be seen: its question and margin stay, whatever is changed."""
+def declared_before_scores(store: Store) -> dict[str, Any]:
+    """Return the section `[confirm]` as last declared before there was a test score.
+
+    Its question and margin stay, whatever is changed later.
+    """
     events = store.declared()
     return _before_scores(events) if events else declared(store)
 
 
 def _before_scores(events: Sequence[Event]) -> Event:
-    """The last declaration before a test score was there to be seen; the first one of a folder that has none."""
+    """Return the last declaration before there was a test score, or the first one if all came later."""
     return next((event for event in reversed(events) if not event["scored"]), events[0])
 
 
 @remembered
-def added(store: Store) -> frozenset[CellKey]:
-    """The cells, (sweep, cell id), that joined their sweep after its first declaration; older folders tell of none."""
-    told: dict[str, list[Event]] = defaultdict(list)
+def added_later(store: Store) -> frozenset[CellKey]:
+    """Return the cells that were added to their sweep after there were test scores. Old folders do not record them."""
+    declarations: dict[str, list[Event]] = defaultdict(list)
     for event in store.events("declare"):
         if event.get("cells") is not None:
-            told[str(event["name"])].append(event)
-    first = {name: frozenset(_before_scores(events)["cells"]) for name, events in told.items()}
+            declarations[str(event["name"])].append(event)
+    first = {name: frozenset(_before_scores(events)["cells"]) for name, events in declarations.items()}
     cells = ((r["sweep"], r["cell_id"]) for r in store.table("cells").to_pylist() if r["feasible"])
     return frozenset(key for key in cells if key[0] in first and key[1] not in first[key[0]])
 
 
 @remembered
-def first_declared(store: Store) -> Store:
-    """The store with the cells of the first declaration alone; the store itself where none joined later.
+def restrict_to_declared(store: Store) -> Store:
+    """Return the store without the cells that were added later (the store itself if there are none).
 
-    Its verdicts are those of the declared analysis, and stay the same whatever joins.
+    Its verdicts are those of the declared analysis. They stay the same whatever is added.
     """
-    later = added(store)
+    later = added_later(store)
     if not later:
         return store
     return part_of(
@@ -126,12 +131,12 @@ def first_declared(store: Store) -> Store:
 
 
 def margin_of(store: Store) -> float | None:
-    """The difference below which two methods count as equivalent, named beforehand in the sweep file; None: no one did.
+    """Return the margin of equivalence that the sweep file declared beforehand, or None if it declared none.
 
     Raises:
-        StoreError: it is no fraction between 0 and 1.
+        StoreError: the margin is not a fraction between 0 and 1.
     """
-    margin = declared_first(store).get("margin")
+    margin = declared_before_scores(store).get("margin")
     if margin is not None and not (isinstance(margin, int | float) and 0.0 < margin < 1.0):
         raise StoreError(
             f"{store.path}: confirm.margin is {margin!r}; it must be a fraction above 0 and below 1: 0.01 is one point"
@@ -140,43 +145,53 @@ def margin_of(store: Store) -> float | None:
 
 
 def level(store: Store) -> float:
-    """The level of a table's tests: 5 %, or what looks have left of it, perhaps 0; of several sweeps the least."""
+    """Return the level of a table's tests: 5 %, or what earlier looks have left of it (possibly 0).
+
+    With several sweeps it is the smallest of their levels.
+    """
     return min((each.level for each in looks(store).values()), default=1 - LEVEL)
 
 
-def early(store: Store, rows: Iterable[Row]) -> str | None:
-    """'2 of 5 seeds', of the cell with the fewest: some that `rows` of `comparisons` are of have seeds still to run.
+def least_advanced(store: Store, rows: Iterable[Row]) -> str | None:
+    """Return "2 of 5 seeds" for the least advanced cell in `rows`, or None if all declared seeds have run.
 
-    None where none has: a seed that failed for good, or of a cell none of whose rates finished, will never come.
+    Seeds that will never run are not waited for: those that failed for good, and those of a cell none of whose rates
+    finished.
+
+    Args:
+        rows: rows of `scaling.comparisons`.
     """
-    coming = _coming(store)
+    coming = _unfinished(store)
     cells = {
         (*(r[k] for k in PLACE), m, at)
         for r in rows
         for m in (r["method"], r["baseline"])
         for at in (r["reference"], None)
     }
-    return _fewest(coming[cell] for cell in cells & coming.keys())
+    return _seeds_text(coming[cell] for cell in cells & coming.keys())
 
 
-def early_at(store: Store, at: Row) -> str | None:
-    """As `early`, of all cells of a place and a budget."""
-    here = [at[k] for k in (*PLACE, "reference")]
-    return _fewest(seeds for (*place, _, budget), seeds in _coming(store).items() if [*place, budget] == here)
+def least_advanced_at(store: Store, at: Row) -> str | None:
+    """Return what `least_advanced` returns, for all cells at the place and budget of the row `at`."""
+    wanted_budget = [at[k] for k in (*PLACE, "reference")]
+    return _seeds_text(
+        seeds for (*place, _, budget), seeds in _unfinished(store).items() if [*place, budget] == wanted_budget
+    )
 
 
-def _fewest(seeds: Iterable[tuple[int, int]]) -> str | None:
-    found = min(seeds, default=None)
-    return None if found is None else f"{found[0]} of {plural(found[1], 'seed')}"
+def _seeds_text(seeds: Iterable[tuple[int, int]]) -> str | None:
+    """Return "2 of 5 seeds" for the pair with the fewest seeds done, or None if there is no pair."""
+    least = min(seeds, default=None)
+    return None if least is None else f"{least[0]} of {plural(least[1], 'seed')}"
 
 
 @remembered
-def _coming(store: Store) -> dict[tuple[str | None, ...], tuple[int, int]]:
-    """(place, method, budget) of cells with declared seeds still to run -> how many have a score, of how many."""
-    left = to_come(store)
+def _unfinished(store: Store) -> dict[tuple[str | None, ...], tuple[int, int]]:
+    """Return the cells with seeds still to run: (place, method, budget) -> (seeds with a score, declared seeds)."""
+    slots_left = to_come(store)
     done = {(r["sweep"], r["cell_id"]): r["confirm_done"] for r in store.table("coverage").to_pylist()}
     return {
         tuple(r[k] for k in (*PLACE, "method", "reference")): (done[r["sweep"], r["cell_id"]], r["confirm_seeds"])
         for r in store.table("cells").to_pylist()
-        if (left.get((r["sweep"], r["cell_id"])) or (0, 0))[1] > 0
+        if (slots_left.get((r["sweep"], r["cell_id"])) or (0, 0))[1] > 0
     }

@@ -1,7 +1,7 @@
-"""The score and the held-out loss of the same runs, and which of the two tells methods apart better.
+"""The score and the held-out loss of the same runs, and which of the two separates methods better.
 
-Tasks store the loss beside their score. With `evaluate.metric = "loss"` it is the other way round: the score is e to
-the minus loss, and the task's own metric stands beside it.
+A task stores the loss as a further measure beside its score. With `evaluate.metric = "loss"` it is the other way round:
+the score is exp(-loss), and the task's own metric is the further measure.
 """
 
 from __future__ import annotations
@@ -15,12 +15,13 @@ from typing import Any
 import numpy as np
 
 from analysis.statistics.choice import CellKey, run_noise
-from analysis.statistics.runs import Seed, by, seed_of, shared_seeds
+from analysis.statistics.runs import Seed, group_by, seed_of, shared_seeds
 from analysis.store.columns import PLACE
 from analysis.store.store import Store, remembered
 
 LOSS, LIKELIHOOD = "loss", "likelihood"
-"""The further metric of every task, and how the name of the score begins that stands for it: 'likelihood (bleu)'."""
+"""The further measure of every task; and the start of the score's name if the score is exp(-loss): 'likelihood (bleu)'.
+"""
 
 _CONFIRMED = "select sweep, cell_id, metric, further from confirmed where further is not null"
 _RERUN = """
@@ -33,12 +34,12 @@ where t.stage = 'TUNE' and t.status = 'finished' and t.val_score is not null and
 
 
 @dataclass(frozen=True)
-class Beside:
-    """The measure beside the score.
+class FurtherMeasure:
+    """A second measure of the confirmed runs, beside their score.
 
     Attributes:
-        name: 'loss', or the task's own metric where scores stand for the loss.
-        means: (sweep, cell) -> its mean over confirmed runs, on the test split.
+        name: 'loss', or the task's own metric if the score is exp(-loss).
+        means: (sweep, cell) -> mean of the measure over the confirmed runs, on the test split.
     """
 
     name: str
@@ -46,12 +47,12 @@ class Beside:
 
 
 @dataclass(frozen=True)
-class Told:
-    """How well a measure tells methods apart on TUNE's validation examples.
+class Separation:
+    """How well a measure separates methods on TUNE's validation examples.
 
     Attributes:
-        name: of the measure.
-        ratio: the spread between methods over a run's own noise: standard deviations, pooled over places and budgets.
+        name: name of the measure.
+        ratio: standard deviation between methods, divided by that of a run's noise; pooled over places and budgets.
     """
 
     name: str
@@ -59,33 +60,33 @@ class Told:
 
 
 @remembered
-def beside(store: Store) -> Beside | None:
-    """The measure beside the score; None where the runs have none, or not the same one."""
-    found: dict[CellKey, list[float]] = defaultdict(list)
+def further_measure(store: Store) -> FurtherMeasure | None:
+    """Return the further measure of the confirmed runs, or None if they have none, or not all the same one."""
+    values_by_cell: dict[CellKey, list[float]] = defaultdict(list)
     names = set()
     for run in store.sql(_CONFIRMED).to_pylist():
-        name, value = _other(run, "test")
+        name, value = _further_value(run, "test")
         if value is not None:
             names.add(name)
-            found[run["sweep"], run["cell_id"]].append(value)
+            values_by_cell[run["sweep"], run["cell_id"]].append(value)
     if len(names) != 1:
         return None
-    return Beside(names.pop(), {key: sum(values) / len(values) for key, values in found.items()})
+    return FurtherMeasure(names.pop(), {key: sum(values) / len(values) for key, values in values_by_cell.items()})
 
 
 @remembered
-def told(store: Store) -> tuple[Told, Told] | None:
-    """What the score tells, and what the measure beside it does; None where TUNE re-ran too little to say.
+def separations(store: Store) -> tuple[Separation, Separation] | None:
+    """Return how well the score and the further measure separate methods, or None if TUNE has too few re-runs.
 
     The runs are those of TUNE at each cell's chosen rate, on the seeds that all methods of a budget have.
     """
     sums = np.zeros((2, 2))  # by measure: squares of the spread between methods, and of a run's noise
     counts = np.zeros(2)
     names = set()
-    for rows in by(store.sql(_RERUN).to_pylist(), *PLACE, "reference").values():
+    for rows in group_by(store.sql(_RERUN).to_pylist(), *PLACE, "reference").values():
         cells: dict[str, dict[Seed, tuple[float, float]]] = defaultdict(dict)
         for run in rows:
-            name, value = _other(run, "val")
+            name, value = _further_value(run, "val")
             if value is not None:
                 names.add(((run["metric"] or "score").partition(" (")[0], name.partition(" (")[0]))
                 cells[run["method"]][seed_of(run)] = (run["score"], value)
@@ -99,13 +100,15 @@ def told(store: Store) -> tuple[Told, Told] | None:
         counts += 1
     if len(names) != 1 or not counts[0] or not (sums[:, 1] > 0).all():
         return None
-    ((score, other),) = names
-    return Told(score, math.sqrt(sums[0, 0] / sums[0, 1])), Told(other, math.sqrt(sums[1, 0] / sums[1, 1]))
+    ((score, further),) = names
+    return Separation(score, math.sqrt(sums[0, 0] / sums[0, 1])), Separation(
+        further, math.sqrt(sums[1, 0] / sums[1, 1])
+    )
 
 
-def _other(run: dict[str, Any], which: str) -> tuple[str, float | None]:
-    """Name and value of the measure beside a run's score."""
+def _further_value(run: dict[str, Any], which: str) -> tuple[str, float | None]:
+    """Return the name and the value of a run's further measure on the split `which` ('val' or 'test')."""
     values = json.loads(run["further"] or "{}").get(which) or {}
-    kind, _, own = (run["metric"] or "").partition(" (")
-    name = own.removesuffix(")") if kind == LIKELIHOOD else LOSS
+    kind, _, task_metric = (run["metric"] or "").partition(" (")
+    name = task_metric.removesuffix(")") if kind == LIKELIHOOD else LOSS
     return name, values.get(name)

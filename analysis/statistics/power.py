@@ -1,7 +1,7 @@
-"""How much a comparison can see: its power, the smallest difference it detects, the seeds it needs, its effect size.
+"""The power of a comparison, the smallest difference it can detect, the seeds it needs, and its effect size.
 
-Power is found by simulation, the estimated variances being taken for the true ones: means are drawn around a true
-difference, variances anew with their degrees of freedom, and every draw is tested as the comparison is.
+Power is simulated. The estimated variances are taken as the true ones. Means are drawn around a true difference,
+variances are drawn with their degrees of freedom, and each draw is tested in the same way as the comparison.
 """
 
 from __future__ import annotations
@@ -24,30 +24,30 @@ from analysis.statistics.inference import (
     satterthwaite,
 )
 
-WANTED = 0.8
-"""The power that a smallest detectable difference and a number of seeds are given for."""
+TARGET_POWER = 0.8
+"""The power for which the smallest detectable difference and the number of seeds are computed."""
 DRAWS = 2000
 MOST_SEEDS = 1000
 
 
 def power_at(tested: Difference, difference: float, alpha: float = 1 - LEVEL) -> float | None:
-    """Chance that the test finds a true difference, its sign right; None where nothing can be tested, and at level 0.
+    """Return the chance that the test finds a true difference with the right sign; None if not testable or alpha is 0.
 
     Args:
-        tested: whose variances count, with what the choice of rates adds.
+        tested: the comparison whose variances are used, with what the choice of rates adds.
         difference: the true mean difference.
-        alpha: two-sided level; divide it by the number of comparisons for the power within a Holm family's first step.
+        alpha: two-sided level. For the first step of a Holm family, divide the level by the number of comparisons.
     """
     return float((_needed(tested, alpha) < abs(difference)).mean()) if tested.testable and alpha else None
 
 
 def detectable(tested: Difference, alpha: float = 1 - LEVEL) -> float | None:
-    """The smallest true difference that is found with the power WANTED; None as of `power_at`."""
-    return float(np.quantile(_needed(tested, alpha), WANTED)) if tested.testable and alpha else None
+    """Return the smallest true difference found with TARGET_POWER; None if not testable or alpha is 0."""
+    return float(np.quantile(_needed(tested, alpha), TARGET_POWER)) if tested.testable and alpha else None
 
 
 def _needed(tested: Difference, alpha: float) -> Array:
-    """(DRAWS,) the true difference from which each draw would be found."""
+    """Return (DRAWS,) the smallest true difference at which the test of each draw would find it."""
     freedoms = np.array(tested.freedoms)
     squares, choice, normal = _draws(tested.freedoms)
     variances = np.array(tested.variances) * squares / freedoms
@@ -65,38 +65,43 @@ def _draws(freedoms: tuple[float, ...]) -> tuple[Array, Array, Array]:
 
 
 def _half_width(variances: Array, freedoms: Array, added: Array, alpha: float) -> Array:
-    """`inference.half_width`, its quantiles between tabled ones: a hundred times as fast, and right to 0.01 %."""
+    """Return `inference.half_width` with interpolated quantiles: a hundred times faster, and right to 0.01 %."""
     freedom, quantile = _quantiles(alpha)
-    found = []
+    widths = []
     for extra in (added, 0.0) if added.any() else (0.0,):
-        error, own = satterthwaite(variances, freedoms, extra)
-        found.append(np.exp(np.interp(np.log(own), freedom, quantile)) * error)
-    return np.asarray(np.max(found, axis=0), dtype=float)
+        error, error_freedom = satterthwaite(variances, freedoms, extra)
+        widths.append(np.exp(np.interp(np.log(error_freedom), freedom, quantile)) * error)
+    return np.asarray(np.max(widths, axis=0), dtype=float)
 
 
 @lru_cache(maxsize=64)
 def _quantiles(alpha: float) -> tuple[Array, Array]:
-    """Logarithms of degrees of freedom, and of the two-sided quantiles of Student's t at them."""
+    """Return a grid of log degrees of freedom, and the log of Student's t two-sided quantile at each."""
     freedom = np.geomspace(0.5, 1e7, 2000)
     return np.log(freedom), np.log(-special.stdtrit(freedom, alpha / 2))
 
 
 def seeds_needed(tested: Difference, difference: float, alpha: float = 1 - LEVEL) -> int | None:
-    """Least number of paired seeds (of each data set) that finds a difference with the power WANTED; None beyond 1000.
+    """Return the least number of paired seeds per data set that finds a difference with TARGET_POWER.
 
-    Arguments as of `power_at`. More seeds lessen the seeds' part of the variance, not that of the choice of rates.
-    None of a test over data sets, too: it asks for data sets.
+    Arguments as in `power_at`. More seeds reduce the variance over seeds, but not that of the choice of rates. The
+    result is None if more than 1000 seeds would be needed, and for a test over data sets, which needs more data sets
+    instead.
     """
     if not tested.testable or not alpha or tested.test == OVER_DATASETS:
         return None
     if min(tested.pairs) > 1:
-        own = [v * n for v, n in zip(tested.variances, tested.pairs, strict=True)]  # of a mean of one seed
-    else:  # a data set with one pair has the pooled variance, and so it is of all
-        own = [(tested.sd or 0.0) ** 2 / len(tested.pairs) ** 2] * len(tested.pairs)
+        one_seed_variances = [
+            v * n for v, n in zip(tested.variances, tested.pairs, strict=True)
+        ]  # variance with one seed
+    else:  # a data set with one pair has the pooled variance, so the pooled one is used for all
+        one_seed_variances = [(tested.sd or 0.0) ** 2 / len(tested.pairs) ** 2] * len(tested.pairs)
 
     def enough(n: int) -> bool:
-        parts = replace(tested, variances=tuple(v / n for v in own), freedoms=(n - 1.0,) * len(own))
-        return (power_at(parts, difference, alpha) or 0.0) >= WANTED
+        parts = replace(
+            tested, variances=tuple(v / n for v in one_seed_variances), freedoms=(n - 1.0,) * len(one_seed_variances)
+        )
+        return (power_at(parts, difference, alpha) or 0.0) >= TARGET_POWER
 
     low = high = 2
     while not enough(high):  # the power grows with the seeds
@@ -110,11 +115,11 @@ def seeds_needed(tested: Difference, difference: float, alpha: float = 1 - LEVEL
 
 
 def effect_size(difference: Difference) -> Interval | None:
-    """Hedges' g of paired differences: their mean in their own standard deviations, corrected for few seeds.
+    """Return Hedges' g of paired differences with its interval, or None if there is no spread.
 
-    Over several data sets the standard deviation is the pooled one within data sets, and so are its degrees of freedom
-    and the standard error. The interval inverts the noncentral t distribution, whose shift needs no correction. None
-    where there is no spread.
+    Hedges' g is the mean in units of the standard deviation, corrected for few seeds. Over several data sets the
+    standard deviation, its degrees of freedom and the standard error are pooled within data sets. The interval inverts
+    the noncentral t distribution, whose shift needs no correction.
     """
     sd, sets = difference.sd, len(difference.pairs)
     if sd is None or sd <= NO_SPREAD or not difference.testable:
@@ -131,14 +136,14 @@ def effect_size(difference: Difference) -> Interval | None:
 
 
 def _noncentrality(t: float, freedom: float, share: float) -> float:
-    """The shift under which a share of the noncentral t distribution lies below `t`."""
+    """Return the shift for which this share of the noncentral t distribution lies below `t`."""
     from scipy import optimize  # loading it takes long, and no verdict needs it
 
     reach = 10.0 + abs(t) * 10.0
 
     def beyond(shift: float) -> float:
-        # nctdtr loses its digits for a large shift: a mean far off is the normal limit
-        found = float(special.nctdtr(freedom, shift, t))
-        return (float(special.ndtr(t - shift)) if math.isnan(found) else found) - share
+        # for a large shift nctdtr returns NaN; the normal distribution is its limit there
+        chance = float(special.nctdtr(freedom, shift, t))
+        return (float(special.ndtr(t - shift)) if math.isnan(chance) else chance) - share
 
     return float(optimize.brentq(beyond, -reach, reach))

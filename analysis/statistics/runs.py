@@ -1,4 +1,4 @@
-"""The confirmed runs of a store, by cell and by seed: what is compared is compared seed by seed."""
+"""The confirmed runs of a store by cell and by seed, their paired differences, and means over data sets."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ order by sweep, model, dataset, train_size, method, budget, data_seed, init_seed
 
 @remembered
 def confirmed(store: Store) -> dict[Cell, list[Row]]:
-    """The confirmed, scored runs of every cell."""
+    """Return the confirmed runs of each cell that have a test score."""
     cells: dict[Cell, list[Row]] = defaultdict(list)
     for run in store.sql(_RUNS).to_pylist():
         cells[place_of(run), run["method"], run["reference"]].append(run)
@@ -52,9 +52,9 @@ order by f.data_seed, f.init_seed, f.basis_seed
 
 @remembered
 def failed(store: Store) -> dict[Cell, list[Row]]:
-    """The confirming runs of every cell that gave no score, with that of the untrained model in its place.
+    """Return the failed CONFIRM runs of each cell, with the untrained model's score as `test_score`.
 
-    That is the zero-shot score where the sweep has one, else that of guessing a class, else 0.
+    That score is the zero-shot score if the sweep has one, else the accuracy of guessing a class, else 0.
     """
     cells: dict[Cell, list[Row]] = defaultdict(list)
     for run in store.sql(_FAILED).to_pylist():
@@ -63,41 +63,42 @@ def failed(store: Store) -> dict[Cell, list[Row]]:
 
 
 def seed_of(run: Row) -> Seed:
-    """The seeds of a run; runs that agree in them are paired."""
+    """Return the seeds of a run. Runs with the same seeds are paired."""
     return run["data_seed"], run["init_seed"], run["basis_seed"]
 
 
 def by_seed(runs: Iterable[Row]) -> dict[Seed, float]:
-    """Test score by seed."""
+    """Return the test score of each seed."""
     return {seed_of(run): run["test_score"] for run in runs}
 
 
 def shared_seeds(scores: Sequence[Mapping[Seed, Any]]) -> list[Seed]:
-    """The seeds that all have, in the first one's order."""
+    """Return the seeds that all of `scores` have, in the order of the first one."""
     return [seed for seed in scores[0] if all(seed in other for other in scores)]
 
 
 def sharing_seeds(store: Store) -> frozenset[str]:
-    """The sweeps whose declared seeds are trained with as they are, on all data sets alike: those of imports.
+    """Return the sweeps whose declared seeds are used unchanged on every data set. These are the imported ones.
 
-    What a seed does there it does to all data sets. Our own derive their seeds per data set and training size.
+    There, a seed affects all data sets in the same way. Our own sweeps derive other seeds for each data set and
+    training size.
     """
     cells = store.table("cells").select(["sweep", "seed_rule"]).to_pylist()
     return frozenset(r["sweep"] for r in cells if r["seed_rule"] != "per-data-set")
 
 
 def datasets_of(cells: Iterable[Cell], sweep: str, model: str, size: str) -> set[str | None]:
-    """The data sets of a sweep and training size on which anything is confirmed: a mean over data sets is of all."""
+    """Return the data sets of a sweep, model and training size that have a confirmed run."""
     return {place[2] for place, _, _ in cells if (place[0], place[1], place[3]) == (sweep, model, size)}
 
 
 def averaged(scores: Sequence[Mapping[Seed, float]]) -> dict[Seed, float]:
-    """Seed by seed the mean over several, of the seeds that all have."""
+    """Return the mean of several scores for each seed that all of them have."""
     return {seed: sum(each[seed] for each in scores) / len(scores) for seed in shared_seeds(scores)}
 
 
-def by(rows: Iterable[Row], *names: str) -> dict[tuple[Any, ...], list[Row]]:
-    """Rows by what stands in these columns, in order of appearance."""
+def group_by(rows: Iterable[Row], *names: str) -> dict[tuple[Any, ...], list[Row]]:
+    """Group rows by the values of these columns. The groups are in order of appearance."""
     groups: dict[tuple[Any, ...], list[Row]] = defaultdict(list)
     for row in rows:
         groups[tuple(row[name] for name in names)].append(row)
@@ -105,12 +106,12 @@ def by(rows: Iterable[Row], *names: str) -> dict[tuple[Any, ...], list[Row]]:
 
 
 def over_datasets(blocks: Sequence[Mapping[Seed, float]], *, shared: bool) -> Difference | None:
-    """The mean over data sets of values by seed, its spread from the seeds; None where one of them has no value.
+    """Return the mean over data sets of values by seed, or None if a data set has no value.
 
     Args:
-        blocks: of each data set.
-        shared: whether a seed is the same on all of them (`sharing_seeds`) and moves them together: then each is
-            averaged over the data sets, and counts once.
+        blocks: for each data set its values by seed.
+        shared: whether a seed is the same on all data sets (`sharing_seeds`), and so affects them together. Then each
+            seed is averaged over the data sets and counts once.
     """
     if not all(blocks):
         return None
@@ -121,85 +122,102 @@ def over_datasets(blocks: Sequence[Mapping[Seed, float]], *, shared: bool) -> Di
 
 
 def added_over_datasets(each: Sequence[float | None], *, shared: bool) -> float | None:
-    """Variance that choices of rates add to a mean over data sets; None where it is not known of one of them.
+    """Return the variance that choices of rates add to a mean over data sets, or None if one of them is not known.
 
     Args:
-        each: what they add on each data set. shared: as of `over_datasets`; choices on shared seeds may go wrong alike.
+        each: the variance that they add on each data set.
+        shared: as in `over_datasets`. With shared seeds the choices may err in the same direction.
     """
-    known = [variance for variance in each if variance is not None]
-    return sum(known) / len(each) / (1 if shared else len(each)) if len(known) == len(each) else None
+    known_variances = [variance for variance in each if variance is not None]
+    return (
+        sum(known_variances) / len(each) / (1 if shared else len(each)) if len(known_variances) == len(each) else None
+    )
 
 
 def over_all_datasets(store: Store, rows: Sequence[Row]) -> Iterator[tuple[list[Row], Difference, float | None]]:
-    """The differences averaged over data sets, of each method and budget that has one on all of its sweep and size.
+    """Yield the mean difference over data sets, for each method and budget that has one on every data set.
 
     Args:
-        rows: of `scaling.comparisons`.
+        rows: rows of `scaling.comparisons`.
 
     Yields:
-        The rows, their mean, and the variance that the choices of rates add to it; None where that is not known.
+        The rows, the mean of their differences, and the variance that the choices of rates add to it (None if that is
+        not known).
     """
     cells, sharing = confirmed(store), sharing_seeds(store)
     single = [r for r in rows if r["reference"] and r["dataset"]]
-    for key, of_place in by(single, "sweep", "model", "train_size").items():
+    for key, of_place in group_by(single, "sweep", "model", "train_size").items():
         sets, shared = len(datasets_of(cells, *key)), key[0] in sharing
-        for (method, reference), mine in by(of_place, "method", "reference").items():
-            if sets < 2 or len(mine) < sets:
+        for (method, reference), method_rows in group_by(of_place, "method", "reference").items():
+            if sets < 2 or len(method_rows) < sets:
                 continue
-            runs = [cells[place_of(r), method, reference] for r in mine]
-            other = [baseline_runs(cells, place_of(r), r["baseline"], reference) for r in mine]
-            mean = over_datasets([gaps(*pair) for pair in zip(runs, other, strict=True)], shared=shared)
+            runs = [cells[place_of(r), method, reference] for r in method_rows]
+            base_runs = [baseline_runs(cells, place_of(r), r["baseline"], reference) for r in method_rows]
+            mean = over_datasets([seed_differences(*pair) for pair in zip(runs, base_runs, strict=True)], shared=shared)
             if mean is not None:
-                yield mine, mean, added_over_datasets(list(map(choice_of, mine)), shared=shared)
+                yield method_rows, mean, added_over_datasets(list(map(choice_variance_of, method_rows)), shared=shared)
 
 
-def choice_of(row: Row) -> float | None:
-    """Variance that the choice of rates adds to a comparison; None where it is not known."""
+def choice_variance_of(row: Row) -> float | None:
+    """Return the variance that the choice of rates adds to a comparison, or None if it is not known."""
     return None if row["choice_sd"] is None else row["choice_sd"] ** 2
 
 
 def baseline_runs(
     cells: Mapping[Cell, Sequence[Row]], place: Place, baseline: str, reference: str | None
 ) -> Sequence[Row]:
-    """The baseline's runs at a budget, or its only ones where it has no budget; empty where there are none."""
+    """Return the baseline's runs at a budget, else its runs without a budget, else an empty list."""
     return cells.get((place, baseline, reference)) or cells.get((place, baseline, None)) or []
 
 
-def gaps(runs: Sequence[Row], other: Sequence[Row]) -> dict[Seed, float]:
-    """Differences of test scores over common seeds; what trains nothing has one score, whatever the seed."""
-    mine, theirs = by_seed(runs), by_seed(other)
-    if other[0]["method"] == UNTRAINED and len(theirs) == 1:
-        theirs = dict.fromkeys(mine, next(iter(theirs.values())))
-    return {seed: mine[seed] - theirs[seed] for seed in mine if seed in theirs}
+def seed_differences(runs: Sequence[Row], base_runs: Sequence[Row]) -> dict[Seed, float]:
+    """Return the differences of test scores for the common seeds.
+
+    The untrained model has one score, which is taken for every seed.
+    """
+    scores, base_scores = by_seed(runs), by_seed(base_runs)
+    if base_runs[0]["method"] == UNTRAINED and len(base_scores) == 1:
+        base_scores = dict.fromkeys(scores, next(iter(base_scores.values())))
+    return {seed: scores[seed] - base_scores[seed] for seed in scores if seed in base_scores}
 
 
 def lost_runs(store: Store, runs: Sequence[Row]) -> list[Row]:
-    """The failed runs of the cell that `runs` are of, as of `failed`."""
+    """Return the failed runs of the cell to which `runs` belong (see `failed`)."""
     return failed(store).get((place_of(runs[0]), runs[0]["method"], runs[0]["reference"]), [])
 
 
-def gaps_as_untrained(store: Store, runs: Sequence[Row], other: Sequence[Row], *, ahead: bool) -> dict[Seed, float]:
-    """`gaps` with each failed run of the one that is ahead scored as the untrained model.
+def seed_differences_as_untrained(
+    store: Store, runs: Sequence[Row], other: Sequence[Row], *, ahead: bool
+) -> dict[Seed, float]:
+    """Return `seed_differences`, with the untrained model's score for each failed run of the cell that is ahead.
+
+    Failed runs of the cell that is behind are left out: they cannot make the lead smaller.
 
     Args:
-        ahead: whether `runs` are ahead, and not `other`. What failed of the one behind takes nothing from the lead.
+        ahead: whether `runs` are ahead of `other`.
     """
-    mine, theirs = (lost_runs(store, each) if leads is ahead else [] for each, leads in ((runs, True), (other, False)))
-    return gaps([*runs, *mine], [*other, *theirs])
+    lost_runs_of_first, lost_runs_of_other = (
+        lost_runs(store, each) if leads is ahead else [] for each, leads in ((runs, True), (other, False))
+    )
+    return seed_differences([*runs, *lost_runs_of_first], [*other, *lost_runs_of_other])
 
 
 @remembered
-def _dof(store: Store) -> dict[tuple[str, str], int | None]:
+def _degrees_of_freedom(store: Store) -> dict[tuple[str, str], int | None]:
+    """Return the degrees of freedom of each cell's update, by sweep and cell id."""
     return {(r["sweep"], r["cell_id"]): r["dof"] for r in store.table("cells").to_pylist()}
 
 
-def ratios(store: Store, mine: Row, other: Row) -> dict[str, float | None]:
-    """What one run trains over what another does, in parameters and in degrees of freedom; None without a budget."""
-    known = _dof(store)
-    own, base = (known.get((run["sweep"], run["cell_id"])) for run in (mine, other))
-    count, against = mine["adapter_params"], other["adapter_params"]
-    matched = other["budget"] is not None
+def size_ratios(store: Store, mine: Row, base_run: Row) -> dict[str, float | None]:
+    """Return the ratios of one run's trainable parameters and degrees of freedom to those of another run.
+
+    A ratio is None if the other run has no budget, or if a number is not known.
+    """
+    freedoms = _degrees_of_freedom(store)
+    freedom, base_freedom = (freedoms.get((run["sweep"], run["cell_id"])) for run in (mine, base_run))
+    count, base_count = mine["adapter_params"], base_run["adapter_params"]
+    matched = base_run["budget"] is not None
     return {
-        "params_ratio": count / against if matched and count is not None and against else None,
-        "dof_ratio": own / base if matched and own and base else None,
+        "params_ratio": count / base_count if matched and count is not None and base_count else None,
+        "dof_ratio": freedom / base_freedom if matched and freedom and base_freedom else None,
     }

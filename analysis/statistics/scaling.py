@@ -1,4 +1,4 @@
-"""The scaling curve and the comparisons at each budget: every function returns an Arrow table, or a phrase."""
+"""The scaling curve, and the comparisons of every method with a baseline at each budget."""
 
 from __future__ import annotations
 
@@ -20,36 +20,36 @@ from analysis.statistics.inference import (
     t_difference,
     verdict,
 )
-from analysis.statistics.looks import declared_first, early, first_declared, level, margin_of
+from analysis.statistics.looks import declared_before_scores, least_advanced, level, margin_of, restrict_to_declared
 from analysis.statistics.power import detectable, effect_size, power_at, seeds_needed
 from analysis.statistics.runs import (
     Seed,
     added_over_datasets,
     averaged,
     baseline_runs,
-    by,
     by_seed,
     confirmed,
     datasets_of,
-    gaps,
-    gaps_as_untrained,
+    group_by,
     lost_runs,
     over_all_datasets,
     over_datasets,
-    ratios,
+    seed_differences,
+    seed_differences_as_untrained,
     seed_of,
     shared_seeds,
     sharing_seeds,
+    size_ratios,
 )
 from analysis.store.columns import INT, PLACE, REAL, TEXT, typed
 from analysis.store.store import Store, remembered
 from analysis.styles import in_order, size_key, style
 
 Runs = Sequence[Row]
-"""The confirmed runs of a cell."""
+"""The confirmed runs of one cell."""
 
 FOCUS, BASELINE = "randlora", "lora"
-"""The question's two methods: full rank and low rank at the same count."""
+"""The default question: full rank (RandLoRA) against low rank (LoRA) at the same number of parameters."""
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,8 @@ class Question:
     """Which methods a sweep compares at equal parameters.
 
     Attributes:
-        focus: the method in question; None where there are several, each against the `baseline` alike.
+        focus: the method in question; None if there are several, which are all compared with the `baseline`.
+        baseline: the method that the others are compared with.
     """
 
     focus: str | None = FOCUS
@@ -66,28 +67,31 @@ class Question:
 
 @remembered
 def question(store: Store) -> Question:
-    """The method of `confirm.question` against LoRA; without one RandLoRA, where the sweep has it with a budget.
+    """Return the question of a sweep: the method of `confirm.question` (default RandLoRA) against LoRA.
 
-    Else the baseline is the first other method in the order of tables, and in question the one method that is left.
-    Methods that joined after the first declaration change none of it.
+    If the sweep has no LoRA with a budget, the baseline is the first other method in the order of tables. If it does
+    not have the method in question, the focus is the one method that is left besides the baseline, or None if there are
+    several. Methods that were added later change nothing.
     """
-    declared_cells = first_declared(store).table("cells").to_pylist()
+    declared_cells = restrict_to_declared(store).table("cells").to_pylist()
     rows = [r for r in declared_cells if r["feasible"] and r["reference"] is not None]
-    return question_among({r["method"] for r in rows}, declared_first(store).get("question"))
+    return question_among({r["method"] for r in rows}, declared_before_scores(store).get("question"))
 
 
 def question_among(names: Collection[str], asked: str | None) -> Question:
-    """Return the question of a sweep whose cells with a budget have these methods. `asked`: its `confirm.question`."""
+    """Return the question of a sweep from the methods of its cells with a budget, and its `confirm.question`."""
     methods = in_order(set(names))
     focus = asked if asked in methods else FOCUS
-    others = [m for m in methods if m != focus]
-    baseline = BASELINE if BASELINE in others else others[0] if others else BASELINE
-    rest = [m for m in methods if m != baseline]
-    return Question(focus if focus in rest else rest[0] if len(rest) == 1 else None, baseline)
+    other_methods = [m for m in methods if m != focus]
+    baseline = BASELINE if BASELINE in other_methods else other_methods[0] if other_methods else BASELINE
+    besides_baseline = [m for m in methods if m != baseline]
+    return Question(
+        focus if focus in besides_baseline else besides_baseline[0] if len(besides_baseline) == 1 else None, baseline
+    )
 
 
 PLANTED = 0.02
-"""The true difference that `power` is given for: 2 points."""
+"""The true difference for which the column `power` is computed: 2 points."""
 
 CURVE = pa.schema(
     [
@@ -107,7 +111,7 @@ COMPARISONS = pa.schema(
     [
         *typed(TEXT, *PLACE),  # dataset null: all data sets together
         *typed(TEXT, "method", "baseline"),
-        ("added", pa.bool_()),  # whether it is of the second analysis: of cells that joined after the first declaration
+        ("added", pa.bool_()),  # whether the row is of the second analysis, of cells that were added later
         ("reference", TEXT),  # null: all matched budgets together, those that every data set has
         ("budget", INT),
         ("params_ratio", REAL),  # the method's adapter parameters / the baseline's; null for one without a budget
@@ -120,9 +124,9 @@ COMPARISONS = pa.schema(
             REAL,
         ),  # with each failed run of the one ahead scored as the untrained model, if any
         ("n", INT),  # pairs, of all data sets whose pairs count by themselves; of OVER_DATASETS data sets
-        ("datasets", INT),  # whose pairs count by themselves; 1 where each seed is averaged over data sets first
-        ("n_datasets", INT),  # that the row is of
-        ("n_budgets", INT),  # that a row over several is of; null for one
+        ("datasets", INT),  # whose pairs are counted separately; 1 if each seed is averaged over data sets first
+        ("n_datasets", INT),  # number of data sets of the row
+        ("n_budgets", INT),  # number of budgets of a row over several; null for one budget
         # with the choice of rates; null if that is not known. The interval has the level at which the row was decided,
         # so it leaves out zero exactly if the verdict is 'higher' or 'lower'
         *typed(REAL, "difference", "low", "high"),
@@ -131,25 +135,25 @@ COMPARISONS = pa.schema(
         ("sd", REAL),  # of the paired differences; over several data sets pooled within them
         ("error", REAL),  # standard error of the mean difference, given the chosen rates
         ("freedom", REAL),  # its degrees of freedom
-        ("choice_sd", REAL),  # what the choice of both arms' rates adds (`choice`); null where not known
-        ("p", REAL),  # with the choice of rates in it, as `low` and `high`
+        ("choice_sd", REAL),  # what the choice of both methods' rates adds (`choice`); null if not known
+        ("p", REAL),  # with the choice of rates, as `low` and `high`
         ("p_holm", REAL),  # Holm's steps over the rows of a family, of which a mean over budgets has half of the level
-        ("margin", REAL),  # below which a difference counts as none (`confirm.margin`); null where none was named
+        ("margin", REAL),  # below which a difference counts as none (`confirm.margin`); null if none was declared
         (
             "p_equivalent",
             REAL,
         ),  # corrected as `p_holm`, of a true difference beyond the margin
         ("verdict", TEXT),
-        ("p_given_rates", REAL),  # were the chosen rates the only ones possible
+        ("p_given_rates", REAL),  # the p value if the chosen rates were the only possible ones
         ("verdict_given_rates", TEXT),
         ("test", TEXT),  # 'paired t'; over several data sets which rule: `inference.OVER_SEEDS`, `WELCH`, ...
-        ("edge", TEXT),  # which arms chose the end of their range of rates: 'method', 'baseline', 'both'; else null
-        ("alpha", REAL),  # level of the row's first step, which the next three are for
-        ("power", REAL),  # chance to find a true difference of PLANTED; null where not computable
+        ("edge", TEXT),  # who chose a rate at the edge of its range: 'method', 'baseline', 'both'; else null
+        ("alpha", REAL),  # level of the row's first step, at which the next three columns are computed
+        ("power", REAL),  # chance to find a true difference of PLANTED; null if not computable
         ("seeds_needed", INT),  # least seeds that would find it 4 times in 5; null: not within 1000, or unknown
-        ("detectable", REAL),  # smallest true difference that is found 4 times in 5; null where not computable
-        # of a row that is not distinguishable: least seeds that would find the difference seen 4 times in 5; null: not
-        # within 1000, or unknown; the second one were the chosen rates the only ones possible
+        ("detectable", REAL),  # smallest true difference that is found 4 times in 5; null if not computable
+        # only if not distinguishable: least number of seeds that would find the difference seen 4 times in 5; null if
+        # more than 1000, or unknown. The second one: if the chosen rates were the only possible ones
         *typed(INT, "seeds_for_seen", "seeds_for_seen_given_rates"),
         ("effect", REAL),  # Hedges' g of the paired differences: their mean in standard deviations
         *typed(REAL, "effect_low", "effect_high"),
@@ -161,47 +165,47 @@ FURTHER = ("power", "seeds_needed", "effect", "effect_low", "effect_high")
 TESTED = pa.schema([field for field in COMPARISONS if field.name not in FURTHER])
 
 EARLY = b"preliminary"
-"""Key of a table's metadata: '2 of 5 seeds', as of `looks.early`."""
+"""Key of a table's metadata. Its value is the text of `looks.least_advanced`, such as '2 of 5 seeds'."""
 
 
 def score_name(store: Store, dataset: str | None = None) -> str:
-    """What test scores measure: 'test accuracy', or the one metric of the confirmed trials; else 'test score'.
+    """Return what test scores measure, such as 'test accuracy', or 'test score' if the trials have several metrics.
 
     Args:
-        dataset: its trials alone; default all.
+        dataset: look at the trials of this data set only. Default: all.
     """
     query = (
         "select distinct dataset, coalesce(metric, 'accuracy') as metric from confirmed where test_score is not null"
     )
-    found = store.remember("metrics", lambda: store.sql(query)).to_pylist()
-    kinds = {r["metric"].partition(" (")[0] for r in found if dataset in (None, r["dataset"])}
+    metrics = store.remember("metrics", lambda: store.sql(query)).to_pylist()
+    kinds = {r["metric"].partition(" (")[0] for r in metrics if dataset in (None, r["dataset"])}
     return f"test {kinds.pop()}" if len(kinds) == 1 else "test score" if kinds else "test accuracy"
 
 
 def one_budget(store: Store) -> bool:
-    """Whether the plan has a single budget, at which a curve would be a point."""
+    """Return whether the plan has a single budget, so that a curve would be a point."""
     return len({r["reference"] for r in store.table("cells").to_pylist() if r["feasible"] and r["reference"]}) == 1
 
 
 @remembered
 def curve(store: Store) -> pa.Table:
-    """Score against trainable parameters: per method and budget the mean over seeds with its 95 % t interval.
+    """Return each method's mean test score and 95 % t interval over seeds at each budget; columns `CURVE`.
 
-    Columns: `CURVE`. A cell has the numbers of the view `scaling`. Methods without a budget (full fine-tuning,
-    zero-shot) are rows of kind 'line'. A sweep over several data sets also has rows with a null `dataset`: the mean
-    over all its data sets, its interval over seeds, for methods and budgets that are confirmed on each.
+    The numbers of a cell are those of the view `scaling`. Methods without a budget (full fine-tuning, zero-shot) are
+    rows of kind 'line'. A sweep over several data sets also has rows with a null `dataset`: the mean over all its data
+    sets, with an interval over seeds, for methods and budgets that are confirmed on each.
     """
     of_cells = store.table("scaling").to_pylist()
     cells, sharing = confirmed(store), sharing_seeds(store)
     means: list[Row] = []
-    for (sweep, model, size, method, reference), mine in by(of_cells, *_ACROSS).items():
+    for (sweep, model, size, method, reference), method_cells in group_by(of_cells, *_ACROSS).items():
         datasets = sorted(datasets_of(cells, sweep, model, size), key=lambda name: name or "")
         groups = [cells.get(((sweep, model, dataset, size), method, reference), []) for dataset in datasets]
         if len(datasets) < 2 or not all(groups):
             continue
         mean = over_datasets([by_seed(runs) for runs in groups], shared=sweep in sharing)
         if mean is not None:
-            row = mine[0] | {"dataset": None, "lr": None, "n_datasets": len(datasets)}
+            row = method_cells[0] | {"dataset": None, "lr": None, "n_datasets": len(datasets)}
             row |= {"n": mean.n // len(mean.pairs), "mean": mean.mean, "sd": mean.sd}
             row |= {"low": mean.low, "high": mean.high}
             means.append(row)
@@ -210,49 +214,52 @@ def curve(store: Store) -> pa.Table:
 
 
 _ACROSS = ("sweep", "model", "train_size", "method", "reference")
-"""What the cells of a mean over data sets have in common."""
+"""The columns in which the cells of a mean over data sets agree."""
 
 
 def _labels(row: Row) -> Row:
+    """Return the columns `name` and `kind` of a row of `CURVE`."""
     return {"name": style(row["method"]).name, "kind": "line" if row["budget"] is None else "curve"}
 
 
 def comparisons(store: Store, baseline: str | None = None) -> pa.Table:
-    """Every method with a budget against `baseline`, paired by seed; columns `COMPARISONS`.
+    """Compare every method that has a budget with `baseline`, paired by seed; columns `COMPARISONS`.
+
+    There is a row for each place, method and budget. The question's focus also gets a row over all budgets that every
+    data set has (`reference` null), and one that takes the data sets as a sample (`test` OVER_DATASETS). If `baseline`
+    is the focus itself, the question's baseline gets these rows. `verdict` includes the choice of rates.
+
+    The rows of the focus are one family of tests, in which the mean over budgets has half of the level (Holm). The rows
+    of the other methods are a second family. If the baseline has no budget, all rows are one family, with the mean over
+    all data sets of each method and budget. Cells that were added later change none of these rows; their rows are a
+    further family with a level of 5 %. In each family the chance of any false 'higher' or 'lower' is at most 5 %, and
+    so is the chance of any false 'equivalent'.
 
     Args:
         store: the results.
-        baseline: a method with budgets (compared at the same budget) or without ('full': compared at every budget);
-            default: that of the sweep's `question`.
+        baseline: a method with budgets (compared at the same budget), or one without, such as 'full' (compared at every
+            budget). Default: the baseline of the sweep's `question`.
 
     Returns:
-        Rows by place, method and budget. The question's focus (its baseline, where `baseline` is its focus) also gets
-        one row over the matched budgets that every data set has (`reference` null), where these are more than one row,
-        and one for data sets like these (`test` OVER_DATASETS). `verdict` has the choice of rates in it. The rows of
-        the focus are one family (Holm; its mean over budgets has half of the level); the rows of the other methods are
-        a second one. Against a baseline without a budget all rows are one, with the mean over all data sets of every
-        method and budget. Cells that joined after the first declaration change none of these rows. Theirs are a further
-        family, with 5 % of its own. The chance of any false 'higher' or 'lower' in a family is at most 5 %, and so is
-        that of any false 'equivalent'. The schema's metadata has `EARLY` while seeds of the question's cells are to
-        come.
+        The table. Its schema's metadata has `EARLY` while cells of the question have seeds still to run.
 
     Raises:
-        StoreError: the margin in the folder's sweep file is no fraction between 0 and 1.
+        StoreError: the margin in the sweep file is not a fraction between 0 and 1.
     """
-    asked = against(store, baseline)
-    return _table(store, _with_further(store, asked.baseline, asked.focus), COMPARISONS)
+    asked_question = question_against(store, baseline)
+    return _table(store, _with_further(store, asked_question.baseline, asked_question.focus), COMPARISONS)
 
 
-def tested(store: Store, baseline: str | None = None) -> pa.Table:
-    """`comparisons` without the columns `FURTHER`; columns `TESTED`."""
-    return _table(store, [row for row, _ in compared(store, baseline)], TESTED)
+def verdict_table(store: Store, baseline: str | None = None) -> pa.Table:
+    """Return `comparisons` without the columns `FURTHER`, which take long; columns `TESTED`."""
+    return _table(store, [row for row, _ in rows_with_differences(store, baseline)], TESTED)
 
 
 def _table(store: Store, rows: Sequence[Row], schema: pa.Schema) -> pa.Table:
     """Return rows as a table. Its metadata has `EARLY` if cells of the question have seeds still to run."""
-    asked = question(store)
-    pair = (asked.focus, asked.baseline)  # against a third method the sentence is on both
-    seeds = early(store, [r for r in rows if asked.focus is None or r["method"] in pair])
+    asked_question = question(store)
+    pair = (asked_question.focus, asked_question.baseline)  # also if the table compares both with a third method
+    seeds = least_advanced(store, [r for r in rows if asked_question.focus is None or r["method"] in pair])
     return pa.Table.from_pylist(rows, schema=schema if seeds is None else schema.with_metadata({EARLY: seeds}))
 
 
@@ -274,35 +281,35 @@ def _further(row: Row, difference: Difference) -> Row:
     return columns
 
 
-def compared(store: Store, baseline: str | None = None) -> list[tuple[Row, Difference]]:
-    """Return the rows of `tested`, each with the difference it was computed from, given the chosen rates."""
-    asked = against(store, baseline)
-    return _compared_with(store, asked.baseline, asked.focus)
+def rows_with_differences(store: Store, baseline: str | None = None) -> list[tuple[Row, Difference]]:
+    """Return the rows of `verdict_table`, each with its difference (without the variance of the choice of rates)."""
+    asked_question = question_against(store, baseline)
+    return _compared_with(store, asked_question.baseline, asked_question.focus)
 
 
-def against(store: Store, baseline: str | None = None) -> Question:
-    """The sweep's question with another baseline; with its focus for one the pair stands the other way round."""
-    asked = question(store)
-    turned = baseline is not None and baseline == asked.focus
-    return Question(asked.baseline if turned else asked.focus, baseline or asked.baseline)
+def question_against(store: Store, baseline: str | None = None) -> Question:
+    """Return the sweep's question with another baseline. If that is the focus, focus and baseline are exchanged."""
+    asked_question = question(store)
+    turned = baseline is not None and baseline == asked_question.focus
+    return Question(asked_question.baseline if turned else asked_question.focus, baseline or asked_question.baseline)
 
 
 @remembered
 def _compared_with(store: Store, baseline: str, focus: str | None) -> list[tuple[Row, Difference]]:
-    first = first_declared(store)
-    found = _tested(first, baseline, focus, set())
-    for row, _ in found:
+    first = restrict_to_declared(store)
+    tested_rows = _tested(first, baseline, focus, set())
+    for row, _ in tested_rows:
         row["added"] = False
     if first is not store:
-        later = _tested(store, baseline, focus, {_what(row) for row, _ in found})
+        later = _tested(store, baseline, focus, {_row_key(row) for row, _ in tested_rows})
         for row, _ in later:
             row["added"] = True
-        found = sorted([*found, *later], key=lambda pair: (_order(pair[0]), pair[0]["added"]))
-    return found
+        tested_rows = sorted([*tested_rows, *later], key=lambda pair: (_order(pair[0]), pair[0]["added"]))
+    return tested_rows
 
 
-def _what(row: Row) -> tuple[Any, ...]:
-    """What a row is of: place, method, budget, and for a mean of how many data sets and budgets."""
+def _row_key(row: Row) -> tuple[Any, ...]:
+    """Return what identifies a row: place, method, budget, and the numbers of data sets and budgets of a mean."""
     return (
         *(row.get(k) for k in (*PLACE, "method", "reference", "n_datasets", "n_budgets")),
         row["test"] == OVER_DATASETS,
@@ -312,104 +319,111 @@ def _what(row: Row) -> tuple[Any, ...]:
 def _tested(
     store: Store, baseline: str, focus: str | None, before: Collection[tuple[Any, ...]]
 ) -> list[tuple[Row, Difference]]:
-    """The rows of a store, corrected together; without those of `before`, and then as one family."""
+    """Return the rows of a store, with corrected p values and verdicts.
+
+    Rows whose key is in `before` are left out, and the others are then one family.
+    """
     cells = confirmed(store)
     choice = choice_variances(store)
     margin = margin_of(store)
     edges = {(r["sweep"], r["cell_id"]) for r in store.table("chosen").to_pylist() if r["edge"]}
-    found: list[tuple[Row, Difference]] = []
+    tested_rows: list[tuple[Row, Difference]] = []
     for (place, method, reference), runs in cells.items():
-        other = baseline_runs(cells, place, baseline, reference)
-        if method == baseline or runs[0]["budget"] is None or not other:
+        base_runs = baseline_runs(cells, place, baseline, reference)
+        if method == baseline or runs[0]["budget"] is None or not base_runs:
             continue
-        seen = gaps(runs, other)
-        if seen:
-            difference = t_difference(list(seen.values()))
-            lost_here = [len(lost_runs(store, each)) for each in (runs, other)]
+        by_seed_differences = seed_differences(runs, base_runs)
+        if by_seed_differences:
+            difference = t_difference(list(by_seed_differences.values()))
+            lost_here = [len(lost_runs(store, each)) for each in (runs, base_runs)]
             if any(lost_here):
-                filled = gaps_as_untrained(store, runs, other, ahead=difference.mean > 0)
-                also = None if filled == seen else t_difference(list(filled.values()))
+                filled = seed_differences_as_untrained(store, runs, base_runs, ahead=difference.mean > 0)
+                also = None if filled == by_seed_differences else t_difference(list(filled.values()))
                 difference = replace(difference, as_untrained=also, lost=sum(lost_here))
-            row = _compared(runs[0], baseline, difference, _added(choice, [(runs, other)]), margin)
-            row |= ratios(store, runs[0], other[0]) | {"edge": _edge(edges, runs[0], other[0])}
+            row = _comparison_row(runs[0], baseline, difference, _choice_variance(choice, [(runs, base_runs)]), margin)
+            row |= size_ratios(store, runs[0], base_runs[0]) | {"edge": _edge(edges, runs[0], base_runs[0])}
             row["failed"], row["baseline_failed"] = lost_here
-            found.append((row, difference))
-    single = [row for row, _ in found]
-    matched = any(row["params_ratio"] is not None for row in single)  # else, without a mean to ask first, one family
+            tested_rows.append((row, difference))
+    single = [row for row, _ in tested_rows]
+    matched = any(row["params_ratio"] is not None for row in single)  # else all rows are one family
     for rows, mean, added in () if matched else over_all_datasets(store, single):
-        row = _compared(rows[0] | {"dataset": None}, baseline, mean, added, margin)
-        found.append((row | {"n_datasets": len(rows)}, mean))
-    found += _overall(store, single, baseline, focus)
-    found = [(row, difference) for row, difference in found if _what(row) not in before]
-    found.sort(key=lambda pair: _order(pair[0]))
-    _corrected([row for row, _ in found], focus if matched and not before else None, level(store))
-    for row, difference in found:
+        row = _comparison_row(rows[0] | {"dataset": None}, baseline, mean, added, margin)
+        tested_rows.append((row | {"n_datasets": len(rows)}, mean))
+    tested_rows += _overall(store, single, baseline, focus)
+    tested_rows = [(row, difference) for row, difference in tested_rows if _row_key(row) not in before]
+    tested_rows.sort(key=lambda pair: _order(pair[0]))
+    _corrected([row for row, _ in tested_rows], focus if matched and not before else None, level(store))
+    for row, difference in tested_rows:
         row.update(_prospects(row, difference))
-    return found
+    return tested_rows
 
 
 def _corrected(rows: Sequence[Row], focus: str | None, alpha: float) -> None:
-    """Adjusted p values, levels and verdicts of a whole table, put into its rows. `alpha`: level of each family."""
-    for family in ([r for r in rows if (r["method"] == focus) is mine] for mine in (True, False)):
+    """Put adjusted p values, levels and verdicts into the rows of a table. Each family has the level `alpha`."""
+    for family in ([r for r in rows if (r["method"] == focus) is of_focus] for of_focus in (True, False)):
         steps = partial(holm_steps, weights=_weights(family), level=alpha)
-        for row, step, given in zip(
+        for row, step, step_given_rates in zip(
             family, steps([r["p"] for r in family]), steps([r["p_given_rates"] for r in family]), strict=True
         ):
             row |= {"p_holm": step.adjusted, "alpha": step.first, "decided_at": step.level}
-            row["verdict_given_rates"] = verdict(row["difference"], given.adjusted)
-        # equivalent only if the row's own interval lies within the margin, too
+            row["verdict_given_rates"] = verdict(row["difference"], step_given_rates.adjusted)
+        # equivalent only if the row's own interval also lies within the margin
         beyond = [None if (p := r["p_beyond"]) is None else p if 2 * p <= r["decided_at"] else 1.0 for r in family]
         for row, step in zip(family, steps(beyond), strict=True):
-            known = row["choice_sd"] is not None or row["p_given_rates"] is None
+            choice_known = row["choice_sd"] is not None or row["p_given_rates"] is None
             row["p_equivalent"] = step.adjusted
-            row["verdict"] = verdict(row["difference"], row["p_holm"], beyond=step.adjusted, known=known)
+            row["verdict"] = verdict(row["difference"], row["p_holm"], beyond=step.adjusted, known=choice_known)
             if step.adjusted is not None and row["verdict"] not in ("higher", "lower"):
                 row["decided_at"] = min(row["decided_at"], 2 * step.level)
 
 
 def _weights(family: Sequence[Row]) -> list[float]:
-    """A mean over budgets has as much of the first step's level as all other rows of its place together."""
+    """Return the weights of Holm's test. A mean over budgets weighs as much as all other rows of its place together."""
     places = [(r["sweep"], r["model"], r["train_size"]) for r in family]
-    others = Counter(
+    tested_beside = Counter(
         place for place, r in zip(places, family, strict=True) if r["p"] is not None and not _is_overall(r)
     )
-    return [float(max(1, others[place])) if _is_overall(r) else 1.0 for place, r in zip(places, family, strict=True)]
+    return [
+        float(max(1, tested_beside[place])) if _is_overall(r) else 1.0 for place, r in zip(places, family, strict=True)
+    ]
 
 
 def _is_overall(row: Row) -> bool:
+    """Return whether a row is the mean over the budgets of a method."""
     return row["reference"] is None and row["test"] != OVER_DATASETS
 
 
-def _edge(edges: set[CellKey], mine: Row, other: Row) -> str | None:
-    ours, theirs = ((run["sweep"], run["cell_id"]) in edges for run in (mine, other))
-    return {(True, True): "both", (True, False): "method", (False, True): "baseline"}.get((ours, theirs))
+def _edge(edges: set[CellKey], mine: Row, base_run: Row) -> str | None:
+    """Return which of a run and its baseline's run has a rate at the edge of its range, or None if neither has."""
+    run_at_edge, base_at_edge = ((run["sweep"], run["cell_id"]) in edges for run in (mine, base_run))
+    return {(True, True): "both", (True, False): "method", (False, True): "baseline"}.get((run_at_edge, base_at_edge))
 
 
 def _prospects(row: Row, difference: Difference) -> Row:
-    """The interval at the level that decided the row, the seeds for the difference seen, the least detectable."""
+    """Return the interval at the level that decided the row, the seeds it would need, and what it can detect."""
     if row["p"] is None or not row["alpha"] or not difference.testable:
         return {}
-    alpha, tested = row["alpha"], difference.widened(row["choice_sd"] ** 2)
-    low, high = tested.interval(row["decided_at"])
+    alpha, widened = row["alpha"], difference.widened(row["choice_sd"] ** 2)
+    low, high = widened.interval(row["decided_at"])
     silent = row["verdict"] == "not distinguishable" and row["difference"]
     return {
         "low": low,
         "high": high,
-        "seeds_for_seen": seeds_needed(tested, row["difference"], alpha) if silent else None,
+        "seeds_for_seen": seeds_needed(widened, row["difference"], alpha) if silent else None,
         "seeds_for_seen_given_rates": seeds_needed(difference, row["difference"], alpha) if silent else None,
-        "detectable": detectable(tested, alpha),
+        "detectable": detectable(widened, alpha),
     }
 
 
-def _added(choice: Mapping[CellKey, float], pairs: Sequence[tuple[Runs, Runs]]) -> float | None:
-    """Variance that choices add to a mean over budgets of one data set; None where one of them is not known."""
-    found = [choice.get((runs[0]["sweep"], runs[0]["cell_id"])) for pair in pairs for runs in pair]
-    known = [variance for variance in found if variance is not None]
-    return sum(known) / len(pairs) * _share(pairs) if len(known) == len(found) else None
+def _choice_variance(choice: Mapping[CellKey, float], pairs: Sequence[tuple[Runs, Runs]]) -> float | None:
+    """Return the variance that choices add to a mean over budgets of one data set, or None if one is not known."""
+    variances = [choice.get((runs[0]["sweep"], runs[0]["cell_id"])) for pair in pairs for runs in pair]
+    known_variances = [variance for variance in variances if variance is not None]
+    return sum(known_variances) / len(pairs) * _noise_share(pairs) if len(known_variances) == len(variances) else None
 
 
-def _share(pairs: Sequence[tuple[Runs, Runs]]) -> float:
-    """Which share of one choice's variance the mean over budgets has (`choice.noise_share`)."""
+def _noise_share(pairs: Sequence[tuple[Runs, Runs]]) -> float:
+    """Return the variance of a mean of choices over budgets, divided by that of one choice (`choice.noise_share`)."""
     scores = [[{seed_of(r): r["val_score"] for r in runs if r["val_score"] is not None} for runs in p] for p in pairs]
     seeds = shared_seeds([cell for pair in scores for cell in pair])
     if len(pairs) == 1 or not seeds:
@@ -418,30 +432,33 @@ def _share(pairs: Sequence[tuple[Runs, Runs]]) -> float:
 
 
 def _overall(store: Store, rows: Sequence[Row], baseline: str, focus: str | None) -> list[tuple[Row, Difference]]:
-    """The rows of `focus` over the matched budgets that every data set has, and of data sets like these."""
+    """Return the rows of `focus` over all budgets that every data set has.
+
+    If there are several data sets, there is also a row that takes them as a sample.
+    """
     cells = confirmed(store)
     choice = choice_variances(store)
     sharing = sharing_seeds(store)
     if focus is None:
         return []
     matched = [row for row in rows if row["method"] == focus and row["params_ratio"] is not None]
-    found = []
-    for (sweep, model, size), group in by(matched, "sweep", "model", "train_size").items():
+    overall_rows = []
+    for (sweep, model, size), group in group_by(matched, "sweep", "model", "train_size").items():
         sets = datasets_of({c for c in cells if c[1] in (focus, baseline)}, sweep, model, size)
-        several = [r for same in by(group, "reference").values() if len(same) == len(sets) for r in same]
+        several = [r for same in group_by(group, "reference").values() if len(same) == len(sets) for r in same]
         if len(several) < 2:
             continue
         blocks: dict[str, dict[Seed, float]] = {}
         pairs_of: dict[str, list[tuple[Runs, Runs]]] = {}
         parts: list[float | None] = []
-        for (dataset,), mine in by(several, "dataset").items():
+        for (dataset,), dataset_rows in group_by(several, "dataset").items():
             place = (sweep, model, dataset, size)
             pairs: list[tuple[Runs, Runs]] = [
-                (cells[place, focus, r["reference"]], cells[place, baseline, r["reference"]]) for r in mine
+                (cells[place, focus, r["reference"]], cells[place, baseline, r["reference"]]) for r in dataset_rows
             ]
-            blocks[dataset] = averaged([gaps(runs, other) for runs, other in pairs])
+            blocks[dataset] = averaged([seed_differences(runs, other) for runs, other in pairs])
             pairs_of[dataset] = pairs
-            parts.append(_added(choice, pairs))
+            parts.append(_choice_variance(choice, pairs))
         if not all(blocks.values()):
             continue
         dataset = next(iter(blocks)) if len(blocks) == 1 else None
@@ -453,36 +470,43 @@ def _overall(store: Store, rows: Sequence[Row], baseline: str, focus: str | None
         lost = sum(len(lost_runs(store, r)) for pairs in pairs_of.values() for pair in pairs for r in pair)
         if these is not None and lost:
             ahead = these.mean > 0
-            filled = [averaged([gaps_as_untrained(store, *pair, ahead=ahead) for pair in p]) for p in pairs_of.values()]
+            filled = [
+                averaged([seed_differences_as_untrained(store, *pair, ahead=ahead) for pair in p])
+                for p in pairs_of.values()
+            ]
             also = None if filled == each else over_datasets(filled, shared=shared)
             these = replace(these, as_untrained=also, lost=lost)
         tests = [(these, added)]
-        if len(blocks) > 1:  # one seed, which may do the same to all of them, tells no more of sets like these
+        if len(blocks) > 1:
+            # a single seed may affect all data sets in the same way, so it says nothing about data sets like these
             spread = not shared and these is not None and these.testable
             like = _like_these(each, spread=spread)
             if these is not None and lost:
                 also = None if these.as_untrained is None else _like_these(filled, spread=spread)
                 like = replace(like, as_untrained=also, lost=lost)
-            tests.append((like, 0.0))  # spread over data sets has their choices in it
+            tests.append((like, 0.0))  # the spread over data sets includes their choices
         for difference, extra in tests:
             if difference is not None:
-                row = _compared(total, baseline, difference, extra, margin_of(store))
+                row = _comparison_row(total, baseline, difference, extra, margin_of(store))
                 n_budgets = len({r["reference"] for r in several})
-                found.append((row | {"n_datasets": len(blocks), "n_budgets": n_budgets}, difference))
-    return found
+                overall_rows.append((row | {"n_datasets": len(blocks), "n_budgets": n_budgets}, difference))
+    return overall_rows
 
 
 def _like_these(blocks: Sequence[Mapping[Seed, float]], *, spread: bool) -> Difference:
-    """The mean over data sets as a sample of data sets like them: a t test over their means.
+    """Return the mean over data sets as a sample of data sets like them, tested by a t test over their means.
 
-    Without a spread where data sets share seeds, or have one: what a seed does to all is in no spread between them.
+    Args:
+        spread: whether the spread between data sets is usable. It is not if data sets share seeds or have a single one,
+            because what a seed does to all of them is not part of that spread.
     """
     means = [sum(values.values()) / len(values) for values in blocks]
-    found = t_difference(means, OVER_DATASETS)
-    return found if spread else replace(found, variances=(), freedoms=())
+    difference = t_difference(means, OVER_DATASETS)
+    return difference if spread else replace(difference, variances=(), freedoms=())
 
 
-def _compared(cell: Row, baseline: str, difference: Difference, added: float | None, margin: float | None) -> Row:
+def _comparison_row(cell: Row, baseline: str, difference: Difference, added: float | None, margin: float | None) -> Row:
+    """Return a row of `COMPARISONS` before correction. `added` is None if the variance of the choice is not known."""
     widened = None if added is None else difference.widened(added)
     return (
         {k: cell[k] for k in (*PLACE, "method", "reference", "budget")}

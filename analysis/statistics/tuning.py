@@ -1,4 +1,4 @@
-"""Evidence on tuning: validation scores against learning rates, and what more trials would have brought."""
+"""Evidence on tuning: validation scores by learning rate, the expected best of n, and the width of the optimum."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from scipy import special
 
 from analysis.format import Row
 from analysis.statistics.inference import LEVEL, NO_SPREAD, best_weights, expected_best
-from analysis.statistics.runs import by
+from analysis.statistics.runs import group_by
 from analysis.store.columns import FLAG, INT, REAL, TEXT, typed
 from analysis.store.store import Store, remembered
 from analysis.styles import style
@@ -33,8 +33,9 @@ order by c.sweep, c.dataset, c.train_size, c.method, c.budget nulls last, t.hype
 
 @remembered
 def rates(store: Store) -> pa.Table:
-    """Stage TUNE: per cell and point (a learning rate, and what else was searched) the mean validation score, range,
-    trials, and whether it was chosen.
+    """Return the validation scores of stage TUNE, a row for each cell and point, and whether the point was chosen.
+
+    A point is a learning rate with the other hyperparameters that were searched. Scores are mean, minimum and maximum.
     """
     return store.sql(_RATES)
 
@@ -57,74 +58,84 @@ BEST_OF_N = pa.schema(
 SHARPNESS = pa.schema(
     [
         *_CELL_TYPES,
-        ("decades", REAL),  # of learning rate around the best one whose validation score is within NEAR of its
-        ("open", FLAG),  # the range tried ends before the score has fallen by NEAR: at least so many decades
+        ("decades", REAL),  # width of the range of learning rates whose validation score is within NEAR of the best
+        ("open", FLAG),  # the tried range ends before the score has fallen by NEAR, so `decades` is a lower bound
         *typed(REAL, "searched", "best"),  # decades searched, the best mean validation score
     ]
 )
 NEAR = 0.01
-"""One point."""
+"""One percentage point."""
 
 
 def best_of_n(store: Store) -> pa.Table:
-    """Expected best validation score of n rates, n = 1 .. all, per cell; columns `BEST_OF_N`.
+    """Return the expected best validation score of n tried rates for n = 1 .. all, for each cell; columns `BEST_OF_N`.
 
-    Re-runs of a rate count once, by their mean: the curve is about how many rates were tried. The n are drawn at random
-    from those tried; a grid is no random sample, and n of its points, spread evenly, would do better.
+    Re-runs of a rate count once, by their mean, because the curve is about the number of rates. The n rates are drawn
+    at random from those that were tried. A grid is not a random sample: n evenly spread points would do better.
 
-    Test scores are known at the chosen rate alone, so `test` is its confirmed mean less what the best of n is expected
-    to validate below it. The choice validates a little too well, being the best, so early values are a little too low.
-    The band has CONFIRM's seeds in it and the noise of the rates' validation scores, taken from CONFIRM's.
+    Test scores are known for the chosen rate only. So `test` is its confirmed mean, minus the distance in validation
+    score between the chosen rate and the expected best of n. The validation score of the chosen rate is a little too
+    high, because it was selected; so values for small n are a little too low. The band includes CONFIRM's seeds and the
+    noise of the rates' validation scores, taken from CONFIRM's.
     """
     confirmed = {(r["sweep"], r["cell_id"]): r for r in store.sql(_CONFIRMED).to_pylist()}
     rows: list[Row] = []
-    for named, mine in _tuned_cells(store):
-        scores = np.array([row["mean_val"] for row in mine])
-        chosen, seen = [row["chosen"] for row in mine], confirmed.get((named["sweep"], named["cell_id"]))
+    for named, points in _tuned_cells(store):
+        scores = np.array([row["mean_val"] for row in points])
+        chosen, confirmed_cell = [row["chosen"] for row in points], confirmed.get((named["sweep"], named["cell_id"]))
         for n, expected in enumerate(expected_best(scores.tolist()), start=1):
             row = named | {"n": n, "expected": expected}
-            if seen and any(chosen):
-                row |= _in_test_terms(mine, n, expected, chosen.index(True), seen)
+            if confirmed_cell and any(chosen):
+                row |= _in_test_terms(points, n, expected, chosen.index(True), confirmed_cell)
             rows.append(row)
     return pa.Table.from_pylist(rows, schema=BEST_OF_N)
 
 
-def _in_test_terms(rates: Sequence[Row], n: int, expected: float, chosen: int, seen: Row) -> Row:
-    """Test score expected of the best of n rates, with the ends of its band where there are two seeds."""
-    test = seen["test"] + expected - rates[chosen]["mean_val"]
-    if seen["n"] < 2 or seen["noise"] is None or seen["test_variance"] + seen["noise"] <= NO_SPREAD**2:
+def _in_test_terms(rates: Sequence[Row], n: int, expected: float, chosen: int, confirmed_cell: Row) -> Row:
+    """Return the expected test score of the best of n rates. With two seeds or more it has the ends of its band."""
+    test = confirmed_cell["test"] + expected - rates[chosen]["mean_val"]
+    if (
+        confirmed_cell["n"] < 2
+        or confirmed_cell["noise"] is None
+        or confirmed_cell["test_variance"] + confirmed_cell["noise"] <= NO_SPREAD**2
+    ):
         return {"test": test}
     weight = best_weights([row["mean_val"] for row in rates], n)
     weight[chosen] -= 1.0
     runs = np.array([row["n"] for row in rates])
-    parts = np.array([seen["test_variance"] / seen["n"], seen["noise"] * float((weight**2 / runs).sum())])
-    half = -special.stdtrit(seen["n"] - 1, (1 - LEVEL) / 2) * math.sqrt(float(parts.sum()))
+    parts = np.array(
+        [
+            confirmed_cell["test_variance"] / confirmed_cell["n"],
+            confirmed_cell["noise"] * float((weight**2 / runs).sum()),
+        ]
+    )
+    half = -special.stdtrit(confirmed_cell["n"] - 1, (1 - LEVEL) / 2) * math.sqrt(float(parts.sum()))
     return {"test": test, "test_low": test - half, "test_high": test + half}
 
 
 def sharpness(store: Store) -> pa.Table:
-    """How exactly each cell's rate must be met, from stage TUNE; of cells with three rates or more; `SHARPNESS`.
+    """Return how wide the range of good learning rates is for each cell; columns `SHARPNESS`.
 
-    Where more than the rate was searched, the rates are those tried with the rest of the best point.
-
-    Mean validation scores are joined by lines in log rate. They are noisy, and so is the best of them.
+    Cells with fewer than three rates are left out. If more than the rate was searched, the rates are those that were
+    tried with the other hyperparameters of the best point. Mean validation scores are joined by lines in log rate. They
+    are noisy, and so is the best of them.
     """
     rows: list[Row] = []
     for named, tried in _tuned_cells(store):
         top = max(tried, key=lambda r: r["mean_val"])
-        mine = [r for r in tried if r["hyperparameters"] == top["hyperparameters"]]
-        if len(mine) < 3:
+        comparable = [r for r in tried if r["hyperparameters"] == top["hyperparameters"]]
+        if len(comparable) < 3:
             continue
-        x, y = np.log10([r["lr"] for r in mine]), np.array([r["mean_val"] for r in mine])
+        x, y = np.log10([r["lr"] for r in comparable]), np.array([r["mean_val"] for r in comparable])
         best = int(y.argmax())
-        right, left = _reach(x[best:], y[best:]), _reach(-x[best::-1], y[best::-1])
+        right, left = _near_range(x[best:], y[best:]), _near_range(-x[best::-1], y[best::-1])
         wide = {"decades": left[0] + right[0], "open": left[1] or right[1]}
         rows.append(named | wide | {"searched": float(x[-1] - x[0]), "best": float(y[best])})
     return pa.Table.from_pylist(rows, schema=SHARPNESS)
 
 
-def _reach(x: NDArray[np.float64], y: NDArray[np.float64]) -> tuple[float, bool]:
-    """How far from the first point lines through the points stay within NEAR of it, and whether they end so."""
+def _near_range(x: NDArray[np.float64], y: NDArray[np.float64]) -> tuple[float, bool]:
+    """Return how far from the first point the score stays within NEAR of it, and whether it does so to the end."""
     level = y[0] - NEAR
     for i in range(1, len(x)):
         if y[i] < level:
@@ -133,7 +144,7 @@ def _reach(x: NDArray[np.float64], y: NDArray[np.float64]) -> tuple[float, bool]
 
 
 def _tuned_cells(store: Store) -> Iterator[tuple[Row, list[Row]]]:
-    """Every cell's own columns, and its points that have a score, lowest rate first within what else was searched."""
+    """Yield the columns that name each cell, and its points that have a score, ordered by rate."""
     tried = [row for row in rates(store).to_pylist() if row["mean_val"] is not None]
-    for key, mine in by(tried, *_CELL).items():
-        yield dict(zip(_CELL, key, strict=True)) | {"name": style(mine[0]["method"]).name}, mine
+    for key, cell_points in group_by(tried, *_CELL).items():
+        yield dict(zip(_CELL, key, strict=True)) | {"name": style(cell_points[0]["method"]).name}, cell_points

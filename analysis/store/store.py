@@ -20,7 +20,7 @@ from analysis.store.remote import DECLARED, is_uri, local_copy
 from analysis.store.schemas import SCHEMAS
 from analysis.store.sql.views import VIEWS
 from analysis.store.tables import latest, part_names, scan_parts, to_table
-from analysis.styles import PlaceNames, Style, entitle, example_counts, short_name, short_names, spare_styles
+from analysis.styles import PlaceNames, Style, example_counts, short_name, short_names, spare_styles, use_names
 from trainables.digests import FileState
 
 if TYPE_CHECKING:
@@ -177,7 +177,7 @@ class Store:
         state = [_state(path) for path in self.paths]
         if self._cache is None or self._cache.state != state:
             self._cache = self._read(state)
-        entitle(self._cache.styles, self._cache.places)
+        use_names(self._cache.styles, self._cache.places)
         return self._cache
 
     def _read(self, state: object) -> _Snapshot:

@@ -12,12 +12,12 @@ from rich.table import Table
 from rich.text import Text
 
 from analysis.errors import StoreError
-from analysis.format import Row, change_text, duration, listed, percent, plural, points, quantity, ranged
+from analysis.format import Row, change_text, duration, listed, percent, plural, points, quantity, with_interval
 from analysis.statistics import scaling
 from analysis.statistics.examples import example_intervals
 from analysis.statistics.looks import declared, level, margin_of
-from analysis.statistics.measures import Beside, beside, told
-from analysis.statistics.runs import by, confirmed, failed
+from analysis.statistics.measures import FurtherMeasure, further_measure, separations
+from analysis.statistics.runs import confirmed, failed, group_by
 from analysis.store.columns import INT, PLACE, REAL, TAKEN_OUT, TEXT, limited, typed
 from analysis.store.store import Store
 from analysis.styles import dataset_text, place_of, place_text, size_key, style, training_text
@@ -29,8 +29,8 @@ from analysis.words.parity import devices_apart, versions_apart
 from analysis.words.verdicts import (
     LATER,
     LATER_MEANS,
-    beside_head,
-    beside_text,
+    further_head,
+    further_text,
     meanings,
     measures_text,
     seeds_text,
@@ -52,7 +52,7 @@ RESULTS = pa.schema(
         *typed(TEXT, "edge", "under_tuned"),  # why more tuning might help: the view `tuned`
         ("weak", TEXT),  # what the cell's result rests on too little, in words (`words.weak`); null for nothing
         *typed(REAL, "mean", "low", "high"),
-        ("beside", REAL),  # mean of the measure beside the score (`measures.beside`): the loss, in most sweeps
+        ("beside", REAL),  # mean of the measure beside the score (`measures.further_measure`): the loss, in most sweeps
         *typed(INT, "n", "failed"),  # confirming runs with a score, and without one
         ("absent", TEXT),  # why the cell's data was not at hand, of one that `--available` left out
         ("baseline", TEXT),  # that the differences are to; null where there is none
@@ -75,7 +75,7 @@ def conclusion_of(store: Store) -> Conclusion:
     asked = scaling.question(store)
     methods = None if asked.focus is None else (asked.focus, asked.baseline)
     limits = [*runs_failed(store, methods), *unlike(store, methods)]
-    return conclude(scaling.tested(store), level(store), limits, asked)
+    return conclude(scaling.verdict_table(store), level(store), limits, asked)
 
 
 def runs_failed(store: Store, methods: Collection[str] | None = None) -> list[str]:
@@ -93,7 +93,7 @@ def runs_failed(store: Store, methods: Collection[str] | None = None) -> list[st
         f"Confirming runs that failed: {listed(cells)}. A method is only called higher if that also "
         "holds with each of its failed runs scored as the untrained model."
     ]
-    rows = [r for r in scaling.tested(store).to_pylist() if r["difference_as_untrained"] is not None]
+    rows = [r for r in scaling.verdict_table(store).to_pylist() if r["difference_as_untrained"] is not None]
     rows = [r for r in rows if r["reference"] and (methods is None or r["method"] in methods)]
     for r in rows:
         pair = f"{style(r['method']).name} minus {style(r['baseline']).name} at {r['reference']}"
@@ -144,13 +144,13 @@ def results_table(store: Store) -> pa.Table:
     Cells without a score have `n` 0 and a `note`: infeasible with the reason, not confirmed yet, or confirmed without a
     score. Columns: `RESULTS`.
     """
-    compared = {_key(r): r for r in scaling.tested(store).to_pylist() if r["reference"] is not None}
+    compared = {_key(r): r for r in scaling.verdict_table(store).to_pylist() if r["reference"] is not None}
     scored = {_key(r): r for r in scaling.curve(store).to_pylist() if r["dataset"] is not None}
     tuned = {(r["sweep"], r["cell_id"]): r for r in store.table("tuned").to_pylist()}
     signs = [r for r in store.table("signs").to_pylist() if not r["absent"]]
     weak = {(r["sweep"], r["cell_id"]): "; ".join(weak_evidence([r])) for r in signs}
     examples = {(r["sweep"], r["cell_id"]): r for r in example_intervals(store).to_pylist()}
-    unscored, lost, other = _unscored(store), failed(store), beside(store)
+    unscored, lost, other = _unscored(store), failed(store), further_measure(store)
     tolerance = _tolerance(store)
     rows = []
     for cell in store.table("cells").to_pylist():
@@ -226,13 +226,13 @@ def print_results_table(
         return
     against = style(scaling.question(store).baseline).name
     several = len({r["model"] for r in rows}) > 1
-    for (sweep, model, dataset, size), mine in by([r for r in rows if not r["absent"]], *PLACE).items():
+    for (sweep, model, dataset, size), mine in group_by([r for r in rows if not r["absent"]], *PLACE).items():
         measured = scaling.score_name(store, dataset)
         of = f" of {model}" if several else ""
         title = f"{sweep}: {measured}{of} on {dataset_text(dataset)}, trained on {training_text(dataset, size)}"
-        print_whole(_block(title, measured, against, mine, beside(store)), console)
+        print_whole(_block(title, measured, against, mine, further_measure(store)), console)
     margin = margin_of(store)
-    which = told(store)
+    which = separations(store)
     measures = [] if which is None else [measures_text(*which)]
     for said in (*_without_cells(rows), *absent_data(rows), *_footnotes(rows, margin), *measures):
         console.print(f"  {said}", style="dim", highlight=False, markup=False)
@@ -243,7 +243,7 @@ def _without_cells(rows: Sequence[Row]) -> list[str]:
     several = len({r["model"] for r in rows}) > 1
     gone = [r for r in rows if _left_out(r) and not r["absent"]]
     found = []
-    for (name, reference, model, note), mine in by(gone, "name", "reference", "model", "note").items():
+    for (name, reference, model, note), mine in group_by(gone, "name", "reference", "model", "note").items():
         (first, *more) = mine
         where = f"{len(mine)} data sets or sizes" if more else place_text(first["dataset"], first["train_size"])
         found.append(f"Left out: {name} at {reference} on {where}{f' of {model}' if several else ''}, {note}.")
@@ -278,7 +278,7 @@ _LESS_NOISE = (
 def _print_each(rows: Sequence[Row], console: Console) -> None:
     """Print two lines for each budget."""
     for r in rows:
-        score = ranged(f"{percent(r['mean'])} %", percent(r["low"]), percent(r["high"]))
+        score = with_interval(f"{percent(r['mean'])} %", percent(r["low"]), percent(r["high"]))
         count = "" if r["adapter_params"] is None else f", {plural(r['adapter_params'], 'parameter')}"
         seconds = "" if r["seconds"] is None else f", {duration(r['seconds'])} of training per run"
         console.print(f"  {r['reference']}: {best_text(r)}, {score}{count}{seconds}")
@@ -389,12 +389,12 @@ def _name_notes(rows: Sequence[Row]) -> list[str]:
     return [f"Data: {', '.join(named)}."] if named else []
 
 
-def _block(title: str, measured: str, against: str, rows: list[Row], other: Beside | None) -> Table:
+def _block(title: str, measured: str, against: str, rows: list[Row], other: FurtherMeasure | None) -> Table:
     table = Table(title=title, title_justify="left", box=None, pad_edge=False, header_style="bold", title_style="bold")
     table.add_column("method", no_wrap=True)
     table.add_column("budget", no_wrap=True)
     score = f"{measured.removeprefix('test ')} %"
-    second = [] if other is None else [beside_head(other.name)]
+    second = [] if other is None else [further_head(other.name)]
     for name in ("parameters", "learning rate", score, *second, "seeds", f"vs {against} [ ]"):
         table.add_column(name, justify="right", no_wrap=True)
     table.add_column(f"verdict vs {against}", no_wrap=True)
@@ -411,7 +411,7 @@ def _block(title: str, measured: str, against: str, rows: list[Row], other: Besi
             quantity(row["adapter_params"]) + ("\N{DAGGER}" if row["off_budget"] else ""),
             _rate(row),
             _score(row),
-            *([] if other is None else [beside_text(row["beside"], other.name)]),
+            *([] if other is None else [further_text(row["beside"], other.name)]),
             seeds_text(row),
             change_text(row, *DIFFERENCE),
             _verdict(row),

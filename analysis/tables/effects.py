@@ -100,5 +100,5 @@ def rank_effects(store: Store) -> Sheet:
         "rank is the largest that an update can have. Methods differ in more than rank, so variants of one method are "
         "the cleaner evidence. The t tests over seeds account for the choice of rates, and Holm's correction covers "
         "this table. These tests are separate from the comparisons, whose "
-        f"verdict on two methods of one budget may differ.{idle_text(slopes.idle(store))}",
+        f"verdict on two methods of one budget may differ.{idle_text(slopes.idle_cells(store))}",
     )

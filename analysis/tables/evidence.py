@@ -9,20 +9,20 @@ from typing import Any
 from analysis.format import (
     Row,
     amount,
+    bytes_text,
     duration,
-    freedom,
+    freedom_text,
     listed,
     off_budget,
     percent,
     points,
     quantity,
     score_text,
-    size,
 )
 from analysis.statistics.best_rates import rate_ratios
 from analysis.statistics.choice import choice_variances, run_noises
-from analysis.statistics.runs import by
-from analysis.statistics.sizing.estimates import foresight
+from analysis.statistics.runs import group_by
+from analysis.statistics.sizing.estimates import estimate_table
 from analysis.statistics.tuning import NEAR, best_of_n, rates, sharpness
 from analysis.store.columns import limited
 from analysis.store.store import Store
@@ -85,7 +85,10 @@ def parity(rows: list[Row]) -> Sheet:
         Column("seeds, run / declared", lambda r: f"{r['seeds_confirmed']} / {r['confirm_seeds']}", "number"),
         Column(f"budget, {unit}", lambda r: amount(r["budget"], r["reference"]), "number", COUNTS),
         Column(
-            "degrees of freedom", lambda r: freedom(r["dof"], r["dof_measured"], r["dof_at_most"]), "number", COUNTS
+            "degrees of freedom",
+            lambda r: freedom_text(r["dof"], r["dof_measured"], r["dof_at_most"]),
+            "number",
+            COUNTS,
         ),
         text("allocation", "allocation", group=COUNTS),
         *_costs(rows),
@@ -116,9 +119,9 @@ def _costs(rows: list[Row]) -> list[Column]:
     if all(r["step_memory_bytes"] is None and r["saved_bytes"] is None for r in rows):
         return []
     return [
-        number("predicted memory of a step", "step_memory_bytes", size, COUNTS),
+        number("predicted memory of a step", "step_memory_bytes", bytes_text, COUNTS),
         Column("step, in forward passes of the model", _passes, "number", COUNTS),
-        number("saved", "saved_bytes", size, COUNTS),
+        number("saved", "saved_bytes", bytes_text, COUNTS),
     ]
 
 
@@ -291,7 +294,7 @@ def cost(store: Store) -> Sheet:
 
 def estimate(store: Store) -> Sheet:
     """Estimate and actual cost of the last run of the sweep."""
-    rows = foresight(store).to_pylist()
+    rows = estimate_table(store).to_pylist()
     columns = [
         Column("quantity", lambda r: r["quantity"] + (f", {r['unit']}" if r["unit"] else "")),
         METHOD,
@@ -324,7 +327,7 @@ def failures(store: Store) -> Sheet:
 def infeasible(store: Store) -> Sheet:
     """Cells for which a method has no setting close enough to the budget."""
     cells = [r for r in store.table("cells").to_pylist() if not r["feasible"] and not r["absent"]]
-    alike = by(cells, "sweep", "model", "method", "reference", "reason")
+    alike = group_by(cells, "sweep", "model", "method", "reference", "reason")
     rows = [same[0] | {"places": listed([where(r) for r in same])} for same in alike.values()]
     columns = [
         *origins(rows),

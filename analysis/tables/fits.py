@@ -8,7 +8,7 @@ import pyarrow as pa
 
 from analysis.curves import pareto, readings
 from analysis.curves.measured import EXAMPLES, axis, size_curves
-from analysis.format import Row, change_text, percent, quantity, ranged, score_text
+from analysis.format import Row, change_text, percent, quantity, score_text, with_interval
 from analysis.store.store import Store
 from analysis.styles import dataset_text, style
 from analysis.tables.console import DIFFERENCE
@@ -46,7 +46,9 @@ def _estimate(r: Row) -> str:
         return str(r["note"])
     if r["share"] is None:
         return quantity(r["value"])
-    return ranged(quantity(r["value"]), quantity(r["low"]) or "below range", quantity(r["high"]) or "above range")
+    return with_interval(
+        quantity(r["value"]), quantity(r["low"]) or "below range", quantity(r["high"]) or "above range"
+    )
 
 
 def _mean(r: Row) -> str:
@@ -96,7 +98,7 @@ def currencies(store: Store) -> Sheet:
         return Column(f"at equal {_EQUAL[x]}", lambda r: change_text(r["by"].get(x, _NONE), *DIFFERENCE), "number")
 
     names = ("sweep", "model", "dataset", "train_size", "method", "other", "turns")
-    rows = pivoted(readings.order_table(store).to_pylist(), names, "x")
+    rows = pivoted(readings.currency_table(store).to_pylist(), names, "x")
     shown = [x for x in readings.CURRENCIES if any(x in row["by"] for row in rows)]
     legend = (
         "Difference in points [95 %, given the rates]: the mean score of the method less that of the other, over the "

@@ -18,15 +18,15 @@ from analysis.format import (
     plural,
     points,
     quantity,
-    ranged,
+    range_text,
     score_text,
-    span,
+    with_interval,
 )
 from analysis.statistics.decisions import decisions
 from analysis.statistics.groups import groups
 from analysis.statistics.inference import OVER_DATASETS
 from analysis.statistics.looks import level, margin_of
-from analysis.statistics.measures import beside, told
+from analysis.statistics.measures import further_measure, separations
 from analysis.statistics.scaling import PLANTED, comparisons, curve, question
 from analysis.statistics.sizing.seeds import DIFFERENCES, seeds_table
 from analysis.store.columns import limited
@@ -50,8 +50,8 @@ from analysis.words.decisions import best_text, would_change
 from analysis.words.verdicts import (
     LATER,
     LATER_MEANS,
-    beside_head,
-    beside_text,
+    further_head,
+    further_text,
     meanings,
     measures_text,
     seeds_text,
@@ -88,7 +88,7 @@ def results(store: Store) -> Sheet:
     rows = [r for r in cells if not _infeasible(r)]
     rows.sort(key=lambda r: (r["sweep"], r["dataset"], size_key(r["train_size"])))
     compared_at = {(r["dataset"], r["train_size"], r["reference"]) for r in rows if r["verdict"]}
-    second, which = beside(store), told(store)
+    second, which = further_measure(store), separations(store)
     other = None if second is None else second.name
 
     def verdict(r: Row) -> str:
@@ -102,7 +102,7 @@ def results(store: Store) -> Sheet:
         METHOD,
         BUDGET,
         Column("test score, % [95 %]", score_text, "number"),
-        *([] if other is None else [Column(f"test {beside_head(other)}", partial(_beside, other), "number")]),
+        *([] if other is None else [Column(f"test {further_head(other)}", partial(_beside, other), "number")]),
         Column(f"difference from {versus}, points [corrected]", lambda r: change_text(r, *DIFFERENCE), "number"),
         Column("verdict", verdict, "verdict"),
         replace(PARAMETERS, text=lambda r: quantity(r["adapter_params"]) + ("\N{DAGGER}" if r["off_budget"] else "")),
@@ -148,7 +148,7 @@ def _legend(rows: Sequence[Row], versus: str, margin: float | None) -> str:
 
 
 def _beside(name: str, r: Row) -> str:
-    return beside_text(r["beside"], name)
+    return further_text(r["beside"], name)
 
 
 def _infeasible(r: Row) -> bool:
@@ -236,7 +236,7 @@ def averages(store: Store) -> Sheet:
 
 def _over_sizes(key: str, r: Row) -> str:
     """Return the value of a row's training sizes, or the smallest and the largest if they differ."""
-    return span({one[key] for one in r["by"].values()} - {None})
+    return range_text({one[key] for one in r["by"].values()} - {None})
 
 
 def compared(store: Store, baseline: str | None = None) -> Sheet:
@@ -358,7 +358,7 @@ def _pointwise(r: Row) -> str:
 def _effect(r: Row) -> str:
     if r["effect"] is None:
         return ""
-    return ranged(*(points(r[k] / 100).removeprefix("+") for k in ("effect", "effect_low", "effect_high")))
+    return with_interval(*(points(r[k] / 100).removeprefix("+") for k in ("effect", "effect_low", "effect_high")))
 
 
 def grouped(store: Store) -> Sheet:

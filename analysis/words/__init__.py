@@ -1,12 +1,12 @@
-"""Sentences made from numbers, never stronger than what was tested.
+"""Functions that make sentences from computed numbers. No sentence claims more than was tested.
 
-Uses the rooms that compute the numbers; draws and prints nothing.
+The room uses the rooms that compute the numbers. It draws and prints nothing.
 
-    absent       the data sets that were not at hand
+    absent       data sets that were left out because their data was missing
     conclusions  the sweep's answer, the gap to full fine-tuning, rank against parameters
     decisions    the best methods of a budget, and what would change that
-    figures      one sentence per figure, and on groups
-    parity       what was equal over all cells, and what was not
+    figures      one sentence for each figure
+    parity       what was equal over all cells of a sweep, and what was not
     verdicts     the words of a verdict, and what a comparison can detect
-    weak         what results rest on too little
+    weak         weaknesses of the evidence, such as too few seeds
 """

@@ -1,4 +1,7 @@
-"""The data sets that were not at hand; apart from `weak`, so that `status` loads no statistics."""
+"""Which data sets were left out because their data was missing.
+
+This is not part of `weak`, so that the verb `status` need not load the statistics.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +12,7 @@ from analysis.styles import dataset_text
 
 
 def absent_data(cells: Iterable[Row]) -> list[str]:
-    """Which of a sweep's data sets are left out because their data was not at hand; nothing where none is."""
+    """Return a sentence on the data sets that were left out because their data was missing, or [] if none was."""
     rows = list(cells)
     names = list(dict.fromkeys(short_name(r["dataset"]) for r in rows if r.get("absent")))
     if not names:
@@ -18,8 +21,8 @@ def absent_data(cells: Iterable[Row]) -> list[str]:
 
 
 def short_name(name: str) -> str:
-    """A data set's name: short if the store that is shown knows it; else its id, a path cut to its last part."""
-    known = dataset_text(name)
-    if known != name:
-        return known
+    """Return a data set's short name if the store that is shown knows it, else its id (of a path the last part)."""
+    shown_name = dataset_text(name)
+    if shown_name != name:
+        return shown_name
     return name.rstrip("/").rpartition("/")[2] if "/" in name and name.partition(":")[0] != "hf" else name

@@ -1,8 +1,8 @@
-"""The decision at a budget in words: which methods, and what would change the answer."""
+"""The best methods of a budget in words, and what would change that answer."""
 
 from __future__ import annotations
 
-from analysis.format import Row, end_of_interval, listed, plural, points, ranged
+from analysis.format import Row, end_of_interval, listed, plural, points, with_interval
 from analysis.statistics.inference import NOT_KNOWN
 from analysis.styles import style
 from analysis.words.conclusions import preliminary
@@ -13,12 +13,12 @@ _MOST = 4  # methods that are named
 
 
 def best_text(row: Row) -> str:
-    """The best methods of a row of `decisions.decisions`, in words. Of more than four the last are only counted."""
+    """Return the names of the best methods in a row of `decisions.decisions`. If there are many, some are counted."""
     if row["methods"] > 1 and untested(row["verdict"]):
         return f"{style(row['method']).name} (not tested)"
-    found = [style(m).name for m in row["best"]]
-    rest = [f"{len(found) - _MOST + 1} others"] if len(found) > _MOST else []
-    names = listed([*found[: _MOST - len(rest)], *rest], "or")
+    best_names = [style(m).name for m in row["best"]]
+    counted = [f"{len(best_names) - _MOST + 1} others"] if len(best_names) > _MOST else []
+    names = listed([*best_names[: _MOST - len(counted)], *counted], "or")
     return names if len(row["best"]) < 2 else f"{names} ({_how_alike(row)})"
 
 
@@ -28,7 +28,7 @@ def _how_alike(row: Row) -> str:
 
 
 def would_change(row: Row) -> str:
-    """What would change the answer of a row of `decisions.decisions`, in sentences."""
+    """Return sentences on what would change the answer in a row of `decisions.decisions`."""
     return preliminary(row["early"]) + _would_change(row)
 
 
@@ -51,24 +51,24 @@ def _would_change(row: Row) -> str:
         return f"{pair}: {gap} points, equivalent. Choose by cost."
     if row["detectable"] is None:
         return f"{pair}: {points(-row['ahead'])} points. Earlier looks have left no level to test at."
-    return " ".join(filter(None, (f"{pair}: {points(-row['ahead'])} points.", found_text(row), decides_text(row))))
+    return " ".join(filter(None, (f"{pair}: {points(-row['ahead'])} points.", detectable_text(row), remedy_text(row))))
 
 
 def behind_text(row: Row) -> str:
-    """How far the next method is behind, with the interval, in points: '-2.2 [-4.8, +0.4]'."""
+    """Return how many points the next method is behind, with the interval: '-2.2 [-4.8, +0.4]'."""
     ends = ("ahead_high", "ahead_low")
     low, high = ("" if row[end] is None else end_of_interval(-row[end]) for end in ends)
-    return ranged(points(-row["ahead"]), low, high)
+    return with_interval(points(-row["ahead"]), low, high)
 
 
-def found_text(row: Row) -> str:
-    """The smallest difference that the seeds can detect."""
+def detectable_text(row: Row) -> str:
+    """Return a sentence on the smallest difference that the seeds can detect."""
     seeds = plural(row["pairs"], "seed")
     if row["detectable"] >= 1:
         return f"With {seeds} no difference can be detected."
     return f"With {seeds} a difference of about {size_of(row['detectable'])} points can be detected."
 
 
-def decides_text(row: Row) -> str:
-    """How many seeds would decide, or what limits it; empty while seeds are to come."""
+def remedy_text(row: Row) -> str:
+    """Return a sentence on the seeds that a verdict would need; empty while seeds are still to run."""
     return "" if row["early"] else remedy(row["ahead"], row["seeds_needed"], row["seeds_needed_given_rates"])

@@ -1,6 +1,7 @@
-"""One sentence per figure of the report, made from the numbers it shows, never stronger than what was tested.
+"""The sentence under each figure of the report, made from the numbers that the figure shows.
 
-The main curve's sentence is `conclusions.conclude`. Where nothing was tested, the sentence says that it describes.
+No sentence claims more than was tested. If nothing was tested, the sentence says that it is a description. The sentence
+of the scaling curve is made by `conclusions.conclude`.
 """
 
 from __future__ import annotations
@@ -19,97 +20,110 @@ from analysis.statistics.runs import UNTRAINED
 from analysis.statistics.scaling import Question
 from analysis.store.sql.views import RISING
 from analysis.styles import in_order, place_of, size_key, size_text, style
-from analysis.words.conclusions import ASKED, names_of, of_question
-from analysis.words.verdicts import SAID
+from analysis.words.conclusions import ASKED, question_names, rows_of_question
+from analysis.words.verdicts import TESTED_VERDICTS
 
 SURE = 0.95
-"""Share of the draws from which a cell is said to be on a front."""
+"""A cell is said to be on a front if it is there in at least this share of the draws."""
 _GIVEN = "Holm-corrected, the choice of rates included"
 _MOST = 4  # cells named in a sentence; more are counted
 
 
 def conclude_differences(rows: Sequence[Row], changes: Sequence[Row] = (), asked: Question = ASKED) -> str:
-    """The differences of the question's methods, how many of their bands exclude zero, and whether they change.
+    """Describe the differences of the question's methods, and count the bands that exclude zero.
 
     Args:
-        rows: of `differences.difference_curves`.
-        changes: of `differences.changes`; a sentence on the first, where all are of one sweep, model and size.
+        rows: rows of `differences.difference_curves`.
+        changes: rows of `differences.changes`. If all are of one sweep, model and size, the first one gets a sentence.
+        asked: the sweep's question.
     """
-    (a, b), all_rows = names_of(asked), of_question(rows, asked)
-    mine, means = [r for r in all_rows if r["dataset"]], [r for r in all_rows if not r["dataset"] and r["band"]]
-    if not mine:
+    (a, b), all_rows = question_names(asked), rows_of_question(rows, asked)
+    single_rows, means = [r for r in all_rows if r["dataset"]], [r for r in all_rows if not r["dataset"] and r["band"]]
+    if not single_rows:
         return f"No difference of {a} and {b}: nowhere are both confirmed with a common seed."
-    gaps = [r["difference"] for r in mine]
-    what = "budgets" if len({(r["sweep"], r["dataset"], r["train_size"]) for r in mine}) == 1 else "budgets and places"
-    what = what if asked.focus is not None else "comparisons"
-    seen = f"{points(min(gaps))} to {points(max(gaps))} points over {len(mine)} {what}"
-    text = f"{a[0].upper()}{a[1:]} minus {b} at the same budget: {seen}"
-    verdicts = Counter(r["verdict"] for r in mine)
-    said = ", ".join(f"{verdict} at {count}" for verdict, count in verdicts.most_common())
-    banded = [r for r in mine if r["band"]]
+    gaps = [r["difference"] for r in single_rows]
+    kinds = (
+        "budgets"
+        if len({(r["sweep"], r["dataset"], r["train_size"]) for r in single_rows}) == 1
+        else "budgets and places"
+    )
+    kinds = kinds if asked.focus is not None else "comparisons"
+    range_seen = f"{points(min(gaps))} to {points(max(gaps))} points over {len(single_rows)} {kinds}"
+    text = f"{a[0].upper()}{a[1:]} minus {b} at the same budget: {range_seen}"
+    verdicts = Counter(r["verdict"] for r in single_rows)
+    verdicts_text = ", ".join(f"{verdict} at {count}" for verdict, count in verdicts.most_common())
+    banded = [r for r in single_rows if r["band"]]
     if not banded:
-        return f"{text}. Verdicts: {said}. There is no band, because there is one seed or no spread between seeds."
+        why = "There is no band, because there is one seed or no spread between seeds."
+        return f"{text}. Verdicts: {verdicts_text}. {why}"
     apart, of_means = (sum(r["low"] > 0 or r["high"] < 0 for r in part) for part in (banded, means))
-    text += f". Corrected verdicts: {said}. The simultaneous 95 % band excludes zero at {apart} of {len(banded)}"
+    text += (
+        f". Corrected verdicts: {verdicts_text}. The simultaneous 95 % band excludes zero at {apart} of {len(banded)}"
+    )
     text += f", and that of the mean over data sets at {of_means} of {len(means)}" if means else ""
     return f"{text}.{_changed(changes)}"
 
 
 def _changed(rows: Sequence[Row]) -> str:
-    """Whether the difference changes with the budget, of one data set or the mean over several."""
+    """Return a sentence on whether the difference changes with the budget; "" if there are several places."""
     if len({(r["sweep"], r["model"], r["train_size"]) for r in rows}) != 1 or rows[0]["difference"] is None:
         return ""
     row = rows[0]
     where = f" in the mean over {row['n_datasets']} data sets" if row["dataset"] is None else ""
-    seen = f"{points(row['at_least'])} points at {row['least']} and {points(row['at_most'])} at {row['most']}"
-    said = {"higher": "it rises", "lower": "it falls"}.get(row["verdict"], row["verdict"])
-    return f" The difference is {seen}{where}. Its change is {change_text(row)} points: {said}."
+    observed = f"{points(row['at_least'])} points at {row['least']} and {points(row['at_most'])} at {row['most']}"
+    direction = {"higher": "it rises", "lower": "it falls"}.get(row["verdict"], row["verdict"])
+    return f" The difference is {observed}{where}. Its change is {change_text(row)} points: {direction}."
 
 
 def conclude_ranking(rows: Sequence[Row], asked: Question = ASKED) -> str:
-    """How often a method is higher and lower than the baseline at the one budget.
+    """Count how often a method is higher and lower than the baseline at the only budget.
 
     Args:
-        rows: of `differences.difference_curves`.
+        rows: rows of `differences.difference_curves`.
+        asked: the sweep's question.
     """
-    mine = [r for r in rows if r["dataset"]]
-    counts, among = Counter(r["verdict"] for r in mine), len({place_of(r) for r in mine})
+    single_rows = [r for r in rows if r["dataset"]]
+    counts, among = Counter(r["verdict"] for r in single_rows), len({place_of(r) for r in single_rows})
     if not counts:
-        return f"No method shares a confirmed seed with {names_of(asked)[1]}, so nothing is compared."
-    found = ", ".join(
-        f"{counts[verdict]} {verdict}" for verdict in (*SAID, "not testable", NOT_KNOWN) if counts[verdict]
+        return f"No method shares a confirmed seed with {question_names(asked)[1]}, so nothing is compared."
+    verdict_counts = ", ".join(
+        f"{counts[verdict]} {verdict}" for verdict in (*TESTED_VERDICTS, "not testable", NOT_KNOWN) if counts[verdict]
     )
-    over = "" if among == 1 else f", {len(mine)} comparisons in {among} places"
-    return f"Corrected verdicts against {style(mine[0]['baseline']).name}{over}: {found}."
+    over = "" if among == 1 else f", {len(single_rows)} comparisons in {among} places"
+    return f"Corrected verdicts against {style(single_rows[0]['baseline']).name}{over}: {verdict_counts}."
 
 
-def held_at_once(rows: Sequence[Row]) -> str:
-    """Say of which kind the intervals of differences are; `rows` of `differences.difference_curves`."""
-    given = " or ".join(sorted({r["band"] for r in rows if r["band"]})) or "none: one seed, or no spread"
+def band_meaning(rows: Sequence[Row]) -> str:
+    """Return what the bands of `differences.difference_curves` mean: how many differences they cover at once."""
+    band_kinds = " or ".join(sorted({r["band"] for r in rows if r["band"]})) or "none: one seed, or no spread"
     count = rows[0]["family"]
-    every = "the difference lies in its own" if count == 1 else f"all {count} differences lie in theirs at once"
-    return f"simultaneous 95 % intervals over seeds ({given}): with that confidence {every}"
+    what_holds = "the difference lies in its own" if count == 1 else f"all {count} differences lie in theirs at once"
+    return f"simultaneous 95 % intervals over seeds ({band_kinds}): with that confidence {what_holds}"
 
 
 def conclude_crossings(rows: Sequence[Row], axis: str, asked: Question = ASKED) -> str:
-    """Where the fitted curves of the question's methods cross.
+    """Say where the fitted curves of the question's methods cross.
 
     Args:
-        rows: of `readings.crossing_table`. axis: the cost in words.
+        rows: rows of `readings.crossing_table`.
+        axis: the cost in words.
+        asked: the sweep's question.
     """
-    (a, b), mine = names_of(asked), of_question(rows, asked)
-    if not mine:
+    (a, b), crossing_rows = question_names(asked), rows_of_question(rows, asked)
+    if not crossing_rows:
         return f"No conclusion on a crossing of {a} and {b}: they do not both have three points of different cost."
-    if len(mine) == 1:
-        return crossing_sentence(mine[0])
-    settled = sum(r["value"] is not None and r["low"] is not None and r["high"] is not None for r in mine)
-    seen = sum(r["value"] is not None for r in mine) - settled
-    none = [r for r in mine if r["value"] is None]
+    if len(crossing_rows) == 1:
+        return crossing_sentence(crossing_rows[0])
+    settled = sum(r["value"] is not None and r["low"] is not None and r["high"] is not None for r in crossing_rows)
+    open_ended = sum(r["value"] is not None for r in crossing_rows) - settled
+    none = [r for r in crossing_rows if r["value"] is None]
     parts = []
     if settled:
-        parts.append(f"cross in range in {settled} of {len(mine)} panels, the 95 % interval over seeds inside it")
-    if seen:
-        parts.append(f"may cross in {seen}, where the interval leaves the range")
+        parts.append(
+            f"cross in range in {settled} of {len(crossing_rows)} panels, the 95 % interval over seeds inside it"
+        )
+    if open_ended:
+        parts.append(f"may cross in {open_ended}, where the interval leaves the range")
     if none:
         above = sum("above throughout" in r["note"] for r in none)
         below = sum("below throughout" in r["note"] for r in none)
@@ -121,10 +135,10 @@ def conclude_crossings(rows: Sequence[Row], axis: str, asked: Question = ASKED) 
 
 
 def conclude_front(rows: Sequence[Row]) -> str:
-    """Which cells no other beats in score and cost, and how sure that is.
+    """Name the cells that no other beats in score and cost, and say how sure that is.
 
     Args:
-        rows: of `pareto.front`.
+        rows: rows of `pareto.front`.
     """
     on = [r for r in rows if r["on_front"]]
     if not on:
@@ -132,10 +146,10 @@ def conclude_front(rows: Sequence[Row]) -> str:
     cost = AXES[on[0]["x"]].label.split(" (")[0]
     if all(r["front_share"] is None or r["method"] == UNTRAINED for r in on):
         counts = Counter(r["method"] for r in on)
-        said = ", ".join(f"{style(m).name} ({plural(counts[m], 'cell')})" for m in in_order(set(counts)))
+        cells_text = ", ".join(f"{style(m).name} ({plural(counts[m], 'cell')})" for m in in_order(set(counts)))
         return (
-            f"No other cell scores more at less cost ({cost}) than those of: {said}. With one seed it is not known how "
-            "sure that is."
+            f"No other cell scores more at less cost ({cost}) than those of: {cells_text}. With one seed it is not known "
+            "how sure that is."
         )
     single = [r for r in on if r["front_share"] is None]
     sure = [r for r in on if r not in single and r["front_share"] >= SURE]
@@ -149,32 +163,33 @@ def conclude_front(rows: Sequence[Row]) -> str:
 
 
 def conclude_sizes(rows: Sequence[Row], asked: Question = ASKED) -> str:
-    """The question's methods at the same budgets, by training size.
+    """Count the verdicts on the question's methods for each training size.
 
     Args:
-        rows: of `scaling.comparisons`, of the sweep and data sets that the figure shows.
+        rows: rows of `scaling.comparisons` for the sweep and the data sets that the figure shows.
+        asked: the sweep's question.
     """
-    a, b = names_of(asked)
-    mine = [r for r in of_question(rows, asked) if r["reference"] and r["dataset"]]
-    if not mine:
+    a, b = question_names(asked)
+    single_rows = [r for r in rows_of_question(rows, asked) if r["reference"] and r["dataset"]]
+    if not single_rows:
         return f"No conclusion about {a} and {b} by training size: nowhere are both confirmed with a common seed."
-    what = "budgets" if len({r["dataset"] for r in mine}) == 1 else "budgets and data sets"
+    kinds = "budgets" if len({r["dataset"] for r in single_rows}) == 1 else "budgets and data sets"
     parts = []
-    for size in sorted({r["train_size"] for r in mine}, key=size_key):
-        verdicts = Counter(r["verdict"] for r in mine if r["train_size"] == size)
-        words = [f"{v} at {verdicts[v]}" for v in (*SAID, "not testable", NOT_KNOWN) if verdicts[v]]
+    for size in sorted({r["train_size"] for r in single_rows}, key=size_key):
+        verdicts = Counter(r["verdict"] for r in single_rows if r["train_size"] == size)
+        words = [f"{v} at {verdicts[v]}" for v in (*TESTED_VERDICTS, "not testable", NOT_KNOWN) if verdicts[v]]
         parts.append(f"{size_text(size)}: {', '.join(words)} of {verdicts.total()}")
     return (
-        f"{a[0].upper()}{a[1:]} against {b} at the same budget, {what} by training size: {'; '.join(parts)} "
+        f"{a[0].upper()}{a[1:]} against {b} at the same budget, {kinds} by training size: {'; '.join(parts)} "
         "(Holm-corrected as in the table of comparisons, the choice of learning rates included)."
     )
 
 
 def conclude_rates(rows: Sequence[Row]) -> str:
-    """Whether anything says that a cell of this place would have gained from more tuning.
+    """Say which cells of a place show signs that more tuning would have helped.
 
     Args:
-        rows: of the view `parity`, of one sweep, data set and training size.
+        rows: rows of the view `parity` for one sweep, data set and training size.
     """
     tuned = [r for r in rows if r["allowance"]]
     if not tuned:
@@ -185,24 +200,26 @@ def conclude_rates(rows: Sequence[Row]) -> str:
             f"In none of the {len(tuned)} tuned cells does anything say that more tuning would help; nothing is tested."
         )
     named = [f"{_cell(r)} ({r['under_tuned']})" for r in poor[:_MOST]]
-    more = f" and {len(poor) - _MOST} more" if len(poor) > _MOST else ""
-    rest = "; the others show no sign of it" if len(poor) < len(tuned) else ""
-    said = f"In {len(poor)} of {len(tuned)} tuned cells more tuning might have helped: {', '.join(named)}{more}"
-    return f"{said}{rest}; nothing is tested."
+    uncounted = f" and {len(poor) - _MOST} more" if len(poor) > _MOST else ""
+    others_text = "; the others show no sign of it" if len(poor) < len(tuned) else ""
+    named_text = (
+        f"In {len(poor)} of {len(tuned)} tuned cells more tuning might have helped: {', '.join(named)}{uncounted}"
+    )
+    return f"{named_text}{others_text}; nothing is tested."
 
 
 def conclude_overlay(ours: Sequence[Row], theirs: Sequence[Row]) -> str:
-    """How far the published curves lie from ours where their counts overlap; never a test.
+    """Say how far the published curves lie from ours at overlapping parameter counts. Nothing is tested.
 
     Args:
-        ours, theirs: rows like `scaling.curve`'s, each of one place.
+        ours, theirs: rows as in `scaling.curve`, each of one place; `theirs` are published.
     """
     parts = []
     for method in in_order({r["method"] for r in ours} & {r["method"] for r in theirs}):
-        mine, published = (_line(rows, method) for rows in (ours, theirs))
-        if not mine or not published:
+        our_points, published = (_counts_and_means(rows, method) for rows in (ours, theirs))
+        if not our_points or not published:
             continue
-        inside = {x: y for x, y in mine.items() if min(published) <= x <= max(published)}
+        inside = {x: y for x, y in our_points.items() if min(published) <= x <= max(published)}
         if not inside:
             continue
         at = np.interp(np.log(list(inside)), np.log(list(published)), list(published.values()))
@@ -210,14 +227,14 @@ def conclude_overlay(ours: Sequence[Row], theirs: Sequence[Row]) -> str:
         low, high = points(float(gaps.min())), points(float(gaps.max()))
         parts.append(f"{style(method).name} {low if low == high else f'{low} to {high}'} points")
     same = {(r["model"], r["dataset"]) for r in ours} & {(r["model"], r["dataset"]) for r in theirs}
-    other = "" if same else "; model or data differ, so heights do not compare, shapes at most"
+    caveat = "" if same else "; model or data differ, so heights do not compare, shapes at most"
     if not parts:
-        return f"The published counts and ours do not overlap, so no distance is given{other}; nothing is tested."
-    return f"Our score minus the published one, where counts overlap: {'; '.join(parts)}{other}; nothing is tested."
+        return f"The published counts and ours do not overlap, so no distance is given{caveat}; nothing is tested."
+    return f"Our score minus the published one, where counts overlap: {'; '.join(parts)}{caveat}; nothing is tested."
 
 
 def conclude_groups(rows: Sequence[Row]) -> str:
-    """How often each method is in the first group, from rows of `groups.groups`."""
+    """Count how often each method is above every other, from rows of `groups.groups`."""
     blocks: dict[tuple[Any, ...], list[Row]] = {}
     for r in rows:
         blocks.setdefault((r["sweep"], r["model"], r["dataset"], r["train_size"], r["reference"]), []).append(r)
@@ -243,25 +260,26 @@ def conclude_groups(rows: Sequence[Row]) -> str:
 
 
 def conclude_expected(rows: Sequence[Row], asked: Question = ASKED) -> str:
-    """Whether another allowance would have ordered the question's two methods otherwise, and whose curve still rises.
+    """Say whether fewer learning rates would have changed the order of two methods, and whose curve still rises.
 
     Args:
-        rows: of `tuning.best_of_n`, of one data set and training size.
+        rows: rows of `tuning.best_of_n` for one data set and training size.
+        asked: the sweep's question.
     """
     curves: dict[tuple[str, str | None], dict[int, float]] = {}
     for r in rows:
         curves.setdefault((r["method"], r["reference"]), {})[r["n"]] = r["expected"]
     focus = asked.focus
     base = asked.baseline
-    a, b = names_of(asked)
-    both = [r for m, r in curves if m == focus and (base, r) in curves]
+    a, b = question_names(asked)
+    shared_budgets = [r for m, r in curves if m == focus and (base, r) in curves]
     parts = []
-    least = min((len(curves[m, r]) for m in (focus, base) for r in both if m), default=0)
+    least = min((len(curves[m, r]) for m in (focus, base) for r in shared_budgets if m), default=0)
     if focus is not None and least > 1:
-        ahead = [sum(curves[focus, r][n] > curves[base, r][n] for r in both) for n in (1, least)]
+        ahead = [sum(curves[focus, r][n] > curves[base, r][n] for r in shared_budgets) for n in (1, least)]
         parts.append(
             f"with one learning rate {a}'s expected best validation score would be above {b}'s at {ahead[0]} of "
-            f"{len(both)} budgets, with {least} learning rates at {ahead[1]}"
+            f"{len(shared_budgets)} budgets, with {least} learning rates at {ahead[1]}"
         )
     gains = {key: curve[len(curve)] - curve[len(curve) - 1] for key, curve in curves.items() if len(curve) > 1}
     rising = Counter(m for (m, _), gain in gains.items() if gain > RISING)
@@ -277,10 +295,10 @@ def conclude_expected(rows: Sequence[Row], asked: Question = ASKED) -> str:
 
 
 def conclude_effort(rows: Sequence[Row]) -> str:
-    """What half of the learning rates would have cost in expected test score.
+    """Say how much expected test score would have been lost with half of the learning rates.
 
     Args:
-        rows: of `tuning.best_of_n`, of one data set and training size.
+        rows: rows of `tuning.best_of_n` for one data set and training size.
     """
     cells: dict[str, dict[int, Row]] = {}
     for r in (r for r in rows if r["test"] is not None):
@@ -288,25 +306,25 @@ def conclude_effort(rows: Sequence[Row]) -> str:
     lost = {i: c[len(c)]["test"] - c[(len(c) + 1) // 2]["test"] for i, c in cells.items() if len(c) > 1}
     if not lost:
         return "No conclusion on tuning effort: no confirmed cell tried two learning rates."
-    most = max(lost, key=lambda i: lost[i])
+    worst = max(lost, key=lambda i: lost[i])
     return (
         f"With half of the learning rates the expected test score would be {100 * np.mean(list(lost.values())):.1f} "
-        f"points lower, mean of {len(lost)} cells; most in {_cell(cells[most][1])}, {100 * lost[most]:.1f}: a "
+        f"points lower, mean of {len(lost)} cells; most in {_cell(cells[worst][1])}, {100 * lost[worst]:.1f}: a "
         "description, nothing is tested."
     )
 
 
 def conclude_sharpness(rows: Sequence[Row]) -> str:
-    """How wide the range of good rates is, by method.
+    """Say how wide the range of good learning rates is for each method.
 
     Args:
-        rows: of `tuning.sharpness`, of one data set and training size; not empty.
+        rows: rows of `tuning.sharpness` for one data set and training size; not empty.
     """
     parts = []
     for method in in_order({r["method"] for r in rows}):
-        mine = [r for r in rows if r["method"] == method]
-        least = "at least " if sum(r["open"] for r in mine) * 2 >= len(mine) else ""
-        parts.append(f"{style(method).name} {least}{float(np.median([r['decades'] for r in mine])):.1f}")
+        method_rows = [r for r in rows if r["method"] == method]
+        least = "at least " if sum(r["open"] for r in method_rows) * 2 >= len(method_rows) else ""
+        parts.append(f"{style(method).name} {least}{float(np.median([r['decades'] for r in method_rows])):.1f}")
     return (
         f"Decades of learning rate whose score is within a point of the best (a decade is a factor of ten; median over "
         f"budgets): {', '.join(parts)}; nothing is tested."
@@ -314,7 +332,7 @@ def conclude_sharpness(rows: Sequence[Row]) -> str:
 
 
 def _leaders(block: Sequence[Row]) -> str:
-    """Say which methods of one budget are above all others."""
+    """Name the methods of one budget that are above all others."""
     if all(r["tested"] == 0 for r in block):
         return "nothing can be tested"
     best = [style(r["method"]).name for r in block if "a" in r["group"]]
@@ -339,10 +357,10 @@ def _cell(row: Mapping[str, Any]) -> str:
     return f"{style(row['method']).name}{' at ' + row['reference'] if row['reference'] else ''}"
 
 
-def _line(rows: Sequence[Row], method: str) -> dict[int, float]:
-    found = {
+def _counts_and_means(rows: Sequence[Row], method: str) -> dict[int, float]:
+    means = {
         r["adapter_params"]: r["mean"]
         for r in rows
         if r["method"] == method and r["kind"] == "curve" and r["adapter_params"] and r["mean"] is not None
     }
-    return dict(sorted(found.items()))
+    return dict(sorted(means.items()))

@@ -1,4 +1,4 @@
-"""What a sweep's results rest on too little: said by `plan` beforehand, by `best` and the report afterwards."""
+"""Sentences on weaknesses of a sweep's evidence. `plan` prints them before a run, `best` and the report after it."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from analysis.styles import size_key, size_text, style
 from analysis.words.absent import absent_data, short_name
 
 FEW_EXAMPLES = 200
-"""Below it one example moves a score by more than half a point."""
+"""In a split with fewer examples, one example changes the score by more than half a point."""
 FEW_SEEDS = 3
-"""Below it an interval over seeds is 12.7 standard errors wide, too wide to be shaded in a plot."""
+"""With fewer seeds an interval reaches 12.7 standard errors to each side, which is too wide to be shaded in a plot."""
 RISING_BY = 0.01
-"""A point: validation that rises by more in the last epoch has not come to its end."""
+"""One point. If validation rose by more in the last epoch, training was probably too short."""
 _MOST = 4  # cells or classes
 _WHY = {
     "edge low": "the lowest rate tried is the best",
@@ -35,51 +35,51 @@ def weak_evidence(cells: Iterable[Row], most: int = _MOST) -> list[str]:
     """Return a sentence on each weakness of the evidence, the gravest first; none if there is none.
 
     Args:
-        cells: rows of the view `signs`; before a run, rows of the table `cells`, feasible ones and those without data,
-            of which less can be said.
-        most: how many cells, or classes, a sentence names; more are counted.
+        cells: rows of the view `signs`. Before a run: rows of the table `cells` that are feasible or have no data; they
+            show fewer weaknesses.
+        most: largest number of cells, or classes, that a sentence names. The others are counted.
     """
-    found = list(cells)
-    rows = [r for r in found if not r.get("absent")]
+    all_cells = list(cells)
+    rows = [r for r in all_cells if not r.get("absent")]
     trained = [r for r in rows if r["lr_centre"] is not None]
     named = partial(_listed, most=most, at=_places(rows))
-    said = absent_data(found)
+    sentences = absent_data(all_cells)
     if flat := [r for r in trained if r.get("untrained")]:
-        said.append(
+        sentences.append(
             f"Every run scores exactly as the untrained model does, so perhaps nothing was learned: {named(flat)}."
         )
     if equal := [r for r in trained if r.get("scores_equal") and not r.get("untrained")]:
-        said.append(f"All seeds have exactly the same score: {named(equal)}.")
-    said += _few_seeds(trained)
+        sentences.append(f"All seeds have exactly the same score: {named(equal)}.")
+    sentences += _few_seeds(trained)
     if few := [r for r in trained if 0 < (r.get("seeds_scored") or 0) < min(FEW_SEEDS, r["confirm_seeds"])]:
-        said.append(f"Fewer than {FEW_SEEDS} seeds have a score: {named(few, _scored)}.")
+        sentences.append(f"Fewer than {FEW_SEEDS} seeds have a score: {named(few, _scored)}.")
     if rising := [r for r in trained if (r.get("still_rising") or 0.0) > RISING_BY]:
         rising.sort(key=lambda r: -r["still_rising"])
         text = named(rising, lambda r: f"by {points(r['still_rising']).lstrip('+')} points")
-        said.append(f"Validation still rose in the last epoch, so more epochs might change the order: {text}.")
+        sentences.append(f"Validation still rose in the last epoch, so more epochs might change the order: {text}.")
     if poor := [r for r in trained if r.get("under_tuned")]:
-        said.append(f"More learning rates might raise the score: {named(poor, why_under_tuned)}.")
+        sentences.append(f"More learning rates might raise the score: {named(poor, why_under_tuned)}.")
     if idle := [r for r in trained if is_idle(r) and not of_dof(r["reference"])]:
-        said.append(f"More than a tenth of the parameters cannot act: {named(idle, _acting)}.")
-    said += [*_few_examples(rows, trained), *_absent_classes(rows, most)]
+        sentences.append(f"More than a tenth of the parameters cannot act: {named(idle, _acting)}.")
+    sentences += [*_few_examples(rows, trained), *_absent_classes(rows, most)]
     if tied := [r for r in trained if (r.get("rates_tied") or 0) > 1]:
-        said.append(
+        sentences.append(
             "On the first seed of the search several rates share the best validation score, so the choice is partly "
             f"chance: {named(tied, _tied)}."
         )
-    return said
+    return sentences
 
 
 def _few_examples(rows: Sequence[Row], trained: Sequence[Row]) -> Iterator[str]:
-    """Validation and test splits so small that one example counts much, the smallest first; each once."""
+    """Yield a sentence on each validation or test split that has few examples, the smallest first."""
     several = len({(r["dataset"], r["train_size"]) for r in rows}) > 1
-    found: dict[tuple[str, str, int], set[str]] = {}
-    for part, column, mine in (("validation", "val_examples", trained), ("test", "test_examples", rows)):
-        for r in mine:
+    sizes_by_split: dict[tuple[str, str, int], set[str]] = {}
+    for part, column, cells_of_split in (("validation", "val_examples", trained), ("test", "test_examples", rows)):
+        for r in cells_of_split:
             if n := r.get(column):
-                found.setdefault((part, r["dataset"], n), set()).add(r["train_size"])
-    unlike = Counter((part, dataset) for part, dataset, _ in found)
-    for (part, dataset, n), sizes in sorted(found.items(), key=lambda item: item[0][2]):
+                sizes_by_split.setdefault((part, r["dataset"], n), set()).add(r["train_size"])
+    unlike = Counter((part, dataset) for part, dataset, _ in sizes_by_split)
+    for (part, dataset, n), sizes in sorted(sizes_by_split.items(), key=lambda item: item[0][2]):
         if n >= FEW_EXAMPLES:
             continue
         of = f" of {short_name(dataset)}" if several else ""
@@ -88,8 +88,10 @@ def _few_examples(rows: Sequence[Row], trained: Sequence[Row]) -> Iterator[str]:
 
 
 def _absent_classes(rows: Sequence[Row], most: int) -> list[str]:
-    found = {r["dataset"]: json.loads(r["test_lacks"]) for r in rows if r.get("test_lacks")}
-    return [f"The test split of {short_name(d)} has no example of {_first(lacks, most)}." for d, lacks in found.items()]
+    lacking = {r["dataset"]: json.loads(r["test_lacks"]) for r in rows if r.get("test_lacks")}
+    return [
+        f"The test split of {short_name(d)} has no example of {_first(lacks, most)}." for d, lacks in lacking.items()
+    ]
 
 
 def _few_seeds(trained: Sequence[Row]) -> list[str]:
@@ -117,12 +119,12 @@ def _tied(row: Row) -> str:
 
 
 def why_under_tuned(row: Row) -> str:
-    """Why more tuning might help a cell."""
+    """Return why more tuning might help a cell, in words."""
     return ", ".join(_WHY.get(reason, reason) for reason in row["under_tuned"].split("; "))
 
 
 def _places(rows: Sequence[Row]) -> Callable[[Row], str]:
-    """How a cell's data set and training size are named beside its method, as far as they differ among the rows."""
+    """Return a function that names a cell's data set and training size, as far as they differ among the rows."""
     sets, sizes = ({r[column] for r in rows} for column in ("dataset", "train_size"))
 
     def at(r: Row) -> str:
@@ -139,7 +141,7 @@ def _listed(
     most: int,
     at: Callable[[Row], str],
 ) -> str:
-    """Cells by name, each with a note."""
+    """Return the names of cells, each with its note."""
     names = []
     for r in rows:
         budget = f" at {r['reference']}" if r["reference"] else ""
@@ -148,5 +150,5 @@ def _listed(
 
 
 def _first(names: Sequence[str], most: int) -> str:
-    more = [f"{len(names) - most} more"] if len(names) > most else []
-    return listed([*names[:most], *more])
+    uncounted = [f"{len(names) - most} more"] if len(names) > most else []
+    return listed([*names[:most], *uncounted])

@@ -12,7 +12,7 @@
 # %% [markdown]
 # # Ask a results folder
 #
-# Open what a sweep left, ask it three questions, draw its curve, then load the best adapter and predict.
+# Open the results of a sweep, ask three questions, draw a curve, then load the best adapter and predict.
 # Runs as a script (`python examples/notebooks/explore_results.py RESULTS`) or, cell by cell, in an editor that knows
 # percent scripts (Jupyter with jupytext, VS Code). The last part needs a sweep with `[keep] adapters = "best"`.
 
@@ -23,8 +23,8 @@ from pathlib import Path
 
 from analysis import open_store
 
-given = [a for a in sys.argv[1:] if Path(a).is_dir()]
-folder = Path(given[0] if given else os.environ.get("RESULTS", "results/quickstart"))
+folders = [argument for argument in sys.argv[1:] if Path(argument).is_dir()]
+folder = Path(folders[0] if folders else os.environ.get("RESULTS", "results/quickstart"))
 store = open_store(folder)
 print(store.names, "-", store.table("trials").num_rows, "trials")
 
@@ -42,7 +42,7 @@ for row in store.sql(query).to_pylist():
 
 # %% [markdown]
 # ## 2. Is RandLoRA better than LoRA at equal parameters?
-# The sentence says no more than the Holm-corrected paired tests allow; the table has every comparison.
+# The sentence claims only what the Holm-corrected paired tests show. The table has every comparison.
 
 # %%
 from analysis import comparisons, conclusion  # noqa: E402
@@ -53,8 +53,8 @@ for row in comparisons(store).select(["method", "reference", "difference", "low"
 
 # %% [markdown]
 # ## 3. What does a score cost?
-# The budget at which each method's isotonic fit reaches 99 % of full fine-tuning, with an interval over seeds; it needs
-# three budgets or more. `x` may be `seconds_train`, `peak_memory_bytes`, ... (docs/analysis.md).
+# The budget at which each method's isotonic fit reaches 99 % of full fine-tuning, with an interval over seeds. It needs
+# three budgets or more. `x` may also be `seconds_train` or `peak_memory_bytes` (docs/analysis.md).
 
 # %%
 from analysis.curves.readings import crossing_sentence, crossing_table, needed_table  # noqa: E402
@@ -77,7 +77,7 @@ print(save(figure, folder / "figures", "notebook_curve", formats=("png",)))
 
 # %% [markdown]
 # ## Load the best adapter and predict
-# The best confirmed trial by validation score among those whose adapter was kept.
+# This takes the confirmed trial with the best validation score among those whose adapter was kept.
 
 # %%
 kept = {p.parent.name for p in folder.glob("adapters/*/adapter.json")}

@@ -1,4 +1,4 @@
-"""LoRA-FA (Zhang et al. 2023, arXiv 2308.03303), an example of a method of one's own: delta = B A, A stays frozen.
+"""LoRA-FA (Zhang et al. 2023, arXiv 2308.03303), an example of your own method: delta = B A, where A stays frozen.
 
 Importing this module registers the method; `pyproject.toml` beside it makes every process that uses randlora import it.
 """
@@ -18,7 +18,7 @@ from randlora import Adapter, AdapterConfig, Method, Request, Shape, register
 
 @dataclass(frozen=True)
 class LoraFaConfig(AdapterConfig):
-    """`r` sets the size, so the budget decides it; every further field is an option of `[methods.lora-fa]`."""
+    """The settings of LoRA-FA. The budget decides `r`. Every further field is an option of `[methods.lora-fa]`."""
 
     method: ClassVar[str] = "lora-fa"
 
@@ -27,17 +27,17 @@ class LoraFaConfig(AdapterConfig):
 
 
 def count(shape: Shape, capacity: int, **options: Any) -> int:
-    """r out: B alone is trained. Held against the built module in every trial."""
+    """Return the number of trainable parameters, r * out: only B is trained. Every trial checks this number."""
     return capacity * shape[0]
 
 
 def max_capacity(shapes: Sequence[Shape], **options: Any) -> int:
-    """The largest rank that any of the weights can use."""
+    """Return the largest rank that any of the weights can use."""
     return max(min(shape) for shape in shapes)
 
 
 class LoraFa(Adapter):
-    """One weight's B (out x r), trained, and A (r x in), drawn once and kept in checkpoints (`derived`)."""
+    """The adapter of one weight: B (out x r) is trained. A (r x in) is drawn once and stored in checkpoints."""
 
     derived = ("a",)
     a: Tensor
@@ -64,12 +64,12 @@ class LoraFa(Adapter):
 
 
 def update_rank(shape: Shape, capacity: int, **options: Any) -> int:
-    """The largest rank that the update can have. Without it the report has no rank to hold against parameters."""
+    """Return the largest rank that the update can have. Without this function, the report shows no rank."""
     return min(capacity, *shape)
 
 
 def build(request: Request) -> dict[str, Adapter]:
-    """One adapter per weight, with a seed of its own from `init_seed`."""
+    """Return one adapter for each weight. Each has another seed, made from `init_seed`."""
     config = request.config
     assert isinstance(config, LoraFaConfig)
     return {

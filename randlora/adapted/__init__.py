@@ -1,11 +1,11 @@
-"""Models with adapters: attached, loaded, accumulated.
+"""Attach adapters to a model, save and load them, and train them.
 
-Uses everything below.
+This room uses every other room of the package, except for `packing`.
 
     accumulate  gradient accumulation through one W0 + delta
     adapted     the model with its adapters: count, merge, disable, detach, save
-    attach      adapters put on weights chosen by name
+    attach      puts adapters on weights that are chosen by name
     gradients   the loss's gradient at the target weights, from which LoRA-GA starts
-    load        adapters read from disk and attached
-    freedom     how many of the counted parameters act
+    load        reads adapters from disk and attaches them
+    freedom     degrees of freedom of an update: how many of the counted parameters act
 """

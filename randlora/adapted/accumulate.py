@@ -1,19 +1,22 @@
-"""Gradient accumulation that makes W0 + delta once per optimiser step, and goes back through it once.
+"""Accumulate gradients through one W0 + delta: it is made once per optimiser step, and differentiated once.
 
     with accumulating(model, micro_batches=4):     # or adapted.accumulating(4)
         for part in parts:
             loss(model(part)).backward()           # no gradient in the adapters yet
-    optimiser.step()                               # there it is
+    optimiser.step()                               # the gradients are there
 
-Inside, a layer for which it pays (by the costs of `arithmetic.plans`) multiplies by one W0 + delta, made at its first
-forward. The gradients of that weight are summed, and taken back to the trainables at the end of the block.
-The numbers are those of plain accumulation up to rounding; the price is the memory of two more copies of the adapted
-weights. RandLoRA's part of a step with k micro-batches of N rows falls to k N D d + 2 D q d multiply-adds.
+Inside the block, a layer multiplies by one W0 + delta if that costs less (`arithmetic.plans`). It makes this weight at
+its first forward. The gradients of the weight are summed. At the end of the block they become the trainables'
+gradients.
+The result is that of plain accumulation, up to rounding. The price is memory for two more copies of the adapted
+weights.
+RandLoRA's part of a step with k micro-batches of N rows falls to k N D d + 2 D q d multiply-adds.
 
-What is held is made again as soon as a trainable or the base weight has changed, by torch's version counters; changing
-one while gradients wait is an error. Layers that drop their input, base weights in bf16 or fp16, layers called under
-autocast to those, and code inside `torch.compile` go the ordinary way. Not for DDP and FSDP2, whose hooks expect every
-backward to reach the parameters.
+W0 + delta is made again if a trainable or the base weight has changed, as torch's version counters tell. A change while
+gradients wait is an error. The ordinary way is taken by layers that drop their input, by base weights in bf16 or fp16,
+by
+layers under autocast to these types, and inside `torch.compile`. DDP and FSDP2 are not supported, because their hooks
+expect that every backward reaches the parameters.
 """
 
 from __future__ import annotations
@@ -32,7 +35,7 @@ from randlora.model.sharded import is_sharded
 
 
 class HeldWeight:
-    """One adapter's W0 + delta for the length of an optimiser step."""
+    """One adapter's W0 + delta, kept for the length of an optimiser step."""
 
     def __init__(self, adapter: Adapter, micro_batches: int) -> None:
         self._adapter = adapter
@@ -43,17 +46,17 @@ class HeldWeight:
         self._pays: bool | None = None
 
     def matrix(self, base: Tensor) -> Tensor | None:
-        """W0 + delta (out x in), whose gradient is kept back; None where the ordinary way must be taken."""
+        """Return W0 + delta (out x in), whose gradient is held back; None if the layer must go the ordinary way."""
         if torch.compiler.is_compiling() or base.requires_grad or base.dtype in LOW or compute_dtype(base) in LOW:
             return None
         versions = self._versions_with(base)
         if self._leaf is None or versions != self._versions:
             self._check_nothing_waits()
-            # without a graph, so nothing that gradient checkpointing would have to save again; and what an evaluation
-            # under inference_mode makes first, a later forward could not train through
+            # Without a graph, so that gradient checkpointing has nothing to save again. Outside inference_mode, because
+            # a later forward could not train through a weight that an evaluation made under it.
             with torch.inference_mode(False), torch.no_grad():
-                made = self._adapter.weight(base)
-                self._leaf = made.requires_grad_(any(p.requires_grad for p in self._adapter.parameters()))
+                weight = self._adapter.weight(base)
+                self._leaf = weight.requires_grad_(any(p.requires_grad for p in self._adapter.parameters()))
             self._base, self._versions = base, versions
         return self._leaf
 
@@ -68,7 +71,7 @@ class HeldWeight:
             )
 
     def linear(self, x: Tensor, base: Tensor, bias: Tensor | None) -> Tensor | None:
-        """F.linear(x, W0 + delta, bias); None where the ordinary way must be taken or is cheaper."""
+        """Return F.linear(x, W0 + delta, bias); None if the layer must go the ordinary way, or if that is cheaper."""
         if self._adapter.dropping or compute_dtype(x) in LOW:
             return None
         if self._pays is None:
@@ -77,7 +80,7 @@ class HeldWeight:
         return None if weight is None else linear(x, weight, bias)
 
     def project(self) -> None:
-        """Take the gradient summed so far back to the trainables."""
+        """Turn the gradient summed so far into gradients of the trainables."""
         if self._base is None or self._leaf is None or self._leaf.grad is None:
             return
         if self._versions_with(self._base) != self._versions:
@@ -88,14 +91,15 @@ class HeldWeight:
 
 @contextmanager
 def accumulating(model: nn.Module, micro_batches: int) -> Iterator[None]:
-    """Sum the gradients of `micro_batches` backward passes at W0 + delta; at the end they are in the adapters' `.grad`.
+    """Sum the gradients of several backward passes at W0 + delta. At the end they are in the adapters' `.grad`.
 
     Args:
         model: a model with adapters of this package, of any method.
-        micro_batches: how many passes follow, by which a layer decides whether holding its weight pays. One means none.
+        micro_batches: the number of backward passes that follow. A layer uses it to decide whether keeping W0 + delta
+            is cheaper. With 1, nothing is kept.
 
     Raises:
-        AdapterError: nested blocks, parameters sharded by FSDP2, or a parameter changed while gradients wait.
+        AdapterError: blocks are nested, parameters are sharded by FSDP2, or a parameter changed while gradients wait.
             After an error of any kind the gradients that waited are dropped.
     """
     if micro_batches < 1:
@@ -103,7 +107,7 @@ def accumulating(model: nn.Module, micro_batches: int) -> Iterator[None]:
     if micro_batches == 1:
         yield
         return
-    # an adapter that only passes on to others (a pack) has no parameters to hold for
+    # an adapter that only calls others (a pack) has no parameters
     adapters = [m for m in model.modules() if isinstance(m, Adapter) and any(True for _ in m.parameters())]
     for adapter in adapters:
         if adapter.held is not None:

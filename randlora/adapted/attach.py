@@ -1,4 +1,4 @@
-"""Attach adapters to weights chosen by name, and freeze the rest."""
+"""Attach adapters to weights that are chosen by name, and freeze the rest of the model."""
 
 from __future__ import annotations
 
@@ -16,12 +16,13 @@ from randlora.methods.method import Method
 from randlora.methods.registry import get_method
 from randlora.model.families import default_targets
 from randlora.model.prompted import PLACE, PromptSite
-from randlora.model.sites import Site, holders, is_adapted, shared_names
+from randlora.model.sites import Site, holder_counts, is_adapted, shared_names
 from randlora.model.targets import select
 
 
 class _Weights(Mapping[str, Tensor]):
-    """The frozen weights, each read when it is asked for: a quantised one is whole for no longer than needed."""
+    """The frozen weights by name. Each is read when it is asked for, so only one quantised weight is unpacked at a
+    time."""
 
     def __init__(self, sites: Mapping[str, Site]) -> None:
         self._sites = sites
@@ -37,16 +38,17 @@ class _Weights(Mapping[str, Tensor]):
 
 
 def _few(names: Iterable[str]) -> str:
-    """Some names, or "none of them"."""
+    """Return the first three names for a message, or "none of them"."""
     some = list(names)
     return ", ".join(some[:3]) + (", ..." if len(some) > 3 else "") if some else "none of them"
 
 
 def _warn_of_waste(method: Method, config: AdapterConfig, sites: Mapping[str, Site], sizes: Mapping[str, int]) -> None:
-    """Warn of a capacity that no target can use: it costs parameters and brings nothing. Some targets may be small."""
-    if method.open_ended or ":" in method.name:  # another package's has limits of its own
+    """Warn of a capacity that is above what any target can use: the parameters beyond it do nothing."""
+    if method.open_ended or ":" in method.name:  # methods of other packages have their own limits
         return
-    options = config.options()  # of one weight at a time: NoLA has as many bases as its smallest can use
+    options = config.options()
+    # asked for one weight at a time: for several, NoLA's limit is that of the smallest
     most = max(method.max_capacity([shape], **options) for shape in {site.shape for site in sites.values()})
     if (largest := max(sizes.values())) > most:
         warnings.warn(
@@ -57,9 +59,9 @@ def _warn_of_waste(method: Method, config: AdapterConfig, sites: Mapping[str, Si
 
 
 def _warn_of_ties(model: nn.Module, sites: Mapping[str, Site]) -> None:
-    """Warn of a target whose tensor has other readers: they go on with W0."""
-    held = holders(model)
-    tied = [name for name, site in sites.items() if name != PLACE and held[id(site.parameter)] > 1]
+    """Warn of a target whose tensor other modules read too: they go on with W0."""
+    users = holder_counts(model)
+    tied = [name for name, site in sites.items() if name != PLACE and users[id(site.parameter)] > 1]
     if tied:
         warnings.warn(
             f"{tied[0]} is tied ({', '.join(shared_names(model, sites[tied[0]].parameter))}): the adapter changes what "
@@ -69,7 +71,7 @@ def _warn_of_ties(model: nn.Module, sites: Mapping[str, Site]) -> None:
 
 
 def _check_one_device(method: Method, sites: Mapping[str, Site], adapters: Mapping[str, Adapter]) -> None:
-    """Refuse bases that all weights share where the weights are on several devices."""
+    """Raise ConfigError if the targets are on several devices and share frozen bases."""
     devices = sorted({str(site.parameter.device) for site in sites.values()})
     if len(devices) > 1 and any(isinstance(m, Bases) for adapter in adapters.values() for m in adapter.modules()):
         raise ConfigError(
@@ -79,9 +81,11 @@ def _check_one_device(method: Method, sites: Mapping[str, Site], adapters: Mappi
 
 
 def sites_of(model: nn.Module, method: Method, targets: Sequence[str]) -> dict[str, Site]:
-    """The sites that `targets` name: weights (`randlora.resolve_targets`), and the place of prompts.
+    """Return where the adapters go for each name in `targets`: weights, and the place of prompts.
 
-    Raises TargetError: as `select`; a method of prompts without a place for them, or a place without such a method.
+    Raises:
+        TargetError: a target matches no weight, a method of prompts has no "prompts" among its targets, or the model
+            cannot take prompts.
     """
     if not method.prompts or isinstance(targets, str):
         return select(model, targets)
@@ -97,18 +101,19 @@ def sites_of(model: nn.Module, method: Method, targets: Sequence[str]) -> dict[s
 
 
 def _without_gradient(sites: Mapping[str, Site], gradients: Mapping[str, Tensor]) -> list[str]:
-    """Return the weights that have values but no gradient. Weights on the meta device are only counted."""
+    """Return the weights that have values but no gradient. Weights on the meta device are not asked: they are only
+    counted."""
     return [n for n, site in sites.items() if n not in gradients and site.parameter.device.type != "meta"]
 
 
 def _configured(name: str, options: Mapping[str, Any]) -> AdapterConfig:
-    """Return a method's configuration. Raises ConfigError if the capacity is missing, or for unknown options."""
+    """Return a method's configuration. Raises ConfigError if the capacity is missing, or if an option is unknown."""
     kind = get_method(name).config
     field = kind.capacity_field
-    own = [*kind.option_defaults(), field]
-    if strange := next((key for key in options if key not in own), None):
+    known = [*kind.option_defaults(), field]
+    if unknown := next((key for key in options if key not in known), None):
         raise ConfigError(
-            f"method {name!r} has no option {strange!r}; {nearest(strange, own)}; its capacity is {field!r}"
+            f"method {name!r} has no option {unknown!r}; {nearest(unknown, known)}; its capacity is {field!r}"
         )
     if field not in options:
         raise ConfigError(f"method {name!r} needs its capacity, {field!r}; nearest: attach(model, {name!r}, {field}=8)")
@@ -127,20 +132,35 @@ def attach(
     gradients: Mapping[str, Tensor] | None = None,
     **options: Any,
 ) -> Adapted:
-    """Attach `config`'s method to the targets, in place, and freeze every other parameter.
+    """Attach adapters to weights of a model, in place, and freeze every other parameter.
 
-    The model computes what it computed. `config` is a configuration, or a method's name with its capacity and options
-    as keywords: `attach(model, "lora", r=8)`. If `targets` is None, those of the model's family are taken
-    (`default_targets`).
+    At first the model computes what it computed before, to rounding; only methods of prompts change it.
 
-    `capacities` overrides the configuration's capacity (r; NoLA's k) for named weights, the names being those of
-    `resolve_targets`. `init_seed` gives trainable starts and dropout, `basis_seed` the frozen bases. A capacity above
-    what any target can use (a LoRA's r above every min(out, in)) is a warning that names the most that is of use, a
-    tied weight another. Methods of prompts have "prompts" among their targets, and change what the model computes;
-    `words` are the token ids that they start from. `gradients`: the loss's gradient at every target
-    (`weight_gradients`), which LoRA-GA starts from and others do not read.
+    Args:
+        model: any module. It is left untouched if an error is raised.
+        config: a configuration such as `LoraConfig(8)`, or the method's name with its capacity and options as keywords:
+            `attach(model, "lora", r=8)`.
+        targets: full names of weights, ends of names, or patterns (`resolve_targets`). Methods of prompts have
+            "prompts" among them. None: the default of the model's family (`default_targets`).
+        capacities: weight name -> capacity (a rank r; NoLA's k), for weights that differ from the configuration's. The
+            names are those of `resolve_targets`.
+        init_seed: the seed of the trainables' start and of dropout.
+        basis_seed: the seed of the frozen random bases.
+        words: token ids from which prompts start; methods without prompts ignore them.
+        gradients: weight name -> the loss's gradient (out x in), as `weight_gradients` returns them. LoRA-GA starts
+            from them; other methods ignore them.
+        options: the capacity and options of a method that is given by name.
 
-    Raises `UnknownMethodError`, `TargetError` or `ConfigError`, and leaves the model untouched.
+    Returns:
+        The model with its adapters.
+
+    Raises:
+        UnknownMethodError: no method has this name.
+        TargetError: a target matches no weight that can be adapted.
+        ConfigError: a value is not allowed, or the method cannot adapt one of the targets.
+
+    A capacity above what any target can use is a warning, which names the largest useful one. A tied weight is a
+    warning.
     """
     if isinstance(config, str):
         config = _configured(config, options)
@@ -152,8 +172,7 @@ def attach(
         )
     if not isinstance(config, AdapterConfig):
         raise ConfigError(
-            f"config = {config!r} is no configuration of a method, with its capacity; nearest: LoraConfig(8), or "
-            "'lora' and r=8"
+            f"config = {config!r} is not the configuration of a method; nearest: LoraConfig(8), or 'lora' and r=8"
         )
     method = get_method(config.method)
     if targets is None:
@@ -169,7 +188,7 @@ def attach(
     packed = [name for name, site in sites.items() if not site.by_activation]
     if packed and not (method.mergeable or method.prompts):
         raise ConfigError(
-            f"{method.title}'s update is no matrix and needs a called nn.Linear, but {packed[0]} is read as a "
+            f"{method.title}'s update is not a matrix and needs a called nn.Linear, but {packed[0]} is read as a "
             "matrix; leave the weight out of targets, or take another method (of these targets it can adapt "
             f"{_few(n for n in sites if n not in packed)})"
         )
@@ -191,7 +210,7 @@ def attach(
         )
     called = {n: site for n, site in sites.items() if site.by_activation and n != PLACE}
     biased = {n: site.owner.bias for n, site in called.items() if isinstance(site.owner.bias, Tensor)}
-    # not a Conv1D's: AdaMSS takes them for a column of the weight, and has none there, as in folders of before
+    # Without the biases of Conv1D: AdaMSS would take them for a column of the weight, which older folders do not have.
     biases = {n: b[slice(*(sites[n].rows or (None,)))] for n, b in biased.items() if not sites[n].transposed}
     quantised = frozenset(n for n, site in sites.items() if site.quantised)
     place = sites[PLACE].shape if PLACE in sites else None

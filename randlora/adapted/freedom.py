@@ -1,9 +1,10 @@
-"""How many directions an update can move in, beside how many parameters are counted: not everything counted acts.
+"""Count the directions in which an update can move: its degrees of freedom. Not every counted parameter adds one.
 
-A matrix that stores a skew one has twice the entries that act, and a product of factors has directions that cancel.
-If no formula is known (`Method.freedom`), the measure is the rank of the Jacobian of a layer's output in its trainables
-at a random point. Small weights are measured themselves. A large one has the share of a small weight of its proportions
-that is trained as far.
+For example, a skew matrix that is stored whole has twice the entries that act, and in a product of factors some
+directions cancel. If no formula is known (`Method.freedom`), the degrees of freedom are measured: they are the rank of
+the Jacobian of a layer's output with respect to the trainables, at a random point. Small weights are measured directly.
+For a large weight, the share of parameters that act is taken from a small weight of about the same proportions and the
+same share of trained parameters.
 """
 
 from __future__ import annotations
@@ -24,18 +25,20 @@ from randlora.adapter import Shape
 from randlora.methods.registry import get_method
 
 _LOG_AREA = 8
-"""Binary logarithm of the number of entries of the weights that shares are measured on."""
+"""Binary logarithm of the number of entries of the small weights that are measured."""
 _NOISE = 0.1
 _SMALLEST = 1e-6
-"""Singular values below this part of the largest are rounding: some of PEFT's layers compute in float32."""
+"""Singular values below this share of the largest count as zero, because some of PEFT's layers compute in float32."""
 
 
 @dataclass(frozen=True)
 class Degrees:
     """Degrees of freedom of all updates of a model.
 
-    `measured` on a small weight, where no formula is known; `at_most`: a bound, where weights share trainables or bases
-    have zeros.
+    Attributes:
+        count: their number.
+        measured: whether a part was measured on a small weight, because no formula is known.
+        at_most: whether the number is an upper bound. It is one if weights share trainables, or if bases have zeros.
     """
 
     count: int
@@ -46,47 +49,53 @@ class Degrees:
 def degrees(
     name: str, shapes: Mapping[str, Shape], capacities: Mapping[str, int], options: Mapping[str, Any] | None = None
 ) -> Degrees | None:
-    """Of a method on weights of these (out, in), each at its capacity.
+    """Return the degrees of freedom of a method on a model's weights; None for prompts, and if no small weight can be
+    measured.
 
-    None where a small weight can't be adapted, and for prompts, which are in no weight.
+    Args:
+        name: the method.
+        shapes: weight name -> (out, in).
+        capacities: weight name -> capacity.
+        options: the method's options that are not at their default.
     """
-    method, given, total, measured = get_method(name), dict(options or {}), 0, False
-    every = {**method.options, **given}
+    method, chosen, total, measured = get_method(name), dict(options or {}), 0, False
+    every = {**method.options, **chosen}
     if method.prompts:
         return None
     for (shape, capacity), n in Counter((shapes[key], c) for key, c in capacities.items()).items():
-        found = degrees_of_one(name, shape, capacity, given)
-        if found is None:
+        of_one = degrees_of_one(name, shape, capacity, chosen)
+        if of_one is None:
             return None
-        total, measured = total + n * found.count, measured or found.measured
+        total, measured = total + n * of_one.count, measured or of_one.measured
     if method.together is not None and capacities:
-        own = {key: shapes[key] for key in capacities}
+        adapted_shapes = {key: shapes[key] for key in capacities}
         capacity = next(iter(capacities.values()))
         most = method.freedom_together or method.together
-        total = min(total, most(own, capacity, **every))
+        total = min(total, most(adapted_shapes, capacity, **every))
     bound = method.freedom_at_most is not None and method.freedom_at_most(**every)
     return Degrees(total, measured, at_most=bound or method.together is not None)
 
 
 def degrees_of_one(name: str, shape: Shape, capacity: int, options: Mapping[str, Any]) -> Degrees | None:
-    """Of one weight alone; None as `degrees`."""
+    """Return the degrees of freedom on one weight; None as in `degrees`."""
     if get_method(name).prompts:
         return None
-    known = get_method(name).dof(shape, capacity, **options)
-    if known is not None:
-        return Degrees(known)
+    by_formula = get_method(name).dof(shape, capacity, **options)
+    if by_formula is not None:
+        return Degrees(by_formula)
     try:
         count = get_method(name).count(shape, capacity, **options)
-        return Degrees(round(count * acting(name, shape, capacity, options)), measured=True)
-    except (RuntimeError, ValueError):  # so small a weight does not take these options
+        return Degrees(round(count * acting_share(name, shape, capacity, options)), measured=True)
+    except (RuntimeError, ValueError):  # a weight this small does not take these options
         return None
 
 
 def freedom(name: str, shape: Shape, capacity: int, options: Mapping[str, Any] | None = None, seed: int = 0) -> int:
-    """Rank of the Jacobian of a called layer of this (out, in), without a bias, in the method's trainables.
+    """Return the rank of the Jacobian of a called layer's output, without a bias, with respect to the method's
+    trainables.
 
-    What a method does to gradients does not count (OSF projects them): AdamW scales each entry by itself, so that its
-    steps leave any space that gradients lie in.
+    Changes that a method makes to gradients do not count (OSF projects them). AdamW scales each entry by itself, so its
+    steps leave any space that the gradients lie in.
     """
     draw = torch.Generator().manual_seed(seed)
     out, width = shape
@@ -110,27 +119,28 @@ def freedom(name: str, shape: Shape, capacity: int, options: Mapping[str, Any] |
     rows = []
     for _ in range(probes):
         probe = torch.randn(y.shape, generator=draw, dtype=torch.float64)
-        found = torch.autograd.grad(
+        gradients_at = torch.autograd.grad(
             y, list(free.values()), probe.to(y.dtype), retain_graph=True, materialize_grads=True
         )
-        rows.append(torch.cat([g.reshape(-1).double() for g in found]))
+        rows.append(torch.cat([g.reshape(-1).double() for g in gradients_at]))
     return int(torch.linalg.matrix_rank(torch.stack(rows), rtol=_SMALLEST))
 
 
-def acting(name: str, shape: Shape, capacity: int, options: Mapping[str, Any] | None = None) -> float:
-    """The share of counted parameters that act, measured on a small weight of which as large a part is trained."""
-    given, small = dict(options or {}), _small(shape)
-    key = tuple(sorted(given.items()))
+def acting_share(name: str, shape: Shape, capacity: int, options: Mapping[str, Any] | None = None) -> float:
+    """Return the share of counted parameters that act, measured on a small weight with the same share of trained
+    parameters."""
+    chosen, small = dict(options or {}), _small(shape)
+    key = tuple(sorted(chosen.items()))
     if small == shape:
-        return _share(name, shape, capacity, key)
-    counted = get_method(name).count(shape, capacity, **given)
-    wanted = counted * small[0] * small[1] / (shape[0] * shape[1])
-    counts = _counts(name, small, key)
-    return _share(name, small, min(counts, key=lambda c: abs(counts[c] - wanted)), key)
+        return _measured_share(name, shape, capacity, key)
+    counted = get_method(name).count(shape, capacity, **chosen)
+    target = counted * small[0] * small[1] / (shape[0] * shape[1])
+    counts = _counts_by_capacity(name, small, key)
+    return _measured_share(name, small, min(counts, key=lambda c: abs(counts[c] - target)), key)
 
 
 def _small(shape: Shape) -> Shape:
-    """The weight to measure on: the shape itself if it is small, else one of about its proportions."""
+    """Return the shape of the weight to measure: the shape itself if it is small, else one of about its proportions."""
     if shape[0] * shape[1] <= 2**_LOG_AREA:
         return shape
     out = round((_LOG_AREA + math.log2(shape[0] / shape[1])) / 2)
@@ -139,14 +149,14 @@ def _small(shape: Shape) -> Shape:
 
 
 @lru_cache(maxsize=64)
-def _counts(name: str, shape: Shape, options: tuple[tuple[str, Any], ...]) -> dict[int, int]:
-    """What a method counts on a weight at every capacity."""
-    method, given = get_method(name), dict(options)
-    reach = range(method.min_capacity, method.max_capacity([shape], **given) + 1)
-    return {c: method.count(shape, c, **given) for c in reach}
+def _counts_by_capacity(name: str, shape: Shape, options: tuple[tuple[str, Any], ...]) -> dict[int, int]:
+    """Return a method's count on one weight at every capacity."""
+    method, chosen = get_method(name), dict(options)
+    reach = range(method.min_capacity, method.max_capacity([shape], **chosen) + 1)
+    return {c: method.count(shape, c, **chosen) for c in reach}
 
 
 @lru_cache(maxsize=1024)
-def _share(name: str, shape: Shape, capacity: int, options: tuple[tuple[str, Any], ...]) -> float:
-    given = dict(options)
-    return freedom(name, shape, capacity, given) / get_method(name).count(shape, capacity, **given)
+def _measured_share(name: str, shape: Shape, capacity: int, options: tuple[tuple[str, Any], ...]) -> float:
+    chosen = dict(options)
+    return freedom(name, shape, capacity, chosen) / get_method(name).count(shape, capacity, **chosen)

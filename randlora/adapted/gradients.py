@@ -1,4 +1,4 @@
-"""The gradient of a loss at the frozen weights, for a method that starts from it (LoRA-GA).
+"""Take the gradient of a loss at the frozen weights, for a method that starts from it (LoRA-GA).
 
 gradients = weight_gradients(model, targets, lambda: loss(model(x)).backward())
 adapted = attach(model, LoraGaConfig(8), targets, gradients=gradients)
@@ -19,9 +19,10 @@ from randlora.model.targets import select
 
 
 class _Change(Adapter):
-    """Adds zeros to a weight. After a backward pass, the gradient of these zeros is the gradient at the weight.
+    """An adapter that adds zeros to a weight. Their gradient after a backward pass is the gradient at the weight.
 
-    So one way reads the gradient of every target: a part of a packed weight, a transposed or a quantised one.
+    So the gradient of every target is read in the same way: of a part of a packed weight, a transposed weight or a
+    quantised one.
     """
 
     def __init__(self, shape: Shape, dtype: torch.dtype, device: torch.device) -> None:
@@ -39,13 +40,14 @@ class _Change(Adapter):
 
 
 def weight_gradients(model: nn.Module, targets: Sequence[str], backward: Callable[[], object]) -> dict[str, Tensor]:
-    """Return the gradient (out x in) at every target weight, summed over all that `backward` runs.
+    """Return the gradient (out x in) at every target weight by name, summed over all that `backward` runs.
 
-    The model stays as it was. All gradients are held at once, in float32 (float64 for a float64 model): as much memory
-    as the targets take.
+    The model stays as it was. All gradients are in memory at once, in float32 (float64 for a float64 model), so they
+    need as much memory as the targets.
 
     Args:
-        targets: as those of `attach`.
+        model: the plain model, without adapters.
+        targets: names of weights, as those of `attach`.
         backward: runs the model and `loss.backward()`, once or more.
 
     Raises:
@@ -92,7 +94,7 @@ def _usable(name: str, gradient: Tensor | None) -> Tensor:
 def zero_gradients(method: Method, shapes: Mapping[str, Shape]) -> dict[str, Tensor] | None:
     """Return zeros that `attach` accepts as gradients; None if the method needs no gradients.
 
-    They serve if only parameters are counted, or if a file holds the start that the method made.
+    They are enough if parameters are only counted, or if a file holds the start that the method made.
     """
     if not method.needs_gradients:
         return None

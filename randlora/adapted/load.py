@@ -1,4 +1,4 @@
-"""Attach an adapter that was saved: as `save` wrote it, or as Hugging Face PEFT did."""
+"""Attach an adapter that was saved, in this package's format or in that of Hugging Face PEFT."""
 
 from __future__ import annotations
 
@@ -31,15 +31,21 @@ from randlora.methods.registry import get_method
 from randlora.methods.scheduled.ranks import TermsConfig
 
 SMALL_RANK = 1024
-"""A rank that takes little memory, also where the weights are smaller."""
+"""A rank of frozen factors up to which a file is always believed, because it takes little memory."""
 
 
 def load(model: nn.Module, directory: str | Path) -> Adapted:
     """Attach a saved adapter to `model`, in place.
 
-    Raises `CheckpointError` where a weight is missing or has another shape, where a file's tensors are not those that
-    were saved, or where the bases drawn from the seed are not the bases the adapter was trained with. The model is then
-    left as it was. A file of an older version has no digest of its tensors, and is loaded with an `UncheckedWarning`.
+    Args:
+        model: the base model on which the adapter was trained. If an error is raised, it stays as it was.
+        directory: the folder that `save` wrote.
+
+    Raises:
+        CheckpointError: a file is missing or damaged, a weight is missing in the model or has another shape, or the
+            bases drawn from the seed are not those that the adapter was trained with.
+
+    A file of an older version has no digest of its tensors. It is loaded with an `UncheckedWarning`.
     """
     folder = Path(directory)
     meta = read_meta(folder)
@@ -51,7 +57,7 @@ def load(model: nn.Module, directory: str | Path) -> Adapted:
         )
     method = get_method(meta["method"])
     config = method.config.from_options(meta["capacity"], meta["options"])
-    seed = meta.get("basis_seed", 0) if basis is None else basis["seed"]  # older files have it with the bases alone
+    seed = meta.get("basis_seed", 0) if basis is None else basis["seed"]  # older files have the seed in `basis` alone
     shapes = {name: (shape[0], shape[1]) for name, shape in meta["shapes"].items()}
     settings: dict[str, Any] = {
         "init_seed": meta["init_seed"],
@@ -67,13 +73,14 @@ def load(model: nn.Module, directory: str | Path) -> Adapted:
     try:
         _fill(adapted, meta, folder)
         adapted.load_state_dict(state)
-    except BaseException:  # an interrupt too
+    except BaseException:  # also after an interrupt
         adapted.detach()
         raise
     return adapted
 
 
 def _fill(adapted: Adapted, meta: Mapping[str, Any], folder: Path) -> None:
+    """Check shapes and bases against the file, and put the file's frozen tensors and schedule into the adapters."""
     for name, shape in meta["shapes"].items():
         if list(adapted.shapes[name]) != shape:
             raise CheckpointError(f"{name} is {tuple(shape)} in the adapter but {adapted.shapes[name]} in the model")
@@ -90,24 +97,28 @@ def _fill(adapted: Adapted, meta: Mapping[str, Any], folder: Path) -> None:
                 f"{basis['digest'][:16]}...; the file was changed or belongs to another generator"
             )
     _check_redrawn(adapted, meta.get("redrawn"))
-    if own := adapted.derived():
-        _fill_derived(own, _read_whole(folder / DERIVED, meta.get("derived")), folder / DERIVED)
-    if wanted := meta.get("schedule"):
-        adapted.hooks.load_state(_read_whole(folder / SCHEDULE, wanted))
+    if derived := adapted.derived():
+        _fill_derived(derived, _read_whole(folder / DERIVED, meta.get("derived")), folder / DERIVED)
+    if schedule_digest := meta.get("schedule"):
+        adapted.hooks.load_state(_read_whole(folder / SCHEDULE, schedule_digest))
 
 
 def _check_redrawn(adapted: Adapted, wanted: object) -> None:
-    """Refuse what PEFT has drawn otherwise than for the saved adapter; folders of before do not say."""
+    """Raise CheckpointError if PEFT has drawn other frozen tensors than it drew for the saved adapter.
+
+    Folders of older versions have no fingerprint. They are not checked.
+    """
     if wanted is None:
         return
-    found = fingerprint(adapted.redrawn())
+    redrawn = fingerprint(adapted.redrawn())
     digest, norm = (wanted.get("digest"), wanted.get("norm")) if isinstance(wanted, dict) else (wanted, None)
-    close = isinstance(norm, int | float) and abs(norm - found["norm"]) <= 0.01 * found["norm"]
-    if digest != found["digest"] or not close:
+    close = isinstance(norm, int | float) and abs(norm - redrawn["norm"]) <= 0.01 * redrawn["norm"]
+    if digest != redrawn["digest"] or not close:
         raise CheckpointError(
-            f"the digest differs: what PEFT draws from seed {adapted.basis_seed} has digest {found['digest'][:16]}... "
-            f"and norm {found['norm']:.4g}, the adapter was trained with {str(digest)[:16]}... and {norm}; the file "
-            "was changed, or this version of PEFT draws otherwise than the one that it was trained with"
+            f"the digest differs: what PEFT draws from seed {adapted.basis_seed} has digest "
+            f"{redrawn['digest'][:16]}... and norm {redrawn['norm']:.4g}, "
+            f"the adapter was trained with {str(digest)[:16]}... and {norm}; the file "
+            "was changed, or this version of PEFT draws other numbers than the one that it was trained with"
         )
 
 
@@ -118,37 +129,40 @@ def _check_size(
     capacities: Mapping[str, Any],
     state: Mapping[str, Tensor],
 ) -> None:
-    """Refuse capacities that need more numbers than the file's tensors have, before memory for them is taken."""
-    method, held, wanted = get_method(config.method), sum(tensor.numel() for tensor in state.values()), 0
+    """Raise AdapterError if the capacities need more numbers than the file's tensors have, before memory is taken for
+    them."""
+    method, stored, needed = get_method(config.method), sum(tensor.numel() for tensor in state.values()), 0
     sites = sites_of(model, method, names)
     if unknown := [name for name in names if name not in sites]:  # `names` were read as targets
-        raise AdapterError(f"it is for {unknown[0]!r}, which this model has not; {nearest(unknown[0], sites)}")
+        raise AdapterError(f"it is for {unknown[0]!r}, which this model does not have; {nearest(unknown[0], sites)}")
     rank, most = config.options().get("r"), max([SMALL_RANK, *(max(s.shape) for s in sites.values())])
-    if isinstance(rank, int) and rank > most:  # of frozen factors, which no count has (NoLA, UniLoRA, TinyLoRA)
-        raise AdapterError(f"its r = {rank:,} is more than its weights have a use for ({most:,})")
+    if isinstance(rank, int) and rank > most:  # the rank of frozen factors, which no count includes (NoLA, UniLoRA)
+        raise AdapterError(f"its r = {rank:,} is larger than its weights can use; the largest useful r is {most:,}")
     for name, site in sites.items():
         capacity = capacities.get(name, config.capacity)
         check_capacity(method.name, f"{method.capacity_field} of {name}", capacity, method.min_capacity)
-        if isinstance(config, TermsConfig):  # what is built is in the file, also after cuts
+        if isinstance(config, TermsConfig):  # the file has all terms that were built, also those that were cut
             capacity = config.initial_rank(capacity)
-        wanted += 0 if method.together else method.count(site.shape, capacity, **config.options())
+        needed += 0 if method.together else method.count(site.shape, capacity, **config.options())
     if method.together:
         shapes = {name: site.shape for name, site in sites.items()}
-        wanted = method.total(shapes, config.capacity, **config.options())
-    if wanted > held:
-        raise AdapterError(f"its capacities need {wanted:,} numbers, and its file holds {held:,}")
+        needed = method.total(shapes, config.capacity, **config.options())
+    if needed > stored:
+        raise AdapterError(f"its capacities need {needed:,} numbers, and its file holds {stored:,}")
 
 
 def _read_whole(path: Path, wanted: object) -> dict[str, Tensor]:
-    saved = read_tensors(path)
-    digest = digest_of(saved)
+    """Read a file of tensors. Raises CheckpointError if their digest is not the one that was saved."""
+    tensors = read_tensors(path)
+    digest = digest_of(tensors)
     if digest != wanted:
         raise CheckpointError(f"{path} has digest {digest[:16]}..., the adapter was saved with {str(wanted)[:16]}...")
-    return saved
+    return tensors
 
 
 def _fill_derived(own: Mapping[str, Tensor], saved: Mapping[str, Tensor], path: Path) -> None:
-    before = {n for n in own if ".frod_V." in n} - saved.keys()  # earlier versions left FRoD's V out
+    """Copy the saved tensors into the adapters' `derived` ones. Raises CheckpointError if names or shapes differ."""
+    before = {n for n in own if ".frod_V." in n} - saved.keys()  # earlier versions did not save FRoD's V
     if saved.keys() != own.keys() - before or any(saved[n].shape != own[n].shape for n in saved):
         raise CheckpointError(f"{path} does not hold the tensors that this adapter derives from its weights")
     with torch.no_grad():
@@ -157,50 +171,61 @@ def _fill_derived(own: Mapping[str, Tensor], saved: Mapping[str, Tensor], path: 
 
 
 def use_stored_bases(adapted: Adapted, tensors: Mapping[str, Tensor]) -> Bases:
-    """Give all adapters of `adapted` the same given bases in place of the drawn ones.
+    """Replace the drawn bases of all adapters by the given ones, and return these.
 
-    Every tensor must be at least as large as the drawn one, whose leading part the layers read.
+    Args:
+        adapted: the model with its adapters.
+        tensors: the bases by name. Each must be at least as large as the drawn one, because the layers read its leading
+            part.
+
+    Raises:
+        CheckpointError: the method has no bases, or a given one is too small.
     """
-    drawn = adapted.bases()
-    if drawn is None:
+    drawn_bases = adapted.bases()
+    if drawn_bases is None:
         raise CheckpointError(f"method {adapted.method.name} has no bases, but the file holds {sorted(tensors)}")
-    for name in drawn.draws:
-        need = tuple(drawn.get(name).shape)
+    for name in drawn_bases.draws:
+        need = tuple(drawn_bases.get(name).shape)
         have = tuple(tensors[name].shape) if name in tensors else ()
         if len(have) != 2 or any(h < n for h, n in zip(have, need, strict=True)):
             raise CheckpointError(f"basis {name} has shape {have} in the file but the layers need at least {need}")
-    first = drawn.get(next(iter(drawn.draws)))
-    shapes = {name: Draw(*tensors[name].shape) for name in drawn.draws}
+    first = drawn_bases.get(next(iter(drawn_bases.draws)))
+    shapes = {name: Draw(*tensors[name].shape) for name in drawn_bases.draws}
     stored = Bases(0, shapes, first.device, first.dtype, given=tensors)
     for adapter in adapted.adapters.values():
         for module in adapter.modules():
             for key, child in list(module._modules.items()):
-                if child is drawn:
+                if child is drawn_bases:
                     module._modules[key] = stored
     return stored
 
 
 def load_peft(model: nn.Module, directory: str | Path) -> Adapted:
-    """Attach the adapter in PEFT's `directory` to `model`, in place, as one of this package.
+    """Attach the adapter that PEFT saved to `model`, in place, as one of this package.
 
-    `directory` holds `adapter_config.json` and `adapter_model.safetensors`. Raises `CheckpointError` for a type of
-    adapter, or an option of it, that this package lacks, and where names or shapes do not fit; the model is then left
-    as it was.
+    Args:
+        model: the base model on which the adapter was trained. If an error is raised, it stays as it was.
+        directory: the folder with PEFT's `adapter_config.json` and `adapter_model.safetensors`.
+
+    Raises:
+        CheckpointError: this package lacks the type of adapter or one of its options, or names or shapes do not fit.
     """
-    found = read_peft(model, Path(directory))
+    peft_adapter = read_peft(model, Path(directory))
     try:
-        _check_size(model, found.config, found.weights, found.capacities, found.state)
-        seed = 0 if found.settings is None else found.settings.basis_seed
-        adapted = attach(model, found.config, list(found.weights), capacities=found.capacities, basis_seed=seed)
+        _check_size(model, peft_adapter.config, peft_adapter.weights, peft_adapter.capacities, peft_adapter.state)
+        seed = 0 if peft_adapter.settings is None else peft_adapter.settings.basis_seed
+        adapted = attach(
+            model, peft_adapter.config, list(peft_adapter.weights), capacities=peft_adapter.capacities, basis_seed=seed
+        )
     except AdapterError as error:
         raise CheckpointError(f"the PEFT adapter in {directory} does not fit this model: {error}") from error
     try:
-        if found.settings is not None:
-            fill(adapted, found.state)
+        if peft_adapter.settings is not None:
+            fill(adapted, peft_adapter.state)
             return adapted
-        if found.bases is not None:
-            use_stored_bases(adapted, found.bases)
-        adapted.load_state_dict(found.state)
+        if peft_adapter.bases is not None:
+            use_stored_bases(adapted, peft_adapter.bases)
+        adapted.load_state_dict(peft_adapter.state)
     except BaseException:
         adapted.detach()
         raise

@@ -1,12 +1,15 @@
-"""Seeded frozen bases, drawn from integers so that their bits depend on the seed alone.
+"""Draw frozen bases from a seed with integer arithmetic, so that every machine gets the same bits.
 
-`torch.randn` gives other numbers on other CPUs (its vector width shows), and device generators differ by design. Here
-entry (i, j) of a named stream is a 64-bit integer hash of (seed, stream, i, j) (SplitMix64: Steele et al. 2014).
-Operations that IEEE 754 rounds correctly turn it into a number. So a checkpoint can hold a seed instead of the bases, a
-larger basis contains the smaller one, and golden digests in the tests hold every bit.
+`torch.randn` gives different numbers on different CPUs (the width of their vectors matters), and device generators
+differ
+by design. Here entry (i, j) of a named stream is a 64-bit integer hash of (seed, stream, i, j) (SplitMix64: Steele et
+al.
+2014). Operations that IEEE 754 rounds correctly turn it into a number. So a checkpoint can hold a seed instead of the
+bases, a larger basis contains the smaller one, and digests in the tests fix every bit.
 
-Distributions, all of mean 0 and variance 1 (RandLoRA, section 6.3, compares them):
-`uniform` on +-sqrt(3); `normal`; `binary` +-1; `ternary`: -c, +c with probability 1/s each, else 0, c = sqrt(s / 2).
+The distributions have mean 0 and variance 1 (section 6.3 of the RandLoRA paper compares them):
+`uniform` on +-sqrt(3); `normal`; `binary`: +-1; `ternary`: -c and +c with probability 1/s each, else 0, c = sqrt(s /
+2).
 """
 
 from __future__ import annotations
@@ -23,7 +26,8 @@ from torch import Tensor, nn
 from randlora.errors import AdapterError, ConfigError, nearest
 
 GENERATOR_VERSION = 1
-"""Raised when the same seed would give other bits; a checkpoint of another version is refused."""
+"""The version of the generator. It changes if a seed would give other bits; checkpoints of another version are
+refused."""
 
 _GOLDEN = 0x9E3779B97F4A7C15
 _MIX_1 = 0xBF58476D1CE4E5B9
@@ -32,29 +36,29 @@ _CHUNK = 1 << 20
 
 
 def derive_seed(*parts: object) -> int:
-    """A 63-bit seed from named parts, the same on every machine: the first bytes of their SHA-256.
+    """Return a 63-bit seed made from named parts: the first bytes of their SHA-256. It is the same on every machine.
 
-    So no draw of this package hangs on the order in which things are made.
+    Because each draw has its own name, no draw depends on the order in which things are made.
     """
     digest = hashlib.sha256("\x1f".join(str(p) for p in parts).encode()).digest()
     return int.from_bytes(digest[:8], "little") >> 1
 
 
 def _signed(value: int) -> int:
-    """The int64 with the bits of an unsigned 64-bit integer."""
+    """Return the int64 that has the bits of this unsigned 64-bit integer."""
     value &= (1 << 64) - 1
     return value - (1 << 64) if value >> 63 else value
 
 
 def _mix(z: Tensor) -> Tensor:
-    """SplitMix64's finaliser, in place. int64 multiplication wraps; the shift is made logical by the mask."""
+    """Apply SplitMix64's finaliser in place. int64 multiplication wraps, and the mask makes the shift a logical one."""
     for shift, factor in ((30, _MIX_1), (27, _MIX_2)):
         z.bitwise_xor_((z >> shift) & ((1 << (64 - shift)) - 1)).mul_(_signed(factor))
     return z.bitwise_xor_((z >> 31) & ((1 << 33) - 1))
 
 
 def random_bits(seed: int, stream: str, rows: range, cols: int) -> Tensor:
-    """Uniform 64-bit integers, int64 (len(rows), cols): entry (i, j) is a function of seed, stream, i and j."""
+    """Return uniform 64-bit integers, int64 (len(rows), cols). Entry (i, j) depends on seed, stream, i and j alone."""
     key = hashlib.sha256(f"{GENERATOR_VERSION}\x1f{seed}\x1f{stream}".encode()).digest()
     row = torch.arange(rows.start + 1, rows.stop + 1, dtype=torch.int64).mul_(_signed(_GOLDEN))
     row = _mix(row.add_(int.from_bytes(key[:8], "little", signed=True)))
@@ -63,12 +67,13 @@ def random_bits(seed: int, stream: str, rows: range, cols: int) -> Tensor:
 
 
 def _uniform(bits: Tensor) -> Tensor:
-    """Odd multiples of 2^-24 in (-1, 1), exact in float32, times sqrt(3)."""
+    """Return odd multiples of 2^-24 in (-1, 1), which float32 holds exactly, times sqrt(3)."""
     odd = ((bits >> 40) & 0xFFFFFF).mul_(2).sub_((1 << 24) - 1)
     return odd.to(torch.float32).mul_(math.sqrt(3.0) / (1 << 24))
 
 
 def _horner(coefficients: tuple[float, ...], x: Tensor) -> Tensor:
+    """Return the polynomial with these coefficients (highest power first) at x."""
     total = torch.full_like(x, coefficients[0])
     for c in coefficients[1:]:
         total.mul_(x).add_(c)
@@ -76,7 +81,8 @@ def _horner(coefficients: tuple[float, ...], x: Tensor) -> Tensor:
 
 
 def _log(x: Tensor) -> Tensor:
-    """Natural logarithm in float64 from correctly rounded operations alone (a library's log may differ by CPU)."""
+    """Return the natural logarithm in float64, from correctly rounded operations alone: a library's log may differ by
+    CPU."""
     mantissa, exponent = torch.frexp(x)  # x = mantissa * 2^exponent, mantissa in [1/2, 1)
     low = mantissa < math.sqrt(0.5)
     mantissa = torch.where(low, mantissa * 2.0, mantissa)
@@ -108,7 +114,8 @@ _TAIL = (
 
 
 def _normal(bits: Tensor) -> Tensor:
-    """Inverse CDF of (k + 1/2) / 2^32, float64 throughout, rounded to float32 at the end. |z| <= 6.4."""
+    """Return normal numbers: the inverse CDF at (k + 1/2) / 2^32 in float64, rounded to float32 at the end. |z|
+    <= 6.4."""
     p = ((bits >> 32) & 0xFFFFFFFF).to(torch.float64).add_(0.5).mul_(2.0**-32)
     q = p - 0.5
     r = 0.180625 - q * q
@@ -123,12 +130,12 @@ def _normal(bits: Tensor) -> Tensor:
 
 
 def _binary(bits: Tensor) -> Tensor:
-    """+1 or -1 by the top bit."""
+    """Return +1 or -1 by the top bit."""
     return ((bits >> 63) & 1).mul_(2).sub_(1).to(torch.float32)
 
 
 def _ternary(bits: Tensor, sparsity: float) -> Tensor:
-    """-c, 0, +c; the probability 1/s is rounded down to a multiple of 2^-32."""
+    """Return -c, 0 or +c. The probability 1/s of each sign is rounded down to a multiple of 2^-32."""
     k = (bits >> 32) & 0xFFFFFFFF
     edge = int((1 << 32) / sparsity)
     signs = (k >= (1 << 32) - edge).to(torch.float32) - (k < edge).to(torch.float32)
@@ -140,7 +147,8 @@ DISTRIBUTIONS = (*_PLAIN, "ternary")
 
 
 def check_distribution(name: str, sparsity: float) -> None:
-    """Refuse an unknown distribution, or a ternary sparsity below 2 (2 is the dense binary basis)."""
+    """Raise ConfigError for an unknown distribution, or a sparsity below 2. A sparsity of 2 is the dense binary
+    basis."""
     if name not in DISTRIBUTIONS:
         raise ConfigError(f"unknown basis distribution {name!r}; {nearest(name, DISTRIBUTIONS)}")
     if not 2.0 <= sparsity <= 2.0**31:
@@ -149,7 +157,7 @@ def check_distribution(name: str, sparsity: float) -> None:
 
 @dataclass(frozen=True)
 class Draw:
-    """One frozen matrix (rows x cols): `std` times a unit-variance draw."""
+    """A frozen matrix (rows x cols): `std` times a draw of variance 1."""
 
     rows: int
     cols: int
@@ -159,7 +167,8 @@ class Draw:
 
 
 def draw(seed: int, stream: str, spec: Draw) -> Tensor:
-    """Generate one matrix, float32 on the CPU, in chunks of rows so that the integers stay small."""
+    """Return the matrix of a `Draw`, float32 on the CPU. It is made in chunks of rows, so that the integers take little
+    memory."""
     check_distribution(spec.distribution, spec.sparsity)
     out = torch.empty(spec.rows, spec.cols, dtype=torch.float32)
     step = max(1, _CHUNK // max(1, spec.cols))
@@ -175,14 +184,23 @@ _ROUNDED = (torch.bfloat16, torch.float16)
 
 
 def _same(matrix: Tensor, drawn: Tensor) -> bool:
+    """Return whether a matrix equals a drawn one, after a cast to the drawn one's type."""
     return torch.equal(matrix.detach().to(device="cpu", dtype=drawn.dtype), drawn)
 
 
 class Bases(nn.Module):
-    """The frozen matrices that all adapters of one model share: non-persistent buffers, so never in a state dict.
+    """The frozen matrices that all adapters of one model share.
 
-    Adapters hold this module itself, so that `.to(device)` moves one copy. On the meta device nothing is generated.
-    `given` matrices came in a file (of an imported adapter): no seed gives them, so a checkpoint has to hold them.
+    They are non-persistent buffers, so no state dict has them. Adapters hold this module itself, so that `.to(device)`
+    moves one copy. On the meta device nothing is drawn.
+
+    Args:
+        seed: the seed from which they are drawn.
+        draws: name -> shape and distribution of each matrix.
+        device: where they are kept.
+        dtype: their type.
+        given: name -> matrix, from a file (of an imported adapter). No seed gives these, so a checkpoint has to hold
+            them.
     """
 
     def __init__(
@@ -207,10 +225,10 @@ class Bases(nn.Module):
             self.register_buffer(name, values.to(device=device, dtype=dtype), persistent=False)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Bases:
-        """Draws what leaves the meta device (`to_empty`), whose memory holds anything."""
-        before = [name for name, matrix in self.named_buffers() if matrix.device.type == "meta"]
+        """Draw the matrices that leave the meta device (`to_empty`), whose memory is not initialised."""
+        on_meta = [name for name, matrix in self.named_buffers() if matrix.device.type == "meta"]
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
-        for name in before:
+        for name in on_meta:
             matrix = self.get_buffer(name)
             if matrix.device.type != "meta":
                 if self.given:
@@ -219,22 +237,28 @@ class Bases(nn.Module):
         return self
 
     def get(self, name: str, dtype: torch.dtype | None = None, scale: float = 1.0) -> Tensor:
-        """The matrix `name` times a `scale` of `dtype`'s own; in another dtype one cast is kept for all layers."""
+        """Return the matrix `name`, in another dtype if asked. A cast is made once and cached for all layers.
+
+        Args:
+            name: the matrix.
+            dtype: its type; None for the stored one.
+            scale: a factor that the cast to `dtype` is multiplied by.
+        """
         matrix = self._buffers[name]
         assert matrix is not None
         if dtype is None or (matrix.dtype == dtype and scale == 1.0):
             return matrix
         source, cast = self._casts.get((name, dtype), (None, None))
         if source is not matrix or cast is None:
-            with torch.inference_mode(False):  # an evaluation may be the first to ask, and training the next
+            with torch.inference_mode(False):  # training must be able to use a cast that an evaluation made
                 cast = matrix.to(dtype, copy=True).mul_(scale)
             self._casts[name, dtype] = (matrix, cast)
         return cast
 
     def digest(self) -> str:
-        """SHA-256 over names, shapes and float32 bits, of the matrices in use.
+        """Return the SHA-256 of names, shapes and float32 bits of the matrices in use.
 
-        They are drawn again where a cast lost bits, also one that another has followed.
+        If a cast to 16 bits has lost bits, even if another cast followed, the matrices are drawn again for the digest.
         """
         total = hashlib.sha256()
         for name, spec in sorted(self.draws.items()):
@@ -247,15 +271,15 @@ class Bases(nn.Module):
         return total.hexdigest()
 
     def _lost_bits(self, name: str, matrix: Tensor) -> bool:
-        """Whether a matrix is its draw but for a rounding to 16 bits; of what was changed otherwise it is not."""
+        """Return whether a matrix is its draw after rounding to 16 bits. False if it was changed in another way."""
         if matrix.device.type == "meta" or matrix.dtype in _ROUNDED:
             return True
-        few = dataclasses.replace(self.draws[name], rows=min(self.draws[name].rows, 64))
-        if _same(matrix[: few.rows], draw(self.seed, name, few)):
+        first_rows = dataclasses.replace(self.draws[name], rows=min(self.draws[name].rows, 64))
+        if _same(matrix[: first_rows.rows], draw(self.seed, name, first_rows)):
             return False
         drawn = draw(self.seed, name, self.draws[name])
         return any(_same(matrix, drawn.to(dtype).float()) for dtype in _ROUNDED)
 
     def spec(self) -> dict[str, dict[str, int | float | str]]:
-        """The draws, as plain values for a checkpoint."""
+        """Return the draws by name, as plain values for a checkpoint."""
         return {name: dataclasses.asdict(spec) for name, spec in self.draws.items()}

@@ -1,4 +1,5 @@
-"""How a delta meets an input, exactly: low-rank products, and RandLoRA's in the cheapest order (`plans`)."""
+"""Compute the product of a delta with an input exactly: low-rank products, and RandLoRA's in the cheapest order
+(`plans`)."""
 
 from __future__ import annotations
 
@@ -17,21 +18,27 @@ from randlora.arithmetic.plans import Plan, choose_plan, steps
 
 
 def prefers_matrix(rows: int, shape: tuple[int, int], rank: int, passes: int = 3) -> bool:
-    """Whether a trained product (out x rank)(rank x in) is cheaper as one matrix than applied factor by factor.
+    """Return whether a trained product (out x rank)(rank x in) costs less as one matrix than factor by factor.
 
-    Factors: 3 N r (out + in), or 2 where they get no gradient of their own (`passes`). Matrix: N out in more for the
-    weight's gradient, and 3 r out in to make it and go back.
+    Factor by factor costs 3 N r (out + in) multiply-adds. As a matrix it costs N out in for the weight's gradient, and
+    3 r out in to make the matrix and to differentiate it.
+
+    Args:
+        rows: N, the rows of the input.
+        shape: (out, in).
+        rank: r.
+        passes: the 3 of the first cost; 2 if the factors need no gradient.
     """
     out, width = shape
     return rows * out * width + 3 * rank * out * width < passes * rows * rank * (out + width)
 
 
 LOW = (torch.bfloat16, torch.float16)
-"""Types in which base and delta are never added while training: rounding to them would lose a small delta."""
+"""Types in which base and delta are never added in training, because rounding would lose a small delta."""
 
 
 def compute_dtype(x: Tensor) -> torch.dtype:
-    """The dtype that `F.linear` would compute in: autocast's where it is on, else x's."""
+    """Return the dtype that `F.linear` would compute in: autocast's if it is on, else that of x."""
     kind = x.device.type
     if kind != "meta" and torch.is_autocast_enabled(kind):
         return torch.get_autocast_dtype(kind)
@@ -39,7 +46,7 @@ def compute_dtype(x: Tensor) -> torch.dtype:
 
 
 def low_rank_weight(base: Tensor, a_IR: Tensor, b_OR: Tensor, scale: float) -> Tensor:
-    """base + scale * b a^T, in one product; the result keeps base's dtype, outside autocast."""
+    """Return base + scale * b a^T, in one product. The result has base's dtype."""
     if base.dtype == a_IR.dtype:
         return torch.addmm(base, b_OR, a_IR.t(), alpha=scale)
     return (base + (b_OR * scale) @ a_IR.t()).to(base.dtype)
@@ -53,10 +60,16 @@ def low_rank_linear(
     scale: float,
     middle: Tensor | None = None,
 ) -> Tensor:
-    """F.linear(x, base, bias) + scale * (dropped a) b^T, or (dropped a) middle^T b^T.
+    """Return F.linear(x, base, bias) + scale * (dropped a) b^T.
 
-    `inputs` is (x, dropped), both (..., in), one tensor without dropout; `factors` is (a, b), (in x r) and (out x r);
-    `middle` is (r x r).
+    Args:
+        inputs: (x, dropped), both (..., in): the input, and the input after dropout. Without dropout they are one
+            tensor.
+        base: W0 (out x in).
+        bias: (out), or None.
+        factors: (a, b), (in x r) and (out x r).
+        scale: the factor of the delta.
+        middle: (r x r), a matrix between the factors: (dropped a) middle^T b^T.
     """
     x, x_drop = inputs
     a_IR, b_OR = factors
@@ -72,11 +85,17 @@ def low_rank_linear(
 
 
 PIECE = {"cpu": 1 << 18}
-"""Numbers that `sum_of_products` makes at a time, so that a CPU's caches hold them; elsewhere 2^24, in few launches."""
+"""How many numbers `sum_of_products` makes at a time, by device type.
+
+On a CPU a piece fits into the caches. Elsewhere it is 2^24 numbers, for few kernel launches.
+"""
 
 
 def sum_of_products(one: Tensor, other: Tensor, axis: int) -> Tensor:
-    """(one * other).sum(axis) in float32 or better, never the whole product: piece by piece along the first axis."""
+    """Return (one * other).sum(axis) in float32 or better.
+
+    It works piece by piece along the first axis, so that the whole product is never in memory.
+    """
     step = max(1, PIECE.get(one.device.type, 1 << 24) // max(1, one[:1].numel()))
     precise = torch.promote_types(torch.promote_types(one.dtype, other.dtype), torch.float32)
 
@@ -88,7 +107,7 @@ def sum_of_products(one: Tensor, other: Tensor, axis: int) -> Tensor:
 
 
 class _WeightedSum(torch.autograd.Function):
-    """As `weighted_sum`."""
+    """The autograd function of `weighted_sum`."""
 
     @staticmethod
     def forward(ctx: Any, frozen: Tensor, weights: Tensor, shared: int, summed: int) -> Tensor:
@@ -104,15 +123,18 @@ class _WeightedSum(torch.autograd.Function):
 
 
 def weighted_sum(frozen: Tensor, weights: Tensor, shared: int, summed: int) -> Tensor:
-    """The sum over axis `summed` of `frozen` (of three axes) times `weights`, which lack axis `shared`.
+    """Return the sum over axis `summed` of `frozen` (three axes) times `weights`, which has every axis but `shared`.
 
-    Reads `frozen` once and copies none of it, forward and backward; a batched product of its strided views does.
+    Forward and backward read `frozen` once and copy nothing of it. A batched product of strided views would copy it.
     """
-    return apply_plain(_WeightedSum, weights.device, frozen, weights, shared, summed)
+    return apply_without_autocast(_WeightedSum, weights.device, frozen, weights, shared, summed)
 
 
 def low_rank_beside(x: Tensor, y: Tensor, factors: tuple[Tensor, Tensor], scale: float) -> Tensor:
-    """y + scale * (x a) b^T for x (..., in), y (..., out), in the dtype of y; `factors` as in `low_rank_linear`."""
+    """Return y + scale * (x a) b^T for x (..., in) and y (..., out), in the dtype of y.
+
+    `factors` is (a, b), (in x r) and (out x r).
+    """
     a_IR, b_OR = factors
     h = x.reshape(-1, x.shape[-1]).to(y.dtype) @ a_IR.to(y.dtype)
     rows = y.reshape(-1, y.shape[-1])
@@ -120,20 +142,25 @@ def low_rank_beside(x: Tensor, y: Tensor, factors: tuple[Tensor, Tensor], scale:
 
 
 class Spread(NamedTuple):
-    """The frozen part of one weight's delta: B M if `tall` (out >= in), else (B M)^T. `a` is (r x m), `b` (D x n r).
+    """The frozen part of one RandLoRA delta, which is B M if `tall` (out >= in), else (B M)^T.
 
-    `found` is b as lists or signs where it is ternary and there is a kernel for it.
+    Attributes:
+        a: A (r x m).
+        b: B (D x n r).
+        scale: the factor of the delta.
+        tall: whether out >= in.
+        compact: B as lists or signs, if it is ternary and there is a kernel for it; else None.
     """
 
     a: Tensor
     b: Tensor
     scale: float
     tall: bool
-    found: ternary.Found | None = None
+    compact: ternary.Compact | None = None
 
 
 def spread(lambda_RJ: Tensor, gamma_JM: Tensor, a_RM: Tensor, scale: float) -> Tensor:
-    """M (r n x m): row k n + j is scale * lambda[k, j] * A[k] * gamma[j]."""
+    """Return M (r n x m): row k n + j is scale * lambda[k, j] * A[k] * gamma[j]."""
     product = (lambda_RJ * scale).unsqueeze(2) * a_RM.unsqueeze(1)
     return product.mul_(gamma_JM).flatten(0, 1)
 
@@ -141,7 +168,10 @@ def spread(lambda_RJ: Tensor, gamma_JM: Tensor, a_RM: Tensor, scale: float) -> T
 def _spread_grads(
     grad_QM: Tensor, lambda_RJ: Tensor, gamma_JM: Tensor, a_RM: Tensor, scale: float
 ) -> tuple[Tensor, Tensor]:
-    """Gradients of lambda and gamma from M's: dl[k,j] = s sum_i U A G, dg[j,i] = s sum_k U A L. Overwrites grad_QM."""
+    """Return the gradients of lambda and gamma from the gradient U of M, which is overwritten.
+
+    dl[k,j] = s sum_i U A G and dg[j,i] = s sum_k U A L.
+    """
     r, n = lambda_RJ.shape
     u = grad_QM.view(r, n, -1).mul_(a_RM.unsqueeze(1))
     d_lambda = (u * gamma_JM).sum(2).mul_(scale)
@@ -150,10 +180,11 @@ def _spread_grads(
 
 
 def _merge(base: Tensor | None, m_QM: Tensor, part: Spread) -> Tensor:
-    """base + delta (out x in); in base's precision where the bases are in a lower one."""
+    """Return base + delta (out x in), in base's precision if the bases have a lower one. If base is None, return the
+    delta."""
     b = part.b
-    if part.found is not None and (base is None or base.dtype == torch.float32):
-        return ternary.merge(base, m_QM.to(b.dtype), part.found, part.tall)
+    if part.compact is not None and (base is None or base.dtype == torch.float32):
+        return ternary.merge(base, m_QM.to(b.dtype), part.compact, part.tall)
     left, right = (b, m_QM.to(b.dtype)) if part.tall else (m_QM.to(b.dtype).t(), b.t())
     if base is None:
         return left @ right
@@ -163,15 +194,16 @@ def _merge(base: Tensor | None, m_QM: Tensor, part: Spread) -> Tensor:
 
 
 def _times_b(x_ND: Tensor, part: Spread, gathers: bool) -> Tensor:
-    """(x B)^T (q x N); a view of x B where the product is dense."""
+    """Return (x B)^T (q x N). It is a view of x B if the product is dense."""
     if gathers:
-        assert part.found is not None
-        return ternary.times_b(x_ND, part.found)
+        assert part.compact is not None
+        return ternary.times_b(x_ND, part.compact)
     return (x_ND @ part.b).t()
 
 
 class _SpreadLinear(torch.autograd.Function):
-    """linear(x, base + delta, bias) for x (N x in); base None leaves out the frozen product."""
+    """The autograd function of linear(x, base + delta, bias) for x (N x in). If base is None, only of the delta's
+    product."""
 
     @staticmethod
     def forward(
@@ -205,7 +237,7 @@ class _SpreadLinear(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad_y: Tensor) -> tuple[Tensor | None, ...]:
-        kept, base, lambda_RJ, gamma_JM = ctx.saved_tensors
+        saved, base, lambda_RJ, gamma_JM = ctx.saved_tensors
         part: Spread = ctx.part
         b, tall, todo = part.b, part.tall, ctx.todo
         need_x, _, need_bias, need_lambda, need_gamma = ctx.needs_input_grad[:5]
@@ -217,9 +249,9 @@ class _SpreadLinear(torch.autograd.Function):
         if tall and ((todo.rows_for_m and need_m) or (need_x and not todo.merged_grad_x)):
             grad_QN = _times_b(grad_y, part, todo.gathers)
         if need_m and todo.rows_for_m:
-            grad_m = kept @ grad_y if grad_QN is None else grad_QN @ kept
+            grad_m = saved @ grad_y if grad_QN is None else grad_QN @ saved
         elif need_m:
-            grad_w = grad_y.t() @ kept
+            grad_w = grad_y.t() @ saved
             grad_m = b.t() @ (grad_w if tall else grad_w.t())
         if m is not None and todo.merged_grad_x:
             grad_x = grad_y @ _merge(base, m, part).to(b.dtype)
@@ -236,24 +268,26 @@ class _SpreadLinear(torch.autograd.Function):
 
 
 def _grads_of_weight(grad_w: Tensor, lambda_RJ: Tensor, gamma_JM: Tensor, part: Spread) -> tuple[Tensor, Tensor]:
-    """Gradients of lambda and gamma from that of base + delta (out x in)."""
+    """Return the gradients of lambda and gamma from the gradient of base + delta (out x in)."""
     b = part.b
     g = grad_w.to(b.dtype)
     side = g if part.tall else g.t()
-    grad_m = (b.t() @ side if part.found is None else ternary.times_b(side.t(), part.found)).to(lambda_RJ.dtype)
+    grad_m = (b.t() @ side if part.compact is None else ternary.times_b(side.t(), part.compact)).to(lambda_RJ.dtype)
     return _spread_grads(grad_m, lambda_RJ, gamma_JM, part.a, part.scale)
 
 
 @torch.no_grad()
 def spread_project(trained: tuple[nn.Parameter, nn.Parameter], part: Spread, grad_w: Tensor) -> None:
-    """Add to lambda's and gamma's `.grad` what the gradient of base + delta (out x in) means for them."""
+    """Turn the gradient of base + delta (out x in) into gradients of lambda and gamma, and add them to their
+    `.grad`."""
     for parameter, grad in zip(trained, _grads_of_weight(grad_w, *trained, part), strict=True):
         if parameter.requires_grad:
             parameter.grad = grad if parameter.grad is None else parameter.grad.add_(grad)
 
 
 class _SpreadWeight(torch.autograd.Function):
-    """base + delta (out x in), keeping lambda and gamma only; base None gives the delta."""
+    """The autograd function of base + delta (out x in), which keeps lambda and gamma alone. If base is None: of the
+    delta."""
 
     @staticmethod
     def forward(ctx: Any, base: Tensor | None, lambda_RJ: Tensor, gamma_JM: Tensor, part: Spread) -> Tensor:
@@ -272,16 +306,18 @@ class _SpreadWeight(torch.autograd.Function):
         return grad_w if ctx.needs_input_grad[0] else None, d_lambda, d_gamma, None
 
 
-def plain(device: torch.device) -> AbstractContextManager[object]:
-    """A block with autocast off, for what chooses its types itself: CUDA's autocast knows more operations than the
-    CPU's, and would compute in bf16 what is float32 there."""
+def autocast_off(device: torch.device) -> AbstractContextManager[object]:
+    """Return a block with autocast off, for code that chooses its types itself.
+
+    CUDA's autocast covers more operations than the CPU's. It would compute in bf16 what the CPU computes in float32.
+    """
     off = device.type == "meta" or not torch.is_autocast_enabled(device.type)
     return contextlib.nullcontext() if off else torch.autocast(device.type, enabled=False)
 
 
-def apply_plain(function: type[torch.autograd.Function], device: torch.device, *arguments: Any) -> Tensor:
-    """`function.apply` with autocast off."""
-    with plain(device):
+def apply_without_autocast(function: type[torch.autograd.Function], device: torch.device, *arguments: Any) -> Tensor:
+    """Return `function.apply(*arguments)`, computed with autocast off."""
+    with autocast_off(device):
         return cast(Tensor, function.apply(*arguments))  # type: ignore[no-untyped-call]
 
 
@@ -294,10 +330,17 @@ def spread_linear(
     *,
     plan: Plan | None = None,
 ) -> Tensor:
-    """F.linear(x, base + delta, bias) for x (..., in), exactly, by the cheapest plan (or the one given).
+    """Return F.linear(x, base + delta, bias) for x (..., in), exactly.
 
-    `trained` is (lambda, gamma). `part.b` must be in the dtype of the computation (`compute_dtype(x)`). In low
-    precision the delta is a product of its own.
+    Args:
+        x: the input (..., in).
+        base: W0 (out x in); None for the delta's product alone.
+        bias: (out), or None.
+        trained: (lambda, gamma).
+        part: the frozen part, whose `b` must have the dtype of the computation (`compute_dtype(x)`).
+        plan: the order of contraction; None for the cheapest one.
+
+    In low precision the delta's product is computed separately and added.
     """
     dtype = part.b.dtype
     if plan is None and base is not None and (base.dtype in LOW or dtype in LOW):
@@ -306,14 +349,14 @@ def spread_linear(
     rows = x.reshape(-1, x.shape[-1])
     if plan is None:
         training = torch.is_grad_enabled() and (x.requires_grad or trained[0].requires_grad)
-        kernel = None if part.found is None else part.found.part
+        gather_time = None if part.compact is None else part.compact.relative_time
         sizes = (rows.shape[0], part.b.shape[0], part.a.shape[1], part.b.shape[1])
-        plan = choose_plan(*sizes, training, part=kernel, apart=base is None)
+        plan = choose_plan(*sizes, training, gather_time=gather_time, apart=base is None)
     bias = None if bias is None else bias.to(dtype)
-    y = apply_plain(_SpreadLinear, x.device, rows.to(dtype), base, bias, *trained, part, plan)
+    y = apply_without_autocast(_SpreadLinear, x.device, rows.to(dtype), base, bias, *trained, part, plan)
     return y.view(*x.shape[:-1], y.shape[-1])
 
 
 def spread_weight(base: Tensor | None, trained: tuple[Tensor, Tensor], part: Spread) -> Tensor:
-    """base + delta, or the delta alone, as one (out x in) matrix."""
-    return apply_plain(_SpreadWeight, trained[0].device, base, *trained, part)
+    """Return base + delta as one (out x in) matrix. If base is None, return the delta."""
+    return apply_without_autocast(_SpreadWeight, trained[0].device, base, *trained, part)

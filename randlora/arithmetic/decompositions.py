@@ -1,8 +1,8 @@
-"""Decompositions of base weights, kept: attaching a method that makes one costs it once for a model and not every time.
+"""Cache decompositions of base weights, so that a method that makes them pays for them once per model.
 
-Singular vectors of all weights of a ViT-B take 20 to 100 s (PEFT's OSF, PSOFT, TinyLoRA and FRoD). The keeper stands
-between a method's code, also PEFT's, and `torch.linalg`: what it was asked for before, by the bits of the matrices, it
-gives again, to the bit. So it needs no list of methods, and methods share what they have in common.
+Singular vectors of all weights of a ViT-B take 20 to 100 s (PEFT's OSF, PSOFT, TinyLoRA and FRoD need them). The cache
+stands between a method's code, also PEFT's, and `torch.linalg`. If a function was called before with matrices of the
+same bits, it returns the same result, bit for bit. So it needs no list of methods, and methods share their results.
 """
 
 from __future__ import annotations
@@ -16,23 +16,30 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 LIMIT = 2**30
-"""Bytes of results that are kept, in main memory."""
+"""Bytes of results that are cached, in main memory."""
 _KNOWN = (torch.linalg.svd, torch.linalg.qr, torch.linalg.eigh, torch.linalg.inv, torch.linalg.pinv, torch.linalg.solve)
-"""They draw no random numbers, so a result may stand in for a call."""
+"""The functions that are cached. They draw no random numbers, so a cached result can replace a call."""
 
 
 class Decompositions(TorchFunctionMode):
-    """`with keeper: attach(...)`. Results beyond the limit are not kept; those of earlier blocks make way first.
+    """A block that caches decompositions: `with keeper: attach(...)`.
 
-    `made` and `given` count results that were computed, and those that were kept; `nbytes` is what the kept ones take.
+    A result that does not fit into the limit beside those of this block is not cached. Results of earlier blocks are
+    removed first, the longest unused ones before the others.
+
+    Attributes:
+        limit: bytes of results that are cached at most.
+        computed: number of results that were computed.
+        reused: number of results that came from the cache.
+        nbytes: bytes of the cached results.
     """
 
     def __init__(self, limit: int = LIMIT) -> None:
         super().__init__()
-        self.limit, self.made, self.given = limit, 0, 0
-        self._kept: dict[Any, tuple[type[Any], list[Tensor]]] = {}  # the longest unused first
-        self._used: set[Any] = set()  # in this block
-        self.nbytes = self._in_use = 0  # counted along: a method may make ten thousand small ones
+        self.limit, self.computed, self.reused = limit, 0, 0
+        self._kept: dict[Any, tuple[type[Any], list[Tensor]]] = {}  # the longest unused result comes first
+        self._used: set[Any] = set()  # keys that were used in this block
+        self.nbytes = self._in_use = 0  # running sums, because a method may make ten thousand small results
 
     def __enter__(self) -> Self:
         self._used.clear()
@@ -43,23 +50,23 @@ class Decompositions(TorchFunctionMode):
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
-        named = dict(kwargs or {})
-        inputs = [value for value in (*args, *named.values()) if isinstance(value, Tensor)]
-        apart = any(t.device.type == "meta" or (t.requires_grad and torch.is_grad_enabled()) for t in inputs)
-        if func not in _KNOWN or apart or "out" in named:
-            return func(*args, **named)
-        key = (func, *map(_key, args), *((name, _key(value)) for name, value in sorted(named.items())))
+        keywords = dict(kwargs or {})
+        inputs = [value for value in (*args, *keywords.values()) if isinstance(value, Tensor)]
+        bypass = any(t.device.type == "meta" or (t.requires_grad and torch.is_grad_enabled()) for t in inputs)
+        if func not in _KNOWN or bypass or "out" in keywords:
+            return func(*args, **keywords)
+        key = (func, *map(_key, args), *((name, _key(value)) for name, value in sorted(keywords.items())))
         if key not in self._kept:
-            self.made += 1
-            result = func(*args, **named)
+            self.computed += 1
+            result = func(*args, **keywords)
             self._keep(key, result)
             return result
-        self.given += 1
+        self.reused += 1
         kind, parts = self._kept[key] = self._kept.pop(key)
         self._in_use += 0 if key in self._used else _size(parts)
         self._used.add(key)
-        found = [part.to(inputs[0].device, copy=True) for part in parts]
-        return found[0] if issubclass(kind, Tensor) else kind(found)
+        copies = [part.to(inputs[0].device, copy=True) for part in parts]
+        return copies[0] if issubclass(kind, Tensor) else kind(copies)
 
     def _keep(self, key: Any, result: Any) -> None:
         parts = [result] if isinstance(result, Tensor) else list(result)
@@ -80,7 +87,8 @@ def _size(parts: list[Tensor]) -> int:
 
 
 def _key(value: Any) -> Any:
-    """A tensor's bits and layout, which rounding may depend on; anything else itself."""
+    """Return what identifies an argument: of a tensor its bits and layout (rounding may depend on it), else the value
+    itself."""
     if not isinstance(value, Tensor):
         return value
     bits = value.detach().to("cpu").contiguous().reshape(-1).view(torch.uint8).numpy()

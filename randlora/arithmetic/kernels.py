@@ -1,8 +1,8 @@
-"""The optional compiled parts: a small C library, built on first use with the system's compiler and kept in a cache;
-and, on CUDA, a Triton kernel where `RANDLORA_KERNELS=triton` asks for it.
+"""The optional compiled kernels: a small C library, and a Triton kernel on CUDA.
 
-Nothing needs them. Without a compiler, or with `RANDLORA_KERNELS=off` in the environment, `load_compiled()` is None and
-the same products are made by torch. `status()` says what is in use and why.
+The C library is built on first use with the system's compiler, and cached. Triton is used if the environment has
+`RANDLORA_KERNELS=triton`. Nothing needs the kernels. Without a compiler, or with `RANDLORA_KERNELS=off`,
+`load_compiled()` returns None and torch computes the same products. `status()` says what is in use and why.
 """
 
 from __future__ import annotations
@@ -33,18 +33,21 @@ _SECONDS = 60.0
 
 
 class _BuildError(RuntimeError):
+    """The library cannot be built or loaded; the message says why."""
+
     pass
 
 
 def _compiler() -> str:
+    """Return the path of a C compiler. Raises _BuildError if there is none."""
     for name in (os.environ.get("CC", ""), "cc", "gcc", "clang"):
-        if name and (found := shutil.which(name)):
-            return found
+        if name and (path := shutil.which(name)):
+            return path
     raise _BuildError("no C compiler was found (cc, gcc, clang, or $CC)")
 
 
 def _machine() -> str:
-    """What a native build depends on: the processor's features where the system lists them."""
+    """Return what a native build depends on: the platform, and the processor's features if the system lists them."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     except OSError:
@@ -55,16 +58,18 @@ def _machine() -> str:
 
 @contextmanager
 def _cache() -> Iterator[Path]:
-    """A folder that only this user can write, made if missing; else a temporary one, gone at the end."""
+    """Yield a folder that only this user can write. Without one, it is a temporary folder, which is removed at
+    the end."""
     base = _own_folder()
     if base is not None:
         yield base
         return
-    with tempfile.TemporaryDirectory(prefix="randlora-", ignore_cleanup_errors=True) as made:
-        yield Path(made)  # a library that was loaded outlives its file
+    with tempfile.TemporaryDirectory(prefix="randlora-", ignore_cleanup_errors=True) as folder:
+        yield Path(folder)  # a loaded library stays usable after its file is removed
 
 
 def _own_folder() -> Path | None:
+    """Return the user's cache folder, made if missing; None if it cannot be made or if others can write to it."""
     try:
         base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "randlora"
         base.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -72,32 +77,35 @@ def _own_folder() -> Path | None:
         if info.st_uid == os.getuid() and not info.st_mode & 0o022 and os.access(base, os.W_OK):
             return base
     except (OSError, RuntimeError):
-        pass  # no home, or a read-only one: the library is built for this process alone
+        pass  # no home folder, or a read-only one: the library is built for this process alone
     return None
 
 
 def _build(compiler: str, target: Path) -> None:
+    """Compile the library and move it to `target`. Raises _BuildError with the compiler's last words."""
     errors = ""
     for native in _NATIVE:
-        part = target.with_name(f"{target.name}.{os.getpid()}.{threading.get_ident()}.part")
-        command = [compiler, *_FLAGS, *([native] if native else []), str(_SOURCE), "-o", str(part)]
+        unfinished = target.with_name(f"{target.name}.{os.getpid()}.{threading.get_ident()}.part")
+        command = [compiler, *_FLAGS, *([native] if native else []), str(_SOURCE), "-o", str(unfinished)]
         try:
             done = subprocess.run(command, capture_output=True, text=True, timeout=_SECONDS, check=False)
         except (OSError, subprocess.TimeoutExpired) as error:
             raise _BuildError(f"{compiler} did not run: {error}") from error
         if done.returncode == 0:
-            with part.open("rb") as made:
-                os.fsync(made.fileno())  # half a library, as after a power cut, kills the process that loads it
-            part.replace(target)
+            with unfinished.open("rb") as library:
+                os.fsync(
+                    library.fileno()
+                )  # an incomplete library, as after a power cut, would kill the process that loads it
+            unfinished.replace(target)
             return
         errors = done.stderr.strip()
     raise _BuildError(f"{compiler} failed: {errors[-500:]}")
 
 
 def _open(compiler: str, target: Path) -> ctypes.CDLL:
-    """The library in `target`, built where there is none that can be loaded."""
+    """Return the library in `target`. It is built if it is missing or cannot be loaded."""
     if target.exists():
-        with suppress(OSError):  # cut short by a full disk, say: built anew
+        with suppress(OSError):  # an incomplete library, as a full disk leaves it, is built again
             return ctypes.CDLL(os.fspath(target))
     _build(compiler, target)
     try:
@@ -107,19 +115,20 @@ def _open(compiler: str, target: Path) -> ctypes.CDLL:
 
 
 def _load() -> ctypes.CDLL:
+    """Return the library with the types of its function set. Raises _BuildError if it cannot be had."""
     if os.environ.get("RANDLORA_KERNELS", "").lower() in ("0", "off", "no", "false"):
         raise _BuildError("switched off by RANDLORA_KERNELS")
     if sys.platform == "win32":
         raise _BuildError("not built on Windows")
     compiler = _compiler()
-    with Path(compiler).open("rb") as file:  # another version under the same name builds anew
+    with Path(compiler).open("rb") as file:  # another compiler under the same name needs another build
         version = hashlib.file_digest(file, "sha256").hexdigest()
     parts = (_SOURCE.read_text(encoding="utf-8"), compiler, version, *_FLAGS, _machine())
     key = hashlib.sha256("\x1f".join(parts).encode())
     with _cache() as folder:
-        found = _open(compiler, folder / f"ternary-{key.hexdigest()[:24]}.so")
+        library = _open(compiler, folder / f"ternary-{key.hexdigest()[:24]}.so")
     try:
-        function = found.randlora_ternary
+        function = library.randlora_ternary
     except AttributeError as error:
         raise _BuildError(f"the library lacks its function: {error}") from error
     pointer, stride, size = ctypes.c_void_p, ctypes.c_ssize_t, ctypes.c_int64
@@ -129,11 +138,12 @@ def _load() -> ctypes.CDLL:
         *(size, ctypes.c_float, pointer, pointer, stride, stride, size, size),
     ]
     function.restype = ctypes.c_int
-    return found
+    return library
 
 
 @functools.cache
 def _library() -> tuple[ctypes.CDLL | None, str]:
+    """Return the library, or None and the reason why there is none."""
     try:
         return _load(), "compiled"
     except (_BuildError, OSError) as error:
@@ -141,16 +151,18 @@ def _library() -> tuple[ctypes.CDLL | None, str]:
 
 
 def load_compiled() -> ctypes.CDLL | None:
-    """The compiled library, built if need be; None where it cannot be had."""
+    """Return the compiled library, built if needed; None if it cannot be had."""
     return _library()[0]
 
 
 def takes_triton(device: torch.device) -> bool:
-    """Whether products with signs on `device` are Triton's.
+    """Return whether Triton computes products with signs on `device`.
 
-    On request alone, until it is measured that it is faster. Under Triton's interpreter the CPU is such a device.
+    That is so only if `RANDLORA_KERNELS=triton`, because nobody has measured yet that it is faster. Under Triton's
+    interpreter it also works on the CPU.
 
-    Raises ConfigError: it is asked for, and there is no package triton.
+    Raises:
+        ConfigError: Triton is asked for, and the package triton is not installed.
     """
     interpreted = device.type == "cpu" and os.environ.get("TRITON_INTERPRET") == "1"
     if os.environ.get("RANDLORA_KERNELS", "").lower() != "triton" or not (device.type == "cuda" or interpreted):
@@ -161,5 +173,5 @@ def takes_triton(device: torch.device) -> bool:
 
 
 def status() -> str:
-    """ "compiled", or why the compiled part is not in use."""
+    """Return "compiled", or the reason why the compiled library is not in use."""
     return _library()[1]

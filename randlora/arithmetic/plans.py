@@ -1,8 +1,9 @@
-"""Orders of contraction for a RandLoRA delta, their costs, and the choice between them. All are exact.
+"""Choose the cheapest of several exact orders of contraction for a RandLoRA delta.
 
-The delta is B @ M (or its transpose for a wide weight, in > out), B (D x q) frozen, D >= d the two sides of the weight,
-q = n r, and M (q x d) built from lambda, gamma and A. For N input rows the multiply-adds beyond the frozen layer's,
-forward and backward together, are (times two for FLOPs):
+The delta is B @ M (or its transpose for a wide weight, in > out). B (D x q) is frozen, where D >= d are the two sides
+of
+the weight and q = n r. M (q x d) is built from lambda, gamma and A. The table lists multiply-adds for N input rows,
+forward and backward together, beyond those of the frozen layer (times two for FLOPs):
 
 ==========  ==========================  =========================  ==================================
 plan        forward                     backward                   cost
@@ -14,10 +15,10 @@ merged      W0 + B M                    W0 + B M, dY^T x           3 D q d + N D
 gather      W0 + B M                    W0 + B M, dY B or x B      p (2 D q d + N D q) + N q d
 ==========  ==========================  =========================  ==================================
 
-M and W0 + B M are made again in backward instead of being kept. Kept is x, or for a wide weight the smaller x B.
-`gather` is for a ternary B that `ternary` has a kernel for: its products with B cost the part p of dense ones. Where
-the delta is not added to W0 (dropout on its input, low precision) "W0 + B M" is B M in a product of its own, for N D d
-more each time.
+Backward makes M and W0 + B M again instead of keeping them. It keeps x, or the smaller x B for a wide weight. `gather`
+is for a ternary B that `ternary` has a kernel for. Its products with B take the share p of the dense ones' time. If the
+delta is not added to W0 (dropout on its input, or low precision), "W0 + B M" means a separate product with B M, which
+costs N D d more each time.
 """
 
 from __future__ import annotations
@@ -28,16 +29,20 @@ Plan = Literal["activation", "mixed", "merged", "gather"]
 
 
 def plan_costs(rows: int, large: int, small: int, inner: int, *, apart: bool = False) -> dict[Plan, int]:
-    """Multiply-adds of one training step beyond the frozen layer's, by plan (the module's table), for a dense B.
+    """Return by plan the multiply-adds of a training step beyond those of the frozen layer, for a dense B.
 
-    `apart`: the delta is not added to W0.
+    Args:
+        rows: N.
+        large, small: D and d, the sides of the weight.
+        inner: q.
+        apart: whether the delta's product is separate from that of W0.
     """
     n, big, low, q = rows, large, small, inner
-    own = n * big * low if apart else 0
+    separate = n * big * low if apart else 0
     return {
         "activation": n * q * (2 * big + 3 * low),
-        "mixed": big * q * low + n * big * q + 2 * n * q * low + own,
-        "merged": 3 * big * q * low + n * big * low + 2 * own,
+        "mixed": big * q * low + n * big * q + 2 * n * q * low + separate,
+        "merged": 3 * big * q * low + n * big * low + 2 * separate,
     }
 
 
@@ -48,57 +53,90 @@ def choose_plan(
     inner: int,
     training: bool = True,
     *,
-    part: float | None = None,
+    gather_time: float | None = None,
     apart: bool = False,
 ) -> Plan:
-    """The cheapest plan; where nothing is differentiated only the forward counts.
+    """Return the cheapest plan.
 
-    `part` is p where `gather` is possible, else None. `apart` as in `plan_costs`.
+    Args:
+        rows: N.
+        large, small: D and d, the sides of the weight.
+        inner: q.
+        training: whether gradients are needed. If not, only the forward counts.
+        gather_time: p, if `gather` is possible; else None.
+        apart: whether the delta's product is separate from that of W0.
     """
     if not training:
-        own = rows * large * small if apart else 0
-        if (1.0 if part is None else part) * large * inner * small + own < rows * inner * (large + small):
-            return "merged" if part is None else "gather"
+        separate = rows * large * small if apart else 0
+        if (1.0 if gather_time is None else gather_time) * large * inner * small + separate < rows * inner * (
+            large + small
+        ):
+            return "merged" if gather_time is None else "gather"
         return "activation"
-    costs = _allowed(rows, large, small, inner, part, apart)
+    costs = _allowed(rows, large, small, inner, gather_time, apart)
     return min(costs, key=costs.__getitem__)
 
 
 def pays_to_accumulate(
-    rows: int, large: int, small: int, inner: int, micro_batches: int, *, part: float | None = None
+    rows: int, large: int, small: int, inner: int, micro_batches: int, *, gather_time: float | None = None
 ) -> bool:
-    """Whether one W0 + B M for `micro_batches` of `rows` each, gone back through once, beats the cheapest plan.
+    """Return whether one W0 + B M for several micro-batches, differentiated once, costs less than the cheapest plan.
 
-    It costs N D d for the weight's gradient in every micro-batch, and 2 D q d a step to make it and to go back.
+    It costs N D d in every micro-batch for the weight's gradient, and 2 D q d per step to make it and to differentiate
+    it.
+
+    Args:
+        rows: N of a micro-batch.
+        large, small: D and d, the sides of the weight.
+        inner: q.
+        micro_batches: the number of micro-batches in an optimiser step.
+        gather_time: p, if `gather` is possible; else None.
     """
-    costs = _allowed(rows, large, small, inner, part, apart=False)
-    once = 2 * (1.0 if part is None else part) * large * inner * small
+    costs = _allowed(rows, large, small, inner, gather_time, apart=False)
+    once = 2 * (1.0 if gather_time is None else gather_time) * large * inner * small
     return micro_batches * rows * large * small + once < micro_batches * min(costs.values())
 
 
-def _allowed(rows: int, large: int, small: int, inner: int, part: float | None, apart: bool) -> dict[Plan, float]:
-    """Costs of the plans to choose from; of equal ones the first is taken."""
+def _allowed(
+    rows: int, large: int, small: int, inner: int, gather_time: float | None, apart: bool
+) -> dict[Plan, float]:
+    """Return the costs of the possible plans. Of equal costs, the first plan is taken."""
     costs: dict[Plan, float] = {**plan_costs(rows, large, small, inner, apart=apart)}
-    if part is not None:
-        own = 2 * rows * large * small if apart else 0
-        costs["gather"] = part * (2 * large * inner * small + rows * large * inner) + rows * inner * small + own
+    if gather_time is not None:
+        separate = 2 * rows * large * small if apart else 0
+        costs["gather"] = (
+            gather_time * (2 * large * inner * small + rows * large * inner) + rows * inner * small + separate
+        )
     return costs
 
 
 class Steps(NamedTuple):
-    """A plan spelled out. False means: through the small factors x M^T or x B."""
+    """The steps of a plan. False means that the step goes through the small factors x M^T or x B.
+
+    Attributes:
+        merged_forward: W0 + B M makes the output.
+        merged_grad_x: W0 + B M makes the input's gradient.
+        rows_for_m: M's gradient comes from products of rows with B (dY B, or the x B that was kept); else from the
+            weight's gradient.
+        gathers: products with B are gathered.
+    """
 
     merged_forward: bool
-    """The output is made with W0 + B M."""
+
     merged_grad_x: bool
-    """The input's gradient is made with W0 + B M."""
+
     rows_for_m: bool
-    """M's gradient is made from products of rows with B (dY B, or x B kept); else from the weight's gradient."""
+
     gathers: bool = False
 
 
 def steps(plan: Plan, tall: bool) -> Steps:
-    """What `plan` does on a layer whose output is the longer side, or not."""
+    """Return the steps of `plan`.
+
+    Args:
+        plan: the plan.
+        tall: whether the layer's output is its longer side.
+    """
     if plan == "activation":
         return Steps(False, False, True)
     if plan == "mixed":

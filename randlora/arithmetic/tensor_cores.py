@@ -1,8 +1,8 @@
-"""Products with a matrix of -1, 0 and 1 on a GPU's tensor cores, by Triton.
+"""Multiply with a matrix of -1, 0 and 1 on a GPU's tensor cores, by Triton.
 
-Such entries are exact in bf16, so that a float32 operand can be split into three bf16 parts (8 + 8 + 8 bits of its 24)
-and multiplied at bf16's rate with float32's precision; the signs are read as bytes, a quarter of float32's.
-Imported where `kernels` says so, and nowhere else: it needs the package triton.
+Such entries are exact in bf16. So a float32 operand can be split into three bf16 parts (8 + 8 + 8 bits of its 24), and
+multiplied at bf16's speed with float32's precision. The signs are read as bytes, a quarter of float32's size.
+This module needs the package triton. Only code that has asked `kernels.takes_triton` imports it.
 """
 
 # mypy: disable-error-code="no-untyped-def, untyped-decorator, no-untyped-call"
@@ -18,7 +18,8 @@ from torch import Tensor
 BLOCK = {"OUTPUTS": 128, "TERMS": 32, "LANES": 128}
 OPTIONS = {"num_warps": 8, "num_stages": 3}
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
-"""Triton's interpreter runs kernels on the CPU. Its products take bf16 for integers, so there they are in float32."""
+"""Whether Triton's interpreter runs the kernels on the CPU. Its products treat bf16 as integers, so they use float32
+there."""
 
 
 @triton.jit
@@ -34,7 +35,8 @@ def signed_product(
     signs_output, signs_term, x_lane, x_term, base_lane, base_output, out_lane, out_output,
     HAS_BASE: tl.constexpr, WIDE: tl.constexpr, OUTPUTS: tl.constexpr, TERMS: tl.constexpr, LANES: tl.constexpr,
 ):  # fmt: skip
-    """One block of out[lane, o] = base[lane, o] + scale * sum over t of x[lane, t] signs[o, t], summed in float32."""
+    """Compute one block of out[lane, o] = base[lane, o] + scale * sum over t of x[lane, t] signs[o, t], summed in
+    float32."""
     o = (tl.program_id(0) * OUTPUTS + tl.arange(0, OUTPUTS)).to(tl.int64)[:, None]
     lane = (tl.program_id(1) * LANES + tl.arange(0, LANES)).to(tl.int64)[None, :]
     total = tl.zeros((OUTPUTS, LANES), tl.float32)
@@ -60,9 +62,10 @@ def signed_product(
 
 
 def signed_sums(x: Tensor, signs: Tensor, scale: float, out: Tensor, base: Tensor | None = None) -> Tensor:
-    """out[lane, o] = base[lane, o] + scale * sum over t of x[lane, t] signs[o, t].
+    """Compute out[lane, o] = base[lane, o] + scale * sum over t of x[lane, t] signs[o, t], and return `out`.
 
-    x (lanes x terms) and out (lanes x outputs) are float32, bf16 or fp16, signs (outputs x terms) int8, of any strides.
+    x (lanes x terms) and out (lanes x outputs) are float32, bf16 or fp16; signs (outputs x terms) are int8. Any strides
+    are accepted.
     """
     (outputs, terms), lanes = signs.shape, x.shape[0]
     inside = out if base is None else base

@@ -1,9 +1,9 @@
 """Products with a ternary basis B (entries -c, 0, +c) that cost less than dense ones.
 
-On the CPU in float32, where `kernels` has its compiled part, by gathering and adding: costs grow with the number of
-entries that are not 0, and at the paper's sparsity sqrt(D) (93 % zeros at D = 768) a product takes a small part of the
-dense one's time. On CUDA, where `kernels` is asked for Triton, by `tensor_cores`. Everywhere else `lists` returns None
-and the products are dense, with the same result up to rounding.
+On the CPU in float32 they gather and add, if `kernels` has its compiled library. Their cost grows with the number of
+entries that are not 0. At the paper's sparsity sqrt(D) (93 % zeros at D = 768) they take a small part of the dense
+product's time. On CUDA, `tensor_cores` computes them if `kernels` was asked for Triton. Everywhere else `compact_form`
+returns None, and the products are dense. The result is the same up to rounding.
 """
 
 from __future__ import annotations
@@ -23,15 +23,15 @@ from randlora.arithmetic import kernels
 from randlora.arithmetic.bases import Draw, draw
 
 MAX_DENSITY = 0.4
-"""Above this share of entries that are not 0 the dense product is as fast."""
+"""The largest share of entries that are not 0 at which gathering is faster than the dense product."""
 GATHER_COST = 3.5
-"""Time of a gathered term over a dense one (measured 2.5 to 4 with AVX-512 at 93 % zeros)."""
+"""Time of a gathered term, relative to a dense one (measured: 2.5 to 4 with AVX-512 at 93 % zeros)."""
 
 _PAD = 4
 
 
 class _Signed(NamedTuple):
-    """For every output the indices to add, and those to subtract: starts (outputs + 1) and indices, padded."""
+    """For each output, the indices to add and those to subtract: starts (outputs + 1) and padded indices."""
 
     plus_start: Tensor
     plus: Tensor
@@ -44,7 +44,14 @@ class _Signed(NamedTuple):
 
 
 class Lists(NamedTuple):
-    """B (D x q) as lists: by row (over columns) and by column (over rows); `value` is c, `density` the share not 0."""
+    """B (D x q) as lists of indices.
+
+    Attributes:
+        rows: for each row, its columns with +c and with -c.
+        columns: for each column, its rows with +c and with -c.
+        value: c.
+        density: the share of entries that are not 0.
+    """
 
     rows: _Signed
     columns: _Signed
@@ -52,30 +59,36 @@ class Lists(NamedTuple):
     density: float
 
     @property
-    def part(self) -> float:
-        """Time of a product over the dense one's."""
+    def relative_time(self) -> float:
+        """Return the time of a product, relative to the dense one."""
         return GATHER_COST * self.density
 
 
 class Signs(NamedTuple):
-    """B (D x q) as int8 signs on its device; `value` is c."""
+    """B (D x q) as int8 signs on its device.
+
+    Attributes:
+        rows: the signs (D x q).
+        value: c.
+        relative_time: the time of a product, relative to the dense one. It is 1, because nobody has measured it
+            (`benchmarks/gpu.py` can).
+    """
 
     rows: Tensor
     value: float
-    part: float = 1.0
-    """Time of a product over the dense one's: level, since nobody has measured it (`benchmarks/gpu.py` does)."""
+    relative_time: float = 1.0
 
     @property
     def columns(self) -> Tensor:
         return self.rows.t()
 
 
-Found = Lists | Signs
+Compact = Lists | Signs
 
 
 def _signed(values: Tensor) -> _Signed:
-    """Lists of the rows of `values`."""
-    found: list[Tensor] = []
+    """Return the lists of the rows of `values`."""
+    lists: list[Tensor] = []
     count, terms = values.shape
     for mask in (values > 0, values < 0):
         sizes = mask.sum(1)
@@ -86,15 +99,18 @@ def _signed(values: Tensor) -> _Signed:
         row, column = mask.nonzero(as_tuple=True)
         within = torch.arange(row.numel()) - (sizes.cumsum(0) - sizes)[row]
         index[start[row] + within] = column
-        found += [start.to(torch.int32), index.to(torch.uint16)]
-    return _Signed(*found)
+        lists += [start.to(torch.int32), index.to(torch.uint16)]
+    return _Signed(*lists)
 
 
 def make_lists(b_DQ: Tensor) -> Lists | None:
-    """Lists of a float32 CPU matrix whose entries are -c, 0 and +c; None for any other, or one too dense or too big."""
+    """Return lists for a float32 CPU matrix with entries -c, 0 and +c.
+
+    None if it is another matrix, too dense or too big.
+    """
     if b_DQ.device.type != "cpu" or b_DQ.dtype != torch.float32 or max(b_DQ.shape) >= 1 << 16 or b_DQ.numel() == 0:
         return None
-    value = _size(b_DQ)
+    value = _entry_size(b_DQ)
     density = float((b_DQ != 0).double().mean())
     if value is None or density > MAX_DENSITY:
         return None
@@ -102,32 +118,34 @@ def make_lists(b_DQ: Tensor) -> Lists | None:
 
 
 def make_signs(b_DQ: Tensor) -> Signs | None:
-    """Signs of a matrix whose entries are -c, 0 and +c; None for any other, and for an empty one."""
-    value = _size(b_DQ) if b_DQ.numel() else None
+    """Return signs for a matrix with entries -c, 0 and +c; None if it is another matrix, or empty."""
+    value = _entry_size(b_DQ) if b_DQ.numel() else None
     return None if value is None else Signs(b_DQ.sign().to(torch.int8), value)
 
 
-def _size(b_DQ: Tensor) -> float | None:
-    """c of a matrix whose entries are -c, 0 and +c, not all of them 0."""
+def _entry_size(b_DQ: Tensor) -> float | None:
+    """Return c of a matrix with entries -c, 0 and +c; None if it is another matrix, or all 0."""
     size = b_DQ.abs()
     value = size.max()
     return float(value) if bool(value != 0) and bool(((size == 0) | (size == value)).all()) else None
 
 
 @functools.cache
-def _right(make: Callable[[Tensor], Found | None], device: torch.device, library: ctypes.CDLL | None) -> bool:
-    """Whether a freshly built kernel gives the dense products' numbers; a wrong build is never used."""
+def _computes_right(
+    make: Callable[[Tensor], Compact | None], device: torch.device, library: ctypes.CDLL | None
+) -> bool:
+    """Return whether a freshly built kernel computes the dense products' numbers. A wrong build is never used."""
     spec = Draw(70, 50, "ternary", sparsity=6.0)
     b_DQ, m_QM = draw(0, "check", spec).to(device), draw(0, "check M", Draw(50, 45)).to(device)
-    found = make(b_DQ)
-    assert found is not None
-    dense = b_DQ.double() @ m_QM.double()  # float32 products may be TF32's
-    made = (
-        merge(None, m_QM, found, True) - dense,
-        merge(None, m_QM, found, False).t() - dense,
-        times_b(dense.t().to(b_DQ.dtype), found).t() - dense.t() @ b_DQ.double(),
+    compact = make(b_DQ)
+    assert compact is not None
+    dense = b_DQ.double() @ m_QM.double()  # float64, because float32 products may be computed in TF32
+    errors = (
+        merge(None, m_QM, compact, True) - dense,
+        merge(None, m_QM, compact, False).t() - dense,
+        times_b(dense.t().to(b_DQ.dtype), compact).t() - dense.t() @ b_DQ.double(),
     )
-    if right := all(float(error.abs().max()) < 1e-3 for error in made):
+    if right := all(float(error.abs().max()) < 1e-3 for error in errors):
         return right
     warnings.warn(f"the kernel for ternary bases computes wrong numbers on {device} and is not used", stacklevel=2)
     return right
@@ -135,42 +153,50 @@ def _right(make: Callable[[Tensor], Found | None], device: torch.device, library
 
 _SIGNED = (torch.float32, torch.bfloat16, torch.float16)
 
-_CACHE: weakref.WeakKeyDictionary[nn.Module, tuple[Tensor, dict[tuple[int, int], Found | None]]] = (
+_CACHE: weakref.WeakKeyDictionary[nn.Module, tuple[Tensor, dict[tuple[int, int], Compact | None]]] = (
     weakref.WeakKeyDictionary()
 )
 
 
-def lists(owner: nn.Module, whole: Tensor, rows: int, columns: int) -> Found | None:
-    """`whole[:rows, :columns]` as lists or signs, kept for as long as `owner` holds the same tensor.
+def compact_form(owner: nn.Module, whole: Tensor, rows: int, columns: int) -> Compact | None:
+    """Return `whole[:rows, :columns]` as lists or signs; None if no kernel takes it, so that products are dense.
 
-    None where no kernel takes it, and inside `torch.compile`, which cannot look into one: there products are dense.
+    The result is cached for as long as `owner` holds the same tensor. Inside `torch.compile`, which cannot trace a
+    kernel, the answer is None.
+
+    Args:
+        owner: the module that holds the matrix.
+        whole: the matrix.
+        rows, columns: the part of it that a layer reads.
     """
     if torch.compiler.is_compiling() or whole.device.type == "meta":
         return None
-    make: Callable[[Tensor], Found | None] = make_signs
+    make: Callable[[Tensor], Compact | None] = make_signs
     library = None
     if whole.dtype not in _SIGNED or not kernels.takes_triton(whole.device):
         make = make_lists
         library = kernels.load_compiled() if whole.device.type == "cpu" and whole.dtype == torch.float32 else None
         if library is None:
             return None
-    if not _right(make, whole.device, library):
+    if not _computes_right(make, whole.device, library):
         return None
-    source, known = _CACHE.get(owner, (None, {}))
+    source, forms = _CACHE.get(owner, (None, {}))
     if source is not whole:
-        known = {}
-        _CACHE[owner] = (whole, known)
+        forms = {}
+        _CACHE[owner] = (whole, forms)
     key = (rows, columns) if make is make_lists else (whole.shape[0], whole.shape[1])
-    if key not in known:
-        known[key] = make(whole[: key[0], : key[1]])
-    found = known[key]
-    return found._replace(rows=found.rows[:rows, :columns]) if isinstance(found, Signs) else found
+    if key not in forms:
+        forms[key] = make(whole[: key[0], : key[1]])
+    compact = forms[key]
+    return compact._replace(rows=compact.rows[:rows, :columns]) if isinstance(compact, Signs) else compact
 
 
 def signed_sums(x: Tensor, chosen: _Signed | Tensor, scale: float, out: Tensor, base: Tensor | None = None) -> Tensor:
-    """out[lane, o] = base[lane, o] + scale * (sum of x[lane, plus[o]] - sum of x[lane, minus[o]]).
+    """Compute out[lane, o] = base[lane, o] + scale * (sum of x[lane, plus[o]] - sum of x[lane, minus[o]]), and return
+    `out`.
 
-    x (lanes x terms) and out (lanes x outputs) are of any strides, float32 on the CPU for lists; base has out's.
+    x (lanes x terms) and out (lanes x outputs) may have any strides, and base has those of out. Lists need float32 on
+    the CPU.
     """
     if isinstance(chosen, Tensor):
         from randlora.arithmetic import tensor_cores
@@ -200,29 +226,30 @@ def signed_sums(x: Tensor, chosen: _Signed | Tensor, scale: float, out: Tensor, 
         run(0, blocks)
         return out
     edges = [blocks * i // workers for i in range(workers + 1)]
-    with ThreadPoolExecutor(workers) as pool:  # ctypes lets other threads run
+    with ThreadPoolExecutor(workers) as pool:  # ctypes releases the interpreter lock
         list(pool.map(run, edges[:-1], edges[1:]))
     return out
 
 
-def _outputs(chosen: _Signed | Tensor) -> int:
+def _output_count(chosen: _Signed | Tensor) -> int:
+    """Return the number of outputs."""
     return chosen.shape[0] if isinstance(chosen, Tensor) else chosen.outputs
 
 
-def merge(base: Tensor | None, m_QM: Tensor, found: Found, tall: bool) -> Tensor:
-    """base + B M (D x m) if tall, else base + (B M)^T (m x D), in base's type if there is one."""
-    lanes, outputs = m_QM.shape[1], _outputs(found.rows)
+def merge(base: Tensor | None, m_QM: Tensor, compact: Compact, tall: bool) -> Tensor:
+    """Return base + B M (D x m) if tall, else base + (B M)^T (m x D), in base's type. If base is None, leave it out."""
+    lanes, outputs = m_QM.shape[1], _output_count(compact.rows)
     out = (m_QM if base is None else base).new_empty((outputs, lanes) if tall else (lanes, outputs))
     if base is not None and base.stride() != out.stride():
         base = torch.empty_like(out).copy_(base)  # contiguous() keeps odd strides of sides of length 1
     view = out.t() if tall else out
-    inside = None if base is None else (base.t() if tall else base)
-    signed_sums(m_QM.t(), found.rows, found.value, view, inside)
+    base_view = None if base is None else (base.t() if tall else base)
+    signed_sums(m_QM.t(), compact.rows, compact.value, view, base_view)
     return out
 
 
-def times_b(x_ND: Tensor, found: Found) -> Tensor:
-    """(x B)^T (q x N)."""
-    out = x_ND.new_empty(_outputs(found.columns), x_ND.shape[0])
-    signed_sums(x_ND, found.columns, found.value, out.t())
+def times_b(x_ND: Tensor, compact: Compact) -> Tensor:
+    """Return (x B)^T (q x N)."""
+    out = x_ND.new_empty(_output_count(compact.columns), x_ND.shape[0])
+    signed_sums(x_ND, compact.columns, compact.value, out.t())
     return out

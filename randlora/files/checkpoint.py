@@ -1,11 +1,14 @@
-"""Adapters on disk: safetensors of the trained vectors, and a JSON file that says how the frozen bases are drawn.
+"""Save an adapter: safetensors with the trained tensors, and a JSON file that says how to draw the frozen bases.
 
-A directory holds `adapter.safetensors` and `adapter.json`, plus `bases.safetensors` if asked for, or if the bases were
-imported and no seed gives them. Loading draws the bases from the seed, or reads the imported ones, and refuses a
-generator version or a digest that differs: wrong bases would be a wrong model. Of what PEFT draws it has a fingerprint.
-What a method derives from the base weights (PiSSA's start, singular vectors) no seed gives back bit for bit: it is in
-`derived.safetensors`, with its digest; where a schedule stands (AdaLoRA's cuts) is in `schedule.safetensors`. Every
-file of tensors has their digest (`files.tensors`).
+A directory holds `adapter.safetensors` and `adapter.json`. It also holds `bases.safetensors` if that was asked for, or
+if
+the bases were imported, so that no seed gives them. Loading draws the bases from the seed, or reads the imported ones.
+It refuses another generator version or digest, because wrong bases would make a wrong model. For tensors that PEFT
+draws,
+`adapter.json` has a fingerprint. What a method derives from the base weights (PiSSA's start, singular vectors) is in
+`derived.safetensors` with its digest, because no seed gives it back bit for bit. The state of a schedule (AdaLoRA's
+cuts)
+is in `schedule.safetensors`. Every file of tensors contains their digest (`files.tensors`).
 """
 
 from __future__ import annotations
@@ -27,7 +30,7 @@ from randlora.errors import CheckpointError, ExportError
 from randlora.files.tensors import check_file, digest_of, write_tensors, write_text
 from randlora.methods.method import Method
 from randlora.methods.scheduled.hooks import Hooks
-from randlora.model.sharded import reshard, whole, writes
+from randlora.model.sharded import is_writer, reshard, whole
 from randlora.model.sites import Site
 
 FORMAT = 1
@@ -36,7 +39,7 @@ DERIVED, SCHEDULE = "derived.safetensors", "schedule.safetensors"
 
 
 class Adapted(Protocol):
-    """What this room needs of `randlora.adapted.adapted.Adapted`, which lies above it."""
+    """The part of `randlora.adapted.adapted.Adapted` that this room needs. That class is in a room above."""
 
     model: nn.Module
     method: Method
@@ -60,15 +63,19 @@ class Adapted(Protocol):
 
 
 def save(adapted: Adapted, directory: str | Path, *, bases: bool = False) -> Path:
-    """Write the adapter to `directory` (made if missing) and return it. `bases=True` adds the frozen matrices.
+    """Write the adapter to a folder and return the folder.
 
-    Imported bases are always written, since no seed gives them. Under FSDP2 all processes call it, and the first
-    writes.
+    Under FSDP2 every process must call this, and the first one writes.
+
+    Args:
+        adapted: the model with its adapters.
+        directory: the folder; made if missing.
+        bases: also write the frozen matrices. Imported ones are always written, because no seed gives them.
     """
     folder = Path(directory)
     reshard(adapted.model)
     trained, schedule = adapted.state_dict(), adapted.hooks.state()
-    own = writes([*trained.values(), *schedule.values()])
+    writes_here = is_writer([*trained.values(), *schedule.values()])
     frozen = adapted.bases()
     meta: dict[str, Any] = {
         "format": FORMAT,
@@ -97,11 +104,13 @@ def save(adapted: Adapted, directory: str | Path, *, bases: bool = False) -> Pat
     files = {SCHEDULE: schedule, TENSORS: trained, DERIVED: derived}
     if frozen is not None and (bases or frozen.given):
         files[BASES] = dict(frozen.named_buffers())
-    ready = {file: {name: whole(tensor) for name, tensor in held.items()} for file, held in files.items()}
-    if not own:
+    ready = {file: {name: whole(tensor) for name, tensor in group.items()} for file, group in files.items()}
+    if not writes_here:
         return folder
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / META).unlink(missing_ok=True)  # cut off from here on, the folder holds no adapter, not a mixed one
+    (folder / META).unlink(
+        missing_ok=True
+    )  # if the process ends from here on, the folder holds no adapter instead of a mixed one
     for file, tensors in ready.items():
         if tensors or file == TENSORS:
             write_tensors(folder / file, tensors)
@@ -110,22 +119,30 @@ def save(adapted: Adapted, directory: str | Path, *, bases: bool = False) -> Pat
 
 
 def fingerprint(tensors: Iterable[Tensor]) -> dict[str, Any]:
-    """By what frozen tensors of PEFT's are known again, in any order and precision: models in bf16 round theirs.
+    """Return what identifies frozen tensors of PEFT in any order and precision: a digest and a norm.
 
-    A digest of the signs, or of the whole numbers, and the norm.
+    A model in bf16 rounds its tensors, so the digest is over their signs (of integers: over the numbers).
     """
     squares: dict[str, float] = {}
     for tensor in tensors:
         values = whole(tensor).to("cpu")
         real = values.is_floating_point()
-        own = digest_of({"": torch.signbit(values) if real else values.long()})
-        squares[own] = max(squares.get(own, 0.0), float(values.double().square().sum()) if real else 0.0)
+        key = digest_of({"": torch.signbit(values) if real else values.long()})
+        squares[key] = max(squares.get(key, 0.0), float(values.double().square().sum()) if real else 0.0)
     digest = hashlib.sha256("".join(sorted(squares)).encode()).hexdigest()
     return {"digest": digest, "norm": math.sqrt(sum(squares.values()))}
 
 
 def read_json(path: Path, missing: str) -> Any:
-    """Parse a file. Raises `CheckpointError` if it is damaged or no file, or if it is missing, in these words."""
+    """Return the content of a JSON file.
+
+    Args:
+        path: the file.
+        missing: how the message for a missing file begins.
+
+    Raises:
+        CheckpointError: the file is missing, damaged, or not a regular file.
+    """
     check_file(path)
     try:
         return json.loads(path.read_text(encoding="utf-8"))
@@ -148,12 +165,16 @@ _BASIS: dict[str, Any] = {"seed": int, "generator_version": int, "digest": str}
 
 
 def read_meta(directory: str | Path) -> dict[str, Any]:
-    """The parsed `adapter.json`. Raises `CheckpointError` where it is missing, damaged or of another format."""
+    """Return the content of `adapter.json` in a folder.
+
+    Raises:
+        CheckpointError: the file is missing, damaged, or has another format.
+    """
     path = Path(directory) / META
     meta = read_json(path, "no saved adapter")
     if not isinstance(meta, dict) or meta.get("format") != FORMAT:
-        found = meta.get("format") if isinstance(meta, dict) else type(meta).__name__
-        raise CheckpointError(f"{path} has format {found!r}, this version reads {FORMAT}")
+        version = meta.get("format") if isinstance(meta, dict) else type(meta).__name__
+        raise CheckpointError(f"{path} has format {version!r}, this version reads {FORMAT}")
     wrong = [key for key, kind in _FORM.items() if not isinstance(meta.get(key, ...), kind)]
     if not wrong and meta["basis"] is not None:
         wrong = [f"basis.{key}" for key, kind in _BASIS.items() if not isinstance(meta["basis"].get(key), kind)]
@@ -162,14 +183,21 @@ def read_meta(directory: str | Path) -> dict[str, Any]:
     if not wrong and not all(isinstance(s, list) and list(map(type, s)) == [int, int] for s in meta["shapes"].values()):
         wrong = ["a pair of numbers in shapes"]
     if wrong:
-        raise CheckpointError(f"{path} is damaged: {wrong[0]} is missing, or not what an adapter has there")
+        raise CheckpointError(f"{path} is damaged: {wrong[0]} is missing, or its value cannot belong to an adapter")
     return meta
 
 
 def export_deltas(adapted: Adapted, directory: str | Path) -> Path:
-    """Write `deltas.safetensors`: weight name -> dense delta (out x in). Every method and weight has this form.
+    """Write the dense delta (out x in) of every weight to `directory/deltas.safetensors`, and return the folder.
 
-    Raises `ExportError` where a layer's bias changes too, as `merge` does: W0 + delta would lack that.
+    Every method and weight has this form.
+
+    Args:
+        adapted: the model with its adapters.
+        directory: the folder; made if missing.
+
+    Raises:
+        ExportError: the adapter also changes a layer's bias, which a delta of the weight cannot express.
     """
     adapted.check_whole("export deltas")
     for name, adapter in adapted.adapters.items():
@@ -185,7 +213,15 @@ def export_deltas(adapted: Adapted, directory: str | Path) -> Path:
 
 
 def export_merged(adapted: Adapted, path: str | Path) -> Path:
-    """Write the model's state dict with the deltas merged, as one safetensors file; the model stays as it was."""
+    """Write the model's state dict, with the deltas merged, to one safetensors file, and return its path.
+
+    Args:
+        adapted: the model with its adapters. It stays as it was.
+        path: the file; its folder is made if missing.
+
+    Raises:
+        AdapterError: the deltas cannot be merged (see `Adapted.merge`).
+    """
     adapted.check_whole("export the merged model")
     target = Path(path)
     target.parent.mkdir(parents=True, exist_ok=True)

@@ -1,14 +1,17 @@
-"""Export to Hugging Face PEFT's adapter directory, where that is lossless; `randlora.files.peft_import` reads such.
+"""Export to Hugging Face PEFT's adapter directory, if that is lossless. `peft_import` reads such directories.
 
-LoRA and DoRA with any ranks, VeRA and RandLoRA with one, as themselves, on `nn.Linear` and `Conv1D`; LoRA also on the
-packed input projection of `nn.MultiheadAttention`. There PEFT adapts the output projection as well, which gets factors
-of zero; an adapter on it is not exported, since PEFT 0.21.2 adds its delta twice. VeRA and RandLoRA carry their shared
-bases once, in PEFT's global tensors; PEFT up to 0.21 warns about missing per-layer copies of RandLoRA's, and is right
-without them.
+PEFT has these methods itself, on `nn.Linear` and `Conv1D`: LoRA and DoRA with any ranks, VeRA and RandLoRA with one
+rank.
+LoRA also works on the packed input projection of `nn.MultiheadAttention`. There PEFT adapts the output projection too,
+which gets factors of zero. An adapter on the output projection is not exported, because PEFT 0.21.2 adds its delta
+twice.
+The shared bases of VeRA and RandLoRA are written once, in PEFT's global tensors. PEFT up to 0.21 warns that RandLoRA's
+copies per layer are missing, and is right without them.
 
-As the LoRA that computes the same (`randlora.files.peft_lora`): PiSSA (of rank 2 r), LoRA-XS, AdaLoRA and AutoLoRA (the
-terms that are left), NoLA, RandLoRA-a, and VeRA with several ranks; LoRA and DoRA on parts of fused weights. A
-README.md in the directory says so. The other methods have no such form: dense deltas or merged weights.
+Other methods are written as the LoRA that computes the same (`peft_lora`): PiSSA (with rank 2 r), LoRA-XS, AdaLoRA and
+AutoLoRA (the terms that are left), NoLA, RandLoRA-a, and VeRA with several ranks; also LoRA and DoRA on parts of fused
+weights. A README.md in the directory says so. The remaining methods have no such form. They can be exported as dense
+deltas or merged weights.
 """
 
 from __future__ import annotations
@@ -22,7 +25,7 @@ from torch import nn
 
 from randlora.errors import ExportError
 from randlora.files.checkpoint import Adapted
-from randlora.files.peft_lora import INSTEAD, PREFIX, TRAINED, Tensors, attention, called, write_lora
+from randlora.files.peft_lora import INSTEAD, PREFIX, TRAINED, Tensors, is_packed_attention, peft_can_wrap, write_lora
 from randlora.files.tensors import write_tensors, write_text
 from randlora.methods.bridge.build import PeftAdapter
 from randlora.methods.bridge.config import PeftOptions, quiet
@@ -33,10 +36,16 @@ from randlora.methods.random.vera import Vera, VeraConfig
 
 
 def export_peft(adapted: Adapted, directory: str | Path) -> Path:
-    """Write `adapter_config.json`, `adapter_model.safetensors` and a `README.md` that says what they are.
+    """Write the adapter in PEFT's format and return the folder.
 
-    Raises `ExportError`, which names the alternative, where PEFT has no exact form: weights that PEFT cannot reach,
-    RandLoRA with several ranks or on parts, and methods without a low-rank delta.
+    Args:
+        adapted: the model with its adapters.
+        directory: the folder for `adapter_config.json`, `adapter_model.safetensors`, and a `README.md` that describes
+            them.
+
+    Raises:
+        ExportError: PEFT has no exact form; the message names an alternative. That is so for weights that PEFT cannot
+            reach, RandLoRA with several ranks or on parts of weights, and methods without a low-rank delta.
     """
     adapted.check_whole("export to PEFT")
     if adapted.method.name.startswith(FOREIGN):
@@ -61,9 +70,12 @@ def export_peft(adapted: Adapted, directory: str | Path) -> Path:
 
 
 def peft_form(adapted: Adapted) -> Literal["itself", "lora"]:
-    """In which form PEFT can hold an adapter. Works on the meta device too. Raises `ExportError` where it cannot.
+    """Return how PEFT can hold an adapter: as the method "itself", or as the equivalent "lora".
 
-    AdaLoRA and AutoLoRA are taken as they are before any of their terms is dropped.
+    Works on the meta device. AdaLoRA and AutoLoRA are taken as they are before any of their terms is dropped.
+
+    Raises:
+        ExportError: PEFT has no exact form.
     """
     if adapted.method.name.startswith(FOREIGN):
         _one_tuner(adapted)
@@ -76,8 +88,10 @@ def peft_form(adapted: Adapted) -> Literal["itself", "lora"]:
 def peft_config(adapted: Adapted) -> dict[str, Any]:
     """Return the `adapter_config.json` with which PEFT trains an adapter of this kind and size from its start.
 
-    Works on the meta device too. Raises `ExportError` if PEFT lacks the method, or cannot train it at these capacities
-    or with these options.
+    Works on the meta device.
+
+    Raises:
+        ExportError: PEFT lacks the method, or cannot train it with these capacities or options.
     """
     method, modules = adapted.method, list(dict.fromkeys(site.module_name for site in adapted.sites.values()))
     if method.name.startswith(FOREIGN):
@@ -86,7 +100,7 @@ def peft_config(adapted: Adapted) -> dict[str, Any]:
     else:
         write, itself = _writer(adapted)
         if not itself:
-            raise ExportError(f"PEFT has no {method.title} to train; it can only hold a trained one as a LoRA")
+            raise ExportError(f"PEFT cannot train {method.title}; it can only hold a trained adapter as a LoRA")
         if isinstance(adapted.config, RandLoraConfig) and adapted.config.distribution != "uniform":
             raise ExportError(f"PEFT's RandLoRA draws bases of other values than {adapted.config.distribution!r} ones")
         settings, _ = write(adapted)
@@ -98,7 +112,7 @@ def peft_config(adapted: Adapted) -> dict[str, Any]:
 
 
 def _foreign_settings(adapted: Adapted) -> dict[str, Any]:
-    """The fields of PEFT's own configuration of one of its methods."""
+    """Return the fields of PEFT's own configuration, for one of PEFT's methods."""
     config = adapted.config
     assert isinstance(config, PeftOptions)
     sizes = set(adapted.capacities.values())
@@ -107,22 +121,24 @@ def _foreign_settings(adapted: Adapted) -> dict[str, Any]:
         raise ExportError(f"the layers differ in {field}: {sorted(sizes)}, PEFT's {adapted.method.title} holds one")
     capacity = sum(adapted.capacities.values()) if config.kind.pooled else min(sizes)
     settled = config.kind.settled(adapted.shapes.values(), config.options())
-    fields: dict[str, Any] = config.at(capacity, **settled).to_dict()
+    fields: dict[str, Any] = config.peft_config(capacity, **settled).to_dict()
     return fields
 
 
 def _ends(model: nn.Module, modules: list[str]) -> list[str] | None:
     """Return the last parts of the modules' names, such as `q_proj`, if no other module's name ends so; else None."""
     ends = {module.rpartition(".")[2] for module in modules}
-    taken = {name for name, _ in model.named_modules() if name.rpartition(".")[2] in ends}
-    return sorted(ends) if taken == set(modules) else None
+    matching = {name for name, _ in model.named_modules() if name.rpartition(".")[2] in ends}
+    return sorted(ends) if matching == set(modules) else None
 
 
 def _writer(adapted: Adapted) -> tuple[_Write, bool]:
-    """What makes PEFT's tensors, and whether PEFT then has the method itself."""
+    """Return the function that makes PEFT's tensors, and whether PEFT then has the method itself."""
     method = adapted.method
     if not method.mergeable:
-        raise ExportError(f"PEFT has no {method.title}, and its update is no matrix; save() keeps the adapter itself")
+        raise ExportError(
+            f"PEFT has no {method.title}, and its update is not a matrix; save() keeps the adapter itself"
+        )
     native = method.name in ("lora", "dora")
     write: _Write = write_lora
     one_rank = len(set(adapted.capacities.values())) == 1
@@ -132,7 +148,9 @@ def _writer(adapted: Adapted) -> tuple[_Write, bool]:
     elif method.name not in _AS_LORA:
         raise ExportError(_why_not(adapted, parted))
     for name, site in adapted.sites.items():
-        if not called(site) and (write is not write_lora or method.name == "dora" or not attention(site)):
+        if not peft_can_wrap(site) and (
+            write is not write_lora or method.name == "dora" or not is_packed_attention(site)
+        ):
             raise ExportError(
                 f"{name} is not the weight of a called nn.Linear or Conv1D, which PEFT's "
                 f"{method.title if native else 'LoRA'} needs; {INSTEAD}"
@@ -141,9 +159,10 @@ def _writer(adapted: Adapted) -> tuple[_Write, bool]:
 
 
 def _one_tuner(adapted: Adapted) -> Any:
-    """PEFT's tuner of all adapters; None on the meta device of a type that PEFT builds on weights alone.
+    """Return PEFT's tuner of all adapters; None on the meta device, for a type that PEFT builds on weights alone.
 
-    Raises `ExportError` for several, and for weights that PEFT cannot reach.
+    Raises:
+        ExportError: there are several tuners, or PEFT cannot reach a weight.
     """
     for name, site in adapted.sites.items():
         if not site.by_activation or site.part is not None or site.quantised:
@@ -159,27 +178,30 @@ def _one_tuner(adapted: Adapted) -> Any:
 
 
 def _foreign(adapted: Adapted, folder: Path) -> Path:
-    """PEFT's own files of one of its own methods; the names of modules are the model's."""
+    """Let PEFT write its own files, for one of PEFT's methods. The names of modules are those of the model."""
     tuner = _one_tuner(adapted)
     config = tuner.peft_config["default"]
-    inside, turned = config.target_modules, any(site.transposed for site in adapted.sites.values())
+    tuner_targets, transposed = config.target_modules, any(site.transposed for site in adapted.sites.values())
     modules = {site.module_name for site in adapted.sites.values()}
-    theirs = {n for n, _ in adapted.model.named_modules() if any(f".{n}".endswith(f".{end}") for end in inside)}
-    if theirs != modules:  # the ends of their names that layers share, where no other module has them
+    matched = {n for n, _ in adapted.model.named_modules() if any(f".{n}".endswith(f".{end}") for end in tuner_targets)}
+    if (
+        matched != modules
+    ):  # the tuner has the ends of the layers' names; this model has other modules with the same ends
         config.target_modules = _target_modules(adapted.model, list(modules))
-    if turned:
-        config.fan_in_fan_out = True  # the tree that the tuner has seen keeps every weight as (out x in)
+    if transposed:
+        config.fan_in_fan_out = True  # in the tree that the tuner knows, every weight is (out x in)
     try:
         with quiet():
             tuner.save_pretrained(folder)
     finally:
-        config.target_modules = inside
-        if turned:
+        config.target_modules = tuner_targets
+        if transposed:
             config.fan_in_fan_out = False
     return folder
 
 
 def _why_not(adapted: Adapted, parted: list[str]) -> str:
+    """Return why PEFT has no exact form for these adapters."""
     title = adapted.method.title
     if adapted.method.name not in _WRITERS:
         return f"PEFT has no {title}, and its delta has no low-rank form; {INSTEAD}"
@@ -190,7 +212,8 @@ def _why_not(adapted: Adapted, parted: list[str]) -> str:
 
 
 def _target_modules(model: nn.Module, modules: list[str]) -> list[str] | str:
-    """The names, or one regular expression where PEFT, which compares endings, would take other modules too."""
+    """Return the modules' names. If PEFT, which compares ends of names, would adapt other modules too: a regular
+    expression."""
     if "" in modules:
         raise ExportError(
             "the adapted module is the model itself, and PEFT adapts modules inside one: attach to nn.Sequential(model)"
@@ -201,7 +224,7 @@ def _target_modules(model: nn.Module, modules: list[str]) -> list[str] | str:
 
 
 def _card(adapted: Adapted, native: bool) -> str:
-    """A model card: what was exported, and in which form."""
+    """Return a model card, which says what was exported and in which form."""
     title = adapted.method.title
     what = (
         f"A {title} adapter."
@@ -214,12 +237,12 @@ def _card(adapted: Adapted, native: bool) -> str:
 
 
 def _native(adapted: Adapted, rank: int, options: dict[str, Any], frozen: Tensors) -> tuple[dict[str, Any], Tensors]:
-    """Configuration and tensors of a method that PEFT has itself, with shared bases and one rank."""
+    """Return the configuration and the tensors of a method that PEFT has itself, with shared bases and one rank."""
     name = adapted.method.name
     tensors: Tensors = {f"base_model.{name}_{key}": matrix for key, matrix in frozen.items()}
     for weight, adapter in adapted.adapters.items():
-        for theirs, ours in TRAINED[name].items():
-            tensors[f"{PREFIX}{adapted.sites[weight].module_name}.{theirs}"] = adapter.get_parameter(ours)
+        for peft_name, name_here in TRAINED[name].items():
+            tensors[f"{PREFIX}{adapted.sites[weight].module_name}.{peft_name}"] = adapter.get_parameter(name_here)
     config = {
         "peft_type": name.upper(),
         "r": rank,
@@ -231,6 +254,7 @@ def _native(adapted: Adapted, rank: int, options: dict[str, Any], frozen: Tensor
 
 
 def _vera(adapted: Adapted) -> tuple[dict[str, Any], Tensors]:
+    """Return PEFT's configuration and tensors of VeRA adapters."""
     config, bases = adapted.config, adapted.bases()
     assert isinstance(config, VeraConfig) and bases is not None
     (rank,) = set(adapted.capacities.values())
@@ -243,10 +267,11 @@ def _vera(adapted: Adapted) -> tuple[dict[str, Any], Tensors]:
 
 
 def _randlora(adapted: Adapted) -> tuple[dict[str, Any], Tensors]:
+    """Return PEFT's configuration and tensors of RandLoRA adapters."""
     config, bases = adapted.config, adapted.bases()
     assert isinstance(config, RandLoraConfig) and bases is not None
     (rank,) = set(adapted.capacities.values())
-    # PEFT sizes its bases by the largest and the smallest side over all layers taken together
+    # PEFT sizes its bases by the largest and the smallest side over all layers
     outs, ins = max(s[0] for s in adapted.shapes.values()), max(s[1] for s in adapted.shapes.values())
     large, small = max(outs, ins), min(outs, ins)
     n = -(-small // rank)
@@ -257,7 +282,10 @@ def _randlora(adapted: Adapted) -> tuple[dict[str, Any], Tensors]:
     b_all[: b.shape[0], : b.shape[1]] = b
     frozen = {"A": a_all, "B": b_all.view(large, n, rank)}
     written, tensors = _native(adapted, rank, {"randlora_alpha": config.scale * rank}, frozen)
-    for weight, adapter in adapted.adapters.items():  # PEFT has one scale for all layers: the rest goes into lambda
+    for (
+        weight,
+        adapter,
+    ) in adapted.adapters.items():  # PEFT has one scale for all layers, so lambda is multiplied by the rest
         if isinstance(adapter, RandLora) and adapter.scale != config.scale:
             key = f"{PREFIX}{adapted.sites[weight].module_name}.randlora_lambda"
             tensors[key] = tensors[key] * (adapter.scale / config.scale)

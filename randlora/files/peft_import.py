@@ -1,10 +1,14 @@
-"""Import from Hugging Face PEFT's adapter directory: LoRA, rank-stabilised LoRA, DoRA, VeRA and RandLoRA as this
-package's own methods, PEFT's other types as `peft:NAME` (`files.peft_types`).
+"""Import from Hugging Face PEFT's adapter directory.
 
-The trained tensors and the frozen bases are taken over bit for bit in float32; only where a LoRA has several scales
-(`alpha_pattern`) is B multiplied, since a model has one scale here. Ranks may differ (`rank_pattern`). Bases have to be
-in the file (`save_projection=True`, PEFT's default): the ones that PEFT would draw again depend on its version and the
-machine.
+LoRA, rank-stabilised LoRA, DoRA, VeRA and RandLoRA become this package's own methods. PEFT's other types become
+`peft:NAME` (`files.peft_types`).
+
+The trained tensors and the frozen bases are taken over bit for bit in float32, with one exception. If a LoRA has
+several
+scales (`alpha_pattern`), B is multiplied, because a model has one scale here. Ranks may differ (`rank_pattern`). The
+bases must be in the file (`save_projection=True`, PEFT's default): those that PEFT would draw again depend on its
+version
+and on the machine.
 """
 
 from __future__ import annotations
@@ -33,29 +37,37 @@ from randlora.methods.random.vera import VeraConfig
 _TRAINED = {"lora_A", "lora_B", "lora_magnitude_vector"}.union(*TRAINED.values())
 _BASES = ("randlora_A", "randlora_B", "vera_A", "vera_B")
 _KEEP_BASE = (True, False, None, "gaussian", "eva", "orthogonal", "mica")
-"""Values of `init_lora_weights` under which PEFT leaves the base weights as they are."""
+"""Values of `init_lora_weights` with which PEFT leaves the base weights as they are."""
 _CHANGE_BASE = ("pissa", "corda", "olora", "loftq", "lora_ga")
-"""Beginnings of those under which it does not; what others do is not known."""
+"""Beginnings of values with which PEFT changes the base weights. What other values do is not known."""
 
-Found = dict[str, dict[str, Tensor]]
+Layers = dict[str, dict[str, Tensor]]
 """Module name -> tensor name -> values."""
 
 
 @dataclass(frozen=True)
 class PeftAdapter:
-    """An adapter as PEFT stored it, in this package's terms: weight names, tensors by our names, given bases."""
+    """An adapter that PEFT stored, with this package's names of weights and tensors.
+
+    Attributes:
+        config: the method's configuration.
+        weights: names of the adapted weights.
+        state: the trained tensors by name. If there are `settings`, the names are PEFT's.
+        bases: the frozen bases; None if the method has none.
+        settings: PEFT's settings, if the type is a `peft:NAME` here; else None.
+    """
 
     config: AdapterConfig
     weights: tuple[str, ...]
     state: dict[str, Tensor]
-    """Under PEFT's names if `settings` are there."""
+
     bases: dict[str, Tensor] | None
     settings: Settings | None = None
-    """Of a type that this package has as `peft:NAME`."""
 
     @property
     def capacities(self) -> dict[str, int]:
-        """The capacity of every weight; none named for VeRA and RandLoRA, whose weights have one."""
+        """Return weight name -> capacity. It is empty for VeRA and RandLoRA, whose weights all have the
+        configuration's."""
         if self.settings is not None:
             return self.settings.capacities
         if not isinstance(self.config, LoraConfig):
@@ -64,32 +76,35 @@ class PeftAdapter:
 
 
 def read_peft(model: nn.Module, directory: Path) -> PeftAdapter:
-    """Read PEFT's `directory` for `model`, which stays as it is. Raises `CheckpointError`; see `load_peft`."""
+    """Read PEFT's `directory` for `model`, which stays as it is. Raises CheckpointError as `load_peft` does."""
     config = _read_config(directory)
     reader = _READERS.get(str(config.get("peft_type")))
     if reader is None and not is_known(config.get("peft_type")):
-        known = [name.upper() for name in KINDS]
-        raise CheckpointError(f"peft_type {config.get('peft_type')!r} is not read here; {known} are")
+        readable = [name.upper() for name in KINDS]
+        raise CheckpointError(f"peft_type {config.get('peft_type')!r} is not read here; {readable} are")
     _refuse(config, {"bias": ("none", None), "modules_to_save": (None, [])})
     tensors = read_tensors(directory / "adapter_model.safetensors")
     try:
         if reader is None:
             settings = read_settings(model, directory, str(config["peft_type"]))
             return PeftAdapter(settings.config, tuple(settings.capacities), tensors, None, settings)
-        layers, bases = _sort(tensors)
-        _drop_silent(layers)
+        layers, bases = _by_module(tensors)
+        _drop_zero_projections(layers)
         if not layers:
             raise CheckpointError(f"{directory} holds no adapter tensors")
-        ours, state, frozen = reader(config, {_weight(model, name): found for name, found in layers.items()}, bases)
+        ours, state, frozen = reader(
+            config, {_weight_name(model, name): tensors_of_layer for name, tensors_of_layer in layers.items()}, bases
+        )
     except AdapterError:
         raise
     except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError, RecursionError, re.error) as error:
-        said = f"{type(error).__name__}: {error}"
-        raise CheckpointError(f"the PEFT adapter in {directory} has settings that none has ({said})") from error
-    return PeftAdapter(ours, tuple(_weight(model, name) for name in layers), state, frozen)
+        reason = f"{type(error).__name__}: {error}"
+        raise CheckpointError(f"the PEFT adapter in {directory} has settings that are not valid ({reason})") from error
+    return PeftAdapter(ours, tuple(_weight_name(model, name) for name in layers), state, frozen)
 
 
 def _read_config(folder: Path) -> dict[str, Any]:
+    """Return the content of `adapter_config.json`. Raises CheckpointError if it is missing or damaged."""
     path = folder / "adapter_config.json"
     config = read_json(path, "no PEFT adapter")
     if not isinstance(config, dict):
@@ -98,7 +113,7 @@ def _read_config(folder: Path) -> dict[str, Any]:
 
 
 def _refuse(config: Mapping[str, Any], allowed: Mapping[str, object]) -> None:
-    """Refuse options whose value is not among the allowed ones; a missing or empty option passes."""
+    """Raise CheckpointError for an option whose value is not among the allowed ones. Missing or empty options pass."""
     for key, values in allowed.items():
         value = config.get(key)
         choices = values if isinstance(values, tuple) else (values,)
@@ -106,9 +121,10 @@ def _refuse(config: Mapping[str, Any], allowed: Mapping[str, object]) -> None:
             raise CheckpointError(f"the PEFT adapter has {key}={value!r}, which has no counterpart here")
 
 
-def _sort(tensors: Mapping[str, Tensor]) -> tuple[Found, dict[str, Tensor]]:
-    """Trained tensors by module, and the shared bases. PEFT up to 0.21 repeats RandLoRA's under every layer."""
-    layers: Found = {}
+def _by_module(tensors: Mapping[str, Tensor]) -> tuple[Layers, dict[str, Tensor]]:
+    """Return the trained tensors by module, and the shared bases. PEFT up to 0.21 repeats RandLoRA's bases in every
+    layer."""
+    layers: Layers = {}
     bases: dict[str, Tensor] = {}
     for key, values in tensors.items():
         path = key.removesuffix(".weight")
@@ -123,8 +139,11 @@ def _sort(tensors: Mapping[str, Tensor]) -> tuple[Found, dict[str, Tensor]]:
     return layers, bases
 
 
-def _drop_silent(layers: Found) -> None:
-    """Leave out attentions' output projections of zero, and refuse others: what they mean depends on PEFT's version."""
+def _drop_zero_projections(layers: Layers) -> None:
+    """Remove factors of zero on attentions' output projections. Raises CheckpointError for others.
+
+    What those mean depends on PEFT's version.
+    """
     for name in [n for n in layers if n.endswith(".base_layer.out_proj")]:
         if bool((layers[name]["lora_B"] != 0).any()):
             raise CheckpointError(
@@ -134,38 +153,45 @@ def _drop_silent(layers: Found) -> None:
         del layers[name]
 
 
-def _weight(model: nn.Module, layer: str) -> str:
-    """The weight name of PEFT's layer name; an attention module stands for its packed input projection."""
+def _weight_name(model: nn.Module, layer: str) -> str:
+    """Return the weight name for PEFT's layer name. An attention module stands for its packed input projection."""
     try:
         module = model.get_submodule(layer)
     except AttributeError as error:
-        raise CheckpointError(f"the PEFT adapter is for {layer!r}, which this model has not") from error
+        raise CheckpointError(f"the PEFT adapter is for {layer!r}, which this model does not have") from error
     return f"{layer}.in_proj_weight" if isinstance(module, nn.MultiheadAttention) else f"{layer}.weight"
 
 
-def _state(layers: Found, names: Mapping[str, str], transposed: Iterable[str] = ()) -> dict[str, Tensor]:
-    """Our state dict: `names` maps PEFT's tensor names to ours."""
+def _renamed(layers: Layers, names: Mapping[str, str], transposed: Iterable[str] = ()) -> dict[str, Tensor]:
+    """Return this package's state dict.
+
+    Args:
+        layers: PEFT's tensors by weight.
+        names: PEFT's name of a tensor -> ours.
+        transposed: PEFT's names of the tensors to transpose.
+    """
     state = {}
-    for weight, found in layers.items():
-        if missing := names.keys() - found.keys():
+    for weight, tensors in layers.items():
+        if missing := names.keys() - tensors.keys():
             raise CheckpointError(f"the PEFT adapter lacks {sorted(missing)} of {weight}")
-        for theirs, ours in names.items():
-            if found[theirs].ndim > 2:
+        for peft_name, name_here in names.items():
+            if tensors[peft_name].ndim > 2:
                 raise CheckpointError(
-                    f"the PEFT adapter's {theirs} of {weight} has shape {tuple(found[theirs].shape)}, as for a "
+                    f"the PEFT adapter's {peft_name} of {weight} has shape {tuple(tensors[peft_name].shape)}, as for a "
                     "convolution; only 2-D weights are adapted here"
                 )
-            state[f"{weight}.{ours}"] = found[theirs].t() if theirs in transposed else found[theirs]
+            state[f"{weight}.{name_here}"] = tensors[peft_name].t() if peft_name in transposed else tensors[peft_name]
     return state
 
 
 Read = tuple[AdapterConfig, dict[str, Tensor], dict[str, Tensor] | None]
 
 
-def _lora(config: Mapping[str, Any], layers: Found, bases: Mapping[str, Tensor]) -> Read:
+def _lora(config: Mapping[str, Any], layers: Layers, bases: Mapping[str, Tensor]) -> Read:
+    """Return the configuration and the tensors of a LoRA or DoRA."""
     _refuse(config, {"lora_bias": False, "use_qalora": False, "alora_invocation_tokens": None})
     start = config.get("init_lora_weights", True)
-    word = start.lower() if isinstance(start, str) else start  # as PEFT compares
+    word = start.lower() if isinstance(start, str) else start  # PEFT compares in lower case too
     if word not in _KEEP_BASE:
         changes = "changes" if str(word).startswith(_CHANGE_BASE) else "may change"
         raise CheckpointError(
@@ -182,20 +208,21 @@ def _lora(config: Mapping[str, Any], layers: Found, bases: Mapping[str, Tensor])
         rank_stabilised=bool(config.get("use_rslora")),
     )
     names = {"lora_A": "a", "lora_B": "b"} | ({"lora_magnitude_vector": "magnitude"} if dora else {})
-    state = _state(layers, names, transposed=["lora_A"])
+    state = _renamed(layers, names, transposed=["lora_A"])
     for weight in layers:
         module = weight.rpartition(".")[0]
         alpha = _of_pattern(config.get("alpha_pattern"), module, float(config["lora_alpha"]))
         rank = state[f"{weight}.a"].shape[1]
         scale = alpha / (math.sqrt(rank) if ours.rank_stabilised else rank)
-        if scale != ours.scale:  # here a model has one scale: the rest goes into B
-            b = state[f"{weight}.b"]  # in 16 bits the product would be rounded
+        if scale != ours.scale:  # a model has one scale here, so B is multiplied by the rest
+            b = state[f"{weight}.b"]  # in float32, because 16 bits would round the product
             state[f"{weight}.b"] = b.to(torch.promote_types(b.dtype, torch.float32)) * (scale / ours.scale)
     return ours, state, None
 
 
 def _of_pattern(patterns: Mapping[str, float] | None, module: str, default: float) -> float:
-    """PEFT's rule: the first key that is the end of the name, from any dot on, as a regular expression."""
+    """Return a pattern's value for a module by PEFT's rule: the first key that matches the end of its name, after any
+    dot."""
     for key, value in (patterns or {}).items():
         check_pattern("alpha_pattern", key)
         try:
@@ -208,7 +235,8 @@ def _of_pattern(patterns: Mapping[str, float] | None, module: str, default: floa
 
 
 def _frozen(bases: Mapping[str, Tensor], method: str) -> dict[str, Tensor]:
-    """A (r x in) and B (out x ...) of a method with shared bases."""
+    """Return A (r x in) and B (out x ...) of a method with shared bases. Raises CheckpointError if the file
+    lacks them."""
     for name in (f"{method}_A", f"{method}_B"):
         if name not in bases:
             raise CheckpointError(
@@ -217,25 +245,27 @@ def _frozen(bases: Mapping[str, Tensor], method: str) -> dict[str, Tensor]:
     return {"A": bases[f"{method}_A"], "B": bases[f"{method}_B"]}
 
 
-def _vera(config: Mapping[str, Any], layers: Found, bases: Mapping[str, Tensor]) -> Read:
+def _vera(config: Mapping[str, Any], layers: Layers, bases: Mapping[str, Tensor]) -> Read:
+    """Return the configuration, the tensors and the bases of a VeRA."""
     ours = VeraConfig(
         r=int(config["r"]),
         d_initial=float(config.get("d_initial", 0.1)),
         dropout=float(config.get("vera_dropout") or 0.0),
     )
-    return ours, _state(layers, TRAINED["vera"]), _frozen(bases, "vera")
+    return ours, _renamed(layers, TRAINED["vera"]), _frozen(bases, "vera")
 
 
-def _randlora(config: Mapping[str, Any], layers: Found, bases: Mapping[str, Tensor]) -> Read:
+def _randlora(config: Mapping[str, Any], layers: Layers, bases: Mapping[str, Tensor]) -> Read:
+    """Return the configuration, the tensors and the bases of a RandLoRA."""
     ours = RandLoraConfig(
         r=int(config["r"]), alpha=float(config["randlora_alpha"]), dropout=float(config.get("randlora_dropout") or 0.0)
     )
     frozen = _frozen(bases, "randlora")
     frozen = {"A": frozen["A"].squeeze(1), "B": frozen["B"].flatten(1)}
-    return ours, _state(layers, TRAINED["randlora"]), frozen
+    return ours, _renamed(layers, TRAINED["randlora"]), frozen
 
 
-_READERS: dict[str, Callable[[Mapping[str, Any], Found, Mapping[str, Tensor]], Read]] = {
+_READERS: dict[str, Callable[[Mapping[str, Any], Layers, Mapping[str, Tensor]], Read]] = {
     "LORA": _lora,
     "VERA": _vera,
     "RANDLORA": _randlora,

@@ -1,10 +1,10 @@
-"""PEFT's LoRA form of a delta that is a product of two thin matrices, and PEFT's names.
+"""Write a delta that is a product of two thin matrices in PEFT's LoRA format, with PEFT's names.
 
 LoRA and DoRA have this form themselves, with a rank per weight and on parts of fused weights. Other methods with such a
 delta are written as the LoRA that computes the same.
 
-Two factors stand for a weight: A (r x in) and B (out x r). Parts of one weight lie side by side in them, each with
-zeros in the rows of B that are not its own: still one LoRA, of the sum of the ranks.
+Two factors stand for a weight: A (r x in) and B (out x r). Parts of one weight lie side by side in them. Each part has
+zeros in the rows of B that belong to other parts. Together they are one LoRA, whose rank is the sum of the ranks.
 """
 
 from __future__ import annotations
@@ -30,13 +30,13 @@ TRAINED = {
     "vera": {"vera_lambda_d": "d", "vera_lambda_b": "b"},
     "randlora": {"randlora_lambda": "lambdas", "randlora_gamma": "gammas"},
 }
-"""By method, PEFT's names of the trained tensors -> ours."""
+"""Method -> PEFT's name of a trained tensor -> our name."""
 
 Tensors = dict[str, Tensor]
 
 
 class LowRank(NamedTuple):
-    """delta = scale * b a^T; a is (in x r), b (out x r)."""
+    """A product of two factors: delta = scale * b a^T, with a (in x r) and b (out x r)."""
 
     a: Tensor
     b: Tensor
@@ -44,79 +44,85 @@ class LowRank(NamedTuple):
 
 
 def _factors(adapter: Adapter) -> LowRank | None:
-    """The delta, of DoRA its direction's, as a product of two factors, exactly; None for a method of another form."""
+    """Return the delta (of DoRA, its direction's) as an exact product of two factors; None if the method has no such
+    form."""
     if not isinstance(adapter, Factored):
         return None
     with torch.no_grad():
         a, b = adapter.factors()
-    if isinstance(adapter, Terms) and not a.is_meta:  # dropped ones are still there, as zeros
-        kept = (a != 0).any(0) & (b != 0).any(0)
-        a, b = a[:, kept], b[:, kept]
+    if isinstance(adapter, Terms) and not a.is_meta:  # terms that were dropped are still there, as zeros
+        nonzero = (a != 0).any(0) & (b != 0).any(0)
+        a, b = a[:, nonzero], b[:, nonzero]
     return LowRank(a.detach(), b.detach(), adapter.scale)
 
 
-def attention(site: Site) -> bool:
-    """Whether this is the packed input projection of an `nn.MultiheadAttention`."""
+def is_packed_attention(site: Site) -> bool:
+    """Return whether this is the packed input projection of an `nn.MultiheadAttention`."""
     return isinstance(site.owner, nn.MultiheadAttention) and site.attr == "in_proj_weight"
 
 
-def called(site: Site) -> bool:
-    """Whether PEFT can take the module: it is called, and its weight has the usual name."""
+def peft_can_wrap(site: Site) -> bool:
+    """Return whether PEFT can wrap the module: it is called, and its weight is named "weight"."""
     return site.attr == "weight" and site.by_activation
 
 
 def _joined(members: Sequence[tuple[Site, Adapter]]) -> LowRank:
-    """One pair of factors for a whole weight."""
-    found = []
+    """Return one pair of factors for a whole weight, from the adapters of its parts."""
+    factors_of = []
     for site, adapter in members:
         if (factors := _factors(adapter)) is None:
-            raise ExportError(f"the delta of {site.name} is no product of two thin matrices; {INSTEAD}")
-        found.append((site, factors))
-    a, scale = torch.cat([f.a for _, f in found], 1), found[0][1].scale
+            raise ExportError(f"the delta of {site.name} is not a product of two thin matrices; {INSTEAD}")
+        factors_of.append((site, factors))
+    a, scale = torch.cat([f.a for _, f in factors_of], 1), factors_of[0][1].scale
     b = torch.zeros(members[0][0].whole.shape[0], a.shape[1], dtype=a.dtype, device=a.device)
     at = 0
-    for site, f in found:
+    for site, f in factors_of:
         rank = f.b.shape[1]
         b[slice(*site.rows) if site.rows else slice(None), at : at + rank] = _rescaled(f.b, f.scale, scale)
         at += rank
-    if a.shape[1] == 0:  # AdaLoRA and AutoLoRA may leave a weight nothing
+    if a.shape[1] == 0:  # AdaLoRA and AutoLoRA may drop all terms of a weight
         a, b = a.new_zeros(a.shape[0], 1), b.new_zeros(b.shape[0], 1)
     return LowRank(a, b, scale)
 
 
 def _rescaled(b: Tensor, own: float, scale: float) -> Tensor:
-    """The factor beside which `scale` stands for `own`; RandLoRA-a's scale is its weight's."""
+    """Return the factor b, changed so that `scale` gives the same product as `own`. (RandLoRA-a's scale differs by
+    weight.)"""
     return b if own == scale else b * (own / scale)
 
 
 def _magnitude(members: Sequence[tuple[Site, Adapter]]) -> Tensor | None:
-    """DoRA's magnitude of a whole weight: W0's row norms where no part is adapted, so that nothing changes there."""
+    """Return DoRA's magnitude of a whole weight; None for another method.
+
+    In rows without an adapter it is W0's row norm, so that nothing changes there.
+    """
     site, adapter = members[0]
     if not isinstance(adapter, Dora):
         return None
     if site.rows is None:
         return adapter.magnitude.detach()
-    whole: Tensor = torch.linalg.vector_norm(site.whole.base.detach().to(adapter.magnitude.dtype), dim=1)
+    norms: Tensor = torch.linalg.vector_norm(site.whole.base.detach().to(adapter.magnitude.dtype), dim=1)
     for part, dora in members:
         assert isinstance(dora, Dora) and part.rows is not None
-        whole[slice(*part.rows)] = dora.magnitude.detach()
-    return whole
+        norms[slice(*part.rows)] = dora.magnitude.detach()
+    return norms
 
 
 def write_lora(adapted: Adapted) -> tuple[dict[str, Any], Tensors]:
-    """PEFT's configuration and tensors of a LoRA (or DoRA) with these deltas.
+    """Return PEFT's configuration and tensors of a LoRA (or DoRA) with these deltas.
 
-    Raises `ExportError` for a method of another form, and where the factors would be no smaller than the dense delta.
+    Raises:
+        ExportError: the method has no such form, or the factors would be no smaller than the dense delta.
     """
     modules: dict[str, list[tuple[Site, Adapter]]] = {}
-    for name, site in adapted.sites.items():  # several, where they are parts of one weight
+    for name, site in adapted.sites.items():  # parts of one weight share a module
         modules.setdefault(site.module_name, []).append((site, adapted.adapters[name]))
     tensors: Tensors = {}
     ranks: dict[str, int] = {}
     dora, scale = False, _joined(next(iter(modules.values()))).scale
     for module, members in modules.items():
-        a, b, own = _joined(members)
-        b, rank = _rescaled(b, own, scale), a.shape[1]
+        a, b, own_scale = _joined(members)
+        b, rank = _rescaled(b, own_scale, scale), a.shape[1]
         size = a.shape[0] * b.shape[0]
         if adapted.method.name not in ("lora", "lora-plus", "dora") and rank * (a.shape[0] + b.shape[0]) >= size:
             raise ExportError(
@@ -130,7 +136,7 @@ def write_lora(adapted: Adapted) -> tuple[dict[str, Any], Tensors]:
         if (magnitude := _magnitude(members)) is not None:
             dora = True
             tensors[f"{layer}.lora_magnitude_vector"] = magnitude
-        if attention(members[0][0]):  # PEFT adapts the output projection as well: factors of zero
+        if is_packed_attention(members[0][0]):  # PEFT adapts the output projection too, so it gets factors of zero
             width = members[0][0].shape[1]
             tensors[f"{layer}.base_layer.out_proj.lora_A.weight"] = torch.zeros(rank, width)
             tensors[f"{layer}.base_layer.out_proj.lora_B.weight"] = torch.zeros(width, rank)
@@ -151,4 +157,5 @@ def write_lora(adapted: Adapted) -> tuple[dict[str, Any], Tensors]:
 
 
 def _pattern(module: str) -> str:
+    """Return a regular expression for a module's name."""
     return "^" + module.replace(".", r"\.")

@@ -32,9 +32,9 @@ _TYPES: dict[torch.dtype, str] = {
 }
 """safetensors' names of types. A file has its tensors in the reverse of this order, and by name within a type."""
 _LENGTH_BYTES = 8
-"""At the start of a file they say how long the header is."""
+"""The bytes at the start of a file that say how long the header is."""
 _ALIGNED = 8
-"""The header is filled up to a multiple of this many bytes."""
+"""The header's length is rounded up to a multiple of this many bytes."""
 _HEX_OF_SHA256 = 64
 
 

@@ -1,14 +1,17 @@
-"""Experimental: what the RandLoRA paper names as future work. May change.
+"""Experimental methods, which the RandLoRA paper names as future work. They may change.
 
-Hybrid: delta = LoRA's + RandLoRA's, a trained low-rank part for what is large and a full-rank part for the rest. The
-capacity is RandLoRA's r; the LoRA part takes the rank q whose q (out + in) parameters come nearest to the fraction
-`share` of the weight's, at least 1 and at most min(out, in).
+Hybrid: delta = LoRA's + RandLoRA's. A trained low-rank part is for large changes and a full-rank part for the rest. The
+capacity is RandLoRA's r. The LoRA part has the rank q whose q (out + in) parameters come nearest to the fraction
+`share`
+of the weight's parameters, at least 1 and at most min(out, in).
 
-RandLoRA-SVD: RandLoRA whose bases are not random but W0's own singular vectors, scaled to unit-variance entries: A is
-the r leading right ones, B all left ones, those beyond the m-th repeated from the first where r does not divide m. The
-bases are then a weight's own and are kept in checkpoints (`randlora.methods.lowrank.spectral` says why).
+RandLoRA-SVD: RandLoRA whose bases are W0's own singular vectors instead of random ones, scaled to entries of variance
+1.
+A is the r leading right vectors. B is all left vectors; those beyond the m-th repeat from the first if r does not
+divide
+m. Each weight then has its own bases, and checkpoints keep them (`randlora.methods.lowrank.spectral` says why).
 
-Each part starts and is scaled as its method.
+Each part starts and is scaled as in its method.
 """
 
 from __future__ import annotations
@@ -42,8 +45,8 @@ from randlora.methods.random.randlora import (
     RandLora,
     RandLoraConfig,
     build_randlora,
+    fp16_factor,
     initial,
-    lift,
     num_bases,
     randlora_count,
     randlora_freedom,
@@ -52,7 +55,16 @@ from randlora.methods.random.randlora import (
 
 @dataclass(frozen=True)
 class HybridConfig(AdapterConfig):
-    """`r`: RandLoRA's rank. `share`: LoRA's fraction of the parameters. `distribution` as in `RandLoraConfig`."""
+    """Configuration of Hybrid: a LoRA part and a RandLoRA part.
+
+    Attributes:
+        r: RandLoRA's rank.
+        share: the fraction of the parameters that LoRA gets.
+        lora_scale: the scale of LoRA's delta.
+        scale: the scale of RandLoRA's delta.
+        dropout: probability of dropout on the adapter's input. Packed weights cannot have it.
+        distribution: how the entries of the bases are distributed: "uniform", "normal", "binary" or "ternary".
+    """
 
     method: ClassVar[str] = "hybrid"
 
@@ -71,35 +83,43 @@ class HybridConfig(AdapterConfig):
         self.spread_config()
 
     def spread_config(self) -> RandLoraConfig:
-        """The RandLoRA part alone."""
+        """Return the configuration of the RandLoRA part."""
         return RandLoraConfig(self.r, alpha=self.scale * self.r, distribution=self.distribution)
 
 
 @dataclass(frozen=True)
 class RandLoraSvdConfig(RankConfig):
-    """`r`: rank of one basis, as in `RandLoraConfig`."""
+    """Configuration of RandLoRA-SVD.
+
+    Attributes:
+        r: the rank of one basis.
+        alpha: alpha / r is the scale of the delta; None: `DEFAULT_SCALE` at every rank. A rule such as "2r" or
+            "2r/sqrt(n)" is accepted, with n bases for a weight.
+        dropout: probability of dropout on the adapter's input. Packed weights cannot have it.
+    """
 
     method: ClassVar[str] = "randlora-svd"
     default_scale: ClassVar[float] = DEFAULT_SCALE
     by_bases: ClassVar[bool] = True
 
     def bases(self, shape: Shape) -> int:
+        """Return the number of bases for a weight of this `shape` (out, in)."""
         return num_bases(shape, self.r)
 
 
 def lora_part(shape: Shape, r: int, share: float) -> int:
-    """q: the rank of the low-rank part beside a RandLoRA part of rank r."""
-    wanted = randlora_count(shape, r) * share / (1.0 - share)
-    return max(1, min(round(wanted / (shape[0] + shape[1])), *shape))
+    """Return q, the rank of the LoRA part beside a RandLoRA part of rank r."""
+    parameters = randlora_count(shape, r) * share / (1.0 - share)
+    return max(1, min(round(parameters / (shape[0] + shape[1])), *shape))
 
 
 def hybrid_count(shape: Shape, capacity: int, *, share: float = 0.5, **options: Any) -> int:
-    """n (r + m) + q (out + in)."""
+    """Return n (r + m) + q (out + in)."""
     return randlora_count(shape, capacity) + lora_part(shape, capacity, share) * (shape[0] + shape[1])
 
 
 class Hybrid(Adapter):
-    """A LoRA part and a RandLoRA part of one weight."""
+    """The LoRA part and the RandLoRA part of one weight."""
 
     def __init__(self, low: Lora, full: RandLora, dropout: float) -> None:
         super().__init__(low.shape, dropout)
@@ -109,19 +129,19 @@ class Hybrid(Adapter):
         return self.low.delta(base) + self.full.delta(base)
 
     def weight(self, base: Tensor) -> Tensor:
-        if base.dtype != self.low.a.dtype:  # one rounding, of the sum
+        if base.dtype != self.low.a.dtype:  # so that only the sum is rounded
             return (base + self.delta(base)).to(base.dtype)
         return low_rank_weight(self.full.weight(base), self.low.a, self.low.b, self.low.scale)
 
     def linear(self, x: Tensor, base: Tensor, bias: Tensor | None) -> Tensor:
         dropped, dtype = self.drop(x), compute_dtype(x)
-        y = self.full.linear(x, base, bias) if dropped is x else linear(x, base, bias) + self.full.only(dropped)
+        y = self.full.linear(x, base, bias) if dropped is x else linear(x, base, bias) + self.full.delta_output(dropped)
         h = dropped.to(dtype) @ self.low.a.to(dtype)
         return y + (h @ self.low.b.to(dtype).t()) * self.low.scale
 
     def beside(self, x: Tensor, y: Tensor, base: Callable[[], Tensor], bias: Tensor | None) -> Tensor:
         dropped = self.drop(x)
-        y = y + self.full.only(dropped).to(y.dtype)
+        y = y + self.full.delta_output(dropped).to(y.dtype)
         return low_rank_beside(dropped, y, (self.low.a, self.low.b), self.low.scale)
 
     def pays_to_accumulate(self, rows: int, micro_batches: int) -> bool:
@@ -129,7 +149,7 @@ class Hybrid(Adapter):
 
 
 class RandLoraSvd(RandLora):
-    """A RandLoRA adapter with bases of its own."""
+    """A RandLoRA adapter with its own bases."""
 
     derived: ClassVar[tuple[str, ...]] = ("basis_a", "basis_b")
     basis_a: Tensor
@@ -151,13 +171,13 @@ class RandLoraSvd(RandLora):
         self.lambdas, self.gammas = initial("lambda", r, n, m, request, base.device)
 
     def part(self, dtype: torch.dtype | None = None) -> Spread:
-        up = lift(max(self.shape), dtype)
+        up = fp16_factor(max(self.shape), dtype)
         b = self.basis_b if dtype is None else self.basis_b.to(dtype)
         return Spread(self.basis_a, b if up == 1.0 else b / up, self.scale * up, self.tall)
 
 
 def build_hybrid(request: Request) -> dict[str, Adapter]:
-    """RandLoRA's shared bases, and LoRA's factors per weight."""
+    """Build the adapters: they share RandLoRA's bases, and each has its own LoRA factors."""
     config = request.config
     assert isinstance(config, HybridConfig)
     full = build_randlora(dataclasses.replace(request, config=config.spread_config()))
@@ -170,7 +190,8 @@ def build_hybrid(request: Request) -> dict[str, Adapter]:
 
 
 def hybrid_freedom(shape: Shape, r: int, *, share: float, **_: Any) -> int:
-    """The sum of its parts, of which LoRA's acts beside B's columns alone where RandLoRA's fills their span."""
+    """Return the degrees of freedom of LoRA + RandLoRA. If RandLoRA fills the span of B, LoRA adds only what is outside
+    it."""
     large, small, q = max(shape), min(shape), lora_part(shape, r, share)
     spanned = min(num_bases(shape, r) * r, large)
     filled = spanned * small + low_rank((large - spanned, small), q)
@@ -178,7 +199,7 @@ def hybrid_freedom(shape: Shape, r: int, *, share: float, **_: Any) -> int:
 
 
 def svd_freedom(shape: Shape, r: int, **_: Any) -> int:
-    """RandLoRA's; above m a basis repeats its columns, whose lambdas add up."""
+    """Return RandLoRA's degrees of freedom. Above m, a basis repeats columns, whose lambdas add up."""
     return randlora_freedom(shape, min(r, *shape))
 
 

@@ -1,4 +1,5 @@
-"""Methods whose delta is one product of two thin matrices, each made from the trainables in its own way."""
+"""Methods whose delta is one product of two thin matrices. Each method makes these from its trainables in its
+own way."""
 
 from __future__ import annotations
 
@@ -23,13 +24,13 @@ from randlora.arithmetic.contract import (
 
 
 class Factored(Adapter):
-    """delta = scale * b a^T. Subclasses make a (in x rank) and b (out x rank) in `factors`."""
+    """An adapter with delta = scale * b a^T. Subclasses make a (in x rank) and b (out x rank) in `factors`."""
 
     scale: float = 1.0
 
     @abstractmethod
     def factors(self) -> tuple[Tensor, Tensor]:
-        """(a, b), differentiable in the trainables."""
+        """Return (a, b), differentiable in the trainables."""
 
     def delta(self, base: Tensor) -> Tensor:
         a_IR, b_OR = self.factors()
@@ -39,9 +40,15 @@ class Factored(Adapter):
         return low_rank_weight(base, *self.factors(), self.scale)
 
     def merges(self, x: Tensor, base: Tensor, a_IR: Tensor, passes: int = 3) -> bool:
-        """Whether the matrix form is allowed (no dropout, one precision, not a low one) and cheaper.
+        """Return whether W0 + delta as one matrix is allowed and cheaper.
 
-        `passes` as `prefers_matrix`.
+        It is allowed without dropout and in one precision, which must not be a low one.
+
+        Args:
+            x: the input (..., in).
+            base: W0 (out x in).
+            a_IR: the factor a (in x rank).
+            passes: as in `prefers_matrix`.
         """
         one_dtype = base.dtype == a_IR.dtype == compute_dtype(x) and base.dtype not in LOW
         rows = x.numel() // x.shape[-1]
@@ -57,24 +64,27 @@ class Factored(Adapter):
         return low_rank_beside(self.drop(x), y, self.factors(), self.scale)
 
 
-def drawn(name: str, stream: str, request: Request, spec: Draw) -> Tensor:
-    """A trainable's start (rows x cols) by `init_seed`, the weight's name and the stream; empty on the meta device."""
+def drawn_start(name: str, stream: str, request: Request, spec: Draw) -> Tensor:
+    """Return a trainable's start (rows x cols), drawn from `init_seed`, the weight's name and the stream.
+
+    On the meta device it is empty.
+    """
     if request.device.type == "meta":
         return torch.empty(spec.rows, spec.cols, device="meta")
     return draw(derive_seed("lora", request.init_seed, name), stream, spec)
 
 
 def lora_start(name: str, rank: int, request: Request) -> Tensor:
-    """LoRA's start of A transposed (in x rank): uniform on +-1 / sqrt(in)."""
+    """Return LoRA's start of A, transposed (in x rank): uniform on +-1 / sqrt(in)."""
     width = request.shapes[name][1]
-    return drawn(name, "a", request, Draw(width, rank, std=1.0 / math.sqrt(3.0 * width)))
+    return drawn_start(name, "a", request, Draw(width, rank, std=1.0 / math.sqrt(3.0 * width)))
 
 
 def singular(base: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
-    """U (out x m), S (m) and V (in x m) of W0 in `dtype`, m = min(out, in), largest first; empty on the meta device.
+    """Return U (out x m), S (m) and V (in x m) of W0 in `dtype`, m = min(out, in), largest values first.
 
-    Signs are fixed (the entry of U that is largest in size is positive), but the last bits depend on the machine's
-    LAPACK: what is made of them belongs into a checkpoint.
+    On the meta device they are empty. Signs are fixed: the entry of U that is largest in size is positive. The last
+    bits depend on the machine's LAPACK, so a checkpoint must keep what is made of them.
     """
     out, width = base.shape
     m = min(out, width)

@@ -1,8 +1,8 @@
-"""The methods by name. Counting, the budget solver and the sweep file read this table and nothing else.
+"""The methods by name. Counting, the budget solver and the sweep file read this table alone.
 
-Each method's file ends with its entry and says in its docstring how the method starts and is scaled. Scales are chosen
-so that useful rates of all methods lie between about 1e-3 and 1e-2. docs/methods.md has them side by side.
-Other packages add theirs by `register(Method(...))`; nothing else has to know a method's name.
+Each method's file ends with its entry, and its docstring says how the method starts and how it is scaled. Scales are
+chosen so that useful learning rates of all methods lie between about 1e-3 and 1e-2. docs/methods.md compares them.
+Other packages add their methods with `register(Method(...))`. Nothing else has to know a method's name.
 """
 
 from __future__ import annotations

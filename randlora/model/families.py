@@ -1,10 +1,9 @@
-"""What is adapted by default, by model family: the weights that the RandLoRA paper adapts.
+"""The default targets of each family of models: the weights that the RandLoRA paper adapts.
 
     attach(model, RandLoraConfig(r=6), default_targets(model))
 
-A family is told by where a model comes from: open_clip's and timm's by the package of their class, transformers' by
-the `model_type` of their config. Suffixes that a particular model lacks are left out, so both spellings of a name that
-changed between versions may stand here.
+open_clip's and timm's models are recognised by the package of their class, transformers' by the `model_type` of their
+config. Names that a model lacks are left out, so both spellings of a name that changed between versions may be listed.
 """
 
 from __future__ import annotations
@@ -44,14 +43,14 @@ TARGETS: dict[str, tuple[str, ...]] = {
     "roberta": _BERT,
     "bert": _BERT,
 }
-"""Weight-name suffixes by family."""
+"""Family -> ends of the names of its target weights."""
 
 _PACKAGES = {"open_clip": "open_clip", "timm": "timm", "dinov2": "timm"}
-"""Package of a model's class -> family; transformers' say it themselves."""
+"""Package of a model's class -> family. Models of transformers name their family themselves."""
 
 
 def family_name(model: nn.Module) -> str | None:
-    """The model's family, whether or not it is in `TARGETS`; None for a module of none of the known packages."""
+    """Return the model's family, whether or not it is in `TARGETS`; None if the model comes from no known package."""
     package = type(model).__module__.partition(".")[0]
     if package in _PACKAGES:
         return _PACKAGES[package]
@@ -61,29 +60,26 @@ def family_name(model: nn.Module) -> str | None:
 
 
 def matching(patterns: Sequence[str], names: Iterable[str]) -> list[str]:
-    """Those suffixes that name at least one weight of `names`, in their own order."""
+    """Return those of `patterns` that match at least one of `names`, in their own order."""
     dotted = ["." + name for name in names]
     return [p for p in patterns if any(name.endswith((f".{p}", f".{p}.weight")) for name in dotted)]
 
 
 def default_targets(model: nn.Module) -> list[str]:
-    """Weight-name suffixes to adapt in `model`, for `attach` and `resolve_targets`.
+    """Return the ends of weight names to adapt in `model`, for `attach` and `resolve_targets`.
 
     Args:
-        model: of open_clip, timm or transformers; the meta device will do.
-
-    Returns:
-        The suffixes of the model's family that the model has.
+        model: a model of open_clip, timm or transformers. It may be on the meta device.
 
     Raises:
-        TargetError: a family that is not known, or a model of it without any of these weights.
+        TargetError: the family is not known, or the model has none of its weights.
     """
     name = family_name(model)
     if name not in TARGETS:
         what = type(model).__name__ if name is None else f"models of type {name!r}"
         raise TargetError(f"no default targets for {what}: name the weights to adapt; known are {', '.join(TARGETS)}")
-    found = matching(TARGETS[name], (n for n, _ in model.named_parameters()))
-    if not found:
-        wanted = ", ".join(TARGETS[name])
-        raise TargetError(f"none of the default targets {wanted} is in this {type(model).__name__}: name the weights")
-    return found
+    present = matching(TARGETS[name], (n for n, _ in model.named_parameters()))
+    if not present:
+        expected = ", ".join(TARGETS[name])
+        raise TargetError(f"none of the default targets {expected} is in this {type(model).__name__}: name the weights")
+    return present

@@ -1,15 +1,16 @@
-"""Parts of fused weights: which rows of one stored matrix are q, k and v, or gate and up, and an adapter for each.
+"""Parts of fused weights: which rows of a stored matrix are q, k and v, or gate and up. Each part has its own adapter.
 
-A target such as `attn.in_proj_weight[q,v]` picks parts. Every part is a weight of its own (its rows x in) with an
-adapter of its own. Known layouts, all of them rows one after the other:
+A target such as `attn.in_proj_weight[q,v]` picks parts. Every part (its rows x in) is treated as a weight with its own
+adapter. The known layouts have the parts in one row range after the other:
 
 - q, k, v thirds: `in_proj_weight` of `nn.MultiheadAttention` and open_clip's attention, `qkv` (timm, DINOv2), `Wqkv`,
   GPT-2's `c_attn` (k, v halves in its cross attention);
 - q, k, v by the numbers of heads in the attention's own `config`: `qkv_proj` (Phi-3), also with grouped queries;
 - gate, up halves: `gate_up_proj`.
 
-`query_key_value` of GPT-NeoX, BLOOM and Falcon mixes q, k and v head by head and has no such parts; so do a few modules
-with a name from above, which are told by their attributes.
+`query_key_value` of GPT-NeoX, BLOOM and Falcon mixes q, k and v head by head, so it has no such parts. A few modules
+mix
+them under a name from the list above. They are recognised by their attributes.
 """
 
 from __future__ import annotations
@@ -35,22 +36,25 @@ _BY_HEAD: dict[str, Callable[[object], bool]] = {
     "mp_num": bool,
     "multi_query": not_,
 }
-"""Attributes of modules that keep q, k and v together by head: timm's MaxViT and TinyViT, CodeGen, GPT-BigCode."""
+"""Attributes of modules that store q, k and v together by head: timm's MaxViT and TinyViT, CodeGen, GPT-BigCode."""
 _OTHERWISE = {
     "MiniMaxLightningAttention": "keeps q, k and v together by head",
     "Phi4MultimodalAudioMLP": "has up before gate",
 }
-"""Modules of transformers whose fused weight has a name from above and another layout."""
+"""Modules of transformers whose fused weight has a name from the list above but another layout."""
 _SELECTOR = re.compile(r"(?P<weight>.+)\[(?P<parts>[\w\s,]+)\]")
 
 Rows = tuple[int, int]
-"""First row of a part, and the first beyond it."""
+"""(first row of a part, first row after it)."""
 
 
 def split_selector(target: str) -> tuple[str, tuple[str, ...]]:
-    """ "name[q,v]" -> ("name", ("q", "v")); any other target, a glob with a set of characters too, has no parts.
+    """Return a target's name and its parts: "name[q,v]" -> ("name", ("q", "v")).
 
-    Raises `TargetError` for a list in brackets with a name that is no part.
+    Any other target has no parts, also a pattern with a set of characters in brackets.
+
+    Raises:
+        TargetError: the list in brackets has a name that is not a part.
     """
     match = _SELECTOR.fullmatch(target)
     if match is None:
@@ -65,9 +69,15 @@ def split_selector(target: str) -> tuple[str, tuple[str, ...]]:
 
 
 def layout(name: str, parent: nn.Module | None, rows: int, width: int) -> dict[str, Rows]:
-    """Part -> rows of the weight `name` (rows x width, as (out x in)), whose module lies in `parent`.
+    """Return part -> rows of a fused weight.
 
-    Raises `TargetError` where it is not known.
+    Args:
+        name: the weight's name.
+        parent: the module that contains the weight's module.
+        rows, width: the weight's sides (out x in).
+
+    Raises:
+        TargetError: the layout is not known.
     """
     last = name.removesuffix(".weight").rpartition(".")[2]
     if (why := _OTHERWISE.get(kind := type(parent).__name__, "")) and last in (*_FUSED, "gate_up_proj"):
@@ -91,12 +101,14 @@ def layout(name: str, parent: nn.Module | None, rows: int, width: int) -> dict[s
 
 
 def _lay(**sizes: int) -> dict[str, Rows]:
+    """Return part -> rows, for parts of these sizes one after the other."""
     ends = list(accumulate(sizes.values()))
     return {part: (end - size, end) for (part, size), end in zip(sizes.items(), ends, strict=True)}
 
 
 def _by_heads(parent: nn.Module | None) -> tuple[int, int, int] | None:
-    """Rows of q, k and v from a transformers config: heads, groups of keys and values, width of a head."""
+    """Return the number of rows of q, k and v by a transformers config: heads, groups of keys and values, width of a
+    head."""
     config = getattr(parent, "config", None)
 
     def number(key: str) -> int | None:
@@ -111,12 +123,14 @@ def _by_heads(parent: nn.Module | None) -> tuple[int, int, int] | None:
 
 
 class _Segment(NamedTuple):
+    """The adapter of some rows."""
+
     rows: slice
     adapter: Adapter | None
 
 
 class PartAdapters(nn.Module):
-    """The adapters of one weight's parts, in the place of one adapter; rows without an adapter stay frozen."""
+    """The adapters of a weight's parts, in the place of one adapter. Rows without an adapter stay frozen."""
 
     def __init__(self, rows: int) -> None:
         super().__init__()
@@ -130,7 +144,7 @@ class PartAdapters(nn.Module):
         self._spans[part] = rows
 
     def drop(self, part: str) -> None:
-        """Take the adapter of `part` away."""
+        """Remove the adapter of `part`."""
         del self.parts[part], self._spans[part]
 
     def __len__(self) -> int:
@@ -146,15 +160,15 @@ class PartAdapters(nn.Module):
         if at < self.rows:
             yield _Segment(slice(at, self.rows), None)
 
-    def _joined(self, dim: int, of: Callable[[_Segment], Tensor]) -> Tensor:
-        return torch.cat([of(segment) for segment in self._segments()], dim)
+    def _joined(self, dim: int, piece: Callable[[_Segment], Tensor]) -> Tensor:
+        return torch.cat([piece(segment) for segment in self._segments()], dim)
 
     def matrix(self, base: Tensor) -> Tensor:
-        """The whole weight (out x in) with the parts' deltas."""
+        """Return the whole weight (out x in) with the parts' deltas."""
         return self._joined(0, lambda s: base[s.rows] if s.adapter is None else s.adapter.matrix(base[s.rows]))
 
     def beside(self, x: Tensor, y: Tensor, base: Callable[[], Tensor], bias: Tensor | None) -> Tensor:
-        """As `Adapter.beside`, part by part."""
+        """Return the layer's output for a quantised weight, part by part (see `Adapter.beside`)."""
 
         def product(segment: _Segment) -> Tensor:
             rows, adapter = segment
@@ -165,7 +179,7 @@ class PartAdapters(nn.Module):
         return self._joined(-1, product)
 
     def apply_to(self, x: Tensor, base: Tensor, bias: Tensor | None) -> Tensor:
-        """`F.linear(x, weight, bias)`, part by part."""
+        """Return `F.linear(x, weight, bias)`, computed part by part."""
 
         def product(segment: _Segment) -> Tensor:
             rows = segment.rows

@@ -1,8 +1,9 @@
 """Where prompts enter a CLIP of open_clip: after a text's first token, and behind an image's patches.
 
-Prompts stand in no weight. They are one adapter all the same, under the name `PLACE` among the targets, so that counts,
-checkpoints and detaching need no second form. A text that is encoded meanwhile must leave room for the context
-(`with_room`): its vectors replace the embeddings after the first token. Deep prompts replace those of the layer below.
+Prompts are not in any weight. Still they are one adapter, with the name `PLACE` among the targets, so that counting,
+checkpoints and detaching treat them as adapters. A text that is encoded meanwhile must leave room for the context
+(`with_room`), because the context's vectors replace the embeddings after the first token. Deep prompts replace those of
+the block below.
 """
 
 from __future__ import annotations
@@ -22,16 +23,16 @@ from randlora.errors import AdapterError, TargetError
 from randlora.model.sites import Site
 
 PLACE = "prompts"
-"""Among the targets, for the place of prompts."""
+"""The name of the place of prompts among the targets."""
 
 
 class Place(tuple[int, int]):
-    """(image width, text width) of a CLIP's towers, in place of a weight's shape; no weight's shape equals it.
+    """(image width, text width) of a CLIP's towers, in place of a weight's shape. It equals no weight's shape.
 
     Attributes:
-        joint: width of the features that images and texts are compared in.
-        layers: blocks of the smaller tower.
-        room: half of the text window: prompts may take it, the rest is for names of classes.
+        joint: width of the features in which images and texts are compared.
+        layers: number of blocks of the smaller tower.
+        room: half of the text window. Prompts may use it; the rest is for names of classes.
     """
 
     joint: int
@@ -44,7 +45,7 @@ class Place(tuple[int, int]):
         return place
 
     def __getnewargs_ex__(self) -> tuple[tuple[int, ...], dict[str, int]]:
-        """For copies and pickles, which would call `__new__` without its keywords."""
+        """Return the arguments of `__new__` for copies and pickles, which would call it without keywords."""
         return tuple(self), {"joint": self.joint, "layers": self.layers, "room": self.room}
 
     def _key(self) -> tuple[object, ...]:
@@ -69,7 +70,8 @@ class Towers:
 
     @classmethod
     def of(cls, model: nn.Module) -> Towers:
-        """Raises TargetError for anything but a CLIP whose towers are open_clip's own transformers."""
+        """Return the towers of a model. Raises TargetError unless it is a CLIP whose towers are open_clip's own
+        transformers."""
         text: Any = getattr(model, "text", model)
         visual: Any = getattr(model, "visual", None)
         embedding = getattr(text, "token_embedding", None)
@@ -98,12 +100,13 @@ class Towers:
 
 
 def place_of(model: nn.Module) -> Place:
-    """What prompts of a model are counted by. Works on the meta device; raises TargetError as `Towers.of`."""
+    """Return what prompts of a model are counted by. Works on the meta device. Raises TargetError as
+    `Towers.of` does."""
     return Towers.of(model).place
 
 
 class Prompts(Adapter):
-    """Prompts of both towers. `tokens`: vectors of a text's context."""
+    """Prompts of both towers. `tokens` is the number of vectors in a text's context."""
 
     tokens: int
     resting = False
@@ -111,11 +114,14 @@ class Prompts(Adapter):
 
     @abstractmethod
     def of_text(self, layer: int) -> Tensor | None:
-        """(tokens, text width), or (n, tokens, text width) of n texts, for the input of a block; None: as it comes."""
+        """Return the prompts for the input of a text block; None if its input stays as it is.
+
+        They are (tokens, text width), or (n, tokens, text width) for n texts.
+        """
 
     @abstractmethod
     def of_image(self, layer: int) -> Tensor | None:
-        """(k, image width) for the input of a block; None: as it comes."""
+        """Return the prompts (k, image width) for the input of an image block; None if its input stays as it is."""
 
     def delta(self, base: Tensor) -> Tensor:
         raise AdapterError(
@@ -131,7 +137,7 @@ class Prompts(Adapter):
 
 
 class PromptSite(Site):
-    """The place of prompts in a model."""
+    """The place of prompts in a model. It has the interface of a `Site`."""
 
     def __init__(self, model: nn.Module) -> None:
         self.towers = Towers.of(model)
@@ -148,7 +154,7 @@ class PromptSite(Site):
 
     @property
     def parameter(self) -> nn.Parameter:
-        """The token embedding (vocabulary x text width), whose rows are words to start from."""
+        """Return the token embedding (vocabulary x text width), whose rows are words to start from."""
         return self.towers.embedding.get_parameter("weight")
 
     @property
@@ -160,22 +166,22 @@ class PromptSite(Site):
         return self.towers.place
 
     def install(self, adapter: Adapter) -> None:
-        """Put the prompts in place. Raises AdapterError for anything else: prompts cannot share a place."""
+        """Put the prompts in place. Raises AdapterError for another adapter, because prompts cannot share a place."""
         if not isinstance(adapter, Prompts):
             raise AdapterError(f"{type(adapter).__name__} is no prompt")
         self.owner.add_module(PLACE, adapter)
         towers = self.towers
-        # partials, whose arguments a deep copy of the model copies too: it would share what a closure holds
+        # partials, because a deep copy of the model copies their arguments, but would share those of a closure
         self._hooks = [
             towers.embedding.register_forward_hook(partial(_embedded, adapter)),
-            towers.before_images.register_forward_pre_hook(partial(_before, adapter, 0, behind)),
+            towers.before_images.register_forward_pre_hook(partial(_before, adapter, 0, insert_in_image)),
         ]
         for layer in range(1, towers.place.layers):
             if adapter.of_text(layer) is not None:
-                hook = partial(_before, adapter, layer, in_text)
+                hook = partial(_before, adapter, layer, insert_in_text)
                 self._hooks.append(towers.texts[layer].register_forward_pre_hook(hook))
             if adapter.of_image(layer) is not None:
-                hook = partial(_before, adapter, layer, behind)
+                hook = partial(_before, adapter, layer, insert_in_image)
                 self._hooks.append(towers.images[layer].register_forward_pre_hook(hook))
 
     def remove(self) -> None:
@@ -187,37 +193,43 @@ class PromptSite(Site):
 
 
 def _embedded(adapter: Prompts, _: nn.Module, args: Any, x: Tensor) -> Tensor:
-    return in_text(adapter, 0, x)
+    """Insert prompts into the embedded texts; a forward hook of the token embedding."""
+    return insert_in_text(adapter, 0, x)
 
 
 def _before(
     adapter: Prompts, layer: int, put: Callable[[Prompts, int, Tensor], Tensor], _: nn.Module, args: Any
 ) -> tuple[Any, ...]:
-    """A forward pre-hook of a module whose first argument is the tokens."""
+    """Insert prompts before a module runs; a forward pre-hook of a module whose first argument is the tokens."""
     return put(adapter, layer, args[0]), *args[1:]
 
 
-def in_text(prompts: Prompts, layer: int, x: Tensor) -> Tensor:
-    """Tokens (n, L, D) of texts with the prompts after the first one in place of what is there."""
-    own = None if prompts.resting else prompts.of_text(layer)
-    if own is None:
+def insert_in_text(prompts: Prompts, layer: int, x: Tensor) -> Tensor:
+    """Return tokens (n, L, D) of texts with the prompts after the first one, in place of what was there."""
+    prompt = None if prompts.resting else prompts.of_text(layer)
+    if prompt is None:
         return x
-    return torch.cat([x[:, :1], own.to(x.dtype).expand(len(x), -1, -1), x[:, 1 + prompts.tokens :]], dim=1)
+    return torch.cat([x[:, :1], prompt.to(x.dtype).expand(len(x), -1, -1), x[:, 1 + prompts.tokens :]], dim=1)
 
 
-def behind(prompts: Prompts, layer: int, x: Tensor) -> Tensor:
-    """Tokens (n, L, D) of images with the prompts behind them; in deeper blocks in place of the last ones."""
-    own = None if prompts.resting else prompts.of_image(layer)
-    if own is None:
+def insert_in_image(prompts: Prompts, layer: int, x: Tensor) -> Tensor:
+    """Return tokens (n, L, D) of images with the prompts behind them. In deeper blocks they replace the last tokens."""
+    prompt = None if prompts.resting else prompts.of_image(layer)
+    if prompt is None:
         return x
-    kept = x if layer == 0 else x[:, : x.shape[1] - len(own)]
-    return torch.cat([kept, own.to(x.dtype).expand(len(x), -1, -1)], dim=1)
+    patches = x if layer == 0 else x[:, : x.shape[1] - len(prompt)]
+    return torch.cat([patches, prompt.to(x.dtype).expand(len(x), -1, -1)], dim=1)
 
 
 def with_room(texts: Tensor, tokens: int) -> Tensor:
-    """Token ids (n, L) of texts, the end's id the largest, with room for `tokens` prompts after the first one.
+    """Return token ids (n, L) of texts with room for prompts after the first token. The end's id is the largest.
 
-    Raises AdapterError: a text that would lose its end.
+    Args:
+        texts: token ids (n, L).
+        tokens: the number of prompts.
+
+    Raises:
+        AdapterError: a text would lose its end.
     """
     longest = int(texts.argmax(dim=1).max()) + 1
     if longest + tokens > texts.shape[1]:

@@ -19,20 +19,17 @@ from randlora.model.targets import select
 
 
 def quantise(model: nn.Module, targets: Sequence[str], bits: Literal[4, 8] = 4, **options: Any) -> list[str]:
-    """Turn the targets, called `nn.Linear`s or `Conv1D`s, into bitsandbytes layers of `bits` bits, in place.
+    """Turn the targets into bitsandbytes layers of `bits` bits, in place, and return the names of their weights.
 
     Args:
-        model: a model on the device it will run on. Everything else in it stays as it is.
-        targets: as in `attach`.
+        model: a model on the device on which it will run. Everything else in it stays as it is.
+        targets: names of weights as in `attach`. Each must belong to a called `nn.Linear` or `Conv1D`.
         bits: 4 (NF4 unless `options` has another `quant_type`) or 8.
-        options: passed on to `bitsandbytes.nn.Linear4bit` or `Linear8bitLt`.
-
-    Returns:
-        The names of the weights.
+        options: passed to `bitsandbytes.nn.Linear4bit` or `Linear8bitLt`.
 
     Raises:
         ConfigError: bitsandbytes is not installed, or `bits` is neither 4 nor 8.
-        TargetError: a target matches nothing, or a weight of another kind of layer.
+        TargetError: a target matches nothing, or a weight that does not belong to a called linear layer.
     """
     if bits not in (4, 8):
         raise ConfigError(f"bits must be 4 or 8 but got {bits!r}")

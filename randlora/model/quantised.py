@@ -1,10 +1,11 @@
-"""Base weights in 4 or 8 bits, by bitsandbytes (extra `quantised`): layers that keep their own product.
+"""Base weights in 4 or 8 bits, by bitsandbytes (extra `quantised`): layers that compute their own product.
 
-A quantised layer has no matrix to multiply by or to merge into. Its output stays what its own forward makes, and the
-adapter adds its share beside it (`Adapter.beside`). Shapes and counts are those of the weight as it was, (out x in).
-Where a method needs W0 itself (DoRA's norms, singular vectors, deltas) it is read back in full precision for a moment.
+A quantised layer has no matrix to multiply by or to merge into. Its output stays that of its own forward, and the
+adapter
+adds its share to the output (`Adapter.beside`). Shapes and counts are those of the original weight, (out x in). If a
+method needs W0 itself (DoRA's norms, singular vectors, deltas), it is unpacked in full precision for a moment.
 
-Rounding W0 + delta to 4 or 8 bits would lose most of the delta. So merging is refused; PEFT rounds with a warning.
+Rounding W0 + delta to 4 or 8 bits would lose most of the delta. So merging is refused. (PEFT rounds with a warning.)
 """
 
 from __future__ import annotations
@@ -25,9 +26,9 @@ _LAYERS = ("Linear4bit", "Linear8bitLt")
 
 
 def is_quantised(module: nn.Module) -> bool:
-    """Whether `module` is one of bitsandbytes' linear layers, or stands for one.
+    """Return whether `module` is one of bitsandbytes' linear layers, or stands for one.
 
-    Told by name: this package does not import bitsandbytes.
+    It is recognised by its name: this package does not import bitsandbytes.
     """
     return isinstance(module, PlannedLayer) or any(
         c.__name__ in _LAYERS and c.__module__.startswith("bitsandbytes.") for c in type(module).__mro__
@@ -35,7 +36,7 @@ def is_quantised(module: nn.Module) -> bool:
 
 
 def dequantised(module: nn.Module) -> Tensor:
-    """The weight (out x in) that a bitsandbytes layer stands for, in the precision it was quantised from or float32."""
+    """Return the weight (out x in) that a bitsandbytes layer stands for, in its original precision or float32."""
     if isinstance(module, PlannedLayer):
         return module.read_back()
     weight = cast(Tensor, module.weight)
@@ -142,19 +143,19 @@ class Beside(nn.Module):
     adapter: Adapter | PartAdapters
 
     def forward(self, x: Tensor) -> Tensor:
-        """x (..., in) -> (..., out)."""
+        """Return the output (..., out) for x (..., in)."""
         y: Tensor = super().forward(x)
         return self.adapter.beside(x, y, lambda: dequantised(self), cast("Tensor | None", self.bias))
 
 
 @functools.cache
 def adapted_class(mixin: Any, kind: Any) -> Any:
-    """The class that a layer of class `kind` takes on while an adapter is on it; `plain` is `kind`."""
+    """Return the class of a layer while an adapter is on it. Its attribute `plain` is `kind`, the layer's own class."""
     return type(f"Adapted{kind.__name__}", (mixin, kind), {"plain": kind, "__reduce_ex__": _reduce})
 
 
 def _reduce(layer: Any, _protocol: int) -> tuple[Any, ...]:
-    """How a layer of a class made here is pickled: no module has the class by its name."""
+    """Pickle a layer whose class was made here, and which no module has under its name."""
     mixin, plain = type(layer).__bases__
     return _empty, (mixin, plain), layer.__getstate__()
 
@@ -165,7 +166,7 @@ def _empty(mixin: Any, plain: Any) -> Any:
 
 
 def put_beside(layer: nn.Module, adapter: Adapter | PartAdapters) -> None:
-    """Put an adapter beside the product of a quantised layer, which takes on a class of its own for that."""
+    """Let an adapter add its share to the output of a quantised layer. The layer's class changes for that."""
     keep_layout(layer)
     layer.add_module("adapter", adapter)
     kind: Any = type(layer)
@@ -173,14 +174,14 @@ def put_beside(layer: nn.Module, adapter: Adapter | PartAdapters) -> None:
 
 
 def take_away(layer: nn.Module) -> None:
-    """Undo `put_beside`, or the like of a layer whose class has a `plain`."""
+    """Undo `put_beside`, or a similar change of a layer whose class has a `plain`."""
     del layer._modules["adapter"]
     kind: Any = type(layer)
     layer.__class__ = kind.plain
 
 
 def bitsandbytes_library() -> Any:
-    """The module `bitsandbytes`. Raises `ConfigError` where it is missing."""
+    """Return the module `bitsandbytes`. Raises ConfigError if it is missing."""
     # it warns of a kernel that it did not download, and at each 8-bit product that the input is cast
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     try:

@@ -1,6 +1,6 @@
-"""Weights that FSDP2 splits over processes: gathered to be saved, refused where a part of them would be taken for all.
+"""Weights that FSDP2 splits over processes: gathered to be saved, and refused if a part would be taken for the whole.
 
-Each process holds rows of a split tensor, and torch mixes no such tensor with a whole one, as frozen bases are.
+Each process holds rows of a split tensor. torch cannot mix a split tensor with a whole one, such as a frozen basis.
 """
 
 from __future__ import annotations
@@ -15,26 +15,29 @@ from randlora.errors import AdapterError
 
 
 def is_sharded(tensor: Tensor) -> bool:
-    """Whether this process holds a part; told without an import, which would be slow."""
+    """Return whether this process holds only a part of the tensor. It imports nothing, because that would be slow."""
     return hasattr(tensor, "full_tensor")
 
 
 def whole(tensor: Tensor) -> Tensor:
-    """The tensor, detached; of a split one, gathered from all its processes, each of which must call this."""
+    """Return the tensor, detached. A split one is gathered from all its processes, each of which must call this."""
     split: Any = tensor.detach()
     full: Tensor = split.full_tensor() if is_sharded(split) else split
     return full
 
 
-def writes(tensors: Iterable[Tensor]) -> bool:
-    """Whether this process is the one to write them: of split tensors' processes the first."""
+def is_writer(tensors: Iterable[Tensor]) -> bool:
+    """Return whether this process is the one that writes the tensors: the first process of those that share split
+    tensors."""
     meshes = (getattr(tensor, "device_mesh", None) for tensor in tensors if is_sharded(tensor))
     return all(mesh is None or not any(mesh.get_coordinate() or ()) for mesh in meshes)
 
 
 def reshard(model: nn.Module) -> None:
-    """Split again what FSDP2 leaves gathered after a forward without a backward: there it would pass for plain, and
-    after weights were set the next forward must gather them anew."""
+    """Split the weights again that FSDP2 left gathered after a forward without a backward.
+
+    They would otherwise be taken for plain ones. If weights were set, the next forward must gather them anew.
+    """
     kind = getattr(sys.modules.get("torch.distributed.fsdp"), "FSDPModule", ())
     for module in model.modules():
         if isinstance(module, kind):
@@ -42,7 +45,13 @@ def reshard(model: nn.Module) -> None:
 
 
 def check_whole(verb: str, model: nn.Module, tensors: Iterable[Tensor]) -> None:
-    """Refuse what needs whole tensors where some are split."""
+    """Raise AdapterError if something needs whole tensors and some are split.
+
+    Args:
+        verb: what cannot be done, for the message.
+        model: the model.
+        tensors: the tensors that are needed.
+    """
     reshard(model)
     if any(map(is_sharded, tensors)):
         raise AdapterError(

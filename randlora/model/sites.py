@@ -1,10 +1,16 @@
-"""Where a weight lives, and how an adapter gets between it and the model's arithmetic.
+"""Where a weight is, and how an adapter gets between it and the model's arithmetic.
 
-Two ways, both undone without a trace: an `nn.Linear` changes class to `AdaptedLinear`, whose forward lets the adapter
-choose its contraction, and so does transformers' `Conv1D`; any other 2-D parameter (the packed `in_proj_weight` of
-attention, a `Linear` that its parent reads without calling it, a layer with a forward of its own instance, as
-accelerate's hooks give it) is parametrised, so whoever reads it sees W0 + delta; the usual attention meets its adapters
-all the same (`randlora.model.attention`). Parts of one weight share its place (`randlora.model.parts`).
+There are two ways, and both are undone without a trace.
+
+1. An `nn.Linear` changes its class to `AdaptedLinear`, whose forward lets the adapter choose the order of the product.
+   transformers' `Conv1D` is treated alike.
+2. Any other 2-D parameter gets a parametrisation, so that whoever reads it sees W0 + delta. Examples are the packed
+   `in_proj_weight` of attention, a `Linear` that its parent reads without calling it, and a layer whose instance has
+       its
+   own forward (from accelerate's hooks). Usual attention still lets its adapters act on the input
+   (`randlora.model.attention`).
+
+Parts of one weight share its place (`randlora.model.parts`).
 """
 
 from __future__ import annotations
@@ -27,14 +33,15 @@ _READS_CHILDREN = (nn.MultiheadAttention, nn.TransformerEncoderLayer, nn.Transfo
 
 
 class AdaptedLinear(nn.Linear):
-    """An `nn.Linear` with an adapter; never built, only taken on as a class by an existing layer."""
+    """The class of an `nn.Linear` while an adapter is on it. Existing layers change to this class; it is never
+    built."""
 
     adapter: Adapter | PartAdapters
     plain: ClassVar[Any] = nn.Linear
     """The layer's own class."""
 
     def forward(self, input: Tensor) -> Tensor:
-        """x (..., in) -> (..., out)."""
+        """Return the output (..., out) for x (..., in)."""
         return self.adapter.apply_to(input, self.weight, self.bias)
 
 
@@ -44,15 +51,15 @@ class _AdaptedConv1D(nn.Module):
     adapter: Adapter | PartAdapters
 
     def forward(self, x: Tensor) -> Tensor:
-        """x (..., in) -> (..., out)."""
+        """Return the output (..., out) for x (..., in)."""
         return self.adapter.apply_to(x, cast(Tensor, self.weight).t(), cast(Tensor, self.bias))
 
 
 class PackedWeight(nn.Module):
-    """Parametrisation: the stored weight in, weight plus delta out; transposed for layouts of (in x out).
+    """A parametrisation that maps the stored weight to the weight plus delta. Layouts of (in x out) are transposed.
 
-    `nn.MultiheadAttention` reads its weight three times a forward. Between the owner's forward hooks the first result
-    is kept, and dropped at the end, so that each forward has its own graph.
+    `nn.MultiheadAttention` reads its weight three times in a forward. Between the owner's forward hooks the first
+    result is kept. It is dropped at the end, so that each forward has its own graph.
     """
 
     def __init__(self, adapter: Adapter | PartAdapters, transposed: bool) -> None:
@@ -63,7 +70,7 @@ class PackedWeight(nn.Module):
         self._held: Tensor | None = None
 
     def forward(self, base: Tensor) -> Tensor:
-        """Shape as stored, in and out."""
+        """Return the weight plus delta, in the stored shape."""
         if self._held is not None:
             return self._held
         weight = self.adapter.matrix(base.t()).t() if self.transposed else self.adapter.matrix(base)
@@ -72,11 +79,11 @@ class PackedWeight(nn.Module):
         return weight
 
     def forget(self) -> None:
-        """Drop the result that is kept: the adapter's turn has changed."""
+        """Drop the kept result, because another adapter is active now."""
         self._held = None
 
     def mount(self, owner: nn.Module, order: list[str]) -> None:
-        """Hold between the forward hooks of `owner`, whose parameters were in this order before."""
+        """Add the forward hooks of `owner`, whose parameters were in this order before."""
         self._order = order
         self._hooks = (
             owner.register_forward_pre_hook(self.hold),
@@ -93,25 +100,25 @@ class PackedWeight(nn.Module):
         table.update(ordered)
 
     def hold(self, module: nn.Module, args: Any) -> None:
-        """Forward pre-hook of the owner."""
+        """Start to keep the result; a forward pre-hook of the owner."""
         self._holding, self._held = True, None
 
     def release(self, module: nn.Module, args: Any, output: Any) -> None:
-        """Forward hook of the owner; called after an error as well."""
+        """Drop the kept result; a forward hook of the owner, which is called after an error too."""
         self._holding, self._held = False, None
 
 
 _MEETING = (AdaptedLinear, _AdaptedConv1D, Beside)
-"""Classes of layers whose adapter meets the input."""
+"""Classes of layers whose adapter acts on the input."""
 
 
 def _is_exact_conv1d(kind: type[Any]) -> bool:
-    """Told by name: this package does not import transformers."""
+    """Return whether a class is transformers' Conv1D, by its name: this package does not import transformers."""
     return kind.__name__ == "Conv1D" and kind.__module__ == "transformers.pytorch_utils"
 
 
 def is_conv1d(module: nn.Module) -> bool:
-    """transformers' Conv1D keeps (in x out)."""
+    """Return whether a module is transformers' Conv1D, which stores (in x out)."""
     return any(map(_is_exact_conv1d, type(module).__mro__))
 
 
@@ -147,7 +154,10 @@ _TRANSFORMERS: dict[tuple[str, ...], tuple[str, ...]] = {
         "nemotron_h.NemotronHMamba2Mixer",
     ),
 }
-"""Of transformers: children -> models and classes. Mambas' x_proj and out_proj are read by fused kernels alone."""
+"""In transformers: names of children -> models and classes that read the children's weights instead of calling them.
+
+Only fused kernels read the x_proj and out_proj of Mambas.
+"""
 _READERS: dict[str, tuple[tuple[str, ...], Callable[[Any], bool]]] = {
     "timm.models.beit.Attention": (("qkv",), _biased),
     "timm.models.eva.EvaAttention": (("qkv",), _biased),
@@ -163,18 +173,18 @@ _READERS: dict[str, tuple[tuple[str, ...], Callable[[Any], bool]]] = {
         for model, _, kind in (name.partition(".") for name in classes)
     },
 }
-"""Classes that give a child's weight to a product in place of calling the child, which children, and when."""
+"""Class that reads a child's weight instead of calling the child -> the names of the children, and when it does so."""
 
 
 def _reads(parent: nn.Module | None, child: str) -> bool:
-    """Whether the parent computes with the child's weight in place of calling the child."""
+    """Return whether the parent computes with the child's weight instead of calling the child."""
     names, when = _READERS.get(f"{type(parent).__module__}.{type(parent).__qualname__}", ((), _always))
     return isinstance(parent, _READS_CHILDREN) or (child in names and when(parent))
 
 
 @dataclass
 class Site:
-    """One 2-D weight: `owner.attr` under the qualified `name`, or the `rows` of it that are its `part`."""
+    """One 2-D weight: `owner.attr` with the qualified `name`, or the `rows` of it that are its `part`."""
 
     name: str
     owner: nn.Module
@@ -185,14 +195,15 @@ class Site:
 
     @property
     def transposed(self) -> bool:
-        """Whether the weight is kept as (in x out)."""
+        """Return whether the weight is stored as (in x out)."""
         return self.attr == "weight" and is_conv1d(self.owner)
 
     @property
     def by_activation(self) -> bool:
-        """Whether the adapter meets the input: an exact `nn.Linear` or Conv1D that is called, or a quantised one.
+        """Return whether an adapter acts on the input: in an exact `nn.Linear` or Conv1D that is called, or a quantised
+        layer.
 
-        A forward that the instance has itself (accelerate's hooks) would pass an adapter in the class by.
+        A forward of the instance's own (from accelerate's hooks) would bypass an adapter in the class.
         """
         if self.attr != "weight" or self._meets:
             return self._meets
@@ -201,17 +212,17 @@ class Site:
 
     @property
     def _meets(self) -> bool:
-        """Whether an adapter meets the input there now."""
+        """Return whether an adapter acts on the input there now."""
         return self.attr == "weight" and isinstance(self.owner, _MEETING)
 
     @property
     def quantised(self) -> bool:
-        """Whether the weight is kept in 4 or 8 bits, and cannot be read as a matrix."""
+        """Return whether the weight is stored in 4 or 8 bits, and cannot be read as a matrix."""
         return self.attr == "weight" and is_quantised(self.owner)
 
     @property
     def parameter(self) -> nn.Parameter:
-        """The frozen weight as stored, whole, whether or not an adapter is installed."""
+        """Return the frozen weight as stored, whole, whether or not an adapter is installed."""
         if parametrize.is_parametrized(self.owner, self.attr):
             value = self._parametrizations()[self.attr].original
         else:
@@ -221,20 +232,21 @@ class Site:
 
     @property
     def base(self) -> Tensor:
-        """The frozen weight as (out x in), a view of what is stored; a quantised one is read back into a new tensor."""
+        """Return the frozen weight as (out x in), a view of what is stored. A quantised one is unpacked into a new
+        tensor."""
         if self.quantised:
-            whole = dequantised(self.owner)
-            return whole if self.rows is None else whole[slice(*self.rows)]
+            unpacked = dequantised(self.owner)
+            return unpacked if self.rows is None else unpacked[slice(*self.rows)]
         return self.view(self.parameter)
 
     def view(self, stored: Tensor) -> Tensor:
-        """Of a tensor shaped as the stored weight, the part that is this one, as (out x in)."""
-        whole = stored.t() if self.transposed else stored
-        return whole if self.rows is None else whole[slice(*self.rows)]
+        """Return the part of a tensor, shaped as the stored weight, that belongs to this site, as (out x in)."""
+        matrix = stored.t() if self.transposed else stored
+        return matrix if self.rows is None else matrix[slice(*self.rows)]
 
     @property
     def shape(self) -> Shape:
-        """(out, in)."""
+        """Return (out, in)."""
         if self.quantised:  # what is stored has another shape
             layer: Any = self.owner
             out, width = layer.out_features, layer.in_features
@@ -244,29 +256,29 @@ class Site:
 
     @property
     def whole(self) -> Site:
-        """The site of the whole weight, of which this one may be a part."""
+        """Return the site of the whole weight, of which this one may be a part."""
         return replace(self, name=self.stored_name, part=None, rows=None)
 
     @property
     def stored_name(self) -> str:
-        """The qualified name of the whole weight."""
+        """Return the qualified name of the whole weight."""
         return self.name if self.part is None else self.name.removesuffix(f"[{self.part}]")
 
     @property
     def module_name(self) -> str:
-        """The owner's qualified name."""
+        """Return the owner's qualified name."""
         return self.stored_name.rpartition(".")[0]
 
     @property
     def child(self) -> str:
-        """The owner's name in its parent."""
+        """Return the owner's name in its parent."""
         return self.module_name.rpartition(".")[2]
 
     def _parametrizations(self) -> Any:
         return self.owner.parametrizations
 
     def _group(self) -> PartAdapters | None:
-        """The adapters of the weight's parts that are in place now."""
+        """Return the adapters of the weight's parts that are in place now; None if there are none."""
         if self._meets:
             installed = cast(nn.Module, self.owner.adapter)
         elif parametrize.is_parametrized(self.owner, self.attr):
@@ -304,7 +316,8 @@ class Site:
         mount_attention(reader_of(self))
 
     def remove(self) -> None:
-        """Undo `install`: the same parameter object under the same name, in the same order, in the same class."""
+        """Undo `install`: the parameter is the same object under the same name, in the same order and class as
+        before."""
         group = self._group()
         if group is not None and self.part is not None:
             group.drop(self.part)
@@ -320,17 +333,18 @@ class Site:
 
 
 def reader_of(site: Site) -> nn.Module:
-    """The module whose forward reads the weight: its owner, or a parent that computes with its children's weights."""
+    """Return the module whose forward reads the weight: its owner, or a parent that computes with its children's
+    weights."""
     return site.parent if site.parent is not None and _reads(site.parent, site.child) else site.owner
 
 
 def is_adapted(model: nn.Module) -> bool:
-    """Whether an adapter of this package is installed anywhere in the model."""
+    """Return whether an adapter of this package is installed anywhere in the model."""
     return any(isinstance(m, Adapter) for m in model.modules())
 
 
 def find_sites(model: nn.Module) -> dict[str, Site]:
-    """Every floating 2-D parameter by qualified name, in the model's order, each tensor once."""
+    """Return every floating-point 2-D parameter by qualified name, in the model's order, each tensor once."""
     modules = dict(model.named_modules())
     sites: dict[str, Site] = {}
     for name, parameter in model.named_parameters():
@@ -342,11 +356,11 @@ def find_sites(model: nn.Module) -> dict[str, Site]:
     return sites
 
 
-def holders(model: nn.Module) -> Counter[int]:
-    """By `id` of a parameter how many modules hold it, each once, though it may stand in several places."""
+def holder_counts(model: nn.Module) -> Counter[int]:
+    """Return `id` of a parameter -> number of modules that hold it. A module in several places counts once."""
     return Counter(id(parameter) for module in model.modules() for parameter in module._parameters.values())
 
 
 def shared_names(model: nn.Module, parameter: Tensor) -> list[str]:
-    """All names under which `parameter` appears, those of a module that stands in several places too."""
+    """Return all names under which `parameter` appears, also those of a module that is in several places."""
     return [n for n, p in model.named_parameters(remove_duplicate=False) if p is parameter]

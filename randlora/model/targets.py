@@ -15,7 +15,8 @@ from randlora.model.sites import Site, find_sites, is_adapted, shared_names
 
 
 def _matches(pattern: str, names: Sequence[str]) -> list[str]:
-    """Names that a pattern picks: itself, as a suffix at a dot, or as a glob; `.weight` may be left out."""
+    """Return the names that a pattern matches: itself, as an end after a dot, or as a glob. `.weight` may be
+    left out."""
     forms = (pattern, pattern + ".weight")
     if any(c in pattern for c in "*?["):
         return [n for n in names if any(fnmatchcase(n, f) for f in forms)]
@@ -24,7 +25,7 @@ def _matches(pattern: str, names: Sequence[str]) -> list[str]:
 
 
 def select(model: nn.Module, targets: Sequence[str]) -> dict[str, Site]:
-    """The sites that `targets` name, in the model's order; see `resolve_targets`."""
+    """Return the sites that `targets` name, in the model's order (see `resolve_targets`)."""
     if isinstance(targets, str):
         raise TargetError(f"targets must be a list of names but got the string {targets!r}; write [{targets!r}]")
     if not targets:
@@ -37,26 +38,27 @@ def select(model: nn.Module, targets: Sequence[str]) -> dict[str, Site]:
     """Weight -> parts; none for the whole weight."""
     for target in targets:
         pattern, parts = split_selector(target)
-        found = _matches(pattern, names)
-        if not found:
+        matched = _matches(pattern, names)
+        if not matched:
             raise _no_match(target, pattern, model, names)
-        for name in found:
+        for name in matched:
             if name in chosen and bool(chosen[name]) != bool(parts):
                 raise TargetError(f"target {target!r}: {name} is named whole and in parts; name it one way")
             chosen.setdefault(name, set()).update(parts)
     picked: dict[str, Site] = {}
     for name, site in sites.items():
-        for one in _divided(site, chosen[name]) if name in chosen else ():
-            picked[one.name] = one
+        for part_site in _divided(site, chosen[name]) if name in chosen else ():
+            picked[part_site.name] = part_site
     return picked
 
 
 def _no_match(target: str, pattern: str, model: nn.Module, names: Sequence[str]) -> TargetError:
-    other = _matches(pattern, [n for n, _ in model.named_parameters()])
-    if other:
-        shape = tuple(model.get_parameter(other[0]).shape)
+    """Return the error for a target that matches nothing. It says why, and names the nearest names."""
+    others = _matches(pattern, [n for n, _ in model.named_parameters()])
+    if others:
+        shape = tuple(model.get_parameter(others[0]).shape)
         return TargetError(
-            f"target {target!r} matches {other[0]!r} of shape {shape}: only floating 2-D weights are adapted"
+            f"target {target!r} matches {others[0]!r} of shape {shape}: only floating 2-D weights are adapted"
         )
     tied = _matches(pattern, [n for n, _ in model.named_parameters(remove_duplicate=False)])
     if tied:
@@ -70,30 +72,38 @@ def _no_match(target: str, pattern: str, model: nn.Module, names: Sequence[str])
 
 
 def _divided(site: Site, parts: set[str]) -> list[Site]:
-    """The site itself, or one per part in the order of the rows."""
+    """Return the site itself, or one site per part in the order of the rows."""
     if not parts:
         return [site]
-    known = layout(site.name, site.parent, *site.shape)
-    if unknown := sorted(parts - known.keys()):
-        raise TargetError(f"{site.name} has no part {unknown[0]!r}: it has {', '.join(known)}")
+    rows_of = layout(site.name, site.parent, *site.shape)
+    if unknown := sorted(parts - rows_of.keys()):
+        raise TargetError(f"{site.name} has no part {unknown[0]!r}: it has {', '.join(rows_of)}")
     return [
         replace(site, name=f"{site.name}[{part}]", part=part, rows=rows)
-        for part, rows in known.items()
+        for part, rows in rows_of.items()
         if part in parts
     ]
 
 
 def resolve_targets(model: nn.Module, targets: Sequence[str]) -> dict[str, Shape]:
-    """Qualified weight name -> (out, in), in the model's order.
+    """Return the weights that would be adapted: qualified name -> (out, in), in the model's order.
 
-    A target is a qualified name, a suffix of one ("attn.in_proj_weight"), or a glob ("visual.*.mlp.c_fc"); a final
-    ".weight" may be left out. Parts of a fused weight are picked by a list in brackets, "attn.in_proj_weight[q,v]"
-    (`model.parts` has the layouts): each is a weight of its own, "....attn.in_proj_weight[q]". Works on the meta
-    device. Raises `TargetError` for a target that matches no 2-D weight.
+    Works on the meta device.
+
+    Args:
+        model: the model.
+        targets: each is a qualified name, an end of one ("attn.in_proj_weight"), or a glob ("visual.*.mlp.c_fc"). A
+            final ".weight" may be left out. A list in brackets picks parts of a fused weight:
+            "attn.in_proj_weight[q,v]" (`model.parts` has the layouts). Each part is then a weight with a name such as
+            "....attn.in_proj_weight[q]".
+
+    Raises:
+        TargetError: a target matches no 2-D weight.
     """
     return {name: site.shape for name, site in select(model, targets).items()}
 
 
 def stored_names(model: nn.Module, targets: Sequence[str]) -> list[str]:
-    """The parameters that hold the targets, in the model's order, each once; a part stands for its whole weight."""
+    """Return the parameters that hold the targets, in the model's order, each once. For a part it is the whole
+    weight."""
     return list(dict.fromkeys(site.stored_name for site in select(model, targets).values()))

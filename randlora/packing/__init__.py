@@ -1,9 +1,9 @@
-"""Several adapters of one kind in one forward of the frozen model they share.
+"""Run several adapters of one kind in one forward of the frozen model that they share.
 
-Uses `adapted` and below.
+This room uses `adapted` and the rooms below.
 
-    turns     whose slices a batch has, and their random numbers
+    turns     whose slices a batch has, and the random numbers of each member
     dropouts  dropout of the frozen model, slice by slice
     stacked   one batched product for the adapters of one weight
-    packing   the pack: members in, members out
+    packing   the pack itself
 """

@@ -1,8 +1,8 @@
 """Dropout of a frozen model that several adapters share: each slice of the batch gets the masks of a separate run.
 
-Inside `OwnDropout(turn)` torch's dropout, and the dropout inside its attention, work slice by slice with the members'
-own random numbers (`randlora.packing.turns.Streams`). `draws_of` refuses models that draw otherwise; `Streams.check`
-finds those it missed.
+Inside `OwnDropout(turn)`, torch's dropout and the dropout inside its attention work slice by slice, with the members'
+own random numbers (`randlora.packing.turns.Streams`). `drops_activations` refuses models that draw random numbers in
+another way. `Streams.check` finds those that it missed.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ from torch.overrides import TorchFunctionMode
 from randlora.packing.turns import PackingError, Turn, narrowed, widened
 
 
-def draws_of(model: nn.Module) -> bool:
-    """Whether a model drops activations at random in training.
+def drops_activations(model: nn.Module) -> bool:
+    """Return whether a model drops activations at random in training.
 
     Raises:
         PackingError: it drops layers, paths or channels, which cannot be done slice by slice.
     """
-    found = False
+    drops = False
     for name, module in model.named_modules():
         for key, value in _probabilities(module):
             if type(module) is not nn.Dropout and "dropout" not in key and not key.endswith("pdrop"):
@@ -32,19 +32,19 @@ def draws_of(model: nn.Module) -> bool:
                     f"the base model leaves out parts of itself at random ({name or 'its'}.{key} = {value:g}), for "
                     "all adapters at once"
                 )
-            found = True
-    return found
+            drops = True
+    return drops
 
 
 def _probabilities(module: nn.Module) -> Iterable[tuple[str, float]]:
-    """Names and values of the probabilities that a module drops with."""
+    """Yield the names and values of the probabilities with which a module drops."""
     if isinstance(module, nn.modules.dropout._DropoutNd):
         return [("p", float(module.p))] if module.p > 0.0 else []
     return [(k, v) for k, v in vars(module).items() if "drop" in k and isinstance(v, float) and v > 0.0]
 
 
 class OwnDropout(TorchFunctionMode):
-    """A mode of torch in which dropout takes a batch apart; see the module."""
+    """A torch function mode in which dropout works slice by slice."""
 
     def __init__(self, turn: Turn) -> None:
         super().__init__()
@@ -53,18 +53,19 @@ class OwnDropout(TorchFunctionMode):
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        given = kwargs or {}
+        keywords = kwargs or {}
         if not self._turn.sliced:
             if func is dropout:
-                return self._dropped(*args, **given)
+                return self._dropped(*args, **keywords)
             if func is scaled_dot_product_attention:
-                return self._attended(*args, **given)
-            rate = given.get("dropout_p", args[10] if len(args) > 10 else 0.0)
-            if func is multi_head_attention_forward and given.get("training", True) and rate > 0.0:
+                return self._attended(*args, **keywords)
+            rate = keywords.get("dropout_p", args[10] if len(args) > 10 else 0.0)
+            if func is multi_head_attention_forward and keywords.get("training", True) and rate > 0.0:
                 raise PackingError("the base model has dropout inside nn.MultiheadAttention, which is not taken apart")
-        return func(*args, **given)
+        return func(*args, **keywords)
 
     def _dropped(self, input: Tensor, p: float = 0.5, training: bool = True, inplace: bool = False) -> Tensor:
+        """Return the input after dropout, slice by slice."""
         if not training or p == 0.0:
             return dropout(input, p, training, inplace)
         return self._turn.each(lambda _, part: dropout(part, p), input, cut=True)
@@ -78,7 +79,10 @@ class OwnDropout(TorchFunctionMode):
         dropout_p: float = 0.0,
         **more: Any,
     ) -> Tensor:
-        """Queries, keys and values (K b, heads, T, d); a mask (K b or 1, heads or 1, T or 1, T)."""
+        """Return torch's attention with dropout, slice by slice.
+
+        Queries, keys and values are (K b, heads, T, d). A mask is (K b or 1, heads or 1, T or 1, T).
+        """
         if dropout_p == 0.0:
             return scaled_dot_product_attention(query, key, value, attn_mask, **more)
         turn, count = self._turn, len(self._turn.active)

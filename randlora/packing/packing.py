@@ -1,4 +1,5 @@
-"""Several adapters of one kind in one forward: slice k of the batch goes through adapter k, all share the frozen model.
+"""Several adapters of one kind in one forward: slice k of the batch goes through adapter k, and all share the frozen
+model.
 
     members = [attach(...), attach(...)]       # same method, weights and capacities; each disabled after it is attached
     pack = Pack(members)
@@ -6,13 +7,13 @@
     pack.select(1)                             # the second member alone, for evaluation
     pack.remove()                              # the members are as they were, disabled
 
-Slices of texts are padded behind to one length; `together` takes their own lengths. A frozen model with dropout runs
-inside `pack.drawing(...)`, where every slice gets the masks of a separate run.
+Texts of all slices are padded at the end to one length, and `together` gets their own lengths. A frozen model with
+dropout runs inside `pack.drawing(...)`, where every slice gets the masks of a separate run.
 
 The pack computes the frozen products once for all rows. LoRA and its relatives, DoRA, VeRA and RandLoRA have stacked
-products for the rest (`stacked`). Any other method takes its slices one by one, and so does a layer whose matrix form
-is cheaper. No row meets another slice: a member that diverges leaves the others alone. PLoRA (arXiv 2508.02932) packs
-LoRA; the same holds for any adapter.
+products for the rest (`stacked`). For any other method the slices go one by one, and also in a layer whose matrix form
+is cheaper. No row is combined with a row of another slice, so a member that diverges leaves the others alone. PLoRA
+(arXiv 2508.02932) packs LoRA; the same holds for any adapter.
 """
 
 from __future__ import annotations
@@ -29,22 +30,25 @@ from randlora.adapter import Adapter
 from randlora.arithmetic.bases import Bases
 from randlora.model.attention import self_attention
 from randlora.model.sites import PackedWeight, Site, reader_of
-from randlora.packing.dropouts import OwnDropout, draws_of
+from randlora.packing.dropouts import OwnDropout, drops_activations
 from randlora.packing.stacked import stacked_linear
 from randlora.packing.turns import PackingError, Streams, Turn
 
-__all__ = ["Pack", "PackingError", "Together", "draws_of"]
+__all__ = ["Pack", "PackingError", "Together", "drops_activations"]
 
 
 class Together(Adapter):
-    """The members' adapters of one weight, in the place of one adapter. They are no submodules: each stays its own."""
+    """The members' adapters of one weight, in the place of one adapter.
+
+    They are not its submodules, because each stays the member's own.
+    """
 
     def __init__(self, members: Sequence[Adapter], turn: Turn) -> None:
         super().__init__(members[0].shape)
         self.members, self._turn = tuple(members), turn
 
     def train(self, mode: bool = True) -> Together:
-        """Members follow."""
+        """Set the mode of the members too."""
         for member in self.members:
             member.train(mode)
         super().train(mode)
@@ -52,7 +56,7 @@ class Together(Adapter):
 
     @property
     def one(self) -> Adapter:
-        """The adapter whose turn it is alone."""
+        """Return the one adapter that is active alone."""
         if len(self._turn.active) != 1:
             raise PackingError(
                 f"a weight was read as a matrix while {len(self._turn.active)} adapters share the batch: "
@@ -75,13 +79,15 @@ class Together(Adapter):
         return any(member.dropping for member in self._active)
 
     def drop(self, x: Tensor) -> Tensor:
-        """Every member's own dropout on its slice, in the slice's own shape: the masks are those of a separate run."""
+        """Return x after every member's own dropout on its slice. The masks are those of a separate run."""
         active = self._active
         return self._turn.each(lambda k, part: active[k].drop(part), x, cut=True) if self.dropping else x
 
     def beside(self, x: Tensor, y: Tensor, base: Callable[[], Tensor], bias: Tensor | None) -> Tensor:
         active = self._active
-        return self._turn.each(lambda k, part, own: active[k].beside(part, own, base, bias), x, y, cut=self.dropping)
+        return self._turn.each(
+            lambda k, part, y_part: active[k].beside(part, y_part, base, bias), x, y, cut=self.dropping
+        )
 
     def linear(self, x: Tensor, base: Tensor, bias: Tensor | None) -> Tensor:
         turn, active = self._turn, self._active
@@ -96,11 +102,14 @@ class Together(Adapter):
 
 
 class Pack:
-    """Several adapters in one forward; see the module. It disables `members` and starts with all of them together.
+    """Several adapters in one forward (see the module).
+
+    It disables `members`, and starts with all of them active.
 
     Raises:
-        PackingError: they differ in model, method, weights, capacities or options of a shape, the method holds rows of
-            a batch out or has prompts, or a module of the model does not keep the batch first.
+        PackingError: the members differ in model, method, weights, capacities or options that change shapes; the method
+            holds rows of a batch out or has prompts; or a module of the model does not have the batch in its first
+            dimension.
     """
 
     def __init__(self, members: Sequence[Adapted]) -> None:
@@ -112,7 +121,7 @@ class Pack:
             member.disable()
         share_bases(members)
         self._sites: list[Site] = []
-        self._readers: dict[int, tuple[nn.Module, Any]] = {}  # with a forward of the instance's own, if it has one
+        self._readers: dict[int, tuple[nn.Module, Any]] = {}  # its own forward if the instance has one
         for name, site in members[0].sites.items():
             layer = Together([member.adapters[name] for member in members], self._turn)
             layer.train(site.owner.training)
@@ -128,7 +137,7 @@ class Pack:
 
     @property
     def layers(self) -> Iterator[tuple[str, Together]]:
-        """The places of the adapters, by the qualified names of their modules."""
+        """Yield the places of the adapters, with the qualified names of their modules."""
         for name, module in self.model.named_modules():
             if isinstance(module, Together):
                 yield name, module
@@ -136,11 +145,12 @@ class Pack:
     def together(
         self, which: Sequence[int] | None = None, *, rows: int | None = None, widths: Sequence[int] | None = None
     ) -> None:
-        """The batch has equal slices of these members from now on; None: of all, in order.
+        """Say that the batch now has equal slices of several members.
 
         Args:
-            rows: of one slice, where rows are texts.
-            widths: tokens of each slice's longest text; all texts are padded behind to the longest of all.
+            which: the members, in the order of their slices. None: all, in order.
+            rows: rows of one slice, if rows are texts.
+            widths: tokens of each slice's longest text. All texts are padded at the end to the longest of all.
         """
         chosen = tuple(range(len(self.members))) if which is None else tuple(which)
         if not chosen or any(not 0 <= k < len(self.members) for k in chosen) or len(set(chosen)) < len(chosen):
@@ -148,30 +158,34 @@ class Pack:
         self._turn.give(chosen, rows, widths)
 
     def select(self, member: int) -> None:
-        """The batch is this member's alone from now on: any size, training or evaluation."""
+        """Say that the batch now belongs to one member. It may have any size, in training or evaluation."""
         self.together([member])
 
     def alone(self, position: int) -> AbstractContextManager[None]:
-        """Inside, random numbers are those of the member whose slice is at this position of the batch."""
+        """Return a block in which random numbers are those of the member whose slice is at this position of the
+        batch."""
         return self._turn.only(position)
 
     @contextmanager
     def drawing(self, seeds: Mapping[int, int] | None, device: torch.device) -> Iterator[None]:
-        """Inside, dropout of the frozen model follows each member's seed, and so does all that runs in `alone`.
+        """Inside the block, dropout of the frozen model follows each member's seed, and so does all that runs in
+        `alone`.
 
-        A slice's masks are those of a run after `torch.manual_seed(seed)`. Not for checkpointed activations.
+        A slice's masks are those of a run after `torch.manual_seed(seed)`. Checkpointed activations are not supported.
 
         Args:
-            seeds: by member; None: nothing but the adapters draws (`draws_of`), whose masks have seeds anyway.
+            seeds: member -> seed. None: only the adapters draw random numbers (`drops_activations`), and their masks
+                have their own seeds.
+            device: the model's device.
 
         Raises:
-            PackingError: at the end, where the model drew numbers that belong to no member.
+            PackingError: at the end, if the model drew random numbers that belong to no member.
         """
         if seeds is None:
             streams = Streams({}, device)
             yield
             if not any(member.dropping for _, layer in self.layers for member in layer.members):
-                streams.check()  # masks of adapters are labelled with values of the same generator
+                streams.check()  # values of the same generator label the masks of adapters
             return
         streams = self._turn.streams = Streams(seeds, device)
         try:
@@ -182,12 +196,12 @@ class Pack:
         streams.check()
 
     def remove(self) -> nn.Module:
-        """Take the adapters out of the model and return it; the members stay, disabled."""
-        for reader, own in self._readers.values():
-            if own is None:
+        """Take the adapters out of the model and return it. The members stay, disabled."""
+        for reader, own_forward in self._readers.values():
+            if own_forward is None:
                 del reader.forward
             else:
-                reader.forward = own
+                reader.forward = own_forward
         self._readers.clear()
         for site in reversed(self._sites):
             site.remove()
@@ -196,6 +210,7 @@ class Pack:
 
 
 def _check(members: Sequence[Adapted]) -> None:
+    """Raise PackingError if the members cannot share a forward."""
     if not members:
         raise PackingError("a pack needs at least one adapter")
     first = members[0]
@@ -222,16 +237,16 @@ def _check(members: Sequence[Adapted]) -> None:
 
 
 def share_bases(members: Sequence[Adapted]) -> None:
-    """Let members whose frozen matrices have the same seed and sizes use the same ones: one copy, one product."""
-    kept: list[Bases] = []
+    """Let members whose frozen matrices have the same seed and sizes use the same ones, so that there is one copy."""
+    shared: list[Bases] = []
     for member in members:
         for adapter in member.adapters.values():
-            own = getattr(adapter, "bases", None)
-            if not isinstance(own, Bases) or own.given or adapter.derived:
+            bases = getattr(adapter, "bases", None)
+            if not isinstance(bases, Bases) or bases.given or adapter.derived:
                 continue
-            same = next((b for b in kept if b.seed == own.seed and b.draws == own.draws), None)
+            same = next((b for b in shared if b.seed == bases.seed and b.draws == bases.draws), None)
             if same is None:
-                kept.append(own)
+                shared.append(bases)
             else:
                 adapter.bases = same
 
@@ -240,7 +255,7 @@ def share_bases(members: Sequence[Adapted]) -> None:
 
 
 def split_forward(reader: nn.Module, turn: Turn) -> None:
-    """Give `reader` a forward that takes the slices of a batch apart; `del reader.forward` undoes it."""
+    """Give `reader` a forward that runs slice by slice; `del reader.forward` undoes this."""
     original: Callable[..., Any] = reader.forward
 
     def forward(*args: Any, **kwargs: Any) -> Any:
@@ -261,17 +276,18 @@ def split_forward(reader: nn.Module, turn: Turn) -> None:
             for module in reader.modules():
                 if isinstance(module, PackedWeight):
                     module.forget()
-            own = [_cut(value, "", total, count, position) for value in args]
-            named = {name: _cut(value, name, total, count, position) for name, value in kwargs.items()}
+            slices = [_cut(value, "", total, count, position) for value in args]
+            keyword_slices = {name: _cut(value, name, total, count, position) for name, value in kwargs.items()}
             with turn.only(position):
-                results.append(original(*own, **named))
+                results.append(original(*slices, **keyword_slices))
         return _join(results)
 
     reader.forward = forward
 
 
 def _cut(value: Any, name: str, total: int, count: int, position: int) -> Any:
-    """One slice of a tensor with the batch first; what is of positions (two dimensions) stays whole."""
+    """Return one slice of a tensor whose first dimension is the batch. A tensor over positions (two dimensions) stays
+    whole."""
     if not isinstance(value, Tensor) or value.ndim == 0 or value.shape[0] % total:
         return value
     if value.ndim == 2 and name in ("attn_mask", "mask", "src_mask", "rope"):
@@ -280,6 +296,7 @@ def _cut(value: Any, name: str, total: int, count: int, position: int) -> Any:
 
 
 def _join(results: list[Any]) -> Any:
+    """Put the results of all slices together."""
     first = results[0]
     if isinstance(first, Tensor):
         return torch.cat(results)

@@ -1,8 +1,9 @@
-"""The products of `randlora.packing.packing` for methods that have a stacked form: one batched product for K adapters.
+"""One batched product for K adapters of a pack, for methods that have such a stacked form.
 
-Shapes: K adapters, n rows each, N = K n rows in all. Frozen factors that all members share meet all N rows at once.
-Where an adapter alone would build its matrix (cheaper for many rows), stacking its factors gains nothing, and the
-answer is None: the slices go one by one.
+Shapes: K adapters with n rows each make N = K n rows. Frozen factors that all members share multiply all N rows at
+once.
+If one adapter alone would build its matrix (cheaper for many rows), stacking its factors gains nothing. Then the answer
+is None, and the slices go one by one.
 """
 
 from __future__ import annotations
@@ -28,16 +29,22 @@ from randlora.methods.scheduled.adalora import AdaLora
 
 Drop = Callable[[Tensor], Tensor]
 Stacked = Callable[[Sequence[Adapter], Tensor, Tensor, Tensor | None, Drop], Tensor | None]
-"""The product as (K, n, out); None where the slices go one by one."""
+"""Returns the product as (K, n, out); None if the slices must go one by one."""
 
 
 def stacked_linear(
     members: Sequence[Adapter], x: Tensor, base: Tensor, bias: Tensor | None, drop: Drop
 ) -> Tensor | None:
-    """F.linear of x (K b, ..., in), slice k by base + delta of member k; None where no stacked form pays.
+    """Return F.linear of x, slice k by base + delta of member k; None if no stacked form is cheaper.
 
-    `drop` is x after every member's own dropout, and is called at most once, if at all. `base` gets no gradient. Equal
-    to the members' own products up to the order of sums.
+    The result equals the members' own products up to the order of sums.
+
+    Args:
+        members: the K adapters.
+        x: the input (K b, ..., in).
+        base: W0 (out x in); it gets no gradient.
+        bias: (out), or None.
+        drop: returns x after every member's own dropout. It is called once at most.
     """
     kinds = {type(member) for member in members}
     if len(kinds) > 1 or base.requires_grad or (apply := STACKED.get(kinds.pop())) is None:
@@ -47,19 +54,19 @@ def stacked_linear(
 
 
 def _slices(x: Tensor, count: int) -> Tensor:
-    """(K b, ..., in) as (K, n, in)."""
+    """Return (K b, ..., in) as (K, n, in)."""
     return x.reshape(count, -1, x.shape[-1])
 
 
 def _scales(values: Sequence[float], like: Tensor) -> float | Tensor:
-    """One number where all agree, else (K, 1, 1)."""
+    """Return one number if all scales agree, else a tensor (K, 1, 1)."""
     if len(set(values)) == 1:
         return values[0]
     return torch.tensor(values, dtype=like.dtype, device=like.device).view(-1, 1, 1)
 
 
 def _factored(members: Sequence[Adapter], x: Tensor, base: Tensor, bias: Tensor | None, drop: Drop) -> Tensor | None:
-    """linear(x, base, bias) + scale_k (dropped a_k) b_k^T, of the factors that each member makes."""
+    """Return linear(x, base, bias) + scale_k (dropped a_k) b_k^T, with the factors that each member makes."""
     layers = cast(Sequence[Factored], members)
     dtype, count = compute_dtype(x), len(layers)
     factors = [m.factors() for m in layers]
@@ -73,17 +80,17 @@ def _factored(members: Sequence[Adapter], x: Tensor, base: Tensor, bias: Tensor 
 
 
 def _dora(members: Sequence[Adapter], x: Tensor, base: Tensor, bias: Tensor | None, drop: Drop) -> Tensor | None:
-    """As LoRA, times the factor of every output row."""
+    """Return the LoRA product, times the factor of every output row."""
     y = _factored(members, x, base, None, drop)
     if y is None:
         return None
     factor_K1O = torch.stack([m.factor(base) for m in cast(Sequence[Dora], members)]).unsqueeze(1)
-    scaled = y * factor_K1O  # in float32, as alone
+    scaled = y * factor_K1O  # in float32, as for one adapter alone
     return (scaled if bias is None else scaled + bias).to(y.dtype)
 
 
 def _vera(members: Sequence[Adapter], x: Tensor, base: Tensor, bias: Tensor | None, drop: Drop) -> Tensor | None:
-    """x A^T and (...) B^T once for all rows, diag(d_k) and diag(b_k) by slice."""
+    """Return VeRA's product: x A^T and (...) B^T once for all rows, diag(d_k) and diag(b_k) by slice."""
     veras = cast(Sequence[Vera], members)
     first, dtype = veras[0], compute_dtype(x)
     a_RI, b_OR = first.frozen(dtype)
@@ -99,7 +106,7 @@ def _vera(members: Sequence[Adapter], x: Tensor, base: Tensor, bias: Tensor | No
 
 
 def _randlora(members: Sequence[Adapter], x: Tensor, base: Tensor, bias: Tensor | None, drop: Drop) -> Tensor | None:
-    """(x M_k^T) B^T, or (x B) M_k for a wide weight: the product with B once for all rows."""
+    """Return (x M_k^T) B^T, or (x B) M_k for a wide weight. The product with B is made once for all rows."""
     layers = cast(Sequence[RandLora], members)
     first, dtype = layers[0], compute_dtype(x)
     if any(m.bases is not first.bases or m.dropping for m in layers):
@@ -108,7 +115,7 @@ def _randlora(members: Sequence[Adapter], x: Tensor, base: Tensor, bias: Tensor 
     rows = x.numel() // x.shape[-1] // len(layers)
     sizes = (rows, part.b.shape[0], part.a.shape[1], part.b.shape[1])
     apart = base.dtype in LOW or dtype in LOW
-    if part.found is not None or choose_plan(*sizes, torch.is_grad_enabled(), apart=apart) != "activation":
+    if part.compact is not None or choose_plan(*sizes, torch.is_grad_enabled(), apart=apart) != "activation":
         return None
     lambda_KRJ = torch.stack([m.lambdas * m.part(dtype).scale for m in layers])
     gamma_KJM = torch.stack([m.gammas for m in layers])
@@ -130,4 +137,4 @@ STACKED: dict[type[Adapter], Stacked] = {
     LoraXs: _factored,
     RandLoraA: _factored,
 }
-"""By exact class: a subclass may compute something else."""
+"""Class of adapter -> its stacked product. A subclass is not looked up, because it may compute something else."""

@@ -7,12 +7,12 @@ functions of trainables. Other packages add backends by an entry point (`registr
     registry   backends by name
     resources  what a sweep asks of machines, checked and cut into lanes
     needs      what trials need of a node: files, methods, modules
-    signals    SIGINT, SIGTERM and SIGHUP: a clean end, or one that waits
+    signals    SIGINT, SIGTERM and SIGHUP: end a sweep cleanly, or after a block that must not be interrupted
     inline     trials one after another in this process
     ray        trials on a Ray cluster: Tune holds them, lanes of Ray Train run them
-    trials     one trial in a worker's process, with less memory if it needs
+    trials     one trial in a worker's process, with smaller micro-batches if memory runs out
     packed     several trials in a worker's process, on one copy of the base model
     packs      how many trials share a worker, and how workers share a GPU
     memory     out of memory: smaller micro-batches
-    reports    what a worker says of a trial that is over, and of its node
+    reports    makes the outcome of a trial that has ended, with facts about its node
 """

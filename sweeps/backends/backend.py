@@ -64,7 +64,7 @@ class Order:
     attempts: int = 3
 
     def for_worker(self) -> dict[str, Any]:
-        """Return the order as the functions take it that run trials in a worker (`trials`, `packed`, `reports`)."""
+        """Return the order as a dictionary, as `trials`, `packed` and `reports` take it in a worker."""
         return {
             "key": self.trial_id,
             "trial": self.function,
@@ -153,19 +153,22 @@ class Facts:
 
 
 class Backend(Protocol):
-    """Runs trials. It decides nothing: which trial comes next is the search's affair, what it means the ledger's."""
+    """Runs trials. It decides nothing: the search chooses the next trial, and the ledger writes down what happened."""
 
     @property
     def facts(self) -> Facts:
-        """What it has. This may change while it runs, such as when nodes join."""
+        """Return what the backend has. This may change while it runs, such as when nodes join."""
 
     @property
     def free(self) -> int:
-        """Single trials or packs that it could take now. It may queue one, so that no worker waits for the engine."""
+        """Return the number of single trials or packs that it could take now.
+
+        It may queue one more than it has workers, so that no worker waits for the engine.
+        """
 
     @property
     def busy(self) -> int:
-        """Workers that train now: their time counts against the sweep's limits."""
+        """Return the number of workers that train now. Their time counts against the sweep's limits."""
 
     def start(self, orders: Sequence[Order]) -> None:
         """Run a trial, or several as a pack; they are queued if all workers are busy.

@@ -84,14 +84,14 @@ class InlineBackend:
             orders = self._queue.popleft()
             self._open = {order.trial_id: order for order in orders}
             self._training = self._train_one(orders[0]) if len(orders) == 1 else self._train_pack(orders)
-        found = next(self._training, [])
-        for event in found:
+        events = next(self._training, [])
+        for event in events:
             if not isinstance(event, Reported):
                 self._open.pop(event.trial_id, None)
         if not self._open:
             self._training.close()
             self._training = None
-        return found
+        return events
 
     def stop(self, trial_id: str, *, over: bool) -> None:
         self._over[trial_id] = over
@@ -107,7 +107,7 @@ class InlineBackend:
         torch.set_num_threads(self._threads)
 
     def _end_stopped(self, order: Order, outcome: Outcome, events: list[dict[str, Any]]) -> Stopped:
-        """The end of a trial that was stopped; the folder of one that is over goes."""
+        """Return the last event of a trial that was stopped. Remove its folder if the trial never goes on."""
         if self._over.pop(order.trial_id):
             shutil.rmtree(order.directory, ignore_errors=True)
         return Stopped(order.trial_id, self._outcome(order, outcome, events))
@@ -118,7 +118,7 @@ class InlineBackend:
 
     def _train_one(self, order: Order) -> Events:
         """Train a trial by itself."""
-        given, directory = order.for_worker(), order.directory
+        for_worker, directory = order.for_worker(), order.directory
         started, clock = time.time(), time.perf_counter()
         events: dict[int, dict[str, Any]] = {}  # by epoch: one that starts again repeats what its checkpoint has
         last: dict[str, Any] | None = None
@@ -126,8 +126,8 @@ class InlineBackend:
         micro: MicroBatch | None = None
         try:
             make_folder(directory)
-            micro = MicroBatch(directory, given["config"], 1)
-            with contextlib.closing(train(given, self.warm, micro)) as trial:
+            micro = MicroBatch(directory, for_worker["config"], 1)
+            with contextlib.closing(train(for_worker, self.warm, micro)) as trial:
                 for report in trial:
                     if report.get("done"):
                         last = events[int(report["epoch"])] = dict(report)
@@ -141,11 +141,12 @@ class InlineBackend:
                 if last is None:
                     raise ended_early()
                 outcome["result"] = last.pop("result")
-                keep(given, directory)
+                keep(for_worker, directory)
         except Exception as error:  # whatever a trial raises is that trial's row
             if accelerator_lost(error):
                 raise BackendError(f"this process can't use its accelerator any more: {reason(error)}") from error
-            stopped, outcome = False, failed(error, directory)
+            stopped = False
+            outcome = failed(error, directory)
             if not isinstance(error, FORESEEN):
                 self.warm.clear()  # nothing that such a trial touched is trusted
         outcome |= facts(started, time.perf_counter() - clock)
@@ -158,40 +159,40 @@ class InlineBackend:
         yield [*reported, _end(order, self._outcome(order, outcome, _in_order(events)))]
 
     def _train_pack(self, orders: list[Order]) -> Events:
-        """Train a pack. What it gives back is queued again, one by one."""
-        heard = _Heard(self.warm)
+        """Train a pack. Trials that it gives back are queued again, one by one."""
+        listener = _PackListener(self.warm)
         packed = len(orders)
-        with contextlib.closing(train_together(heard, [order.for_worker() for order in orders])) as steps:
+        with contextlib.closing(train_together(listener, [order.for_worker() for order in orders])) as steps:
             for _ in steps:
-                yield self._of_pack(heard, packed)
+                yield self._take_events(listener, packed)
                 stopped = [order for order in self._open.values() if order.trial_id in self._over]
-                heard.stopped |= {order.trial_id for order in stopped}
+                listener.stopped |= {order.trial_id for order in stopped}
                 if stopped:
                     yield [self._end_stopped(order, {}, []) for order in stopped]
-        ended = self._of_pack(heard, packed)
-        if heard.given_back is not None:
-            keys, why = heard.given_back
-            again = [self._open.pop(key) for key in keys if key in self._open]
-            self._unpacked |= {order.trial_id: {**why, "packed": packed} for order in again}
-            self._queue.extendleft([order] for order in reversed(again))
-        yield ended
+        last_events = self._take_events(listener, packed)
+        if listener.given_back is not None:
+            keys, why = listener.given_back
+            given_back = [self._open.pop(key) for key in keys if key in self._open]
+            self._unpacked |= {order.trial_id: {**why, "packed": packed} for order in given_back}
+            self._queue.extendleft([order] for order in reversed(given_back))
+        yield last_events
 
-    def _of_pack(self, heard: _Heard, packed: int) -> list[Event]:
-        """The events of a pack since the last call."""
-        found: list[Event] = []
-        for key, report in heard.reports:
-            heard.all.setdefault(key, {})[report["epoch"]] = report
-            found.append(_reported(key, report))
-        for key, outcome in heard.ended:
+    def _take_events(self, listener: _PackListener, packed: int) -> list[Event]:
+        """Return the events of a pack since the last call."""
+        taken_events: list[Event] = []
+        for key, report in listener.reports:
+            listener.all.setdefault(key, {})[report["epoch"]] = report
+            taken_events.append(_reported(key, report))
+        for key, outcome in listener.ended:
             order = self._open[key]
-            events = _in_order(heard.all.get(key, {}))
-            found.append(_end(order, self._outcome(order, outcome, events, packed)))
-        heard.reports, heard.ended = [], []
-        return found
+            events = _in_order(listener.all.get(key, {}))
+            taken_events.append(_end(order, self._outcome(order, outcome, events, packed)))
+        listener.reports, listener.ended = [], []
+        return taken_events
 
 
-class _Heard:
-    """What a pack has said and the engine has not been told yet."""
+class _PackListener:
+    """Holds the reports and outcomes of a pack until the engine takes them."""
 
     def __init__(self, warm: dict[str, Any]) -> None:
         self.warm = warm
@@ -215,7 +216,7 @@ class _Heard:
 
 
 def _in_order(events: Mapping[int, dict[str, Any]]) -> list[dict[str, Any]]:
-    """Reports by epoch as a list, from the first epoch to the last."""
+    """Return the reports in the order of their epochs."""
     return [events[epoch] for epoch in sorted(events)]
 
 
@@ -225,7 +226,7 @@ def _reported(trial_id: str, report: Mapping[str, Any]) -> Reported:
 
 
 def _end(order: Order, outcome: Outcome) -> Event:
-    """A trial's last event. Storage is no fault of the trial, and this process has no other."""
+    """Return a trial's last event: `Lost` if storage failed, as that is not the trial's fault; else by its status."""
     if outcome.get("storage") is not None:
         fault = OSError(outcome["storage"], f"{outcome['reason']} (on host {outcome['host']})")
         return Lost(order.trial_id, outcome, fault, elsewhere=False)
@@ -237,7 +238,7 @@ def open_inline(setup: Setup) -> Backend:
     """Open the backend that trains in this process.
 
     Raises:
-        SpecError: what is asked needs other processes, or a cluster.
+        SpecError: the request needs other processes or a cluster.
     """
     asked = setup.resources
     problems = []
@@ -259,12 +260,12 @@ def open_inline(setup: Setup) -> Backend:
         problems.append(Problem("resources.gpus_per_worker", asked.gpus_per_worker, rule, "gpus_per_worker = 'auto'"))
     if problems:
         raise SpecError(problems)
-    for name, given, why in (
+    for name, is_set, why in (
         ("concurrent", asked.concurrent not in ("auto", 1), "trials run one after another"),
         ("min_concurrent", asked.min_concurrent not in (None, 1), "trials run one after another"),
         ("trial_timeout", asked.trial_timeout is not None, "a trial that hangs is not ended"),
     ):
-        if given:
+        if is_set:
             setup.note(f"resources.{name} has no effect with the inline backend: {why}")
     measured = None
     if gpu and asked.pack == "auto" and setup.packable and setup.measure is not None:

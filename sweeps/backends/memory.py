@@ -1,4 +1,4 @@
-"""Out of memory: a trial goes on with smaller micro-batches, and says so; its global batch and its id stay."""
+"""Halves the micro-batch of a trial that runs out of memory. Its global batch and its id stay the same."""
 
 from __future__ import annotations
 
@@ -33,25 +33,25 @@ _SAYS = (
     "CUDNN_STATUS_INTERNAL_ERROR_DEVICE_ALLOCATION_FAILED",  # of cuDNN 9
     "Cuda failure 2 'out of memory'",  # NCCL's
 )
-"""What a RuntimeError says when memory is used up that torch's allocator of CUDA tensors does not hand out."""
+"""Parts of the message of a RuntimeError if memory runs out elsewhere than in torch's allocator of CUDA tensors."""
 
 
 def out_of_memory(error: BaseException) -> bool:
-    """Whether an exception says that the device's or the machine's memory is used up."""
+    """Return whether an exception says that the memory of the device or of the machine is used up."""
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
         return True
     return isinstance(error, RuntimeError) and any(words in str(error) for words in _SAYS)
 
 
 def accelerator_lost(error: BaseException) -> bool:
-    """Whether an exception is a CUDA error that is not for want of memory: each later call would fail, of any trial."""
+    """Return whether an exception is a CUDA error other than out of memory. Every later CUDA call would fail too."""
     return not out_of_memory(error) and (isinstance(error, _ACCELERATOR) or "CUDA error" in str(error))
 
 
 def end_if_lost(error: BaseException) -> None:
     """End this process if its accelerator is lost.
 
-    The broker hears of it as of any dead worker: the trial is tried again, and fails after so many attempts.
+    The broker treats it like any dead worker: the trial is started again, and fails after `Order.attempts` attempts.
     """
     if accelerator_lost(error):
         traceback.print_exception(error)
@@ -60,27 +60,27 @@ def end_if_lost(error: BaseException) -> None:
 
 
 def free_memory() -> None:
-    """Give back what an abandoned trial held."""
+    """Free the memory of an abandoned trial."""
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
 
 
 class MicroBatch:
-    """How many examples of one trial pass through the model at once, and how often that had to be made smaller.
+    """The number of examples of one trial that pass through the model at once, with all reductions of it.
 
-    It is kept in the trial's folder, so a trial that is started again goes on with what has fitted.
+    It is stored in the trial's folder. So a trial that is started again begins with the last size.
 
     Args:
         directory: the trial's own folder.
         config: the trial's configuration; `train.micro_batch_size` and `train.global_batch_size` are read.
         world: workers that share the trial.
-        events: as another worker has read them; None: from the folder.
+        events: the reductions so far, as another worker has read them. None: they are read from the folder.
 
     Attributes:
-        asked: examples at once by the configuration; None where it does not say.
-        size: examples at once now.
-        events: one per reduction: `micro_batch_size` and the `reason`.
+        asked: number of examples at once in the configuration; None if it does not say.
+        size: number of examples at once now; None if the configuration does not say.
+        events: one dictionary for each reduction, with `micro_batch_size` and `reason`.
     """
 
     def __init__(
@@ -101,11 +101,15 @@ class MicroBatch:
 
     @property
     def smaller(self) -> int | None:
-        """The size to train with where it is not the configured one."""
+        """Return the reduced size; None if there was no reduction."""
         return self.size if self.events else None
 
     def shrink(self, reason: str) -> None:
-        """Halve it. Raises TrialError: it can't be smaller, with the reason."""
+        """Halve the size, and store that with its reason.
+
+        Raises:
+            TrialError: the size can't be smaller.
+        """
         if self.size is None:
             raise TrialError(f"out of memory, and this trial has no micro-batch to make smaller ({reason})")
         if self._whole_batch:

@@ -1,4 +1,4 @@
-"""What trials need of a node beside this package: files, methods, modules."""
+"""Checks whether a node has what trials need besides this package: files, methods, modules."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from trainables.errors import first_line
 
 @dataclass(frozen=True)
 class Needs:
-    """What a machine must have for trials.
+    """What a node must have so that it can run trials.
 
     Attributes:
-        paths: of models and data, absolute.
-        methods: names in the registry, which other packages may have to fill.
-        modules: to be imported.
-        gpu_bytes: memory that every GPU of a node must have, if trials got their part of a GPU by its memory; else 0.
+        paths: absolute paths of models and data.
+        methods: names of methods, some of which other packages may have to register.
+        modules: names of modules that must be importable.
+        gpu_bytes: bytes of memory that every GPU of a node must have; 0 if trials do not share GPUs by memory.
     """
 
     paths: tuple[str, ...] = ()
@@ -29,7 +29,7 @@ class Needs:
     gpu_bytes: int = 0
 
     def lacking(self) -> Iterator[str]:
-        """What this machine has not, in words."""
+        """Yield, in words, each thing that this machine lacks."""
         yield from (path for path in self.paths if not os.access(path, os.R_OK))
         for module in self.modules:
             try:

@@ -17,26 +17,26 @@ Order = dict[str, Any]
 
 
 class Listener(Protocol):
-    """Who hears of the trials of a pack, each by its key."""
+    """Takes the reports and outcomes of the trials of a pack, each by its key."""
 
     warm: dict[str, Any]
-    """What stays from trial to trial: models and data."""
+    """Cache of models and data, which stays from trial to trial."""
 
     def report(self, reports: Mapping[str, dict[str, Any]]) -> Mapping[str, str]:
-        """Take the reports of an epoch; return a verdict on each, "go" if the trial is to go on."""
+        """Take the reports of an epoch. Return a verdict for each key: "go" if the trial is to go on."""
 
     def finish(self, key: str, last: dict[str, Any] | None, outcome: dict[str, Any]) -> None:
-        """Take a trial's last report, if there is one, and its outcome."""
+        """Take a trial's outcome, and its last report (None if there is none)."""
 
     def unpack(self, keys: Sequence[str], reason: str, cause: str) -> None:
-        """Take trials back that are to be run one by one."""
+        """Take back the trials `keys`, which are to be run one by one."""
 
 
 def train_together(listener: Listener, orders: Sequence[Order]) -> Generator[None, None, None]:
-    """Run a pack, from lease to outcomes. Yields after every step of its trials.
+    """Run a pack from its orders to its outcomes. Yield after every step of its trials.
 
-    A trial that fails by itself is its own row. What goes wrong with the pack as a whole (trials that can't be packed,
-    memory, any other error) gives the trials that are not over back, to be run one by one.
+    If one trial fails, it ends with its own outcome, and the others go on. If the pack as a whole fails (its trials
+    can't be packed, memory runs out, or any other error), the trials that have not ended are given back to `listener`.
     """
     pack = _Pack(listener, orders)
     why: tuple[str, str] | None = None
@@ -61,7 +61,7 @@ def _cause(error: Exception, directory: Path) -> str:
 
 
 class _Pack:
-    """A pack in training. Trials go by their place among the orders; `open` are those that are not over."""
+    """A pack in training. A trial is named by its index among the orders. `open`: trials that have not ended."""
 
     def __init__(self, listener: Listener, orders: Sequence[Order]) -> None:
         self.listener, self.orders = listener, orders
@@ -70,7 +70,7 @@ class _Pack:
         self._seconds = [0.0] * len(orders)
 
     def run(self) -> Iterator[None]:
-        """Train, report, tell outcomes."""
+        """Train all trials, and pass reports and outcomes to the listener."""
         directories = [Path(order["directory"]) for order in self.orders]
         for order, directory in zip(self.orders, directories, strict=True):
             make_folder(directory)
@@ -92,12 +92,12 @@ class _Pack:
                 reports = trials.send(stopped)
             except StopIteration:
                 raise RuntimeError("the pack ended before all its trials had a last report") from None
-            self._share(self.open)
+            self._charge_time(self.open)
             stopped = self._tell(reports)
             yield
 
     def _tell(self, reports: dict[int, Any]) -> set[int]:
-        """Pass reports and outcomes on; returns the places of trials that are to stop."""
+        """Pass reports and outcomes to the listener. Return the indices of the trials that are to stop."""
         places: dict[str, int] = {}
         for place, report in reports.items():
             key = self.orders[place]["key"]
@@ -126,12 +126,12 @@ class _Pack:
         order = self.orders[place]
         micro = MicroBatch(Path(order["directory"]), order["config"], 1)
         more = {"micro_batch_size": micro.size, "memory": micro.events}
-        whole = outcome | facts(self.started, self._seconds[place]) | more
-        self.listener.finish(order["key"], last, whole)
+        timed_outcome = outcome | facts(self.started, self._seconds[place]) | more
+        self.listener.finish(order["key"], last, timed_outcome)
         self.open.discard(place)
 
-    def _share(self, among: Collection[int]) -> None:
-        """Charge the time since the last call to trials in equal parts."""
+    def _charge_time(self, among: Collection[int]) -> None:
+        """Add the seconds since the last call to the trials `among`, in equal parts."""
         now = time.perf_counter()
         for place in among:
             self._seconds[place] += (now - self._marked) / len(among)

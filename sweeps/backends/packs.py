@@ -1,4 +1,4 @@
-"""How many trials share a worker's base model, and how many workers share a GPU.
+"""Computes how many trials share a worker's base model, and how many workers share a GPU.
 
 Which trials form a pack is in `sweeps.engine.packing`; what a worker does with it in `packed`; the reasons are in
 docs/decisions/0004.
@@ -14,25 +14,34 @@ from typing import Literal
 from sweeps.spec.resources import ResourceSection
 
 TOGETHER = {"trainables.training.worker:run_trial": "trainables.training.packed:run_pack"}
-"""Trial functions, and what runs several of their trials together."""
+"""Maps a trial function to the function that runs several of its trials together."""
 MOST = 8
-"""Most trials that "auto" puts into a pack or on a GPU: more would wait for each other longer than they gain."""
+"""The largest number of trials that "auto" puts into a pack or on a GPU. More would slow each other down."""
 CONTEXT_BYTES = 700 * 2**20
-"""What a process holds on a GPU beside torch's tensors: the CUDA context, and cuBLAS and cuDNN workspaces."""
+"""Bytes that a process holds on a GPU besides torch's tensors: CUDA context, cuBLAS and cuDNN workspaces."""
 USABLE = 0.9
 """Share of a GPU's memory that is handed out: allocators fragment, and a probe sees few batches."""
 
 
 @dataclass(frozen=True)
 class Measured:
-    """The smallest GPU's memory and the largest peak of torch's allocator over the probed methods, in bytes."""
+    """Memory that a probe measured, in bytes.
+
+    Attributes:
+        peak: the largest peak of torch's allocator over the probed methods.
+        device: memory of the smallest GPU.
+    """
 
     peak: int
     device: int
 
 
 def smallest_gpu() -> int:
-    """Bytes of memory of the smallest GPU that this process sees. Raises ValueError: it sees none."""
+    """Return the bytes of memory of the smallest GPU that this process sees.
+
+    Raises:
+        ValueError: it sees no GPU.
+    """
     import torch
 
     return min(torch.cuda.get_device_properties(k).total_memory for k in range(torch.cuda.device_count()))
@@ -40,16 +49,17 @@ def smallest_gpu() -> int:
 
 @functools.cache
 def unpackable(method: str, model: str | None = None, checkpointing: bool = False) -> str | None:
-    """Why trials of a method, a name of the registry or one without a budget, are not packed; None if they may be.
+    """Return why trials of a method are not packed; None if they may be.
 
-    What only a loaded model shows comes up when a pack starts: its trials then run one by one.
+    Some reasons show only once the model is loaded. Then the pack is given up, and its trials run one by one.
 
     Args:
-        model: a model id; None: any that can be packed.
+        method: a name in the registry, or a method without a budget.
+        model: a model id; None for any model that can be packed.
         checkpointing: `train.gradient_checkpointing`.
     """
     from randlora.methods.registry import METHODS
-    from randlora.packing.dropouts import draws_of  # loads torch
+    from randlora.packing.dropouts import drops_activations  # loads torch
     from randlora.packing.turns import PackingError
     from trainables.models.families import ModelError
     from trainables.models.shapes import meta_model
@@ -65,7 +75,7 @@ def unpackable(method: str, model: str | None = None, checkpointing: bool = Fals
     if model is None:
         return None
     try:
-        drops = draws_of(meta_model(model))
+        drops = drops_activations(meta_model(model))
     except ModelError:
         return None
     except PackingError as error:
@@ -76,13 +86,13 @@ def unpackable(method: str, model: str | None = None, checkpointing: bool = Fals
 
 
 def pack_size(asked: int | Literal["auto"], measured: Measured | None, share: float = 1.0) -> int:
-    """Trials of a pack at most.
+    """Return the largest number of trials in a pack.
 
     Args:
-        asked: `resources.pack`. "auto": 1 on CPUs, where packing does not pay (docs/performance.md); on GPUs as many
+        asked: `resources.pack`. "auto": 1 on CPUs, where packing does not pay (docs/performance.md). On GPUs as many
             as fit.
-        measured: a trial's peak memory on a GPU; None: there is none, or it was not measured.
-        share: of the GPU, that a worker has.
+        measured: a trial's peak memory on a GPU; None if there is no GPU, or it was not measured.
+        share: the fraction of a GPU that a worker has.
     """
     if asked != "auto":
         return asked
@@ -93,17 +103,21 @@ def pack_size(asked: int | Literal["auto"], measured: Measured | None, share: fl
 
 
 def least_share(asked: ResourceSection) -> float:
-    """The smallest part of a GPU that a worker may get; what does not fit even so is refused before any probe."""
+    """Return the smallest fraction of a GPU that a worker may get.
+
+    A request that does not fit even with this fraction is refused before anything is measured.
+    """
     return 1 / MOST if asked.gpus_per_worker == "auto" and asked.workers == 1 else 1.0
 
 
 def gpu_share(measured: Measured, cpus_per_gpu: float, cpus_per_worker: float, packed: int = 1) -> float:
-    """The fraction of a GPU that one worker gets: 1, 1/2, ... 1/8.
+    """Return the fraction of a GPU that one worker gets: 1, 1/2, ... 1/8.
 
     Args:
-        cpus_per_gpu: CPUs of the machine with the fewest for each of its GPUs.
-        cpus_per_worker: CPUs that a worker takes.
-        packed: trials that it trains at once; together they take at most that many times the memory of one.
+        measured: a trial's peak memory.
+        cpus_per_gpu: the smallest number of CPUs per GPU over all nodes.
+        cpus_per_worker: number of CPUs that a worker takes.
+        packed: number of trials that a worker trains at once. They take at most `packed` times the memory of one.
     """
     by_memory = math.floor(USABLE * measured.device / (packed * measured.peak + CONTEXT_BYTES))
     by_cpus = math.floor(cpus_per_gpu / cpus_per_worker + 1e-9)
@@ -111,7 +125,7 @@ def gpu_share(measured: Measured, cpus_per_gpu: float, cpus_per_worker: float, p
 
 
 def worker_share(asked: ResourceSection, measured: Measured, cpus_per_gpu: float) -> float:
-    """`gpu_share` of a worker where `[resources]` leaves it to us; 1 where it does not."""
+    """Return `gpu_share` of a worker if `gpus_per_worker` is "auto" and a trial has one worker; else 1."""
     if asked.gpus_per_worker != "auto" or asked.workers > 1:
         return 1.0
     pack = 1 if asked.isolated else pack_size(asked.pack, measured)

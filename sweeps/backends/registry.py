@@ -16,14 +16,14 @@ _OURS = {"ray": "sweeps.backends.ray.process:open_ray", "inline": "sweeps.backen
 
 
 _EARLY = {"ray": "sweeps.backends.ray.process:started_early"}
-"""What a backend of ours can begin before it is opened, as a function that makes a context manager."""
+"""The functions that begin a backend of ours before it is opened. Each returns a context manager."""
 
 
 def started_early(name: str, modules: Sequence[str] = ()) -> AbstractContextManager[None]:
     """Begin what this backend can do before the plan is made. It is undone if no backend is opened in the block.
 
     Args:
-        name: of the backend; nothing is begun for one that can do nothing yet.
+        name: the backend's name. Nothing is begun for a backend that has no such function.
         modules: names of modules that the backend's `Setup` will need.
     """
     if name not in _EARLY:
@@ -39,10 +39,10 @@ def backend_names() -> list[str]:
 
 
 def find_backend(name: str) -> OpenBackend:
-    """Return what opens the backend of a name.
+    """Return the function that opens the backend `name`.
 
     Raises:
-        SpecError: there is none of that name, or its package can't be imported.
+        SpecError: no backend has that name, or its package can't be imported.
     """
     if name in _OURS:
         module, _, function = _OURS[name].partition(":")
@@ -52,8 +52,8 @@ def find_backend(name: str) -> OpenBackend:
     if not points:
         raise SpecError([unknown("--backend", name, "backend", backend_names())])
     try:
-        found: OpenBackend = next(iter(points)).load()
+        opener: OpenBackend = next(iter(points)).load()
     except (ImportError, AttributeError) as error:
         rule = f"its package can't be imported ({error})"
         raise SpecError([Problem("--backend", name, rule, f"one of {', '.join(_OURS)}")]) from error
-    return found
+    return opener

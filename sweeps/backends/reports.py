@@ -1,4 +1,4 @@
-"""What a worker says of a trial that is over, and of its node; and how it finds the function that trains one."""
+"""Makes the outcome of a trial that has ended, with facts about its node, and imports the trial function."""
 
 from __future__ import annotations
 
@@ -29,48 +29,57 @@ _STORAGE = {
 }
 _REFUSED = (errno.EPERM, errno.EACCES, errno.ENOENT)
 _RUST = re.compile(r"\(os error (\d+)\)")
-"""How safetensors, written in Rust, tells what the system said."""
+"""Finds the system's error number in messages of safetensors, which is written in Rust."""
 
 
 def load_trial(name: str) -> Callable[..., Generator[Any, Any, None]]:
-    """The trial function of a name "package.module:function"."""
+    """Import and return the trial function that `name` ("package.module:function") names."""
     module, _, function = name.partition(":")
-    found: Callable[..., Generator[Any, Any, None]] = getattr(importlib.import_module(module), function)
-    return found
+    trial: Callable[..., Generator[Any, Any, None]] = getattr(importlib.import_module(module), function)
+    return trial
 
 
 def failed(error: BaseException, directory: Path) -> dict[str, Any]:
-    """The outcome of a trial that raised. `directory`: its own folder."""
+    """Return the outcome of a trial that raised `error`. `directory`: the trial's own folder."""
     trace = "".join(traceback.format_exception(error))[-4000:]
     return {"status": "failed", "reason": reason(error), "traceback": trace, "storage": storage_fault(error, directory)}
 
 
 def make_folder(directory: Path) -> None:
-    """Make a trial's own folder. Raises FileNotFoundError: the results folder is gone, and must not begin anew."""
+    """Make a trial's own folder.
+
+    Raises:
+        FileNotFoundError: the results folder is gone. It must not be made anew.
+    """
     if not results_of(directory).is_dir():
         raise FileNotFoundError(errno.ENOENT, "the results folder is gone", str(results_of(directory)))
     directory.mkdir(parents=True, exist_ok=True)
 
 
 def results_of(directory: Path) -> Path:
-    """The results folder of a trial's own folder, `work/trials/ID` in it."""
+    """Return the results folder of a trial's own folder (`work/trials/ID` in the results folder)."""
     return directory.parents[2]
 
 
 def facts(started: float, seconds: float) -> dict[str, Any]:
-    """Where and when: `started` in seconds since 1970, `seconds` of the worker's time that the trial took."""
+    """Return where and when a trial ran, as the outcome has it.
+
+    Args:
+        started: when it started, in seconds since 1970.
+        seconds: seconds of the worker's time that it took.
+    """
     return {**place(), "started": started, "ended": time.time(), "seconds_total": seconds}
 
 
 @functools.cache
 def place() -> dict[str, Any]:
-    """The machine of this worker: `host`, `processor` and `device`, 'cpu' or the accelerator's name."""
+    """Return the machine of this worker: `host`, `processor` and `device` ('cpu' or the accelerator's name)."""
     return {"host": socket.gethostname(), "processor": processor(), "device": device_name(pick_device())}
 
 
 @functools.cache
 def processor() -> str:
-    """Model of this machine's CPU, as its kernel names it; the architecture where it does not."""
+    """Return the model of this machine's CPU as the kernel names it; its architecture if the kernel names none."""
     info = Path("/proc/cpuinfo")
     if info.is_file():
         for line in info.read_text(encoding="utf-8", errors="replace").splitlines():
@@ -81,21 +90,22 @@ def processor() -> str:
 
 
 def keep(order: dict[str, Any], directory: Path) -> None:
-    """Move the trained adapter out of the trial's working folder, where the order says so."""
-    made = directory / "adapter"
-    if order["keep"] is not None and made.exists():
+    """Move the trained adapter from the trial's working folder to `order["keep"]`, if that is not None."""
+    trained = directory / "adapter"
+    if order["keep"] is not None and trained.exists():
         kept = Path(order["keep"])
         kept.parent.mkdir(exist_ok=True)
-        if kept.exists():  # of an attempt that nobody heard end: the row will have this one's scores
+        if kept.exists():  # from an attempt whose end was not heard; the row will have the scores of this attempt
             shutil.rmtree(kept)
-        made.rename(kept)
+        trained.rename(kept)
 
 
 def storage_fault(error: BaseException | None, directory: Path) -> int | None:
-    """The system's error number when an exception, or its cause, says that storage is full, read-only or gone; or None.
+    """Return the system's error number if an exception or its cause says that storage failed; None if it does not.
 
-    No trial is to blame for that: it is tried again, or the sweep ends (`sweeps.engine.loop`). A file that is refused
-    or missing counts if it is in the results folder: elsewhere it is the trial's own mistake.
+    Storage fails if it is full, read-only or gone. That is not the trial's fault: the trial is run again, or the sweep
+    ends (`sweeps.engine.loop`). A file without permission or a missing file counts only if it is in the results folder.
+    Elsewhere it is the trial's own fault.
 
     Args:
         directory: the trial's own folder, in the results folder.
@@ -104,8 +114,8 @@ def storage_fault(error: BaseException | None, directory: Path) -> int | None:
     while error is not None and id(error) not in seen:
         seen.add(id(error))
         code = error.errno if isinstance(error, OSError) else None
-        if code is None and (found := _RUST.search(str(error))):
-            code = int(found.group(1))
+        if code is None and (os_error := _RUST.search(str(error))):
+            code = int(os_error.group(1))
         if code in _STORAGE or (code in _REFUSED and _refuses(error, code, directory)):
             return code
         error = error.__cause__ or error.__context__
@@ -113,7 +123,7 @@ def storage_fault(error: BaseException | None, directory: Path) -> int | None:
 
 
 def _refuses(error: BaseException, code: int | None, directory: Path) -> bool:
-    """Whether it is the results folder that refuses or is gone."""
+    """Return whether the error is about the results folder: it gives no permission, or it is gone."""
     gone = not directory.is_dir()
     named = [error.filename, error.filename2] if isinstance(error, OSError) else []
     paths = [Path(os.fsdecode(name)) for name in named if isinstance(name, str | bytes)]

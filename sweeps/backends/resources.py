@@ -1,4 +1,4 @@
-"""What a sweep asks of the machines, checked against what they have, and cut into lanes. No Ray."""
+"""Checks the resources that a sweep asks for against those of the nodes, and divides them into lanes. No Ray."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class ResourceError(SpecError):
 
 @dataclass(frozen=True)
 class Node:
-    """CPUs and GPUs of one machine, and its id in the cluster; "" where that is not known."""
+    """Numbers of CPUs and GPUs of one node, and its id in the cluster ("" if that is not known)."""
 
     cpus: float
     gpus: float
@@ -25,7 +25,7 @@ class Node:
 
 
 def local_node() -> Node:
-    """CPUs that this process may use, and CUDA devices."""
+    """Return this machine as a node: the CPUs that this process may use, and the CUDA devices that it sees."""
     import torch
 
     usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
@@ -34,14 +34,14 @@ def local_node() -> Node:
 
 @dataclass(frozen=True)
 class LaneShape:
-    """One lane.
+    """The shape of one lane.
 
     Attributes:
-        workers: its processes.
-        group: they share one trial, data-parallel; otherwise each runs its own.
+        workers: number of its processes.
+        group: whether its workers share one trial (data-parallel). Otherwise each worker runs its own trials.
         per_worker: Ray resources of a worker.
-        isolated: it is started anew for every trial.
-        avoids: ids of machines with more room than the one it is for: larger lanes fit nowhere else.
+        isolated: whether it is started anew for every trial.
+        avoids: ids of nodes that are kept free for larger lanes.
     """
 
     workers: int
@@ -52,20 +52,22 @@ class LaneShape:
 
     @property
     def trials(self) -> int:
-        """Trials that it runs at once."""
+        """Return the number of trials that it runs at once."""
         return 1 if self.group else self.workers
 
 
 def plan_lanes(asked: ResourceSection, nodes: Sequence[Node], share: float = 1.0) -> list[LaneShape]:
-    """Lanes for a request: one a machine with independent workers, or one a data-parallel group or isolated trial.
+    """Return the lanes for a request: one for each node, each data-parallel group or each isolated trial.
 
     Args:
-        asked: `[resources]`. "auto": `share` of a GPU a worker where there are any, and as many trials at once as fit.
-        nodes: the machines.
-        share: of a GPU, as `sweeps.backends.packs.gpu_share` has it; a data-parallel group takes whole ones.
+        asked: `[resources]`. "auto" gives a worker `share` of a GPU if there are GPUs, and as many trials at once as
+            fit.
+        nodes: the nodes.
+        share: the fraction of a GPU that a worker gets (`sweeps.backends.packs.gpu_share`). A data-parallel group
+            takes whole GPUs.
 
     Raises:
-        ResourceError: naming what was asked, what there is, and the nearest choice that fits.
+        ResourceError: the nodes do not hold what is asked. It names the nearest choice that fits.
     """
     gpus = sum(node.gpus for node in nodes)
     gpu = asked.gpus_per_worker
@@ -107,6 +109,7 @@ def plan_lanes(asked: ResourceSection, nodes: Sequence[Node], share: float = 1.0
 
 
 def _fit(node: Node, cpu: float, gpu: float) -> int:
+    """Return how many workers with `cpu` CPUs and `gpu` GPUs each fit on a node."""
     by_cpu = math.floor(node.cpus / cpu + 1e-9)
     if not gpu:
         return by_cpu
@@ -122,18 +125,18 @@ def _fill(
 
     Args:
         room: the id of each node, "" if that is not known, and the number of workers that fit there.
-        most: trials at a time of all these lanes together, at most.
+        most: the largest number of trials at a time, over all these lanes.
     """
-    if asked.workers > 1 or asked.isolated:  # an isolated trial is a lane of its own: it comes and goes alone
+    if asked.workers > 1 or asked.isolated:  # an isolated trial has its own lane, which is started anew for each trial
         count = int(min(sum(fit for _, fit in room) // asked.workers, most))
         return [LaneShape(asked.workers, asked.workers > 1, dict(per_worker), asked.isolated) for _ in range(count)]
     lanes: list[LaneShape] = []
     for fit in sorted((fit for _, fit in room), reverse=True):
-        here = int(min(fit, most))
-        if here > 0:
+        workers = int(min(fit, most))
+        if workers > 0:
             larger = tuple(name for name, other in room if other > fit and name)
-            lanes.append(LaneShape(here, False, dict(per_worker), avoids=larger))
-        most -= here
+            lanes.append(LaneShape(workers, False, dict(per_worker), avoids=larger))
+        most -= workers
     return lanes
 
 
@@ -159,58 +162,59 @@ def change_lanes(
 ) -> LaneChange:
     """Return which lanes to start, and which have no node to run on. Lanes that run stay as they are.
 
-    A worker takes what the workers of the first lanes take. A lane without a node gets the smallest room that is large
-    enough for it, before a new lane is started there.
+    A worker takes the same resources as the workers of the first lane. A lane without a node gets the node with the
+    least room that is enough for it. New lanes are started in what is then free.
 
     Args:
         asked: `[resources]`.
-        nodes: the nodes that are there now.
-        lanes: the shapes of the lanes that run or wait for room, by name; one at least.
-        at: the id of the node that a lane's workers are on, by name of the lane, those that came last at the end.
-            Lanes that never had a node are left out. A lane that lost its room and waits again may still be here: then
-            other lanes may have taken the room on the node that is named.
-        late: names of lanes that have waited for long enough: if they still fit nowhere, others take their trials.
+        nodes: the nodes of the cluster now.
+        lanes: the shapes of the lanes that run or wait for room, by name; at least one.
+        at: the id of the node of each lane's workers, by name of the lane. Lanes that came last are at the end. Lanes
+            that never had a node are missing. A lane that lost its room and waits again may still be listed: then other
+            lanes may have taken the room on that node.
+        late: names of lanes that have waited for too long. If they still fit nowhere, new lanes may take their trials.
     """
     per_worker = next(iter(lanes.values())).per_worker
     room = {node.name: _fit(node, per_worker["CPU"], per_worker.get("GPU", 0.0)) for node in nodes}
-    there = [(name, node) for name, node in at.items() if name in lanes and node in room]
+    placed = [(name, node) for name, node in at.items() if name in lanes and node in room]
     if asked.workers > 1:  # a group may lie on several nodes
-        room, there = {"": sum(room.values())}, [(name, "") for name, _ in there]
+        room, placed = {"": sum(room.values())}, [(name, "") for name, _ in placed]
     waiting = set(lanes)
-    for name, node in reversed(there):
+    for name, node in reversed(placed):
         if room[node] >= lanes[name].workers:
             room[node] -= lanes[name].workers
             waiting.remove(name)
     unplaced = []
     for name in sorted(waiting, key=lambda name: (-lanes[name].workers, name)):
         lane = lanes[name]
-        fits = [node for node, left in room.items() if left >= lane.workers and node not in lane.avoids]
+        fits = [node for node, free in room.items() if free >= lane.workers and node not in lane.avoids]
         if fits:
             room[min(fits, key=lambda node: room[node])] -= lane.workers
         else:
             unplaced.append(name)
     given_up = [name for name in unplaced if name in late]
     trials = sum(lane.trials for name, lane in lanes.items() if name not in given_up)
-    left_over = [(node, left) for node, left in room.items() if left > 0]
+    left_over = [(node, free) for node, free in room.items() if free > 0]
     return LaneChange(_fill(asked, per_worker, left_over, asked.most - trials), unplaced)
 
 
 def workers_that_fit(shape: LaneShape, free: Mapping[str, Mapping[str, float]]) -> int:
-    """Workers of a lane that there is room for, on one machine, or for a group on all together.
+    """Return how many workers of a lane fit into free resources: on one node, or for a group on all nodes together.
 
     Args:
-        free: Ray resources that nobody has taken, by the machine's id.
+        shape: the lane.
+        free: Ray resources that are free, by the node's id.
     """
-    here = [
-        min(math.floor(has.get(name, 0.0) / each + 1e-9) for name, each in shape.per_worker.items())
-        for node, has in free.items()
+    by_node = [
+        min(math.floor(resources.get(name, 0.0) / each + 1e-9) for name, each in shape.per_worker.items())
+        for node, resources in free.items()
         if node not in shape.avoids
     ]
-    return sum(here) if shape.group else max(here, default=0)
+    return sum(by_node) if shape.group else max(by_node, default=0)
 
 
 def accelerators(shapes: Sequence[LaneShape]) -> float:
-    """Accelerators that one trial holds: its GPUs, or its workers where they take none."""
+    """Return the number of accelerators that one trial holds: its GPUs, or its workers if these take no GPU."""
     if not shapes:
         return 1.0
     shape = shapes[0]

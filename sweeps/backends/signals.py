@@ -1,4 +1,4 @@
-"""SIGINT, SIGTERM and SIGHUP: a clean end, or one that waits while a Ray session starts or ends."""
+"""Handles SIGINT, SIGTERM and SIGHUP: they end a sweep cleanly, or wait while a Ray session starts or ends."""
 
 from __future__ import annotations
 
@@ -11,14 +11,15 @@ from collections.abc import Callable, Iterator
 from types import FrameType
 
 _PATIENCE_S = 20.0
-"""How long `held` keeps a signal waiting: what it guards takes less, unless it hangs."""
+"""The seconds for which `delay_signals` holds a signal back. Its block takes less, unless it hangs."""
 
 
 @contextlib.contextmanager
-def signals(stop: threading.Event | None, lost: Callable[[], object] = lambda: None) -> Iterator[None]:
-    """SIGINT, SIGTERM and SIGHUP set `stop`, for a clean end; without it, or the second time, they end the run at once.
+def stop_on_signals(stop: threading.Event | None, lost: Callable[[], object] = lambda: None) -> Iterator[None]:
+    """Let SIGINT, SIGTERM and SIGHUP in the block set `stop`, so that the run ends cleanly.
 
-    So do they where nothing can be ended cleanly, since Ray is `lost`.
+    They raise KeyboardInterrupt at once if `stop` is None, if it is set already (a second signal), or if `lost()` is
+    true: then Ray is gone, and nothing can be ended cleanly.
     """
 
     def handle(number: int, frame: FrameType | None) -> None:
@@ -31,10 +32,10 @@ def signals(stop: threading.Event | None, lost: Callable[[], object] = lambda: N
 
 
 @contextlib.contextmanager
-def held() -> Iterator[None]:
-    """SIGINT, SIGTERM and SIGHUP wait for the end of the block, which is a KeyboardInterrupt then.
+def delay_signals() -> Iterator[None]:
+    """Hold SIGINT, SIGTERM and SIGHUP back until the end of the block, and raise KeyboardInterrupt there.
 
-    For what must not be left half done: a process ends with an error when Ray's session goes down around its threads.
+    This is for a block that must not be left half done. A signal that comes after `_PATIENCE_S` interrupts the block.
     """
     begun = time.monotonic()
     came = threading.Event()
@@ -55,18 +56,21 @@ _came = threading.Event()
 _numbers: list[int] = []
 
 
-def received() -> int | None:
-    """The number of the last signal that was handled here; None if there was none."""
+def last_signal() -> int | None:
+    """Return the number of the last signal that was handled here; None if there was none."""
     return _numbers[-1] if _numbers else None
 
 
-def handled() -> bool:
-    """Whether signals are handled here now."""
+def signals_handled() -> bool:
+    """Return whether one of the two context managers handles signals now."""
     return bool(_depth)
 
 
-def signalled() -> bool:
-    """Whether one has come since they are, also where the main thread is in a call and has not heard of it yet."""
+def signal_came() -> bool:
+    """Return whether a signal has come since signals are handled.
+
+    This is also true if the main thread is in a call, so that its handler has not run yet.
+    """
     if _heard is not None:
         with contextlib.suppress(BlockingIOError):
             if os.read(_heard, 64):
@@ -75,7 +79,7 @@ def signalled() -> bool:
 
 
 _heard: int | None = None
-"""Where Python writes a byte for every signal at once, whatever the main thread does."""
+"""The read end of a pipe. Python writes a byte into it for every signal at once, whatever the main thread does."""
 
 
 @contextlib.contextmanager

@@ -1,4 +1,4 @@
-"""One trial in a worker's process: its reports, with smaller micro-batches if memory runs out."""
+"""Runs one trial in a worker's process, with smaller micro-batches if memory runs out."""
 
 from __future__ import annotations
 
@@ -23,14 +23,16 @@ def train(
     """Yield the reports of a trial. If it runs out of memory, it starts again with half the micro-batch.
 
     Args:
-        order: what a backend passes to its workers (`Order.for_worker`).
-        warm: what stays from trial to trial: models and data.
-        micro: how many examples pass through the model at once.
+        order: the order, as a backend passes it to its workers (`Order.for_worker`).
+        warm: cache of models and data, which stays from trial to trial.
+        micro: the number of examples that pass through the model at once.
+        rank: index of this worker among those that share the trial.
+        world: number of workers that share the trial.
 
     Raises:
         GroupOutOfMemoryError: memory ran out, and the trial has several workers.
         TrialError: the micro-batch can't be smaller.
-        Exception: whatever the trial raises.
+        Exception: any error that the trial raises.
     """
     function, config = load_trial(order["trial"]), TrialConfig.model_validate(order["config"])
     while True:
@@ -61,5 +63,5 @@ def train(
 
 
 def ended_early() -> RuntimeError:
-    """The error of a trial function that returns before its last report."""
+    """Return the error for a trial function that returns before its last report."""
     return RuntimeError("the trial function returned without a report that has done = True")

@@ -1,9 +1,10 @@
-"""The budget solver: which capacity gives a method a number of trainable parameters, or of another currency.
+"""The budget solver: finds the capacity whose number of trainable parameters is nearest to a budget.
 
-Uses `spec` and randlora's registry; knows nothing of Ray, data or training.
+Budgets of other currencies, such as memory, are solved in the same way. It uses `spec` and randlora's registry. It
+knows nothing of Ray, data or training.
 
-    currencies  what a budget can limit
-    reach       what a method counts at every capacity, and how capacities are spread over layers
-    solver      the capacity nearest to a budget
-    solving     every budget of a sweep file
+    currencies  defines what a budget can limit
+    reach       counts a method at every capacity, and spreads capacities over the layers
+    solver      finds the capacity that is nearest to a budget
+    solving     solves all budgets of a sweep file for a method
 """

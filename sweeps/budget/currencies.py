@@ -1,8 +1,8 @@
-"""What a budget can limit: trainable parameters, degrees of freedom, or what training on a model costs.
+"""The currencies: what a budget can limit. They are trainable parameters, degrees of freedom, or costs on a model.
 
-A currency answers one question, in exact integers: how much do these capacities of a method count? The solver
-(`sweeps.budget.reach`) asks it and knows no more. Parameters and degrees of freedom are here. Memory, operations and
-saved bytes need a model, so whoever has one makes them (`sweeps.plan.costs`).
+A currency computes one exact integer: the count of a method at given capacities. The solver (`sweeps.budget.reach`)
+knows no more of it. Parameters and degrees of freedom are here. Memory, operations and saved bytes need a model, so
+they are in `sweeps.plan.costs`.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ Counted = Literal["parameters", "dof", "memory", "flops", "bytes"]
 
 
 class UnknownCountError(ValueError):
-    """The count of a method cannot be found with these options or on this model."""
+    """Raised if the count of a method cannot be found with these options or on this model."""
 
 
 class Currency(Protocol):
-    """What a budget limits.
+    """A currency: what a budget limits.
 
     Attributes:
-        name: as in a sweep file.
+        name: its name in a sweep file.
         noun: its name in messages such as "the largest NOUN of lora".
     """
 
@@ -37,18 +37,29 @@ class Currency(Protocol):
     def noun(self) -> str: ...
 
     def total(self, entry: Method, shapes: Shapes, capacities: Mapping[str, int], options: Mapping[str, Any]) -> int:
-        """Return what all weights count together, each at its own capacity.
+        """Return the count of all weights together, each at its own capacity.
 
-        Raises UnknownCountError.
+        Args:
+            entry: the method.
+            shapes: (out, in) of each weight, by name.
+            capacities: the capacity of each weight, by name.
+            options: the method's options.
+
+        Raises:
+            UnknownCountError: the count cannot be found.
         """
 
 
 @runtime_checkable
 class PerWeight(Currency, Protocol):
-    """A currency that each weight counts for itself, so cheaply that every capacity is counted."""
+    """A currency that is a sum over weights, and cheap enough to be computed for every capacity."""
 
     def one(self, entry: Method, shape: Shape, capacity: int, options: Mapping[str, Any]) -> int:
-        """Return what one weight counts. Raises UnknownCountError."""
+        """Return the count of one weight.
+
+        Raises:
+            UnknownCountError: the count cannot be found.
+        """
 
     def __hash__(self) -> int: ...
 

@@ -1,18 +1,20 @@
-"""The budget solver: which capacity gives a method as many trainable parameters as a budget allows, exactly.
+"""The budget solver: finds the capacity whose exact number of trainable parameters is nearest to a budget.
 
-A method's capacity is one integer per target weight: the rank r, or k for NoLA. Every capacity within the method's
-reach is counted, in integers, and the nearest taken; of two equally near, the smaller. Nothing is inverted in closed
-form: RandLoRA's count falls with its rank only on the whole, since n = ceil(m / r) makes it a sawtooth.
+A method's capacity is one integer for each target weight: the rank r, or k for NoLA. Every capacity within the method's
+reach is counted, and the nearest is taken; the smaller one if two are equally near. There is no closed formula:
+RandLoRA's count falls with its rank only on the whole, since n = ceil(m / r) makes it a sawtooth.
 
 Allocations:
-    uniform: one capacity for all target weights, as papers take it.
-    per-layer: each weight matched to its own reference, its share of the budget under LoRA: (out + in) / sum(out + in).
-    fill: two capacities whose uniform totals are neighbours on either side of the budget, mixed. The weights of one
-        shape form a group; the same fraction of every group, rounded up or down, takes the upper one, the roundings
-        chosen for the total nearest to the budget. Within a group they are spread evenly in model order. The total lies
-        within half of one weight's step.
-    auto: uniform where it lies within the tolerance, else fill.
-A method whose weights share trainables has one capacity: it takes uniform, whatever is asked.
+
+    uniform: one capacity for all target weights, as in papers.
+    per-layer: each weight gets the capacity nearest to its share of the budget under LoRA, (out + in) / sum(out + in).
+    fill: a mixture of the two capacities whose uniform counts are on either side of the budget. The weights of one
+        shape form a group. In every group the same fraction of the weights, rounded up or down, gets the higher
+        capacity, so that the total is as near to the budget as possible. They are spread evenly in model order. The
+        total differs from the budget by at most half of one weight's step.
+    auto: uniform if it is within the tolerance, else fill.
+
+If the weights of a method share trainable tensors, it has one capacity, and the allocation is always uniform.
 """
 
 from __future__ import annotations
@@ -32,13 +34,16 @@ from sweeps.spec.solution import Answer, Infeasible, Neighbour, Solution
 Allocation = Literal["uniform", "per-layer", "fill", "auto"]
 ALLOCATIONS: tuple[Allocation, ...] = ("uniform", "per-layer", "fill", "auto")
 TOLERANCE = 0.05
-"""How far from its budget a count may lie by default, as a fraction of the budget."""
+"""The largest allowed |count - budget| / budget, by default."""
 
 
 def reference_budget(shapes: Shapes, lora_rank: int, currency: Currency = PARAMETERS) -> int:
-    """Return what LoRA counts at one rank on the target weights.
+    """Return the count of LoRA at one rank on the target weights.
 
-    That is lora_rank * sum(out + in) trainable parameters, or the amount of another currency that LoRA takes then.
+    That is lora_rank * sum(out + in) trainable parameters, or the amount of another currency that LoRA needs then.
+
+    Raises:
+        ValueError: a rank below 1, or no shapes.
     """
     if lora_rank < 1:
         raise ValueError(f"a LoRA rank is at least 1, got {lora_rank}")
@@ -59,22 +64,23 @@ def solve(
     currency: Currency = PARAMETERS,
     section: str | None = None,
 ) -> Answer:
-    """The capacities that bring a method nearest to a budget.
+    """Return the capacities with which a method's count is nearest to a budget.
 
     Arguments:
         method: a name in `randlora.methods.registry.METHODS`.
-        shapes: (out, in) of every target weight by qualified name, in model order.
-        budget: trainable adapter parameters aimed at, or as much of another currency.
-        allocation: see the module's head.
-        tolerance: |count - budget| / budget allowed; None allows any, so that the nearest is always a solution.
-        nearest: take the nearest also beyond the tolerance, by which "auto" still decides.
-        options: the method's own options that its count depends on; others do no harm.
+        shapes: (out, in) of every target weight by its qualified name, in model order.
+        budget: the wanted number of trainable adapter parameters, or amount of another currency.
+        allocation: "uniform", "per-layer", "fill" or "auto", as the module's docstring says.
+        tolerance: the allowed |count - budget| / budget. None allows any, so that the nearest is always a solution.
+        nearest: whether to return the nearest solution even if it is beyond the tolerance. "auto" still uses the
+            tolerance to decide.
+        options: the method's options. Its count may depend on them.
         currency: what the budget limits.
-        section: its name under `[methods]` of the sweep file, for messages; None: the method's.
+        section: the name under `[methods]` of the sweep file, for messages; None for the method's name.
 
     Returns:
-        A `Solution`, or `Infeasible` if the nearest count lies beyond the tolerance, or if the method cannot adapt
-        these weights at any capacity.
+        A `Solution`; `Infeasible` if the nearest count is beyond the tolerance, or if the method cannot adapt these
+        weights at any capacity.
 
     Raises:
         ValueError: an unknown method or allocation, no shapes, a budget below 1 or a negative tolerance.
@@ -85,8 +91,8 @@ def solve(
         raise ValueError(f"a budget is at least 1 parameter, got {budget}")
     if tolerance is not None and tolerance < 0:
         raise ValueError(f"a tolerance is a fraction of the budget, at least 0, got {tolerance}")
-    if (found := get_method(method).refuses(shapes, **(options or {}))) is not None:
-        return Infeasible(method, budget, found.reason, None, None, f"take {found.remedy}")
+    if (refusal := get_method(method).refuses(shapes, **(options or {}))) is not None:
+        return Infeasible(method, budget, refusal.reason, None, None, f"take {refusal.remedy}")
     try:
         return _solve(Reach(method, shapes, options, currency), budget, allocation, tolerance, section, nearest=nearest)
     except UnknownCountError as error:
@@ -96,7 +102,7 @@ def solve(
 def _solve(
     counts: Reach, budget: int, allocation: str, tolerance: float | None, section: str | None, *, nearest: bool
 ) -> Answer:
-    # without a tolerance any uniform count would do, and auto never come to fill: there the default decides
+    # without a tolerance, "auto" decides by the default one: otherwise any uniform count would do
     limit = Fraction(str(TOLERANCE if tolerance is None else tolerance)) * budget
     if counts.shared:
         allocation = "uniform"
@@ -114,7 +120,7 @@ def _solve(
 
 
 def unknown_count(method: str, budget: int, error: UnknownCountError) -> Infeasible:
-    """Return the answer for a method whose count cannot be found, so that it cannot run at a budget."""
+    """Return the answer for a method whose count cannot be found."""
     return Infeasible(method, budget, str(error), None, None, 'budgets.count = "parameters" needs no such number')
 
 
@@ -127,10 +133,13 @@ def solve_pinned(
     options: Mapping[str, Any] | None = None,
     currency: Currency = PARAMETERS,
 ) -> Solution:
-    """A capacity that the user chose, with its count and its residual to a budget, however large.
+    """Return the solution for a capacity that the user chose, whatever its residual to the budget is.
 
-    It may lie beyond the reach, as the NoLA paper's k does on narrow layers: the count is then larger than what the
-    method can make use of, but it is the count. Raises ValueError: a capacity below the method's smallest.
+    The capacity may be beyond the reach, such as the NoLA paper's k on narrow layers. The count is then larger than the
+    number of parameters that the method can make use of.
+
+    Raises:
+        ValueError: a capacity below the method's smallest.
     """
     counts = Reach(method, shapes, options, currency)
     if capacity < counts.least:
@@ -147,20 +156,23 @@ def budget_table(
     allocations: Sequence[str] = ALLOCATIONS,
     own: Callable[[str], Shapes] | None = None,
 ) -> dict[str, Any]:
-    """Every method and allocation at one budget, ready for JSON.
+    """Return a table of every method and allocation at one budget, as JSON values.
 
     Arguments:
-        reference: what the budget is, in a word: "lora-32".
-        methods: names; None: all that tables list.
-        own: of a method's name, what it counts on where that is not `shapes`.
+        shapes: (out, in) of every target weight, by name.
+        budget: the number of trainable parameters.
+        reference: the name of the budget, such as "lora-32".
+        methods: names of methods; None for all of ours.
+        allocations: names of allocations.
+        own: returns the shapes that a method counts on, by the method's name; None if that is always `shapes`.
 
     Returns:
-        `{reference, budget, methods: [...]}`. An entry has `method`, `allocation`, `ranks` (as built: one number where
-        all weights share it, else one per weight by name), `count`, `residual`, `dof`, `dof_measured` and
-        `dof_at_most` (null where not known), `below` and `above` (null, or `capacity`, `count`, `residual`): the
-        nearest there is, within the tolerance or not. `feasible` says which; if not, `below` and `above` enclose the
-        budget instead of the count, and `reason` and `lever` say why. `chosen` is the allocation that "auto" took. A
-        method that cannot adapt these weights at any capacity has null for all numbers.
+        `{reference, budget, methods: [...]}`. An entry is the nearest solution, within the tolerance or not. It has
+        `method`, `allocation`, `ranks` (one number if all weights share it, else one for each weight by name), `count`,
+        `residual`, `dof`, `dof_measured` and `dof_at_most` (None if not known), `below` and `above` (None, or
+        `capacity`, `count`, `residual`). `feasible` says whether it is within the tolerance. If not, `below` and
+        `above` enclose the budget instead of the count, `reason` says why, and `lever` what to change. `chosen` is the
+        allocation that "auto" took. If a method cannot adapt these weights at any capacity, all numbers are None.
     """
     rows = []
     for method, allocation in itertools.product(METHODS if methods is None else methods, allocations):
@@ -168,7 +180,7 @@ def budget_table(
         answer = solve(method, on, budget, allocation)
         nearest = solve(method, on, budget, allocation, tolerance=None)
         shown = next((a for a in (answer, nearest) if isinstance(a, Solution)), None)
-        found = None if shown is None else degrees(method, on, shown.capacities)
+        freedom = None if shown is None else degrees(method, on, shown.capacities)
         row: dict[str, Any] = {
             "method": method,
             "allocation": allocation,
@@ -176,9 +188,9 @@ def budget_table(
             "ranks": None if shown is None else _ranks(METHODS[method].built(on, shown.capacities)),
             "count": None if shown is None else shown.count,
             "residual": None if shown is None else shown.residual,
-            "dof": None if found is None else found.count,
-            "dof_measured": None if found is None else found.measured,
-            "dof_at_most": None if found is None else found.at_most,
+            "dof": None if freedom is None else freedom.count,
+            "dof_measured": None if freedom is None else freedom.measured,
+            "dof_at_most": None if freedom is None else freedom.at_most,
             "below": _as_dict(answer.below),
             "above": _as_dict(answer.above),
             "feasible": isinstance(answer, Solution),
@@ -190,7 +202,7 @@ def budget_table(
 
 
 def _ranks(built: Mapping[str, int]) -> int | dict[str, int]:
-    """One capacity if all weights share it, else each by name."""
+    """Return one capacity if all weights share it; else each capacity by name."""
     return dict(built) if len(set(built.values())) > 1 else next(iter(built.values()))
 
 
@@ -216,26 +228,26 @@ def _infeasible(counts: Reach, nearest: Solution, tolerance: float, section: str
     noun = counts.currency.noun
     below, above = counts.around(budget)
     if above is None and below is not None:
-        named, what = below.count, f"the largest {noun} of {method} on these targets"
+        count, what = below.count, f"the largest {noun} of {method} on these targets"
         key = f'"{section}"' if ":" in section else section  # as a sweep file writes it
         options = counts.widening(budget - Fraction(str(tolerance)) * budget)
         wider = "".join(f", or raise methods.{key}.{option}" for option in options)
         lever = f"lower the budget to {below.count:,}, or adapt more weights{wider}"
     elif below is None and above is not None:
-        named, what = above.count, f"the smallest {noun} of {method} on these targets"
+        count, what = above.count, f"the smallest {noun} of {method} on these targets"
         lever = f"raise the budget to {above.count:,}, or adapt fewer weights"
     else:
         assert below is not None
         assert above is not None
-        named, what = nearest.residual + budget, f"the nearest {nearest.allocation} {noun} of {method}"
+        count, what = nearest.residual + budget, f"the nearest {nearest.allocation} {noun} of {method}"
         mixed = nearest if counts.shared else _solution(counts, "fill", counts.fill(budget), budget)
         if abs(mixed.residual) <= Fraction(str(tolerance)) * budget:
             lever = f"allocation = 'fill' reaches {mixed.residual + budget:,} ({mixed.residual / budget:+.2%})"
         else:
             lever = f"move the budget to {below.count:,} or {above.count:,}, or raise the tolerance"
-    off = (named - budget) / budget
+    off = (count - budget) / budget
     side = "above" if off > 0 else "below"
-    reason = f"{what} is {named:,}, {abs(off):.1%} {side} the budget {budget:,} (tolerance {100 * tolerance:.3g}%)"
+    reason = f"{what} is {count:,}, {abs(off):.1%} {side} the budget {budget:,} (tolerance {100 * tolerance:.3g}%)"
     return Infeasible(method, budget, reason, below, above, lever)
 
 

@@ -1,4 +1,4 @@
-"""Every budget of a sweep file solved for one method, pinned capacities included."""
+"""Solves all budgets of a sweep file for one method, also those of capacities that the user chose."""
 
 from __future__ import annotations
 
@@ -21,14 +21,19 @@ from sweeps.spec.spec import SweepSpec
 from trainables.models.families import ModelError
 
 MethodShapes = Callable[[str, Shapes], Shapes]
-"""Gives what a method counts on, of its name and the target weights' shapes. Raises ModelError: it has no place there.
+"""Returns the shapes that a method counts on, from its name and the shapes of the target weights.
+
+Raises ModelError if the method cannot be put into the model.
 """
-_MOST = 50  # counts of a method that are tried as a budget for all
+_MOST = 50  # the number of counts of a method that are tried as a budget for all
 
 
 def rank_problems(spec: SweepSpec, shapes: Shapes, method_shapes: MethodShapes) -> list[Problem]:
-    """Budgets that the target weights can't have: LoRA ranks above theirs, percentages of less than one parameter;
-    and pinned capacities beyond their method's reach."""
+    """Return the problems of budgets and pinned capacities that the target weights can't have.
+
+    These are LoRA ranks above the weights' own, percentages that give less than one parameter, and capacities beyond a
+    method's reach.
+    """
     largest = max(min(shape) for shape in shapes.values())
     rule = f"is above the largest rank of the target weights, {largest}"
     ranks = spec.budgets.lora_rank or ()
@@ -45,20 +50,20 @@ def rank_problems(spec: SweepSpec, shapes: Shapes, method_shapes: MethodShapes) 
             named = method_shapes(entry.name, shapes)
             own = tuple(named.values())
             most = entry.max_capacity(own, **section.options)
-            counted = entry.total(own, entry.min_capacity, **section.options)  # prompts' limits are the model's to know
+            counted = entry.total(own, entry.min_capacity, **section.options)  # for prompts, the model knows the limits
         except (ModelError, AdapterError) as error:
             problems.append(Problem(f"methods.{name}", None, str(error)))
             continue
-        except (ValueError, ArithmeticError) as error:  # of a method of one's own, which looks at no option
+        except (ValueError, ArithmeticError) as error:  # a method of the user's own may not check its options
             rule = f"can't be counted with these options ({reason(error)})"
             problems.append(Problem(f"methods.{name}", section.options, rule))
             continue
         if section.options and (most < entry.min_capacity or counted < 1):
-            rule = f"has {counted:,} parameters to train at its smallest capacity, {entry.min_capacity}, of {most:,}"
-            problems.append(Problem(f"methods.{name}", section.options, f"{rule} at most: an option is too small"))
+            rule = f"has {counted:,} parameters at its smallest capacity {entry.min_capacity}; the largest is {most:,}"
+            problems.append(Problem(f"methods.{name}", section.options, f"{rule}: an option is too small"))
             continue
-        if (found := entry.refuses(named, **section.options)) is not None:
-            problems.append(Problem(f"methods.{name}", None, found.reason, found.remedy))
+        if (refusal := entry.refuses(named, **section.options)) is not None:
+            problems.append(Problem(f"methods.{name}", None, refusal.reason, refusal.remedy))
             continue
         if section.capacity is None:
             continue
@@ -76,7 +81,7 @@ def rank_problems(spec: SweepSpec, shapes: Shapes, method_shapes: MethodShapes) 
 def _illegal(
     name: str, entry: Method, shapes: Set[Shape], options: Mapping[str, Any], pinned: Sequence[int], reach: range
 ) -> Iterator[Problem]:
-    """Pinned capacities that none of the weights can have: another would be built in silence."""
+    """Yield the pinned capacities that none of the weights can have. The method would silently build another one."""
     if (legal := entry.legal) is None:
         return
 
@@ -94,7 +99,15 @@ def _illegal(
 def solutions(
     name: str, spec: SweepSpec, shapes: Shapes, method_shapes: MethodShapes, currency: Currency
 ) -> list[tuple[str | None, Answer | None]]:
-    """The solver's answer for each budget of a method, by the budget's name; [(None, None)] if it has no budget."""
+    """Return (name of the budget, the solver's answer) for each budget of a method; [(None, None)] if it has none.
+
+    Args:
+        name: the method's name in the sweep file.
+        spec: the sweep.
+        shapes: (out, in) of every target weight, by name.
+        method_shapes: returns the shapes that a method counts on.
+        currency: what the budgets limit.
+    """
     section, method = spec.methods[name], spec.base(name)
     if not has_budget(method):
         return [(None, None)]
@@ -137,9 +150,9 @@ def _pinned(
     options: Mapping[str, Any],
     currency: Currency,
 ) -> list[tuple[str | None, Answer | None]]:
-    """Return the cells of a method whose capacity the user chose.
+    """Return the answers for a method whose capacity the user chose.
 
-    The budget of each capacity in a list is its own count. A single capacity gets the budget nearest to its count.
+    For each capacity in a list, the budget is its own count. A single capacity gets the budget nearest to its count.
     """
     if isinstance(capacity, tuple):
         return [(f"{name}-{c}", _pinned_at_its_own(method, shapes, c, options, currency)) for c in capacity]
@@ -152,7 +165,7 @@ def _pinned(
 def _pinned_at_its_own(
     method: str, shapes: Shapes, capacity: int, options: Mapping[str, Any], currency: Currency
 ) -> Solution:
-    """A capacity, its budget being what it counts itself."""
+    """Return the solution for a capacity whose budget is its own count."""
     beyond = solve_pinned(method, shapes, capacity, 1, options=options, currency=currency).residual
     return solve_pinned(method, shapes, capacity, 1 + beyond, options=options, currency=currency)
 
@@ -160,11 +173,21 @@ def _pinned_at_its_own(
 def reached_by_all(
     spec: SweepSpec, shapes: Shapes, method_shapes: MethodShapes, reference: str, currency: Currency
 ) -> str | None:
-    """A budget near `reference` that every method which is asked for it reaches, as a sweep file writes it.
+    """Return the nearest budget that all methods reach, as a line of a sweep file.
 
-    The nearest LoRA rank; of other budgets the nearest number that one of the methods counts with one capacity for all
-    weights. None if no budget between half and twice of it will do, or if all methods reach it. Also None for memory,
-    operations and bytes, which take too long to try.
+    For a budget that is a LoRA rank, the nearest other rank is returned. For other budgets it is the nearest count that
+    one of the methods has with one capacity for all weights.
+
+    Args:
+        spec: the sweep.
+        shapes: (out, in) of every target weight, by name.
+        method_shapes: returns the shapes that a method counts on.
+        reference: the name of a budget.
+        currency: what the budgets limit.
+
+    Returns:
+        The line; None if all methods reach the budget, if no budget between half and twice of it will do, or if the
+        currency is memory, operations or bytes, which take too long to try.
     """
     asked = [
         (spec.base(name), section)
@@ -193,7 +216,7 @@ def reached_by_all(
             for method, section in asked
         )
 
-    if not isinstance(currency, PerWeight) or all_reach(budget):  # otherwise each try runs the model's step
+    if not isinstance(currency, PerWeight) or all_reach(budget):  # other currencies run a model's step for each try
         return None
     if spec.budgets.lora_rank is not None:
         largest = max(min(shape) for shape in shapes.values())
@@ -201,19 +224,19 @@ def reached_by_all(
         near = sorted(
             (r for r, b in ranks.items() if budget <= 2 * b <= 4 * budget), key=lambda r: abs(ranks[r] - budget)
         )
-        found = next((r for r in near if all_reach(ranks[r])), None)
-        return None if found is None else f"budgets.lora_rank = [{found}]"
+        rank = next((r for r in near if all_reach(ranks[r])), None)
+        return None if rank is None else f"budgets.lora_rank = [{rank}]"
     counts = {
         count for method, section in asked for count in _counted(method, section.options, own[method], budget, currency)
     }
-    found = next((c for c in sorted(counts, key=lambda c: abs(c - budget)) if all_reach(c)), None)
-    return None if found is None else f"budgets.params = [{found}]"
+    params = next((c for c in sorted(counts, key=lambda c: abs(c - budget)) if all_reach(c)), None)
+    return None if params is None else f"budgets.params = [{params}]"
 
 
 def _counted(
     method: str, options: Mapping[str, Any], shapes: Shapes, budget: int, currency: PerWeight
 ) -> Iterator[int]:
-    """Return the counts of a method between half and twice a budget: the nearest `_MOST`, none if they are unknown."""
+    """Yield the `_MOST` nearest counts of a method between half and twice a budget; none if they are unknown."""
     try:
         curve = Reach(method, shapes, options, currency).curve
     except UnknownCountError:
@@ -224,28 +247,32 @@ def _counted(
 
 
 def update_rank(method: str, shapes: Shapes, capacities: Mapping[str, int], options: Mapping[str, Any]) -> float | None:
-    """The largest rank that the update of a target weight can have, mean over the target weights.
+    """Return the largest rank that the update of a target weight can have, as the mean over the target weights.
 
     Args:
-        capacities: of every target weight; empty for a method without a budget.
+        method: the method's name.
+        shapes: (out, in) of every target weight, by name.
+        capacities: the capacity of every target weight, by name; empty for a method without a budget.
+        options: the method's options.
 
     Returns:
-        None where nothing of the target weights trains, or where the update is no matrix.
+        The mean; None if no target weight is trained, or if the update is not a matrix.
     """
     if full_rank(method):
         return fmean(min(shape) for shape in shapes.values())
     on_weights = [(shapes[name], capacity) for name, capacity in capacities.items() if name in shapes]
     ranks = [METHODS[method].rank(shape, capacity, **options) for shape, capacity in on_weights]
-    known = [rank for rank in ranks if rank is not None]
-    return fmean(known) if known else None
+    known_ranks = [rank for rank in ranks if rank is not None]
+    return fmean(known_ranks) if known_ranks else None
 
 
 def _budgets(spec: SweepSpec, shapes: Shapes, currency: Currency) -> dict[str, int]:
-    given = spec.budgets
-    references = given.references()
-    if given.lora_rank is not None:
-        return {n: reference_budget(shapes, r, currency) for n, r in zip(references, given.lora_rank, strict=True)}
-    if given.percent is not None:
+    """Return the budgets of a sweep file as counts, by their names."""
+    section = spec.budgets
+    references = section.references()
+    if section.lora_rank is not None:
+        return {n: reference_budget(shapes, r, currency) for n, r in zip(references, section.lora_rank, strict=True)}
+    if section.percent is not None:
         total = sum(rows * columns for rows, columns in shapes.values())
-        return {n: round(total * p / 100) for n, p in zip(references, given.percent, strict=True)}
-    return dict(zip(references, given.amounts(), strict=True))
+        return {n: round(total * p / 100) for n, p in zip(references, section.percent, strict=True)}
+    return dict(zip(references, section.amounts(), strict=True))

@@ -1,21 +1,21 @@
-"""The command line: a file and a few verbs.
+"""The command line: one function for each verb of the program `sweeps`.
 
-Uses every other room, each only when its verb runs, so that `--help` and Ctrl-C are answered at once.
+It uses every other room, but imports it only when a verb needs it, so that `--help` and Ctrl-C are answered at once.
 
-    data      the verb `data`: registered data sets, and files of one's own
+    data      the verb `data`: registered data sets, and your own files
     doctor    the verb `doctor`: checks of this machine
-    main      the program: its verbs in a table, and what bad input and interruptions give
-    options   the options that verbs share, exit codes, and where the name of a sweep leads
+    main      the program: the table of verbs, and the handling of bad input and interruptions
+    options   options that verbs share, exit codes, and the functions that find a sweep's results
     new_file  the verb `init`: a sweep file to start from
     plan      the verbs before a run: `plan`, `estimate`, `budget`
     power     the verb `power`: the smallest difference that a sweep will detect
-    printing  how the verbs print: JSON, lines, tables
+    printing  prints JSON, lines and tables
     program   the entry point, which imports nothing at first
-    progress  how far a sweep is, as `status` and the page of `watch` show it
+    progress  computes how far a sweep is, for `status` and the page of `watch`
     results   the verbs that read results: `best`, `report`, `query`, `compare`, `tables`; and `import`
     run       the verb `run`
     status    the verb `status`: how far a sweep is
-    trials    the verbs that take trials up again: `export`, `predict`, `again`, `analyze`
-    verify    the verb `verify`: whether a results folder still says what its sweep wrote
+    trials    the verbs that use trials of a sweep: `export`, `predict`, `again`, `analyze`
+    verify    the verb `verify`: checks whether a results folder is as its sweep wrote it
     watching  the verb `watch`: a page that shows a sweep as it happens
 """

@@ -1,4 +1,4 @@
-"""The verb `data`: the registered data sets, what is known of one, and what is in files of one's own."""
+"""The verb `data`: lists the registered data sets, and describes one of them or your own files."""
 
 from __future__ import annotations
 
@@ -30,24 +30,25 @@ def data(
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """List the registered data sets and their sizes; of one also its split, source, licence, prompts and how to get it.
+    """List the registered data sets and their sizes, or describe one of them.
 
-    Of files of your own: classes, sizes, what validates, and classes that the test split lacks.
+    The description of a registered data set has its split, source, licence, prompts and how to get it. The description
+    of your own files has classes, sizes, the validation examples, and classes that the test split lacks.
     """
     from trainables.data.registry import known_datasets
 
     if split is not None:
         name = _divided(name, split)
     if name is None:
-        found = [describe(known) for known in known_datasets()]
-        emit(as_json, lambda: found, lambda: _print_all(found))
+        descriptions = [describe(each) for each in known_datasets()]
+        emit(as_json, lambda: descriptions, lambda: _print_all(descriptions))
     else:
         one = describe(name)
         emit(as_json, lambda: one, lambda: _print_one(one))
 
 
 def _divided(name: str | None, into: Path) -> str:
-    """Make a folder with splits of a folder of classes, or of a file of texts; returns its id."""
+    """Divide a folder of classes or a file of texts into splits, in the new folder `into`. Return its id."""
     from rich.progress import track
 
     from trainables.data.images.dividing import divide
@@ -66,10 +67,11 @@ def _divided(name: str | None, into: Path) -> str:
 
 
 def describe(name: str) -> dict[str, Any]:
-    """What is known of a registered data set, or is in one on this disk, JSON-able.
+    """Return the description of a registered data set, or of one on this disk, as JSON values.
 
     Raises:
-        SpecError: a name that is neither. DataError: files that are missing or damaged.
+        SpecError: the name is neither.
+        DataError: files are missing or damaged.
     """
     from trainables.data.registry import DATASETS, known_datasets, on_disk
     from trainables.data.text.registry import TEXT_DATASETS
@@ -110,7 +112,7 @@ def describe(name: str) -> dict[str, Any]:
 
 
 def _read(name: str) -> dict[str, Any]:
-    """What is in a data set on this disk."""
+    """Read a data set on this disk, and return its description."""
     from sweeps.plan.digests import shared_examples
     from sweeps.plan.split_sizes import absent_from_test, forget, loaded
     from trainables.data.registry import embedded_datasets
@@ -120,58 +122,61 @@ def _read(name: str) -> dict[str, Any]:
     forget()  # files may have changed since this process read them
     data = loaded(name)
     rows = split(data, 1.0, 0, "CONFIRM")
-    known: dict[str, Any] = {"name": name, "kind": "text" if isinstance(data, TextDataset) else "images"}
-    known["about"] = "comes with the package" if name in embedded_datasets() else "files of this machine"
-    known["sizes"] = {"train": len(rows.train_idx), "val": len(rows.val_idx), "test": len(rows.test_idx)}
-    known["split"] = _CARVED if data.val_rows is None else "the validation split is the set's own"
+    description: dict[str, Any] = {"name": name, "kind": "text" if isinstance(data, TextDataset) else "images"}
+    description["about"] = "comes with the package" if name in embedded_datasets() else "files of this machine"
+    description["sizes"] = {"train": len(rows.train_idx), "val": len(rows.val_idx), "test": len(rows.test_idx)}
+    description["split"] = _CARVED if data.val_rows is None else "the validation split is the set's own"
     shared = shared_examples(data)
-    known["test_in_train"] = None if shared is None else shared.count
-    known["shared"] = None if shared is None else shared.words + ("; a run refuses this" if shared.refused else "")
+    description["test_in_train"] = None if shared is None else shared.count
+    description["shared"] = (
+        None if shared is None else shared.words + ("; a run refuses this" if shared.refused else "")
+    )
     if data.class_names:
         counts = sorted(Counter(data.train.labels.tolist()).values())
-        known |= {"classes": len(data.class_names), "class_names": list(data.class_names)}
+        description |= {"classes": len(data.class_names), "class_names": list(data.class_names)}
         ends = dict.fromkeys((counts[0], counts[-1]))
-        known["per_class"] = f"{' to '.join(map(quantity, ends))} for train and validation"
-        known["test_lacks"] = list(absent_from_test(name))
+        description["per_class"] = f"{' to '.join(map(quantity, ends))} for train and validation"
+        description["test_lacks"] = list(absent_from_test(name))
     if isinstance(data, TextDataset):
-        return known | {"metric": data.metric}
-    return known | {"templates": list(data.templates), "prompt": data.prompt}
+        return description | {"metric": data.metric}
+    return description | {"templates": list(data.templates), "prompt": data.prompt}
 
 
-def _weak(found: dict[str, Any]) -> list[str]:
+def _weak(description: dict[str, Any]) -> list[str]:
+    """Return texts on what makes evidence from a data set weak."""
     from analysis.words.weak import FEW_SEEDS, weak_evidence
 
-    sizes, lacks = found["sizes"] or {}, found.get("test_lacks")
-    row = {"dataset": found["name"], "train_size": "1.0", "lr_centre": 1.0, "confirm_seeds": FEW_SEEDS}
+    sizes, lacks = description["sizes"] or {}, description.get("test_lacks")
+    row = {"dataset": description["name"], "train_size": "1.0", "lr_centre": 1.0, "confirm_seeds": FEW_SEEDS}
     row |= {"val_examples": sizes.get("val"), "test_examples": sizes.get("test")}
     return weak_evidence([row | {"test_lacks": json.dumps(lacks) if lacks else None}])
 
 
-def _print_all(found: list[dict[str, Any]]) -> None:
-    """A line per data set."""
+def _print_all(descriptions: list[dict[str, Any]]) -> None:
+    """Print a line for each data set."""
     table = Table(box=None, pad_edge=False)
-    widths = {"name": max(len(each["name"]) for each in found), "train": 9}
+    widths = {"name": max(len(each["name"]) for each in descriptions), "train": 9}
     for column, justify in (("name", "left"), ("train", "right"), ("test", "right"), ("classes", "right")):
         table.add_column(column, justify=justify, no_wrap=True, min_width=max(len(column), widths.get(column, 0)))  # type: ignore[arg-type]
     table.add_column("about", no_wrap=True, overflow="ellipsis")
-    for each in found:
+    for each in descriptions:
         sizes = each["sizes"] or {}
         train = None if sizes.get("train") is None else sizes["train"] + sizes.get("val", 0)
         counts = [quantity(train), quantity(sizes.get("test")), quantity(each.get("classes"))]
         table.add_row(each["name"], *counts, each["about"])
     out.print(table)
     out.print(
-        "train counts training and validation rows; `sweeps data NAME` says more. A set of your own: folder:DIR, "
+        "train counts training and validation rows; `sweeps data NAME` says more. Your own data: folder:DIR, "
         "parquet:DIR, arrow:DIR, hf:ORG/NAME, json:DIR, sft:DIR, sft-hf:ORG/NAME"
     )
 
 
-def _print_one(found: dict[str, Any]) -> None:
-    """Print a line per fact, and what is weak in it."""
+def _print_one(description: dict[str, Any]) -> None:
+    """Print a line for each fact, and what makes evidence from the data set weak."""
     table = Table(box=None, pad_edge=False, show_header=False)
     table.add_column(no_wrap=True)
     table.add_column(overflow="fold")
-    for key, value in found.items():
+    for key, value in description.items():
         if value in (None, [], ""):
             continue
         shown = value
@@ -181,4 +186,4 @@ def _print_one(found: dict[str, Any]) -> None:
             shown = "\n".join(map(str, value)) if key == "templates" else ", ".join(map(str, value))
         table.add_row(key.replace("_", " "), str(shown))
     out.print(table)
-    print_weak(_weak(found))
+    print_weak(_weak(description))

@@ -1,4 +1,4 @@
-"""The verb `doctor`: checks of a machine before a sweep, and what to do where something is missing."""
+"""The verb `doctor`: checks a machine before a sweep, and says what to do if something is missing."""
 
 from __future__ import annotations
 
@@ -25,10 +25,14 @@ PACKAGES = ("randlora", "trainables", "analysis", "sweeps")
 
 @dataclass(frozen=True)
 class Check:
-    """One finding: what was looked at, whether it is well, what was found, and how to mend it.
+    """The result of one check.
 
     Attributes:
-        warns: it is to be mended, but does not stand in a sweep's way.
+        name: what was checked.
+        ok: whether it is in order.
+        found: what was found.
+        mend: what to do about it.
+        warns: whether something should be done, although sweeps can run.
     """
 
     name: str
@@ -59,11 +63,12 @@ def _print(checks: Sequence[Check]) -> None:
 
 
 def examine() -> list[Check]:
-    """Run every check; none starts Ray or touches an accelerator's settings."""
+    """Run every check, and return the results. No check starts Ray or changes an accelerator's settings."""
     import psutil
 
     version = ".".join(map(str, sys.version_info[:3]))
-    memory, disk = psutil.virtual_memory().available / 2**30, shutil.disk_usage(Path.cwd()).free / 2**30
+    memory = psutil.virtual_memory().available / 2**30
+    disk = shutil.disk_usage(Path.cwd()).free / 2**30
     return [
         Check("python", sys.version_info >= (3, 11), version, "Python 3.11 or newer is needed"),
         *_names(),
@@ -77,14 +82,14 @@ def examine() -> list[Check]:
 
 
 def _names() -> list[Check]:
-    """The wheel installs four generic top-level names; another package may have overwritten one of them."""
+    """Check that the four package names are ours: they are generic, so another package may have overwritten one."""
     home = Path(__file__).resolve().parents[2]
     checks = []
     for name in PACKAGES:
         spec = importlib.util.find_spec(name)
         origin = None if spec is None or spec.origin is None else Path(spec.origin).resolve()
         ours = origin is not None and origin.parent.parent == home
-        mend = f"another package provides `{name}` (wandb[sweeps] installs one): use a virtual environment of its own"
+        mend = f"another package provides `{name}` (wandb[sweeps] installs one): use a separate virtual environment"
         checks.append(Check(f"package {name}", ours, str(origin), mend))
     return checks
 
@@ -100,8 +105,8 @@ def _versions() -> list[Check]:
 
 
 def _ray() -> Check:
-    """Ray's release is one of those that this package was tested with, and there is room for Ray's files."""
-    from sweeps.backends.ray.cluster.private import room
+    """Check that this package was tested with this release of Ray, and that there is space for Ray's files."""
+    from sweeps.backends.ray.cluster.private import temporary_space
     from sweeps.backends.ray.compat import NEWEST, OLDEST, supported
 
     try:
@@ -109,20 +114,21 @@ def _ray() -> Check:
         import ray.tune
     except ImportError as error:
         return Check("ray parts", False, first_line(error), "pip install 'ray[tune,train]'")
-    release, known = ray.__version__, supported(ray.__version__)
-    place, bytes_free = room()
+    release = ray.__version__
+    is_supported = supported(release)
+    place, bytes_free = temporary_space()
     free = bytes_free / 2**30
     found = f"tune and train of {release}, of {OLDEST} to {NEWEST}; {free:.1f} GiB free in {place}"
-    if not known:
+    if not is_supported:
         found = f"tune and train of {release}, and this package needs Ray {OLDEST} to {NEWEST}"
-    mend = f"make room in {place}, or set RAY_TMPDIR" if known else f"pip install 'ray[tune,train]=={NEWEST}.*'"
-    return Check("ray parts", known and free > 1, found, mend)
+    mend = f"make room in {place}, or set RAY_TMPDIR" if is_supported else f"pip install 'ray[tune,train]=={NEWEST}.*'"
+    return Check("ray parts", is_supported and free > 1, found, mend)
 
 
 def _cluster(asked: str | None) -> list[Check]:
-    """A cluster that sweeps would join: whether it asks for a token, and whether its Ray is this one's.
+    """Check the cluster that sweeps would join: whether it asks for a token, and whether its Ray is this release.
 
-    No cluster is fine, unless one was asked for.
+    Return [] if there is no cluster, unless the user named one.
     """
     from sweeps.backends.ray.cluster.joining import ask, find, other_release
     from sweeps.backends.ray.cluster.private import users_token
@@ -134,15 +140,15 @@ def _cluster(asked: str | None) -> list[Check]:
         if asked is not None:
             raise
         return []
-    said = ask(address, token=False)
-    refused = said is not None and "InvalidAuthToken" in said
+    failure = ask(address, token=False)
+    refused = failure is not None and "InvalidAuthToken" in failure
     if refused:
         with users_token():
-            said = ask(address)
-    other = other_release(address, said)
-    if said is not None and other is None and not (refused and "InvalidAuthToken" in said):
-        return [Check("cluster", False, f"{address}: {said}", "start it again")]
-    mend = "whoever reaches its ports can run code on it: RAY_AUTH_MODE=token (docs/clusters.md), or a firewall"
+            failure = ask(address)
+    other = other_release(address, failure)
+    if failure is not None and other is None and not (refused and "InvalidAuthToken" in failure):
+        return [Check("cluster", False, f"{address}: {failure}", "start it again")]
+    mend = "everyone who reaches its ports can run code on it: RAY_AUTH_MODE=token (docs/clusters.md), or a firewall"
     found = f"{address} {'asks for' if refused else 'answers without'} a token"
     checks = [Check("cluster", True, found, "" if refused else mend, warns=not refused)]
     if other is not None:
@@ -151,12 +157,12 @@ def _cluster(asked: str | None) -> list[Check]:
 
 
 def _hub() -> Check:
-    """Where hub models and data sets are cached; none is fetched here."""
+    """Check the folder in which models and data sets of the Hub are cached. Nothing is downloaded."""
     from huggingface_hub import constants
 
     cache = Path(constants.HF_HUB_CACHE)
     offline = ", offline (HF_HUB_OFFLINE)" if constants.HF_HUB_OFFLINE else ""
-    at = next(p for p in (cache, *cache.parents) if p.exists())  # made when first used
+    at = next(p for p in (cache, *cache.parents) if p.exists())  # it is made when it is first used
     cached = len([p for p in cache.iterdir() if "--" in p.name]) if cache.is_dir() else 0
     free = shutil.disk_usage(at).free / 2**30
     found = f"{cached} models and data sets in {cache}, {free:.1f} GiB free{offline}"

@@ -1,7 +1,7 @@
-"""The command line: a file and a few verbs. Every verb takes `--json`.
+"""The program `sweeps`: the table of its verbs. Every verb takes `--json`.
 
-Exit codes: 0 done, 1 failed trials, 2 refused or stopped, 3 stopped by a limit, 4 lost Ray, 130 interrupted, 143 by
-SIGTERM.
+Exit codes: 0 done, 1 failed trials, 2 refused or stopped, 3 stopped by a limit, 4 lost Ray, 130 interrupted, 143 ended
+by SIGTERM.
 """
 
 from __future__ import annotations
@@ -56,8 +56,8 @@ def _program(
     """Compare parameter-efficient fine-tuning methods at equal parameters and equal tuning."""
 
 
-def _guarded(function: Callable[P, int | None]) -> Callable[P, None]:
-    """Run a verb; say everything that is wrong with its input, and leave with code 2, or the error's own."""
+def _with_error_messages(function: Callable[P, int | None]) -> Callable[P, None]:
+    """Return a function that runs a verb, prints all problems of its input, and exits with the error's code (2)."""
 
     @functools.wraps(function)
     def verb(*args: P.args, **kwargs: P.kwargs) -> None:
@@ -82,7 +82,7 @@ def _guarded(function: Callable[P, int | None]) -> Callable[P, None]:
 
 
 def _is_user_error(error: Exception) -> bool:
-    """Our packages' own errors, and a disk that is full or closed; any other exception is a fault of ours."""
+    """Return whether an error is our packages' own or the system's. Any other exception is a fault in this program."""
     if isinstance(error, OSError):
         return error.errno is not None
     return type(error).__module__.split(".")[0] in {"sweeps", "trainables", "analysis", "randlora"}
@@ -111,13 +111,13 @@ VERBS: dict[str, tuple[Callable[..., int | None], str]] = {
     "tables": (tables, "sweeps tables results/my-sweep results --format latex"),
     "doctor": (doctor, "sweeps doctor"),
 }
-"""Each with an example, which its `--help` ends with."""
+"""The verbs by name, each with an example for the end of its `--help`."""
 for _name, (_verb, _example) in VERBS.items():
-    app.command(_name, epilog=f"Example: {_example}")(_guarded(_verb))
+    app.command(_name, epilog=f"Example: {_example}")(_with_error_messages(_verb))
 
 
 def main(arguments: list[str] | None = None) -> Any:
-    """Entry point of the program `sweeps`."""
+    """Run the program `sweeps`. `arguments`: None for those of the command line."""
     return app(args=arguments)
 
 

@@ -1,4 +1,4 @@
-"""The verb `init`: a sweep file to start from, commented, of one's own data and model, or an example."""
+"""The verb `init`: writes a commented sweep file to start from, with your own data and model, or an example."""
 
 from __future__ import annotations
 
@@ -48,13 +48,13 @@ def init(
             lambda: out.print(f"wrote {to}; name it in a file: #:schema ./{to.name}"),
         )
         return
-    found = examples()
+    files = examples()
     if listed:
-        titles = {each: _title(file) for each, file in found.items()}
+        titles = {each: _title(file) for each, file in files.items()}
         emit(as_json, lambda: titles, lambda: print_named(titles))
         return
-    if example is not None and example not in found:
-        raise SpecError([unknown("--example", example, "example", found)])
+    if example is not None and example not in files:
+        raise SpecError([unknown("--example", example, "example", files)])
     if example is not None and (data or model or name):
         rule = "is written as it is; change it with --set KEY=VALUE when you run it"
         raise SpecError([Problem("--example", example, rule)])
@@ -63,7 +63,7 @@ def init(
         rule = "the file is TOML, and would be read by this suffix as something else"
         raise SpecError([Problem("path", str(to), rule, str(to.with_suffix(".toml")))])
     _refuse_existing(to, force)
-    text = starter(data, model, name) if example is None else found[example].read_text(encoding="utf-8")
+    text = starter(data, model, name) if example is None else files[example].read_text(encoding="utf-8")
     to.write_text(text, encoding="utf-8")
     emit(as_json, lambda: {"path": str(to)}, lambda: out.print(f"wrote {to}; next: sweeps plan {to}"))
 
@@ -74,7 +74,7 @@ def _refuse_existing(path: Path, force: bool) -> None:
 
 
 def examples() -> dict[str, Path]:
-    """Sweep files of `examples/` by name, as the wheel has them or the repository."""
+    """Return the sweep files of `examples/` by name, from the wheel or the repository."""
     within = Path(str(resources.files("sweeps"))) / "examples"
     folder = within if within.is_dir() else Path(__file__).resolve().parents[2] / "examples"
     files = [p for p in folder.rglob("*.toml") if p.name != "pyproject.toml"]
@@ -87,10 +87,12 @@ def _title(file: Path) -> str:
 
 
 def starter(data: str | None, model: str | None, name: str | None) -> str:
-    """The starter file, with these in it.
+    """Return the text of the starter file with a data set, a model and a name in it. None keeps the file's own.
 
     Raises:
-        SpecError: a name that no sweep can have. DataError: no such data. ModelError: a model whose kind is not known.
+        SpecError: no sweep can have this name.
+        DataError: there is no such data set.
+        ModelError: the kind of the model is not known.
     """
     from sweeps.spec.spec import SweepSpec
     from trainables.data.registry import check_dataset
@@ -101,21 +103,21 @@ def starter(data: str | None, model: str | None, name: str | None) -> str:
     if data is not None:
         data = _full_id(data)
         check_dataset(data)
-        text = _with(text, "datasets", [data])
+        text = _with_value(text, "datasets", [data])
         place = data.partition("?")[0].rstrip("/")
         name = name or re.sub(r"[^A-Za-z0-9._-]+", "-", re.split(r"[/:]", place)[-1]).strip("-._") or None
         if model is None and text_loader(data) is not None:
             rule = "is missing: the data are texts, and the starter's model reads images"
             raise SpecError([Problem("--model", None, rule, "--model hf:HuggingFaceTB/SmolLM2-135M-Instruct")])
     if name is not None:
-        text = _with(text, "name", name).replace("results/my-sweep", f"results/{name}")
+        text = _with_value(text, "name", name).replace("results/my-sweep", f"results/{name}")
     if model is not None:
-        text = _with(text, "id", model)
+        text = _with_value(text, "id", model)
         text = text.replace("lr = 3e-4\n", "# lr = 1e-5                            # centre of the range\n")
         kind = model_kind(model)
-        if kind != "clip":  # one tower
+        if kind != "clip":  # the model has only one tower
             text = re.sub(r"^adapt = .*\n", "", text, flags=re.M)
-        if kind in ("hf-vision", "text-encoder"):  # whose head is new
+        if kind in ("hf-vision", "text-encoder"):  # the head is new, so it knows nothing without training
             text = text.replace("[methods.zero-shot]\n", "")
     SweepSpec.parse(tomllib.loads(text))
     return text
@@ -149,7 +151,7 @@ def _full_id(data: str) -> str:
     return id_of_files(place)
 
 
-def _with(text: str, key: str, value: str | list[str]) -> str:
-    """The file with a value exchanged, and the comment behind it gone."""
-    line = f"{key} = {json.dumps(value, ensure_ascii=False)}"  # TOML takes no half of a surrogate pair
+def _with_value(text: str, key: str, value: str | list[str]) -> str:
+    """Return the file's text with another value for a key. The comment after the value is removed."""
+    line = f"{key} = {json.dumps(value, ensure_ascii=False)}"  # TOML forbids half of a surrogate pair
     return re.sub(rf"^{key} = .*$", lambda _: line, text, count=1, flags=re.M)

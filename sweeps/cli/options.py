@@ -1,4 +1,4 @@
-"""What the verbs share: options, exit codes, and where the name of a sweep file or a folder leads."""
+"""Options that the verbs share, exit codes, and the functions that find a sweep's plan and results."""
 
 from __future__ import annotations
 
@@ -34,12 +34,12 @@ INTERRUPTED = 130
 
 
 def interrupted_by(number: int | None) -> int:
-    """Return the exit code of a run that a signal ended: 130 for SIGINT, 143 for SIGTERM, as a shell has it."""
+    """Return the exit code of a run that a signal ended, as shells do: 130 for SIGINT, 143 for SIGTERM."""
     return INTERRUPTED if number is None else 128 + number
 
 
 def load(spec: Path, overrides: Sequence[str] | None, scale: str | None, *, available: bool = False) -> Plan:
-    """The plan of a sweep file, or of the part of it whose data is on this machine."""
+    """Return the plan of a sweep file. `available`: only of the data sets that are on this machine."""
     from sweeps.plan import inputs
     from sweeps.plan.plan import Plan
     from sweeps.spec.spec import SweepSpec
@@ -49,9 +49,15 @@ def load(spec: Path, overrides: Sequence[str] | None, scale: str | None, *, avai
 
 
 def folder_of(source: Path, overrides: Sequence[str] | None = None, scale: str | None = None) -> Path:
-    """The results folder that a sweep file or a folder names; an error where there is nothing yet.
+    """Return the results folder that a sweep file or a folder names.
 
-    Overrides and scale are a sweep file's: an error beside a folder, which has its own.
+    Args:
+        source: a sweep file or a results folder.
+        overrides: values of `--set`; only for a sweep file.
+        scale: value of `--scale`; only for a sweep file.
+
+    Raises:
+        SpecError: there are no results yet, or a folder was given with overrides or scale.
     """
     if (uri := uri_of(source)) is not None:
         rule = "this verb works on a local folder; best, compare, query, tables and status read a URI"
@@ -76,15 +82,15 @@ def _folder_of_file(source: Path, overrides: Sequence[str] | None, scale: str | 
 
 
 def _refuse(overrides: Sequence[str] | None, scale: str | None) -> None:
-    """Raise SpecError where anything is to change results, which are as they were run."""
-    for option, given in (("--set", overrides), ("--scale", [scale] if scale else [])):
-        if given:
-            rule = "changes a sweep file, and a results folder is named, which is as it was run"
-            raise SpecError([Problem(option, ", ".join(given), rule, "leave it out, or name the file")])
+    """Raise SpecError if `--set` or `--scale` is given with a results folder, which cannot be changed."""
+    for option, values in (("--set", overrides), ("--scale", [scale] if scale else [])):
+        if values:
+            rule = "changes a sweep file, but a results folder is named, which cannot be changed"
+            raise SpecError([Problem(option, ", ".join(values), rule, "leave it out, or name the file")])
 
 
 def holds_sweep(folder: Path) -> bool:
-    """Whether a folder has a sweep's results."""
+    """Return whether a folder has a sweep's results."""
     return (folder / "journal.jsonl").exists() or (folder / "tables").is_dir()
 
 
@@ -93,7 +99,7 @@ def _sweeps_in(folder: Path) -> list[Path]:
 
 
 def _nearby(source: Path) -> str | None:
-    """Results that a name may stand for: those of that name in results/, or the closest one beside it."""
+    """Return the results that the user may mean: those of the same name in results/, or the nearest name beside it."""
     if holds_sweep(Path("results") / source):
         return str(Path("results") / source)
     beside = [p.name for p in source.parent.iterdir()] if source.parent.is_dir() else []
@@ -104,9 +110,16 @@ def _nearby(source: Path) -> str | None:
 def store_of(
     source: Path, overrides: Sequence[str] | None = None, also: Sequence[Path] | None = None, scale: str | None = None
 ) -> Store:
-    """The results of a sweep, and of others to read beside it; a URI, as of `run --upload`, may name each.
+    """Open the results of a sweep, and print the parts of tables that can't be read.
 
-    Parts of tables that can't be read are named.
+    Args:
+        source: a sweep file, a results folder, or a URI such as that of `run --upload`.
+        overrides: values of `--set`; only for a sweep file.
+        also: further results to read with it.
+        scale: value of `--scale`; only for a sweep file.
+
+    Raises:
+        SpecError: there are no results.
     """
     from analysis import open_store
     from sweeps.cli.printing import err
@@ -122,10 +135,10 @@ def store_of(
 
 
 def uri_of(source: Path) -> str | None:
-    """The URI that a path was given as, which lost slashes by it; None: it is a path."""
-    found = re.fullmatch(r"([a-z][a-z0-9+]+):/+(.*)", str(source))
-    if found is None:
+    """Return the URI that the user gave as a path, with the slashes that a path loses; None if it is a path."""
+    match = re.fullmatch(r"([a-z][a-z0-9+]+):/+(.*)", str(source))
+    if match is None:
         return None
-    rest = re.sub(r"(=https?:)/+", r"\1//", found[2])  # of an option: endpoint_override=http://...
-    root = "/" if found[1] == "file" else ""
-    return f"{found[1]}://{root}{rest}"
+    rest = re.sub(r"(=https?:)/+", r"\1//", match[2])  # in an option such as endpoint_override=http://...
+    root = "/" if match[1] == "file" else ""
+    return f"{match[1]}://{root}{rest}"

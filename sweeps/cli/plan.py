@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.text import Text
 
-from analysis.format import amount, duration, freedom, off_budget, plural, quantity, size
+from analysis.format import amount, bytes_text, duration, freedom_text, off_budget, plural, quantity
 from analysis.styles import short_names, size_text
 from sweeps.cli.options import Available, Json, Scale, Set, Source, Spec, load, store_of
 from sweeps.cli.power import Like, print_prospects, prospects
@@ -41,7 +41,7 @@ def plan(
 ) -> None:
     """List the cells of a sweep, with their ranks and numbers of parameters, and what is infeasible. Starts nothing.
 
-    Data in files of this machine is read as `run` reads it, and refused if that would refuse it.
+    Data files on this machine are read and checked as `run` does it.
     """
     if against_paper:
         _against_paper(spec, overrides, scale, as_json=as_json)
@@ -56,15 +56,15 @@ def plan(
     detects = prospects(planned, like)
 
     def answer() -> dict[str, Any]:
-        counted: dict[str, Any] = {"trials": planned.n_trials, "allowance": planned.spec.search.given}
-        counted |= {"margin": planned.spec.confirm.margin, "max_seeds": planned.spec.confirm.max_seeds}
+        limits: dict[str, Any] = {"trials": planned.n_trials, "allowance": planned.spec.search.given}
+        limits |= {"margin": planned.spec.confirm.margin, "max_seeds": planned.spec.confirm.max_seeds}
         weak, packing = weak_of(planned), packing_of(planned)
         return {
             "cells": planned.table().to_pylist(),
-            **counted,
+            **limits,
             "weak": weak,
             "packing": packing,
-            "instead": planned.instead(),
+            "instead": planned.reachable_budgets(),
             "peft": peft_forms(planned.base_model.module, planned.cells),
             "detectable": None if detects is None else detects.as_dict(),
         }
@@ -137,13 +137,13 @@ def estimate(
     as_json: Json = False,
 ) -> None:
     """Estimate time, accelerator-hours, memory, disk and cost of a sweep from a short probe of every method."""
-    from analysis.statistics.sizing.estimates import foresight
+    from analysis.statistics.sizing.estimates import estimate_table
     from sweeps.cli.progress import used_hours
     from sweeps.plan.estimate import estimate_plan
     from trainables.models.loading import check_weights
 
     if compare:
-        table = foresight(store_of(spec, overrides, scale=scale))
+        table = estimate_table(store_of(spec, overrides, scale=scale))
         if as_json or table.num_rows:
             emit(as_json, table.to_pylist, lambda: print_table(table, "estimate against actual, last run"))
         else:
@@ -162,8 +162,8 @@ def estimate(
         _print_estimate(answer, planned)
         print_prospects(detects)
 
-    known = {"detectable": None if detects is None else detects.as_dict()}
-    emit(as_json, lambda: answer.as_dict() | known, draw)
+    more = {"detectable": None if detects is None else detects.as_dict()}
+    emit(as_json, lambda: answer.as_dict() | more, draw)
 
 
 def budget(
@@ -221,7 +221,7 @@ def budget(
 def _weights(
     model: BaseModelInfo | None, shape: list[str] | None, targets: list[str] | None, adapt: str | None
 ) -> tuple[dict[str, tuple[int, int]], int]:
-    """The target weights' shapes by name, and the parameters of the whole model, or of the shapes."""
+    """Return the shapes of the target weights by name, and the parameters of the whole model or of the shapes."""
     if (model is None) == (shape is None):
         given = "both" if model else "neither"
         raise SpecError([Problem("--model", given, "give a model, or in its place shapes", "--shape 4096x4096")])
@@ -242,7 +242,7 @@ def _weights(
 
 
 def _own_shapes(model: BaseModelInfo | None, shapes: Mapping[str, tuple[int, int]]) -> Callable[[str], Shapes]:
-    """What a method counts on: the weights, or the place of prompts in a model."""
+    """Return a function that returns the shapes a method counts on, by its name: weights, or the place of prompts."""
     from randlora.methods.registry import get_method
 
     def own(name: str) -> Shapes:
@@ -261,14 +261,18 @@ def _budget_of(
     chosen: Sequence[str] | None,
     own: Callable[[str], Shapes],
 ) -> tuple[int, str]:
-    """The budget in parameters, and its name."""
+    """Return the budget in parameters, and its name. `given`: the options that name a budget."""
     from randlora.methods.registry import get_method
     from sweeps.budget.solver import reference_budget, solve_pinned
 
     if len(given) != 1:
-        said = ", ".join(given) or "none"
+        options = ", ".join(given) or "none"
         raise SpecError(
-            [Problem("budget", said, "give exactly one of --lora-rank, --params, --percent, --rank", "--lora-rank 8")]
+            [
+                Problem(
+                    "budget", options, "give exactly one of --lora-rank, --params, --percent, --rank", "--lora-rank 8"
+                )
+            ]
         )
     ((name, value),) = given.items()
     if name == "--params":
@@ -282,8 +286,8 @@ def _budget_of(
         if chosen is None or len(chosen) != 1:
             raise SpecError([Problem("--rank", value, "is of one method", f"--method randlora --rank {value}")])
         entry, on = get_method(chosen[0]), own(chosen[0])
-        if (found := entry.refuses(on)) is not None:
-            raise SpecError([Problem("--method", entry.name, found.reason, found.remedy)])
+        if (refusal := entry.refuses(on)) is not None:
+            raise SpecError([Problem("--method", entry.name, refusal.reason, refusal.remedy)])
         least, most = entry.min_capacity, entry.max_capacity(tuple(on.values()))
         if not least <= value <= most:
             rule = f"{entry.name} takes {least} to {most} on these weights"
@@ -298,15 +302,17 @@ def _budget_of(
 
 
 def _chosen(names: list[str] | None) -> list[str] | None:
-    """The methods that `budget_table` lists; None: all of ours."""
+    """Return the methods that `budget_table` lists; None for all of ours."""
     from randlora.errors import AdapterError
     from randlora.methods.bridge.kinds import KINDS, PREFIX
     from randlora.methods.registry import get_method
 
     if not names:
         return None
-    whole = f"{PREFIX}all" in names
-    chosen = [name for name in names if name != f"{PREFIX}all"] + ([PREFIX + kind for kind in KINDS] if whole else [])
+    all_of_peft = f"{PREFIX}all" in names
+    chosen = [name for name in names if name != f"{PREFIX}all"] + (
+        [PREFIX + kind for kind in KINDS] if all_of_peft else []
+    )
     for name in chosen:
         try:
             get_method(name)
@@ -316,7 +322,7 @@ def _chosen(names: list[str] | None) -> list[str] | None:
 
 
 def weak_of(plan: Plan) -> list[str]:
-    """What will be weak in the results, as far as it is known before a run."""
+    """Return texts on what will be weak in the results, as far as it is known before a run."""
     from analysis.words.weak import weak_evidence
 
     return weak_evidence(vars(cell.row()) for cell in plan.cells if cell.feasible or cell.absent)
@@ -324,7 +330,8 @@ def weak_of(plan: Plan) -> list[str]:
 
 def print_header(plan: Plan) -> None:
     """Print one line on what is about to run."""
-    spec, left_out = plan.spec, len(plan.cells) - len(plan.feasible)
+    spec = plan.spec
+    left_out = len(plan.cells) - len(plan.feasible)
     allowance = spec.search.allowance
     tune = str(spec.search.trials) if allowance is None else plural(allowance.samples, "sample")
     out.print(
@@ -337,7 +344,7 @@ def print_header(plan: Plan) -> None:
 
 
 def precision_words(plan: Plan) -> list[str]:
-    """That this machine is slow at the precision asked for, if it is."""
+    """Return a line if this machine is slow at the precision of the sweep; else []."""
     from trainables.runtime import slow_bf16
 
     if plan.spec.train.precision != "bf16" or not slow_bf16():
@@ -346,7 +353,7 @@ def precision_words(plan: Plan) -> list[str]:
 
 
 def print_plan(plan: Plan) -> None:
-    """The cells with their solutions; the infeasible ones with the reason and the nearest reachable counts."""
+    """Print the cells with their solutions, and the reason and the nearest reachable counts of infeasible ones."""
     from analysis.store.columns import limited  # not above: `--help` and `--version` load no pyarrow
     from sweeps.plan.checks import peft_words
 
@@ -367,10 +374,10 @@ def print_plan(plan: Plan) -> None:
             "rank": "" if cell.update_rank is None else f"{cell.update_rank:.4g}",
             "parameters": quantity(cell.count),
             "off budget": "" if cell.solved is None else _residual(cell.solved.residual, cell.solved.budget),
-            "dof": freedom(cell.dof, cell.dof_measured, cell.dof_at_most),
-            "memory": size(cell.step_memory_bytes),
+            "dof": freedom_text(cell.dof, cell.dof_measured, cell.dof_at_most),
+            "memory": bytes_text(cell.step_memory_bytes),
             "step": passes(cell.step_flops, cell.forward_flops),
-            "saved": size(cell.saved_bytes),
+            "saved": bytes_text(cell.saved_bytes),
             "learning rates": "" if cell.space is None else f"{cell.lr_low:.1e} to {cell.lr_high:.1e}",
             "trials": _trials(plan, cell),
         }
@@ -379,7 +386,7 @@ def print_plan(plan: Plan) -> None:
     for column in ("memory", "step", "saved"):
         if not any(row[column] for row in rows):
             rows = [{name: value for name, value in row.items() if name != column} for row in rows]
-    common: list[str] = []  # said in the title
+    common: list[str] = []  # the same in all rows, so it is in the title
     for column in ("data", "size"):
         if len({row[column] for row in rows}) == 1:
             common += {row.pop(column) for row in rows}
@@ -394,7 +401,7 @@ def print_plan(plan: Plan) -> None:
         out.print(f"no data   {name}: {why}")
     for line in _left_out(plan.cells):
         out.print(f"left out  {line}")
-    for reference, budget in plan.instead().items():
+    for reference, budget in plan.reachable_budgets().items():
         out.print(f"budget    not every method reaches {reference}; all reach {budget}")
     if plan.spec.budgets.count != "parameters":
         equal = limited(plan.spec.budgets.references())
@@ -427,27 +434,27 @@ _PLAN_NOTES = (
 
 
 def _trials(plan: Plan, cell: Cell) -> str:
-    """The number of trials of a cell, or why it has none."""
+    """Return the number of trials of a cell as text, or why it has none."""
     if cell.feasible:
         return str(plan.trials_of(cell))
     return "no data" if cell.absent else "infeasible"
 
 
 def _left_out(cells: Sequence[Cell]) -> Iterator[str]:
-    """What can't be built and why, a line for all data sets and sizes that share the reason."""
-    found: dict[tuple[str, str], list[Cell]] = {}
+    """Yield a line for each infeasible cell with the reason. Data sets and sizes with the same reason share a line."""
+    by_reason: dict[tuple[str, str], list[Cell]] = {}
     for cell in (c for c in cells if not c.feasible and not c.absent):
         assert cell.solution is not None
         sides = (cell.solution.below, cell.solution.above)
         around = ", ".join(_near({"count": n.count, "capacity": n.capacity}, cell.reference) for n in sides if n)
         why = f": {cell.reason}" + (f" (reachable: {around})" if around else "")
-        found.setdefault((f"{cell.method} {cell.reference}", why), []).append(cell)
-    for (name, why), mine in found.items():
-        yield (mine[0].label if len(mine) == 1 else f"{name}, {len(mine)} data sets or sizes") + why
+        by_reason.setdefault((f"{cell.method} {cell.reference}", why), []).append(cell)
+    for (name, why), alike in by_reason.items():
+        yield (alike[0].label if len(alike) == 1 else f"{name}, {len(alike)} data sets or sizes") + why
 
 
 def _print_packing(plan: Plan) -> None:
-    """Which methods' trials share a worker, and why others do not; nothing where none were asked to."""
+    """Print which methods' trials share a worker, and why others do not. Print nothing if packing is off."""
     from sweeps.plan.packing import packing_words
 
     for line in packing_words(plan):
@@ -463,7 +470,7 @@ def _print_budget(model: str, answer: Mapping[str, Any], asked: bool) -> None:
             _ranks(m["ranks"]),
             quantity(m["count"]),
             _residual(m["residual"], budget),
-            freedom(m["dof"], m["dof_measured"], m["dof_at_most"]),
+            freedom_text(m["dof"], m["dof_measured"], m["dof_at_most"]),
             _near(m["below"]),
             _near(m["above"]),
             "" if m["feasible"] else "infeasible",
@@ -491,14 +498,18 @@ _BUDGET_NOTES = (
 
 
 def capacity_notes(shown: Iterable[tuple[str, str]]) -> list[str]:
-    """How capacities are read, with an example if a method has several. `shown`: methods with their capacities."""
-    said = "Capacity: the rank, or k of NoLA."
+    """Return a note on how to read capacities, with an example if a method has several.
+
+    Args:
+        shown: methods with their capacities, as they are printed.
+    """
+    note = "Capacity: the rank, or k of NoLA."
     method, mixed = next((pair for pair in shown if "x" in pair[1]), ("", ""))
     if not mixed:
-        return [said]
+        return [note]
     kind = "k" if method == "nola" else "rank"
     parts = [part.split("x") for part in mixed.split(" ")]
-    return [f"{said} {mixed}: " + ", ".join(f"{kind} {r} on {plural(int(n), 'weight')}" for r, n in parts) + "."]
+    return [f"{note} {mixed}: " + ", ".join(f"{kind} {r} on {plural(int(n), 'weight')}" for r, n in parts) + "."]
 
 
 def _print_estimate(estimate: Estimate, plan: Plan) -> None:
@@ -513,7 +524,7 @@ def _print_estimate(estimate: Estimate, plan: Plan) -> None:
         f"{estimate.kept_bytes / 2**20:.0f} MiB of them kept weights; "
         f"peak memory of a trial about {estimate.memory_bytes / 2**20:.0f} MiB"
     )
-    if estimate.shared_bytes:  # what workers on the CPU share
+    if estimate.shared_bytes:  # workers on the CPU share the base model
         shared, together = (n / 2**20 for n in (estimate.shared_bytes, estimate.together_bytes))
         words += f", {shared:.0f} MiB of them one base model for all workers; "
         words += f"{together:.0f} MiB for {estimate.concurrent}"
@@ -522,7 +533,7 @@ def _print_estimate(estimate: Estimate, plan: Plan) -> None:
 
 
 def print_estimate_line(estimate: Estimate) -> None:
-    """How long it will take, in one line, and which limits will end it."""
+    """Print in one line how long the sweep will take, and which limits will end it."""
     if estimate.trials_left == 0:
         out.print("nothing of the plan is left to run")
         return
@@ -546,7 +557,7 @@ def _residual(residual: int | None, budget: int | None) -> str:
 
 
 def _ranks(ranks: Any) -> str:
-    """One rank, or each distinct rank with the number of layers that have it; "" of None."""
+    """Return one rank as text, or each distinct rank with the number of layers that have it; "" for None."""
     if ranks is None:
         return ""
     if isinstance(ranks, Mapping):
@@ -557,7 +568,7 @@ def _ranks(ranks: Any) -> str:
 
 
 def _built(plan: Plan, cell: Cell) -> dict[str, int]:
-    """The capacities that a cell's adapter is built with."""
+    """Return the capacities with which a cell's adapter is built, by weight."""
     from randlora.methods.registry import get_method
 
     if not cell.capacities:
@@ -568,7 +579,7 @@ def _built(plan: Plan, cell: Cell) -> dict[str, int]:
 
 
 def passes(flops: int | None, forward: int | None) -> str:
-    """Operations of a training step in forward passes of the base model, '2.04x'."""
+    """Return the operations of a training step in forward passes of the base model, such as '2.04x'."""
     return "" if flops is None or not forward else f"{flops / forward:.2f}x"
 
 

@@ -1,4 +1,4 @@
-"""The verb `power`, and what `plan` and `estimate` say of the difference that a sweep will be able to detect."""
+"""The verb `power`, and the lines of `plan` and `estimate` on the difference that a sweep will be able to detect."""
 
 from __future__ import annotations
 
@@ -36,14 +36,14 @@ def power(spec: Spec, like: Like = None, overrides: Set = None, scale: Scale = N
     The variances are those of a like sweep, or of this sweep's own finished trials.
     """
     planned = load(spec, overrides, scale).with_sizes(download=False)
-    found = prospects(planned, like)
-    if found is None:
+    outlook = prospects(planned, like)
+    if outlook is None:
         raise SpecError([Problem("--like", None, f"the smallest detectable difference is {NOT_KNOWN}")])
-    curve = list(_curve(found))
+    curve = list(_curve(outlook))
 
     def draw() -> None:
         columns = list(dict.fromkeys(design.examples for design, _ in curve))
-        now = found.design.examples
+        now = outlook.design.examples
         heads = ["seeds", *(_examples(count) for count in columns)]
         for name, title in (("each", "at one budget"), ("mean", "in the mean over budgets and data sets")):
             values = [getattr(least, name) for _, least in curve]
@@ -55,18 +55,22 @@ def power(spec: Spec, like: Like = None, overrides: Set = None, scale: Scale = N
             out.print(
                 _limit({d.seeds: value for (d, _), value in zip(curve, values, strict=True) if d.examples == now}, now)
             )
-        print_prospects(found)
+        print_prospects(outlook)
 
     rows = [{"seeds": d.seeds, "val_examples": d.examples, **asdict(least)} for d, least in curve]
-    emit(as_json, lambda: {**found.as_dict(), "curve": rows}, draw)
+    emit(as_json, lambda: {**outlook.as_dict(), "curve": rows}, draw)
 
 
 @dataclass(frozen=True)
 class Prospects:
-    """What a planned sweep will detect, and what each change of it would bring.
+    """The differences that a planned sweep will detect, and those after some changes of it.
 
     Attributes:
-        like: the results whose variances are used.
+        like: the results folder whose variances are used.
+        pilot: the variances.
+        design: the properties of the plan on which the differences depend.
+        least: the smallest detectable differences.
+        changes: changes of the design by name, each with its smallest detectable differences.
     """
 
     like: Path
@@ -82,10 +86,17 @@ class Prospects:
 
 
 def prospects(plan: Plan, like: Path | None) -> Prospects | None:
-    """What a plan will detect, by the results of `like`, or by its own; None if these do not tell.
+    """Return the differences that a plan will detect, from the variances of earlier results.
+
+    Args:
+        plan: the plan.
+        like: the results folder of a similar sweep; None for the plan's own results.
+
+    Returns:
+        The differences; None if the plan's own results do not have the variances.
 
     Raises:
-        SpecError: `like` holds no sweep, or does not tell.
+        SpecError: `like` has no results, or these do not have the variances.
     """
     from analysis.statistics.sizing.prospects import Pilot
 
@@ -96,7 +107,7 @@ def prospects(plan: Plan, like: Path | None) -> Prospects | None:
         store = store_of(folder)
         pilot = Pilot(store)
     except StoreError:
-        if like is None:  # `sweeps run` refuses it, and says why
+        if like is None:  # the folder is damaged: `sweeps run` says why
             return None
         raise
     design = _design(plan, pilot)
@@ -111,23 +122,25 @@ def prospects(plan: Plan, like: Path | None) -> Prospects | None:
 
 
 def _design(plan: Plan, pilot: Pilot) -> Design | None:
-    """What of a plan decides which differences it detects; None if it compares nothing."""
+    """Return the properties of a plan on which its detectable differences depend; None if it compares nothing."""
     from analysis.statistics.scaling import question_among
     from analysis.statistics.sizing.prospects import Design
 
     spec = plan.spec
     cells = [cell for cell in plan.feasible if cell.reference is not None]
     methods = {cell.method for cell in cells}
-    asked = question_among(methods, spec.confirm.question)
-    focus, baseline = asked.focus, asked.baseline
-    there = Counter((cell.dataset, cell.train_size, cell.reference) for cell in cells if cell.method == baseline)
+    question = question_among(methods, spec.confirm.question)
+    focus, baseline = question.focus, question.baseline
+    baseline_places = Counter(
+        (cell.dataset, cell.train_size, cell.reference) for cell in cells if cell.method == baseline
+    )
     pairs = [c for c in cells if c.method in ((focus,) if focus else methods) and c.method != baseline]
-    pairs = [c for c in pairs if (c.dataset, c.train_size, c.reference) in there]
+    pairs = [c for c in pairs if (c.dataset, c.train_size, c.reference) in baseline_places]
     if not pairs:
         return None
     means = len({c.train_size for c in pairs}) if focus is not None and len(pairs) > 1 else 0
     search = spec.search
-    known = [c.val_examples for c in pairs if c.val_examples]
+    example_counts = [c.val_examples for c in pairs if c.val_examples]
     return Design(
         seeds=len(spec.confirm.seeds),
         maximum=spec.confirm.max_seeds,
@@ -135,17 +148,17 @@ def _design(plan: Plan, pilot: Pilot) -> Design | None:
         means=means,
         reruns=(search.rerun_rates, search.rerun_seeds) if search.reruns else (0, 0),
         rates=search.rates if search.allowance is None else None,
-        examples=min(known) if known and pilot.tells_examples else None,
+        examples=min(example_counts) if example_counts and pilot.tells_examples else None,
     )
 
 
 def _seeds(design: Design, seeds: int) -> Design:
-    """The design with other seeds, declared as before: all at once, or with more to come."""
+    """Return the design with another number of seeds. If more seeds may be added later, that number changes too."""
     return replace(design, seeds=seeds, maximum=None if design.maximum is None else seeds)
 
 
 def _changes(design: Design, pilot: Pilot) -> Iterator[tuple[str, Design]]:
-    """Changes of a design that can help, each with its name."""
+    """Yield changes of a design that may help, each as (name, design)."""
     yield f"{2 * design.seeds} seeds", _seeds(design, 2 * design.seeds)
     if not pilot.tunes:
         return
@@ -163,20 +176,25 @@ def _changes(design: Design, pilot: Pilot) -> Iterator[tuple[str, Design]]:
         yield f"{more} learning rates (search.trials = {trials})", replace(design, rates=more)
 
 
-def _curve(found: Prospects) -> Iterator[tuple[Design, Detectable]]:
-    """Designs with other seeds and validation examples, and what each detects."""
-    design = found.design
+def _curve(outlook: Prospects) -> Iterator[tuple[Design, Detectable]]:
+    """Yield designs with other numbers of seeds and validation examples, each with its detectable differences."""
+    design = outlook.design
     counts: list[int | None] = [design.examples]
     if design.examples is not None:
         counts = [max(1, design.examples // 4), design.examples, 4 * design.examples, 16 * design.examples]
     for seeds in sorted({*SEEDS, design.seeds} - {1}):
         for examples in counts:
             other = replace(_seeds(design, seeds), examples=examples)
-            yield other, found.pilot.detectable(other)
+            yield other, outlook.pilot.detectable(other)
 
 
 def _limit(by_seeds: Mapping[int, float | None], examples: int | None) -> str:
-    """From how many seeds on more of them hardly help, with that many validation examples; empty if they always do."""
+    """Return a line on the number of seeds from which on more hardly help; "" if more seeds always help.
+
+    Args:
+        by_seeds: the smallest detectable difference by number of seeds.
+        examples: the number of validation examples; None if it is not known.
+    """
     known = {seeds: value for seeds, value in by_seeds.items() if value is not None}
     enough = min((seeds for seeds, value in known.items() if value <= 1.05 * min(known.values())), default=None)
     if enough is None or enough == max(known):
@@ -185,26 +203,26 @@ def _limit(by_seeds: Mapping[int, float | None], examples: int | None) -> str:
     return f"  {of} than {enough} seeds hardly help: the choice of learning rates limits the difference.\n"
 
 
-def print_prospects(found: Prospects | None) -> None:
-    """Print what a sweep will detect, and which change would help most."""
-    if found is None:
+def print_prospects(outlook: Prospects | None) -> None:
+    """Print the difference that a sweep will detect, and which change would help most."""
+    if outlook is None:
         out.print(f"detects   {NOT_KNOWN}")
         return
-    design, least = found.design, found.least
+    design, least = outlook.design, outlook.least
     with_what = plural(design.seeds, "seed")
     if design.examples is not None:
         with_what = f"{plural(design.examples, 'validation example')} and {with_what}"
     mean = "" if least.mean is None else f", {_points(least.mean)} in the mean over budgets and data sets"
     out.print(
         f"detects   with {with_what} a difference of about {_points(least.each)} points at one budget{mean} "
-        f"(4 times in 5; variances from {found.like}, {plural(found.pilot.seeds, 'seed')})."
+        f"(4 times in 5; variances from {outlook.like}, {plural(outlook.pilot.seeds, 'seed')})."
     )
-    said = [f"{_points(other.each)} with {name}" for name, other in found.changes]
-    best, most = min(found.changes, key=lambda change: change[1].each or 1.0)
+    alternatives = [f"{_points(other.each)} with {name}" for name, other in outlook.changes]
+    best, most = min(outlook.changes, key=lambda change: change[1].each or 1.0)
     helps = (
         "None of these helps." if (most.each or 1.0) > 0.95 * (least.each or 0.0) else f"What would help most: {best}."
     )
-    out.print(f"          At one budget it would be {', '.join(said)}. {helps}")
+    out.print(f"          At one budget it would be {', '.join(alternatives)}. {helps}")
 
 
 def _points(value: float | None) -> str:

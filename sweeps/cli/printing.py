@@ -1,4 +1,4 @@
-"""How the verbs print: JSON, lines, tables. Nothing is computed here but formatting."""
+"""Prints JSON, lines and tables for the verbs. It only formats, and computes nothing."""
 
 from __future__ import annotations
 
@@ -37,7 +37,13 @@ err = safe_console(stderr=True, soft_wrap=True)
 
 
 def emit(as_json: bool, value: Callable[[], Any], draw: Callable[[], object]) -> None:
-    """Print an answer as JSON, or draw it for people; only what is asked for is computed."""
+    """Print an answer as JSON, or for people.
+
+    Args:
+        as_json: whether to print JSON.
+        value: returns the answer as JSON values; only called for JSON.
+        draw: prints the answer for people; only called otherwise.
+    """
     if as_json:
         print_json(value())
     else:
@@ -45,7 +51,7 @@ def emit(as_json: bool, value: Callable[[], Any], draw: Callable[[], object]) ->
 
 
 def print_json(value: Any) -> None:
-    """One JSON document on standard output: times in ISO form, bytes in base64, null for what is not finite."""
+    """Print one JSON document on standard output. Numbers that are not finite are null, other types become texts."""
     sys.stdout.write(_json(value))
 
 
@@ -54,10 +60,10 @@ def _json(value: Any) -> str:
 
 
 def as_bytes(table: pa.Table, kind: str) -> bytes:
-    """A table as a file of kind 'csv', 'json', 'parquet' or 'arrow' (Arrow's file format) holds it.
+    """Return a table as the bytes of a file of kind 'csv', 'json', 'parquet' or 'arrow' (Arrow's file format).
 
     Raises:
-        SpecError: columns that share a name, or of a type, that this kind can't hold.
+        SpecError: columns share a name or have a type, and this kind can't store that.
     """
     if kind == "csv":
         text = io.StringIO()
@@ -68,7 +74,7 @@ def as_bytes(table: pa.Table, kind: str) -> bytes:
     if kind == "json":
         twice = [name for name, count in Counter(table.column_names).items() if count > 1]
         if twice:
-            rule = "is the name of several columns, of which JSON holds one; give each a name of its own: ... as NAME"
+            rule = "is the name of several columns, and JSON can store only one; give each another name: ... as NAME"
             raise SpecError([Problem("column", name, rule, "--format csv") for name in twice])
         return _json(table.to_pylist()).encode()
     import pyarrow as pa  # not at the top: a verb without a table need not load it
@@ -96,8 +102,8 @@ def _arrow_bytes(table: pa.Table, kind: str) -> bytes:
 
 
 def print_table(table: pa.Table, title: str | None = None) -> None:
-    """Any Arrow table on the terminal, its first rows where it has very many."""
-    first = table.slice(0, _MOST_ROWS)  # by columns, not as dicts: two may share a name
+    """Print an Arrow table on the terminal; only its first rows if it has very many."""
+    first = table.slice(0, _MOST_ROWS)  # by columns, and not as dictionaries, because two columns may share a name
     rows = list(zip(*(column.to_pylist() for column in first.columns), strict=True))
     print_rows(table.column_names, [[shown(v) for v in row] for row in rows], title)
     rest = f", of which the first {_MOST_ROWS:,} are shown; --to FILE writes all" if len(rows) < len(table) else ""
@@ -116,7 +122,7 @@ def print_sheet(sheet: Sheet) -> None:
 
 
 def print_rows(header: Sequence[str], rows: Sequence[Sequence[str]], title: str | None) -> None:
-    """Texts as a table, no cell cut."""
+    """Print texts as a table. No cell is cut."""
     table = Table(title=title, title_justify="left", box=None, pad_edge=False, header_style="bold")
     for i, name in enumerate(header):
         numeric = bool(rows) and all(_is_number(row[i]) for row in rows)
@@ -134,7 +140,7 @@ def _is_number(text: str) -> bool:
 
 
 def shown(value: object) -> str:
-    """A value of a table in a few characters."""
+    """Return a value of a table as a short text."""
     if value is None:
         return ""
     if isinstance(value, float):
@@ -143,7 +149,7 @@ def shown(value: object) -> str:
 
 
 def print_weak(says: Sequence[str], console: Console = out) -> None:
-    """Print what the evidence is weak in (`analysis.words.weak`), a line each; nothing if nothing is."""
+    """Print what makes the evidence weak (`analysis.words.weak`), a line for each. Print nothing if nothing does."""
     if says:
         console.print("Weak evidence", style="bold yellow")
     for line in says:
@@ -186,14 +192,14 @@ def probing(*, quiet: bool) -> Iterator[Tell | None]:
 
 
 def print_named(texts: Mapping[str, object]) -> None:
-    """Names and what belongs to each, one a line."""
+    """Print names with their texts, one in each line."""
     width = max((len(name) for name in texts), default=0)
     for name, text in texts.items():
         out.print(f"{name.ljust(width)}  {text}")
 
 
 def print_files(paths: Mapping[str, Path]) -> None:
-    """What a report wrote: pages and folders by name, the files of a folder on one line with their suffixes."""
+    """Print the files that a report wrote. The files of a folder share a line, with their suffixes."""
     folders: dict[Path, dict[str, list[str]]] = {}
     texts: dict[str, object] = {}
     for name, path in paths.items():
@@ -203,7 +209,7 @@ def print_files(paths: Mapping[str, Path]) -> None:
         else:
             texts[name] = path
     for folder, stems in folders.items():
-        suffixes = dict.fromkeys(s for found in stems.values() for s in found)
+        suffixes = dict.fromkeys(suffix for endings in stems.values() for suffix in endings)
         names = ", ".join(stems) if len(stems) <= _MOST_NAMES else f"{len(stems)} files"
         texts[folder.name] = f"{folder}  ({names}: {', '.join(suffixes)})"
     if "report" in texts:

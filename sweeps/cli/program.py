@@ -1,4 +1,4 @@
-"""The entry point of the program `sweeps`: imports nothing, so that Ctrl-C is answered while the rest is loaded."""
+"""The entry point of the program `sweeps`. It imports nothing, so that Ctrl-C works while the rest is loaded."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ import os
 import sys
 
 _READ = ("best", "compare", "query", "status", "tables")
-"""Verbs that read tables, and whose libraries need no pandas."""
+"""Verbs that read tables and do not need pandas."""
 
 
 def main() -> None:
-    """Load the command line and run it; say so where it is interrupted before it listens, or its output is lost."""
+    """Load and run the command line. Print an error if it is interrupted while it loads, or if output was lost."""
     try:
         from sweeps.watch.streams import keep_streams, lost_output
 

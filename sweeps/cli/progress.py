@@ -1,4 +1,4 @@
-"""How far a sweep is, from its results folder alone: for `status` and the page of `watch`."""
+"""Computes how far a sweep is, from its results folder alone, for `status` and the page of `watch`."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 
 from analysis import Store, open_store
 from analysis.format import Row, duration, plural
-from analysis.statistics.sizing.estimates import foresight
+from analysis.statistics.sizing.estimates import estimate_table
 from analysis.store.journal import JOURNAL
 from analysis.store.left import Left
 from analysis.store.left import to_come as left_of
@@ -20,14 +20,14 @@ from sweeps.records.locks import holder
 from sweeps.watch.counts import PHASES, seconds_left, where_raised
 
 _FAILURES = 20
-"""Reasons of failures that are known."""
+"""The largest number of different reasons of failures that are returned."""
 _TIMED = ["trial_id", "attempt", "method", "started_at", "ended_at", "seconds_setup", "seconds_total"]
 _TOLD = ["trial_id", "cell_id", "stage", "status", "reason", "val_score"]
-"""Columns of `trials` that are read: making Python's rows of all takes longer than the rest."""
+"""Columns of `trials` that are read: to convert all columns to Python would take longer than everything else."""
 
 
 def says(p: Row) -> tuple[str, str]:
-    """What `progress_of` found, in words: how far it is; how fast, how long, and what it took."""
+    """Return the result of `progress_of` as two texts: how far the sweep is; and its speed, time left and cost."""
     state = {True: "running", False: "not running"}.get(p["running"], "running or not")
     far = (
         f"{p['sweep']}: {p['finished']} of {p['trials']} trials finished, {p['failed']} failed, "
@@ -49,38 +49,42 @@ def says(p: Row) -> tuple[str, str]:
 
 
 def progress_of(store: Store) -> dict[str, Any]:
-    """Counts of trials and cells by state; speed, time left and what it took; why trials failed; best scores so far.
+    """Return how far a sweep is, as JSON values.
 
-    JSON-able. `trials` are those that ended, rates past an end of the range and replaced ones among them, and those to
-    come. `idle_seconds` is the time since anything was journaled, also an epoch. `this_run`, `per_minute` and
-    `seconds_left` are of the run in progress or the last one, its start-up left out; null before its first trial;
-    `cost` is null without `limits.price_per_hour`; `estimate` has the wall time estimated at the last launch and, once
-    that is over, the actual one; `phase_of` has every cell's phase, `phases` how many are in each. A cell is
-    done when nothing of it is left to run, confirmed when all of its seeds have a score too. `retried` are trials that
-    failed before and that the run in progress has still to end; they count as begun, not as failed. `losses`: when and
-    why Ray was lost and started again, in all runs.
+    Args:
+        store: the results.
+
+    Returns:
+        `trials`: number of trials that ended (also of rates past the edge of the range, and replaced ones) or are still
+        to come. `idle_seconds`: seconds since the last event in the journal. `this_run`, `per_minute` and
+        `seconds_left`: of the run in progress or the last one, without its start-up; None before its first trial.
+        `cost`: None without `limits.price_per_hour`. `estimate`: the wall time estimated at the last start, and the
+        actual one once the run is over. `phase_of`: every cell's phase. `phases`: the number of cells in each phase. A
+        cell is done if nothing of it is left to run, and confirmed if all of its seeds also have a score. `retried`:
+        trials that failed before and that the run in progress tries again; they count as begun, not as failed.
+        `losses`: when and why Ray was lost and started again, in all runs.
     """
     from analysis.words.absent import absent_data
 
     running = holder(store.path) is not None
     events = store.events()
     asked = {e["trial_id"] for e in events if e["ev"] == "ask"}
-    known = store.table("cells").to_pylist()
-    cells = [c for c in known if c["feasible"]]
+    all_cells = store.table("cells").to_pylist()
+    cells = [c for c in all_cells if c["feasible"]]
     coverage = [r for r in store.table("coverage").to_pylist() if r["feasible"]]
     rows = store.table("trials").select(_TIMED).to_pylist()
-    again = _retried(events) if running else frozenset()
+    retried = _retried(events) if running else frozenset()
     trials = {row["trial_id"]: row for row in store.table("last_attempts").select(_TOLD).to_pylist()}
-    failed = Counter((r["cell_id"], r["stage"]) for name in again if (r := trials.pop(name, None)) is not None)
+    failed = Counter((r["cell_id"], r["stage"]) for name in retried if (r := trials.pop(name, None)) is not None)
     named = {c["cell_id"] for c in cells}
     states = Counter(row["status"] for row in trials.values() if row["cell_id"] in named)
-    left_in = {cell_id: left for (_, cell_id), left in left_of(store).items()}
+    left_in = {cell_id: seconds_to_go for (_, cell_id), seconds_to_go in left_of(store).items()}
     left_in |= {r["cell_id"]: _with_retried(left_in[r["cell_id"]], r, failed) for r in coverage}
-    to_come = {cell_id: sum(left or ()) for cell_id, left in left_in.items()}
+    to_come = {cell_id: sum(seconds_to_go or ()) for cell_id, seconds_to_go in left_in.items()}
     missing: Counter[str] = Counter()
     for row in coverage:
         missing[row["method"]] += to_come[row["cell_id"]]
-    this_run, per_minute, left = pace(rows, events, missing, datetime.now(UTC) if running else None)
+    this_run, per_minute, seconds_to_go = pace(rows, events, missing, datetime.now(UTC) if running else None)
     hours, cost = _used(rows, events)
     phase_of = _phases(cells, store, left_in)
     phases = Counter(phase_of.values())
@@ -94,104 +98,117 @@ def progress_of(store: Store) -> dict[str, Any]:
         "trials": states.total() + sum(to_come.values()),
         "finished": states["finished"] + states["pruned"],
         "failed": states["failed"],
-        "unfinished": len((asked | again) - set(trials)),
-        "retried": sorted(again),
+        "unfinished": len((asked | retried) - set(trials)),
+        "retried": sorted(retried),
         "cells": len(cells),
         "cells_confirmed": len(confirmed),
         "phases": {phase: phases[phase] for phase in PHASES if phases[phase]},
         "phase_of": phase_of,
         "this_run": this_run,
         "per_minute": per_minute,
-        "seconds_left": left,
+        "seconds_left": seconds_to_go,
         "accelerator_hours": hours,
         "cost": cost,
         "estimate": _estimate(store),
         "losses": [{"at": e["at"], "reason": e["reason"]} for e in events if e["ev"] == "lost"],
-        "left_out": absent_data(c for c in known if c["feasible"] or c["absent"]),
+        "left_out": absent_data(c for c in all_cells if c["feasible"] or c["absent"]),
         "failures": _failures(trials, events, {c["cell_id"]: c["label"] for c in cells}),
         "methods": [_method(name, cells, confirmed, trials) for name in dict.fromkeys(c["method"] for c in cells)],
     }
 
 
 def _retried(events: Sequence[Row]) -> frozenset[str]:
-    """Trials that the last run tries again, as it wrote down when it began, and that have not ended since."""
+    """Return the trials that the last run tries again and that have not ended since."""
     last = max((i for i, e in enumerate(events) if e["ev"] == "sweep"), default=len(events))
     asked = {name for e in events[last : last + 1] for name in e.get("retried") or ()}
     return frozenset(asked - {e["trial_id"] for e in events[last:] if e["ev"] == "finish"})
 
 
 def _with_retried(left: Left, row: Row, failed: Mapping[tuple[str, str], int]) -> Left:
-    """What is to come of a cell, a `row` of `coverage`, with its trials that are tried again: of `failed`, by stage."""
+    """Return the numbers of trials still to come of a cell, with its trials that are tried again.
+
+    Args:
+        left: the numbers of TUNE and CONFIRM trials to come without these; None if no rate finished.
+        row: the cell's row of `coverage`.
+        failed: number of trials that are tried again, by cell id and stage.
+    """
     tune, confirm = (failed.get((row["cell_id"], stage), 0) for stage in ("TUNE", "CONFIRM"))
-    if left is None and tune:  # no rate had finished; one may now, and what follows on it
+    if left is None and tune:  # no rate had finished; one may finish now, and then further trials follow
         rest = row["tune_planned"] - row["tune_done"] - row["failed"]
         left = max(0, rest), row["confirm_planned"] - row["confirm_done"]
     return None if left is None else (left[0] + tune, left[1] + confirm)
 
 
 def _phases(cells: Sequence[Row], store: Store, left_in: Mapping[str, tuple[int, int] | None]) -> dict[str, str]:
-    """Every cell's phase, as the live view has it. `left_in`: by cell, of `to_come`."""
+    """Return every cell's phase, by cell id. `left_in`: the numbers of trials to come, by cell id."""
     begun = {e["cell_id"] for e in store.events("ask")}
-    begun |= set(store.table("trials").column("cell_id").to_pylist())  # of a copy, which has no journal
-    found: dict[str, str] = {}
+    begun |= set(store.table("trials").column("cell_id").to_pylist())  # the folder may be a copy without a journal
+    phase_of: dict[str, str] = {}
     for name in (cell["cell_id"] for cell in cells):
         left = left_in[name]
         phase = "stuck" if left is None else "tuning" if left[0] else "confirming" if left[1] else "done"
-        found[name] = "waiting" if name not in begun and phase in ("tuning", "confirming") else phase
-    return found
+        phase_of[name] = "waiting" if name not in begun and phase in ("tuning", "confirming") else phase
+    return phase_of
 
 
 def pace(
     rows: Sequence[Row], events: Sequence[Row], missing: Mapping[str, int], now: datetime | None
 ) -> tuple[int, float | None, float | None]:
-    """Trials that ended in the last run, how many a minute since the first of them began to train, and seconds left.
+    """Return the number of trials that ended in the last run, the trials per minute, and the seconds left.
 
-    The start of Ray and of workers is in neither: it is over when trials end.
+    The start of Ray and of workers does not count. The last two are None if they are not known.
 
     Args:
-        rows: of `trials`. events: the journal's. missing: trials to come by method. now: None where nothing runs.
+        rows: rows of `trials`.
+        events: the journal's events.
+        missing: the number of trials to come, by method.
+        now: the time now; None if no run is in progress.
     """
     last = max((i for i, e in enumerate(events) if e["ev"] == "sweep" and "at" in e), default=len(events))
-    told = {(e["trial_id"], e["attempt"]) for e in events[last:] if e["ev"] == "finish"}  # clocks of machines differ
+    ended_here = {
+        (e["trial_id"], e["attempt"]) for e in events[last:] if e["ev"] == "finish"
+    }  # not by time: clocks differ
     ended = [r for r in rows if r["ended_at"] is not None and r["started_at"] is not None]
-    mine = [r for r in ended if (r["trial_id"], r["attempt"]) in told]
-    if not mine:
+    of_this_run = [r for r in ended if (r["trial_id"], r["attempt"]) in ended_here]
+    if not of_this_run:
         return 0, None, None
-    first = min(mine, key=lambda r: r["started_at"])
-    until = now or max(r["ended_at"] for r in mine)
+    first = min(of_this_run, key=lambda r: r["started_at"])
+    until = now or max(r["ended_at"] for r in of_this_run)
     seconds = (until - first["started_at"]).total_seconds() - (first["seconds_setup"] or 0.0)
     spent: dict[str, tuple[float, int]] = {}
-    for r in mine:
-        taken, trials = spent.get(r["method"], (0.0, 0))
+    for r in of_this_run:
+        earlier_seconds, trials = spent.get(r["method"], (0.0, 0))
         own = max(0.0, (r["seconds_total"] or 0.0) - (r["seconds_setup"] or 0.0))
-        spent[r["method"]] = (taken + own, trials + 1)
+        spent[r["method"]] = (earlier_seconds + own, trials + 1)
     lanes = events[last].get("lanes") or ()
     planned = sum(1 if lane.get("group") else lane.get("workers", 1) for lane in lanes)
     changed = [e["workers"] for e in events[last:] if e["ev"] == "workers"]  # nodes joined or left
     at_once = max(1, changed[-1] if changed else planned)
-    left = None if now is None else seconds_left(missing, spent, at_once)
-    return len(mine), 60 * len(mine) / seconds if seconds > 0 else None, left
+    to_go = None if now is None else seconds_left(missing, spent, at_once)
+    return len(of_this_run), 60 * len(of_this_run) / seconds if seconds > 0 else None, to_go
 
 
 def _idle(store: Store) -> float | None:
-    """Seconds since the journal grew; None where there is none."""
+    """Return the seconds since the last event of the journal; None if there is no journal."""
     journal = store.path / JOURNAL
     return max(0.0, time.time() - journal.stat().st_mtime) if journal.exists() else None
 
 
 def _used(rows: Sequence[Row], events: Sequence[Row]) -> tuple[float, float | None]:
-    """Accelerator-hours of all trials, attempts that were lost included, and their price."""
+    """Return the accelerator-hours of all trials (also of lost attempts), and their cost (None without a price)."""
     last: Row = next((e for e in reversed(events) if "price_per_hour" in e), {})
-    if not last:  # of an older version
+    if not last:  # an older version wrote the journal
         last = next((e["estimate"] for e in reversed(events) if e["ev"] == "estimate"), {})
         last = last | ({"price_per_hour": last["cost"] / last["accelerator_hours"]} if last.get("cost") else {})
-    taken = [row.get("seconds_total") for row in rows]
-    hours, price = used_seconds(taken, events, last.get("accelerators", 1.0))[1] / 3600, last.get("price_per_hour")
+    trial_seconds = [row.get("seconds_total") for row in rows]
+    _, accelerator_seconds = used_seconds(trial_seconds, events, last.get("accelerators", 1.0))
+    hours = accelerator_seconds / 3600
+    price = last.get("price_per_hour")
     return hours, None if price is None else hours * price
 
 
 def used_hours(folder: Path) -> float:
-    """Accelerator-hours that a sweep's trials took so far; 0 where there are no results."""
+    """Return the accelerator-hours that a sweep's trials took so far; 0 if there are no results."""
     if not ((folder / JOURNAL).exists() or (folder / "tables").is_dir()):
         return 0.0
     store = open_store(folder)
@@ -199,34 +216,34 @@ def used_hours(folder: Path) -> float:
 
 
 def _estimate(store: Store) -> dict[str, float | None] | None:
-    for row in foresight(store).to_pylist():
+    for row in estimate_table(store).to_pylist():
         if row["quantity"] == "wall time":
             return {"estimated": row["estimated"], "actual": row["actual"]}
     return None
 
 
 def _failures(trials: Mapping[str, Row], events: Sequence[Row], labels: Mapping[str, str]) -> list[Row]:
-    """The commonest reasons of failed trials; of one trial of each, the cell, the traceback and where it was raised."""
+    """Return the most common reasons of failed trials, each with one trial's cell, traceback and place of the error."""
     traces = {e["trial_id"]: e["traceback"] for e in events if e.get("traceback")}
     failed = {name: row for name, row in trials.items() if row["status"] == "failed"}
     one: dict[str, str] = {}
     for name, row in failed.items():
         if name in traces or row["reason"] not in one:
             one[row["reason"]] = name
-    found = []
+    failures = []
     for reason, count in Counter(row["reason"] for row in failed.values()).most_common(_FAILURES):
         trace, cell = traces.get(one[reason]), failed[one[reason]]["cell_id"]
         where = {"cell": labels.get(cell, cell), "where": where_raised(trace), "traceback": trace}
-        found.append({"reason": reason, "count": count, **where})
-    return found
+        failures.append({"reason": reason, "count": count, **where})
+    return failures
 
 
 def _method(name: str, cells: Sequence[Row], confirmed: set[str], trials: Mapping[str, Row]) -> dict[str, Any]:
-    mine = {c["cell_id"] for c in cells if c["method"] == name}
-    scores = [t["val_score"] for t in trials.values() if t["cell_id"] in mine and t["val_score"] is not None]
+    cell_ids = {c["cell_id"] for c in cells if c["method"] == name}
+    scores = [t["val_score"] for t in trials.values() if t["cell_id"] in cell_ids and t["val_score"] is not None]
     return {
         "method": name,
-        "cells": len(mine),
-        "confirmed": sum(c in confirmed for c in mine),
+        "cells": len(cell_ids),
+        "confirmed": sum(c in confirmed for c in cell_ids),
         "best_val_score": max(scores, default=None),
     }

@@ -1,4 +1,4 @@
-"""The verbs that read results, show and compare them; and `import`, which makes results of numbers from elsewhere."""
+"""The verbs that read, show and compare results, and `import`, which makes results from published numbers."""
 
 from __future__ import annotations
 
@@ -65,13 +65,13 @@ def best(
 
 
 def _budgets_at(store: Store, asked: str) -> list[str]:
-    """Labels of the budgets that are meant: the one of that name, or all that are nearest to a number of parameters.
+    """Return the labels of the budgets that the user means: one name, or all nearest to a number of parameters.
 
     Raises:
-        SpecError: no such budget, with the nearest.
+        SpecError: there is no such budget.
     """
     found = store.sql("select distinct reference, budget from cells where budget is not null order by budget")
-    budgets = [(r["reference"], r["budget"]) for r in found.to_pylist()]  # a label is another number in each model
+    budgets = [(r["reference"], r["budget"]) for r in found.to_pylist()]  # a label has another number in each model
     names = {name for name, _ in budgets}
     if asked in names:
         return [asked]
@@ -89,8 +89,9 @@ def print_best(store: Store, references: Sequence[str] | None = None, *, all_not
     """Print the answer, the results table, what to take and what would change it, and weak evidence.
 
     Args:
-        references: the budgets to show; all, with the answer over them.
-        all_notes: print all weak evidence, not the first lines alone.
+        store: the results.
+        references: the budgets to show; None for all, with the answer over all of them.
+        all_notes: whether to print all weak evidence, and not only the first lines.
     """
     from analysis.statistics.decisions import decisions
     from analysis.store.columns import PLACE
@@ -100,28 +101,28 @@ def print_best(store: Store, references: Sequence[str] | None = None, *, all_not
     def asked(rows: list[Any]) -> list[Any]:
         return [r for r in rows if references is None or r["reference"] is None or r["reference"] in references]
 
-    found = None if references is not None else conclusion_of(store)
-    if found is not None:
-        out.print(found.answer, style="bold")
-        for text in filter(None, (found.budgets, found.later)):
+    conclusion = None if references is not None else conclusion_of(store)
+    if conclusion is not None:
+        out.print(conclusion.answer, style="bold")
+        for text in filter(None, (conclusion.budgets, conclusion.later)):
             out.print(text)
         out.print()
     print_results_table(store, out, references)
     print_decisions(asked(decisions(store).to_pylist()), out)
-    if found is not None:
+    if conclusion is not None:
         places = set(zip(*(store.table("cells").column(name).to_pylist() for name in PLACE), strict=True))
-        reasons = found.reasons if len(places) > 1 else ""
-        if rest := " ".join(filter(None, (reasons, found.limits))):
+        reasons = conclusion.reasons if len(places) > 1 else ""
+        if rest := " ".join(filter(None, (reasons, conclusion.limits))):
             out.print(f"\n{rest}")
     signs = asked(store.table("signs").to_pylist())
-    whole = weak_evidence(signs, len(signs))
-    short = whole if all_notes else weak_evidence(signs, _NAMED)[:_WEAK_LINES]
+    all_weak = weak_evidence(signs, len(signs))
+    short = all_weak if all_notes else weak_evidence(signs, _NAMED)[:_WEAK_LINES]
     if short:
         out.print()
     print_weak(short)
-    if short != whole:
-        left = len(whole) - _WEAK_LINES
-        more = f"{plural(left, 'more note')}, and every cell by name" if left > 0 else "Every cell by name"
+    if short != all_weak:
+        hidden = len(all_weak) - _WEAK_LINES
+        more = f"{plural(hidden, 'more note')}, and every cell by name" if hidden > 0 else "Every cell by name"
         out.print(f"  {more}: type this command again with --all-notes.", style="dim")
     if "imported" not in (store.spec() or {}) and (advice := more_seeds(store)):
         out.print(f"\n{advice}")
@@ -173,11 +174,15 @@ def query(
 
 
 def _format(form: str | None, to: Path | None, *, csv: bool, as_json: bool) -> str:
-    """The one format that the options ask for; a binary one needs a file, or a pipe."""
+    """Return the format that the options ask for. Raise SpecError if they contradict each other."""
     if form is not None and form not in FORMATS:
         raise SpecError([unknown("--format", form, "format", FORMATS)])
-    said: dict[str, Any] = {"--format": form, "--csv": "csv" if csv else None, "--json": "json" if as_json else None}
-    asked = {option: kind for option, kind in said.items() if kind}
+    by_option: dict[str, Any] = {
+        "--format": form,
+        "--csv": "csv" if csv else None,
+        "--json": "json" if as_json else None,
+    }
+    asked = {option: kind for option, kind in by_option.items() if kind}
     if len(set(asked.values())) > 1:
         raise SpecError([Problem(" and ".join(asked), None, "ask for different formats; give one")])
     by_suffix = None if to is None else _OF_SUFFIX.get(to.suffix.lower())
@@ -185,7 +190,8 @@ def _format(form: str | None, to: Path | None, *, csv: bool, as_json: bool) -> s
     if to is not None and kind is None:
         raise SpecError([Problem("--to", str(to), "its suffix names no format", ", ".join(_OF_SUFFIX))])
     if to is not None and kind == "table":
-        raise SpecError([Problem("--format", kind, "is for a terminal; a file is of another", ", ".join(FORMATS[1:]))])
+        rule = "is only for a terminal; choose another format for a file"
+        raise SpecError([Problem("--format", kind, rule, ", ".join(FORMATS[1:]))])
     if to is not None and by_suffix not in (None, kind):
         raise SpecError([Problem("--to", str(to), f"its suffix says {by_suffix}, and {next(iter(asked))} {kind}")])
     if to is None and kind in ("parquet", "arrow") and sys.stdout.isatty():
@@ -218,7 +224,7 @@ def compare(
     from analysis.tables.console import conclusion_of, unlike
     from analysis.tables.effects import changed
     from analysis.tables.results import averages, compared, grouped, seeds
-    from analysis.words.conclusions import early_words
+    from analysis.words.conclusions import preliminary_words
     from analysis.words.figures import conclude_groups
 
     store = store_of(source, overrides)
@@ -232,7 +238,7 @@ def compare(
     asked = tuple(p / 100 for p in points) if points else DIFFERENCES
     table = comparisons(store, baseline)
     letters = groups(store)
-    says = [early_words(table) + conclude_groups(letters.to_pylist()), *unlike(store)]
+    says = [preliminary_words(table) + conclude_groups(letters.to_pylist()), *unlike(store)]
     if baseline == question(store).baseline:
         says.insert(0, conclusion_of(store).answer)
 

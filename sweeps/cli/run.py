@@ -42,7 +42,7 @@ _SUMMARY = (
     "stopped_by",
     "not_uploaded",
 )
-"""What the JSON document of a run has of its `RunSummary`."""
+"""Fields of `RunSummary` that the JSON document of a run has."""
 
 
 def run(
@@ -136,7 +136,7 @@ def run(
 
 
 def _print_cautions(plan: Plan, *, joined: bool) -> None:
-    """Print what the user may want to change before the run. `joined`: its trials run on other machines."""
+    """Print what the user may want to change before the run. `joined`: whether trials run on a joined cluster."""
     from sweeps.plan.split_sizes import fewer_words
 
     lines = fewer_words(plan.feasible)
@@ -148,7 +148,7 @@ def _print_cautions(plan: Plan, *, joined: bool) -> None:
 
 
 def _foresee(plan: Plan, backend: str, *, retry_failed: bool, as_json: bool) -> Estimate:
-    """Estimate what is left to run, and print it unless standard output is for JSON."""
+    """Estimate the remaining trials, and print the estimate unless standard output is for JSON."""
     from sweeps.cli.progress import used_hours
     from sweeps.plan.estimate import estimate_plan
 
@@ -167,12 +167,13 @@ def _foresee(plan: Plan, backend: str, *, retry_failed: bool, as_json: bool) -> 
 
 
 def _hidden(uri: str) -> str:
-    scheme, found, _ = uri.partition("://")
-    return f"{scheme}://..." if found else "..."
+    """Return a URI without everything after its scheme, which may contain a password."""
+    scheme, separator, _ = uri.partition("://")
+    return f"{scheme}://..." if separator else "..."
 
 
 def command(spec: Path, given: Mapping[str, Sequence[object]], flags: Mapping[str, bool]) -> str:
-    """The command that goes on: as it was given, s3://... in the place of a URI that may hold a password."""
+    """Return the command that resumes the run. A URI that may contain a password is shown as s3://... ."""
     secret = ("--upload", "--optuna-storage")
     shown = [
         (name, _hidden(str(value)) if name in secret and "@" in str(value) else str(value))
@@ -186,7 +187,16 @@ def command(spec: Path, given: Mapping[str, Sequence[object]], flags: Mapping[st
 def _end(
     loaded: SweepSpec, summary: RunSummary, location: Location | None, again: str, *, report: bool, as_json: bool
 ) -> int:
-    """Write down what ran, draw it, and say how it ended; the exit code. `again`: the command that goes on."""
+    """Write the sweep file and the report, print how the run ended, and return the exit code.
+
+    Args:
+        loaded: the sweep.
+        summary: what the run did.
+        location: the location that results are copied to; None if they are not copied.
+        again: the command that resumes the run.
+        report: whether to write the report.
+        as_json: whether to print JSON.
+    """
     from analysis.report.page import write_report
     from sweeps.engine.verifying import receipt_of
     from sweeps.exporting.export import write_spec
@@ -195,7 +205,7 @@ def _end(
     write_spec(loaded)
     missing = summary.not_uploaded
     if location is not None and not missing:
-        missing = Upload(loaded.folder, location, note=lambda _: None).once()
+        missing = Upload(loaded.folder, location, note=lambda _: None).copy_now()
     if missing:
         err.print(f"{missing}; the same command tries again", style="red")
     if summary.interrupted or summary.stopped_by:
@@ -214,27 +224,27 @@ def _end(
 
 
 def watchers(spec: SweepSpec, optuna_storage: str | None, trackers: Sequence[str]) -> list[Observer]:
-    """The observers that the command line asks for.
+    """Return the observers that the command line asks for.
 
     Raises:
-        SpecError: a storage that can't be opened, trackers that are unknown or not installed; all at once.
+        SpecError: the storage can't be opened, or trackers are unknown or not installed. It has all problems.
     """
     from sweeps.watch.mirror import StudyMirror
     from sweeps.watch.trackers import make_tracker
 
-    made: list[Observer] = []
+    observers: list[Observer] = []
     problems: list[Problem] = []
     makers: list[Callable[[], Observer]] = [partial(make_tracker, t, spec.name, spec.folder) for t in trackers]
     if optuna_storage is not None:
         makers.append(partial(StudyMirror, optuna_storage, spec.name))
     for make in makers:
         try:
-            made.append(make())
+            observers.append(make())
         except SpecError as error:
             problems += error.problems
     if problems:
         raise SpecError(problems)
-    return made
+    return observers
 
 
 def _summary(summary: RunSummary) -> dict[str, Any]:
@@ -242,12 +252,13 @@ def _summary(summary: RunSummary) -> dict[str, Any]:
 
 
 def _print_results(folder: Path, summary: RunSummary, paths: Mapping[str, Path]) -> None:
-    """The end of a run: results with intervals, the conclusion, and where everything is."""
+    """Print the end of a run: results with intervals, failures, and where the files are."""
     from analysis import open_store
 
     store = open_store(folder)
     print_best(store)
-    ran, failed = summary.finished + summary.failed, summary.failed + summary.failed_before
+    ran = summary.finished + summary.failed
+    failed = summary.failed + summary.failed_before
     done = f"{plural(ran, 'trial')} run" if ran else "nothing was left to run"
     out.print(f"\n{done} in {duration(summary.seconds)}, {summary.skipped} done before, {failed} failed in total")
     for label in summary.stuck:

@@ -1,4 +1,4 @@
-"""The verb `status`; works while another process runs the sweep."""
+"""The verb `status`. It works while another process runs the sweep."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ from sweeps.cli.options import Json, Set, Source, store_of, uri_of
 from sweeps.cli.printing import emit, out, print_rows, shown
 
 _SHOWN = 3
-"""Reasons of failures that are printed."""
+"""The number of reasons of failures that are printed."""
 
 
 def status(source: Source, overrides: Set = None, as_json: Json = False) -> None:
-    """Say how far a sweep is, also while it runs."""
+    """Print how far a sweep is, also while it runs."""
     from sweeps.cli.progress import progress_of
 
     progress = progress_of(store_of(source, overrides))
     if uri_of(source) is not None:
-        progress |= {"running": None, "idle_seconds": None}  # who runs it is not told there
+        progress |= {"running": None, "idle_seconds": None}  # a copy does not have this
     emit(as_json, lambda: progress, lambda: _print(progress))
 
 

@@ -1,4 +1,4 @@
-"""The verbs that take trials up again: `export` and `predict` (kept weights), `again` (once more), `analyze`."""
+"""The verbs that use trials of a sweep: `export` and `predict` (kept weights), `again` (train again), `analyze`."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def export(
     ] = False,
     as_json: Json = False,
 ) -> None:
-    """Write a kept trial, with all that it takes to predict: as it is, as a PEFT folder, or merged into the model.
+    """Write a kept trial with everything needed to predict: as it is, as a PEFT folder, or merged into the model.
 
     Two forms export the whole sweep and take no TRIAL. `results` writes its tables as a data set. `method-comparison`
     writes its tuned learning rates as experiments of Hugging Face PEFT. `--push` sends what was written to the Hugging
@@ -73,8 +73,8 @@ def export(
     done = " and ".join(filter(None, (path and f"wrote {path}", url and f"sent {url}")))
     for line in () if as_json else answer.get("left_out", ()):
         out.print(f"left out  {line}")
-    whole = {"path": path, "url": url, "form": form, **answer}
-    emit(as_json, lambda: whole, lambda: out.print(f"{done}: {planned.about}"))
+    document = {"path": path, "url": url, "form": form, **answer}
+    emit(as_json, lambda: document, lambda: out.print(f"{done}: {planned.about}"))
 
 
 @dataclass(frozen=True)
@@ -162,19 +162,19 @@ def predict(
     kept = kept_trial(folder_of(source), trial, method, budget)
     if not as_json:
         err.print(_named(kept), style="dim")
-    found = list(answers(load_trained(kept.config, kept.folder), given))
-    width = max(len(one.given) for one in found)
+    predictions = list(answers(load_trained(kept.config, kept.folder), given))
+    width = max(len(one.given) for one in predictions)
 
     def draw() -> None:
-        for one in found:
+        for one in predictions:
             share = "" if one.probability is None else f"  {percent(one.probability)} %"
             out.print(f"{one.given:<{width}}  {one.answer}{share}")
 
-    emit(as_json, lambda: {"trial_id": kept.row["trial_id"], "answers": [asdict(one) for one in found]}, draw)
+    emit(as_json, lambda: {"trial_id": kept.row["trial_id"], "answers": [asdict(one) for one in predictions]}, draw)
 
 
 def _named(kept: KeptTrial) -> str:
-    """A kept trial in words."""
+    """Return a text that describes a kept trial."""
     row = kept.row
     budget = f" at {row['reference']}" if row["reference"] else ""
     score = "" if row["val_score"] is None else f", validation score {percent(row['val_score'])}"
@@ -183,13 +183,13 @@ def _named(kept: KeptTrial) -> str:
 
 def again(source: Source, trial: Trial, as_json: Json = False) -> int:
     """Train one finished trial again on this machine and compare its scores with the tables. Writes nothing."""
-    from sweeps.engine.rerun import again as once_more
+    from sweeps.engine.rerun import train_again
 
-    answer = once_more(folder_of(source), trial)
+    answer = train_again(folder_of(source), trial)
     words = (
         f"{'validation':<10}  in the tables {answer.val_score}  again {answer.val_again}\n"
         f"{'test':<10}  in the tables {answer.test_score}  again {answer.test_again}\n"
-        f"{answer.word}"
+        f"{answer.verdict}"
     )
     emit(as_json, lambda: {**asdict(answer), "same": answer.same}, lambda: out.print(words))
     return 0 if answer.same else FAILED_TRIALS
@@ -259,7 +259,7 @@ def analyze(
         lambda: {"says": says, "rows": table.num_rows, "paths": {k: str(v) for k, v in paths.items()}},
         lambda: print_named(paths),
     )
-    missing = None if location is None else Upload(folder, location, note=lambda _: None).once()
+    missing = None if location is None else Upload(folder, location, note=lambda _: None).copy_now()
     if missing:
         err.print(f"{missing}; the same command tries again", style="red")
     return FAILED_TRIALS if missing else 0

@@ -1,4 +1,4 @@
-"""The verb `verify`: whether a results folder still says what its sweep wrote, and what was changed on the way."""
+"""The verb `verify`: checks whether a results folder is as its sweep wrote it, and says what was changed."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from sweeps.cli.options import FAILED_TRIALS, Json, Source, folder_of, store_of
 from sweeps.cli.printing import emit, err, out
 
 if TYPE_CHECKING:
-    from sweeps.engine.rerun import Again
+    from sweeps.engine.rerun import Rerun
     from sweeps.engine.verifying import Outcome
 
 _STYLES: dict[Outcome, str | None] = {"holds": None, "noted": "yellow", "fails": "bold red", "not checked": "dim"}
@@ -24,7 +24,7 @@ def verify(
     ] = 0,
     as_json: Json = False,
 ) -> int:
-    """Check a results folder: rows, scores and choices against its journal, and what was changed or added on the way.
+    """Check a results folder: compare rows, scores and choices with its journal, and list what was changed or added.
 
     Exit code 1 if a check fails. The command writes nothing.
     """
@@ -34,37 +34,37 @@ def verify(
     from sweeps.engine.verifying import verify as check
 
     store = store_of(source)
-    found = check(store)
-    trained: list[Again] = []
+    verification = check(store)
+    trained: list[Rerun] = []
     if again:
         trained = _trained(source, again, as_json=as_json)
-    wrong = [each for each in trained if each.word == "NOT the same"]
+    wrong = [each for each in trained if each.verdict == "NOT the same"]
 
     def answer() -> dict[str, Any]:
         return {
             "sweep": ", ".join(store.names),
-            "holds": not found.failed and not wrong,
-            "receipt": found.receipt,
+            "holds": not verification.failed and not wrong,
+            "receipt": verification.receipt,
             "answer": conclusion_of(store).answer,
-            "checks": [asdict(each) for each in found.checks],
-            "again": [{**asdict(each), "word": each.word} for each in trained],
+            "checks": [asdict(each) for each in verification.checks],
+            "again": [{**asdict(each), "word": each.verdict} for each in trained],
         }
 
     def draw() -> None:
-        width = max(len(each.name) for each in found.checks)
-        for each in found.checks:
+        width = max(len(each.name) for each in verification.checks)
+        for each in verification.checks:
             first, *more = each.says
             outcome = each.outcome.upper() if each.outcome == "fails" else each.outcome
             out.print(f"{outcome:<11}  {each.name:<{width}}  {first}", style=_STYLES[each.outcome])
             for line in more:
                 out.print(f"{'':<11}  {'':<{width}}  {line}", style=_STYLES[each.outcome])
         for one in trained:
-            out.print(_said(one), style="bold red" if one in wrong else None)
-        out.print(f"\n{found.receipt}", style="bold")
-        if any(each.outcome in ("noted", "not checked") for each in found.checks):
+            out.print(_text_of(one), style="bold red" if one in wrong else None)
+        out.print(f"\n{verification.receipt}", style="bold")
+        if any(each.outcome in ("noted", "not checked") for each in verification.checks):
             out.print(
-                "Noted is no fault, but something to know. Not checked: the folder has not what the check needs. "
-                "`--again K` trains K of its trials anew.",
+                "Noted: no fault, but something to know. Not checked: the folder lacks what the check needs. "
+                "`--again K` trains K of its trials again.",
                 style="dim",
             )
         out.print(f"The rows give this answer: {conclusion_of(store).answer}")
@@ -73,14 +73,14 @@ def verify(
             out.print(f"{same} of {plural(len(trained), 'trial')} trained anew gave the same scores to the last digit.")
 
     emit(as_json, answer, draw)
-    return FAILED_TRIALS if found.failed or wrong else 0
+    return FAILED_TRIALS if verification.failed or wrong else 0
 
 
-def _trained(source: Source, count: int, *, as_json: bool) -> list[Again]:
-    """Finished trials, drawn by chance, and what each scores when it is trained once more."""
+def _trained(source: Source, count: int, *, as_json: bool) -> list[Rerun]:
+    """Train finished trials again that are drawn at random. Return the scores of each, in the sweep and now."""
     from secrets import SystemRandom
 
-    from sweeps.engine.rerun import again as once_more
+    from sweeps.engine.rerun import train_again
 
     folder = folder_of(source)
     rows = store_of(folder).table("last_attempts").to_pylist()
@@ -90,12 +90,12 @@ def _trained(source: Source, count: int, *, as_json: bool) -> list[Again]:
     for number, trial in enumerate(drawn, 1):
         if not as_json:
             err.print(f"training trial {trial} anew: {number} of {len(drawn)}", style="dim")
-        trained.append(once_more(folder, trial))
+        trained.append(train_again(folder, trial))
     return trained
 
 
-def _said(one: Again) -> str:
-    """A trial that was trained anew, in words."""
+def _text_of(one: Rerun) -> str:
+    """Return a line on a trial that was trained again."""
     from sweeps.engine.rerun import CLOSE
 
     scores = f"validation {one.val_score} and again {one.val_again}"
@@ -105,4 +105,4 @@ def _said(one: Again) -> str:
     if not one.same:
         where = "; ".join(one.elsewhere) or "hardware and versions are those of the sweep"
         why = f" ({where}; up to {100 * CLOSE:g} points may be due to other hardware or versions)"
-    return f"{one.word:<11}  trial {one.trial_id}: {scores}{why}"
+    return f"{one.verdict:<11}  trial {one.trial_id}: {scores}{why}"

@@ -1,15 +1,15 @@
-"""The engine: a plan is run, and a finished trial is trained again, a folder verified or analysed.
+"""The engine: runs a plan, trains a finished trial again, and verifies or analyses a results folder.
 
-Uses all rooms below; `run` is what `sweeps.run` and the command line call. It knows no Ray, except for the tasks of
-`analyze`: a backend runs the trials (`sweeps.backends`).
+It uses all rooms below it. `sweeps.run` and the command line call `run`. A backend runs the trials (`sweeps.backends`):
+only `analyze` knows Ray.
 
-    prepare     what is checked before a run; the results folder, held
-    run         a sweep's folder opened, what is missing run, everything closed
-    runner      what is missing, run on one backend, and on the next one if that is lost
-    loop        trials from the search to the backend, and what becomes of them into the ledger
-    packing     which trials form a pack
-    limits      caps on hours and cost, and the meter that is held against them
-    rerun       one finished trial trained once more
-    verifying   whether a results folder still says what its sweep wrote
-    analyze     diagnostics as Ray tasks, or in this process
+    prepare     makes all checks before a run, and locks the results folder
+    run         opens a sweep's folder, runs the missing trials, and closes everything
+    runner      runs the missing trials on a backend, and opens it again if it is lost
+    loop        takes trials from the search, gives them to the backend, and records what happens
+    packing     chooses which trials form a pack
+    limits      measures the used hours and cost, and compares them with the sweep's limits
+    rerun       trains one finished trial again
+    verifying   checks whether a results folder is as its sweep wrote it
+    analyze     computes diagnostics in Ray tasks, or in this process
 """

@@ -1,4 +1,4 @@
-"""Who computes the units of a diagnostic: Ray tasks, one for each unit, or this process, one unit after another."""
+"""Computes the units of a diagnostic: in Ray tasks, one for each unit, or in this process, one after another."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from analysis.format import Row
 from analysis.tables.terminal import safe_console
 from sweeps.backends.resources import ResourceError
-from sweeps.backends.signals import signals
+from sweeps.backends.signals import stop_on_signals
 from sweeps.errors import Problem, SpecError, reason, unknown
-from sweeps.spec.paths import anchored
+from sweeps.spec.paths import with_absolute_paths
 from sweeps.watch.displays import Silent
 
 if TYPE_CHECKING:
@@ -28,17 +28,20 @@ ON_CPU = ("spectrum", "approximation", "full_rank", "intruders")
 
 
 class DiagnosticError(RuntimeError):
-    """A task ended without an answer, again and again. The rows of others stay; the same command goes on."""
+    """Raised if a task ended without an answer in all attempts. Computed rows stay, and the same command goes on."""
 
 
-_warm: dict[str, Any] = {}  # of a Ray worker: the model and its data, from task to task
+_warm: dict[str, Any] = {}  # cache of a Ray worker: the model and its data, from task to task
 
 
 def executor(backend: str, address: str | None, *, cpus: float, progress: bool) -> Execute:
-    """Return who runs units in `diagnostics.analyze`.
+    """Return the function that runs units in `diagnostics.analyze`.
 
     Args:
-        backend: "ray" (`ray_tasks`, which says what the others mean), or "inline": this process, without Ray.
+        backend: "ray" (`ray_tasks`), or "inline": in this process, without Ray.
+        address: the Ray cluster to join; None for a local session.
+        cpus: CPUs of a task.
+        progress: whether to show a bar on standard error.
 
     Raises:
         SpecError: another backend, or an address to join with "inline".
@@ -60,45 +63,48 @@ def executor(backend: str, address: str | None, *, cpus: float, progress: bool) 
 
 
 def ray_tasks(address: str | None = None, *, cpus: float = 1.0, progress: bool = True) -> Execute:
-    """Who runs units in `diagnostics.analyze`: a task per unit, in a session of Ray's as `sweeps run` has it.
+    """Return a function that runs units in `diagnostics.analyze`, each in a task of Ray.
 
     Args:
-        address: the cluster to join; None starts a local one, or takes the session that this process has.
-        cpus: of a task.
-        progress: a bar on standard error.
+        address: the cluster to join. None starts a local session, or uses the one that this process has.
+        cpus: CPUs of a task.
+        progress: whether to show a bar on standard error.
     """
 
     def execute(folder: Path, units: Sequence[Unit]) -> Iterator[tuple[Unit, list[Row]]]:
         from sweeps.backends.ray.cluster.session import Session
 
-        with Session(address, Silent().note) as session, signals(None), session.minded():
+        with Session(address, Silent().note) as session, stop_on_signals(None), session.convert_lost_errors():
             session.connect()
             if address is not None:
                 from sweeps.backends.ray.cluster.nodes import check_nodes
 
                 check_nodes(folder.absolute() / "work" / "ray")
-            with closing(run_units(folder.absolute(), units, cpus)) as done:  # it cancels tasks: with the session up
+            with closing(
+                run_units(folder.absolute(), units, cpus)
+            ) as done:  # closed before the session: it cancels tasks
                 yield from _shown(done, units) if progress else done
 
     return execute
 
 
 def run_units(folder: Path, units: Sequence[Unit], cpus: float) -> Generator[tuple[Unit, list[Row]]]:
-    """Submit all units; each with its rows as its task ends. What still runs when the caller stops is cancelled.
+    """Submit all units, and yield each with its rows when its task ends. Cancel what still runs if the caller stops.
 
     Raises:
-        ResourceError: no machine has the CPUs that a task takes.
-        StoreError, TrialError, TrainablesError: of a unit.
+        ResourceError: no node has the CPUs that a task takes.
+        StoreError, TrialError, TrainablesError: raised by a unit.
         DiagnosticError: Ray lost a task.
     """
     import ray
 
     gpu = ray.cluster_resources().get("GPU", 0.0) >= 1
-    alone = not gpu or any(unit.table in ON_CPU for unit in units)
-    for asked, kind in ((alone, ""), (gpu and any(unit.table not in ON_CPU for unit in units), " with a GPU")):
+    any_on_cpu = not gpu or any(unit.table in ON_CPU for unit in units)
+    any_on_gpu = gpu and any(unit.table not in ON_CPU for unit in units)
+    for needed, kind in ((any_on_cpu, ""), (any_on_gpu, " with a GPU")):
         have = [n["Resources"] for n in ray.nodes() if n["Alive"] and (not kind or n["Resources"].get("GPU", 0.0) >= 1)]
         most = max((each.get("CPU", 0.0) for each in have), default=0.0)
-        if asked and cpus > most:
+        if needed and cpus > most:
             raise ResourceError([Problem("--cpus", cpus, f"the largest machine{kind} has {most:g}", f"{most:g}")])
     task = ray.remote(num_cpus=cpus, max_retries=RETRIES)(_compute)
     on_gpu = task.options(num_gpus=1) if gpu else task
@@ -115,20 +121,22 @@ def run_units(folder: Path, units: Sequence[Unit], cpus: float) -> Generator[tup
                 raise DiagnosticError(_lost(unit, reason(error))) from error
             yield unit, [row | unit.place for row in rows]
     finally:
-        for left in waiting:
-            ray.cancel(left, force=True)
+        for task_left in waiting:
+            ray.cancel(task_left, force=True)
 
 
 def _lost(unit: Unit, why: str) -> str:
+    """Return the message for a task that Ray lost: why, and what to do."""
     less = "fewer --examples, or " if "examples" in unit.settings else ""
     return (
-        f"Ray lost the task of {unit.label}: {why}; where memory ran out, give {less}more --cpus, which is fewer tasks "
-        "at a time. What is computed stays, and the same command goes on"
+        f"Ray lost the task of {unit.label}: {why}; if memory ran out, give {less}more --cpus, so that fewer tasks run "
+        "at a time. Computed rows stay, and the same command goes on"
     )
 
 
 def _anchored(unit: Unit) -> Unit:
-    return replace(unit, trials=tuple(anchored(trial) for trial in unit.trials))
+    """Return the unit with absolute paths in its trials' configurations."""
+    return replace(unit, trials=tuple(with_absolute_paths(trial) for trial in unit.trials))
 
 
 def _compute(folder: Path, unit: Unit) -> list[Row]:
@@ -138,7 +146,7 @@ def _compute(folder: Path, unit: Unit) -> list[Row]:
 
 
 def _shown(done: Iterator[tuple[Unit, list[Row]]], units: Sequence[Unit]) -> Iterator[tuple[Unit, list[Row]]]:
-    """The same with a bar on standard error; in a log, a line at the end."""
+    """Yield the same items, and show a bar on standard error (in a log, one line at the end)."""
     console = safe_console(stderr=True)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, console=console) as bar:

@@ -1,4 +1,4 @@
-"""Caps of a sweep, `[limits]`: how long it may run, how much accelerator time it may take, and what it may cost."""
+"""Measures what a sweep uses, and compares it with `[limits]`: its hours, its accelerator time and its cost."""
 
 from __future__ import annotations
 
@@ -17,43 +17,44 @@ def used_seconds(
 ) -> tuple[float, float]:
     """Return the worker-seconds and accelerator-seconds that all runs of this sweep used.
 
-    The worker-seconds are what was journaled last, or the sum of the trials' if that is more.
+    The worker-seconds are the last ones in the journal, or the sum over the trials if that is more.
 
     Args:
-        taken: seconds of every trial, as its row has them.
-        events: the journal's.
-        each: accelerators of a trial if no run's `sweep` event says it.
+        taken: seconds of every trial, from its row.
+        events: the journal's events.
+        each: number of accelerators of a trial, if a run's `sweep` event does not say it.
     """
-    seconds = 0.0
-    held = 0.0
-    now = each
+    worker_seconds = 0.0
+    accelerator_seconds = 0.0
+    accelerators = each
     for event in events:
         if event["ev"] == "sweep":
-            now = event.get("accelerators") or each
-        more = max(0.0, (event.get("used") or 0.0) - seconds)
-        seconds, held = seconds + more, held + more * now
-    more = max(0.0, sum(one or 0.0 for one in taken) - seconds)
-    return seconds + more, held + more * each
+            accelerators = event.get("accelerators") or each
+        more = max(0.0, (event.get("used") or 0.0) - worker_seconds)
+        worker_seconds += more
+        accelerator_seconds += more * accelerators
+    more = max(0.0, sum(seconds or 0.0 for seconds in taken) - worker_seconds)
+    return worker_seconds + more, accelerator_seconds + more * each
 
 
 class Meter:
-    """What a sweep has used so far, against its limits.
+    """Measures what a sweep has used so far, and compares it with its limits.
 
-    Accelerator time is what trials hold: from when a trial is given out to its outcome, all runs of the sweep together.
-    Idle workers are not in it. Wall time is that of this run.
+    Accelerator time counts for each trial from when a worker gets it to its outcome, over all runs of the sweep. Idle
+    workers do not count. Wall time is that of this run alone.
 
     Attributes:
-        seconds: that trials have held a worker, or their share of one, in all runs.
-        each: accelerators that one trial holds.
+        seconds: worker-seconds of all trials in all runs.
+        each: number of accelerators that one trial holds.
 
     Args:
         limits: `[limits]`.
         state: the sweep.
-        each: accelerators that one trial holds.
+        each: number of accelerators that one trial holds.
         begun: when this run began, by `clock`.
-        busy: tells how many workers, or groups of them, have a trial or a pack now; those of a lost node have none.
-        events: the journal's, which say what earlier runs used; rows know nothing of attempts that were lost or tried
-            again.
+        busy: returns the number of workers or groups that have a trial or a pack now.
+        clock: returns the time in seconds.
+        events: the journal's events, which say what earlier runs used. Rows lack attempts that were lost or run again.
     """
 
     def __init__(
@@ -76,31 +77,31 @@ class Meter:
         self._last = clock()
 
     def tick(self) -> None:
-        """Count the time since the last call; to be called every second or so."""
+        """Add the time since the last call. To be called about every second."""
         now = self._clock()
-        taken = self._busy() * (now - self._last)
-        self.seconds += taken
-        self._held += taken * self.each
+        worker_seconds = self._busy() * (now - self._last)
+        self.seconds += worker_seconds
+        self._held += worker_seconds * self.each
         self._last = now
 
     @property
     def hours(self) -> float:
-        """Wall time of this run."""
+        """Return the wall time of this run, in hours."""
         return (self._clock() - self._begun) / 3600
 
     @property
     def accelerator_hours(self) -> float:
-        """Accelerator time of the sweep."""
+        """Return the accelerator time of the sweep, in hours."""
         return self._held / 3600
 
     @property
     def cost(self) -> float | None:
-        """Its price; None where `price_per_hour` is not given."""
+        """Return the cost of the sweep so far; None if `price_per_hour` is not set."""
         price = self._limits.price_per_hour
         return None if price is None else self.accelerator_hours * price
 
     def reached(self) -> str | None:
-        """The limit that is reached, in words; None when none is."""
+        """Return the limit that is reached, in words; None if no limit is reached."""
         limits = self._limits
         if limits.max_hours is not None and self.hours >= limits.max_hours:
             return f"limits.max_hours = {limits.max_hours:g}"

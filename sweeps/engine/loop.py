@@ -1,4 +1,4 @@
-"""The loop of a sweep: trials from the search to the backend, and what becomes of them into the ledger."""
+"""The loop of a sweep: takes trials from the search, gives them to the backend, and records what happens to them."""
 
 from __future__ import annotations
 
@@ -13,59 +13,60 @@ from sweeps.backends.backend import Backend, Event, Failed, Finished, Lost, Orde
 from sweeps.backends.packs import TOGETHER
 from sweeps.engine.limits import Meter
 from sweeps.engine.packing import Packing
-from sweeps.records.ledger import Ledger, pruned
+from sweeps.records.ledger import Ledger, pruned_outcome
 from sweeps.records.rows import utc
 from sweeps.search.pruning import should_stop
 from sweeps.search.slots import Slot
-from sweeps.spec.paths import anchored
+from sweeps.spec.paths import with_absolute_paths
 
 EVERY_S = 0.5
-"""How often the loop looks at signals, the journal and the limits, if the backend has nothing to tell."""
+"""Seconds between two checks of signals, journal and limits, if the backend reports nothing."""
 END_S = 10.0
-"""How long the loop waits for trials to stop at the end of an interrupted run."""
+"""Seconds that the loop waits for trials to stop at the end of an interrupted run."""
 
 
 class Stop:
-    """Whether a sweep is to end, and why: a signal, or a limit that is reached.
+    """Tells whether a sweep is to end: a signal came, or a limit is reached. As a bool it is true if it is to end.
 
     Args:
         signalled: set when a signal came.
-        meter: what the sweep has used, and its limits.
-        check: called every moment; raises OSError if the journal is gone.
+        meter: measures what the sweep has used, and knows its limits.
+        check: called at every check. It raises OSError if the journal is gone.
 
     Attributes:
-        limit: the limit that is reached, in words.
+        limit: the limit that is reached, in words; None if none is.
     """
 
     def __init__(self, signalled: threading.Event, meter: Meter, check: Callable[[], None]) -> None:
         self.signalled = signalled
         self.limit: str | None = None
-        self._meter, self._check = meter, check
-        self._looked = -math.inf
+        self._meter = meter
+        self._check_journal = check
+        self._checked_at = -math.inf
 
     def __bool__(self) -> bool:
         return self.signalled.is_set() or self.limit is not None
 
-    def look(self) -> bool:
-        """Look at the journal and at the limits, if that was not done a moment ago; return whether to end."""
-        if time.monotonic() - self._looked >= EVERY_S:
-            self._looked = time.monotonic()
+    def check(self) -> bool:
+        """Check the journal and the limits, at most every `EVERY_S` seconds. Return whether to end."""
+        if time.monotonic() - self._checked_at >= EVERY_S:
+            self._checked_at = time.monotonic()
             self._meter.tick()
-            self._check()
+            self._check_journal()
             if not self.signalled.is_set():
                 self.limit = self.limit or self._meter.reached()
         return bool(self)
 
 
 class Loop:
-    """Hands trials to a backend until nothing is left, or until it is to stop.
+    """Gives trials to a backend until no trial is left, or until the sweep is to stop.
 
     Args:
-        ledger: state and journal of the sweep.
+        ledger: the state and the journal of the sweep.
         backend: runs the trials.
         function: the trial function, "package.module:function".
         changed: called after every event, for the display.
-        stop: says when to end.
+        stop: tells when to end.
     """
 
     def __init__(
@@ -74,7 +75,8 @@ class Loop:
         self._ledger = ledger
         self._backend = backend
         self._function = function
-        self._changed, self._stop = changed, stop
+        self._changed = changed
+        self._stop = stop
         facts = backend.facts
         self._packing = Packing(facts.pack, facts.workers)
         self._running: dict[str, Slot] = {}
@@ -83,14 +85,14 @@ class Loop:
         self._seconds: dict[str, dict[int, float]] = {}  # of each epoch reported, by trial
 
     def run(self) -> None:
-        """Run what is missing.
+        """Run the missing trials.
 
         Raises:
             BackendError: nothing can run trials any more.
-            OSError: storage failed under the driver or on all nodes, or the journal is gone.
+            OSError: storage failed for the driver or on all nodes, or the journal is gone.
         """
         try:
-            while not self._stop.look():
+            while not self._stop.check():
                 self._fill()
                 if not self._running:
                     return
@@ -101,7 +103,7 @@ class Loop:
             self._release_all()
 
     def _fill(self) -> None:
-        """Start trials as long as the backend takes them and the search has any."""
+        """Start trials as long as the backend takes them and the search has some."""
         workers = self._backend.facts.workers
         if workers != self._packing.workers:
             self._ledger.journal.write({"ev": "workers", "at": utc(time.time()), "workers": workers})
@@ -123,7 +125,7 @@ class Loop:
             trial_id=slot.trial_id,
             function=self._function,
             together=TOGETHER.get(self._function),
-            config=anchored(slot.config),
+            config=with_absolute_paths(slot.config),
             directory=self._ledger.trial_folder(slot),
             keep=self._ledger.kept_folder(slot),
             judged=state.cells[slot.cell_id].prunable(slot),
@@ -143,12 +145,12 @@ class Loop:
             self._end(slot, event)
 
     def _report(self, slot: Slot, event: Reported) -> bool:
-        """Write a report down; return whether the trial is stopped. Of reports that come twice one counts."""
+        """Record a report, and return whether the pruner stops the trial. A repeated report is ignored."""
         state = self._ledger.state
         score = event.val_score
         epoch = event.epoch
-        took = self._seconds.setdefault(slot.trial_id, {})
-        took[epoch] = event.seconds
+        epoch_seconds = self._seconds.setdefault(slot.trial_id, {})
+        epoch_seconds[epoch] = event.seconds
         if slot.trial_id in self._pruned or score is None or not math.isfinite(score):
             return False
         if not state.report(slot.cell_id, slot.trial_id, epoch, score):
@@ -157,40 +159,41 @@ class Loop:
         stop = False
         if cell.prunable(slot) and epoch < slot.config["train"]["epochs"]:
             others = [trial_id for trial_id in cell.curves if trial_id != slot.trial_id]
-            peers = [
-                cell.curves[i] for i in others if cell.prunable(cell.asked[i])
-            ]  # re-runs have the best rates alone
+            # not compared with re-runs, which have only the best rates
+            peers = [cell.curves[i] for i in others if cell.prunable(cell.asked[i])]
             stop = should_stop(state.spec.search.pruner, epoch, cell.curves[slot.trial_id], peers)
         values = {"epoch": epoch, "train_loss": event.train_loss, "val_score": score}
-        self._ledger.report(slot, values, stop=stop, seconds=sum(took.values()))
+        self._ledger.report(slot, values, stop=stop, seconds=sum(epoch_seconds.values()))
         self._changed()
         return stop
 
     def _end(self, slot: Slot, event: Finished | Failed | Stopped | Lost) -> None:
-        """Write down how a trial ended."""
-        trial_id, state = slot.trial_id, self._ledger.state
+        """Record how a trial ended."""
+        trial_id = slot.trial_id
+        state = self._ledger.state
         del self._running[trial_id]
         self._seconds.pop(trial_id, None)
-        self._packs = [left for pack in self._packs if (left := pack - {trial_id})]
+        self._packs = [running for pack in self._packs if (running := pack - {trial_id})]
         if event.outcome.get("unpacked") is not None:
-            self._packing.learn(slot.cell_id, event.outcome["unpacked"])
+            self._packing.shrink_packs(slot.cell_id, event.outcome["unpacked"])
         if trial_id in self._pruned:
             self._pruned.remove(trial_id)
-            self._ledger.finish(slot, pruned(state, slot, event.outcome))
+            self._ledger.finish(slot, pruned_outcome(state, slot, event.outcome))
         elif isinstance(event, Finished | Failed):
             self._ledger.finish(slot, event.outcome)
-        else:  # it goes on from its checkpoint another time
+        else:  # it goes on from its checkpoint later
             state.release(slot.cell_id, trial_id)
         if isinstance(event, Lost) and event.fault is not None:
             self._note_trouble(event, event.fault)
         self._changed()
 
     def _note_trouble(self, event: Lost, fault: OSError) -> None:
-        """Write down that a node's storage failed under a trial.
+        """Record that a node's storage failed under a trial.
 
-        Raises OSError: it fails the driver too, or all nodes.
+        Raises:
+            OSError: storage also fails for the driver, or on all nodes.
         """
-        self._ledger.journal.check()  # a results folder that was moved or removed is said in its own words
+        self._ledger.journal.check()  # if the results folder was moved or removed, this raises an error that says so
         if not event.elsewhere:
             raise fault
         trouble = {"ev": "trouble", "host": event.outcome["host"], "reason": event.outcome["reason"]}
@@ -198,11 +201,11 @@ class Loop:
             self._ledger.journal.write(trouble)
         except OSError as error:
             raise fault from error
-        logging.getLogger("sweeps").warning("storage trouble of one node, whose trial goes elsewhere: %s", fault)
+        logging.getLogger("sweeps").warning("storage failed on one node; its trial runs on another node: %s", fault)
 
     def _stop_all(self) -> None:
-        """Stop what runs, and write down what had finished meanwhile. Checkpoints are kept."""
-        for trial_id in reversed([*self._running]):  # queued ones first, so that none of them starts
+        """Stop the running trials, and record those that finish meanwhile. Checkpoints are kept."""
+        for trial_id in reversed([*self._running]):  # queued trials first, so that none of them starts
             if trial_id not in self._pruned:
                 self._backend.stop(trial_id, over=False)
         end = time.monotonic() + END_S
@@ -211,12 +214,14 @@ class Loop:
                 self._take(event)
 
     def _release_all(self) -> None:
-        """Trials that still run when the loop ends start again another time, except those that the pruner stopped."""
+        """Release the trials that still run, so that a later run starts them again. Record those that were pruned."""
         state = self._ledger.state
         for slot in self._running.values():
             if slot.trial_id not in self._pruned:
                 state.release(slot.cell_id, slot.trial_id)
                 continue
             trained = sum(self._seconds.get(slot.trial_id, {}).values())
-            with contextlib.suppress(OSError):  # the journal says that it was stopped, and the next run writes its row
-                self._ledger.finish(slot, pruned(state, slot, {"seconds_total": trained}))
+            with contextlib.suppress(
+                OSError
+            ):  # the journal has the decision to stop it, so the next run writes its row
+                self._ledger.finish(slot, pruned_outcome(state, slot, {"seconds_total": trained}))

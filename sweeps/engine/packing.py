@@ -1,7 +1,7 @@
-"""Which trials form a pack: trials of one cell that a worker trains together, on one copy of the base model.
+"""Chooses which trials form a pack: trials of one cell that a worker trains together, on one copy of the base model.
 
-A pack changes when trials run, never which: it is a prefix of what the sweep would hand out anyway, without a result of
-one of them in between. The reasons are in docs/decisions/0004.
+Packing changes when trials run, never which trials run. A pack holds the trials that the sweep would start next anyway,
+without a result of one of them in between. The reasons are in docs/decisions/0004.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ from trainables.config import alike
 
 @dataclass
 class Packing:
-    """What the packs of a sweep may be.
+    """Forms the packs of a sweep.
 
     Attributes:
-        most: trials of a pack; 1: none are packed.
-        workers: lane workers that each run one trial, or one pack, at a time.
-        limits: trials of a pack at most in cells where a larger one did not do.
+        most: the largest number of trials in a pack; 1: no trials are packed.
+        workers: number of workers that each run one trial, or one pack, at a time.
+        limits: by cell id, the largest number of trials in a pack of cells in which a larger pack failed.
     """
 
     most: int
@@ -32,19 +32,23 @@ class Packing:
     limits: dict[str, int] = field(default_factory=dict)
 
     def next(self, state: SweepState, packs: int) -> list[Slot]:
-        """The next trials for one worker, in the order in which they would run one by one; empty while all cells wait.
+        """Return the next trials for one worker, in the order in which they would run one by one.
 
-        As long as workers have nothing to do, a cell's trials are spread over them instead of packed.
+        As long as workers are idle, a cell's trials are spread over them instead of packed.
 
         Args:
-            packs: packs and single trials that are not over.
+            state: the sweep.
+            packs: number of packs and single trials that run now.
+
+        Returns:
+            One trial, several as a pack, or [] if all cells wait for results.
         """
         first = state.next_slot()
         if first is None:
             return []
         cell = state.cells[first.cell_id]
         most = min(self.most, self.limits.get(first.cell_id, self.most))
-        if most <= 1 or not self._may(cell, first):
+        if most <= 1 or not self._may_pack(cell, first):
             return [first]
         idle = max(1, self.workers - packs)
         like = alike(dict(first.config))
@@ -53,13 +57,14 @@ class Packing:
         for_others = sum(1 for _ in itertools.islice(others, idle - 1))
         return slots[: min(most, -(-len(slots) // (idle - for_others)))]
 
-    def _may(self, cell: CellState, slot: Slot) -> bool:
+    def _may_pack(self, cell: CellState, slot: Slot) -> bool:
+        """Return whether trials such as this one may be packed."""
         if not slot.config or cell.prunable(slot):
             return False
-        saving = bool(slot.config.get("train", {}).get("gradient_checkpointing", False))
-        return unpackable(slot.config["method"], slot.config.get("model"), saving) is None
+        checkpointing = bool(slot.config.get("train", {}).get("gradient_checkpointing", False))
+        return unpackable(slot.config["method"], slot.config.get("model"), checkpointing) is None
 
-    def learn(self, cell_id: str, given_up: Mapping[str, Any]) -> None:
+    def shrink_packs(self, cell_id: str, given_up: Mapping[str, Any]) -> None:
         """Make a cell's packs smaller after one was given up (`Lease.unpacked`)."""
         if given_up["cause"] == "memory":
             self.limits[cell_id] = min(self.limits.get(cell_id, self.most), max(1, given_up["packed"] // 2))

@@ -1,4 +1,4 @@
-"""What is checked before a run, in one place: the command line and Python both come through here."""
+"""Makes all checks before a run, for the command line and for Python."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ from sweeps.backends.registry import find_backend
 from sweeps.engine.runner import TRIAL, Opener
 from sweeps.plan.inputs import check_inputs
 from sweeps.plan.plan import Plan
-from sweeps.records.locks import FolderLock, check_identity, nothing_if_refused, stored_identity
-from sweeps.records.upload import check_there, restore, stored_there
+from sweeps.records.locks import FolderLock, check_identity, remove_folder_if_refused, stored_identity
+from sweeps.records.upload import check_location, restore, stored_identity_at
 
 
 @dataclass(frozen=True)
 class Prepared:
-    """A plan that may run: everything is checked, and this process holds the results folder.
+    """A plan that may run: everything is checked, and this process holds the lock of the results folder.
 
     Attributes:
-        plan: the plan, with the sizes of its cells' splits if its trials train for real.
-        opener: how the backend is opened.
+        plan: the plan. It has the sizes of its cells' splits if the trial function is that of this package.
+        opener: opens the backend.
         restart: whether the backend is opened again if it is lost.
-        location: where the results are copied to; None: nowhere.
+        location: the location that the results are copied to; None if they are not copied.
     """
 
     plan: Plan
@@ -43,22 +43,22 @@ def prepare(
     trial: str = TRIAL,
     upload: str | Location | None = None,
 ) -> Iterator[Prepared]:
-    """Check all that a run needs, and hold the results folder until the block ends.
+    """Check everything that a run needs, and hold the lock of the results folder until the block ends.
 
-    A folder that this made is gone again if the run is refused, here or in the block. The arguments are those of
-    `sweeps.engine.run.run`, which also lists what is raised. Data and weights are checked only for the trial function
-    of this package: another one may need neither.
+    If the run is refused, here or in the block, a new results folder is removed again. The arguments and errors are
+    those of `sweeps.engine.run.run`. Data and weights are checked only for the trial function of this package: another
+    one may need neither.
     """
     opener = Opener(find_backend(backend) if isinstance(backend, str) else backend, address, trial)
     location = Location.of(upload) if isinstance(upload, str) else upload
     if location is not None and stored_identity(plan.spec.folder) is None:
-        plan = plan.as_begun(stored_there(location))
+        plan = plan.as_begun(stored_identity_at(location))
     folder, identity = plan.spec.folder.absolute(), plan.spec.identity()
     check_identity(folder, identity)  # before anything is written into the folder
     if location is not None:
-        check_there(location, identity)
-    with nothing_if_refused(folder), FolderLock(folder):
-        check_identity(folder, identity)  # another sweep may have come and gone meanwhile
+        check_location(location, identity)
+    with remove_folder_if_refused(folder), FolderLock(folder):
+        check_identity(folder, identity)  # another sweep may have used the folder before the lock was taken
         if location is not None:
             restore(folder, location)  # the copy says which data its trials saw
         if trial == TRIAL:

@@ -1,4 +1,4 @@
-"""Train one finished trial again in this process, as the journal has it: does it give the same number?"""
+"""Trains one finished trial again in this process, and tells whether it gives the same scores."""
 
 from __future__ import annotations
 
@@ -13,22 +13,28 @@ from analysis.format import Row
 from analysis.words.parity import PACKAGES
 from sweeps.errors import Problem, SpecError, nearest
 from sweeps.exporting.kept import config_of
-from sweeps.spec.paths import anchored
+from sweeps.spec.paths import with_absolute_paths
 from trainables.config import TrialConfig
 
 if TYPE_CHECKING:
     from trainables.training.measured import Measured
 
 CLOSE = 0.02
-"""By how much a score may differ on other hardware or with other versions: 2 points."""
+"""The largest difference of a score that counts as close, on other hardware or with other versions (2 points)."""
 
 
 @dataclass(frozen=True)
-class Again:
-    """What a trial scored in the sweep, and now. Scores are fractions; None where there is none.
+class Rerun:
+    """The scores of a trial in the sweep and now. Scores are fractions; None if there is none.
 
     Attributes:
-        elsewhere: hardware and versions that differ from those of the sweep; empty: none is known to differ.
+        trial_id: the trial.
+        val_score: the validation score in the sweep.
+        val_again: the validation score now.
+        test_score: the test score in the sweep.
+        test_again: the test score now.
+        elsewhere: texts that name the hardware and versions which differ from those of the sweep; () if none are known
+            to differ.
     """
 
     trial_id: str
@@ -39,8 +45,11 @@ class Again:
     elsewhere: tuple[str, ...] = ()
 
     @property
-    def word(self) -> Literal["the same", "close", "NOT the same"]:
-        """The same to the last bit; close: within `CLOSE`, on other hardware or with other versions."""
+    def verdict(self) -> Literal["the same", "close", "NOT the same"]:
+        """Return "the same" if the scores are equal to the last bit, and "close" if they may differ by that much.
+
+        Scores on other hardware or with other versions may differ by up to `CLOSE`.
+        """
         if self.same:
             return "the same"
         pairs = ((self.val_score, self.val_again), (self.test_score, self.test_again))
@@ -49,19 +58,19 @@ class Again:
 
     @property
     def same(self) -> bool:
-        """To the last bit."""
+        """Return whether both scores are equal to the last bit."""
         return (self.val_score, self.test_score) == (self.val_again, self.test_again)
 
 
-def again(folder: Path, trial: str) -> Again:
-    """Train and evaluate one finished trial of a results folder again; nothing is written to the folder.
+def train_again(folder: Path, trial: str) -> Rerun:
+    """Train and evaluate one finished trial of a results folder again. Write nothing into the folder.
 
     Args:
         folder: the results folder, with its journal.
-        trial: trial id, or an unambiguous beginning of one.
+        trial: a trial id, or an unambiguous beginning of one.
 
     Raises:
-        SpecError: no such trial, one that did not finish, or a folder without the trial's configuration.
+        SpecError: there is no such trial, it did not finish, or the folder lacks its configuration.
     """
     import torch
 
@@ -70,32 +79,34 @@ def again(folder: Path, trial: str) -> Again:
 
     store = open_store(folder)
     rows = [r for r in store.table("last_attempts").to_pylist() if r["status"] == "finished"]
-    found = [r for r in rows if trial and r["trial_id"].startswith(trial)]
-    if len(found) != 1:
-        rule = f"matches {len(found)} finished trials; one is needed" if found else "no such finished trial"
-        ids = [r["trial_id"] for r in found or rows]
+    matches = [r for r in rows if trial and r["trial_id"].startswith(trial)]
+    if len(matches) != 1:
+        rule = f"matches {len(matches)} finished trials; one is needed" if matches else "no such finished trial"
+        ids = [r["trial_id"] for r in matches or rows]
         near = nearest(trial, ids) or f"{ids[0]}, or another of `sweeps query`" if ids else None
         raise SpecError([Problem("trial", trial, rule, near)])
-    (row,) = found
-    asked, cpus = config_of(store, row["trial_id"]), _cpus(store, row["trial_id"])
-    config = TrialConfig.model_validate(anchored(asked.model_dump()))  # as its worker had it: draws depend on it
+    (row,) = matches
+    stored_config = config_of(store, row["trial_id"])
+    config = TrialConfig.model_validate(
+        with_absolute_paths(stored_config.model_dump())
+    )  # with absolute paths, as in the worker
     before = torch.get_num_threads()
-    torch.set_num_threads(cpus)  # as its worker had: sums depend on it
+    torch.set_num_threads(_cpus(store, row["trial_id"]))  # as in the worker, because sums depend on it
     try:
         with tempfile.TemporaryDirectory() as place:
             micro: int | None = row["micro_batch_size"]
             if config.contrastive or micro == MicroBatch(Path(place), config.model_dump(), 1).asked:
-                micro = None  # memory did not run out, and the sweep asked for none either
+                micro = None  # the trial ran with the configured size
             *_, last = run_trial(config, warm={}, directory=Path(place), micro_batch_size=micro)
     finally:
         torch.set_num_threads(before)
     now = last["result"].measured
     scores = row["val_score"], now.val_score, row["test_score"], now.test_score
-    return Again(row["trial_id"], *scores, _elsewhere(row, now))
+    return Rerun(row["trial_id"], *scores, _differing_hardware_and_versions(row, now))
 
 
-def _elsewhere(row: Row, now: Measured) -> tuple[str, ...]:
-    """What of the hardware and the versions is known to differ between a trial's row and now."""
+def _differing_hardware_and_versions(row: Row, now: Measured) -> tuple[str, ...]:
+    """Return texts on the hardware and versions that are known to differ between a trial's row and now."""
     from sweeps.backends.reports import processor
 
     then = json.loads(row["versions"] or "{}")
@@ -105,11 +116,12 @@ def _elsewhere(row: Row, now: Measured) -> tuple[str, ...]:
 
 
 def _cpus(store: Store, trial: str) -> int:
-    """CPUs of a worker in the run that finished the trial, as the journal has them; a later run may have others."""
-    latest, its = 1, None
+    """Return the number of CPUs of a worker in the run that finished the trial, from the journal."""
+    latest = 1
+    trials = None
     for event in store.events():
         if event["ev"] == "sweep" and event.get("lanes"):
             latest = max(1, int(event["lanes"][0]["per_worker"].get("CPU", 1)))
         elif event["ev"] == "finish" and event["row"].get("trial_id") == trial:
-            its = latest
-    return latest if its is None else its
+            trials = latest
+    return latest if trials is None else trials

@@ -1,4 +1,4 @@
-"""Run a plan: open its folder and a backend, run what is missing, close. The journal makes every step final."""
+"""Runs a plan: opens its folder and a backend, runs the missing trials, and closes both."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from typing import Any, Literal
 
 from analysis.store.remote import Location
 from sweeps.backends.backend import OpenBackend
-from sweeps.backends.signals import received
+from sweeps.backends.signals import last_signal
 from sweeps.engine.prepare import Prepared, prepare
 from sweeps.engine.runner import TRIAL, Runner, Sweep
 from sweeps.plan.plan import Plan
 from sweeps.records.declared import declare
 from sweeps.records.journal import Journal
-from sweeps.records.ledger import Ledger, pruned
+from sweeps.records.ledger import Ledger, pruned_outcome
 from sweeps.records.locks import KERNEL_LOCK, LEASE, REFUSALS, write_identity
 from sweeps.records.replay import replay
 from sweeps.records.sealing import Sealer
@@ -35,18 +35,19 @@ class RunSummary:
 
     Attributes:
         folder: the results folder.
-        finished: trials that this run brought to an end without failure, pruned ones included.
-        failed: trials that this run brought to an end with a failure.
-        pruned: those of `finished` that were stopped early.
-        skipped: trials of the plan that were done before.
-        seconds: wall time.
-        interrupted: a signal stopped it; the same command goes on.
-        signal: the number of that signal.
-        damaged: table files that were found damaged and set aside.
-        stuck: labels of cells none of whose learning rates finished, so that nothing could be confirmed.
-        failed_before: trials of the plan that failed in earlier runs and were not tried again.
-        stopped_by: the limit that ended it, such as "limits.max_hours = 2"; the same command with a larger one goes on.
-        not_uploaded: why the copy elsewhere is not whole; the same command tries again.
+        finished: number of trials that ended in this run without a failure, with pruned ones.
+        failed: number of trials that failed in this run.
+        pruned: number of trials in `finished` that were stopped early.
+        skipped: number of trials of the plan that had ended before.
+        seconds: wall time in seconds.
+        interrupted: whether a signal stopped the run; the same command goes on.
+        signal: the number of that signal; None if there was none.
+        damaged: names of table files that were damaged and set aside.
+        stuck: labels of cells in which no learning rate finished, so that nothing could be confirmed.
+        failed_before: number of trials of the plan that failed in earlier runs and were not tried again.
+        stopped_by: the limit that ended the run, such as "limits.max_hours = 2"; the same command with a larger limit
+            goes on. None if no limit did.
+        not_uploaded: why the copy elsewhere is not complete; the same command tries again. None if it is complete.
     """
 
     folder: Path
@@ -65,7 +66,7 @@ class RunSummary:
 
     @property
     def complete(self) -> bool:
-        """Every trial of the plan finished without failure."""
+        """Return whether every trial of the plan ended without a failure."""
         return not (self.interrupted or self.stopped_by or self.failed or self.failed_before or self.stuck)
 
 
@@ -82,31 +83,31 @@ def run(
     upload: str | Location | None = None,
     estimate: Mapping[str, Any] | None = None,
 ) -> RunSummary:
-    """Run what is missing of a plan; finished trials are never repeated.
+    """Run the missing trials of a plan. Finished trials are never repeated.
 
     Args:
-        plan: the plan; its infeasible cells become rows of `cells` and are not run.
+        plan: the plan. Its infeasible cells become rows of `cells` and are not run.
         backend: what runs the trials: "ray", "inline" (one after another in this process), a name that another package
             registers, or a function that opens one.
         address: a Ray cluster to join ("auto", "HOST:PORT"); None for a local session on loopback.
-        restart: open the backend again if it is lost, up to `LOSSES` times with no trial finished in between. One that
-            a function opens is never opened again.
-        trial: the trial function as "package.module:function". It gets what `trainables.training.worker.run_trial`
-            gets, a `TrialConfig` first, and yields what that yields.
-        progress: live display, none, "json" for JSON lines on standard error, or an object of your own.
-        retry_failed: try trials again that failed in earlier runs, with the same configuration, as a further attempt.
-        observers: told what happens, never asked; one that fails is left out with a warning.
-        upload: a URI that pyarrow reaches, or a location, that gets a copy of the results (`records.upload`); a folder
-            without results starts from what is there.
-        estimate: what it is thought to take (`Estimate.as_dict()`), kept in the journal to be compared afterwards.
+        restart: whether to open the backend again if it is lost, up to `LOSSES` times without a finished trial in
+            between. A backend that a function opens is never opened again.
+        trial: the trial function as "package.module:function". It gets the arguments of
+            `trainables.training.worker.run_trial`, a `TrialConfig` first, and yields the same kind of reports.
+        progress: True for a live display, False for none, "json" for JSON lines on standard error, or your own object.
+        retry_failed: whether to try trials again that failed in earlier runs, as a further attempt.
+        observers: objects that are told what happens. An observer that fails is left out with a warning.
+        upload: a URI that pyarrow reaches, or a location, that gets a copy of the results (`records.upload`). A folder
+            without results starts from the copy.
+        estimate: the expected cost (`Estimate.as_dict()`), which the journal keeps for a later comparison.
 
     Raises:
-        SpecError: the request can't be met (resources, sampler), or the folder belongs to another sweep or process; no
-            trial was begun then, and a folder that was not there before is gone again. With the trial function of this
-            package also what `plan.inputs` refuses.
-        DataError: the same.
+        SpecError: the request can't be met (resources, sampler), or the folder belongs to another sweep or process. No
+            trial was begun then, and a new folder is removed again. With the trial function of this package, also if
+            `plan.inputs` refuses data or weights.
+        DataError: data can't be read. The rest is as for SpecError.
         BackendError: nothing can run trials any more, or the backend was lost too often; the same command goes on.
-        OSError: the journal can't be written, or it, or the folder, was moved or removed meanwhile.
+        OSError: the journal can't be written, or the journal or its folder was moved or removed during the run.
     """
     with prepare(plan, backend=backend, address=address, restart=restart, trial=trial, upload=upload) as prepared:
         return run_prepared(
@@ -122,14 +123,14 @@ def run_prepared(
     observers: Sequence[Observer] = (),
     estimate: Mapping[str, Any] | None = None,
 ) -> RunSummary:
-    """Run what is missing of a plan whose folder `prepare` holds. The arguments are those of `run`."""
+    """Run the missing trials of a plan whose folder `prepare` holds. The arguments are those of `run`."""
     begun = time.monotonic()
     plan, location = prepared.plan, prepared.location
     folder = plan.spec.folder.absolute()
     with Journal(folder / "journal.jsonl") as journal:
         sealer = Sealer(folder, None if location is None else EVERY_S)
         sweep = _open(plan, folder, journal, sealer, make_progress(progress), retry_failed)
-        with _followed(sweep, observers, location):
+        with _observed(sweep, observers, location):
             if sweep.left:
                 Runner(sweep, plan, prepared.opener, begun, prepared.restart).run(estimate)
     if not (sweep.interrupted or sweep.limit):
@@ -138,7 +139,7 @@ def run_prepared(
 
 
 def _open(plan: Plan, folder: Path, journal: Journal, sealer: Sealer, display: Progress, retry_failed: bool) -> Sweep:
-    """The sweep as its folder has it; what an earlier run left half written is written."""
+    """Return the sweep in the state of its folder, after writing what an earlier run left unwritten."""
     spec = plan.spec
     state = SweepState(plan.feasible, spec)
     earlier: dict[str, int] = {}
@@ -152,35 +153,36 @@ def _open(plan: Plan, folder: Path, journal: Journal, sealer: Sealer, display: P
         display.note(f"damaged table file set aside: {line}")
     ledger = Ledger(state, journal, sealer, folder, spec.keep.adapters, earlier)
     for slot, trained in unfinished:
-        ledger.finish(slot, pruned(state, slot, {"seconds_total": trained}))
+        ledger.finish(slot, pruned_outcome(state, slot, {"seconds_total": trained}))
     for cell_id in state.cells:
         ledger.settle(cell_id)
     return Sweep(ledger, display, skipped)
 
 
 @contextlib.contextmanager
-def _followed(sweep: Sweep, observers: Sequence[Observer], location: Location | None) -> Iterator[None]:
-    """Observers and a copy elsewhere follow the sweep; at its end the tables are sealed and sent."""
+def _observed(sweep: Sweep, observers: Sequence[Observer], location: Location | None) -> Iterator[None]:
+    """Tell observers about the sweep and copy its results elsewhere during the block. Then seal and copy the tables."""
     folder, note = sweep.ledger.folder, sweep.display.note
     copies = None if location is None else Upload(folder, location, note=note)
     sweep.ledger.observers = watching = Observers(observers, note)
     watching.start(sweep.state)
-    shutil.rmtree(folder / "work" / "ray", ignore_errors=True)  # of an earlier run
+    shutil.rmtree(folder / "work" / "ray", ignore_errors=True)  # left by an earlier run
     if copies is not None:
         copies.start()
     refused = False
     try:
         try:
             yield
-        except KeyboardInterrupt:  # while the backend came up, or the second one
-            sweep.interrupted, sweep.signal = True, received()
+        except KeyboardInterrupt:  # it came while the backend was opened, or is the second one
+            sweep.interrupted = True
+            sweep.signal = last_signal()
         sweep.ledger.seal()
     except BaseException as error:
         refused = isinstance(error, REFUSALS) and not sweep.skipped
-        with contextlib.suppress(OSError):  # of a disk that is full or gone, as the first error says
+        with contextlib.suppress(OSError):  # the disk may be full or gone, as the first error says
             sweep.ledger.seal()
         if folder.is_dir() and {path.name for path in folder.iterdir()} <= {"work", LEASE, KERNEL_LOCK}:
-            shutil.rmtree(folder, ignore_errors=True)  # what Ray made anew of a folder that was moved away
+            shutil.rmtree(folder, ignore_errors=True)  # the folder was moved away, and Ray made it again
         raise
     finally:
         watching.close()
@@ -188,7 +190,8 @@ def _followed(sweep: Sweep, observers: Sequence[Observer], location: Location | 
 
 
 def _summary(sweep: Sweep, seconds: float) -> RunSummary:
-    rows, cells = sweep.ledger.finished, sweep.state.cells.values()
+    rows = sweep.ledger.finished
+    cells = sweep.state.cells.values()
     failed = sum(row.status == "failed" for row in rows)
     ran = {row.trial_id for row in rows}
     before = [row for cell in cells for row in cell.counting() if row.trial_id not in ran]

@@ -1,4 +1,4 @@
-"""What is missing of a sweep, run on one backend, and on the next one if that is lost."""
+"""Runs the missing trials of a sweep on a backend, and opens the backend again if it is lost."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from typing import Any
 
 from sweeps.backends.backend import Backend, BackendError, BackendLostError, Facts, OpenBackend, Setup
 from sweeps.backends.packs import TOGETHER
-from sweeps.backends.signals import received, signals
+from sweeps.backends.signals import last_signal, stop_on_signals
 from sweeps.engine.limits import Meter
 from sweeps.engine.loop import Loop, Stop
 from sweeps.errors import SpecError
@@ -32,12 +32,12 @@ from sweeps.watch.displays import Progress
 
 TRIAL = "trainables.training.worker:run_trial"
 LOSSES = 3
-"""How often in a row a backend may be lost with no trial finished in between, before the run gives up."""
+"""How often in a row a backend may be lost, without a finished trial in between, before the run gives up."""
 REJOIN_S = 600.0
-"""How long a cluster that went away is waited for."""
+"""Seconds to wait for a cluster that does not answer any more."""
 _AGAIN_S = 5.0
 _HEARD_S = 0.2
-"""For a signal that ended the backend to reach this process too."""
+"""Seconds to wait so that a signal which ended the backend also reaches this process."""
 
 
 @dataclass
@@ -45,7 +45,13 @@ class Sweep:
     """A sweep whose folder is open, and how its run ended.
 
     Attributes:
-        skipped: trials that earlier runs brought to an end.
+        ledger: records what happens to the sweep.
+        display: shows the progress.
+        skipped: number of trials that had ended before this run.
+        interrupted: whether a signal ended the run.
+        signal: the number of that signal; None if there was none.
+        limit: the limit that ended the run, in words; None if no limit did.
+        not_uploaded: why the copy elsewhere is not complete; None if it is.
     """
 
     ledger: Ledger
@@ -62,13 +68,13 @@ class Sweep:
 
     @property
     def left(self) -> bool:
-        """Whether a cell has trials left to run."""
+        """Return whether a cell has trials left to run."""
         return any(not cell.finished for cell in self.state.cells.values())
 
 
 @dataclass(frozen=True)
 class Opener:
-    """How the backend of a run is opened."""
+    """Opens the backend of a run."""
 
     open_backend: OpenBackend
     address: str | None
@@ -76,25 +82,29 @@ class Opener:
 
     @contextlib.contextmanager
     def opened(self, sweep: Sweep, plan: Plan, patience: float) -> Iterator[Backend]:
-        """A backend that takes trials; a signal while it comes up ends the run at once.
+        """Open the backend, yield it, and close it. A signal while it is being opened ends the run at once.
 
         Args:
-            patience: seconds for which a cluster that does not answer is tried again.
+            sweep: the sweep.
+            plan: its plan.
+            patience: seconds for which to try again if a cluster does not answer.
         """
         folder = sweep.ledger.folder
-        if self.address is None:  # a cluster's workers may be other users of a group that shares the folder
-            _close_to_others(folder / "work")
-        there = Plan(plan.spec, tuple(cell.anchored() for cell in plan.cells))  # a task has a folder of its own
+        if self.address is None:  # workers of a cluster may run as other users, who share the folder in a group
+            _make_private(folder / "work")
+        absolute_plan = Plan(
+            plan.spec, tuple(cell.with_absolute_paths() for cell in plan.cells)
+        )  # a task runs in another folder
         setup = Setup(
             resources=plan.spec.resources,
             storage=folder / "work" / "ray",
             packable=self.function in TOGETHER,
             address=self.address,
             needs=needs_of(plan, self.function),
-            measure=functools.partial(probe_gpu, there) if self.function == TRIAL else None,
+            measure=functools.partial(probe_gpu, absolute_plan) if self.function == TRIAL else None,
             note=sweep.display.note,
         )
-        with signals(None):
+        with stop_on_signals(None):
             backend = self._open(setup, patience)
         try:
             yield backend
@@ -115,19 +125,20 @@ class Opener:
 
 
 class Runner:
-    """Runs what is missing of a sweep on one backend, and on the next one if that is lost."""
+    """Runs the missing trials of a sweep on a backend, and opens the backend again if it is lost."""
 
     def __init__(self, sweep: Sweep, plan: Plan, opener: Opener, begun: float, restart: bool) -> None:
         self._sweep = sweep
         self._plan = plan
         self._opener = opener
         self._restart = restart
-        self._begun, self._signalled = begun, threading.Event()
+        self._begun = begun
+        self._signalled = threading.Event()
         self._backend: Backend | None = None
         self._meter: Meter | None = None
 
     def run(self, estimate: Mapping[str, Any] | None) -> None:
-        """Run until nothing is left, or until a signal or a limit ends it.
+        """Run until no trial is left, or until a signal or a limit ends the run.
 
         Raises:
             BackendError: nothing can run trials any more, or the backend was lost too often.
@@ -137,26 +148,27 @@ class Runner:
         before = 0
         sweep.display.start(sweep.state)
         try:
-            with signals(self._signalled):
+            with stop_on_signals(self._signalled):
                 while True:
                     try:
                         return self._run_on_a_backend(estimate, REJOIN_S if losses else 0.0)
                     except BackendLostError as error:
-                        if self._signalled.wait(_HEARD_S):  # whoever sent the signal meant all processes
+                        if self._signalled.wait(_HEARD_S):  # the signal was meant for all processes
                             return None
                         losses = losses + 1 if len(sweep.ledger.finished) == before else 1
                         if not self._restart or losses >= LOSSES:
                             raise
-                        before, estimate = len(sweep.ledger.finished), None
+                        before = len(sweep.ledger.finished)
+                        estimate = None
                         sweep.ledger.journal.write({"ev": "lost", "at": utc(time.time()), "reason": error.why})
                         sweep.display.note(f"{error.why}; a new session is started, and the sweep goes on")
         finally:
             sweep.display.stop(sweep.state)
             sweep.interrupted = self._signalled.is_set()
-            sweep.signal = received() if sweep.interrupted else None
+            sweep.signal = last_signal() if sweep.interrupted else None
 
     def _run_on_a_backend(self, estimate: Mapping[str, Any] | None, patience: float) -> None:
-        """Write down what the run is, then run what is missing."""
+        """Open the backend, record facts about the run, and run the missing trials."""
         sweep = self._sweep
         state = self._sweep.state
         journal = self._sweep.ledger.journal
@@ -164,45 +176,49 @@ class Runner:
             facts = backend.facts
             state.workers = facts.workers
             if estimate is not None:
-                held = {**estimate, "accelerators": facts.accelerators}
-                journal.write({"ev": "estimate", "at": utc(time.time()), "estimate": held})
+                kept_estimate = {**estimate, "accelerators": facts.accelerators}
+                journal.write({"ev": "estimate", "at": utc(time.time()), "estimate": kept_estimate})
             retried = {"retried": sorted(sweep.ledger.earlier)} if sweep.ledger.earlier else {}
             journal.write(_provenance(state, self._opener.function, facts) | retried)
             meter = self._metered(backend, facts)
-            stop = Stop(self._signalled, meter, sweep.ledger.look)
+            stop = Stop(self._signalled, meter, sweep.ledger.seal_if_late)
             changed = functools.partial(sweep.display.update, state)
             try:
                 Loop(sweep.ledger, backend, self._opener.function, changed, stop).run()
             finally:
                 meter.tick()
                 self._backend = None
-                with contextlib.suppress(OSError):  # of a journal that is gone, as the first error says
+                with contextlib.suppress(OSError):  # the journal may be gone, as the first error says
                     journal.write({"ev": "used", "at": utc(time.time()), "used": meter.seconds})
                 sweep.limit = stop.limit if sweep.left else None
 
     def _metered(self, backend: Backend, facts: Facts) -> Meter:
-        """The meter of the run, which reads this backend from now on."""
-        state, journal = self._sweep.state, self._sweep.ledger.journal
+        """Return the meter of the run, which reads this backend from now on."""
+        state = self._sweep.state
+        journal = self._sweep.ledger.journal
         if self._meter is None:
             limits = state.spec.limits
             state.used = self._meter = Meter(
                 limits, state, facts.accelerators, self._begun, self._busy, events=journal.events
             )
-        self._meter.tick()  # nothing was busy since the last backend
-        self._meter.each, self._backend = facts.accelerators, backend
+        self._meter.tick()  # no worker was busy since the last backend
+        self._meter.each = facts.accelerators
+        self._backend = backend
         return self._meter
 
     def _busy(self) -> int:
         return 0 if self._backend is None else self._backend.busy
 
 
-def _close_to_others(folder: Path) -> None:
+def _make_private(folder: Path) -> None:
+    """Make a folder that only its owner may enter."""
     folder.mkdir(parents=True, exist_ok=True)
     with contextlib.suppress(OSError):  # a file system without modes
         folder.chmod(0o700)
 
 
 def _provenance(state: SweepState, trial: str, facts: Facts) -> dict[str, Any]:
+    """Return the `sweep` event of this run: rules, versions, host and backend."""
     host = host_facts() | dict(facts.provenance) | {"pack": facts.pack, "accelerators": facts.accelerators}
     seen = data_seen(state.spec.folder)
     return {
@@ -219,7 +235,7 @@ def _provenance(state: SweepState, trial: str, facts: Facts) -> dict[str, Any]:
 
 
 def host_facts() -> dict[str, Any]:
-    """Provenance of a run: host, process, start and versions."""
+    """Return facts about this process: host, process id, start (seconds since 1970) and versions."""
     versions = {"python": platform.python_version()}
     for name in ("ray", "optuna", "torch", "randlora-sweeps"):
         with contextlib.suppress(PackageNotFoundError):

@@ -1,7 +1,7 @@
-"""Whether a results folder still says what its sweep wrote: rows, choices and declarations against the journal.
+"""Checks whether a results folder is as its sweep wrote it: compares rows, choices and declarations with the journal.
 
-Every check is a function of what lies in the folder. Tables and verdicts are never stored, so they follow from the rows
-whenever they are read. What is checked is therefore what they are made of.
+Every check reads only the folder. Tables of results and verdicts are not stored but computed from the rows. So the rows
+are what is checked.
 """
 
 from __future__ import annotations
@@ -42,12 +42,12 @@ from sweeps.spec.space import extra_from
 from trainables.config import TrialConfig
 
 Outcome = Literal["holds", "noted", "fails", "not checked"]
-"""'noted' is no fault, but something to know; 'not checked': the folder has not what the check needs."""
+"""The result of a check. 'noted': no fault, but something to know. 'not checked': the folder lacks what it needs."""
 
 JOURNALED = ("trials", "metrics", "predictions", "choices")
-"""Tables whose rows stand in the journal too."""
+"""Tables whose rows are also in the journal."""
 APART = timedelta(minutes=1)
-"""By how much the clocks of two machines may differ."""
+"""The largest difference between the clocks of two machines that is no fault."""
 _IN_RECEIPT = ("rows", "scores", "choices")
 _NAMED = 3  # cases that a sentence names
 _SEEDS = ("data", "init", "basis")
@@ -67,8 +67,8 @@ class Check:
 
     Attributes:
         name: what was checked.
-        outcome: what came of it.
-        says: sentences on it, the first one a summary.
+        outcome: the result.
+        says: texts about it. The first one is a summary.
     """
 
     name: str
@@ -84,24 +84,24 @@ class Verification:
 
     @property
     def failed(self) -> tuple[Check, ...]:
-        """The checks that fail."""
+        """Return the checks that fail."""
         return tuple(check for check in self.checks if check.outcome == "fails")
 
     @property
     def receipt(self) -> str:
-        """One line: what was verified, or which checks fail."""
+        """Return one line: what was verified, or which checks fail."""
         if self.failed:
             which = ", ".join(check.name for check in self.failed)
             return f"NOT verified: {len(self.failed)} of {len(self.checks)} checks fail ({which})."
-        said = [c.says[0] for c in self.checks if c.name in _IN_RECEIPT and c.outcome in ("holds", "noted")]
-        if not said:
+        summaries = [c.says[0] for c in self.checks if c.name in _IN_RECEIPT and c.outcome in ("holds", "noted")]
+        if not summaries:
             return f"Nothing to verify: {self.checks[0].says[0]}."
         ends = [
             f"{word}: {', '.join(names)}"
             for word, outcome in (("with notes on", "noted"), ("not checked", "not checked"))
             if (names := [check.name for check in self.checks if check.outcome == outcome])
         ]
-        return f"Verified: {'; '.join([*said, *ends])}."
+        return f"Verified: {'; '.join([*summaries, *ends])}."
 
 
 def verify(store: Store, *, written: bool = True) -> Verification:
@@ -109,7 +109,7 @@ def verify(store: Store, *, written: bool = True) -> Verification:
 
     Args:
         store: the results.
-        written: whether tables that a report left in the folder are checked too.
+        written: whether to also check the tables that a report left in the folder.
 
     Raises:
         StoreError: the journal, or a file beside it, is damaged.
@@ -137,12 +137,20 @@ def verify(store: Store, *, written: bool = True) -> Verification:
 
 
 def receipt_of(folder: Path) -> str:
-    """Check a results folder, and return the receipt for its report, whose tables are written anew."""
+    """Check a results folder, and return the receipt for its report. The report's own tables are not checked."""
     return verify(open_store(folder), written=False).receipt
 
 
 def _check(name: str, wrong: Sequence[str], holds: str, noted: Sequence[str] = (), also: Sequence[str] = ()) -> Check:
-    """A check that fails if anything is wrong. `holds`: what is true otherwise; `also`: what is true in any case."""
+    """Return a check that fails if `wrong` has a text.
+
+    Args:
+        name: what was checked.
+        wrong: texts about faults.
+        holds: the summary if there is no fault.
+        noted: texts about what is no fault.
+        also: texts to show in any case.
+    """
     if wrong:
         more = [f"and {len(wrong) - _NAMED} more"] if len(wrong) > _NAMED else []
         return Check(name, "fails", (*wrong[:_NAMED], *more, *noted, *also))
@@ -150,7 +158,7 @@ def _check(name: str, wrong: Sequence[str], holds: str, noted: Sequence[str] = (
 
 
 def _journal(journal: Journal | None) -> Check:
-    """Whether the lines of the journal follow one another."""
+    """Check that each line of the journal follows the line before it, by its digest."""
     if journal is None:
         return Check("journal", "not checked", ("this folder has no journal; copies come without one",))
     lines = len(journal.events)
@@ -165,7 +173,7 @@ def _journal(journal: Journal | None) -> Check:
 
 
 def _rows(store: Store, journal: Journal | None) -> Check:
-    """Whether the rows of the tables are those of the journal."""
+    """Check that the rows of the tables are those of the journal."""
     if journal is None:
         return Check("rows", "not checked", ("there is no journal to compare the rows with",))
     wrong = [f"a part of the table {part.table!r} cannot be read ({part.path.name})" for part in store.damaged]
@@ -175,23 +183,23 @@ def _rows(store: Store, journal: Journal | None) -> Check:
     count, before = 0, 0
     for name in JOURNALED:
         key = [column for column in TABLES[name].key if column != "sweep"]
-        told: dict[tuple[Any, ...], Row] = {}
+        journal_rows: dict[tuple[Any, ...], Row] = {}
         for row in to_table(name, [{"sweep": store.names[0], **r} for r in written.get(name, [])]).to_pylist():
-            known = told.setdefault(tuple(row[k] for k in key), row)
-            if known != row:
-                wrong.append(f"the journal has two rows of {name} for {_named(row, key)}, which differ")
+            first_row = journal_rows.setdefault(tuple(row[k] for k in key), row)
+            if first_row != row:
+                wrong.append(f"the journal has two rows of {name} for {_row_name(row, key)}, which differ")
         for row in scan_parts(store.path, name)[0].to_pylist():
-            source = told.get(tuple(row[k] for k in key))
+            source = journal_rows.get(tuple(row[k] for k in key))
             if source is not None:
                 columns = [c for c in row if row[c] != source[c] and c not in ("sweep", "sequence")]
                 wrong += [
-                    f"{name}, {_named(row, key)}: {c} is {row[c]!r}, {source[c]!r} in the journal" for c in columns
+                    f"{name}, {_row_name(row, key)}: {c} is {row[c]!r}, {source[c]!r} in the journal" for c in columns
                 ]
             elif _is_older(name, row, begun, earlier):
                 before += 1
             else:
-                wrong.append(f"{name}, {_named(row, key)}: the journal has no such row")
-        count += len(told)
+                wrong.append(f"{name}, {_row_name(row, key)}: the journal has no such row")
+        count += len(journal_rows)
     noted = [f"{plural(before, 'row')} of the tables are older than the journal"] if before else []
     return _check("rows", wrong, f"{count:,} of {count + before:,} rows follow from the journal", noted)
 
@@ -209,17 +217,18 @@ def _is_older(name: str, row: Row, begun: datetime | None, earlier: Container[st
 
 
 def _ended_before(store: Store, begun: datetime | None) -> set[str]:
-    """Trials that ended before the journal began, as in a folder that went on from a copy."""
+    """Return the trials that ended before the journal began, such as in a folder that goes on from a copy."""
     rows = store.table("trials").to_pylist()
     return {r["trial_id"] for r in rows if begun is not None and r["ended_at"] is not None and r["ended_at"] < begun}
 
 
-def _named(row: Row, key: Sequence[str]) -> str:
+def _row_name(row: Row, key: Sequence[str]) -> str:
+    """Return the values of a row's key columns as a text."""
     return " ".join(str(row[k]) for k in key)
 
 
 def _scores(store: Store) -> Check:
-    """Whether each score follows from the trial's last epoch, and from which test examples it got right."""
+    """Check that each validation score is that of the last epoch, and each test score that of the right answers."""
     trials = {r["trial_id"]: r for r in store.table("last_attempts").to_pylist()}
     wrong = []
     count = 0
@@ -254,7 +263,7 @@ def _scores(store: Store) -> Check:
 
 
 def _configurations(store: Store, events: Sequence[Event]) -> Check:
-    """Whether trials ran as they were asked for.
+    """Check that trials ran with the configurations that were asked for.
 
     A trial's id is the hash of its configuration, so a changed configuration has another id. The row repeats parts of
     the configuration, and these must be the same.
@@ -266,11 +275,11 @@ def _configurations(store: Store, events: Sequence[Event]) -> Check:
     for trial_id, event in asked.items():
         config = event.get("config") or {}
         try:
-            true = TrialConfig.model_validate(config).trial_id
+            computed_id = TrialConfig.model_validate(config).trial_id
         except ValidationError:
-            true = "none"
-        if true != trial_id:
-            wrong.append(f"trial {trial_id}: the id of its configuration is {true}")
+            computed_id = "none"
+        if computed_id != trial_id:
+            wrong.append(f"trial {trial_id}: the id of its configuration is {computed_id}")
             continue
         seeds = zip(event.get("seeds") or (), (config[f"{kind}_seed"] for kind in _SEEDS), strict=False)
         place = config["dataset"], config["train_size"]
@@ -291,13 +300,13 @@ def _configurations(store: Store, events: Sequence[Event]) -> Check:
 
 
 def _choices(store: Store) -> Check:
-    """Whether the choice of every cell's learning rate follows from its TUNE trials, by the rule of the search."""
+    """Check that the choice of every cell's learning rate follows from its TUNE trials, by the rule of the search."""
     stored = store.stored()
     try:
         search = SearchSection.model_validate({**(stored.get("search") or {}), "trials": MOST_TRIALS})
     except ValidationError:
         return Check("choices", "not checked", ("spec.json has search settings of another version",))
-    left = to_come(store)
+    trials_left = to_come(store)
     trials: dict[str, list[TrialRow]] = defaultdict(list)
     for values in store.table("last_attempts").to_pylist():
         if values["stage"] == "TUNE":
@@ -305,26 +314,31 @@ def _choices(store: Store) -> Check:
     wrong = []
     count, coming = 0, 0
     cells = {r["cell_id"]: r for r in store.table("cells").to_pylist()}
-    for made in store.table("chosen").to_pylist():
-        cell, rows = cells.get(made["cell_id"]), trials[made["cell_id"]]
-        if cell is None or not made["n_trials"]:
+    for stored_choice in store.table("chosen").to_pylist():
+        cell, rows = cells.get(stored_choice["cell_id"]), trials[stored_choice["cell_id"]]
+        if cell is None or not stored_choice["n_trials"]:
             continue
-        if (left.get((made["sweep"], made["cell_id"])) or (0, 0))[0]:
-            coming += 1  # more rates are to be tried, and the next choice will be of them all
+        if (trials_left.get((stored_choice["sweep"], stored_choice["cell_id"])) or (0, 0))[0]:
+            coming += 1  # more rates are still to be tried, and a later choice will be made from all of them
             continue
         count += 1
-        choice = _chosen(cell, rows, search)
-        if choice is None or (choice.lr, choice.extra) != (made["lr"], extra_from(made["hyperparameters"])):
+        choice = _recomputed_choice(cell, rows, search)
+        if choice is None or (choice.lr, choice.extra) != (
+            stored_choice["lr"],
+            extra_from(stored_choice["hyperparameters"]),
+        ):
             other = "none" if choice is None else f"{choice.lr:g}"
-            wrong.append(f"{cell['label']}: rate {made['lr']:g} was chosen, and its trials choose {other}")
-        elif choice.mean_val is not None and abs(choice.mean_val - (made["mean_val"] or 0.0)) > 1e-9:
-            wrong.append(f"{cell['label']}: its choice has score {made['mean_val']}, and its trials {choice.mean_val}")
+            wrong.append(f"{cell['label']}: rate {stored_choice['lr']:g} was chosen, and its trials choose {other}")
+        elif choice.mean_val is not None and abs(choice.mean_val - (stored_choice["mean_val"] or 0.0)) > 1e-9:
+            wrong.append(
+                f"{cell['label']}: its choice has score {stored_choice['mean_val']}, and its trials {choice.mean_val}"
+            )
     noted = [f"{plural(coming, 'cell has', 'cells have')} rates still to try"] if coming else []
     return _check("choices", wrong, f"{count:,} of {count:,} choices of learning rates follow from their trials", noted)
 
 
-def _chosen(cell: Row, rows: Sequence[TrialRow], search: SearchSection) -> Choice | None:
-    """The choice that the rule of the search makes of a cell's TUNE trials."""
+def _recomputed_choice(cell: Row, rows: Sequence[TrialRow], search: SearchSection) -> Choice | None:
+    """Return the choice that the rule of the search makes from a cell's TUNE trials; None if there are none."""
     slots = [
         Slot(
             row.cell_id,
@@ -351,13 +365,13 @@ def _chosen(cell: Row, rows: Sequence[TrialRow], search: SearchSection) -> Choic
     }
     names = {field.name for field in dataclasses.fields(Cell)}
     empty = {"targets": (), "base": cell["method"], "options": (), "solution": None, "test_lacks": ()}
-    known = Cell(**{**{k: v for k, v in cell.items() if k in names}, **empty})
-    effort, by_id = Effort(known, search), {row.trial_id: row for row in rows}
+    cell_of_row = Cell(**{**{k: v for k, v in cell.items() if k in names}, **empty})
+    effort, by_id = Effort(cell_of_row, search), {row.trial_id: row for row in rows}
     return effort.choose(dict(points), [s for s in slots if s.seeds != first], by_id)
 
 
 def _test_split(store: Store, events: Sequence[Event]) -> Check:
-    """Whether the test split was read by stage CONFIRM alone, after the rate had been chosen."""
+    """Check that only stage CONFIRM read the test split, after the rate had been chosen."""
     rows = store.table("last_attempts").to_pylist()
     wrong = [
         f"trial {r['trial_id']} of stage TUNE has a test score"
@@ -398,7 +412,7 @@ def _test_split(store: Store, events: Sequence[Event]) -> Check:
 
 
 def _declared(store: Store, events: Sequence[Event]) -> Check:
-    """Whether what was declared is what ran, and what was changed after test scores were there."""
+    """Check that the declared seeds and cells ran, and note what was changed after test scores could be seen."""
     declared = store.declared()
     if not declared:
         return Check("declared", "not checked", ("nothing was declared: an older version ran it",))
@@ -418,87 +432,88 @@ def _declared(store: Store, events: Sequence[Event]) -> Check:
         free = {r[f"{kind}_seed"] for kind in _SEEDS if f"{kind}_seed" not in held} - {None}
         if r["stage"] == "CONFIRM" and r["lr"] is not None and not free <= seeds:
             wrong.append(f"trial {r['trial_id']} ran on seed {max(free - seeds)}, which was never declared")
-    known = {cell for event in declared for cell in event.get("cells") or ()}
-    strange = [r["label"] for r in cells.values() if r["feasible"] and r["cell_id"] not in known]
-    if strange and known and events:
+    declared_cells = {cell for event in declared for cell in event.get("cells") or ()}
+    strange = [r["label"] for r in cells.values() if r["feasible"] and r["cell_id"] not in declared_cells]
+    if strange and declared_cells and events:
         wrong += [f"the cell {label} was never declared" for label in strange]
     elif strange:
-        noted += _added(store)
-    said = f"{plural(len(declared[-1]['seeds']), 'seed')}"
-    said += f" and {plural(len(known & cells.keys()), 'cell')}" if known else ""
-    return _check("declared", wrong, f"{said} ran as declared", noted, looks_says(looks(store).values()))
+        noted += _added_by_later_runs(store)
+    summary = f"{plural(len(declared[-1]['seeds']), 'seed')}"
+    summary += f" and {plural(len(declared_cells & cells.keys()), 'cell')}" if declared_cells else ""
+    return _check("declared", wrong, f"{summary} ran as declared", noted, looks_says(looks(store).values()))
 
 
-def _added(store: Store) -> list[str]:
-    """What later runs added, of a folder whose declarations do not name it: each run wrote a part of the table `cells`.
+def _added_by_later_runs(store: Store) -> list[str]:
+    """Return texts about cells that later runs added, for a folder whose declarations do not name cells.
 
-    Trials of the first run may still have been running when the second one added cells.
+    Each run wrote a part of the table `cells`. Trials of the first run may still have run when the second added cells.
     """
     trials = store.table("last_attempts").to_pylist()
     damaged = {part.path for part in store.damaged}
-    known: list[Row] = []
-    said = []
+    earlier_rows: list[Row] = []
+    texts = []
     for part in part_paths(store.path, "cells"):
         if part in damaged:
             continue
         rows = [r for r in conform(pq.read_table(part), "cells", str(part)).to_pylist() if r["feasible"]]
-        new = [r for r in rows if r["cell_id"] not in {k["cell_id"] for k in known}]
+        new = [r for r in rows if r["cell_id"] not in {k["cell_id"] for k in earlier_rows}]
         begun = [r["started_at"] for r in trials if r["started_at"] and r["cell_id"] in {n["cell_id"] for n in new}]
         ended = [r["ended_at"] for r in trials if r["test_score"] is not None and r["ended_at"]]
         seen = sum(at < min(begun) for at in ended) if begun else 0
-        if known and seen:
-            said += _grown(known, [*known, *new], f"after {plural(seen, 'test score')}")
-        known += new
-    return said
+        if earlier_rows and seen:
+            texts += _cell_differences(earlier_rows, [*earlier_rows, *new], f"after {plural(seen, 'test score')}")
+        earlier_rows += new
+    return texts
 
 
 def _changed(before: Event, after: Event, cells: Mapping[str, Row], when: str) -> list[str]:
-    """What a declaration changes of the one before it. `cells`: rows of that table, by id."""
+    """Return texts about what a declaration changes. `before`: the declaration before it. `cells`: rows, by id."""
     changed = [(word, before.get(key), after.get(key)) for key, word in _CHANGES.items()]
-    said = [f"{word} changed {when}: from {old} to {new}" for word, old, new in changed if old != new]
+    texts = [f"{word} changed {when}: from {old} to {new}" for word, old, new in changed if old != new]
     if before.get("cells") is not None and after.get("cells") is not None:
         old, new = ([cells[c] for c in event["cells"] if c in cells] for event in (before, after))
-        said += _grown(old, new, when)
-    return [*_difference("seeds", before["seeds"], after["seeds"], when), *said]
+        texts += _cell_differences(old, new, when)
+    return [*_difference("seeds", before["seeds"], after["seeds"], when), *texts]
 
 
-def _grown(before: Sequence[Row], after: Sequence[Row], when: str) -> list[str]:
-    """What cells have more of than others, and less; the cells themselves if their names say nothing."""
-    said: list[str] = []
+def _cell_differences(before: Sequence[Row], after: Sequence[Row], when: str) -> list[str]:
+    """Return texts about the methods, budgets and so on that were added or taken out; about cells if there are none."""
+    texts: list[str] = []
     for word, column in (*_COLUMNS, ("cells", "label")):
         old, new = (sorted({str(r[column]) for r in rows if r[column] is not None}) for rows in (before, after))
-        if not (said and column == "label"):
-            said += _difference(word, old, new, when)
-    return said
+        if not (texts and column == "label"):
+            texts += _difference(word, old, new, when)
+    return texts
 
 
 def _difference(word: str, old: Sequence[Any], new: Sequence[Any], when: str) -> list[str]:
+    """Return texts about what was added to a list, and what was taken out of it."""
     parts = (("added", [n for n in new if n not in old]), ("taken out", [n for n in old if n not in new]))
     return [f"{word} {what} {when}: {', '.join(map(str, names))}" for what, names in parts if names]
 
 
 def _attempts(store: Store) -> Check:
-    """Whether only trials that had failed were run again."""
+    """Check that only failed trials were run again."""
     tries: dict[str, list[Row]] = defaultdict(list)
     for r in store.table("trials").to_pylist():
         tries[r["trial_id"]].append(r)
     wrong = []
-    again: list[Row] = []
+    retried: list[Row] = []
     for trial_id, rows in tries.items():
         rows.sort(key=lambda r: r["attempt"])
         if any(r["status"] == "finished" for r in rows[:-1]):
             wrong.append(f"trial {trial_id} was run again after it had finished")
-        again += rows[-1:] if len(rows) > 1 else []
+        retried += rows[-1:] if len(rows) > 1 else []
     noted = []
-    if again:
-        done = sum(r["status"] == "finished" for r in again)
-        which = ", ".join(f"{n} of {name}" for name, n in Counter(r["method"] for r in again).most_common())
-        noted.append(f"{plural(len(again), 'failed trial')} ran again ({which}), and {done} finished then")
+    if retried:
+        done = sum(r["status"] == "finished" for r in retried)
+        which = ", ".join(f"{n} of {name}" for name, n in Counter(r["method"] for r in retried).most_common())
+        noted.append(f"{plural(len(retried), 'failed trial')} ran again ({which}), and {done} finished then")
     return _check("attempts", wrong, f"no finished trial of {len(tries):,} was run again", noted)
 
 
 def _complete(store: Store) -> Check:
-    """How much of the plan has a result."""
+    """Note how much of the plan has a result."""
     rows = [r for r in store.table("coverage").to_pylist() if r["feasible"]]
     planned = sum(r["confirm_planned"] for r in rows)
     done = sum(min(r["confirm_done"], r["confirm_planned"]) for r in rows)
@@ -507,15 +522,15 @@ def _complete(store: Store) -> Check:
     short = [r for r in rows if r["confirm_done"] < r["confirm_planned"]]
     if short:
         worst = min(short, key=lambda r: r["confirm_done"] / r["confirm_planned"])
-        name, has, of = worst["label"], worst["confirm_done"], worst["confirm_planned"]
-        noted.append(f"{plural(len(short), 'cell lacks', 'cells lack')} seeds; {name} has {has} of {of}")
+        name, seeds, planned_seeds = worst["label"], worst["confirm_done"], worst["confirm_planned"]
+        noted.append(f"{plural(len(short), 'cell lacks', 'cells lack')} seeds; {name} has {seeds} of {planned_seeds}")
     if failed:
         noted.append(f"{plural(failed, 'trial')} failed at every attempt")
     return _check("complete", [], f"{done:,} of {planned:,} planned CONFIRM trials finished", noted)
 
 
 def _parameters(store: Store) -> Check:
-    """Whether the trained modules have as many parameters as their cells say."""
+    """Check that the trained modules have as many parameters as their cells say."""
     built = [r for r in store.table("parity").to_pylist() if r["count_holds"] is not None]
     wrong = [
         f"{r['cell_id']} built {r['adapter_params']:,} parameters, and {r['count']:,} were planned"
@@ -526,7 +541,7 @@ def _parameters(store: Store) -> Check:
 
 
 def _data(store: Store, events: Sequence[Event]) -> Check:
-    """Whether all trials saw the same data."""
+    """Check that all trials used the same data."""
     wrong = []
     tested: dict[str, set[tuple[str | None, int | None]]] = defaultdict(set)
     places = {r["trial_id"]: r["dataset"] for r in store.table("last_attempts").to_pylist()}
@@ -540,16 +555,16 @@ def _data(store: Store, events: Sequence[Event]) -> Check:
         now = {}
     runs = [e["data"] for e in events if e["ev"] == "sweep" and e.get("data")]
     for name, digest in {(name, digest) for run in runs for name, digest in run.items()}:
-        if name not in now or not _alike(digest, now[name]):
+        if name not in now or not _may_be_same_data(digest, now[name]):
             wrong.append(f"data.json has another digest of {name} than the journal: its data was exchanged")
     if not tested and not runs:
         return Check("data", "not checked", ("neither answers nor digests of the data are recorded",))
-    said = f"{plural(len(tested), 'data set')}, each tested on the same examples by all trials"
-    return _check("data", wrong, f"{said}; its digest is the journal's" if runs else said)
+    summary = f"{plural(len(tested), 'data set')}, each tested on the same examples by all trials"
+    return _check("data", wrong, f"{summary}; its digest is the journal's" if runs else summary)
 
 
-def _alike(old: str, new: str) -> bool:
-    """Whether two digests may be of the same data: a later version may have written down more, or of another kind."""
+def _may_be_same_data(old: str, new: str) -> bool:
+    """Return whether two digests may be of the same data: a later version may write more parts, or other ones."""
     if old.partition(":")[0] != new.partition(":")[0]:
         return True
     one, other = old.split(" "), new.split(" ")
@@ -558,14 +573,16 @@ def _alike(old: str, new: str) -> bool:
 
 
 def _report_tables(store: Store) -> Check:
-    """Whether the tables that a report left in the folder are what the rows give."""
+    """Check that the tables which a report left in the folder are those that the rows give."""
     place = store.path / export.FOLDER
-    there = [name for name in _WRITTEN if (place / f"{name}.csv").is_file()]
-    texts = {name: (place / f"{name}.csv").read_text(encoding="utf-8") for name in there}
-    other = [sheet.name for sheet in pick(store, there) if export.comma_separated(sheet) != texts[sheet.name]]
+    written = [name for name in _WRITTEN if (place / f"{name}.csv").is_file()]
+    texts = {name: (place / f"{name}.csv").read_text(encoding="utf-8") for name in written}
+    outdated = [sheet.name for sheet in pick(store, written) if export.comma_separated(sheet) != texts[sheet.name]]
     noted = (
-        [f"{', '.join(other)} differ from what the rows give now; `sweeps report` writes them anew"] if other else []
+        [f"{', '.join(outdated)} differ from what the rows give now; `sweeps report` writes them anew"]
+        if outdated
+        else []
     )
     return _check(
-        "report tables", [], f"{len(there) - len(other)} of {len(there)} tables are what the rows give", noted
+        "report tables", [], f"{len(written) - len(outdated)} of {len(written)} tables are what the rows give", noted
     )

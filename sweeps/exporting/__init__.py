@@ -1,12 +1,12 @@
-"""What leaves a results folder: a trained model with its card, results as a data set, experiments for PEFT.
+"""Writes parts of a results folder elsewhere: a trained model with its card, a data set, experiments for PEFT.
 
-Uses `records`, `spec` and `errors`; it trains nothing.
+It uses `records`, `spec` and `errors`. It trains nothing.
 
-    kept        trials that left their weights, by id, or the best by validation score
-    card        what a card says of scores: README.md of a model, and of results as a data set
-    usage       README.md of an exported trial: code that loads it
-    export      a kept trial written to a folder, with all that it takes to predict
-    dataset     a results folder as a data set
-    comparison  tuned cells as experiments of PEFT's method_comparison
-    hub         a folder sent to the Hugging Face Hub
+    kept        finds a trial whose weights were kept, by its id, or the best by validation score
+    card        writes the scores of a card (README.md): for a model, and for results as a data set
+    usage       writes the README.md of an exported trial, with code that loads it
+    export      writes a kept trial into a folder, with everything needed to predict
+    dataset     writes a results folder as a data set
+    comparison  writes tuned cells as experiments of PEFT's method_comparison
+    hub         sends a folder to the Hugging Face Hub
 """

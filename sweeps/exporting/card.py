@@ -81,7 +81,7 @@ def model_metadata(kept: KeptTrial, cell: Row | None, kind: Kind, form: str, lic
 
 
 def _result(cell: Row, kept: KeptTrial, task: str) -> EvalResult:
-    """The cell's mean test score with its interval in the name, since the Hub's form has no field for one."""
+    """Return the cell's mean test score. Its interval is in the name, since the Hub's form has no field for it."""
     measure = score_name(open_store(kept.results), cell["dataset"])
     interval = "" if cell["low"] is None else f", 95 % interval {percent(cell['low'])} to {percent(cell['high'])}"
     return EvalResult(
@@ -107,22 +107,24 @@ def results_section(kept: KeptTrial, cell: Row | None) -> str:
     if cell is None:
         return ""
     store = open_store(kept.results)
-    rows = "".join(f"| {name} | {text} |\n" for name, text in _lines(store, kept, cell))
+    rows = "".join(f"| {name} | {text} |\n" for name, text in _table_rows(store, kept, cell))
     answer = visible(conclusion_of(store).answer)
     return (
         f"## Results\n\n| | |\n|---|---|\n{rows}\nThe answer of the whole sweep: {answer}\n\n"
         "Intervals of scores are 95 % intervals over seeds. The interval of a difference accounts for the choice of "
-        f"learning rates and for multiple comparisons. {_chosen(store)}\n{_sweep_file(kept.results)}"
+        f"learning rates and for multiple comparisons. {_selection_text(store)}\n{_sweep_file(kept.results)}"
     )
 
 
-def _chosen(store: Store) -> str:
+def _selection_text(store: Store) -> str:
+    """Return a sentence on how the learning rates were chosen."""
     if store.protocol == "paper":
         return "Learning rates are published ones, and training used the validation examples too."
     return "Validation scores chose the learning rates; test scores chose nothing."
 
 
-def _lines(store: Store, kept: KeptTrial, cell: Row) -> Iterator[tuple[str, str]]:
+def _table_rows(store: Store, kept: KeptTrial, cell: Row) -> Iterator[tuple[str, str]]:
+    """Yield the rows of a card's table, each as (name, text)."""
     row, licence = kept.row, _licence_of(cell["dataset"])
     yield "base model", code(row["model"])
     terms = "" if licence is None else f" (licence: {licence})"
@@ -148,6 +150,7 @@ def _lines(store: Store, kept: KeptTrial, cell: Row) -> Iterator[tuple[str, str]
 
 
 def _sweep_file(results: Path) -> str:
+    """Return the sweep file as a section of Markdown; "" if the folder has none."""
     path = results / "sweep.json"
     if not path.is_file():
         return ""

@@ -79,7 +79,7 @@ def export_experiments(folder: Path, to: Path) -> tuple[list[Experiment], list[s
         The experiments, and a line on each cell that was left out.
 
     Raises:
-        SpecError: a target that exists, a sweep on other data, a base model that is not on the Hub, or no experiment.
+        SpecError: `to` exists, the sweep used other data, its base model is not on the Hub, or there is no experiment.
     """
     if to.exists():
         raise SpecError([Problem("to", str(to), "exists; give a new folder")])
@@ -91,14 +91,14 @@ def export_experiments(folder: Path, to: Path) -> tuple[list[Experiment], list[s
     for row in store.sql("select * from scaling order by method, budget").to_pylist():
         label = " at ".join(filter(None, (row["method"], row["reference"])))
         try:
-            made = _experiment(store, row, tuned.get(row["cell_id"], 1))
+            experiment = _experiment(store, row, tuned.get(row["cell_id"], 1))
         except ExportError as error:
             left_out.append(f"{label}: {error}")
             continue
-        if made.place in experiments:
-            left_out.append(f"{label}: is the same experiment as {experiments[made.place].row['method']}")
+        if experiment.place in experiments:
+            left_out.append(f"{label}: is the same experiment as {experiments[experiment.place].row['method']}")
         else:
-            experiments[made.place] = made
+            experiments[experiment.place] = experiment
     if not experiments:
         rule = "has no confirmed cell that PEFT can train" + (f" ({'; '.join(left_out)})" if left_out else "")
         raise SpecError([Problem("results", str(folder), rule)])
@@ -127,7 +127,7 @@ def _refuse_others(store: Store) -> None:
 
 
 def _experiment(store: Store, row: Row, tried: int) -> Experiment:
-    """Return the experiment of a confirmed cell. Raises ExportError if PEFT cannot train it."""
+    """Return the experiment of a confirmed cell. Raise ExportError if PEFT cannot train it."""
     query = f"select * from confirmed where cell_id = '{row['cell_id']}' order by slot limit 1"  # noqa: S608  our hash
     (run,) = store.sql(query).to_pylist()
     trial = config_of(store, run["trial_id"])
@@ -155,9 +155,10 @@ def _short(model: str) -> str:
 
 
 def _adapter(trial: TrialConfig) -> dict[str, Any]:
+    """Return `adapter_config.json`. Raise ExportError if PEFT would train something else."""
     capacities = dict(trial.capacities)
     method = get_method(trial.method)
-    config = method.config.from_options(max(capacities.values()), dict(trial.options))
+    config = method.config_for(capacities, dict(trial.options))
     model = meta_model(trial.model)
     gradients = zero_gradients(method, target_shapes(model, list(capacities)))
     adapted = attach(model, config, list(capacities), capacities=capacities, gradients=gradients)
@@ -169,6 +170,7 @@ def _adapter(trial: TrialConfig) -> dict[str, Any]:
 
 
 def _training(trial: TrialConfig, run: Row) -> dict[str, Any]:
+    """Return the settings of a trial in the form of PEFT's `training_params.json`."""
     train = trial.train
     steps = math.ceil(run["samples"] / train.global_batch_size)
     decay = train.full_weight_decay if trial.method in FULL_METHODS else train.weight_decay

@@ -1,6 +1,6 @@
-"""Take a trained model out of a results folder: as it is, as a PEFT folder, or merged into the base weights.
+"""Exports a trained model from a results folder: as it is, as a PEFT folder, or merged into the base weights.
 
-Every form carries what it takes to predict: the head, the names of classes, prompts, preprocessing and tokenizer, and a
+Every form has everything needed to predict: head, names of classes, prompts, preprocessing and tokenizer, and a
 README.md with code that loads it.
 """
 
@@ -33,17 +33,20 @@ OPEN_CLIP_WEIGHTS, OPEN_CLIP_CONFIG = "open_clip_model.safetensors", "open_clip_
 
 
 def export_trial(kept: KeptTrial, to: Path, form: str = "adapter", licence: str | None = None) -> Path:
-    """Write a kept trial for use without its results folder. The folder is whole, or not there.
+    """Write a kept trial into a folder, for use without its results folder. After an error there is no folder.
 
     Args:
         kept: the trial.
-        to: folder to write; must not exist yet.
-        form: 'adapter' (what was trained, in randlora's form), 'peft' (loadable by PEFT), or 'merged' (the whole base
+        to: the folder to write. It must not exist yet.
+        form: 'adapter' (the trained weights in randlora's form), 'peft' (loadable by PEFT), or 'merged' (the whole base
             model with the delta added: a folder that transformers or open_clip loads, and `local:` here).
         licence: the Hub's identifier of the licence, for the card.
 
+    Returns:
+        The folder.
+
     Raises:
-        SpecError: unknown form, a target that exists, or a method and form that do not go together.
+        SpecError: the form is unknown, `to` exists, or the method cannot be written in this form.
     """
     if form not in FORMS:
         raise SpecError([unknown("--form", form, "form", FORMS)])
@@ -53,7 +56,7 @@ def export_trial(kept: KeptTrial, to: Path, form: str = "adapter", licence: str 
         rule = f"{kept.row['method']} trains no adapter that PEFT could hold"
         raise SpecError([Problem("--form", form, rule, "--form merged")])
     if form == "merged" and (kept.folder / META).is_file() and not get_method(kept.config.method).mergeable:
-        rule = f"what {kept.row['method']} trains depends on the input or is one, so no weight can hold it"
+        rule = f"the update of {kept.row['method']} depends on the input or is an input, so it can't be merged"
         raise SpecError([Problem("--form", form, rule, "--form adapter")])
     if parse_id(kept.config.model).fused:
         rule = f"its base model has q, k and v as one weight ({FUSED}), which no other library loads"
@@ -63,7 +66,7 @@ def export_trial(kept: KeptTrial, to: Path, form: str = "adapter", licence: str 
     draft.mkdir(parents=True)
     try:
         _WRITERS[form](kept, trained, draft)
-        _accompany(kept, trained, draft)
+        _write_further_files(kept, trained, draft)
         write_usage(kept, trained, draft, form, licence)
         draft.rename(to)
     except BaseException:
@@ -73,10 +76,10 @@ def export_trial(kept: KeptTrial, to: Path, form: str = "adapter", licence: str 
 
 
 def check_shareable(kept: KeptTrial, form: str) -> None:
-    """Refuse to send weights that nobody can load on another machine.
+    """Check that the weights can be loaded on another machine.
 
     Raises:
-        SpecError: the base model is a folder of this machine, and the form does not contain it.
+        SpecError: the base model is a folder on this machine, and the form does not contain it.
     """
     model = kept.row["model"]
     if form != "merged" and parse_id(model).scheme == "local":
@@ -96,7 +99,7 @@ def _peft(kept: KeptTrial, trained: Trained, to: Path) -> None:
         reason = f"PEFT can't hold this adapter ({str(error).partition(';')[0]})"
         nearest = "--form merged" if trained.adapted.method.mergeable else "--form adapter"
         raise SpecError([Problem("--form", "peft", reason, nearest)]) from error
-    # what PEFT's `Auto...` classes find the base model by
+    # PEFT's `Auto...` classes find the base model by this
     path = to / "adapter_config.json"
     config = json.loads(path.read_text(encoding="utf-8"))
     config["base_model_name_or_path"] = hub_name(trained.facts.model)
@@ -116,7 +119,7 @@ def _merged(kept: KeptTrial, trained: Trained, to: Path) -> None:
     state = {name: tensor.detach().clone().contiguous() for name, tensor in module.state_dict().items()}
     save_file(state, to / OPEN_CLIP_WEIGHTS, metadata={"format": "pt"})
     (to / OPEN_CLIP_CONFIG).write_text(json.dumps(_open_clip_config(trained), indent=2) + "\n", encoding="utf-8")
-    inner: Any = getattr(trained.loaded.tokenizer, "tokenizer", None)  # transformers'; open_clip has its own at hand
+    inner: Any = getattr(trained.loaded.tokenizer, "tokenizer", None)  # that of transformers; open_clip brings its own
     if hasattr(inner, "save_pretrained"):
         inner.save_pretrained(to)
 
@@ -125,23 +128,23 @@ _WRITERS = {"adapter": _adapter, "peft": _peft, "merged": _merged}
 
 
 def _open_clip_config(trained: Trained) -> dict[str, Any]:
-    """What a directory of open_clip's says of its model and images."""
+    """Return the configuration of model and images, as a folder of open_clip has it."""
     import open_clip
 
     parsed, module = parse_id(trained.facts.model), trained.loaded.module
     if parsed.folder is not None:
-        found: dict[str, Any] = json.loads((parsed.folder / OPEN_CLIP_CONFIG).read_text(encoding="utf-8"))
-        return found
+        stored: dict[str, Any] = json.loads((parsed.folder / OPEN_CLIP_CONFIG).read_text(encoding="utf-8"))
+        return stored
     model = dict(open_clip.get_model_config(parsed.name))
     if quick_gelu(parsed):
         model["quick_gelu"] = True
     settings: Any = module.visual.preprocess_cfg  # type: ignore[union-attr]
-    kept = ("mean", "std", "interpolation", "resize_mode")
-    return {"model_cfg": model, "preprocess_cfg": {key: settings[key] for key in kept if settings.get(key) is not None}}
+    keys = ("mean", "std", "interpolation", "resize_mode")
+    return {"model_cfg": model, "preprocess_cfg": {key: settings[key] for key in keys if settings.get(key) is not None}}
 
 
-def _accompany(kept: KeptTrial, trained: Trained, to: Path) -> None:
-    """Facts, head, tokenizer and image processor, in the files that transformers and `local:` read; the sweep file."""
+def _write_further_files(kept: KeptTrial, trained: Trained, to: Path) -> None:
+    """Write facts, head, tokenizer, image processor and sweep file, as transformers and `local:` read them."""
     trained.facts.write(to)
     if (kept.results / "sweep.json").is_file():
         shutil.copy(kept.results / "sweep.json", to)
@@ -155,7 +158,7 @@ def _accompany(kept: KeptTrial, trained: Trained, to: Path) -> None:
 
 
 def _image_processor(look: Preprocess) -> dict[str, Any]:
-    """transformers' settings of an image processor that makes of an image what `look` makes."""
+    """Return the settings of an image processor of transformers that prepares an image like `look`."""
     side, square = look.recipe.size, {"height": look.recipe.size, "width": look.recipe.size}
     shape: dict[str, Any] = {"image_processor_type": "ViTImageProcessor", "size": square}
     if look.recipe.resize_mode != "squash":
@@ -174,11 +177,11 @@ def _image_processor(look: Preprocess) -> dict[str, Any]:
 
 
 def write_spec(spec: SweepSpec) -> Path:
-    """Keep the whole sweep file beside its results, as `sweep.json`: what `sweeps run` takes to do it again."""
+    """Write the whole sweep file as `sweep.json` into the results folder, so that `sweeps run` can run it again."""
     path = spec.folder / "sweep.json"
     path.parent.mkdir(parents=True, exist_ok=True)
     tree = spec.model_dump(mode="json", exclude_none=True)
     if spec.search.allowance is not None:
-        del tree["search"]["trials"]  # a file has one of the two
+        del tree["search"]["trials"]  # a file has either an allowance or a number of trials
     write_atomically(path, json.dumps(tree, indent=2))
     return path

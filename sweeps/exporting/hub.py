@@ -1,4 +1,4 @@
-"""Send a folder to the Hugging Face Hub: everything that can be wrong is found before the first byte is sent.
+"""Sends a folder to the Hugging Face Hub. As much as possible is checked before anything is sent.
 
 The token is the one that huggingface_hub finds: HF_TOKEN, or that of `hf auth login`.
 """
@@ -26,14 +26,14 @@ RepoType = Literal["model", "dataset"]
 
 @dataclass(frozen=True)
 class Push:
-    """Where to send a folder.
+    """Sends a folder to a repository of the Hub.
 
     Attributes:
         repo: the repository, ORG/NAME.
-        kind: what it holds.
+        kind: the kind of repository.
         licence: the Hub's identifier of the licence, such as 'apache-2.0'.
         public: whether everybody may see it.
-        overwrite: whether it may exist already; its files are then replaced.
+        overwrite: whether it may exist already. Its files are then replaced.
     """
 
     repo: str
@@ -43,11 +43,11 @@ class Push:
     overwrite: bool = False
 
     def check(self) -> None:
-        """Refuse what the Hub would refuse. It only asks whose the token is and whether the repository exists.
+        """Check that the Hub will accept the folder. Sends nothing but questions about the token and the repository.
 
         Raises:
-            SpecError: no licence, a name of another form, no token, no answer, no right to write, or a repository that
-                exists.
+            SpecError: there is no licence or no token, the name has another form, the Hub does not answer, the token
+                may not write, or the repository exists.
         """
         problems = [*self._malformed()]
         if get_token() is None:
@@ -73,7 +73,7 @@ class Push:
             rule = "is needed for the card; give the Hub's identifier of the licence that you publish under"
             yield Problem("--license", None, rule, "--license apache-2.0")
         if not _NAME.fullmatch(self.repo):
-            rule = "is no repository: a user or organisation, a slash and a name are needed"
+            rule = "is not the name of a repository: a user or organisation, a slash and a name are needed"
             yield Problem(OPTION, self.repo, rule, "ORG/NAME" if "/" in self.repo else f"ORG/{self.repo}")
 
     def _not_allowed(self, account: dict[str, Any]) -> Iterator[Problem]:
@@ -104,11 +104,11 @@ class Push:
         """Make the repository, send the folder as one commit, and return the address.
 
         Raises:
-            SpecError: the Hub refuses the card, or the connection or the Hub failed on the way.
+            SpecError: the Hub refuses the card, or the connection or the Hub failed.
         """
         self._check_card((folder / "README.md").read_text(encoding="utf-8"))
         with self._answering("was not sent; once the cause is mended, the same command with --overwrite sends it"):
-            made = HfApi().create_repo(self.repo, repo_type=self.kind, private=not self.public, exist_ok=self.overwrite)
+            url = HfApi().create_repo(self.repo, repo_type=self.kind, private=not self.public, exist_ok=self.overwrite)
             HfApi().upload_folder(
                 repo_id=self.repo,
                 folder_path=folder,
@@ -116,7 +116,7 @@ class Push:
                 commit_message="Sent by randlora-sweeps",
                 delete_patterns="*" if self.overwrite else None,
             )
-        return str(made)
+        return str(url)
 
     @contextlib.contextmanager
     def _answering(self, what: str) -> Iterator[None]:

@@ -1,4 +1,4 @@
-"""Trials that left their trained weights in a results folder, found by id, or as the best by validation score."""
+"""Finds a trial whose trained weights were kept, by its id, or the best one by validation score."""
 
 from __future__ import annotations
 
@@ -36,22 +36,23 @@ class KeptTrial:
 
     @property
     def name(self) -> str:
-        """Method and budget, `randlora-lora-4`; letters that a file's name can have."""
+        """Return method and budget as a file name, such as `randlora-lora-4`."""
         name = "-".join(filter(None, (self.row["method"], self.row["reference"])))
         return re.sub(r"[^A-Za-z0-9.+-]", "-", name).lstrip(".-")
 
 
 def kept_trial(folder: Path, trial: str = BEST, method: str | None = None, budget: str | None = None) -> KeptTrial:
-    """A kept trial of a results folder.
+    """Return a trial of a results folder whose weights were kept.
 
     Args:
         folder: the results folder.
-        trial: trial id, or an unambiguous beginning of one; or "best": of the cells with kept weights the one with the
-            best mean validation score, and in it the trial with the best. Test scores are never looked at.
-        method, budget: narrow "best" to cells of this method and reference, "lora-4".
+        trial: a trial id, or an unambiguous beginning of one. Or "best": among cells with kept weights, the cell with
+            the best mean validation score, and in it the trial with the best one. Test scores are never used.
+        method: with "best", only cells of this method.
+        budget: with "best", only cells at this budget, such as "lora-4".
 
     Raises:
-        SpecError: no such trial, one that kept nothing, or a "best" that the validation scores don't tell.
+        SpecError: there is no such trial, its weights were not kept, or validation scores cannot tell the best.
     """
     store = open_store(folder)
     kept = folder / "adapters"
@@ -66,7 +67,11 @@ def kept_trial(folder: Path, trial: str = BEST, method: str | None = None, budge
 
 
 def config_of(store: Store, trial_id: str) -> TrialConfig:
-    """The configuration of a trial as the journal has it. Raises SpecError where it has none."""
+    """Return the configuration of a trial from the journal.
+
+    Raises:
+        SpecError: the journal does not have it.
+    """
     configs = [event["config"] for event in store.events("ask") if event["trial_id"] == trial_id]
     if not configs:
         lacks = "imported numbers have none" if (store.path / JOURNAL).exists() else "the folder came without it"
@@ -77,13 +82,15 @@ def config_of(store: Store, trial_id: str) -> TrialConfig:
 
 def _by_id(store: Store, trial: str, kept: set[str]) -> Row:
     rows: dict[str, Row] = {r["trial_id"]: r for r in store.table("last_attempts").to_pylist()}
-    found = [i for i in rows if i.startswith(trial)]
-    if not trial or len(found) != 1:
-        rule = f"matches {len(found)} trials; one is needed" if trial and found else "no such trial"
-        raise SpecError([Problem("trial", trial, rule, ", ".join((found or sorted(kept))[:5]) or nearest(trial, rows))])
-    if found[0] not in kept:
+    matches = [i for i in rows if i.startswith(trial)]
+    if not trial or len(matches) != 1:
+        rule = f"matches {len(matches)} trials; one is needed" if trial and matches else "no such trial"
+        raise SpecError(
+            [Problem("trial", trial, rule, ", ".join((matches or sorted(kept))[:5]) or nearest(trial, rows))]
+        )
+    if matches[0] not in kept:
         raise SpecError([Problem("trial", trial, _not_kept("its"), min(kept, default=None))])
-    return rows[found[0]]
+    return rows[matches[0]]
 
 
 def _not_kept(whose: str) -> str:
@@ -97,10 +104,10 @@ def _best(store: Store, kept: set[str], method: str | None, budget: str | None) 
         raise SpecError([Problem("trial", BEST, _not_kept("the confirmed trials'"))])
     for option, value, column in (("--method", method, "method"), ("--budget", budget, "reference")):
         if value is not None:
-            known = {r[column] for r in rows if r[column] is not None}
+            values = {r[column] for r in rows if r[column] is not None}
             rows = [r for r in rows if r[column] == value]
             if not rows:
-                raise SpecError([unknown(option, value, f"{column} with kept weights", known)])
+                raise SpecError([unknown(option, value, f"{column} with kept weights", values)])
     means = {r["cell_id"]: r["mean_val"] for r in store.table("best").to_pylist()}
     if any(r["val_score"] is None or means.get(r["cell_id"]) is None for r in rows):
         rule = 'there are no validation scores (protocol = "paper") to say which is best; give the id of a trial'

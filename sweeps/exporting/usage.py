@@ -1,4 +1,4 @@
-"""The README.md of an exported model: what it is, and code that loads it and predicts with it."""
+"""Writes the README.md of an exported model: what it is, and code that loads it and predicts with it."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ _HEADS = {nn.Linear: "linear", ClassifierHead: "deep", TransferHead: "transfer"}
 
 
 def hub_name(model: str) -> str | None:
-    """What transformers and PEFT call a base model: its folder or its name on the hub; None for other ids."""
+    """Return the name of a base model for transformers and PEFT: its folder or its name on the Hub; None for others."""
     parsed = parse_id(model)
     if parsed.gguf is not None or parsed.fused:
         return None
@@ -53,9 +53,9 @@ def hub_name(model: str) -> str | None:
 def write_usage(kept: KeptTrial, trained: Trained, to: Path, form: str, licence: str | None = None) -> None:
     """Write README.md: metadata, results and code. The text of a PEFT adapter's own card comes before the results."""
     card, path = "", to / "README.md"
-    if form == "peft" and not kept.config.method.startswith(PEFTS_OWN):  # PEFT's own is a form to fill in
+    if form == "peft" and not kept.config.method.startswith(PEFTS_OWN):  # PEFT's own card is only an empty form
         card = RepoCard(path.read_text(encoding="utf-8")).text.strip()  # without its metadata
-    environment = Environment(  # of Markdown, where names are Python literals or stand in backticks
+    environment = Environment(  # for Markdown, in which names are Python literals or in backticks
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
@@ -65,17 +65,17 @@ def write_usage(kept: KeptTrial, trained: Trained, to: Path, form: str, licence:
     template = resources.files("sweeps.exporting").joinpath("usage.md.jinja").read_text(encoding="utf-8")
     cell = scored_cell(kept)
     results = results_section(kept, cell)
-    text = environment.from_string(template).render(card=card, results=results, **_known(kept, trained, form))
+    text = environment.from_string(template).render(card=card, results=results, **_template_values(kept, trained, form))
     path.write_text(f"{model_metadata(kept, cell, trained.facts.kind, form, licence)}\n{text}", "utf-8")
 
 
-def _known(kept: KeptTrial, trained: Trained, form: str) -> dict[str, Any]:
-    """What the template asks of the model."""
+def _template_values(kept: KeptTrial, trained: Trained, form: str) -> dict[str, Any]:
+    """Return the values for the template."""
     facts = trained.facts
     module = trained.loaded.module
     head = trained.head
-    takes = inspect.signature(module.forward).parameters
-    found = {
+    parameters = inspect.signature(module.forward).parameters
+    values = {
         "about": _about(kept, form),
         "title": code(kept.name),
         "form": form,
@@ -95,8 +95,8 @@ def _known(kept: KeptTrial, trained: Trained, form: str) -> dict[str, Any]:
         "classes": facts.classes,
         "pair": facts.pair,
         "vector": _vector(module),
-        "interpolate": "interpolate_pos_encoding" in takes,
-        "typed": "token_type_ids" in takes,
+        "interpolate": "interpolate_pos_encoding" in parameters,
+        "typed": "token_type_ids" in parameters,
         "bos_between": facts.bos_between,
         "chat": facts.chat,
         "generation": facts.generation,
@@ -105,20 +105,20 @@ def _known(kept: KeptTrial, trained: Trained, form: str) -> dict[str, Any]:
         **_bases(facts.model, form),
     }
     if (look := facts.look) is not None:
-        found |= {"side": look.recipe.size, "squash": look.recipe.resize_mode == "squash"}
-        found |= {"interpolation": look.recipe.interpolation.upper(), "mean": look.mean, "std": look.std}
-    return found
+        values |= {"side": look.recipe.size, "squash": look.recipe.resize_mode == "squash"}
+        values |= {"interpolation": look.recipe.interpolation.upper(), "mean": look.mean, "std": look.std}
+    return values
 
 
 def _prompts(adapted: Adapted | None) -> str | None:
-    """Of a method of prompts, whether they are the same for all images."""
+    """Return "fixed" if a method's prompts are the same for all images, or "conditional"; None if it has no prompts."""
     if adapted is None or not adapted.method.prompts:
         return None
     return "conditional" if isinstance(adapted.adapters[PLACE], CoCoOp) else "fixed"
 
 
 def _replaced(adapted: Adapted | None) -> int | None:
-    """Return how many words of `WORDS` learnt vectors replace; None if they do not stand in the place of words."""
+    """Return how many words of `WORDS` are replaced by learnt vectors; None if no words are replaced."""
     if adapted is None or not adapted.method.prompts:
         return None
     replaced = replaced_words(adapted.config)
@@ -145,24 +145,24 @@ def _about(kept: KeptTrial, form: str) -> str:
 
 
 def _vector(module: nn.Module) -> str:
-    """Python for the vector that `encoders.pooled` reads from `outputs`."""
+    """Return Python code for the vector that `encoders.pooled` reads from `outputs`."""
     return (
         "outputs.last_hidden_state[:, 0]" if family_name(module) in FIRST_TOKEN else "outputs.pooler_output.flatten(1)"
     )
 
 
 def _example(facts: Facts) -> dict[str, Any]:
-    """A prompt, and responses that compete, in Python."""
+    """Return a prompt, and the responses to choose from, as Python code."""
     responses = [str(facts.response).replace(ANSWER, label) for label in ("true", "false")]
     chosen = facts.rows == "instructions" and facts.response is not None
-    asked = "Is water wet?\n\nAnswer format: true/false"
+    prompt_text = "Is water wet?\n\nAnswer format: true/false"
     if facts.rows == "meanings":
-        asked = prompts.meaning("name[Alimentum], eatType[pub]")  # the form that the model was trained on
-    return {"example": repr(asked), "choices": repr(responses) if chosen else ""}
+        prompt_text = prompts.meaning("name[Alimentum], eatType[pub]")  # the form that the model was trained on
+    return {"example": repr(prompt_text), "choices": repr(responses) if chosen else ""}
 
 
 def _bases(model: str, form: str) -> dict[str, str]:
-    """Python for what the base model, and the tokenizer of open_clip's, are loaded from."""
+    """Return Python code for the names from which the base model and open_clip's tokenizer are loaded."""
     parsed = parse_id(model)
     if form == "merged":
         return {"base": 'f"local-dir:{folder}"', "tokenizer": 'f"local-dir:{folder}"'} | (

@@ -1,16 +1,17 @@
-"""The plan: every cell of a sweep file solved and checked, and what running it would take.
+"""The plan: makes, solves and checks the cells of a sweep file, and estimates what a run will take.
 
-Uses all rooms below; trains probes alone and starts no Ray. It writes the results folder's record of its data.
+It uses all rooms below it. It starts no Ray, and trains nothing but probes. In the results folder it writes only the
+record of the data.
 
-    split_sizes  how many examples a cell trains, validates and tests on
-    base_model   what is known of the base model, each thing asked once
-    checks       adapters that attach, and an allowance that holds enough trials
-    plan         from a specification to cells
-    costs        memory, operations and saved bytes of a cell, from shapes alone
-    digests      data as it is now: bytes of every example, and those that are in both splits
-    inputs       data and folder, looked at before a sweep starts
-    against      the plan beside its paper: published numbers, and settings that differ
-    packing      which methods' trials share a worker
-    disk_size    bytes that kept weights will take
-    estimate     time, memory, disk and cost, from a probe of every method
+    split_sizes  counts the examples that a cell trains, validates and tests on
+    base_model   facts about the base model, each computed once
+    checks       checks that adapters attach, and that an allowance is enough for some trials
+    plan         makes cells from a sweep file
+    costs        computes memory, operations and saved bytes of a cell from shapes
+    digests      computes digests of data and models, and finds examples that are in both splits
+    inputs       checks data, weights and results folder before a sweep starts
+    against      compares the plan with its paper: published numbers, and settings that differ
+    packing      says which methods' trials share a worker
+    disk_size    computes the bytes that kept weights will take
+    estimate     estimates time, memory, disk and cost from a probe of every method
 """

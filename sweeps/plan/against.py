@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from analysis.format import Row
-from analysis.statistics.publications.published import names, publication, reference
+from analysis.statistics.publications.published import publication, publication_names, published_reference
 from randlora.methods.registry import METHODS
 from sweeps.plan.plan import Plan
 from sweeps.spec.cell import Cell
@@ -28,9 +28,11 @@ _NOT_COMPARED = ("data.datasets", "data.skip_bad")
 
 @dataclass(frozen=True)
 class Compared:
-    """Compare one method at one budget with the published cell that has the nearest number of parameters.
+    """The comparison of one method at one budget with the published cell that has the nearest number of parameters.
 
     Attributes:
+        method: the method.
+        budget: the name of the budget; None if the method has none.
         cells: the number of cells in the plan that this row stands for, one for each data set and size.
         count: the number of parameters that the method trains here.
         percent: `count` in percent of all parameters, the trained ones included, as the paper counts.
@@ -74,12 +76,13 @@ def against(plan: Plan, published: Plan) -> Against:
     groups: dict[tuple[str, str | None], list[Cell]] = {}
     for cell in plan.cells:
         groups.setdefault((cell.method, cell.reference), []).append(cell)
-    points = [point for name in names() for point in publication(name).points if reference(point)]
+    points = [point for name in publication_names() for point in publication(name).points if published_reference(point)]
     rows = tuple(_compared(cells, plan, published, points) for cells in groups.values())
-    return Against(rows, _differences(_whole(plan), _whole(published)))
+    return Against(rows, _differences(_sweep_settings(plan), _sweep_settings(published)))
 
 
 def _compared(cells: list[Cell], plan: Plan, published: Plan, points: list[Row]) -> Compared:
+    """Compare the cells of one method and budget with the nearest published cell."""
     cell = cells[0]
     percent = None
     if cell.count is not None and cell.model_params:
@@ -96,7 +99,7 @@ def _compared(cells: list[Cell], plan: Plan, published: Plan, points: list[Row])
         published_count=count,
         published_percent=share,
         difference=None if count is None or cell.count is None else (cell.count - count) / count,
-        settings=_differences(_own(cell, plan.spec), _own(near, published.spec)),
+        settings=_differences(_method_settings(cell, plan.spec), _method_settings(near, published.spec)),
     )
 
 
@@ -104,14 +107,14 @@ def _published_count(cell: Cell, points: list[Row]) -> tuple[int | None, float |
     """Return the number of parameters and the percentage that `points` have for a cell of a published form."""
     place = (cell.model.removesuffix(FUSED), cell.method)
     of_method = [point for point in points if (point["model"], point["method"]) == place]
-    exact = [point for point in of_method if reference(point) == cell.reference]
-    if not exact and len({reference(point) for point in of_method}) == 1:
+    exact = [point for point in of_method if published_reference(point) == cell.reference]
+    if not exact and len({published_reference(point) for point in of_method}) == 1:
         exact = of_method  # the paper has one setting of this method, and does not name it by its capacity
     count = next((p["adapter_params"] for p in exact if p.get("adapter_params") is not None), None)
     return count, next((p["percent"] for p in exact if p.get("percent") is not None), None)
 
 
-def _own(cell: Cell, spec: SweepSpec) -> dict[str, Any]:
+def _method_settings(cell: Cell, spec: SweepSpec) -> dict[str, Any]:
     """Return the settings of a cell's method."""
     section = spec.methods[cell.method]
     capacities = sorted(set(cell.capacities.values()))
@@ -128,13 +131,14 @@ def _own(cell: Cell, spec: SweepSpec) -> dict[str, Any]:
     }
 
 
-def _whole(plan: Plan) -> dict[str, Any]:
+def _sweep_settings(plan: Plan) -> dict[str, Any]:
     """Return the settings of the whole sweep, by their keys in the sweep file."""
     tree = plan.spec.model_dump(mode="json", include=set(_SECTIONS))
     return {name: value for name, value in _flat(tree) if name not in _NOT_COMPARED}
 
 
 def _flat(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield (dotted key, value) for every leaf of a tree."""
     for key, value in tree.items():
         if isinstance(value, Mapping):
             yield from _flat(value, f"{prefix}{key}.")

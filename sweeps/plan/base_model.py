@@ -1,4 +1,4 @@
-"""What is known of a sweep's base model, each thing asked once."""
+"""Facts about a sweep's base model, each computed once."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from trainables.models.shapes import target_shapes as shapes_in
 
 @dataclass(frozen=True)
 class BaseModelInfo:
-    """What is known of a base model. Nothing but `digest` reads its weights. All but `digest` is kept once asked.
+    """Facts about a base model. Only `digest` reads its weights. Every property is computed once.
 
-    Each property raises ModelError for a model that is unknown, or whose config can't be read.
+    Each property raises ModelError if the model is unknown or its config can't be read.
 
     Attributes:
         id: the model, as the sweep file names it.
@@ -28,37 +28,37 @@ class BaseModelInfo:
 
     @functools.cached_property
     def parsed(self) -> ModelId:
-        """The id, taken apart."""
+        """Return the parts of the id."""
         return parse_id(self.id)
 
     @functools.cached_property
     def kind(self) -> Kind:
-        """The task family that can train it."""
+        """Return the kind of model, which decides the task that trains it."""
         return model_kind(self.id)
 
     @functools.cached_property
     def module(self) -> nn.Module:
-        """Its modules on the meta device. Whoever attaches an adapter detaches it again."""
+        """Return its modules on the meta device. A caller that attaches an adapter must detach it again."""
         return meta_model(self.id)
 
     @functools.cached_property
     def size(self) -> int:
-        """Its parameters."""
+        """Return its number of parameters."""
         return model_size(self.module)
 
     @functools.cached_property
     def default_targets(self) -> tuple[str, ...]:
-        """The weights that are adapted unless others are named."""
+        """Return the patterns of the weights that are adapted by default."""
         return tuple(default_targets(self.module))
 
     def target_shapes(self, targets: Sequence[str], adapt: str) -> dict[str, Shape]:
-        """Names and (out, in) of the weights that are adapted, in the model's order."""
+        """Return (out, in) of the weights that `targets` names, by their names, in the model's order."""
         return shapes_in(self.module, targets, adapt)
 
     def method_shapes(self, method: str, shapes: Mapping[str, Shape]) -> dict[str, Shape]:
-        """What a method counts on: the target weights of `shapes`, the place of prompts, or both."""
+        """Return the shapes that a method counts on: the target weights of `shapes`, the place of prompts, or both."""
         return method_shapes(method, self.module, shapes)
 
     def digest(self) -> str | None:
-        """A digest of its files as they are now, or its commit; None if it has neither, or can't be had."""
+        """Return a digest of its files as they are now, or its commit; None if it has neither or can't be read."""
         return model_digest(self.id)

@@ -1,8 +1,9 @@
-"""What a plan is checked for beyond the sweep file: adapters that attach, and an allowance that holds some trials."""
+"""Checks a plan on the base model: adapters must attach, and an allowance in samples must be enough for some trials."""
 
 from __future__ import annotations
 
 import contextlib
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
@@ -28,16 +29,17 @@ if TYPE_CHECKING:
 
 
 def check_adapters(module: nn.Module, cells: Sequence[Cell]) -> None:
-    """Attach every method, on the meta device, so that what a method refuses stops the sweep here.
+    """Attach every method on the meta device, so that bad targets or options stop the sweep before a run.
 
-    Of each method the largest cell is built, without a search and at each end of what it searches.
+    For each method, the adapter of the largest cell is built with its own options, and at each end of the searched
+    ones.
 
     Args:
         module: the base model on the meta device.
         cells: the feasible cells.
 
     Raises:
-        SpecError: targets or options that a method cannot take; a search that changes the number of parameters.
+        SpecError: a method cannot take its targets or options, or a searched option changes the number of parameters.
     """
     problems = []
     for name in dict.fromkeys(cell.method for cell in cells if has_budget(cell.base)):
@@ -58,17 +60,17 @@ def check_adapters(module: nn.Module, cells: Sequence[Cell]) -> None:
 
 
 def _count(module: nn.Module, cell: Cell, point: Extra) -> int:
-    """Parameters of the adapter that a cell builds with these options."""
+    """Return the number of parameters of a cell's adapter with these searched values."""
     with _built(module, cell, point) as adapted:
         return adapted.count()
 
 
 @contextlib.contextmanager
 def _built(module: nn.Module, cell: Cell, point: Extra) -> Iterator[Adapted]:
-    """The adapter of a cell on a model, taken off again."""
+    """Attach the adapter of a cell to a model, and detach it at the end of the block."""
     capacities = cell.capacities
     options = {**dict(cell.options), **split_extra(cell.method, point)[0]}
-    config = METHODS[cell.base].config.from_options(max(capacities.values()), options)
+    config = METHODS[cell.base].config_for(capacities, options)
     adapted = attach(module, config, list(capacities), capacities=capacities)
     try:
         yield adapted
@@ -77,49 +79,61 @@ def _built(module: nn.Module, cell: Cell, point: Extra) -> Iterator[Adapted]:
 
 
 def peft_forms(module: nn.Module, cells: Sequence[Cell]) -> dict[str, str]:
-    """By cell, in which form PEFT can hold what it trains: "itself", "lora" (as a LoRA that computes the same), or why
-    it can't. Cells without an adapter are left out."""
+    """Return the form in which PEFT can hold each cell's adapter, by cell id.
+
+    It is "itself", "lora" (a LoRA that computes the same), or the reason why PEFT can't. Cells without an adapter are
+    left out.
+    """
     forms: dict[str, str] = {}
-    known: dict[str, str] = {}  # cells that differ in their data alone are built once
+    form_of_key: dict[str, str] = {}  # cells that differ only in their data are built once
     for cell in cells:
         if cell.feasible and has_budget(cell.base):
             key = repr((cell.base, cell.capacities, cell.options, cell.published))
-            if key not in known:
+            if key not in form_of_key:
                 try:
                     with _built(module, cell, cell.published) as adapted:
-                        known[key] = peft_form(adapted)
+                        form_of_key[key] = peft_form(adapted)
                 except ExportError as error:
-                    known[key] = str(error).partition(";")[0]
-            forms[cell.cell_id] = known[key]
+                    form_of_key[key] = str(error).partition(";")[0]
+            forms[cell.cell_id] = form_of_key[key]
     return forms
 
 
 def peft_words(module: nn.Module, cells: Sequence[Cell]) -> list[str]:
-    """Say how `peft_forms` exports the methods, a line for each form."""
+    """Return lines about how the methods can be exported to PEFT, one line for each form."""
     forms = peft_forms(module, cells)
-    lines: dict[str, dict[str, dict[str, None]]] = {}  # by form and method the budgets, each once, in order
+    lines: dict[str, dict[str, dict[str, None]]] = {}  # by form and method: the budgets, each once, in order
     for cell in cells:
         if (form := forms.get(cell.cell_id)) is not None:
             lines.setdefault(form, {}).setdefault(cell.method, {})[cell.reference or ""] = None
-    said = {"itself": "can be exported", "lora": "can be exported as a LoRA that computes the same"}
-    every = {m: sum(len(found.get(m, ())) for found in lines.values()) for found in lines.values() for m in found}
+    texts = {"itself": "can be exported", "lora": "can be exported as a LoRA that computes the same"}
+    counts: Counter[str] = Counter()
+    for by_method in lines.values():
+        for method, budgets in by_method.items():
+            counts[method] += len(budgets)
     return [
-        "; ".join(m if len(refs) == every[m] else f"{m} at {', '.join(refs)}" for m, refs in found.items())
-        + f": {said.get(form, f'cannot be exported, {form}')}"
-        for form, found in lines.items()
+        "; ".join(m if len(budgets) == counts[m] else f"{m} at {', '.join(budgets)}" for m, budgets in methods.items())
+        + f": {texts.get(form, f'cannot be exported, {form}')}"
+        for form, methods in lines.items()
     ]
 
 
 def _corners(cell: Cell) -> list[Extra]:
-    """The cell without a search, and each searched option at each end of its range."""
+    """Return the cell's values without a search, and each searched option at each end of its range."""
     points: list[Extra] = [cell.published]
     for d in cell.dimensions:
         points += [extra_of({**dict(cell.published), d.name: value}) for value in d.ends]
     return list(dict.fromkeys(points))
 
 
-def counted(cell: Cell, spec: SweepSpec) -> Cell:
-    """The cell with the trials that its allowance is; of samples, as many as they are unpruned."""
+def with_allowed_trials(cell: Cell, spec: SweepSpec) -> Cell:
+    """Return the cell with the number of whole trials that an allowance in samples is enough for.
+
+    Without such an allowance the cell is returned as it is.
+
+    Raises:
+        SpecError: the allowance is enough for too few or too many trials.
+    """
     allowance = spec.search.allowance
     if allowance is None or not cell.feasible or not cell.tune_trials or cell.space is None:
         return cell

@@ -1,4 +1,4 @@
-"""What training each cell costs on its base model: the currencies that the budget solver has no model for."""
+"""Computes the costs of a cell on its base model. They are currencies for which the budget solver needs a model."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from trainables.training.costs import CostModel
 
 CLASSES = 10
-"""Outputs that a head is given if the number of classes is unknown."""
+"""The number of outputs of a head if the number of classes is unknown."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,7 +36,7 @@ class ModelCosts:
     train: TrainSettings
 
     def trial(self, method: str, capacities: Mapping[str, int], options: Mapping[str, Any]) -> TrialConfig:
-        """Return a trial of a method, to find its costs. These depend on neither its data nor its learning rate."""
+        """Return a trial configuration of a method, to compute its costs. They do not depend on its data or rate."""
         return TrialConfig.model_validate(
             {
                 "stage": "CONFIRM",
@@ -60,14 +60,18 @@ class ModelCosts:
 
 @dataclass(frozen=True, eq=False)
 class OnModel:
-    """A currency that needs a model: memory, operations, or bytes of what is saved."""
+    """A currency that needs a model: memory, operations, or bytes of a saved adapter."""
 
     name: Counted
     noun: str
     costs: ModelCosts
 
     def total(self, entry: Method, shapes: Shapes, capacities: Mapping[str, int], options: Mapping[str, Any]) -> int:
-        """Return what the method takes at these capacities. Raises UnknownCountError."""
+        """Return the cost of a method at these capacities.
+
+        Raises:
+            UnknownCountError: the cost cannot be found.
+        """
         from trainables.training.costs import UncountableError
 
         trial = self.costs.trial(entry.name, capacities, options)
@@ -88,7 +92,11 @@ _NOUNS: dict[str, str] = {
 
 
 def model_costs(spec: SweepSpec, model: BaseModelInfo, targets: Sequence[str]) -> ModelCosts:
-    """Return the costs of methods on the sweep's model. Raises ModelError: its image processor can't be read."""
+    """Return the costs of methods on the sweep's model.
+
+    Raises:
+        ModelError: the model's image processor can't be read.
+    """
     from trainables.models.loading import input_side
     from trainables.training.costs import CostModel
 
@@ -101,6 +109,7 @@ def model_costs(spec: SweepSpec, model: BaseModelInfo, targets: Sequence[str]) -
 
 
 def _classes(dataset: str) -> int:
+    """Return the number of classes of a data set; `CLASSES` if it is not known without a download."""
     return classes_of(dataset) or (class_count(dataset) if on_disk(dataset) else 0) or CLASSES
 
 

@@ -1,4 +1,4 @@
-"""What a data set's examples are, byte for byte, and which stand in both of its splits; a local model's files."""
+"""Computes digests of data sets and models, and finds examples that are in both splits of a data set."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ from trainables.models.families import ModelId, parse_id
 from trainables.models.loading import fetched
 
 MANY = 20_000
-"""Images in a table, or in memory, whose digests are kept in the machine's cache, by what the table holds."""
+"""From this number of images in a table or in memory on, their digests are cached on this machine."""
 KIND = "blake2b:"
-"""Begins a digest of the examples' bytes; `fingerprint`'s first form, over labels alone, begins with nothing."""
+"""The beginning of a digest over the bytes of examples. Digests of older versions, over labels only, have none."""
 WHOLE = f"{KIND}whole:"
-"""Begins a digest of a model's files over every byte; older folders know models by `sliced_digest`."""
+"""The beginning of a digest over every byte of a model's files. Older folders have `sliced_digest` instead."""
 COMMIT = "commit:"
-"""Begins what a hub model is known by."""
+"""The beginning of the digest of a hub model, which is its commit."""
 _MOST_SHARED = 0.5
 _UNREADABLE = b"can't be read"
 _SHORT, _LONG = 2**26, 2**30
@@ -39,27 +39,29 @@ _SLICES, _SLICE = 64, 2**16
 
 
 def fingerprint(dataset: Dataset | TextDataset) -> str:
-    """A digest of a data set's class names and of the labels, images or texts of both splits, in order.
+    """Return a digest of a data set: class names, and labels, images or texts of both splits, in order.
 
-    Behind a space, one of an image set's prompts, where older versions end.
+    For images, a digest of the prompts follows after a space (older versions lack it). Warns of examples that are in
+    both splits.
 
-    Warns of examples that stand in both splits. Raises SpecError where they are most of the test split.
+    Raises:
+        SpecError: most of the test split is in train too.
     """
     train, test = (_digests(part) for part in (dataset.train, dataset.test))
     _refuse_shared(dataset, train, test)
-    whole = hashlib.blake2b(label_digest(dataset).encode(), digest_size=32)
+    hasher = hashlib.blake2b(label_digest(dataset).encode(), digest_size=32)
     for digest in (*train, *test):
-        whole.update(digest)
-    if isinstance(dataset, TextDataset):  # whose rows have their prompts
-        return KIND + whole.hexdigest()
+        hasher.update(digest)
+    if isinstance(dataset, TextDataset):  # the rows contain the prompts
+        return KIND + hasher.hexdigest()
     words = json.dumps([dataset.templates, dataset.prompt]).encode()
-    return f"{KIND}{whole.hexdigest()} {hashlib.blake2b(words, digest_size=DIGEST_SIZE).hexdigest()}"
+    return f"{KIND}{hasher.hexdigest()} {hashlib.blake2b(words, digest_size=DIGEST_SIZE).hexdigest()}"
 
 
 def model_digest(model_id: str) -> str | None:
-    """A digest of a local model's weights, JSON files and words (names, sizes, every byte), or a hub model's commit.
+    """Return a digest of a local model's files (names, sizes and every byte), or the commit of a hub model.
 
-    None for other models, and for one that can't be had.
+    The files are weights, JSON files and vocabularies. None for other models, and for a model that can't be read.
     """
     parsed = parse_id(model_id)
     if parsed.scheme == "hf":
@@ -67,28 +69,29 @@ def model_digest(model_id: str) -> str | None:
     if parsed.scheme != "local" or parsed.folder is None:
         return None
     files = _model_files(parsed)
-    whole = hashlib.blake2b(digest_size=32)
+    hasher = hashlib.blake2b(digest_size=32)
     for path, digest in zip(files, file_digests(files, _display(f"the weights in {parsed.folder.name}")), strict=True):
-        whole.update(f"{path.name} {path.stat().st_size}\n".encode())
-        whole.update(digest or _UNREADABLE)
-    return WHOLE + whole.hexdigest()
+        hasher.update(f"{path.name} {path.stat().st_size}\n".encode())
+        hasher.update(digest or _UNREADABLE)
+    return WHOLE + hasher.hexdigest()
 
 
 def sliced_digest(model_id: str) -> str:
-    """What folders of older versions know a local model by: of a large file it reads 64 slices of 64 KiB.
+    """Return the digest of a local model that folders of older versions have. It reads 64 slices of a large file.
 
-    A change between the slices leaves it as it was. Such a folder is compared by it once, and then has `model_digest`.
+    A slice has 64 KiB, and a change between slices does not change the digest. Such a folder is compared by it once,
+    and then gets `model_digest`.
     """
-    whole = hashlib.blake2b(digest_size=32)
+    hasher = hashlib.blake2b(digest_size=32)
     for path in _model_files(parse_id(model_id)):
         size = path.stat().st_size
-        whole.update(f"{path.name} {size}\n".encode())
+        hasher.update(f"{path.name} {size}\n".encode())
         slices = _SLICES if size > _SLICES * _SLICE else 1
         with path.open("rb") as file:
             for k in range(slices):
                 file.seek(k * (size - _SLICE) // (_SLICES - 1))
-                whole.update(file.read(_SLICE if slices > 1 else size))
-    return KIND + whole.hexdigest()
+                hasher.update(file.read(_SLICE if slices > 1 else size))
+    return KIND + hasher.hexdigest()
 
 
 def _model_files(parsed: ModelId) -> list[Path]:
@@ -99,14 +102,14 @@ def _model_files(parsed: ModelId) -> list[Path]:
 
 def _commit(parsed: ModelId) -> str | None:
     try:
-        found = fetched(parsed)  # .../snapshots/COMMIT/NAME
-    except (OSError, ValueError):  # not to be had: the trials will say it
+        file = fetched(parsed)  # .../snapshots/COMMIT/NAME
+    except (OSError, ValueError):  # it can't be read: the trials will say so
         return None
-    return None if found is None else f"{COMMIT}{found.parent.name}"
+    return None if file is None else f"{COMMIT}{file.parent.name}"
 
 
 def label_digest(dataset: Dataset | TextDataset) -> str:
-    """The same without images: what older versions wrote down."""
+    """Return the digest of a data set that older versions wrote: without the images."""
     parts = [json.dumps(dataset.class_names)]
     parts += [part.examples_hash(torch.arange(len(part))) for part in (dataset.train, dataset.test)]
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()
@@ -114,12 +117,12 @@ def label_digest(dataset: Dataset | TextDataset) -> str:
 
 @dataclass(frozen=True)
 class Shared:
-    """Test examples that stand in train too, byte for byte.
+    """Test examples that are in train too, byte for byte.
 
     Attributes:
-        count: of them.
-        words: how many, and one of them with its twin.
-        refused: whether they are so many that a run refuses the data.
+        count: their number.
+        words: a text with their number, and one of them with its twin.
+        refused: whether there are so many that a run refuses the data.
     """
 
     count: int
@@ -128,17 +131,17 @@ class Shared:
 
 
 def shared_examples(dataset: Dataset | TextDataset) -> Shared | None:
-    """Return the test examples that stand in train too; None if there are none."""
+    """Return the test examples that are in train too; None if there are none."""
     return _shared(dataset, *(_digests(part) for part in (dataset.train, dataset.test)))
 
 
 def _shared(dataset: Dataset | TextDataset, train: list[bytes], test: list[bytes]) -> Shared | None:
-    known = {digest: row for row, digest in enumerate(train)}
-    rows = [row for row, digest in enumerate(test) if digest in known]
+    train_rows = {digest: row for row, digest in enumerate(train)}
+    rows = [row for row, digest in enumerate(test) if digest in train_rows]
     if not rows:
         return None
-    first, twin = (_place(*at) for at in ((dataset.test, rows[0]), (dataset.train, known[test[rows[0]]])))
-    words = f"{len(rows):,} of {len(test):,} test examples stand in train too, byte for byte: {first} is {twin}"
+    first, twin = (_example_name(*at) for at in ((dataset.test, rows[0]), (dataset.train, train_rows[test[rows[0]]])))
+    words = f"{len(rows):,} of {len(test):,} test examples are in train too, byte for byte: {first} is {twin}"
     return Shared(len(rows), words, len(rows) > _MOST_SHARED * len(test))
 
 
@@ -149,66 +152,66 @@ def _refuse_shared(dataset: Dataset | TextDataset, train: list[bytes], test: lis
     rule = f"{shared.words}; take them out of one split"
     if shared.refused:
         raise SpecError([Problem("data.datasets", dataset.name, rule)])
-    said = f"data set {dataset.name!r}: {rule}, or say so beside its scores"
-    warnings.warn(visible(said), DataWarning, stacklevel=2)
+    warning = f"data set {dataset.name!r}: {rule}, or say so beside its scores"
+    warnings.warn(visible(warning), DataWarning, stacklevel=2)
 
 
-def _place(part: ImageSplit | TextSplit, row: int) -> str:
-    """An example's file, or its row."""
+def _example_name(part: ImageSplit | TextSplit, row: int) -> str:
+    """Return the name of an example's file, or of its row."""
     if isinstance(part, TextSplit):
         return part.place(row)
     return f"{part.name} row {row}" if part.file is None else part.file(row)
 
 
 def _digests(part: ImageSplit | TextSplit) -> list[bytes]:
-    """`digest` of every row; what the machine's cache has of it is not read again."""
+    """Return the digest of every row. Digests in the machine's cache are not computed again."""
     if isinstance(part, ImageSplit) and part.file is not None:
         paths = [Path(part.file(row)) for row in range(len(part))]
-        found = file_digests(paths, _display(f"{part.source}, {part.name}"))
-        return [part.digest(row) if digest is None else digest for row, digest in enumerate(found)]
-    kept = None if isinstance(part, TextSplit) or len(part) < MANY else _kept(part)
-    if kept is not None and kept.is_file() and kept.stat().st_size == DIGEST_SIZE * len(part):
-        mark_used(kept.parent)
-        joined = kept.read_bytes()
+        of_files = file_digests(paths, _display(f"{part.source}, {part.name}"))
+        return [part.digest(row) if digest is None else digest for row, digest in enumerate(of_files)]
+    cached = None if isinstance(part, TextSplit) or len(part) < MANY else _cache_file(part)
+    if cached is not None and cached.is_file() and cached.stat().st_size == DIGEST_SIZE * len(part):
+        mark_used(cached.parent)
+        joined = cached.read_bytes()
         return [joined[at : at + DIGEST_SIZE] for at in range(0, len(joined), DIGEST_SIZE)]
     console = safe_console(stderr=True)
     silent = len(part) < MANY or not console.is_terminal
     text = f"reading {part.source}, {part.name}"
     rows = track(range(len(part)), text, len(part), console=console, transient=True, disable=silent)
-    made = [part.digest(row) for row in rows]
-    if kept is not None:
+    digests = [part.digest(row) for row in rows]
+    if cached is not None:
         with contextlib.suppress(OSError):  # a cache that is full or can't be written
-            make_folder(kept.parent)
-            with draft(kept.parent) as file:
-                file.write_bytes(b"".join(made))
-                file.replace(kept)
-    return made
+            make_folder(cached.parent)
+            with draft(cached.parent) as file:
+                file.write_bytes(b"".join(digests))
+                file.replace(cached)
+    return digests
 
 
-def _kept(part: ImageSplit) -> Path | None:
-    """Where the digests of a split are kept, by what its files hold; None if that is unknown."""
+def _cache_file(part: ImageSplit) -> Path | None:
+    """Return the cache file for the digests of a split; None if there is no cache, or its content is not known."""
     folder = cache_folder()
     if folder is None or part.content is None or (content := part.content()) is None:
         return None
-    kept = folder / f"digests-{hashlib.sha256(f'{content}/{len(part)}'.encode()).hexdigest()[:32]}"
+    digests_folder = folder / f"digests-{hashlib.sha256(f'{content}/{len(part)}'.encode()).hexdigest()[:32]}"
     try:
-        for each in (folder, kept):
+        for each in (folder, digests_folder):
             if each.exists():
                 check_owner(each)
-    except OSError:  # another user may have put any there, or it can't be searched
+    except OSError:  # another user may have written it, or it can't be read
         return None
-    return kept / "digests"
+    return digests_folder / "digests"
 
 
 def _display(what: str) -> Display:
-    """Return what shows how far the reading of files is: a bar on a terminal, elsewhere a line if it takes long."""
+    """Return a display for the reading of files: a bar on a terminal, else a line if the files are large."""
 
     @contextlib.contextmanager
     def display(size: int) -> Iterator[Callable[[int], object]]:
         console = safe_console(stderr=True)
         if not console.is_terminal and size >= _LONG:
-            said = f"reading {what} whole, {size / 2**30:.1f} GiB; not again until its files change"
-            console.print(said, soft_wrap=True)
+            line = f"reading {what} whole, {size / 2**30:.1f} GiB; not again until its files change"
+            console.print(line, soft_wrap=True)
         columns = (TextColumn("{task.description}", markup=False), BarColumn(), DownloadColumn(), TimeRemainingColumn())
         silent = not console.is_terminal or size < _SHORT
         with Progress(*columns, console=console, transient=True, disable=silent) as progress:

@@ -1,4 +1,4 @@
-"""What `[keep]` leaves on disk, in bytes, before anything runs. Reads no weights: shapes are on the meta device."""
+"""Computes the bytes on disk of the weights that `[keep]` keeps, before anything runs. Reads no weights."""
 
 from __future__ import annotations
 
@@ -15,17 +15,19 @@ from trainables.training.adapting import base_weight_names
 _FLOAT = 4
 """Bytes of one trained number: adapters, heads and the base weights of full fine-tuning train in float32."""
 _ABOUT = 6_000
-"""Bytes of one kept folder that are not numbers: names, options and shapes."""
+"""Bytes of one kept folder other than trained numbers: names, options and shapes."""
 
 
 def keep_bytes(plan: Plan, cells: Sequence[Cell] | None = None) -> int:
-    """Bytes of the weights that a complete run leaves in `adapters/`.
+    """Return the bytes of the weights that a complete run leaves in `adapters/`.
 
-    Frozen bases are not kept (a seed gives them), nor are checkpoints: those of the trials that run are in `work/`.
-    With `adapters = "best"` every CONFIRM seed of a cell is on disk until the cell is done; the sum here is what stays.
+    Frozen random bases are not kept, since a seed gives them. Checkpoints of running trials are in `work/` and do not
+    count. With `adapters = "best"`, every CONFIRM seed of a cell is on disk until the cell is done; here only the best
+    one counts.
 
     Args:
-        cells: of `plan`; None: all that will run.
+        plan: the plan.
+        cells: cells of `plan`; None for all that will run.
     """
     return sum(_cell_bytes(cell, plan) for cell in (plan.feasible if cells is None else cells))
 
@@ -38,7 +40,7 @@ def _cell_bytes(cell: Cell, plan: Plan) -> int:
         return 0
     trials = {
         "none": 0,
-        "best": cell.confirm_seeds if plan.spec.protocol == "paper" else 1,  # no validation score tells the best
+        "best": cell.confirm_seeds if plan.spec.protocol == "paper" else 1,  # without validation scores all are kept
         "confirm": cell.confirm_seeds,
         "all": cell.tune_trials + cell.confirm_seeds,
     }[keep.adapters]
@@ -52,7 +54,7 @@ def _base_weights(cell: Cell, plan: Plan) -> int:
 
 
 def _head(cell: Cell, plan: Plan) -> int:
-    """Numbers of a task's own head: encoders of one tower have a linear one without bias."""
+    """Return the number of weights of a task's head: models with one encoder have a linear head without bias."""
     model = plan.base_model
     if model.kind not in ("hf-vision", "text-encoder"):
         return 0

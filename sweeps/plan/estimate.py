@@ -1,8 +1,8 @@
-"""What a sweep will take, from a short probe of every method on this machine; no Ray is started.
+"""Estimates time, memory, disk and cost of a sweep from a short probe of every method on this machine, without Ray.
 
-A method of which this machine has finished trials in the results folder is not probed: these have measured it. The
-probe trains a few batches of each method's largest cell through the same code a lane runs, on one core. What it
-can't see is other load on the machine, cores that share memory bandwidth, and trials that share a GPU's processors.
+If the results folder has finished trials of a method from this machine, their times are used instead of a probe. A
+probe trains a few batches of the method's largest cell, with the same code as a worker, on one core. It does not see
+other load on the machine, cores that share memory bandwidth, or trials that share a GPU's processors.
 """
 
 from __future__ import annotations
@@ -38,19 +38,26 @@ from trainables.data.images.batches import samples_per_epoch
 from trainables.errors import TrainablesError, TrialError
 
 START_SECONDS = 15.0
-"""Ray and the first lane, from the command to the first training step."""
+"""Seconds that Ray and the first lane need, from the command to the first training step."""
 TRIAL_OVERHEAD = 0.15
-"""Seconds per trial that are neither training nor evaluation, lanes warm."""
+"""Seconds of a trial that are neither training nor evaluation, if its worker has the model in its cache."""
 PROBE_BATCHES = 3
 PROBE_ROWS = 64
-"""Texts of each task that a probe evaluates, about a full batch: all of them take longer than what it trains."""
+"""The number of texts of each task that a probe evaluates: all of them would take longer than its training."""
 _ROW_BYTES = 12_000
-"""Journal, table rows and predictions of a trial."""
+"""Bytes of a trial in the journal and in the tables, with its predictions."""
 
 
 @dataclass(frozen=True)
 class MethodEstimate:
-    """One method's share: trials still to run, seconds of one of them, and of all."""
+    """The part of one method.
+
+    Attributes:
+        method: the method.
+        trials: number of trials still to run.
+        seconds_per_trial: mean worker-seconds of one of them.
+        seconds_total: worker-seconds of all of them.
+    """
 
     method: str
     trials: int
@@ -60,19 +67,24 @@ class MethodEstimate:
 
 @dataclass(frozen=True)
 class Estimate:
-    """Time, memory, disk and money of what is left of a sweep.
+    """The estimated time, memory, disk and cost of the trials that are left of a sweep.
 
     Attributes:
-        seconds: wall time, `concurrent` trials at a time, Ray's start included.
-        accelerator_hours: what the trials hold: GPUs, or workers where they take none.
-        memory_bytes: largest peak memory a probed trial had; on the CPU, of the whole process.
-        shared_bytes: of these, the base model's that the workers of a machine hold together; 0 on GPUs.
-        table_bytes: journal and tables.
-        kept_bytes: adapters that `[keep]` leaves.
-        cost: `accelerator_hours` at `limits.price_per_hour`; None where that is not given.
-        over: limits that it would reach, in words.
-        pack: trials that a worker trains at once at most; the seconds of methods that are packed are their share.
-        unknown: methods whose probe failed, with why; of theirs, trials and bytes on disk alone are counted.
+        methods: the part of each method.
+        concurrent: number of trials at a time.
+        trials_left: number of trials still to run.
+        seconds: wall time in seconds, with Ray's start.
+        accelerator_hours: hours of the GPUs that trials hold, or of workers if they take no GPU.
+        memory_bytes: the largest peak memory of a probed trial; on the CPU, of the whole process.
+        table_bytes: bytes of journal and tables.
+        kept_bytes: bytes of the adapters that `[keep]` keeps.
+        probe_seconds: seconds that the probes took.
+        cost: `accelerator_hours` at `limits.price_per_hour`; None if that is not set.
+        over: texts about limits that the sweep would reach.
+        pack: the largest number of trials that a worker trains at once. The seconds of packed methods are for their
+            share of a worker.
+        shared_bytes: the part of `memory_bytes` that the workers of a machine share, the base model; 0 on GPUs.
+        unknown: why the probe failed, by method. For these methods only trials and bytes on disk are counted.
     """
 
     methods: tuple[MethodEstimate, ...]
@@ -92,22 +104,22 @@ class Estimate:
 
     @property
     def together_bytes(self) -> int:
-        """Memory of this machine that its trials on CPUs take when all of them are at their peak."""
+        """Return the bytes of memory that all trials on the CPUs of this machine take together at their peak."""
         return self.shared_bytes + self.concurrent * max(0, self.memory_bytes - self.shared_bytes)
 
     @property
     def disk_bytes(self) -> int:
-        """All that stays on disk."""
+        """Return the bytes that stay on disk."""
         return self.table_bytes + self.kept_bytes
 
     def as_dict(self) -> dict[str, Any]:
-        """JSON-able form."""
+        """Return the estimate as JSON values."""
         return {**asdict(self), "disk_bytes": self.disk_bytes}
 
 
 @dataclass(frozen=True)
 class _Left:
-    """What a cell still has to run."""
+    """The number of trials that a cell still has to run."""
 
     cell: Cell
     tune: int
@@ -126,46 +138,48 @@ methods, and the step in words, such as "loading the model". Another process may
 def estimate_plan(
     plan: Plan, *, retry_failed: bool = False, used_hours: float = 0.0, tell: Tell | None = None
 ) -> Estimate:
-    """Add up the time of all trials that are left, from finished trials of their method or from a probe of it.
+    """Estimate what the remaining trials take, from finished trials of their method or from a probe of it.
 
     Args:
-        retry_failed: failed trials are run again.
+        plan: the plan.
+        retry_failed: whether failed trials are run again.
         used_hours: accelerator-hours of earlier runs, which count against the limits of the whole sweep.
         tell: called before each step of a probe.
     """
     started = time.perf_counter()
     node = local_node()
     shapes = plan_lanes(plan.spec.resources, [node], least_share(plan.spec.resources))
-    left = [cell for cell in _left(plan, retry_failed) if cell.trials]
-    if not left:
+    remaining = [cell for cell in _left(plan, retry_failed) if cell.trials]
+    if not remaining:
         return Estimate((), sum(lane.trials for lane in shapes), 0, 0.0, 0.0, 0, 0, 0, 0.0)
-    found = _apart(plan, left, node, tell) if node.gpus else _probe(plan, left, node, tell)
-    concurrent = sum(lane.trials for lane in found.shapes)
-    trials = sum(c.trials for c in left)
-    busy = sum(m.seconds_total for m in found.methods)
+    probed = _probe_in_process(plan, remaining, node, tell) if node.gpus else _probe(plan, remaining, node, tell)
+    concurrent = sum(lane.trials for lane in probed.shapes)
+    trials = sum(c.trials for c in remaining)
+    busy = sum(m.seconds_total for m in probed.methods)
     limits = plan.spec.limits
-    hours = busy / 3600 * accelerators(found.shapes)
+    hours = busy / 3600 * accelerators(probed.shapes)
     cost = None if limits.price_per_hour is None else hours * limits.price_per_hour
     seconds = START_SECONDS + busy / min(concurrent, trials)
     return Estimate(
-        methods=found.methods,
+        methods=probed.methods,
         concurrent=concurrent,
         trials_left=trials,
         seconds=seconds,
         accelerator_hours=hours,
-        memory_bytes=found.memory,
+        memory_bytes=probed.memory,
         table_bytes=trials * _ROW_BYTES,
-        kept_bytes=keep_bytes(plan, [c.cell for c in left]),
+        kept_bytes=keep_bytes(plan, [c.cell for c in remaining]),
         probe_seconds=time.perf_counter() - started,
         cost=cost,
         over=tuple(_over(limits, seconds / 3600, hours, used_hours)),
-        pack=found.pack,
-        shared_bytes=found.shared,
-        unknown=found.unknown,
+        pack=probed.pack,
+        shared_bytes=probed.shared,
+        unknown=probed.unknown,
     )
 
 
 def _over(limits: LimitsSection, hours: float, accelerator_hours: float, used_hours: float) -> Iterator[str]:
+    """Yield texts about the limits that the sweep would reach."""
     price = limits.price_per_hour or 0.0
     spent = {"max_accelerator_hours": (accelerator_hours, used_hours)}
     spent |= {"max_cost": (accelerator_hours * price, used_hours * price)}
@@ -177,19 +191,21 @@ def _over(limits: LimitsSection, hours: float, accelerator_hours: float, used_ho
 
 
 def _left(plan: Plan, retry_failed: bool) -> list[_Left]:
+    """Return the numbers of trials that the cells still have to run, by the results folder."""
     state = stored_state(plan.feasible, plan.spec, retry_failed=retry_failed)
-    return [_Left(known.cell, *known.left()) for known in state.cells.values()]
+    return [_Left(cell_state.cell, *cell_state.left()) for cell_state in state.cells.values()]
 
 
 def _shared(warm: dict[str, Any]) -> int:
+    """Return the bytes of the cached models that workers of a machine share."""
     from trainables.models.shared import shared_bytes
 
     return sum(shared_bytes(loaded.module) for loaded in warm.get("models", {}).values())
 
 
 @dataclass(frozen=True)
-class _Found:
-    """What the probes found: what is left of each method, the lanes that fit, and fields of an `Estimate`."""
+class _Probed:
+    """The results of the probes: the estimate of each method, the lanes that fit, and fields of an `Estimate`."""
 
     methods: tuple[MethodEstimate, ...]
     shapes: list[LaneShape]
@@ -199,26 +215,27 @@ class _Found:
     unknown: dict[str, str]
 
 
-def _apart(plan: Plan, left: Sequence[_Left], node: Node, tell: Tell | None) -> _Found:
-    """`_probe` in a process of its own: what it holds on a GPU ends with it, and trials find the GPU free."""
+def _probe_in_process(plan: Plan, remaining: Sequence[_Left], node: Node, tell: Tell | None) -> _Probed:
+    """Run `_probe` in another process. Its memory on a GPU ends with it, so the GPU is free for trials."""
     spawn = multiprocessing.get_context("spawn")
     initializer = _hide_gpus if plan.spec.resources.gpus_per_worker == 0 else None
-    # one task a child, or it would wait for more when the driver is killed
+    # one task for each child: otherwise it would wait for more tasks if the driver is killed
     with ProcessPoolExecutor(1, spawn, initializer, max_tasks_per_child=1) as process:
         try:
-            given = Plan(plan.spec, plan.cells)  # without the base model's modules, which need not be sent
-            return process.submit(_probe, given, left, node, tell).result()
+            small_plan = Plan(plan.spec, plan.cells)  # without the base model's modules, which need not be sent
+            return process.submit(_probe, small_plan, remaining, node, tell).result()
         except BrokenProcessPool:
-            why = "the probe's process was ended, perhaps for want of memory"
+            why = "the probe's process was ended, perhaps because memory ran out"
             shapes = plan_lanes(plan.spec.resources, [node], least_share(plan.spec.resources))
-            return _Found((), shapes, 0, 1, 0, dict.fromkeys((c.cell.method for c in left), why))
+            return _Probed((), shapes, 0, 1, 0, dict.fromkeys((c.cell.method for c in remaining), why))
 
 
 def _hide_gpus() -> None:
     os.environ["CUDA_VISIBLE_DEVICES"] = ""
 
 
-def _probe(plan: Plan, left: Sequence[_Left], node: Node, tell: Tell | None) -> _Found:
+def _probe(plan: Plan, remaining: Sequence[_Left], node: Node, tell: Tell | None) -> _Probed:
+    """Probe every method, or take the times of its finished trials, and return the results."""
     import torch
 
     from sweeps.backends.memory import free_memory
@@ -226,22 +243,22 @@ def _probe(plan: Plan, left: Sequence[_Left], node: Node, tell: Tell | None) -> 
     warm: dict[str, Any] = {}
     threads = torch.get_num_threads()
     torch.set_num_threads(max(1, int(plan.spec.resources.cpus_per_worker)))
-    largest = _largest(c.cell for c in left)
+    largest = _largest(c.cell for c in remaining)
     done = _finished_here(plan)
     try:
         probed: dict[str, _Probe | str] = {}
         for method in largest:
-            if (known := _known(plan, done, method)) is not None:
-                probed[method] = known
-        asking = {method: cell for method, cell in largest.items() if method not in probed}
-        for number, (method, cell) in enumerate(asking.items(), 1):
-            tell_step = functools.partial(tell or _tell_nobody, method, number, len(asking))
+            if (earlier := _from_finished(plan, done, method)) is not None:
+                probed[method] = earlier
+        to_probe = {method: cell for method, cell in largest.items() if method not in probed}
+        for number, (method, cell) in enumerate(to_probe.items(), 1):
+            tell_step = functools.partial(tell or _tell_nobody, method, number, len(to_probe))
             run_probe = functools.partial(_Probe.of, cell, plan, warm, tell_step)
-            probed[method] = _tried(run_probe, warm)
+            probed[method] = _run_or_reason(run_probe, warm)
         costs = {method: cost for method, cost in probed.items() if isinstance(cost, _Probe)}
         unknown = {m: why for m, why in probed.items() if isinstance(why, str)}
         peak = max((cost.memory for cost in costs.values()), default=0)
-        measured = None if unknown else _measured(peak)  # a run's own probe fails as these did
+        measured = None if unknown else _measured(peak)  # the probe of a run would fail like these
         asked = plan.spec.resources
         share = 1.0 if measured is None else worker_share(asked, measured, node.cpus / node.gpus)
         shapes = plan_lanes(asked, [node], share)
@@ -249,39 +266,39 @@ def _probe(plan: Plan, left: Sequence[_Left], node: Node, tell: Tell | None) -> 
         for method in costs:
             cell = largest[method]
             if pack > 1 and unpackable(cell.base, cell.model) is None:
-                together = _known(plan, done, method, pack) or _tried(
+                together = _from_finished(plan, done, method, pack) or _run_or_reason(
                     functools.partial(_Probe.packed, cell, plan, warm, pack), warm
                 )
-                if isinstance(together, _Probe):  # else a lane runs them one by one
+                if isinstance(together, _Probe):  # otherwise a worker runs them one by one
                     costs[method] = together
     finally:
         torch.set_num_threads(threads)
     memory = max((cost.memory for cost in costs.values()), default=0)
-    found = []
+    estimates = []
     for method, cost in costs.items():
-        mine_left = [c for c in left if c.cell.method == method]
+        of_method = [c for c in remaining if c.cell.method == method]
         total = sum(
             trials * cost.trial(c.cell, stage, plan.spec.train, plan.spec.resources.workers)
-            for c in mine_left
+            for c in of_method
             for stage, trials in (("TUNE", c.tune), ("CONFIRM", c.confirm))
         )
-        trials = sum(c.trials for c in mine_left)
-        found.append(MethodEstimate(method, trials, total / trials, total))
-    shared = _shared(warm) if asking or node.gpus else min(memory, 4 * (plan.feasible[0].model_params or 0))
+        trials = sum(c.trials for c in of_method)
+        estimates.append(MethodEstimate(method, trials, total / trials, total))
+    shared = _shared(warm) if to_probe or node.gpus else min(memory, 4 * (plan.feasible[0].model_params or 0))
     warm.clear()
-    free_memory()  # this process may be a driver, which holds it as long as the sweep runs
-    return _Found(tuple(found), shapes, memory, pack, shared, unknown)
+    free_memory()  # this process may be a driver, which would keep it as long as the sweep runs
+    return _Probed(tuple(estimates), shapes, memory, pack, shared, unknown)
 
 
 def _tell_nobody(method: str, number: int, count: int, step: str) -> None:
-    """Do nothing: the `Tell` of an estimate that nobody follows."""
+    """Do nothing: the `Tell` of an estimate without a display."""
 
 
 def _finished_here(plan: Plan) -> list[dict[str, Any]]:
-    """Finished trials of the results folder that this machine trained alone, with their times."""
+    """Return the rows of finished trials of the results folder that this machine trained, with their times."""
     resources = plan.spec.resources
     if not plan.spec.folder.is_dir() or resources.workers > 1 or plan.spec.train.select == "best":
-        return []  # a probe takes workers to scale fully, and looks at validation are apart from it
+        return []  # `_Probe.trial` divides by the workers and adds evaluations, which these times contain already
     rows = Store((plan.spec.folder,)).table("trials").to_pylist()
     timed = ("samples", "epochs", "seconds_train", "seconds_eval", "peak_memory_bytes")
     return [
@@ -291,8 +308,8 @@ def _finished_here(plan: Plan) -> list[dict[str, Any]]:
     ]
 
 
-def _known(plan: Plan, done: Iterable[Mapping[str, Any]], method: str, pack: int = 1) -> _Probe | None:
-    """What finished trials of a method's largest cell measured, in packs of `pack`; None if there are none."""
+def _from_finished(plan: Plan, done: Iterable[Mapping[str, Any]], method: str, pack: int = 1) -> _Probe | None:
+    """Return the times of finished trials of a method's largest cell in packs of `pack`; None if there are none."""
     of_cell: dict[str, list[Mapping[str, Any]]] = {}
     for row in done:
         if (row["packed"] or 1) == pack:
@@ -300,7 +317,8 @@ def _known(plan: Plan, done: Iterable[Mapping[str, Any]], method: str, pack: int
     cell = _largest(c for c in plan.feasible if c.method == method and c.cell_id in of_cell).get(method)
     if cell is None:
         return None
-    rows, (_, val, test) = of_cell[cell.cell_id], split_sizes(cell)
+    rows = of_cell[cell.cell_id]
+    _, val, test = split_sizes(cell)
     evaluated = sum(row["epochs"] * val + (test if row["stage"] == "CONFIRM" else 0) for row in rows)
     return _Probe(
         train=sum(row["seconds_train"] for row in rows) / sum(row["samples"] for row in rows),
@@ -309,51 +327,51 @@ def _known(plan: Plan, done: Iterable[Mapping[str, Any]], method: str, pack: int
     )
 
 
-def _tried(probe: Callable[[], _Probe], warm: dict[str, Any]) -> _Probe | str:
-    """What a probe finds, or why it failed: that is one method's trouble, and not the sweep's."""
+def _run_or_reason(probe: Callable[[], _Probe], warm: dict[str, Any]) -> _Probe | str:
+    """Run a probe and return its result, or the reason why it failed. Other methods are still probed."""
     from sweeps.backends.memory import free_memory
 
     try:
         return probe()
-    except Exception as error:  # noqa: BLE001  # whatever a method raises
+    except Exception as error:  # noqa: BLE001  # a method may raise any error
         why = reason(error)
         if not isinstance(error, TrialError | TrainablesError):
-            warm.clear()  # as in a lane: nothing that it touched is trusted
+            warm.clear()  # as in a worker: the cache may be damaged
     free_memory()  # out of the handler: the exception's frames hold tensors
     return why
 
 
 def _largest(cells: Iterable[Cell]) -> dict[str, Cell]:
-    """The cell with the most parameters of every method."""
-    found: dict[str, Cell] = {}
+    """Return the cell with the most parameters of each method, by method."""
+    largest: dict[str, Cell] = {}
     for cell in cells:
-        known = found.setdefault(cell.method, cell)
-        if (cell.count or 0) > (known.count or 0):
-            found[cell.method] = cell
-    return found
+        earlier = largest.setdefault(cell.method, cell)
+        if (cell.count or 0) > (earlier.count or 0):
+            largest[cell.method] = cell
+    return largest
 
 
 def _measured(peak: int) -> Measured | None:
-    """With the memory of the GPUs that this process sees; None without one."""
+    """Return a peak with the memory of the smallest GPU that this process sees; None if it sees none."""
     import torch
 
     return Measured(peak, smallest_gpu()) if torch.cuda.is_available() else None
 
 
 def _pack(asked: ResourceSection, measured: Measured | None, gpu: float) -> int:
-    """Most trials of a pack where a worker has so much of a GPU."""
+    """Return the largest number of trials in a pack. `gpu`: the fraction of a GPU that a worker has."""
     alone = asked.workers > 1 or asked.isolated
     return 1 if alone else pack_size(asked.pack, measured if gpu else None, min(1.0, gpu))
 
 
 def probe_config(cell: Cell, plan: Plan) -> TrialConfig:
-    """A trial of a cell cut to two epochs of a few batches: what a probe trains."""
+    """Return the trial that a probe trains: a trial of the cell with two epochs of a few batches."""
     pool, _, _ = split_sizes(cell)
     batch = plan.spec.train.global_batch_size
     share: str | float = cell.train_size
     if not isinstance(share, str):
         share = min(share, PROBE_BATCHES * batch / pool * share)
-    # of few batches a look at validation would be most: `_Probe.trial` adds what a trial has of them
+    # with few batches, evaluations would take most of the time: `_Probe.trial` adds those of a whole trial
     short = {"epochs": 2, "min_batches_per_epoch": 0, "select": "last", "select_every": None}
     train = plan.spec.train.model_copy(update=short)
     stage = "CONFIRM" if plan.spec.protocol == "paper" else "TUNE"
@@ -362,15 +380,16 @@ def probe_config(cell: Cell, plan: Plan) -> TrialConfig:
 
 
 def _few_rows(cell: Cell) -> Cell:
+    """Return the cell with at most `PROBE_ROWS` evaluated texts of each task."""
     few = {name: min(n or PROBE_ROWS, PROBE_ROWS) for name, n in cell.evaluate if name.endswith("_rows")}
     return replace(cell, evaluate=cell.evaluate.model_copy(update=few))
 
 
 def probe_gpu(plan: Plan) -> Measured:
-    """Train a few batches of every method's largest cell on this process's GPU, one after another.
+    """Train a few batches of every method's largest cell on this process's GPU, and return the largest peak memory.
 
     Raises:
-        TrainablesError, OutOfMemoryError: as a trial would.
+        TrainablesError, OutOfMemoryError: a probe failed as a trial would.
     """
     warm: dict[str, Any] = {}
     peak = max(_Probe.of(cell, plan, warm).memory for cell in _largest(plan.feasible).values())
@@ -379,7 +398,13 @@ def probe_gpu(plan: Plan) -> Measured:
 
 @dataclass(frozen=True)
 class _Probe:
-    """Seconds per training image and per evaluated image of one method."""
+    """The measured times and memory of one method.
+
+    Attributes:
+        train: seconds for each training example.
+        evaluate: seconds for each evaluated example.
+        memory: peak memory in bytes.
+    """
 
     train: float
     evaluate: float
@@ -387,6 +412,7 @@ class _Probe:
 
     @classmethod
     def of(cls, cell: Cell, plan: Plan, warm: dict[str, Any], tell: Callable[[str], None] = lambda _: None) -> _Probe:
+        """Train a short trial of a cell, and return what it measured."""
         from trainables.training.worker import run_trial
 
         config = probe_config(cell, plan)
@@ -396,26 +422,29 @@ class _Probe:
 
     @classmethod
     def packed(cls, cell: Cell, plan: Plan, warm: dict[str, Any], count: int) -> _Probe:
-        """Of one trial in a pack of `count`."""
+        """Train a pack of `count` short trials of a cell, and return what was measured for one of them."""
         from trainables.training.packed import run_pack
 
         config = probe_config(cell, plan)
         with tempfile.TemporaryDirectory() as folder:
             places = [Path(folder) / str(k) for k in range(count)]
-            told = list(run_pack([config] * count, warm=warm, directories=places, keep=[False] * count))
-        first = [reports[0] for reports in told]
+            steps = list(run_pack([config] * count, warm=warm, directories=places, keep=[False] * count))
+        first = [reports[0] for reports in steps]
         return cls._from([report for report in first if isinstance(report, dict)], cell)
 
     @classmethod
     def _from(cls, reports: Sequence[dict[str, Any]], cell: Cell) -> _Probe:
-        last, (_, evaluated, _) = reports[-1], split_sizes(_few_rows(cell))
-        images, seconds_eval = last["samples"] / len(reports), last["seconds_eval"]
-        if cell.protocol == "paper":  # on validation it has nothing, and is probed on the test split
+        """Return what the reports of a short trial measured."""
+        last = reports[-1]
+        _, evaluated, _ = split_sizes(_few_rows(cell))
+        images = last["samples"] / len(reports)
+        seconds_eval = last["seconds_eval"]
+        if cell.protocol == "paper":  # it has no validation split, so its test split is evaluated
             evaluated = last["result"].predicted.n_examples
             seconds_eval = last["result"].measured.seconds_eval - sum(report["seconds_eval"] for report in reports)
-        # the first epoch pays for what later ones find cached; a search on rows held out costs more, and ends with it
-        whole = cell.base in METHODS and METHODS[cell.base].holds_out
-        seconds = fmean(report["seconds"] for report in (reports if whole else reports[-1:]))
+        # the first epoch is slower, because nothing is cached. But a method that holds rows out searches in it only
+        all_epochs = cell.base in METHODS and METHODS[cell.base].holds_out
+        seconds = fmean(report["seconds"] for report in (reports if all_epochs else reports[-1:]))
         return cls(
             train=seconds / images if images else 0.0,
             evaluate=seconds_eval / evaluated if evaluated else 0.0,
@@ -423,18 +452,18 @@ class _Probe:
         )
 
     def trial(self, cell: Cell, stage: str, settings: TrainSettings, workers: int = 1) -> float:
-        """Seconds of one trial of a cell; at least, where several workers share it: they are taken to scale fully."""
+        """Return the seconds of one trial of a cell. If several workers share it, they are assumed to scale fully."""
         train, val, test = split_sizes(cell)
-        mine = cell.settings(settings)
-        train = samples_per_epoch(train, mine.global_batch_size, mine.min_batches_per_epoch)
-        steps = ceil(train / mine.global_batch_size)
-        searched = [float(v) for d in cell.dimensions if d.name == "epochs" for v in d.ends] or [mine.epochs]
-        # CONFIRM may get the most of them, and an allowance in samples is of whole trials
-        whole = stage == "CONFIRM" or cell.allowance_samples is not None
-        epochs = 1 if cell.lr_centre is None else max(searched) if whole else fmean(searched)
+        own = cell.settings(settings)
+        train = samples_per_epoch(train, own.global_batch_size, own.min_batches_per_epoch)
+        steps = ceil(train / own.global_batch_size)
+        searched = [float(v) for d in cell.dimensions if d.name == "epochs" for v in d.ends] or [own.epochs]
+        # the choice may be the largest number of epochs, and an allowance in samples counts whole trials
+        longest = stage == "CONFIRM" or cell.allowance_samples is not None
+        epochs = 1 if cell.lr_centre is None else max(searched) if longest else fmean(searched)
         tested = test if stage == "CONFIRM" else 0
         one = epochs * (train * self.train + val * self.evaluate) + tested * self.evaluate
-        if mine.select == "best" and cell.lr_centre is not None:
-            # a look is a forward pass, and training has one backward besides, which takes as long at least
-            one += ceil(epochs * steps / (mine.select_every or steps)) * val * self.train / 2
+        if own.select == "best" and cell.lr_centre is not None:
+            # an evaluation is a forward pass; training also has a backward pass, which takes at least as long
+            one += ceil(epochs * steps / (own.select_every or steps)) * val * self.train / 2
         return TRIAL_OVERHEAD + one / workers

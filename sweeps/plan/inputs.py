@@ -1,4 +1,4 @@
-"""What a sweep reads, looked at before it starts: data sets that load, sizes that can be drawn, images that open."""
+"""Checks what a sweep will read, before it starts: data sets must load, training sizes must fit, images must open."""
 
 from __future__ import annotations
 
@@ -31,26 +31,27 @@ from trainables.errors import DataError, TrialError, first_line
 from trainables.metrics.texts import LIBRARIES
 from trainables.models.families import GGUF, ModelError
 from trainables.models.loading import check_weights, tokenizer_of
-from trainables.tasks.text.causal_lm import check_judged
+from trainables.tasks.text.causal_lm import choose_protocol
 from trainables.tasks.text.encoding import Encoder, TooLongError, completion, make_encoder
 
 OPENED = 4000
-"""Images of a data set's training pool that are opened beforehand; of a larger pool, evenly spaced ones."""
+"""The number of images (or texts) of a split that are opened. In a larger split, evenly spaced ones are opened."""
 FILE = "data.json"
 
 
 def check_inputs(plan: Plan) -> None:
-    """Read what the sweep will read, so that bad input stops it before anything starts.
+    """Read the data and weights of a sweep, so that bad input stops it before anything starts.
 
-    The results folder must be this sweep's (`sweeps.records.locks.check_identity`): its record of the data is written.
+    It writes the record of the data into the results folder. So the folder must be checked before
+    (`sweeps.records.locks.check_identity`).
 
     Raises:
-        SpecError: a model id that names no weights; a package that is missing; a results folder that can't be written,
-            or whose trials saw other data, or a model of other files, under the same name; a test split that is a copy
-            of train; texts that `evaluate.protocol` can't judge.
-        ModelError: weights that are neither here nor to be had.
-        DataError: missing or damaged files, a class without images, an image that does not open; of all data sets that
-            can't be had at once, each with how to get it.
+        SpecError: the model id names no weights; a package is missing; the results folder can't be written, or its
+            trials used other data or model files under the same name; the test split is a copy of train; or
+            `evaluate.protocol` can't judge a text.
+        ModelError: the weights are not here and can't be downloaded.
+        DataError: files are missing or damaged, a class has no images, or an image does not open. It lists all data
+            sets that can't be read, each with how to get it.
     """
     model = plan.base_model
     if model.parsed.scheme == "open_clip" and model.parsed.tag is None:
@@ -60,7 +61,7 @@ def check_inputs(plan: Plan) -> None:
     forget()  # files may have changed since this process read them
     now = _check_data(plan)
     weights = model.digest()
-    # where a data set of the hub has the model's name, that is the data set's
+    # if a data set of the hub has the same name as the model, the digest is the data set's
     _check_seen(plan.spec.folder, ({} if weights is None else {model.id: weights}) | now)
 
 
@@ -72,10 +73,10 @@ def _check_packages(plan: Plan) -> None:
 
 
 def check_files(plan: Plan) -> None:
-    """Read the data sets that are files of this machine, as `check_inputs` does; nothing is downloaded or written.
+    """Read the data sets that are files on this machine, as `check_inputs` does, but write and download nothing.
 
     Raises:
-        SpecError, DataError: as `check_inputs`, of the data.
+        SpecError, DataError: as `check_inputs`.
     """
     forget()
     _check_data(replace(plan, cells=tuple(cell for cell in plan.cells if path_of(cell.dataset) is not None)))
@@ -94,9 +95,10 @@ def _check_data(plan: Plan) -> dict[str, str]:
 
 
 def needs_of(plan: Plan, trial: str) -> Needs:
-    """What every machine must have for a plan's trials; models and data sets of the hub are fetched by each.
+    """Return what every node must have for a plan's trials. Each node downloads hub models and data sets itself.
 
     Args:
+        plan: the plan.
         trial: the trial function as "package.module:function".
     """
     names = dict.fromkeys(name for cell in plan.feasible for name in (cell.model, cell.dataset))
@@ -113,18 +115,21 @@ def needs_of(plan: Plan, trial: str) -> Needs:
 
 
 def available(plan: Plan) -> Plan:
-    """The plan of the data sets that are on this machine: cells of others are left out, with the reason in `absent`.
+    """Return the plan with only the data sets that are on this machine.
 
-    Nothing is downloaded. Data that trials of the results folder saw is never left out.
+    Cells of other data sets are left out, with the reason in `absent`. Nothing is downloaded. Data that trials of the
+    results folder used is never left out.
 
     Raises:
-        DataError: none of the data sets is here.
+        DataError: none of the data sets is on this machine.
         SpecError: as `Plan.with_trials`.
     """
     seen = data_seen(plan.spec.folder) or {}
     with offline():
-        lacking = {name: first_line(e) for name, e in _lacking(plan, _whole).items() if name not in seen}
-    forget()  # a data set of which a part is here
+        lacking = {
+            name: first_line(error) for name, error in _unreadable(plan, _load_both_splits).items() if name not in seen
+        }
+    forget()  # a data set may be here only in part
     if lacking and all(cell.dataset in lacking for cell in plan.feasible):
         raise DataError(
             f"none of the {len(lacking)} data sets is on this machine, {next(iter(lacking.values()))}; "
@@ -132,54 +137,57 @@ def available(plan: Plan) -> Plan:
         )
     reasons = {cell.cell_id: lacking[cell.dataset] for cell in plan.feasible if cell.dataset in lacking}
     left_out = (replace(cell, absent=reasons.get(cell.cell_id)) for cell in plan.cells)
-    with offline():  # data that trials saw may be gone
+    with offline():  # data that trials used may be gone
         return replace(plan, cells=tuple(left_out)).with_trials()
 
 
-def _whole(cell: Cell) -> None:
+def _load_both_splits(cell: Cell) -> None:
     len(loaded(cell.dataset).test)
 
 
-def _lacking(plan: Plan, read: Callable[[Cell], object]) -> dict[str, DataError]:
-    """Data sets of a plan's cells that can't be read, by name."""
-    found: dict[str, DataError] = {}
+def _unreadable(plan: Plan, read: Callable[[Cell], object]) -> dict[str, DataError]:
+    """Return the errors of the data sets that `read` can't read, by name."""
+    errors: dict[str, DataError] = {}
     for cell in plan.feasible:
-        if cell.dataset not in found:
+        if cell.dataset not in errors:
             try:
                 read(cell)
             except DataError as error:
-                found[cell.dataset] = error
-    return found
+                errors[cell.dataset] = error
+    return errors
 
 
 def _check_sizes(plan: Plan) -> None:
-    """Load and split every data set; raise one DataError for all that can't be."""
-    found = _lacking(plan, split_sizes)
-    if len(found) == 1:
-        raise next(iter(found.values()))
-    if found:
-        get = {name: getattr(DATASETS.get(name), "get", "") for name in found}
-        lines = [f"{error}{f' (how to get it: {get[name]})' if get[name] else ''}" for name, error in found.items()]
-        rest = "--available runs the others" if len(found) < len({cell.dataset for cell in plan.feasible}) else ""
-        raise DataError("\n".join([f"{len(found)} data sets can't be had:", *lines, *filter(None, [rest])]))
+    """Load and split every data set. Raise one DataError for all that can't be loaded."""
+    errors = _unreadable(plan, split_sizes)
+    if len(errors) == 1:
+        raise next(iter(errors.values()))
+    if errors:
+        get = {name: getattr(DATASETS.get(name), "get", "") for name in errors}
+        lines = [f"{error}{f' (how to get it: {get[name]})' if get[name] else ''}" for name, error in errors.items()]
+        rest = "--available runs the others" if len(errors) < len({cell.dataset for cell in plan.feasible}) else ""
+        raise DataError("\n".join([f"{len(errors)} data sets can't be had:", *lines, *filter(None, [rest])]))
 
 
 def _check_judged(plan: Plan) -> None:
-    """Raise SpecError for the first row that a language model's trials could not be judged by."""
+    """Raise SpecError for the first row with which `evaluate.protocol` can't judge a language model."""
     for cell in {(cell.dataset, cell.train_size): cell for cell in plan.feasible}.values():
         data = loaded(cell.dataset)
         if isinstance(data, TextDataset) and data.kind != "sentences":
             trial = cell.trial("CONFIRM", cell.lr_centre, (0, 0, 0), plan.spec.train)
             try:
-                check_judged(data, trial.evaluate, split_of(data, trial).val_idx)
+                choose_protocol(data, trial.evaluate, split_of(data, trial).val_idx)
             except TrialError as error:
                 raise SpecError([Problem("evaluate.protocol", trial.evaluate.protocol, str(error))]) from error
 
 
 def _check_lengths(plan: Plan) -> None:
-    """Tokenize completions and conversations, if the model's tokenizer is on this machine or can be downloaded.
+    """Tokenize completions and conversations, if the model's tokenizer is here or can be downloaded.
 
-    Warns of texts that are longer than `train.max_tokens`. Raises SpecError for a row that a trial would refuse.
+    Warns of texts that are longer than `train.max_tokens`.
+
+    Raises:
+        SpecError: a trial would refuse a row.
     """
     names = dict.fromkeys(cell.dataset for cell in plan.feasible)
     completions = [name for name in names if text_kind(name) == "completions"]
@@ -189,7 +197,7 @@ def _check_lengths(plan: Plan) -> None:
     try:
         tokenizer, config = tokenizer_of(model)
     except ModelError:
-        return  # without a tokenizer here, a run reports this when it loads the weights
+        return  # without a tokenizer, a run raises the error when it loads the weights
     try:
         encoder = make_encoder(tokenizer, config, plan.spec.train.max_tokens, model)
     except TrialError as error:
@@ -225,18 +233,22 @@ def _check_tokens(name: str, part: TextSplit, encoder: Encoder) -> None:
 
 
 @functools.cache
-def _open_images(name: str, found: str) -> None:
-    """Open the images of a data set whose fingerprint is `found`."""
+def _open_images(name: str, fingerprint_of_data: str) -> None:
+    """Open images of a data set. `found`: its fingerprint, so that changed data is opened again."""
     dataset = loaded(name)
     if isinstance(dataset, TextDataset):
-        return  # read whole already
-    for split in (dataset.train, dataset.test):  # a test image that can't be read would stop CONFIRM at its end
+        return  # all texts were read already
+    for split in (dataset.train, dataset.test):  # a damaged test image would otherwise stop a CONFIRM trial at its end
         for row in range(0, len(split), max(1, len(split) // OPENED)):
             split.image(row)
 
 
 def _check_seen(folder: Path, now: dict[str, str]) -> None:
-    """Compare the digests of data sets and model with what the folder's trials saw; note those that are new."""
+    """Compare digests of data and model with those that the folder's trials used. Record the new ones.
+
+    Raises:
+        SpecError: they differ, or the folder can't be written.
+    """
     path = folder / FILE
     try:
         make_results_folder(folder)
@@ -245,9 +257,11 @@ def _check_seen(folder: Path, now: dict[str, str]) -> None:
         rule = f"can't be made or read ({error.strerror}); choose another output"
         raise SpecError([Problem("output", str(folder), rule)]) from error
     if seen is None:
-        rule = "is no JSON object of data sets and their digests; restore it, or remove it to trust the data as it is"
+        rule = (
+            "is not a JSON object of data sets and their digests; restore it, or remove it to trust the data as it is"
+        )
         raise SpecError([Problem("results", str(path), rule)])
-    changed = [name for name, found in now.items() if not _is_same(name, seen.get(name, found), found)]
+    changed = [name for name, digest in now.items() if not _is_same(name, seen.get(name, digest), digest)]
     if changed:
         store = Store((folder,))
         begun = [*(event["config"] for event in store.events("ask")), *store.table("trials").to_pylist()]
@@ -258,16 +272,16 @@ def _check_seen(folder: Path, now: dict[str, str]) -> None:
         write_atomically(path, json.dumps(seen | now, indent=1) + "\n")
 
 
-def _is_same(name: str, known: str, found: str) -> bool:
-    """Return whether data or a model is what `known` was made of. Folders of older versions have other digests."""
-    if found.startswith(WHOLE) and not known.startswith(WHOLE):
-        return known == sliced_digest(name)
-    if known.startswith((KIND, COMMIT)):
-        return known in (found, found.partition(" ")[0])  # without that of the prompts
-    return known == label_digest(loaded(name))  # without the images
+def _is_same(name: str, recorded: str, current: str) -> bool:
+    """Return whether two digests are of the same data or model. Folders of older versions have other digests."""
+    if current.startswith(WHOLE) and not recorded.startswith(WHOLE):
+        return recorded == sliced_digest(name)
+    if recorded.startswith((KIND, COMMIT)):
+        return recorded in (current, current.partition(" ")[0])  # without that of the prompts
+    return recorded == label_digest(loaded(name))  # without the images
 
 
-def _changed(name: str, found: str, folder: Path) -> Problem:
+def _changed(name: str, current: str, folder: Path) -> Problem:
     field = "data.datasets"
     what = "data"
     how = "its examples, labels or prompts changed"
@@ -275,15 +289,19 @@ def _changed(name: str, found: str, folder: Path) -> Problem:
         field = "model.id"
         what = "model"
         how = "its files changed"
-    elif found.startswith(COMMIT):
-        how = f"the hub has another commit; if that left the weights as they were, take the line out of {FILE}"
-        field, what = "model.id", "model"
-    rule = f"is not the {what} that the trials in {folder} saw ({how}); restore it, or give the sweep another name"
+    elif current.startswith(COMMIT):
+        field = "model.id"
+        what = "model"
+        how = f"the hub has another commit; if the weights are the same, remove the line from {FILE}"
+    rule = f"is not the {what} that the trials in {folder} used ({how}); restore it, or give the sweep another name"
     return Problem(field, name, rule)
 
 
 def data_seen(folder: Path) -> dict[str, str] | None:
-    """Digests of the data, and of the model, that trials of a results folder saw, by name; None: none of ours."""
+    """Return the digests of data and model that the trials of a results folder used, by name.
+
+    {} if there is no record yet. None if the record can't be read.
+    """
     path = folder / FILE
     try:
         seen = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}

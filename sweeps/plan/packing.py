@@ -1,4 +1,4 @@
-"""What a plan says of packing: which methods' trials share a worker, how many of them, and why others do not."""
+"""Tells which methods' trials share a worker, how many of them, and why others do not."""
 
 from __future__ import annotations
 
@@ -10,14 +10,16 @@ from sweeps.spec.search import FIXED_SAMPLERS
 
 
 def packing_of(plan: Plan) -> dict[str, Any]:
-    """JSON-able: `pack` as asked, `cpu` and `gpu`, trials of a pack at most there, and methods with why not, or null.
+    """Return what is packed, as JSON values.
 
-    `tune` says why the points of the search are not packed, or null where they are; re-runs and CONFIRM always may be.
+    `pack`: `resources.pack`. `cpu` and `gpu`: the largest number of trials in a pack there. `methods`: by method, why
+    it is not packed, or None. `tune`: why the points of the search are not packed, or None. Re-runs and CONFIRM trials
+    may always be packed.
     """
     spec = plan.spec
     asked = spec.resources.pack
     several = spec.resources.workers > 1 or spec.resources.isolated
-    saving = spec.train.gradient_checkpointing
+    checkpointing = spec.train.gradient_checkpointing
     tune = None
     if spec.search.sampler not in FIXED_SAMPLERS:
         tune = f"search.sampler = {spec.search.sampler!r} proposes each from the results of those before it"
@@ -27,13 +29,13 @@ def packing_of(plan: Plan) -> dict[str, Any]:
         "pack": asked,
         "cpu": 1 if several else pack_size(asked, None),
         "gpu": 1 if several else MOST if asked == "auto" else asked,
-        "methods": {cell.method: unpackable(cell.base, cell.model, saving) for cell in plan.feasible},
+        "methods": {cell.method: unpackable(cell.base, cell.model, checkpointing) for cell in plan.feasible},
         "tune": tune,
     }
 
 
 def packing_words(plan: Plan) -> list[str]:
-    """Lines for the terminal; none where nothing is packed."""
+    """Return lines about packing for the terminal; [] if `resources.pack` is 1."""
     facts = packing_of(plan)
     if facts["pack"] == 1:
         return []

@@ -1,4 +1,4 @@
-"""From a specification to cells: every method solved for every budget, on every data set and training size."""
+"""Makes the cells of a sweep file: every method at every budget, on every data set and training size."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ from sweeps.budget.currencies import Currency, Shapes
 from sweeps.budget.solving import rank_problems, reached_by_all, solutions, update_rank
 from sweeps.errors import Problem, SpecError
 from sweeps.plan.base_model import BaseModelInfo
-from sweeps.plan.checks import check_adapters, counted
+from sweeps.plan.checks import check_adapters, with_allowed_trials
 from sweeps.plan.costs import ModelCosts, OnModel, currency_of, memory_problems, model_costs, with_costs
 from sweeps.plan.split_sizes import sized
-from sweeps.records.locks import as_begun, as_begun_there
+from sweeps.records.locks import as_begun, as_begun_in_its_folder
 from sweeps.search.points import check_sampler
 from sweeps.search.stages import CellState
 from sweeps.spec.cell import Cell
@@ -41,11 +41,13 @@ from trainables.models.families import ModelError
 
 @dataclass(frozen=True)
 class Plan:
-    """All cells of a sweep, infeasible ones included.
+    """All cells of a sweep, also infeasible ones. Make it with `Plan.from_spec`.
 
     Attributes:
-        asked: what was asked of the base model when the plan was made; None for a plan that is made of cells.
-        costs: finds what the methods cost on the base model; None until a budget or `with_costs` needs it.
+        spec: the sweep file.
+        cells: the cells.
+        asked: facts about the base model, as far as they were computed; None for a plan that is made from cells.
+        costs: computes the costs of methods on the base model; None until a budget or `with_costs` needs it.
     """
 
     spec: SweepSpec
@@ -55,7 +57,7 @@ class Plan:
 
     @property
     def base_model(self) -> BaseModelInfo:
-        """What is known of the base model."""
+        """Return facts about the base model."""
         return self.asked or BaseModelInfo(self.spec.model.id)
 
     def __repr__(self) -> str:
@@ -64,7 +66,7 @@ class Plan:
         return f"<Plan {self.spec.name}: {len(self.cells)} cells{less}, {self.n_trials} trials on {self.spec.model.id}>"
 
     def _repr_html_(self) -> str:
-        """The cells with their ranks, parameters and learning rates, or why they do not run, for notebooks."""
+        """Return the cells as an HTML table for notebooks."""
         show_arrow_tables()
         columns = ("method", "budget", "data", "size", "rank", "parameters", "learning rates", "trials", "left out")
         rows = [_shown(cell, str(self.trials_of(cell)) if cell.feasible else "") for cell in self.cells[:ROWS]]
@@ -72,32 +74,39 @@ class Plan:
 
     @property
     def feasible(self) -> tuple[Cell, ...]:
-        """The cells that will run."""
+        """Return the cells that will run."""
         return tuple(cell for cell in self.cells if cell.feasible)
 
     @property
     def n_trials(self) -> int:
-        """Trials of a complete run: the allowance and the CONFIRM seeds of feasible cells."""
+        """Return the number of trials of a complete run: the allowance and the CONFIRM seeds of feasible cells."""
         return sum(self.trials_of(cell) for cell in self.feasible)
 
     def trials_of(self, cell: Cell) -> int:
-        """Trials of a complete run of one feasible cell."""
+        """Return the number of trials of a complete run of one feasible cell."""
         return CellState(cell, self.spec).planned()
 
     def table(self) -> pa.Table:
-        """The cells as an Arrow table (schema: docs/tables.md, `cells`)."""
+        """Return the cells as an Arrow table (columns: docs/tables.md, `cells`)."""
         return to_table("cells", [cell.row() for cell in self.cells])
 
     def with_sizes(self, *, download: bool) -> Plan:
-        """The plan with the sizes of its cells' splits; without `download`, of the data sets that are files here."""
+        """Return the plan with the sizes of its cells' splits.
+
+        Args:
+            download: whether to download data sets. Otherwise only data sets that are files on this machine are read.
+        """
         return replace(
             self, cells=tuple(sized(c) if c.feasible and (download or on_disk(c.dataset)) else c for c in self.cells)
         )
 
     def with_costs(self) -> Plan:
-        """The plan with memory, operations and saved bytes of its cells. Each method and capacity takes about a second.
+        """Return the plan with memory, operations and saved bytes of its cells.
 
-        Raises ModelError: the model's image processor can't be read.
+        Each method and capacity takes about a second.
+
+        Raises:
+            ModelError: the model's image processor can't be read.
         """
         if not self.cells:
             return self
@@ -105,52 +114,60 @@ class Plan:
         return replace(self, cells=tuple(with_costs(cell, costs) for cell in self.cells), costs=costs)
 
     def with_resources(self, **changes: Any) -> Plan:
-        """The plan with other values in `[resources]`, which change when and where its trials run, and not what."""
+        """Return the plan with other values in `[resources]`. These change when and where trials run, not which."""
         resources = self.spec.resources.model_copy(update=changes)
         return replace(self, spec=self.spec.model_copy(update={"resources": resources}))
 
     def as_begun(self, stored: Mapping[str, Any] | None) -> Plan:
-        """Return the plan of results that are to be fetched, whose identity is `stored` (`locks.as_begun`)."""
+        """Return the plan with the rules of results that are fetched later, by their identity (`locks.as_begun`)."""
         spec = as_begun(self.spec, stored)
         return replace(self, spec=spec, cells=tuple(replace(cell, evaluate=spec.evaluate) for cell in self.cells))
 
     def with_trials(self) -> Plan:
-        """The plan with the trials that its allowance is; of samples, the data of feasible cells is read.
+        """Return the plan with the number of TUNE trials of each cell. For an allowance in samples, data is read.
 
         Raises:
-            SpecError: an allowance of too few or too many trials, or a sampler that can't search with them.
+            SpecError: the allowance is enough for too few or too many trials, or the sampler can't search with them.
         """
-        plan = replace(self, cells=tuple(counted(cell, self.spec) for cell in self.cells))
+        plan = replace(self, cells=tuple(with_allowed_trials(cell, self.spec) for cell in self.cells))
         check_sampler(plan.spec.search.sampler, plan.studies())
         return plan
 
-    def instead(self) -> dict[str, str]:
-        """Budgets that some method does not reach -> the nearest that all reach, as a sweep file writes it."""
-        known = self.spec.budgets.references()
-        missed = [r for r in known if any(c.reference == r and not c.feasible and not c.absent for c in self.cells)]
+    def reachable_budgets(self) -> dict[str, str]:
+        """Return the nearest budget that all methods reach, for each budget that some method does not reach.
+
+        Returns:
+            The new budget as a line of a sweep file, by the name of the old one. Budgets without one are left out.
+        """
+        references = self.spec.budgets.references()
+        missed = [
+            r for r in references if any(c.reference == r and not c.feasible and not c.absent for c in self.cells)
+        ]
         if not missed:
             return {}
         model, cell = self.base_model, self.cells[0]
         shapes = model.target_shapes(cell.targets, cell.adapt)
         currency = currency_of(self.spec, model, cell.targets)
-        found = {r: reached_by_all(self.spec, shapes, model.method_shapes, r, currency) for r in missed}
-        return {reference: budget for reference, budget in found.items() if budget is not None}
+        reachable = {r: reached_by_all(self.spec, shapes, model.method_shapes, r, currency) for r in missed}
+        return {reference: budget for reference, budget in reachable.items() if budget is not None}
 
     @classmethod
     def from_spec(cls, spec: SweepSpec, *, available: bool = False) -> Plan:
-        """Solve every cell. Shapes are taken on the meta device: no weights are read, no accelerator is touched.
+        """Make and solve all cells of a sweep file. Reads no weights and touches no accelerator.
 
-        Results that were begun without a local fit (`search.refine`) go on without one, and those whose evaluated rows
-        were drawn by the data set's folder (`evaluate.rows_by`) go on with these.
+        Results that were begun without a local fit (`search.refine`) go on without one. Results whose evaluated rows
+        were drawn by the data set's folder (`evaluate.rows_by`) go on with these rows.
 
         Args:
-            available: let data be missing, which `inputs.available` leaves out afterwards; `with_trials` is left to it.
+            spec: the sweep file, from `SweepSpec.load`.
+            available: whether data may be missing. Then call `inputs.available`, which leaves it out and calls
+                `with_trials`.
 
         Raises:
-            SpecError: unknown model, data set or target, or no feasible cell at all.
+            SpecError: the model, a data set or a target is unknown, or no cell is feasible. It has all problems.
         """
         problems = _data_problems(spec, available=available)
-        spec = as_begun_there(spec)
+        spec = as_begun_in_its_folder(spec)
         model = BaseModelInfo(spec.model.id)
         shapes: Shapes = {}
         targets: tuple[str, ...] = ()
@@ -173,7 +190,7 @@ class Plan:
         matched = [cell for cell in cells if has_budget(cell.base)]
         if not any(cell.feasible for cell in matched or cells):
             reasons = "; ".join(f"{cell.label}: {cell.reason}" for cell in matched or cells)
-            raise SpecError([Problem("budgets", None, f"no cell is feasible: {reasons}", _lever(spec, cells))])
+            raise SpecError([Problem("budgets", None, f"no cell is feasible: {reasons}", _nearest_budget(spec, cells))])
         adapted = sum(rows * columns for rows, columns in shapes.values())
         cells = tuple(replace(cell, model_params=model.size, target_params=adapted) for cell in cells)
         plan = cls(spec, cells, model, currency.costs if isinstance(currency, OnModel) else None)
@@ -186,16 +203,16 @@ class Plan:
         return plan
 
     def studies(self) -> list[tuple[str, Space, int]]:
-        """Label, space and number of the sampler's points of every cell that is tuned."""
+        """Return label, search space and number of the sampler's points of every tuned cell."""
         search = self.spec.search
-        fixed = search.reruns + len(search.warm_start)  # the local fit's are the sampler's if more is searched
+        fixed = search.reruns + len(search.warm_start)  # points of the local fit may become the sampler's
         return [(c.label, c.space, c.tune_trials - fixed) for c in self.feasible if c.space and c.tune_trials]
 
     def check_training(self) -> None:
-        """Build a trial of each method, so that settings that contradict each other stop the sweep.
+        """Make a trial configuration of each method, so that contradicting settings stop the sweep.
 
         Raises:
-            SpecError: what they contradict.
+            SpecError: settings contradict each other.
         """
         for cell in {c.method: c for c in reversed(self.feasible)}.values():
             try:
@@ -259,9 +276,12 @@ def _cell(
     dataset: str,
     size: str | float,
 ) -> Cell:
-    base, options = spec.base(name), spec.methods[name].options
+    """Make one cell."""
+    base = spec.base(name)
+    options = spec.methods[name].options
     low, high, centre = _lr_range(name, spec)
-    trains, tuned = centre is not None, centre is not None and spec.protocol != "paper"
+    trains = centre is not None
+    tuned = trains and spec.protocol != "paper"
     space = dimensions(name, spec) if tuned else ()
     capacities = solution.capacities if isinstance(solution, Solution) else {}
     freedom = degrees(base, shapes, capacities, options) if capacities else None
@@ -288,7 +308,7 @@ def _cell(
         dimensions=space,
         published=() if isinstance(solution, Infeasible) else published(name, spec, space, capacities, shapes),
         tune_trials=spec.search.trials if tuned else 0,
-        confirm_seeds=len(spec.confirm.seeds) if trains and not spec.confirm.held else 1,  # nothing varies
+        confirm_seeds=len(spec.confirm.seeds) if trains and not spec.confirm.held else 1,  # one if no seed varies
         epochs=(spec.data.epochs_of(dataset, size) or spec.train.epochs) if trains else None,
         micro_batch_size=spec.methods[name].micro_batch_size,
         protocol=spec.protocol,
@@ -301,6 +321,7 @@ def _cell(
 
 
 def _negatives(spec: SweepSpec, name: str) -> int | None:
+    """Return the number of pairs that the contrastive loss compares at once; None if there is no such loss."""
     method = spec.base(name)
     if not contrastive(spec.model.adapt, method) or method == NO_TRAINING:
         return None
@@ -312,7 +333,7 @@ def _negatives(spec: SweepSpec, name: str) -> int | None:
 def _cell_id(
     spec: SweepSpec, targets: tuple[str, ...], name: str, reference: str | None, dataset: str, size: str | float
 ) -> str:
-    """Words, and a digest of what tells this cell from others; journals and tables are joined by it."""
+    """Return a cell's id: its names, and a digest of all settings that distinguish it from other cells."""
     section = spec.methods[name]
     options = tuple(sorted(section.options.items()))
     model = spec.model
@@ -327,7 +348,7 @@ def _cell_id(
         reference,
         section.allocation,
     ]
-    if model.image_size is not None:  # what came later is in the key only where it is set, so that old ids stay
+    if model.image_size is not None:  # newer settings are in the key only if they are set, so that old ids stay
         key.append(model.image_size)
     if spec.base(name) != name:
         key.append(spec.base(name))
@@ -337,19 +358,21 @@ def _cell_id(
 
 
 def _lr_range(name: str, spec: SweepSpec) -> tuple[float, float, float] | tuple[None, None, None]:
-    """Low end, high end and centre of the rates; nothing where nothing trains."""
-    centre, given = published_lr(spec.base(name)), spec.methods[name].lr
+    """Return low end, high end and centre of a method's learning rates; None for each if it does not train."""
+    centre = published_lr(spec.base(name))
+    section_range = spec.methods[name].lr
     if centre is None:
         return None, None, None
-    if given is not None and given.low is not None and given.high is not None:
-        return given.low, given.high, (given.low * given.high) ** 0.5
-    if given is not None and given.centre is not None:
-        centre = given.centre
+    if section_range is not None and section_range.low is not None and section_range.high is not None:
+        return section_range.low, section_range.high, (section_range.low * section_range.high) ** 0.5
+    if section_range is not None and section_range.centre is not None:
+        centre = section_range.centre
     half = 10 ** (spec.search.lr.decades / 2)
     return centre / half, centre * half, centre
 
 
-def _lever(spec: SweepSpec, cells: Sequence[Cell]) -> str | None:
+def _nearest_budget(spec: SweepSpec, cells: Sequence[Cell]) -> str | None:
+    """Return the nearest budget that some cell reaches, as a line of a sweep file; None if there is none."""
     answers = [cell.solution for cell in cells if cell.solution is not None]
     counts = [n.count for answer in answers for n in (answer.below, answer.above) if n is not None]
     budgets = [answer.budget for answer in answers]

@@ -1,4 +1,4 @@
-"""How many examples a cell trains, validates and tests on: its data set is loaded once a process, and split."""
+"""Counts the examples that a cell trains, validates and tests on. A process loads each data set once."""
 
 from __future__ import annotations
 
@@ -18,47 +18,47 @@ from trainables.tasks.text.rows import limited
 
 
 def split_sizes(cell: Cell) -> tuple[int, int, int]:
-    """Examples to train, validate and test on."""
+    """Return the numbers of examples that a cell trains, validates and tests on."""
     return _split_sizes(cell.dataset, cell.train_size, cell.protocol, cell.keep, cell.evaluate)
 
 
 def sized(cell: Cell) -> Cell:
-    """The cell with how many examples it validates and tests on, its classes, and those that its test split lacks."""
+    """Return the cell with its numbers of validation and test examples and of classes, and missing test classes."""
     _, val, test = split_sizes(cell)
     lacks, classes = absent_from_test(cell.dataset), class_count(cell.dataset) or None
     return replace(cell, val_examples=val, test_examples=test, test_lacks=lacks, classes=classes)
 
 
 def absent_from_test(name: str) -> tuple[str, ...]:
-    """Classes of a data set of which its test split has no example."""
+    """Return the names of the classes that have no test example."""
     data = loaded(name)
     present = set(data.test.labels.tolist())
     return tuple(each for index, each in enumerate(data.class_names) if index not in present)
 
 
 def class_count(name: str) -> int:
-    """Classes of a data set."""
+    """Return the number of classes of a data set."""
     return len(loaded(name).class_names)
 
 
 def fewer_words(cells: Iterable[Cell]) -> list[str]:
-    """One line for each data set and size of few shots that has classes with fewer examples than the size says."""
+    """Return a line for each data set and number of shots in which some classes have fewer examples than that."""
     lines = {}
     for cell in cells:
         if few := fewer_shots(loaded(cell.dataset), cell.train_size, _protocol(cell.protocol), cell.keep):
             name, least = min(few.items(), key=lambda item: item[1])
             lines[cell.dataset, cell.train_size] = (
                 f"{cell.train_size} of {cell.dataset}: {len(few)} of {class_count(cell.dataset)} classes train on "
-                f"fewer examples, {least} of {name!r} at the least; every class gives what it has"
+                f"fewer examples (the least: {least} of {name!r}), because they have no more"
             )
     return list(lines.values())
 
 
 def loaded(name: str) -> Dataset | TextDataset:
-    """Labels and encoded images, or texts; the test split is opened for its size and labels, its images are not.
+    """Load a data set, once in a process. Images stay encoded.
 
-    Data with a path is loaded by its absolute path, as a worker does: in folders that earlier versions began, which
-    rows are evaluated depends on it.
+    A data set with a path is loaded by its absolute path, like in a worker: in results folders of earlier versions, the
+    path decides which rows are evaluated.
     """
     return _loaded(absolute(name))
 
@@ -83,7 +83,7 @@ def _split_sizes(
 
 
 def forget() -> None:
-    """Have data sets read again that this process has read."""
+    """Forget the loaded data sets, so that they are read again."""
     _loaded.cache_clear()
     _split_sizes.cache_clear()
 

@@ -1,13 +1,13 @@
-"""What is on disk of a sweep: the journal first, then tables; who may write there, and a copy elsewhere.
+"""Writes a sweep's results folder: first the journal, then tables. Also locks the folder, and copies it elsewhere.
 
 Uses `search`, `watch`, `spec` and analysis' store; knows nothing of Ray.
 
-    declared  what a sweep declares of its seeds and margin, and when that was changed
+    declared  records the seeds and the margin that a sweep declares, and when they were changed
     journal   the append-only file of events, and the truth about a sweep
-    ledger    the books of a running sweep: journal, state in memory, tables, in this order
+    ledger    writes every event of a running sweep to the journal, the state in memory and the tables
     locks     one driver per results folder, and one sweep per name
-    replay    a sweep's state from its journal and its sealed tables
-    rows      rows of the tables from what a lane sends back
-    sealing   finished trials from the journal into immutable Parquet parts
-    upload    a copy of the results folder elsewhere, kept up while the sweep runs
+    replay    makes a sweep's state from its journal and its sealed tables
+    rows      makes rows of the tables from the outcome of a trial
+    sealing   writes the rows of finished trials into immutable Parquet parts
+    upload    copies the results folder elsewhere while the sweep runs
 """

@@ -1,6 +1,6 @@
-"""The journal: an append-only file of events, one JSON object a line, and the truth about a sweep.
+"""The journal: an append-only file of events, with one JSON object in each line. It is the truth about a sweep.
 
-`analysis.store.journal` reads it, and says which events there are.
+`analysis.store.journal` reads it, and lists the kinds of events.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ from analysis.store.tables import sync_folder
 
 
 class Journal:
-    """Appends events; every event is on disk before `write` returns, unless `sync` is False.
+    """Appends events to a file. Every event is on disk before `write` returns, unless `sync` is False.
 
     Args:
-        path: the file, made with its folder when absent. A last line that a crash cut short is removed first.
+        path: the file. It is made, with its folder, if it is missing. A last line that a crash cut short is removed.
 
     Attributes:
-        events: what the journal held when it was opened.
-        torn: the unfinished last line that was removed; None when there was none.
+        events: the events that the journal had when it was opened.
+        torn: the unfinished last line that was removed; None if there was none.
 
     Raises:
         StoreError: a line before the last is damaged.
@@ -34,13 +34,13 @@ class Journal:
     def __init__(self, path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         self.path = path
-        found = read_journal(path)
-        self.events = found.events
-        self.torn = found.torn
-        self._tip = found.tip
+        content = read_journal(path)
+        self.events = content.events
+        self.torn = content.torn
+        self._tip = content.tip
         fresh = not path.exists()
-        if found.torn is not None:
-            os.truncate(path, found.size)  # before anything is appended to it
+        if content.torn is not None:
+            os.truncate(path, content.size)  # before anything is appended to it
         self._file = path.open("a+b", buffering=0)
         self._end = self._file.seek(0, os.SEEK_END)
         self._lock = threading.Lock()
@@ -52,13 +52,13 @@ class Journal:
         """Append one event.
 
         Args:
-            event: JSON-able, with its kind under "ev".
-            sync: wait for the disk. Reports need not: a lost one is trained again or reported again.
+            event: the event as JSON values, with its kind under "ev".
+            sync: whether to wait for the disk. Reports do not wait: a lost one is trained or reported again.
 
         Raises:
-            OSError: disk full or read-only; the half-written line is taken back, so the journal stays whole. Or
-                `check` found it gone. Or another process has written to it: a driver of another machine that took the
-                folder over while this one stood still.
+            OSError: the disk is full or read-only. The half-written line is removed, so the journal stays whole. Also
+                if `check` finds that the file is gone, or if another process has written to it, such as a driver on
+                another machine that took over the folder while this process was suspended.
         """
         line = journal_line(event, self._tip)
         start = self._file.seek(0, os.SEEK_END)
@@ -75,7 +75,7 @@ class Journal:
             if sync:
                 os.fsync(self._file.fileno())
         except BaseException as error:
-            if isinstance(error, OSError) or self._end == start:  # interrupted in fsync, the line is whole and stays
+            if isinstance(error, OSError) or self._end == start:  # else it was interrupted in fsync: the line is whole
                 self._file.truncate(start)
                 self._end = start
             else:
@@ -86,13 +86,14 @@ class Journal:
             self.check()
 
     def check(self) -> None:
-        """Refuse to go on when another file, or none, stands where this one is written; from any thread.
+        """Check that the file at the journal's path is still the one that is written. May be called from any thread.
 
-        A file that was removed is gone with this process, so it is written again first: in its place, or beside what
-        stands there now.
+        If the file was removed, its content would be lost with this process. So it is first written again: at the same
+        path, or beside the file that is there now.
 
         Raises:
-            OSError: what happened, and where the events are; every later call raises it too.
+            OSError: the file was moved, removed or replaced. The message says where the events are. Every later call
+                raises it too.
         """
         with self._lock:
             if self._lost is None:
@@ -101,12 +102,14 @@ class Journal:
                 raise self._lost
 
     def _missing(self) -> OSError | None:
-        mine, place = os.fstat(self._file.fileno()), self.path
+        """Return the error if the journal is not at its path any more; None if it is. Save events of a removed file."""
+        open_file = os.fstat(self._file.fileno())
+        place = self.path
         with contextlib.suppress(FileNotFoundError):
-            if os.path.samestat(mine, place.stat()):
+            if os.path.samestat(open_file, place.stat()):
                 return None
         again = "run the same command again"
-        if mine.st_nlink > 0 or not place.parent.is_dir():
+        if open_file.st_nlink > 0 or not place.parent.is_dir():
             what = (
                 f"the results folder, or its journal, was moved or removed while the sweep ran; put it back and {again}"
             )
@@ -137,7 +140,7 @@ class Journal:
 
 
 def write_atomically(path: Path, text: str) -> None:
-    """Replace a file by its new text: never half of it, whatever happens. Its folder is not made."""
+    """Replace a file by a new text, or leave it as it is if anything goes wrong. Its folder must exist."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         with temporary.open("w", encoding="utf-8") as file:

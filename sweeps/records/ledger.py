@@ -1,4 +1,4 @@
-"""The books of a running sweep: journal first, then the state in memory, then the tables. Knows nothing of Ray."""
+"""Writes every event of a running sweep: first to the journal, then to the state in memory, then to the tables."""
 
 from __future__ import annotations
 
@@ -20,12 +20,21 @@ from sweeps.watch.counts import where_raised
 from sweeps.watch.observers import Observers
 from trainables.config import FULL_METHODS, NO_TRAINING
 
-NEVER_KEPT = (*FULL_METHODS, NO_TRAINING)  # base weights are the model's own size: one seed, and only when asked for
+NEVER_KEPT = (*FULL_METHODS, NO_TRAINING)  # full fine-tuning saves the whole model: only with `keep.full`, for one seed
 _OF_A_WORKER = ("attempt", "host", "processor", "device", "started", "ended", "seconds_total")
 
 
 class Ledger:
-    """Writes down what happens to a sweep. `earlier`: attempts of trials that failed before and are tried again."""
+    """Records what happens to a sweep.
+
+    Args:
+        state: the sweep's state in memory.
+        journal: the journal.
+        sealer: writes the tables.
+        folder: the results folder.
+        keep: `keep.adapters` of the sweep file.
+        earlier: by trial id, the attempts of trials that failed in earlier runs and are tried again.
+    """
 
     def __init__(
         self,
@@ -47,7 +56,7 @@ class Ledger:
         self.observers = Observers()
 
     def ask(self, slot: Slot) -> None:
-        """Write a new slot down before it runs."""
+        """Record a new slot before it runs."""
         if slot.trial_id not in self.state.cells[slot.cell_id].asked:
             names = {"trial_id": slot.trial_id, "cell_id": slot.cell_id, "stage": slot.stage, "slot": slot.slot}
             self.journal.write({"ev": "ask", **names, "seeds": slot.seeds, "config": dict(slot.config)})
@@ -55,16 +64,23 @@ class Ledger:
         self.observers.asked(self.state.cells[slot.cell_id].cell, slot)
 
     def report(self, slot: Slot, values: dict[str, Any], *, stop: bool = False, seconds: float = 0.0) -> None:
-        """One epoch of a running trial. A decision to stop it is on disk before it is obeyed, with `seconds` so far."""
+        """Record one epoch of a running trial.
+
+        Args:
+            slot: the trial.
+            values: the report.
+            stop: whether the trial is stopped. This decision is on disk before the trial is told.
+            seconds: the seconds that it has trained so far.
+        """
         event = {"ev": "report", "trial_id": slot.trial_id, "epoch": values["epoch"], "values": finite(values)}
         self.journal.write({**event, "stop": True, "seconds": seconds} if stop else event, sync=stop)
         self.observers.reported(slot, values)
 
     def finish(self, slot: Slot, outcome: dict[str, Any]) -> None:
-        """Write down a trial's outcome: its rows, and the cell's choice if that was its last TUNE trial."""
+        """Record a trial's outcome: its rows, and the cell's choice if that was its last TUNE trial."""
         cell = self.state.cells[slot.cell_id]
-        known = cell.rows.get(slot.trial_id)  # if it failed, and its next attempt was stopped
-        before = self.earlier.get(slot.trial_id) or (known.attempt if known is not None else 0)
+        earlier_row = cell.rows.get(slot.trial_id)  # if it failed, and its next attempt was stopped
+        before = self.earlier.get(slot.trial_id) or (earlier_row.attempt if earlier_row is not None else 0)
         outcome = {
             **outcome,
             "attempt": outcome.get("attempt", 1) + before,
@@ -95,7 +111,7 @@ class Ledger:
         self.settle(slot.cell_id)
 
     def settle(self, cell_id: str) -> None:
-        """Write a cell's choice down, if it has a new one."""
+        """Record a cell's choice, if it has a new one. Remove the weights that are not kept, if the cell is done."""
         cell = self.state.cells[cell_id]
         choice = cell.settle()
         if choice is not None:
@@ -106,19 +122,28 @@ class Ledger:
         if self.keep == "best" and cell.phase == "done" and cell.cell.method not in NEVER_KEPT:
             self._keep_best(cell_id)
 
-    def look(self) -> None:
-        """Seal rows that have waited too long; from any thread. Raises OSError, as `seal`."""
+    def seal_if_late(self) -> None:
+        """Check the journal, and write table rows that have waited too long. May be called from any thread.
+
+        Raises:
+            OSError: as `seal`.
+        """
         self.journal.check()
         self.sealer.seal_if_late()
 
     def seal(self) -> None:
-        """Write the tables' waiting rows. Raises OSError: the folder is full, or no longer that of the journal."""
+        """Check the journal, and write the waiting rows of the tables.
+
+        Raises:
+            OSError: the disk is full, or the folder is no longer that of the journal.
+        """
         self.journal.check()
         self.sealer.seal()
 
     def _keep_best(self, cell_id: str) -> None:
         """Remove the kept weights of a cell's CONFIRM trials, except those with the best validation score."""
-        cell, kept = self.state.cells[cell_id], self.folder / "adapters"
+        cell = self.state.cells[cell_id]
+        kept = self.folder / "adapters"
         rows = [row for row in cell.rows.values() if row.stage == "CONFIRM"]
         scored = [
             (row.val_score, -row.slot, row.trial_id)
@@ -132,20 +157,20 @@ class Ledger:
                     shutil.rmtree(kept / row.trial_id, ignore_errors=True)
 
     def trial_folder(self, slot: Slot) -> Path:
-        """Where a trial keeps its checkpoints until it is finished."""
+        """Return the folder in which a trial has its checkpoints until it is finished."""
         return self.folder / "work" / "trials" / slot.trial_id
 
     def kept_folder(self, slot: Slot) -> Path | None:
-        """Where a trial's trained weights go; None when they aren't kept."""
+        """Return the folder for a trial's trained weights; None if they are not kept."""
         method = self.state.cells[slot.cell_id].cell.method
         if method in FULL_METHODS and self.state.spec.keep.full and (slot.stage, slot.slot) == ("CONFIRM", 0):
             return self.folder / "adapters" / slot.trial_id
-        wanted = self.keep == "all" or (self.keep in ("best", "confirm") and slot.stage == "CONFIRM")
-        return self.folder / "adapters" / slot.trial_id if wanted and method not in NEVER_KEPT else None
+        is_kept = self.keep == "all" or (self.keep in ("best", "confirm") and slot.stage == "CONFIRM")
+        return self.folder / "adapters" / slot.trial_id if is_kept and method not in NEVER_KEPT else None
 
 
-def pruned(state: SweepState, slot: Slot, outcome: Mapping[str, Any]) -> dict[str, Any]:
-    """The outcome of a trial that the scheduler stopped: what it reported up to that decision, and nothing after."""
+def pruned_outcome(state: SweepState, slot: Slot, outcome: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the outcome of a trial that the pruner stopped. Reports after that decision are left out."""
     curve = state.cells[slot.cell_id].curves[slot.trial_id]
     full = {e["epoch"]: e for e in outcome.get("events") or ()}
     events = [full.get(epoch, {"epoch": epoch, "val_score": curve[epoch]}) for epoch in sorted(curve)]

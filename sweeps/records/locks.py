@@ -1,11 +1,11 @@
-"""One driver per results folder, and one sweep per name: the lock and the identity check.
+"""Locks a results folder for one driver, and checks that it belongs to the same sweep.
 
 A driver holds two locks of `filelock` in its folder (docs/decisions/0013-lock-of-a-folder.md):
 
-    .lock   the kernel's lock, which ends with the process. It refuses a second driver at once, on this machine and over
-            file systems that pass locks on, as NFS does. The file itself stays.
-    lock    a lease: process, host and start of the driver, renewed every `HEARTBEAT_S` seconds. It refuses drivers of
-            other hosts where the file system passes no locks on.
+    .lock   the kernel's lock, which ends with the process. It refuses a second driver at once, on this machine and on
+            other machines if the file system shares locks, such as NFS. The file itself stays.
+    lock    a lease: process, host and start of the driver, renewed every `HEARTBEAT_S` seconds. It refuses drivers on
+            other hosts if the file system does not share locks.
 """
 
 from __future__ import annotations
@@ -39,17 +39,17 @@ KERNEL_LOCK = ".lock"
 LEASE = "lock"
 HEARTBEAT_S = 5.0
 STALE_S = 60.0
-"""A lease that nobody renewed for this long, watched by the contender's own clock, is taken over."""
+"""A lease that was not renewed for this long, by the clock of the driver that waits for it, is taken over."""
 _ENDS_S = 5.0
-"""How long a contender waits for the threads of a killed driver to end, until which the kernel keeps its lock."""
+"""Seconds to wait for the threads of a killed driver to end: the kernel keeps its lock until then."""
 
 
 class LockedError(SpecError):
-    """Another driver runs this results folder."""
+    """Raised if another driver runs this results folder."""
 
 
 class IdentityError(SpecError):
-    """The results folder belongs to a sweep that differs in what must not change."""
+    """Raised if the results folder belongs to a sweep that differs in fields which must not change."""
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,7 @@ class Holder:
 
 
 def holder(folder: Path) -> Holder | None:
-    """Return the driver that runs a results folder now, or None if its process or its heartbeat has ended."""
+    """Return the driver that runs a results folder now; None if there is none, or if it has ended."""
     record = SoftFileLease(folder / LEASE, lease_duration=STALE_S).owner
     beat = _last_beat(folder)
     if record is None or beat is None or abs(time.time() - beat) >= STALE_S or _has_ended(record):
@@ -73,7 +73,7 @@ def holder(folder: Path) -> Holder | None:
 
 
 def _has_ended(record: OwnerRecord) -> bool:
-    """Return whether the driver of a record ran on this host and is over. A zombie is, which nobody waited for."""
+    """Return whether the driver of a record ran on this host and has ended. A zombie has ended."""
     if record.hostname != _this_host():
         return False
     try:
@@ -83,7 +83,7 @@ def _has_ended(record: OwnerRecord) -> bool:
 
 
 def _last_beat(folder: Path) -> float | None:
-    """Return when the lease was renewed, by the clock of who renewed it. None if there is no lease."""
+    """Return when the lease was renewed, by the clock of its driver; None if there is no lease."""
     try:
         return (folder / LEASE).stat().st_mtime
     except FileNotFoundError:
@@ -92,15 +92,15 @@ def _last_beat(folder: Path) -> float | None:
 
 @functools.cache
 def _this_host() -> str:
-    """Return the name that `filelock` records for this host and its space of process numbers, such as a container."""
+    """Return the name that `filelock` records for this host (or container, with its own process numbers)."""
     with tempfile.TemporaryDirectory() as folder, SoftFileLease(Path(folder) / LEASE) as lease:
         return lease.owner.hostname if lease.owner else ""
 
 
 def make_results_folder(folder: Path) -> None:
-    """Make a results folder that its owner alone may enter; one that is there stays as it is.
+    """Make a results folder that only its owner may enter. An existing folder stays as it is.
 
-    Its group may too if the umask leaves new folders writable for the group, as a team sets it that shares its files.
+    If the umask leaves new folders writable for the group, the group may enter it too.
 
     Raises:
         OSError: it can't be made.
@@ -121,9 +121,9 @@ class FolderLock:
     """Holds a results folder while in its `with` block.
 
     Raises:
-        LockedError: on entry, if a living driver holds the folder. A dead driver's lock is taken over: at once if its
-            process is known to have ended, else after `STALE_S` seconds without a heartbeat. A driver whose lock was
-            taken over, as on a host that was suspended, interrupts itself when it notices.
+        LockedError: on entry, if a living driver holds the folder. The lock of a dead driver is taken over: at once if
+            its process is known to have ended, else after `STALE_S` seconds without a heartbeat. If a driver's lock was
+            taken over, such as after its host was suspended, it interrupts itself when it notices.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -135,16 +135,16 @@ class FolderLock:
 
     def __enter__(self) -> Self:
         make_results_folder(self.folder)
-        with contextlib.ExitStack() as held:
+        with contextlib.ExitStack() as cleanup:
             try:
                 self._kernel.acquire(_ENDS_S, 0.05, cancel_check=lambda: holder(self.folder) is not None)
-                held.callback(self._kernel.release)
+                cleanup.callback(self._kernel.release)
             except Timeout as error:
-                raise self._refused() from error
-            except OSError as error:  # a file system without the kernel's locks: the lease alone decides
+                raise self._locked_error() from error
+            except OSError as error:  # the file system has no kernel locks: only the lease decides
                 logging.getLogger("sweeps").debug("%s has no kernel locks (%s)", self.folder, error)
             self._take_lease()
-            held.pop_all()
+            cleanup.pop_all()
         return self
 
     def _take_lease(self) -> None:
@@ -154,7 +154,7 @@ class FolderLock:
         with contextlib.suppress(Timeout):
             self._lease.acquire(blocking=False)
             return
-        if holder(self.folder) is None:  # its last heartbeat is old, by clocks that may differ: watch it by our own
+        if holder(self.folder) is None:  # the last heartbeat is old, but the clocks may differ: so wait for the next
             logging.getLogger("sweeps").warning(
                 "%s was held by %s; waiting %.0f s for its next heartbeat", self.folder, self._owner(), STALE_S
             )
@@ -165,13 +165,13 @@ class FolderLock:
             with contextlib.suppress(Timeout):
                 self._lease.acquire(2 * STALE_S, HEARTBEAT_S / 10, cancel_check=beats)
                 return
-        raise self._refused()
+        raise self._locked_error()
 
     def _owner(self) -> Holder | str:
         record = self._lease.owner
         return "another process" if record is None else Holder(record.pid, record.hostname.partition("?")[0])
 
-    def _refused(self) -> LockedError:
+    def _locked_error(self) -> LockedError:
         rule = f"is being run by {self._owner()}; wait for it, stop it, or give this sweep another folder"
         return LockedError([Problem("results", str(self.folder), rule)])
 
@@ -188,18 +188,18 @@ class FolderLock:
 
 
 REFUSALS = (SpecError, TrainablesError)
-"""What says that a run is not begun."""
+"""The errors by which a run is refused before it begins."""
 
 
 @contextlib.contextmanager
-def nothing_if_refused(folder: Path) -> Iterator[None]:
-    """A results folder that the block made is gone again where the block refuses to run and it has no trial."""
-    there = folder.exists()
+def remove_folder_if_refused(folder: Path) -> Iterator[None]:
+    """Remove a results folder that the block made, if the block refuses to run and the folder has no trial."""
+    existed = folder.exists()
     try:
         yield
     except REFUSALS:
-        with contextlib.suppress(LockedError):  # another driver's by now
-            if not there and folder.exists():
+        with contextlib.suppress(LockedError):  # another driver holds it by now
+            if not existed and folder.exists():
                 with FolderLock(folder):
                     fetched = any((folder / "tables" / "trials").glob("*.parquet"))
                     if not fetched and not any(e["ev"] == "ask" for e in read_journal(folder / JOURNAL).events):
@@ -208,15 +208,15 @@ def nothing_if_refused(folder: Path) -> Iterator[None]:
 
 
 def check_identity(folder: Path, identity: Mapping[str, Any]) -> None:
-    """Refuse a results folder of a sweep that differs in what must not change, or of other rules than today's.
+    """Check that a results folder belongs to this sweep, and was written with the rules of this version.
 
     Args:
-        folder: the results folder; one without `spec.json` belongs to nobody, and has no journal, tables or `work`.
-        identity: `SweepSpec.identity()`. Sections of single methods, and epochs of single data sets, may come and go;
-            what stands in both must agree.
+        folder: the results folder. If it has no `spec.json`, it must not have a journal, tables or a folder `work`.
+        identity: `SweepSpec.identity()`. Sections of single methods, and epochs of single data sets, may come and go.
+            Those in both must agree.
 
     Raises:
-        IdentityError: one problem per difference, with the value there and the value asked.
+        IdentityError: one problem for each difference, with the stored and the new value.
     """
     stored = _stored(folder)
     if stored is not None:
@@ -224,46 +224,53 @@ def check_identity(folder: Path, identity: Mapping[str, Any]) -> None:
         return
     journal, parts = folder / "journal.jsonl", (folder / "tables").glob("*/*.parquet")
     if any(parts) or (journal.is_file() and journal.stat().st_size):
-        rule = "holds results, and no spec.json that says whose; restore it, or choose another name or output"
+        rule = "has results, but no spec.json that says whose; restore it, or choose another name or output"
         raise IdentityError([Problem("results", str(folder), rule)])
     if (folder / "work").exists():
-        rule = "holds a folder work that is no sweep's; a run would remove it, so give the sweep a folder of its own"
+        rule = "has a folder 'work' that no sweep made; a run would remove it, so give the sweep another folder"
         raise IdentityError([Problem("output", str(folder), rule, json.dumps(str(folder / "results")))])
 
 
 def refuse_other(stored: Mapping[str, Any], identity: Mapping[str, Any], where: str) -> None:
-    """Raise `IdentityError` when `stored`, the `spec.json` at `where`, differs from `identity` or has other rules."""
-    known = dict(stored["identity"])
-    found = [d for d in differences(known, json.loads(json.dumps(identity))) if d[:2] != _NOT_IN_0_1_0]
-    if found:
+    """Check that `stored`, the `spec.json` at `where`, has this identity and the rules of this version.
+
+    Raises:
+        IdentityError: it differs.
+    """
+    all_differences = differences(dict(stored["identity"]), json.loads(json.dumps(identity)))
+    changes = [d for d in all_differences if d[:2] != _NOT_IN_0_1_0]
+    if changes:
         problems = []
-        for name, old, new in found:
+        for name, old, new in changes:
             remedy = f"leave {name} out" if old is None else f"{name} = {json.dumps(old)}"
-            problems.append(Problem(name, new, f"the results in {where} were made with {_said(old)}", remedy))
+            problems.append(Problem(name, new, f"the results in {where} were made with {_value_text(old)}", remedy))
         head = Problem("results", where, "belongs to another sweep; choose another name or output, or undo:")
         raise IdentityError([head, *problems])
     named = ((name, stored.get(name), now) for name, now in RULES.items())
-    if other := [f"{name}: {_said(old)}, here {now!r}" for name, old, now in named if old != now]:
+    if other := [f"{name}: {_value_text(old)}, here {now!r}" for name, old, now in named if old != now]:
         rule = f"was made by another version's rules ({'; '.join(other)}); choose another name or output"
         raise IdentityError([Problem("results", where, rule)])
 
 
-def _said(old: object) -> str:
+def _value_text(old: object) -> str:
     return "nothing there" if old is None else repr(old)
 
 
 def stored_identity(folder: Path) -> dict[str, Any] | None:
-    """The identity written into a results folder; None when there is none yet."""
+    """Return the identity that is stored in a results folder; None if there is none yet."""
     stored = _stored(folder)
     return None if stored is None else dict(stored["identity"])
 
 
 def as_begun(spec: SweepSpec, stored: Mapping[str, Any] | None) -> SweepSpec:
-    """Return `spec` by the rules that its results were begun with: without a local fit, unless it names one; evaluated
-    rows drawn as they were.
+    """Return `spec` with the rules that its results were begun with.
+
+    Results of an older version go on without a local fit, unless the sweep file names one. Their evaluated rows are
+    drawn by the older rule.
 
     Args:
-        stored: the identity that the results folder, or the copy that it will be fetched from, has; None for a new one.
+        spec: the sweep.
+        stored: the identity in the results folder, or in the copy that it will be fetched from; None for a new folder.
     """
     evaluate = spec.evaluate
     if evaluate.validation_rows or evaluate.test_rows:
@@ -275,8 +282,11 @@ def as_begun(spec: SweepSpec, stored: Mapping[str, Any] | None) -> SweepSpec:
     return spec.model_copy(update={"search": spec.search.model_copy(update={"refine": 0})})
 
 
-def as_begun_there(spec: SweepSpec) -> SweepSpec:
-    """`as_begun` for the results folder of `spec`. One that cannot be read is left to `check_identity`."""
+def as_begun_in_its_folder(spec: SweepSpec) -> SweepSpec:
+    """Return `as_begun` for the results folder of `spec`.
+
+    If the stored identity cannot be read, return `spec`: `check_identity` raises the error later.
+    """
     try:
         return as_begun(spec, stored_identity(spec.folder))
     except IdentityError:
@@ -284,6 +294,7 @@ def as_begun_there(spec: SweepSpec) -> SweepSpec:
 
 
 def _stored(folder: Path) -> dict[str, Any] | None:
+    """Return the content of `spec.json`; None if there is no such file. Raise IdentityError if it can't be read."""
     path = folder / "spec.json"
     if not path.exists():
         return None
@@ -297,7 +308,7 @@ def _stored(folder: Path) -> dict[str, Any] | None:
 
 
 def write_identity(folder: Path, identity: Mapping[str, Any]) -> None:
-    """Write `spec.json`; methods, and data sets' epochs, that earlier runs had stay in it."""
+    """Write `spec.json`. Methods and epochs of data sets that only earlier runs had stay in it."""
     stored = stored_identity(folder)
     merged = _merged(stored, identity)
     if merged != stored:
@@ -305,13 +316,13 @@ def write_identity(folder: Path, identity: Mapping[str, Any]) -> None:
 
 
 _NOT_IN_0_1_0 = ("budgets.count", None)
-"""A key that folders of that version lack, whatever their sweep file had."""
+"""A key and its stored value: folders of version 0.1.0 lack this key, whatever their sweep file had."""
 _GROW = ("methods", "data.epochs")
 """Tables by method or data set, which may come and go."""
 
 
 def _merged(stored: Any, asked: Any, path: str = "") -> Any:
-    """What is asked, with what `stored` has beside it in tables that may grow."""
+    """Return `asked`, with the further entries that `stored` has in tables that may grow."""
     if not isinstance(stored, dict) or not isinstance(asked, dict):
         return asked
     merged = {k: _merged(stored.get(k), v, f"{path}.{k}" if path else k) for k, v in asked.items()}
@@ -319,13 +330,13 @@ def _merged(stored: Any, asked: Any, path: str = "") -> Any:
 
 
 def differences(stored: Any, asked: Any, path: str = "") -> list[tuple[str, Any, Any]]:
-    """(dotted field, stored value, asked value) of every leaf that differs; absent is None."""
+    """Return (dotted field, stored value, asked value) for every leaf that differs. A missing value is None."""
     if not isinstance(stored, dict) or not isinstance(asked, dict):
         return [] if stored == asked else [(path, stored, asked)]
     names = list(stored) + [name for name in asked if name not in stored]
     if path in _GROW:
         names = [name for name in stored if name in asked]
-    found = []
+    changes = []
     for name in names:
-        found += differences(stored.get(name), asked.get(name), f"{path}.{name}" if path else name)
-    return found
+        changes += differences(stored.get(name), asked.get(name), f"{path}.{name}" if path else name)
+    return changes

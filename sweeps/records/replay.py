@@ -1,4 +1,4 @@
-"""A sweep's state from its journal and from its sealed tables."""
+"""Makes a sweep's state from its journal and its sealed tables."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ from trainables.errors import first_line
 
 
 class Tables(Protocol):
-    """Takes the rows that a journal has: a `Sealer`, which writes them, or what only looks on.
+    """Takes the rows of a journal: a `Sealer`, which writes them, or an object that writes nothing.
 
     Attributes:
         folder: the results folder.
-        choices: each cell's latest choice.
+        choices: the latest choice of each cell, by cell id.
     """
 
     folder: Path
@@ -37,7 +37,7 @@ class Tables(Protocol):
 
 
 class _Unwritten:
-    """Writes nothing, and leaves the choices to be computed."""
+    """Tables that are not written. They hold no choices, so these are computed from the trials."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -48,7 +48,12 @@ class _Unwritten:
 
 
 def stored_state(cells: Iterable[Cell], spec: SweepSpec, *, retry_failed: bool = False) -> SweepState:
-    """Return what a run of these cells would find in the sweep's results folder. Writes nothing.
+    """Return the state that a run of these cells would begin with, from the sweep's results folder. Write nothing.
+
+    Args:
+        cells: the cells.
+        spec: the sweep.
+        retry_failed: whether failed trials count as still to run.
 
     Raises:
         StoreError: as `replay`.
@@ -69,32 +74,40 @@ def replay(
     rows: Mapping[str, TrialRow],
     retry: dict[str, int] | None = None,
 ) -> list[tuple[Slot, float | None]]:
-    """Rebuild a sweep from its journal and from sealed rows, which stand in for a journal that was lost.
+    """Put all trials of a journal into the state of a sweep, and those of sealed rows in case the journal was lost.
 
-    With `retry`, failed trials count as asked and not as finished, and their attempts so far are put into it.
+    Neither the clock nor the order of lines matters: the last attempt of a trial counts, and the latest choice of a
+    cell.
 
-    Neither the clock nor the order of lines decides: of a trial its last attempt counts, of a cell its latest choice.
+    Args:
+        state: the state to fill.
+        sealer: takes the rows of the journal.
+        events: the journal's events.
+        rows: sealed rows of `trials`, by trial id.
+        retry: None, or a dictionary that gets the number of attempts of each failed trial, by trial id. Failed trials
+            then count as still to run.
 
-    Returns slots that the pruner had stopped without their row being written, and the seconds that each had trained.
+    Returns:
+        The slots that the pruner had stopped without a row being written, each with the seconds that it had trained.
 
     Raises:
-        StoreError: an event without what a sweep is rebuilt from; a trial whose id is not its configuration's.
+        StoreError: an event lacks a key, or a trial's id does not match its configuration.
     """
     stopped: dict[str, tuple[Slot, float | None]] = {}
     asked: dict[str, Slot] = {}
     last = dict(rows)
     for number, event in enumerate(events, 1):
         kind = event["ev"]
-        if lacking := _lacking(event):
-            raise _damaged(number, kind, f"has no {lacking}")
+        if missing_key := _missing_key(event):
+            raise _damaged(number, kind, f"has no {missing_key}")
         if kind == "ask" and event["cell_id"] in state.cells:
-            slot = _asked(state.cells[event["cell_id"]].cell, event, sealer.folder)
+            slot = _slot_of_event(state.cells[event["cell_id"]].cell, event, sealer.folder)
             asked[slot.trial_id] = state.restore(slot)
         elif kind == "report" and event["trial_id"] in asked:
-            known = asked[event["trial_id"]]
-            state.report(known.cell_id, known.trial_id, event["epoch"], event["values"].get("val_score"))
+            slot_so_far = asked[event["trial_id"]]
+            state.report(slot_so_far.cell_id, slot_so_far.trial_id, event["epoch"], event["values"].get("val_score"))
             if event.get("stop"):
-                stopped[known.trial_id] = known, event.get("seconds")
+                stopped[slot_so_far.trial_id] = slot_so_far, event.get("seconds")
         try:
             if kind == "finish":
                 finish = Finish.of(event, state.spec.name)
@@ -112,7 +125,7 @@ def replay(
         if cell is None:
             continue
         if trial_id not in asked:
-            state.restore(_recalled(cell, trial_id, row, sealer.folder))
+            state.restore(_slot_of_row(cell, trial_id, row, sealer.folder))
         if retry is not None and row.status == "failed":
             retry[trial_id] = row.attempt
         else:
@@ -121,32 +134,38 @@ def replay(
     for cell_id, choice in sealer.choices.items():
         if cell_id in state.cells:
             state.cells[cell_id].choice = _choice(choice)
-    return [found for trial_id, found in stopped.items() if trial_id not in last or last[trial_id].status != "pruned"]
+    return [
+        unfinished
+        for trial_id, unfinished in stopped.items()
+        if trial_id not in last or last[trial_id].status != "pruned"
+    ]
 
 
-def _asked(cell: Cell, event: Mapping[str, Any], folder: Path) -> Slot:
-    """An asked slot, whose id must be its configuration's: folders are made and removed by that name."""
+def _slot_of_event(cell: Cell, event: Mapping[str, Any], folder: Path) -> Slot:
+    """Return the slot of an `ask` event. Check that its id is that of its configuration: folders are named by it."""
     trial_id, config = event["trial_id"], event["config"]
     try:
-        true = (cell.identify(config), config["cell_id"], config["stage"])
+        computed = (cell.trial_id_of(config), config["cell_id"], config["stage"])
     except ValidationError as error:
-        raise _foreign(folder / JOURNAL, trial_id, f"has no valid configuration ({first_line(error)})") from error
-    if true != (trial_id, event["cell_id"], event["stage"]):
-        raise _foreign(folder / JOURNAL, trial_id, f"is not what its configuration says ({' '.join(true)})")
+        raise _foreign_trial(folder / JOURNAL, trial_id, f"has no valid configuration ({first_line(error)})") from error
+    if computed != (trial_id, event["cell_id"], event["stage"]):
+        rule = f"does not match its configuration ({' '.join(computed)})"
+        raise _foreign_trial(folder / JOURNAL, trial_id, rule)
     data, init, basis = event.get("seeds") or (config["data_seed"], config["init_seed"], config["basis_seed"])
     where = (event["cell_id"], event["stage"], event["slot"])
     return Slot(*where, trial_id, config, config["lr"], (data, init, basis))
 
 
-def _recalled(cell: CellState, trial_id: str, row: TrialRow, folder: Path) -> Slot:
+def _slot_of_row(cell: CellState, trial_id: str, row: TrialRow, folder: Path) -> Slot:
+    """Return the slot of a sealed row. Check that its id is that of its rate, seed and settings."""
     slot = cell.recall(row)
     if slot is None or slot.trial_id != trial_id:
-        rule = f"is none of cell {cell.cell.cell_id}, whose rates, seeds and settings make other ids"
-        raise _foreign(folder / "tables" / "trials", trial_id, rule)
+        rule = f"does not belong to cell {cell.cell.cell_id}: its id does not match its rate, seeds and settings"
+        raise _foreign_trial(folder / "tables" / "trials", trial_id, rule)
     return slot
 
 
-def _foreign(place: Path, trial_id: str, rule: str) -> StoreError:
+def _foreign_trial(place: Path, trial_id: str, rule: str) -> StoreError:
     remedy = "it was edited, or is another sweep's: restore it from a copy, or give this sweep another folder"
     return StoreError(f"{place}: trial {trial_id!r} {rule}; {remedy}")
 
@@ -162,11 +181,11 @@ _NEEDED: dict[str, dict[str, type]] = {
     "ask": {"cell_id": str, "stage": str, "slot": int, "trial_id": str, "config": dict},
     "report": {"trial_id": str, "epoch": int, "values": dict},
 }
-"""What an event needs besides rows, which their dataclasses check."""
+"""The keys and types that an event needs. Rows in events are checked by their dataclasses."""
 
 
-def _lacking(event: Mapping[str, Any]) -> str:
-    """Return a key that an event lacks, or has with a value of another type; "" if it has all."""
+def _missing_key(event: Mapping[str, Any]) -> str:
+    """Return the first key that an event lacks, or whose value has another type; "" if it has all."""
     for name, kind in _NEEDED.get(str(event["ev"]), {}).items():
         if not isinstance(event.get(name), kind):
             return f"{name} ({kind.__name__})"

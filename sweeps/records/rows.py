@@ -1,4 +1,4 @@
-"""Rows of the results tables, made of what a lane sends back."""
+"""Makes rows of the results tables from the outcomes of trials."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ R = TypeVar("R", bound=TableRow)
 
 
 def instant(seconds: float | None) -> datetime | None:
-    """Return seconds since 1970 as an instant in UTC."""
+    """Return seconds since 1970 as a time in UTC; None if `seconds` is None."""
     return None if seconds is None else datetime.fromtimestamp(seconds, UTC)
 
 
 def utc(seconds: float | None) -> str | None:
-    """Return seconds since 1970 as ISO text in UTC."""
+    """Return seconds since 1970 as ISO text in UTC; None if `seconds` is None."""
     at = instant(seconds)
     return None if at is None else at.isoformat()
 
@@ -39,9 +39,9 @@ def trial_row(sweep: str, cell: Cell, slot: Slot, outcome: Mapping[str, Any]) ->
         sweep: name of the sweep.
         cell: the trial's cell.
         slot: its number, seeds and learning rate.
-        outcome: from the lane: `status`, `reason`, `result` (a `Result`, or None), `events` (one an epoch),
-            `attempt`, `host`, `processor`, `device`, `started`, `ended` (seconds since 1970), `seconds_total` (lease to
-            finish), `micro_batch_size`, `packed` and `workers`.
+        outcome: the outcome from the backend: `status`, `reason`, `result` (a `Result` or None), `events` (one for each
+            epoch), `attempt`, `host`, `processor`, `device`, `started`, `ended` (seconds since 1970), `seconds_total`
+            (of the worker's time), `micro_batch_size`, `packed` and `workers`.
     """
     result: Result | None = outcome.get("result")
     measured = _measured_by_epochs(outcome) if result is None else result.measured
@@ -91,7 +91,7 @@ def trial_row(sweep: str, cell: Cell, slot: Slot, outcome: Mapping[str, Any]) ->
 
 
 def _measured_by_epochs(outcome: Mapping[str, Any]) -> Measured:
-    """Return what the reported epochs say of a trial that has no result."""
+    """Return the measured numbers of a trial without a result, from the epochs that it reported."""
     events: Sequence[Mapping[str, Any]] = outcome.get("events") or ()
     last: Mapping[str, Any] = events[-1] if events else {}
     return Measured(
@@ -105,18 +105,19 @@ def _measured_by_epochs(outcome: Mapping[str, Any]) -> Measured:
 
 
 def _summed(events: Sequence[Mapping[str, Any]], name: str) -> float | None:
-    known = [float(e[name]) for e in events if e.get(name) is not None]
-    return sum(known) if known else None
+    """Return the sum of a number over the events that have it; None if no event has it."""
+    values = [float(e[name]) for e in events if e.get(name) is not None]
+    return sum(values) if values else None
 
 
 def _finite(row: R) -> R:
-    """Return the row with None for every number that is not finite, as tables and journal have it."""
+    """Return the row with None in place of every number that is not finite."""
     numbers = {name: value for name, value in vars(row).items() if isinstance(value, float | Mapping)}
     return dataclasses.replace(row, **finite(numbers))
 
 
 def metric_rows(sweep: str, slot: Slot, outcome: Mapping[str, Any]) -> list[MetricRow]:
-    """Make the `metrics` rows of one attempt, one an epoch. A report's values of the same names fill the columns."""
+    """Make the `metrics` rows of one attempt, one for each epoch. Columns are a report's values of the same names."""
     attempt = outcome.get("attempt", 1)
     names = [field.name for field in dataclasses.fields(Epoch)]
     return [
@@ -134,7 +135,7 @@ def metric_rows(sweep: str, slot: Slot, outcome: Mapping[str, Any]) -> list[Metr
 
 
 def prediction_row(sweep: str, slot: Slot, outcome: Mapping[str, Any]) -> PredictionRow | None:
-    """Make the `predictions` row of a CONFIRM trial. Return None if it has no right and wrong test answers."""
+    """Make the `predictions` row of a CONFIRM trial; None if it did not record which test answers are right."""
     result: Result | None = outcome.get("result")
     if outcome["status"] != "finished" or result is None or result.predicted.correct is None:
         return None
@@ -145,7 +146,10 @@ def choice_row(sweep: str, cell_id: str, choice: Choice, seconds: float, before:
     """Make the `choices` row of one cell.
 
     Args:
-        seconds: now, since 1970, by a clock that may have been set back.
+        sweep: name of the sweep.
+        cell_id: the cell.
+        choice: its choice.
+        seconds: the time now, in seconds since 1970. The clock may have been set back.
         before: the cell's last choice. The new one gets the next number, and a later time.
     """
     at = datetime.fromtimestamp(seconds, UTC)
@@ -175,8 +179,8 @@ def git_commit() -> str | None:
     if not (folder.parent / ".git").exists():
         return None
     try:
-        told = ["git", "-C", str(folder), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
-        done = subprocess.run(told, capture_output=True, text=True, timeout=5, check=False)
+        command = ["git", "-C", str(folder), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=5, check=False)
     except (OSError, subprocess.TimeoutExpired):
         return None
     return done.stdout.strip() or None

@@ -1,8 +1,8 @@
 """Copy a results folder elsewhere while the sweep runs: sealed parts, JSON files and kept adapters.
 
-If the driver's machine is lost, so is what was not copied yet: at most the trials of the last five minutes. A trial
-waits `EVERY_S` seconds until it is sealed and as long until it is copied. A run on another machine fetches the copy and
-goes on from it.
+If the driver's machine is lost, at most the trials of the last five minutes are lost with it: a trial waits up to
+`EVERY_S` seconds until it is sealed, and as long until it is copied. A run on another machine fetches the copy and goes
+on from it.
 """
 
 from __future__ import annotations
@@ -24,21 +24,21 @@ from sweeps.records.locks import IdentityError, refuse_other, stored_identity
 from trainables.errors import first_line
 
 EVERY_S = 150.0
-"""Seconds that a finished trial waits for its part at most, and seconds between two copies."""
+"""The most seconds that a finished trial waits to be sealed. Also the seconds between two copies."""
 TABLES = (*(row.table for row in DIAGNOSTICS), "predictions", "metrics", "trials", "choices", "cells")
-"""Diagnostics, and the sweep's own in the order of sealing: a trial whose row is there has all its rows there."""
+"""The tables in the order of copying. `trials` comes after `metrics`, so a copied trial has all its rows there."""
 _META = ("adapter.json", "weights.json")
-"""The file of a kept folder that goes last: with it the folder is whole."""
+"""The file of an adapter's folder that is copied last. So a folder that has it is complete."""
 
 
 def restore(folder: Path, location: Location) -> int:
-    """Fetch parts that a results folder lacks or has damaged. Return the number of files fetched.
+    """Fetch the parts that a results folder lacks or has damaged. Return the number of fetched files.
 
-    A folder without a journal gets the JSON files too; a folder that has begun keeps its own. A fetch that was cut off
-    is continued. The caller holds the folder's lock.
+    A folder without a journal also gets the JSON files; otherwise it keeps its own. An interrupted fetch is continued.
+    The caller holds the folder's lock.
 
     Raises:
-        SpecError: no answer, or the folder has begun and lacks trials that are there.
+        SpecError: the location does not answer, or the folder has a journal and lacks trials of the location.
     """
     begun = (folder / JOURNAL).exists()
     if begun:
@@ -47,19 +47,19 @@ def restore(folder: Path, location: Location) -> int:
         return location.fetch(folder, facts=not begun)
 
 
-def stored_there(location: Location) -> dict[str, Any] | None:
+def stored_identity_at(location: Location) -> dict[str, Any] | None:
     """Return the content of the `spec.json` at a location; None if there is none.
 
     Raises:
         IdentityError: it cannot be read as a sweep's identity.
-        SpecError: no answer.
+        SpecError: the location does not answer.
     """
     with _answering(location):
-        found = location.read("spec.json") if "spec.json" in location.files() else None
-    if found is None:
+        text = location.read("spec.json") if "spec.json" in location.files() else None
+    if text is None:
         return None
     try:
-        stored = json.loads(found)
+        stored = json.loads(text)
         dict(stored["identity"])
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         rule = "has a spec.json that can't be read as a sweep's identity; restore it, or choose another place"
@@ -67,42 +67,51 @@ def stored_there(location: Location) -> dict[str, Any] | None:
     return dict(stored)
 
 
-def check_there(location: Location, identity: Mapping[str, Any]) -> None:
-    """Refuse to mix with another sweep's results.
+def check_location(location: Location, identity: Mapping[str, Any]) -> None:
+    """Check that a location is empty or belongs to this sweep.
 
     Raises:
-        IdentityError: what is there was made by a sweep that differs, or by other rules than today's.
-        SpecError: no answer.
+        IdentityError: it has results of another sweep, or of another version's rules.
+        SpecError: the location does not answer.
     """
-    if (stored := stored_there(location)) is not None:
+    if (stored := stored_identity_at(location)) is not None:
         refuse_other(stored, identity, location.uri)
 
 
 def check_same(location: Location, folder: Path) -> None:
-    """Refuse a place with another sweep than a results folder, or more trials. Raises IdentityError or SpecError."""
+    """Check that a location belongs to the sweep of a results folder, and has no trials that the folder lacks.
+
+    Raises:
+        IdentityError: the location belongs to another sweep.
+        SpecError: the location has further trials or does not answer, or the folder has no `spec.json`.
+    """
     stored = stored_identity(folder)
     if stored is None:
         rule = "has no spec.json, so what belongs to it can't be told; copy it by hand"
         raise SpecError([Problem("--upload", str(folder), rule)])
-    check_there(location, stored)
+    check_location(location, stored)
     _refuse_behind(folder, location)
 
 
 def _refuse_behind(folder: Path, location: Location) -> None:
-    """Another machine has gone on from the copy: this folder would repeat its trials and put older facts there."""
+    """Raise SpecError if the location has trials that the folder lacks, as another machine has gone on from the copy.
+
+    A run on this folder would repeat those trials, and overwrite newer files of the copy.
+    """
     with _answering(location):
-        there = [path for path in map(Path, location.files()) if path.match("tables/trials/part-*.parquet")]
-    here = {path.name.removesuffix(".damaged") for path in (folder / "tables" / "trials").glob("part-*")}
-    if lacking := sum(path.name not in here for path in there):
+        copied = [path for path in map(Path, location.files()) if path.match("tables/trials/part-*.parquet")]
+    own = {path.name.removesuffix(".damaged") for path in (folder / "tables" / "trials").glob("part-*")}
+    if lacking := sum(path.name not in own for path in copied):
         rule = (
-            f"holds {lacking} part(s) of finished trials that {folder} lacks, as where another machine went on; "
-            "move that folder away, and `sweeps run` with this --upload fetches what is there and goes on from it"
+            f"has {lacking} part(s) of finished trials that {folder} lacks: another machine may have gone on; "
+            "move that folder away, and `sweeps run` with this --upload fetches the copy and goes on from it"
         )
         raise SpecError([Problem("--upload", location.uri, rule)])
 
 
 @contextlib.contextmanager
 def _answering(location: Location) -> Iterator[None]:
+    """Turn an OSError of the block into a SpecError that says that the location does not answer."""
     try:
         yield
     except OSError as error:
@@ -110,12 +119,12 @@ def _answering(location: Location) -> Iterator[None]:
 
 
 class Upload:
-    """Copies what is new every `EVERY_S` seconds, in a thread, and once more at the end.
+    """Copies new files every `EVERY_S` seconds, in a thread, and once more at the end.
 
     Args:
         folder: the results folder.
-        location: where to.
-        note: told about a copy that failed; it is tried again, and the sweep goes on.
+        location: the location to copy to.
+        note: shows a message to the user if a copy failed. It is tried again, and the sweep goes on.
     """
 
     def __init__(self, folder: Path, location: Location, *, note: Callable[[str], None] = print) -> None:
@@ -129,21 +138,21 @@ class Upload:
         self._thread = threading.Thread(target=self._work, name="upload", daemon=True)
 
     def start(self) -> None:
-        """Begin."""
+        """Start the thread."""
         self._thread.start()
 
     def finish(self, rest: bool = True) -> str | None:
-        """Copy the rest, if wanted; why that was not possible, or None."""
+        """End the thread, and copy the rest if `rest` is true. Return why that failed; None if it did not."""
         self._over.set()
         self._thread.join()
-        return self.once() if rest else None
+        return self.copy_now() if rest else None
 
     def _work(self) -> None:
         while not self._over.wait(EVERY_S):
-            self.once()
+            self.copy_now()
 
-    def once(self) -> str | None:
-        """Copy what is new now; why that was not possible, or None."""
+    def copy_now(self) -> str | None:
+        """Copy all new files now. Return why that failed; None if it did not."""
         try:
             self.sync()
         except OSError as error:
@@ -155,28 +164,28 @@ class Upload:
         return self.error
 
     def sync(self) -> None:
-        """Copy everything that is sealed here and not there.
+        """Copy all files that the location lacks.
 
         Raises:
-            OSError: a file can't be read here, or not written there.
+            OSError: a file can't be read, or can't be written to the location.
         """
-        if not self.folder.is_dir():  # moved away: what it kept is not to be removed there
+        if not self.folder.is_dir():  # it was moved away, so its adapters must not be removed from the copy
             raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(self.folder))
         there = self.location.files()
-        for name in FACTS:  # first, for tables without them belong to no sweep
+        for name in FACTS:  # first, because tables without these files belong to no sweep
             path = self.folder / name
             content = path.read_bytes() if path.exists() else None
             if content is not None and self._facts.get(name) != content:
                 self.location.put(path, name)
                 self._facts[name] = content
         parts = {t: sorted((self.folder / "tables" / t).glob("part-*.parquet")) for t in reversed(TABLES)}
-        for table in TABLES:  # listed the other way round, for the driver seals meanwhile
+        for table in TABLES:  # parts were listed in the reverse order, because the driver writes parts meanwhile
             for part in parts[table]:
                 self._put_if_new(part, there)
         self._sync_adapters(there)
 
     def _put_if_new(self, path: Path, there: Mapping[str, int]) -> None:
-        """Copy a file that never changes, unless it is there already; a copy of another size was cut off."""
+        """Copy a file that never changes, unless the location has it. A copy of another size was cut off."""
         name = path.relative_to(self.folder).as_posix()
         if there.get(name) != path.stat().st_size:
             self.location.put(path, name)
@@ -192,4 +201,5 @@ class Upload:
         self._adapters = kept
 
     def _kept(self) -> set[str]:
+        """Return the trial ids whose adapters the results folder has."""
         return {path.name for path in self.folder.glob("adapters/*") if path.is_dir()}

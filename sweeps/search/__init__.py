@@ -1,15 +1,16 @@
-"""Stages TUNE and CONFIRM without anyone who trains: which trial comes next, and which point is chosen.
+"""The search: decides which trial of stages TUNE and CONFIRM is next, and which learning rate is chosen.
 
-Uses `spec`. Everything is a function of the plan and of the trials known so far; nothing is read, written or started.
+It uses `spec`. Everything is a function of the plan and of the trials known so far. This room reads and writes nothing.
+A point is a learning rate, with the values of other searched hyperparameters.
 
-    samplers  one ask of Optuna's samplers, over a study rebuilt from a cell's trials
-    grids     grids from coarse to fine
-    points    the next point of a study: grid, Sobol, or a sampler's, and one past an edge
-    refining  the next rate of a local search for the best one
-    pruning   whether a TUNE trial is stopped early
-    rules     the rules that a results folder's trials are made by, and seeds by them
-    slots     a trial of a cell, and the choice of a cell
-    effort    how many points a cell tries, and where each comes from
-    order     which cells are served first
-    stages    what a cell and a whole sweep need next
+    samplers  asks one of Optuna's samplers for a point, with a study rebuilt from a cell's trials
+    grids     makes grids from coarse to fine
+    points    proposes the next point: from a grid, Sobol points, a sampler, a local fit, or past the edge of the range
+    refining  computes the next rate of a local fit around the best one
+    pruning   decides whether a TUNE trial is stopped early
+    rules     the rules by which the trials of a results folder are made
+    slots     a slot (one planned trial of a cell) and a choice (the chosen learning rate of a cell)
+    effort    counts the points that a cell may try, and proposes each
+    order     decides which cells are served first
+    stages    decides which slot of a cell, and of a whole sweep, is next
 """

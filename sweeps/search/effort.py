@@ -3,8 +3,8 @@
 The rates come from warm starts, from the sampler, from a local fit, and from beyond an edge of the range.
 
 A slot's number says where its point comes from (`SlotKind`). The planned points are first the warm starts, then the
-sampler's. Points past an edge, then those of the local fit, are proposed one at a time: each waits until every point
-before it is over, so that it does not depend on the order in which trials end.
+sampler's. Then points past the edge of the range, and then those of the local fit, are proposed one at a time: each
+waits until the trials of all earlier points have ended. So it does not depend on the order in which trials end.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ def origin_of(number: int, search: SearchSection) -> str | None:
 
 
 def neighbours(cells: Iterable[Cell]) -> Iterator[tuple[str, str]]:
-    """(id at the smaller budget, id at the next larger one) of cells that differ in their budget alone."""
+    """Yield pairs of cells that differ only in their budget: the id at a budget, and the id at the next larger one."""
     families: dict[tuple[Any, ...], list[Cell]] = {}
     for cell in cells:
         if cell.budget is not None and cell.space is not None:
@@ -50,12 +50,16 @@ def neighbours(cells: Iterable[Cell]) -> Iterator[tuple[str, str]]:
 
 
 class Effort:
-    """The tuning effort of one cell. It knows the plan alone; what has been asked and found is given to it.
+    """Counts and proposes the points of one cell. It knows only the plan: slots and rows are passed to its methods.
+
+    Args:
+        cell: the cell.
+        search: `[search]`.
 
     Attributes:
-        least: points that count however small the allowance: those that every cell of the sweep had been asked for
-            under a larger one.
-        least_refined: the same of the points of the local fit.
+        least: the least number of points that count. It is larger than the allowance if every cell of the sweep was
+            asked for this many points under an earlier, larger allowance.
+        least_refined: the same number for points of the local fit.
     """
 
     def __init__(self, cell: Cell, search: SearchSection) -> None:
@@ -70,20 +74,20 @@ class Effort:
         return space
 
     def points(self, asked: Mapping[int, Slot], rows: Mapping[str, TrialRow]) -> dict[int, Slot | None]:
-        """All points of the cell as of now, by slot number; None for one that is to be asked.
+        """Return all points of the cell that are known now, by slot number. A point that is not asked yet is None.
 
         Args:
-            asked: TUNE slots of the first seeds, by number.
-            rows: rows of the cell's trials that are over, by trial id.
+            asked: TUNE slots on the first seeds, by number.
+            rows: rows of the cell's ended trials, by trial id.
         """
-        points: dict[int, Slot | None] = {k: asked.get(k) for k in range(self._room(asked, rows))}
+        points: dict[int, Slot | None] = {k: asked.get(k) for k in range(self._planned_count(asked, rows))}
         points |= {k: asked[k] for k in sorted(asked) if self._counts(k)}
         if any(s is None or s.trial_id not in rows for s in points.values()):
             return points
         ranked = self.ranked(points.values(), rows)
         if not ranked:
             return points
-        past, late, refined = (len(self._of(points, kind)) for kind in _PROPOSED)
+        past, late, refined = (len(self._of_kind(points, kind)) for kind in _PROPOSED)
         if past < self._search.widen and not late and _edge(ranked[0], _asked(points)) is not None:
             points[SlotKind.WIDENED.slot(past)] = None
         elif refined < self.refined:
@@ -91,7 +95,7 @@ class Effort:
         return points
 
     def _counts(self, number: int) -> bool:
-        """Whether an asked point beside the planned ones counts: of the local fit, those that the allowance holds."""
+        """Return whether an asked point that is not planned counts. The local fit's must be in the allowance."""
         kind = SlotKind.of(number)
         if kind is SlotKind.REFINED:
             return number < kind.slot(self.refined)
@@ -99,38 +103,38 @@ class Effort:
 
     @property
     def refined(self) -> int:
-        """Points of the allowance that are tried where a local fit expects the best rate.
+        """Return the number of points that the local fit proposes.
 
-        None if more than the rate is searched: the sampler has them all.
+        It is 0 if more than the learning rate is searched: then the sampler proposes all points.
         """
         if self._space.dimensions:
             return 0
         return max(self._search.refined(self._cell.tune_trials), self.least_refined)
 
     def refined_left(self, points: Mapping[int, Slot | None], rows: Mapping[str, TrialRow]) -> int:
-        """Return how many points of the local fit are still to be proposed: none if all points have failed."""
+        """Return how many points of the local fit are still to be proposed; 0 if all points have failed."""
         over = all(s is not None and s.trial_id in rows for s in points.values())
         if over and not self.ranked(points.values(), rows):
             return 0
-        return self.refined - len(self._of(points, SlotKind.REFINED))
+        return self.refined - len(self._of_kind(points, SlotKind.REFINED))
 
     def late(
         self, points: Mapping[int, Slot | None], reruns: Sequence[Slot], rows: Mapping[str, TrialRow]
     ) -> int | None:
         """Return the slot number of the next point past an edge that the re-runs chose; None if there is none."""
         choice = self.choose(points, reruns, rows)
-        past, late = (len(self._of(points, kind)) for kind in (SlotKind.WIDENED, SlotKind.WIDENED_LATE))
+        past, late = (len(self._of_kind(points, kind)) for kind in (SlotKind.WIDENED, SlotKind.WIDENED_LATE))
         if choice is None or choice.edge is None or past + late >= self._search.widen:
             return None
         return SlotKind.WIDENED_LATE.slot(late * (1 + self._search.rerun_seeds))
 
     @staticmethod
-    def _of(points: Iterable[int], kind: SlotKind) -> list[int]:
-        """Return the slot numbers of a kind."""
+    def _of_kind(points: Iterable[int], kind: SlotKind) -> list[int]:
+        """Return the slot numbers in `points` that are of a kind."""
         return [number for number in points if SlotKind.of(number) is kind]
 
     def candidates(self, points: Mapping[int, Slot | None], rows: Mapping[str, TrialRow]) -> list[Slot]:
-        """The points to re-run: the best, and those past an edge that re-runs chose, so that none displaces another."""
+        """Return the points to re-run: the best ones, and besides them those past an edge that the re-runs chose."""
         ranked = self.ranked(points.values(), rows)
         late = [s for s in ranked if SlotKind.of(s.slot) is SlotKind.WIDENED_LATE]
         return [s for s in ranked if s not in late][: self._search.rerun_rates] + late
@@ -138,46 +142,56 @@ class Effort:
     def choose(
         self, points: Mapping[int, Slot | None], reruns: Sequence[Slot], rows: Mapping[str, TrialRow]
     ) -> Choice | None:
-        """The choice once all points and re-runs are over; None where no point finished."""
-        again = self._search.reruns > 0
-        found = []
-        for rate in self.candidates(points, rows) if again else self.ranked(points.values(), rows)[:1]:
-            # dict: with every seed held fixed a re-run is its rate's own trial
+        """Return the choice, once all points and re-runs have ended; None if no point finished.
+
+        Args:
+            points: the points on the first seed, by slot number.
+            reruns: the re-runs of the best points.
+            rows: rows of the cell's ended trials, by trial id.
+        """
+        has_reruns = self._search.reruns > 0
+        results = []
+        for rate in self.candidates(points, rows) if has_reruns else self.ranked(points.values(), rows)[:1]:
+            # without duplicates: if every seed is held fixed, a re-run is the same trial as the first run
             trials = dict.fromkeys([rate.trial_id, *(s.trial_id for s in reruns if s.point == rate.point)])
             done = [rows[t] for t in trials if rows[t].score is not None]
             mean = statistics.fmean(row.score for row in done if row.score is not None)
             key = self.rank_key(rate, mean, [row.train_loss for row in done])
-            found.append(((len(trials) - len(done), *key), mean, rate))  # a rate without a score on a seed loses
-        if not found:
+            results.append(((len(trials) - len(done), *key), mean, rate))  # a rate that failed on a seed ranks lower
+        if not results:
             return None
-        _, mean, chosen = min(found, key=lambda each: each[0])
+        _, mean, chosen = min(results, key=lambda each: each[0])
         tried = [s for s in points.values() if s is not None]
         n_trials = len({s.trial_id for s in [*tried, *reruns]})
-        seeds = self._search.rerun_seeds if again else 0
+        seeds = self._search.rerun_seeds if has_reruns else 0
         return Choice(chosen.point.lr, mean, n_trials, seeds, _edge(chosen, tried), chosen.extra)
 
     @property
     def planned_points(self) -> int | None:
-        """Points that count however they end; None if the allowance is in samples, which depends on how they end."""
+        """Return the number of points of a complete run.
+
+        None if the allowance is in samples: then the number depends on how the trials end.
+        """
         return None if self._search.allowance is not None else self._spread + self.refined
 
     @property
     def _spread(self) -> int:
-        """Points of an allowance in trials that are warm starts or the sampler's."""
+        """Return the number of warm starts and sampler's points, if the allowance is in trials."""
         refined = 0 if self._space.dimensions else self._search.refined(self._cell.tune_trials)
         return max(self._search.rates - refined, self.least)
 
-    def _room(self, asked: Mapping[int, Slot], rows: Mapping[str, TrialRow]) -> int:
-        """Points that the allowance holds beside those of the local fit.
+    def _planned_count(self, asked: Mapping[int, Slot], rows: Mapping[str, TrialRow]) -> int:
+        """Return the number of points in the allowance, without those of the local fit.
 
-        Of samples, what is trained counts as it was, what runs or failed counts whole. The re-runs and the points of
-        the local fit are set aside.
+        If the allowance is in samples, a finished trial counts the samples that it trained on, and a running or failed
+        trial counts as a whole one. The re-runs and the points of the local fit are reserved as whole trials.
         """
         search = self._search
         if search.allowance is None:
             return self._spread
         longest = self._samples(self._space.epochs)
-        used, count = (search.reruns + self.refined) * longest, 0
+        used = (search.reruns + self.refined) * longest
+        count = 0
         while (slot := asked.get(count)) is not None:
             used += self._used(slot, rows.get(slot.trial_id))
             if used > search.allowance.samples and count >= self.least:
@@ -186,12 +200,13 @@ class Effort:
         return count + max(0, search.allowance.samples - used) // longest
 
     def _samples(self, epochs: int | None) -> int:
-        """Samples of a whole trial."""
+        """Return the number of samples of a whole trial. `epochs`: None for the cell's own."""
         if self._cell.epoch_samples is None or self._cell.epochs is None:
             raise AssertionError(f"cell {self._cell.cell_id} has an allowance in samples and no samples per epoch")
         return self._cell.epoch_samples * (self._cell.epochs if epochs is None else epochs)
 
     def _used(self, slot: Slot, row: TrialRow | None) -> int:
+        """Return the samples of the allowance that a trial used."""
         whole = self._samples(slot.config["train"]["epochs"] if slot.config else None)
         if row is None or row.status == "failed":
             return whole
@@ -200,15 +215,15 @@ class Effort:
         return self._samples(row.epochs) if row.epochs else whole
 
     def propose(self, number: int, tried: Sequence[Tried], start: Point | None) -> tuple[Point, str | None]:
-        """The point of a slot, and its origin.
+        """Return the point of a slot, and its origin (None for the sampler).
+
+        If a warm start was tried already or does not exist, the sampler proposes the point of its slot.
 
         Args:
             number: the slot's number.
             tried: the cell's points so far, by slot.
-            start: the neighbour's choice, for a slot that starts from it, or the best point or the choice, for one past
-                its edge or of the local fit; None where there is none.
-
-        A warm start that was tried already, or that does not exist, leaves its slot to the sampler.
+            start: the point from which the slot starts: the choice of the neighbouring cell, or for a slot past the
+                edge or of the local fit the best point. None if there is no such point.
         """
         search, cell = self._search, self._cell
         origin = origin_of(number, search)
@@ -226,11 +241,13 @@ class Effort:
         if origin is not None and start is not None and start not in {t.point for t in tried}:
             return start, origin
         warm = len(search.warm_start)
-        mine = number - warm if number >= warm else cell.tune_trials - search.reruns - self.refined - warm + number
-        return propose(search.sampler, search.seed, cell.cell_id, mine, self._space, tried), None
+        # a warm start that leaves its slot to the sampler gets a position after all others
+        last = cell.tune_trials - search.reruns - self.refined - warm
+        position = number - warm if number >= warm else last + number
+        return propose(search.sampler, search.seed, cell.cell_id, position, self._space, tried), None
 
     def tried(self, slot: Slot, row: TrialRow | None) -> Tried:
-        """A slot as the samplers see it."""
+        """Return a slot in the form that the samplers take. `row`: None if it has not ended."""
         warm = origin_of(slot.slot, self._search) is not None
         number = slot.slot if warm else slot.slot - len(self._search.warm_start)
         lr, extra = slot.point
@@ -240,7 +257,7 @@ class Effort:
         return Tried(number, lr, row.score, status, extra, warm)
 
     def ranked(self, points: Iterable[Slot | None], rows: Mapping[str, TrialRow]) -> list[Slot]:
-        """The points that finished, the best first (`rank_key`)."""
+        """Return the points that finished, the best first (`rank_key`)."""
         done = []
         for s in points:
             row = None if s is None else rows.get(s.trial_id)
@@ -249,15 +266,18 @@ class Effort:
         return [s for _, s in sorted(done, key=lambda pair: pair[0])]
 
     def rank_key(self, slot: Slot, score: float, losses: Sequence[float | None]) -> tuple[float, float, float, int]:
-        """Sort key of a point, the best first: by its validation score, and where that is equal by `RULES`' `tie_rule`.
+        """Return the sort key of a point. The best point has the smallest key.
+
+        Points are sorted by their validation score, and equal ones by the `tie_rule` of `RULES`.
 
         Args:
-            slot: its trial on the first seed.
-            score: mean validation score of its runs. losses: their last training losses; None where one has none.
+            slot: the point's trial on the first seed.
+            score: mean validation score of its runs.
+            losses: last training losses of its runs; None for a run without one.
         """
-        score = round(score, 12)  # a mean's rounding breaks no tie
-        known = [loss for loss in losses if loss is not None]
-        loss = statistics.fmean(known) if known and len(known) == len(losses) else math.inf
+        score = round(score, 12)  # so that the rounding of a mean breaks no tie
+        numbers = [loss for loss in losses if loss is not None]
+        loss = statistics.fmean(numbers) if numbers and len(numbers) == len(losses) else math.inf
         centre = math.log10(self._space.low * self._space.high) / 2
         return -score, loss, round(abs(math.log10(slot.point.lr) - centre), 9), slot.slot
 
@@ -270,11 +290,12 @@ def _asked(points: Mapping[int, Slot | None]) -> list[Slot]:
 
 
 def _edge(slot: Slot, points: Iterable[Slot]) -> Edge | None:
-    """Which end of the rates tried a slot's rate is."""
+    """Return the edge of the tried rates at which a slot's rate is; None if it is between others."""
     return _end(slot.point.lr, [s.point.lr for s in points])
 
 
 def _end(lr: float, rates: Sequence[float]) -> Edge | None:
+    """Return "low" or "high" if `lr` is the lowest or the highest of several rates; else None."""
     low, high = min(rates), max(rates)
     if low == high or lr not in (low, high):
         return None

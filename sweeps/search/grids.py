@@ -1,4 +1,4 @@
-"""Grids are nested: the k-th point is the same for every allowance."""
+"""Makes nested grids: the k-th point of a grid is the same for every number of points."""
 
 from __future__ import annotations
 
@@ -10,12 +10,13 @@ from sweeps.spec.space import Dimension, Point, Space, Value, extra_of
 
 
 def nested(space: Space) -> Iterator[Point]:
-    """The points of a grid, coarse to fine: the first n are the grid of an allowance of n points.
+    """Yield the points of a grid, from coarse to fine. The first n points are the grid of n points.
 
-    Of a range alone they are its centre, its low and high end, the quarters, then the eighths (those beside the centre
-    first), and so on, in pairs about the centre, the lower one first: 3, 5, 9 and 17 points are equally spaced. Of
-    several ranges they are the product, level by level, the points that leave the centre in fewest ranges first, and
-    in the rate before others; every one with all combinations of the lists.
+    The points of one range are its centre, its low and high end, the quarters, then the eighths, and so on. They come
+    in pairs around the centre, from the centre outwards, the lower one first. So 3, 5, 9 and 17 points are equally
+    spaced. Several ranges give the product of their points, level by level. In a level, points that leave the centre
+    in fewer ranges come first, and among these the ones that leave it in the rate. Each point comes with all
+    combinations of the lists.
     """
     lists = [[(d.name, value) for value in d.values] for d in space.dimensions if d.values]
     ranges = [d for d in space.dimensions if not d.values]
@@ -34,7 +35,7 @@ def nested(space: Space) -> Iterator[Point]:
 
 
 def _values(d: Dimension) -> Iterator[Value]:
-    """The values of a range, coarse to fine, each once; of whole numbers until all are there."""
+    """Yield the values of a range from coarse to fine, each once. A range of whole numbers ends when all are there."""
     assert d.low is not None and d.high is not None, "lists have no values between"
     seen: set[Value] = set()
     for share in _shares():
@@ -47,7 +48,7 @@ def _values(d: Dimension) -> Iterator[Value]:
 
 
 def _shares() -> Iterator[float]:
-    """1/2, 0, 1, 1/4, 3/4, 3/8, 5/8, 1/8, 7/8, ..."""
+    """Yield 1/2, 0, 1, 1/4, 3/4, 3/8, 5/8, 1/8, 7/8, and so on."""
     yield from (0.5, 0.0, 1.0)
     for depth in itertools.count(2):
         for k in range(2 ** (depth - 1) - 1, 0, -2):
@@ -55,7 +56,7 @@ def _shares() -> Iterator[float]:
 
 
 def _at(d: Dimension, share: float) -> Value:
-    """The value of a range at a share of its width."""
+    """Return the value of a range at a fraction of its width (on the log scale if the range is logarithmic)."""
     if d.low is None or d.high is None:
         raise AssertionError(f"{d.name} is no range")
     low, high = (math.log(d.low), math.log(d.high)) if d.log else (d.low, d.high)

@@ -1,4 +1,4 @@
-"""The order in which cells are served."""
+"""Decides the order in which cells get their trials."""
 
 from __future__ import annotations
 
@@ -9,7 +9,10 @@ from sweeps.spec.paths import resolved
 
 
 def spread(count: int) -> list[int]:
-    """Numbers 0 to count - 1 so that every prefix covers the range evenly: the ends, the middle, the quarters, ..."""
+    """Return the numbers 0 to count - 1 in an order of which every prefix covers the range evenly.
+
+    First come the ends, then the middle, then the quarters, and so on.
+    """
     if count < 3:
         return list(range(count))
     order = [0, count - 1]
@@ -24,13 +27,13 @@ def spread(count: int) -> list[int]:
 
 
 def ordered(cells: Iterable[Cell], order: str) -> list[str]:
-    """Ids of the cells in the order to serve them.
+    """Return the ids of the cells in the order to serve them.
 
     Args:
-        cells: in the plan's order: by method, then budget, data set, training size.
-        order: "methods": as in the plan. "budgets": the smallest budgets first, all methods of one. "spread": the
-            smallest budget first, then the largest, then those between, all methods, data sets and sizes of each: so
-            every figure has all its curves early, and they grow finer together. Cells without a budget come first.
+        cells: the cells in the plan's order: by method, then budget, data set, training size.
+        order: "methods": the plan's order. "budgets": the smallest budget first, with all methods. "spread": the
+            smallest budget first, then the largest, then those between, each with all methods, data sets and sizes. So
+            every figure has all its curves early, and they become finer together. Cells without a budget come first.
     """
     listed = list(cells)
     if order == "methods":
@@ -42,19 +45,20 @@ def ordered(cells: Iterable[Cell], order: str) -> list[str]:
 
 
 def tiers(cells: Iterable[Cell], priority: Sequence[str | float]) -> dict[str, int]:
-    """How early each cell is served, 0 first, by id.
+    """Return the tier of each cell, by id. Cells of tier 0 are served first.
 
     Args:
-        cells: of the plan.
-        priority: names of methods, budgets, data sets or training sizes. Cells with the first name come first; among
-            them, and among the others, those with the second; and so on.
+        cells: the cells of the plan.
+        priority: names of methods, budgets, data sets or training sizes. Cells with the first name come first. Among
+            them, and among the others, cells with the second name come first, and so on.
     """
-    lacks = {cell.cell_id: tuple(not _is(cell, name) for name in priority) for cell in cells}
+    lacks = {cell.cell_id: tuple(not _matches(cell, name) for name in priority) for cell in cells}
     places = {missing: place for place, missing in enumerate(sorted(set(lacks.values())))}
     return {cell_id: places[missing] for cell_id, missing in lacks.items()}
 
 
-def _is(cell: Cell, name: str | float) -> bool:
+def _matches(cell: Cell, name: str | float) -> bool:
+    """Return whether a name of `resources.priority` names this cell's method, budget, data set or size."""
     if not isinstance(name, str):
         return cell.train_size == name
     named = (cell.method, cell.reference, cell.train_size)

@@ -1,8 +1,7 @@
-"""The points of one study.
+"""Proposes the next point of a cell: from a grid, from a sampler, past the edge of the range, or by a local fit.
 
-Nothing here lives across restarts: a proposal is a function of the search seed, the cell, the slot and the trials of
-the cell that are known, so a search rebuilt from the journal goes on as if it had never stopped, and never repeats a
-point.
+A proposal is a function of the search seed, the cell, the slot and the cell's known trials. So a search that is rebuilt
+from the journal goes on as if it had never stopped. It never repeats a point.
 """
 
 from __future__ import annotations
@@ -22,15 +21,16 @@ _RETRIES = 16
 
 
 def check_sampler(name: str, spaces: Sequence[tuple[str, Space, int]] = ()) -> None:
-    """Refuse a sampler that can't search what the cells search.
+    """Check that a sampler can search the spaces of the cells.
 
     Args:
         name: `search.sampler`.
-        spaces: label, space and number of points of every cell that is tuned.
+        spaces: label, space and number of points of every tuned cell.
 
     Raises:
-        SpecError: "cmaes" over fewer than two ordered hyperparameters, or without its package; a grid whose lists
-            alone have more combinations than there are points; a range with fewer values of six digits than that.
+        SpecError: the sampler is "cmaes" and fewer than two ordered hyperparameters are searched, or its package is
+            missing; the lists of a grid have more combinations than there are points; or a range has fewer values of
+            six digits than there are points.
     """
     for label, space, points in spaces:
         for d in (Dimension("lr", space.low, space.high), *space.dimensions):
@@ -57,7 +57,7 @@ def check_sampler(name: str, spaces: Sequence[tuple[str, Space, int]] = ()) -> N
 
 
 def _values_of(d: Dimension) -> float:
-    """How many values of six digits a range has, at least; lists and whole numbers may have few."""
+    """Return how many values of six digits a range has, at least; infinity for lists and whole numbers."""
     if d.values or d.integer or d.low is None or d.high is None:
         return math.inf
     step = 10.0 ** (math.floor(math.log10(max(abs(d.low), abs(d.high)))) - 5)
@@ -65,36 +65,37 @@ def _values_of(d: Dimension) -> float:
 
 
 def ask_seed(search_seed: int, cell_id: str, slot: int, retry: int = 0) -> int:
-    """Seed of one ask, 31 bits of SHA-256 over (search seed, cell, slot, retry)."""
+    """Return the seed of one proposal: 31 bits of SHA-256 over (search seed, cell, slot, retry)."""
     digest = hashlib.sha256(f"{search_seed}|{cell_id}|{slot}|{retry}".encode()).digest()
     return int.from_bytes(digest[:4], "big") >> 1
 
 
 def propose(sampler: str, search_seed: int, cell_id: str, slot: int, space: Space, tried: Sequence[Tried]) -> Point:
-    """The point of a slot, never one that the cell has tried already.
+    """Return the point that a sampler proposes for a slot. It is never one that the cell has tried.
 
     Args:
         sampler: "grid" (`grids.nested`), "qmc" (scrambled Sobol points), "random", "tpe", "gp" or "cmaes" (Optuna's
             samplers).
         search_seed: the sweep's `search.seed`.
-        cell_id: the study.
+        cell_id: the cell.
         slot: position among the sampler's points, from 0.
-        space: what is searched.
-        tried: the cell's points so far. The fixed samplers read them to avoid repeats only.
+        space: the searched space.
+        tried: the cell's points so far. "grid", "qmc" and "random" use them only to avoid repeats.
 
     Returns:
-        A point of the space, its numbers rounded to 6 significant digits (so that ids do not hang on a last bit).
+        A point of the space. Its numbers are rounded to 6 significant digits, so that ids do not depend on the last
+        bit.
     """
     taken = {t.point for t in tried}
     if sampler == "grid":
         return next(point for point in itertools.islice(nested(space), slot, None) if point not in taken)
     for retry in range(_RETRIES):
         seed = ask_seed(search_seed, cell_id, slot, retry)
-        if sampler == "qmc":  # one sequence a cell; a point of it that is taken has no second try
-            found = sobol(space, ask_seed(search_seed, cell_id, 0), slot)
+        if sampler == "qmc":  # a cell has one sequence, so asking again would give the same point
+            proposed = sobol(space, ask_seed(search_seed, cell_id, 0), slot)
         else:
-            found = ask(sampler, space, seed, tried)
-        point = Point(min(max(_rounded(found.lr), space.low), space.high), found.extra)
+            proposed = ask(sampler, space, seed, tried)
+        point = Point(min(max(_rounded(proposed.lr), space.low), space.high), proposed.extra)
         if point not in taken:
             return point
         if sampler == "qmc":
@@ -103,12 +104,18 @@ def propose(sampler: str, search_seed: int, cell_id: str, slot: int, space: Spac
 
 
 def beyond(space: Space, tried: Sequence[Tried], best: Point, edge: str) -> Point:
-    """One step past the end of the rates tried, everything else as in the best point.
+    """Return the best point with a learning rate one step past the edge of the tried rates.
 
-    A step is as far as neighbouring rates lie apart at the density of the search: the range over its rates.
+    A step is the mean distance of neighbouring rates inside the range, on the log scale.
+
+    Args:
+        space: the searched space.
+        tried: the cell's points so far.
+        best: the best point.
+        edge: "high" or "low": the edge at which the best rate is.
     """
     rates = [t.lr for t in tried]
-    inside = {lr for lr in rates if _rounded(space.low) <= lr <= _rounded(space.high)}  # the rates tried are rounded
+    inside = {lr for lr in rates if _rounded(space.low) <= lr <= _rounded(space.high)}  # tried rates are rounded
     step = float((space.high / space.low) ** (1 / max(1, len(inside) - 1)))
     return Point(_rounded(max(rates) * step if edge == "high" else min(rates) / step), best.extra)
 
@@ -116,7 +123,7 @@ def beyond(space: Space, tried: Sequence[Tried], best: Point, edge: str) -> Poin
 def refine(space: Space, tried: Sequence[Tried], best: Point) -> Point:
     """Return the point that a local fit around the best one proposes (`refining.next_log_rate`).
 
-    A rate that failed or was stopped early counts as no better than the worst that finished: it bounds the search.
+    A rate that failed or was stopped early counts as the worst score that finished, so that it bounds the fit.
     """
     import numpy as np
 
@@ -134,11 +141,14 @@ def _rounded(lr: float) -> float:
 
 
 def _widest_gap(space: Space, taken: set[Point], extra: Extra) -> float:
-    """Middle, on the log scale, of the widest stretch of the range without a rate tried at these other values."""
+    """Return the middle of the widest gap between tried rates, on the log scale.
+
+    Only points whose other values are `extra` count as tried.
+    """
     rates = {point.lr for point in taken if point.extra == extra}
     marks = sorted({space.low, space.high, *(lr for lr in rates if space.low <= lr <= space.high)})
     for left, right in sorted(itertools.pairwise(marks), key=lambda ends: ends[0] / ends[1]):
         middle = _rounded(math.sqrt(left * right))
         if middle not in rates:
             return middle
-    return _rounded(space.low)  # low == high: the range holds one rate
+    return _rounded(space.low)  # low == high: the range has only one rate

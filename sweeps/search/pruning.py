@@ -1,4 +1,4 @@
-"""The pruning rules, which compare the trials of one cell."""
+"""Decides by a pruning rule whether a trial is stopped early. It compares only trials of one cell."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ _MEDIAN_PEERS = 3
 
 
 def should_stop(rule: str, epoch: int, curve: Mapping[int, float], peers: Sequence[Mapping[int, float]]) -> bool:
-    """Whether a TUNE trial is stopped after an epoch, judged against the other trials of its cell alone.
+    """Return whether a TUNE trial is stopped after an epoch, compared with the other trials of its cell.
 
     Args:
-        rule: "none", "asha" (rungs at epochs 1, 3, 9, ...; the best third so far goes on) or "median" (the best score
-            so far must reach the median of the peers' running means; from epoch 2 and three peers on).
-        epoch: epochs trained, from 1.
-        curve: validation score by epoch of this trial.
-        peers: the same of the cell's other trials, finished, stopped or running.
+        rule: "none", "asha" (at epochs 1, 3, 9, ... only the best third so far goes on) or "median" (the best score so
+            far must reach the median of the peers' running means, from epoch 2 and three peers on).
+        epoch: number of epochs trained, from 1.
+        curve: this trial's validation score by epoch.
+        peers: the same for the cell's other trials, which have finished, were stopped or still run.
     """
     if rule == "asha":
         rung = 1

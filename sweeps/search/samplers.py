@@ -1,7 +1,7 @@
-"""One ask of one of Optuna's samplers, over a study rebuilt from what is known of a cell.
+"""Asks one of Optuna's samplers for one point, with a study that is rebuilt from a cell's known trials.
 
-Nothing lives across asks: each is seeded by (search seed, cell, slot) and sees the cell's trials, so a search rebuilt
-from the journal goes on as if it had never stopped.
+Nothing is kept between two asks: each has its seed, from (search seed, cell, slot), and sees the cell's trials. So a
+search that is rebuilt from the journal goes on as if it had never stopped.
 """
 
 from __future__ import annotations
@@ -21,21 +21,21 @@ if TYPE_CHECKING:
 
 State = Literal["running", "finished", "failed", "pruned"]
 
-STARTUP = 4  # points drawn at random before an adaptive sampler models anything; Optuna's 10 would be most allowances
-_BLOCK = 16  # Sobol points made at once
+STARTUP = 4  # random points before an adaptive sampler fits a model; Optuna's 10 would use up most allowances
+_BLOCK = 16  # number of Sobol points that are made at once
 
 
 @dataclass(frozen=True)
 class Tried:
-    """One point of a study.
+    """One tried point of a cell.
 
     Attributes:
         slot: its position in the allowance, from 0.
         lr: the learning rate.
-        score: validation score; None while it trains, and for a failed or pruned trial.
-        state: where the trial stands.
+        score: validation score; None for a running, failed or pruned trial.
+        state: the state of its trial.
         extra: the other searched hyperparameters.
-        warm: it was not the sampler's: a warm start, or a point beyond the range.
+        warm: whether it did not come from the sampler: a warm start, or a point beyond the range.
     """
 
     slot: int
@@ -47,26 +47,27 @@ class Tried:
 
     @property
     def point(self) -> Point:
-        """Its hyperparameters."""
+        """Return its hyperparameters."""
         return Point(self.lr, self.extra)
 
 
 def has_cmaes() -> bool:
-    """Whether the package that CMA-ES needs is installed."""
+    """Return whether the package that CMA-ES needs is installed."""
     return importlib.util.find_spec("cmaes") is not None
 
 
 def sobol(space: Space, seed: int, slot: int) -> Point:
-    """Point `slot` of the scrambled Sobol sequence with this seed, replayed from a fresh study.
+    """Return point number `slot` of the scrambled Sobol sequence with this seed.
 
-    Optuna keeps the sequence's position in the study and draws the very first trial of an empty study at random, so
-    one made-up finished trial comes before. Lists are searched by position, so that they too are filled evenly.
+    The sequence is replayed in a new study. Optuna draws the first trial of an empty study at random, so the study
+    starts with one invented finished trial. Lists are searched by position, so that they are also filled evenly.
     """
     return _sobol(space, seed, _BLOCK * (slot // _BLOCK + 1))[slot]
 
 
-@functools.lru_cache(maxsize=1024)  # cells, which ask in turn; a proposal alone would replay all before it
+@functools.lru_cache(maxsize=1024)  # cells ask in turn, and each proposal would replay all points before it
 def _sobol(space: Space, seed: int, points: int) -> tuple[Point, ...]:
+    """Return the first `points` points of the scrambled Sobol sequence with this seed."""
     import optuna
 
     codec = _Codec(space, by_position=True)
@@ -78,30 +79,30 @@ def _sobol(space: Space, seed: int, points: int) -> tuple[Point, ...]:
 
 
 def ask(sampler: str, space: Space, seed: int, tried: Sequence[Tried]) -> Point:
-    """One ask of a sampler over a study that holds the cell's trials, running ones included.
+    """Ask a sampler for a point, with a study that holds the cell's trials (also the running ones).
 
     Args:
         sampler: "random", "tpe", "gp" or "cmaes".
-        space: what is searched.
-        seed: of this ask.
+        space: the searched space.
+        seed: the seed of this proposal.
         tried: the cell's trials, by slot.
     """
     import optuna
 
     codec = _Codec(space, by_position=False)
-    made: optuna.samplers.BaseSampler
+    chosen_sampler: optuna.samplers.BaseSampler
     if sampler == "random":
-        made = optuna.samplers.RandomSampler(seed=seed)
+        chosen_sampler = optuna.samplers.RandomSampler(seed=seed)
     elif sampler == "tpe":
-        made = optuna.samplers.TPESampler(seed=seed, n_startup_trials=STARTUP)
+        chosen_sampler = optuna.samplers.TPESampler(seed=seed, n_startup_trials=STARTUP)
     elif sampler == "gp":
         with _experimental():
-            made = optuna.samplers.GPSampler(seed=seed, n_startup_trials=STARTUP)
+            chosen_sampler = optuna.samplers.GPSampler(seed=seed, n_startup_trials=STARTUP)
     elif sampler == "cmaes":
         return _ask_cmaes(codec, seed, tried)
     else:
         raise AssertionError(f"the spec admits no sampler {sampler!r}")
-    study = _study(made)
+    study = _study(chosen_sampler)
     for trial in tried:
         study.add_trial(
             optuna.trial.create_trial(
@@ -115,9 +116,10 @@ def ask(sampler: str, space: Space, seed: int, tried: Sequence[Tried]) -> Point:
 
 
 def _ask_cmaes(codec: _Codec, seed: int, tried: Sequence[Tried]) -> Point:
-    """CMA-ES keeps its state in the trials it was asked for, so the study is asked again for each, then told.
+    """Ask CMA-ES for a point.
 
-    The distribution's mean and covariance are then those that the results so far imply, in slot order.
+    CMA-ES keeps its state in the trials that it proposed. So the study is asked for each earlier trial again, in slot
+    order, and told its score. The mean and covariance of the distribution then follow from the results so far.
     """
     import optuna
 
@@ -129,12 +131,12 @@ def _ask_cmaes(codec: _Codec, seed: int, tried: Sequence[Tried]) -> Point:
             )
         if trial is not None:
             study.enqueue_trial(codec.encode(trial.point))
-        asked = study.ask(codec.distributions)
+        trial_of_study = study.ask(codec.distributions)
         if trial is None:
-            return codec.decode(asked.params)
-        _ = asked.relative_params  # with given parameters it samples, and gets its generation, when this is read
+            return codec.decode(trial_of_study.params)
+        _ = trial_of_study.relative_params  # reading this makes it sample and gives it its generation
         if trial.state != "running":
-            study.tell(asked, trial.score, state=_states()[trial.state])
+            study.tell(trial_of_study, trial.score, state=_states()[trial.state])
     raise AssertionError("the last ask returns")
 
 
@@ -150,7 +152,14 @@ def _states() -> dict[str, Any]:
 
 
 class _Codec:
-    """Between our points and Optuna's parameters: a list of numbers is its position, so that samplers see its order."""
+    """Converts between our points and Optuna's parameters.
+
+    A value of an ordered list becomes its position, so that samplers see the order.
+
+    Args:
+        space: the searched space.
+        by_position: whether unordered lists also become positions.
+    """
 
     def __init__(self, space: Space, *, by_position: bool) -> None:
         import optuna
@@ -164,6 +173,7 @@ class _Codec:
             self.distributions[d.name] = self._distribution(d)
 
     def _position(self, d: Dimension) -> bool:
+        """Return whether a dimension is given to Optuna as a position in its list."""
         return bool(d.values) and (self._by_position or d.ordered)
 
     def _distribution(self, d: Dimension) -> optuna.distributions.BaseDistribution:
@@ -173,17 +183,17 @@ class _Codec:
             return optuna.distributions.IntDistribution(0, len(d.values) - 1)
         if d.values:
             return optuna.distributions.CategoricalDistribution(d.values)
-        low, high = map(float, d.ends)  # rounded as the values are, which may lie just past the ends as written
+        low, high = map(float, d.ends)  # rounded like the values, which may be just outside the ends in the sweep file
         if d.integer:
             return optuna.distributions.IntDistribution(int(low), int(high), log=d.log)
         return optuna.distributions.FloatDistribution(low, high, log=d.log)
 
     def first(self) -> dict[str, Value]:
-        """Any valid parameters."""
+        """Return valid parameters."""
         return self.encode(Point(self._space.low, extra_of({d.name: d.ends[0] for d in self._space.dimensions})))
 
     def encode(self, point: Point) -> dict[str, Value]:
-        """Parameters of a point; one outside the space (which may have been widened by hand) moves to its border."""
+        """Return Optuna's parameters for a point. A point outside the space is moved to the edge of the space."""
         params: dict[str, Value] = {"lr": min(max(point.lr, self._space.low), self._space.high)}
         values = dict(point.extra)
         for d in self._space.dimensions:
@@ -192,7 +202,7 @@ class _Codec:
         return params
 
     def decode(self, params: dict[str, Any]) -> Point:
-        """The point of Optuna's parameters."""
+        """Return the point for Optuna's parameters."""
         values = {}
         for d in self._space.dimensions:
             value = params[d.name]
@@ -212,7 +222,7 @@ def _study(sampler: optuna.samplers.BaseSampler) -> optuna.Study:
 
 @contextlib.contextmanager
 def _experimental() -> Iterator[None]:
-    """Optuna warns that these samplers' signatures may change; the tests notice if they do."""
+    """Ignore Optuna's warning in the block that signatures of samplers may change. The tests notice if they do."""
     import optuna
 
     with warnings.catch_warnings():

@@ -1,6 +1,6 @@
-"""The trials of a cell: a slot is one of them, asked or to be asked; a choice is what the tuning ones say.
+"""A slot is one planned trial of a cell. A choice is the learning rate that a cell's TUNE trials select.
 
-A slot's configuration is fixed when it is asked, and its trial id is the hash of that configuration.
+A slot's configuration is fixed when it is made, and its trial id is the hash of that configuration.
 """
 
 from __future__ import annotations
@@ -17,13 +17,19 @@ Edge = Literal["low", "high"]
 
 @dataclass(frozen=True)
 class Slot:
-    """One trial of a cell.
+    """One planned trial of a cell.
 
     Attributes:
+        cell_id: the cell.
+        stage: "TUNE" or "CONFIRM".
+        slot: its number in the stage.
+        trial_id: hash of the configuration.
         config: the trial's configuration as JSON values.
-        seeds: (data, init, basis) as declared, alike for all data sets; the configuration has those it trains with.
-        extra: searched hyperparameters beside the rate.
-        origin: what proposed it where that is not the sampler: "published", "neighbour", "refined" or "widened".
+        lr: the learning rate; None if nothing is trained.
+        seeds: the declared (data, init, basis) seeds, the same for all data sets. The configuration has the derived
+            seeds that the trial trains with.
+        extra: searched hyperparameters other than the learning rate.
+        origin: what proposed the point: "published", "neighbour", "refined" or "widened"; None for the sampler.
     """
 
     cell_id: str
@@ -38,7 +44,7 @@ class Slot:
 
     @property
     def point(self) -> Point:
-        """Its hyperparameters; of a trial with a learning rate."""
+        """Return its hyperparameters. The trial must have a learning rate."""
         if self.lr is None:
             raise AssertionError(f"trial {self.trial_id} has no learning rate")
         return Point(self.lr, self.extra)
@@ -46,15 +52,15 @@ class Slot:
 
 @dataclass(frozen=True)
 class Choice:
-    """The learning rate that a cell's TUNE trials pick, with the evidence for it.
+    """The learning rate that a cell's TUNE trials select, with the evidence for it.
 
     Attributes:
         lr: the chosen rate.
-        mean_val: its mean validation score over its seeds; None where nothing was tuned.
-        n_trials: trials that the choice rests on: the rates tried and the re-runs.
-        n_rerun_seeds: further seeds on which the chosen rate was run.
-        edge: "low" or "high" when it is the end of the rates tried, which suggests a wider range.
-        extra: the other chosen hyperparameters: a point is chosen as a whole.
+        mean_val: its mean validation score over its seeds; None if nothing was tuned.
+        n_trials: number of trials that the choice is based on: the tried rates and the re-runs.
+        n_rerun_seeds: number of further seeds on which the chosen rate was run.
+        edge: "low" or "high" if it is the lowest or highest tried rate, which suggests a wider range; else None.
+        extra: the other chosen hyperparameters.
     """
 
     lr: float
@@ -66,5 +72,5 @@ class Choice:
 
     @property
     def point(self) -> Point:
-        """The chosen hyperparameters."""
+        """Return the chosen hyperparameters."""
         return Point(self.lr, self.extra)

@@ -1,7 +1,7 @@
-"""What a sweep's cells need next: learning rates, re-runs of the best on further seeds, the choice, then CONFIRM.
+"""Decides the next slot of each cell: learning rates, re-runs of the best on further seeds, then CONFIRM seeds.
 
-Everything here is a function of the plan and of the trials known so far, so the same code serves a first run, a resumed
-one, and a sweep whose lists have grown.
+Everything here is a function of the plan and of the trials known so far. So a first run, a resumed run and an extended
+sweep use the same code.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ CellPhase = Literal["waiting", "tuning", "confirming", "done", "stuck"]
 
 
 class Used(Protocol):
-    """What a sweep has taken so far (`sweeps.engine.limits.Meter`)."""
+    """The resources that a sweep has used so far (`sweeps.engine.limits.Meter`)."""
 
     seconds: float
 
@@ -43,7 +43,18 @@ _NOTHING: Mapping[str, Slot] = {}
 
 
 class CellState:
-    """What is known of one cell, and what it needs next."""
+    """The known trials of one cell. It decides which slot is next, and which learning rate is chosen.
+
+    Attributes:
+        asked: all slots that were asked, by trial id.
+        rows: rows of the trials that have ended, by trial id.
+        running: ids of the trials that run.
+        curves: validation scores by epoch, by trial id.
+        raised: where failed trials of this run raised their error, by trial id, for the display.
+        version: a number that is raised by every change of the counts.
+        choice: the last choice in the journal; None if there is none.
+        neighbour: the cell of the same method and data at the next smaller budget; None if there is none.
+    """
 
     def __init__(self, cell: Cell, spec: SweepSpec) -> None:
         self.cell = cell
@@ -52,64 +63,67 @@ class CellState:
         self.rows: dict[str, TrialRow] = {}
         self.running: set[str] = set()
         self.curves: dict[str, dict[int, float]] = {}
-        self.raised: dict[str, str] = {}  # where failed trials of this run failed, for the display
-        self.version = 0  # raised by every change of what is counted
-        self.choice: Choice | None = None  # the last one journaled
-        self.neighbour: CellState | None = None  # of the same method and data, at the next smaller budget
+        self.raised: dict[str, str] = {}
+        self.version = 0
+        self.choice: Choice | None = None
+        self.neighbour: CellState | None = None
         self.effort = Effort(cell, spec.search)
         self._made: dict[tuple[str, int, Point | None, Seeds], Slot] = {}
 
     def seeds(self, seed: int) -> Seeds:
-        """Declared (data, init, basis) seeds of a named seed, those that the spec holds fixed put in."""
+        """Return the declared (data, init, basis) seeds of one declared seed. `confirm.hold` may fix some of them."""
         hold = self.spec.confirm.hold
         data, init, basis = (int(hold.get(name, seed)) for name in ("data_seed", "init_seed", "basis_seed"))
         return data, init, basis
 
     def trained_seeds(self, declared: Seeds) -> Seeds:
-        """The seeds that a trial trains with; those held fixed are used as they are."""
+        """Return the seeds that a trial trains with: derived from the declared ones, except fixed ones."""
         hold, place = self.spec.confirm.hold, (self.cell.dataset, self.cell.train_size)
         pairs = zip(("data_seed", "init_seed", "basis_seed"), declared, strict=True)
         data, init, basis = (seed if name in hold else derived_seed(seed, *place) for name, seed in pairs)
         return data, init, basis
 
     def next_slot(self, beside: Mapping[str, Slot] = _NOTHING) -> Slot | None:
-        """The next trial to run: an asked one that never finished, or a new one; None while waiting, or at the end.
+        """Return the next slot to run: one that was asked and never finished, or a new one.
 
         Args:
-            beside: trials that count as running, by id.
+            beside: slots that count as running, by trial id.
+
+        Returns:
+            The slot; None if the cell waits for results, or if no slot is left.
         """
         if self._tunes:
-            wanted = self._next_tune(beside)
-            if wanted is not None or not self._tuned:
-                return wanted
+            slot = self._next_tune(beside)
+            if slot is not None or not self._tuned:
+                return slot
         return self._first_open(self._confirm_slots(), beside)
 
     def peek(self, most: int) -> list[Slot]:
-        """The next trials to run, up to `most`, none of which waits for a result of another."""
-        found: dict[str, Slot] = {}
-        while len(found) < most and (slot := self.next_slot(found)) is not None:
+        """Return the next slots to run, at most `most`. None of them depends on the result of another."""
+        slots: dict[str, Slot] = {}
+        while len(slots) < most and (slot := self.next_slot(slots)) is not None:
             proposed = slot.trial_id not in self.asked and self._is_first(slot)
-            if found and proposed and self.spec.search.sampler not in FIXED_SAMPLERS:
-                break  # the sampler proposes it from the results before it
-            found[slot.trial_id] = slot
-        return list(found.values())
+            if slots and proposed and self.spec.search.sampler not in FIXED_SAMPLERS:
+                break  # the sampler proposes it from earlier results
+            slots[slot.trial_id] = slot
+        return list(slots.values())
 
     def prunable(self, slot: Slot) -> bool:
-        """Whether the pruner may stop it: the first trials of rates compare, re-runs and CONFIRM run to the end."""
+        """Return whether the pruner may stop a slot: a first trial of a rate, but not a re-run or a CONFIRM trial."""
         return self.spec.search.pruner != "none" and self._is_first(slot)
 
     def _is_first(self, slot: Slot) -> bool:
-        """Whether it is a point of the search, and no re-run."""
+        """Return whether a slot is a TUNE trial on the first seed, and not a re-run."""
         return slot.stage == "TUNE" and slot.seeds == self.seeds(TUNE_SEED)
 
     def settle(self) -> Choice | None:
-        """The choice, when the TUNE trials are complete and it differs from the last one journaled."""
+        """Return the choice, if the TUNE trials are complete and it is not the last one in the journal; else None."""
         choice = self._compute_choice()
         return choice if choice is not None and choice != self.choice else None
 
     @property
     def phase(self) -> CellPhase:
-        """Where the cell stands."""
+        """Return the phase of the cell. "stuck": all of its learning rates failed."""
         if not self.asked:
             return "waiting"
         if self._tunes and not self._tuned:
@@ -120,21 +134,21 @@ class CellState:
 
     @property
     def finished(self) -> bool:
-        """Whether nothing is left to run. A cell all of whose rates failed is finished too."""
+        """Return whether nothing is left to run. This is also true if all of the cell's rates failed."""
         return not self.running and self.next_slot() is None
 
     @property
     def best(self) -> float | None:
-        """Best validation score of the cell's finished trials."""
+        """Return the best validation score of the cell's trials; None if there is none."""
         scores = [row.val_score for row in self.rows.values() if row.val_score is not None]
         return max(scores, default=None)
 
     def planned(self) -> int:
-        """Trials of a complete run of this cell."""
+        """Return the number of trials of a complete run of this cell, as far as it is known now."""
         return self._planned_tune() + self.cell.confirm_seeds
 
     def left(self) -> tuple[int, int]:
-        """The number of TUNE and of CONFIRM trials still to run; none if no learning rate finished."""
+        """Return the numbers of TUNE and CONFIRM trials that are still to run; (0, 0) if no learning rate finished."""
         if self.phase in ("done", "stuck"):
             return 0, 0
         done = Counter(row.stage for row in self.counting())
@@ -145,42 +159,47 @@ class CellState:
             return 0
         points = self._points()
         tune = len(points) + self.effort.refined_left(points, self.rows)
-        if self.spec.confirm.held:  # a re-run would be its rate's own trial
+        if self.spec.confirm.held:  # all seeds are fixed, so a re-run would be the same trial
             return tune
         late = sum(SlotKind.of(number) is SlotKind.WIDENED_LATE for number in points)
         return tune + self.spec.search.reruns + self.spec.search.rerun_seeds * late
 
     def counted(self) -> int:
-        """How many of the planned trials are done."""
+        """Return how many of the planned trials have ended."""
         return len(self.counting())
 
     def counting(self) -> list[TrialRow]:
-        """Rows of the planned trials that are done. Leftovers of a changed choice or a shortened list don't count."""
-        wanted = [s.trial_id for s in self._points().values() if s is not None]
-        wanted += [s.trial_id for s in self._reruns()] if self._points_done else []
-        wanted += [s.trial_id for s in self._confirm_slots()] if self._tuned else []
-        return [self.rows[trial_id] for trial_id in dict.fromkeys(wanted) if trial_id in self.rows]
+        """Return the rows of the planned trials that have ended.
+
+        Trials of an earlier choice, or of a longer list of seeds, are not planned any more.
+        """
+        planned = [s.trial_id for s in self._points().values() if s is not None]
+        planned += [s.trial_id for s in self._reruns()] if self._points_done else []
+        planned += [s.trial_id for s in self._confirm_slots()] if self._tuned else []
+        return [self.rows[trial_id] for trial_id in dict.fromkeys(planned) if trial_id in self.rows]
 
     @property
     def asked_refined(self) -> int:
-        """Points of the local fit that were asked."""
+        """Return the number of points of the local fit that were asked."""
         return sum(SlotKind.of(k) is SlotKind.REFINED for k in self._first_seeds())
 
     @property
     def asked_points(self) -> int:
-        """Points asked without a gap from the first; those past an edge and of the local fit are counted apart."""
+        """Return the number of planned points that were asked, counted from the first up to a gap."""
         asked = self._first_seeds()
         return next(k for k in itertools.count() if k not in asked)
 
-    def known(self, slot: Slot) -> Slot:
-        """A slot from the journal, completed by what its number and its configuration say."""
+    def with_origin(self, slot: Slot) -> Slot:
+        """Return a slot of the journal with its origin and its searched values, which the journal does not have."""
         extra = slot.extra
         space = self.cell.space
         if slot.config and space is not None and space.dimensions:
-            have = {**slot.config["train"], **dict(slot.config["options"])}
-            full = have.get("full_weight_decay") if self.cell.method in FULL_METHODS else have.get("weight_decay")
-            have["weight_decay"] = full
-            extra = extra_of({d.name: d.listed(have[d.name]) for d in space.dimensions})
+            values = {**slot.config["train"], **dict(slot.config["options"])}
+            if self.cell.method in FULL_METHODS:
+                values["weight_decay"] = values.get("full_weight_decay")
+            else:
+                values["weight_decay"] = values.get("weight_decay")
+            extra = extra_of({d.name: d.listed(values[d.name]) for d in space.dimensions})
         named = self._is_first(slot) or SlotKind.of(slot.slot) is not SlotKind.PLANNED
         origin = origin_of(slot.slot, self.spec.search) if named else None
         return replace(slot, extra=extra, origin=origin)
@@ -193,12 +212,12 @@ class CellState:
         return replace(self.cell.row(), tune_points=points, tune_refined=refined, seeds=listed)
 
     def recall(self, row: TrialRow) -> Slot | None:
-        """The slot of a row whose journal is lost, made anew; None where the row is of no trial of this cell."""
+        """Return the slot of a sealed row, if the journal is lost; None if the row is not a trial of this cell."""
         if row.data_seed is None or row.init_seed is None or row.basis_seed is None:
             return None
         point = None if row.lr is None else Point(row.lr, extra_from(row.hyperparameters))
-        made = self._make(row.stage, row.slot, point, (row.data_seed, row.init_seed, row.basis_seed))
-        return made if made.trial_id == row.trial_id else None
+        slot = self._make(row.stage, row.slot, point, (row.data_seed, row.init_seed, row.basis_seed))
+        return slot if slot.trial_id == row.trial_id else None
 
     @property
     def _tunes(self) -> bool:
@@ -213,14 +232,14 @@ class CellState:
         return not self._tunes or (self._points_done and self._over(self._reruns()))
 
     def _open(self, slot: Slot, beside: Mapping[str, Slot]) -> bool:
-        return not any(slot.trial_id in known for known in (self.rows, self.running, beside))
+        return not any(slot.trial_id in started for started in (self.rows, self.running, beside))
 
     def _first_open(self, slots: Iterable[Slot], beside: Mapping[str, Slot]) -> Slot | None:
         return next((self.asked.get(s.trial_id, s) for s in slots if self._open(s, beside)), None)
 
     def _make(self, stage: str, slot: int, point: Point | None, seeds: Seeds, origin: str | None = None) -> Slot:
         key = (stage, slot, point, seeds)
-        if key not in self._made:  # hashing a configuration costs a millisecond, and progress asks often
+        if key not in self._made:  # hashing a configuration takes a millisecond, and the display asks often
             lr, extra = (None, ()) if point is None else point
             trial = self.cell.trial(stage, lr, self.trained_seeds(seeds), self.spec.train, extra)
             config = trial.model_dump(mode="json")
@@ -228,7 +247,7 @@ class CellState:
         return self._made[key]
 
     def _points(self, beside: Mapping[str, Slot] = _NOTHING) -> dict[int, Slot | None]:
-        """The points that the allowance holds, by slot number, and those past an edge; None where not asked yet."""
+        """Return the points of stage TUNE by slot number. A point that is not asked yet is None."""
         if not self._tunes:
             return {}
         points = self.effort.points(self._first_seeds(beside), self.rows)
@@ -241,22 +260,22 @@ class CellState:
         return all(s is not None and s.trial_id in self.rows for s in slots)
 
     def _first_seeds(self, beside: Mapping[str, Slot] = _NOTHING) -> dict[int, Slot]:
-        """The points asked, by slot number; re-runs have other seeds."""
+        """Return the asked slots on the first seeds, by slot number. Re-runs have other seeds."""
         return {s.slot: s for s in (self.asked | dict(beside)).values() if self._is_first(s)}
 
     def _next_tune(self, beside: Mapping[str, Slot]) -> Slot | None:
         points = self._points(beside)
         for number, slot in points.items():
             if slot is None:
-                made = self._propose(number, points)
-                if made is not None:
-                    return made
+                new_slot = self._propose(number, points)
+                if new_slot is not None:
+                    return new_slot
             elif self._open(slot, beside):
                 return slot
         return self._first_open(self._reruns(), beside) if self._points_done else None
 
     def _propose(self, number: int, points: Mapping[int, Slot | None]) -> Slot | None:
-        """A new slot; None while it waits for the neighbouring budget."""
+        """Return a new slot; None as long as it waits for the choice of the cell at the next smaller budget."""
         origin = origin_of(number, self.spec.search)
         start: Point | None = None
         if origin == "neighbour" and self.neighbour is not None:
@@ -274,13 +293,14 @@ class CellState:
         return self._make("TUNE", number, point, self.seeds(TUNE_SEED), origin)
 
     def _reruns(self) -> list[Slot]:
-        """The best points on the seeds after TUNE's first; empty until every point is done."""
+        """Return the re-runs of the best points on further seeds; [] until the trials of all points have ended."""
         points = self._points()
         return self._reruns_of(points) if self._over(points.values()) else []
 
     def _reruns_of(self, points: Mapping[int, Slot | None]) -> list[Slot]:
-        """Re-runs of points that are over, or of those of them that are."""
-        base, seeds = sum(SlotKind.of(number) is SlotKind.PLANNED for number in points), self.spec.search.rerun_seeds
+        """Return the re-runs of the best points among those whose trials have ended."""
+        base = sum(SlotKind.of(number) is SlotKind.PLANNED for number in points)
+        seeds = self.spec.search.rerun_seeds
         slots = []
         for i, rate in enumerate(self.effort.candidates(points, self.rows)):
             late = SlotKind.of(rate.slot) is SlotKind.WIDENED_LATE
@@ -298,11 +318,11 @@ class CellState:
 
     @property
     def confirming(self) -> set[str]:
-        """Trials of stage CONFIRM at the present choice and seeds."""
+        """Return the ids of the CONFIRM trials of the present choice and seeds."""
         return {slot.trial_id for slot in self._confirm_slots()}
 
     def _confirm_slots(self) -> list[Slot]:
-        if self.cell.lr_centre is None:  # nothing trains, so nothing varies with the seed
+        if self.cell.lr_centre is None:  # nothing is trained, so nothing depends on the seed
             return [self._make("CONFIRM", 0, None, self.seeds(0))]
         choice = self._compute_choice()
         if choice is None:
@@ -311,7 +331,13 @@ class CellState:
 
 
 class SweepState:
-    """All cells of a sweep, and the order in which their slots are served."""
+    """The state of all cells of a sweep, and the order in which their slots are served.
+
+    Attributes:
+        cells: the cells' states, by cell id.
+        workers: number of trials that the backend runs at once.
+        used: the resources used so far; None if no run measures them.
+    """
 
     def __init__(self, cells: Iterable[Cell], spec: SweepSpec) -> None:
         self.spec = spec
@@ -319,23 +345,24 @@ class SweepState:
         listed = [state.cell for state in self.cells.values()]
         self._tier = tiers(listed, spec.resources.priority)
         self._order = sorted(ordered(listed, spec.resources.order), key=self._tier.__getitem__)
-        self._dependents: dict[str, str] = {}  # the cell that starts from this one's choice
+        self._dependents: dict[str, str] = {}  # by cell, the cell that starts from its choice
         for smaller, larger in neighbours(cell.cell for cell in self.cells.values()):
             self.cells[larger].neighbour = self.cells[smaller]
             self._dependents[smaller] = larger
         self._resting: set[str] = set()  # cells without an open slot until one of their trials ends
-        self.workers = 1  # trials that the lanes run at once
-        self.used: Used | None = None  # measured while it runs
+        self.workers = 1
+        self.used: Used | None = None
 
     def awake(self) -> list[str]:
-        """Ids of the cells that may have an open slot, in the order to serve them."""
+        """Return the ids of the cells that may have a slot to run, in the order to serve them."""
         return [c for c in self._order if c not in self._resting]
 
     def next_slot(self) -> Slot | None:
-        """The next slot, from the cell with the fewest running trials, earlier cells first, after those with priority.
+        """Return the next slot to run; None if all cells wait for results or are finished.
 
-        So every study runs as nearly one trial after another as the workers allow, which adaptive samplers want, and
-        cells finish one by one instead of all at the end.
+        Cells with priority come first, then cells with the fewest running trials, then earlier cells. So the trials of
+        one cell run one after another as far as possible, as adaptive samplers want. Also cells finish one by one
+        instead of all at the end.
         """
         for cell_id in sorted(self.awake(), key=lambda c: (self._tier[c], len(self.cells[c].running))):
             slot = self.cells[cell_id].next_slot()
@@ -352,20 +379,21 @@ class SweepState:
         cell.version += 1
 
     def restore(self, slot: Slot) -> Slot:
-        """Mark a slot as asked by an earlier run, and return it with what its cell knows of it.
+        """Note that an earlier run asked a slot, and return the slot with its origin and searched values.
 
-        Slots of cells that the plan no longer has are left out.
+        A slot of a cell that is no longer in the plan is returned as it is.
         """
         cell = self.cells.get(slot.cell_id)
         if cell is None:
             return slot
         cell.version += 1
-        return cell.asked.setdefault(slot.trial_id, cell.known(slot))
+        return cell.asked.setdefault(slot.trial_id, cell.with_origin(slot))
 
     def keep_known(self) -> None:
-        """After all is restored: points that every tuned cell has count, although the allowance was lowered since.
+        """Let points count that every tuned cell was asked for, even if the allowance was lowered since.
 
-        So nothing known is thrown away, and no method's choice rests on more points than another's.
+        To be called after all slots are restored. So no result is thrown away, and no method's choice is based on more
+        points than another's.
         """
         tuned = [cell for cell in self.cells.values() if cell.cell.tune_trials]
         for cell in tuned:
@@ -373,7 +401,7 @@ class SweepState:
             cell.effort.least_refined = min(c.asked_refined for c in tuned)
 
     def report(self, cell_id: str, trial_id: str, epoch: int, score: float | None) -> bool:
-        """Note a validation score; returns whether it is new."""
+        """Note a validation score. Return whether it is new."""
         curve = self.cells[cell_id].curves.setdefault(trial_id, {}) if cell_id in self.cells else {}
         if epoch in curve or score is None:
             return False
@@ -388,7 +416,7 @@ class SweepState:
             self.release(row.cell_id, row.trial_id)
 
     def release(self, cell_id: str, trial_id: str) -> None:
-        """A trial no longer runs; without a row it will be issued again."""
+        """Note that a trial no longer runs. If it has no row, it will run again."""
         self.cells[cell_id].running.discard(trial_id)
         self.cells[cell_id].version += 1
         self._resting.discard(cell_id)
@@ -396,5 +424,5 @@ class SweepState:
 
     @property
     def running(self) -> int:
-        """Trials that run now."""
+        """Return the number of trials that run now."""
         return sum(len(cell.running) for cell in self.cells.values())

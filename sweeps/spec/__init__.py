@@ -1,20 +1,20 @@
-"""The sweep file: its sections as types, the checks of one against another, and the cell, which a plan makes of it.
+"""The sweep file: its sections as types, checks of one section against another, and the cell, which a plan makes.
 
-Uses `randlora`'s registry and `trainables`; nothing here solves a budget, starts a trial or touches Ray.
+It uses `randlora`'s registry and `trainables`. Nothing here solves a budget, starts a trial or touches Ray.
 
-    space         hyperparameters that are searched beside the learning rate, and points of such a search
-    search        `[search]`, and what is written like it: learning-rate ranges and spaces
+    space         the searched hyperparameters other than the learning rate, and points of a search
+    search        `[search]`, learning-rate ranges and search spaces
     resources     `[resources]` and `[limits]`
     sections      the other sections, and all of them together
-    methods       what a sweep file may name under `[methods]`, and what is published of it
-    search_space  from `[search.space]` to what each method searches
-    reading       TOML, YAML or JSON to a tree of values, within limits
-    messages      pydantic's errors as problems of a sweep file
-    paths         ids with a path in them: as written, and made absolute for workers
-    checks        section against section: options, spaces, priorities
-    spec          `SweepSpec`: a file read, overridden, scaled down and checked
-    schema        the JSON schema of sweep files, for editors
-    task_checks   what a kind of model can be asked to do
-    solution      what the budget solver answers
+    methods       the methods that a sweep file may name under `[methods]`, and their published rates
+    search_space  makes the searched hyperparameters of each method from `[search.space]`
+    reading       reads TOML, YAML or JSON as a tree of values, within limits
+    messages      turns pydantic's errors into problems of a sweep file
+    paths         makes paths in ids of models and data absolute, for workers
+    checks        checks one section against another: options, spaces, priorities
+    spec          `SweepSpec`: reads a file, applies overrides and forms, and checks it
+    schema        makes the JSON schema of sweep files, for editors
+    task_checks   checks whether a kind of model can do what the file asks for
+    solution      the answers of the budget solver
     cell          one model, data set, training size, method and budget, and the trials it can make
 """

@@ -1,4 +1,4 @@
-"""A cell: one study of learning rates, then one set of CONFIRM seeds."""
+"""A cell: one method at one budget on one model, data set and training size."""
 
 from __future__ import annotations
 
@@ -19,33 +19,37 @@ from trainables.config import EvaluateSettings, TrainSettings, TrialConfig
 
 @dataclass(frozen=True, kw_only=True)
 class Cell:
-    """One model, data set, training size, method and budget: one study of learning rates, then one set of seeds.
+    """One method at one budget on one model, data set and training size. It tunes its learning rate, then runs seeds.
 
     Attributes:
-        reference: what defines the budget, 'lora-8'; None for a method without one.
-        solution: the solver's answer at the budget; None for a method without one.
+        base: the method's name in the registry. `method` is its name in the sweep file, which differs for a variant.
+        reference: the name of the budget, such as 'lora-8'; None for a method without a budget.
+        solution: the solver's answer at the budget; None for a method without a budget.
         dof: degrees of freedom of its updates.
         dof_measured: whether they were measured on a small weight, because no formula is known.
         dof_at_most: whether they are an upper bound.
-        update_rank: the largest rank that a target weight's update can have, mean over target weights; None where there
-            is none, or nobody has said.
-        step_memory_bytes, step_flops, forward_flops, saved_bytes: what training takes (`trainables.training.costs`),
-            from `Plan.with_costs`; None if that was not called, or cannot find it.
-        model_params, target_params: parameters of the base model and of the target weights.
-        classes: of the data set; None where it has none, or has not been read.
-        lr_low, lr_high, lr_centre: the learning-rate range; None where nothing trains.
-        dimensions: what is searched beside the learning rate; published: its values where nothing is searched.
-        micro_batch_size: the method's own; None if `train.micro_batch_size` holds.
-        epochs: of a trial, unless they are searched: `data.epochs`, else `train.epochs`; None where nothing trains.
-        epoch_samples: training samples of an epoch; known where the allowance is in samples, else None.
-        allowance_samples: the allowance where it is in samples; `tune_trials` is then how many whole trials these are.
-        keep: rows that protocol "paper" keeps for selection (`trainables.data.splits.kept_rows`).
-        skip_bad: leave unreadable examples out and count them; evaluate: how a language model is judged.
-        val_examples, test_examples: what it validates and tests on; None where the data has not been read.
-        test_lacks: classes of which the test split has no example.
-        negatives: images that the contrastive loss compares each with, itself among them; None for another loss.
-        absent: why its data is not on this machine, if it is left out for that.
-        base: the method in the registry; `method` is its name in the sweep file, another one for a variant.
+        update_rank: the largest rank that a target weight's update can have, mean over target weights; None if the
+            method does not tell, or trains no target weight.
+        step_memory_bytes, step_flops, forward_flops, saved_bytes: costs of training (`trainables.training.costs`); None
+            if `Plan.with_costs` was not called, or cannot find them.
+        model_params, target_params: number of parameters of the base model and of the target weights.
+        classes: number of classes of the data set; None if it has none, or was not read.
+        lr_low, lr_high, lr_centre: the learning-rate range; None if the method does not train.
+        dimensions: the searched hyperparameters other than the learning rate.
+        published: their values if nothing is searched.
+        tune_trials, confirm_seeds: number of trials of stage TUNE and of seeds of stage CONFIRM.
+        micro_batch_size: the method's own; None for `train.micro_batch_size`.
+        epochs: epochs of a trial, unless they are searched; None if the method does not train.
+        epoch_samples: training samples of an epoch; None if the allowance is in trials.
+        allowance_samples: the allowance in samples, of which `tune_trials` is the number of whole trials; None if the
+            allowance is in trials.
+        keep: number of rows that protocol "paper" keeps for selection (`trainables.data.splits.kept_rows`).
+        skip_bad: whether unreadable examples are left out and counted.
+        evaluate: `[evaluate]`: how a language model is judged.
+        val_examples, test_examples: number of validation and test examples; None if the data was not read.
+        test_lacks: classes that have no test example.
+        negatives: number of images that the contrastive loss compares with each other; None for another loss.
+        absent: why its data is not on this machine, if the cell is left out because of that; else None.
     """
 
     cell_id: str
@@ -95,27 +99,27 @@ class Cell:
 
     @property
     def solved(self) -> Solution | None:
-        """The solution; None if the budget is out of reach, or if the method has none."""
+        """Return the solution; None if the budget is out of reach, or if the method has no budget."""
         return self.solution if isinstance(self.solution, Solution) else None
 
     @property
     def budget(self) -> int | None:
-        """Trainable adapter parameters, or the amount of what the budget limits; None for a method without a budget."""
+        """Return the budget as a number of parameters, or of another currency; None for a method without a budget."""
         return None if self.solution is None else self.solution.budget
 
     @property
     def capacities(self) -> dict[str, int]:
-        """Capacity of every target weight, by qualified name; {} without a solution."""
+        """Return the capacity of every target weight, by its qualified name; {} without a solution."""
         return {} if self.solved is None else self.solved.capacities
 
     @property
     def count(self) -> int | None:
-        """Trainable adapter parameters of the solution."""
+        """Return the number of trainable adapter parameters; None without a solution."""
         return None if self.solved is None else self.solved.count
 
     @property
     def reason(self) -> str | None:
-        """Why the cell does not run, and what would help; None if it runs."""
+        """Return why the cell does not run, and what would help; None if it runs."""
         if self.absent is not None:
             return f"no data: {self.absent}"
         if isinstance(self.solution, Infeasible):
@@ -124,30 +128,33 @@ class Cell:
 
     @property
     def feasible(self) -> bool:
-        """Whether the cell runs."""
+        """Return whether the cell runs."""
         return self.reason is None
 
     @property
     def space(self) -> Space | None:
-        """What the cell's study searches; None where nothing trains."""
+        """Return the search space of the cell; None if the method does not train."""
         if self.lr_low is None or self.lr_high is None:
             return None
         return Space(self.lr_low, self.lr_high, self.dimensions)
 
     @property
     def label(self) -> str:
-        """The cell in words, for tables and messages."""
+        """Return the cell's name for tables and messages."""
         parts = [self.method, self.reference or "", self.dataset, str(self.train_size)]
         return " ".join(p for p in parts if p)
 
     def trial(
         self, stage: str, lr: float | None, seeds: tuple[int, int, int], train: TrainSettings, extra: Extra = ()
     ) -> TrialConfig:
-        """The configuration of one trial of this cell.
+        """Return the configuration of one trial of this cell.
 
         Args:
+            stage: "TUNE" or "CONFIRM".
+            lr: the learning rate; None if the method does not train.
             seeds: (data_seed, init_seed, basis_seed).
-            extra: searched hyperparameters beside the rate; they replace the sweep file's options and settings.
+            train: `[train]` of the sweep file.
+            extra: values of searched hyperparameters. They replace options and settings of the sweep file.
         """
         data_seed, init_seed, basis_seed = seeds
         options, settings = split_extra(self.method, extra)
@@ -179,16 +186,20 @@ class Cell:
             }
         )
 
-    def identify(self, config: Mapping[str, Any]) -> str:
-        """The trial id that a journaled configuration of this cell has. Raises ValidationError: it is none."""
+    def trial_id_of(self, config: Mapping[str, Any]) -> str:
+        """Return the trial id of a configuration from the journal.
+
+        Raises:
+            ValidationError: it is not a valid configuration.
+        """
         return TrialConfig.model_validate(config).trial_id
 
-    def anchored(self) -> Cell:
-        """This cell with absolute paths, for a process in any folder."""
+    def with_absolute_paths(self) -> Cell:
+        """Return this cell with absolute paths, for a process in any folder."""
         return replace(self, model=absolute(self.model), dataset=absolute(self.dataset))
 
     def settings(self, train: TrainSettings) -> TrainSettings:
-        """A sweep's training settings as they hold for this cell."""
+        """Return a sweep's training settings with this cell's own epochs and micro-batch size."""
         own = {"epochs": self.epochs, "micro_batch_size": self.micro_batch_size}
         return train.model_copy(update={name: value for name, value in own.items() if value is not None})
 
@@ -219,5 +230,5 @@ class Cell:
 
 
 def _count_text(neighbour: Neighbour | None) -> str | None:
-    """A reachable count as the columns `below` and `above` have it."""
+    """Return a reachable count as the text of the columns `below` and `above`."""
     return None if neighbour is None else json.dumps({"capacity": neighbour.capacity, "count": neighbour.count})

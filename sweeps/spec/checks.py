@@ -1,4 +1,4 @@
-"""Checks of a whole sweep file, section against section: methods, what is searched, what comes first."""
+"""Checks one section of a sweep file against another: methods and options, searched values, priorities."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pydantic import TypeAdapter, ValidationError
 from randlora.errors import AdapterError
 from randlora.methods.registry import METHODS, get_method
 from sweeps.errors import Problem, nearest, unknown
-from sweeps.spec.messages import meant, option_problems, rule_of
+from sweeps.spec.messages import intended_key, option_problems, rule_of
 from sweeps.spec.methods import has_budget, known_methods, published_lr
 from sweeps.spec.search_space import dimensions, option_names, searchable
 from sweeps.spec.sections import MethodSection, Sections
@@ -20,7 +20,12 @@ from trainables.config import NO_TRAINING, TrainSettings
 
 
 def method_problems(tree: Mapping[str, Any], spec: Sections | None) -> list[Problem]:
-    """Unknown methods and options of a sweep file, even where other parts of it are wrong."""
+    """Return the problems of the methods of a sweep file, even if other parts of it are wrong.
+
+    Args:
+        tree: the content of the file.
+        spec: the file as sections; None if other parts of it are wrong.
+    """
     sections = tree.get("methods")
     if not isinstance(sections, Mapping):
         return []
@@ -33,7 +38,7 @@ def method_problems(tree: Mapping[str, Any], spec: Sections | None) -> list[Prob
             problems.append(problem)
         elif base is None and name not in METHODS and name not in known_methods():
             rule = "unknown method; known: " + ", ".join(known_methods())
-            rule += f"; for a variant of one under a name of its own, write method = NAME in [methods.{name}]"
+            rule += f"; for a variant of a method under another name, write method = NAME in [methods.{name}]"
             problems.append(Problem(f"methods.{name}", name, rule, nearest(name, known_methods())))
         elif isinstance(section, Mapping) and (base is None or (isinstance(base, str) and base in METHODS)):
             problems += _option_problems(name, base or name, section)
@@ -45,7 +50,7 @@ def method_problems(tree: Mapping[str, Any], spec: Sections | None) -> list[Prob
 
 
 def _family_problem(field: str, name: str) -> Problem | None:
-    """Why a name with a colon, such as peft:miss, is no method."""
+    """Return why a name with a colon, such as peft:miss, is not a method; None if it is one."""
     if ":" not in name:
         return None
     try:
@@ -83,14 +88,14 @@ def _option_problems(name: str, base: str, section: Mapping[str, Any]) -> list[P
     everything = sorted({*shared, *known})
     rule = f"unknown key; known: {', '.join(everything)}"
     for key in [k for k in options if k not in known]:
-        problems.append(Problem(f"{field}.{key}", options.pop(key), rule, meant(key, everything)))
+        problems.append(Problem(f"{field}.{key}", options.pop(key), rule, intended_key(key, everything)))
     if method is not None:
         try:
             TypeAdapter(method.config).validate_python({method.capacity_field: method.min_capacity, **options})
         except ValidationError as error:
             problems += option_problems([dict(e) for e in error.errors(include_url=False)], field)
         else:
-            try:  # 8.0 is no 8 to what counts
+            try:  # counting needs 8, not 8.0
                 method.config.from_options(method.min_capacity, options)
             except AdapterError as error:
                 problems.append(Problem(field, None, str(error)))
@@ -106,7 +111,7 @@ def _budget_problems(name: str, spec: Sections) -> list[Problem]:
         if label not in references:
             problems.append(unknown(f"{field}.budgets", label, "budget", references))
     if isinstance(section.capacity, tuple) and section.budgets is not None:
-        rule = "a list of capacities has budgets of its own; leave one out"
+        rule = "a list of capacities makes its own budgets; leave one out"
         problems.append(Problem(f"{field}.budgets", list(section.budgets), rule))
     if not has_budget(spec.base(name)):
         for key in ("budgets", "allocation", "capacity"):
@@ -118,7 +123,7 @@ def _budget_problems(name: str, spec: Sections) -> list[Problem]:
 
 
 def space_problems(spec: Sections) -> list[Problem]:
-    """Names that nothing can search, and values that their method or the training loop refuses."""
+    """Return the problems of the search space: unknown names, and values that a method or the training refuses."""
     problems = []
     trained = [name for name in spec.methods if name != NO_TRAINING]
     everything = sorted({k for name in trained for k in searchable(spec.base(name))})
@@ -138,27 +143,28 @@ def space_problems(spec: Sections) -> list[Problem]:
                 problems.append(unknown(f"{field}.{key}", key, f"hyperparameter of {name}", known))
     if problems:
         return problems
-    found: dict[str, Problem] = {}
+    problem_of: dict[str, Problem] = {}
     for name in trained:
         for d in dimensions(name, spec):
             own = d.name in (spec.methods[name].space or {})
             where = f"methods.{name}.space.{d.name}" if own else f"search.space.{d.name}"
             if d.name == "epochs" and spec.search.pruner != "none":
-                rule = "cannot be searched with a pruner, which would stop long trials in favour of short ones: "
-                rule += "it compares them at one epoch, where a long one's learning rate is still high"
-                found.setdefault(where, Problem(where, None, rule, 'search.pruner = "none"'))
+                rule = "cannot be searched with a pruner, which would stop long trials in favour of short ones: it "
+                rule += "compares trials at the same epoch, at which the learning rate of a long trial is still high"
+                problem_of.setdefault(where, Problem(where, None, rule, 'search.pruner = "none"'))
             for value in d.ends:
                 message = _refused(spec, name, d.name, value)
                 if message is not None:
-                    found.setdefault(f"{where}={value}", Problem(where, value, message))
-    return list(found.values())
+                    problem_of.setdefault(f"{where}={value}", Problem(where, value, message))
+    return list(problem_of.values())
 
 
 def _refused(spec: Sections, name: str, key: str, value: Value) -> str | None:
+    """Return the rule that a searched value of a method breaks; None if it is valid."""
     try:
         if key in TRAIN_FIELDS:
-            made = TrainSettings.model_validate({**spec.train.model_dump(), key: value})
-            if isinstance(value, bool | str) and not isinstance(getattr(made, key), str):  # true, "0.1"
+            settings = TrainSettings.model_validate({**spec.train.model_dump(), key: value})
+            if isinstance(value, bool | str) and not isinstance(getattr(settings, key), str):  # true, "0.1"
                 return "must be a number"
         else:
             method, options = METHODS[spec.base(name)], {**spec.methods[name].options, key: value}
@@ -169,17 +175,17 @@ def _refused(spec: Sections, name: str, key: str, value: Value) -> str | None:
 
 
 def name_problems(spec: Sections) -> list[Problem]:
-    """`confirm.question` that is no method, and names in `resources.priority` that no cell of the sweep can have."""
+    """Return the problems of names in `confirm.question` and `resources.priority` that are not in the sweep."""
     names: list[str | float] = [*spec.methods, *spec.budgets.references(), *spec.data.datasets, *spec.data.train_size]
     for name, section in spec.methods.items():
         names += [f"{name}-{c}" for c in section.capacity] if isinstance(section.capacity, tuple) else []
     kinds = "method, budget, data set or training size"
-    found = [
+    problems = [
         unknown("resources.priority", str(name), kinds, [str(n) for n in names])
         for name in spec.resources.priority
         if name not in names
     ]
-    asked, with_budget = spec.confirm.question, [m for m in spec.methods if spec.base(m) in METHODS]
-    if asked is not None and asked not in with_budget:
-        found.append(unknown("confirm.question", asked, "method with a budget", with_budget))
-    return found
+    question, with_budget = spec.confirm.question, [m for m in spec.methods if spec.base(m) in METHODS]
+    if question is not None and question not in with_budget:
+        problems.append(unknown("confirm.question", question, "method with a budget", with_budget))
+    return problems

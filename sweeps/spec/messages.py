@@ -1,4 +1,4 @@
-"""What pydantic finds wrong in a sweep file, in the words of `sweeps.errors.Problem`."""
+"""Turns pydantic's errors about a sweep file into `sweeps.errors.Problem`."""
 
 from __future__ import annotations
 
@@ -47,11 +47,11 @@ _MEANT = {
     "num_epochs": "epochs",
     "n_seeds": "seeds",
 }
-"""Names of other tools, with ours; taken where the section has that key."""
+"""Keys of other tools, with ours. One is proposed if the section has our key."""
 
 
 def rule_of(error: Mapping[str, Any]) -> str:
-    """The rule that one of pydantic's errors is about."""
+    """Return the rule that one of pydantic's errors is about."""
     kind = error["type"]
     if kind in _BOUNDS:
         word, key = _BOUNDS[kind]
@@ -59,35 +59,35 @@ def rule_of(error: Mapping[str, Any]) -> str:
     return _RULES.get(kind, str(error["msg"]).removeprefix("Value error, "))
 
 
-def meant(name: str, known: Sequence[str]) -> str | None:
-    """The known name that a wrong one stands for: that of another tool, or the closest in spelling."""
+def intended_key(name: str, known: Sequence[str]) -> str | None:
+    """Return the known key for a wrong one: that of another tool's key, or the nearest in spelling; None if none is."""
     return _MEANT[name] if _MEANT.get(name) in known else nearest(name, known)
 
 
-def is_echo(error: Mapping[str, Any]) -> bool:
-    """Pydantic also calls a list too short whose items are bad; the items' own errors say it."""
-    given = error["input"]
-    return error["type"] == "too_short" and len(given) >= int(error["ctx"]["min_length"])
+def repeats_item_errors(error: Mapping[str, Any]) -> bool:
+    """Return whether an error calls a list too short only because its items are wrong. These have their own errors."""
+    items = error["input"]
+    return error["type"] == "too_short" and len(items) >= int(error["ctx"]["min_length"])
 
 
 def option_problems(errors: Sequence[Mapping[str, Any]], field: str) -> list[Problem]:
-    """Return what is wrong with the options of the method at `field`, one problem an option.
+    """Return one problem for each wrong option of the method at `field`.
 
-    An option that may be of several types is told the rules of all of them.
+    If an option may have several types, its problem has the rules of all of them.
     """
-    found: dict[str, Problem] = {}
+    by_field: dict[str, Problem] = {}
     for error in errors:
-        told = problem(error, BaseModel)
-        where = f"{field}.{told.field}" if error["loc"] else field
-        before = found.get(where)
-        rule = told.rule if before is None else f"{before.rule}, or {told.rule}"
-        near = told.nearest or (None if before is None else before.nearest)
-        found[where] = Problem(where, told.value if error["loc"] else None, rule, near)
-    return list(found.values())
+        one = problem(error, BaseModel)
+        where = f"{field}.{one.field}" if error["loc"] else field
+        earlier = by_field.get(where)
+        rule = one.rule if earlier is None else f"{earlier.rule}, or {one.rule}"
+        near = one.nearest or (None if earlier is None else earlier.nearest)
+        by_field[where] = Problem(where, one.value if error["loc"] else None, rule, near)
+    return list(by_field.values())
 
 
 def problem(error: Mapping[str, Any], model: type[BaseModel]) -> Problem:
-    """Turn one pydantic error into a `Problem`, with the known keys where a key is unknown."""
+    """Turn one pydantic error into a `Problem`. For an unknown key it lists the known keys."""
     skip = {"int", "float", "str", "tuple", "dict"}  # union branches that pydantic puts into the path
     loc = [
         p for p in error["loc"] if not (isinstance(p, str) and (p in skip or p.startswith(("literal[", "constrained"))))
@@ -96,7 +96,9 @@ def problem(error: Mapping[str, Any], model: type[BaseModel]) -> Problem:
     kind = error["type"]
     if kind == "extra_forbidden":
         known = _known_keys(model, [p for p in loc[:-1] if isinstance(p, str)])
-        return Problem(field, error["input"], f"unknown key; known: {', '.join(known)}", meant(str(loc[-1]), known))
+        return Problem(
+            field, error["input"], f"unknown key; known: {', '.join(known)}", intended_key(str(loc[-1]), known)
+        )
     value = None if kind == "missing" or isinstance(error["input"], dict | BaseModel) else error["input"]
     if kind == "literal_error":
         choices = re.findall(r"'([^']+)'", error["ctx"]["expected"])
@@ -108,14 +110,14 @@ def problem(error: Mapping[str, Any], model: type[BaseModel]) -> Problem:
 
 
 def _slug(value: object) -> str | None:
-    """The value as a name that is allowed; None where nothing of it is left."""
+    """Return the value as an allowed name; None if no allowed letter is left."""
     plain = unicodedata.normalize("NFKD", str(value)).encode("ascii", "ignore").decode()
     return re.sub(r"[^A-Za-z0-9._-]+", "-", plain).strip("-._") or None
 
 
 def _known_keys(root: type[BaseModel], path: Sequence[str]) -> list[str]:
     model: Any = root
-    named = False  # the part is a name that the user gives, not a field
+    named = False  # whether the part is a name from the user, and not a field
     for part in path:
         if named:
             named = False

@@ -1,4 +1,4 @@
-"""The methods a sweep can name: randlora's adapters, and those without a budget (full, linear probe, zero-shot)."""
+"""The methods that a sweep can name: randlora's adapters, and those without a budget (such as full, zero-shot)."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from randlora.methods.registry import METHODS
 
 @dataclass(frozen=True)
 class WithoutBudget:
-    """A method that no parameter budget applies to: drawn as a horizontal line.
+    """A method without a budget, such as full fine-tuning. Figures draw it as a horizontal line.
 
     Attributes:
-        published_lr: the rate its search range is centred on; None where nothing trains.
-        full_rank: whether that is the target weights themselves.
+        published_lr: the centre of its range of learning rates; None if it does not train.
+        full_rank: whether it trains the target weights themselves.
     """
 
     published_lr: float | None
@@ -31,20 +31,20 @@ WITHOUT_BUDGET: dict[str, WithoutBudget] = {
 
 
 def known_methods() -> tuple[str, ...]:
-    """Names a sweep file may use under `[methods]`."""
+    """Return the names that a sweep file may use under `[methods]`."""
     return (*METHODS, *WITHOUT_BUDGET)
 
 
 def has_budget(name: str) -> bool:
-    """Whether the method is matched to a parameter budget."""
+    """Return whether the method takes a budget."""
     return name in METHODS
 
 
 def full_rank(name: str) -> bool:
-    """Whether the method trains the target weights themselves, so that their update can have any rank."""
+    """Return whether the method trains the target weights themselves, so that their update can have any rank."""
     return name in WITHOUT_BUDGET and WITHOUT_BUDGET[name].full_rank
 
 
 def published_lr(name: str) -> float | None:
-    """The learning rate the method's range is centred on by default; None for a method that trains nothing."""
+    """Return the default centre of the method's range of learning rates; None for a method that trains nothing."""
     return METHODS[name].published_lr if name in METHODS else WITHOUT_BUDGET[name].published_lr

@@ -1,7 +1,7 @@
-"""Model and data ids with a path in them, `local:DIR` or `parquet:DIR`.
+"""Paths in ids of models and data sets, such as `local:DIR` or `parquet:DIR`.
 
-Ids of cells and trials, and the tables, have them as the sweep file writes them, so that a results folder goes on where
-the command is run on the same relative paths, on whatever machine. Workers, which run in other folders, get them whole.
+Ids of cells and trials, and the tables, have paths as the sweep file writes them. So a sweep can be resumed on another
+machine with the same relative paths. Workers run in other folders, so they get absolute paths.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ PATH_FORMS = {"local", "folder", "parquet", "arrow", *TEXT_FORMS}
 
 
 def path_of(name: str) -> Path | None:
-    """The path in an id, as it is written; None where the id has none."""
+    """Return the path in an id, as it is written; None if the id has no path."""
     scheme, colon, path = name.partition(":")
     if scheme == FINE_TUNING:
         path = path.partition("?")[0]
@@ -26,27 +26,27 @@ def path_of(name: str) -> Path | None:
 
 
 def _with_path(name: str, path: str) -> str:
-    """Return the id with another path. The columns that the id of a set for fine-tuning names stay."""
+    """Return the id with another path. Columns that the id of a set for fine-tuning names stay in it."""
     scheme, _, rest = name.partition(":")
     columns = "".join(rest.partition("?")[1:]) if scheme == FINE_TUNING else ""
     return f"{scheme}:{path}{columns}"
 
 
 def absolute(name: str) -> str:
-    """An id with its path made absolute, from the folder where the command is run; others as they are.
+    """Return an id with its path made absolute, from the working directory. An id without a path stays as it is.
 
-    Symbolic links stay: each machine of a cluster may have its own behind one path.
+    Symbolic links are not followed: each node of a cluster may have another one at the same path.
     """
     path = path_of(name)
     return name if path is None else _with_path(name, os.path.abspath(path))  # noqa: PTH100  # without ..
 
 
 def resolved(name: str) -> str:
-    """The same with symbolic links followed, which tells whether two ids are of one place."""
+    """Return an id with an absolute path in which symbolic links are followed, to compare the places of two ids."""
     path = path_of(name)
     return name if path is None else _with_path(name, str(path.resolve()))
 
 
-def anchored(names: Mapping[str, Any]) -> dict[str, Any]:
-    """A configuration or a row whose `model` and `dataset` a process in any folder finds."""
+def with_absolute_paths(names: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a configuration or a row with absolute paths in `model` and `dataset`, for a process in any folder."""
     return {**names, "model": absolute(names["model"]), "dataset": absolute(names["dataset"])}

@@ -1,4 +1,4 @@
-"""From a file to a tree of values: TOML, YAML or JSON by its suffix, and what no sweep file can hold."""
+"""Reads a file as a tree of values (TOML, YAML or JSON by its suffix), and refuses what no sweep file can have."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from sweeps.errors import Problem, SpecError, nearest, reason
 
 
 class _Loader(yaml.SafeLoader):
-    """With 1e-3 and 1.0e3 as the numbers that they are in TOML, JSON and YAML 1.2; to PyYAML they are text.
+    """Reads 1e-3 and 1.0e3 as numbers, as TOML, JSON and YAML 1.2 do. PyYAML reads them as text.
 
-    A key that stands twice in one table is an error, as in TOML.
+    A key that is twice in one table is an error, as in TOML.
     """
 
     def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
-        """Before `<<` is resolved, whose keys may stand again beside it."""
+        """Raise an error for a repeated key. Keys of `<<` are not resolved yet, and may be repeated."""
         node: yaml.MappingNode = super().compose_mapping_node(anchor)
         seen = set()
         for key, _ in node.value:
@@ -34,11 +34,11 @@ class _Loader(yaml.SafeLoader):
 
 
 def _twice(key: str) -> str:
-    return f"key {key!r} stands twice in one table; leave one out, or make them one"
+    return f"key {key!r} is twice in one table; leave one out, or merge them"
 
 
 def _table(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """A JSON object, of which Python would keep the last of two keys and drop the first."""
+    """Return a JSON object as a dictionary. Raise ValueError for a repeated key, of which Python would drop one."""
     table: dict[str, Any] = {}
     for key, value in pairs:
         if key in table:
@@ -54,17 +54,22 @@ _yaml = partial(yaml.load, Loader=_Loader)
 _json = partial(json.loads, object_pairs_hook=_table)
 
 READERS: dict[str, Callable[[str], Any]] = {".yaml": _yaml, ".yml": _yaml, ".json": _json}
-"""By suffix; any other file is TOML."""
+"""The functions that parse a file, by its suffix. A file with another suffix is TOML."""
 DEPTH, VALUES = 20, 100_000
-"""Most levels of a sweep file and most values in it, those that a YAML alias repeats counted each time."""
+"""The most levels and the most values of a sweep file. A value that a YAML alias repeats counts each time."""
 _INTEGERS = range(-(2**63), 2**63)
 
 
 def read_tree(path: Path) -> dict[str, Any]:
-    """A sweep file's content. Raises SpecError: no such file, a folder, a file that can't be read, or no table."""
+    """Return a sweep file's content.
+
+    Raises:
+        SpecError: there is no such file, it is a folder, it can't be read, or it is not a table.
+    """
     if path.is_dir():
         own = path / "sweep.json"
-        raise SpecError([Problem("file", str(path), "is a folder, no sweep file", str(own) if own.is_file() else None)])
+        near = str(own) if own.is_file() else None
+        raise SpecError([Problem("file", str(path), "is a folder, and not a sweep file", near)])
     if not path.is_file():
         folder = path.parent if path.parent.is_dir() else Path()
         near = nearest(path.name, [p.name for p in folder.iterdir() if p.suffix in (".toml", *READERS)])
@@ -76,16 +81,21 @@ def read_tree(path: Path) -> dict[str, Any]:
         raise SpecError([Problem("file", str(path), f"has more than {DEPTH} levels")]) from None
     except (ValueError, yaml.YAMLError) as error:  # TOML's, JSON's and UTF-8's errors are ValueErrors
         raise SpecError([Problem("file", str(path), f"can't be read: {error}")]) from error
-    except (LookupError, AttributeError, TypeError, ArithmeticError) as error:  # PyYAML's of `!!bool maybe`, `!!int ''`
-        said = f"can't be read: a value is not what its tag says ({reason(error)})"
-        raise SpecError([Problem("file", str(path), said)]) from error
+    except (
+        LookupError,
+        AttributeError,
+        TypeError,
+        ArithmeticError,
+    ) as error:  # PyYAML raises these for `!!bool maybe` or `!!int ''`
+        rule = f"can't be read: a value is not what its tag says ({reason(error)})"
+        raise SpecError([Problem("file", str(path), rule)]) from error
     if not isinstance(tree, dict):
         raise SpecError([Problem("file", str(path), "must be a table of sections")])
     return tree
 
 
 def read_key(text: str) -> list[str]:
-    """The parts of a dotted key, as TOML reads it: 'methods."lora-0.5".lr' has three; any other is cut at its dots."""
+    """Return the parts of a dotted key as in TOML: 'methods."lora-0.5".lr' has three. Other texts are cut at dots."""
     path: list[str] = []
     try:
         node: Any = tomllib.loads(f"{text} = 0")
@@ -98,33 +108,37 @@ def read_key(text: str) -> list[str]:
 
 
 def read_value(text: str) -> Any:
-    """The value that TOML reads in a text; the text itself where it is no TOML."""
+    """Return the value of a text as TOML reads it; the text itself if it is not TOML."""
     try:
-        read = tomllib.loads(f"v = {text}")
-        return read["v"] if len(read) == 1 else text.strip()  # more lines are more keys
+        table = tomllib.loads(f"v = {text}")
+        return table["v"] if len(table) == 1 else text.strip()  # a text of several lines may have several keys
     except (tomllib.TOMLDecodeError, RecursionError):
         return text.strip()
 
 
 def check_tree(tree: Mapping[str, Any]) -> None:
-    """Raise SpecError for more levels or values than a sweep file has, keys that are no text, whole numbers too large.
+    """Check that a tree is not too large, that its keys are texts, and that its whole numbers have at most 64 bits.
 
-    TOML, Arrow and the samplers know whole numbers of 64 bits.
+    TOML, Arrow and the samplers need the latter.
+
+    Raises:
+        SpecError: one of these is not so.
     """
     problems = []
     for count, (field, value) in enumerate(_leaves(tree)):
         if count >= VALUES:
             raise SpecError([Problem("file", None, f"has more than {VALUES:,} values")])
         if isinstance(value, int) and value not in _INTEGERS:
-            problems.append(Problem(field, value, f"must lie between {_INTEGERS[0]} and {_INTEGERS[-1]}"))
+            problems.append(Problem(field, value, f"must be between {_INTEGERS[0]} and {_INTEGERS[-1]}"))
     if problems:
         raise SpecError(problems)
 
 
 def _leaves(tree: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
-    left: list[tuple[tuple[str, ...], Any]] = [((), tree)]
-    while left:
-        path, value = left.pop()
+    """Yield (dotted field, value) for every value of a tree that is not a table or list."""
+    unvisited: list[tuple[tuple[str, ...], Any]] = [((), tree)]
+    while unvisited:
+        path, value = unvisited.pop()
         field = ".".join(path)
         if len(path) > DEPTH:
             raise SpecError([Problem(field, None, f"has more than {DEPTH} levels")])
@@ -132,8 +146,8 @@ def _leaves(tree: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
             for key, inner in value.items():
                 if not isinstance(key, str):
                     raise SpecError([Problem(field or "file", key, "a key must be text", f'"{key}"')])
-                left.append(((*path, key), inner))
+                unvisited.append(((*path, key), inner))
         elif isinstance(value, list | tuple):
-            left += [((*path, str(i)), inner) for i, inner in enumerate(value)]
+            unvisited += [((*path, str(i)), inner) for i, inner in enumerate(value)]
         else:
             yield field, value

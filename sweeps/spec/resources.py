@@ -1,4 +1,4 @@
-"""`[resources]` and `[limits]` of a sweep file: what trials take, which come first, and when a run ends."""
+"""`[resources]` and `[limits]` of a sweep file: resources of trials, the order of cells, and limits of a run."""
 
 from __future__ import annotations
 
@@ -13,34 +13,34 @@ Order = Literal["spread", "methods", "budgets"]
 
 
 class ResourceSection(Section):
-    """`[resources]`: what one trial takes and how many run at once."""
+    """`[resources]`: the resources of a trial, and how many trials run at once."""
 
     workers: int = Field(default=1, ge=1)
     """Data-parallel workers of one trial."""
     concurrent: int | Literal["auto"] = "auto"
-    """Trials at a time; auto: as many as CPUs and GPUs allow, memory aside (docs/running.md)."""
+    """Trials at a time. auto: as many as CPUs and GPUs allow; memory is not considered (docs/running.md)."""
     min_concurrent: int | None = Field(default=None, ge=1)
     """With `--address`: the start waits until the cluster has room for this many trials at a time."""
     max_concurrent: int | None = Field(default=None, ge=1)
-    """Most trials at a time, also when nodes join the cluster."""
+    """Most trials at a time, also if nodes join the cluster."""
     start_timeout: float = Field(default=600, gt=0)
-    """Seconds that the start waits for the room that `min_concurrent` asks for; then the run is refused."""
+    """Seconds that the start waits for `min_concurrent`; then the run is refused."""
     cpus_per_worker: float = Field(default=1, gt=0)
     """CPUs of a worker."""
     gpus_per_worker: float | Literal["auto"] = "auto"
-    """GPUs of a worker, also a part of one (docs/running.md)."""
+    """GPUs of a worker; 0.5 is half a GPU (docs/running.md)."""
     pack: int | Literal["auto"] = 1
     """Trials of a cell that a worker may train at once on one base model (docs/running.md)."""
     isolated: bool = False
-    """A fresh process for every trial, for code that can't be trusted to clean up."""
+    """A new process for every trial, for code that may not clean up."""
     trial_timeout: float | None = Field(default=None, gt=0)
-    """Seconds without a report, loading and evaluation included, after which a trial's worker is killed."""
+    """Seconds without a report after which a trial's worker is killed. Loading and evaluation count."""
     attempts: int = Field(default=3, ge=1)
-    """Starts of a trial before a worker's death fails it."""
+    """Starts of a trial before it fails because its worker died."""
     order: Order = "spread"
-    """Cells first served. spread: the smallest budget, the largest, those between; or small to large; or by method."""
+    """Order of cells. spread: smallest budget, largest, then those between; budgets: small to large; or by methods."""
     priority: Annotated[tuple[Annotated[str | float, Field(union_mode="left_to_right")], ...], OneOrMany] = ()
-    """Methods, budgets, data sets or sizes served first; cells with more of them, then with the earlier one."""
+    """Methods, budgets, data sets or sizes that run first. Cells with the first name come first, then the second."""
 
     @field_validator("concurrent", "gpus_per_worker")
     @classmethod
@@ -76,7 +76,7 @@ class ResourceSection(Section):
 
     @property
     def most(self) -> float:
-        """Trials at a time that are never exceeded; inf if only the nodes bound them."""
+        """Return the largest number of trials at a time; inf if only the nodes limit it."""
         if self.concurrent != "auto":
             return self.concurrent
         return math.inf if self.max_concurrent is None else self.max_concurrent
@@ -91,10 +91,10 @@ class ResourceSection(Section):
 
 
 class LimitsSection(Section):
-    """`[limits]`: caps that end a run cleanly; the same command with a larger one goes on.
+    """`[limits]`: limits that end a run cleanly. The same command with a larger limit goes on.
 
-    `max_hours` is wall time of one run; accelerator time and cost are of the whole sweep. An accelerator is a GPU,
-    or a worker where trials take no GPU; `price_per_hour` is its price, in whatever currency `max_cost` is.
+    `max_hours` is the wall time of one run. Accelerator time and cost are those of the whole sweep. An accelerator is a
+    GPU, or a worker if trials take no GPU. `price_per_hour` is its price, in the currency of `max_cost`.
     """
 
     max_hours: float | None = Field(default=None, gt=0)
@@ -104,7 +104,7 @@ class LimitsSection(Section):
     max_cost: float | None = Field(default=None, gt=0)
     """Cost of the whole sweep, in the price's currency."""
     price_per_hour: float | None = Field(default=None, ge=0)
-    """Of an accelerator: a GPU, or a worker where there are none."""
+    """Price of an accelerator: of a GPU, or of a worker if trials take no GPU."""
 
     @model_validator(mode="after")
     def _priced(self) -> Self:

@@ -34,28 +34,28 @@ def schema_text() -> str:
 
 def schema() -> dict[str, Any]:
     """Return the schema of a whole sweep file, in TOML, YAML or JSON."""
-    found = SweepSpec.model_json_schema()
-    parts = {"SweepSpec": found, **found["$defs"]}
+    root = SweepSpec.model_json_schema()
+    parts = {"SweepSpec": root, **root["$defs"]}
     for model in set(_models(SweepSpec)):
         _describe(model, parts[model.__name__])
     for form in FORMS:
-        found["properties"][form] = {"type": "object", "description": _FORM.format(form)}
-    found["properties"]["$schema"] = {"type": "string", "description": "Where this schema is; for JSON."}
+        root["properties"][form] = {"type": "object", "description": _FORM.format(form)}
+    root["properties"]["$schema"] = {"type": "string", "description": "Where this schema is; for JSON."}
     head = {"$schema": "https://json-schema.org/draft/2020-12/schema", "title": "Sweep file of randlora-sweeps"}
-    return head | {key: value for key, value in found.items() if key not in head}
+    return head | {key: value for key, value in root.items() if key not in head}
 
 
 def docstrings(model: type[BaseModel]) -> dict[str, str]:
     """Return the text below each field in the source, by the field's name. Fields of base classes are included."""
-    found: dict[str, str] = {}
+    texts: dict[str, str] = {}
     for cls in reversed([c for c in model.__mro__ if issubclass(c, BaseModel) and c is not BaseModel]):
         (tree,) = ast.parse(textwrap.dedent(inspect.getsource(cls))).body
         assert isinstance(tree, ast.ClassDef)
         for line, below in zip(tree.body, tree.body[1:], strict=False):
             text = below.value if isinstance(below, ast.Expr) else None
             if isinstance(line, ast.AnnAssign) and isinstance(text, ast.Constant):
-                found[ast.unparse(line.target)] = " ".join(str(text.value).split())
-    return found
+                texts[ast.unparse(line.target)] = " ".join(str(text.value).split())
+    return texts
 
 
 def inside(annotation: Any) -> list[type[BaseModel]]:
@@ -74,7 +74,7 @@ def _models(model: type[BaseModel]) -> Iterator[type[BaseModel]]:
 
 
 def _describe(model: type[BaseModel], part: dict[str, Any]) -> None:
-    """Give the keys of a model's schema their meanings, and the short forms that its validators read."""
+    """Add to a model's schema the descriptions of its keys, and the short forms that its validators read."""
     texts = docstrings(model)
     part.pop("title", None)
     for name, field in model.model_fields.items():
@@ -94,9 +94,9 @@ def _describe(model: type[BaseModel], part: dict[str, Any]) -> None:
 
 
 def _also(key: dict[str, Any], form: dict[str, Any]) -> None:
-    """Let a key take another form too."""
-    kept: dict[str, Any] = {name: key.pop(name) for name in ("default", "description") if name in key}
+    """Let a key also have another form."""
+    saved: dict[str, Any] = {name: key.pop(name) for name in ("default", "description") if name in key}
     own = dict(key)
     key.clear()
     key["anyOf"] = [*own.get("anyOf", [own]), form]
-    key.update(kept)
+    key.update(saved)

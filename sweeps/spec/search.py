@@ -1,4 +1,4 @@
-"""`[search]` of a sweep file: samplers, the space, the allowance, warm starts, and what may change under one name."""
+"""`[search]` of a sweep file: sampler, search space, allowance, warm starts, and the keys that may change later."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from trainables.config import LATER
 MOST_TRIALS = 100_000
 """Most trials of a cell."""
 FIXED_SAMPLERS = ("grid", "qmc", "random")
-"""Samplers whose proposals do not depend on results: an interrupted search equals an undisturbed one."""
+"""Samplers whose proposals do not depend on results. So an interrupted search proposes the same points."""
 MOST_REFINED = 4
-"""Rates of an allowance that `refine = "auto"` gives to the local fit, at most."""
+"""The most rates of an allowance that `refine = "auto"` gives to the local fit."""
 FEWEST_SPREAD = 3
-"""Rates that are spread over the range before a local fit: fewer have no best one between two others."""
+"""The fewest rates that are spread over the range before a local fit: it needs a best one between two others."""
 
 
 class Section(BaseModel):
@@ -27,7 +27,7 @@ class Section(BaseModel):
 
 
 _Rate = Annotated[float | None, Field(ge=1e-30, le=1e6)]
-"""A learning rate; products and powers of ten of those beyond leave a float's range."""
+"""A learning rate. Products and powers of ten of rates beyond these bounds would leave a float's range."""
 
 
 class LrRange(Section):
@@ -90,45 +90,45 @@ def _read_space(value: object) -> object:
 
 
 ListsAreValues = BeforeValidator(_read_space)
-"""In a space a plain list stands for `SpaceEntry(values=...)`."""
+"""In a search space, a plain list means `SpaceEntry(values=...)`."""
 OneOrMany = BeforeValidator(lambda value: value if isinstance(value, list | tuple) else (value,))
-"""A value alone stands for a list of one."""
+"""A single value means a list of one."""
 
 
 class Allowance(Section):
-    """`search.allowance`: tuning effort of a cell in training samples, instead of `trials`."""
+    """`search.allowance`: the tuning effort of a cell in training samples, instead of `trials`."""
 
     samples: int = Field(ge=1)
     """Training samples of a cell."""
 
 
 class SearchSection(Section):
-    """`[search]`: stage TUNE. The allowance is `trials` per cell, the re-runs on further seeds included.
+    """`[search]`: stage TUNE. The allowance of a cell is `trials`, with the re-runs on further seeds.
 
-    `allowance = { samples = N }` gives every cell N training samples instead: pruned trials count with what they
-    trained, so that pruning buys more points.
+    `allowance = { samples = N }` gives every cell N training samples instead. A pruned trial then counts only the
+    samples that it trained on, so that pruning allows more points.
     """
 
     trials: int = Field(default=13, ge=1, le=MOST_TRIALS)
     """Trials of stage TUNE of every cell, re-runs included."""
     allowance: Annotated[Allowance | None, LATER] = None
-    """Instead of `trials` a cell's training samples: `{ samples = 500_000 }` (docs/fairness.md)."""
+    """Training samples of a cell, instead of `trials`: `{ samples = 500_000 }` (docs/fairness.md)."""
     sampler: Literal["grid", "qmc", "random", "tpe", "gp", "cmaes"] = "grid"
-    """grid: centre, ends, quarters, eighths, so best an odd number; tpe, gp, cmaes learn from the trials so far."""
+    """grid: centre, ends, quarters, eighths (best with an odd number of rates); tpe, gp, cmaes learn from trials."""
     lr: LrSearch = LrSearch()
     """Width of every method's range in powers of ten: `{ decades = 3 }`, the default."""
     space: Annotated[dict[str, SpaceEntry], ListsAreValues, LATER] = {}
-    """Searched beside the rate: `dropout = [0.0, 0.1]`, `alpha = { low = 1, high = 64 }`, also with `log = true`."""
+    """Also searched: `dropout = [0.0, 0.1]`, `alpha = { low = 1, high = 64 }`, with `log = true` if logarithmic."""
     warm_start: Annotated[tuple[Literal["published", "neighbour"], ...], OneOrMany, LATER] = ()
-    """Tried first: the centre of a method's rates with its own options, the choice at the neighbouring budget."""
+    """Points tried first. published: the range's centre with default options; neighbour: the next budget's choice."""
     rerun_rates: int = Field(default=2, ge=0, le=MOST_TRIALS)
-    """Best rates that are run again ..."""
+    """Number of best rates that are run again on further seeds; the best mean is chosen."""
     rerun_seeds: int = Field(default=2, ge=0, le=MOST_TRIALS)
-    """... on how many further seeds each; the best mean is chosen."""
+    """Number of further seeds on which each of these rates is run again."""
     refine: Annotated[int, Field(ge=0, le=MOST_TRIALS)] | Literal["auto"] = "auto"
     """Rates of the allowance that are tried last, one after another, where a local fit expects the best rate."""
     widen: Annotated[int, Field(ge=0, le=MOST_TRIALS), LATER] = 0
-    """Points past the edge that a cell may add while its best rate, or the one that re-runs chose, is the outermost."""
+    """Rates beyond the edge of the range that a cell may add while its best rate is at the edge."""
     pruner: Literal["none", "asha", "median"] = "none"
     """Stops bad TUNE trials early."""
     seed: int = Field(default=0, ge=0)
@@ -147,19 +147,19 @@ class SearchSection(Section):
 
     @property
     def reruns(self) -> int:
-        """Trials of the allowance that repeat the best points on further seeds."""
+        """Return the number of trials of the allowance that run the best points again on further seeds."""
         return self.rerun_rates * self.rerun_seeds
 
     @property
     def rates(self) -> int:
-        """Distinct points tried per cell where the allowance is in trials: what the re-runs leave of it."""
+        """Return the number of different points of a cell if the allowance is in trials: all but the re-runs."""
         return self.trials - self.reruns
 
     def refined(self, trials: int) -> int:
-        """Return how many of a cell's `trials` try a rate where a local fit expects the best one.
+        """Return how many of a cell's `trials` try a rate that a local fit proposes.
 
-        "auto" leaves more rates than that to the sampler, and `FEWEST_SPREAD` at least. The samplers that learn from
-        results do such a search themselves.
+        With "auto", the sampler proposes more rates than the local fit, and at least `FEWEST_SPREAD`. It is 0 for
+        samplers that learn from results, since they search like this themselves.
         """
         if self.sampler not in FIXED_SAMPLERS:
             return 0
@@ -170,7 +170,7 @@ class SearchSection(Section):
 
     @property
     def least(self) -> int:
-        """The fewest trials that a cell's re-runs, warm starts and local fit leave room for."""
+        """Return the fewest trials of a cell that are enough for its re-runs, warm starts and local fit."""
         spread = max(1, len(self.warm_start) + 1)
         if self.refine != "auto" and self.refine:
             spread = max(spread, FEWEST_SPREAD) + self.refine
@@ -178,7 +178,7 @@ class SearchSection(Section):
 
     @property
     def given(self) -> dict[str, int]:
-        """The allowance of a cell: `trials` or `samples`, with how many."""
+        """Return the allowance of a cell as {"trials": N} or {"samples": N}."""
         return {"trials": self.trials} if self.allowance is None else self.allowance.model_dump()
 
     @model_validator(mode="after")
@@ -193,7 +193,7 @@ class SearchSection(Section):
                 raise ValueError("give trials or allowance, not both")
             return self
         if self.trials < self.least:
-            refined = f", with refine = {self.refine}," * (self.refine not in ("auto", 0))
+            refined = "" if self.refine in ("auto", 0) else f", with refine = {self.refine},"
             raise ValueError(
                 f"trials = {self.trials} leaves {self.rates} learning rates after rerun_rates x rerun_seeds = "
                 f"{self.rerun_rates} x {self.rerun_seeds} re-runs, and {self.least - self.reruns} are needed{refined}; "
@@ -203,4 +203,4 @@ class SearchSection(Section):
 
 
 MAY_CHANGE = ("trials", "allowance", "widen")
-"""Keys that may change under one sweep's name: a larger allowance and widening only add trials."""
+"""Keys that may change in a sweep with results: a larger allowance and `widen` only add trials."""

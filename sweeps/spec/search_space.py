@@ -1,4 +1,4 @@
-"""From `[search.space]` to what each method searches: names checked against its options and the training settings."""
+"""Makes the searched hyperparameters of each method from `[search.space]`."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from trainables.config import FULL_METHODS, TrainSettings
 
 
 def option_names(name: str) -> tuple[str, ...]:
-    """The method's own options: its config's fields without the capacity, which the budget decides."""
+    """Return the names of a method's options: the fields of its config without the capacity."""
     if name not in METHODS:
         return ()
     method = METHODS[name]
@@ -25,15 +25,15 @@ def option_names(name: str) -> tuple[str, ...]:
 
 
 def searchable(name: str) -> tuple[str, ...]:
-    """What may be searched beside the learning rate of a method that trains."""
+    """Return the names of the hyperparameters of a method that may be searched besides its learning rate."""
     return (*option_names(name), *TRAIN_FIELDS)
 
 
 def dimensions(name: str, spec: Sections) -> tuple[Dimension, ...]:
-    """What a method's studies search beside the learning rate, by name.
+    """Return the hyperparameters that are searched for a method besides its learning rate, sorted by name.
 
-    `[search.space]` holds for every method that has the hyperparameter; `methods.NAME.space` replaces single lines of
-    it, and a list of one value fixes one.
+    `[search.space]` holds for every method that has the hyperparameter. `methods.NAME.space` replaces single lines of
+    it. A list of one value fixes a hyperparameter.
     """
     allowed = searchable(spec.base(name))
     general = {k: v for k, v in spec.search.space.items() if k in allowed}
@@ -44,20 +44,27 @@ def dimensions(name: str, spec: Sections) -> tuple[Dimension, ...]:
 def _dimension(method: str, name: str, entry: SpaceEntry) -> Dimension:
     field = TrainSettings.model_fields.get(name)
     options = dataclasses.fields(METHODS[method].config) if method in METHODS else ()
-    whole = any(f.name == name and f.type in (int, "int") for f in options)
-    integer = whole or (field is not None and field.annotation is int)
+    is_integer_option = any(f.name == name and f.type in (int, "int") for f in options)
+    integer = is_integer_option or (field is not None and field.annotation is int)
     return Dimension(name, entry.low, entry.high, entry.log, integer, entry.values)
 
 
 def published(
     name: str, spec: Sections, space: tuple[Dimension, ...], capacities: Mapping[str, int], shapes: Mapping[str, Shape]
 ) -> Extra:
-    """The values that a method has when nothing is searched: what the sweep file says, else its default.
+    """Return the values of the searched hyperparameters if nothing were searched: of the sweep file, else defaults.
 
-    Each is the nearest one in the space, of an alpha that stands nowhere or as a rule the one with the nearest scale;
-    the first, where there is none to be near to.
+    Each value is moved to the nearest one in the space. An alpha without a number gets the value whose scale is
+    nearest to the default scale. A hyperparameter without any default gets the first value of the space.
+
+    Args:
+        name: the method's name in the sweep file.
+        spec: the sweep.
+        space: the searched hyperparameters.
+        capacities: the capacity of every target weight, by name.
+        shapes: (out, in) of every target weight, by name.
     """
-    given: dict[str, Value] = {}
+    values: dict[str, Value] = {}
     unset: list[Dimension] = []
     options, name = spec.methods[name].options, spec.base(name)
     for d in space:
@@ -68,37 +75,38 @@ def published(
         if value is None and name in METHODS:
             value = _default(name, d.name)
         if value is None or (isinstance(value, str) and value not in d.values):
-            given[d.name] = d.ends[0]
+            values[d.name] = d.ends[0]
             unset.append(d)
         else:
-            given[d.name] = d.nearest(value)
+            values[d.name] = d.nearest(value)
     if unset and capacities:
-        fixed = options | {k: v for k, v in given.items() if k not in (*TRAIN_FIELDS, *(d.name for d in unset))}
+        fixed = options | {k: v for k, v in values.items() if k not in (*TRAIN_FIELDS, *(d.name for d in unset))}
         own = [shapes[weight] for weight in capacities if weight in shapes]
         with suppress(ConfigError):  # options that contradict each other, which the plan's checks report
-            given |= _alphas(name, max(capacities.values()), fixed, unset, own)
-    return extra_of(given)
+            values |= _alphas(name, max(capacities.values()), fixed, unset, own)
+    return extra_of(values)
 
 
 def _alphas(
     method: str, capacity: int, options: Mapping[str, Value], space: Sequence[Dimension], shapes: Sequence[Shape]
 ) -> dict[str, Value]:
-    """The alpha among some dimensions that gives the scale of these options, or the nearest to it."""
+    """Return the values of the dimensions that set the scale (alpha) which are nearest to the default scale."""
 
     def numbers(**more: Value) -> dict[str, float]:
         return METHODS[method].config.from_options(capacity, {**options, **more}).own_alpha(shapes)
 
-    wanted = numbers()
+    default_numbers = numbers()
     return {
-        d.name: d.nearest(wanted[d.name])
+        d.name: d.nearest(default_numbers[d.name])
         if d.ordered
-        else min(d.values, key=lambda v: abs(numbers(**{d.name: v})[d.name] - wanted[d.name]))
+        else min(d.values, key=lambda v: abs(numbers(**{d.name: v})[d.name] - default_numbers[d.name]))
         for d in space
-        if d.name in wanted
+        if d.name in default_numbers
     }
 
 
 def _default(method: str, option: str) -> Any:
+    """Return the default of a method's option; None if it has none."""
     for f in dataclasses.fields(METHODS[method].config):
         if f.name == option and f.default is not dataclasses.MISSING:
             return f.default
@@ -106,7 +114,10 @@ def _default(method: str, option: str) -> Any:
 
 
 def split_extra(name: str, extra: Extra) -> tuple[dict[str, Value], dict[str, Value]]:
-    """(method options, training settings) of a point; the decay of a method that trains base weights is its own key."""
+    """Return a point's values as (method options, training settings).
+
+    For a method that trains base weights, `weight_decay` becomes `full_weight_decay`.
+    """
     options = {k: v for k, v in extra if k not in TRAIN_FIELDS}
     train = {k: v for k, v in extra if k in TRAIN_FIELDS}
     if name in FULL_METHODS and "weight_decay" in train:

@@ -1,4 +1,4 @@
-"""The sections of a sweep file as pydantic models: types, defaults, and what each key means."""
+"""The sections of a sweep file as pydantic models: types, defaults, and the meaning of each key."""
 
 from __future__ import annotations
 
@@ -36,15 +36,15 @@ Allocation = Literal["auto", "uniform", "per-layer", "fill"]
 def _each_once(values: tuple[Any, ...] | None) -> tuple[Any, ...] | None:
     if values is not None and len(set(values)) < len(values):
         twice = next(value for value, count in Counter(values).items() if count > 1)
-        raise ValueError(f"each may stand once, and {twice!r} stands twice; leave the second out")
+        raise ValueError(f"each may be listed once, and {twice!r} is listed twice; leave the second out")
     return values
 
 
 Once = AfterValidator(_each_once)
-"""A list without repetitions, which would be planned, counted and paid for twice."""
+"""A list without repetitions: a repeated name would be planned, counted and paid for twice."""
 
 _AMOUNTS = ("memory", "flops", "bytes")
-"""Keys of `[budgets]` that hold amounts with a unit. Each is also the name of what it limits, in `count`."""
+"""Keys of `[budgets]` for amounts with a unit. Each is also a name of a currency in `count`."""
 _POWERS = {"": 0, "k": 3, "M": 6, "G": 9, "T": 12, "P": 15}
 _FLOPS = re.compile(r"(\d+(?:\.\d+)?)\s*([kMGTP]?)FLOPs?")
 
@@ -56,10 +56,10 @@ def _bytes_of(text: str) -> int:
 
 
 def _flops_of(text: str) -> int:
-    found = _FLOPS.fullmatch(text.strip())
-    if found is None:
+    match = _FLOPS.fullmatch(text.strip())
+    if match is None:
         raise ValueError(f"a number of floating-point operations with its unit, such as '12 GFLOP', got {text!r}")
-    return int(Decimal(found[1]) * 10 ** _POWERS[found[2]])
+    return int(Decimal(match[1]) * 10 ** _POWERS[match[2]])
 
 
 def _parsed(read: Callable[[str], int]) -> Callable[[str], str]:
@@ -86,31 +86,31 @@ Capacities = Annotated[
     | Annotated[int, Field(ge=1), Tag("int")],
     Discriminator(lambda value: "tuple" if isinstance(value, list | tuple) else "int"),
 ]
-"""One capacity, or a list of them; errors are of the one that was meant."""
+"""One capacity or a list of them. Errors are about the form that the file has."""
 
 Epochs = Annotated[
     Annotated[Literal["paper"], Tag("str")] | Annotated[dict[str, Annotated[int, Field(ge=1)]], Tag("dict")],
     Discriminator(lambda value: "dict" if isinstance(value, dict) else "str"),
 ]
-"""The paper's, or those of each data set; errors are of what was meant."""
+"""The paper's epochs, or those of each data set. Errors are about the form that the file has."""
 
 TUNE_SEED = 1_000_000
-"""Seed of every first TUNE trial of a learning rate; re-runs take the seeds after it, CONFIRM those below."""
+"""The seed of every first TUNE trial of a learning rate. Re-runs have the seeds after it, CONFIRM those below."""
 MOST_SEEDS = 10_000
-"""Most seeds that a number asks for; a larger one is a seed, whose place is a list."""
+"""The largest number of seeds. A larger number is probably a seed, which must be in a list."""
 
 
 class ModelSection(_Section):
-    """`[model]`: the base model and what of it is adapted."""
+    """`[model]`: the base model, and which of its weights are adapted."""
 
     id: str
     """The base model: `embedded:tiny-clip`, `open_clip:ARCH/TAG`, `hf:ORG/NAME`, `local:DIR` (docs/models.md)."""
     adapt: Literal["vision", "both", "all"] | None = None
-    """Without it "both" towers of a CLIP, "all" of other models."""
+    """Towers to adapt. Default: "both" for a CLIP, "all" for other models."""
     targets: Annotated[tuple[str, ...] | None, Once] = Field(default=None, min_length=1)
-    """Weights to adapt, by the end of their names; without it the family's."""
+    """Weights to adapt, by the end of their names. Default: those of the model's family."""
     image_size: Annotated[int | None, Field(ge=1), LATER] = None
-    """Side of the input in pixels, where a model's positions interpolate."""
+    """Side of the input in pixels, for models that can interpolate their positions."""
 
 
 class DataSection(_Section):
@@ -126,7 +126,7 @@ class DataSection(_Section):
     """Epochs by data set; "paper": 10 for few shots, else the paper's Table 7."""
 
     def epochs_of(self, dataset: str, size: str | float) -> int | None:
-        """Epochs of one data set at one size; None where `train.epochs` holds."""
+        """Return the epochs of one data set at one size; None if `train.epochs` holds."""
         if self.epochs == "paper":
             return _paper_epochs(dataset, size)
         return (self.epochs or {}).get(dataset)
@@ -168,33 +168,33 @@ class BudgetSection(_Section):
     memory, operations or bytes."""
 
     lora_rank: Annotated[tuple[Annotated[int, Field(ge=1)], ...] | None, Once] = Field(default=None, min_length=1)
-    """What LoRA takes at these ranks; this, `params`, `percent`, `memory`, `flops` or `bytes`."""
+    """Budgets as LoRA ranks. Give exactly one of this, `params`, `percent`, `memory`, `flops` and `bytes`."""
     params: Annotated[tuple[Annotated[int, Field(ge=1)], ...] | None, Once] = Field(default=None, min_length=1)
-    """Numbers of trained parameters, or of degrees of freedom."""
+    """Budgets as numbers of trained parameters, or of degrees of freedom."""
     percent: Annotated[tuple[Annotated[float, Field(gt=0, le=100)], ...] | None, Once] = Field(
         default=None, min_length=1
     )
-    """Percent of the adapted weights."""
+    """Budgets in percent of the adapted weights."""
     memory: Annotated[tuple[Size, ...] | None, Once, LATER] = Field(default=None, min_length=1)
-    """Most memory of a training step, the base model's included: `["2 GiB"]`."""
+    """Budgets as memory of a training step, with the base model: `["2 GiB"]`."""
     flops: Annotated[tuple[Operations, ...] | None, Once, LATER] = Field(default=None, min_length=1)
-    """Floating-point operations of training on one image or token: `["12 GFLOP"]`."""
+    """Budgets as floating-point operations of training on one image or token: `["12 GFLOP"]`."""
     bytes: Annotated[tuple[Size, ...] | None, Once, LATER] = Field(default=None, min_length=1)
-    """Size of the saved adapter's tensors: `["2 MiB"]`."""
+    """Budgets as size of the saved adapter's tensors: `["2 MiB"]`."""
     count: Annotated[Literal["parameters", "dof", "memory", "flops", "bytes"], LATER] = "parameters"
-    """What they limit: trained parameters, degrees of freedom, memory, operations or saved bytes (docs/fairness.md)."""
+    """What budgets limit: trained parameters, degrees of freedom, memory, operations or bytes (docs/fairness.md)."""
     costs: Annotated[bool | None, LATER] = None
-    """Find memory, operations and saved bytes of every cell for `plan` and the report (about a second each). Default:
-    only if the budgets limit one of them."""
+    """Compute memory, operations and saved bytes of every cell for `plan` and the report (about a second each).
+    Default: only if the budgets limit one of them."""
     tolerance: float = Field(default=0.05, ge=0, le=1)
-    """Share by which a count may miss its budget; a cell farther off is listed and not run."""
+    """Largest relative difference between a count and its budget. A cell beyond it is listed and not run."""
     allocation: Allocation = "auto"
     """How capacity is spread over layers (docs/fairness.md)."""
 
     @model_validator(mode="before")
     @classmethod
     def _count_of_amounts(cls, value: Any) -> Any:
-        """Set `count` to what the amounts limit, if the file does not give it: `memory = ["2 GiB"]` says enough."""
+        """Set `count` to the kind of the amounts if the file does not give it: `memory = ["2 GiB"]` says enough."""
         if isinstance(value, Mapping) and "count" not in value:
             given = [name for name in _AMOUNTS if value.get(name) is not None]
             if len(given) == 1:
@@ -220,7 +220,7 @@ class BudgetSection(_Section):
 
     @property
     def shows_costs(self) -> bool:
-        """Whether memory, operations and saved bytes of all cells are found."""
+        """Return whether memory, operations and saved bytes of all cells are computed."""
         return self.count in _AMOUNTS if self.costs is None else self.costs
 
     def references(self) -> tuple[str, ...]:
@@ -247,23 +247,23 @@ class BudgetSection(_Section):
 
 
 class MethodSection(BaseModel):
-    """`[methods.NAME]`: what every method takes; the method's own options are checked against its registry entry."""
+    """`[methods.NAME]`: the keys of every method. The method's own options are checked against its registry entry."""
 
     model_config = ConfigDict(frozen=True, extra="allow", allow_inf_nan=False)
 
     method: Annotated[str | None, LATER] = None
     """The method that this section is a variant of."""
     lr: LrRange | None = None
-    """Its learning rates: a number, the range's centre, or `{ low = 1e-4, high = 1e-2 }`; else the published."""
+    """Its learning rates: the centre of the range, or `{ low = 1e-4, high = 1e-2 }`. Default: the published centre."""
     space: Annotated[dict[str, SpaceEntry] | None, ListsAreValues, LATER] = None
-    """As `search.space`, for this method alone."""
+    """The same as `search.space`, only for this method."""
     budgets: Annotated[tuple[str, ...] | None, Once] = Field(default=None, min_length=1)
     """Only these budgets: `["lora-8"]`."""
     allocation: Allocation | None = None
     """Instead of `budgets.allocation`."""
     capacity: Capacities | None = None
-    """Pins the capacity (the rank); the cell goes to the budget nearest to its count. A list: a cell for each, whose
-    budget is its own count, NAME-CAPACITY."""
+    """Fixes the capacity (the rank). The cell gets the budget nearest to its count. A list makes a cell for each
+    capacity, whose budget is its own count and has the name NAME-CAPACITY."""
     unmatched: bool = False
     """Run the nearest setting even outside the tolerance."""
     micro_batch_size: Annotated[Annotated[int, Field(ge=1)] | None, LATER] = None
@@ -280,31 +280,31 @@ class MethodSection(BaseModel):
 
     @property
     def options(self) -> dict[str, Any]:
-        """The method's own options, as written."""
+        """Return the method's own options, as they are in the file."""
         return dict(self.model_extra or {})
 
 
 class ConfirmSection(_Section):
-    """`[confirm]`: stage CONFIRM. `seeds` is a count or a list; `hold` fixes a kind of seed for all trials."""
+    """`[confirm]`: stage CONFIRM. `seeds` is a number or a list. `hold` fixes a kind of seed for all trials."""
 
     seeds: Annotated[tuple[Annotated[int, Field(ge=0, lt=TUNE_SEED)], ...], Once] = Field(
         default=(0, 1, 2, 3, 4), min_length=1
     )
     """Seeds of stage CONFIRM: 3 means 0, 1, 2; or a list."""
     max_seeds: Annotated[int | None, Field(ge=1), LATER] = None
-    """Most seeds there will be, over which the level is spread; as many as `seeds`: one look with all of it
-    (docs/fairness.md)."""
+    """Most seeds that there will ever be. The level of 5 % is spread over all looks up to this number; if it equals
+    the number of `seeds`, one look has the whole level (docs/fairness.md)."""
     margin: Annotated[float | None, LATER] = None
-    """Smaller differences are "equivalent": 0.01 is a point of accuracy."""
+    """Differences below this margin count as "equivalent": 0.01 is a point of accuracy."""
     question: Annotated[str | None, LATER] = None
     """The method that the first sentence compares with LoRA. Default: RandLoRA if present, else the only other
     method."""
     hold: dict[Literal["data_seed", "init_seed", "basis_seed"], Annotated[int, Field(ge=0)]] = Field(default={})
-    """Seeds fixed over all trials, as written: `data_seed`, `init_seed`, `basis_seed`."""
+    """Seeds that are the same in all trials: `data_seed`, `init_seed`, `basis_seed`."""
 
     @property
     def held(self) -> bool:
-        """Whether all three kinds of seeds are fixed, so that a trial on another seed is the same trial."""
+        """Return whether all three kinds of seeds are fixed, so that a trial on another seed is the same trial."""
         return len(self.hold) == 3
 
     @field_validator("seeds", mode="before")
@@ -333,13 +333,13 @@ class ConfirmSection(_Section):
 
 
 class KeepSection(_Section):
-    """`[keep]`: which trained weights stay on disk. `full`: full fine-tuning's of the first seed, for diagnostics."""
+    """`[keep]`: which trained weights stay on disk. `full`: also those of full fine-tuning, for diagnostics."""
 
     adapters: Literal["none", "best", "confirm", "all"] = "none"
-    """Adapters to keep: of each cell's best CONFIRM trial by validation (all, where `protocol = "paper"` has no such
-    score), of all of them, of every trial."""
+    """Adapters to keep. best: of each cell's best CONFIRM trial by validation score (of all if `protocol = "paper"`);
+    confirm: of all CONFIRM trials; all: of every trial."""
     full: bool = False
-    """Full fine-tuning's weights too, of the first CONFIRM seed."""
+    """Also keep the weights of full fine-tuning, of the first CONFIRM seed."""
 
 
 class Sections(_Section):
@@ -352,7 +352,7 @@ class Sections(_Section):
     output: Path | None = None
     """Results folder; without it `results/NAME`."""
     protocol: Literal["standard", "paper"] = "standard"
-    """paper: fixed rates, and training also on the images of validation."""
+    """paper: the published learning rates, and training also on the validation images."""
     model: ModelSection
     data: DataSection
     budgets: BudgetSection
@@ -367,31 +367,45 @@ class Sections(_Section):
 
     @property
     def folder(self) -> Path:
-        """The results folder: `output`, or `results/NAME` under the working directory."""
+        """Return the results folder: `output`, or `results/NAME` in the working directory."""
         return Path("results") / self.name if self.output is None else Path(os.path.expanduser(self.output))  # noqa: PTH111
 
     def base(self, name: str) -> str:
-        """The method behind a name of `[methods]`: itself, or what it is a variant of."""
+        """Return the method of a name under `[methods]`: the name itself, or the method of which it is a variant."""
         return self.methods[name].method or name
 
     def identity(self) -> dict[str, Any]:
-        """What must not change under one name, JSON-able. Longer lists, more methods and more seeds are not in it."""
-        whole = identifying(self)
-        search = {k: v for k, v in whole["search"].items() if k not in MAY_CHANGE}
-        if not search["refine"]:  # as folders from before there was a local fit have it
+        """Return the fields that must not change in a sweep with results, as JSON values.
+
+        Lists that may become longer, and numbers of methods and seeds, are not among them.
+        """
+        all_fields = identifying(self)
+        search = {k: v for k, v in all_fields["search"].items() if k not in MAY_CHANGE}
+        if not search["refine"]:  # folders of versions without a local fit lack this key
             del search["refine"]
         methods = {
             name: {k: v for k, v in section.items() if k != "budgets" and (k != "capacity" or not isinstance(v, list))}
-            for name, section in whole["methods"].items()
+            for name, section in all_fields["methods"].items()
         }
         budgets = {k: getattr(self.budgets, k) for k in ("tolerance", "allocation", "count")}
-        kept: dict[str, Any] = {k: whole[k] for k in ("name", "protocol", "model", "train", "evaluate") if k in whole}
-        if whole["model"]["adapt"] in (None, "all"):  # the one choice of a one-tower model, and the default of CLIP
-            kept["model"] = whole["model"] | {"adapt": "both"}
-        if data := {k: whole["data"][k] for k in ("skip_bad", "epochs") if k in whole["data"]}:
-            if isinstance(self.data.epochs, dict):  # of those that the table leaves out too, so that it may grow
+        fixed: dict[str, Any] = {
+            k: all_fields[k] for k in ("name", "protocol", "model", "train", "evaluate") if k in all_fields
+        }
+        if all_fields["model"]["adapt"] in (
+            None,
+            "all",
+        ):  # the only choice for a model with one tower, and the default of CLIP
+            fixed["model"] = all_fields["model"] | {"adapt": "both"}
+        if data := {k: all_fields["data"][k] for k in ("skip_bad", "epochs") if k in all_fields["data"]}:
+            if isinstance(self.data.epochs, dict):  # also for data sets that the table leaves out, so that it may grow
                 data["epochs"] = dict.fromkeys(self.data.datasets, self.train.epochs) | self.data.epochs
-            kept["data"] = data
-        if self.confirm.max_seeds is not None:  # what was declared before results were seen stays
-            kept["confirm.max_seeds"] = self.confirm.max_seeds
-        return {**kept, "budgets": budgets, "methods": methods, "search": search, "hold": whole["confirm"]["hold"]}
+            fixed["data"] = data
+        if self.confirm.max_seeds is not None:  # it was declared before results were seen, so it must not change
+            fixed["confirm.max_seeds"] = self.confirm.max_seeds
+        return {
+            **fixed,
+            "budgets": budgets,
+            "methods": methods,
+            "search": search,
+            "hold": all_fields["confirm"]["hold"],
+        }

@@ -1,4 +1,4 @@
-"""What the budget solver answers: the capacities that a method takes at a budget, or why none comes near it."""
+"""The answers of the budget solver: the capacities of a method at a budget, or why no capacity is near enough."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Neighbour:
-    """A count that one uniform capacity reaches.
+    """A count that is reached with one capacity for all weights.
 
     Attributes:
-        capacity: the (smallest) uniform capacity with that count.
-        count: trainable adapter parameters, or degrees of freedom where a budget limits these.
+        capacity: the smallest uniform capacity with that count.
+        count: number of trainable adapter parameters, or amount of another currency.
         residual: count - budget.
     """
 
@@ -22,15 +22,17 @@ class Neighbour:
 
 @dataclass(frozen=True)
 class Solution:
-    """What a method takes at a budget.
+    """The capacities of a method at a budget.
 
     Attributes:
-        allocation: "uniform", "per-layer" or "fill"; never "auto", but what it chose.
-        capacity: the one capacity (r; k for NoLA) where all weights share it; None where they differ.
-        capacities: the capacity of every target weight, in model order.
-        count: trainable adapter parameters.
-        residual: what is counted, these or degrees of freedom, less the budget.
-        below, above: nearest of what a uniform capacity counts, strictly below and above; None where the reach ends.
+        method: the method's name.
+        allocation: "uniform", "per-layer" or "fill". For "auto" it is the one that was chosen.
+        capacity: the capacity (r; k for NoLA) if all weights share it; None if they differ.
+        capacities: the capacity of every target weight by name, in model order.
+        count: number of trainable adapter parameters.
+        budget: the budget, in its currency.
+        residual: the count in the budget's currency, minus the budget.
+        below, above: the nearest counts of uniform capacities strictly below and above; None at the end of the reach.
     """
 
     method: str
@@ -46,11 +48,13 @@ class Solution:
 
 @dataclass(frozen=True)
 class Infeasible:
-    """No capacity comes within the tolerance of the budget.
+    """The answer if no capacity is within the tolerance of the budget.
 
     Attributes:
-        reason: what can't be reached, with the numbers.
-        below, above: the nearest counts of a uniform capacity on either side of the budget; None beyond the reach.
+        method: the method's name.
+        budget: the budget, in its currency.
+        reason: why it can't be reached, with the numbers.
+        below, above: the nearest counts of uniform capacities on either side of the budget; None beyond the reach.
         lever: what to change so that it can be reached.
     """
 

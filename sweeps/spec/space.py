@@ -1,4 +1,4 @@
-"""The hyperparameters that a study searches beside the learning rate, and the points of such a search."""
+"""The searched hyperparameters other than the learning rate, and the points of a search."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ TRAIN_FIELDS = ("epochs", "weight_decay", "grad_clip", "min_lr_ratio", "warmup_f
 """Training settings that may be searched. The batch size is none: it decides what the contrastive loss compares."""
 Value = float | int | str | bool
 Extra = tuple[tuple[str, Value], ...]
-"""(name, value) of the hyperparameters beside the learning rate, by name."""
+"""(name, value) of each searched hyperparameter other than the learning rate, sorted by name."""
 
 
 class Point(NamedTuple):
-    """One configuration of a study: the learning rate and whatever else is searched."""
+    """One point of a search: the learning rate and the values of the other searched hyperparameters."""
 
     lr: float
     extra: Extra = ()
@@ -28,8 +28,8 @@ class Dimension:
     Attributes:
         name: its name in `options` or in `train` of a trial's configuration.
         low, high: ends of a range; None for a list.
-        log: the range is searched on the logarithm.
-        integer: the range holds whole numbers only.
+        log: whether the range is searched on the log scale.
+        integer: whether the range has only whole numbers.
         values: the list, in the order of the sweep file; empty for a range.
     """
 
@@ -42,29 +42,32 @@ class Dimension:
 
     @property
     def ordered(self) -> bool:
-        """Whether its values lie on a line: a range, or a list of numbers."""
+        """Return whether its values have an order: it is a range, or a list of numbers."""
         return not self.values or all(isinstance(v, int | float) and not isinstance(v, bool) for v in self.values)
 
     @property
     def ends(self) -> tuple[Value, ...]:
-        """The values that a method must be able to take: all of a list, both ends of a range."""
+        """Return the values that a method must be able to take: all values of a list, or both ends of a range."""
         if self.values or self.low is None or self.high is None:
             return self.values
         return (self.rounded(self.low), self.rounded(self.high))
 
     def rounded(self, value: float) -> Value:
-        """A value of a range to 6 significant digits (so that ids do not hang on a last bit), or to a whole number."""
+        """Return a value of a range, rounded to 6 significant digits or to a whole number.
+
+        So ids do not depend on the last bit of a number.
+        """
         return round(value) if self.integer else float(f"{value:.6g}")
 
     def listed(self, value: Value) -> Value:
-        """Of training settings the list's own element that equals a value, 0 for 0.0, as tables have it.
+        """Return the element of a list that equals a value of a training setting, such as 0 for 0.0.
 
-        A method's options are as they were given: 0 and 0.0 are trials of two names there.
+        A value of a method's option is returned as it is: there, 0 and 0.0 give different trial ids.
         """
         return next((v for v in self.values if v == value), value) if self.name in TRAIN_FIELDS else value
 
     def nearest(self, value: Value) -> Value:
-        """The value of this dimension nearest to one that may lie outside."""
+        """Return the value of this dimension that is nearest to `value`."""
         if self.values:
             if value in self.values:
                 return self.listed(value)
@@ -76,7 +79,7 @@ class Dimension:
         return self.rounded(min(max(float(value), self.low), self.high))
 
     def as_dict(self) -> dict[str, Any]:
-        """As the sweep file has it, without the name."""
+        """Return it as JSON values, like in a sweep file, without the name."""
         if self.values:
             return {"values": list(self.values)}
         return {"low": self.low, "high": self.high, "log": self.log}
@@ -84,7 +87,12 @@ class Dimension:
 
 @dataclass(frozen=True)
 class Space:
-    """What the study of one cell searches: a learning-rate range and further dimensions, by name."""
+    """The search space of a cell.
+
+    Attributes:
+        low, high: the range of learning rates.
+        dimensions: the other searched hyperparameters, sorted by name.
+    """
 
     low: float
     high: float
@@ -92,25 +100,25 @@ class Space:
 
     @property
     def ordered(self) -> int:
-        """Number of hyperparameters whose values lie on a line, the learning rate included."""
+        """Return the number of hyperparameters whose values have an order, with the learning rate."""
         return 1 + sum(d.ordered for d in self.dimensions)
 
     @property
     def epochs(self) -> int | None:
-        """Epochs of the longest trial; None where they are not searched."""
+        """Return the epochs of the longest trial; None if they are not searched."""
         return max((int(value) for d in self.dimensions if d.name == "epochs" for value in d.ends), default=None)
 
 
 def extra_of(values: Mapping[str, Value]) -> Extra:
-    """Named values as an `Extra`."""
+    """Return named values as an `Extra`."""
     return tuple(sorted(values.items()))
 
 
 def extra_json(extra: Extra) -> str | None:
-    """As the column `hyperparameters` has it; None where the learning rate alone is searched."""
+    """Return the text of the column `hyperparameters`; None if only the learning rate is searched."""
     return json.dumps(dict(extra), sort_keys=True) if extra else None
 
 
 def extra_from(column: str | None) -> Extra:
-    """From the column `hyperparameters`."""
+    """Return the values of a text of the column `hyperparameters`."""
     return extra_of(json.loads(column)) if column else ()

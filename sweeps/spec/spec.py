@@ -1,13 +1,14 @@
-"""The sweep file: typed and strict, every problem reported at once.
+"""Reads and checks a sweep file, and reports all problems at once.
 
 A sweep file is TOML, or YAML or JSON with the same keys. `SweepSpec.load` reads it, applies `--set a.b=c` overrides,
 and either returns a complete specification or raises `SpecError` with all that is wrong.
 
 A file may have other forms. `[small]` says what a laptop changes, and `--scale small` applies it. `[published]` makes a
 recipe the experiment that a paper published, and `--scale published` applies it. Such a table has the sweep file's own
-keys: its tables are merged in key by key, any other value replaces. `drop` names what goes before that, a key or a list
-of them (`drop = ["methods.vera"]`; a name with dots stands in quotes: `'methods."lora-0.5"'`). The name and `output`
-get "-small" or "-published" unless the table gives others, so that no two forms share a results folder.
+keys. Tables in it are merged key by key, and any other value replaces that of the file. `drop` is a key or a list of
+keys that are removed before that (`drop = ["methods.vera"]`; a name with dots must be in quotes:
+`'methods."lora-0.5"'`). The name and `output` get "-small" or "-published" unless the table gives others, so that two
+forms never share a results folder.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from pydantic import ValidationError
 
 from analysis.html import html_table
 from sweeps.errors import Problem, SpecError, nearest, unknown
-from sweeps.spec.messages import is_echo, problem
+from sweeps.spec.messages import problem, repeats_item_errors
 from sweeps.spec.reading import check_tree, read_key, read_tree, read_value
 from sweeps.spec.sections import Sections
 
@@ -33,7 +34,7 @@ class SweepSpec(Sections):
     """A whole sweep file, read and checked."""
 
     def _repr_html_(self) -> str:
-        """What the sweep compares, for notebooks."""
+        """Return a table of what the sweep compares, as HTML for notebooks."""
         effort = ", ".join(f"{count:,} {unit}" for unit, count in self.search.given.items())
         tuned = "fixed learning rates" if self.protocol == "paper" else f"{effort} for each cell"
         rows = [
@@ -50,12 +51,16 @@ class SweepSpec(Sections):
 
     @classmethod
     def load(cls, path: str | Path, overrides: Sequence[str] = (), scale: str | None = None) -> SweepSpec:
-        """Read a sweep file (TOML, YAML or JSON by its suffix) and apply overrides `a.b=c` (c in TOML, or a bare word).
+        """Read and check a sweep file.
 
-        A part of the key that has dots itself stands in quotes: `methods."lora-0.5".lr=1e-3`.
+        Args:
+            path: the file: TOML, or YAML or JSON by its suffix.
+            overrides: texts `a.b=c` that change keys, where c is a TOML value or a bare word. A part of a key that
+                contains dots must be in quotes: `methods."lora-0.5".lr=1e-3`.
+            scale: "small" or "published" applies the file's table of that name before the overrides; None for neither.
 
-        `scale` "small" or "published" applies the file's table of that name first.
-        Raises SpecError: every problem of the file and the overrides at once.
+        Raises:
+            SpecError: it has all problems of the file and the overrides.
         """
         tree = read_tree(Path(path))
         check_tree(tree)  # before it is copied
@@ -63,7 +68,11 @@ class SweepSpec(Sections):
 
     @classmethod
     def parse(cls, tree: Mapping[str, Any]) -> SweepSpec:
-        """Build a specification from nested mappings; raises `SpecError` with every problem found."""
+        """Make and check a specification from nested mappings.
+
+        Raises:
+            SpecError: it has all problems.
+        """
         from sweeps.spec.checks import method_problems, name_problems  # loads the registry, and torch
 
         check_tree(tree)
@@ -72,9 +81,11 @@ class SweepSpec(Sections):
         try:
             spec = cls.model_validate(tree)
         except ValidationError as error:
-            problems = [problem(dict(e), cls) for e in error.errors(include_url=False) if not is_echo(dict(e))]
+            problems = [
+                problem(dict(e), cls) for e in error.errors(include_url=False) if not repeats_item_errors(dict(e))
+            ]
         problems += method_problems(tree, spec)
-        if tree.get("output") == "":  # as of a variable that is not set; as a path it is the working folder
+        if tree.get("output") == "":  # a shell variable may be unset; as a path it would be the working folder
             name = "NAME" if spec is None else spec.name
             problems.append(Problem("output", "", "is empty; leave it out, or give a folder", f"results/{name}"))
         if spec is not None:
@@ -105,40 +116,45 @@ def _override(tree: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
 
 
 def at_scale(tree: Mapping[str, Any], scale: str | None) -> dict[str, Any]:
-    """The sweep file's content at a scale, without its tables of other forms.
+    """Return the sweep file's content in one of its forms, without the tables `[small]` and `[published]`.
+
+    Args:
+        tree: the content of the file.
+        scale: "small" or "published"; "full" or None for the file as it is.
 
     Raises:
-        SpecError: an unknown scale, a file without its table, or a `drop` that names nothing.
+        SpecError: the scale is unknown, the file does not have its table, or a `drop` names nothing.
     """
     if scale is not None and scale not in SCALES:
         raise SpecError([unknown("--scale", scale, "scale", SCALES)])
-    whole = {k: _own(v) for k, v in tree.items() if k not in FORMS}
+    content = {k: _deep_copy(v) for k, v in tree.items() if k not in FORMS}
     if scale not in FORMS:
-        return whole
+        return content
     form = tree.get(scale)
     if not isinstance(form, Mapping):
         raise SpecError([Problem("--scale", scale, f"needs a table [{scale}] in the sweep file, and there is none")])
     changes = dict(form)
     drop = changes.pop("drop", [])
     names = drop if isinstance(drop, list | tuple) else [drop]
-    problems = [p for name in names for p in _dropped(whole, name, f"{scale}.drop")]
+    problems = [p for name in names for p in _drop(content, name, f"{scale}.drop")]
     if problems:
         raise SpecError(problems)
     for key in ("name", "output"):
-        if isinstance(whole.get(key), str):
-            whole[key] = f"{whole[key].rstrip('/')}-{scale}"
-    _merge(whole, changes)
-    return whole
+        if isinstance(content.get(key), str):
+            content[key] = f"{content[key].rstrip('/')}-{scale}"
+    _merge(content, changes)
+    return content
 
 
-def _own(value: Any) -> Any:
-    """A copy in which nothing stands twice: what one alias of YAML is changed to holds for it alone."""
+def _deep_copy(value: Any) -> Any:
+    """Return a deep copy in which YAML aliases are separate objects, so that a change of one does not change others."""
     if isinstance(value, dict):
-        return {key: _own(each) for key, each in value.items()}
-    return [_own(each) for each in value] if isinstance(value, list) else value
+        return {key: _deep_copy(each) for key, each in value.items()}
+    return [_deep_copy(each) for each in value] if isinstance(value, list) else value
 
 
-def _dropped(tree: dict[str, Any], name: object, field: str) -> list[Problem]:
+def _drop(tree: dict[str, Any], name: object, field: str) -> list[Problem]:
+    """Remove a key from the tree. Return the problems if that is not possible."""
     if not isinstance(name, str):
         return [Problem(field, name, "must be a key of this file, or a list of them", '"methods.NAME"')]
     *path, last = read_key(name)
@@ -147,15 +163,16 @@ def _dropped(tree: dict[str, Any], name: object, field: str) -> list[Problem]:
         node = node.get(part) if isinstance(node, dict) else None
     if not isinstance(node, dict) or last not in node:
         known = [".".join([*path, f'"{k}"' if "." in k else k]) for k in node] if isinstance(node, dict) else []
-        rule = "names nothing in this file; a name with dots stands in quotes"
+        rule = "names nothing in this file; a name with dots must be in quotes"
         return [Problem(field, name, rule, nearest(name, known))]
     del node[last]
     return []
 
 
 def _merge(tree: dict[str, Any], changes: Mapping[str, Any]) -> None:
+    """Merge changes into the tree, key by key."""
     for key, value in changes.items():
         if isinstance(value, Mapping) and isinstance(tree.get(key), dict):
             _merge(tree[key], value)
         else:
-            tree[key] = _own(value)
+            tree[key] = _deep_copy(value)

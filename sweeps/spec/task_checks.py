@@ -1,4 +1,4 @@
-"""What a kind of model can be asked to do: checked on the sweep file, before anything is read or trained."""
+"""Checks whether a kind of model can do what the sweep file asks for, before any data is read."""
 
 from __future__ import annotations
 
@@ -19,26 +19,26 @@ from trainables.tasks.text.rows import positions_of
 IMAGES: tuple[Kind, ...] = ("clip", "hf-vision")
 """Kinds of models that read images; the others read texts."""
 HEADLESS: tuple[Kind, ...] = ("hf-vision", "text-encoder")
-"""Kinds that classify by a new head."""
+"""Kinds of models that classify with a new head."""
 
 TEXT_ONLY = ("train.max_tokens", "train.label_smoothing", "train.gradient_checkpointing")
-"""Settings of `[train]` that models of text alone take; `[evaluate]` is theirs too, but for `EVERY_KIND`."""
+"""Settings of `[train]` for models of text. All settings of `[evaluate]` but `EVERY_KIND` are also only for these."""
 EVERY_KIND = ("evaluate.metric", "evaluate.rows_by")
-"""Settings of `[evaluate]` that every kind of model takes; the second is the program's own."""
+"""Settings of `[evaluate]` for every kind of model. The program sets the second one itself."""
 LANGUAGE_ONLY = ("train.loss_on_prompt", "train.base_weights")
-"""Settings of `[train]` that language models alone take; of `[evaluate]` those are all but `COUNTED`."""
+"""Settings of `[train]` for language models. Most settings of `[evaluate]` are also only for these (`COUNTED`)."""
 COUNTED = ("evaluate.validation_rows", "evaluate.test_rows")
-"""How many rows are evaluated: for text encoders too."""
+"""Numbers of evaluated rows, which text encoders also take."""
 
 READS: dict[Kind, tuple[TextKind, ...]] = {
     "causal-lm": ("instructions", "questions", "problems", "meanings", "completions"),
     "text-encoder": ("sentences",),
 }
-"""The kinds of rows that models of text learn from."""
+"""The kinds of rows that each kind of text model learns from."""
 
 
 def with_towers(spec: SweepSpec, kind: Kind) -> SweepSpec:
-    """The specification with `model.adapt` filled in: both towers of a CLIP model, all of any other."""
+    """Return the specification with `model.adapt` filled in: "both" for a CLIP model, "all" for any other."""
     if spec.model.adapt is not None:
         return spec
     model = spec.model.model_copy(update={"adapt": "both" if kind == "clip" else "all"})
@@ -46,10 +46,10 @@ def with_towers(spec: SweepSpec, kind: Kind) -> SweepSpec:
 
 
 def task_problems(spec: SweepSpec, kind: Kind) -> list[Problem]:
-    """Settings that contradict the model's kind. `spec` comes from `with_towers`."""
-    found = _tower_problems(spec, kind) + _method_problems(spec, kind) + _image_problems(spec, kind)
-    found += _base_weight_problems(spec)
-    return found + _data_problems(spec, kind) + _language_problems(spec, kind) + _worker_problems(spec, kind)
+    """Return the problems of settings that contradict the model's kind. `spec` comes from `with_towers`."""
+    problems = _tower_problems(spec, kind) + _method_problems(spec, kind) + _image_problems(spec, kind)
+    problems += _base_weight_problems(spec)
+    return problems + _data_problems(spec, kind) + _language_problems(spec, kind) + _worker_problems(spec, kind)
 
 
 def _tower_problems(spec: SweepSpec, kind: Kind) -> list[Problem]:
@@ -85,7 +85,7 @@ def _base_weight_problems(spec: SweepSpec) -> list[Problem]:
 
 
 def _worker_problems(spec: SweepSpec, kind: Kind) -> list[Problem]:
-    """What several workers of a trial can't share, which each of its trials would refuse."""
+    """Return the problems of settings that several workers of a trial can't have. Each trial would refuse them."""
     workers = spec.resources.workers
     batch = spec.train.global_batch_size
     bases = [spec.base(n) for n in spec.methods]
@@ -105,7 +105,7 @@ def _worker_problems(spec: SweepSpec, kind: Kind) -> list[Problem]:
 
 
 def _data_problems(spec: SweepSpec, kind: Kind) -> list[Problem]:
-    """Data sets that the model does not read: texts for images, images for texts, texts of another kind."""
+    """Return a problem for each data set that the model can't read."""
     texts = kind not in IMAGES
     rule = f"is a set of {'images' if texts else 'texts'}, and the model reads {'texts' if texts else 'images'}"
     fitting = [n for n, info in TEXT_DATASETS.items() if info.kind in READS[kind]] if texts else list(DATASETS)
@@ -120,11 +120,11 @@ def _data_problems(spec: SweepSpec, kind: Kind) -> list[Problem]:
 
 
 def _language_problems(spec: SweepSpec, kind: Kind) -> list[Problem]:
-    """Settings of models of text on any other, of language models on classifiers, and settings for images on text."""
+    """Return the problems of settings that are for another kind of model (texts, language models, images)."""
     if kind in IMAGES:
         fields = [f"evaluate.{name}" for name in type(spec.evaluate).model_fields]
         evaluate = [name for name in fields if name not in EVERY_KIND]
-        return _set(spec, (*evaluate, *LANGUAGE_ONLY, *TEXT_ONLY), "is for models of text; leave it out")
+        return _changed_settings(spec, (*evaluate, *LANGUAGE_ONLY, *TEXT_ONLY), "is for models of text; leave it out")
     problems = []
     if spec.train.augment != "none":
         problems.append(Problem("train.augment", spec.train.augment, "is for images", "none"))
@@ -135,7 +135,7 @@ def _language_problems(spec: SweepSpec, kind: Kind) -> list[Problem]:
     if kind != "causal-lm":
         generated = [f"evaluate.{name}" for name in type(spec.evaluate).model_fields]
         names = [n for n in (*generated, *LANGUAGE_ONLY) if n not in (*COUNTED, *EVERY_KIND)]
-        problems += _set(spec, names, "is for language models; leave it out")
+        problems += _changed_settings(spec, names, "is for language models; leave it out")
     solved = [name for name in spec.data.datasets if text_kind(name) == "problems"]
     if solved and "max_new_tokens" not in spec.evaluate.model_fields_set:
         rule = f"is the default, and solutions of {solved[0]!r} are longer and end in their answer; write how long"
@@ -154,13 +154,13 @@ def _window_problems(spec: SweepSpec) -> list[Problem]:
     return [Problem("train.max_tokens", asked, f"is more than the model's {positions} positions", str(positions))]
 
 
-def _set(spec: SweepSpec, names: Iterable[str], rule: str) -> list[Problem]:
-    """A problem for each of these settings that differs from its default."""
+def _changed_settings(spec: SweepSpec, names: Iterable[str], rule: str) -> list[Problem]:
+    """Return a problem for each of these settings that is not its default."""
     problems = []
     for name in names:
         section, _, field = name.partition(".")
-        found = getattr(spec, section)
-        if (value := getattr(found, field)) != getattr(type(found)(), field):
+        values = getattr(spec, section)
+        if (value := getattr(values, field)) != getattr(type(values)(), field):
             problems.append(Problem(name, value, rule))
     return problems
 

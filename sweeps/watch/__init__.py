@@ -1,12 +1,12 @@
-"""Who watches a sweep: live displays, a mirror for optuna-dashboard, experiment trackers.
+"""Shows a sweep in progress: live displays, a mirror for optuna-dashboard, experiment trackers.
 
-Uses `search` and `spec`; nothing here decides anything.
+It uses `search` and `spec`. Nothing here decides anything.
 
-    counts     phases, time left, and where a failure was raised; loads nothing
+    counts     computes time left, and where a failure was raised; imports nothing heavy
     displays   live progress: a table that redraws, lines, JSON, or nothing
-    mirror     a copy of every cell's study in an Optuna storage
-    observers  tells mirrors and trackers what happens, from a thread of its own
-    snapshot   the numbers of a sweep in progress
-    streams    standard output and error that outlive their reader
+    mirror     copies every cell's study into an Optuna storage
+    observers  tells mirrors and trackers what happens, in a separate thread
+    snapshot   counts the trials of a sweep in progress
+    streams    standard output and error that go on if nobody reads them any more
     trackers   TensorBoard, MLflow, Weights & Biases and Trackio as observers
 """

@@ -1,4 +1,4 @@
-"""What the live display, `sweeps status` and the page count alike; loads nothing, so that these answer at once."""
+"""Functions that the live display, `sweeps status` and the page share. Imports nothing heavy, so they start at once."""
 
 from __future__ import annotations
 
@@ -9,11 +9,14 @@ PHASES = ("waiting", "tuning", "confirming", "done", "stuck")
 
 
 def seconds_left(missing: Mapping[str, int], spent: Mapping[str, Sequence[float]], at_once: int) -> float | None:
-    """Seconds for what is missing, by the mean of each method, or of all where it has none yet.
+    """Return the seconds that the missing trials take; None if no trial has ended yet.
+
+    Each trial counts with the mean seconds of its method, or of all methods if its method has none yet.
 
     Args:
-        missing: trials by method. spent: (seconds, trials) of those that are over by method, without set-up.
-        at_once: trials that run beside each other, where there are so many left.
+        missing: number of trials by method.
+        spent: (seconds, trials) of ended trials by method, without set-up.
+        at_once: number of trials that run at once.
     """
     means = {method: seconds / trials for method, (seconds, trials) in spent.items() if trials}
     if not means:
@@ -24,7 +27,10 @@ def seconds_left(missing: Mapping[str, int], spent: Mapping[str, Sequence[float]
 
 
 def where_raised(trace: str | None) -> str | None:
-    """File, line and function of the innermost frame of a traceback's text: "clip.py:88 in evaluate"."""
+    """Return where a traceback's text says that the error was raised, such as "clip.py:88 in evaluate".
+
+    None if there is no traceback.
+    """
     lines = [line.strip() for line in (trace or "").splitlines() if line.strip().startswith('File "')]
     if not lines:
         return None

@@ -1,4 +1,4 @@
-"""Live progress of a sweep: a display that redraws on terminals and in notebooks, lines in logs, JSON, or nothing."""
+"""Shows live progress: a display that redraws on terminals and in notebooks, lines in logs, JSON, or nothing."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ _ROWS = 16
 
 
 class Progress(Protocol):
-    """A display. All methods are called from the driver's threads; an exception in one ends the sweep."""
+    """A display. All methods are called from the driver's threads. An exception in one of them ends the sweep."""
 
     def start(self, state: SweepState) -> None: ...
     def update(self, state: SweepState) -> None: ...
@@ -39,7 +39,7 @@ class Progress(Protocol):
 
 
 class Silent:
-    """Shows nothing but notes, which are warnings."""
+    """A display that shows only notes, which are warnings."""
 
     def start(self, state: SweepState) -> None:
         return None
@@ -64,12 +64,14 @@ def make_progress(progress: bool | Literal["json"] | Progress) -> Progress:
     if notebook() is not None:
         return NotebookProgress()
     console = safe_console(file=lasting(sys.stderr))
-    live = console.file.isatty() and console.is_interactive  # a dumb terminal shows nothing live, FORCE_COLOR is none
+    live = (
+        console.file.isatty() and console.is_interactive
+    )  # not on a dumb terminal, and not if only FORCE_COLOR is set
     return LiveProgress(console) if live else LineProgress(console)
 
 
 class _Timed:
-    """Counts from the start of a run, and limits how often it is counted."""
+    """A display that takes a snapshot at most every `every` seconds, and passes it to `_draw`."""
 
     def __init__(self, every: float) -> None:
         self._every = every
@@ -105,12 +107,18 @@ class _Timed:
         return self._counting.snapshot(self._last - self._began)
 
     def _draw(self, shot: Snapshot, when: str, fresh: Sequence[Failure]) -> None:
-        """Show a snapshot and the failures since the one before."""
+        """Show a snapshot.
+
+        Args:
+            shot: the snapshot.
+            when: "start", "progress" or "stop".
+            fresh: failures since the last snapshot.
+        """
         raise NotImplementedError
 
 
 class LineProgress(_Timed):
-    """A line at most every ten seconds, and one for each failure: for logs."""
+    """A display for logs: a line at most every ten seconds, and a line for each failure."""
 
     def __init__(self, console: Console, every: float = _LINES_S) -> None:
         super().__init__(every)
@@ -129,7 +137,10 @@ class LineProgress(_Timed):
 
 
 class JsonProgress(_Timed):
-    """One JSON object a line: `start`, `progress` every ten seconds at most, `failure`, `note`, `stop`."""
+    """A display that writes one JSON object in each line.
+
+    The events are `start`, `progress` (at most every ten seconds), `failure`, `note` and `stop`.
+    """
 
     def __init__(self, stream: TextIO, every: float = _LINES_S) -> None:
         super().__init__(every)
@@ -149,9 +160,9 @@ class JsonProgress(_Timed):
 
 
 class NotebookProgress(_Timed):
-    """A bar below the cell of a notebook, with the headline, the best scores so far and the last failures.
+    """A display below the cell of a notebook: a bar, the headline, the best scores so far and the last failures.
 
-    It is HTML that is replaced in place, which every notebook shows without further packages.
+    It is HTML that is replaced in place. Every notebook shows it without further packages.
     """
 
     def __init__(self) -> None:
@@ -179,13 +190,13 @@ class NotebookProgress(_Timed):
 
 
 class LiveProgress(_Timed):
-    """A table that redraws in place: cells by phase, best so far by method and budget, speed, time left, failures."""
+    """A display that redraws in place: cells by phase, best scores so far, speed, time left, and failures."""
 
     def __init__(self, console: Console) -> None:
         super().__init__(_REFRESH_S)
         self._console = console
         self._shot: Snapshot | None = None
-        # drawn every second, from the last snapshot: a display that stands still looks like a sweep that hangs
+        # drawn every second from the last snapshot: if the time stood still, the sweep would seem to hang
         self._live = Live(console=console, get_renderable=self._render, refresh_per_second=1, transient=True)
 
     def start(self, state: SweepState) -> None:
@@ -212,7 +223,7 @@ class LiveProgress(_Timed):
 
 
 def render(shot: Snapshot) -> RenderableType:
-    """The live display of a snapshot."""
+    """Return the live display of a snapshot."""
     parts: list[RenderableType] = [Text(headline(shot)), ProgressBar(total=max(1, shot.total), completed=shot.done)]
     if any(best.score is not None for best in shot.best):
         parts.append(best_table(shot.best))
@@ -222,7 +233,10 @@ def render(shot: Snapshot) -> RenderableType:
 
 
 def best_table(best: tuple[Best, ...]) -> RenderableType:
-    """Best validation scores so far in percent: methods (and data) down, budgets across; finished cells in bold."""
+    """Return a table of the best validation scores so far, in percent.
+
+    The rows are methods (and data sets), the columns are budgets. Scores of finished cells are bold.
+    """
     references, groups = _axes(best)
     several = len({data for data, _ in groups}) > 1
     cut = f" (first {_ROWS} of {len(groups)} rows)" if len(groups) > _ROWS else ""
@@ -265,7 +279,7 @@ def _score(best: Best | None) -> Text:
 
 
 def headline(shot: Snapshot) -> str:
-    """The one line that says how far it is."""
+    """Return one line on how far the sweep is."""
     words = [f"{shot.done}/{shot.total} trials", ", ".join(f"{n} {phase}" for phase, n in shot.cells.items())]
     if shot.per_minute is not None:
         words.append(f"{shot.per_minute:.1f}/min")

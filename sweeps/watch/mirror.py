@@ -1,6 +1,6 @@
-"""A copy of every cell's study in an Optuna storage, so that optuna-dashboard shows a sweep while it runs.
+"""Copies every cell's study into an Optuna storage, so that optuna-dashboard shows a sweep while it runs.
 
-It is written, and never read for a decision: the studies that decide are rebuilt from the journal.
+The copy is never read for a decision: the studies that decide are rebuilt from the journal.
 """
 
 from __future__ import annotations
@@ -22,14 +22,16 @@ if TYPE_CHECKING:
 
 
 class StudyMirror:
-    """One study a cell, named `SWEEP/CELL`, with the TUNE trials, their scores by epoch, and their states.
+    """An observer that writes a study for each cell, with the TUNE trials, their scores by epoch and their states.
+
+    A study is named `SWEEP/CELL`.
 
     Args:
-        where: a database URL as Optuna takes it ("sqlite:///studies.db"), or the path of a journal file.
+        where: a database URL of Optuna, such as "sqlite:///studies.db", or the path of a journal file.
         sweep: name of the sweep.
 
     Raises:
-        SpecError: a storage that can't be opened.
+        SpecError: the storage can't be opened.
     """
 
     name = "the Optuna mirror"
@@ -42,16 +44,16 @@ class StudyMirror:
         self._reported: dict[str, set[int]] = {}
 
     def start(self, seen: Sequence[Seen]) -> None:
-        """Make the studies, and put in what earlier runs did and the storage lacks."""
+        """Add the trials of earlier runs that the storage lacks."""
         from optuna.trial import TrialState
 
         for one in seen:
             if one.slot.stage != "TUNE" or one.row is None:
                 continue
-            known = self._known(one.cell).get(one.slot.trial_id)
-            state = None if known is None else known.state
-            again = state == TrialState.FAIL and one.row.status != "failed"  # tried in a run without the mirror
-            if state is None or not state.is_finished() or again:
+            mirrored = self._mirrored(one.cell).get(one.slot.trial_id)
+            state = None if mirrored is None else mirrored.state
+            retried = state == TrialState.FAIL and one.row.status != "failed"  # by a run without the mirror
+            if state is None or not state.is_finished() or retried:
                 tell(self, one)
 
     def asked(self, cell: Cell, slot: Slot) -> None:
@@ -62,16 +64,17 @@ class StudyMirror:
         if slot.stage != "TUNE" or cell.space is None:
             return
         study = self._study(cell)
-        known = self._known(cell).get(slot.trial_id) if slot.trial_id not in self._trials else None
-        if known is not None and not known.state.is_finished():  # begun by an earlier run
-            self._trials[slot.trial_id] = optuna.Trial(study, known._trial_id)
-            self._reported[slot.trial_id] = set(known.intermediate_values)
+        mirrored = self._mirrored(cell).get(slot.trial_id) if slot.trial_id not in self._trials else None
+        if mirrored is not None and not mirrored.state.is_finished():  # an earlier run began it
+            self._trials[slot.trial_id] = optuna.Trial(study, mirrored._trial_id)
+            self._reported[slot.trial_id] = set(mirrored.intermediate_values)
             return
-        values, of = {"lr": slot.lr, **dict(slot.extra)}, _distributions(cell.space, slot)
+        values = {"lr": slot.lr, **dict(slot.extra)}
+        distributions = _distributions(cell.space, slot)
         begun = optuna.trial.create_trial(
-            state=TrialState.RUNNING, params=values, distributions=of, user_attrs=_attrs(slot)
+            state=TrialState.RUNNING, params=values, distributions=distributions, user_attrs=_attrs(slot)
         )
-        # in one step: one that waits in the study, as after a kill, would be taken for another
+        # in one step: a trial that waits in the study, such as after a kill, would be taken for another one
         number = self._storage.create_new_trial(study._study_id, template_trial=begun)
         self._trials[slot.trial_id] = optuna.Trial(study, number)
         self._reported[slot.trial_id] = set()
@@ -97,7 +100,7 @@ class StudyMirror:
         trial.study.tell(trial, row.score, state=state)
 
     def close(self) -> None:
-        """Trials that still run stay as they are: the next run goes on with them."""
+        """Do nothing. Trials that still run stay as they are, and the next run goes on with them."""
 
     def _study(self, cell: Cell) -> optuna.Study:
         import optuna
@@ -107,22 +110,23 @@ class StudyMirror:
             self._studies[cell.cell_id] = optuna.create_study(
                 storage=self._storage,
                 study_name=f"{self._sweep}/{cell.cell_id}",
-                sampler=optuna.samplers.RandomSampler(seed=0),  # never asked: every trial comes with its parameters
+                sampler=optuna.samplers.RandomSampler(seed=0),  # never asked, because every trial has its parameters
                 direction="maximize",
                 load_if_exists=True,
             )
         return self._studies[cell.cell_id]
 
-    def _known(self, cell: Cell) -> dict[str, optuna.trial.FrozenTrial]:
+    def _mirrored(self, cell: Cell) -> dict[str, optuna.trial.FrozenTrial]:
+        """Return the trials that the storage has of a cell, by trial id."""
         trials = self._study(cell).get_trials(deepcopy=False)
         return {t.user_attrs["trial_id"]: t for t in trials if "trial_id" in t.user_attrs}
 
 
 def open_storage(where: str) -> optuna.storages.BaseStorage:
-    """Open a database by URL, or a journal file by path; made when absent.
+    """Open a database by its URL, or a journal file by its path. Make it if it is missing.
 
     Raises:
-        SpecError: with what Optuna or the database says.
+        SpecError: it can't be opened.
     """
     import optuna
     from optuna.storages import JournalStorage
@@ -135,7 +139,7 @@ def open_storage(where: str) -> optuna.storages.BaseStorage:
         path = Path(where)
         path.parent.mkdir(parents=True, exist_ok=True)
         return JournalStorage(JournalFileBackend(str(path)))
-    except Exception as error:  # SQLAlchemy, its drivers and the file system raise what they like
+    except Exception as error:  # SQLAlchemy, its drivers and the file system raise many types of errors
         rule = f"can't be opened as an Optuna storage ({first_line(error)})"
         raise SpecError([Problem("--optuna-storage", where, rule, "sqlite:///studies.db, or a file")]) from error
 
@@ -155,16 +159,16 @@ def _attrs(slot: Slot) -> dict[str, Any]:
 
 
 def _distributions(space: Space, slot: Slot) -> dict[str, optuna.distributions.BaseDistribution]:
-    """The cell's space; its rates reach as far as this trial's, which may lie past the edge."""
+    """Return the cell's space as Optuna's distributions. The range of rates includes this trial's rate."""
     from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 
     lr = slot.point.lr
-    made: dict[str, Any] = {"lr": FloatDistribution(min(space.low, lr), max(space.high, lr), log=True)}
+    distributions: dict[str, Any] = {"lr": FloatDistribution(min(space.low, lr), max(space.high, lr), log=True)}
     for d in space.dimensions:
         if d.values:
-            made[d.name] = CategoricalDistribution(d.values)
+            distributions[d.name] = CategoricalDistribution(d.values)
         elif d.integer and d.low is not None and d.high is not None:
-            made[d.name] = IntDistribution(int(d.low), int(d.high), log=d.log)
+            distributions[d.name] = IntDistribution(int(d.low), int(d.high), log=d.log)
         else:
-            made[d.name] = FloatDistribution(d.low, d.high, log=d.log)
-    return made
+            distributions[d.name] = FloatDistribution(d.low, d.high, log=d.log)
+    return distributions

@@ -1,7 +1,7 @@
-"""Who watches a sweep beside its display: a mirror for optuna-dashboard, experiment trackers.
+"""Tells observers what happens in a sweep. Observers are the mirror for optuna-dashboard and experiment trackers.
 
-Observers are told what happens after it is in the journal, from a thread of their own, and are never asked: a slow one
-does not hold the sweep up, and one that fails is named once and left out from then on.
+Observers are told of an event after it is in the journal, in a separate thread. They decide nothing. So a slow observer
+does not delay the sweep. An observer that fails is left out from then on, with one warning.
 """
 
 from __future__ import annotations
@@ -19,12 +19,19 @@ from sweeps.search.stages import SweepState
 from sweeps.spec.cell import Cell
 
 CLOSE_S = 30.0
-"""How long the end of a sweep waits for observers to catch up."""
+"""Seconds that the end of a sweep waits for observers that are behind."""
 
 
 @dataclass(frozen=True)
 class Seen:
-    """A trial that an earlier run asked: its row where it is over, and its validation scores by epoch."""
+    """A trial of an earlier run.
+
+    Attributes:
+        cell: its cell.
+        slot: its slot.
+        row: its row; None if it has not ended.
+        curve: its validation scores by epoch.
+    """
 
     cell: Cell
     slot: Slot
@@ -33,7 +40,7 @@ class Seen:
 
 
 class Observer(Protocol):
-    """What an observer is told. All calls come from one thread, in the order in which things happened."""
+    """An observer of a sweep. All calls come from one thread, in the order of the events."""
 
     @property
     def name(self) -> str: ...
@@ -45,7 +52,7 @@ class Observer(Protocol):
 
 
 def tell(observer: Observer, seen: Seen) -> None:
-    """Tell an observer of a trial that is over as if it had watched."""
+    """Tell an observer all events of an ended trial of an earlier run."""
     if seen.row is not None:
         observer.asked(seen.cell, seen.slot)
         for epoch, score in sorted(seen.curve.items()):
@@ -54,7 +61,7 @@ def tell(observer: Observer, seen: Seen) -> None:
 
 
 def seen_in(state: SweepState) -> list[Seen]:
-    """Every trial that a state knows, by cell and in the order asked."""
+    """Return every trial that a state knows, by cell and in the order in which they were asked."""
     return [
         Seen(cell.cell, slot, cell.rows.get(slot.trial_id), cell.curves.get(slot.trial_id, {}))
         for cell in state.cells.values()
@@ -63,11 +70,11 @@ def seen_in(state: SweepState) -> list[Seen]:
 
 
 class Observers:
-    """Passes events on to observers.
+    """Passes events to observers, in a separate thread.
 
     Args:
-        observers: told in this order; none is fine.
-        warn: takes one line for an observer that failed.
+        observers: the observers, which are told in this order.
+        warn: called with one line if an observer failed.
     """
 
     def __init__(self, observers: Sequence[Observer] = (), warn: Callable[[str], None] = lambda _: None) -> None:
@@ -77,7 +84,7 @@ class Observers:
         self._thread: threading.Thread | None = None
 
     def start(self, state: SweepState) -> None:
-        """Tell what is known already, and begin."""
+        """Start the thread, and tell the observers about the trials of earlier runs."""
         if self._alive:
             seen = seen_in(state)
             self._thread = threading.Thread(target=self._run, name="observers", daemon=True)
@@ -85,19 +92,19 @@ class Observers:
             self._events.put(lambda o: o.start(seen))
 
     def asked(self, cell: Cell, slot: Slot) -> None:
-        """A trial is about to run, for the first time or again."""
+        """Tell that a trial is about to run, for the first time or again."""
         self._put(lambda o: o.asked(cell, slot))
 
     def reported(self, slot: Slot, values: Mapping[str, Any]) -> None:
-        """An epoch of a trial: `epoch`, `train_loss`, `val_score`."""
+        """Tell the report of one epoch of a trial: `epoch`, `train_loss`, `val_score`."""
         self._put(lambda o: o.reported(slot, values))
 
     def finished(self, slot: Slot, row: TrialRow) -> None:
-        """A trial is over."""
+        """Tell that a trial has ended."""
         self._put(lambda o: o.finished(slot, row))
 
     def close(self) -> None:
-        """Let observers catch up, for a while, and end them."""
+        """Wait at most `CLOSE_S` seconds for observers that are behind, and end the thread."""
         if self._thread is None:
             return
         self._events.put(lambda o: o.close())
@@ -117,7 +124,7 @@ class Observers:
             for observer in list(self._alive):
                 try:
                     event(observer)
-                except Exception as error:  # noqa: BLE001  # someone else's code, beside the sweep
+                except Exception as error:  # noqa: BLE001  # other people's code must not end the sweep
                     self._alive.remove(observer)
                     why = reason(error)
                     self._warn(f"{observer.name} is left out from here on ({why}); the sweep goes on")

@@ -1,4 +1,4 @@
-"""The numbers of a sweep in progress, counted from its state; a cell is counted again only when it has changed."""
+"""Counts the trials of a sweep in progress from its state. A cell is counted again only if it has changed."""
 
 from __future__ import annotations
 
@@ -17,9 +17,10 @@ class Best:
 
     Attributes:
         data: data set and training size.
-        method, reference: of the cell; `reference` is empty without a budget.
-        score: a fraction; None where no trial has finished.
-        phase: where the cell stands.
+        method: the cell's method.
+        reference: the name of its budget; "" if it has none.
+        score: the score as a fraction; None if no trial has finished.
+        phase: the cell's phase.
     """
 
     data: str
@@ -31,7 +32,14 @@ class Best:
 
 @dataclass(frozen=True)
 class Failure:
-    """A failed trial: its cell in words, the reason (the exception's type and first line), and where it was raised."""
+    """A failed trial.
+
+    Attributes:
+        trial_id: the trial.
+        label: the name of its cell.
+        reason: the exception's type and the first line of its message.
+        where: where it was raised; None if that is not known.
+    """
 
     trial_id: str
     label: str
@@ -44,19 +52,20 @@ class Failure:
 
 @dataclass(frozen=True)
 class Snapshot:
-    """Numbers of a sweep in progress.
+    """The counts of a sweep in progress.
 
     Attributes:
-        done, total: trials of the plan; `total` may fall when failures leave fewer rates to run again.
-        running: trials handed to the lanes.
-        cells: cells by phase.
-        best: every cell, in the plan's order.
-        failures: failed trials, those of one cell together.
-        per_minute: trials a minute of this run; None before the first.
-        seconds_left: estimate from the seconds of each method's trials; None before the first.
-        seconds: since this run began.
-        accelerator_hours: what all runs of the sweep took; None outside a run.
-        cost: its price; None where `limits.price_per_hour` is not given.
+        done: number of planned trials that have ended.
+        total: number of planned trials. It may fall if failures leave fewer rates to run again.
+        running: number of trials that run.
+        cells: number of cells by phase.
+        best: the best score of every cell, in the plan's order.
+        failures: failed trials, ordered by cell.
+        per_minute: trials per minute in this run; None before the first has ended.
+        seconds_left: estimated from the seconds of each method's trials; None before the first has ended.
+        seconds: seconds since this run began.
+        accelerator_hours: hours that all runs of the sweep used; None outside a run.
+        cost: their cost; None if `limits.price_per_hour` is not set.
     """
 
     done: int
@@ -72,7 +81,7 @@ class Snapshot:
     cost: float | None = None
 
     def as_dict(self) -> dict[str, Any]:
-        """JSON-able; failures as their number, cells without a score left out."""
+        """Return the counts as JSON values: failures as their number, and without cells that have no score."""
         values = asdict(self)
         values["best"] = [asdict(b) for b in self.best if b.score is not None]
         values["failures"] = len(self.failures)
@@ -81,17 +90,19 @@ class Snapshot:
 
 @dataclass(frozen=True)
 class _Cell:
-    """One cell, counted."""
+    """The counts of one cell."""
 
     counted: int
     missing: int
     best: Best
     failures: tuple[Failure, ...]
-    seconds: tuple[float, int]  # of trials, without the set-up that the first trial of a worker pays for all; their sum
+    seconds: tuple[
+        float, int
+    ]  # sum over trials without set-up, which only a worker's first trial has; number of trials
 
 
 class Counting:
-    """Takes snapshots of one state, which may go on between them."""
+    """Takes snapshots of a state, which may change between them."""
 
     def __init__(self, state: SweepState) -> None:
         self._state = state
@@ -99,21 +110,21 @@ class Counting:
         self.done_before = 0
 
     def begin(self) -> None:
-        """Count what is finished now as earlier work."""
+        """Count the trials that have ended now as trials of earlier runs."""
         self.done_before = sum(cell.counted for cell in self._count())
 
     def _count(self) -> Iterable[_Cell]:
         for cell_id, cell in self._state.cells.items():
-            known = self._cells.get(cell_id)
-            if known is None or known[0] != cell.version:
-                known = self._cells[cell_id] = (cell.version, _count_cell(cell))
-            yield known[1]
+            cached = self._cells.get(cell_id)
+            if cached is None or cached[0] != cell.version:
+                cached = self._cells[cell_id] = (cell.version, _count_cell(cell))
+            yield cached[1]
 
     def snapshot(self, seconds: float) -> Snapshot:
-        """Count. `seconds`: since this run began."""
+        """Return the counts now. `seconds`: seconds since this run began."""
         cells = list(self._count())
         done = sum(c.counted for c in cells)
-        fresh = done - self.done_before
+        done_now = done - self.done_before
         missing: Counter[str] = Counter()
         spent: dict[str, list[float]] = {}
         for c in cells:
@@ -121,7 +132,7 @@ class Counting:
             total = spent.setdefault(c.best.method, [0.0, 0])
             total[0] += c.seconds[0]
             total[1] += c.seconds[1]
-        left = seconds_left(missing, spent, self._state.workers) if fresh > 0 else None
+        remaining_seconds = seconds_left(missing, spent, self._state.workers) if done_now > 0 else None
         used = self._state.used
         phases = Counter(c.best.phase for c in cells)
         return Snapshot(
@@ -131,8 +142,8 @@ class Counting:
             cells={phase: phases[phase] for phase in PHASES if phases[phase]},
             best=tuple(c.best for c in cells),
             failures=tuple(f for c in cells for f in c.failures),
-            per_minute=60 * fresh / seconds if fresh > 0 and seconds > 0 else None,
-            seconds_left=left,
+            per_minute=60 * done_now / seconds if done_now > 0 and seconds > 0 else None,
+            seconds_left=remaining_seconds,
             seconds=seconds,
             accelerator_hours=None if used is None else used.accelerator_hours,
             cost=None if used is None else used.cost,

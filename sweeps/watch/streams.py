@@ -1,4 +1,4 @@
-"""Standard streams that outlive their reader: a closed pipe or terminal, or a full disk, must not end a sweep."""
+"""Standard streams that go on if nobody reads them: a closed pipe or terminal, or a full disk, must not end a sweep."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from collections.abc import Iterator
 from typing import Any, TextIO, cast
 
 _GONE = (errno.EPIPE, errno.EIO, errno.EBADF)
-"""Errors of a stream that nobody reads any more."""
+"""The errors of a stream that nobody reads any more."""
 
 
 class Lasting:
-    """A stream that drops what can't be written, from the first error on.
+    """A stream that drops all text from the first error on.
 
     Attributes:
-        lost: that error, where a reader may still wait for what was dropped, as of a full disk.
+        lost: that error, if a reader may still wait for the text, such as on a full disk; else None.
     """
 
     def __init__(self, stream: TextIO) -> None:
@@ -41,23 +41,26 @@ class Lasting:
     def _dropped(self) -> Iterator[None]:
         try:
             yield
-        except (OSError, ValueError) as error:  # ValueError: it is closed here
+        except (OSError, ValueError) as error:  # ValueError: this process closed it
             if isinstance(error, UnicodeError):
                 raise
             if isinstance(error, OSError) and error.errno not in _GONE:
                 self.lost = self.lost or error
             nowhere = os.open(os.devnull, os.O_WRONLY)
-            with contextlib.suppress(OSError, ValueError):  # what is still in its buffer is written at the end too
+            with contextlib.suppress(
+                OSError, ValueError
+            ):  # the buffer is written at the end, so it must go to the null device too
                 os.dup2(nowhere, self._stream.fileno())
             os.close(nowhere)
 
 
 def keep_streams() -> None:
-    """Standard output and standard error drop from now on what can't be written, and escape what they can't encode."""
-    sys.stdout, sys.stderr = lasting(_able(sys.stdout)), lasting(_able(sys.stderr))
+    """Let standard output and error drop text that can't be written, and escape characters that they can't encode."""
+    sys.stdout, sys.stderr = lasting(_tolerant(sys.stdout)), lasting(_tolerant(sys.stderr))
 
 
-def _able(stream: TextIO | None) -> TextIO:
+def _tolerant(stream: TextIO | None) -> TextIO:
+    """Return a stream that escapes characters which it can't encode; the null device if the stream is closed."""
     if stream is None:  # closed by the caller: `>&-`
         return open(os.devnull, "w", encoding="utf-8")  # noqa: PTH123  # for as long as the process
     if isinstance(stream, io.TextIOWrapper) and stream.errors == "strict":
@@ -66,7 +69,7 @@ def _able(stream: TextIO | None) -> TextIO:
 
 
 def lost_output() -> OSError | None:
-    """Why standard output lacks something that a reader may wait for; None where it lacks nothing."""
+    """Return the error because of which standard output lacks text; None if it lacks nothing."""
     sys.stdout.flush()
     return getattr(sys.stdout, "lost", None)
 

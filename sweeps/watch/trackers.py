@@ -2,8 +2,8 @@
 
 A run has the trial's hyperparameters, its scores by epoch and its outcome. It carries the trial's id, so a trial that
 a later run of the sweep goes on with stays one run. The results folder remains the truth: trackers are written, never
-read for a decision. Where they write is theirs to say (MLFLOW_TRACKING_URI, WANDB_MODE, TRACKIO_DIR, ...); without
-that, TensorBoard and MLflow write into the results folder.
+read for a decision. Their own variables say where they write (such as MLFLOW_TRACKING_URI, WANDB_MODE, TRACKIO_DIR).
+Without these, TensorBoard and MLflow write into the results folder.
 
 A file in the results folder notes what was sent to each tracker. So a trial that ended while no tracker was on is sent
 by the next run that has one, and no epoch is logged twice.
@@ -34,15 +34,15 @@ _OUTCOME = ("val_score", "test_score", "adapter_params", "seconds_total", "sampl
 """The numbers of a trial's row that trackers show."""
 
 
-class Told:
-    """What was sent to a tracker, kept in a file: of each trial the last epoch, and the attempt that ended."""
+class SentLog:
+    """A file that notes what was sent to a tracker: the last epoch of each trial, and the attempt that ended."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
         self._epochs: dict[str, int] = {}
         self._attempts: dict[str, int | None] = {}
         for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else ():
-            with contextlib.suppress(ValueError, KeyError, TypeError):  # a line that a crash has cut off
+            with contextlib.suppress(ValueError, KeyError, TypeError):  # a crash may have cut off the last line
                 self._take(**json.loads(line))
 
     def _take(self, trial_id: str, epoch: int, attempt: int | None) -> None:
@@ -62,17 +62,19 @@ class Told:
     def write(self, trial_id: str, epoch: int, attempt: int | None = None) -> None:
         """Note the last epoch that was sent, and the attempt if its outcome was sent."""
         self._take(trial_id, epoch, attempt)
-        self._path.parent.mkdir(exist_ok=True)  # a results folder that was moved away is not made anew
+        self._path.parent.mkdir(
+            exist_ok=True
+        )  # without parents: a results folder that was moved away must not be made again
         with self._path.open("a", encoding="utf-8") as file:
             file.write(json.dumps({"trial_id": trial_id, "epoch": epoch, "attempt": attempt}) + "\n")
 
 
 class RunTracker:
-    """What all trackers share: one run a trial. Subclasses open a run, log to it, end it, or leave it open."""
+    """The base class of all trackers, with one run for each trial. Subclasses open, log, end or leave a run."""
 
     name = ""
     package = ""
-    """What is imported."""
+    """The package that is imported."""
     places: tuple[str, ...] = ()
     """Environment variables that say where it writes. Each place has its own file of what was sent there."""
 
@@ -85,7 +87,7 @@ class RunTracker:
             raise SpecError([Problem(OPTION, self.name, rule)]) from error
         self._runs: dict[str, Any] = {}
         where = json.dumps([os.environ.get(name) for name in self.places])
-        self.told = Told(folder / "tracked" / f"{self.name}-{hashlib.sha256(where.encode()).hexdigest()[:8]}.jsonl")
+        self.sent = SentLog(folder / "tracked" / f"{self.name}-{hashlib.sha256(where.encode()).hexdigest()[:8]}.jsonl")
 
     def start(self, seen: Sequence[Seen]) -> None:
         """Send the trials that are over and whose outcome was not sent yet."""
@@ -96,26 +98,26 @@ class RunTracker:
     def _lacks(self, trial_id: str, row: TrialRow) -> bool:
         """Return whether the outcome of a trial is still to be sent."""
         has = self.has(trial_id)
-        if has is False and trial_id in self.told:  # the tracker's own files were deleted: send all again
-            self.told.write(trial_id, 0)
-        if has is True and trial_id not in self.told:
+        if has is False and trial_id in self.sent:  # the tracker's own files were deleted: send all again
+            self.sent.write(trial_id, 0)
+        if has is True and trial_id not in self.sent:
             return False  # an earlier version of this package sent it, and kept no file
-        return self.told.attempt(trial_id) != row.attempt
+        return self.sent.attempt(trial_id) != row.attempt
 
     def asked(self, cell: Cell, slot: Slot) -> None:
         """Open the trial's run, unless it is open."""
         if slot.trial_id not in self._runs:
             self._runs[slot.trial_id] = self.open(cell, slot)
-            if self.told.attempt(slot.trial_id) is not None:  # an earlier attempt failed; this is a new one
-                self.told.write(slot.trial_id, 0)
+            if self.sent.attempt(slot.trial_id) is not None:  # an earlier attempt failed; this is a new one
+                self.sent.write(slot.trial_id, 0)
 
     def reported(self, slot: Slot, values: Mapping[str, Any]) -> None:
         """Log one epoch, unless it was sent before."""
         run, epoch = self._runs.get(slot.trial_id), int(values["epoch"])
-        if run is not None and epoch > self.told.epoch(slot.trial_id):
+        if run is not None and epoch > self.sent.epoch(slot.trial_id):
             numbers = {k: float(v) for k, v in values.items() if k != "epoch" and v is not None}
             self.log(run, epoch, numbers)
-            self.told.write(slot.trial_id, epoch)
+            self.sent.write(slot.trial_id, epoch)
 
     def finished(self, slot: Slot, row: TrialRow) -> None:
         """Log the outcome and end the run."""
@@ -123,7 +125,7 @@ class RunTracker:
         if run is not None:
             values = {name: getattr(row, name) for name in _OUTCOME}
             self.end(run, row, {name: float(value) for name, value in values.items() if value is not None})
-            self.told.write(slot.trial_id, self.told.epoch(slot.trial_id), row.attempt)
+            self.sent.write(slot.trial_id, self.sent.epoch(slot.trial_id), row.attempt)
 
     def close(self) -> None:
         """Leave the runs of unfinished trials to the next run of the sweep."""
@@ -132,7 +134,7 @@ class RunTracker:
         self._runs.clear()
 
     def has(self, trial_id: str) -> bool | None:
-        """Whether the tracker has a run of the trial; None if it cannot say."""
+        """Return whether the tracker has a run of the trial; None if it cannot tell."""
         return None
 
     def open(self, cell: Cell, slot: Slot) -> Any:
@@ -149,7 +151,7 @@ class RunTracker:
 
 
 class TensorBoard(RunTracker):
-    """Event files in `FOLDER/tensorboard/CELL/STAGE-SLOT-TRIAL`; read them with `tensorboard --logdir FOLDER`."""
+    """Writes event files into `FOLDER/tensorboard/CELL/STAGE-SLOT-TRIAL`. Read them: `tensorboard --logdir FOLDER`."""
 
     name = "tensorboard"
     package = "tensorboardX"
@@ -159,7 +161,7 @@ class TensorBoard(RunTracker):
 
     def open(self, cell: Cell, slot: Slot) -> Any:
         place = self.folder / "tensorboard" / cell.cell_id / f"{slot.stage}-{slot.slot}-{slot.trial_id}"
-        # files are named by the second: a trial gone on with at once would overwrite its own
+        # files are named by the second: a trial that is resumed at once would overwrite its own file
         writer = self.tracker.SummaryWriter(str(place), flush_secs=10, filename_suffix=f".{uuid.uuid4().hex[:8]}")
         rows = "".join(f"\n| {k} | {v} |" for k, v in config_of(cell, slot).items())
         writer.add_text("configuration", f"| | |\n|---|---|{rows}")
@@ -180,7 +182,7 @@ class TensorBoard(RunTracker):
 
 
 class MLflow(RunTracker):
-    """Runs of the experiment SWEEP at MLFLOW_TRACKING_URI; without that in the database `FOLDER/mlflow.db`."""
+    """Writes runs of the experiment SWEEP to MLFLOW_TRACKING_URI; by default to the database `FOLDER/mlflow.db`."""
 
     name = "mlflow"
     package = "mlflow"
@@ -198,22 +200,24 @@ class MLflow(RunTracker):
 
     def start(self, seen: Sequence[Seen]) -> None:
         self._client = self.tracker.MlflowClient(tracking_uri=self._where)
-        known = self._client.get_experiment_by_name(self.sweep)
-        self._experiment = self._client.create_experiment(self.sweep) if known is None else known.experiment_id
+        experiment = self._client.get_experiment_by_name(self.sweep)
+        self._experiment = (
+            self._client.create_experiment(self.sweep) if experiment is None else experiment.experiment_id
+        )
         super().start(seen)
 
     def _find(self, trial_id: str) -> Any:
-        found = self._client.search_runs([self._experiment], f"tags.trial_id = '{trial_id}'", max_results=1)
-        return found[0] if found else None
+        runs = self._client.search_runs([self._experiment], f"tags.trial_id = '{trial_id}'", max_results=1)
+        return runs[0] if runs else None
 
     def has(self, trial_id: str) -> bool | None:
         return self._find(trial_id) is not None
 
     def open(self, cell: Cell, slot: Slot) -> Any:
-        known = self._find(slot.trial_id)
-        if known is not None:
-            self._client.update_run(known.info.run_id, status="RUNNING")
-            return known.info.run_id
+        existing_run = self._find(slot.trial_id)
+        if existing_run is not None:
+            self._client.update_run(existing_run.info.run_id, status="RUNNING")
+            return existing_run.info.run_id
         tags = {"trial_id": slot.trial_id, "cell_id": cell.cell_id, "stage": slot.stage}
         run = self._client.create_run(self._experiment, run_name=title_of(cell, slot), tags=tags)
         for key, value in config_of(cell, slot).items():
@@ -241,7 +245,7 @@ class MLflow(RunTracker):
 
 
 class WeightsAndBiases(RunTracker):
-    """Runs of the project SWEEP, grouped by cell. WANDB_MODE=offline keeps them on this machine."""
+    """Sends runs of the project SWEEP, grouped by cell. WANDB_MODE=offline keeps them on this machine."""
 
     name = "wandb"
     package = "wandb"
@@ -252,10 +256,10 @@ class WeightsAndBiases(RunTracker):
         if os.environ.get("WANDB_MODE", "online") != "online":
             return
         try:
-            known = bool(self.tracker.login())  # here, on the main thread: it may ask for a key on a terminal
+            logged_in = bool(self.tracker.login())  # here, on the main thread: it may ask for a key on a terminal
         except self.tracker.Error:
-            known = False
-        if not known:
+            logged_in = False
+        if not logged_in:
             rule = "is not logged in: `wandb login`, WANDB_API_KEY, or WANDB_MODE=offline"
             raise SpecError([Problem(OPTION, self.name, rule)])
 
@@ -280,12 +284,12 @@ class WeightsAndBiases(RunTracker):
 
 
 def _silence() -> contextlib.AbstractContextManager[Any]:
-    """Trackio prints; standard output belongs to `--json`."""
+    """Hide what Trackio prints in the block, because standard output belongs to `--json`."""
     return contextlib.redirect_stdout(io.StringIO())
 
 
 class Trackio(RunTracker):
-    """Runs of the project SWEEP, grouped by cell; local (`trackio show`), or where TRACKIO_SPACE_ID says."""
+    """Writes runs of the project SWEEP, grouped by cell: locally (`trackio show`), or to TRACKIO_SPACE_ID."""
 
     name = "trackio"
     package = "trackio"
@@ -319,10 +323,10 @@ TRACKERS: dict[str, type[RunTracker]] = {t.name: t for t in (TensorBoard, MLflow
 
 
 def make_tracker(name: str, sweep: str, folder: Path) -> Observer:
-    """A tracker by name.
+    """Return the tracker of a name.
 
     Raises:
-        SpecError: an unknown name, a package that is not installed, an account that is missing.
+        SpecError: the name is unknown, its package is not installed, or its account is missing.
     """
     if name not in TRACKERS:
         raise SpecError([unknown(OPTION, name, "tracker", TRACKERS)])
@@ -330,13 +334,13 @@ def make_tracker(name: str, sweep: str, folder: Path) -> Observer:
 
 
 def title_of(cell: Cell, slot: Slot) -> str:
-    """A trial in words: its cell, stage, number, and rate."""
+    """Return the title of a trial: its cell, stage, number and learning rate."""
     rate = "" if slot.lr is None else f" lr {slot.lr:.3g}"
     return f"{cell.label} {slot.stage} {slot.slot}{rate}"
 
 
 def config_of(cell: Cell, slot: Slot) -> dict[str, Any]:
-    """What a tracker shows of a trial's configuration; what does not apply is left out."""
+    """Return the values of a trial's configuration that a tracker shows. Values that are None are left out."""
     data, init, basis = slot.seeds
     values: dict[str, Any] = {
         "model": cell.model,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from analysis.format import operations, size
+from analysis.format import bytes_text, operations
 
 
 @pytest.mark.parametrize(
@@ -19,7 +19,7 @@ from analysis.format import operations, size
     ],
 )
 def test_bytes_have_three_digits_and_a_unit(count: int | None, text: str) -> None:
-    assert size(count) == text
+    assert bytes_text(count) == text
 
 
 @pytest.mark.parametrize(

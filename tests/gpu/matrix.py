@@ -225,9 +225,14 @@ def said(error: Exception) -> str:
 
 
 def methods(name: str) -> list[str]:
-    """Those that run on a family: PEFT's types, which see a tree of layers and never a model, on one of them."""
+    """Return the methods that run on a family.
+
+    PEFT's types see a tree of layers and never a model, so they run on one family. LoRA-GA is left out: its start looks
+    at the numbers of a gradient, which fake tensors lack. After its start it is an adapter of PiSSA's kind.
+    """
+    own = [method for method, entry in METHODS.items() if not entry.needs_gradients]
     peft = [f"peft:{kind}" for kind in sorted(KINDS) if kind not in NUMBERS] if name == "vit" else []
-    return [*METHODS, *peft, *(PROMPTS if name == "clip" else ())]
+    return [*own, *peft, *(PROMPTS if name == "clip" else ())]
 
 
 def _apply(module: nn.Module, function: Callable[[Tensor], Tensor], recurse: bool = True) -> nn.Module:

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import importlib
+import inspect
 import json
+import math
 import os
 import re
 import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import pytest
@@ -23,11 +26,12 @@ from sweeps.cli.data import describe
 from sweeps.engine.run import run
 from tests.fakes import TRIAL as FAKE_TRIAL
 from tests.fakes import FakeCell, FakeKeep, fake_plan
-from tests.support import ROOT
+from tests.support import ROOT, sweeps
 from trainables.config import TrainSettings, TrialConfig
 from trainables.data.registry import DATASETS
 from trainables.tasks import make
 from trainables.tasks.images import clip
+from trainables.tasks.images.images import ImageTask
 from trainables.training.worker import run_trial
 
 PAGE = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
@@ -59,11 +63,11 @@ def example(heading: str) -> dict[str, Any]:
     return names
 
 
-def resolve(dotted: str) -> object:
+def resolve(dotted: str) -> Any:
     parts = dotted.split(".")
     for cut in range(len(parts), 0, -1):
         try:
-            found: object = importlib.import_module(".".join(parts[:cut]))
+            found: Any = importlib.import_module(".".join(parts[:cut]))
         except ModuleNotFoundError:
             continue
         for name in parts[cut:]:
@@ -74,8 +78,67 @@ def resolve(dotted: str) -> object:
 
 def test_every_stop_is_there() -> None:
     stops = re.findall(r"^\d+\. `([\w.]+)`", PAGE, re.MULTILINE)
-    assert 24 <= len(stops) <= 34
+    assert 24 <= len(stops) <= 38
     assert all(callable(resolve(stop)) for stop in stops)
+
+
+def test_every_name_of_the_code_is_there() -> None:
+    """Also those in the table of decisions, and those that a stop calls on its way."""
+    names = re.findall(r"`((?:sweeps|analysis|trainables|randlora)\.[\w.]+)`", PAGE)
+    assert len(set(names)) > 50
+    for name in names:
+        resolve(name)
+
+
+SWEEP = """
+name = "ways"
+output = "{folder}"
+model = {{ id = "embedded:tiny-clip", adapt = "vision", targets = ["attn.in_proj_weight"] }}
+data = {{ datasets = ["embedded:fashion-mnist"], train_size = ["1-shot"] }}
+budgets = {{ lora_rank = [1] }}
+methods = {{ lora = {{ lr = 1e-3 }} }}
+search = {{ trials = 2, rerun_rates = 0, rerun_seeds = 0 }}
+confirm = {{ seeds = 1, max_seeds = 1 }}
+train = {{ epochs = 1, global_batch_size = 10 }}
+"""
+
+
+def test_a_sweep_calls_the_stops_in_the_order_of_the_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All but those of Ray, whose trials run in other processes. The loss of the first trial is NaN."""
+    tasks: list[ImageTask] = []
+
+    class FirstFails(ImageTask):
+        def loss_sum(self, rows: torch.Tensor, plan: torch.Tensor | None) -> torch.Tensor:
+            if self not in tasks:
+                tasks.append(self)
+            return super().loss_sum(rows, plan) * (math.nan if self is tasks[0] else 1.0)
+
+    monkeypatch.setattr(clip, "ImageTask", FirstFails)
+    ways = [
+        [stop for stop in re.findall(r"^\d+\. `([\w.]+)`", way, re.MULTILINE) if ".ray." not in stop]
+        for way in re.findall(r"^## From a .*?(?=^## )", PAGE, re.MULTILINE | re.DOTALL)
+    ]
+    assert [len(way) for way in ways] == [20, 5, 3]
+    names = {inspect.unwrap(resolve(stop)).__code__: stop for way in ways for stop in way}
+    calls: list[str] = []
+
+    def note(frame: FrameType, event: str, _: object) -> None:
+        if event == "call" and frame.f_code in names:
+            calls.append(names[frame.f_code])
+
+    file = tmp_path / "ways.toml"
+    file.write_text(SWEEP.format(folder=tmp_path / "r"), encoding="utf-8")
+    sys.setprofile(note)
+    try:
+        done = sweeps("run", file, "--backend", "inline", "--quiet", "--no-report")
+    finally:
+        sys.setprofile(None)
+    assert done.exit_code == 1, done.output
+    reasons = [row["reason"] for row in open_store(tmp_path / "r").table("trials").to_pylist()]
+    assert len([reason for reason in reasons if reason is not None and "loss became nan" in reason]) == 1
+    for way in ways:
+        left = iter(calls)
+        assert [stop for stop in way if stop not in left] == []
 
 
 def test_the_picture_has_every_room() -> None:
@@ -168,7 +231,7 @@ def test_the_backend_runs_a_sweep(tmp_path: Path) -> None:
 def test_the_verb_answers(monkeypatch: pytest.MonkeyPatch) -> None:
     app = main.typer.Typer()
     app.callback()(lambda: None)
-    app.command("looks")(main._guarded(example("A verb")["looks"]))
+    app.command("looks")(main._with_error_messages(example("A verb")["looks"]))
     done = CliRunner().invoke(app, ["looks", str(QUICKSTART)])
     assert (done.exit_code, done.stdout) == (0, "46 looks at the test split\n")
     assert CliRunner().invoke(app, ["looks", "nowhere"]).exit_code == 2

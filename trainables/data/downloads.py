@@ -1,4 +1,4 @@
-"""Registered data sets: where downloads go, what the hub gives, and whether what came is what was expected."""
+"""Registered data sets: where downloads go, how the hub is read, and whether a set has the expected number of rows."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from trainables.hub import hub_answers
 D = TypeVar("D", bound=SplitSet[Any])
 
 FOLDER_VARIABLE = "SWEEPS_DATA"
-"""Environment variable naming the download folder; default ~/.cache/randlora-sweeps/data."""
+"""The environment variable that names the download folder. Default: ~/.cache/randlora-sweeps/data."""
 
 
 UNKNOWN = "unknown"
@@ -32,7 +32,7 @@ _ALLOWED: ContextVar[bool] = ContextVar("downloads_allowed", default=True)
 
 @contextlib.contextmanager
 def offline() -> Iterator[None]:
-    """Within it nothing is downloaded: a data set that is not on this machine is a DataError."""
+    """Download nothing inside the block: a data set that is not on this machine is a DataError."""
     token = _ALLOWED.set(False)
     try:
         yield
@@ -41,38 +41,45 @@ def offline() -> Iterator[None]:
 
 
 def may_download() -> bool:
-    """Whether data sets that are not on this machine may be downloaded: not within `offline`."""
+    """Return whether data sets that are not on this machine may be downloaded. Inside `offline` they may not."""
     return _ALLOWED.get()
 
 
 class DataWarning(UserWarning):
-    """A data set that is not quite what it should be, and is used as it is."""
+    """A data set differs a little from what was expected, and is used as it is."""
 
 
 def data_folder() -> Path:
-    """Where downloads go."""
-    given = os.environ.get(FOLDER_VARIABLE)
-    return Path(given).expanduser() if given else Path.home() / ".cache" / "randlora-sweeps" / "data"
+    """Return the folder to which downloads go."""
+    value = os.environ.get(FOLDER_VARIABLE)
+    return Path(value).expanduser() if value else Path.home() / ".cache" / "randlora-sweeps" / "data"
 
 
 @contextlib.contextmanager
 def downloading(what: str) -> Iterator[Path]:
-    """`data_folder`, while no other process downloads or unpacks `what` in it, or opens it half done.
+    """Yield `data_folder`, while no other process downloads or unpacks `what` in it, or opens it half done.
 
-    Where the folder can't be written, and nothing be downloaded, there is no lock.
+    There is no lock if the folder cannot be written, because then nothing can be downloaded.
     """
     folder = data_folder()
-    with contextlib.ExitStack() as held:
+    with contextlib.ExitStack() as locks:
         with contextlib.suppress(OSError):
             folder.mkdir(parents=True, exist_ok=True)
-            held.enter_context(in_turn(folder, f".{what}.lock"))
+            locks.enter_context(in_turn(folder, f".{what}.lock"))
         yield folder
 
 
 def hub_splits(dataset: str, repository: str, *config: str, instead: str, **where: str) -> dict[str, Any]:
-    """The splits of a hub repository by name, downloaded once into the hub's cache.
+    """Return the splits of a hub repository by name. It is downloaded once, into the hub's cache.
 
-    `config` and `where` go to `datasets.load_dataset`; `instead` says what to do where it can't be had.
+    Args:
+        dataset: the data set's id, for messages.
+        repository: the repository.
+        config, where: passed to `datasets.load_dataset`.
+        instead: what to do if it cannot be had, for the message.
+
+    Raises:
+        DataError: it cannot be had.
     """
     hub_answers()
     import datasets
@@ -80,40 +87,51 @@ def hub_splits(dataset: str, repository: str, *config: str, instead: str, **wher
 
     before = constants.HF_HUB_OFFLINE
     try:
-        constants.HF_HUB_OFFLINE = before or not may_download()  # then the client looks into its cache alone
-        if "HF_DATASETS_OFFLINE" not in os.environ:  # its copy is of when it was imported, maybe while the hub was away
+        constants.HF_HUB_OFFLINE = before or not may_download()  # the client then uses its cache alone
+        if (
+            "HF_DATASETS_OFFLINE" not in os.environ
+        ):  # the client read this switch at its import, maybe while the hub did not answer
             datasets.config.HF_HUB_OFFLINE = constants.HF_HUB_OFFLINE
-        found = datasets.load_dataset(repository, *config, **where)
-    except Exception as error:  # the client raises a dozen kinds; all mean "not to be had", and it is re-raised
+        splits = datasets.load_dataset(repository, *config, **where)
+    except Exception as error:  # the client raises a dozen types, which all mean that the set cannot be had
         raise DataError(
             f"data set {dataset!r}: the hub gave no {repository!r} ({type(error).__name__}: {error}); {instead}"
         ) from error
     finally:
         constants.HF_HUB_OFFLINE = before
-    return {str(which): table for which, table in found.items()}
+    return {str(which): table for which, table in splits.items()}
 
 
-def counted(dataset: D, what: str, pool: int | None, test: int | None, *, verified: bool, unpacked: bool = False) -> D:
-    """The same data set, its rows compared with the numbers that are known; those of test when that is opened.
+def check_counts(
+    dataset: D, what: str, pool: int | None, test: int | None, *, verified: bool, unpacked: bool = False
+) -> D:
+    """Return the data set after comparing its number of rows with the known one. The test split is compared when it is
+    opened.
 
-    `what` is what rows are, in the plural: "images".
+    Args:
+        dataset: the data set.
+        what: what rows are, in the plural: "images".
+        pool: the known number of training and validation rows; None if it is not known.
+        test: the known number of test rows; None if it is not known.
+        verified: whether these numbers were checked against the data. Then a difference is an error, else a warning.
+        unpacked: whether the set is unpacked in `data_folder`, which may have been interrupted. Then fewer rows are an
+            error.
     """
-    differ(dataset.name, f"training {what}", len(dataset.train), pool, verified=verified, unpacked=unpacked)
+    report_difference(dataset.name, f"training {what}", len(dataset.train), pool, verified=verified, unpacked=unpacked)
 
     @functools.cache
     def open_test() -> Any:
-        found = dataset.open_test()
-        differ(dataset.name, f"test {what}", len(found), test, verified=verified, unpacked=unpacked)
-        return found
+        opened = dataset.open_test()
+        report_difference(dataset.name, f"test {what}", len(opened), test, verified=verified, unpacked=unpacked)
+        return opened
 
     return dataclasses.replace(dataset, open_test=open_test)
 
 
-def differ(name: str, what: str, found: int, expected: int | None, *, verified: bool, unpacked: bool = False) -> None:
-    """Say that a count is not the expected one: an error where that one was verified, a warning elsewhere.
-
-    A smaller one is an error too where the set is `unpacked` in `data_folder`, which may have been cut short.
-    """
+def report_difference(
+    name: str, what: str, found: int, expected: int | None, *, verified: bool, unpacked: bool = False
+) -> None:
+    """Raise DataError, or warn, if a number of rows is not the expected one. The arguments are as in `check_counts`."""
     if expected is None or found == expected:
         return
     text = f"data set {name!r} has {found:,} {what}, and {expected:,} were expected"

@@ -44,11 +44,12 @@ DATASETS: dict[str, DatasetInfo] = {**PAPER_SETS, **FURTHER_SETS, **COOP_SETS}
 
 
 FEW_SHOT_EPOCHS = 10
-"""arXiv 2502.00987, section C.1: epochs at every number of shots."""
+"""Epochs at every number of shots (arXiv 2502.00987, section C.1)."""
 
 
 def paper_epochs(name: str, train_size: TrainSize) -> int | None:
-    """Epochs that arXiv 2502.00987 trains a data set for at a size; None for a set that it does not use."""
+    """Return the number of epochs for which arXiv 2502.00987 trains a data set at a size; None for a set that it does
+    not use."""
     info = TEXT_DATASETS.get(name) or DATASETS.get(name.partition("@")[0])
     if info is None or info.epochs is None:
         return None
@@ -62,23 +63,30 @@ def classes_of(name: str) -> int | None:
 
 
 def embedded_datasets() -> tuple[str, ...]:
-    """Ids of the sets that come with the package."""
+    """Return the ids of the sets that come with the package."""
     return tuple(f"embedded:{p.parent.name}" for p in sorted(EMBEDDED.glob("*/train.parquet")))
 
 
 def known_datasets() -> tuple[str, ...]:
-    """Every id that can be named without a path: the embedded sets and the registered ones."""
+    """Return every id that can be given without a path: the embedded sets and the registered ones."""
     return (*embedded_datasets(), *DATASETS, *TEXT_DATASETS)
 
 
 def check_dataset(
     name: str, train_sizes: Iterable[TrainSize] = (), protocol: Protocol = "standard", keep: int = 0
 ) -> None:
-    """Refuse a name that means nothing, and train sizes that a set on this disk cannot give.
+    """Raise DataError for an unknown name, and for train sizes that a set on this disk cannot give.
 
-    Nothing is downloaded: the sizes of registered and hub sets are checked when a trial loads them.
+    Nothing is downloaded. The sizes of registered and hub sets are checked when a trial loads them.
 
-    Raises DataError: with the nearest names, or the largest size that works.
+    Args:
+        name: the id.
+        train_sizes: the sizes to check.
+        protocol: the protocol of the trials.
+        keep: as in `split`.
+
+    Raises:
+        DataError: the message has the nearest names, or the largest size that works.
     """
     load = text_loader(name) or _loader(name)
     sizes = list(train_sizes)
@@ -89,37 +97,43 @@ def check_dataset(
 
 
 def on_disk(name: str) -> bool:
-    """Whether an id names files of this machine, which are read without a download."""
+    """Return whether an id names files of this machine, which are read without a download."""
     form, colon, _ = name.partition(":")
     return bool(colon) and form in ("embedded", *_FROM_PATH, *TEXT_FORMS)
 
 
 def load_dataset(name: str, *, stage: Stage = "TUNE") -> Dataset:
-    """Load a data set; nothing is decoded yet, and its test split is closed in stage TUNE (`.at("CONFIRM")` opens it).
+    """Load an image set. Nothing is decoded yet.
 
-    Raises DataError: unknown name, missing or damaged files, columns or splits that are not there.
+    Args:
+        name: the id.
+        stage: in stage TUNE the test split is closed; `.at("CONFIRM")` opens it.
+
+    Raises:
+        DataError: the name is unknown, or files, columns or splits are missing or damaged.
     """
     return _loader(name)().at(stage)
 
 
 def load_text_dataset(name: str, *, stage: Stage = "TUNE") -> TextDataset:
-    """Load a text set, as `load_dataset` loads one of images. Raises DataError, naming file and row."""
+    """Load a text set, as `load_dataset` loads an image set. Raises DataError that names file and row."""
     load = text_loader(name)
     if load is None:
-        known = [*TEXT_DATASETS, *(f"{form}:FOLDER" for form in TEXT_FORMS)]
-        raise DataError(f"data set {name!r} is no text set, and the model reads text; {nearest(name, known)}")
+        ids = [*TEXT_DATASETS, *(f"{form}:FOLDER" for form in TEXT_FORMS)]
+        raise DataError(f"data set {name!r} is no text set, and the model reads text; {nearest(name, ids)}")
     return load().at(stage)
 
 
 def _loader(name: str) -> Callable[[], Dataset]:
+    """Return the function that loads the image set of an id."""
     if text_loader(name) is not None:
         raise DataError(f"data set {name!r} is a text set, and images are needed; {nearest(name, DATASETS)}")
     plain, at, source = name.partition("@")
     if plain in DATASETS:
         info = DATASETS[plain]
         if at and source not in info.others:
-            known = ", ".join(f"{plain}@{s}" for s in info.others) or "none"
-            raise DataError(f"data set {name!r}: {plain!r} has no source {source!r}; further sources: {known}")
+            sources = ", ".join(f"{plain}@{s}" for s in info.others) or "none"
+            raise DataError(f"data set {name!r}: {plain!r} has no source {source!r}; further sources: {sources}")
         return lambda: info.open(name, source or None)
     form, _, rest = name.partition(":")
     if form == "embedded" and name in embedded_datasets():

@@ -1,4 +1,5 @@
-"""Training, validation and test rows of a trial: nested subsets, one validation split, test closed in TUNE."""
+"""Training, validation and test rows of a trial: nested subsets, one validation split, and a test split closed
+in TUNE."""
 
 from __future__ import annotations
 
@@ -21,19 +22,20 @@ VAL_SHOTS = 4
 
 
 R = TypeVar("R")
-"""A split: N rows with `labels`, (N,)."""
+"""The type of a split: N rows with `labels`, (N,)."""
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class SplitSet(Generic[R]):
-    """A data set, of images or of text: a pool to train and validate on, and a test split that stage TUNE cannot open.
+    """A data set, of images or of text: a pool for training and validation, and a test split that stage TUNE cannot
+    open.
 
     Attributes:
-        name: the id it was loaded by.
-        class_names: one per class that K-shot subsets are drawn from; () where rows have no classes.
-        train: the pool that training and validation rows are drawn from.
-        open_test: loads the test split; call `test` instead, which knows the stage.
-        val_rows: rows of `train` that the data set's authors set apart for validation; None when they did not.
+        name: the id by which it was loaded.
+        class_names: one name per class from which K-shot subsets are drawn; () if rows have no classes.
+        train: the pool from which training and validation rows are drawn.
+        open_test: loads the test split. Use `test` instead, which checks the stage.
+        val_rows: rows of `train` that the data set's authors set aside for validation; None if they set none aside.
         stage: TUNE closes the test split.
     """
 
@@ -46,7 +48,7 @@ class SplitSet(Generic[R]):
 
     @property
     def test(self) -> R:
-        """The test split. Raises SplitError in stage TUNE."""
+        """Return the test split. Raises SplitError in stage TUNE."""
         if self.stage != "CONFIRM":
             raise SplitError(
                 f"the test split of {self.name!r} is closed in stage {self.stage}: validation picks, test reports; "
@@ -55,13 +57,13 @@ class SplitSet(Generic[R]):
         return self.open_test()
 
     def at(self, stage: Stage) -> Self:
-        """The same data as `stage` may see it."""
+        """Return the same data as `stage` may see it."""
         return dataclasses.replace(self, stage=stage)
 
 
 @dataclass(frozen=True, eq=False)
 class Splits:
-    """Rows of `dataset.train` to train and validate on, and of `dataset.test` to report on.
+    """The rows of `dataset.train` to train and validate on, and the rows of `dataset.test` to report on.
 
     Attributes:
         train_idx: (N,) int64, ascending.
@@ -75,24 +77,25 @@ class Splits:
 
     @property
     def test_idx(self) -> Tensor:
-        """All rows of the test split. Raises SplitError in stage TUNE."""
+        """Return all rows of the test split. Raises SplitError in stage TUNE."""
         return torch.arange(len(self.dataset.at(self.stage).test))
 
     def of(self, which: Literal["train", "val", "test"]) -> Tensor:
-        """The rows of a part. Raises SplitError for "test" in stage TUNE."""
+        """Return the rows of a part. Raises SplitError for "test" in stage TUNE."""
         if which == "test":
             return self.test_idx
         return self.train_idx if which == "train" else self.val_idx
 
 
 def split_of(dataset: SplitSet[Any], trial: TrialConfig) -> Splits:
-    """The rows of a trial; one that selects its weights on validation has some in every protocol."""
+    """Return the rows of a trial. A trial that selects its weights on validation has validation rows in every
+    protocol."""
     keep = kept_rows(trial.train, trial.evaluate)
     return split(dataset, trial.train_size, trial.data_seed, trial.stage, trial.protocol, keep)
 
 
 def kept_rows(train: TrainSettings, evaluate: EvaluateSettings) -> int:
-    """Most rows that protocol "paper" keeps apart all the same, for trials that select their weights on validation."""
+    """Return how many rows protocol "paper" keeps aside at most, for trials that select their weights on validation."""
     return (evaluate.validation_rows or VAL_MOST) if train.select == "best" else 0
 
 
@@ -104,18 +107,27 @@ def split(
     protocol: Protocol = "standard",
     keep: int = 0,
 ) -> Splits:
-    """Draw a trial's rows.
+    """Return a trial's rows.
 
-    "k-shot": k images of every class, and min(k, 4) others of every class for validation. A class with fewer gives
-    what it has (`fewer_shots` counts such classes): all that its authors gave for training or, without a validation
-    split of theirs, at least half of its images to training. A smaller k's images are among a larger k's of the same
-    seed. A fraction: that share of the training rows left after the validation split, nested in the same way; the
+    "k-shot": k images of every class, and min(k, 4) other images of every class for validation. If a class has fewer,
+    it gives what it has (`fewer_shots` counts such classes): all that its authors gave for training, or at least half
+    of its images if they set no validation aside. The images of a smaller k are among those of a larger k with the same
+    seed.
+
+    A fraction: that share of the training rows that remain after the validation split, nested in the same way. The
     validation split is the authors' own, or 10 % of the training rows and 5,000 at most, drawn once with seed 0.
-    Protocol "paper" validates on nothing: rows that are carved out for validation here are trained on, those that the
-    authors set apart are not, as in the paper's released loaders. `keep` has it carve out so many rows at most after
-    all, and validate.
 
-    Raises DataError: a class without a row to train or validate on, or a fraction that is no row.
+    Args:
+        dataset: the data set.
+        train_size: "k-shot" or a fraction.
+        data_seed: the seed of the subset.
+        stage: TUNE or CONFIRM.
+        protocol: "paper" validates on nothing. Rows that would be set aside here are trained on; those that the authors
+            set aside are not, as in the paper's released loaders.
+        keep: the largest number of rows that protocol "paper" sets aside and validates on after all.
+
+    Raises:
+        DataError: a class has no row to train or validate on, or the fraction is less than one row.
     """
     k = shots(train_size)
     if k is not None:
@@ -129,7 +141,8 @@ def split(
 def fewer_shots(
     dataset: SplitSet[Any], train_size: TrainSize, protocol: Protocol = "standard", keep: int = 0
 ) -> dict[str, int]:
-    """Training images of each class that has fewer than `train_size` asks for, as `split` draws; {} for fractions."""
+    """Return class -> number of training images, for each class that has fewer than `train_size` asks for; {} for
+    fractions."""
     k = shots(train_size)
     if k is None:
         return {}
@@ -139,6 +152,7 @@ def fewer_shots(
 
 
 def _few_shot(dataset: SplitSet[Any], k: int, data_seed: int, protocol: Protocol) -> tuple[Tensor, Tensor]:
+    """Return the training and validation rows of a k-shot subset."""
     if not dataset.class_names:
         raise DataError(
             f"train_size '{k}-shot' of {dataset.name!r}: its rows have no classes to draw {k} from each; write a "
@@ -155,21 +169,22 @@ def _few_shot(dataset: SplitSet[Any], k: int, data_seed: int, protocol: Protocol
     for index, (name, rows) in enumerate(zip(dataset.class_names, of_class, strict=True)):
         draw = rows[torch.randperm(len(rows), generator=generator(data_seed, "subset", index))]
         if dataset.val_rows is not None:
-            pool, held = draw[~own_val[draw]], draw[own_val[draw]][:n_val]
-        else:  # validation comes from the far end of the same permutation
+            pool, validation = draw[~own_val[draw]], draw[own_val[draw]][:n_val]
+        else:  # validation rows come from the end of the same permutation
             most = min(n_val, len(draw) // 2)
-            pool, held = draw[: len(draw) - most], draw.flip(0)[:most]
-        if not len(pool) or (n_val and not len(held)):
+            pool, validation = draw[: len(draw) - most], draw.flip(0)[:most]
+        if not len(pool) or (n_val and not len(validation)):
             raise DataError(
                 f"train_size '{k}-shot' of {dataset.name!r}: class {name!r} has {len(pool)} images to train on and "
-                f"{len(held)} to validate on, and one of each is needed; add images, or leave the class out"
+                f"{len(validation)} to validate on, and one of each is needed; add images, or leave the class out"
             )
         train.append(pool[:k])
-        val.append(held)
+        val.append(validation)
     return torch.cat(train), torch.cat(val)
 
 
 def _fraction(dataset: SplitSet[Any], fraction: float, data_seed: int, most: int) -> tuple[Tensor, Tensor]:
+    """Return the training and validation rows of a fraction."""
     n = len(dataset.train)
     val = torch.zeros(n, dtype=torch.bool)
     if dataset.val_rows is not None:
@@ -187,5 +202,5 @@ def _fraction(dataset: SplitSet[Any], fraction: float, data_seed: int, most: int
             f"the smallest that works is {1 / len(rest):.3g}"
         )
     order = torch.randperm(len(rest), generator=generator(data_seed, "subset"))
-    held = val.nonzero().flatten()
-    return rest[order[:n_train]], held if most else held[:0]
+    validation = val.nonzero().flatten()
+    return rest[order[:n_train]], validation if most else validation[:0]

@@ -11,27 +11,27 @@ NUMBER_METRICS = ("pearson", "spearman")
 
 
 def label_scores(predicted: Tensor, labels: Tensor, classes: int) -> dict[str, float]:
-    """Scores of predicted classes (n,) against the right ones (n,), both int64.
+    """Return the scores of predicted classes (n,) against the right ones (n,), both int64.
 
-    `accuracy`; of two classes also `matthews` (the correlation of the two columns of 0 and 1, and 0 where one of them
-    is constant, as is usual) and `f1` of class 1 (0 where it is neither predicted nor there).
+    `accuracy`; for two classes also `matthews` (the correlation of the two columns of 0 and 1; 0 if one of them is
+    constant, as is usual) and `f1` of class 1 (0 if it is neither predicted nor present).
     """
     scores = {"accuracy": float((predicted == labels).double().mean())}
     if classes == 2:
         scores["matthews"] = correlation(predicted, labels)
         hits = int((predicted & labels).sum())
-        named = int(predicted.sum() + labels.sum())
-        scores["f1"] = 2.0 * hits / named if named else 0.0
+        occurrences = int(predicted.sum() + labels.sum())
+        scores["f1"] = 2.0 * hits / occurrences if occurrences else 0.0
     return scores
 
 
 def number_scores(predicted: Tensor, labels: Tensor) -> dict[str, float]:
-    """`pearson` and `spearman` correlation of numbers (n,) with the right ones (n,)."""
+    """Return the `pearson` and `spearman` correlation of numbers (n,) with the right ones (n,)."""
     return {"pearson": correlation(predicted, labels), "spearman": correlation(predicted, labels, ranks=True)}
 
 
 def correlation(a: Tensor, b: Tensor, *, ranks: bool = False) -> float:
-    """Pearson's correlation of two columns (n,), or Spearman's; 0 where a column is constant, and so has none."""
+    """Return Pearson's correlation of two columns (n,), or Spearman's if `ranks`; 0 if a column is constant."""
     from scipy import stats
 
     x, y = a.to(torch.float64).numpy(), b.to(torch.float64).numpy()

@@ -43,8 +43,8 @@ def score_texts(texts: Sequence[str], references: Sequence[Sequence[str]]) -> di
     def tokens(text: str) -> list[str]:
         return str(tokenize(text)).lower().split()
 
-    wanted = [[tokens(reference) for reference in each] for each in references]
-    return {"bleu": _bleu(texts, references), "nist": nist([tokens(text) for text in texts], wanted)}
+    reference_tokens = [[tokens(reference) for reference in texts_of_row] for texts_of_row in references]
+    return {"bleu": _bleu(texts, references), "nist": nist([tokens(text) for text in texts], reference_tokens)}
 
 
 def caption_scores(texts: Sequence[str], references: Sequence[Sequence[str]]) -> dict[str, float]:
@@ -56,16 +56,16 @@ def caption_scores(texts: Sequence[str], references: Sequence[Sequence[str]]) ->
         return {}
     words = _words([*texts, *(reference for each in references for reference in each)])
     written = {i: [words[i]] for i in range(len(texts))}
-    rest = iter(words[len(texts) :])
-    wanted = {i: [next(rest) for _ in each] for i, each in enumerate(references)}
+    remaining = iter(words[len(texts) :])
+    references_of = {i: [next(remaining) for _ in each] for i, each in enumerate(references)}
     meteor = _library(f"{CAPTIONS}.meteor.meteor").Meteor()
     with meteor.meteor_p as program:  # pycocoevalcap leaves this Java program running
         try:
-            of_meteor = meteor.compute_score(wanted, written)[0]
+            of_meteor = meteor.compute_score(references_of, written)[0]
         finally:
             program.kill()
-    of_rouge = _library(f"{CAPTIONS}.rouge.rouge").Rouge().compute_score(wanted, written)[0]
-    of_cider = _library(f"{CAPTIONS}.cider.cider").Cider().compute_score(wanted, written)[0]
+    of_rouge = _library(f"{CAPTIONS}.rouge.rouge").Rouge().compute_score(references_of, written)[0]
+    of_cider = _library(f"{CAPTIONS}.cider.cider").Cider().compute_score(references_of, written)[0]
     return {"meteor": float(of_meteor), "rouge-l": float(of_rouge), "cider": float(of_cider)}
 
 
@@ -94,8 +94,8 @@ def _bleu(texts: Sequence[str], references: Sequence[Sequence[str]]) -> float:
     most = max(map(len, references))
     # sacrebleu wants one list per reference number; a missing one is None
     columns = [[each[i] if i < len(each) else None for each in references] for i in range(most)]
-    found = _library("sacrebleu").metrics.BLEU(lowercase=True).corpus_score(list(texts), columns)
-    return min(1.0, float(found.score) / 100.0)  # of equal texts it is a rounding error more
+    score = _library("sacrebleu").metrics.BLEU(lowercase=True).corpus_score(list(texts), columns)
+    return min(1.0, float(score.score) / 100.0)  # for equal texts a rounding error makes it more than 1
 
 
 def _counts(tokens: Tokens, n: int) -> Counter[tuple[str, ...]]:
@@ -110,22 +110,25 @@ def nist(texts: Sequence[Tokens], references: Sequence[Sequence[Tokens]]) -> flo
     and divided by the number of n-grams of the texts. The score is the sum over n, times a penalty if the texts are
     shorter than their references are on average.
     """
-    seen: Counter[tuple[str, ...]] = Counter()
+    counts_of_references: Counter[tuple[str, ...]] = Counter()
     for each in references:
         for tokens in each:
-            seen[()] += len(tokens)
+            counts_of_references[()] += len(tokens)
             for n in range(1, LONGEST + 1):
-                seen.update(_counts(tokens, n))
+                counts_of_references.update(_counts(tokens, n))
     total = 0.0
     for n in range(1, LONGEST + 1):
         information, length = 0.0, 0
         for text, each in zip(texts, references, strict=True):
-            own, of_references = _counts(text, n), Counter[tuple[str, ...]]()
+            text_counts, of_references = _counts(text, n), Counter[tuple[str, ...]]()
             for tokens in each:
                 of_references |= _counts(tokens, n)
-            shared = own & of_references
-            information += sum(times * math.log2(seen[gram[:-1]] / seen[gram]) for gram, times in shared.items())
-            length += own.total()
+            shared = text_counts & of_references
+            information += sum(
+                times * math.log2(counts_of_references[gram[:-1]] / counts_of_references[gram])
+                for gram, times in shared.items()
+            )
+            length += text_counts.total()
         total += information / length if length else 0.0
     mean = sum(sum(map(len, each)) / len(each) for each in references)
     ratio = sum(map(len, texts)) / mean if mean else 0.0

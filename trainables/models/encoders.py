@@ -25,16 +25,17 @@ FIRST_TOKEN = frozenset(
     | {"bert", "roberta", "xlm-roberta", "xlm-roberta-xl", "camembert", "distilbert"}
     | {"roberta-prelayernorm", "data2vec-text", "deberta", "deberta-v2", "electra", "modernbert"}
 )
-"""Model types whose first token after the last layer stands for the whole input; their poolers are not used."""
+"""Model types whose first token after the last layer stands for the whole input. Their poolers are not used."""
 
 HEAD_STD = 0.01
 """Standard deviation of a new head's weights (the released RandLoRA code and DINOv2's linear probe)."""
 HEAD_FILE = "head.safetensors"
-"""A kept head's weights, beside the adapter's."""
+"""The file with a kept head's weights, beside the adapter's."""
 
 
 def pooled(module: nn.Module, outputs: object) -> Tensor:
-    """(B, D) float32 from the outputs of a transformers encoder. Raises TrialError where there is no pooled output."""
+    """Return (B, D) float32 from the outputs of a transformers encoder. Raises TrialError if there is no pooled
+    output."""
     if family_name(module) in FIRST_TOKEN:
         tokens: Tensor = outputs.last_hidden_state  # type: ignore[attr-defined]
         return tokens[:, 0].float()
@@ -45,13 +46,14 @@ def pooled(module: nn.Module, outputs: object) -> Tensor:
 
 
 def is_unused(module: nn.Module, name: str) -> bool:
-    """Whether a weight of a transformers encoder takes no part in `pooled`, and so cannot train."""
+    """Return whether a weight of a transformers encoder takes no part in `pooled`, and so cannot train."""
     last = name.rpartition(".")[2]
     return last == "mask_token" or (family_name(module) in FIRST_TOKEN and name.startswith("pooler."))
 
 
 def image_encoder(module: nn.Module) -> Callable[[Tensor], Tensor]:
-    """Images (B, 3, S, S) to vectors (B, D); positions are interpolated where S is not the pretraining size."""
+    """Return the function from images (B, 3, S, S) to vectors (B, D). It interpolates positions if S is not the
+    pretraining size."""
     extra: dict[str, bool] = {}
     if "interpolate_pos_encoding" in inspect.signature(module.forward).parameters:
         extra["interpolate_pos_encoding"] = True  # DINOv2 does it unasked
@@ -63,7 +65,7 @@ def image_encoder(module: nn.Module) -> Callable[[Tensor], Tensor]:
 
 
 def hidden_size(module: nn.Module, model_id: str) -> int:
-    """D of `pooled`, from the model's config. Raises TrialError where it does not say."""
+    """Return D of `pooled`, from the model's config. Raises TrialError if the config does not say."""
     config = getattr(module, "config", None)
     stages = getattr(config, "hidden_sizes", None) or [None]  # convolutional families count by stage
     size = getattr(config, "hidden_size", None) or stages[-1]
@@ -73,14 +75,14 @@ def hidden_size(module: nn.Module, model_id: str) -> int:
 
 
 def new_head(features: int, outputs: int, init_seed: int, device: torch.device) -> nn.Linear:
-    """A linear head without bias, (outputs x features), drawn from `init_seed` on the CPU."""
+    """Return a linear head without bias, (outputs x features), drawn from `init_seed` on the CPU."""
     head = nn.Linear(features, outputs, bias=False, device="meta").to_empty(device="cpu")
     nn.init.normal_(head.weight, std=HEAD_STD, generator=generator(init_seed, "head"))
     return head.to(device)
 
 
 class ClassifierHead(nn.Module):
-    """The head that transformers puts on RoBERTa: dropout, D x D with tanh, dropout, C x D; both layers with bias."""
+    """The head that transformers puts on RoBERTa: dropout, D x D with tanh, dropout, C x D. Both layers have a bias."""
 
     def __init__(self, features: int, outputs: int, dropout: float = 0.0) -> None:
         super().__init__()
@@ -88,7 +90,7 @@ class ClassifierHead(nn.Module):
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, vectors: Tensor) -> Tensor:
-        """(B, D) vectors to (B, C) logits."""
+        """Return logits (B, C) for vectors (B, D)."""
         outputs: Tensor = self.out(self.dropout(torch.tanh(self.dense(self.dropout(vectors)))))
         return outputs
 
@@ -96,7 +98,7 @@ class ClassifierHead(nn.Module):
 def new_classifier_head(
     module: nn.Module, features: int, outputs: int, init_seed: int, device: torch.device
 ) -> ClassifierHead:
-    """A `ClassifierHead` for a text encoder, with its dropout and initial deviation, drawn from `init_seed`."""
+    """Return a `ClassifierHead` for a text encoder, with its dropout and initial deviation, drawn from `init_seed`."""
     config = getattr(module, "config", None)
     dropout = getattr(config, "classifier_dropout", None)
     if dropout is None:
@@ -113,7 +115,8 @@ def new_classifier_head(
 
 
 class TransferHead(nn.Module):
-    """DePT's: a scale and a shift of every channel of images and of texts (D,), and one linear layer C x D for both."""
+    """DePT's head: a scale and a shift (D,) of the channels of images and of texts, and one linear layer C x D for
+    both."""
 
     def __init__(self, features: int, outputs: int) -> None:
         super().__init__()
@@ -122,18 +125,19 @@ class TransferHead(nn.Module):
         self.out = nn.Linear(features, outputs)
 
     def of_images(self, vectors: Tensor) -> Tensor:
-        """(B, D) vectors to (B, C) logits."""
+        """Return logits (B, C) for vectors (B, D) of images."""
         logits: Tensor = self.out(self.image_scale * vectors + self.image_shift)
         return logits
 
     def of_texts(self, vectors: Tensor) -> Tensor:
-        """(B, D) vectors to (B, C) logits."""
+        """Return logits (B, C) for vectors (B, D) of texts."""
         logits: Tensor = self.out(self.text_scale * vectors + self.text_shift)
         return logits
 
 
 def new_transfer_head(features: int, outputs: int, init_seed: int, device: torch.device) -> TransferHead:
-    """A `TransferHead` whose linear layer is drawn from `init_seed` as `nn.Linear` draws: uniform on +-1 / sqrt(D)."""
+    """Return a `TransferHead`. Its linear layer is drawn from `init_seed` as `nn.Linear` draws: uniform on +-1 /
+    sqrt(D)."""
     with torch.random.fork_rng(devices=[]):
         head = TransferHead(features, outputs)
     draw, bound = generator(init_seed, "head"), features**-0.5
@@ -143,7 +147,7 @@ def new_transfer_head(features: int, outputs: int, init_seed: int, device: torch
 
 
 def load_head(folder: Path) -> nn.Linear | ClassifierHead | TransferHead:
-    """The head that a trial left in its adapter folder (`HEAD_FILE`)."""
+    """Return the head that a trial left in its adapter folder (`HEAD_FILE`)."""
     tensors = read_tensors(folder / HEAD_FILE, expect_digest=True)
     if "image_scale" in tensors:
         transfer = TransferHead(len(tensors["image_scale"]), len(tensors["out.weight"]))

@@ -1,4 +1,4 @@
-"""Names of base models: how an id is written, which family a model belongs to, and what is adapted in it by default."""
+"""Names of base models: how an id is written, which family a model belongs to, and its default targets."""
 
 from __future__ import annotations
 
@@ -16,27 +16,27 @@ FORMS = "open_clip:ARCH/TAG, hf:ORG/NAME[/FILE.gguf | +qkv], local:DIR[/FILE.ggu
 """The accepted forms of a model id, for messages."""
 GGUF = ".gguf"
 FUSED = "+qkv"
-"""An id with this end makes q, k and v of every attention one weight (`models.fused`)."""
+"""The end of an id that makes q, k and v of every attention one weight (`models.fused`)."""
 
 EMBEDDED = {"tiny-clip": Path(__file__).parents[1] / "embedded" / "tiny_clip"}
-"""Models that come with the package, by name: directories in open_clip's `local-dir:` layout."""
+"""Name of a model that comes with the package -> its directory, in open_clip's `local-dir:` layout."""
 _EMBEDDED_IDS = [f"embedded:{name}" for name in EMBEDDED]
 
 
 class ModelError(TrainablesError):
-    """A base model that can't be named, found, read or adapted as asked. The message says what to do instead."""
+    """A base model cannot be named, found, read or adapted as asked. The message says what to do instead."""
 
 
 @dataclass(frozen=True)
 class ModelId:
-    """A model id, taken apart.
+    """The parts of a model id.
 
     Attributes:
         scheme: where the model comes from.
         name: the architecture (open_clip), repository (hf), directory (local) or embedded name.
-        tag: open_clip's pretrained tag; None where the id has none, which is enough to count parameters.
-        folder: the directory of a local or embedded model; None otherwise.
-        gguf: the GGUF file in the directory or repository that holds all of the model; None for the usual files.
+        tag: open_clip's pretrained tag. None if the id has none, which is enough to count parameters.
+        folder: the directory of a local or embedded model; else None.
+        gguf: the GGUF file in the directory or repository that holds the whole model; None for the usual files.
         fused: whether q, k and v become one weight (`models.fused`).
     """
 
@@ -62,11 +62,12 @@ KINDS: dict[str, Kind] = {
     "roberta": "text-encoder",
     "bert": "text-encoder",
 }
-"""What can train a model, by family: open_clip, else the `model_type` of a transformers config."""
+"""Family -> what can train its models. The family is open_clip, or the `model_type` of a transformers config."""
 
 
 def parse_id(model_id: str) -> ModelId:
-    """Take a model id apart, reading no weights and no network. Raises ModelError for what is unknown or not there."""
+    """Return the parts of a model id, without reading weights or the network. Raises ModelError if it is unknown or
+    missing."""
     scheme, colon, name = model_id.partition(":")
     if scheme in ("hf", "local") and name.endswith(FUSED):
         return replace(parse_id(model_id.removesuffix(FUSED)), fused=True)
@@ -106,9 +107,9 @@ def _open_clip_id(model_id: str, name: str) -> ModelId:
     import open_clip
 
     arch, _, tag = name.partition("/")
-    known = cast("list[str]", open_clip.list_models())
-    if arch not in known:
-        raise ModelError(f"{model_id!r}: open_clip has no architecture {arch!r}; {nearest(arch, known)}")
+    architectures = cast("list[str]", open_clip.list_models())
+    if arch not in architectures:
+        raise ModelError(f"{model_id!r}: open_clip has no architecture {arch!r}; {nearest(arch, architectures)}")
     tags = cast("list[str]", open_clip.list_pretrained_tags_by_model(arch))
     if tag and tag not in tags:
         raise ModelError(f"{model_id!r}: open_clip has no weights {tag!r} for {arch}; {nearest(tag, tags)}")
@@ -116,18 +117,19 @@ def _open_clip_id(model_id: str, name: str) -> ModelId:
 
 
 def _guess(model_id: str) -> str:
+    """Return the ids that are nearest to a wrong one, for a message."""
     if Path(model_id).expanduser().is_dir():
         return f"nearest: 'local:{model_id}', a directory on this machine"
     import open_clip
 
     pairs = cast("list[tuple[str, str]]", open_clip.list_pretrained())
-    known = [*_EMBEDDED_IDS, *(f"open_clip:{arch}/{tag}" for arch, tag in pairs)]
-    # a wrong or missing prefix must not hide a good name
-    bare = {name.partition(":")[2]: name for name in known}
-    wanted = model_id.rpartition(":")[2]
-    if wanted in bare:
-        return f"nearest: {bare[wanted]!r}"
-    phrase = nearest(model_id, known)
+    ids = [*_EMBEDDED_IDS, *(f"open_clip:{arch}/{tag}" for arch, tag in pairs)]
+    # a wrong or missing prefix must not hide a right name
+    bare = {name.partition(":")[2]: name for name in ids}
+    wrong_name = model_id.rpartition(":")[2]
+    if wrong_name in bare:
+        return f"nearest: {bare[wrong_name]!r}"
+    phrase = nearest(model_id, ids)
     if phrase.startswith("nearest"):
         return phrase
-    return f"nearest: 'hf:{model_id}'" if model_id.count("/") == 1 else f"nearest: {known[0]!r}"
+    return f"nearest: 'hf:{model_id}'" if model_id.count("/") == 1 else f"nearest: {ids[0]!r}"

@@ -1,6 +1,6 @@
-"""Checks of a local model's folder before a library opens any of it: it must refer to nothing outside itself.
+"""Check a local model's folder before a library opens any of it: it must refer to nothing outside itself.
 
-A folder may come from anyone. Its files say which others the libraries read: an index names the files of weights, a
+A folder may come from anyone. Its files say which others the libraries read: an index names the files of weights, and a
 config may name a model of the hub. Reading a pipe would not end.
 """
 
@@ -15,14 +15,14 @@ from typing import Any
 from trainables.models.families import ModelError
 
 _SOURCE = re.compile(r"(hf[-_]hub|local-dir):")
-"""What timm and open_clip take for a model that lies elsewhere."""
+"""How timm and open_clip name a model that is elsewhere."""
 _CONFIGS = ("open_clip_config.json", "config.json")
 _FILE_NAMES = ("transformers_weights",)
 _MODEL_NAMES = ("backbone", "timm_model_name")
 
 
 def check_folder(folder: Path, model_id: str) -> None:
-    """Raise ModelError for an entry that is no file, and for an index or a config that names what is elsewhere."""
+    """Raise ModelError for an entry that is not a file, and for an index or a config that names something elsewhere."""
     for path in sorted(folder.iterdir()):
         if path.exists() and not (path.is_file() or path.is_dir()):
             raise ModelError(f"{model_id!r}: {path.name} is a pipe or a device, not a file; replace it or take it away")
@@ -47,12 +47,12 @@ def check_folder(folder: Path, model_id: str) -> None:
 
 
 def _leaves(name: str) -> bool:
-    """Whether a name is more than that of a file beside the one that names it."""
+    """Return whether a name is more than that of a file in the same folder."""
     return name != Path(name).name or "\\" in name or name == ".."
 
 
 def _parsed(path: Path) -> Any:
-    """What a JSON file holds; None if it is damaged, which the library that reads it says."""
+    """Return the content of a JSON file; None if it is damaged, which the library that reads it will report."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError):
@@ -60,13 +60,13 @@ def _parsed(path: Path) -> Any:
 
 
 def _texts(parsed: Any) -> Iterator[tuple[str, str]]:
-    """All texts of a parsed JSON file, with the key that each stands under."""
-    left = [("", parsed)]
-    while left:
-        key, value = left.pop()
+    """Yield all texts of a parsed JSON file, each with its key."""
+    pending = [("", parsed)]
+    while pending:
+        key, value = pending.pop()
         if isinstance(value, str):
             yield key, value
         elif isinstance(value, dict):
-            left += value.items()
+            pending += value.items()
         elif isinstance(value, list):
-            left += ((key, inner) for inner in value)
+            pending += ((key, inner) for inner in value)

@@ -1,10 +1,10 @@
-"""Forward passes that do less: of one token alone in an image tower's last block, or with few activations kept.
+"""Forward passes that do less: one token alone in an image tower's last block, or few activations kept.
 
-CLIP's image vector is the class token after the last block (arXiv 2103.00020, section 2.4). There the other tokens
-are needed as keys and values alone: their queries, output projection and MLP reach neither the vector nor any gradient.
+CLIP's image vector is the class token after the last block (arXiv 2103.00020, section 2.4). There the other tokens are
+needed only as keys and values: their queries, output projection and MLP reach neither the vector nor any gradient.
 Leaving them out changes results by the order of sums, and saves most of one block in every forward and backward pass.
 
-Gradient checkpointing makes activations again in the backward pass; adapters repeat their dropout masks in it.
+Gradient checkpointing computes activations again in the backward pass. Adapters then repeat their dropout masks.
 """
 
 from __future__ import annotations
@@ -21,11 +21,12 @@ from trainables.errors import TrialError
 
 @contextmanager
 def first_token_only(tower: nn.Module) -> Iterator[bool]:
-    """Inside, the last block of an open_clip image tower returns its first token alone: (B, L, D) to (B, 1, D).
+    """Inside the block, the last block of an open_clip image tower returns its first token alone: (B, L, D) to (B, 1,
+    D).
 
     Yields:
-        Whether it does. Any other tower is left alone, and so is a block that somebody watches with a forward hook:
-        they would miss the tokens.
+        Whether it does. Any other tower is left as it is, and so is a block with a forward hook, which would miss the
+            tokens.
     """
     block = _last_block(tower)
     if block is None:
@@ -52,7 +53,7 @@ def first_token_only(tower: nn.Module) -> Iterator[bool]:
 
 
 def _last_block(tower: nn.Module) -> Any | None:
-    """The last block of a tower that is read at its first token after plain blocks; None for another tower."""
+    """Return the last block of a tower that is read at its first token after plain blocks; None for another tower."""
     from open_clip.transformer import ResidualAttentionBlock, VisionTransformer
 
     if type(tower) is not VisionTransformer:
@@ -68,7 +69,7 @@ def _last_block(tower: nn.Module) -> Any | None:
 
 @contextmanager
 def recomputing(module: nn.Module) -> Iterator[None]:
-    """Inside, the forward of a transformers model in training mode keeps the inputs of its layers alone.
+    """Inside the block, the forward of a transformers model in training mode keeps only the inputs of its layers.
 
     The backward pass may come after the block. Raises TrialError for a model that has no checkpointing.
     """

@@ -1,7 +1,8 @@
-"""q, k and v of an attention as one weight, as timm and DINOv2's own code keep them: the model id ends with "+qkv".
+"""Make q, k and v of an attention one weight, as timm and DINOv2's own code have them: the model id ends with "+qkv".
 
-transformers keeps three layers of (d x d). The RandLoRA paper's DINOv2 has one layer of (3 d x d). The number of
-parameters differs for methods such as RandLoRA, whose count is not linear in the sides of a weight.
+transformers has three layers of (d x d). The RandLoRA paper's DINOv2 has one layer of (3 d x d). The number of
+parameters
+differs for methods such as RandLoRA, whose count is not linear in the sides of a weight.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ _THIRDS = ("q_proj", "k_proj", "v_proj")
 
 
 class _Third(nn.Module):
-    """Stands in for q, k or v of an attention: one third of the outputs of its `qkv`."""
+    """Replaces q, k or v of an attention: it returns one third of the outputs of the fused `qkv`."""
 
     def __init__(self, shared: _Shared, index: int) -> None:
         super().__init__()
@@ -26,7 +27,7 @@ class _Third(nn.Module):
 
 
 class _Shared:
-    """The output of an attention's `qkv`: computed when q asks for its third, and freed when v has asked."""
+    """Computes the output of an attention's `qkv` when q asks for its third, and frees it after v has asked."""
 
     def __init__(self, attention: nn.Module) -> None:
         self.attention: Any = attention  # whose `qkv` may be replaced by a quantised one
@@ -42,7 +43,7 @@ class _Shared:
 
 
 def fuse_qkv(model: nn.Module) -> int:
-    """Replace q, k and v of every attention by one layer `qkv` of the same values, in place; return how many.
+    """Replace q, k and v of every attention by one layer `qkv` with the same values, in place, and return their number.
 
     Works on the meta device too.
     """

@@ -1,8 +1,10 @@
 """A causal language model of transformers, as training and evaluation call it.
 
-Logits are made for the positions that are asked for, and no others: with 50,000 to 150,000 words they are the largest
-tensor of a step. The positions are selected in front of the output layer, wherever a family keeps it, so that what the
-family does to its logits afterwards (soft caps, scales) stays as it is.
+Logits are made only at the positions that are asked for, because with 50,000 to 150,000 words they are the largest
+tensor
+of a step. The positions are selected before the output layer, wherever a family has it. So whatever the family does to
+its
+logits afterwards (soft caps, scales) stays as it is.
 """
 
 from __future__ import annotations
@@ -20,13 +22,13 @@ from trainables.runtime import Autocast
 
 
 def output_layer(module: nn.Module) -> nn.Module | None:
-    """The layer of a transformers model that makes logits over words; None for a model without."""
+    """Return the layer of a transformers model that makes logits over words; None if there is none."""
     head = getattr(module, "get_output_embeddings", lambda: None)()
     return head if isinstance(head, nn.Module) else None
 
 
 class LanguageModel:
-    """Token ids to logits. B sequences of T tokens, padded behind; P positions; V words."""
+    """Computes logits from token ids. B sequences of T tokens, padded at the end; P positions; V words."""
 
     def __init__(self, module: nn.Module, autocast: Autocast) -> None:
         if (head := output_layer(module)) is None:
@@ -39,14 +41,15 @@ class LanguageModel:
 
     @property
     def device(self) -> torch.device:
-        """Where the model is."""
+        """Return the device of the model."""
         return next(self.module.parameters()).device
 
     def logits(self, ids: Tensor, rows: Tensor, columns: Tensor, **more: Any) -> tuple[Tensor, Any]:
-        """Logits (P, V), float32, at the positions (rows, columns) of ids (B, T), and the key-value cache if asked for.
+        """Return logits (P, V), float32, at the positions (rows, columns) of ids (B, T), and the key-value cache if
+        asked for.
 
-        Nothing is masked unless `more` has an attention_mask: padding comes behind a text, where causal attention does
-        not look.
+        Nothing is masked unless `more` has an attention_mask: padding is at the end of a text, which causal attention
+        does not see.
         """
         device = self.device
         where = (rows.to(device), columns.to(device))
@@ -56,13 +59,13 @@ class LanguageModel:
         more.setdefault("use_cache", False)
         with self._selecting(where, tuple(ids.shape)), self._autocast():
             out = self.module(input_ids=ids.to(device), **more)
-        found: Tensor = out.logits
-        if found.shape[0] != len(rows):
+        logits: Tensor = out.logits
+        if logits.shape[0] != len(rows):
             raise TrialError(
-                f"{type(self.module).__name__} made logits {tuple(found.shape)} where {len(rows)} positions were asked "
-                "for: its output layer is not called once per forward, so it cannot be trained here"
+                f"{type(self.module).__name__} made logits {tuple(logits.shape)}, but {len(rows)} positions were "
+                "asked for: its output layer is not called once per forward, so it cannot be trained here"
             )
-        return found.float(), out.get(self._cache_name)
+        return logits.float(), out.get(self._cache_name)
 
     @contextmanager
     def _selecting(self, where: tuple[Tensor, Tensor], shape: tuple[int, ...]) -> Iterator[None]:
@@ -78,7 +81,10 @@ class LanguageModel:
 
 
 def positions(whole: Sequence[Tensor], starts: Sequence[int]) -> tuple[Tensor, Tensor, Tensor]:
-    """(rows, columns, targets) of every token after the first `start + 1` of each sequence, by what predicts it."""
+    """Return (rows, columns, targets) of every token after the first `start + 1` of each sequence.
+
+    The model predicts each target at its row and column.
+    """
     rows, columns, targets = [], [], []
     for row, (ids, start) in enumerate(zip(whole, starts, strict=True)):
         count = len(ids) - 1 - start
@@ -89,6 +95,6 @@ def positions(whole: Sequence[Tensor], starts: Sequence[int]) -> tuple[Tensor, T
 
 
 def log_likelihood(logits: Tensor, targets: Tensor) -> Tensor:
-    """Log-probabilities (P,) of the targets (P,) under logits (P, V)."""
+    """Return the log-probabilities (P,) of the targets (P,) under logits (P, V)."""
     chosen = logits.gather(1, targets.to(logits.device).unsqueeze(1)).squeeze(1)
     return chosen - logits.logsumexp(dim=1)

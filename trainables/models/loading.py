@@ -1,7 +1,7 @@
-"""Base models by id, with their weights: `open_clip:...`, `hf:...`, `local:...` and the embedded one.
+"""Load base models with their weights by id: `open_clip:...`, `hf:...`, `local:...` and the embedded one.
 
-Everything loads in float32 on the CPU, in eval mode. Local weights are read from safetensors alone: pickled files can
-run code. Code that a checkpoint brings along does not run.
+Everything is loaded in float32 on the CPU, in eval mode. Local weights are read from safetensors alone, because pickled
+files can run code. Code that comes with a checkpoint does not run.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ from trainables.models.shapes import (
 Tokenizer = Callable[[list[str]], Tensor]
 
 MOST_SIDE = 8192
-"""Pixels of the largest side that images are brought to."""
+"""The largest side, in pixels, to which images are resized."""
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -55,16 +55,17 @@ class Preprocess:
 
 @dataclass(frozen=True)
 class LoadedModel:
-    """A base model, ready to adapt.
+    """A base model, ready to be adapted.
 
     Attributes:
-        module: the model, float32, on the CPU, in eval mode; every parameter still requires its gradient.
+        module: the model, float32, on the CPU, in eval mode. Every parameter still requires its gradient.
         kind: the task family that can train it.
-        model_id: the id it was loaded by.
-        preprocess: None for a model without images.
-        tokenizer: of a CLIP model: texts to token ids (n, context length), int64, padded; None for any other.
-        text_tokenizer: transformers' tokenizer of a text model; None for any other, and for a local directory without
-            tokenizer files.
+        model_id: the id by which it was loaded.
+        preprocess: how images become its input; None for a model without images.
+        tokenizer: of a CLIP model: it maps texts to token ids (n, context length), int64, padded. None for any other
+            model.
+        text_tokenizer: transformers' tokenizer of a text model. None for any other model, and for a local directory
+            without tokenizer files.
     """
 
     module: nn.Module
@@ -76,7 +77,7 @@ class LoadedModel:
 
 
 def word_ids(tokenizer: Tokenizer, text: str) -> tuple[int, ...]:
-    """Token ids of a text between its start and its end, whose id is the largest."""
+    """Return the token ids of a text between its start and its end. The end's id is the largest."""
     row = tokenizer([text])[0]
     return tuple(row[1 : int(row.argmax())].tolist())
 
@@ -89,7 +90,7 @@ def load_model(model_id: str) -> LoadedModel:
     parsed = parse_id(model_id)
     if parsed.folder is None:
         hub_answers()
-    with torch.random.fork_rng(devices=[]):  # weights are drawn before they are read over
+    with torch.random.fork_rng(devices=[]):  # weights are drawn first, and then replaced by those of the file
         torch.manual_seed(0)
         if not is_open_clip(parsed, model_id):
             return _load_hf(parsed, model_id)
@@ -101,23 +102,23 @@ def load_model(model_id: str) -> LoadedModel:
 
 
 def fetched(parsed: ModelId) -> Path | None:
-    """A file of a hub model that tells its revision, from the cache or the hub; None where open_clip has none.
+    """Return a file of a hub model that tells its revision, from the cache or the hub; None if open_clip has none.
 
-    Raises what the hub's client raises, an OSError or a ValueError, where it can't be had.
+    Raises what the hub's client raises, an OSError or a ValueError, if the file cannot be had.
     """
     hub_answers()
     if parsed.scheme == "open_clip":
         import open_clip
 
-        found = open_clip.download_pretrained(open_clip.get_pretrained_cfg(parsed.name, parsed.tag))
-        return Path(found) if found else None
+        path = open_clip.download_pretrained(open_clip.get_pretrained_cfg(parsed.name, parsed.tag))
+        return Path(path) if path else None
     from huggingface_hub import hf_hub_download
 
     return Path(hf_hub_download(parsed.name, parsed.gguf or "config.json"))
 
 
 def _weights_cached(parsed: ModelId) -> bool:
-    """Whether the hub's cache has weights of a model, of which a plan leaves the config alone there."""
+    """Return whether the hub's cache has the weights of a model. (A plan alone puts only the config there.)"""
     from huggingface_hub import try_to_load_from_cache
 
     if parsed.scheme == "open_clip" or parsed.gguf is not None:
@@ -127,7 +128,7 @@ def _weights_cached(parsed: ModelId) -> bool:
 
 
 def check_weights(model_id: str) -> None:
-    """Raise ModelError where weights would come from the hub, which does not answer, and are in no cache."""
+    """Raise ModelError if weights would come from the hub, which does not answer, and are not in its cache."""
     parsed = parse_id(model_id)
     if parsed.scheme not in ("hf", "open_clip") or hub_answers():
         return
@@ -182,14 +183,15 @@ def _load_open_clip(name: str, parsed: ModelId, model_id: str) -> LoadedModel:
 
 
 def quick_gelu(parsed: ModelId) -> bool:
-    """Whether a tag's weights were trained with QuickGELU, as OpenAI's, which plain architecture names don't say."""
+    """Return whether a tag's weights were trained with QuickGELU, as OpenAI's were. Plain architecture names do not say
+    so."""
     import open_clip
 
     return bool(open_clip.get_pretrained_cfg(parsed.name, parsed.tag).get("quick_gelu", False))
 
 
 def check_finite(module: nn.Module, model_id: str) -> None:
-    """Raise ModelError naming the first weight that holds NaN or infinity."""
+    """Raise ModelError that names the first weight with NaN or infinity."""
     for name, weight in module.named_parameters():
         if not bool(torch.isfinite(weight.sum())) and not bool(weight.isfinite().all()):  # a sum may overflow
             bad = int((~weight.isfinite()).sum())
@@ -235,7 +237,8 @@ def _load_hf(parsed: ModelId, model_id: str) -> LoadedModel:
 def input_side(model_id: str, module: nn.Module) -> int | None:
     """Return the side in pixels of a model's square input, without reading weights; None for a model of texts.
 
-    Raises ModelError for an image processor that can't be read.
+    Raises:
+        ModelError: the image processor cannot be read.
     """
     parsed = parse_id(model_id)
     if is_open_clip(parsed, model_id):
@@ -264,16 +267,17 @@ def _check_complete(module: Any, info: Any, model_id: str) -> None:
 
 
 def _hf_preprocess(source: str, config: Any, model_id: str) -> Preprocess:
-    """From the model's image processor; without its file, the config's image size and ImageNet's mean and deviation.
+    """Return the preprocessing from the model's image processor.
 
-    A processor that crops resizes the shorter side to the crop, without the margin that some recipes cut off around it;
-    one that resizes to a fixed height and width squashes.
+    Without its file, it is the config's image size with ImageNet's mean and deviation. A processor that crops resizes
+    the shorter side to the crop, without the margin that some recipes cut off. One that resizes to a fixed height and
+    width ignores the aspect.
     """
     from transformers import AutoImageProcessor
 
     file = Path(source) / "preprocessor_config.json"
     try:
-        try:  # what its file leaves out is for its class to say
+        try:  # its class decides what the file may leave out
             settings = vars(AutoImageProcessor.from_pretrained(source, config=config, trust_remote_code=False))
         except OSError:
             if file.exists():
@@ -288,7 +292,7 @@ def _hf_preprocess(source: str, config: Any, model_id: str) -> Preprocess:
         plain = not settings.get("do_normalize", True)
         mean = _triple((0, 0, 0) if plain else settings.get("image_mean", IMAGENET_MEAN), scale)
         std = _triple((1, 1, 1) if plain else settings.get("image_std", IMAGENET_STD), scale)
-    except Exception as error:  # values of any kind; named and raised on
+    except Exception as error:  # the values may be of any kind; the error is raised again with the model's name
         raise ModelError(
             f"{model_id!r}: {file.name} can't be read ({first_line(error)}). {advice(model_id)}"
         ) from error
@@ -321,12 +325,12 @@ def _hf_tokenizer(source: str, folder: Path | None, model_id: str, from_gguf: di
         return None
     try:
         return AutoTokenizer.from_pretrained(source, trust_remote_code=False, **from_gguf)
-    except Exception as error:  # tokenizers raises no narrower one; named and raised on
+    except Exception as error:  # tokenizers raises no narrower class; the error is raised again with the model's name
         raise ModelError(f"{model_id!r}: its tokenizer can't be read ({first_line(error)})") from error
 
 
 def _refuse_pickles(folder: Path, model_id: str) -> None:
-    """open_clip takes whatever weights a directory has, so pickled ones must not be there at all."""
+    """Raise ModelError for pickled weights, because open_clip reads whatever weights a directory has."""
     if not any(folder.glob("*.safetensors")):
         raise ModelError(f"{model_id!r}: no *.safetensors in {folder}; convert its weights with safetensors")
     pickled = sorted(p.name for suffix in ("bin", "pth", "pt") for p in folder.glob(f"*.{suffix}"))
@@ -353,7 +357,8 @@ def _triple(values: Any, scale: float = 1.0) -> tuple[float, float, float]:
 
 @contextlib.contextmanager
 def _quiet_root_logger() -> Iterator[None]:
-    """open_clip logs through the root logger, whose first use installs a handler that prints everything after it."""
+    """Undo what open_clip's logging does: its first use of the root logger installs a handler that prints everything
+    after it."""
     handler = logging.NullHandler()
     root = logging.getLogger()
     root.addHandler(handler)
@@ -365,7 +370,7 @@ def _quiet_root_logger() -> Iterator[None]:
 
 @contextlib.contextmanager
 def no_progress_bar() -> Iterator[None]:
-    """transformers draws a bar for every load and save, into the middle of a sweep's own progress."""
+    """Switch off transformers' progress bars, which would appear in the middle of a sweep's own progress."""
     from transformers.utils import logging as hf_logging
 
     drawn = hf_logging.is_progress_bar_enabled()

@@ -1,4 +1,4 @@
-"""Shapes without weights: a base model on the meta device, and the (out, in) of the weights that will be adapted."""
+"""Shapes without weights: a base model on the meta device, and the (out, in) of its target weights."""
 
 from __future__ import annotations
 
@@ -32,38 +32,43 @@ UNREADABLE = (
     RuntimeError, OSError, ValueError, LookupError, TypeError, AttributeError, ImportError, ArithmeticError,
     struct.error, SafetensorError,
 )  # fmt: skip
-"""What the libraries raise over files that are missing, damaged, or of another model, or need a further package."""
+"""What the libraries raise if files are missing, damaged, or of another model, or if a package is missing."""
 
 Shape = tuple[int, int]
 
 MOST_LAYERS = 10_000
-"""A config with more layers would be built for hours, if not for ever."""
+"""The largest number of layers in a config. Building more would take hours, if it ended at all."""
 VISUAL = "visual."
 """open_clip's prefix of the image tower's weights."""
 
 
 def meta_model(model_id: str) -> nn.Module:
-    """The model's modules with shapes and names but no data, on the meta device.
+    """Return the model's modules with shapes and names but no data, on the meta device.
 
-    open_clip's architectures, local directories and the models of `known_configs` need no network; any other `hf:`
-    reads the hub's config.json.
+    open_clip's architectures, local directories and the models of `known_configs` need no network. For any other `hf:`
+    id it reads the hub's config.json.
 
-    Raises ModelError: an unknown id, or a config that can't be read.
+    Raises:
+        ModelError: the id is unknown, or the config cannot be read.
     """
     parsed = parse_id(model_id)
     if is_open_clip(parsed, model_id):
         import open_clip
 
-        folder, known = parsed.folder, open_clip.get_model_config
-        return _open_clip_meta(known(parsed.name) if folder is None else open_clip_config(folder, model_id), model_id)
+        folder, architecture_config = parsed.folder, open_clip.get_model_config
+        return _open_clip_meta(
+            architecture_config(parsed.name) if folder is None else open_clip_config(folder, model_id), model_id
+        )
     config = shape_config(parsed, model_id)
     auto_class = hf_class(kind_of(config, model_id))
     try:
         with torch.device("meta"):
             module = cast("nn.Module", auto_class.from_config(config, trust_remote_code=False))
     except Exception as error:  # sizes that no model has fail anywhere in it; named and raised on
-        said = f"{type(error).__name__}: {first_line(error)}"
-        raise ModelError(f"{model_id!r}: no model can be built from its config ({said}). {advice(model_id)}") from error
+        reason = f"{type(error).__name__}: {first_line(error)}"
+        raise ModelError(
+            f"{model_id!r}: no model can be built from its config ({reason}). {advice(model_id)}"
+        ) from error
     return fused(module, parsed, model_id)
 
 
@@ -75,13 +80,15 @@ def fused(module: nn.Module, parsed: ModelId, model_id: str) -> nn.Module:
 
 
 def model_kind(model_id: str) -> Kind:
-    """The task family that can train a model, by its config at most. Raises ModelError for none, or no config."""
+    """Return the task family that can train a model, from its config at most. Raises ModelError if there is none, or no
+    config."""
     parsed = parse_id(model_id)
     return "clip" if is_open_clip(parsed, model_id) else kind_of(shape_config(parsed, model_id), model_id)
 
 
 def default_targets(model: str | nn.Module) -> list[str]:
-    """Weight-name suffixes adapted by default in a model, an id or a module. Raises ModelError where there are none."""
+    """Return the ends of the names of the default target weights of a model (an id or a module). Raises ModelError if
+    none."""
     try:
         return known_targets(_module(model))
     except TargetError as error:
@@ -89,7 +96,8 @@ def default_targets(model: str | nn.Module) -> list[str]:
 
 
 def model_size(model: str | nn.Module) -> int:
-    """Parameters of a model, an id or a module, heads that a task adds left out. Reads no weights."""
+    """Return the number of parameters of a model (an id or a module), without heads that a task adds. Reads no
+    weights."""
     return sum(p.numel() for p in _module(model).parameters())
 
 
@@ -100,35 +108,38 @@ def _module(model: str | nn.Module) -> nn.Module:
 def target_shapes(
     model: str | nn.Module, targets: Sequence[str] | None = None, adapt: str = "both"
 ) -> dict[str, Shape]:
-    """Qualified names and (out, in) of the weights to adapt, in the model's order. Reads no weights.
+    """Return the qualified names and (out, in) of the weights to adapt, in the model's order. Reads no weights.
 
-    Arguments:
+    Args:
         model: a model id, or the module.
-        targets: names, suffixes or patterns (`randlora.resolve_targets`); None takes the family's defaults.
-        adapt: for CLIP "vision" keeps the visual tower, "both" and "all" keep both. Other models have one tower, of
-            which "vision" names no part.
+        targets: names, ends of names or patterns (`randlora.resolve_targets`). None: the family's defaults.
+        adapt: for CLIP, "vision" keeps the image tower, "both" and "all" keep both towers. Other models have one tower,
+            of which "vision" names no part.
 
-    Raises ModelError for an unknown model or nothing left to adapt, TargetError for a target that matches no weight.
+    Raises:
+        ModelError: the model is unknown, or nothing is left to adapt.
+        TargetError: a target matches no weight.
     """
     module = _module(model)
-    found = resolve_targets(module, list(targets) if targets is not None else default_targets(module))
+    resolved = resolve_targets(module, list(targets) if targets is not None else default_targets(module))
     if adapt not in ("vision", "both", "all"):
         raise ModelError(f"adapt must be one of vision, both, all; got {adapt!r}")
     name = family_name(module)
     if adapt != "vision" or name is None:
-        return dict(found)
+        return dict(resolved)
     if name != "open_clip":
         raise ModelError(f"adapt = 'vision', but a {name} model has one tower; nearest: 'all'")
-    kept = {name: shape for name, shape in found.items() if name.startswith(VISUAL)}
-    if not kept:
+    visual = {name: shape for name, shape in resolved.items() if name.startswith(VISUAL)}
+    if not visual:
         raise ModelError("adapt = 'vision', but no target lies in the visual tower; nearest: 'both'")
-    return kept
+    return visual
 
 
 def method_shapes(method: str, model: str | nn.Module, shapes: Mapping[str, Shape]) -> dict[str, Shape]:
-    """What a method counts on: the target weights of `shapes`, the place of prompts, or both.
+    """Return what a method counts on: the target weights of `shapes`, the place of prompts, or both.
 
-    Raises ModelError for prompts on a model that has no place for them.
+    Raises:
+        ModelError: the model has no place for prompts.
     """
     entry = get_method(method)
     if not entry.prompts:
@@ -141,9 +152,10 @@ def method_shapes(method: str, model: str | nn.Module, shapes: Mapping[str, Shap
 
 
 def is_open_clip(parsed: ModelId, model_id: str) -> bool:
-    """Whether a model is open_clip's (else transformers').
+    """Return whether a model is open_clip's; else it is transformers'.
 
-    Raises ModelError for a directory without a config, or one that refers to what is outside it.
+    Raises:
+        ModelError: a directory has no config, or refers to something outside it.
     """
     folder = parsed.folder
     if folder is None or parsed.gguf is not None:
@@ -159,9 +171,11 @@ def is_open_clip(parsed: ModelId, model_id: str) -> bool:
 
 
 def hf_config(source: str, model_id: str, *, gguf: str | None = None) -> Any:
-    """A transformers config of a directory, the hub or a GGUF file. Raises ModelError for none, or one with code.
+    """Return a transformers config of a directory, the hub or a GGUF file.
 
-    Also for one whose weights are quantised by a package that is missing, or that has an adapter beside it.
+    Raises:
+        ModelError: there is none, or it brings code; a package that reads its quantised weights is missing; or it has
+            an adapter beside it.
     """
     from transformers import AutoConfig
     from transformers.utils.peft_utils import find_adapter_config_file
@@ -203,17 +217,20 @@ def _check_package(quantised: Any, model_id: str) -> None:
 
 @functools.cache
 def known_configs() -> Mapping[str, Mapping[str, Any]]:
-    """What decides the shapes of the hub models in `examples/paper`, so that these plan without a network.
+    """Return what decides the shapes of the hub models in `examples/paper`, so that these can be planned without a
+    network.
 
-    By repository; facts of their published config.json. Weights are loaded by the hub's own file, never by these.
+    They are keyed by repository, and are facts from the published config.json. Weights are never loaded by these, but
+    by the hub's own file.
     """
     text = resources.files("trainables.models").joinpath("known_configs.json").read_text(encoding="utf-8")
-    found = json.loads(text)
-    return cast("dict[str, dict[str, Any]]", found)
+    configs = json.loads(text)
+    return cast("dict[str, dict[str, Any]]", configs)
 
 
 def shape_config(parsed: ModelId, model_id: str) -> Any:
-    """The config that shapes are taken from: of a directory, `known_configs`, or the hub. Raises as `hf_config`."""
+    """Return the config from which shapes are taken: of a directory, `known_configs`, or the hub. Raises as `hf_config`
+    does."""
     if parsed.folder is None and parsed.gguf is None and parsed.name in known_configs():
         from transformers import AutoConfig
 
@@ -222,7 +239,8 @@ def shape_config(parsed: ModelId, model_id: str) -> Any:
 
 
 def gguf_argument(gguf: str | None, model_id: str) -> dict[str, str]:
-    """What tells transformers to read a GGUF file. Raises ModelError where the package that reads it is missing."""
+    """Return the arguments that make transformers read a GGUF file. Raises ModelError if the package that reads it is
+    missing."""
     if gguf is None:
         return {}
     if importlib.util.find_spec("gguf") is None:
@@ -231,7 +249,7 @@ def gguf_argument(gguf: str | None, model_id: str) -> dict[str, str]:
 
 
 def advice(model_id: str) -> str:
-    """What to do when a model can't be reached or read."""
+    """Return what to do if a model cannot be reached or read, for a message."""
     local = model_id.startswith("local:")
     if model_id.endswith(GGUF):
         read = "transformers' page on GGUF lists the architectures that it reads."
@@ -240,21 +258,23 @@ def advice(model_id: str) -> str:
         return f"Without a network, download the file elsewhere and write local:DIR/FILE.gguf; {read}"
     if local:
         return "Check config.json, or save the model again with save_pretrained."
-    known = [f"hf:{repository}" for repository in (*known_configs(), *cached_repositories())]
-    close = nearest(model_id, known)
-    found = f" ({close})" if close.startswith("nearest") and model_id not in known else ""
-    return f"Without a network, download the model elsewhere and write local:DIR, a directory with its files{found}."
+    ids = [f"hf:{repository}" for repository in (*known_configs(), *cached_repositories())]
+    close = nearest(model_id, ids)
+    hint = f" ({close})" if close.startswith("nearest") and model_id not in ids else ""
+    return f"Without a network, download the model elsewhere and write local:DIR, a directory with its files{hint}."
 
 
 def hf_class(kind: Kind) -> Any:
-    """transformers' auto class for a kind: with a language-model head for causal models, else the bare encoder."""
+    """Return transformers' auto class for a kind: with a language-model head for causal models, else the bare
+    encoder."""
     from transformers import AutoModel, AutoModelForCausalLM
 
     return AutoModelForCausalLM if kind == "causal-lm" else AutoModel
 
 
 def kind_of(config: Any, model_id: str) -> Kind:
-    """The kind of a transformers model by its family, or else by its config. Raises ModelError for what has none."""
+    """Return the kind of a transformers model by its family, or else by its config. Raises ModelError if it has
+    none."""
     if config.model_type in KINDS:
         return KINDS[config.model_type]
     architectures = config.architectures or []
@@ -274,7 +294,8 @@ def kind_of(config: Any, model_id: str) -> Kind:
 
 
 def open_clip_config(folder: Path, model_id: str) -> dict[str, Any]:
-    """The `model_cfg` of an open_clip directory. Raises ModelError for none, or a text tower that brings code."""
+    """Return the `model_cfg` of an open_clip directory. Raises ModelError if there is none, or if a text tower brings
+    code."""
     path = folder / "open_clip_config.json"
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
@@ -289,17 +310,21 @@ def open_clip_config(folder: Path, model_id: str) -> dict[str, Any]:
         _check_layers(inner)
     except ValueError as error:
         raise ModelError(f"{model_id!r}: {path}: {error}") from error
-    asked = inner["text_cfg"].get("tokenizer_kwargs") or {}
+    tokenizer_arguments = inner["text_cfg"].get("tokenizer_kwargs") or {}
     tower = inner["text_cfg"].get("hf_model_name")
     # of a tower with code, open_clip would let transformers ask on a terminal whether to run it
     brings = tower is not None and getattr(hf_config(str(tower), model_id), "auto_map", None)
-    if brings or not isinstance(asked, dict) or {"trust_remote_code", "code_revision"} & asked.keys():
+    if (
+        brings
+        or not isinstance(tokenizer_arguments, dict)
+        or {"trust_remote_code", "code_revision"} & tokenizer_arguments.keys()
+    ):
         raise ModelError(f"{model_id!r}: the text_cfg of {path} asks for custom code, which does not run here")
     return inner
 
 
 def _check_layers(config: Any) -> None:
-    """Raise ValueError where a config, at any level, asks for more layers than a model has."""
+    """Raise ValueError if a config, at any level, asks for more layers than a model has."""
     for key, value in config.items() if isinstance(config, dict) else ():
         counts = value if isinstance(value, list) else [value]
         if "layer" in key and any(isinstance(n, int) and n > MOST_LAYERS for n in counts):

@@ -1,8 +1,9 @@
 """FSDP2: a base model whose weights, gradients and optimiser state are split over the workers of one trial.
 
-For full fine-tuning of models that one accelerator can't hold together with their optimiser's state
-(`train.parallel = "fsdp"`). Every worker must run the same number of forward and backward passes, since each pass
-gathers the weights from all of them.
+It is for full fine-tuning of models that do not fit on one accelerator together with their optimiser's state
+(`train.parallel = "fsdp"`). Every worker must run the same number of forward and backward passes, because each pass
+gathers
+the weights from all of them.
 """
 
 from __future__ import annotations
@@ -21,9 +22,9 @@ from randlora.model.sharded import is_sharded
 
 
 def shard(module: nn.Module, device: torch.device) -> nn.Module:
-    """A copy of a model that lies on the CPU, split over the default process group and moved to `device` by blocks.
+    """Return a copy of a model on the CPU, split over the default process group and moved to `device` block by block.
 
-    Gradients come out summed over the workers, as `optim.add_over_workers` leaves them where weights are whole.
+    Gradients come out summed over the workers, as `optim.add_over_workers` leaves them for whole weights.
     """
     world = torch.distributed.get_world_size()
     mesh = init_device_mesh(device.type, (world,))
@@ -40,29 +41,30 @@ def shard(module: nn.Module, device: torch.device) -> nn.Module:
 
 
 def gathered(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Split tensors whole, on rank 0's CPU alone; others as they are. Where one is split, every worker must call this.
+    """Return split tensors whole, on rank 0's CPU alone, and others as they are. If one is split, every worker must
+    call this.
 
-    One after another: no accelerator has to hold more than one of them whole.
+    They are gathered one after another, so that no accelerator has to hold more than one of them whole.
     """
-    found = {}
+    whole_tensors = {}
     for name, tensor in tensors.items():
         if not isinstance(tensor, DTensor):
-            found[name] = tensor
+            whole_tensors[name] = tensor
         elif torch.distributed.get_rank() == 0:
-            found[name] = tensor.full_tensor().cpu()
+            whole_tensors[name] = tensor.full_tensor().cpu()
         else:
             tensor.full_tensor()  # with rank 0
-    return found
+    return whole_tensors
 
 
-def like(tensor: Tensor, parameter: Tensor) -> Tensor:
-    """A whole tensor, split as `parameter` is."""
+def split_like(tensor: Tensor, parameter: Tensor) -> Tensor:
+    """Return a whole tensor, split as `parameter` is."""
     if isinstance(parameter, DTensor):
-        there = tensor.to(parameter.device)
-        return distribute_tensor(there, parameter.device_mesh, parameter.placements, src_data_rank=None)
+        moved = tensor.to(parameter.device)
+        return distribute_tensor(moved, parameter.device_mesh, parameter.placements, src_data_rank=None)
     return tensor
 
 
 def is_split(parameters: list[nn.Parameter]) -> bool:
-    """Whether any of them is split over workers."""
+    """Return whether any of the parameters is split over workers."""
     return any(map(is_sharded, parameters))

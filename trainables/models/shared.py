@@ -68,8 +68,10 @@ def named_tensors(module: nn.Module) -> dict[str, Tensor]:
 def checksum(tensor: Tensor) -> int:
     """Return a checksum of a tensor's bits and their places; a tenth of a second a GiB on a core."""
     flat, size = tensor.detach().reshape(-1), tensor.element_size()
-    whole = flat.nbytes % 8 == flat.storage_offset() * size % 8 == 0  # words of 8 bytes are summed 25 times as fast
-    words = flat.view(torch.int64 if whole else _WORDS[size])
+    is_aligned = (
+        flat.nbytes % 8 == flat.storage_offset() * size % 8 == 0
+    )  # words of 8 bytes are summed 25 times as fast
+    words = flat.view(torch.int64 if is_aligned else _WORDS[size])
     cut = len(words) // _RUN * _RUN
     sums = torch.cat([words[:cut].view(-1, _RUN).sum(1, dtype=torch.int64), words[cut:].to(torch.int64)])
     places = torch.arange(1, len(sums) + 1, device=sums.device)
@@ -79,32 +81,32 @@ def checksum(tensor: Tensor) -> int:
 def _share(module: nn.Module, cache: Path) -> None:
     """Map the weights of a loaded model from the cache, saved first if they are not there."""
     spans, tensors = _mapped_files(), named_tensors(module)
-    own = {name: t.data for name, t in tensors.items() if can_be_mapped(t) and not _lies_in(t, spans)}
-    size = sum(t.nbytes for t in own.values())
+    mappable = {name: t.data for name, t in tensors.items() if can_be_mapped(t) and not _lies_in(t, spans)}
+    size = sum(t.nbytes for t in mappable.values())
     if size <= _REST * sum(t.nbytes for t in tensors.values()):
         return
-    about = [[name, str(t.dtype), list(t.shape), checksum(t)] for name, t in own.items()]
+    about = [[name, str(t.dtype), list(t.shape), checksum(t)] for name, t in mappable.items()]
     folder = cache / (PREFIX + hashlib.sha256(json.dumps(about).encode()).hexdigest()[:32])
     make_folder(folder)  # it refuses another user's, who may change the file while it is mapped
     with in_turn(folder):
-        mapped = _mapped(folder / FILE, own)
+        mapped = _mapped(folder / FILE, mappable)
         if mapped is None:
             if not make_room(cache, size, keep=folder):
                 _warn_once(f"{cache} has no room for {size / 2**20:.0f} MiB")
                 return
-            for left in folder.glob("*.part"):  # of a process that was killed
-                left.unlink()
+            for abandoned in folder.glob("*.part"):  # of a process that was killed
+                abandoned.unlink()
             with draft(folder) as file:
-                torch.save(own, file)
+                torch.save(mappable, file)
                 file.replace(folder / FILE)
-            mapped = _mapped(folder / FILE, own)
+            mapped = _mapped(folder / FILE, mappable)
         mark_used(folder)
     if mapped is None:
         _warn_once(f"{folder / FILE} does not hold what was written to it")
         return
     for name, tensor in mapped.items():
         tensors[name].data = tensor
-    del own
+    del mappable
     with contextlib.suppress(OSError, AttributeError):  # glibc keeps freed memory that lies in pieces; others have none
         ctypes.CDLL("libc.so.6").malloc_trim(0)
 
@@ -112,12 +114,12 @@ def _share(module: nn.Module, cache: Path) -> None:
 def _mapped(path: Path, expected: Mapping[str, Tensor]) -> dict[str, Tensor] | None:
     """Map a file of tensors. None if it is not there, or differs from `expected` in any bit."""
     try:
-        found = torch.load(path, map_location="cpu", mmap=True, weights_only=True)
+        tensors = torch.load(path, map_location="cpu", mmap=True, weights_only=True)
     except (OSError, RuntimeError, ValueError, EOFError, pickle.UnpicklingError):
         return None
-    if not isinstance(found, dict) or found.keys() != expected.keys():
+    if not isinstance(tensors, dict) or tensors.keys() != expected.keys():
         return None
-    return found if all(_same_bits(found[name], tensor) for name, tensor in expected.items()) else None
+    return tensors if all(_same_bits(tensors[name], tensor) for name, tensor in expected.items()) else None
 
 
 def _same_bits(one: Tensor, other: Tensor) -> bool:
@@ -144,8 +146,8 @@ def _mapped_files() -> list[tuple[int, int]]:
         lines = Path("/proc/self/maps").read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:
         return []
-    found = (re.match(r"([0-9a-f]+)-([0-9a-f]+) \S+ \S+ \S+ [1-9]", line) for line in lines)  # an inode
-    return [(int(match[1], 16), int(match[2], 16)) for match in found if match]
+    matches = (re.match(r"([0-9a-f]+)-([0-9a-f]+) \S+ \S+ \S+ [1-9]", line) for line in lines)  # an inode
+    return [(int(match[1], 16), int(match[2], 16)) for match in matches if match]
 
 
 def _lies_in(tensor: Tensor, spans: list[tuple[int, int]]) -> bool:

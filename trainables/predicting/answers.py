@@ -1,6 +1,6 @@
-"""Answers of a trained model to new images and texts, by the code that evaluated it in training.
+"""Answer new images and texts with a trained model, by the code that evaluated it in training.
 
-But choices that a text names compare by likelihood whichever `evaluate.protocol` judged the trial.
+One thing differs. If a text names its choices, they are compared by likelihood, whatever `evaluate.protocol` was.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from trainables.tasks.text.scoring import Question, choice_scores
 from trainables.tasks.text.sentences import SentenceEncoder, SentenceReader
 
 AT_ONCE = 32
-"""Inputs of one forward pass."""
+"""The number of inputs of one forward pass."""
 
 _NO_AUTOCAST = contextlib.nullcontext
 _CPU = torch.device("cpu")
@@ -44,12 +44,13 @@ _CPU = torch.device("cpu")
 
 @dataclass(frozen=True)
 class Answer:
-    """What a model says to one input.
+    """A model's answer to one input.
 
     Attributes:
         given: the input: an image's file, or a text.
         answer: a class, a label, a number, or a generated text.
-        probability: of a class or label among all; None for numbers, generated texts and choices compared per byte.
+        probability: that of a class or label among all. None for numbers, generated texts, and choices compared per
+            byte.
     """
 
     given: str
@@ -59,9 +60,11 @@ class Answer:
 
 @torch.no_grad()
 def answers(trained: Trained, given: Sequence[str]) -> Iterator[Answer]:
-    """An answer for every image file or text, in order.
+    """Yield an answer for every image file or text, in order.
 
-    Raises DataError: a file that is no image. TrialError: a text that the model can't take.
+    Raises:
+        DataError: a file is not an image.
+        TrialError: the model cannot take a text.
     """
     facts = trained.facts
     if facts.kind == "causal-lm":
@@ -74,7 +77,7 @@ def answers(trained: Trained, given: Sequence[str]) -> Iterator[Answer]:
 
 
 def _named(classes: Sequence[str], given: Sequence[str], outputs: Tensor) -> Iterator[Answer]:
-    """The best class of each row of logits (n, C), or the number (n, 1) itself."""
+    """Yield the best class of each row of logits (n, C), or the number (n, 1) itself."""
     if not classes:
         yield from (Answer(text, f"{float(value):.4g}", None) for text, value in zip(given, outputs, strict=True))
         return
@@ -84,7 +87,7 @@ def _named(classes: Sequence[str], given: Sequence[str], outputs: Tensor) -> Ite
 
 
 def _image_logits(trained: Trained) -> Callable[[Sequence[str]], Tensor]:
-    """From image files to logits (n, C)."""
+    """Return the function from image files to logits (n, C)."""
     loaded, facts, look, head = trained.loaded, trained.facts, trained.facts.look, trained.head
     assert look is not None
     classifier: FeatureClassifier
@@ -113,7 +116,7 @@ def _image_logits(trained: Trained) -> Callable[[Sequence[str]], Tensor]:
 
 
 def pixels(file: str, recipe: Recipe) -> Tensor:
-    """An image file as the model's square, (3, S, S) uint8. Raises DataError for what is no image."""
+    """Return an image file as the model's square, (3, S, S) uint8. Raises DataError if it is not an image."""
     try:
         with open_image(Path(file)) as image:
             square = recipe.apply(as_rgb(image))
@@ -123,7 +126,7 @@ def pixels(file: str, recipe: Recipe) -> Tensor:
 
 
 def _sentence_outputs(trained: Trained) -> Callable[[Sequence[str]], Tensor]:
-    """From texts to logits (n, C), or numbers (n, 1). Two sentences stand in one text, a tab between them."""
+    """Return the function from texts to logits (n, C), or numbers (n, 1). A tab separates two sentences in one text."""
     loaded, facts, head = trained.loaded, trained.facts, trained.head
     if head is None:
         raise TrialError(f"no head was kept for {facts.model!r}, so it has no classes to name")
@@ -132,9 +135,9 @@ def _sentence_outputs(trained: Trained) -> Callable[[Sequence[str]], Tensor]:
 
     def outputs(texts: Sequence[str]) -> Tensor:
         rows = [Labelled(tuple(text.split("\t")), 0) for text in texts]
-        wanted = 2 if facts.pair else 1
+        expected = 2 if facts.pair else 1
         for row in rows:
-            if len(row.sentences) != wanted or not all(row.sentences):
+            if len(row.sentences) != expected or not all(row.sentences):
                 rule = "two sentences with a tab between them" if facts.pair else "one sentence without tabs"
                 raise TrialError(f"{row.sentences!r}: {facts.dataset} has {rule} in a row")
         return head(read(encoder(rows)))  # type: ignore[no-any-return]
@@ -143,20 +146,20 @@ def _sentence_outputs(trained: Trained) -> Callable[[Sequence[str]], Tensor]:
 
 
 def _responses(trained: Trained, texts: Sequence[str]) -> Iterator[Answer]:
-    """The likeliest of the choices that a text names, or what is generated where it names none."""
+    """Yield for each text the most likely of the choices that it names. If it names none, yield a generated text."""
     facts = trained.facts
     encoder = encoder_of(trained.loaded, facts.max_tokens)
     model = LanguageModel(trained.loaded.module, _NO_AUTOCAST)
     for text in texts:
-        asked, labels, choices = _asked(facts, text)
+        prompt_text, labels, choices = _prompt_and_choices(facts, text)
         if facts.chat:
-            prompt = torch.tensor(asked_tokens(encoder.tokenizer, asked, facts.model), dtype=torch.int64)
+            prompt = torch.tensor(asked_tokens(encoder.tokenizer, prompt_text, facts.model), dtype=torch.int64)
         else:
-            (prompt,) = encoder.prompts([Exchange(asked, "", bos_between=facts.bos_between)])
+            (prompt,) = encoder.prompts([Exchange(prompt_text, "", bos_between=facts.bos_between)])
         if not choices:
             settings = EvaluateSettings.model_validate(facts.generation)
-            (said,) = generate(model.module, [prompt], encoder, settings, batch_size=1, autocast=_NO_AUTOCAST)
-            yield Answer(text, said.strip(), None)
+            (generated,) = generate(model.module, [prompt], encoder, settings, batch_size=1, autocast=_NO_AUTOCAST)
+            yield Answer(text, generated.strip(), None)
             continue
         tokens = tuple(encoder.continuations(choices))
         room = encoder.max_tokens - max(map(len, tokens)) - 1  # as in training, where an EOS follows
@@ -171,8 +174,8 @@ def _responses(trained: Trained, texts: Sequence[str]) -> Iterator[Answer]:
         yield Answer(text, labels[int(place)], float(probability))
 
 
-def _asked(facts: Facts, text: str) -> tuple[str, Sequence[str], Sequence[str]]:
-    """The prompt of a text, the labels that it names, and the responses that hold them; () and () without choices."""
+def _prompt_and_choices(facts: Facts, text: str) -> tuple[str, Sequence[str], Sequence[str]]:
+    """Return the prompt of a text, the labels that it names, and the responses with them; () and () without choices."""
     assert facts.prompt is not None
     labels: tuple[str, ...] = ()
     if facts.rows == "questions":

@@ -1,4 +1,5 @@
-"""What it takes to predict with the weights of a trial besides the weights: written beside them as `predict.json`."""
+"""What is needed, besides the weights, to predict with a trial's weights. It is written beside them as
+`predict.json`."""
 
 from __future__ import annotations
 
@@ -16,17 +17,17 @@ from trainables.data.text.problems import PROMPT
 from trainables.errors import TrialError, first_line
 from trainables.models.families import Kind
 from trainables.models.loading import LoadedModel, Preprocess
-from trainables.tasks.images.images import image_look
-from trainables.tasks.lane_cache import Warm
+from trainables.tasks.images.images import image_preprocess
+from trainables.tasks.lane_cache import LaneCache
 from trainables.tasks.text.encoding import encoder_of
 from trainables.tasks.text.sentences import SentenceEncoder
 
 FACTS_FILE = "predict.json"
 
 PLACE = "{instruction}"
-"""Stands in `Facts.prompt` for what is asked."""
+"""In `Facts.prompt` it stands for the question."""
 ANSWER = "{answer}"
-"""Stands in `Facts.response` for the label."""
+"""In `Facts.response` it stands for the label."""
 
 _GENERATION = {"num_beams", "max_new_tokens", "length_penalty", "no_repeat_ngram"}
 _PROMPTS = {
@@ -39,7 +40,7 @@ _PROMPTS = {
 
 
 class Facts(BaseModel):
-    """Everything but weights; JSON on disk."""
+    """Everything but the weights, as JSON on disk."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -48,17 +49,17 @@ class Facts(BaseModel):
     """Id of the base model."""
     dataset: str
     classes: tuple[str, ...] = ()
-    """Names, by the number of the logit; () for numbers and generated texts."""
+    """Names of the classes, in the order of the logits. () for numbers and generated texts."""
     look: Preprocess | None = None
     """How an image becomes the model's input."""
     templates: tuple[str, ...] = ()
-    """Of CLIP: prompts with one "{}" for the class, the mean of whose text features an image is compared with."""
+    """For CLIP: prompts with one "{}" for the class. An image is compared with the mean of their text features."""
     rows: TextKind | None = None
-    """Of texts: what the data set's rows are."""
+    """For texts: the kind of the data set's rows."""
     pair: bool = False
-    """Of sentences: two belong together."""
+    """For sentences: whether an input has two of them."""
     prompt: str | None = None
-    """Of language models: the prompt, with `PLACE` in it."""
+    """For language models: the prompt, with `PLACE` in it."""
     response: str | None = None
     """The response to a prompt that names its choices, with `ANSWER` in it."""
     bos_between: bool = False
@@ -76,13 +77,13 @@ class Facts(BaseModel):
         return check_templates(value, FACTS_FILE) if value else value
 
     def write(self, folder: Path) -> None:
-        """Write `predict.json`."""
+        """Write `predict.json` into a folder."""
         text = self.model_dump_json(indent=1, exclude_defaults=True)
         (folder / FACTS_FILE).write_text(text + "\n", encoding="utf-8")
 
     @classmethod
     def read(cls, folder: Path) -> Facts:
-        """Read it again. Raises TrialError for a file that is damaged."""
+        """Return the facts in a folder. Raises TrialError if the file is damaged."""
         path = folder / FACTS_FILE
         try:
             return cls.model_validate_json(path.read_text(encoding="utf-8"))
@@ -90,25 +91,25 @@ class Facts(BaseModel):
             raise TrialError(f"{path} can't be read ({first_line(error)}); remove it, and the data are read") from error
 
 
-def facts_of(trial: TrialConfig, loaded: LoadedModel, lane: Warm) -> Facts:
-    """The facts of a trial. Its test split stays closed. Raises DataError where its data can't be read."""
-    known: dict[str, Any] = {"kind": loaded.kind, "model": trial.model, "dataset": trial.dataset}
+def facts_of(trial: TrialConfig, loaded: LoadedModel, lane: LaneCache) -> Facts:
+    """Return the facts of a trial. Its test split stays closed. Raises DataError if its data cannot be read."""
+    common: dict[str, Any] = {"kind": loaded.kind, "model": trial.model, "dataset": trial.dataset}
     if loaded.preprocess is not None:
-        known["look"] = image_look(loaded, trial.image_size)
+        common["look"] = image_preprocess(loaded, trial.image_size)
         images = lane.dataset(trial.dataset, "TUNE")
         templates = _templates(images, trial) if loaded.kind == "clip" else ()
-        return Facts(**known, classes=images.class_names, templates=templates)
+        return Facts(**common, classes=images.class_names, templates=templates)
     texts = lane.text_dataset(trial.dataset, "TUNE")
-    known |= {"rows": texts.kind}
+    common |= {"rows": texts.kind}
     if loaded.kind == "text-encoder":
         encoder = SentenceEncoder(loaded.text_tokenizer, trial.train.max_tokens, loaded.module, trial.model)
         first = texts.train.rows[0]
         pair = isinstance(first, Labelled) and len(first.sentences) > 1
-        return Facts(**known, classes=texts.class_names, pair=pair, max_tokens=encoder.max_tokens)
+        return Facts(**common, classes=texts.class_names, pair=pair, max_tokens=encoder.max_tokens)
     return Facts(
-        **known,
+        **common,
         prompt=_PROMPTS[texts.kind],
-        response=_response(texts),
+        response=_response_form(texts),
         bos_between=any(isinstance(row, Exchange) and row.bos_between for row in texts.train.rows[:1]),
         chat=isinstance(texts.train.rows[0], Chat),
         max_tokens=encoder_of(loaded, trial.train.max_tokens).max_tokens,
@@ -117,16 +118,19 @@ def facts_of(trial: TrialConfig, loaded: LoadedModel, lane: Warm) -> Facts:
 
 
 def _templates(images: Dataset, trial: TrialConfig) -> tuple[str, ...]:
-    """The prompts that a CLIP model was evaluated with: where its text tower trains, the one of the loss; learnt ones
-    are no words."""
+    """Return the prompts that a CLIP model was evaluated with.
+
+    If its text tower trains, it is the prompt of the loss. Learnt prompts are not words, so they are not among them.
+    """
     if trial.method.startswith(PREFIX):
         return ()
     return (images.prompt,) if trial.adapt == "both" else images.templates
 
 
-def _response(texts: TextDataset) -> str | None:
-    """How the set writes a response with a label in it, from the first row that has choices; None where none has."""
+def _response_form(texts: TextDataset) -> str | None:
+    """Return how the data set writes a response with a label in it, from the first row that has choices; None if none
+    has."""
     for row in texts.train.rows:
         if isinstance(row, Exchange) and row.choices and row.answer is not None:
-            return ANSWER.join(prompts.around(row.response, row.answer, texts.name))
+            return ANSWER.join(prompts.split_around(row.response, row.answer, texts.name))
     return None

@@ -1,4 +1,4 @@
-"""A base model with the weights that a trial kept put in."""
+"""Load a base model with the weights that a trial kept."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ from trainables.models.encoders import HEAD_FILE, ClassifierHead, TransferHead, 
 from trainables.models.loading import LoadedModel, load_model
 from trainables.models.shapes import UNREADABLE
 from trainables.predicting.facts import FACTS_FILE, Facts, facts_of
-from trainables.tasks.lane_cache import Warm
+from trainables.tasks.lane_cache import LaneCache
 
 FULL_WEIGHTS = "weights.safetensors"
-"""Base weights after full fine-tuning, as `trainables.training.adapting` leaves them."""
+"""The file with base weights after full fine-tuning, as `trainables.training.adapting` writes it."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -33,10 +33,10 @@ class Trained:
     """A model as a trial left it, on the CPU, in eval mode.
 
     Attributes:
-        loaded: the base model, with the adapter in its forward or the trained weights in place of its own.
+        loaded: the base model, with the adapter in its forward, or with the trained weights in place of its own.
         facts: what its outputs mean.
-        adapted: the adapter; None where there is none.
-        head: the trained head; None where the model has its own outputs.
+        adapted: the adapter; None if there is none.
+        head: the trained head; None if the model has its own outputs.
     """
 
     loaded: LoadedModel
@@ -46,34 +46,33 @@ class Trained:
 
 
 def load_trained(trial: TrialConfig, folder: Path) -> Trained:
-    """The model of a trial whose weights are in `folder`.
+    """Return the model of a trial whose weights are in `folder`.
 
-    A base that the trial kept in fewer bits has the values that it was rounded to, in float32 as any other.
-
-    Weights that were kept before there was a `predict.json` need the trial's data, for the names of its classes.
+    If the trial had its base in fewer bits, the weights have the rounded values, but in float32. Weights without a
+    `predict.json` (of older versions) need the trial's data, for the names of its classes.
 
     Raises:
-        ModelError: a base model that can't be had.
-        ConfigError: a base that the trial kept in 4 or 8 bits, without bitsandbytes.
-        CheckpointError: trained weights that are damaged, or of another base model.
-        TrialError: trained weights that are missing, or of other weights.
-        TrainablesError, TrialError: facts that are damaged, or that were not kept and whose data can't be read.
+        ModelError: the base model cannot be had.
+        ConfigError: the trial had its base in 4 or 8 bits, and bitsandbytes is missing.
+        CheckpointError: trained weights are damaged, or belong to another base model.
+        TrialError: trained weights are missing, or belong to another method.
+        TrainablesError, TrialError: the facts are damaged, or are missing and the data cannot be read.
     """
     loaded = load_model(trial.model)
     round_as(loaded.module, trial.train.base_weights)
-    known = (folder / FACTS_FILE).is_file()
-    facts = Facts.read(folder) if known else facts_of(trial, loaded, Warm({}, torch.device("cpu")))
-    facts = facts.model_copy(update={"model": trial.model, "dataset": trial.dataset})  # paths may have moved since
-    needed = _needed(trial.method)
+    has_facts = (folder / FACTS_FILE).is_file()
+    facts = Facts.read(folder) if has_facts else facts_of(trial, loaded, LaneCache({}, torch.device("cpu")))
+    facts = facts.model_copy(update={"model": trial.model, "dataset": trial.dataset})  # paths may have changed since
+    needed = _weights_file(trial.method)
     if needed is not None and not (folder / needed).is_file():
         raise TrialError(f"{folder / needed} is missing, which holds what {trial.method} trained; train the trial anew")
     adapted = randlora.load(loaded.module, folder) if needed == META else None
     if needed == FULL_WEIGHTS:
         with _readable(folder / FULL_WEIGHTS):
             tensors = read_tensors(folder / FULL_WEIGHTS, expect_digest=True)
-            other = loaded.module.load_state_dict(tensors, strict=False).unexpected_keys
-        if other:
-            raise TrialError(f"{folder / FULL_WEIGHTS} has {other[0]!r}, which is no weight of {trial.model!r}")
+            unexpected = loaded.module.load_state_dict(tensors, strict=False).unexpected_keys
+        if unexpected:
+            raise TrialError(f"{folder / FULL_WEIGHTS} has {unexpected[0]!r}, which is no weight of {trial.model!r}")
     with _readable(folder / HEAD_FILE):
         head = load_head(folder) if (folder / HEAD_FILE).is_file() else None
     if facts.kind != loaded.kind:
@@ -88,7 +87,7 @@ def load_trained(trial: TrialConfig, folder: Path) -> Trained:
 
 @contextlib.contextmanager
 def _readable(path: Path) -> Iterator[None]:
-    """A damaged file, or one of other weights, is an error that names it."""
+    """Raise an error that names the file if the block fails to read it."""
     try:
         yield
     except CheckpointError:
@@ -97,8 +96,8 @@ def _readable(path: Path) -> Iterator[None]:
         raise TrialError(f"{path} can't be read ({first_line(error)}); it is damaged, or of other weights") from error
 
 
-def _needed(method: str) -> str | None:
-    """The file that holds what a method trains; None where it trains nothing."""
+def _weights_file(method: str) -> str | None:
+    """Return the name of the file that holds what a method trains; None if it trains nothing."""
     if method in FULL_METHODS:
         return FULL_WEIGHTS
     return {LINEAR_PROBE: HEAD_FILE, NO_TRAINING: None}.get(method, META)

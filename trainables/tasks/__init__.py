@@ -1,10 +1,10 @@
 """Model and data of one trial, as the training loop sees them: rows, losses and scores.
 
-Uses `data`, `models` and `metrics`; knows nothing of optimisers or checkpoints.
+This room uses `data`, `models` and `metrics`. It knows nothing of optimisers or checkpoints.
 
-    lane_cache  what a lane keeps between trials
+    lane_cache  what a lane caches between trials
     task        what the loop knows of any task
     images      classification of images
     text        language models, and classification of sentences
-    make        the task of a model by its kind
+    make        makes the task of a model by its kind
 """

@@ -1,4 +1,4 @@
-"""The one place that makes the task of a model: a line per kind."""
+"""Make the task of a model by its kind. A new kind needs one line here."""
 
 from __future__ import annotations
 
@@ -22,7 +22,11 @@ _MAKERS: dict[Kind, Callable[[Parts], Task]] = {
 
 
 def make_task(parts: Parts) -> Task:
-    """The task that trains and evaluates a model of this kind. Raises TrialError for settings that it does not take."""
+    """Return the task that trains and evaluates a model of this kind.
+
+    Raises:
+        TrialError: the task does not support the trial's settings.
+    """
     if parts.trial.method.startswith(PREFIX):
         return prompt_task(parts)
     return _MAKERS[parts.loaded.kind](parts)

@@ -1,4 +1,4 @@
-"""What trains in a trial, and how the base model is given back: adapters, base weights, or nothing."""
+"""What trains in a trial (adapters, base weights, or nothing), and how the base model is restored."""
 
 from __future__ import annotations
 
@@ -33,22 +33,23 @@ from trainables.seeds import derive_seed
 from trainables.tasks.task import Task
 
 _ALIGNMENT = 64
-"""Bytes, of torch's own allocator."""
+"""The alignment, in bytes, of torch's own allocator."""
 ROWS_AT_ONCE = 8
-"""Most rows of a forward pass for a start that needs gradients, because memory also holds a gradient of each target."""
+"""The largest number of rows in a forward pass for a start that needs gradients. Memory also holds a gradient of each
+target."""
 _TEMPERATURE, _LOGIT_BIAS = "logit_scale", "logit_bias"
 
 
 @dataclass(frozen=True, eq=False)
 class Trainables:
-    """The tensors of a trial that train.
+    """The tensors that a trial trains.
 
     Attributes:
-        parameters: by name, in a fixed order.
-        adapter_params: their count, which is what a budget limits.
-        stored_bytes: frozen bases and stored starting points, kept beside the base model.
-        save: writes them into a folder.
-        added: the adapters; None where none are.
+        parameters: the tensors by name, in a fixed order.
+        adapter_params: the number of adapter parameters, which a budget limits.
+        stored_bytes: bytes of frozen bases and stored starts beside the base model.
+        save: writes the tensors to a folder.
+        added: the adapters; None if there are none.
     """
 
     parameters: dict[str, nn.Parameter]
@@ -66,13 +67,18 @@ def adapted(
     keeper: contextlib.AbstractContextManager[object] | None = None,
     task: Task | None = None,
 ) -> Iterator[Trainables]:
-    """The model made trainable as the trial asks, and given back bit for bit as it was at the end, whatever happens.
+    """Make the model trainable as the trial asks. At the end, whatever happens, restore it bit for bit.
 
-    "full" trains every weight of the adapted tower(s), "full-targets" the target weights alone, whole where a target is
-    a part of one. The temperature (logit_scale) stays frozen, because it is not a tower's weight. Only "full" on both
-    towers trains it, if `train_temperature` is set. Prompts start from words that the tokenizer of a CLIP knows.
-    Adapters are attached inside `keeper`, which may keep what that computes of the base weights. `task` has the
-    training rows for a method whose start needs gradients.
+    "full" trains every weight of the adapted tower(s). "full-targets" trains the target weights alone, the whole weight
+    if a target is a part of one. The temperature (logit_scale) stays frozen, because it is not a tower's weight. Only
+    "full" on both towers trains it, if `train_temperature` is set.
+
+    Args:
+        model: the base model.
+        trial: the trial.
+        tokenizer: a CLIP's tokenizer, for the words from which prompts start.
+        keeper: a block inside which adapters are attached. It may cache what that computes from the base weights.
+        task: has the training rows for a method whose start needs gradients.
     """
     if (refused := refusal(trial.method, trial.train.base_weights)) is not None:
         raise TrialError(f"method {trial.method!r} {refused.rule}; use {refused.nearest}")
@@ -81,7 +87,7 @@ def adapted(
         model.requires_grad_(False)
         with contextlib.ExitStack() as stack:
             if trial.method in (NO_TRAINING, LINEAR_PROBE):
-                yield Trainables({}, 0, 0, lambda _: None)  # a probe's head belongs to its task
+                yield Trainables({}, 0, 0, lambda _: None)  # the head of a linear probe belongs to its task
             elif trial.method in FULL_METHODS:
                 yield _base_weights(model, trial, stack)
             else:
@@ -105,7 +111,7 @@ def _adapters(
     if not capacities:
         raise TrialError(f"method {trial.method!r} needs the capacity of every target weight; capacities is empty")
     method = get_method(trial.method)
-    config = method.config.from_options(max(capacities.values()), dict(trial.options))
+    config = method.config_for(capacities, dict(trial.options))
     words = word_ids(tokenizer, WORDS) if method.prompts and tokenizer is not None else ()
     gradients = _gradients(model, trial, config.options()["rows"], task) if method.needs_gradients and task else None
     added = attach(
@@ -145,7 +151,7 @@ def _gradients(model: nn.Module, trial: TrialConfig, count: int, task: Task) -> 
 def _base_weights(model: nn.Module, trial: TrialConfig, stack: contextlib.ExitStack) -> Trainables:
     chosen = set(base_weight_names(model, trial))
     parameters = {n: p for n, p in model.named_parameters() if n in chosen}
-    if not is_split(list(parameters.values())):  # those are the trial's own: nobody gets them back
+    if not is_split(list(parameters.values())):  # these belong to the trial alone, so they need not be restored
         stack.callback(_put_aside(model, parameters))
     for parameter in parameters.values():
         parameter.requires_grad_(True)
@@ -161,10 +167,10 @@ def _base_weights(model: nn.Module, trial: TrialConfig, stack: contextlib.ExitSt
 
 
 def _put_aside(model: nn.Module, parameters: Mapping[str, nn.Parameter]) -> Callable[[], None]:
-    """Let parameters go on with copies of their values; calling the result gives back what they held.
+    """Replace parameters by copies of their values. Calling the result restores the original memory.
 
-    What they held is not written to: it may be memory that all workers of a machine share (`models.shared`).
-    Where a parameter's memory can't be exchanged, its values are kept and written back.
+    The original memory is not written to, because all workers of a machine may share it (`models.shared`). If a
+    parameter's memory cannot be exchanged, its values are kept and written back.
     """
     tensors = [t for t in (*model.parameters(), *model.buffers()) if type(t.data) is Tensor]
     owners = Counter(t.untyped_storage().data_ptr() for t in tensors)
@@ -174,12 +180,12 @@ def _put_aside(model: nn.Module, parameters: Mapping[str, nn.Parameter]) -> Call
         if type(p.data) is Tensor and p.is_contiguous() and owners[p.untyped_storage().data_ptr()] == 1
     }
     values = {name: p.detach().clone() for name, p in parameters.items() if name not in apart}
-    held = {name: parameters[name].data for name in apart}
+    originals = {name: parameters[name].data for name in apart}
     for name, copy in apart.items():
         parameters[name].data = copy
 
     def give_back() -> None:
-        for name, data in held.items():
+        for name, data in originals.items():
             parameters[name].data = data
         with torch.no_grad():
             for name, value in values.items():
@@ -189,7 +195,8 @@ def _put_aside(model: nn.Module, parameters: Mapping[str, nn.Parameter]) -> Call
 
 
 def _own_copy(tensor: Tensor) -> Tensor:
-    """Copy a tensor to memory that lies to multiples of 64 bytes as its own does: products then have the same bits."""
+    """Copy a tensor to memory that has the same offset from multiples of 64 bytes, so that products have the
+    same bits."""
     data = tensor.detach()
     room = torch.empty(data.nbytes + _ALIGNMENT, dtype=torch.uint8, device=data.device)
     shift = (data.data_ptr() - room.data_ptr()) % _ALIGNMENT
@@ -197,9 +204,10 @@ def _own_copy(tensor: Tensor) -> Tensor:
 
 
 def base_weight_names(model: nn.Module, trial: TrialConfig) -> list[str]:
-    """Names of the base weights that "full" or "full-targets" trains, in the model's order.
+    """Return the names of the base weights that "full" or "full-targets" trains, in the model's order.
 
-    Raises TrialError where adapt = "vision" leaves none, as of a model with one tower.
+    Raises:
+        TrialError: adapt = "vision" leaves none, for example in a model with one tower.
     """
     if trial.method == "full":
         frozen = {_LOGIT_BIAS} if trial.train.train_temperature else {_LOGIT_BIAS, _TEMPERATURE}
@@ -208,14 +216,14 @@ def base_weight_names(model: nn.Module, trial: TrialConfig) -> list[str]:
         names = stored_names(model, list(trial.targets))
     if trial.adapt != "vision":
         return names
-    kept = [n for n in names if n.startswith(VISUAL)]
-    if not kept:
+    visual = [n for n in names if n.startswith(VISUAL)]
+    if not visual:
         raise TrialError(f"adapt = 'vision' leaves {trial.method!r} no weight of {trial.model!r} to train; use 'all'")
-    return kept
+    return visual
 
 
 def of_worker(rank: int) -> tuple[int, ...]:
-    """What a worker's seeds of dropout end in: of several, each has masks of its own."""
+    """Return the end of a worker's dropout seeds. If there are several workers, each has its own masks."""
     return (rank,) if rank else ()
 
 
@@ -227,7 +235,7 @@ def start_training(module: nn.Module, settings: TrainSettings) -> None:
 
 
 def reseed_dropout(model: nn.Module, init_seed: int, epoch: int, prefix: str = "", rank: int = 0) -> None:
-    """Start every adapter's dropout stream anew for this epoch, so that a resumed trial draws the same masks.
+    """Restart every adapter's dropout stream for this epoch, so that a resumed trial draws the same masks.
 
     `prefix` is the name of `model` in the base model.
     """

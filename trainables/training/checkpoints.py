@@ -1,4 +1,4 @@
-"""A trial's own checkpoint: one safetensors file and one JSON file that names it, replaced by renaming."""
+"""A trial's own checkpoint: a safetensors file, and a JSON file that names it. Both are replaced by renaming."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ from torch import Tensor
 INDEX = "checkpoint.json"
 
 CHECKPOINT_SHARE = 0.02
-"""Checkpoints may take this share of the training time; epochs that are too quick share one."""
+"""The share of the training time that checkpoints may take. If epochs are too quick, several share a checkpoint."""
 _STALE_S = 3600.0
-"""A draft that nobody has written to for so long is a killed worker's."""
+"""A draft that nobody has written to for this many seconds belongs to a killed worker."""
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """State after `epoch` finished epochs, with their reports."""
+    """The state after `epoch` finished epochs, with their reports."""
 
     epoch: int
     history: list[dict[str, Any]]
@@ -41,7 +41,8 @@ def save_checkpoint(
 ) -> None:
     """Write the state after `epoch`. A kill at any moment leaves the old state or the new one, never a mixture.
 
-    Nothing is forced to the disk: after a power cut the files may be torn, or zeros, which `load_checkpoint` notices.
+    Nothing is forced to the disk. After a power cut the files may be incomplete or zeros, which `load_checkpoint`
+    notices.
     """
     directory.mkdir(exist_ok=True)  # not its parents: a results folder that was moved away is not made anew
     path = directory / f"epoch-{epoch:05d}.safetensors"
@@ -65,7 +66,7 @@ def save_checkpoint(
 
 @contextlib.contextmanager
 def _replaced(path: Path) -> Iterator[Path]:
-    """A draft that takes the path's place: no other worker has its name, such as one that was thought dead."""
+    """Yield a draft that takes the path's place at the end. Its name differs from that of any other worker's draft."""
     draft = path.with_name(f"{path.name}.{os.getpid()}-{uuid.uuid4().hex[:8]}.tmp")
     try:
         yield draft
@@ -77,9 +78,9 @@ def _replaced(path: Path) -> Iterator[Path]:
 
 
 def _finite(value: Any) -> Any:
-    """A copy for JSON, with null for what is not finite, such as a score after a step that diverged.
+    """Return a copy for JSON, with null for numbers that are not finite, such as a score after a step that diverged.
 
-    The next epoch's loss is the trial's error: it names the step.
+    The next epoch's loss then fails the trial with an error that names the step.
     """
     if isinstance(value, dict):
         return {k: _finite(v) for k, v in value.items()}
@@ -95,9 +96,10 @@ def _checksum(path: Path) -> int:
 
 
 def load_checkpoint(directory: Path, trial_id: str) -> Checkpoint | None:
-    """The last state of this trial; None when there is none, it is damaged, or belongs to another configuration.
+    """Return the last state of this trial; None if there is none, it is damaged, or it belongs to another
+    configuration.
 
-    Nothing is lost by None but time: the trial starts over and comes to the same result.
+    Without a checkpoint only time is lost: the trial starts again and comes to the same result.
     """
     for _ in range(2):  # another worker of the trial may put a new file and index in place of these
         with contextlib.suppress(FileNotFoundError):
@@ -125,18 +127,18 @@ def _read(directory: Path, trial_id: str) -> Checkpoint | None:
 
 
 class Pace:
-    """Tells when a trial's next checkpoint is due, by what the last one cost (`CHECKPOINT_SHARE`)."""
+    """Tells when a trial's next checkpoint is due, from what the last one cost (`CHECKPOINT_SHARE`)."""
 
     def __init__(self) -> None:
         self._saved, self._cost = time.perf_counter(), 0.0
 
     def due(self) -> bool:
-        """Whether enough time has passed since the last checkpoint; always true before the first."""
+        """Return whether enough time has passed since the last checkpoint. It is always true before the first."""
         return self._cost == 0.0 or time.perf_counter() - self._saved >= self._cost / CHECKPOINT_SHARE
 
     @contextlib.contextmanager
     def saving(self) -> Iterator[None]:
-        """Measures a checkpoint that the block writes."""
+        """Measure the time of the block, which writes a checkpoint."""
         begun = time.perf_counter()
         yield
         self._saved = time.perf_counter()

@@ -247,7 +247,7 @@ class CostModel:
 
 def _attach(module: nn.Module, trial: TrialConfig) -> Adapted:
     capacities = dict(trial.capacities)
-    config = get_method(trial.method).config.from_options(max(capacities.values()), dict(trial.options))
+    config = get_method(trial.method).config_for(capacities, dict(trial.options))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # planning the cell shows them already
         return attach(module, config, list(capacities), capacities=capacities)
@@ -276,10 +276,10 @@ def _once(known: dict[TrialConfig, T | UncountableError], trial: TrialConfig, fi
             raise
         except Exception as error:  # noqa: BLE001  # any layer may ask a fake tensor for its values
             known[key] = UncountableError(f"{trial.method} can't run without its weights' values: {first_line(error)}")
-    found = known[key]
-    if isinstance(found, UncountableError):
-        raise found
-    return found
+    costs = known[key]
+    if isinstance(costs, UncountableError):
+        raise costs
+    return costs
 
 
 def _rows(trial: TrialConfig) -> int:

@@ -91,9 +91,9 @@ class FakeModel:
         self._convert()
         parts = [self.module] if head is None else [self.module, head]
         trained = [p for part in parts for p in part.parameters() if p.requires_grad]
-        held = [t for part in parts for t in (*part.parameters(), *part.buffers())]
-        resident = _bytes(held) + sum(_MOMENTS * p.nbytes + _COUNTER for p in trained)
-        self._memory.begin(held)
+        resident_tensors = [t for part in parts for t in (*part.parameters(), *part.buffers())]
+        resident = _bytes(resident_tensors) + sum(_MOMENTS * p.nbytes + _COUNTER for p in trained)
+        self._memory.begin(resident_tensors)
         with self._mode, self._memory, _counter() as counted:
             if accumulates:
                 for parameter in trained:
@@ -161,13 +161,13 @@ class _Blocks:
 
     @property
     def left_out(self) -> dict[Any, int]:
-        """The number of blocks of each kind that `keep()` leaves out."""
+        """Return the number of blocks of each kind that `keep()` leaves out."""
         return {kind: len(members) - 1 for kind, members in self._kinds.items() if len(members) > 1}
 
     def keep(self, further: Any = None) -> None:
         """Keep one block of each kind, a second one of the kind `further`, and the last block of all."""
-        kept = {id(m) for kind, members in self._kinds.items() for m in members[: 2 if kind == further else 1]}
-        chosen = [m for m in self._order if id(m) in kept] + [self._last]
+        kept_ids = {id(m) for kind, members in self._kinds.items() for m in members[: 2 if kind == further else 1]}
+        chosen = [m for m in self._order if id(m) in kept_ids] + [self._last]
         self._set({str(i): m for i, m in enumerate(chosen)})
 
     def restore(self) -> None:
@@ -197,7 +197,7 @@ class _Memory(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     @property
     def most(self) -> int:
-        """The most counted bytes that were alive at once since `begin()`."""
+        """Return the most counted bytes that were alive at once since `begin()`."""
         return self._peak
 
     def begin(self, held: Iterable[Tensor]) -> None:

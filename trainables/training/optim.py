@@ -1,4 +1,4 @@
-"""AdamW, the learning-rate schedule, and gradients that add up over workers."""
+"""AdamW, the learning-rate schedule, and gradients that are summed over workers."""
 
 from __future__ import annotations
 
@@ -11,11 +11,12 @@ import torch.distributed
 from torch import Tensor, nn
 
 from trainables.config import TrainSettings
-from trainables.models.sharded import gathered, like
+from trainables.models.sharded import gathered, split_like
 
 
 def lr_factor(step: int, total: int, settings: TrainSettings) -> float:
-    """Share of the peak rate at `step` of 0..total-1: linear warm-up, then half a cosine (or a line) to the least."""
+    """Return the share of the peak rate at `step` of 0..total-1: a linear warm-up, then half a cosine (or a line) to
+    the lowest."""
     share, steps = settings.warmup_fraction, settings.warmup_steps
     warm = int(share * total) if steps is None else min(steps, total - 1)
     if step < warm:
@@ -39,7 +40,7 @@ class Group:
 
 
 def make_adamw(groups: Sequence[Group]) -> torch.optim.AdamW:
-    """AdamW with torch's default betas and epsilon; one fused update where the device and type allow it."""
+    """Return AdamW with torch's default betas and epsilon. The update is fused if the device and type allow it."""
     parameters = [p for group in groups for p in group.parameters.values()]
     fusable = all(p.device.type in ("cpu", "cuda") and p.is_floating_point() for p in parameters)
     return torch.optim.AdamW(
@@ -55,7 +56,7 @@ def make_adamw(groups: Sequence[Group]) -> torch.optim.AdamW:
 def add_over_workers(parameters: Sequence[nn.Parameter]) -> None:
     """Sum gradients over the workers, in one message. A worker without images in this batch adds zeros.
 
-    A parameter without a gradient on every worker stays without, so that AdamW skips it as on one worker.
+    A parameter that has no gradient on any worker gets none, so that AdamW skips it as on one worker.
     """
     missing = [k for k, p in enumerate(parameters) if p.grad is None]
     grads = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
@@ -67,7 +68,7 @@ def add_over_workers(parameters: Sequence[nn.Parameter]) -> None:
     *parts, used = torch.split(flat, [*(g.numel() for g in grads), len(grads)])
     for parameter, part in zip(parameters, parts, strict=True):
         parameter.grad = part.view_as(parameter)
-    if missing:  # reading a device's numbers stops it
+    if missing:  # reading a number from a device makes it wait
         counts = used.tolist()
         for k in missing:
             if counts[k] == 0.0:
@@ -76,7 +77,7 @@ def add_over_workers(parameters: Sequence[nn.Parameter]) -> None:
 
 @torch.no_grad()
 def take_first_workers(tensors: Iterable[Tensor]) -> None:
-    """Give all workers rank 0's values: what is made from the base weights may differ between unlike machines."""
+    """Give all workers rank 0's values. What is made from the base weights may differ between unlike machines."""
     for tensor in tensors:
         values = tensor.contiguous()
         torch.distributed.broadcast(values, src=0)
@@ -84,9 +85,9 @@ def take_first_workers(tensors: Iterable[Tensor]) -> None:
 
 
 def state_tensors(optimizer: torch.optim.AdamW, parameters: dict[str, nn.Parameter]) -> dict[str, Tensor]:
-    """Trainables and AdamW's moments as flat names: `p.NAME`, `m.NAME`, `v.NAME`, `t.NAME` (step count).
+    """Return trainables and AdamW's moments with flat names: `p.NAME`, `m.NAME`, `v.NAME`, `t.NAME` (step count).
 
-    Where weights are split over workers, all must call this, and rank 0 gets them whole.
+    If weights are split over workers, all must call this, and rank 0 gets them whole.
     """
     tensors = {}
     for name, parameter in parameters.items():
@@ -102,14 +103,14 @@ def state_tensors(optimizer: torch.optim.AdamW, parameters: dict[str, nn.Paramet
 def load_state_tensors(
     optimizer: torch.optim.AdamW, parameters: dict[str, nn.Parameter], tensors: dict[str, Tensor]
 ) -> None:
-    """The inverse of `state_tensors`. Raises KeyError or RuntimeError when names or shapes differ."""
+    """Restore what `state_tensors` returned. Raises KeyError or RuntimeError if names or shapes differ."""
     for name, parameter in parameters.items():
-        parameter.copy_(like(tensors[f"p.{name}"], parameter))
+        parameter.copy_(split_like(tensors[f"p.{name}"], parameter))
         if f"m.{name}" not in tensors:
             continue
         step = tensors[f"t.{name}"]
         optimizer.state[parameter] = {
             "step": step.to(parameter.device) if parameter.device.type == "cuda" else step.clone(),
-            "exp_avg": like(tensors[f"m.{name}"].to(parameter.device), parameter).clone(),
-            "exp_avg_sq": like(tensors[f"v.{name}"].to(parameter.device), parameter).clone(),
+            "exp_avg": split_like(tensors[f"m.{name}"].to(parameter.device), parameter).clone(),
+            "exp_avg_sq": split_like(tensors[f"v.{name}"].to(parameter.device), parameter).clone(),
         }

@@ -1,9 +1,10 @@
-"""Several trials of one cell on one copy of the base model: what a lane runs instead of one trial after another.
+"""Train several trials of one cell on one copy of the base model, instead of one trial after another.
 
-The trials differ in learning rate, weight decay and seeds alone. Every one keeps its own data order, start, optimiser,
-gradient clip, checkpoints and reports; they share the frozen model's forward and backward passes (`randlora.packing`),
-so a step costs one pass over K batches instead of K passes over one. Results are those of separate trials up to the
-order of sums. A trial whose loss is not finite fails alone; one that is told to stop leaves the others.
+The trials differ only in learning rate, weight decay and seeds. Each has its own data order, start, optimiser, gradient
+clip, checkpoints and reports. They share the frozen model's forward and backward passes (`randlora.packing`), so a step
+costs one pass over K batches instead of K passes over one. Results are those of separate trials up to the order of
+sums.
+A trial whose loss is not finite fails alone. A trial that is told to stop leaves the others running.
 """
 
 from __future__ import annotations
@@ -18,14 +19,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from randlora.packing.packing import Pack, PackingError, draws_of
+from randlora.packing.packing import Pack, PackingError, drops_activations
 from trainables.config import NotPackableError, TrialConfig, UnevenTrialsError, check_alike
 from trainables.errors import TrainablesError, TrialError
 from trainables.models.language import output_layer
 from trainables.predicting.facts import facts_of
 from trainables.runtime import PeakMemory, choose_precision, device_name, float32_backend, pick_device
 from trainables.seeds import derive_seed
-from trainables.tasks.lane_cache import Warm
+from trainables.tasks.lane_cache import LaneCache
 from trainables.tasks.make import make_task
 from trainables.tasks.task import Parts, Task
 from trainables.training.adapting import adapted, reseed_dropout, start_training
@@ -35,36 +36,37 @@ from trainables.training.trainer import Trainer, Work, freeze_statistics, part_o
 from trainables.training.worker import Report, Run
 
 Reports = dict[int, Report | TrialError | TrainablesError]
-"""What trials, by their place in the pack, have to say: an epoch's report, or why they failed."""
+"""Place of a trial in the pack -> an epoch's report, or the error with which the trial failed."""
 
 
 def run_pack(
     trials: Sequence[TrialConfig], *, warm: dict[str, Any], directories: Sequence[Path], keep: Sequence[bool]
 ) -> Generator[Reports, set[int] | None, None]:
-    """Train and evaluate trials together, reporting after every epoch; see `trainables.training.worker.run_trial`.
+    """Train and evaluate trials together, and yield reports after every epoch (see
+    `trainables.training.worker.run_trial`).
 
-    Sending a set of places stops those trials. Closing the generator abandons all. However it ends, the base model in
-    `warm` is as it was before.
+    Sending a set of places stops those trials. Closing the generator abandons all of them. However it ends, the base
+    model in `warm` is then as it was before.
 
     Args:
         trials: their configurations, in which `alike` must agree.
-        warm: the lane's dict, kept from trial to trial.
-        directories: the trials' own folders. Checkpoints found there are resumed where all stand at one epoch.
-        keep: leave the trained weights in the trial's folder.
+        warm: the lane's cache, a dict that is kept from trial to trial.
+        directories: the trials' own folders. Checkpoints there are resumed if all trials are at the same epoch.
+        keep: for each trial, whether to leave the trained weights in its folder.
 
     Yields:
-        By place, the reports of `run_trial`. A trial's `seconds` are its share of the time that the pack trained, its
-        `samples_per_second` hence the samples of all of them a second.
+        By place, the reports of `run_trial`. A trial's `seconds` are its share of the time that the pack trained. So
+            its `samples_per_second` counts the samples of all trials.
 
     Raises:
-        NotPackableError: before an epoch was reported; the trials may run one by one.
-        TrainablesError: bad data.
+        NotPackableError: before an epoch was reported. The trials may run one by one.
+        TrainablesError: data are bad.
     """
     started = time.perf_counter()
     check_alike(trials)
     device = pick_device()
     memory = PeakMemory(device)
-    lane, first = Warm(warm, device), trials[0]
+    lane, first = LaneCache(warm, device), trials[0]
     loaded = lane.model(first.model, first.train.base_weights)
     precision, autocast = choose_precision(first.train.precision, device)
     try:
@@ -77,13 +79,13 @@ def run_pack(
                 for trial in trials
             ]
             runs = []
-            for trial, task, directory, kept in zip(trials, tasks, directories, keep, strict=True):
+            for trial, task, directory, keeps_weights in zip(trials, tasks, directories, keep, strict=True):
                 trainables = stack.enter_context(
                     adapted(loaded.module, trial, loaded.tokenizer, lane.decompositions(), task)
                 )
                 work = Work(trial=trial, module=loaded.module, task=task, trainables=trainables, device=device)
                 work.adapters.disable()
-                about = facts_of(trial, loaded, lane) if kept else None
+                about = facts_of(trial, loaded, lane) if keeps_weights else None
                 runs.append(Run(work, Path(directory), about, surroundings, memory, started))
             drawing = _drawing(runs[0].work, tasks)
             pack = Pack([run.work.adapters for run in runs])
@@ -96,8 +98,11 @@ def run_pack(
 
 
 def _drawing(first: Work, tasks: Sequence[Task]) -> bool:
-    """Whether the base model or the heads drop activations at random. Refuses what can't be told apart by trials."""
-    drawing = any([draws_of(first.module), *(draws_of(task.head) for task in tasks if task.head is not None)])
+    """Return whether the base model or the heads drop activations at random. Raises if that cannot be separated by
+    trial."""
+    drawing = any(
+        [drops_activations(first.module), *(drops_activations(task.head) for task in tasks if task.head is not None)]
+    )
     if drawing and first.trial.train.gradient_checkpointing:
         raise NotPackableError(
             "train.gradient_checkpointing would repeat the base model's dropout with random numbers of another trial"
@@ -114,7 +119,7 @@ def _drawing(first: Work, tasks: Sequence[Task]) -> bool:
 
 @dataclass(eq=False)
 class _Together:
-    """The parts of a pack in training. Lists are by place; `active` are the places that still train."""
+    """The parts of a pack in training. Lists are by place; `active` are the places of trials that still train."""
 
     pack: Pack
     runs: list[Run]
@@ -125,7 +130,7 @@ class _Together:
     failed: Reports = field(default_factory=dict)
 
     def go(self) -> Generator[Reports, set[int] | None, None]:
-        """Resume, train, evaluate, report."""
+        """Resume, train, evaluate, and yield the reports."""
         self.active = list(range(len(self.runs)))
         histories, finished = self._resume()
         setup = (time.perf_counter() - self.runs[0].started) / len(self.runs)
@@ -167,18 +172,18 @@ class _Together:
         self.failed[place] = error
 
     def _resume(self) -> tuple[list[list[Report]], int]:
-        """The trials' reports of finished epochs, and the number of these."""
-        found = [load_checkpoint(run.directory, run.work.trial.trial_id) for run in self.runs]
-        epochs = {0 if checkpoint is None else checkpoint.epoch for checkpoint in found}
+        """Return the trials' reports of finished epochs, and the number of these epochs."""
+        checkpoints = [load_checkpoint(run.directory, run.work.trial.trial_id) for run in self.runs]
+        epochs = {0 if checkpoint is None else checkpoint.epoch for checkpoint in checkpoints}
         if len(epochs) > 1:
             raise UnevenTrialsError(f"the trials' checkpoints stand at different epochs: {sorted(epochs)}")
-        for trainer, checkpoint in zip(self.trainers, found, strict=True):
+        for trainer, checkpoint in zip(self.trainers, checkpoints, strict=True):
             if checkpoint is not None:
                 trainer.load_state(checkpoint.tensors)
-        return [[] if c is None else list(c.history) for c in found], epochs.pop()
+        return [[] if c is None else list(c.history) for c in checkpoints], epochs.pop()
 
     def _epoch(self, epoch: int) -> dict[int, float]:
-        """Train one epoch; the loss of every trial that came through."""
+        """Train one epoch, and return the loss of every trial that did not fail."""
         first = self.runs[0].work
         start_training(first.module, first.trial.train)
         freeze_statistics(first.module)
@@ -188,14 +193,14 @@ class _Together:
         device = first.device
         draws = {k: self.trainers[k].draws(epoch) for k in self.active}
         batches = {k: list(self.tasks[k].batches(epoch)) for k in self.active}
-        if len({tuple(len(batch) for batch in own) for own in batches.values()}) > 1:
+        if len({tuple(len(batch) for batch in batches_of_trial) for batches_of_trial in batches.values()}) > 1:
             raise UnevenTrialsError(
                 "the trials' batches differ in number or size, as where unreadable images are left out"
             )
         steps = len(batches[self.active[0]])
         sums = {k: torch.zeros(steps, device=device) for k in self.active}
         seeds = {k: derive_seed(self.runs[k].work.trial.init_seed, "base dropout", epoch) for k in self.active}
-        with (  # what an adapter draws of the global generator labels its masks (`randlora.dropout`), and is no mask
+        with (  # what an adapter draws from the global generator labels its masks, and is no mask (`randlora.dropout`)
             torch.random.fork_rng(devices=[device] if device.type == "cuda" and self.drawing else []),
             self.pack.drawing(seeds if self.drawing else None, device),
         ):
@@ -222,12 +227,12 @@ class _Together:
         size = len(rows[places[0]])
         first = self.tasks[places[0]]
         for part in torch.split(torch.arange(size), self.runs[0].work.trial.train.micro_batch_size or size):
-            own = [rows[k][part] for k in places]
-            found = [self.tasks[k].width(r) for k, r in zip(places, own, strict=True)]
-            widths = [width for width in found if width is not None]
+            rows_of_part = [rows[k][part] for k in places]
+            own_widths = [self.tasks[k].width(r) for k, r in zip(places, rows_of_part, strict=True)]
+            widths = [width for width in own_widths if width is not None]
             self.pack.together(places, rows=len(part) if widths else None, widths=widths or None)
             tasks, parts = [self.tasks[k] for k in places], [part_of(plans[k], part) for k in places]
-            losses = first.packed_losses(tasks, own, parts, self.pack.alone)
+            losses = first.packed_losses(tasks, rows_of_part, parts, self.pack.alone)
             total = torch.stack(
                 [loss / self.tasks[k].weight(rows[k]) for k, loss in zip(places, losses, strict=True)]
             ).sum()

@@ -1,4 +1,4 @@
-"""The weights with the lowest loss on validation so far (`train.select = "best"`)."""
+"""Select the weights with the lowest validation loss so far (`train.select = "best"`)."""
 
 from __future__ import annotations
 
@@ -9,24 +9,26 @@ import torch
 from torch import Tensor, nn
 
 from randlora.model.sharded import whole
-from trainables.models.sharded import like
+from trainables.models.sharded import split_like
 
 _PREFIX = "best."
 
 
 class Selected:
-    """A copy, on the CPU, of the best weights among those that were offered; ties go to the earlier ones.
+    """A copy, on the CPU, of the best weights among those that were offered. Of equal ones the earlier ones stay.
 
-    Where weights are split over workers, all must make the same calls with the same losses.
+    If weights are split over workers, all workers must make the same calls with the same losses.
     """
 
     def __init__(self, parameters: Mapping[str, nn.Parameter]) -> None:
         self._parameters = parameters
         self._best: dict[str, Tensor] = {}
-        self._seen = torch.tensor([0.0, math.inf, math.nan], dtype=torch.float64)  # the best's step, its loss, the last
+        self._seen = torch.tensor(
+            [0.0, math.inf, math.nan], dtype=torch.float64
+        )  # the best step, its loss, the last loss
 
     def offer(self, step: int, loss: float) -> None:
-        """Keep the weights as they are after `step` if their loss is the lowest; one that is not finite never is."""
+        """Keep the weights of now, after `step`, if their loss is the lowest. A loss that is not finite never is."""
         self._seen[2] = loss
         if loss < self._seen[1]:
             self._seen[:2] = torch.tensor([step, loss], dtype=self._seen.dtype)
@@ -34,19 +36,20 @@ class Selected:
 
     @torch.no_grad()
     def settle(self) -> dict[str, float]:
-        """Put the best weights in place; its step, its loss and the last weights' loss by name, {} without an offer."""
+        """Put the best weights in place. Return their step, their loss and the last weights' loss by name; {} without
+        an offer."""
         if not self._best:
             return {}
         for name, value in self._best.items():
-            self._parameters[name].copy_(like(value, self._parameters[name]))
+            self._parameters[name].copy_(split_like(value, self._parameters[name]))
         return dict(zip(("selected-step", "selected-loss", "last-loss"), self._seen.tolist(), strict=True))
 
     def state(self) -> dict[str, Tensor]:
-        """For a checkpoint; {} without an offer."""
+        """Return the state for a checkpoint; {} without an offer."""
         return {_PREFIX + n: t for n, t in {"": self._seen.clone(), **self._best}.items()} if self._best else {}
 
     def load_state(self, tensors: Mapping[str, Tensor]) -> None:
-        """The inverse of `state`; other keys are left alone."""
-        mine = {n.removeprefix(_PREFIX): t for n, t in tensors.items() if n.startswith(_PREFIX)}
-        self._seen = mine.pop("", self._seen)
-        self._best = mine
+        """Restore what `state` returned. Other keys are ignored."""
+        own_tensors = {n.removeprefix(_PREFIX): t for n, t in tensors.items() if n.startswith(_PREFIX)}
+        self._seen = own_tensors.pop("", self._seen)
+        self._best = own_tensors

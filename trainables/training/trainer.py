@@ -1,4 +1,5 @@
-"""Epochs of optimiser steps: accumulation and data-parallel shares that give the gradient of the whole batch."""
+"""Train epochs of optimiser steps, with accumulation and data-parallel shares that give the gradient of the whole
+batch."""
 
 from __future__ import annotations
 
@@ -32,8 +33,8 @@ class Work:
 
     Attributes:
         module: the base model, with `trainables` in it.
-        rank, world: this worker's number and how many share the trial.
-        micro_batch_size: in place of the configured one, after memory ran out.
+        rank, world: this worker's number, and the number of workers that share the trial.
+        micro_batch_size: used instead of the configured one after memory ran out; else None.
         tell: called with a text for each step that begins.
     """
 
@@ -49,13 +50,13 @@ class Work:
 
     @property
     def adapters(self) -> Adapted:
-        """The trial's adapters, of a method that has some."""
+        """Return the trial's adapters, for a method that has some."""
         assert self.trainables.added is not None
         return self.trainables.added
 
 
 class Trainer:
-    """The optimiser of one trial, and the steps it takes on the task's batches."""
+    """The optimiser of one trial, and the steps that it takes on the task's batches."""
 
     def __init__(self, work: Work) -> None:
         trial, task, trainables = work.trial, work.task, work.trainables
@@ -73,10 +74,10 @@ class Trainer:
         self._named = trainables.parameters | head
         self._added = trainables.added
         apart = {id(p) for p in self._hooks.apart()}
-        own = {n: p for n, p in trainables.parameters.items() if id(p) not in apart}
+        optimised = {n: p for n, p in trainables.parameters.items() if id(p) not in apart}
         ratios = {} if trainables.added is None else trainables.added.rate_ratios()
         adapting = [
-            optim.Group({n: p for n, p in own.items() if ratios.get(n, 1.0) == ratio}, trial.lr * ratio, decay)
+            optim.Group({n: p for n, p in optimised.items() if ratios.get(n, 1.0) == ratio}, trial.lr * ratio, decay)
             for ratio in sorted({1.0, *ratios.values()})
         ]
         groups = (*adapting, optim.Group(head, head_lr, settings.weight_decay))
@@ -91,18 +92,19 @@ class Trainer:
             optim.take_first_workers([*self._named.values(), *self._derived().values()])
         self._selected = Selected(self._named)
         self._optimizer = optim.make_adamw([group for group in groups if group.parameters])
-        self._norm = torch.zeros(())  # of the last gradient
-        self._aside = torch.zeros(0, dtype=torch.bool)  # which rows a search of ranks holds out
+        self._norm = torch.zeros(())  # the norm of the last gradient
+        self._aside = torch.zeros(0, dtype=torch.bool)  # the rows that a search of ranks holds out
         first = task.batches(1)
         self._steps = len(first)
         self.samples_per_epoch = sum(len(b) for b in first)
 
     def epoch(self, epoch: int) -> float:
-        """Train one epoch (counted from 1); its loss per unit of weight, from forward passes while it trained.
+        """Train one epoch (counted from 1) and return its loss per unit of weight, from the forward passes in training.
 
-        A function of the state, the seeds and the epoch's number alone, which is what makes resuming exact.
+        It depends on the state, the seeds and the epoch's number alone, so a resumed trial is exact.
 
-        Raises TrialError: a loss that is not finite, or the last gradient, naming the step.
+        Raises:
+            TrialError: a loss, or the last gradient, is not finite; the message names the step.
         """
         start_training(self._module, self._trial.train)
         freeze_statistics(self._module)
@@ -111,8 +113,10 @@ class Trainer:
         sums = torch.zeros(len(batches), device=device)
         with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
             # a base model may hold dropout of its own, which draws from the global generator
-            own = () if self._split else of_worker(self._rank)  # who share weights must leave out the same layers
-            torch.manual_seed(derive_seed(self._trial.init_seed, "base dropout", epoch, *own))
+            seed_end = (
+                () if self._split else of_worker(self._rank)
+            )  # workers that share weights must leave out the same layers
+            torch.manual_seed(derive_seed(self._trial.init_seed, "base dropout", epoch, *seed_end))
             for index, batch in enumerate(batches):
                 self._tell(f"epoch {epoch}, step {index + 1} of {len(batches)}")
                 sums[index] = self._step(batch, draw, epoch, index)
@@ -126,15 +130,16 @@ class Trainer:
         return self.mean_loss(sums, batches)
 
     def draws(self, epoch: int) -> torch.Generator:
-        """The stream of an epoch's augmentation."""
+        """Return the random stream of an epoch's augmentation."""
         return generator(self._trial.data_seed, "augment", epoch)
 
     def mean_loss(self, sums: Tensor, batches: Sequence[Tensor]) -> float:
-        """An epoch's loss per unit of weight, from the summed loss of every step."""
+        """Return an epoch's loss per unit of weight, from the summed loss of every step."""
         return float(sums.double().sum()) / sum(self._task.weight(batch) for batch in batches)
 
     def _step(self, batch: Tensor, draw: torch.Generator, epoch: int, index: int) -> Tensor:
-        """Optimiser step `index` of an epoch on the rows `batch`; the summed loss of this worker's share, a scalar."""
+        """Take optimiser step `index` of an epoch on the rows `batch`. Return the summed loss of this worker's share, a
+        scalar."""
         plan = self._task.draw(batch, draw)  # for all workers
         held_out = self._hooks.held_out((epoch - 1) * self._steps + index, self._steps * self._trial.train.epochs)
         if held_out:
@@ -144,7 +149,8 @@ class Trainer:
         return loss_sum
 
     def _search_step(self, batch: Tensor, plan: Tensor | None, epoch: int, index: int, held_out: float) -> Tensor:
-        """A step in which the share `held_out` of all rows, the same ones in every epoch, trains what is kept apart."""
+        """Take a step in which the share `held_out` of all rows, the same ones in every epoch, trains what the schedule
+        trains itself."""
         if (rows := int(batch.max()) + 1) > len(self._aside):
             self._aside = set_aside(rows, held_out, derive_seed(self._trial.data_seed, "held out"))
         aside = self._aside[batch]
@@ -153,10 +159,10 @@ class Trainer:
         apart = self._hooks.apart()
 
         def gradients(places: Tensor) -> Tensor:
-            found = self._backward(batch[places], part_of(plan, places))
+            held_out_loss = self._backward(batch[places], part_of(plan, places))
             if self._world > 1:
                 optim.add_over_workers([*self._parameters, *apart])
-            return found
+            return held_out_loss
 
         second = self._hooks.order == 2 and len(train) > 0 and len(test) > 0
         before = [p.detach().clone() for p in self._parameters] if second else []
@@ -176,7 +182,8 @@ class Trainer:
         return loss_sum
 
     def _backward(self, batch: Tensor, plan: Tensor | None) -> Tensor:
-        """Add the gradient of the mean loss on these rows (this worker's part of it); the summed loss, a scalar."""
+        """Add the gradient of the mean loss on these rows (this worker's part of it). Return the summed loss, a
+        scalar."""
         weight = self._task.weight(batch)
         share = torch.arange(self._rank, len(batch), self._world)
         micro = self._micro or len(batch)
@@ -196,9 +203,9 @@ class Trainer:
         return loss_sum
 
     def update(self, epoch: int, index: int) -> None:
-        """From the gradients of step `index` of an epoch to the next state.
+        """Make the optimiser step `index` of an epoch from its gradients.
 
-        A method's penalty joins after the gradients are summed, once; it is no part of the loss that is reported.
+        A method's penalty is added once, after the gradients are summed. It is not part of the reported loss.
         """
         settings = self._trial.train
         step, total = (epoch - 1) * self._steps + index, self._steps * settings.epochs
@@ -218,7 +225,7 @@ class Trainer:
         self._optimizer.zero_grad(set_to_none=True)
 
     def look(self, epoch: int, index: int) -> None:
-        """After step `index` of an epoch: with `train.select` "best" the loss on validation, where it is due."""
+        """Compute the validation loss after step `index` of an epoch, if `train.select` is "best" and it is due."""
         settings = self._trial.train
         if settings.select == "last":
             return
@@ -232,26 +239,29 @@ class Trainer:
 
     @torch.no_grad()
     def _validation_loss(self) -> float:
-        """The loss on the validation rows per unit of weight, in batches as large as in training."""
+        """Return the loss on the validation rows per unit of weight, in batches as large as in training."""
         rows, settings = self._task.validated(), self._trial.train
         if not len(rows):
             raise TrialError("train.select 'best': there are no validation rows to select on; use 'last'")
         parts = torch.split(rows, self._micro or max(1, settings.global_batch_size // self._world))
-        mine = parts if self._split else parts[self._rank :: self._world]  # split weights need all in every pass
-        found = sum(float(self._task.loss_sum(part, None)) for part in mine)
-        total = float(summed(torch.tensor(found).double(), self._world, self._device))  # one number for all
+        own_parts = parts if self._split else parts[self._rank :: self._world]  # split weights need all in every pass
+        summed_loss = sum(float(self._task.loss_sum(part, None)) for part in own_parts)
+        total = float(
+            summed(torch.tensor(summed_loss).double(), self._world, self._device)
+        )  # all workers get the same number
         return total / (self._world if self._split else 1) / self._task.weight(rows)
 
     def settle(self) -> dict[str, float]:
-        """At the end of the training: the selected weights in place of the last ones; what was seen, by name."""
-        found = self._selected.settle()
+        """Replace the last weights by the selected ones at the end of the training. Return what was measured,
+        by name."""
+        selected = self._selected.settle()
         reshard(self._module)  # the last look at validation left the outermost weights gathered, as they were
-        return found
+        return selected
 
     def check(self, sums: Tensor, epoch: int) -> None:
-        """Raise `TrialError` where a summed loss of an epoch's steps so far is not finite, naming the step.
+        """Raise `TrialError` if a summed loss of an epoch's steps so far is not finite. The message names the step.
 
-        After its last step also where the gradient was not, which otherwise the next loss shows.
+        After the epoch's last step it also checks the gradient, which otherwise would show in the next loss.
         """
         if not math.isfinite(float(sums.sum())):
             index = int((~torch.isfinite(sums)).int().argmax())
@@ -267,12 +277,12 @@ class Trainer:
         )
 
     def state(self) -> dict[str, Tensor]:
-        """Everything that the next epoch depends on besides its number."""
-        mine = optim.state_tensors(self._optimizer, self._named) | self._derived()
-        return mine | self._hooks.state() | self._selected.state()
+        """Return everything that the next epoch depends on besides its number."""
+        tensors = optim.state_tensors(self._optimizer, self._named) | self._derived()
+        return tensors | self._hooks.state() | self._selected.state()
 
     def load_state(self, tensors: dict[str, Tensor]) -> None:
-        """The inverse of `state`."""
+        """Restore what `state` returned."""
         optim.load_state_tensors(self._optimizer, self._named, tensors)
         for name, tensor in self._derived().items():
             if name in tensors:  # checkpoints of older versions have none
@@ -281,10 +291,11 @@ class Trainer:
         self._selected.load_state(tensors)
 
     def _derived(self) -> dict[str, Tensor]:
-        """What PEFT's adapters made from the base weights: on another machine singular vectors may point the other way.
+        """Return what a checkpoint must keep of the tensors that adapters made from the base weights.
 
-        Our singular vectors have fixed signs, and differ in the last bits alone, so a checkpoint leaves them out and
-        stays small. A start made from a gradient differs by more, and is a part of the checkpoint.
+        PEFT's singular vectors may point the other way on another machine. Our singular vectors have fixed signs and
+        differ in the last bits alone, so a checkpoint leaves them out and stays small. A start made from a gradient
+        differs by more, and is kept.
         """
         if self._added is None or not (self._trial.method.startswith(PREFIX) or self._added.method.needs_gradients):
             return {}
@@ -292,12 +303,12 @@ class Trainer:
 
 
 def freeze_statistics(model: nn.Module) -> None:
-    """Keep batch-normalisation statistics as pretrained: they are buffers of the base model, not trainables."""
+    """Keep the statistics of batch normalisation as pretrained. They are buffers of the base model, not trainables."""
     for module in model.modules():
         if isinstance(module, nn.modules.batchnorm._BatchNorm):
             module.eval()
 
 
 def part_of(plan: Tensor | None, places: Tensor) -> Tensor | None:
-    """What a batch's augmentation is at some places of the batch."""
+    """Return a batch's augmentation at some places of the batch; None if there is none."""
     return None if plan is None else plan[places]

@@ -23,7 +23,7 @@ from trainables.models.loading import LoadedModel
 from trainables.models.sharded import gathered, is_split, shard
 from trainables.predicting.facts import Facts, facts_of
 from trainables.runtime import PeakMemory, choose_precision, device_name, float32_backend, pick_device, versions
-from trainables.tasks.lane_cache import Warm
+from trainables.tasks.lane_cache import LaneCache
 from trainables.tasks.make import make_task
 from trainables.tasks.task import Parts, Scores, Which, by_loss, eval_batch_size, named_by_loss
 from trainables.training.adapting import adapted
@@ -48,32 +48,35 @@ def run_trial(
     micro_batch_size: int | None = None,
     tell: Callable[[str], None] = lambda _: None,
 ) -> Generator[Report, None, None]:
-    """Train and evaluate one trial, reporting after every epoch.
+    """Train and evaluate one trial, and yield a report after every epoch.
 
-    Closing the generator abandons the trial. However it ends, the base model in `warm` is as it was before.
+    Closing the generator abandons the trial. However it ends, the base model in `warm` is then as it was before.
 
     Args:
-        trial: everything that decides its result.
-        warm: the lane's dict, kept from trial to trial; empty at first.
-        directory: the trial's own folder. A checkpoint found there is resumed, after its reports are given again.
+        trial: everything that decides the result.
+        warm: the lane's cache, a dict that is kept from trial to trial; empty at first.
+        directory: the trial's own folder. A checkpoint that is there is resumed, after its reports are given again.
         keep: leave the trained weights in `directory / "adapter"`.
-        rank, world: this worker's number and how many share the trial (data-parallel, in one process group).
-        micro_batch_size: in place of the configured one, after memory ran out; evaluation batches shrink likewise.
+        rank, world: this worker's number, and the number of workers that share the trial (data-parallel, in one process
+            group).
+        micro_batch_size: used instead of the configured one after memory ran out. Evaluation batches shrink in the same
+            ratio.
         tell: called with a text when a part of the work begins: loading, each step, each evaluation.
 
     Yields:
         One report per epoch: `epoch` (from 1), `done`, `train_loss` (mean over the epoch, per image or target token),
-        `val_score` (None in protocol "paper"), `val_further` (further metrics by name), `skipped` (examples left out as
-        unreadable), `seconds` and `seconds_eval` (of this epoch), `samples` (images or texts trained on so far),
-        `samples_per_second` (of this epoch), `peak_memory_bytes`. The last has `done` True and `result`, a `Result`.
+            `val_score` (None in protocol "paper"), `val_further` (further metrics by name), `skipped` (examples left
+            out as unreadable), `seconds` and `seconds_eval` (of this epoch), `samples` (images or texts trained on so
+            far), `samples_per_second` (of this epoch), `peak_memory_bytes`. The last report has `done` True and
+            `result`, a `Result`.
 
     Raises:
         TrialError: the loss is not finite, or the combination is not supported.
-        TrainablesError: bad data, or a test split in stage TUNE.
+        TrainablesError: data are bad, or the test split is asked for in stage TUNE.
     """
     started = time.perf_counter()
-    given = trial.train.micro_batch_size or trial.train.global_batch_size
-    if micro_batch_size is not None and trial.contrastive and micro_batch_size < given:
+    configured = trial.train.micro_batch_size or trial.train.global_batch_size
+    if micro_batch_size is not None and trial.contrastive and micro_batch_size < configured:
         raise TrialError(
             f"micro_batch_size {micro_batch_size}: the contrastive loss of adapt = 'both' takes whole batches"
         )
@@ -121,17 +124,19 @@ def run_trial(
         lane.check_model(trial.model, trial.train.base_weights)
 
 
-def _base_model(trial: TrialConfig, warm: dict[str, Any], device: torch.device, world: int) -> tuple[Warm, LoadedModel]:
-    """The lane's cache and the base model; for `train.parallel = "fsdp"` a copy split over the workers."""
+def _base_model(
+    trial: TrialConfig, warm: dict[str, Any], device: torch.device, world: int
+) -> tuple[LaneCache, LoadedModel]:
+    """Return the lane's cache and the base model. For `train.parallel = "fsdp"` it is a copy split over the workers."""
     if world == 1 or trial.train.parallel != "fsdp" or trial.method not in FULL_METHODS:
         if "split" in warm:
             _free(device)
-        lane = Warm(warm, device)
+        lane = LaneCache(warm, device)
         return lane, lane.model(trial.model, trial.train.base_weights)
-    if device.type == "cuda":  # on CPUs other trials' copy is the one that is split
-        Warm(warm, device).drop_model()
+    if device.type == "cuda":  # on CPUs, the copy that other trials share would be split
+        LaneCache(warm, device).drop_model()
     _free(device)
-    lane = Warm(warm.setdefault("split", {}), torch.device("cpu"))  # no accelerator has to hold the model whole
+    lane = LaneCache(warm.setdefault("split", {}), torch.device("cpu"))  # no accelerator has to hold the model whole
     loaded = lane.model(trial.model)
     if loaded.kind != "causal-lm":
         raise TrialError(f"train.parallel 'fsdp' is for language models; {trial.model!r} is of kind {loaded.kind!r}")
@@ -139,7 +144,7 @@ def _base_model(trial: TrialConfig, warm: dict[str, Any], device: torch.device, 
 
 
 def _free(device: torch.device) -> None:
-    """Let go of an earlier trial's shards: FSDP's modules and their hooks hold each other."""
+    """Free an earlier trial's shards, because FSDP's modules and their hooks refer to each other."""
     gc.collect()
     if device.type == "cuda":
         torch.cuda.empty_cache()
@@ -150,9 +155,9 @@ class Run:
     """A trial from its parts to its result.
 
     Attributes:
-        about: what is kept beside the trained weights; None: they are not kept.
+        about: what is kept beside the trained weights; None if they are not kept.
         surroundings: the device, precision and back end that it computes with.
-        started: the clock when the trial was begun.
+        started: the clock when the trial began.
     """
 
     work: Work
@@ -163,7 +168,7 @@ class Run:
     started: float
 
     def go(self) -> Generator[Report, None, None]:
-        """Resume, train, evaluate, report."""
+        """Resume, train, evaluate, and yield the reports."""
         work, trial = self.work, self.work.trial
         if trial.method == NO_TRAINING:
             setup = time.perf_counter() - self.started
@@ -191,7 +196,8 @@ class Run:
             yield report
 
     def report(self, epoch: int, loss: float | None, seconds: float, trainer: Trainer | None = None) -> Report:
-        """Evaluate after an epoch, which trained for `seconds`, and report it; after the last, the selected weights."""
+        """Evaluate after an epoch, which trained for `seconds`, and return its report. After the last epoch, evaluate
+        the selected weights."""
         begun = time.perf_counter()
         count = 0 if trainer is None else trainer.samples_per_epoch
         selected = trainer.settle() if trainer is not None and epoch == self.work.trial.train.epochs else {}
@@ -218,7 +224,8 @@ class Run:
         return is_split(list(self.work.trainables.parameters.values()))
 
     def _agree(self, due: bool) -> bool:
-        """Rank 0's word on whether it is time for a checkpoint; where weights are split, all must take part in one."""
+        """Return rank 0's decision whether it is time for a checkpoint. If weights are split, all workers must take
+        part in one."""
         if not self._split:
             return self.work.rank == 0 and due
         word = torch.tensor([float(due)], device=self.work.device)
@@ -226,18 +233,18 @@ class Run:
         return bool(word)
 
     def _resume(self, trainer: Trainer) -> tuple[list[Report], int]:
-        """Reports of the finished epochs and their number; every worker must find the same checkpoint."""
-        found = load_checkpoint(self.directory, self.work.trial.trial_id)
-        epoch = 0 if found is None else found.epoch
+        """Return the reports of the finished epochs, and their number. Every worker must find the same checkpoint."""
+        checkpoint = load_checkpoint(self.directory, self.work.trial.trial_id)
+        epoch = 0 if checkpoint is None else checkpoint.epoch
         if self.work.world > 1:
             agreed = torch.tensor([epoch, -epoch], device=self.work.device)
             torch.distributed.all_reduce(agreed, op=torch.distributed.ReduceOp.MIN)
             if int(agreed[0]) != -int(agreed[1]):
                 return [], 0  # the folder is not shared by all workers: start over together
-        if found is None:
+        if checkpoint is None:
             return [], 0
-        trainer.load_state(found.tensors)
-        return list(found.history), epoch
+        trainer.load_state(checkpoint.tensors)
+        return list(checkpoint.history), epoch
 
     def _evaluate(self, which: Which) -> Scores | None:
         work = self.work
@@ -252,7 +259,7 @@ class Run:
         return by_loss(scores, work.task.metric)
 
     def finish(self, history: list[Report], setup: float) -> Report:
-        """Make the last report, with the trial's `Result`. In CONFIRM this alone reads the test split."""
+        """Return the last report, with the trial's `Result`. In CONFIRM, this alone reads the test split."""
         work, last = self.work, history[-1]
         seconds_eval = sum(r["seconds_eval"] for r in history)
         test, predicted, skipped = None, Predicted(), last.get("skipped")
@@ -299,7 +306,7 @@ class Run:
         return last | {"done": True, "skipped": skipped, "result": Result(measured, predicted)}
 
     def _keep(self, head: dict[str, nn.Parameter], about: Facts) -> None:
-        """Leave the trained weights in the trial's folder with what it takes to use them, written by rank 0."""
+        """Write the trained weights to the trial's folder, with what is needed to use them. Rank 0 writes them."""
         if self.work.rank > 0:
             gathered(self.work.trainables.parameters)  # with rank 0
             return

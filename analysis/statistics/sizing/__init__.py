@@ -1,8 +1,8 @@
-"""How large a sweep must be, and what it takes.
+"""How many seeds a sweep needs, which differences it can detect, and how much time, memory and money it costs.
 
 Uses `power`, `choice`, `tuning` and `scaling` of the room above.
 
     prospects  the smallest difference that a sweep will detect, before it runs, from one like it
     seeds      seeds needed for a difference, for the next sweep
-    estimates  what a sweep was estimated to take against what it took
+    estimates  the estimated cost of a sweep against its actual cost
 """

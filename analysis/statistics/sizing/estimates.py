@@ -1,6 +1,7 @@
-"""What a sweep was estimated to take against what it took.
+"""The estimated cost of a sweep against its actual cost, in time, memory, disk and money.
 
-The estimate is in the journal (event `estimate`), written when a run starts; the rest is in `trials` and on disk.
+The estimate is in the journal (event `estimate`), written when a run starts. The actual numbers are in the table
+`trials` and on disk.
 """
 
 from __future__ import annotations
@@ -21,20 +22,20 @@ Line = tuple[str, str | None, str, float | None, float | None]
 """Quantity, method, unit, estimated, actual."""
 
 
-def foresight(store: Store) -> pa.Table:
-    """Estimate against actual of the last run that was estimated and finished a trial.
+def estimate_table(store: Store) -> pa.Table:
+    """Return the estimated and the actual cost of the last run that was estimated and has finished a trial.
 
     Columns: quantity ('trials', 'seconds per trial', 'wall time', 'accelerator time', 'cost', 'peak memory', 'disk'),
-    method (null for the sweep), unit, estimated, actual, ratio (actual / estimated). Wall time is null where the run
-    has not finished all that it was estimated to run. The actual seconds hold the set-up of workers; the estimate's
-    do not. Empty where no run was estimated.
+    method (null for the sweep), unit, estimated, actual, ratio (actual / estimated). The actual wall time is null if
+    the run has not finished all trials of the estimate. The actual seconds include the set-up of workers; the estimated
+    ones do not. The table is empty if no run was estimated.
     """
     rows = store.table("trials").to_pylist()
     for event in reversed(store.events("estimate")):
         since = datetime.fromisoformat(event["at"])
-        mine = [r for r in rows if r["started_at"] is not None and r["started_at"] >= since]
-        if mine and event["estimate"]["trials_left"]:
-            lines = _lines(event["estimate"], mine, since, _bytes(store))
+        run_rows = [r for r in rows if r["started_at"] is not None and r["started_at"] >= since]
+        if run_rows and event["estimate"]["trials_left"]:
+            lines = _lines(event["estimate"], run_rows, since, _bytes(store))
             return pa.Table.from_pylist([_row(line) for line in lines], schema=SCHEMA)
     return SCHEMA.empty_table()
 
@@ -43,8 +44,8 @@ def _lines(estimate: dict[str, Any], rows: list[Row], since: datetime, size: int
     hours = sum(r["seconds_total"] or 0.0 for r in rows) / 3600
     each = estimate["accelerators"]
     over = len({r["trial_id"] for r in rows})  # a try after a failure is the same trial
-    whole = over >= estimate["trials_left"]
-    wall = (max(r["ended_at"] for r in rows) - since).total_seconds() if whole else None
+    finished_all = over >= estimate["trials_left"]
+    wall = (max(r["ended_at"] for r in rows) - since).total_seconds() if finished_all else None
     price = estimate["cost"] / estimate["accelerator_hours"] if estimate["cost"] else None
     peak = max((r["peak_memory_bytes"] for r in rows if r["peak_memory_bytes"]), default=None)
     yield "trials", None, "", estimate["trials_left"], over

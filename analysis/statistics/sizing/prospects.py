@@ -21,8 +21,8 @@ from analysis.statistics.examples import unpacked
 from analysis.statistics.inference import OVER_DATASETS, Difference
 from analysis.statistics.looks import Looks
 from analysis.statistics.power import detectable
-from analysis.statistics.runs import by
-from analysis.statistics.scaling import compared, question
+from analysis.statistics.runs import group_by
+from analysis.statistics.scaling import question, rows_with_differences
 from analysis.statistics.tuning import rates
 from analysis.store.store import Store
 from analysis.styles import Place, place_of
@@ -33,14 +33,16 @@ Reruns = tuple[int, int]
 
 @dataclass(frozen=True)
 class Design:
-    """What of a sweep decides which differences it can detect.
+    """The settings of a sweep that decide which differences it can detect.
 
     Attributes:
-        seeds: number of CONFIRM seeds. maximum: the most that are declared; None: none is.
-        rows: number of comparisons of the family that is tested: budgets, data sets and methods.
+        seeds: number of CONFIRM seeds.
+        maximum: declared maximum of seeds; None if none is declared.
+        rows: number of comparisons of the family that is tested, over budgets, data sets and methods.
         means: number of means over these rows that are tested with them, one for each training size.
-        reruns: of the best rates. rates: number of rates tried. examples: number of validation examples. None: as the
-            like sweep has it.
+        reruns: number of best rates that are run again, and of seeds for each; None: as in the pilot.
+        rates: number of rates tried; None: as in the pilot.
+        examples: number of validation examples; None: as in the pilot.
     """
 
     seeds: int
@@ -54,10 +56,10 @@ class Design:
 
 @dataclass(frozen=True)
 class Detectable:
-    """The smallest true differences that are found four times in five; None where that is not known.
+    """The smallest true differences that are found four times in five; None if not known.
 
     Attributes:
-        each: at one budget and data set, the median over those of the like sweep.
+        each: at one budget and data set (the median over those of the pilot).
         mean: in the mean over budgets and data sets.
     """
 
@@ -67,12 +69,14 @@ class Detectable:
 
 @dataclass(frozen=True)
 class _Tuned:
-    """One tuned cell of the like sweep: its expected scores by rate, and what is known of its runs.
+    """One tuned cell of the pilot: its expected scores by rate, and the noise of its runs.
 
     Attributes:
-        expected: (K,) by rate. missed: how far the best of these lies below the best rate.
-        noise: variance of one run's validation score. examples: that it was measured on.
-        flips: variance of the answer to one example between seeds; None where answers are not stored.
+        expected: (K,) expected score of each rate.
+        missed: how far the score at the best possible rate may lie above the best of `expected`.
+        noise: variance of one run's validation score.
+        examples: number of validation examples on which it was measured; None if not known.
+        flips: variance between seeds of the answer to one example; None if answers are not stored.
     """
 
     expected: NDArray[np.float64]
@@ -82,16 +86,19 @@ class _Tuned:
     flips: float | None
 
     def noise_at(self, examples: int | None) -> float:
-        """The variance of one run's score on so many examples: the part that is the examples' own shrinks with them."""
+        """Return the variance of one run's score on this number of examples.
+
+        The part of the variance that comes from single examples falls as their number grows.
+        """
         if examples is None or not self.examples or self.flips is None:
             return self.noise
-        rest = max(0.0, self.noise - self.flips / self.examples)
-        return self.noise * (rest + self.flips / examples) / (rest + self.flips / self.examples)
+        other_noise = max(0.0, self.noise - self.flips / self.examples)
+        return self.noise * (other_noise + self.flips / examples) / (other_noise + self.flips / self.examples)
 
     def added(self, design: Design, reruns: Reruns) -> float:
-        """What the choice of the rate adds to the variance of the cell's score.
+        """Return the variance that the choice of the rate adds to the cell's score.
 
-        What the rates miss of a parabola's top falls with the square of the step between them.
+        What the tried rates miss of a parabola's top falls with the square of the step between them.
         """
         finer = 1.0 if design.rates is None else len(self.expected) / design.rates
         noise = self.noise_at(design.examples)
@@ -99,41 +106,45 @@ class _Tuned:
 
 
 class Pilot:
-    """The results of a sweep, as a pilot of another one.
+    """The results of one sweep, from which the power of another sweep is predicted.
 
     Attributes:
-        examples: number of validation examples of its cells, the fewest; None if not known.
-        seeds: number of its paired seeds, the fewest; 0 if nothing is compared.
-        tells_examples: whether it tells what more validation examples would change.
-        tunes: whether rates were chosen in it.
+        examples: smallest number of validation examples of its cells; None if not known.
+        seeds: smallest number of its paired seeds; 0 if nothing is compared.
+        tells_examples: whether its results show what more validation examples would change.
+        tunes: whether it chose rates.
     """
 
     def __init__(self, store: Store) -> None:
-        asked = question(store)
-        found = [
+        asked_question = question(store)
+        tested_rows = [
             (row, tested)
-            for row, tested in compared(store)
-            if asked.focus in (None, row["method"])
+            for row, tested in rows_with_differences(store)
+            if asked_question.focus in (None, row["method"])
             and row["test"] != OVER_DATASETS
             and tested.testable
             and min(tested.pairs) > 1
             and row["choice_sd"] is not None
         ]
-        self._each = [pair for pair in found if pair[0]["reference"] is not None and pair[0]["dataset"] is not None]
-        self._mean = [pair for pair in found if pair[0]["reference"] is None]
+        self._each = [
+            pair for pair in tested_rows if pair[0]["reference"] is not None and pair[0]["dataset"] is not None
+        ]
+        self._mean = [pair for pair in tested_rows if pair[0]["reference"] is None]
         search = store.stored().get("search") or {}
         self._reruns: Reruns = (search.get("rerun_rates") or 0, search.get("rerun_seeds") or 0)
         self._tuned = _tuned(store)
         self._added: dict[Design, dict[tuple[Place, str], list[float]]] = {}
-        pairs = {row["method"] for row, _ in found} | {row["baseline"] for row, _ in found}
-        mine = [cell for (_, method), cells in self._tuned.items() if method in pairs for cell in cells]
-        self.examples = min((cell.examples for cell in mine if cell.examples), default=None)
+        pairs = {row["method"] for row, _ in tested_rows} | {row["baseline"] for row, _ in tested_rows}
+        tuned_cells = [cell for (_, method), cells in self._tuned.items() if method in pairs for cell in cells]
+        self.examples = min((cell.examples for cell in tuned_cells if cell.examples), default=None)
         self.seeds = min((min(tested.pairs) for _, tested in self._each), default=0)
-        self.tunes = bool(mine)
-        self.tells_examples = bool(mine) and all(cell.flips is not None and cell.examples for cell in mine)
+        self.tunes = bool(tuned_cells)
+        self.tells_examples = bool(tuned_cells) and all(
+            cell.flips is not None and cell.examples for cell in tuned_cells
+        )
 
     def detectable(self, design: Design) -> Detectable:
-        """What a sweep of a design would detect, if its variances are those of this one."""
+        """Return what a sweep of this design would detect, if its variances were those of the pilot."""
         level = Looks((design.seeds,), design.maximum).level
         share = level / 2 if design.means else level
         each = [self._least(row, tested, design, share / design.rows) for row, tested in self._each]
@@ -141,26 +152,31 @@ class Pilot:
         return Detectable(_median(each), _median(mean))
 
     def _least(self, row: Row, tested: Difference, design: Design, alpha: float) -> float | None:
+        """Return the smallest difference that a row of the pilot would detect under a design; None with one seed."""
         if design.seeds < 2:
             return None
-        one = [v * n for v, n in zip(tested.variances, tested.pairs, strict=True)]  # of a mean of one seed
-        then = replace(
+        one_seed_variances = [
+            v * n for v, n in zip(tested.variances, tested.pairs, strict=True)
+        ]  # variances with one seed
+        designed = replace(
             tested,
-            variances=tuple(v / design.seeds for v in one),
-            freedoms=(design.seeds - 1.0,) * len(one),
+            variances=tuple(v / design.seeds for v in one_seed_variances),
+            freedoms=(design.seeds - 1.0,) * len(one_seed_variances),
             added=row["choice_sd"] ** 2 * self._ratio(row, design),
         )
-        return detectable(then, alpha)
+        return detectable(designed, alpha)
 
     def _ratio(self, row: Row, design: Design) -> float:
-        """What the choice adds under a design, as a multiple of what it added here."""
-        mine = [key for key in self._tuned if _is_of(key, row)]
+        """Return the variance that the choice adds under a design, divided by the one that it added in the pilot."""
+        cell_keys = [key for key in self._tuned if _is_of(key, row)]
         as_here = Design(0, None, 0, 0)
-        here, then = (sum(sum(self._all_added(each)[key]) for key in mine) for each in (as_here, design))
-        return then / here if here > 0 else 1.0
+        pilot_sum, design_sum = (
+            sum(sum(self._all_added(each)[key]) for key in cell_keys) for each in (as_here, design)
+        )
+        return design_sum / pilot_sum if pilot_sum > 0 else 1.0
 
     def _all_added(self, design: Design) -> Mapping[tuple[Place, str], list[float]]:
-        key = replace(design, seeds=0, maximum=None, rows=0, means=0)  # which have no part in it
+        key = replace(design, seeds=0, maximum=None, rows=0, means=0)  # these do not change it
         if key not in self._added:
             self._added[key] = {
                 place: [cell.added(key, self._reruns) for cell in cells] for place, cells in self._tuned.items()
@@ -169,42 +185,42 @@ class Pilot:
 
 
 def _median(values: Iterable[float | None]) -> float | None:
-    known = [value for value in values if value is not None]
-    return median(known) if known else None
+    known_values = [value for value in values if value is not None]
+    return median(known_values) if known_values else None
 
 
 def _is_of(key: tuple[Place, str], row: Row) -> bool:
-    """Whether cells of a place and method are in a row of `comparisons`; one over data sets has those of all."""
+    """Return whether the cells of a place and method are part of a row of `comparisons`."""
     (sweep, model, dataset, size), method = key
     same = (sweep, model, size) == (row["sweep"], row["model"], row["train_size"])
     return same and row["dataset"] in (None, dataset) and method in (row["method"], row["baseline"])
 
 
 def _tuned(store: Store) -> dict[tuple[Place, str], list[_Tuned]]:
-    """The tuned cells whose noise is known, by place and method."""
+    """Return the tuned cells whose noise is known, by place and method."""
     noises, flips = run_noises(store), _flips(store)
     cells = {(c["sweep"], c["cell_id"]): c for c in store.table("cells").to_pylist()}
-    found: dict[tuple[Place, str], list[_Tuned]] = defaultdict(list)
+    cells_by_method: dict[tuple[Place, str], list[_Tuned]] = defaultdict(list)
     tried = [row for row in rates(store).to_pylist() if row["mean_val"] is not None]
-    for (sweep, cell_id), points in by(tried, "sweep", "cell_id").items():
+    for (sweep, cell_id), points in group_by(tried, "sweep", "cell_id").items():
         key = (sweep, cell_id)
         if key not in noises or len(points) < 2 or key not in cells:
             continue
         level = np.array([p["mean_val"] for p in points])
         chosen = next((i for i, p in enumerate(points) if p["chosen"]), int(level.argmax()))
-        lost = 0.0  # by the rates, of the best one
+        lost = 0.0  # what the tried rates miss of the best score
         if all(p["hyperparameters"] is None for p in points) and len(points) > 2:
             log_rates = np.log10([p["lr"] for p in points])
             lost = float(missed(log_rates, level))
             level = smoothed(log_rates, level, np.array([float(p["n"]) for p in points]), np.array(chosen))
         examples = cells[key]["val_examples"]
         tuned = _Tuned(level, lost, noises[key], examples, flips.get(key))
-        found[place_of(cells[key]), cells[key]["method"]].append(tuned)
-    return dict(found)
+        cells_by_method[place_of(cells[key]), cells[key]["method"]].append(tuned)
+    return dict(cells_by_method)
 
 
 def _flips(store: Store) -> dict[CellKey, float]:
-    """Cell -> variance between seeds of whether one test example is answered right, the mean over examples."""
+    """Return for each cell the variance between seeds of a test example's answer (right or wrong), over examples."""
     confirmed = {(r["sweep"], r["trial_id"]) for r in store.table("confirmed").to_pylist()}
     answers: dict[CellKey, list[NDArray[np.bool_]]] = defaultdict(list)
     for r in store.table("predictions").to_pylist():

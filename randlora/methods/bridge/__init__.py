@@ -1,11 +1,11 @@
 """The methods of Hugging Face PEFT as methods of this package, called "peft:" and PEFT's name in small letters.
 
-    counts   counts and legal capacities that need more than a product
+    counts   counts and legal capacities that need arithmetic of their own
     kinds    one table: what every type counts, at which capacities, from which seed; and the types that do not fit
     config   a type's configuration, checked by PEFT's own class
-    build    PEFT's layers as adapters: its tuner runs on a tree that has the target weights alone
-    freedom  how many of the counted parameters act, in closed form
+    build    PEFT's layers as adapters: its tuner runs on a tree of the target weights
+    freedom  degrees of freedom in closed form
     entry    a type's entry in the registry
 
-`peft` is imported when a name is first looked up, and never by `import randlora`.
+`peft` is imported when such a name is first looked up, and never by `import randlora`.
 """

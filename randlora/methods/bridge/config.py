@@ -1,4 +1,4 @@
-"""A type's configuration: the fields of PEFT's own that a sweep may set, checked by PEFT's class."""
+"""Make the configuration of a PEFT type: the fields of PEFT's own that a sweep may set, checked by PEFT's class."""
 
 from __future__ import annotations
 
@@ -24,22 +24,23 @@ PLACED = frozenset(
     | {"fan_in_fan_out", "inference_mode", "task_type", "peft_type", "auto_mapping", "base_model_name_or_path"}
     | {"revision", "peft_version", "megatron_core", "qalora_group_size"}
 )
-"""Fields of PEFT's configurations that say where an adapter goes; attaching decides it."""
+"""Fields of PEFT's configurations that say where an adapter goes. Attaching decides that here."""
 _ANY = (5040 * 64, 5040 * 64)
-"""A shape that most capacities are legal on, to ask PEFT about the other fields."""
+"""A shape on which most capacities are legal. It serves to ask PEFT about the other fields."""
 _SIMPLE = (bool, int, float, str, type(None))
+"""Types of the fields that a sweep may set."""
 
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """PEFT warns of what it is asked to do here on purpose."""
+    """Silence warnings in the block: PEFT warns of things that are done here on purpose."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         yield
 
 
 def peft() -> Any:
-    """The package. Raises `AdapterError` where it is not installed, with the command that installs it."""
+    """Return the package `peft`. Raises AdapterError with the command that installs it if it is missing."""
     try:
         with quiet():
             import peft
@@ -49,19 +50,24 @@ def peft() -> Any:
         ) from error
     invariants: Any = check_sparse_tensor_invariants
     if not invariants.is_enabled():
-        invariants.disable()  # as it is; torch warns in SHiRA's forward as long as nobody chose
+        invariants.disable()  # they are off already; torch warns in SHiRA's forward until this is said
     return peft
 
 
 class PeftOptions(AdapterConfig):
-    """Base of the configurations; subclasses are made by `config_class`."""
+    """Base class of the configurations of PEFT's types. `config_class` makes the subclasses.
+
+    Attributes:
+        kind: the type's entry in `kinds`.
+        theirs: PEFT's own configuration class.
+    """
 
     kind: ClassVar[Kind]
     theirs: ClassVar[type[Any]]
 
     def __reduce__(self) -> tuple[Callable[..., PeftOptions], tuple[str, int, dict[str, Any]]]:
-        """Pickled by the method's name: no module has the class by its own."""
-        return _again, (self.method, self.capacity, self.options())
+        """Pickle the method's name, because no module has the class under its own name."""
+        return _unpickled, (self.method, self.capacity, self.options())
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -74,11 +80,14 @@ class PeftOptions(AdapterConfig):
         for name, words in self.words.items():
             value = getattr(self, name)
             if isinstance(value, str) and value not in words:
-                raise ConfigError(f"{self.method}: {name} = {value!r} is none of PEFT's words; {nearest(value, words)}")
-        self.at(self.kind.legal(_ANY, self.capacity, {**self.kind.fixed, **self.options()}))
+                raise ConfigError(
+                    f"{self.method}: {name} = {value!r} is not one of PEFT's words; {nearest(value, words)}"
+                )
+        self.peft_config(self.kind.legal(_ANY, self.capacity, {**self.kind.fixed, **self.options()}))
 
     @classmethod
     def _refuse(cls, options: Mapping[str, Any]) -> None:
+        """Raise ConfigError for strings that PEFT accepts and this package does not."""
         for name, words in cls.kind.refused.items():
             value = options.get(name)
             if isinstance(value, str) and value.startswith(words):
@@ -89,34 +98,42 @@ class PeftOptions(AdapterConfig):
 
     @classmethod
     def from_options(cls, capacity: int, options: Mapping[str, Any]) -> Self:
-        """As the base class; refused words are told what to take instead, what is fixed may be named: folders do."""
+        """Return the configuration with this capacity and these options, as the base class does.
+
+        For strings that are refused, the message says what to use instead. Fixed fields may be given with their fixed
+        value, because saved folders contain them.
+        """
         cls._refuse(options)
-        own = {key: value for key, value in options.items() if (key, value) not in cls.kind.fixed.items()}
-        return super().from_options(capacity, own)
+        free = {key: value for key, value in options.items() if (key, value) not in cls.kind.fixed.items()}
+        return super().from_options(capacity, free)
 
     @property
     def dropout(self) -> float:
-        """The largest of the options called dropout."""
+        """Return the largest option whose name ends in "dropout"."""
         return max((float(v) for k, v in self.options().items() if k.endswith("dropout")), default=0.0)
 
     def own_alpha(self, shapes: Collection[Shape]) -> dict[str, float]:
         if self.kind.alpha is None:
             return {}
-        (name, unit), given = self.kind.alpha, self.options()
-        default = STABILISED_ALPHA if given.get("use_rslora") else unit * self.capacity  # alpha / sqrt(r), or / r
-        return {name: default if given[name] is None else given[name]}
+        (name, unit), values = self.kind.alpha, self.options()
+        default = STABILISED_ALPHA if values.get("use_rslora") else unit * self.capacity  # alpha / sqrt(r), or / r
+        return {name: default if values[name] is None else values[name]}
 
-    def at(self, capacity: int, **more: Any) -> Any:
-        """PEFT's configuration at a capacity, with more of its fields.
+    def peft_config(self, capacity: int, **more: Any) -> Any:
+        """Return PEFT's configuration at a capacity.
+
+        Args:
+            capacity: the value of the capacity field.
+            more: other fields of PEFT's configuration.
 
         Raises:
-            ConfigError: a value that PEFT refuses, in its words.
+            ConfigError: PEFT refuses a value; the message has PEFT's words.
         """
         kind, options = self.kind, self.options()
-        for name, given in self.own_alpha(()).items():
+        for name, alpha in self.own_alpha(()).items():
             stable, rank = options.get("use_rslora"), self.capacity
-            # one scale for all layers, also where their ranks differ
-            options[name] = given * math.sqrt(capacity / rank) if stable else given * capacity / rank
+            # all layers have one scale, even if their ranks differ
+            options[name] = alpha * math.sqrt(capacity / rank) if stable else alpha * capacity / rank
         fields = {**kind.fixed, **options, **more}
         if kind.capacity_field is not None:
             fields[kind.capacity_field] = kind.value(capacity)
@@ -127,39 +144,45 @@ class PeftOptions(AdapterConfig):
             raise ConfigError(f"{self.method}: PEFT refuses this configuration: {error}") from error
 
 
-def _again(method: str, capacity: int, options: Mapping[str, Any]) -> PeftOptions:
-    """The configuration that was pickled."""
+def _unpickled(method: str, capacity: int, options: Mapping[str, Any]) -> PeftOptions:
+    """Return the configuration that was pickled."""
     config = METHODS[method].config.from_options(capacity, options)
     assert isinstance(config, PeftOptions)
     return config
 
 
-def _parts(hint: Any) -> tuple[Any, ...]:
-    """What a field may be: types, and the words of a Literal."""
+def _accepted(hint: Any) -> tuple[Any, ...]:
+    """Return what a field accepts: types, and the strings of a Literal."""
     if typing.get_origin(hint) is Literal:
         return typing.get_args(hint)
     if typing.get_origin(hint) in (typing.Union, types.UnionType):
-        return tuple(part for one in typing.get_args(hint) for part in _parts(one))
+        return tuple(part for member in typing.get_args(hint) for part in _accepted(member))
     return (hint,)
 
 
 def config_class(name: str, kind: Kind, theirs: type[Any]) -> type[PeftOptions]:
-    """The configuration of the type `name`, from PEFT's class for it."""
+    """Return the configuration class of the type `name`.
+
+    Args:
+        name: the method's name, such as "peft:miss".
+        kind: the type's entry in `kinds`.
+        theirs: PEFT's class for the type.
+    """
     capacity = "size" if kind.capacity_field is None else kind.capacity_field
     hints = typing.get_type_hints(theirs)
     words: dict[str, tuple[str, ...]] = {}
     fields: list[Any] = [(capacity, int)] if kind.capacity_field else [(capacity, int, 1)]
     for f in dataclasses.fields(theirs):
         default = kind.defaults.get(f.name, f.default)
-        parts = _parts(hint := hints[f.name])
+        parts = _accepted(hint := hints[f.name])
         ours = f.name in (*PLACED, *kind.fixed, kind.capacity_field, kind.seed)
         if ours or type(default) not in _SIMPLE or not all(p in _SIMPLE or isinstance(p, str) for p in parts):
             continue
         if kind.alpha is not None and f.name == kind.alpha[0]:
             hint, default = float | None, None
-        elif found := tuple(p for p in parts if isinstance(p, str)):
+        elif strings := tuple(p for p in parts if isinstance(p, str)):
             refused = kind.refused.get(f.name, ())
-            words[f.name] = tuple(word for word in found if not word.startswith(refused))
+            words[f.name] = tuple(word for word in strings if not word.startswith(refused))
             hint = typing.Union[tuple(str if isinstance(p, str) else p for p in parts)]  # noqa: UP007
         fields.append((f.name, hint, dataclasses.field(default=default)))
     space = {"method": name, "capacity_field": capacity, "least": kind.least, "words": words, "kind": kind}

@@ -1,7 +1,6 @@
-"""Counts of PEFT's types that depend on options or need arithmetic, the capacities that are legal on a weight, and the
-weights that PEFT refuses at every capacity.
+"""Counts of PEFT's types that depend on options or need arithmetic, and their legal capacities and misfits.
 
-`shape` is (out, in), `options` those of the type with their defaults.
+`shape` is (out, in). `options` are all options of the type. A misfit says why PEFT refuses weights at every capacity.
 """
 
 from __future__ import annotations
@@ -16,27 +15,27 @@ from randlora.methods.method import Misfit
 
 Options = Mapping[str, Any]
 MOST = 1 << 20
-"""Capacities of a weight that are tried at most."""
+"""The largest capacity of a weight that is tried."""
 BANK = 1 << 13
-"""Vectors of a bank that are tried at most."""
+"""The largest number of vectors of a bank that is tried."""
 STEPS = 100_000
-"""Steps of a capacity that is a fraction in PEFT."""
+"""The number of steps of a capacity that is a fraction in PEFT."""
 
 
 @lru_cache(maxsize=4096)
 def divisors(number: int) -> tuple[int, ...]:
-    """All divisors, ascending."""
+    """Return all divisors in ascending order."""
     low = [d for d in range(1, math.isqrt(number) + 1) if number % d == 0]
     return tuple(sorted({*low, *(number // d for d in low)}))
 
 
 def close(choices: tuple[int, ...], capacity: int) -> int:
-    """The choice nearest to the capacity, of two equally near the smaller."""
+    """Return the choice nearest to the capacity. Of two equally near ones it is the smaller."""
     return min(choices, key=lambda choice: abs(choice - capacity))
 
 
 def low_rank(shape: Shape, r: int, options: Options) -> int:
-    """Two thin factors."""
+    """Return the count of two thin factors."""
     return r * sum(shape)
 
 
@@ -75,50 +74,54 @@ def lokr_most(shape: Shape, options: Options) -> int:
 
 
 def vector_length(shapes: Iterable[Shape], options: Options) -> int:
-    """The longest vectors, up to the option, into which every side falls apart."""
+    """Return the length of the vectors: the largest divisor of all sides that is at most the option `vector_length`."""
     most: int = options["vector_length"]
     return max(d for d in divisors(math.gcd(*(side for shape in shapes for side in shape))) if d <= most)
 
 
 def bank(shapes: Mapping[str, Shape], vectors: int, options: Options) -> int:
-    """The bank, and a logit for each of its vectors in every piece of every factor."""
+    """Return the count of a bank of vectors, and of a logit for each of them in every piece of every factor."""
     length = vector_length(shapes.values(), options)
     return vectors * (length + int(options["r"]) * sum(map(sum, shapes.values())) // length)
 
 
 def bank_most(shape: Shape, options: Options) -> int:
-    """A vector for every piece of the factors."""
+    """Return the number of pieces of the factors, as the largest useful number of vectors."""
     return min(BANK, int(options["r"]) * sum(shape) // vector_length([shape], options))
 
 
 def lily(shapes: Mapping[str, Shape], r: int, options: Options) -> int:
-    """An A for `stride_A` layers of a group, `num_B` B for the group, and a router for each layer."""
+    """Return the count of Lily: an A for `stride_A` layers of a group, `num_B` B for the group, and a router for each
+    layer."""
     stride, heads = int(options["stride_A"]), int(options["num_B"])
     groups: dict[tuple[str, Shape], int] = {}
     for name, shape in shapes.items():
-        key = tail(name.removesuffix(".weight")), shape
+        key = layer_kind(name.removesuffix(".weight")), shape
         groups[key] = groups.get(key, 0) + 1
     return r * sum(-(-n // stride) * i + heads * o + n * heads for (_, (o, i)), n in groups.items())
 
 
-def tail(module: str) -> str:
-    """What layers of one kind are called: the name after the last number in it ("layers.3.mlp.up": "mlp.up")."""
+def layer_kind(module: str) -> str:
+    """Return the name of a kind of layers: what follows the last number in a module's name ("layers.3.mlp.up":
+    "mlp.up")."""
     parts = module.split(".")
     numbers = [i for i, part in enumerate(parts[:-1]) if part.isdigit()]
     return ".".join(parts[numbers[-1] + 1 :]) if numbers else module
 
 
-def alone(together: Callable[[Mapping[str, Shape], int, Options], int]) -> Callable[[Shape, int, Options], int]:
-    """Of one weight, whose trainables no other shares."""
+def of_one_weight(together: Callable[[Mapping[str, Shape], int, Options], int]) -> Callable[[Shape, int, Options], int]:
+    """Return the count of one weight that shares its trainables with no other, from the count of all weights
+    together."""
     return lambda shape, capacity, options: together({"": shape}, capacity, options)
 
 
 def entries(shape: Shape, options: Options) -> int:
+    """Return the number of a weight's entries, at most `MOST`."""
     return min(MOST, shape[0] * shape[1])
 
 
-def within(most: Callable[[Shape, Options], int]) -> Callable[[Shape, int, Options], int]:
-    """Legal are all capacities up to the largest."""
+def up_to(most: Callable[[Shape, Options], int]) -> Callable[[Shape, int, Options], int]:
+    """Return the legal capacity of a type that accepts all capacities up to the largest."""
     return lambda shape, capacity, options: min(capacity, most(shape, options))
 
 
@@ -127,14 +130,16 @@ def supra(shape: Shape, step: int, options: Options) -> int:
 
 
 def supra_legal(shape: Shape, step: int, options: Options) -> int:
+    """Return the nearest step at which at least one entry trains."""
     size = shape[0] * shape[1]
-    step = max(step, STEPS // size)  # below, not one entry trains
+    step = max(step, STEPS // size)  # at fewer steps no entry trains
     while int(size * (1 - sparsity(step))) < 1:
         step += 1
     return step
 
 
 def sparsity(step: int) -> float:
+    """Return the sparsity at a step."""
     return 1 - step / STEPS
 
 
@@ -158,21 +163,31 @@ def shira_most(shape: Shape, options: Options) -> int:
 
 
 def narrow(shape: Shape, options: Options) -> int:
+    """Return the smaller side."""
     return min(shape)
 
 
 def width(shape: Shape, options: Options) -> int:
+    """Return the number of inputs."""
     return shape[1]
 
 
 def _undivided(
     option: str, size: int, sides: Mapping[str, tuple[int, ...]], shapes: Mapping[str, Shape], step: int = 1
 ) -> Misfit | None:
-    """The misfit of the first weight with a side that `size` does not divide; the remedy is a multiple of `step`."""
-    for name, own in sides.items():
-        for side in own:
+    """Return the misfit of the first weight with a side that `size` does not divide; None if there is none.
+
+    Args:
+        option: the option's name.
+        size: its value.
+        sides: weight name -> the sides that must be divisible.
+        shapes: weight name -> (out, in).
+        step: the remedy is a multiple of it.
+    """
+    for name, weight_sides in sides.items():
+        for side in weight_sides:
             if side % size:
-                common = math.gcd(*(each for given in sides.values() for each in given))
+                common = math.gcd(*(common_side for all_sides in sides.values() for common_side in all_sides))
                 fitting = tuple(d for d in divisors(common) if d % step == 0)
                 remedy = f"{option} = {close(fitting, size)}" if fitting else "targets without such weights"
                 shape = "x".join(map(str, shapes[name]))
@@ -181,6 +196,7 @@ def _undivided(
 
 
 def _outs(shapes: Mapping[str, Shape]) -> dict[str, tuple[int, ...]]:
+    """Return the number of outputs of every weight, as its only side."""
     return {name: shape[:1] for name, shape in shapes.items()}
 
 
@@ -199,7 +215,8 @@ def road_misfit(shapes: Mapping[str, Shape], options: Options) -> Misfit | None:
 
 
 def frod_misfit(shapes: Mapping[str, Shape], options: Options) -> Misfit | None:
-    """FRoD decomposes all layers of one category together, which needs one number of inputs."""
+    """Return the misfit of layers of one category that differ in their inputs, because FRoD decomposes them
+    together."""
     first: dict[str, str] = {}
     for name, shape in shapes.items():
         other = first.setdefault(frod_category(name), name)
@@ -213,7 +230,8 @@ def frod_misfit(shapes: Mapping[str, Shape], options: Options) -> Misfit | None:
 
 
 def frod_category(weight: str) -> str:
-    """What FRoD calls layers with one role: the last two parts of a module's name, or one after a number."""
+    """Return FRoD's name for layers of one role: the last two parts of a module's name, or the last one after a
+    number."""
     parts = weight.removesuffix(".weight").split(".")
     if len(parts) == 1 or parts[-2].isdigit():
         return parts[-1]

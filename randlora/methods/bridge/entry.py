@@ -1,4 +1,4 @@
-"""A type of PEFT as an entry of the registry."""
+"""Make the registry's entry of a PEFT type."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ from randlora.methods.method import Method
 
 @cache
 def entry(name: str) -> Method:
-    """The method called `name`, such as "peft:miss".
+    """Return the method of this name, such as "peft:miss".
 
     Raises:
-        AdapterError: `peft` is not installed, or is too old for the type.
-        UnknownMethodError: no such type, or one that does not fit.
+        AdapterError: `peft` is not installed, or it is too old for the type.
+        UnknownMethodError: PEFT has no such type, or the type does not fit here.
     """
     kind, short = kind_of(name), name.removeprefix(PREFIX)
-    theirs = peft().mapping.PEFT_TYPE_TO_CONFIG_MAPPING
-    if short.upper() not in theirs:
+    peft_configs = peft().mapping.PEFT_TYPE_TO_CONFIG_MAPPING
+    if short.upper() not in peft_configs:
         raise AdapterError(f"{name} needs a newer peft than {peft().__version__}: pip install -U peft")
-    config = config_class(name, kind, theirs[short.upper()])
+    config = config_class(name, kind, peft_configs[short.upper()])
     defaults = {**config.option_defaults(), **kind.fixed}
 
     def count(shape: Shape, capacity: int, **options: Any) -> int:

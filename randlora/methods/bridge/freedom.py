@@ -1,7 +1,9 @@
-"""Degrees of freedom of PEFT's types in closed form, at a point in general position; of the others they are measured.
+"""Degrees of freedom of PEFT's types in closed form, at a point in general position. Those of other types are measured.
 
-Two pairs of trainables that make the same update count once. A formula is of a type's own options: it answers None for
-those that change what trains. `tests/randlora/adapted/test_freedom.py` holds each against the rank of the Jacobian.
+Two values of the trainables that make the same update count once. A formula holds for a type's own options: it returns
+None for options that change what trains. `tests/randlora/adapted/test_freedom.py` compares each formula with the rank
+of
+the Jacobian.
 """
 
 from __future__ import annotations
@@ -21,22 +23,25 @@ Freedom = Callable[[Shape, int, Options], int | None]
 
 
 def _counted(name: str, **needed: Any) -> Freedom:
-    """Everything that is counted acts, with these options."""
+    """Return the formula of a type in which every counted parameter acts, with these options."""
     return lambda shape, capacity, options: (
         KINDS[name].count(shape, capacity, options) if _has(options, needed) else None
     )
 
 
 def _low_rank(**needed: Any) -> Freedom:
+    """Return the formula of a type whose update is a matrix of rank r, with these options."""
     return lambda shape, r, options: low_rank(shape, r) if _has(options, needed) else None
 
 
 def _has(options: Options, needed: Mapping[str, Any]) -> bool:
+    """Return whether the options have the needed values."""
     return all(options[key] == value for key, value in needed.items())
 
 
 def _loha(shape: Shape, r: int, options: Options) -> int:
-    """Of an entrywise product rows and columns of one factor times c and of the other over c are the same."""
+    """Return LoHa's. In an entrywise product, factors times c and over c, row by row or column by column, are
+    the same."""
     return 2 * low_rank(shape, r) - sum(shape) + 1
 
 
@@ -45,13 +50,14 @@ def _glora(shape: Shape, r: int, options: Options) -> int | None:
 
 
 def _rotation(shape: Shape, size: int) -> int:
-    """Rotations of `size` dimensions, without those that leave a weight of fewer rows as it is."""
+    """Return the degrees of freedom of rotations of `size` dimensions that change a weight with this many rows."""
     rows = min(shape[0], size)
     return rows * size - rows * (rows + 1) // 2
 
 
 def _hra(shape: Shape, r: int, options: Options) -> int | None:
-    """Reflections, each by a unit vector; their product is a rotation. More of them than `in` are no more rotations."""
+    """Return HRA's: reflections by unit vectors, whose product is a rotation. More than `in` of them add no
+    rotations."""
     if options.get("apply_GS"):
         return None
     r = min(r, shape[1])
@@ -59,30 +65,34 @@ def _hra(shape: Shape, r: int, options: Options) -> int | None:
 
 
 def _boft(shape: Shape, block: int, options: Options) -> int:
-    """A whole matrix is stored of each rotation, whose skew part acts; and a scale of each row."""
+    """Return BOFT's: of each stored matrix only the skew part acts, which makes a rotation. Each row also has a
+    scale."""
     return shape[1] // block * _rotation(shape, block) + shape[0]
 
 
 def _fourier(shape: Shape, n: int, options: Options) -> int:
-    """The expected number: the real part of a wave is that of its conjugate, which may be drawn too."""
+    """Return FourierFT's expected number: a wave and its conjugate, which may both be drawn, have the same real
+    part."""
     return n - round(n * (n - 1) / (2 * max(1, entries(shape, options) - 1)))
 
 
 def _psoft(shape: Shape, r: int, options: Options) -> int | None:
-    """Its two scales share a factor."""
-    whole = options["psoft_orth"] and options["psoft_mag_a"] and options["psoft_mag_b"]
-    return r * (r - 1) // 2 + 2 * r - 1 if whole else None
+    """Return PSOFT's. Its two scales share a factor."""
+    full = options["psoft_orth"] and options["psoft_mag_a"] and options["psoft_mag_b"]
+    return r * (r - 1) // 2 + 2 * r - 1 if full else None
 
 
 def _osf(shape: Shape, e: int, options: Options) -> int:
-    """Of a matrix of rank m - e. PEFT projects gradients, and AdamW, which scales each entry, leaves that space."""
+    """Return OSF's: those of a matrix of rank m - e. PEFT projects gradients, but AdamW's scaling leaves that space."""
     return low_rank(shape, min(shape) - e)
 
 
 @lru_cache(maxsize=1024)
 def _active(out: int, width: int) -> float:
-    """The expected number of independent entries of a ReLU's row, min(out, n): of `width` entries n are positive, each
-    with a probability of one half."""
+    """Return the expected number of independent entries of a ReLU's row, min(out, n).
+
+    Each of the `width` entries is positive with probability one half, and n are positive.
+    """
     if width <= out:
         return width / 2
     logs = (math.lgamma(width + 1) - math.lgamma(n + 1) - math.lgamma(width - n + 1) for n in range(width + 1))
@@ -90,8 +100,10 @@ def _active(out: int, width: int) -> float:
 
 
 def _peanut(shape: Shape, r: int, options: Options) -> int | None:
-    """The expected number. A row of A acts through the entries of its ReLU that are positive, and its scale is that of
-    a column of B."""
+    """Return PEANuT's expected number.
+
+    A row of A acts through the positive entries of its ReLU. Its scale is also that of a column of B.
+    """
     if options["depth"] or options["act_fn"] != "relu":
         return None
     return min(round(r * (shape[0] + _active(*shape) - 1)), low_rank(shape, r))
@@ -102,7 +114,7 @@ def _supertuning(shape: Shape, step: int, options: Options) -> int | None:
 
 
 def _adamss(shape: Shape, r: int, options: Options) -> int:
-    """Of every cluster a column times a row."""
+    """Return AdaMSS's: for every cluster, a column times a row."""
     return min(int(options["num_subspaces"]), shape[0]) * (r - 1) + shape[0]
 
 
@@ -130,7 +142,7 @@ FREEDOM: dict[str, Freedom] = {
     "osf": _osf,
     "randlora": lambda shape, r, options: randlora_freedom(shape, r),
     "vera": lambda shape, r, options: shape[0] + r - 1,
-    "pvera": lambda shape, r, options: shape[0] + r - 1,  # the variances draw noise
+    "pvera": lambda shape, r, options: shape[0] + r - 1,  # the variances only scale random noise
     "tinylora": lambda shape, u, options: min(u, options["r"] ** 2),
     "road": lambda shape, variant, options: min(variant, 2) * shape[0],
     "beft": _counted("beft"),
@@ -142,13 +154,15 @@ FREEDOM: dict[str, Freedom] = {
 
 
 def _bank(shapes: Mapping[str, Shape], vectors: int, options: Options) -> int:
-    """At most: the bank, and the weights of the chosen vectors of each piece, which add up to 1."""
+    """Return an upper bound for a bank: its vectors, and the weights of each piece's chosen vectors, which add
+    up to 1."""
     length = vector_length(shapes.values(), options)
     pieces = bank(shapes, vectors, options) // vectors - length
     return vectors * length + pieces * (int(options["topk"]) - 1)
 
 
 TOGETHER: dict[str, Callable[[Mapping[str, Shape], int, Options], int]] = {"vblora": _bank}
-"""The most that all weights have together."""
+"""Type -> function that returns the most degrees of freedom that all weights have together."""
 AT_MOST = {"randlora": ("sparse", "very_sparse")}
-"""Options with which a formula is a bound: a column of A that is zero in all its rows leaves a gamma dead."""
+"""Type -> options with which its formula is an upper bound. A column of A that is zero in all rows leaves a
+gamma dead."""

@@ -1,7 +1,8 @@
-"""What is known of every adapter type of PEFT: its capacity, its count in closed form, its seed, its published rate.
+"""What is known of every adapter type of PEFT: its capacity, its count, its seed, its published learning rate.
 
-Counts are those of PEFT 0.21 on an `nn.Linear` of (out, in); `tests/randlora/methods/test_bridge.py` builds every one.
-Rates are those of PEFT's own comparison (method_comparison/MetaMathQA of its repository), whose default is 1e-4.
+Counts are those of PEFT 0.21 on an `nn.Linear` of (out, in); `tests/randlora/methods/test_bridge.py` builds every type.
+Learning rates are those of PEFT's own comparison (method_comparison/MetaMathQA of its repository), whose default is
+1e-4.
 """
 
 from __future__ import annotations
@@ -26,38 +27,39 @@ class Kind:
     """One adapter type of PEFT.
 
     Attributes:
-        title: as PEFT's documentation spells it.
-        capacity_field: of PEFT's configuration that the capacity sets; None where the type has one size.
-        count: trainable parameters of one weight at a legal capacity.
-        together: those of all weights by name, where weights share trainables; they then have one capacity.
-        most: the largest capacity worth trying on one weight.
-        reach: makes the largest for a model of those of its weights.
-        least: the smallest.
-        open_ended: whether parameters beyond `most` act too, so that only cost sets it.
-        legal: the nearest capacity that PEFT takes on a weight, of those that it does.
-        misfit: why PEFT cannot adapt weights of these shapes, by name, at any capacity; None if it can.
-        value: what PEFT's field is at a capacity.
-        read: the capacity at a value of PEFT's field.
-        alpha: the field that PEFT divides by the rank, and what it is a unit of rank (the quotient of PEFT's defaults).
-        seed: the field that draws what is frozen; None: nothing random is frozen.
-        start: whether W0 + delta is W0 at the start, by default: to the bit, to rounding, or not.
-        defaults: options whose default is not PEFT's, so that training starts from the base model.
-        settled: fields that depend on the shapes of all weights.
-        by_tail: whether layers of one kind share trainables; PEFT tells kinds by the names that it is given.
-        fixed: fields that are set here, because they would change the count or what trains.
-        sizes: options that have a part in the count -> the least that they may be.
-        refused: option -> words that PEFT takes and this package does not, since they write into the base weights or
-            need data.
+        title: its name as PEFT's documentation spells it.
+        capacity_field: the field of PEFT's configuration that the capacity sets; None if the type has one size.
+        count: returns the number of trainable parameters of one weight at a legal capacity.
+        together: returns that number for all weights by name, if weights share trainables. They then have one capacity.
+        most: returns the largest useful capacity on one weight.
+        reach: returns the largest useful capacity of a model, from those of its weights.
+        least: the smallest capacity.
+        open_ended: whether parameters beyond `most` act too, so that only their cost limits the capacity.
+        legal: returns the nearest capacity that PEFT accepts on a weight.
+        misfit: returns why PEFT cannot adapt weights of these shapes at any capacity; None if it can.
+        value: returns the value of PEFT's field at a capacity.
+        read: returns the capacity for a value of PEFT's field.
+        alpha: the field that PEFT divides by the rank, and its value per unit of rank (the quotient of PEFT's
+            defaults).
+        seed: the field with the seed of frozen random tensors; None if there are none.
+        start: whether W0 + delta is W0 at the start, with default options: bit for bit, up to rounding, or not.
+        defaults: options whose default differs from PEFT's, so that training starts from the base model.
+        settled: returns fields that depend on the shapes of all weights.
+        by_tail: whether layers of one kind share trainables. PEFT tells kinds by the names that it is given.
+        fixed: fields that have a fixed value here, because they would change the count or what trains.
+        sizes: option that changes the count -> its smallest value.
+        refused: option -> strings that PEFT accepts and this package does not, because they write into the base weights
+            or need data.
         matrix: whether the update is a matrix, so that weights that are read and not called can be adapted.
-        bias_too: whether the layer's bias is changed as well.
-        bias_column: whether PEFT takes the bias for a column of the weight, and decomposes both.
-        pooled: whether one vector for the whole model is what trains; its length is the sum of all capacities.
+        bias_too: whether the layer's bias is changed too.
+        bias_column: whether PEFT adds the bias to the weight as a column, and decomposes both.
+        pooled: whether one vector for the whole model is trained. Its length is the sum of all capacities.
         derived: whether frozen tensors are made from W0 (a decomposition), so that a checkpoint keeps them.
         mixes_rows: whether a row's update depends on the rest of its batch.
-        draws: whether a training forward draws random numbers even without dropout.
+        draws: whether a forward in training draws random numbers even without dropout.
         conv1d: whether PEFT adapts transformers' Conv1D too, so that an adapter on one can be exported.
-        meta: whether PEFT builds it without weights.
-        rate, source: the centre of a search.
+        meta: whether PEFT builds the type without values of the weights.
+        rate, source: the learning rate on which a search is centred, and where it was published.
     """
 
     title: str
@@ -101,7 +103,7 @@ class Kind:
         return None if self.matrix else "makes an update that is no matrix"
 
     def __reduce__(self) -> tuple[Callable[[str], Kind], tuple[str]]:
-        """Pickled by name: most fields are functions that no module has by theirs."""
+        """Pickle the name, because most fields are functions that no module has under their own name."""
         return kind_of, (next(name for name, kind in KINDS.items() if kind is self),)
 
 
@@ -118,7 +120,7 @@ KINDS: dict[str, Kind] = {
         count=counts.lora,
         alpha=("lora_alpha", 1.0),
         refused={"init_lora_weights": _WRITES_BASE},
-        # its bias is no change of the weight
+        # a change of the bias is not a change of the weight
         fixed={"use_qalora": False, "ensure_weight_tying": False, "lora_bias": False},
         conv1d=True,
     ),
@@ -215,7 +217,7 @@ KINDS: dict[str, Kind] = {
         capacity_field="n_frequency",
         count=lambda shape, n, options: n,
         most=counts.entries,
-        legal=counts.within(counts.entries),
+        legal=counts.up_to(counts.entries),
         seed="random_loc_seed",
         defaults={"init_weights": True},
         conv1d=True,
@@ -225,7 +227,7 @@ KINDS: dict[str, Kind] = {
         capacity_field="n_frequency",
         count=lambda shape, n, options: n,
         most=counts.entries,
-        legal=counts.within(counts.entries),
+        legal=counts.up_to(counts.entries),
         fixed={"proportional_parameters": False},
         seed="random_loc_seed",
         conv1d=True,
@@ -234,7 +236,7 @@ KINDS: dict[str, Kind] = {
         title="SHiRA",
         count=counts.low_rank,
         most=counts.shira_most,
-        legal=counts.within(counts.shira_most),
+        legal=counts.up_to(counts.shira_most),
         seed="random_seed",
         meta=False,
         **_rate(3e-4, "shira/llama-3.2-3B-lr_0.0003-random_seed_42"),
@@ -269,7 +271,7 @@ KINDS: dict[str, Kind] = {
     "psoft": Kind(
         title="PSOFT",
         count=counts.psoft,
-        legal=counts.within(counts.narrow),
+        legal=counts.up_to(counts.narrow),
         alpha=("psoft_alpha", 1.0),
         seed="random_seed",
         derived=True,
@@ -374,8 +376,8 @@ KINDS: dict[str, Kind] = {
     "adamss": Kind(
         title="AdaMSS",
         count=lambda shape, r, options: min(options["num_subspaces"], shape[0]) * r + shape[0],
-        legal=counts.within(counts.narrow),
-        # clusters of more than one direction would count by how many rows each has, so by the weight's values
+        legal=counts.up_to(counts.narrow),
+        # with more directions per cluster the count would depend on each cluster's rows, and so on the weight's values
         fixed={"subspace_rank": 1, "use_dynamic_rank": False, "use_asa": False},
         sizes={"num_subspaces": 1},
         seed="random_seed",
@@ -387,7 +389,7 @@ KINDS: dict[str, Kind] = {
     "vblora": Kind(
         title="VB-LoRA",
         capacity_field="num_vectors",
-        count=counts.alone(counts.bank),
+        count=counts.of_one_weight(counts.bank),
         together=counts.bank,
         most=counts.bank_most,
         reach=lambda most: min(counts.BANK, sum(most)),
@@ -402,7 +404,7 @@ KINDS: dict[str, Kind] = {
     ),
     "lily": Kind(
         title="Lily",
-        count=counts.alone(counts.lily),
+        count=counts.of_one_weight(counts.lily),
         together=counts.lily,
         by_tail=True,
         sizes={"stride_A": 1, "num_B": 2},
@@ -426,14 +428,14 @@ UNFIT: dict[str, str] = {
     "poly": "shares LoRAs between tasks, and a trial has one; take peft:lora",
     "adalora": "trains more than its budget until its schedule has cut it down; take adalora, which fills the budget",
 }
-"""PEFT's other types, with the reason."""
+"""PEFT's type that does not fit here -> the reason."""
 
 
 def kind_of(name: str) -> Kind:
-    """The type called `name`, as in "peft:miss".
+    """Return the type of this name, such as "peft:miss".
 
     Raises:
-        UnknownMethodError: a type that PEFT lacks, or that does not fit here, with the reason.
+        UnknownMethodError: PEFT lacks the type, or it does not fit here; the message has the reason.
     """
     short = name.removeprefix(PREFIX)
     if short in UNFIT:

@@ -20,13 +20,21 @@ from randlora.adapter import Adapter, AdapterConfig, AlphaScale, Request, check_
 from randlora.arithmetic.bases import Draw
 from randlora.arithmetic.contract import compute_dtype
 from randlora.errors import AdapterError
-from randlora.methods.factored import drawn, lora_start
+from randlora.methods.factored import drawn_start, lora_start
 from randlora.methods.method import Method
 
 
 @dataclass(frozen=True)
 class HydraLoraConfig(AlphaScale, AdapterConfig):
-    """`r`: rank of A and of every head; `heads`: how many B there are."""
+    """Configuration of HydraLoRA (arXiv 2404.19245).
+
+    Attributes:
+        r: rank of A and of every head.
+        heads: the number of B.
+        alpha: alpha / r is the scale of the delta; None: 1 at every rank. A rule such as "2r" is a scale of 2 at every
+            rank.
+        dropout: probability of dropout on the adapter's input.
+    """
 
     method: ClassVar[str] = "hydralora"
 
@@ -41,7 +49,8 @@ class HydraLoraConfig(AlphaScale, AdapterConfig):
 
 
 class HydraLora(Adapter):
-    """A transposed (in x r), the heads side by side (out x heads r), and the router (heads x in)."""
+    """HydraLoRA of one weight: A transposed (in x r), the heads side by side (out x heads r), and the router (heads x
+    in)."""
 
     def __init__(self, name: str, config: HydraLoraConfig, request: Request) -> None:
         super().__init__(request.shapes[name], config.dropout)
@@ -50,7 +59,7 @@ class HydraLora(Adapter):
         router = Draw(self.heads, width, std=(3.0 * width) ** -0.5)
         self.a = trainable(lora_start(name, r, request), request, device)
         self.b = trainable(torch.zeros(out, self.heads * r), request, device)
-        self.router = trainable(drawn(name, "router", request, router), request, device)
+        self.router = trainable(drawn_start(name, "router", request, router), request, device)
 
     def delta(self, base: Tensor) -> Tensor:
         raise AdapterError(

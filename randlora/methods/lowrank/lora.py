@@ -22,10 +22,10 @@ from torch.nn.functional import linear
 
 from randlora.adapter import RankConfig, Request, Shape, check_positive, each_weight, trainable
 from randlora.arithmetic.contract import (
+    autocast_off,
     low_rank_beside,
     low_rank_linear,
     low_rank_weight,
-    plain,
     prefers_matrix,
 )
 from randlora.errors import ConfigError
@@ -37,7 +37,15 @@ STABILISED_ALPHA = 4.0
 
 @dataclass(frozen=True)
 class LoraConfig(RankConfig):
-    """`r`: rank of the update. Packed weights cannot take `dropout`."""
+    """Configuration of LoRA (arXiv 2106.09685).
+
+    Attributes:
+        r: rank of the update.
+        alpha: alpha / r is the scale of the delta; None: 1 at every rank. With `rank_stabilised` the scale is alpha /
+            sqrt(r), and None means 4. A rule such as "2r" is a scale of 2 at every rank.
+        dropout: probability of dropout on the adapter's input. Packed weights cannot have it.
+        rank_stabilised: whether the scale is alpha / sqrt(r) (arXiv 2312.03732).
+    """
 
     method: ClassVar[str] = "lora"
 
@@ -52,7 +60,7 @@ class LoraConfig(RankConfig):
 
     @property
     def scale(self) -> float:
-        """The factor of B A, one number for all layers of a model."""
+        """Return the factor of B A. It is one number for all layers of a model."""
         if self.rank_stabilised and not isinstance(self.alpha, str):
             return (STABILISED_ALPHA if self.alpha is None else self.alpha) / math.sqrt(self.r)
         return super().scale
@@ -60,7 +68,15 @@ class LoraConfig(RankConfig):
 
 @dataclass(frozen=True)
 class LoraPlusConfig(RankConfig):
-    """`r`: rank of the update. `ratio`: the rate of B divided by the rate of A, which is the sweep's."""
+    """Configuration of LoRA+ (arXiv 2402.12354).
+
+    Attributes:
+        r: rank of the update.
+        alpha: alpha / r is the scale of the delta; None: 1 at every rank. A rule such as "2r" is a scale of 2 at every
+            rank.
+        dropout: probability of dropout on the adapter's input. Packed weights cannot have it.
+        ratio: the learning rate of B divided by that of A. A sweep's learning rate is that of A.
+    """
 
     method: ClassVar[str] = "lora-plus"
 
@@ -73,18 +89,26 @@ class LoraPlusConfig(RankConfig):
 
 @dataclass(frozen=True)
 class DoraConfig(LoraConfig):
-    """As `LoraConfig`; a trained magnitude per output row comes on top."""
+    """Configuration of DoRA (arXiv 2402.09353), which also trains a magnitude per output row.
+
+    Attributes:
+        r: rank of the update.
+        alpha: alpha / r is the scale of the delta; None: 1 at every rank. With `rank_stabilised` the scale is alpha /
+            sqrt(r), and None means 4. A rule such as "2r" is a scale of 2 at every rank.
+        dropout: probability of dropout on the adapter's input. Packed weights cannot have it.
+        rank_stabilised: whether the scale is alpha / sqrt(r) (arXiv 2312.03732).
+    """
 
     method: ClassVar[str] = "dora"
 
 
 def lora_count(shape: Shape, capacity: int, **options: Any) -> int:
-    """r (out + in)."""
+    """Return r (out + in)."""
     return capacity * (shape[0] + shape[1])
 
 
 class Lora(Factored):
-    """scale * B A, as A transposed (in x r) and B (out x r).
+    """LoRA of one weight: A transposed (in x r) and B (out x r).
 
     A weight's start depends on its name and the seed, not on the other targets.
     """
@@ -104,7 +128,7 @@ class Lora(Factored):
 
 
 class LoraPlus(Lora):
-    """LoRA whose B has a learning rate different from A's."""
+    """LoRA in which B has another learning rate than A."""
 
     def __init__(self, name: str, config: LoraPlusConfig, request: Request) -> None:
         super().__init__(name, config, request)
@@ -112,12 +136,14 @@ class LoraPlus(Lora):
 
 
 def _row_norms(weight: Tensor) -> Tensor:
+    """Return the norms of the rows (out)."""
     norms: Tensor = torch.linalg.vector_norm(weight, dim=1)
     return norms.clamp_min(torch.finfo(norms.dtype).tiny)  # a row of zeros is divided by it
 
 
 class Dora(Lora):
-    """A trained magnitude times the normalised LoRA weight; `factors` are those of its direction."""
+    """DoRA of one weight: a trained magnitude times the normalised LoRA weight. `factors` are those of its
+    direction."""
 
     def __init__(self, name: str, config: DoraConfig, request: Request) -> None:
         super().__init__(name, config, request)
@@ -125,21 +151,21 @@ class Dora(Lora):
         self.magnitude = trainable(self.norms(base).detach(), request, base.device)
 
     def norms(self, base: Tensor) -> Tensor:
-        """Row norms of W0 + scale * B A (out), constants for autograd."""
-        with torch.no_grad(), plain(base.device):  # in bf16 they would rescale every row by its rounding
+        """Return the row norms (out) of W0 + scale * B A. Autograd treats them as constants."""
+        with torch.no_grad(), autocast_off(base.device):  # in bf16 the rounding of a norm would rescale its row
             return _row_norms(low_rank_weight(base.to(self.a.dtype), self.a, self.b, self.scale))
 
     def factor(self, base: Tensor) -> Tensor:
-        """What every output row is multiplied by (out), about 1, in float32: bf16's steps there are 0.4 % and more."""
+        """Return the factor (out), about 1, of every output row, in float32: bf16's steps there are 0.4 % and more."""
         return self.magnitude / self.norms(base)
 
     def _rescaled(self, y: Tensor, base: Tensor, bias: Tensor | None) -> Tensor:
-        """y (..., out) times the factor, plus the bias, rounded once to the type of y."""
+        """Return y (..., out) times the factor, plus the bias, rounded once to the type of y."""
         scaled = y * self.factor(base)
         return (scaled if bias is None else scaled + bias).to(y.dtype)
 
     def weight(self, base: Tensor) -> Tensor:
-        with plain(base.device):
+        with autocast_off(base.device):
             direction = low_rank_weight(base.to(self.a.dtype), self.a, self.b, self.scale)
             norms = _row_norms(direction.detach())
         scaled: Tensor = direction * (self.magnitude / norms).unsqueeze(1)
@@ -152,7 +178,7 @@ class Dora(Lora):
     def linear(self, x: Tensor, base: Tensor, bias: Tensor | None) -> Tensor:
         if self.merges(x, base, self.a):
             return linear(x, self.weight(base), bias)
-        # dropout falls on the low-rank part alone
+        # dropout acts on the low-rank part alone
         y = low_rank_linear((x, self.drop(x)), base, None, (self.a, self.b), self.scale)
         return self._rescaled(y, base, bias)
 

@@ -27,14 +27,27 @@ from randlora.methods.method import Method, full_rank
 
 @dataclass(frozen=True)
 class LoraXsConfig(RankConfig):
-    """`r`: side of the trained square matrix; at most min(out, in) of a weight is used."""
+    """Configuration of LoRA-XS (arXiv 2405.17604).
+
+    Attributes:
+        r: side of the trained square matrix, at most min(out, in) of a weight.
+        alpha: alpha / r is the scale of the delta; None: 1 at every rank. A rule such as "2r" is a scale of 2 at every
+            rank.
+        dropout: probability of dropout on the adapter's input. Packed weights cannot have it.
+    """
 
     method: ClassVar[str] = "lora-xs"
 
 
 @dataclass(frozen=True)
 class SvftConfig(AdapterConfig):
-    """`k`: trained diagonals of M. `scale` multiplies the delta; the paper has none."""
+    """Configuration of SVFT (arXiv 2405.19597).
+
+    Attributes:
+        k: number of trained diagonals of M.
+        scale: multiplies the delta. The paper has no such factor.
+        dropout: probability of dropout on the adapter's input. Packed weights cannot have it.
+    """
 
     method: ClassVar[str] = "svft"
     capacity_field: ClassVar[str] = "k"
@@ -49,19 +62,19 @@ class SvftConfig(AdapterConfig):
 
 
 def diagonals(m: int, k: int) -> tuple[int, int]:
-    """How many diagonals lie above and below the main one: k - 1 in turn, at most m - 1 each."""
+    """Return how many trained diagonals lie above and below the main one: k - 1 in turn, at most m - 1 each."""
     return min(k // 2, m - 1), min((k - 1) // 2, m - 1)
 
 
 def svft_count(shape: Shape, capacity: int, **options: Any) -> int:
-    """m on the main diagonal and m - i on the i-th beside it."""
+    """Return the number of entries: m on the main diagonal, and m - i on the i-th beside it."""
     m = min(shape)
     above, below = diagonals(m, capacity)
     return m * (1 + above + below) - above * (above + 1) // 2 - below * (below + 1) // 2
 
 
 class LoraXs(Factored):
-    """The r x r matrix between frozen singular vectors; `left` = U_r diag(S_r), `right` = V_r."""
+    """LoRA-XS of one weight: the r x r matrix between `left` = U_r diag(S_r) and `right` = V_r, which are frozen."""
 
     derived: ClassVar[tuple[str, ...]] = ("left", "right")
     left: Tensor
@@ -82,7 +95,7 @@ class LoraXs(Factored):
 
 
 class Svft(Factored):
-    """The entries of M's diagonals in one vector, between whole singular bases."""
+    """SVFT of one weight: the entries of M's diagonals in one vector, between whole singular bases."""
 
     derived: ClassVar[tuple[str, ...]] = ("left", "right")
     left: Tensor
@@ -102,16 +115,16 @@ class Svft(Factored):
         self.entries = trainable(torch.zeros(svft_count(self.shape, k)), request, base.device)
 
     def places(self) -> Tensor:
-        """Where the entries lie in M, row by row: the o-th diagonal above starts at o, the o-th below at o m."""
+        """Return where the entries lie in M, row by row. The o-th diagonal above starts at o, the o-th below at o m."""
         if self._places is None or self._places.device != self.entries.device:
             m = min(self.shape)
-            with torch.inference_mode(False):  # an evaluation may be the first to ask, and training the next
+            with torch.inference_mode(False):  # training must be able to use what an evaluation made
                 runs = [torch.arange(m - abs(o)) * (m + 1) + (o if o >= 0 else -o * m) for o in self.offsets]
                 self._places = torch.cat(runs).to(self.entries.device)
         return self._places
 
     def middle(self) -> Tensor:
-        """M (m x m)."""
+        """Return M (m x m)."""
         m = min(self.shape)
         return self.entries.new_zeros(m * m).index_put((self.places(),), self.entries).view(m, m)
 
@@ -122,7 +135,7 @@ class Svft(Factored):
         (out, width), m, rows = self.shape, min(self.shape), x.numel() // x.shape[-1]
         if rows * (out + width + m) >= out * (width + m):
             return super().linear(x, base, bias)
-        # for few rows three products with them cost less than U M and one merged weight
+        # for few rows, three products cost less than U M and one merged weight
         return low_rank_linear((x, self.drop(x)), base, bias, (self.right, self.left), self.scale, self.middle())
 
 

@@ -26,44 +26,79 @@ from torch import Tensor
 
 from randlora.adapter import Adapter, Build, RankConfig, Request, check_capacity, check_positive, trainable
 from randlora.arithmetic.bases import Draw
-from randlora.methods.factored import Factored, drawn, lora_start, singular
+from randlora.methods.factored import Factored, drawn_start, lora_start, singular
 from randlora.methods.lowrank.lora import lora_count
 from randlora.methods.method import Method, low_rank
 
 
 @dataclass(frozen=True)
 class PissaConfig(RankConfig):
-    """`r`: rank of the trained factors."""
+    """Configuration of PiSSA (arXiv 2404.02948): LoRA that starts from the largest singular values.
+
+    Attributes:
+        r: rank of the trained factors.
+        alpha: alpha / r is the scale of the delta; None: 1 at every rank. A rule such as "2r" is a scale of 2 at every
+            rank.
+        dropout: probability of dropout on the adapter's input. Packed weights cannot have it.
+    """
 
     method: ClassVar[str] = "pissa"
 
 
 @dataclass(frozen=True)
 class MiloraConfig(RankConfig):
-    """`r`: rank of the trained factors."""
+    """Configuration of MiLoRA (arXiv 2406.09044): LoRA that starts from the smallest singular values.
+
+    Attributes:
+        r: rank of the trained factors.
+        alpha: alpha / r is the scale of the delta; None: 1 at every rank. A rule such as "2r" is a scale of 2 at every
+            rank.
+        dropout: probability of dropout on the adapter's input. Packed weights cannot have it.
+    """
 
     method: ClassVar[str] = "milora"
 
 
 @dataclass(frozen=True)
 class OloraConfig(RankConfig):
-    """`r`: rank of the trained factors."""
+    """Configuration of OLoRA (arXiv 2406.01775): LoRA that starts from the QR decomposition of the weight.
+
+    Attributes:
+        r: rank of the trained factors.
+        alpha: alpha / r is the scale of the delta; None: 1 at every rank. A rule such as "2r" is a scale of 2 at every
+            rank.
+        dropout: probability of dropout on the adapter's input. Packed weights cannot have it.
+    """
 
     method: ClassVar[str] = "olora"
 
 
 @dataclass(frozen=True)
 class InitAbConfig(RankConfig):
-    """`r`: rank of the trained factors."""
+    """Configuration of Init[AB] (arXiv 2505.23194): LoRA whose factors both start at random values.
+
+    Attributes:
+        r: rank of the trained factors.
+        alpha: alpha / r is the scale of the delta; None: 1 at every rank. A rule such as "2r" is a scale of 2 at every
+            rank.
+        dropout: probability of dropout on the adapter's input. Packed weights cannot have it.
+    """
 
     method: ClassVar[str] = "init-ab"
 
 
 @dataclass(frozen=True)
 class LoraGaConfig(RankConfig):
-    """`r`: rank of the trained factors. `gamma` scales the start. `rows`: number of training rows behind the gradient.
+    """Configuration of LoRA-GA (arXiv 2407.05000): LoRA that starts from the loss's gradient at the weight.
 
-    A sweep takes the first `rows` of the trial's first epoch. `attach` does not read `rows`: it gets the gradients.
+    Attributes:
+        r: rank of the trained factors.
+        alpha: alpha / r is the scale of the delta; None: 1 at every rank. A rule such as "2r" is a scale of 2 at every
+            rank.
+        dropout: probability of dropout on the adapter's input. Packed weights cannot have it.
+        gamma: a larger gamma makes the start smaller, by its root.
+        rows: the number of training rows that a sweep takes the gradient on: the first ones of the first epoch.
+            `attach` gets the gradients and does not read it.
     """
 
     method: ClassVar[str] = "lora-ga"
@@ -78,7 +113,7 @@ class LoraGaConfig(RankConfig):
 
 
 class Started(Factored):
-    """A transposed (in x r) and B (out x r), with their starts as buffers."""
+    """LoRA with another start: A transposed (in x r) and B (out x r), with their starts as buffers."""
 
     derived: ClassVar[tuple[str, ...]] = ("a_start", "b_start")
     a_start: Tensor
@@ -98,17 +133,20 @@ class Started(Factored):
         self.register_buffer("b_start", self.b.detach().clone(), persistent=False)
 
     def factors(self) -> tuple[Tensor, Tensor]:
-        """B A - B_0 A_0 = (B - B_0) A + B_0 (A - A_0) as one product of rank 2 r, without cancellation."""
+        """Return B A - B_0 A_0 = (B - B_0) A + B_0 (A - A_0) as one product of rank 2 r, without cancellation."""
         a = torch.cat([self.a, self.a - self.a_start], 1)
         b = torch.cat([self.b - self.b_start, self.b_start], 1)
         return a, b
 
 
 Start = Callable[[str, int, RankConfig, Request], tuple[Tensor, Tensor]]
-"""Returns A_0 transposed (in x at most r) and B_0 (out x at most r) of a weight, by its name and rank r."""
+"""Returns A_0 transposed (in x at most r) and B_0 (out x at most r), given a weight's name, r, configuration and
+request."""
 
 
 def _started(start: Start) -> Build:
+    """Return the function that makes one weight's adapter with this start."""
+
     def build(request: Request) -> dict[str, Adapter]:
         config = request.config
         assert isinstance(config, RankConfig)
@@ -126,30 +164,34 @@ def _roots(u: Tensor, s: Tensor, v: Tensor, scale: float) -> tuple[Tensor, Tenso
 
 
 def _largest(name: str, r: int, config: RankConfig, request: Request) -> tuple[Tensor, Tensor]:
+    """Return PiSSA's start."""
     u, s, v = singular(request.weights[name], request.dtype)
     return _roots(u[:, :r], s[:r], v[:, :r], config.scale)
 
 
 def _smallest(name: str, r: int, config: RankConfig, request: Request) -> tuple[Tensor, Tensor]:
+    """Return MiLoRA's start."""
     u, s, v = singular(request.weights[name], request.dtype)
     return _roots(u[:, -r:], s[-r:], v[:, -r:], config.scale)
 
 
 def _orthogonal(name: str, r: int, config: RankConfig, request: Request) -> tuple[Tensor, Tensor]:
+    """Return OLoRA's start."""
     q, upper = torch.linalg.qr(request.weights[name].detach().to(request.dtype))
     return upper[:r].t(), q[:, :r]
 
 
 def _both_drawn(name: str, r: int, config: RankConfig, request: Request) -> tuple[Tensor, Tensor]:
+    """Return Init[AB]'s start."""
     out, width = request.shapes[name]
     start = Draw(out, r, std=1.0 / math.sqrt(3.0 * width))
-    return lora_start(name, r, request), drawn(name, "b", request, start)
+    return lora_start(name, r, request), drawn_start(name, "b", request, start)
 
 
 def _of_gradient(name: str, r: int, config: RankConfig, request: Request) -> tuple[Tensor, Tensor]:
-    """Return LoRA-GA's start, or an empty one, which becomes LoRA's, if the gradient is missing or zero.
+    """Return LoRA-GA's start. If the gradient is missing or zero, return an empty start, which becomes LoRA's.
 
-    It is zero if a checkpoint is loaded, which then puts the saved start in place.
+    The gradient is zero if a checkpoint is loaded, which then puts the saved start in place.
     """
     assert isinstance(config, LoraGaConfig)
     out, width = request.shapes[name]
@@ -165,6 +207,7 @@ def _of_gradient(name: str, r: int, config: RankConfig, request: Request) -> tup
 def _method(
     title: str, config: type[RankConfig], start: Start, source: str, *, needs_gradients: bool = False
 ) -> Method:
+    """Return the entry of a method that differs from LoRA in its start alone."""
     return Method(
         title=title,
         config=config,

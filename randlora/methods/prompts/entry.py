@@ -1,9 +1,10 @@
-"""A name such as "prompt:maple+dept+lora" as a method: prompts, DePT's head, and the adapters of another method.
+"""Make a method from a name such as "prompt:maple+dept+lora": prompts, DePT's head, and another method's adapters.
 
-"prompt:KIND" has the number of tokens as its capacity, "prompt:KIND-depth" the number of blocks with prompts. "+dept"
-adds the head of DePT (Zhang et al. 2024, arXiv 2309.07439), which its task owns, as heads are, and no budget counts.
-"+METHOD" adds the adapters of a method of the registry on the target weights: the capacity is then that method's, the
-prompts keep the size that the options `tokens` and `depth` give them, and the count is the sum.
+The capacity of "prompt:KIND" is the number of tokens, that of "prompt:KIND-depth" the number of blocks with prompts.
+"+dept" adds the head of DePT (Zhang et al. 2024, arXiv 2309.07439). The task owns that head, and no budget counts it,
+as
+for all heads. "+METHOD" adds the adapters of a method of the registry on the target weights. The capacity is then that
+method's. The prompts keep the size that the options `tokens` and `depth` give them, and the count is the sum.
 """
 
 from __future__ import annotations
@@ -23,10 +24,11 @@ from randlora.model.prompted import PLACE, Place
 
 @dataclass(frozen=True)
 class Name:
-    """A name, taken apart.
+    """The parts of a method's name.
 
     Attributes:
-        transfer: whether DePT's head is trained beside.
+        kind: the method of prompt learning.
+        transfer: whether DePT's head is trained too.
         adapter: the method of the adapters beside the prompts; None for prompts alone.
         by_depth: whether the capacity is the depth.
     """
@@ -38,20 +40,20 @@ class Name:
 
 
 def name_of(name: str) -> Name:
-    """Raises UnknownMethodError for a name that means nothing, with the nearest ones."""
-    first, *more = name.removeprefix(PREFIX).split("+")
+    """Return the parts of a name. Raises UnknownMethodError with the nearest names if it means nothing."""
+    first, *additions = name.removeprefix(PREFIX).split("+")
     bare = first.removesuffix(BY_DEPTH)
     if bare not in KINDS or (first != bare and not KINDS[bare].deep):
-        known = [*KINDS, *(kind + BY_DEPTH for kind, entry in KINDS.items() if entry.deep)]
-        raise UnknownMethodError(f"unknown method {name!r}; {nearest(first, known)}, after {PREFIX!r}")
-    kind, transfer, beside = KINDS[bare], TRANSFER in more, [part for part in more if part != TRANSFER]
-    if more.count(TRANSFER) > 1:
-        once = name.replace(f"+{TRANSFER}", "", more.count(TRANSFER) - 1)
+        names = [*KINDS, *(kind + BY_DEPTH for kind, entry in KINDS.items() if entry.deep)]
+        raise UnknownMethodError(f"unknown method {name!r}; {nearest(first, names)}, after {PREFIX!r}")
+    kind, transfer, beside = KINDS[bare], TRANSFER in additions, [part for part in additions if part != TRANSFER]
+    if additions.count(TRANSFER) > 1:
+        once = name.replace(f"+{TRANSFER}", "", additions.count(TRANSFER) - 1)
         raise UnknownMethodError(f"unknown method {name!r}: +{TRANSFER} more than once; nearest: {once!r}")
     if len(beside) > 1 or (beside and beside[0] not in METHODS):
-        known = [TRANSFER, *METHODS]
+        names = [TRANSFER, *METHODS]
         raise UnknownMethodError(
-            f"unknown method {name!r}: +{'+'.join(beside)} is no method; {nearest(beside[0], known)}"
+            f"unknown method {name!r}: +{'+'.join(beside)} is not a method; {nearest(beside[0], names)}"
         )
     adapter = METHODS[beside[0]] if beside else None
     why = _conflict(kind, transfer, adapter, by_depth=first != bare)
@@ -61,6 +63,7 @@ def name_of(name: str) -> Name:
 
 
 def _conflict(kind: Kind, transfer: bool, adapter: Method | None, *, by_depth: bool) -> str | None:
+    """Return why the parts of a name do not go together; None if they do."""
     if transfer and not kind.transfers:
         return f"{kind.title} takes none of DePT's heads here"
     if adapter is None:
@@ -72,9 +75,9 @@ def _conflict(kind: Kind, transfer: bool, adapter: Method | None, *, by_depth: b
     if adapter.scheduled or adapter.holds_out:
         return f"{adapter.title} has a schedule of its own"
     if adapter.together is not None or adapter.legal is not None:
-        return f"{adapter.title} counts its weights together or rounds their capacities, and prompts are no weight"
+        return f"{adapter.title} counts its weights together or rounds their capacities, and prompts are not a weight"
     if not adapter.mergeable:
-        return f"{adapter.title}'s update is no matrix"
+        return f"{adapter.title}'s update is not a matrix"
     return "the capacity is then the adapter's, so the depth is an option" if by_depth else None
 
 
@@ -88,15 +91,16 @@ def replaced_words(config: AdapterConfig) -> int | None:
 
 
 def entry(name: str) -> Method:
-    """The method called `name`. Raises UnknownMethodError as `name_of`."""
+    """Return the method of this name. Raises UnknownMethodError as `name_of` does."""
     return _entry(name, name_of(name))
 
 
 @cache
-def _entry(name: str, found: Name) -> Method:
-    """By what the name stands for now: a method that was registered anew is another."""
-    kind, adapter = found.kind, found.adapter
-    config = _config(name, found)
+def _entry(name: str, parts: Name) -> Method:
+    """Return the method of a name. It is cached by the parts, so that a method that was registered again makes another
+    one."""
+    kind, adapter = parts.kind, parts.adapter
+    config = _config(name, parts)
 
     def sizes(place: Place, options: dict[str, Any]) -> tuple[int, int]:
         tokens, depth = options.get("tokens", kind.tokens), kind.depth(place, options.get("depth"))
@@ -109,8 +113,8 @@ def _entry(name: str, found: Name) -> Method:
 
     def count(shape: Shape, capacity: int, **options: Any) -> int:
         if isinstance(shape, Place):
-            own = options if adapter is not None else {**options, config.capacity_field: capacity}
-            return kind.count(shape, *sizes(shape, own))
+            chosen = options if adapter is not None else {**options, config.capacity_field: capacity}
+            return kind.count(shape, *sizes(shape, chosen))
         assert adapter is not None
         return adapter.count(shape, capacity, **options)
 
@@ -119,21 +123,25 @@ def _entry(name: str, found: Name) -> Method:
         if adapter is not None and weights:
             return adapter.max_capacity(weights, **options)
         place = next(shape for shape in shapes if isinstance(shape, Place))
-        return 1 if adapter is not None else place.layers if found.by_depth else place.room
+        return 1 if adapter is not None else place.layers if parts.by_depth else place.room
 
     def build(request: Request) -> dict[str, Adapter]:
         assert isinstance(request.place, Place)
         options: dict[str, Any] = {field: getattr(request.config, field, None) for field in ("tokens", "depth")}
         if adapter is None:
             options[config.capacity_field] = request.capacities[PLACE]
-        made: dict[str, Adapter] = {PLACE: kind.learner(request, *sizes(request.place, options))}
+        adapters: dict[str, Adapter] = {PLACE: kind.learner(request, *sizes(request.place, options))}
         weights = {n: w for n, w in request.weights.items() if n != PLACE}
         if adapter is not None and weights:
-            made |= adapter.build(dataclasses.replace(request, weights=weights))
-        return made
+            adapters |= adapter.build(dataclasses.replace(request, weights=weights))
+        return adapters
 
-    titles = [kind.title, *["DePT"] * found.transfer, *([] if adapter is None else [adapter.title])]
-    alone = Method(
+    titles = [kind.title]
+    if parts.transfer:
+        titles.append("DePT")
+    if adapter is not None:
+        titles.append(adapter.title)
+    prompts_alone = Method(
         title=kind.title,
         config=config,
         count=count,
@@ -145,7 +153,7 @@ def _entry(name: str, found: Name) -> Method:
         on_weights=False,
     )
     return dataclasses.replace(
-        adapter or alone,
+        adapter or prompts_alone,
         name=name,
         title=" + ".join(titles),
         config=config,
@@ -154,16 +162,16 @@ def _entry(name: str, found: Name) -> Method:
         build=build,
         mergeable=False,
         prompts=True,
-        update_rank=None,  # prompts are no matrix
+        update_rank=None,  # prompts are not a matrix
         freedom=None,
     )
 
 
-def _config(name: str, found: Name) -> type[AdapterConfig]:
-    """The configuration: the adapter's, if any, and the sizes of the prompts that are no capacity."""
-    kind, adapter = found.kind, found.adapter
+def _config(name: str, parts: Name) -> type[AdapterConfig]:
+    """Return the configuration class: the adapter's if any, with the sizes of the prompts that are not the capacity."""
+    kind, adapter = parts.kind, parts.adapter
     base: type[AdapterConfig] = AdapterConfig if adapter is None else adapter.config
-    capacity = adapter.capacity_field if adapter is not None else "depth" if found.by_depth else "tokens"
+    capacity = adapter.capacity_field if adapter is not None else "depth" if parts.by_depth else "tokens"
     sizes: list[tuple[str, Any, int | None]] = [("tokens", int, kind.tokens)]
     if kind.deep:
         sizes.append(("depth", int | None, None))

@@ -1,4 +1,4 @@
-"""What each method of prompt learning is called, counts, starts from and was trained with."""
+"""The methods of prompt learning: what each is called, counts, starts from and was trained with."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from randlora.model.prompted import Place
 
 PREFIX = "prompt:"
 WORDS = "a photo of a"
-"""What the released settings start the context from."""
+"""The words from which the context starts in the released settings."""
 DEPTH = 9
-"""Blocks with prompts in the released settings of MaPLe and PromptSRC."""
+"""The number of blocks with prompts in the released settings of MaPLe and PromptSRC."""
 TRANSFER = "dept"
 BY_DEPTH = "-depth"
 
@@ -22,12 +22,12 @@ class Kind:
     """A method of prompt learning.
 
     Attributes:
-        tokens: of the released settings.
-        count: trainable parameters of so many tokens and blocks.
-        rate: the released learning rate, of SGD.
-        deep: whether it takes a depth.
+        tokens: the number of tokens in the released settings.
+        count: returns the number of trainable parameters for a number of tokens and blocks.
+        rate: the released learning rate, for SGD.
+        deep: whether it has a depth.
         teacher: whether its loss compares with the model as it was, which therefore must not be adapted.
-        transfers: whether DePT's head goes with it here.
+        transfers: whether DePT's head can be added here.
         keeps_words: whether the tokens of `WORDS` that its vectors do not replace stay between them and the name.
     """
 
@@ -43,7 +43,8 @@ class Kind:
     keeps_words: bool = False
 
     def depth(self, place: Place, asked: int | None = None) -> int:
-        """Blocks with prompts; not asked for: the released number, or all of a model with fewer."""
+        """Return the number of blocks with prompts. If none is asked for, it is the released number, or all blocks of a
+        smaller model."""
         return (min(DEPTH, place.layers) if asked is None else asked) if self.deep else 1
 
 

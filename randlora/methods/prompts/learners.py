@@ -29,25 +29,25 @@ from randlora.methods.scheduled.hooks import Schedule
 from randlora.model.prompted import PLACE, Place, Prompts
 
 STD = 0.02
-"""Deviation of vectors that start from no word (all released codes)."""
+"""Standard deviation of vectors that do not start from a word (in all released codes)."""
 
 
 def _start(stream: str, spec: Draw, request: Request) -> Tensor:
-    """A start (rows x cols) by `init_seed` and the stream; empty on the meta device."""
+    """Return a start (rows x cols), drawn from `init_seed` and the stream. On the meta device it is empty."""
     if request.device.type == "meta":
         return torch.empty(spec.rows, spec.cols, device="meta")
     return draw(derive_seed(PLACE, request.init_seed), stream, spec)
 
 
 def _layer(stream: str, out: int, width: int, request: Request) -> tuple[Tensor, Tensor]:
-    """Weight (out x width) and bias (out,) as `nn.Linear` draws them: uniform on +-1 / sqrt(width)."""
+    """Return weight (out x width) and bias (out,) as `nn.Linear` draws them: uniform on +-1 / sqrt(width)."""
     std = 1.0 / math.sqrt(3.0 * width)
     weight = _start(f"{stream}.weight", Draw(out, width, std=std), request)
     return weight, _start(f"{stream}.bias", Draw(out, 1, std=std), request).flatten()
 
 
 class CoOp(Prompts):
-    """text (J, m, D_t), J = 1."""
+    """CoOp's prompts: `text` (J, m, D_t), J = 1."""
 
     def __init__(self, request: Request, tokens: int, depth: int) -> None:
         assert isinstance(request.place, Place)
@@ -57,15 +57,15 @@ class CoOp(Prompts):
         if tokens <= len(request.words) and request.device.type != "meta":
             text[0] = request.weights[PLACE][list(request.words[:tokens])].to(text)
         self.text = trainable(text, request, request.device)
-        self.further(request)
+        self.build_further(request)
 
-    def further(self, request: Request) -> None:
-        """Build what a method has beside the text's vectors."""
+    def build_further(self, request: Request) -> None:
+        """Build the parts that a method has beside the text's vectors."""
 
     def vectors(self, stream: str, width: int, request: Request) -> Tensor:
-        """(J, m, width), drawn."""
-        found = _start(stream, Draw(self.depth * self.tokens, width, "normal", STD), request)
-        return found.view(self.depth, self.tokens, width)
+        """Return random vectors (J, m, width)."""
+        drawn_vectors = _start(stream, Draw(self.depth * self.tokens, width, "normal", STD), request)
+        return drawn_vectors.view(self.depth, self.tokens, width)
 
     def of_text(self, layer: int) -> Tensor | None:
         return self.text[layer] if layer < self.depth else None
@@ -75,9 +75,9 @@ class CoOp(Prompts):
 
 
 class CoCoOp(CoOp):
-    """And the network: inner (E // 16 x E), outer (D_t x E // 16), with biases."""
+    """CoOp's prompts, and a network: inner (E // 16 x E) and outer (D_t x E // 16), with biases."""
 
-    def further(self, request: Request) -> None:
+    def build_further(self, request: Request) -> None:
         hidden = max(1, self.place.joint // 16)
         self._images: Tensor | None = None
         inner = _layer("inner", hidden, self.place.joint, request)
@@ -87,7 +87,8 @@ class CoCoOp(CoOp):
 
     @contextmanager
     def conditioned(self, images: Tensor, texts: int) -> Iterator[None]:
-        """Inside, a text tower's batch is `texts` texts for each image in turn; images are unit features (B, E)."""
+        """Inside the block, a text tower's batch has `texts` texts for each image in turn. Images are unit features (B,
+        E)."""
         hidden = torch.relu(linear(images, self.inner, self.inner_bias))
         self._images = linear(hidden, self.outer, self.outer_bias).repeat_interleave(texts, dim=0)
         try:
@@ -102,9 +103,10 @@ class CoCoOp(CoOp):
 
 
 class MaPLe(CoOp):
-    """And the couplings (J, D_v, D_t) with biases (J, D_v); those of deeper blocks start alike."""
+    """CoOp's prompts in J blocks, and the couplings (J, D_v, D_t) with biases (J, D_v). Those of deeper blocks start
+    alike."""
 
-    def further(self, request: Request) -> None:
+    def build_further(self, request: Request) -> None:
         image, text = self.place
         first, deep = (_layer(f"coupling.{name}", image, text, request) for name in ("first", "deep"))
         parts = [first, *[deep] * (self.depth - 1)]
@@ -118,9 +120,9 @@ class MaPLe(CoOp):
 
 
 class PromptSRC(CoOp):
-    """And image prompts (J, m, D_v)."""
+    """CoOp's prompts in J blocks, and image prompts (J, m, D_v)."""
 
-    def further(self, request: Request) -> None:
+    def build_further(self, request: Request) -> None:
         self.image = trainable(self.vectors("image", self.place[0], request), request, request.device)
         self.schedule = GaussianAverage([self.text, self.image])
 
@@ -128,8 +130,8 @@ class PromptSRC(CoOp):
         return self.image[layer] if layer < self.depth else None
 
     @contextmanager
-    def rested(self) -> Iterator[None]:
-        """Inside, both towers run as they were before."""
+    def without_prompts(self) -> Iterator[None]:
+        """Inside the block, both towers run without prompts."""
         self.resting = True
         try:
             yield
@@ -138,9 +140,10 @@ class PromptSRC(CoOp):
 
 
 class GaussianAverage(Schedule):
-    """After the last step the prompts are their average over all steps, weighted by a Gaussian in the training's share.
+    """A schedule that replaces the prompts by their average after the last step.
 
-    The released few-shot settings have mean and deviation of 30 of 50 epochs, and average once an epoch.
+    A Gaussian of the share of the training weights the steps. The released few-shot settings have mean and deviation of
+    30 of 50 epochs, and average once per epoch.
     """
 
     mean = std = 0.6
@@ -174,8 +177,8 @@ class GaussianAverage(Schedule):
 
 
 def prompts_in(model: nn.Module) -> CoOp:
-    """The prompts that are installed in a model. Raises AdapterError where none are."""
-    found = model._modules.get(PLACE)
-    if not isinstance(found, CoOp):
+    """Return the prompts that are installed in a model. Raises AdapterError if there are none."""
+    prompts = model._modules.get(PLACE)
+    if not isinstance(prompts, CoOp):
         raise AdapterError(f"no prompts are installed in this {type(model).__name__}: attach() them first")
-    return found
+    return prompts

@@ -41,9 +41,18 @@ RANK_R_SCALE = 10.0
 
 @dataclass(frozen=True)
 class RandLoraAConfig(AlphaScale, AdapterConfig):
-    """`n` bases are summed into each factor of a rank-`r` update; the bases as in `RandLoraConfig`.
+    """Configuration of RandLoRA-a (arXiv 2502.00987, section 6.3). The delta is multiplied by the scale and divided by
+    n.
 
-    The delta is divided by n besides `scale`.
+    Attributes:
+        n: the number of bases that are summed into each factor.
+        r: the rank of the update.
+        alpha: alpha / r is the scale of the delta; None: 10 at every rank. A rule such as "2r" is a scale of 2 at every
+            rank.
+        dropout: probability of dropout on the adapter's input. Packed weights cannot have it.
+        distribution: how the entries of the bases are distributed: "uniform", "normal", "binary" or "ternary".
+        sparsity: s of a ternary basis, as in `RandLoraConfig`.
+        start: the diagonal that starts at 0, "lambda" or "gamma".
     """
 
     method: ClassVar[str] = "randlora-a"
@@ -68,21 +77,27 @@ class RandLoraAConfig(AlphaScale, AdapterConfig):
 
 @dataclass(frozen=True)
 class RandLoraBConfig(RandLoraConfig):
-    """As `RandLoraConfig`, with half as many bases at each r."""
+    """Configuration of RandLoRA-b (arXiv 2502.00987, section 6.3): RandLoRA with half as many bases at each r.
+
+    Attributes:
+        r: rank of one basis.
+        alpha, dropout, distribution, sparsity, sparse_a, start: as in `RandLoraConfig`.
+    """
 
     method: ClassVar[str] = "randlora-b"
 
     def bases(self, shape: Shape) -> int:
+        """Return the number of bases for a weight of this `shape` (out, in)."""
         return half_bases(shape, self.r)
 
 
 def half_bases(shape: Shape, r: int) -> int:
-    """n = ceil(m / (2 r))."""
+    """Return n = ceil(m / (2 r))."""
     return -(-min(shape) // (2 * r))
 
 
 class RandLoraA(Factored):
-    """One weight's lambda (r x n) and gamma (n x m)."""
+    """RandLoRA-a of one weight: lambda (r x n) and gamma (n x m)."""
 
     def __init__(self, shape: Shape, n: int, config: RandLoraAConfig, bases: Bases, request: Request) -> None:
         super().__init__(shape, config.dropout)
@@ -92,9 +107,10 @@ class RandLoraA(Factored):
         self.lambdas, self.gammas = initial(config.start, self.r, n, min(shape), request, device)
 
     def factors(self) -> tuple[Tensor, Tensor]:
-        """The two sums; B's belongs to the longer side.
+        """Return the two sums. B's sum belongs to the longer side.
 
-        A (n r x m) holds basis after basis, B (D x r n) has RandLoRA's pairing: the k-th column of B_j is k n + j.
+        A (n r x m) has basis after basis. B (D x r n) is paired as in RandLoRA: the k-th column of B_j is column k n +
+        j.
         """
         large, small, rows = max(self.shape), min(self.shape), self.n * self.r
         b_DRN = self.bases.get("B")[:large, :rows].view(large, self.r, self.n)
@@ -105,7 +121,7 @@ class RandLoraA(Factored):
 
 
 def build_randlora_a(request: Request) -> dict[str, Adapter]:
-    """Bases for the largest target and N, shared and sliced."""
+    """Build the adapters on shared bases, which are large enough for the largest target and N."""
     config, sizes = request.config, request.capacities
     assert isinstance(config, RandLoraAConfig)
     columns = max(sizes.values()) * config.r
@@ -114,9 +130,11 @@ def build_randlora_a(request: Request) -> dict[str, Adapter]:
 
 
 def randlora_a_freedom(shape: Shape, n: int, *, r: int, **_: Any) -> int:
-    """What either sum can be, without the changes of one that undo those of the other."""
+    """Return the degrees of freedom of both sums, without changes of one sum that undo those of the other."""
     small, large = min(shape), max(shape)
-    undone = 1 if n < r else r if n < large else r * r  # a number; rows of a free A; any mixture, if B is free too
+    undone = (
+        1 if n < r else r if n < large else r * r
+    )  # changes that cancel: by a number; of the rows of a free A; by any mixture, if B is free too
     return min(n, large) * r + min(n, r) * small - undone
 
 

@@ -26,24 +26,30 @@ from torch import Tensor
 
 from randlora.adapter import Adapter, AdapterConfig, AlphaScale, Request, Shape, check_capacity, trainable
 from randlora.arithmetic.bases import Bases, Draw
-from randlora.arithmetic.contract import plain
+from randlora.arithmetic.contract import autocast_off
 from randlora.methods.factored import Factored
 from randlora.methods.method import Method, low_rank
 from randlora.methods.random.randlora import check_start
 
 STARTS = ("zero", "released")
 MAX_BASES = 4096
-"""The largest k that a budget is given; a larger one can be pinned.
+"""The largest k that a budget can get. A sweep file can ask for a larger one.
 
-A forward pass reads k r (in + out) / 2 numbers to make the factors of one weight.
+With k, a forward pass reads k r (in + out) / 2 numbers to make the factors of one weight.
 """
 
 
 @dataclass(frozen=True)
 class NolaConfig(AlphaScale, AdapterConfig):
-    """`k` = k_A + k_B coefficients per weight; `r` is the rank of the factors and costs no parameters.
+    """Configuration of NoLA (arXiv 2310.02556).
 
-    `start`: "zero" or "released" (see the module).
+    Attributes:
+        k: the number of coefficients per weight, k_A + k_B.
+        r: the rank of the factors. It costs no parameters.
+        alpha: alpha / r is the scale of the delta; None: 1 at every rank. A rule such as "2r" or "2r/sqrt(n)" is
+            accepted, with n = k_A.
+        dropout: probability of dropout on the adapter's input. Packed weights cannot have it.
+        start: "zero" or "released" (see the module).
     """
 
     method: ClassVar[str] = "nola"
@@ -63,25 +69,26 @@ class NolaConfig(AlphaScale, AdapterConfig):
         check_start("nola", self.start, STARTS)
 
     def bases(self, shape: Shape) -> int:
+        """Return k_A, the n of a rule in `alpha`, for a weight of this `shape` (out, in)."""
         return split_bases(self.k)[0]
 
 
 def split_bases(k: int) -> tuple[int, int]:
-    """(k_A, k_B)."""
+    """Return (k_A, k_B)."""
     return k - k // 2, k // 2
 
 
 def nola_max_capacity(shapes: Sequence[Shape], *, r: int = 1, **options: Any) -> int:
-    """k_A <= r in and k_B <= r out on every weight, and `MAX_BASES`.
+    """Return the largest k with k_A <= r in and k_B <= r out on every weight, at most `MAX_BASES`.
 
-    More coefficients than entries reach nothing new. They can be pinned, as the RandLoRA paper has 1,024 bases at r = 1
-    on 512-wide weights.
+    More coefficients than entries reach no other updates. A sweep file can ask for them, as the RandLoRA paper has
+    1,024 bases at r = 1 on 512-wide weights.
     """
     return min(MAX_BASES, *(min(2 * r * width, 2 * r * out + 1) for out, width in shapes))
 
 
 class Nola(Factored):
-    """One weight's coefficients a (k_A) and b (k_B)."""
+    """NoLA of one weight: the coefficients a (k_A) and b (k_B)."""
 
     def __init__(self, shape: Shape, config: NolaConfig, k: int, bases: Bases, request: Request) -> None:
         super().__init__(shape, config.dropout)
@@ -94,11 +101,12 @@ class Nola(Factored):
         self.b = trainable(torch.full((self.k_b,), first[1], dtype=torch.float64), request, device)
 
     def factors(self) -> tuple[Tensor, Tensor]:
-        """A transposed (in x r) and B (out x r): one matrix-vector product each, saving no copy of the bases."""
+        """Return A transposed (in x r) and B (out x r). Each is one matrix-vector product, which saves no copy of the
+        bases."""
         out, width = self.shape
         rows_a, rows_b = width * self.r, out * self.r
         basis_a, basis_b = self.bases.get("A")[:rows_a, : self.k_a], self.bases.get("B")[:rows_b, : self.k_b]
-        with plain(self.a.device):
+        with autocast_off(self.a.device):
             if self.released:
                 a, b = torch.mv(basis_a, self.a), torch.mv(basis_b, self.b)
             else:
@@ -109,7 +117,8 @@ class Nola(Factored):
 
 
 def build_nola(request: Request) -> dict[str, Adapter]:
-    """Shared bases, one column a basis: rows are the entries of a (max in x r) or (max out x r) factor."""
+    """Build the adapters on shared bases with one column per basis. Rows are the entries of a (max in x r) or (max out
+    x r) factor."""
     config, shapes = request.config, request.shapes
     assert isinstance(config, NolaConfig)
     wide, tall = max(s[1] for s in shapes.values()), max(s[0] for s in shapes.values())
@@ -125,7 +134,7 @@ def nola_freedom(shape: Shape, k: int, *, r: int, start: str, **_: Any) -> int:
     One is lost if the scale of A is free: with the released start, which has no A_0, or if the A_i span every A.
     """
     k_a, k_b = split_bases(k)
-    free_scale = start == "released" or k_a >= r * shape[1]  # a times c and b over c are then the same
+    free_scale = start == "released" or k_a >= r * shape[1]  # then a times c and b over c give the same update
     return min(min(k_a, r * shape[1]) + min(k_b, r * shape[0]) - free_scale, low_rank(shape, r))
 
 
@@ -140,6 +149,8 @@ NOLA = Method(
     scale_rule="alpha / r with alpha = r by default, so 1; '2r/sqrt(n)'; the sums of bases are divided by sqrt(k)",
     min_capacity=2,
     open_ended=True,
-    update_rank=lambda shape, capacity, *, r, **_: min(r, *shape),  # r is an option, parameters buy something else
+    update_rank=lambda shape, capacity, *, r, **_: min(
+        r, *shape
+    ),  # r is an option: more parameters do not raise the rank
     freedom=nola_freedom,
 )

@@ -40,17 +40,27 @@ from randlora.methods.method import Method, full_rank
 
 STARTS = ("lambda", "gamma")
 DEFAULT_SCALE = 2.0
-"""The lower end of what RandLoRA's first author recommends (alpha from 2 r to 20 r); works at rates of 1e-3 to 1e-2."""
+"""The default scale: the lower end of what RandLoRA's first author recommends (alpha from 2 r to 20 r).
+
+It works at learning rates of 1e-3 to 1e-2.
+"""
 
 
 @dataclass(frozen=True)
 class RandLoraConfig(RankConfig):
-    """`r`: rank of one basis (smaller r, more bases, more parameters).
+    """Configuration of RandLoRA (arXiv 2502.00987).
 
-    `sparsity` is the s of a ternary basis, whose entries are 0 with probability 1 - 2 / s: a number from 2, or "sqrt"
-    for sqrt(D), D the largest min(out, in) of the targets. The paper's s = 2, 6, sqrt(D), 100, 200 leave 0, 66, 93, 98
-    and 99 % zeros at D = 768 (section 6.4). B is sparse; A stays +-1 unless `sparse_a`. `start`: the diagonal that
-    starts at 0.
+    Attributes:
+        r: rank of one basis. A smaller r has more bases and more parameters.
+        alpha: alpha / r is the scale of the delta; None: `DEFAULT_SCALE` at every rank. A rule such as "2r" or
+            "2r/sqrt(n)" is accepted, with n bases for a weight.
+        dropout: probability of dropout on the adapter's input. Packed weights cannot have it.
+        distribution: how the entries of the bases are distributed: "uniform", "normal", "binary" or "ternary".
+        sparsity: s of a ternary basis, whose entries are 0 with probability 1 - 2 / s: a number from 2, or "sqrt" for
+            sqrt(D), D the largest min(out, in) of the targets. The paper's s = 2, 6, sqrt(D), 100, 200 have 0, 66, 93,
+            98 and 99 % zeros at D = 768 (section 6.4).
+        sparse_a: whether A is ternary too. Otherwise only B is, and A is +-1.
+        start: the diagonal that starts at 0, "lambda" or "gamma".
     """
 
     method: ClassVar[str] = "randlora"
@@ -75,37 +85,38 @@ class RandLoraConfig(RankConfig):
             )
 
     def bases(self, shape: Shape) -> int:
+        """Return the number of bases for a weight of this `shape` (out, in)."""
         return num_bases(shape, self.r)
 
 
 def check_start(method: str, start: str, allowed: Sequence[str]) -> None:
-    """Refuse a `start` that the method does not have."""
+    """Raise ConfigError for a `start` that the method does not have."""
     if start not in allowed:
         rule = "start must be " + " or ".join(map(repr, allowed))
         raise ConfigError(f"{method}: {rule} but got {start!r}; {nearest(start, allowed)}")
 
 
 def check_sparsity(distribution: str, sparsity: float | str) -> None:
-    """Refuse an unknown distribution, or a sparsity that is neither "sqrt" nor at least 2."""
+    """Raise ConfigError for an unknown distribution, or a sparsity that is neither "sqrt" nor at least 2."""
     if isinstance(sparsity, str) and sparsity != "sqrt":
         raise ConfigError(f"sparsity must be a number from 2 or 'sqrt' but got {sparsity!r}")
     check_distribution(distribution, 2.0 if isinstance(sparsity, str) else sparsity)
 
 
 def num_bases(shape: Shape, r: int) -> int:
-    """n = ceil(min(out, in) / r)."""
+    """Return n = ceil(min(out, in) / r)."""
     return -(-min(shape) // r)
 
 
 def randlora_count(shape: Shape, capacity: int, **options: Any) -> int:
-    """n (r + m): lambda (r x n) and gamma (n x m)."""
+    """Return n (r + m): the entries of lambda (r x n) and gamma (n x m)."""
     return num_bases(shape, capacity) * (capacity + min(shape))
 
 
 def initial(
     start: str, r: int, n: int, m: int, request: Request, device: torch.device
 ) -> tuple[nn.Parameter, nn.Parameter]:
-    """Return lambda (r x n) and gamma (n x m). The one that `start` names is 0, the other constant."""
+    """Return lambda (r x n) and gamma (n x m). The one that `start` names is 0, the other one is constant."""
     lambdas = torch.zeros(r, n, dtype=torch.float64)
     gammas = torch.zeros(n, m, dtype=torch.float64)
     if start == "lambda":
@@ -115,16 +126,16 @@ def initial(
     return trainable(lambdas, request, device), trainable(gammas, request, device)
 
 
-def lift(large: int, dtype: torch.dtype | None) -> float:
-    """A power of two near sqrt(large) by which fp16's M is multiplied and its B divided; 1 for other types.
+def fp16_factor(large: int, dtype: torch.dtype | None) -> float:
+    """Return a power of two near sqrt(large) that multiplies M and divides B in fp16; 1 for other types.
 
-    M's entries are about scale * lambda / m, and fp16's steps there 6e-8.
+    M's entries are about scale * lambda / m, and fp16's steps there are 6e-8.
     """
     return 2.0 ** (large.bit_length() // 2) if dtype == torch.float16 else 1.0
 
 
 class RandLora(Adapter):
-    """One weight's lambda (r x n) and gamma (n x m)."""
+    """RandLoRA of one weight: lambda (r x n) and gamma (n x m)."""
 
     def __init__(self, shape: Shape, r: int, n: int, config: RandLoraConfig, bases: Bases, request: Request) -> None:
         super().__init__(shape, config.dropout)
@@ -136,13 +147,13 @@ class RandLora(Adapter):
         self.lambdas, self.gammas = initial(config.start, r, n, min(shape), request, device)
 
     def part(self, dtype: torch.dtype | None = None) -> Spread:
-        """This layer's slices of the shared bases; B in `dtype`."""
-        up = lift(self.bases.draws["B"].rows, dtype)
-        whole = self.bases.get("B", dtype, 1.0 / up)
+        """Return this layer's slices of the shared bases, with B in `dtype`."""
+        factor = fp16_factor(self.bases.draws["B"].rows, dtype)
+        b = self.bases.get("B", dtype, 1.0 / factor)
         large, inner = max(self.shape), self.n * self.r
-        found = ternary.lists(self.bases, whole, large, inner) if self.ternary else None
+        compact = ternary.compact_form(self.bases, b, large, inner) if self.ternary else None
         a = self.bases.get("A")[: self.r, : min(self.shape)]
-        return Spread(a, whole[:large, :inner], self.scale * up, self.tall, found)
+        return Spread(a, b[:large, :inner], self.scale * factor, self.tall, compact)
 
     def delta(self, base: Tensor) -> Tensor:
         return spread_weight(None, (self.lambdas, self.gammas), self.part())
@@ -155,31 +166,31 @@ class RandLora(Adapter):
     def linear(self, x: Tensor, base: Tensor, bias: Tensor | None) -> Tensor:
         part = self.part(compute_dtype(x))
         if self.dropping:
-            return linear(x, base, bias) + self.only(self.drop(x))
+            return linear(x, base, bias) + self.delta_output(self.drop(x))
         if base.requires_grad:
             return linear(x, self.weight(base), bias)
         return spread_linear(x, base, bias, (self.lambdas, self.gammas), part)
 
     def beside(self, x: Tensor, y: Tensor, base: Callable[[], Tensor], bias: Tensor | None) -> Tensor:
-        return y + self.only(self.drop(x)).to(y.dtype)
+        return y + self.delta_output(self.drop(x)).to(y.dtype)
 
     def project(self, base: Tensor, grad: Tensor) -> None:
         spread_project((self.lambdas, self.gammas), self.part(), grad)
 
     def pays_to_accumulate(self, rows: int, micro_batches: int) -> bool:
         sizes = (rows, max(self.shape), min(self.shape), self.n * self.r)
-        found = self.part().found
-        return pays_to_accumulate(*sizes, micro_batches, part=None if found is None else found.part)
+        compact = self.part().compact
+        return pays_to_accumulate(*sizes, micro_batches, gather_time=None if compact is None else compact.relative_time)
 
-    def only(self, x: Tensor) -> Tensor:
-        """The delta's share of the output, x delta^T."""
+    def delta_output(self, x: Tensor) -> Tensor:
+        """Return the delta's share of the output, x delta^T."""
         return spread_linear(x, None, None, (self.lambdas, self.gammas), self.part(compute_dtype(x)))
 
 
 def spread_bases(
     request: Request, rows: int, columns: int, distribution: str, sparsity: float | str, *, sparse_a: bool = False
 ) -> Bases:
-    """A (rows x the largest m) and B (the largest side x columns); a ternary B has a binary A unless `sparse_a`.
+    """Return A (rows x the largest m) and B (the largest side x columns). A ternary B has a binary A unless `sparse_a`.
 
     A sparsity of "sqrt" is the root of the largest m, and at least 2.
     """
@@ -194,7 +205,8 @@ def spread_bases(
 
 
 def build_randlora(request: Request, bases_of: Callable[[Shape, int], int] = num_bases) -> dict[str, Adapter]:
-    """One A and one B sized to the largest target, then lambda and gamma per weight of n = bases_of(shape, r)."""
+    """Build the adapters on one A and one B for the largest target. Each weight has lambda and gamma for n =
+    bases_of(shape, r)."""
     config, ranks = request.config, request.capacities
     assert isinstance(config, RandLoraConfig)
     sizes = {name: bases_of(shape, ranks[name]) for name, shape in request.shapes.items()}
@@ -208,12 +220,12 @@ def build_randlora(request: Request, bases_of: Callable[[Shape, int], int] = num
 
 
 def randlora_freedom(shape: Shape, r: int, **_: Any) -> int:
-    """Of every basis lambda times c and gamma over c are the same."""
+    """Return the degrees of freedom. In every basis, lambda times c and gamma over c give the same update."""
     return num_bases(shape, r) * (r + min(shape) - 1)
 
 
 def zeros_in_bases(*, distribution: str, **_: Any) -> bool:
-    """Whether rows or columns of a basis may be all zero, so that the formula is a bound."""
+    """Return whether rows or columns of a basis may be all zero, so that the formula is an upper bound."""
     return distribution == "ternary"
 
 

@@ -22,14 +22,15 @@ from torch.nn.functional import linear
 
 from randlora.adapter import Adapter, AdapterConfig, Request, Shape, check_positive, trainable
 from randlora.arithmetic.bases import Bases, Draw
-from randlora.arithmetic.contract import apply_plain, compute_dtype, low_rank_linear, sum_of_products
+from randlora.arithmetic.contract import apply_without_autocast, compute_dtype, low_rank_linear, sum_of_products
 from randlora.errors import ConfigError
 from randlora.methods.factored import Factored
 from randlora.methods.method import Method
 
 
 class _DiagonalLinear(torch.autograd.Function):
-    """See the module. All tensors but the diagonals are in the dtype of the computation; autocast is off."""
+    """The autograd function of `diagonal_linear`. All tensors but the diagonals have the computation's dtype; autocast
+    is off."""
 
     @staticmethod
     def forward(
@@ -70,20 +71,32 @@ class _DiagonalLinear(torch.autograd.Function):
 def diagonal_linear(
     x: Tensor, base: Tensor, bias: Tensor | None, diagonals: tuple[Tensor, Tensor], bases: tuple[Tensor, Tensor]
 ) -> Tensor:
-    """F.linear(x, base + diag(b) B diag(d) A, bias) for x (..., in); `base` gets no gradient.
+    """Return F.linear(x, base + diag(b) B diag(d) A, bias) for x (..., in); `base` gets no gradient.
 
-    `diagonals` is (d, b); `bases` is (A, B), (r x in) and (out x r), in the dtype of the computation.
+    Args:
+        x: the input (..., in).
+        base: W0 (out x in).
+        bias: (out), or None.
+        diagonals: (d, b).
+        bases: (A, B), (r x in) and (out x r), in the dtype of the computation.
     """
     dtype = bases[0].dtype
     rows = x.reshape(-1, x.shape[-1]).to(dtype)
     bias = None if bias is None else bias.to(dtype)
-    y = apply_plain(_DiagonalLinear, x.device, rows, base.to(dtype), bias, *diagonals, *bases)
+    y = apply_without_autocast(_DiagonalLinear, x.device, rows, base.to(dtype), bias, *diagonals, *bases)
     return y.view(*x.shape[:-1], y.shape[-1])
 
 
 @dataclass(frozen=True)
 class VeraConfig(AdapterConfig):
-    """`r` is the length of d; the count barely depends on it, so ranks are large. `scale` multiplies the delta."""
+    """Configuration of VeRA (arXiv 2310.11454).
+
+    Attributes:
+        r: the length of d. The count barely depends on it, so ranks are large.
+        d_initial: the start of every entry of d.
+        dropout: probability of dropout on the adapter's input. Packed weights cannot have it.
+        scale: multiplies the delta. VeRA's own is 1.
+    """
 
     method: ClassVar[str] = "vera"
 
@@ -100,7 +113,7 @@ class VeraConfig(AdapterConfig):
 
 
 class Vera(Factored):
-    """One weight's d (r) and b (out)."""
+    """VeRA of one weight: d (r) and b (out)."""
 
     def __init__(self, shape: Shape, config: VeraConfig, r: int, bases: Bases, request: Request) -> None:
         super().__init__(shape, config.dropout)
@@ -112,16 +125,16 @@ class Vera(Factored):
 
     @property
     def up(self) -> Tensor:
-        """b times the option `scale`."""
+        """Return b times the option `scale`."""
         return self.b if self.times == 1.0 else self.b * self.times
 
     def frozen(self, dtype: torch.dtype | None = None) -> tuple[Tensor, Tensor]:
-        """This layer's parts of A (r x in) and B (out x r)."""
+        """Return this layer's parts of A (r x in) and B (out x r)."""
         out, width = self.shape
         return self.bases.get("A", dtype)[: self.r, :width], self.bases.get("B", dtype)[:out, : self.r]
 
     def factors(self) -> tuple[Tensor, Tensor]:
-        """diag(d) A transposed (in x r) and diag(b) B times the scale (out x r)."""
+        """Return diag(d) A transposed (in x r), and diag(b) B times the scale (out x r)."""
         a_RI, b_OR = self.frozen()
         return (a_RI * self.d.unsqueeze(1)).t(), b_OR * self.up.unsqueeze(1)
 
@@ -130,14 +143,14 @@ class Vera(Factored):
             return linear(x, self.weight(base), bias)
         transformed = (
             torch._C._are_functorch_transforms_active()
-        )  # `torch.func`, which has no rules for the product here
+        )  # under `torch.func`, which has no rules for this autograd function
         if self.dropping or base.requires_grad or transformed:
             return low_rank_linear((x, self.drop(x)), base, bias, self.factors(), 1.0)
         return diagonal_linear(x, base, bias, (self.d, self.up), self.frozen(compute_dtype(x)))
 
 
 def build_vera(request: Request) -> dict[str, Adapter]:
-    """The two shared matrices at the largest sizes, then d and b per weight."""
+    """Build the adapters on the two shared matrices at the largest sizes. Each weight has d and b."""
     config, shapes = request.config, request.shapes
     assert isinstance(config, VeraConfig)
     rank = max(request.capacities.values())
@@ -154,12 +167,12 @@ VERA = Method(
     title="VeRA",
     config=VeraConfig,
     count=lambda shape, capacity, **_: capacity + shape[0],
-    max_capacity=lambda shapes, **_: max(map(max, shapes)),  # beyond it bases outgrow the weight
+    max_capacity=lambda shapes, **_: max(map(max, shapes)),  # beyond it the bases are larger than the weight
     open_ended=True,
     build=build_vera,
     published_lr=1e-2,
     published_lr_source="RandLoRA paper, Table 8 (CLIP)",
     scale_rule="`scale`, by default 1: the bases carry it (Kaiming uniform, gain sqrt 2)",
     update_rank=lambda shape, capacity, **_: min(capacity, *shape),
-    freedom=lambda shape, capacity, **_: capacity + shape[0] - 1,  # b times c and d over c are the same
+    freedom=lambda shape, capacity, **_: capacity + shape[0] - 1,  # b times c and d over c give the same update
 )

@@ -1,10 +1,10 @@
-"""Methods that build more than the budget pays for, and what a training loop does for them.
+"""Methods with a schedule: they build more than the budget pays for, and the training loop calls their hooks.
 
-Uses `randlora.methods.factored` and `lowrank`.
+This room uses `randlora.methods.factored` and `lowrank`.
 
     hooks     the interface that a training loop calls
-    bilevel   gradients of a held-out loss through one step
+    bilevel   gradients of a held-out loss through one training step
     ranks     what rank schedules share: terms, scores, budget
-    adalora   AdaLoRA: triplets cut by importance
-    autolora  AutoLoRA: ranks found by meta learning
+    adalora   AdaLoRA: cuts triplets by importance
+    autolora  AutoLoRA: finds ranks by meta learning
 """

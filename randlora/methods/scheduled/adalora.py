@@ -30,18 +30,33 @@ from torch import Tensor
 from randlora.adapter import Request, check_capacity, check_share, trainable
 from randlora.arithmetic.bases import Draw
 from randlora.errors import ConfigError, nearest
-from randlora.methods.factored import drawn
+from randlora.methods.factored import drawn_start
 from randlora.methods.method import Method, low_rank
 from randlora.methods.scheduled.ranks import Ranks, Terms, TermsConfig, ranked
 
 ALLOCATE = ("parameters", "ranks")
 DEFAULT_SCALE = 32.0
-"""A first step then moves the delta about as much as LoRA's: 32 * 0.02^2 sqrt(1.5) against 1 / sqrt(3 * 768)."""
+"""The default scale. With it a first step moves the delta about as far as LoRA's: 32 * 0.02^2 sqrt(1.5) against 1 /
+sqrt(3 * 768)."""
 
 
 @dataclass(frozen=True)
 class AdaLoraConfig(TermsConfig):
-    """`r`: average final rank. `interval`: steps between two cuts. `orthogonal`: weight of the penalty."""
+    """Configuration of AdaLoRA (arXiv 2303.10512).
+
+    Attributes:
+        r: average final rank.
+        alpha: alpha / init_r is the scale of the delta; None: `DEFAULT_SCALE`.
+        dropout: probability of dropout on the adapter's input. Packed weights cannot have it.
+        initial: a weight starts with this many times r triplets (init_r).
+        start, stop: shares of the training between which triplets are cut.
+        interval: steps between two cuts.
+        beta_importance, beta_uncertainty: how slowly the averages of importance and of its variability change, in (0,
+            1).
+        orthogonal: weight of the penalty that keeps A and B near orthonormal; 0: no penalty.
+        allocate: "parameters" fills the final budget by what a triplet costs, "ranks" by the number of triplets, as
+            PEFT.
+    """
 
     method: ClassVar[str] = "adalora"
     default_scale: ClassVar[float] = DEFAULT_SCALE
@@ -72,19 +87,19 @@ class AdaLoraConfig(TermsConfig):
 
     @property
     def scale(self) -> float:
-        """alpha / init_r where alpha is given; one number for all layers."""
+        """Return alpha / init_r, or the default scale if alpha is None. It is one number for all layers."""
         return self.over(self.initial_rank(self.r))
 
 
 class AdaLora(Terms):
-    """A transposed (in x init_r), B (out x init_r) and e (init_r)."""
+    """AdaLoRA of one weight: A transposed (in x init_r), B (out x init_r) and e (init_r)."""
 
     def __init__(self, name: str, config: AdaLoraConfig, request: Request) -> None:
         super().__init__(name, config, request)
         (out, width), device = self.shape, request.weights[name].device
         self.cost = out + width + 1
-        self.a = trainable(drawn(name, "a", request, Draw(width, self.terms, "normal", 0.02)), request, device)
-        self.b = trainable(drawn(name, "b", request, Draw(out, self.terms, "normal", 0.02)), request, device)
+        self.a = trainable(drawn_start(name, "a", request, Draw(width, self.terms, "normal", 0.02)), request, device)
+        self.b = trainable(drawn_start(name, "b", request, Draw(out, self.terms, "normal", 0.02)), request, device)
         self.e = trainable(torch.zeros(self.terms), request, device)
 
     def factors(self) -> tuple[Tensor, Tensor]:
@@ -92,7 +107,7 @@ class AdaLora(Terms):
 
 
 class Allocator(Ranks[AdaLora]):
-    """Importance of every triplet of a model, and which of them are kept."""
+    """Scores the importance of every triplet of a model, and decides which are kept."""
 
     def __init__(self, adapters: Sequence[AdaLora], config: AdaLoraConfig) -> None:
         super().__init__(adapters)
@@ -115,7 +130,7 @@ class Allocator(Ranks[AdaLora]):
             self._cut(self._choose((1.0 - (step - begin) / (end - begin)) ** 3))
 
     def regulariser(self) -> Tensor | None:
-        """orthogonal * mean over all A and B of ||P^T P - 1||_F."""
+        """Return orthogonal * mean over all A and B of ||P^T P - 1||_F; None if `orthogonal` is 0."""
         if self.config.orthogonal == 0.0:
             return None
         factors = [p for adapter in self.adapters for p in (adapter.a, adapter.b)]
@@ -131,7 +146,7 @@ class Allocator(Ranks[AdaLora]):
         self._smooth = {name: t.to(device).clone() for name, t in state.items() if name != "kept"}
 
     def _follow(self) -> None:
-        """Smoothed sensitivity |p g| and its variability, per parameter."""
+        """Update the smoothed sensitivity |p g| and its variability, for each parameter."""
         c = self.config
         for i, adapter in enumerate(self.adapters):
             for key, p in (("a", adapter.a), ("b", adapter.b), ("e", adapter.e)):
@@ -142,7 +157,7 @@ class Allocator(Ranks[AdaLora]):
                 spread.mul_(c.beta_uncertainty).add_((now - mean).abs_(), alpha=1.0 - c.beta_uncertainty)
 
     def _scores(self) -> Tensor:
-        """One score per triplet: e's, and the means over A's row and B's column."""
+        """Return one score per triplet: e's, plus the means over A's row and B's column."""
 
         def score(i: int, key: str) -> Tensor:
             return self._smooth[f"{i}.{key}.importance"] * self._smooth[f"{i}.{key}.uncertainty"]
@@ -151,7 +166,8 @@ class Allocator(Ranks[AdaLora]):
         return torch.cat([score(i, "e") + score(i, "a").mean(0) + score(i, "b").mean(0) for i in n])
 
     def _choose(self, remaining: float) -> Tensor:
-        """The triplets to keep when `remaining` of the way from the initial to the final budget is left."""
+        """Return which triplets to keep if the share `remaining` of the way from the initial to the final budget is
+        left."""
         by_cost = self.config.allocate == "parameters"
         costs = [a.cost if by_cost else 1 for a in self.adapters]
         first = sum(c * a.terms for c, a in zip(costs, self.adapters, strict=True))
@@ -159,6 +175,7 @@ class Allocator(Ranks[AdaLora]):
         return self.best(self._scores(), costs, int((first - last) * remaining + last))
 
     def _cut(self, kept: Tensor) -> None:
+        """Set e to 0 for the triplets that are not kept."""
         for adapter, part in zip(self.adapters, torch.split(kept, self.sizes), strict=True):
             adapter.e.masked_fill_(~part, 0.0)
 

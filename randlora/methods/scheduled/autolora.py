@@ -40,8 +40,18 @@ BETAS = (0.5, 0.999)
 
 @dataclass(frozen=True)
 class AutoLoraConfig(TermsConfig):
-    """`r`: average final rank. `search`: share of the training that looks for the ranks. `held_out`: share of the rows
-    that train the selection variables meanwhile, with Adam of rate `selection_lr`.
+    """Configuration of AutoLoRA (arXiv 2403.09113).
+
+    Attributes:
+        r: average final rank.
+        alpha: alpha / r is the scale of the delta; None: 1 at every rank. A rule such as "2r" is a scale of 2 at every
+            rank.
+        dropout: probability of dropout on the adapter's input. Packed weights cannot have it.
+        initial: a weight starts with this many times r terms.
+        search: the share of the training that looks for the ranks.
+        held_out: the share of the rows that train the selection variables meanwhile.
+        selection_lr: the learning rate of Adam for the selection variables.
+        order: 2 follows the terms' step by finite differences, as the paper does; 1 leaves that out.
     """
 
     method: ClassVar[str] = "autolora"
@@ -61,7 +71,7 @@ class AutoLoraConfig(TermsConfig):
 
 
 class AutoLora(Terms):
-    """A transposed (in x k), B (out x k) and the selection variables (k)."""
+    """AutoLoRA of one weight: A transposed (in x k), B (out x k) and the selection variables (k)."""
 
     def __init__(self, name: str, config: AutoLoraConfig, request: Request) -> None:
         super().__init__(name, config, request)
@@ -79,25 +89,25 @@ class AutoLora(Terms):
         return draw(self._seed, stream, Draw(width, self.terms, std=1.0 / math.sqrt(3.0 * width)))
 
     def weights(self) -> Tensor:
-        """w (k): what the terms are weighted with while the search runs; their mean is 1."""
+        """Return w (k), the weights of the terms while the search runs. Their mean is 1."""
         return torch.softmax(self.selection, 0) * self.terms
 
     def factors(self) -> tuple[Tensor, Tensor]:
-        kept = self.kept()
-        if kept is None:
+        kept_terms = self.kept()
+        if kept_terms is None:
             return self.a * self.weights(), self.b
-        return self.a[:, kept], self.b[:, kept]
+        return self.a[:, kept_terms], self.b[:, kept_terms]
 
     @torch.no_grad()
     def begin_anew(self) -> None:
-        """A new start of the terms, and weights of 1."""
+        """Give the terms a new start, and weights of 1."""
         self.a.copy_(self._start("a after the search"))
         self.b.zero_()
         self.selection.zero_()
 
 
 class Selector(Ranks[AutoLora]):
-    """The search of one model: the selection variables' optimiser, and which terms are kept."""
+    """The search of one model: the optimiser of the selection variables, and which terms are kept."""
 
     def __init__(self, adapters: Sequence[AutoLora], config: AutoLoraConfig) -> None:
         super().__init__(adapters)
@@ -109,7 +119,8 @@ class Selector(Ranks[AutoLora]):
         return self.config.order
 
     def _end(self, total: int) -> int:
-        """The last step of the search; at least one more must train the new start, which is the base model."""
+        """Return the last step of the search. At least one more step must train the new start, which is the
+        base model."""
         if total < 2 and not self.finished:
             raise ConfigError(
                 f"autolora: of {total} training step none is left after the search; train for 2 at least, or take lora"
@@ -120,7 +131,7 @@ class Selector(Ranks[AutoLora]):
         return [a.selection for a in self.adapters]
 
     def held_out(self, step: int, total: int) -> float:
-        # after the last step of the search the terms start anew: nothing is learnt of them
+        # after the last step of the search the terms start anew, so nothing need be learnt for them
         return 0.0 if self.finished or step + 1 >= self._end(total) else self.config.held_out
 
     def phase(self, step: int, total: int) -> tuple[int, int]:
@@ -132,7 +143,7 @@ class Selector(Ranks[AutoLora]):
         self._adam.zero_grad(set_to_none=True)
 
     def on_step(self, step: int, total: int) -> None:
-        for selection in self.apart():  # of the rows that train the terms
+        for selection in self.apart():  # the gradients come from the rows that train the terms
             selection.grad = None
         if not self.finished and step >= self._end(total):
             self._kept = self._choose()
@@ -145,7 +156,7 @@ class Selector(Ranks[AutoLora]):
 
     @torch.no_grad()
     def _choose(self) -> Tensor:
-        """The terms with the largest weights that the budget pays for."""
+        """Return the terms with the largest weights that fit into the budget."""
         weights = torch.cat([a.weights() for a in self.adapters])
         costs = [a.cost for a in self.adapters]
         return self.best(weights, costs, sum(a.cost * a.r for a in self.adapters))
@@ -162,10 +173,10 @@ class Selector(Ranks[AutoLora]):
         device = self.adapters[0].selection.device
         self._adam.state.clear()
         for i, selection in enumerate(self.apart()):
-            own = {k.partition(".")[2]: v for k, v in state.items() if k.startswith(f"{i}.")}
-            if own:  # torch keeps the step on the CPU
-                places = {k: torch.device("cpu") if k == "step" else device for k in own}
-                self._adam.state[selection] = {k: v.to(places[k]).clone() for k, v in own.items()}
+            moments = {k.partition(".")[2]: v for k, v in state.items() if k.startswith(f"{i}.")}
+            if moments:  # torch keeps the step on the CPU
+                places = {k: torch.device("cpu") if k == "step" else device for k in moments}
+                self._adam.state[selection] = {k: v.to(places[k]).clone() for k, v in moments.items()}
 
 
 AUTOLORA = Method(

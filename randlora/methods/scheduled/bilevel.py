@@ -62,21 +62,24 @@ def held_out_gradient(
 
 
 def set_aside(count: int, share: float, seed: int) -> Tensor:
-    """Which of `count` rows are held out, bool (count): each with probability `share`, at any `count`."""
+    """Return which of `count` rows are held out, bool (count): each with probability `share`, drawn from `seed`."""
     bits = random_bits(seed, "held out", range(count), 1)[:, 0]
     return ((bits >> 40) & 0xFFFFFF) < share * (1 << 24)
 
 
 def _grad(tensor: Tensor) -> Tensor:
+    """Return a tensor's gradient, or zeros if it has none."""
     return torch.zeros_like(tensor) if tensor.grad is None else tensor.grad.detach().clone()
 
 
 def _clear(tensors: Sequence[Tensor]) -> None:
+    """Remove the gradients of tensors."""
     for tensor in tensors:
         tensor.grad = None
 
 
 @torch.no_grad()
 def _set(tensors: Sequence[Tensor], values: Sequence[Tensor]) -> None:
+    """Copy values into tensors."""
     for tensor, value in zip(tensors, values, strict=True):
         tensor.copy_(value)

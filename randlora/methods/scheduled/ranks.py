@@ -1,4 +1,4 @@
-"""What methods share that build more rank-1 terms than the budget pays for and keep the best: AdaLoRA and AutoLoRA."""
+"""What AdaLoRA and AutoLoRA share: they build more rank-1 terms than the budget pays for, and keep the best."""
 
 from __future__ import annotations
 
@@ -17,12 +17,13 @@ from randlora.methods.factored import Factored
 from randlora.methods.scheduled.hooks import Schedule
 
 MOST = 1_000_000
-"""The largest `initial`: far beyond what any weight has, and far from what overflows."""
+"""The largest `initial`. It is far beyond what any weight can use, and far from an overflow."""
 
 
 @dataclass(frozen=True)
 class TermsConfig(RankConfig):
-    """`r`: average final rank. A weight starts with `initial` times as many terms as it has in the end."""
+    """Configuration with `r`, the average final rank. A weight starts with `initial` times as many terms as it ends
+    with."""
 
     initial: float = 2.0
 
@@ -35,14 +36,14 @@ class TermsConfig(RankConfig):
             )
 
     def initial_rank(self, r: int) -> int:
-        """Terms that a weight of final rank r starts with."""
+        """Return the number of terms that a weight of final rank r starts with."""
         return math.ceil(self.initial * r)
 
 
 class Terms(Factored):
-    """An adapter of `terms` rank-1 terms, of which r are paid for; `cost`: parameters of one.
+    """An adapter of `terms` rank-1 terms, of which the budget pays for r. `cost`: parameters of one term.
 
-    A transposed `a` is (in x terms), `b` (out x terms).
+    A transposed, `a`, is (in x terms), and `b` is (out x terms).
     """
 
     cost: int
@@ -55,22 +56,23 @@ class Terms(Factored):
         self.terms = config.initial_rank(self.r)
 
     def kept(self) -> Tensor | None:
-        """Which terms are left (bool, terms); None until the schedule is through."""
+        """Return which terms are left, bool (terms); None until the schedule is finished."""
         assert isinstance(self.schedule, Ranks)
-        found: Tensor | None = self.schedule.kept_of(self)
-        return found
+        kept_terms: Tensor | None = self.schedule.kept_of(self)
+        return kept_terms
 
     def count(self) -> int:
-        """The budget's share until the schedule is through, then the terms that are left."""
-        kept = self.kept()
-        return (self.r if kept is None else int(kept.sum())) * self.cost
+        """Return the number of parameters that the budget pays for. Once the schedule is finished: those of the terms
+        that are left."""
+        kept_terms = self.kept()
+        return (self.r if kept_terms is None else int(kept_terms.sum())) * self.cost
 
 
 A = TypeVar("A", bound=Terms)
 
 
 class Ranks(Schedule, Generic[A]):
-    """Decides which terms of a model's weights are left."""
+    """Decides which terms of a model's weights are kept."""
 
     def __init__(self, adapters: Sequence[A]) -> None:
         self.adapters = list(adapters)
@@ -81,44 +83,49 @@ class Ranks(Schedule, Generic[A]):
 
     @property
     def finished(self) -> bool:
-        """Whether the ranks are final."""
+        """Return whether the ranks are final."""
         return self._kept is not None
 
     def kept_of(self, adapter: Terms) -> Tensor | None:
-        """Which terms of one weight are kept (bool, terms); None while the schedule runs."""
+        """Return which terms of one weight are kept, bool (terms); None while the schedule runs."""
         if self._kept is None:
             return None
         return self._kept[self._places[adapter]]
 
     def best(self, scores: Tensor, costs: Sequence[int], budget: int) -> Tensor:
-        """The terms of the highest scores that fit into `budget`, bool as `scores` (all terms, one after another).
+        """Return the terms with the highest scores that fit into `budget`, bool as `scores`.
 
-        A term that no longer fits is passed over for a cheaper one. `costs`: of one term, by weight.
+        A term that no longer fits is skipped in favour of a cheaper one.
+
+        Args:
+            scores: the scores of all terms, one weight after another.
+            costs: the parameters of one term, for each weight.
+            budget: the parameters of all kept terms at most.
         """
         order = torch.argsort(scores, descending=True, stable=True)
-        each = [c for c, size in zip(costs, self.sizes, strict=True) for _ in range(size)]
-        kept = torch.zeros(len(each), dtype=torch.bool)
+        cost_of_term = [c for c, size in zip(costs, self.sizes, strict=True) for _ in range(size)]
+        is_kept = torch.zeros(len(cost_of_term), dtype=torch.bool)
         for index in order.tolist():
-            if each[index] <= budget:
-                kept[index] = True
-                budget -= each[index]
-        return kept.to(scores.device)
+            if cost_of_term[index] <= budget:
+                is_kept[index] = True
+                budget -= cost_of_term[index]
+        return is_kept.to(scores.device)
 
     def state(self) -> dict[str, Tensor]:
         return {} if self._kept is None else {"kept": self._kept.to(torch.uint8)}
 
     def load_state(self, state: Mapping[str, Tensor]) -> None:
-        kept = state.get("kept")
-        if kept is not None and kept.shape != (sum(self.sizes),):
+        kept_terms = state.get("kept")
+        if kept_terms is not None and kept_terms.shape != (sum(self.sizes),):
             raise CheckpointError(
-                f"the schedule's kept has shape {tuple(kept.shape)} in the state, the adapters have "
+                f"the schedule's kept has shape {tuple(kept_terms.shape)} in the state, the adapters have "
                 f"{sum(self.sizes)} terms"
             )
-        self._kept = None if kept is None else kept.to(self.adapters[0].a.device).bool()
+        self._kept = None if kept_terms is None else kept_terms.to(self.adapters[0].a.device).bool()
 
 
 def ranked(terms: Callable[[str, Any, Request], A], schedule: Callable[[Sequence[A], Any], Ranks[A]]) -> Build:
-    """A `Build` of terms per weight, and one schedule for all of them."""
+    """Return a `Build` that makes terms for every weight and one schedule for all of them."""
 
     def build(request: Request) -> dict[str, Adapter]:
         adapters = {name: terms(name, request.config, request) for name in request.weights}

@@ -31,38 +31,39 @@ from sweeps.backends.backend import (
 from sweeps.backends.ray.cluster.nodes import check_nodes
 from sweeps.backends.ray.cluster.session import RayLostError
 from sweeps.backends.ray.pool import Pool
-from sweeps.backends.ray.tune import Ended, Held, Told, run_tuner, wave
+from sweeps.backends.ray.tune import Ended, SharedTrials, TuneReport, run_tuner, trials_per_tuner
 from sweeps.backends.resources import accelerators
 from sweeps.errors import reason
 from sweeps.spec.resources import ResourceSection
 
 _END_S = 20.0
-"""For Tune's thread to end; Tune looks every tenth of a second whether it is to."""
+"""Seconds that Tune's thread gets to end. Tune checks every tenth of a second whether it is to end."""
 
 
 class RayBackend:
-    """Runs trials on the lanes of a pool.
+    """The backend that runs trials on the lanes of a pool.
 
-    Tune runs in a thread of its own, since `Tuner.fit` returns only at the end.
+    Tune runs in a separate thread, because `Tuner.fit` returns only at the end.
 
     Args:
-        pool: session, broker and lanes, which are up.
+        pool: the running session, broker and lanes.
         packable: whether the trial function can train several trials at once.
-        resources: `[resources]` of the sweep, if the pool was opened with others.
+        resources: `[resources]` of the sweep, if it differs from that with which the pool was opened.
     """
 
     def __init__(self, pool: Pool, packable: bool, resources: ResourceSection | None = None) -> None:
         self._pool = pool
         self._pack = pool.pack(resources or pool.resources) if packable else 1
-        self._held = Held()
+        self._held = SharedTrials()
         self._keys: dict[str, str] = {}  # the lease of each trial that is not over
         self._packs: dict[str, set[str]] = {}  # keys that are not over, by the key of the first of their pack
         self._over: dict[str, bool] = {}  # by key of trials that the engine stopped
         self._verdicts: dict[str, Any] = {}
         self._troubled: set[Any] = set()  # hosts, and (worker, host), whose last trial met storage trouble
-        self._run, self._issued = f"{time.time_ns():x}", 0
+        self._run = f"{time.time_ns():x}"
+        self._issued = 0
         try:
-            with self._minded():
+            with self._convert_lost_errors():
                 ray.get(pool.broker.reset.remote())
         except ray.exceptions.RayError as error:
             raise BackendError(f"the broker can't run on the cluster's head: {reason(error)}") from error
@@ -70,10 +71,10 @@ class RayBackend:
         self._thread.start()
 
     def _tune(self) -> None:
-        """Run Tuner after Tuner."""
+        """Run one Tuner after another, until the backend is closing."""
         try:
             while not self._held.closing.is_set():
-                trials = wave(self._pool.trials * self._pack)
+                trials = trials_per_tuner(self._pool.trials * self._pack)
                 run_tuner(self._held, self._pool.broker_name, trials, self._pool.storage / "tune")
         except BaseException as error:  # noqa: BLE001  # raised again in the engine's thread
             self._held.news.put(error)
@@ -108,12 +109,12 @@ class RayBackend:
             if order.judged:
                 self._held.judged.add(key)
         self._packs[keys[0]] = set(keys)
-        given = {key: order.for_worker() for key, order in zip(keys, orders, strict=True)}
-        with self._minded():
+        for_workers = {key: order.for_worker() for key, order in zip(keys, orders, strict=True)}
+        with self._convert_lost_errors():
             if len(orders) > 1:
-                ray.get(self._pool.broker.submit_pack.remote(given))
+                ray.get(self._pool.broker.submit_pack.remote(for_workers))
             else:
-                ray.get(self._pool.broker.submit.remote(keys[0], given[keys[0]], 1 if orders[0].judged else None))
+                ray.get(self._pool.broker.submit.remote(keys[0], for_workers[keys[0]], 1 if orders[0].judged else None))
         self._held.waiting.extend(keys)
         self._held.arrived.set()
 
@@ -121,24 +122,24 @@ class RayBackend:
         for verdict in self._verdicts.values():
             verdict.set_result(False)
         self._verdicts.clear()
-        with self._minded():
+        with self._convert_lost_errors():
             if (lost := self._pool.lost) is not None:
                 raise BackendLostError(lost)
             if (why := self._pool.down) is not None:
                 raise BackendError(f"no lane could be kept up: {why}")
-            self._pool.follow()
-            found: list[Event] = []
+            self._pool.follow_nodes()
+            events: list[Event] = []
             with contextlib.suppress(queue.Empty):
-                self._take(self._held.news.get(timeout=timeout), found)
+                self._take(self._held.news.get(timeout=timeout), events)
                 while True:
-                    self._take(self._held.news.get_nowait(), found)
-            return found
+                    self._take(self._held.news.get_nowait(), events)
+            return events
 
     def wake(self) -> None:
-        """Let a call of `events` that waits return now; from any thread."""
+        """Let a waiting call of `events` return now. May be called from any thread."""
         self._held.news.put(None)
 
-    def _take(self, news: Told | Ended | BaseException | None, found: list[Event]) -> None:
+    def _take(self, news: TuneReport | Ended | BaseException | None, events: list[Event]) -> None:
         if news is None:
             return
         if isinstance(news, BaseException):
@@ -146,9 +147,9 @@ class RayBackend:
         if isinstance(news, Ended):
             trial_id = self._held.ids.get(news.key)
             if trial_id is not None:
-                found.append(self._end(trial_id, news.key, news.error))
+                events.append(self._end(trial_id, news.key, news.error))
         elif news.key in self._held.ids:
-            found.append(news.report)
+            events.append(news.report)
             if news.verdict is not None:
                 self._verdicts[news.key] = news.verdict
         elif news.verdict is not None:
@@ -166,8 +167,9 @@ class RayBackend:
             self._held.news.put(Ended(key, False))
 
     def _end(self, trial_id: str, key: str, error: bool) -> Event:
-        """Take a trial's outcome from the broker: it ended, or was stopped."""
-        stopped, over = key in self._over, self._over.pop(key, False)
+        """Take the outcome of a trial that ended or was stopped from the broker, and return its last event."""
+        stopped = key in self._over
+        over = self._over.pop(key, False)
         del self._keys[trial_id], self._held.ids[key]
         self._held.judged.discard(key)
         self._packs = {first: left for first, keys in self._packs.items() if (left := keys - {key})}
@@ -189,17 +191,17 @@ class RayBackend:
         return Lost(trial_id, outcome)
 
     def _troubled_by(self, trial_id: str, outcome: Outcome) -> Lost:
-        """Note where storage failed under a trial, and whether workers of other nodes are there."""
-        self._troubled |= {outcome["host"], outcome.get("worker")}  # of a group's further node the broker knows none
+        """Note the host on which storage failed under a trial. Return its event: whether other nodes can run it."""
+        self._troubled |= {outcome["host"], outcome.get("worker")}  # the broker knows only the first node of a group
         workers = ray.get(self._pool.broker.status.remote())["workers"]
         everywhere = all(host in self._troubled or (name, host) in self._troubled for name, host in workers.items())
         fault = OSError(outcome["storage"], f"{outcome['reason']} (on host {outcome['host']})")
         return Lost(trial_id, outcome, fault, elsewhere=not everywhere)
 
     @contextlib.contextmanager
-    def _minded(self) -> Iterator[None]:
+    def _convert_lost_errors(self) -> Iterator[None]:
         try:
-            with self._pool.minded():
+            with self._pool.convert_lost_errors():
                 yield
         except RayLostError as error:
             raise BackendLostError(self._pool.lost or str(error)) from error
@@ -223,12 +225,12 @@ class RayBackend:
 
 
 def _interrupt(thread: threading.Thread) -> None:
-    """Let a thread's next step be SystemExit."""
+    """Raise SystemExit in another thread, at its next step of Python."""
     ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(thread.ident or 0), ctypes.py_object(SystemExit))
 
 
 class _WithPool(RayBackend):
-    """A backend whose pool ends with it."""
+    """A backend that closes its pool when it is closed."""
 
     def close(self) -> None:
         try:
@@ -238,7 +240,7 @@ class _WithPool(RayBackend):
 
 
 def open_here(setup: Setup) -> RayBackend:
-    """Start or join Ray in this process, with lanes."""
+    """Start or join Ray in this process, start its lanes, and return the backend."""
     pool = Pool(
         setup.resources,
         setup.storage,
@@ -256,10 +258,13 @@ def open_here(setup: Setup) -> RayBackend:
 
 
 def using(pool: Pool) -> Callable[[Setup], Backend]:
-    """Open backends on lanes that are up and stay up afterwards, so that their workers stay warm between sweeps."""
+    """Return a function that opens backends on a running pool.
+
+    The pool stays up afterwards, so that its workers keep their cached models between sweeps.
+    """
 
     def open_backend(setup: Setup) -> Backend:
-        if pool.address is not None:  # it may have been another sweep's: folder and needs are this one's
+        if pool.address is not None:  # the pool may have been opened for another sweep, with other needs
             check_nodes(setup.storage, setup.needs)
         return RayBackend(pool, setup.packable, setup.resources)
 

@@ -1,7 +1,7 @@
-"""The names of Ray that are not public, each with its reason: all of this package's are here.
+"""All private names of Ray that this package uses, each with its reason.
 
-Tried with Ray 2.56.0 and 2.60.0. Each has a test in `tests/sweeps/cluster/test_compat.py`, which says what
-breaks without it. `docs/decisions/0012-ray-releases.md` says which private names public ones replaced.
+They were tried with Ray 2.56.0 and 2.60.0. Each has a test in `tests/sweeps/cluster/test_compat.py`, which says what
+breaks without it. `docs/decisions/0012-ray-releases.md` says which private names were replaced by public ones.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ from collections.abc import Iterator
 from typing import Any
 
 OLDEST, NEWEST = "2.56", "2.60"
-"""The minor releases of Ray that the tests were run on, with all between them. Also in pyproject.toml."""
+"""The oldest and the newest minor release of Ray that this package supports. They are also in pyproject.toml."""
 COMMAND = (sys.executable, "-m", "ray.scripts.scripts")
-"""The command `ray` of this Python: the script of that name may lie elsewhere, or nowhere on PATH."""
+"""The command `ray` of this Python. The script `ray` may belong to another Python, or may not be on PATH."""
 NODE_LABEL = "ray.io/node-id"
-"""The label that Ray gives every node. It is documented, as a string."""
+"""The label that Ray gives every node. Ray documents it as a string."""
 
 
 def supported(release: str) -> bool:
@@ -41,16 +41,18 @@ def loopback() -> Iterator[None]:
     """
     from ray._private import ray_constants
 
-    variable, before = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", ray_constants.ENABLE_RAY_CLUSTER
-    given = os.environ.get(variable)
-    os.environ[variable], ray_constants.ENABLE_RAY_CLUSTER = "0", False
+    variable = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"
+    before = ray_constants.ENABLE_RAY_CLUSTER
+    users_value = os.environ.get(variable)
+    os.environ[variable] = "0"
+    ray_constants.ENABLE_RAY_CLUSTER = False
     try:
         yield
     finally:
         ray_constants.ENABLE_RAY_CLUSTER = before
         os.environ.pop(variable)
-        if given is not None:
-            os.environ[variable] = given
+        if users_value is not None:
+            os.environ[variable] = users_value
 
 
 def read_authentication() -> None:
@@ -89,7 +91,7 @@ def free_resources() -> dict[str, dict[str, float]]:
 
 
 def free_room_of(actor: Any) -> None:
-    """Remove the placement groups that an actor made, once it has died; nothing if `actor` is None.
+    """Remove the placement groups of an actor that has died. Do nothing if `actor` is None.
 
     Reason: Ray removes them when the driver ends too, and nobody else can use their room until then. The public
     `placement_group_table` does not say who made a group, and Ray Train's own cleaner needs a dashboard.
@@ -133,11 +135,11 @@ def _do_nothing() -> None:
 
 
 class LeftError(Exception):
-    """A thread has left `fit` to itself: there Ray would end the whole process as soon as the session is down."""
+    """A thread has left `fit`. In `fit`, Ray would end the whole process as soon as the session is down."""
 
 
 class OwnController:
-    """A base class before `TorchTrainer`, with a controller that the caller can place and end.
+    """A base class to name before `TorchTrainer`. The caller can place and end its controller.
 
     Reason: `fit` returns when the run ends, and until then nobody else has the controller's handle. It also starts
     processes that lanes have no use for. Two are started for each run: one for data sets, and one that frees placement
@@ -177,5 +179,5 @@ class OwnController:
 
     def _create_default_callbacks(self) -> list[Any]:
         unused = ("DatasetsCallback", "PlacementGroupCleanerCallback")
-        made = super()._create_default_callbacks()  # type: ignore[misc]  # TorchTrainer's, which comes after this class
-        return [callback for callback in made if type(callback).__name__ not in unused]
+        callbacks = super()._create_default_callbacks()  # type: ignore[misc]  # of TorchTrainer, the next base class
+        return [callback for callback in callbacks if type(callback).__name__ not in unused]

@@ -1,4 +1,4 @@
-"""The Ray session of a sweep: started on loopback, or joined; with its broker and lanes; shut down without a trace."""
+"""Starts or joins a Ray session, starts a broker and lanes on it, and ends all of these."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from typing import Any, Self
 
 from sweeps.backends.needs import Needs
 from sweeps.backends.packs import Measured, least_share, pack_size, smallest_gpu, worker_share
-from sweeps.backends.ray.cluster.nodes import HEAD, SEES_GPUS, ClusterNodes, nodes_there
+from sweeps.backends.ray.cluster.nodes import HEAD, SEES_GPUS, ClusterNodes, session_nodes
 from sweeps.backends.ray.cluster.session import Session
 from sweeps.backends.ray.compat import free_resources
 from sweeps.backends.resources import (
@@ -27,39 +27,40 @@ from sweeps.backends.resources import (
     plan_lanes,
     workers_that_fit,
 )
-from sweeps.backends.signals import held
+from sweeps.backends.signals import delay_signals
 from sweeps.errors import Problem
 from sweeps.spec.resources import ResourceSection
 
 ROOM_S = 60.0
-"""How long we wait for room that others have: a sweep that has just ended gives its own back within seconds."""
+"""Seconds to wait for resources that others use. A sweep that has just ended frees its own within seconds."""
 FOLLOW_S = 10.0
-"""How often we look whether nodes have joined or left a cluster."""
+"""Seconds between two looks at whether nodes have joined or left a cluster."""
 UNPLACED_S = 30.0
-"""How long a lane that fits on no node waits before it is ended. Ray and the broker hear of losses at two times."""
+"""Seconds that a lane waits if it fits on no node, before it is ended: Ray and the broker hear of losses separately."""
 _LOOK_S, _SAY_S = 0.5, 60.0
 _ANSWER_S = 120.0
 _STOP_S = 2.5  # idle lanes return at once; one in the middle of an epoch has its last checkpoint
 
 
 class Pool:
-    """Broker and lanes of a Ray session. One pool can run one sweep after another and keeps its workers warm.
+    """A Ray session with its broker and lanes.
 
-    On a joined cluster the lanes follow the nodes: `follow`.
+    One pool can run several sweeps one after another. Its workers keep their cached models in between. On a joined
+    cluster, `follow_nodes` adapts the lanes to nodes that join or leave.
 
     Args:
-        resources: `[resources]` of the sweep: what a trial takes and how many run at once.
-        storage: a folder for Ray's own files, seen by all machines.
-        address: the cluster to join; None starts a local one, unless this process has a session already, which is used
-            and left running.
-        measure: run on a GPU for `gpus_per_worker = "auto"`, so that trials share GPUs by the memory they take; None:
-            a GPU each.
-        note: is told which cluster is joined, and what is waited for.
-        needs: of the trials, which every machine of a joined cluster must have.
+        resources: `[resources]` of the sweep: what a trial takes, and how many run at once.
+        storage: a folder for Ray's own files, which all nodes see.
+        address: the cluster to join. None starts a local session, or uses the one that this process already has and
+            leaves it running.
+        measure: measures a trial's memory on a GPU. With `gpus_per_worker = "auto"`, trials share GPUs by this memory.
+            None: each trial gets a whole GPU.
+        note: shows a line to the user: which cluster is joined, and what is waited for.
+        needs: what every node of a joined cluster must have.
 
     Raises:
-        ResourceError: the machines can't hold what is asked, and nothing was started for a local session; or others
-            have taken so much of them that no lane fits.
+        ResourceError: the nodes do not hold what is asked (a local session was not started then), or no lane fits
+            beside what others run.
     """
 
     def __init__(
@@ -79,8 +80,8 @@ class Pool:
         self.broker: Any = None
         self.broker_name = f"sweeps-broker-{uuid.uuid4().hex[:8]}"
         self._lanes: Any = None
-        self._status: Any = None  # what the broker was asked and has not answered yet
-        self._said: dict[str, Any] = {"busy": 0, "nodes": {}}  # its last answer
+        self._status: Any = None  # reference to an answer of the broker that has not come yet
+        self._broker_status: dict[str, Any] = {"busy": 0, "nodes": {}}  # the broker's last answer
         self._cluster = None if address is None else ClusterNodes(storage, needs)
         self._looked = 0.0
         self._unplaced: dict[str, float] = {}  # since when lanes fit on no node, by name
@@ -89,40 +90,43 @@ class Pool:
 
     @property
     def trials(self) -> int:
-        """Trials that run at once."""
+        """Return the number of trials that run at once."""
         return sum(shape.trials for shape in self.shapes)
 
     @property
     def busy(self) -> int:
-        """Workers, or groups of them, that have a trial or a pack, as the broker last said; it is not waited for."""
+        """Return the number of workers or groups that have a trial or a pack, by the broker's last answer.
+
+        This asks the broker again, and does not wait for the answer.
+        """
         import ray
 
         if self.lost is None:  # without its session Ray would end the process
-            with suppress(Exception):  # of a broker that starts again or was ended: the last answer holds
+            with suppress(Exception):  # the broker starts again or was ended: the last answer holds
                 if self._status is not None and ray.wait([self._status], timeout=0)[0]:
-                    asked, self._status = self._status, None
-                    self._said = ray.get(asked)
+                    answer, self._status = self._status, None
+                    self._broker_status = ray.get(answer)
                 self._status = self._status or self.broker.status.remote()
-        busy: int = self._said["busy"]
+        busy: int = self._broker_status["busy"]
         return busy
 
     @property
     def lost(self) -> str | None:
-        """Which of Ray's own processes died, in words, if one has."""
-        return self._session.look()
+        """Return, in words, which of Ray's own processes died; None if all run."""
+        return self._session.check_processes()
 
     @property
     def down(self) -> str | None:
-        """Why no lane is kept up any more; None while one is, or before the first."""
-        found: str | None = None if self._lanes is None else self._lanes.down
-        return found
+        """Return why no lane runs any more; None if one runs, or if none was started yet."""
+        why: str | None = None if self._lanes is None else self._lanes.down
+        return why
 
-    def minded(self) -> AbstractContextManager[None]:
-        """Errors of the block are a `RayLostError` where Ray's own processes have died."""
-        return self._session.minded()
+    def convert_lost_errors(self) -> AbstractContextManager[None]:
+        """Turn errors of the block into a `RayLostError` if Ray's own processes have died."""
+        return self._session.convert_lost_errors()
 
     def pack(self, asked: ResourceSection) -> int:
-        """Trials that a worker trains at once at most; 1 where trials have several workers, or one each."""
+        """Return the largest number of trials in a pack; 1 if trials have several workers or are isolated."""
         if asked.workers > 1 or asked.isolated:
             return 1
         gpu = self.shapes[0].per_worker.get("GPU", 0.0) if self.shapes else 0.0
@@ -131,7 +135,7 @@ class Pool:
     def __enter__(self) -> Self:
         self._session.__enter__()
         try:
-            with self.minded():
+            with self.convert_lost_errors():
                 self._start()
         except BaseException:
             self.close()
@@ -157,7 +161,7 @@ class Pool:
         from sweeps.backends.ray.lanes.broker import Broker
         from sweeps.backends.ray.lanes.lanes import Lanes
 
-        # on the head, which all depends on anyway: other machines may be lost
+        # on the head node, without which nothing runs anyway: other nodes may be lost
         options = {
             "num_cpus": 0,
             "resources": {HEAD: 0.001},
@@ -167,20 +171,21 @@ class Pool:
         }
         self.broker = ray.remote(**options)(Broker).options(name=self.broker_name).remote()
         self._lanes = Lanes(self.broker, self.shapes, self.storage)
-        self._lanes.start()  # known by now to `close`, should this be interrupted
+        self._lanes.start()  # `close` already knows the lanes, if this is interrupted
 
     def _plan(self) -> list[LaneShape]:
-        """Plan the lanes, once there is the room that `resources.min_concurrent` asks for.
+        """Return the lanes, after waiting for the nodes that `resources.min_concurrent` asks for.
 
-        What a worker takes of a GPU may be known only after a measurement on one. Then the room is looked at again.
+        The fraction of a GPU that a worker takes may be known only after a measurement. Then the nodes are checked
+        again.
         """
         self._request_nodes()
         share = 1.0 if self._measure is None else least_share(self.resources)
         end = time.monotonic() + self.resources.start_timeout
         while True:
             self._wait_for_nodes(share, end)
-            nodes = nodes_there() if self._cluster is None else self._cluster.check()
-            measured = self._share(nodes)
+            nodes = session_nodes() if self._cluster is None else self._cluster.check()
+            measured = self._gpu_share(nodes)
             if self._cluster is None or self.resources.min_concurrent is None or measured == share:
                 return plan_lanes(self.resources, nodes, measured)
             share = measured
@@ -205,7 +210,7 @@ class Pool:
         if self._requested and self.lost is None:
             from ray.autoscaler.sdk import request_resources
 
-            with suppress(Exception):  # of a control store that goes away right now: what it was asked goes with it
+            with suppress(Exception):  # the control store is ending, and the request ends with it
                 request_resources(bundles=[])
 
     def _wait_for_nodes(self, share: float, end: float) -> None:
@@ -214,53 +219,54 @@ class Pool:
         Raises:
             ResourceError: they did not come.
         """
-        asked, said = self.resources, ""
+        asked = self.resources
+        noted = ""
         if self._cluster is None or asked.min_concurrent is None:
             return
         while True:
             try:
-                plan_lanes(asked, nodes_there(), share)
+                plan_lanes(asked, session_nodes(), share)
                 return
             except ResourceError as error:
                 (problem, *_) = error.problems
-                now = problem.rule
+                shortage = problem.rule
                 if time.monotonic() > end:
-                    rule = f"nodes for so many did not come within {asked.start_timeout:g} s (start_timeout): {now}"
+                    rule = f"not enough nodes came within {asked.start_timeout:g} s (start_timeout): {shortage}"
                     late = Problem("resources.min_concurrent", asked.min_concurrent, rule, problem.nearest)
                     raise ResourceError([late]) from error
-            if now != said:
+            if shortage != noted:
                 self._note(
                     f"waiting {asked.start_timeout:g} s at most for room for {asked.min_concurrent} trials at a time "
-                    f"(resources.min_concurrent). Now: {now}"
+                    f"(resources.min_concurrent). Now: {shortage}"
                 )
-                said = now
+                noted = shortage
             time.sleep(_LOOK_S)
 
-    def follow(self) -> None:
-        """Start lanes on nodes that have joined the cluster, and end lanes whose node has left and that fit nowhere.
+    def follow_nodes(self) -> None:
+        """Start lanes on nodes that have joined the cluster, and end lanes that fit on no node any more.
 
-        Lanes that run go on. It looks once in `FOLLOW_S` seconds, however often it is called.
+        Lanes that run go on. This looks at the nodes once in `FOLLOW_S` seconds, however often it is called.
         """
         if self._cluster is None or self._lanes is None or time.monotonic() - self._looked < FOLLOW_S:
             return
         self._looked = now = time.monotonic()
-        nodes, lanes = self._cluster.look(), self._lanes.shapes
+        nodes, lanes = self._cluster.usable_nodes(), self._lanes.shapes
         if not lanes:
             return
         self._lanes.refused = frozenset(self._cluster.refused)
         late = {name for name, since in self._unplaced.items() if now - since > UNPLACED_S}
-        change = change_lanes(self.resources, nodes, lanes, self._said["nodes"], late)
+        change = change_lanes(self.resources, nodes, lanes, self._broker_status["nodes"], late)
         self._unplaced = {name: self._unplaced.get(name, now) for name in change.unplaced}
         end = [name for name in change.unplaced if name in late]
-        end = end[: len(lanes) + len(change.start) - 1]  # one at least stays: it tells when no node comes any more
+        end = end[: len(lanes) + len(change.start) - 1]  # at least one stays: it tells that no node comes any more
         self._lanes.change(change.start, end)
         before, self.shapes = self.trials, [*self._lanes.shapes.values()]
         if change.start or end:
             train = sum(bool(node.cpus or node.gpus) for node in nodes)
             self._note(f"nodes that can train: {train}; trials at a time: {self.trials} (before: {before})")
 
-    def _share(self, nodes: list[Node]) -> float:
-        """The part of a GPU that a worker gets where that is left to us."""
+    def _gpu_share(self, nodes: list[Node]) -> float:
+        """Measure a trial if needed, and return the fraction of a GPU that a worker gets."""
         asked = self.resources
         with_gpus = [node for node in nodes if node.gpus >= 1]
         shared = asked.gpus_per_worker == "auto" and asked.workers == 1
@@ -271,7 +277,7 @@ class Pool:
         if self.measured is None:
             return 1.0
         self.measured = replace(self.measured, device=min([self.measured.device, *self._memories(with_gpus)]))
-        if self._cluster is not None:  # of nodes that join
+        if self._cluster is not None:  # nodes that join later need GPUs as large as these
             self._cluster.needs = replace(self._cluster.needs, gpu_bytes=self.measured.device)
         return worker_share(asked, self.measured, min(n.cpus / n.gpus for n in with_gpus))
 
@@ -284,62 +290,68 @@ class Pool:
         # max_calls: its process ends, and with it what it holds on the GPU
         cpus = self.resources.cpus_per_worker
         self._wait_for_room([LaneShape(1, False, {"CPU": cpus, "GPU": 1.0})])
-        asked = ray.remote(num_gpus=1, num_cpus=cpus, max_calls=1, max_retries=0)(on_a_gpu).remote()
-        while not ray.wait([asked], timeout=_SAY_S)[0]:  # another may have been quicker
-            self._note(f"the probe of a GPU runs, or waits for one ({_taken()})")
+        probe = ray.remote(num_gpus=1, num_cpus=cpus, max_calls=1, max_retries=0)(on_a_gpu).remote()
+        while not ray.wait([probe], timeout=_SAY_S)[0]:  # another program may have taken the GPU first
+            self._note(f"the memory probe runs on a GPU, or waits for one ({_resources_in_use()})")
         try:
-            found: Measured = ray.get(asked)
+            measured: Measured = ray.get(probe)
         except ray.exceptions.RayError as error:  # trials will tell what is wrong with them
-            logging.getLogger("sweeps").warning("a GPU for every trial: the probe failed (%s)", error)
+            logging.getLogger("sweeps").warning("each trial gets a whole GPU: the memory probe failed (%s)", error)
             return None
-        return found
+        return measured
 
     def _memories(self, nodes: list[Node]) -> list[int]:
-        """Bytes of the smallest GPU of each machine; none where one GPU is all there is, or a machine can't say."""
+        """Return the bytes of the smallest GPU of each node; [] if there is only one GPU, or a node does not answer."""
         import ray
         from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
         if sum(node.gpus for node in nodes) <= 1:
             return []
         task = ray.remote(num_cpus=0, max_calls=1, max_retries=0, runtime_env=SEES_GPUS)(smallest_gpu)
-        there = [NodeAffinitySchedulingStrategy(node.name, soft=False) for node in nodes]
-        asked = [task.options(scheduling_strategy=strategy).remote() for strategy in there]
+        strategies = [NodeAffinitySchedulingStrategy(node.name, soft=False) for node in nodes]
+        answers = [task.options(scheduling_strategy=strategy).remote() for strategy in strategies]
         try:
-            found: list[int] = ray.get(asked, timeout=_ANSWER_S)
+            memories: list[int] = ray.get(answers, timeout=_ANSWER_S)
         except ray.exceptions.RayError as error:
-            logging.getLogger("sweeps").warning("all GPUs are taken to be as large as the probed one (%s)", error)
+            logging.getLogger("sweeps").warning("all GPUs are assumed to be as large as the probed one (%s)", error)
             return []
-        return found
+        return memories
 
     def _wait_for_room(self, shapes: list[LaneShape]) -> None:
-        """Wait until one of some lanes fits beside what others run. Raises ResourceError: none does within `ROOM_S`."""
-        if self._session.owned and self.address is None:  # nobody else is there
+        """Wait until one of the lanes `shapes` fits beside what others run.
+
+        Raises:
+            ResourceError: none fits within `ROOM_S` seconds.
+        """
+        if self._session.owned and self.address is None:  # nobody else uses this session
             return
-        begun, said, free = time.monotonic(), False, free_resources()
+        begun = time.monotonic()
+        noted = False
+        free = free_resources()
         while not any(workers_that_fit(shape, free) >= shape.workers for shape in shapes):
             if time.monotonic() - begun > ROOM_S:
                 most = max(workers_that_fit(shape, free) for shape in shapes)
                 remedy = "the same command when they are done"
                 if most and not shapes[0].group:
                     remedy = f"resources.concurrent = {most}, or {remedy}"
-                rule = f"no lane fits beside what others run ({_taken()})"
+                rule = f"no lane fits beside what others run ({_resources_in_use()})"
                 raise ResourceError([Problem("resources", None, rule, remedy)])
-            if not said:
-                self._note(f"waiting for room beside what others run ({_taken()})")
-                said = True
+            if not noted:
+                self._note(f"waiting for room beside what others run ({_resources_in_use()})")
+                noted = True
             time.sleep(_LOOK_S)
             free = free_resources()
 
     def close(self) -> None:
-        """Stop lanes and broker; end the Ray session if it is ours."""
+        """Stop the lanes and the broker. End the Ray session if this pool started or joined it."""
         import ray
 
-        with held():
+        with delay_signals():
             try:
                 if ray.is_initialized() and self._lanes is not None:
                     self._lanes.ending()
                     if self.lost is None:
-                        self._lanes.stop(_STOP_S if self._told() else 0.0)
+                        self._lanes.stop(_STOP_S if self._tell_to_return() else 0.0)
                     else:
                         self._lanes.leave()
                     if not self._session.owned:
@@ -350,8 +362,8 @@ class Pool:
                     self._cluster.close()
                 self._session.__exit__(None, None, None)
 
-    def _told(self) -> bool:
-        """Tell the lanes to return; False where the broker, which they ask, is gone or hangs."""
+    def _tell_to_return(self) -> bool:
+        """Tell the lanes, through the broker, to return. Return False if the broker is gone or hangs."""
         import ray
 
         try:
@@ -361,10 +373,11 @@ class Pool:
         return True
 
 
-def _taken() -> str:
-    """How much of the machines is taken, in words."""
+def _resources_in_use() -> str:
+    """Return how many GPUs and CPUs of the cluster are in use, in words."""
     import ray
 
-    has, free = ray.cluster_resources(), ray.available_resources()
-    parts = {name: (has[name] - free.get(name, 0.0), has[name]) for name in ("GPU", "CPU") if name in has}
-    return ", ".join(f"{taken:g} of {there:g} {name}(s) are taken" for name, (taken, there) in parts.items())
+    total = ray.cluster_resources()
+    free = ray.available_resources()
+    names = [name for name in ("GPU", "CPU") if name in total]
+    return ", ".join(f"{total[n] - free.get(n, 0.0):g} of {total[n]:g} {n}(s) are taken" for n in names)

@@ -1,8 +1,8 @@
-"""The backend on Ray, with Ray's driver in a process of its own: Ray may end that process, and this one goes on.
+"""Runs Ray's driver in a separate process. Ray may end that process, and the engine's process goes on.
 
 Ray ends the process of a driver whose raylet or control store dies, at once or within a minute, and no setting changes
-that. So the engine's process has no Ray in it. The driver's process also has a session of its own: a signal that is
-sent to the engine's process group, as by `timeout` or Ctrl-C, reaches neither the driver nor Ray.
+that. So the engine's process has no Ray in it. The driver's process is also in a separate process session: a signal to
+the engine's process group, such as from `timeout` or Ctrl-C, reaches neither the driver nor Ray.
 """
 
 from __future__ import annotations
@@ -29,13 +29,13 @@ from typing import IO, TYPE_CHECKING, Any
 from sweeps.backends.backend import Backend, BackendLostError, Event, Facts, Order, Reported, Setup
 from sweeps.backends.ray.cluster.private import session_folder
 from sweeps.backends.ray.cluster.processes import clear
-from sweeps.backends.signals import held
+from sweeps.backends.signals import delay_signals
 
 if TYPE_CHECKING:
     from sweeps.backends.ray.backend import RayBackend
 
 _END_S = 30.0
-"""How long a driver that is told to end may take: lanes, Tune and Ray's own processes end within a third of that."""
+"""Seconds that a driver gets to end. Lanes, Tune and Ray's own processes end within a third of that."""
 _LOOK_S = 0.5
 _CLOSED, _READY, _EVENTS, _BUSY, _FACTS = "closed", "ready", "events", "busy", "facts"
 _NOTE, _LOG, _RAISED, _LOST = "note", "log", "raised", "lost"
@@ -45,16 +45,16 @@ class _Spawned:
     """A driver's process that waits for its `Setup`. It imports Ray meanwhile, which takes seconds.
 
     Args:
-        modules: names of modules that it imports too, since its `Setup` will need them.
+        modules: names of modules that it also imports, since its `Setup` will need them.
 
     Attributes:
-        process: the driver's process, in a session of its own.
+        process: the driver's process, in a separate process session.
         connection: this process's end of the connection to it.
-        said: what it prints.
+        output: the file with what the driver prints.
     """
 
     def __init__(self, modules: Sequence[str] = ()) -> None:
-        self.said = tempfile.TemporaryFile()  # noqa: SIM115  # closed by `end`, or by the `RayProcess` that takes this
+        self.output = tempfile.TemporaryFile()  # noqa: SIM115  # closed by `end`, or by the `RayProcess` that takes this
         ours, theirs = socket.socketpair()
         with theirs:
             self.connection = Connection(ours.detach())
@@ -63,17 +63,17 @@ class _Spawned:
                 env={**os.environ, "PYTHONPATH": os.pathsep.join(_import_path())},
                 pass_fds=[theirs.fileno()],
                 stdin=subprocess.DEVNULL,
-                stdout=self.said,
-                stderr=self.said,
+                stdout=self.output,
+                stderr=self.output,
                 start_new_session=True,
             )
 
     def end(self) -> None:
-        """End the process, which has no Ray yet."""
+        """End the process, which has started no Ray session yet."""
         self.connection.close()
         self.process.kill()
         self.process.wait()
-        self.said.close()
+        self.output.close()
 
 
 _EARLY: list[_Spawned] = []
@@ -82,7 +82,7 @@ _EARLY: list[_Spawned] = []
 
 @contextmanager
 def started_early(modules: Sequence[str]) -> Iterator[None]:
-    """Start the driver's process before its `Setup` is known, so that it imports Ray while this one plans the sweep.
+    """Start the driver's process before its `Setup` is known. It imports Ray while this process plans the sweep.
 
     Args:
         modules: names of modules that the `Setup` will need.
@@ -106,7 +106,7 @@ def _has_session() -> bool:
 
 
 def open_ray(setup: Setup) -> Backend:
-    """Start or join Ray, with lanes: in a process of its own, unless this process has a Ray session already."""
+    """Start or join Ray and its lanes, in a separate process unless this process already has a Ray session."""
     if _has_session():
         from sweeps.backends.ray.backend import open_here
 
@@ -115,7 +115,7 @@ def open_ray(setup: Setup) -> Backend:
 
 
 class RayProcess:
-    """Passes what the engine says to a `RayBackend` in the driver's process, and what happens there to the engine."""
+    """The engine's side of the driver's process: it passes calls to a `RayBackend` there, and events back."""
 
     facts: Facts
 
@@ -127,9 +127,9 @@ class RayProcess:
         self.busy = 0
         self._folder: Path | None = None
         spawned = _EARLY.pop() if _EARLY else _Spawned()
-        self._said, self._connection, self._process = spawned.said, spawned.connection, spawned.process
+        self._output, self._connection, self._process = spawned.output, spawned.connection, spawned.process
         try:
-            self._send(_import_path(), pickle.dumps(replace(setup, note=_nowhere)))
+            self._send(_import_path(), pickle.dumps(replace(setup, note=_show_nothing)))
             while not hasattr(self, "facts"):
                 self._hear(None)
         except BaseException:
@@ -138,7 +138,7 @@ class RayProcess:
 
     @property
     def free(self) -> int:
-        return self.facts.workers + 1 - len(self._packs)  # one more than are at work: no lane waits for the next
+        return self.facts.workers + 1 - len(self._packs)  # one more than there are workers: no lane waits for the next
 
     def start(self, orders: Sequence[Order]) -> None:
         self._packs.append({order.trial_id for order in orders})
@@ -149,27 +149,27 @@ class RayProcess:
             self._send("events")
             self._asked = True
         end = time.monotonic() + timeout
-        while self._asked and (left := end - time.monotonic()) > 0:
-            self._hear(left)
-        found, self._news = self._news, []
-        for event in found:
+        while self._asked and (seconds_left := end - time.monotonic()) > 0:
+            self._hear(seconds_left)
+        events, self._news = self._news, []
+        for event in events:
             if not isinstance(event, Reported):
                 self._packs = [open_ for pack in self._packs if (open_ := pack - {event.trial_id})]
-        return found
+        return events
 
     def stop(self, trial_id: str, *, over: bool) -> None:
         self._send("stop", trial_id, over)
 
     def close(self) -> None:
-        """Tell the driver to end, and wait for that; one that does not is killed. Ray's processes end with it."""
-        with held():
+        """Tell the driver to end, and wait for that. Kill it if it does not end. Ray's processes end with it."""
+        with delay_signals():
             try:
                 if self._process.poll() is None and hasattr(self, "facts"):
                     with suppress(BackendLostError):
                         self._send("close")
                         end = time.monotonic() + _END_S
-                        while (left := end - time.monotonic()) > 0:
-                            self._hear(left)
+                        while (seconds_left := end - time.monotonic()) > 0:
+                            self._hear(seconds_left)
                 self._connection.close()
                 with suppress(subprocess.TimeoutExpired):
                     self._process.wait(_END_S)
@@ -178,8 +178,8 @@ class RayProcess:
                 if self._process.poll() is None:
                     self._process.kill()
                     self._process.wait()
-                self._said.close()
-                if self._folder is not None and self._folder.exists():  # the driver could not end what it had started
+                self._output.close()
+                if self._folder is not None and self._folder.exists():  # the driver could not end its session
                     clear(self._folder)
 
     def _send(self, *words: Any) -> None:
@@ -189,7 +189,7 @@ class RayProcess:
             raise self._lost() from error
 
     def _hear(self, timeout: float | None) -> None:
-        """Take one message, if one comes within `timeout` seconds."""
+        """Take one message of the driver, if one comes within `timeout` seconds, and do what it says."""
         try:
             if not self._connection.poll(timeout):
                 return
@@ -217,41 +217,41 @@ class RayProcess:
             raise BackendLostError("Ray's driver has ended")
 
     def _lost(self) -> BackendLostError:
-        """The error of a driver that is gone, with what is known of its end."""
+        """Return the error for a driver that has ended, with the reason if it is known."""
         with suppress(subprocess.TimeoutExpired):
             self._process.wait(_LOOK_S)
         code = self._process.poll()
-        said = _tail(self._said)
-        for line in reversed(said):
+        lines = _tail(self._output)
+        for line in reversed(lines):
             if line.startswith(_ERROR):
                 return BackendLostError(line.removeprefix(_ERROR).partition(";")[0])
         ended = "was ended by signal" if code is not None and code < 0 else "ended with exit code"
-        last = f" ({said[-1][:300]})" if said and code not in (None, 0) and code > 0 else ""
+        last = f" ({lines[-1][:300]})" if lines and code not in (None, 0) and code > 0 else ""
         return BackendLostError(f"the process of Ray's driver {ended} {abs(code or 0)}{last}")
 
 
 _ERROR = "error: "
-"""How the driver's last line begins if Ray's own processes died (`sweeps.backends.ray.cluster.session`)."""
+"""The beginning of the driver's last line if Ray's own processes died (`sweeps.backends.ray.cluster.session`)."""
 
 
 def _import_path() -> list[str]:
-    """The import path of this process; a trial function may lie beside the caller."""
+    """Return the import path of this process. A trial function may be in a folder beside the caller."""
     return [str(Path(entry or ".").resolve()) for entry in sys.path]
 
 
-def _nowhere(text: str) -> None:
+def _show_nothing(text: str) -> None:
     """Show nothing."""
 
 
 def _tail(file: IO[bytes]) -> list[str]:
-    """The last lines of what a driver printed."""
+    """Return the last lines that a driver printed."""
     size = file.seek(0, os.SEEK_END)
     file.seek(max(0, size - 10_000))
     return [line for line in file.read().decode(errors="replace").splitlines() if line.strip()]
 
 
 class _Driver:
-    """The driver's process: a `RayBackend`, and the engine at the other end of a connection."""
+    """The driver's side: it opens a `RayBackend`, and serves the engine at the other end of a connection."""
 
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
@@ -261,10 +261,10 @@ class _Driver:
         self._busy = 0
 
     def run(self, modules: Sequence[str]) -> None:
-        """Open the backend and serve the engine until it says "close", or is gone.
+        """Open the backend and serve the engine until it sends "close" or has ended.
 
         Args:
-            modules: names of modules to import at once. Imports take seconds, and the engine may still be planning.
+            modules: names of modules to import at the start. Imports take seconds, while the engine may still plan.
         """
         from sweeps.backends.ray.backend import open_here
 
@@ -287,7 +287,7 @@ class _Driver:
             self._serve(backend)
         except BackendLostError as error:
             self.send(_LOST, error.why)
-            os._exit(1)  # Ray's library can't be left in order any more
+            os._exit(1)  # without its session, Ray's library can't be shut down cleanly
         except Exception as error:  # noqa: BLE001  # raised again in the engine's process
             self.send(_RAISED, _portable(error))
             backend.close()
@@ -296,22 +296,23 @@ class _Driver:
             self.send(_CLOSED)
 
     def _serve(self, backend: RayBackend) -> None:
-        asked, facts = False, backend.facts
+        events_wanted = False
+        facts = backend.facts
         while True:
             with suppress(Empty):
-                what, *given = self._commands.get(timeout=0 if asked else _LOOK_S)
-                if what == "close":
+                command, *arguments = self._commands.get(timeout=0 if events_wanted else _LOOK_S)
+                if command == "close":
                     return
-                if what == "events":
-                    asked = True
-                elif what == "start":
-                    backend.start(*given)
-                elif what == "stop":
-                    backend.stop(given[0], over=given[1])
+                if command == "events":
+                    events_wanted = True
+                elif command == "start":
+                    backend.start(*arguments)
+                elif command == "stop":
+                    backend.stop(arguments[0], over=arguments[1])
                 continue
-            if asked and (found := backend.events(_LOOK_S)):
-                self.send(_EVENTS, found)
-                asked = False
+            if events_wanted and (events := backend.events(_LOOK_S)):
+                self.send(_EVENTS, events)
+                events_wanted = False
             if backend.facts.workers != facts.workers:  # nodes have joined or left
                 facts = backend.facts
                 self.send(_FACTS, facts)
@@ -320,27 +321,27 @@ class _Driver:
                 self.send(_BUSY, busy)
 
     def _listen(self) -> None:
-        """Take the engine's commands. If the engine is gone, nothing more is to be done."""
+        """Queue the engine's commands. If the engine has ended, end the session and this process."""
         with suppress(EOFError, OSError):
             while True:
                 self._commands.put(self._connection.recv())
                 if self._wake is not None:
                     self._wake()
-        if self._wake is None:  # Ray is coming up: its start is undone in order
+        if self._wake is None:  # Ray is still starting: the interrupt undoes that cleanly
             os.kill(os.getpid(), signal.SIGINT)
             time.sleep(_END_S / 2)
-        if (folder := session_folder()) is not None:  # Ray's agents would try for a minute to reach what is gone
+        if (folder := session_folder()) is not None:  # Ray's agents would otherwise run for another minute
             clear(folder)
         os._exit(1)
 
     def send(self, *words: Any) -> None:
-        """Tell the engine something; nothing if it is gone."""
+        """Send a message to the engine. Do nothing if it has ended."""
         with self._sending, suppress(OSError):
             self._connection.send(words)
 
 
 class _Forward(logging.Handler):
-    """Passes warnings of this package on to the engine's process."""
+    """A log handler that passes warnings of this package to the engine's process."""
 
     def __init__(self, driver: _Driver) -> None:
         super().__init__(logging.WARNING)
@@ -352,7 +353,7 @@ class _Forward(logging.Handler):
 
 
 def _portable(error: Exception) -> Exception:
-    """The error as it can be sent: itself, or its words if its class can't be pickled."""
+    """Return an error that can be pickled: `error` itself, or a RuntimeError with its message."""
     try:
         pickle.loads(pickle.dumps(error))  # noqa: S301  # made in the same line
     except Exception:  # noqa: BLE001  # whatever pickle or the error's own class raises
@@ -361,5 +362,5 @@ def _portable(error: Exception) -> Exception:
 
 
 if __name__ == "__main__":
-    os.set_inheritable(int(sys.argv[1]), False)  # Ray's own processes are none of the engine's
+    os.set_inheritable(int(sys.argv[1]), False)  # Ray's processes must not inherit the connection
     _Driver(Connection(int(sys.argv[1]))).run(sys.argv[2:])

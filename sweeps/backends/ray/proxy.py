@@ -1,6 +1,6 @@
-"""The Tune trial. It trains nothing and has no process: what Tune asks of a trial's actor is asked of the broker.
+"""The Tune trial. It trains nothing and has no process: it passes Tune's calls to the broker.
 
-Tune makes an actor for each trial at a time, and an actor is a process: 120 MB with `ray.tune` in it.
+Tune makes an actor for each trial that runs, and an actor is a process of 120 MB with `ray.tune` in it. This avoids it.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ class _Method(NamedTuple):
 
 
 class _Handle:
-    """What Tune takes for the handle of a trial's actor, until it gives it to another trial by `reset`.
+    """Stands in for the handle of a trial's actor. Tune may give it to another trial by `reset`.
 
-    Nothing but `train` has an effect outside: Tune may make one for a trial and then run the trial in an earlier one.
+    Only `train` has an effect outside. So nothing happens if Tune makes a handle for a trial and then reuses another.
     """
 
     def __init__(self, config: dict[str, Any]) -> None:
@@ -44,7 +44,7 @@ class _Handle:
 class Proxy(tune.Trainable):  # type: ignore[misc]  # Ray's classes carry no types for us
     """The Tune trial of the lease `config["key"]` of the broker `config["broker"]`.
 
-    Ray makes an actor class of it, by inheritance: that one gives handles out, and starts no process for them.
+    Ray makes a subclass of it, the actor class. That class returns handles, and starts no process for them.
     """
 
     def __init_subclass__(cls, **how: Any) -> None:

@@ -1,7 +1,7 @@
 """Ray Tune's side of a sweep: it holds the trials that the engine has started, and passes their reports on.
 
-The engine has taken them from the search (Optuna), one study a cell. So the searcher here only hands out what was
-started, and the scheduler only passes on what the engine says of a report.
+The search has chosen these trials already. So the searcher here only hands out trials that the engine has started, and
+the scheduler only passes the engine's verdict on a report to Tune.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ from sweeps.backends.ray.cluster.nodes import HEAD
 from sweeps.backends.ray.proxy import Proxy
 
 WAVE = 1000
-"""Trials of one Tuner, which keeps each in memory; more if many run at once (`wave`)."""
+"""The number of trials of one Tuner, which keeps each in memory; more if many run at once (`trials_per_tuner`)."""
 ROUNDS = 20
-"""Trials of a Tuner per trial at a time, at least: each Tuner takes a moment to start."""
+"""The least number of trials of a Tuner for each trial that runs at once: each Tuner takes a moment to start."""
 _LOOK_S = 0.5
 _NEXT_TO_NOTHING = {HEAD: 0.0001}
 """Resources of a Tune trial. It has no process, but Tune reserves something for each: 9,990 fit."""
@@ -39,15 +39,21 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 @dataclass(frozen=True)
 class Ended:
-    """A trial that Tune has done with. `error`: Tune gave it up."""
+    """A message: Tune has ended the trial of the lease `key`. `error`: whether Tune gave it up."""
 
     key: str
     error: bool
 
 
 @dataclass(frozen=True)
-class Told:
-    """A report, and where Tune waits for the answer whether the trial stops; None if nobody judges it."""
+class TuneReport:
+    """A message: a trial's report.
+
+    Attributes:
+        key: the lease of the trial.
+        report: the report.
+        verdict: where Tune waits for the answer whether the trial stops; None if the engine does not judge it.
+    """
 
     key: str
     report: Reported
@@ -55,28 +61,31 @@ class Told:
 
 
 @dataclass
-class Held:
-    """The trials that Tune holds or is to hold, by the keys of their leases. Shared by the engine's thread and Tune's.
+class SharedTrials:
+    """The trials in Tune, by the keys of their leases. The engine's thread and Tune's thread share this object.
 
     Attributes:
         waiting: keys of trials that were started and that Tune has not asked for.
         judged: keys of trials that wait after each report for the engine.
         ids: the trial id of each key.
-        news: `Told`, `Ended` and errors, in the order in which they came; None to end a wait.
+        news: `TuneReport`, `Ended` and errors, in the order in which they came. None ends a wait.
         arrived: set when a trial was added to `waiting`, and at the end.
-        closing: no further trial is handed out, and reports are not waited for.
+        closing: set at the end. Then no further trial is handed out, and Tune does not wait for verdicts.
     """
 
     waiting: deque[str] = field(default_factory=deque)
     judged: set[str] = field(default_factory=set)
     ids: dict[str, str] = field(default_factory=dict)
-    news: SimpleQueue[Told | Ended | BaseException | None] = field(default_factory=SimpleQueue)
+    news: SimpleQueue[TuneReport | Ended | BaseException | None] = field(default_factory=SimpleQueue)
     arrived: threading.Event = field(default_factory=threading.Event)
     closing: threading.Event = field(default_factory=threading.Event)
 
 
 def _guarded(otherwise: Any) -> Callable[[F], F]:
-    """Keep a method's error for the engine and let the Tuner end: Tune swallows some errors and rewords others."""
+    """Return a decorator that sends a method's error to the engine, ends the Tuner, and returns `otherwise`.
+
+    Tune itself hides some errors and changes the message of others.
+    """
 
     def decorate(method: F) -> F:
         @functools.wraps(method)
@@ -94,16 +103,18 @@ def _guarded(otherwise: Any) -> Callable[[F], F]:
 
 
 class StartedTrials(Searcher):  # type: ignore[misc]  # Ray's classes carry no types for us
-    """Gives Tune the trials that the engine has started. Their leases are queued already: lanes never wait for Tune.
+    """A searcher that gives Tune the trials that the engine has started.
+
+    Their leases are already queued at the broker, so lanes never wait for Tune.
 
     Args:
-        held: what it shares with the engine's thread.
+        held: the trials in Tune, shared with the engine's thread.
         broker: name of the broker actor.
-        left: trials to hand out before `FINISHED`: Tune keeps every trial in memory, so long sweeps take several
-            Tuners.
+        left: number of trials to hand out before `FINISHED`. Tune keeps every trial in memory, so a long sweep has
+            several Tuners.
     """
 
-    def __init__(self, held: Held, broker: str, left: int) -> None:
+    def __init__(self, held: SharedTrials, broker: str, left: int) -> None:
         super().__init__(metric="score", mode="max")
         self.held, self.broker, self.left = held, broker, left
         self._keys: dict[str, str] = {}
@@ -115,7 +126,7 @@ class StartedTrials(Searcher):  # type: ignore[misc]  # Ray's classes carry no t
     def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
         """Return the next started trial as a Tune configuration, None if there is none now, or FINISHED.
 
-        As long as Tune has no trial of ours it waits here for the next one: by itself it would look once a second.
+        As long as Tune has no trial, it waits here for the next one. Otherwise Tune would ask only once a second.
         """
         while self.left > 0 and not (self._keys or self.held.waiting or self.held.closing.is_set()):
             self.held.arrived.wait(_LOOK_S)
@@ -131,14 +142,14 @@ class StartedTrials(Searcher):  # type: ignore[misc]  # Ray's classes carry no t
 
     @_guarded(otherwise=False)
     def judge(self, key: str, result: dict[str, Any]) -> bool:
-        """Pass a report to the engine; return whether the trial is to stop."""
+        """Pass a report to the engine, and return whether the trial is to stop."""
         trial_id = self.held.ids.get(key)
         if trial_id is None or result["status"] == "stopped":
             return False
         verdict: Future[bool] | None = Future() if key in self.held.judged and not result["done"] else None
         score, seconds = result["score"], result["seconds"]
-        told = Reported(trial_id, int(result["epoch"]), result["train_loss"], score, seconds)
-        self.held.news.put(Told(key, told, verdict))
+        report = Reported(trial_id, int(result["epoch"]), result["train_loss"], score, seconds)
+        self.held.news.put(TuneReport(key, report, verdict))
         while verdict is not None and not self.held.closing.is_set():
             try:
                 return verdict.result(timeout=_LOOK_S)
@@ -165,7 +176,7 @@ class StartedTrials(Searcher):  # type: ignore[misc]  # Ray's classes carry no t
 
 
 class PassOn(FIFOScheduler):  # type: ignore[misc]
-    """Asks the engine about every report; it stops a trial by the reports of its own cell alone."""
+    """A scheduler that asks the engine about every report. Reports of other cells never stop a trial."""
 
     def __init__(self, trials: StartedTrials) -> None:
         super().__init__()
@@ -186,13 +197,13 @@ class PassOn(FIFOScheduler):  # type: ignore[misc]
         return {}
 
 
-def wave(at_once: int) -> int:
-    """Trials of one Tuner when `at_once` of them run together."""
+def trials_per_tuner(at_once: int) -> int:
+    """Return the number of trials of one Tuner if `at_once` of them run at once."""
     return max(WAVE, ROUNDS * at_once)
 
 
-def run_tuner(held: Held, broker: str, trials: int, storage: Path) -> None:
-    """Run one Tuner until `trials` of them were handed out and have ended, or until `held` is closing."""
+def run_tuner(held: SharedTrials, broker: str, trials: int, storage: Path) -> None:
+    """Run one Tuner until `trials` trials were handed out and have ended, or until `held` is closing."""
     name = uuid.uuid4().hex[:8]
     started = StartedTrials(held, broker, trials)
     tuner = tune.Tuner(

@@ -1,10 +1,10 @@
-"""The verb `watch`: a page of this machine that shows a sweep as it happens, from its results folder alone.
+"""The verb `watch`: serves a web page on this machine that shows a sweep while it runs, from its results folder alone.
 
-Uses `status`, the report's figures and the store's SQL; nothing here writes.
+It uses `status`, the report's figures and the store's SQL. Nothing here writes files.
 
-    verb       `watch`, and the page beside a run, in a process of its own
-    keys       the token, and what a browser is started with
-    server     who may see the page, and what it is sent as the sweep goes on
-    page       its sections as HTML
+    verb       the verb `watch`, and the page beside a run, in another process
+    keys       the token of the page, and the key with which a browser is started
+    server     checks who may see the page, and sends changes while the sweep runs
+    page       makes the sections of the page as HTML
     templates  the page and its script
 """

@@ -1,4 +1,4 @@
-"""What opens the page; apart from the server, so that a driver loads none."""
+"""The keys that open the page. They are in a separate file, so that a driver need not load the server."""
 
 from __future__ import annotations
 
@@ -11,11 +11,12 @@ new_word = functools.partial(secrets.token_urlsafe, 24)
 
 @dataclass
 class Keys:
-    """What opens the page.
+    """The keys that open the page.
 
     Attributes:
-        token: in the page's address.
-        once: opens it one time: a browser is started with it, whose arguments other users of the machine may see.
+        token: the key in the page's address.
+        once: a key that works one time. A browser is started with it, because other users may see a program's
+            arguments.
     """
 
     token: str = field(default_factory=new_word)

@@ -1,4 +1,4 @@
-"""The sections of the page as HTML. Every number is `status`'s or a table's, every figure the report's."""
+"""Makes the sections of the page as HTML. Numbers come from `status` and tables, figures from the report."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from sweeps.errors import reason
 MOST_ROWS = 1000
 MOST_CELLS = 200
 MOST_BEGUN = 50
-"""Shown of an answer to SQL, of the cells, and of the trials that are not over."""
+"""The largest number of trials that have begun and not ended that the page shows. Above: of SQL rows, and of cells."""
 
 _DEVICES = """
 select host, device, precision, count(*) as attempts, sum(seconds_total) / 3600 as hours,
@@ -42,10 +42,12 @@ _TEMPLATES = resources.files("sweeps.cli.watching").joinpath("templates")
 
 
 class Page:
-    """What a browser is shown of a results folder, read again at every call; one thread at a time, `answer` aside.
+    """Makes the page of a results folder, which is read again at every call.
+
+    Only one thread may call its methods at a time, except for `answer`.
 
     Args:
-        folder: where the results are, or will be.
+        folder: the folder where the results are or will be.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -62,7 +64,11 @@ class Page:
         self._template = environment.get_template("watch.html.j2")
 
     def whole(self, token: str) -> tuple[str, str]:
-        """The page, its sections still empty, and the policy that its response has. `token`: for its links."""
+        """Return the page with empty sections, and the Content-Security-Policy of its response.
+
+        Args:
+            token: the token for its links.
+        """
         script = _TEMPLATES.joinpath("watch.js").read_text(encoding="utf-8")
         digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
         colours = {"light": svg.colour_variables(dark=False), "dark": svg.colour_variables(dark=True)}
@@ -73,7 +79,7 @@ class Page:
         )
 
     def numbers(self) -> dict[str, str]:
-        """The sections without figures, by name. An error that one of them meets stands in its place, of any kind."""
+        """Return the sections without figures, by name. If a section fails, its error is shown instead."""
         try:
             self._store = store = self._store or open_store(self.folder)
             self._tables = {name: store.table(name) for name in SCHEMAS}
@@ -83,7 +89,7 @@ class Page:
         except StoreError as error:
             begins = "Nothing is written yet: the sweep begins." if not (self.folder / JOURNAL).exists() else ""
             return {"headline": self._section("headline", says=begins or str(error), done=0, trials=0)}
-        except Exception as error:  # noqa: BLE001  # of a folder in any state; it may be another the next time
+        except Exception as error:  # noqa: BLE001  # the folder may be in any state, and be fine the next time
             return {"headline": self._failed(error)}
         far, fast = says(p)
         values: dict[str, Callable[[], dict[str, Any]]] = {
@@ -100,17 +106,20 @@ class Page:
         return {name: self._shown(name, given) for name, given in values.items()}
 
     def figures(self) -> dict[str, str]:
-        """The section of figures, drawn again when a trial, choice or edit comes; errors stand in figures' places."""
+        """Return the section of figures. It is drawn again after a new trial, choice or change of the sweep file."""
         store = self._store
         if store is None:
             return {}
         if self._grown != self._drawn[0]:
-            drawn = (self._shown("figures", functools.partial(_drawn, draw, store)) for draw in pictures.growing())
+            drawn = (
+                self._shown("figures", functools.partial(_drawn, draw, store))
+                for draw in pictures.live_picture_functions()
+            )
             self._drawn = self._grown, "".join(drawn).strip() or self._section("figures", pictures=None)
         return {"figures": self._drawn[1]}
 
     def answer(self, query: str) -> dict[str, Any]:
-        """What SQL says of the tables as the page has them: `columns`, `rows` of texts, `says`; or `error`."""
+        """Run SQL over the tables that the page shows. Return `columns`, `rows` of texts and `says`; or `error`."""
         try:
             table = run_sql_apart(self._tables, query)
         except QueryError as error:
@@ -122,10 +131,10 @@ class Page:
         return {"columns": table.column_names, "rows": rows, "says": f"{plural(len(table), 'row')}{more}"}
 
     def report(self) -> str:
-        """The report of the results as they are.
+        """Return the report of the present results as HTML.
 
         Raises:
-            StoreError: there are none yet.
+            StoreError: there are no results yet.
         """
         return render(self._store or open_store(self.folder))
 
@@ -163,7 +172,7 @@ def _cells(store: Store, phase_of: dict[str, str]) -> list[Row]:
 
 
 def _lanes(store: Store) -> list[str]:
-    """The lanes of the last run in words, those alike together."""
+    """Return texts on the lanes of the last run. Lanes of the same shape share a text."""
     run: Row = next(iter(store.events("sweep")[-1:]), {})
     alike = Counter(_lane(shape) for shape in run.get("lanes") or ())
     host = f"on {run['host']}" if "host" in run else ""
@@ -179,14 +188,14 @@ def _lane(shape: Row) -> str:
 
 
 def _begun(store: Store, retried: Sequence[str]) -> Sequence[Row]:
-    """Trials that are not over: cell, stage, rate, and the last epoch with its validation score."""
+    """Return the trials that have begun and not ended: cell, stage, rate, last epoch and its validation score."""
     over = set(store.table("trials").column("trial_id").to_pylist()) - set(retried)
     labels = {r["cell_id"]: r["label"] for r in store.table("cells").select(["cell_id", "label"]).to_pylist()}
     last = {e["trial_id"]: e for e in store.events("report")}
-    found = []
+    begun = []
     for e in store.events("ask"):
         if e["trial_id"] not in over:
             values = last.get(e["trial_id"], {}).get("values", {})
             trial = {"cell": labels.get(e["cell_id"], e["cell_id"]), "stage": e["stage"], "rate": e["config"].get("lr")}
-            found.append({**trial, "epoch": values.get("epoch"), "validation": values.get("val_score")})
-    return found[-MOST_BEGUN:]
+            begun.append({**trial, "epoch": values.get("epoch"), "validation": values.get("val_score")})
+    return begun[-MOST_BEGUN:]

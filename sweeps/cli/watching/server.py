@@ -1,8 +1,8 @@
-"""Who may see the page, and what it is sent as the sweep goes on: Starlette on uvicorn, on loopback alone.
+"""Serves the page on loopback, with Starlette and uvicorn: checks each request, and sends changes of the sections.
 
-A request needs the token, which is in the page's address and in no cookie, so that no other page of the browser has it;
-a Host of this machine, so that no foreign name can be made to lead here; and no Origin but the page itself. It must
-arrive within seconds, and each connection carries one.
+A request needs three things. It needs the token, which is in the page's address and in no cookie, so that other pages
+of the browser do not have it. Its Host must be this machine, so that no foreign name can point here. Its Origin must be
+the page itself. It must arrive within seconds, and each connection carries one request.
 """
 
 from __future__ import annotations
@@ -37,14 +37,14 @@ from sweeps.errors import reason
 
 HOSTS = ("127.0.0.1", "localhost")
 EVERY_S, SHARE = 1.0, 0.05
-"""Numbers, and figures, are made at most so often, and so seldom that each take at most this share of a core."""
+"""Seconds between two updates of numbers or figures, and the largest share of a core that each may take."""
 ARRIVES_S, MOST_BYTES = 10.0, 100_000
-"""How long a request, and then its body, may take to arrive; the largest body."""
+"""Seconds that a request, and then its body, may take to arrive; and the largest body in bytes."""
 _HEADERS = {"Cache-Control": "no-store", "Referrer-Policy": "same-origin", "X-Content-Type-Options": "nosniff"}
 
 
 class Impatient(H11Protocol):
-    """Closes a connection on which no whole request header arrives in time."""
+    """A protocol that closes a connection if no complete request header arrives in time."""
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as the base has it
         super().connection_made(transport)
@@ -56,7 +56,11 @@ class Impatient(H11Protocol):
 
 
 async def read_body(request: Request) -> bytes:
-    """Return the body of a request. Raises HTTPException if it is too large, or does not arrive in time."""
+    """Return the body of a request.
+
+    Raises:
+        HTTPException: it is too large, or does not arrive in time.
+    """
     body = bytearray()
     try:
         async with asyncio.timeout(ARRIVES_S):
@@ -70,7 +74,7 @@ async def read_body(request: Request) -> bytes:
 
 
 class Guard:
-    """Refuses every request without the token, or from a page of another origin."""
+    """Middleware that refuses a request without the token, or from a page of another origin."""
 
     def __init__(self, app: ASGIApp, keys: Keys) -> None:
         self.app, self.keys = app, keys
@@ -91,7 +95,7 @@ class Guard:
 
 
 class Feed:
-    """The sections of a page for all who look, made when the first of them asks; nobody looks, nothing is made."""
+    """Makes the sections of a page once for all browsers that show it, and only while some browser shows it."""
 
     def __init__(self, page: Page, over: Callable[[], bool]) -> None:
         self.page, self.over = page, over
@@ -100,11 +104,11 @@ class Feed:
         self._due: dict[Callable[[], dict[str, str]], float] = {}
 
     async def events(self) -> AsyncIterator[str]:
-        """Server-sent events: a section's name, and its HTML as JSON, whenever it has changed."""
+        """Yield server-sent events: a section's name, and its HTML as JSON, each time it has changed."""
         sent: dict[str, str] = {}
         last = False
         while not last:
-            last = self.over()  # what is read from here on is the end
+            last = self.over()  # read before the sections, so that the last ones are complete
             for make in (self.page.numbers, self.page.figures):
                 for name, html in (await self._made(make, now=last)).items():
                     if sent.get(name) != html:
@@ -121,13 +125,13 @@ class Feed:
                 before = time.process_time()
                 try:
                     self._known[make] = await run_in_threadpool(make)
-                finally:  # a failure too takes no more than its share
+                finally:  # a failure must not take more than its share of a core either
                     self._due[make] = time.monotonic() + (time.process_time() - before) * (1 / SHARE - 1)
             return self._known[make]
 
 
 def make_server(folder: Path, keys: Keys) -> uvicorn.Server:
-    """A server of the page of a results folder; `run(sockets=[...])` serves until `should_exit`."""
+    """Return a server for the page of a results folder. Its `run(sockets=[...])` serves until `should_exit` is set."""
     page = Page(folder)
     feed = Feed(page, lambda: server.should_exit)
     asking = asyncio.Lock()
@@ -150,7 +154,7 @@ def make_server(folder: Path, keys: Keys) -> uvicorn.Server:
                 return HTMLResponse(await run_in_threadpool(page.report), headers=_HEADERS)
         except StoreError as error:
             return PlainTextResponse(str(error), 404, _HEADERS)
-        except Exception as error:  # noqa: BLE001  # of whatever is in the tables
+        except Exception as error:  # noqa: BLE001  # the tables may contain anything
             cause = f"The report can't be made: {reason(error)}"
             return PlainTextResponse(cause, 500, _HEADERS)
 
@@ -174,7 +178,7 @@ def make_server(folder: Path, keys: Keys) -> uvicorn.Server:
 
 
 def main() -> None:
-    """Serve beside a run: folder and socket are arguments, the keys come by standard input, whose end is the run's."""
+    """Serve the page beside a run. Standard input has the keys, and ends when the run ends."""
     os.nice(10)
     folder, number = sys.argv[1:]
     server = make_server(Path(folder), Keys(*sys.stdin.readline().split()))

@@ -1,4 +1,4 @@
-"""The verb `watch`, and the same page beside a run, in a process of its own that ends with it."""
+"""The verb `watch`, and the same page beside a run, in another process that ends with the run."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 Browser = Annotated[bool, typer.Option(help="Open the page of `watch` in a browser, if there is one.")]
 _ENDS_S = 30.0
-"""For the page to send what a run ended with."""
+"""Seconds that the page gets to send the last changes of a run."""
 
 
 def watch(
@@ -46,7 +46,7 @@ def watch(
 
 @contextlib.contextmanager
 def beside(folder: Path, browser: bool) -> Iterator[None]:
-    """The page in another process while a run goes on: it takes nothing of the driver, and ends when that does."""
+    """Serve the page in another process during the block. The process ends with this one, even if that is killed."""
     keys = Keys()
     with _listening(0) as place:
         command = [sys.executable, "-m", "sweeps.cli.watching.server", str(folder.absolute()), str(place.fileno())]
@@ -56,12 +56,12 @@ def beside(folder: Path, browser: bool) -> Iterator[None]:
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
             pass_fds=[place.fileno()],
-            process_group=0,  # Ctrl-C is the driver's
+            process_group=0,  # Ctrl-C must reach only the driver
         )
         _announce(place, keys, browser, err)
     assert process.stdin is not None
     try:
-        with contextlib.suppress(OSError):  # the page has ended by itself: no reason for the run to end
+        with contextlib.suppress(OSError):  # the page may have ended by itself; the run goes on
             process.stdin.write(f"{keys.token} {keys.once}\n".encode())
             process.stdin.flush()
         yield
@@ -91,7 +91,7 @@ def _address(place: socket.socket, word: str) -> str:
 
 
 def _announce(place: socket.socket, keys: Keys, browser: bool, console: Console) -> None:
-    """Print the page's address, and open it in a browser that has a window, where a person sees what is printed."""
+    """Print the page's address, and open it in a graphical browser if the output goes to a terminal."""
     import webbrowser
 
     console.print(f"watch at {_address(place, keys.token)}")

@@ -171,7 +171,7 @@ def test_a_short_axis_has_ticks_that_differ() -> None:
 
 
 def test_who_is_ahead_in_which_currency(store: Store) -> None:
-    rows = readings.order_table(store).to_pylist()
+    rows = readings.currency_table(store).to_pylist()
     assert {r["x"] for r in rows} >= {"adapter_params"}
     (first,) = [r for r in rows if r["x"] == "adapter_params"]
     areas = {r["method"]: r["value"] for r in readings.area_table(store).to_pylist()}
@@ -191,6 +191,6 @@ def test_an_order_turns_only_between_clear_differences(monkeypatch: pytest.Monke
         return pa.Table.from_pylist([row])
 
     monkeypatch.setattr(readings, "pair_table", pairs)
-    assert [r["turns"] for r in readings.order_table(store).to_pylist()] == [True] * 3
+    assert [r["turns"] for r in readings.currency_table(store).to_pylist()] == [True] * 3
     monkeypatch.setattr(readings, "CURRENCIES", ("adapter_params", "saved_bytes"))
-    assert [r["turns"] for r in readings.order_table(store).to_pylist()] == [False] * 2
+    assert [r["turns"] for r in readings.currency_table(store).to_pylist()] == [False] * 2

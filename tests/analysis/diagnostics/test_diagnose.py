@@ -211,6 +211,7 @@ def test_what_was_cut_off_goes_on_and_ends_the_same(made: Path, tiny: Path, tmp_
     assert not ids & {u.unit_id for u in plan(store, "landscape", examples=16, points=4)}  # other settings, other units
 
 
+@pytest.mark.slow
 def test_ray_tasks_give_what_this_process_gives(tiny: Path, pool: Pool) -> None:
     store = open_store(tiny)
     table, _, _ = analyze(store, "cka", execute=ray_tasks(cpus=0, progress=False), examples=32)  # lanes hold the CPUs

@@ -17,7 +17,7 @@ from analysis import StoreError, open_store
 from analysis.diagnostics.analyze import analyze
 from analysis.diagnostics.cka import minibatch_cka, unbiased_hsic
 from analysis.diagnostics.full_rank import collinear_bound
-from analysis.diagnostics.landscape import barrier, barycentric, mixed, ticks
+from analysis.diagnostics.landscape import barrier, barycentric, mix_states, ticks
 from analysis.diagnostics.spectrum import (
     effective_rank,
     lora_errors,
@@ -181,9 +181,9 @@ def test_corners_are_the_models() -> None:
     assert sum(barycentric(0.3, 1.7)) == pytest.approx(1.0)
     base = {"w": draw(3, 3), "b": draw(3)}
     states = [{"w": draw(3, 3, seed=i)} for i in (1, 2)] + [{"w": draw(3, 3, seed=3), "b": draw(3, seed=4)}]
-    at = mixed(states, base, (1.0, 0.0, 0.0))
+    at = mix_states(states, base, (1.0, 0.0, 0.0))
     assert torch.equal(at["w"], states[0]["w"]) and torch.equal(at["b"], base["b"])
-    half = mixed(states, base, (0.0, 0.5, 0.5))
+    half = mix_states(states, base, (0.0, 0.5, 0.5))
     assert torch.allclose(half["b"], 0.5 * (base["b"] + states[2]["b"]))
 
 

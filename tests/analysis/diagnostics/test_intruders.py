@@ -13,9 +13,9 @@ from torch import Tensor
 
 from analysis import StoreError, open_store
 from analysis.diagnostics.analyze import analyze, plan
-from analysis.diagnostics.intruders import LEADING, intruder_rows, likeness
+from analysis.diagnostics.intruders import LEADING, intruder_rows, largest_cosines
 from analysis.diagnostics.units import Unit
-from analysis.figures.diagnostics import draw_intruders, strangers
+from analysis.figures.diagnostics import draw_intruders, mean_intruders
 from analysis.store.tables import to_table
 from analysis.tables.diagnostics import diagnostic_sheets
 from tests.analysis.diagnostics.support import tiny_results
@@ -40,7 +40,7 @@ def built(out: int, width: int, kept: int) -> tuple[Tensor, Tensor, Tensor]:
 def test_known_intruders_are_found(shape: tuple[int, int]) -> None:
     """The base has 5 directions. New ones are mixed of half of the base's and others, or lie outside of it."""
     base, u, v = built(*shape, kept=5)
-    torch.testing.assert_close(likeness(base, torch.zeros_like(base))[:5], torch.ones(5).double())
+    torch.testing.assert_close(largest_cosines(base, torch.zeros_like(base))[:5], torch.ones(5).double())
     own = 7.0 * u[:, :1] @ v[:, :1].T  # a direction that the base has, larger
     (row,) = intruder_rows({"w": base}, {"w": own}, leading=5)
     assert (row["intruders"], row["share"], row["counted"]) == (0, 0.0, 5)
@@ -48,7 +48,7 @@ def test_known_intruders_are_found(shape: tuple[int, int]) -> None:
     # in the plane of the 2nd and 3rd direction: cosine sqrt(1/2) with both, so above 0.5 and below 0.8
     turned = u[:, 1:3].sum(dim=1, keepdim=True) / 2**0.5
     delta = 1e3 * turned @ v[:, 6:7].T
-    assert float(likeness(base, delta)[0]) == pytest.approx(0.5**0.5, abs=1e-4)
+    assert float(largest_cosines(base, delta)[0]) == pytest.approx(0.5**0.5, abs=1e-4)
     (row,) = intruder_rows({"w": base}, {"w": delta}, leading=1)
     assert row["intruders"] == 0
     (row,) = intruder_rows({"w": base}, {"w": delta}, leading=1, threshold=0.8)
@@ -82,13 +82,13 @@ def test_the_figure_counts_below_every_threshold() -> None:
     ]
     rows.append(place | {"method": "full", "reference": None, "adapter_params": 9, "weight": "a", "cosines": [1.0] * 3})
     table = to_table("intruders", rows)
-    found = {(r["method"], round(r["threshold"], 2)): r["intruders"] for r in strangers(table)}
+    found = {(r["method"], round(r["threshold"], 2)): r["intruders"] for r in mean_intruders(table)}
     assert [found["lora", at] for at in (0.05, 0.2, 0.5, 0.95)] == [0.0, 0.5, 1.5, 2.0]
     assert found["full", 1.0] == 0.0
     (axes,) = draw_intruders(table).axes
     drawn = {line.get_label(): line.get_ydata() for line in axes.lines}
     assert {"LoRA", "full fine-tuning"} <= set(drawn) and axes.get_title() == "lora-1"
-    assert np.array_equal(drawn["LoRA"], [r["intruders"] for r in strangers(table) if r["method"] == "lora"])
+    assert np.array_equal(drawn["LoRA"], [r["intruders"] for r in mean_intruders(table) if r["method"] == "lora"])
 
 
 def nothing(folder: Path, units: Sequence[Unit]) -> Iterator[tuple[Unit, list[dict[str, Any]]]]:

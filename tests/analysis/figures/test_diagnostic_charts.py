@@ -11,14 +11,14 @@ import pytest
 
 from analysis.figures.diagnostics import (
     Drawing,
-    alignment,
     draw_cka,
     draw_landscape,
     draw_spectrum,
     draw_surface,
-    errors,
-    spectra,
-    write,
+    mean_cka,
+    mean_errors,
+    mean_spectra,
+    write_drawings,
 )
 from analysis.store.store import open_store
 from analysis.store.tables import to_table, write_part
@@ -70,12 +70,12 @@ def tables() -> dict[str, pa.Table]:
 
 
 def test_the_numbers_are_means_of_the_tables(tables: dict[str, pa.Table]) -> None:
-    found = [r for r in spectra(tables["spectrum"]) if r["method"] == "randlora"]
+    found = [r for r in mean_spectra(tables["spectrum"]) if r["method"] == "randlora"]
     assert len(found) == 101 and found[0]["relative"] == 1.0 and found[-1]["relative"] == pytest.approx(5 / 9)
     assert [r["relative"] for r in found] == pytest.approx(np.interp(np.linspace(0, 1, 101), (0, 1), (1, 5 / 9)))
-    error = {(r["method"], r["lora_rank"]): (r["error"], r["n"]) for r in errors(tables["approximation"])}
+    error = {(r["method"], r["lora_rank"]): (r["error"], r["n"]) for r in mean_errors(tables["approximation"])}
     assert error["lora", 4] == (0.125, 2) and next(iter(error))[0] == "randlora"
-    at = [(r["method"], r["depth"], r["cka"], r["n"]) for r in alignment(tables["cka"])]
+    at = [(r["method"], r["depth"], r["cka"], r["n"]) for r in mean_cka(tables["cka"])]
     assert ("lora", 1, pytest.approx(1 - 1 / 9), 1) in at and len(at) == 6  # its largest budget, blocks with a number
 
 
@@ -110,14 +110,14 @@ def test_they_are_drawn_as_they_are(tables: dict[str, pa.Table]) -> None:
     (alone,) = draw_spectrum(tables["spectrum"], tables["approximation"].slice(0, 0)).axes
     found = {line.get_label(): list(line.get_ydata()) for line in left.lines}
     assert found == {line.get_label(): list(line.get_ydata()) for line in alone.lines}
-    assert [v for y in found.values() for v in y] == [r["relative"] for r in spectra(tables["spectrum"])]
+    assert [v for y in found.values() for v in y] == [r["relative"] for r in mean_spectra(tables["spectrum"])]
     shown = [v for line in right.lines for v in line.get_ydata()]
-    assert shown == [r["error"] for r in errors(tables["approximation"])]
+    assert shown == [r["error"] for r in mean_errors(tables["approximation"])]
     whole.draw_without_rendering()
     ticks = [label.get_text() for axis in (left.yaxis, right.xaxis) for label in axis.get_ticklabels(which="both")]
     assert {"0.01", "1", "2", "4"} <= set(ticks) and not any("$" in text for text in ticks)  # no formula is parsed
     (blocks,) = draw_cka(tables["cka"]).axes
-    rows = alignment(tables["cka"])
+    rows = mean_cka(tables["cka"])
     named = [(line.get_label(), *at) for line in blocks.lines for at in zip(*line.get_data(), strict=True)]
     assert named == [(style(r["method"]).name, r["depth"], r["cka"]) for r in rows]
     plane = draw_landscape(tables["landscape"]).axes[0]
@@ -138,6 +138,6 @@ def test_they_are_written_with_their_sentences(tables: dict[str, pa.Table], tmp_
         (tmp_path / "diagnostics").mkdir(exist_ok=True)
         old = tmp_path / "diagnostics" / f"{kind}-9.vl.json"
         old.write_text("{}")
-        paths = write([one], tmp_path, kind)
+        paths = write_drawings([one], tmp_path, kind)
         assert not old.exists() and set(paths) == {f"{one.stem}.{form}" for form in ("png", "svg", "pdf", "txt")}
         assert paths[f"{one.stem}.txt"].read_text(encoding="utf-8") == one.says + "\n"

@@ -13,7 +13,7 @@ from matplotlib.text import Text
 
 from analysis import open_store
 from analysis.figures.differences import draw_differences
-from analysis.figures.drawing import COLUMN_INCHES, REACH, SMALL, Chart, Spot, bounded, fitted, spread
+from analysis.figures.drawing import COLUMN_INCHES, REACH, SMALL, Chart, Spot, clip_intervals, fit_range, spread_apart
 from analysis.figures.pictures import pictures
 from analysis.figures.scaling import draw_scaling
 from analysis.statistics import scaling
@@ -77,7 +77,7 @@ def test_no_marker_of_a_study_covers_another(name: str) -> None:
     assert set(figure.keys.values()) | {m for gid, m in figure.parts.items() if gid.startswith("far:")} == shown
 
 
-@pytest.mark.parametrize("name", ["quickstart", "shots", "league"])
+@pytest.mark.parametrize("name", ["quickstart", "league", pytest.param("shots", marks=pytest.mark.slow)])
 def test_figures_fit_a_paper(name: str) -> None:
     """No type under seven points, no figure wider than a page, no name or number over another."""
     for p in pictures(open_store(ROOT / "docs" / "results" / name)):
@@ -147,18 +147,18 @@ def test_intervals_of_a_score_end_at_0_and_100(tmp_path: Path) -> None:
     ends = [x for c in left.collections for path in c.get_paths() for x in path.vertices[:, 0]]
     assert min(ends) == 0 and max(ends) == 100
     assert not any("100.1" in tip or "[−" in tip for tip in picture.figure.tips.values() if "pairs" not in tip)
-    negative = bounded([{"mean": -0.1, "low": -1.4, "high": 1.3}, {"mean": 0.2, "low": None, "high": None}])
+    negative = clip_intervals([{"mean": -0.1, "low": -1.4, "high": 1.3}, {"mean": 0.2, "low": None, "high": None}])
     assert [(r["low"], r["high"]) for r in negative] == [(-1.0, 1.0), (None, None)]
 
 
 def test_wide_intervals_do_not_set_the_axis() -> None:
-    assert fitted([1.0, 2.0], [(0.0, 2.0), (1.0, 3.0)]) == (0.0, 3.0)
+    assert fit_range([1.0, 2.0], [(0.0, 2.0), (1.0, 3.0)]) == (0.0, 3.0)
     ends = [(k / 10 - 1, k / 10 + 1) for k in range(10)] + [(-50.0, 50.0)]
-    low, high = fitted([k / 10 for k in range(10)] + [0.0], ends)
+    low, high = fit_range([k / 10 for k in range(10)] + [0.0], ends)
     assert -3.5 < low <= -1.0 and 1.9 <= high < 4.5
-    assert fitted([5.0], []) == (5.0, 5.0)
-    assert fitted([0.0, 1.0], [(-150.0, 150.0)] * 2) == (-REACH, 1.0 + REACH)
-    assert fitted([0.0, 20.0], [(-150.0, 150.0)] * 2) == (-50.0, 70.0)
+    assert fit_range([5.0], []) == (5.0, 5.0)
+    assert fit_range([0.0, 1.0], [(-150.0, 150.0)] * 2) == (-REACH, 1.0 + REACH)
+    assert fit_range([0.0, 20.0], [(-150.0, 150.0)] * 2) == (-50.0, 70.0)
 
 
 def test_markers_stay_where_they_are_unless_one_would_cover_another() -> None:
@@ -167,14 +167,14 @@ def test_markers_stay_where_they_are_unless_one_would_cover_another() -> None:
     axes.set_xscale("log")
     axes.set(xlim=(1e3, 1e5), ylim=(0, 100))
     apart = [Spot(2e3, 10, 10, 10), Spot(2e3, 50, 50, 50), Spot(5e4, 10, 10, 10)]
-    assert spread(axes, apart) == pytest.approx([2e3, 2e3, 5e4])
-    first, second = spread(axes, [Spot(2e3, 10, 10, 10), Spot(2e3, 11, 11, 11)])
+    assert spread_apart(axes, apart) == pytest.approx([2e3, 2e3, 5e4])
+    first, second = spread_apart(axes, [Spot(2e3, 10, 10, 10), Spot(2e3, 11, 11, 11)])
     assert first == pytest.approx(2e3) and second != pytest.approx(2e3, rel=0.01)
-    bars = spread(axes, [Spot(2e3, 10, 5, 60), Spot(2e3, 50, 40, 60)])
+    bars = spread_apart(axes, [Spot(2e3, 10, 5, 60), Spot(2e3, 50, 40, 60)])
     assert bars[0] != pytest.approx(bars[1], rel=0.01)
-    edge = spread(axes, [Spot(1e3, 10, 10, 10)] * 5)
+    edge = spread_apart(axes, [Spot(1e3, 10, 10, 10)] * 5)
     assert axes.get_xlim()[0] < min(edge) and len(set(edge)) == 5
-    assert spread(axes, []) == []
+    assert spread_apart(axes, []) == []
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ from analysis import StoreError, conclusion, open_store
 from analysis.figures.pictures import pictures
 from analysis.imports.importing import PLACEHOLDER_BYTES, import_peft, import_published
 from analysis.report.page import render
-from analysis.statistics.publications.published import names, publication, published_curve
+from analysis.statistics.publications.published import publication, publication_names, published_curve
 from analysis.statistics.scaling import comparisons
 from analysis.tables.console import print_results_table, results_table
 from analysis.tables.results import averages, results
@@ -23,7 +23,7 @@ from trainables.data.registry import DATASETS
 from trainables.data.text.registry import TEXT_DATASETS
 
 
-@pytest.mark.parametrize("name", names())
+@pytest.mark.parametrize("name", publication_names())
 def test_every_publication_is_sourced(name: str) -> None:
     found = publication(name)
     assert found.points and found.title and found.precision
@@ -73,7 +73,7 @@ def test_the_means_over_tasks_are_the_printed_ones(tasks: str, means: str, off: 
 def test_published_data_sets_have_the_names_of_the_registry() -> None:
     """So that overlays join. Means over several sets have names of their own; tasks stand behind a colon."""
     known = {*DATASETS, *TEXT_DATASETS}
-    points = [p for name in names() for p in publication(name).points]
+    points = [p for name in publication_names() for p in publication(name).points]
     assert {p["dataset"].partition(":")[0] for p in points if "mean-of" not in p["dataset"]} <= known
 
 

@@ -48,7 +48,7 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, int]:
     ]
     write_part(folder, "cka", rows)
     figure = diagnostics.draw_cka(to_table("cka", rows))
-    diagnostics.write([diagnostics.Drawing("cka", figure, "Made-up numbers of a test.")], folder, "cka")
+    diagnostics.write_drawings([diagnostics.Drawing("cka", figure, "Made-up numbers of a test.")], folder, "cka")
     store = open_store(folder)
     drawn = pictures.pictures(store, overlay="fig1-clip")
     page = folder / "report.html"
@@ -191,7 +191,7 @@ SIDEWAYS = """
 @pytest.mark.parametrize("name", ["quickstart", *SLOW_STUDIES])
 def test_no_table_scrolls_sideways(browser: Browser, name: str, tmp_path: Path) -> None:
     store, page = open_store(ROOT / "docs" / "results" / name), tmp_path / "report.html"
-    drawn = [picture for draw in pictures.growing() for picture in draw(store)]
+    drawn = [picture for draw in pictures.live_picture_functions() for picture in draw(store)]
     page.write_text(render(store, drawn=drawn), encoding="utf-8")
     for width in (1280, 390):
         browser.open(page, width=width, mobile=width < 1000)

@@ -10,7 +10,7 @@ import pytest
 
 from analysis.statistics.decisions import decisions
 from analysis.statistics.groups import groups
-from analysis.statistics.looks import added, first_declared, margin_of
+from analysis.statistics.looks import added_later, margin_of, restrict_to_declared
 from analysis.statistics.scaling import comparisons, question
 from analysis.store.store import Store, open_store
 from analysis.tables.console import conclusion, conclusion_of, results_table
@@ -56,8 +56,8 @@ def swept(folder: Path, cells: Cells, declared: Cells) -> Store:
 def test_who_joins_later_changes_no_declared_number(tmp_path: Path) -> None:
     before = swept(tmp_path / "first" / "s", FIRST, FIRST)
     after = swept(tmp_path / "later" / "s", FIRST | LATER, FIRST)
-    assert not added(before) and first_declared(before) is before
-    assert len(added(after)) == len(LATER)
+    assert not added_later(before) and restrict_to_declared(before) is before
+    assert len(added_later(after)) == len(LATER)
     declared = [r for r in comparisons(after).to_pylist() if not r["added"]]
     assert declared == comparisons(before).to_pylist()
     assert question(after) == question(before)
@@ -94,7 +94,7 @@ def test_what_joined_is_tested_by_itself(tmp_path: Path) -> None:
 
 def test_an_older_folder_has_one_analysis(tmp_path: Path) -> None:
     store = swept(tmp_path / "s", FIRST | LATER, FIRST | LATER)
-    assert not added(store) and not any(comparisons(store)["added"].to_pylist())
+    assert not added_later(store) and not any(comparisons(store)["added"].to_pylist())
 
 
 def half_failed(zero_shot: bool) -> Cells:

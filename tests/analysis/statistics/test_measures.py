@@ -8,11 +8,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from analysis.statistics.measures import beside, told
+from analysis.statistics.measures import further_measure, separations
 from analysis.store.store import Store, open_store
 from analysis.store.tables import write_part
 from analysis.tables.console import results_table
-from analysis.words.verdicts import beside_head, beside_text, measures_text
+from analysis.words.verdicts import further_head, further_text, measures_text
 from tests.analysis.odd import Cells, odd_results
 
 SEEDS = 4
@@ -54,15 +54,15 @@ def measured(folder: Path, *, by_loss: bool = False, rerun: bool = True) -> Stor
 
 def test_the_loss_stands_beside_the_score(tmp_path: Path) -> None:
     store = measured(tmp_path / "r")
-    other = beside(store)
+    other = further_measure(store)
     assert other is not None and other.name == "loss"
     shown = {r["method"]: r["beside"] for r in results_table(store).to_pylist()}
     assert shown == pytest.approx(LEVEL, abs=0.05)
-    assert (beside_head("loss"), beside_text(0.75, "loss"), beside_text(None, "loss")) == ("loss", "0.750", "")
+    assert (further_head("loss"), further_text(0.75, "loss"), further_text(None, "loss")) == ("loss", "0.750", "")
 
 
 def test_the_loss_tells_more_where_methods_differ_by_it_alone(tmp_path: Path) -> None:
-    found = told(measured(tmp_path / "r"))
+    found = separations(measured(tmp_path / "r"))
     assert found is not None
     score, loss = found
     assert (score.name, loss.name) == ("accuracy", "loss") and score.ratio < 2 < 4 < loss.ratio
@@ -71,13 +71,13 @@ def test_the_loss_tells_more_where_methods_differ_by_it_alone(tmp_path: Path) ->
 
 def test_a_sweep_by_loss_has_the_tasks_own_metric_beside_it(tmp_path: Path) -> None:
     store = measured(tmp_path / "r", by_loss=True)
-    other, found = beside(store), told(store)
-    assert other is not None and other.name == "bleu" and beside_head(other.name) == "bleu %"
+    other, found = further_measure(store), separations(store)
+    assert other is not None and other.name == "bleu" and further_head(other.name) == "bleu %"
     assert found is not None and [each.name for each in found] == ["likelihood", "bleu"]
     assert found[0].ratio > found[1].ratio and "under [evaluate]" not in measures_text(*found)
 
 
 def test_nothing_is_said_where_nothing_was_measured_or_run_again(tmp_path: Path) -> None:
-    assert told(measured(tmp_path / "one", rerun=False)) is None
+    assert separations(measured(tmp_path / "one", rerun=False)) is None
     plain = open_store(odd_results(tmp_path / "plain", CELLS, seeds=SEEDS))
-    assert beside(plain) is None and told(plain) is None
+    assert further_measure(plain) is None and separations(plain) is None

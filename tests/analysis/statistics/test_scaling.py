@@ -213,7 +213,7 @@ def test_gap_to_full_fine_tuning(store: Store) -> None:
 
 def test_sentences_of_two_models_tell_them_apart() -> None:
     rows = fake((0.02, "higher")).to_pylist() + [
-        r | {"model": "n"} for r in fake((0.01, conclusions.SAID[-1])).to_pylist()
+        r | {"model": "n"} for r in fake((0.01, conclusions.TESTED_VERDICTS[-1])).to_pylist()
     ]
     table = pa.Table.from_pylist(rows, schema=scaling.COMPARISONS)
     assert "in 1 of 2 comparisons: LoRA-1 with m (1 parameter, +2.0 points" in said_of(table)

@@ -30,7 +30,7 @@ def simulated(rng: np.random.Generator, margin: float | None, alpha: float) -> l
             cell: Row = {"sweep": "s", "model": "m", "dataset": "d", "train_size": "1.0"}
             cell |= {"method": method, "reference": reference, "budget": budget}
             difference = t_difference(list(each))
-            row = scaling._compared(cell, "lora", difference, float(rng.choice([0.0, 1e-5])), margin)
+            row = scaling._comparison_row(cell, "lora", difference, float(rng.choice([0.0, 1e-5])), margin)
             found.append((row, difference))
     scaling._corrected([row for row, _ in found], "randlora", alpha)
     return [(row | scaling._prospects(row, difference), difference) for row, difference in found]

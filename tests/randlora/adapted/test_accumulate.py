@@ -246,7 +246,7 @@ def test_held_where_it_costs_less() -> None:
     assert pays_to_accumulate(400, *square, 4) and pays_to_accumulate(1600, *square, 4)
     assert pays_to_accumulate(400, 3072, 768, 768, 4)
     assert not pays_to_accumulate(16, *square, 4), "few rows: the factors are cheaper"
-    assert not pays_to_accumulate(1600, 3072, 768, 768, 4, part=0.0035), "lists that cost next to nothing"
+    assert not pays_to_accumulate(1600, 3072, 768, 768, 4, gather_time=0.0035), "lists that cost next to nothing"
     rows, micro = 1600, 4
     held = micro * rows * 768 * 768 + 2 * 768**3
     costs = plan_costs(rows, *square)

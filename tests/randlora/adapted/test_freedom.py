@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from randlora import attach
-from randlora.adapted.freedom import Degrees, acting, degrees, freedom
+from randlora.adapted.freedom import Degrees, acting_share, degrees, freedom
 from randlora.methods.bridge.kinds import KINDS, PREFIX
 from randlora.methods.registry import METHODS, get_method
 
@@ -153,6 +153,6 @@ def test_bases_with_zeros_have_a_bound_that_is_not_reached(name: str, options: d
 
 
 def test_a_large_weights_share_is_that_of_a_small_one_trained_as_far() -> None:
-    assert acting("lora", (768, 768), 96) == pytest.approx(1 - 2 / 32)  # rank 2 of 16, as 96 of 768
-    assert acting("peft:miss", (3072, 768), 8) == 1.0
-    assert 0.4 < acting("peft:boft", (768, 768), 8) < 0.8
+    assert acting_share("lora", (768, 768), 96) == pytest.approx(1 - 2 / 32)  # rank 2 of 16, as 96 of 768
+    assert acting_share("peft:miss", (3072, 768), 8) == 1.0
+    assert 0.4 < acting_share("peft:boft", (768, 768), 8) < 0.8

@@ -83,7 +83,7 @@ def trained(low: bool, way: str) -> list[Tensor]:
     perturb(adapted)
     for adapter in adapted.adapters.values():
         assert isinstance(adapter, RandLora)
-        assert isinstance(adapter.part().found, ternary.Signs) is (way == "triton")
+        assert isinstance(adapter.part().compact, ternary.Signs) is (way == "triton")
     x = batch(rows=30)
     if way == "exact":
         model.double()
@@ -109,7 +109,7 @@ def gathers() -> Errors:
         base = draw(6, "W", Draw(*shape, "normal")) if based else None
         results = []
         for part in parts:
-            y = spread_linear(x, base, None, (lam, gam), part, plan="merged" if part.found is None else "gather")
+            y = spread_linear(x, base, None, (lam, gam), part, plan="merged" if part.compact is None else "gather")
             weight = spread_weight(base, (lam, gam), part)
             first = torch.autograd.grad(y.square().sum(), (x, lam, gam))
             results.append([y, weight, *first, *torch.autograd.grad(weight.square().sum(), (lam, gam))])

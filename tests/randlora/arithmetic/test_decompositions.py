@@ -40,24 +40,24 @@ def test_what_is_attached_is_the_same_to_the_bit(method: str, limit: int) -> Non
         assert len(again) == len(plain)
         assert all(torch.equal(a, b) and a.stride() == b.stride() for a, b in zip(again, plain, strict=True))
         assert keeper.nbytes <= limit
-    assert keeper.made > 0
+    assert keeper.computed > 0
     if limit == 2**30:
-        assert keeper.given >= 2 * keeper.made  # the second and the third time all of them
+        assert keeper.reused >= 2 * keeper.computed  # the second and the third time all of them
     else:
-        assert keeper.given > 0  # what fits is kept, however often the rest passes by
+        assert keeper.reused > 0  # what fits is kept, however often the rest passes by
 
 
 def test_other_bits_are_other_matrices_and_methods_share() -> None:
     keeper, model = Decompositions(), network().eval()
     with keeper:
         attached("pissa", model)
-        made = keeper.made
+        made = keeper.computed
         attached("lora-xs", model)
-        assert keeper.made == made
+        assert keeper.computed == made
         with torch.no_grad():
             model[0].up.weight[0, 0] += 1.0
         attached("pissa", model)
-        assert keeper.made == made + 1
+        assert keeper.computed == made + 1
 
 
 def test_earlier_blocks_make_way_and_results_are_copies() -> None:
@@ -72,7 +72,7 @@ def test_earlier_blocks_make_way_and_results_are_copies() -> None:
     with keeper:
         torch.linalg.inv(two)
         torch.linalg.inv(one)
-    assert keeper.made == 3
+    assert keeper.computed == 3
     trained = one.clone().requires_grad_()
     with keeper:
         torch.linalg.inv(trained).sum().backward()
@@ -94,4 +94,4 @@ def test_a_result_is_measured_once_however_many_are_kept(monkeypatch: pytest.Mon
         with keeper:
             for _ in range(50):
                 torch.linalg.inv(torch.randn(2, 2, generator=draw))
-    assert measured == keeper.made == 150
+    assert measured == keeper.computed == 150

@@ -47,7 +47,7 @@ def test_lists_hold_the_matrix() -> None:
             for o in range(signed.outputs):
                 again[o, index[int(start[o]) : int(start[o + 1])].long()] = sign * found.value
         assert torch.equal(again[:, :-1], matrix)
-    assert found.density == (b != 0).double().mean() and found.part == ternary.GATHER_COST * found.density
+    assert found.density == (b != 0).double().mean() and found.relative_time == ternary.GATHER_COST * found.density
 
 
 def test_what_has_no_lists() -> None:
@@ -94,8 +94,8 @@ def test_the_plan_and_the_matrix_form(shape: tuple[int, int], with_base: bool) -
     n = -(-m // r)
     b, a = basis(large, n * r), normal(r, m).sign()
     dense = Spread(a, b, 0.1, shape[0] >= shape[1])
-    sparse = dense._replace(found=ternary.make_lists(b))
-    assert sparse.found is not None
+    sparse = dense._replace(compact=ternary.make_lists(b))
+    assert sparse.compact is not None
     lam, gam, x = (normal(*size, seed=3).requires_grad_() for size in ((r, n), (n, m), (70, shape[1])))
     base = normal(*shape, seed=4) if with_base else None
     results = []
@@ -110,10 +110,10 @@ def test_the_plan_and_the_matrix_form(shape: tuple[int, int], with_base: bool) -
 
 
 def test_gather_is_chosen_where_it_is_cheap() -> None:
-    assert choose_plan(1600, 768, 768, 768, part=0.25) == "gather"
-    assert choose_plan(1600, 768, 768, 768, part=1.15) == "merged"
-    assert choose_plan(2, 768, 768, 768, part=0.25) == "activation"
-    assert choose_plan(1600, 768, 768, 768, training=False, part=0.25) == "gather"
+    assert choose_plan(1600, 768, 768, 768, gather_time=0.25) == "gather"
+    assert choose_plan(1600, 768, 768, 768, gather_time=1.15) == "merged"
+    assert choose_plan(2, 768, 768, 768, gather_time=0.25) == "activation"
+    assert choose_plan(1600, 768, 768, 768, training=False, gather_time=0.25) == "gather"
 
 
 CONFIG = RandLoraConfig(3, distribution="ternary", sparsity=8.0)
@@ -153,15 +153,15 @@ def test_lists_follow_the_basis() -> None:
     adapted = attach(model, CONFIG, ["0"])
     adapter = adapted.adapters["0.weight"]
     assert isinstance(adapter, RandLora)
-    first = adapter.part().found
-    assert first is not None and adapter.part().found is first
+    first = adapter.part().compact
+    assert first is not None and adapter.part().compact is first
     model.double()
-    assert adapter.part().found is None
+    assert adapter.part().compact is None
     model.float()
-    assert adapter.part().found is not None and adapter.part().found is not first
+    assert adapter.part().compact is not None and adapter.part().compact is not first
     adapted.detach()
     dense = attach(model, RandLoraConfig(3), ["0"]).adapters["0.weight"]
-    assert isinstance(dense, RandLora) and dense.part().found is None
+    assert isinstance(dense, RandLora) and dense.part().compact is None
 
 
 @pytest.mark.usefixtures("fresh_library")
@@ -238,15 +238,15 @@ def test_another_version_of_the_compiler_builds_anew(monkeypatch: pytest.MonkeyP
 @compiled
 def test_a_wrong_build_is_never_used(monkeypatch: pytest.MonkeyPatch) -> None:
     library = kernels.load_compiled()
-    assert library is not None and ternary._right(ternary.make_lists, torch.device("cpu"), library)
-    ternary._right.cache_clear()
+    assert library is not None and ternary._computes_right(ternary.make_lists, torch.device("cpu"), library)
+    ternary._computes_right.cache_clear()
     times_b = ternary.times_b
     monkeypatch.setattr(ternary, "times_b", lambda x, found: times_b(x, found) * 1.1)
     try:
         with pytest.warns(UserWarning, match="wrong numbers on cpu and is not used"):
-            assert ternary.lists(nn.Module(), basis(64, 64), 64, 64) is None
+            assert ternary.compact_form(nn.Module(), basis(64, 64), 64, 64) is None
     finally:
-        ternary._right.cache_clear()
+        ternary._computes_right.cache_clear()
 
 
 def test_importing_builds_nothing(tmp_path: Path) -> None:

@@ -140,7 +140,9 @@ def test_another_model_is_refused(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="does not fit this model"):
         load(torch.nn.Linear(3, 3), tmp_path)
     around = torch.nn.ModuleDict({"body": block()})
-    with pytest.raises(CheckpointError, match=r"is for 'attn.in_proj_weight', which this model has not; nearest: 'bo"):
+    with pytest.raises(
+        CheckpointError, match=r"is for 'attn.in_proj_weight', which this model does not have; nearest: 'bo"
+    ):
         load(around, tmp_path)
 
 

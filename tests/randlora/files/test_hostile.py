@@ -79,7 +79,9 @@ def test_a_shape_is_two_numbers(shape: object, tmp_path: Path) -> None:
 def test_a_name_is_no_pattern(name: str, capacities: dict[str, int], tmp_path: Path) -> None:
     attach(small(), LoraConfig(2), ["0"]).save(tmp_path)
     changed(tmp_path, shapes={name: [6, 8]}, capacities=capacities)
-    with pytest.raises(CheckpointError, match=r"is for '.*', which this model has not; (nearest|known): '0.weight'"):
+    with pytest.raises(
+        CheckpointError, match=r"is for '.*', which this model does not have; (nearest|known): '0.weight'"
+    ):
         load(small(), tmp_path)
 
 
@@ -115,7 +117,7 @@ def test_pefts_folders_raise_nothing_else(rank: int, settings: dict[str, Any], k
     save_file({f"base_model.model.0.{k}.weight": v for k, v in tensors.items()}, tmp_path / "adapter_model.safetensors")
     config = {"peft_type": "LORA", "r": 2, "lora_alpha": 2, **settings}
     (tmp_path / "adapter_config.json").write_text(json.dumps(config))
-    with pytest.raises(CheckpointError, match=rf"has settings that none has \({kind}"):
+    with pytest.raises(CheckpointError, match=rf"has settings that are not valid \({kind}"):
         load_peft(small(), tmp_path)
 
 

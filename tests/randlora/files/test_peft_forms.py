@@ -211,7 +211,7 @@ def test_scales_per_weight_are_imported(tmp_path: Path) -> None:
         (RandLoraBConfig(3), ["proj"], "PEFT has no RandLoRA-b.*export_deltas"),
         (RandLoraSvdConfig(3), ["proj"], "PEFT has no RandLoRA-SVD.*export_deltas"),
         (RandLoraConfig(3), ["qkv[q]"], "part of a fused weight, which PEFT's RandLoRA cannot adapt.*export_deltas"),
-        (HydraLoraConfig(3), ["proj"], r"PEFT has no HydraLoRA, and its update is no matrix; save\(\)"),
+        (HydraLoraConfig(3), ["proj"], r"PEFT has no HydraLoRA, and its update is not a matrix; save\(\)"),
     ],
     ids=lambda v: config_id(v) if isinstance(v, AdapterConfig) else None,
 )

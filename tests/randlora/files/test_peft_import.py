@@ -249,7 +249,7 @@ def test_damaged_or_unfit_files_are_refused(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="no PEFT adapter"):
         load_peft(layers(torch.float32), tmp_path)
     in_peft(MAKERS["randlora"](), layers(torch.float32), tmp_path)
-    with pytest.raises(CheckpointError, match="this model has not"):
+    with pytest.raises(CheckpointError, match="this model does not have"):
         load_peft(block(), tmp_path)
     path = tmp_path / "adapter_model.safetensors"
     whole = load_file(path)

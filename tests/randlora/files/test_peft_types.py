@@ -53,7 +53,7 @@ def test_what_peft_has_saved_is_read(name: str, tmp_path: Path) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         torch.manual_seed(3)
-        theirs = peft.get_peft_model(network(), config.at(config.capacity, **more)).eval()
+        theirs = peft.get_peft_model(network(), config.peft_config(config.capacity, **more)).eval()
         with torch.no_grad():
             for parameter in theirs.parameters():
                 if parameter.requires_grad:
@@ -87,10 +87,10 @@ def exported(folder: Path, name: str = "miss") -> Path:
         ("miss", {"modules_to_save": ["2"]}, "modules_to_save"),
         ("miss", {"target_modules": ["nowhere"]}, "this model has no such modules"),
         ("miss", {"target_modules": "(0.)*up"}, "may match without end"),
-        ("miss", {"target_modules": "("}, "has settings that none has"),
+        ("miss", {"target_modules": "("}, "has settings that are not valid"),
         ("miss", {"target_modules": ["up"]}, "have no counterpart here"),
         ("miss", {"target_modules": ["up", "down", "q", "2"]}, "its capacities need"),
-        ("miss", {"r": "x"}, "has settings that none has"),
+        ("miss", {"r": "x"}, "has settings that are not valid"),
         ("miss", {"r": 2}, r"in the file and \(2, "),
         ("miss", {"r": 10**9}, "its capacities need"),
         ("road", {"variant": "road_x"}, "PEFT refuses the settings"),

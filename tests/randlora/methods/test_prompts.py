@@ -48,7 +48,7 @@ REFUSED = [
     ("prompt:coop-depth", "unknown method"),
     ("prompt:coop+dept+dept", "more than once; nearest: 'prompt:coop\\+dept'"),
     ("prompt:coop+lra", "nearest: 'lora'"),
-    ("prompt:coop+lora+dora", "is no method"),
+    ("prompt:coop+lora+dora", "is not a method"),
     ("prompt:promptsrc+lora", "learns from the model as it was"),
     ("prompt:cocoop+dept", "takes none of DePT's heads"),
     ("prompt:coop+adalora", "a schedule of its own"),
@@ -154,7 +154,7 @@ def test_deep_prompts_by_hand(name: str, depth: int) -> None:
     base = plain.encode_image(images())
     assert not torch.allclose(model.encode_image(images()), base, atol=1e-3)
     if isinstance(learner, PromptSRC):
-        with learner.rested():
+        with learner.without_prompts():
             torch.testing.assert_close(model.encode_image(images()), base, rtol=0, atol=0)
 
 

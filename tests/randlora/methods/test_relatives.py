@@ -155,7 +155,7 @@ def test_hydralora_by_hand() -> None:
 
 def test_hydralora_says_that_it_cannot_merge(tmp_path: Path) -> None:
     model, x = block(), batch()
-    with pytest.raises(ConfigError, match=r"HydraLoRA's update is no matrix.*attn\.in_proj_weight"):
+    with pytest.raises(ConfigError, match=r"HydraLoRA's update is not a matrix.*attn\.in_proj_weight"):
         attach(model, HydraLoraConfig(3), ["fc", "attn.in_proj_weight"])
     adapted = attach(model, HydraLoraConfig(3), ["fc", "proj"])
     perturb(adapted)

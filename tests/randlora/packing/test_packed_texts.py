@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn.functional import dropout, scaled_dot_product_attention
 
 from randlora import AdapterConfig, LoraConfig, RandLoraConfig
-from randlora.packing.dropouts import draws_of
+from randlora.packing.dropouts import drops_activations
 from randlora.packing.packing import Pack, PackingError
 from tests.randlora.support import K, config_id, members_of
 
@@ -110,15 +110,15 @@ def test_other_random_numbers_are_found() -> None:
 
 
 def test_what_a_model_may_drop() -> None:
-    assert not draws_of(nn.Sequential(nn.Linear(2, 2), nn.Dropout(0.0)))
-    assert draws_of(nn.Sequential(nn.Linear(2, 2), nn.Dropout(0.1)))
-    assert draws_of(Layer())
+    assert not drops_activations(nn.Sequential(nn.Linear(2, 2), nn.Dropout(0.0)))
+    assert drops_activations(nn.Sequential(nn.Linear(2, 2), nn.Dropout(0.1)))
+    assert drops_activations(Layer())
     with pytest.raises(PackingError, match=r"at random \(0\.p = 0\.1\)"):
-        draws_of(nn.Sequential(nn.Dropout2d(0.1)))
+        drops_activations(nn.Sequential(nn.Dropout2d(0.1)))
     layer = Layer()
     layer.drop_path = 0.1  # type: ignore[assignment]
     with pytest.raises(PackingError, match=r"at random \(its\.drop_path = 0\.1\)"):
-        draws_of(layer)
+        drops_activations(layer)
 
 
 def test_tensors_whose_rows_are_unknown_are_refused() -> None:

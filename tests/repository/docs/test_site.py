@@ -92,3 +92,5 @@ def test_the_site_builds_strictly_and_loads_nothing(tmp_path: Path) -> None:
     assert "randlora.RandLoraConfig" in (tmp_path / "api" / "randlora.html").read_text(encoding="utf-8")
     copied = (tmp_path / "files" / "examples" / "quickstart.toml.txt").read_bytes()
     assert copied == (ROOT / "examples" / "quickstart.toml").read_bytes()
+    listed_files = (tmp_path / "files" / "examples" / "studies.txt").read_text(encoding="utf-8").splitlines()
+    assert listed_files == sorted(path.name for path in (ROOT / "examples" / "studies").iterdir())

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from analysis.statistics.publications.published import names
+from analysis.statistics.publications.published import publication_names
 from sweeps.plan.plan import Plan
 from sweeps.spec.spec import SweepSpec
 from tests.support import ROOT
@@ -301,12 +301,17 @@ def test_the_pages_are_in_step_with_headers_and_registry() -> None:
         assert page == make(), f"run: python -m tools.pages ({name})"
 
 
+def test_no_title_in_the_table_of_recipes_is_cut() -> None:
+    rows = [line for line in PAGES["docs/recipes.md"]().splitlines() if line.startswith("| [`")]
+    assert len(rows) == len(NAMES) and all(row.count("(") == row.count(")") for row in rows)
+
+
 def test_every_published_name_in_a_header_is_there() -> None:
     for name in NAMES:
         said = header(FOLDER / f"{name}.toml").get("published", "")
         if "import paper" in said or "--overlay" in said:
             (found,) = re.findall(r"(?:import paper|--overlay) (\S+)", said)
-            assert found in names(), name
+            assert found in publication_names(), name
         elif said:
             rows = json.loads((FOLDER.parents[1] / said).read_text(encoding="utf-8"))["rows"]
             assert [row for row in rows if row["recipe"] == name]

@@ -33,7 +33,7 @@ from trainables.data.splits import kept_rows
 from trainables.data.text.dataset import TextDataset, TextSplit
 from trainables.data.text.registry import TEXT_DATASETS
 from trainables.runtime import choose_precision
-from trainables.tasks.lane_cache import Warm
+from trainables.tasks.lane_cache import LaneCache
 from trainables.tasks.make import make_task
 from trainables.tasks.task import Parts
 from trainables.training.adapting import adapted
@@ -107,9 +107,9 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 
 @pytest.fixture(scope="module")
-def lanes() -> Callable[[str], Warm]:
+def lanes() -> Callable[[str], LaneCache]:
     """A lane for each model, which keeps model, data and words; no image is decoded before it is asked for."""
-    return functools.cache(lambda _: Warm({}, CPU, keep_bytes=0))
+    return functools.cache(lambda _: LaneCache({}, CPU, keep_bytes=0))
 
 
 def planned(name: str, place: Path, form: str) -> Plan:
@@ -148,7 +148,7 @@ def chosen(plan: Plan, *, whole: bool) -> list[Cell]:
     return [cells[methods[i % len(methods)], *pairs[i % len(pairs)]] for i in range(max(len(pairs), len(methods)))]
 
 
-def two_steps(trial: TrialConfig, lane: Warm) -> tuple[int, int]:
+def two_steps(trial: TrialConfig, lane: LaneCache) -> tuple[int, int]:
     """Train two steps of a trial, which change what trains; the rows that it trains and validates on."""
     short = trial.train.model_copy(update={"epochs": 1})  # at whose end selected weights are settled on
     trial = trial.model_copy(update={"train": short})
@@ -193,7 +193,7 @@ CASES = [
 
 
 @pytest.mark.parametrize(("name", "form"), CASES)
-def test_a_recipe_starts(name: str, form: str, place: Path, lanes: Callable[[str], Warm]) -> None:
+def test_a_recipe_starts(name: str, form: str, place: Path, lanes: Callable[[str], LaneCache]) -> None:
     plan = planned(name, place, form)
     paper = plan.spec.protocol == "paper"
     for cell in chosen(plan, whole=name == WHOLE):

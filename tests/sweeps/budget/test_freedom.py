@@ -89,7 +89,7 @@ def test_prompts_are_left_out_of_budgets_in_degrees_of_freedom_and_nothing_else_
     plan = Plan.from_spec(spec)
     assert {c.method for c in plan.cells if not c.feasible} >= {"prompt:coop", "several"}
     assert "lora" in {c.method for c in plan.feasible}
-    plan.instead()
+    plan.reachable_budgets()
 
 
 @pytest.mark.parametrize("name", sorted(FREEDOM))

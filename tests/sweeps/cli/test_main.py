@@ -254,7 +254,7 @@ def test_budget_refuses_a_rank_beyond_the_weights() -> None:
     assert "Nearest: --lora-rank 192" in result.output
 
 
-def test_best_query_status_report(results: Path) -> None:
+def test_best_query_status(results: Path) -> None:
     assert sweeps("best", str(results)).exit_code == 0
     rows = json.loads(sweeps("best", str(results), "--json").stdout)
     assert {r["method"] for r in rows} >= {"lora", "randlora"}
@@ -268,8 +268,6 @@ def test_best_query_status_report(results: Path) -> None:
     assert status["failed"] >= 1
     assert not status["running"]
     assert sweeps("status", str(results)).exit_code == 0
-    paths = json.loads(sweeps("report", str(results), "--json").stdout)
-    assert Path(paths["report"]).is_file()
 
 
 def test_export_of_an_adapter_that_was_not_kept(results: Path, tmp_path: Path) -> None:
@@ -372,7 +370,7 @@ def test_a_folder_whose_tables_are_nobodys_is_refused(results: Path) -> None:
     (results / "spec.json").unlink()
     refused = sweeps("run", QUICKSTART, "--output", str(results), "--quiet")
     assert refused.exit_code == 2
-    assert "holds results, and no spec.json that says whose" in refused.output
+    assert "has results, but no spec.json that says whose" in refused.output
 
 
 ENDS: list[tuple[dict[str, Any] | Exception, int]] = [

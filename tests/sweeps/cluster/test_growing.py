@@ -54,17 +54,17 @@ def test_a_node_that_joins_is_asked_before_it_gets_trials(
     cluster = ClusterNodes(tmp_path / "work" / "ray", Needs(("/not/there",)))
     assert cluster.check() == []
     monkeypatch.setattr(ray, "nodes", lambda: [node])
-    assert cluster.look() == []  # it has not answered
-    wait_for(lambda: cluster.look() or cluster.refused, "the node's answer", 60)
+    assert cluster.usable_nodes() == []  # it has not answered
+    wait_for(lambda: cluster.usable_nodes() or cluster.refused, "the node's answer", 60)
     assert list(cluster.refused) == [node["NodeID"]] and "/not/there" in caplog.text
-    assert cluster.look() == []
+    assert cluster.usable_nodes() == []
     assert list((tmp_path / "work" / "ray").iterdir()) == []
     fit = ClusterNodes(tmp_path / "work" / "ray", Needs())
-    wait_for(fit.look, "the node's answer", 60)
-    assert fit.look() == [Node(node["Resources"]["CPU"], node["Resources"].get("GPU", 0.0), node["NodeID"])]
+    wait_for(fit.usable_nodes, "the node's answer", 60)
+    assert fit.usable_nodes() == [Node(node["Resources"]["CPU"], node["Resources"].get("GPU", 0.0), node["NodeID"])]
     monkeypatch.setattr(nodes, "NodeCheck", None)  # nobody is asked twice
     monkeypatch.setattr(ray, "nodes", lambda: [node | {"Alive": False}])
-    assert fit.look() == []
+    assert fit.usable_nodes() == []
 
 
 def test_a_pool_starts_and_ends_lanes_as_nodes_join_and_leave(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -81,29 +81,29 @@ def test_a_pool_starts_and_ends_lanes_as_nodes_join_and_leave(tmp_path: Path, mo
 
     notes: list[str] = []
     joined = Pool(FakeResources(max_concurrent=5), tmp_path, address="auto", note=notes.append)
-    joined._cluster = SimpleNamespace(look=lambda: there, refused={})  # type: ignore[assignment]
+    joined._cluster = SimpleNamespace(usable_nodes=lambda: there, refused={})  # type: ignore[assignment]
     joined._lanes = SimpleNamespace(shapes=shapes, change=change)
-    joined.shapes, joined._said = [*shapes.values()], {"busy": 0, "nodes": {"lane0": "a"}}
-    joined.follow()
+    joined.shapes, joined._broker_status = [*shapes.values()], {"busy": 0, "nodes": {"lane0": "a"}}
+    joined.follow_nodes()
     assert joined.trials == 2 and not notes
     there += [Node(2, 0, "b"), Node(0, 0, "head"), Node(2, 0, "c")]
-    joined.follow()
+    joined.follow_nodes()
     assert joined.trials == 2  # it looked a moment ago
     monkeypatch.setattr("sweeps.backends.ray.pool.FOLLOW_S", 0.0)
-    joined.follow()
+    joined.follow_nodes()
     assert [shape.workers for shape in joined.shapes] == [2, 2, 1]  # five at most
     assert notes == ["nodes that can train: 3; trials at a time: 5 (before: 2)"]
-    joined._said["nodes"] |= {"lane1": "b", "lane2": "c"}
+    joined._broker_status["nodes"] |= {"lane1": "b", "lane2": "c"}
     there[:] = there[-1:]
-    joined.follow()
+    joined.follow_nodes()
     assert joined.trials == 5 and not ended  # the losses may not all be known
     monkeypatch.setattr("sweeps.backends.ray.pool.UNPLACED_S", -1.0)
-    joined.follow()
+    joined.follow_nodes()
     assert ended == ["lane0", "lane1"] and joined.trials == 2  # another lane has taken the room that is left
     del there[:]
-    joined.follow()
+    joined.follow_nodes()
     assert list(shapes) == ["lane2", "lane3"]
-    joined.follow()
+    joined.follow_nodes()
     assert list(shapes) == ["lane3"]  # the last lane waits, and tells if no node comes any more
 
 
@@ -115,11 +115,11 @@ def test_a_lane_that_is_too_large_for_every_node_gives_its_trials_to_smaller_one
     changes: list[tuple[list[int], list[str]]] = []
     shapes = {"lane0": LaneShape(2, False, {"CPU": 1.0})}
     pool = Pool(FakeResources(max_concurrent=2), tmp_path, address="auto")
-    pool._cluster = SimpleNamespace(look=lambda: [Node(1, 0, "small")], refused={})  # type: ignore[assignment]
+    pool._cluster = SimpleNamespace(usable_nodes=lambda: [Node(1, 0, "small")], refused={})  # type: ignore[assignment]
     change = lambda start, end: changes.append(([shape.workers for shape in start], end))  # noqa: E731
     pool._lanes = SimpleNamespace(shapes=shapes, change=change)
-    pool.follow()
-    pool.follow()
+    pool.follow_nodes()
+    pool.follow_nodes()
     assert changes == [([], []), ([1], ["lane0"])]
 
 
@@ -131,7 +131,7 @@ def test_the_start_waits_for_the_room_that_the_sweep_asks_for(tmp_path: Path, mo
         there[:] = next(looks, there)
         return there
 
-    monkeypatch.setattr("sweeps.backends.ray.pool.nodes_there", look)
+    monkeypatch.setattr("sweeps.backends.ray.pool.session_nodes", look)
     monkeypatch.setattr("sweeps.backends.ray.pool._LOOK_S", 0.0)
     notes: list[str] = []
     joined = Pool(FakeResources(min_concurrent=3), tmp_path, address="auto", note=notes.append)

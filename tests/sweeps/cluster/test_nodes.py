@@ -15,7 +15,7 @@ import ray
 
 from sweeps.backends.needs import Needs
 from sweeps.backends.ray.cluster import nodes
-from sweeps.backends.ray.cluster.nodes import HEAD, check_lasting, check_nodes, job_variables, own_paths
+from sweeps.backends.ray.cluster.nodes import HEAD, check_lasting, check_nodes, job_variables, paths_outside_python
 from sweeps.backends.ray.pool import Pool
 from sweeps.backends.resources import ResourceError
 from tests.support import ROOT
@@ -33,7 +33,7 @@ def test_a_file_that_a_machine_may_not_look_at_is_one_that_it_does_not_see(monke
         raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
 
     monkeypatch.setattr(Path, "stat", refuse)  # root is refused nothing
-    assert nodes.look(f"{ROOT}/closed/seen", Needs())["sees"] is False
+    assert nodes.examine(f"{ROOT}/closed/seen", Needs())["sees"] is False
 
 
 def test_a_jobs_variables_are_not_set_twice(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -49,7 +49,7 @@ def test_a_jobs_variables_are_not_set_twice(monkeypatch: pytest.MonkeyPatch) -> 
 
 def test_other_machines_keep_their_own_python() -> None:
     paths = os.pathsep.join([str(ROOT), sys.prefix + "/lib", sys.base_prefix + "/lib/python3.11", "/elsewhere"])
-    assert own_paths(paths).split(os.pathsep) == [str(ROOT), "/elsewhere"]
+    assert paths_outside_python(paths).split(os.pathsep) == [str(ROOT), "/elsewhere"]
 
 
 def test_a_machine_that_lacks_something_is_named(tmp_path: Path, pool: Pool, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -62,7 +62,7 @@ def test_a_machine_that_lacks_something_is_named(tmp_path: Path, pool: Pool, mon
         (_other_package, r"has this package 0.0 there, and the driver 0.0 here"),
     )
     for look, said in lacks:
-        monkeypatch.setattr("sweeps.backends.ray.cluster.nodes.look", look)
+        monkeypatch.setattr("sweeps.backends.ray.cluster.nodes.examine", look)
         with pytest.raises(ResourceError, match=said):
             check_nodes(tmp_path / "work" / "ray")
 
@@ -106,7 +106,7 @@ def test_a_machine_may_install_as_long_as_ray_lets_it(
     from ray._private.ray_constants import DEFAULT_RUNTIME_ENV_TIMEOUT_SECONDS
 
     assert nodes.ANSWER_S > DEFAULT_RUNTIME_ENV_TIMEOUT_SECONDS
-    monkeypatch.setattr(nodes, "look", _late)
+    monkeypatch.setattr(nodes, "examine", _late)
     monkeypatch.setattr(nodes, "_NOTE_S", 0.0)
     monkeypatch.setattr(nodes, "ANSWER_S", 0.2)
     with pytest.raises(ResourceError, match=r"gave no answer within 0.2 s\. .*beforehand"):
@@ -125,9 +125,9 @@ def test_a_head_without_cpus_is_asked_for_the_package_alone(
 ) -> None:
     (node,) = ray.nodes()
     monkeypatch.setattr(ray, "nodes", lambda: [node | {"Resources": {HEAD: 1.0}}])
-    monkeypatch.setattr(nodes, "look", _blind)
+    monkeypatch.setattr(nodes, "examine", _blind)
     check_nodes(tmp_path / "work" / "ray", Needs(("/not/there",)))
-    monkeypatch.setattr(nodes, "look", _bare)
+    monkeypatch.setattr(nodes, "examine", _bare)
     with pytest.raises(ResourceError, match="can't run this package"):
         check_nodes(tmp_path / "work" / "ray")
 

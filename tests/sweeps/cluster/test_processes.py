@@ -117,7 +117,7 @@ def test_an_abandoned_folder_goes_with_the_next_session(tmp_path: Path, monkeypa
         os.utime(old, (0, 0))
     locking = f"import fcntl; file = open({str(token_of(held))!r}); fcntl.flock(file, fcntl.LOCK_SH)"
     locking += "; print(flush=True); input()"
-    # as `guarded` does, in another driver
+    # as `private_session` does, in another driver
     driving = subprocess.Popen([sys.executable, "-c", locking], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
     with driving as driver, subprocess.Popen([*SLEEP, f"--temp-dir={busy}/r"]) as left:
         assert driver.stdout is not None

@@ -72,7 +72,7 @@ def test_what_ends_with_the_session_has_not_died(monkeypatch: pytest.MonkeyPatch
     if asked == "runs":
         looked._own = {"raylet": psutil.Process()}
     monkeypatch.setattr(session, asked, gone_by_now)
-    assert (looked.look() is None) == over
+    assert (looked.check_processes() is None) == over
 
 
 def test_ray_that_does_not_come_up(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
@@ -87,7 +87,7 @@ def test_ray_that_does_not_come_up(monkeypatch: pytest.MonkeyPatch, caplog: pyte
     monkeypatch.setattr(session, "connected", lambda: False)
     monkeypatch.setattr("ray.init", init)
     monkeypatch.setattr("ray.shutdown", lambda: None)
-    monkeypatch.setattr(session, "guarded", lambda _: contextlib.nullcontext())  # another session may run in this test
+    monkeypatch.setattr(session, "private_session", lambda _: contextlib.nullcontext())  # a session may run here
     with (
         Session() as started,
         pytest.raises(RayStartError, match=r"2 times \(the raylet is gone\); .* GiB .*RAY_TMPDIR"),

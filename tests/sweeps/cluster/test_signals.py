@@ -14,19 +14,19 @@ from sweeps.backends import signals
 def test_held_signals_are_heard_at_the_end(number: int) -> None:
     reached = []
     before = signal.getsignal(number)
-    with pytest.raises(KeyboardInterrupt), signals.held():
+    with pytest.raises(KeyboardInterrupt), signals.delay_signals():
         os.kill(os.getpid(), number)
         os.kill(os.getpid(), number)
         reached.append("the end")
     assert reached == ["the end"]
     assert signal.getsignal(number) is before
-    with signals.held():
+    with signals.delay_signals():
         reached.append("nothing came")
 
 
 def test_what_hangs_can_be_ended(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(signals, "_PATIENCE_S", 0.0)
-    with pytest.raises(KeyboardInterrupt), signals.held():
+    with pytest.raises(KeyboardInterrupt), signals.delay_signals():
         os.kill(os.getpid(), signal.SIGINT)
         pytest.fail("the signal was not heard")
 
@@ -34,7 +34,7 @@ def test_what_hangs_can_be_ended(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_terminal_that_closes_under_nohup_ends_nothing() -> None:
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:
-        with signals.held():
+        with signals.delay_signals():
             os.kill(os.getpid(), signal.SIGHUP)
     finally:
         signal.signal(signal.SIGHUP, before)

@@ -68,9 +68,8 @@ HEARD = "import signal\nsignal.signal(signal.SIGHUP, signal.SIG_DFL)"
 """Where the tests themselves run under `nohup`, a driver would inherit that SIGHUP does nothing."""
 
 
-@pytest.mark.parametrize(
-    "number", [signal.SIGINT, *(pytest.param(n, marks=pytest.mark.slow) for n in (signal.SIGTERM, signal.SIGHUP))]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_a_signal_stops_cleanly_and_the_next_run_goes_on(
     tmp_path: Path, pool: Pool, start_driver: StartDriver, number: int
 ) -> None:
@@ -94,6 +93,7 @@ def test_a_signal_stops_cleanly_and_the_next_run_goes_on(
     assert not (tmp_path / "r" / "work").exists()
 
 
+@pytest.mark.slow
 def test_a_killed_worker_costs_an_attempt_not_the_trial(tmp_path: Path, pool: Pool, undisturbed: Undisturbed) -> None:
     cells = (FakeCell("lora", options=(("kill", "once"),)), FakeCell("vera"))
     one = {"search": FakeSearch(trials=1, rerun_rates=0, rerun_seeds=0), "confirm": FakeConfirm((0,))}

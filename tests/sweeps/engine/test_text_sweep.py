@@ -23,7 +23,7 @@ from sweeps.plan.plan import Plan
 from sweeps.plan.split_sizes import split_sizes
 from sweeps.records.locks import write_identity
 from sweeps.search.stages import SweepState
-from sweeps.spec.paths import anchored
+from sweeps.spec.paths import with_absolute_paths
 from sweeps.spec.spec import SweepSpec
 from tests.sweeps.support import begin
 from tests.trainables.tiny_language import instruction_rows, save_model, write_e2e, write_rows
@@ -158,7 +158,7 @@ def test_the_rows_that_a_worker_evaluates_are_looked_at(
         looked.append((data.train.groups, [data.train.place(row) for row in rows]))
         return "generation"
 
-    monkeypatch.setattr("sweeps.plan.inputs.check_judged", check)
+    monkeypatch.setattr("sweeps.plan.inputs.choose_protocol", check)
     given = {"output": str(tmp_path / "out"), "evaluate": {"max_new_tokens": 8, "validation_rows": 1}}
     whole = tree(place, "llama", "problems:solved", **given) | {"data": {"datasets": ["problems:solved"]}}
     spec = SweepSpec.parse(whole)
@@ -169,7 +169,7 @@ def test_the_rows_that_a_worker_evaluates_are_looked_at(
     check_inputs(plan)
     slot = SweepState(plan.feasible, plan.spec).next_slot()
     assert slot is not None
-    trial = TrialConfig.model_validate(anchored(slot.config))
+    trial = TrialConfig.model_validate(with_absolute_paths(slot.config))
     data = load_text_dataset(trial.dataset, stage=trial.stage)
     rows = limited(data.train, split_of(data, trial).val_idx, trial.evaluate, "val").tolist()
     assert looked == [(data.train.groups, [data.train.place(row) for row in rows])]

@@ -12,7 +12,7 @@ import pytest
 from sweeps.backends.ray.lanes.broker import Broker
 from sweeps.backends.ray.lanes.leases import MAX_ATTEMPTS
 from sweeps.records.journal import Journal
-from sweeps.records.ledger import Ledger, pruned
+from sweeps.records.ledger import Ledger, pruned_outcome
 from sweeps.records.replay import replay
 from sweeps.records.sealing import Sealer
 from sweeps.search.stages import SweepState
@@ -106,6 +106,8 @@ def test_a_stopped_trial_whose_row_was_not_written_keeps_the_time_that_stands_in
         sealer = Sealer(tmp_path)
         ((found, trained),) = replay(state, sealer, journal.events, {})
         assert (found.trial_id, trained) == (slot.trial_id, 12.5)
-        Ledger(state, journal, sealer, tmp_path, "none").finish(found, pruned(state, found, {"seconds_total": trained}))
+        Ledger(state, journal, sealer, tmp_path, "none").finish(
+            found, pruned_outcome(state, found, {"seconds_total": trained})
+        )
     (row,) = state.cells[slot.cell_id].rows.values()
     assert (row.status, row.seconds_total, row.workers, row.epochs) == ("pruned", 12.5, 2, 1)

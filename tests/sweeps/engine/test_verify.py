@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -20,7 +18,7 @@ from analysis.report.page import write_report
 from analysis.store.journal import journal_line, read_journal
 from analysis.store.store import open_store
 from analysis.store.tables import part_paths, to_table
-from sweeps.engine.rerun import CLOSE, Again
+from sweeps.engine.rerun import CLOSE, Rerun
 from sweeps.engine.run import run
 from sweeps.engine.verifying import Verification, receipt_of, verify
 from sweeps.plan.plan import Plan
@@ -295,9 +293,8 @@ def test_the_exit_code_says_whether_all_holds(tmp_path: Path) -> None:
     folder = Path(shutil.copytree(QUICKSTART, tmp_path / "r"))
 
     def called() -> tuple[int, dict[str, Any]]:
-        command = [sys.executable, "-m", "sweeps.cli.main", "verify", str(folder), "--json"]
-        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=120)
-        return done.returncode, json.loads(done.stdout)
+        done = sweeps("verify", str(folder), "--json")
+        return done.exit_code, json.loads(done.output)
 
     code, said = called()
     assert (code, said["holds"]) == (0, True)
@@ -311,11 +308,11 @@ def test_the_exit_code_says_whether_all_holds(tmp_path: Path) -> None:
 def test_trials_are_drawn_and_trained_anew(whole: Path, monkeypatch: pytest.MonkeyPatch, moved: float) -> None:
     known = {r["trial_id"]: r for r in open_store(whole).table("last_attempts").to_pylist()}
 
-    def once_more(folder: Path, trial: str) -> Again:
+    def train_again(folder: Path, trial: str) -> Rerun:
         row = known[trial]
-        return Again(trial, row["val_score"], row["val_score"] + moved, row["test_score"], row["test_score"])
+        return Rerun(trial, row["val_score"], row["val_score"] + moved, row["test_score"], row["test_score"])
 
-    monkeypatch.setattr("sweeps.engine.rerun.again", once_more)
+    monkeypatch.setattr("sweeps.engine.rerun.train_again", train_again)
     done = sweeps("verify", str(whole), "--again", "3", "--json")
     said = json.loads(done.output)
     assert len({one["trial_id"] for one in said["again"]} & known.keys()) == 3
@@ -335,7 +332,7 @@ def test_trials_are_drawn_and_trained_anew(whole: Path, monkeypatch: pytest.Monk
     ],
 )
 def test_a_word_for_each_trial_that_is_trained_anew(again: float | None, elsewhere: tuple[str, ...], word: str) -> None:
-    assert Again("a", 0.5, again, 0.4, 0.4, elsewhere).word == word
+    assert Rerun("a", 0.5, again, 0.4, 0.4, elsewhere).verdict == word
 
 
 def test_a_folder_that_no_sweep_wrote_is_called_so(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from analysis.diagnostics.analyze import analyze
-from analysis.statistics.measures import beside
+from analysis.statistics.measures import further_measure
 from analysis.statistics.scaling import score_name
 from analysis.store.store import open_store
 from randlora import load
@@ -144,6 +144,6 @@ def test_a_sweep_by_loss_chooses_rates_and_scores_by_it(place: Path, tmp_path: P
     for choice in store.table("chosen").to_pylist():
         tried = {lr: score for (cell, lr), score in by_rate.items() if cell == choice["cell_id"]}
         assert choice["lr"] == max(tried, key=lambda lr: tried[lr])
-    other = beside(store)
+    other = further_measure(store)
     assert other is not None and other.name == "accuracy"
     assert score_name(store) == "test likelihood"

@@ -15,7 +15,7 @@ from tests.sweeps.support import PAIR, Undisturbed, assert_same_tables, go
 
 def test_a_tuner_outlasts_what_runs_at_once() -> None:
     """At its end the lanes wait for the last trials, and the next one starts its processes anew."""
-    assert [tune.wave(at_once) for at_once in (1, 50, 51, 1000)] == [1000, 1000, 1020, 20_000]
+    assert [tune.trials_per_tuner(at_once) for at_once in (1, 50, 51, 1000)] == [1000, 1000, 1020, 20_000]
 
 
 @pytest.mark.slow

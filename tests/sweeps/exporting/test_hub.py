@@ -167,9 +167,9 @@ def test_an_upload_goes_to_a_data_set_of_the_hub(hub: StubHub, tmp_path: Path, m
     monkeypatch.setenv("SWEEPS_CACHE", str(tmp_path / "cache"))
     hub.files["datasets/me/runs"], hub.private["datasets/me/runs"] = {".gitattributes": b""}, True
     uri = "hf://datasets/me/runs/quickstart"
-    assert Upload(QUICKSTART, Location.of(uri)).once() is None
+    assert Upload(QUICKSTART, Location.of(uri)).copy_now() is None
     sent = len(hub.changes)
     assert sent == len(hub.files["datasets/me/runs"]) - 1
-    assert Upload(QUICKSTART, Location.of(uri)).once() is None  # the small files of a new driver alone
+    assert Upload(QUICKSTART, Location.of(uri)).copy_now() is None  # the small files of a new driver alone
     assert not [path for path in hub.files["datasets/me/runs"] if not path.startswith(("quickstart/", ".git"))]
     assert open_store(uri).table("scaling").equals(open_store(QUICKSTART).table("scaling"))

@@ -184,7 +184,7 @@ class LanesInAnyOrder(RuleBasedStateMachine):
     def follow(self) -> None:
         for _ in range(2):  # the first asks the broker, the second has its answer
             assert self.cluster.pool.busy >= 0
-        self.cluster.pool.follow()
+        self.cluster.pool.follow_nodes()
         self.cluster.await_runs()
 
     # Workers

@@ -172,7 +172,7 @@ class Cluster:
         put(nodes, "NodeCheck", lambda storage, needs, asked: _Check(self, asked))
         put(lanes, "_LaneTrainer", lambda *arguments, **how: LaneRun(self, *arguments, **how))
         put(lanes, "_memory_here", lambda: 2.0**40)
-        put(lanes, "_place", lambda beside: "the driver's node")
+        put(lanes, "_controller_place", lambda beside: "the driver's node")
         put(lanes, "free_room_of", _free_room)
         put(lanes, "RETRY_S", 0.0)
 
@@ -354,8 +354,8 @@ class _Session:
     def connect(self) -> None:
         pass
 
-    def look(self) -> None:
+    def check_processes(self) -> None:
         return None
 
-    def minded(self) -> contextlib.AbstractContextManager[None]:
+    def convert_lost_errors(self) -> contextlib.AbstractContextManager[None]:
         return contextlib.nullcontext()

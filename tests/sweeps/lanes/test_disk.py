@@ -157,7 +157,7 @@ def tell(monkeypatch: pytest.MonkeyPatch) -> Tell:
     def told(*outcomes: dict[str, Any]) -> list[Lost | Finished]:
         pool: Any = SimpleNamespace(
             broker=Said(*outcomes),
-            minded=contextlib.nullcontext,
+            convert_lost_errors=contextlib.nullcontext,
             lost=None,
             down=None,
             follow=lambda: None,

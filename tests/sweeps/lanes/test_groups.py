@@ -17,7 +17,7 @@ from torch import Tensor
 
 from sweeps.backends.ray.lanes.worker import _Worker
 from tests.sweeps.lanes.support import W0, lease, run, started
-from trainables.runtime import told
+from trainables.runtime import broadcast
 from trainables.tasks.text.causal_lm import gathered
 
 Group = Callable[..., list[Any]]
@@ -50,7 +50,7 @@ def group(monkeypatch: pytest.MonkeyPatch) -> Group:
 @pytest.mark.parametrize("by", [0, 1])
 def test_all_hear_what_one_says(group: Group, by: int) -> None:
     words = {"lr": math.inf, "model": "local:größe\udcff", "shrink": None, "targets": ("a", 1)}
-    heard = group(lambda: told(words if by == 0 else "-", by), lambda: told(words if by == 1 else "-", by))
+    heard = group(lambda: broadcast(words if by == 0 else "-", by), lambda: broadcast(words if by == 1 else "-", by))
     assert heard == [{**words, "targets": ["a", 1]}] * 2
 
 
@@ -65,7 +65,7 @@ def test_rank_0_decides_and_says_so_in_json(group: Group, monkeypatch: pytest.Mo
     monkeypatch.setattr(torch.distributed, "broadcast", watched)
 
     def order(rank: int) -> Any:
-        return _Worker(None, "lane0/0", rank, 2).everyone(lambda: {"key": "1.1", "rank": rank})
+        return _Worker(None, "lane0/0", rank, 2).broadcast(lambda: {"key": "1.1", "rank": rank})
 
     assert group(lambda: order(0), lambda: order(1)) == [{"key": "1.1", "rank": 0}] * 2
     texts = [json.loads(bytes(text.tolist())) for text in sent if text.ndim]
@@ -81,10 +81,10 @@ def test_ranks_that_leave_together_say_so_and_one_alone_does_not() -> None:
     async def scenario() -> None:
         broker = await started("a", "b")
         await lease(broker, W0)
-        both = [asyncio.create_task(broker.together(W0, "t", "a", rank, 2, 1.0)) for rank in range(2)]
+        both = [asyncio.create_task(broker.leave_together(W0, "t", "a", rank, 2, 1.0)) for rank in range(2)]
         assert await asyncio.gather(*both) == [True, True]
         await broker.finish(W0, "t", "a", None, {"status": "failed"})
         await lease(broker, W0)
-        assert not await broker.together(W0, "t", "b", 1, 2, 0.05)
+        assert not await broker.leave_together(W0, "t", "b", 1, 2, 0.05)
 
     run(scenario())

@@ -116,7 +116,7 @@ def test_what_is_told_of_a_worker_that_died(
 def test_what_others_have_taken_is_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     free = [{}, {"a": {"CPU": 1.0}}, {"a": {"CPU": 2.0}}]
     monkeypatch.setattr("sweeps.backends.ray.pool.free_resources", lambda: free.pop(0))
-    monkeypatch.setattr("sweeps.backends.ray.pool._taken", lambda: "2 of 2 CPU(s) are taken")
+    monkeypatch.setattr("sweeps.backends.ray.pool._resources_in_use", lambda: "2 of 2 CPU(s) are taken")
     monkeypatch.setattr("sweeps.backends.ray.pool._LOOK_S", 0.01)
     notes: list[str] = []
     joined = Pool(FakeResources(), tmp_path, address="auto", note=notes.append)
@@ -143,7 +143,7 @@ def test_each_machine_is_asked_for_its_smallest_gpu(
     here = Node(2.0, 2.0, ray.get_runtime_context().get_node_id())
     assert pool._memories([Node(2.0, 1.0, "one is all there is")]) == []
     assert pool._memories([here]) == []
-    assert "all GPUs are taken to be as large as the probed one" in caplog.text  # there is none
+    assert "all GPUs are assumed to be as large as the probed one" in caplog.text  # there is none
     monkeypatch.setattr("sweeps.backends.ray.pool.smallest_gpu", lambda: 40 * 2**30)
     assert pool._memories([here, here]) == [40 * 2**30] * 2
 

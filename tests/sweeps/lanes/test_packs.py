@@ -96,10 +96,10 @@ def test_trials_that_may_be_pruned_are_not_packed(tmp_path: Path) -> None:
 def test_a_pack_that_did_not_do_makes_later_ones_smaller(tmp_path: Path) -> None:
     packing = Packing(8, 1)
     for nothing in ("uneven", "storage"):
-        packing.learn("lora-1000", {"cause": nothing, "packed": 8})
+        packing.shrink_packs("lora-1000", {"cause": nothing, "packed": 8})
     assert packing.limits == {}
-    packing.learn("lora-1000", {"cause": "memory", "packed": 8})
-    packing.learn("vera-1000", {"cause": "refused", "packed": 8})
+    packing.shrink_packs("lora-1000", {"cause": "memory", "packed": 8})
+    packing.shrink_packs("vera-1000", {"cause": "refused", "packed": 8})
     search = FakeSearch(trials=8, rerun_rates=0, rerun_seeds=0)
     plan = fake_plan(tmp_path, (FakeCell("lora"), FakeCell("vera")), search=search)
     assert Counter(len(pack) for pack in packed_run(plan, packing, {})) == {4: 2, 2: 1, 1: 10}
@@ -159,26 +159,26 @@ def test_a_pool_knows_how_many_trials_fit_a_worker(tmp_path: Path, monkeypatch: 
         return Pool(FakeResources(gpus_per_worker="auto", **given), tmp_path, measure=lambda: found)
 
     auto, nodes = pool_of(pack="auto"), [Node(16, 2)]
-    share = auto._share(nodes)
+    share = auto._gpu_share(nodes)
     auto.shapes = [LaneShape(2, False, {"CPU": 1.0, "GPU": share})]
     assert (share, auto.pack(auto.resources)) == (1.0, 5)  # five times 12 GiB, and a context, in 90 % of 80
     half = pool_of(pack=2)
-    half.shapes = [LaneShape(4, False, {"CPU": 1.0, "GPU": half._share(nodes)})]
+    half.shapes = [LaneShape(4, False, {"CPU": 1.0, "GPU": half._gpu_share(nodes)})]
     assert half.shapes[0].per_worker["GPU"] == 1 / 2
     assert half.pack(half.resources) == 2
-    assert pool_of()._share(nodes) == 1 / 5
+    assert pool_of()._gpu_share(nodes) == 1 / 5
     others.append(40 * GIB)  # another machine's GPU is smaller than the probed one
     small = pool_of(pack="auto")
-    small.shapes = [LaneShape(2, False, {"CPU": 1.0, "GPU": small._share(nodes)})]
+    small.shapes = [LaneShape(2, False, {"CPU": 1.0, "GPU": small._gpu_share(nodes)})]
     assert (small.measured, small.pack(small.resources)) == (Measured(peak=12 * GIB, device=40 * GIB), 2)
-    assert pool_of()._share(nodes) == 1 / 2
+    assert pool_of()._gpu_share(nodes) == 1 / 2
     others.clear()
     fixed = Pool(FakeResources(gpus_per_worker=0.5, pack="auto"), tmp_path, measure=lambda: found)
-    fixed._share(nodes)
+    fixed._gpu_share(nodes)
     fixed.shapes = [LaneShape(4, False, {"CPU": 1.0, "GPU": 0.5})]
     assert fixed.pack(fixed.resources) == 2
     cpus = Pool(FakeResources(pack="auto"), tmp_path, measure=lambda: found)
-    cpus._share([Node(4, 0)])
+    cpus._gpu_share([Node(4, 0)])
     cpus.shapes = [LaneShape(4, False, {"CPU": 1.0})]
     assert cpus.pack(cpus.resources) == 1
     for given in ({"workers": 2}, {"isolated": True}):

@@ -18,7 +18,7 @@ from rich.console import Console
 from typer.testing import CliRunner
 
 from analysis import open_store
-from analysis.statistics.sizing.estimates import foresight
+from analysis.statistics.sizing.estimates import estimate_table
 from analysis.store.slot_kinds import SlotKind
 from analysis.store.tables import write_part
 from sweeps.backends.packs import Measured
@@ -235,7 +235,7 @@ def test_trials_that_share_gpus_are_counted_so(
     plan = Plan.from_spec(SweepSpec.load(ROOT / "examples" / "quickstart.toml", given))
     apart: list[Node] = []
     monkeypatch.setattr(estimate, "local_node", lambda: Node(16, 2))
-    monkeypatch.setattr(estimate, "_apart", lambda *given: apart.append(given[2]) or _probe(*given))
+    monkeypatch.setattr(estimate, "_probe_in_process", lambda *given: apart.append(given[2]) or _probe(*given))
     monkeypatch.setattr(estimate, "_measured", lambda peak: Measured(peak, 80 * GIB))
     monkeypatch.setattr(_Probe, "of", lambda *_: _Probe(train=1.0, evaluate=1.0, memory=GIB))
     found = estimate_plan(plan)
@@ -316,7 +316,7 @@ def test_beside_gpus_another_process_probes(monkeypatch: pytest.MonkeyPatch, gpu
     spec = SweepSpec.load(ROOT / "examples" / "quickstart.toml", [f"resources.gpus_per_worker={json.dumps(gpus)}"])
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
     monkeypatch.setattr(estimate, "_probe", surroundings)
-    process, seen = cast("tuple[int, str]", estimate._apart(Plan(spec, ()), [], Node(2, 1), None))
+    process, seen = cast("tuple[int, str]", estimate._probe_in_process(Plan(spec, ()), [], Node(2, 1), None))
     assert process != os.getpid()
     assert seen == visible
     assert os.environ["CUDA_VISIBLE_DEVICES"] == "0"
@@ -344,12 +344,12 @@ def foreseen(folder: Path, trials_left: int) -> dict[str, float]:
 def test_estimate_against_actual(tmp_path: Path, whole: bool) -> None:
     folder = tmp_path / "results" / "made"
     make_results(folder)
-    assert foresight(open_store(folder)).num_rows == 0
+    assert estimate_table(open_store(folder)).num_rows == 0
     trials = open_store(folder).table("trials").to_pylist()
     over = len({t["trial_id"] for t in trials})
     assert over < len(trials)  # a try after a failure is no other trial
     foreseen(folder, over if whole else over + 1)
-    lines = {(r["quantity"], r["method"]): r for r in foresight(open_store(folder)).to_pylist()}
+    lines = {(r["quantity"], r["method"]): r for r in estimate_table(open_store(folder)).to_pylist()}
     hours = sum(t["seconds_total"] for t in trials) / 3600 * 0.5
     assert lines["trials", None]["actual"] == over
     assert lines["accelerator time", None]["actual"] == pytest.approx(hours)

@@ -301,7 +301,7 @@ def test_a_test_split_that_copies_train_is_refused(
 ) -> None:
     shutil.rmtree(images / "test")
     copy(images / "train", images / "test")
-    with pytest.raises(SpecError, match=r"16 of 16 test examples stand in train.*test/shirt/0\.png is .*train/shirt/0"):
+    with pytest.raises(SpecError, match=r"16 of 16 test examples are in train.*test/shirt/0\.png is .*train/shirt/0"):
         check_inputs(plan(images, str(tmp_path / "r")))
     assert not (tmp_path / "r").exists()
 
@@ -316,10 +316,10 @@ def test_plan_and_data_say_what_a_run_refuses(images: Path, tmp_path: Path) -> N
         f'''name = "t"\noutput = "{tmp_path / "r"}"\ndata.datasets = ["folder:{images}"]\nbudgets.lora_rank = [1]
         methods.lora = {{}}\nmodel = {{id = "embedded:tiny-clip", adapt = "vision"}}\n'''
     )
-    with pytest.raises(SpecError, match="of 58 test examples stand in train"):
+    with pytest.raises(SpecError, match="of 58 test examples are in train"):
         check_inputs(Plan.from_spec(SweepSpec.load(file)))
     refused = sweeps("plan", file)
-    assert refused.exit_code == 2 and "of 58 test examples stand in train" in " ".join(refused.output.split())
+    assert refused.exit_code == 2 and "of 58 test examples are in train" in " ".join(refused.output.split())
     found = json.loads(sweeps("data", f"folder:{images}", "--json").stdout)
     assert found["test_in_train"] >= 54 and found["shared"].endswith("a run refuses this")
     assert "a run refuses this" in " ".join(sweeps("data", f"folder:{images}").output.split())
@@ -336,7 +336,7 @@ def test_texts_in_both_splits_are_refused(tmp_path: Path) -> None:
     rows = [{"instruction": f"What is {n}?", "output": str(n)} for n in range(20)]
     for part in ("train", "test"):
         (tmp_path / f"{part}.json").write_text(json.dumps(rows))
-    with pytest.raises(SpecError, match=r"20 of 20 test examples stand in train.*test\.json, row 0 is .*train\.json"):
+    with pytest.raises(SpecError, match=r"20 of 20 test examples are in train.*test\.json, row 0 is .*train\.json"):
         fingerprint(split_sizes.loaded(f"json:{tmp_path}"))
 
 
@@ -388,7 +388,7 @@ def _lengths(folder: Path) -> list[list[int]]:
     [
         ("short", "train.max_tokens", r"train\.jsonl, row 0: what is learned begins at token \d+"),
         ("template", "data.datasets", "has no chat template"),
-        ("shared", "data.datasets", "6 of 6 test examples stand in train"),
+        ("shared", "data.datasets", "6 of 6 test examples are in train"),
         ("column", "data.datasets", r"test\.jsonl, row 0: no column 'prompt'"),
     ],
 )
@@ -527,7 +527,7 @@ def test_a_budget_that_every_method_reaches(budgets: object, methods: object, in
     model = {"id": "embedded:tiny-clip", "adapt": "vision", "targets": ["attn.in_proj_weight"]}
     tree = {"name": "t", "model": model, "data": {"datasets": ["embedded:fashion-mnist"]}}
     planned = Plan.from_spec(SweepSpec.parse({**tree, "budgets": budgets, "methods": methods}))
-    assert planned.instead() == instead
+    assert planned.reachable_budgets() == instead
     for reference, budget in instead.items():
         again = SweepSpec.parse(
             {**tree, "methods": methods, "budgets": {budget[8:].split(" ")[0]: json.loads(budget.split(" = ")[1])}}

@@ -26,10 +26,10 @@ from sweeps.records.locks import (
     FolderLock,
     IdentityError,
     LockedError,
-    as_begun_there,
+    as_begun_in_its_folder,
     check_identity,
     holder,
-    nothing_if_refused,
+    remove_folder_if_refused,
     stored_identity,
     write_identity,
 )
@@ -307,20 +307,20 @@ def test_a_folder_from_before_the_local_fit_goes_on_without_it(tmp_path: Path) -
         return fake_spec(tmp_path, search=SearchSection(**search))
 
     new = spec()
-    assert as_begun_there(new) is new and new.identity()["search"]["refine"] == "auto"
+    assert as_begun_in_its_folder(new) is new and new.identity()["search"]["refine"] == "auto"
     write_identity(tmp_path, spec(refine=0).identity())
     stored = stored_identity(tmp_path)
     assert stored is not None and "refine" not in stored["search"]
-    settled = as_begun_there(new)
+    settled = as_begun_in_its_folder(new)
     assert settled.search.refine == 0 and settled.search.refined(13) == 0
     check_identity(tmp_path, settled.identity())
     with pytest.raises(IdentityError, match=r"leave search\.refine out"):
-        check_identity(tmp_path, as_begun_there(spec(refine=4)).identity())
+        check_identity(tmp_path, as_begun_in_its_folder(spec(refine=4)).identity())
 
 
 def test_a_folder_with_the_local_fit_keeps_it(tmp_path: Path) -> None:
     write_identity(tmp_path, fake_spec(tmp_path, search=SearchSection()).identity())
-    kept = as_begun_there(fake_spec(tmp_path, search=SearchSection(trials=17)))
+    kept = as_begun_in_its_folder(fake_spec(tmp_path, search=SearchSection(trials=17)))
     assert kept.search.refine == "auto"
     check_identity(tmp_path, kept.identity())
     with pytest.raises(IdentityError, match=r"search\.refine"):
@@ -361,7 +361,7 @@ def test_data_sets_with_epochs_of_their_own_may_be_added_but_keep_them(tmp_path:
 def test_what_a_refused_run_made_is_removed_unless_someone_uses_it(tmp_path: Path, whose: str) -> None:
     folder = tmp_path / "r"
     with contextlib.ExitStack() as stack:
-        with pytest.raises(SpecError, match="no such sampler"), nothing_if_refused(folder):
+        with pytest.raises(SpecError, match="no such sampler"), remove_folder_if_refused(folder):
             folder.mkdir()
             (folder / "data.json").touch()
             if whose == "another driver's":

@@ -16,7 +16,7 @@ from sweeps.engine.run import TRIAL
 from sweeps.errors import SpecError
 from sweeps.plan.inputs import check_inputs, needs_of
 from sweeps.search.order import tiers
-from sweeps.spec.paths import absolute, anchored
+from sweeps.spec.paths import absolute, with_absolute_paths
 from tests.sweeps.inline import go_inline, lines
 from tests.sweeps.support import begin
 from tests.trainables.tiny_images import write_colours
@@ -86,9 +86,12 @@ def test_other_data_at_the_same_path_are_refused(tmp_path: Path, monkeypatch: py
 def test_workers_get_absolute_paths(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(place(tmp_path))
     (cell,) = plan().cells
-    names = anchored({"model": "local:models/vit", "dataset": cell.dataset, "lr": 1.0})
+    names = with_absolute_paths({"model": "local:models/vit", "dataset": cell.dataset, "lr": 1.0})
     assert names == {"model": f"local:{tmp_path}/models/vit", "dataset": f"parquet:{tmp_path}/data/colours", "lr": 1.0}
-    assert anchored({"model": "open_clip:A/b", "dataset": "pets"}) == {"model": "open_clip:A/b", "dataset": "pets"}
+    assert with_absolute_paths({"model": "open_clip:A/b", "dataset": "pets"}) == {
+        "model": "open_clip:A/b",
+        "dataset": "pets",
+    }
     assert absolute("local:~/vit") == f"local:{Path('~/vit').expanduser()}"
     assert tiers([cell], ["parquet:./data/colours"]) == {cell.cell_id: 0}
 
@@ -99,6 +102,10 @@ def test_a_symbolic_link_stays_for_workers(tmp_path: Path, monkeypatch: pytest.M
     name, followed = f"parquet:{tmp_path}/data/colours", f"parquet:{tmp_path}/own/data/colours"
     (cell,) = plan().cells
     cell = replace(cell, dataset=name)
-    assert anchored({"model": cell.model, "dataset": name})["dataset"] == cell.anchored().dataset == name
+    assert (
+        with_absolute_paths({"model": cell.model, "dataset": name})["dataset"]
+        == cell.with_absolute_paths().dataset
+        == name
+    )
     assert tiers([cell], [followed]) == {cell.cell_id: 0}
     assert needs_of(Plan(plan().spec, (cell,)), TRIAL).paths == (f"{tmp_path}/data/colours",)

@@ -12,7 +12,7 @@ from analysis.store.store import open_store
 from analysis.store.tables import part_paths, scan_parts
 from sweeps.records import sealing
 from sweeps.records.journal import Journal
-from sweeps.records.ledger import Ledger, pruned
+from sweeps.records.ledger import Ledger, pruned_outcome
 from sweeps.records.replay import replay
 from sweeps.records.rows import choice_row
 from sweeps.records.sealing import Sealer
@@ -168,7 +168,7 @@ def test_a_further_attempt_that_was_stopped_keeps_its_number(tmp_path: Path) -> 
         opened(journal, retry=True)[0].report(slot, {"epoch": 1, "val_score": 0.1}, stop=True, seconds=3.0)
     with Journal(tmp_path / "journal.jsonl") as journal:
         ledger, ((stopped, trained),) = opened(journal, retry=False)
-        ledger.finish(stopped, pruned(ledger.state, stopped, {"seconds_total": trained}))
+        ledger.finish(stopped, pruned_outcome(ledger.state, stopped, {"seconds_total": trained}))
         ledger.seal()
     rows = scan_parts(tmp_path, "trials")[0].to_pylist()
     assert [(r["attempt"], r["status"]) for r in rows] == [(1, "failed"), (2, "pruned")]

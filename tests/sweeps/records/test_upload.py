@@ -25,7 +25,7 @@ from sweeps.errors import SpecError
 from sweeps.records import sealing
 from sweeps.records.locks import IdentityError
 from sweeps.records.sealing import Sealer
-from sweeps.records.upload import Upload, check_same, check_there, restore
+from sweeps.records.upload import Upload, check_location, check_same, restore
 from sweeps.spec.sections import ConfirmSection
 from tests.fakes import TRIAL, FakeCell, FakeConfirm, FakeKeep, FakePlan, FakeResources, FakeTrain, fake_plan
 from tests.sweeps.inline import go_inline
@@ -196,8 +196,8 @@ def test_a_file_that_was_cut_off_is_copied_again(tmp_path: Path) -> None:
     notes: list[str] = []
     upload = Upload(tmp_path / "r", there, note=notes.append)
     disk.room = 100
-    upload.once()
-    upload.once()
+    upload.copy_now()
+    upload.copy_now()
     assert len(notes) == 1  # said once, not every five minutes
     assert "No space left" in notes[0]
     cut_off = there.files()
@@ -237,10 +237,10 @@ def test_a_place_that_does_not_answer_is_bad_input(tmp_path: Path, kind: type[Ex
         info = ls = find
 
     there = Location(pafs.PyFileSystem(pafs.FSSpecHandler(Deaf())), str(tmp_path), "test://deaf")
-    for ask in (lambda: check_there(there, {}), lambda: restore(tmp_path / "r", there)):
+    for ask in (lambda: check_location(there, {}), lambda: restore(tmp_path / "r", there)):
         with pytest.raises(SpecError, match=r"--upload = 'test://deaf': does not answer \(.*connection refused"):
             ask()
-    assert "connection refused" in str(Upload(tmp_path, there, note=lambda _: None).once())
+    assert "connection refused" in str(Upload(tmp_path, there, note=lambda _: None).copy_now())
 
 
 def test_rows_that_wait_long_are_sealed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -270,7 +270,7 @@ def test_a_sweep_that_came_and_went_meanwhile_keeps_its_folder(tmp_path: Path, m
     def another(*_: object) -> None:
         go_inline(small(tmp_path / "r", PAIR[:1], train=FakeTrain(9)))
 
-    monkeypatch.setattr("sweeps.engine.prepare.check_there", another)
+    monkeypatch.setattr("sweeps.engine.prepare.check_location", another)
     with pytest.raises(IdentityError, match=r"train\.epochs = 3: the results in \S+ were made with 9"):
         go_inline(small(tmp_path / "r", PAIR[:1]), upload=subtree(tmp_path / "bucket"))
     assert open_store(tmp_path / "r").stored()["train"]["epochs"] == 9

@@ -135,10 +135,10 @@ def test_the_heartbeat_saves_a_removed_journal(tmp_path: Path, monkeypatch: pyte
         meter: Any = SimpleNamespace(tick=lambda: None, reached=lambda: None)
         monkeypatch.setattr(loop, "EVERY_S", 0.0)
         stop = Stop(threading.Event(), meter, journal.check)
-        assert not stop.look()
+        assert not stop.check()
         path.unlink()
         with pytest.raises(OSError, match="written again"):
-            stop.look()
+            stop.check()
         with pytest.raises(OSError, match="written again"):
             journal.write({"ev": "ask", "trial_id": "b"})
     assert [e["trial_id"] for e in read_journal(path).events] == ["a"]
@@ -151,7 +151,7 @@ def test_the_copy_elsewhere_outlives_a_folder_that_is_moved(tmp_path: Path, whol
     upload = Upload(folder, there, note=lambda _: None)
     upload.sync()
     folder.rename(tmp_path / "away")
-    assert "No such file" in str(upload.once())
+    assert "No such file" in str(upload.copy_now())
     assert "adapters/x/adapter.json" in there.files()
 
 

@@ -18,7 +18,7 @@ from sweeps.cli.run import watchers
 from sweeps.errors import SpecError
 from sweeps.search.stages import Slot, SweepState
 from sweeps.watch.observers import Observer, seen_in
-from sweeps.watch.trackers import TRACKERS, Told, make_tracker
+from sweeps.watch.trackers import TRACKERS, SentLog, make_tracker
 from tests.fakes import FakeCell, FakeConfirm, FakePlan, FakeSearch, fake_plan, fake_row
 
 Runs = dict[str, dict[str, Any]]
@@ -140,7 +140,7 @@ class FakeWandb(types.ModuleType):
 
     def __init__(self, key: bool = True) -> None:
         super().__init__("wandb")
-        self.key, self.told = key, Runs()
+        self.key, self.sent = key, Runs()
 
     def login(self) -> bool:
         return self.key
@@ -149,7 +149,7 @@ class FakeWandb(types.ModuleType):
         return values
 
     def init(self, **values: Any) -> Any:
-        kept = self.told.setdefault(values["id"], {"log": {}, "steps": [], "summary": {}, "exit": []})
+        kept = self.sent.setdefault(values["id"], {"log": {}, "steps": [], "summary": {}, "exit": []})
         kept["config"] = values["config"]
 
         def log(numbers: dict[str, float], step: int) -> None:
@@ -168,14 +168,14 @@ def test_wandb_calls(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "wandb", library)
     monkeypatch.delenv("WANDB_MODE", raising=False)
     state = drive(tiny(tmp_path), make_tracker("wandb", "fake", tmp_path))
-    assert library.told.keys() == rows_in(state).keys()
+    assert library.sent.keys() == rows_in(state).keys()
     for trial_id, row in rows_in(state).items():
-        told = library.told[trial_id]
+        told = library.sent[trial_id]
         assert set(told["log"]) == {1, 2, 3}
         assert told["config"]["lr"] == row.lr
         assert told["summary"]["val_score"] == row.val_score
         assert told["exit"][-1] == int(row.status == "failed")
-    assert sum(len(t["exit"]) for t in library.told.values()) == 6 + 1  # one was left open and taken up again
+    assert sum(len(t["exit"]) for t in library.sent.values()) == 6 + 1  # one was left open and taken up again
 
 
 def untracked(plan: FakePlan, tracker: Callable[[], Observer]) -> SweepState:
@@ -222,11 +222,11 @@ def test_outcomes_of_trials_that_ended_untracked_are_put_in(tmp_path: Path, monk
     monkeypatch.setenv("WANDB_MODE", "offline")
     state = untracked(tiny(tmp_path), lambda: make_tracker("wandb", "fake", tmp_path))
     rows = rows_in(state)
-    assert library.told.keys() == rows.keys() and {row.status for row in rows.values()} == {"finished", "pruned"}
-    begun = {trial_id: len(told["exit"]) for trial_id, told in library.told.items()}
+    assert library.sent.keys() == rows.keys() and {row.status for row in rows.values()} == {"finished", "pruned"}
+    begun = {trial_id: len(told["exit"]) for trial_id, told in library.sent.items()}
     assert sorted(begun.values()) == [1] * (len(rows) - 2) + [2, 2]  # failed and again; left and ended
     for trial_id, row in rows.items():
-        told = library.told[trial_id]
+        told = library.sent[trial_id]
         assert told["summary"]["status"] == row.status and told["summary"]["reason"] == row.reason
         assert told["exit"][-1] == 0
         again = trial_id == next(iter(rows))
@@ -264,11 +264,11 @@ def test_trackio_gets_outcomes_of_trials_that_ended_untracked(tmp_path: Path, mo
 
 def test_what_a_tracker_was_told_survives_a_line_that_was_cut_off(tmp_path: Path) -> None:
     path = tmp_path / "tracked" / "x.jsonl"
-    told = Told(path)
+    told = SentLog(path)
     told.write("a", 2)
     told.write("b", 3, 1)
     path.write_text(path.read_text() + '{"trial_id": "c", "epo')
-    again = Told(path)
+    again = SentLog(path)
     assert (again.epoch("a"), again.attempt("a")) == (2, None) and (again.epoch("b"), again.attempt("b")) == (3, 1)
     assert "c" not in again
 

@@ -19,7 +19,7 @@ import torchvision
 from PIL import Image
 
 from tests.trainables.tiny_images import colour_tables
-from trainables.data.downloads import DataWarning, differ, downloading
+from trainables.data.downloads import DataWarning, downloading, report_difference
 from trainables.data.images.archives import VOC_CLASSES
 from trainables.data.images.info import DatasetInfo, Sizes, class_words, clean
 from trainables.data.images.paper_sets import PAPER_SETS
@@ -67,11 +67,11 @@ def test_validation_is_carved_as_the_table_says(name: str) -> None:
 
 
 def test_another_size_warns_or_is_refused() -> None:
-    differ("x", "images", 3, 3, verified=True)
+    report_difference("x", "images", 3, 3, verified=True)
     with pytest.warns(DataWarning, match=r"'x' has 1,000 images, and 3 were expected; scores are not comparable"):
-        differ("x", "images", 1000, 3, verified=False)
+        report_difference("x", "images", 1000, 3, verified=False)
     with pytest.raises(DataError, match="incomplete or of another version"):
-        differ("x", "images", 2, 3, verified=True)
+        report_difference("x", "images", 2, 3, verified=True)
 
 
 def test_the_test_split_is_counted_when_it_is_opened(colours: Path) -> None:

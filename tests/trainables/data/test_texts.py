@@ -15,7 +15,7 @@ from tests.trainables.tiny_language import e2e_rows, instruction_rows
 from trainables.data.registry import load_text_dataset
 from trainables.data.text import registry
 from trainables.data.text.dataset import Exchange, Labelled
-from trainables.data.text.prompts import around, extract_answer, meaning, relabelled
+from trainables.data.text.prompts import extract_answer, meaning, relabelled, split_around
 from trainables.errors import DataError
 
 
@@ -73,8 +73,8 @@ def test_an_answer_without_choices_can_be_wrong(tmp_path: Path, text: str, answe
 def test_choices_replace_the_last_whole_word() -> None:
     found = relabelled("no, five is not six, I know", "no", ("yes", "no"), "")
     assert found == ("yes, five is not six, I know", "no, five is not six, I know")
-    assert around("the answer is a1.", "a1", "") == ("the answer is ", ".")
-    assert around("B fits, A does not: B.", "B", "") == ("B fits, A does not: ", ".")
+    assert split_around("the answer is a1.", "a1", "") == ("the answer is ", ".")
+    assert split_around("B fits, A does not: B.", "B", "") == ("B fits, A does not: ", ".")
     with pytest.raises(DataError, match=r"row 3: .* does not hold the answer 'no' as a word .*leave 'output' out"):
         relabelled("I know", "no", ("yes", "no"), "row 3")
 

@@ -25,7 +25,7 @@ from trainables.models.base_weights import held_bytes, hold, planned, quantisabl
 from trainables.models.loading import load_model
 from trainables.models.shapes import meta_model
 from trainables.runtime import versions
-from trainables.tasks.lane_cache import Warm
+from trainables.tasks.lane_cache import LaneCache
 from trainables.training.costs import CostModel
 
 with warnings.catch_warnings():
@@ -126,9 +126,9 @@ def test_the_lanes_model_survives_trials(llama: Path, rows: Path, tmp_path: Path
     first = [outcome(run(one, tmp_path / str(i), warm)) for i, one in enumerate(made)]
     assert first[0] == first[2]
     (model,) = warm["models"].values()
-    assert Warm(warm, CPU).check_model(f"local:{llama}", kind)
-    assert Warm(warm, CPU).model(f"local:{llama}", kind) is model
-    assert Warm(warm, CPU).model(f"local:{llama}") is not model
+    assert LaneCache(warm, CPU).check_model(f"local:{llama}", kind)
+    assert LaneCache(warm, CPU).model(f"local:{llama}", kind) is model
+    assert LaneCache(warm, CPU).model(f"local:{llama}") is not model
     assert "bitsandbytes" in versions()
 
 

@@ -26,7 +26,7 @@ from tests.trainables.tiny_sentences import save_encoder
 from trainables.config import TrialConfig
 from trainables.models.loading import LoadedModel, load_model
 from trainables.models.shared import FILE, checksum, named_tensors, shared_bytes, shared_model
-from trainables.tasks.lane_cache import Marks, Warm
+from trainables.tasks.lane_cache import LaneCache, Snapshot
 from trainables.training.adapting import _own_copy
 from trainables.training.worker import run_trial
 
@@ -146,12 +146,12 @@ def test_trials_are_the_same_and_leave_the_shared_weights_alone(
         expected = outcome(run(trial, tmp_path / "apart", apart, keep=True))
         assert shared_bytes(apart["models"][trial.model].module) == 0
     warm: dict[str, Any] = {}
-    other = Warm({}, CPU).model(trial.model).module  # as another worker of the machine has it
+    other = LaneCache({}, CPU).model(trial.model).module  # as another worker of the machine has it
     fresh = load_model(trial.model).module
     going = run_trial(trial, warm=warm, directory=tmp_path / "t", keep=True)
     reports = [next(going)]
     assert same_bits(other, fresh)  # in the middle of the trial
-    assert same_bits(Warm({}, CPU).model(trial.model).module, fresh)
+    assert same_bits(LaneCache({}, CPU).model(trial.model).module, fresh)
     reports += going
     assert outcome(reports) == expected
     module = warm["models"][trial.model].module
@@ -165,9 +165,9 @@ def test_trials_are_the_same_and_leave_the_shared_weights_alone(
 
 def test_a_write_is_noticed_and_reaches_nobody_else(cache: Path) -> None:
     store: dict[str, Any] = {}
-    lane = Warm(store, CPU)
+    lane = LaneCache(store, CPU)
     name = "embedded:tiny-clip"
-    other = Warm({}, CPU).model(name).module
+    other = LaneCache({}, CPU).model(name).module
     module: Any = lane.model(name).module
     assert lane.check_model(name)
     content = files(cache)[0].read_bytes()
@@ -177,11 +177,11 @@ def test_a_write_is_noticed_and_reaches_nobody_else(cache: Path) -> None:
     assert same_bits(other, load_model(name).module)
     assert files(cache)[0].read_bytes() == content
     assert same_bits(lane.model(name).module, other)
-    assert Marks(other).holds(other)
+    assert Snapshot(other).holds(other)
 
 
 def test_a_write_that_torch_does_not_count_is_noticed(cache: Path) -> None:
-    lane = Warm({}, CPU)
+    lane = LaneCache({}, CPU)
     module: Any = lane.model("embedded:tiny-clip").module
     assert lane.check_model("embedded:tiny-clip")
     before = module.visual.proj._version
@@ -191,7 +191,7 @@ def test_a_write_that_torch_does_not_count_is_noticed(cache: Path) -> None:
 
 
 def test_values_that_changed_places_are_noticed(cache: Path) -> None:
-    lane = Warm({}, CPU)
+    lane = LaneCache({}, CPU)
     module: Any = lane.model("embedded:tiny-clip").module
     module.visual.proj.data[[0, 2]] = module.visual.proj.data[[2, 0]]
     assert not lane.check_model("embedded:tiny-clip")
@@ -201,9 +201,9 @@ def test_values_that_changed_places_are_noticed(cache: Path) -> None:
 
 
 def test_merging_changes_this_worker_alone(cache: Path) -> None:
-    lane = Warm({}, CPU)
+    lane = LaneCache({}, CPU)
     name = "embedded:tiny-clip"
-    other = Warm({}, CPU).model(name).module
+    other = LaneCache({}, CPU).model(name).module
     module = lane.model(name).module
     adapted = randlora.attach(module, LoraConfig(r=2), ["attn.in_proj_weight", "mlp.c_fc"])
     with torch.no_grad():
@@ -225,8 +225,8 @@ def test_a_split_copy_takes_memory_of_its_own(cache: Path) -> None:
 
 
 def test_only_cpu_workers_share(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("trainables.tasks.lane_cache.Marks", lambda _: None)
-    moved = Warm({}, torch.device("meta")).model("embedded:tiny-clip").module  # stands for an accelerator
+    monkeypatch.setattr("trainables.tasks.lane_cache.Snapshot", lambda _: None)
+    moved = LaneCache({}, torch.device("meta")).model("embedded:tiny-clip").module  # stands for an accelerator
     assert {t.device.type for t in named_tensors(moved).values()} == {"meta"}
     assert not cache.exists()
 
@@ -234,13 +234,13 @@ def test_only_cpu_workers_share(cache: Path, monkeypatch: pytest.MonkeyPatch) ->
 WORKER = """
 import json, sys, psutil, torch
 from trainables.models.shared import checksum, named_tensors
-from trainables.tasks.lane_cache import Warm
+from trainables.tasks.lane_cache import LaneCache
 torch.set_num_threads(1)
 cpu = torch.device("cpu")
-Warm({}, cpu).model(sys.argv[2])  # whatever is imported for a model
+LaneCache({}, cpu).model(sys.argv[2])  # whatever is imported for a model
 own = lambda: psutil.Process().memory_full_info().uss
 before = own()
-lane = Warm({}, cpu)
+lane = LaneCache({}, cpu)
 print("ready", flush=True)
 sys.stdin.readline()
 module = lane.model(sys.argv[1]).module
@@ -251,6 +251,7 @@ sys.stdin.readline()
 """
 
 
+@pytest.mark.slow
 def test_two_processes_that_start_together_hold_one_copy(tmp_path: Path, cache: Path) -> None:
     wide = {"hidden_size": 512, "intermediate_size": 2048, "num_hidden_layers": 4, "vocab_size": 6000}
     model = f"local:{in_bf16(save_model(tmp_path / 'wide', 'llama', **wide))}"

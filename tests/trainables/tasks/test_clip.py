@@ -21,7 +21,7 @@ from trainables.data.registry import load_dataset
 from trainables.errors import TrialError
 from trainables.models.loading import LoadedModel, load_model
 from trainables.tasks.images.clip import BothTask, VisionTask, class_embeddings, logit_scale
-from trainables.tasks.lane_cache import Warm
+from trainables.tasks.lane_cache import LaneCache
 from trainables.tasks.make import make_task
 from trainables.tasks.task import Parts
 from trainables.training.adapting import adapted
@@ -58,12 +58,12 @@ def test_full_fine_tuning_may_train_the_temperature(make_trial: Callable[..., Tr
     counts = {on: end["result"].measured.adapter_params for on, end in ends.items()}
     assert counts[True] == counts[False] + 1
     assert ends[True]["train_loss"] != ends[False]["train_loss"]
-    loaded = Warm(lane, torch.device("cpu")).model(trials[True].model)
+    loaded = LaneCache(lane, torch.device("cpu")).model(trials[True].model)
     own = float(loaded.module.get_parameter("logit_scale").detach())
     task = make_task(
         Parts(
             trial=trials[True],
-            lane=Warm(lane, torch.device("cpu")),
+            lane=LaneCache(lane, torch.device("cpu")),
             loaded=loaded,
             autocast=contextlib.nullcontext,
             precision="fp32",
@@ -153,7 +153,7 @@ def test_validation_rows_of_one_class_are_not_all_in_one_batch(
 ) -> None:
     """A contrastive loss compares the images of a batch; rows of class folders lie class by class."""
     trial = make_trial("full", adapt="both", dataset=f"folder:{write_photos(tmp_path, 32, 1)}")
-    lane = Warm({}, torch.device("cpu"))
+    lane = LaneCache({}, torch.device("cpu"))
     parts = Parts(
         trial=trial, lane=lane, loaded=lane.model(trial.model), autocast=contextlib.nullcontext, precision="fp32"
     )
@@ -167,7 +167,7 @@ def test_negatives_within_each_part_are_the_mean_of_the_parts_losses(
     make_trial: Callable[..., TrialConfig], tmp_path: Path
 ) -> None:
     """The paper's 2 x 64: what a step of both towers sees is the mean over parts, each a batch of its own."""
-    lane = Warm({}, torch.device("cpu"))
+    lane = LaneCache({}, torch.device("cpu"))
     train = {"global_batch_size": 20, "micro_batch_size": 10, "negatives": "part"}
     trial = make_trial("full", adapt="both", train=train)
     loaded = lane.model(trial.model)

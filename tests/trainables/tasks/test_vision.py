@@ -26,7 +26,7 @@ from trainables.errors import TrialError
 from trainables.models.encoders import image_encoder, load_head, new_head
 from trainables.models.loading import LoadedModel, load_model
 from trainables.models.shapes import default_targets, target_shapes
-from trainables.tasks.lane_cache import Warm
+from trainables.tasks.lane_cache import LaneCache
 from trainables.tasks.make import make_task
 from trainables.tasks.task import Parts
 from trainables.training.worker import run_trial
@@ -119,7 +119,7 @@ def test_frozen_features_are_computed_once(vision_trial: MakeTrial, tmp_path: Pa
 
 def test_a_probe_on_kept_features_equals_one_through_the_tower(vision_trial: MakeTrial) -> None:
     trial = vision_trial("linear-probe")
-    lane = Warm({}, torch.device("cpu"))
+    lane = LaneCache({}, torch.device("cpu"))
     task = make_task(Parts(trial=trial, lane=lane, loaded=lane.model(trial.model), autocast=_none, precision="fp32"))
     rows = task.batches(1)[0]
     identity = torch.tensor([[1.0, 0, 0], [0, 1, 0]]).expand(len(rows), 2, 3)
@@ -193,7 +193,7 @@ def test_accumulation_gives_the_gradient_of_the_whole_batch(vision_trial: MakeTr
     grads = []
     for micro in (None, 6):
         trial = vision_trial("full", train={"global_batch_size": 20, "micro_batch_size": micro})
-        lane = Warm({}, torch.device("cpu"))
+        lane = LaneCache({}, torch.device("cpu"))
         loaded = lane.model(trial.model)
         task = make_task(Parts(trial=trial, lane=lane, loaded=loaded, autocast=_none, precision="fp32"))
         batch = task.batches(1)[0]
@@ -206,7 +206,7 @@ def test_accumulation_gives_the_gradient_of_the_whole_batch(vision_trial: MakeTr
 
 def test_the_loss_is_cross_entropy_of_the_head(vision_trial: MakeTrial) -> None:
     trial = vision_trial("lora")
-    lane = Warm({}, torch.device("cpu"))
+    lane = LaneCache({}, torch.device("cpu"))
     loaded = lane.model(trial.model)
     task = make_task(Parts(trial=trial, lane=lane, loaded=loaded, autocast=_none, precision="fp32"))
     images, labels = colour_images(loaded, trial, "test")

@@ -140,9 +140,9 @@ def test_decompositions_are_made_once_for_a_model(make_trial: MakeTrial, tmp_pat
     cold, warm = outcome(run(trial_of(make_trial, "peft:osf"), tmp_path / "cold", {})), {}
     run(trial_of(make_trial, "peft:osf", lr=1e-5), tmp_path / "first", warm)
     (keeper,) = warm["decompositions"].values()
-    made = keeper.made
+    made = keeper.computed
     assert outcome(run(trial_of(make_trial, "peft:osf"), tmp_path / "second", warm)) == cold
-    assert (keeper.made, keeper.given) == (made, made)
+    assert (keeper.computed, keeper.reused) == (made, made)
 
 
 def test_a_base_model_that_is_written_to_is_dropped(

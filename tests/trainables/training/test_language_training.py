@@ -22,7 +22,7 @@ from trainables.config import EvaluateSettings, TrialConfig
 from trainables.data.registry import load_text_dataset
 from trainables.data.text.dataset import Exchange
 from trainables.models.loading import load_model
-from trainables.tasks.lane_cache import Warm
+from trainables.tasks.lane_cache import LaneCache
 from trainables.tasks.make import make_task
 from trainables.tasks.task import Parts, eval_batch_size
 from trainables.tasks.text import classifier, generation, scoring
@@ -57,7 +57,7 @@ def lm_trial(llama: Path, rows: Path) -> MakeTrial:
 
 
 def task_of(trial: TrialConfig) -> tuple[CausalLMTask, Any]:
-    lane = Warm({}, torch.device("cpu"))
+    lane = LaneCache({}, torch.device("cpu"))
     loaded = lane.model(trial.model)
     task = make_task(Parts(trial=trial, lane=lane, loaded=loaded, autocast=torch.no_grad, precision="fp32"))
     assert isinstance(task, CausalLMTask)
@@ -129,7 +129,7 @@ def test_after_memory_ran_out_evaluation_takes_fewer_texts(
     if protocol:
         given = {"dataset": f"json:{write_rows(tmp_path / 'rows', test=24)}"}
     trial = lm_trial(evaluate=evaluate, **given)
-    lane = Warm({}, torch.device("cpu"))
+    lane = LaneCache({}, torch.device("cpu"))
     loaded = lane.model(trial.model)
     task = make_task(Parts(trial=trial, lane=lane, loaded=loaded, autocast=torch.no_grad, precision="fp32"))
     loaded.module.eval()

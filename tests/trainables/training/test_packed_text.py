@@ -18,7 +18,7 @@ from tests.trainables.training.support import ATOL, OWN, alone, check_weights, t
 from trainables.config import EvaluateSettings, NotPackableError, TrialConfig
 from trainables.errors import TrialError
 from trainables.models.loading import load_model
-from trainables.tasks.lane_cache import Warm
+from trainables.tasks.lane_cache import LaneCache
 from trainables.tasks.make import make_task
 from trainables.tasks.task import Parts, Task
 from trainables.training.packed import run_pack
@@ -68,7 +68,7 @@ def make(place: Path) -> Make:
 
 
 def task_of(trial: TrialConfig) -> Task:
-    lane = Warm({}, torch.device("cpu"))
+    lane = LaneCache({}, torch.device("cpu"))
     loaded = lane.model(trial.model)
     return make_task(Parts(trial=trial, lane=lane, loaded=loaded, autocast=torch.no_grad, precision="fp32"))
 

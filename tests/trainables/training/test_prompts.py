@@ -27,7 +27,7 @@ from trainables.predicting.trained import load_trained
 from trainables.runtime import choose_precision
 from trainables.tasks.images.clip import encode_images
 from trainables.tasks.images.prompts import RegularisedClassifier, TransferClassifier, names_as_texts
-from trainables.tasks.lane_cache import Warm
+from trainables.tasks.lane_cache import LaneCache
 from trainables.tasks.make import make_task
 from trainables.tasks.task import Parts
 from trainables.training.adapting import adapted
@@ -112,7 +112,7 @@ def test_a_kept_trial_answers_as_it_was_evaluated(
     trial = prompt_trial(method, lr=2e-2)
     warm: dict[str, Any] = {}
     score = run(trial, tmp_path, warm, keep=True)[-1]["result"].measured.test_score
-    test = Warm(warm, torch.device("cpu")).dataset(trial.dataset, "CONFIRM").test
+    test = LaneCache(warm, torch.device("cpu")).dataset(trial.dataset, "CONFIRM").test
     files = []
     for row in range(len(test.labels)):
         files.append(str(tmp_path / f"{row}.png"))
@@ -124,7 +124,7 @@ def test_a_kept_trial_answers_as_it_was_evaluated(
 
 
 def parts_of(trial: TrialConfig) -> Parts:
-    lane = Warm({}, torch.device("cpu"))
+    lane = LaneCache({}, torch.device("cpu"))
     precision, autocast = choose_precision("fp32", lane.device)
     return Parts(trial=trial, lane=lane, loaded=lane.model(trial.model), autocast=autocast, precision=precision)
 

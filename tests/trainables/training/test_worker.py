@@ -26,7 +26,7 @@ from trainables.errors import DataError, SplitError, TrialError
 from trainables.models.loading import load_model
 from trainables.models.shapes import default_targets, target_shapes
 from trainables.tasks.images.clip import ClipClassifier
-from trainables.tasks.lane_cache import Warm
+from trainables.tasks.lane_cache import LaneCache
 from trainables.training.measured import Predicted
 from trainables.training.worker import run_trial
 
@@ -218,7 +218,7 @@ def test_tune_reads_no_test_data(make_trial: MakeTrial, tmp_path: Path, colours:
 
 
 def test_the_lane_cannot_hand_out_test_images_in_tune(colours: Path) -> None:
-    lane = Warm({}, torch.device("cpu"))
+    lane = LaneCache({}, torch.device("cpu"))
     name = f"parquet:{colours}"
     lane.pixels(lane.dataset(name, "CONFIRM"), "test", Recipe(16))  # kept warm by a CONFIRM trial
     with pytest.raises(SplitError, match="closed in stage TUNE"):
@@ -226,7 +226,7 @@ def test_the_lane_cannot_hand_out_test_images_in_tune(colours: Path) -> None:
 
 
 def test_the_lane_keeps_the_newest_data_sets(tmp_path: Path) -> None:
-    lane = Warm({}, torch.device("cpu"))
+    lane = LaneCache({}, torch.device("cpu"))
     names = [f"parquet:{write_colours(tmp_path / name)}" for name in "abc"]
     parts = []
     for name in names:

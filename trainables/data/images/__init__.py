@@ -1,12 +1,12 @@
-"""Image sets: reading them in every form, decoding them once per machine, and bringing them into batches.
+"""Image sets: read them in every form, decode them once per machine, and make batches.
 
-Uses the splits and downloads of `data`.
+This room uses the splits and downloads of `data`.
 
     dataset      what an image set is, and how one is put together
-    sources      image sets from Parquet, Arrow, class folders and the hub
-    dividing     a folder of classes without splits, copied into one with
+    sources      reads image sets from Parquet, Arrow, class folders and the hub
+    dividing     copies a folder of classes without splits into one with splits
     info         what is known of a registered set: sizes, words, terms
-    torchvision  torchvision's sets, and the ones split here
+    torchvision  torchvision's sets, and those that are split here
     archives     sets that no library loads: VOC2007 crops, CUB-200
     coop_sets    sets by CoOp's lists
     paper_sets   the table of the paper's 22 sets

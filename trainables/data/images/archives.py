@@ -1,4 +1,4 @@
-"""Image sets that no library loads: object crops of VOC2007, CUB-200-2011's archive."""
+"""Load image sets that no library loads: object crops of VOC2007, and CUB-200-2011's archive."""
 
 from __future__ import annotations
 
@@ -33,22 +33,24 @@ _CUB_MD5 = "97eceeb196236b17998738112f37df78"
 
 
 def load_voc(name: str, words: Words) -> Dataset:
-    """VOC2007: every annotated object, difficult ones too, cut out by its box. Raises DataError where that fails."""
+    """Load VOC2007: every annotated object, difficult ones too, is cut out by its box. Raises DataError if that
+    fails."""
     names = [clean(c, class_words("voc")) for c in VOC_CLASSES]
     train, val = _voc_split(name, "train"), _voc_split(name, "val")
     return assemble(name, names, train, lambda: _voc_split(name, "test"), words, val=val)
 
 
 def _voc_split(name: str, which: str) -> ImageSplit:
+    """Return a split of VOC2007's objects."""
     import torchvision
 
     try:
         with downloading("VOC2007") as folder:
             lists = folder / "VOCdevkit" / "VOC2007" / "ImageSets" / "Main" / f"{which}.txt"
             fetch = may_download() and not lists.is_file()  # torchvision would unpack the archive each time
-            found = torchvision.datasets.VOCDetection(str(folder), "2007", which, download=fetch)
-        boxes = [box for row in range(len(found)) for box in _objects(found, row)]
-        for path in found.images:
+            pictures = torchvision.datasets.VOCDetection(str(folder), "2007", which, download=fetch)
+        boxes = [box for row in range(len(pictures)) for box in _objects(pictures, row)]
+        for path in pictures.images:
             Path(path).stat()  # annotations are unpacked before the pictures
     except (OSError, RuntimeError, SyntaxError, KeyError, ValueError) as error:
         raise DataError(
@@ -62,27 +64,29 @@ def _voc_split(name: str, which: str) -> ImageSplit:
         path, _, box = boxes[row]
         return open_image(Path(path)).crop(box)
 
-    files = [Path(p) for p in (*found.images, *found.annotations)]  # boxes are of the annotations
+    files = [Path(p) for p in (*pictures.images, *pictures.annotations)]  # the annotations decide the boxes
     check_files(files)
     split = "test" if which == "test" else "train"
     return ImageSplit(name, split, checked, read, content_as_opened(files), lambda row: str(boxes[row][0]))
 
 
 def _objects(found: Any, row: int) -> list[tuple[str, int, tuple[int, int, int, int]]]:
-    """(file, class, box) of one picture's objects; boxes count pixels from 1 and include their ends."""
+    """Return (file, class, box) of one picture's objects. Boxes count pixels from 1 and include their last pixels."""
     from torchvision.datasets.voc import ET_parse
 
     tree = found.parse_voc_xml(ET_parse(found.annotations[row]).getroot())["annotation"]
     objects = []
-    for each in tree["object"]:
-        box = each["bndbox"]
+    for annotation in tree["object"]:
+        box = annotation["bndbox"]
         left, top, right, bottom = (int(float(box[k])) for k in ("xmin", "ymin", "xmax", "ymax"))
-        objects.append((str(found.images[row]), VOC_CLASSES.index(each["name"]), (left - 1, top - 1, right, bottom)))
+        objects.append(
+            (str(found.images[row]), VOC_CLASSES.index(annotation["name"]), (left - 1, top - 1, right, bottom))
+        )
     return objects
 
 
 def load_cub(name: str, words: Words) -> Dataset:
-    """CUB-200-2011 by the lists in its archive. Raises DataError for an archive that is damaged or can't be had."""
+    """Load CUB-200-2011 by the lists in its archive. Raises DataError if the archive is damaged or cannot be had."""
     with downloading("CUB_200_2011") as folder:
         root = folder / "CUB_200_2011"
         if not root.is_dir():
@@ -93,16 +97,17 @@ def load_cub(name: str, words: Words) -> Dataset:
     names = [clean(classes[key]) for key in sorted(classes, key=int)]
 
     def read(which: str) -> ImageSplit:
-        mine = [i for i in numbers if training[i] == ("1" if which == "train" else "0")]
-        paths = [root / "images" / images[i] for i in mine]
+        rows_of_split = [i for i in numbers if training[i] == ("1" if which == "train" else "0")]
+        paths = [root / "images" / images[i] for i in rows_of_split]
         if missing := next((p for p in paths if not p.is_file()), None):
             raise DataError(f"data set {name!r}: {missing} is not there; remove {root} and load it again")
-        return from_paths(name, which, paths, [int(labels[i]) - 1 for i in mine], len(names))
+        return from_paths(name, which, paths, [int(labels[i]) - 1 for i in rows_of_split], len(names))
 
     return assemble(name, names, read("train"), lambda: read("test"), words)
 
 
 def _listed(name: str, path: Path) -> dict[str, str]:
+    """Return the lines of a list, by their number."""
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
         return dict(line.split(" ", 1) for line in lines if line.strip())
@@ -111,6 +116,7 @@ def _listed(name: str, path: Path) -> dict[str, str]:
 
 
 def _fetch_cub(name: str, folder: Path) -> None:
+    """Download and unpack the archive if it is missing."""
     from torchvision.datasets.utils import download_url
 
     try:

@@ -18,14 +18,17 @@ from trainables.errors import DataError
 
 
 def load_lists(name: str, words: Words, *, folder: str, images: str, lists: str) -> Dataset:
-    """A set by CoOp's lists, whose rows are [file, class number, class name].
+    """Load a set by CoOp's lists, whose rows are [file, class number, class name].
 
     Args:
-        folder: in the folder of data sets.
-        images: the folder in it that files are named from; "" for itself.
-        lists: the file in it, split_zhou_`lists`.json.
+        name: the set's name.
+        words: its prompts and class names.
+        folder: its folder in the folder of data sets.
+        images: the folder in it that file names start from; "" for itself.
+        lists: the list in it is split_zhou_`lists`.json.
 
-    Raises DataError: a folder, list or image that is not there, or can't be read.
+    Raises:
+        DataError: a folder, list or image is missing or cannot be read.
     """
     root = data_folder() / folder
     path, place = root / f"split_zhou_{lists}.json", root / images
@@ -36,10 +39,10 @@ def load_lists(name: str, words: Words, *, folder: str, images: str, lists: str)
         )
     try:
         rows: dict[str, list[tuple[str, int, str]]] = {
-            which: [(str(file), int(label), str(word)) for file, label, word in found]
-            for which, found in json.loads(path.read_text(encoding="utf-8")).items()
+            which: [(str(file), int(label), str(word)) for file, label, word in entries_of_split]
+            for which, entries_of_split in json.loads(path.read_text(encoding="utf-8")).items()
         }
-        names = {label: word for each in rows.values() for _, label, word in each}
+        names = {label: word for entries in rows.values() for _, label, word in entries}
         parts = {which: rows[which] for which in ("train", "val", "test")}
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise DataError(f"data set {name!r}: {path} can't be read ({type(error).__name__}: {error})") from error
@@ -58,6 +61,7 @@ def load_lists(name: str, words: Words, *, folder: str, images: str, lists: str)
 def _set(
     folder: str, images: str, lists: str, about: str, classes: int, sizes: tuple[int, int, int], template: str
 ) -> DatasetInfo:
+    """Return the registry's entry of a set."""
     return DatasetInfo(
         functools.partial(load_lists, folder=folder, images=images, lists=lists),
         (template,),

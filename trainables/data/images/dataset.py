@@ -1,4 +1,4 @@
-"""What an image set is: images decoded on demand, labels, and words; and how one is put together."""
+"""What an image set is: images that are decoded on demand, labels, and words. And how one is put together."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ DEFAULT_PROMPT = "An image of {}"
 """The single prompt of the contrastive loss (arXiv 2502.00987's released code)."""
 
 FORMATS = ("PNG", "JPEG", "BMP", "GIF", "WEBP", "TIFF", "PPM")
-"""What Pillow may take bytes for, whatever a file is called: others start programs (EPS) or are rarely tested."""
+"""The image formats that Pillow may read, whatever a file's name. Others start programs (EPS) or are rarely tested."""
 
 _BOMB = Image.DecompressionBombWarning
-warnings.filterwarnings("error", category=_BOMB)  # half of what Pillow refuses is more than an image needs
+warnings.filterwarnings("error", category=_BOMB)  # half of Pillow's limit is still more than an image needs
 
 # What Pillow raises on bytes that are no image, by format
 UNREADABLE = (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError, _BOMB)
@@ -38,14 +38,16 @@ _V = TypeVar("_V")
 
 
 def open_image(file: Path | IO[bytes]) -> Image.Image:
-    """An image of `FORMATS`, not yet decoded. Raises what Pillow raises."""
+    """Return an image of one of `FORMATS`, not yet decoded. Raises what Pillow raises."""
     return Image.open(file, formats=FORMATS)
 
 
 def as_rgb(image: Image.Image) -> Image.Image:
-    """An image in RGB, 8 bits a channel; greys of 16 bits are scaled.
+    """Return an image in RGB with 8 bits per channel. Grey images of 16 bits are scaled.
 
-    Raises ValueError for numbers of 32 bits, whose range no file says; what Pillow raises for bytes that are no image.
+    Raises:
+        ValueError: numbers of 32 bits, whose range no file states. For bytes that are not an image, whatever Pillow
+            raises.
     """
     if image.mode.startswith("I;16") or (image.mode == "I" and image.format in ("PNG", "PPM")):
         image = Image.fromarray((np.asarray(image) / 257).round().astype(np.uint8))
@@ -57,7 +59,7 @@ def as_rgb(image: Image.Image) -> Image.Image:
 _JPEG, _PNM = {".jpg", ".jpeg", ".jfif", ".jpe"}, {".ppm", ".pgm", ".pnm"}
 IMAGE_SUFFIXES = {".png", *_JPEG, ".bmp", ".gif", ".webp", ".tif", ".tiff", *_PNM}
 _OTHER_IMAGES = {".heic", ".heif", ".avif", ".jp2", ".svg"}
-"""Ends of names of images that are not read; to leave them out without a word would be to train on a part."""
+"""Suffixes of images that are not read. Ignoring such files without a message would train on a part of the set."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -69,10 +71,10 @@ class ImageSplit:
         name: "train" or "test".
         labels: (N,) int64, in [0, number of classes).
         read: opens the image of one row; may raise what Pillow raises.
-        content: returns a digest of all bytes that images are decoded from, as they are now. None, here or returned:
-            it can't be known, and nothing is cached.
-        file: the file of one row; None where rows have no files of their own.
-        raw: the encoded image of one row that has no file; None where there is none.
+        content: returns a digest of all bytes from which images are decoded, as they are now. If it is None or returns
+            None, the content is not known, and nothing is cached.
+        file: returns the file of one row; None if rows have no files of their own.
+        raw: returns the encoded image of one row that has no file; None if there are none.
     """
 
     source: str
@@ -87,7 +89,7 @@ class ImageSplit:
         return len(self.labels)
 
     def image(self, row: int) -> Image.Image:
-        """The RGB image of one row. Raises DataError naming the row when its bytes are no image."""
+        """Return the RGB image of one row. Raises DataError that names the row if its bytes are not an image."""
         try:
             with self.read(row) as image:
                 return as_rgb(image)
@@ -99,7 +101,8 @@ class ImageSplit:
             ) from error
 
     def digest(self, row: int) -> bytes:
-        """16 bytes of BLAKE2b over a row's encoded image, or over its pixels; its own for one that can't be read."""
+        """Return 16 bytes of BLAKE2b over a row's encoded image, or over its pixels. A row that cannot be read has a
+        digest of its own."""
         try:
             if self.file is not None:
                 with Path(self.file(row)).open("rb") as file:
@@ -109,7 +112,8 @@ class ImageSplit:
             return new_digest(f"{self.name} row {row} can't be read".encode()).digest()
 
     def examples_hash(self, rows: Tensor) -> str:
-        """SHA-256 over the list of example ids (split, row, label): equal lists, equal hashes, on every machine."""
+        """Return the SHA-256 of the list of example ids (split, row, label). Equal lists have equal hashes on every
+        machine."""
         digest = hashlib.sha256(f"{self.name}\n".encode())
         pairs = torch.stack([rows.to(torch.int64), self.labels[rows]], dim=1)
         digest.update(pairs.contiguous().numpy().astype("<i8").tobytes())
@@ -121,8 +125,8 @@ class Dataset(SplitSet[ImageSplit]):
     """A labelled image set with its words.
 
     Attributes:
-        templates: prompts with one "{}", for the frozen class embeddings (their mean is taken).
-        prompt: the single prompt used where the text tower trains too.
+        templates: prompts with one "{}", for the frozen class embeddings (the mean over the prompts is taken).
+        prompt: the single prompt that is used if the text tower trains too.
     """
 
     templates: tuple[str, ...]
@@ -130,16 +134,16 @@ class Dataset(SplitSet[ImageSplit]):
 
 
 def image_files(folder: Path) -> list[Path]:
-    """The images of a folder, by their names' ends. Raises DataError for one of a form that is not read."""
-    found = sorted(folder.glob("*"))
-    if (other := next((p for p in found if p.suffix.lower() in _OTHER_IMAGES), None)) is not None:
-        raise DataError(f"{other}: {other.suffix} is not read; make it a PNG or JPEG, or take it out")
-    return [p for p in found if p.suffix.lower() in IMAGE_SUFFIXES]
+    """Return the images of a folder, by their suffixes. Raises DataError for an image of a format that is not read."""
+    files = sorted(folder.glob("*"))
+    if (unread := next((p for p in files if p.suffix.lower() in _OTHER_IMAGES), None)) is not None:
+        raise DataError(f"{unread}: {unread.suffix} is not read; make it a PNG or JPEG, or take it out")
+    return [p for p in files if p.suffix.lower() in IMAGE_SUFFIXES]
 
 
 @dataclass(frozen=True)
 class Words:
-    """Prompts and class names that a data set brings along; None where it leaves the default."""
+    """Prompts and class names that come with a data set; None for the default."""
 
     templates: tuple[str, ...] | None = None
     prompt: str | None = None
@@ -155,11 +159,12 @@ def assemble(
     *,
     val: ImageSplit | None = None,
 ) -> Dataset:
-    """A Dataset from its parts, the test split opened at most once; the authors' validation split joins `train`."""
+    """Return a data set made of its parts. The authors' validation split joins `train`. The test split is opened once
+    at most."""
     names = _named(name, class_names, words.class_names) if words.class_names is not None else tuple(class_names)
     if len(names) < 2:
         raise DataError(f"{name}: {len(names)} class(es) found ({', '.join(names)}); classification needs two or more")
-    if broken := [each for each in names if not is_utf8(each)]:
+    if broken := [name_of_class for name_of_class in names if not is_utf8(name_of_class)]:
         raise DataError(f"{name}: the name of class {broken[0]!a} holds half of a character; write it whole")
     return Dataset(
         name=name,
@@ -181,9 +186,12 @@ def is_utf8(name: str) -> bool:
 
 
 def _named(source: str, own: Sequence[str], given: Sequence[str]) -> tuple[str, ...]:
-    """Names given for classes, in the order of their own: found by name where all are the same, else one by one.
+    """Return the given names of the classes, in the order of the classes' own names.
 
-    Raises DataError: another number of names, or a class's own name in the place of another's.
+    If the given names are the same set as the own ones, they are matched by name, else one by one.
+
+    Raises:
+        DataError: the number of names differs, or a class's own name is in the place of another's.
     """
     if len(given) != len(own):
         raise DataError(f"{source}: dataset.json names {len(given)} classes, the labels have {len(own)}")
@@ -206,7 +214,7 @@ def _plain(name: str) -> str:
 
 
 def from_paths(source: str, which: str, paths: Sequence[Path], labels: Sequence[int], n_classes: int) -> ImageSplit:
-    """A split whose images are files."""
+    """Return a split whose images are files."""
     checked = check_labels(torch.tensor(labels, dtype=torch.int64), n_classes, f"{source} ({which})")
     check_files(paths)
     content = functools.partial(content_digest, paths)
@@ -214,7 +222,7 @@ def from_paths(source: str, which: str, paths: Sequence[Path], labels: Sequence[
 
 
 def joined(first: ImageSplit, second: ImageSplit) -> ImageSplit:
-    """Both, one after the other, under the first one's name."""
+    """Return both splits, one after the other, under the first one's name."""
     n = len(first)
 
     def either(one: Callable[[int], _V] | None, two: Callable[[int], _V] | None) -> Callable[[int], _V] | None:
@@ -232,17 +240,17 @@ def joined(first: ImageSplit, second: ImageSplit) -> ImageSplit:
 
 
 def combined(one: Callable[[], str | None] | None, two: Callable[[], str | None] | None) -> Callable[[], str | None]:
-    """Return what gives the content of a split that is made of both; None if one of the two can't be known."""
+    """Return a function that gives the content of a split made of two, or None if the content of one is not known."""
 
     def content() -> str | None:
-        known = [None if each is None else each() for each in (one, two)]
-        return None if None in known else "+".join(map(str, known))
+        contents = [None if content_of is None else content_of() for content_of in (one, two)]
+        return None if None in contents else "+".join(map(str, contents))
 
     return content
 
 
 def subset(pool: ImageSplit, which: str, rows: Tensor) -> ImageSplit:
-    """Some rows of a split as a split of their own."""
+    """Return some rows of a split as a separate split."""
     index = rows.tolist()
     digest = hashlib.sha256(rows.numpy().tobytes()).hexdigest()
     file, raw = pool.file, pool.raw
@@ -258,19 +266,20 @@ def subset(pool: ImageSplit, which: str, rows: Tensor) -> ImageSplit:
 
 
 def check_files(paths: Sequence[Path]) -> None:
-    """Raise DataError for a link to nothing, or what is no file (reading a device or a pipe would never end)."""
+    """Raise DataError for a link to nothing, or a path that is not a file (reading a device or a pipe might not
+    end)."""
     for path in paths:
         try:
-            found = path.stat()
+            status = path.stat()
         except OSError as error:
             remedy = "replace or remove it, or the folder of a fetched set"
             raise DataError(f"{path}: can't be read ({error.strerror}); {remedy}") from error
-        if not stat.S_ISREG(found.st_mode):
+        if not stat.S_ISREG(status.st_mode):
             raise DataError(f"{path}: is no file, nor a link to one; replace or remove it")
 
 
 def check_labels(labels: Tensor, n_classes: int, where: str) -> Tensor:
-    """`labels` when all lie in [0, n_classes). Raises DataError naming the first row that does not."""
+    """Return `labels` if all lie in [0, n_classes). Raises DataError that names the first row that does not."""
     bad = ((labels < 0) | (labels >= n_classes)).nonzero().flatten()
     if len(bad):
         row = int(bad[0])
@@ -283,11 +292,11 @@ def check_labels(labels: Tensor, n_classes: int, where: str) -> Tensor:
 
 
 def check_templates(templates: tuple[str, ...], where: str) -> tuple[str, ...]:
-    """`templates` when there is one at least and each holds "{}" once. Raises DataError otherwise."""
+    """Return `templates` if there is at least one, and each has "{}" once. Raises DataError otherwise."""
     for template in templates:
         try:
             fields = [field for _, *field in string.Formatter().parse(template) if field[0] is not None]
-        except ValueError:  # a brace alone
+        except ValueError:  # a single brace
             fields = []
         if fields != [["", "", None]]:
             rule = "must hold '{}' exactly once, for the class name, and no other braces; {{ and }} stand for braces"

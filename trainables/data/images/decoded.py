@@ -1,9 +1,10 @@
 """Decoded images on disk: Arrow files, memory-mapped, shared by all trials and workers of a machine.
 
-One folder of the cache per (split of a data set, recipe), named by a hash of both. A file in it has the rows that some
-trial needed and nobody had decoded before: `row`, `pixels` (3 * S * S bytes) and the `crc` of both. It is written
-beside its place and renamed, under a lock of the folder, so that a machine decodes a row once. A file that is cut
-short, or that has a row with another checksum, is removed, and its rows are decoded again.
+The cache has one folder for each split of a data set and recipe, named by a hash of both. A file in it has the rows
+that
+some trial needed and nobody had decoded before: `row`, `pixels` (3 * S * S bytes) and the `crc` of both. It is written
+under a temporary name and renamed, under a lock of the folder, so that a machine decodes a row once. A file that is
+incomplete, or that has a row with a wrong checksum, is removed, and its rows are decoded again.
 """
 
 from __future__ import annotations
@@ -22,9 +23,9 @@ from torch import Tensor
 from trainables.cache import check_owner, draft, in_turn, make_folder, make_room, mark_used
 
 BATCH_BYTES = 2**26
-"""Pixels decoded, and written, at a time."""
+"""Bytes of pixels that are decoded and written at a time."""
 
-_SCHEMA_VERSION = b"2"  # before it the checksum was of the pixels alone
+_SCHEMA_VERSION = b"2"  # before this version the checksum was over the pixels alone
 
 
 def _checksum(row: np.int64, pixels: np.ndarray) -> int:
@@ -32,7 +33,7 @@ def _checksum(row: np.int64, pixels: np.ndarray) -> int:
 
 
 class DecodedRows:
-    """The decoded rows of one split under one recipe, in a folder of their own: n rows of `width` bytes each."""
+    """The decoded rows of one split under one recipe, in a folder: n rows of `width` bytes each."""
 
     def __init__(self, folder: Path, n: int, width: int) -> None:
         self.folder, self.width = folder, width
@@ -48,26 +49,31 @@ class DecodedRows:
         self.refresh()
 
     def has(self, rows: Tensor) -> Tensor:
-        """(n,) bool: which rows can be read."""
+        """Return which rows can be read, (n,) bool."""
         return torch.from_numpy(self._batch[rows.numpy()] >= 0)
 
     def refresh(self) -> None:
-        """Take in files that were written since the last look."""
+        """Open the files that were written since the last call."""
         try:
             check_owner(self.folder.parent)
             check_owner(self.folder)
-        except OSError:  # none there, none that may be looked into, or another user may have put any pixels there
+        except OSError:  # it is missing or not readable, or another user may have put any pixels there
             return
         for path in sorted(self.folder.glob("*.arrow")):
             if path in self._open:
                 continue
             try:
                 self._take(path)
-            except (pa.ArrowException, OSError, ValueError):  # cut short or of another version: decoded again
-                with contextlib.suppress(OSError):  # a cache that can only be read
+            except (
+                pa.ArrowException,
+                OSError,
+                ValueError,
+            ):  # incomplete, or of another version: its rows are decoded again
+                with contextlib.suppress(OSError):  # the cache is read-only
                     path.unlink(missing_ok=True)
 
     def _take(self, path: Path) -> None:
+        """Open a file, unless it is incomplete or of another version."""
         reader = pa.ipc.open_file(pa.memory_map(str(path)))
         if not reader.schema.equals(self._schema, check_metadata=True):
             raise ValueError(f"{path}: another schema")
@@ -82,7 +88,7 @@ class DecodedRows:
         self._open.add(path)
 
     def read(self, rows: Tensor) -> Tensor | None:
-        """(n, width) uint8 of rows that `has` said are there; None when one was found damaged and dropped."""
+        """Return rows that `has` reported, (n, width) uint8; None if one was damaged, and its file was removed."""
         index = rows.numpy()
         out = np.empty((len(index), self.width), dtype=np.uint8)
         batches, places = self._batch[index], self._place[index]
@@ -98,23 +104,24 @@ class DecodedRows:
         return torch.from_numpy(out)
 
     def _drop(self, path: Path) -> None:
-        with contextlib.suppress(OSError):  # else it stays among the open ones, and is not taken again
+        """Remove a damaged file, and forget its rows."""
+        with contextlib.suppress(OSError):  # otherwise it would count as open, and would not be opened again
             path.unlink(missing_ok=True)
             self._open.discard(path)
-        for number, (of, _, _) in enumerate(self._batches):
-            if of == path:
+        for number, (file_path, _, _) in enumerate(self._batches):
+            if file_path == path:
                 self._checked[self._batch == number] = False
                 self._batch[self._batch == number] = -1
 
     def add(self, rows: Tensor, decode: Callable[[Tensor], tuple[Tensor, Tensor]], is_same: Callable[[], bool]) -> bool:
-        """Decode those of `rows` that nobody has, and keep them.
+        """Decode those of `rows` that nobody has decoded, and store them.
 
-        Return False if there is no room or no writable disk, or if what was decoded does not belong here.
+        Return False if there is no room or no writable disk, or if the decoded rows do not belong to this folder.
 
         Args:
             rows: (n,) distinct rows.
-            decode: gives, for some rows, those that can be decoded and their bytes (n, width) uint8.
-            is_same: tells, after that, whether it decoded what the folder is named by.
+            decode: returns, for some rows, those that can be decoded, and their bytes (n, width) uint8.
+            is_same: returns, after decoding, whether the source is still the one that the folder is named after.
         """
         try:
             make_folder(self.folder)
@@ -133,6 +140,7 @@ class DecodedRows:
     def _write(
         self, rows: Tensor, decode: Callable[[Tensor], tuple[Tensor, Tensor]], is_same: Callable[[], bool]
     ) -> bool:
+        """Decode and write rows to a file."""
         written = 0
         with draft(self.folder) as file:
             with pa.ipc.new_file(str(file), self._schema) as writer:
@@ -149,7 +157,8 @@ class DecodedRows:
         return True
 
     def _record_batch(self, rows: Tensor, pixels: Tensor) -> pa.RecordBatch:
+        """Return rows and pixels as an Arrow record batch with checksums."""
         flat = pixels.contiguous().numpy()
-        checksums = np.array([_checksum(*each) for each in zip(rows.numpy(), flat, strict=True)], dtype=np.uint32)
+        checksums = np.array([_checksum(*pair) for pair in zip(rows.numpy(), flat, strict=True)], dtype=np.uint32)
         packed = pa.FixedSizeBinaryArray.from_buffers(pa.binary(self.width), len(rows), [None, pa.py_buffer(flat)])
         return pa.record_batch([pa.array(rows.numpy()), pa.array(checksums), packed], schema=self._schema)

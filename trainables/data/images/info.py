@@ -1,4 +1,4 @@
-"""What is known of a registered data set: where it comes from, how it splits, its words, its terms."""
+"""What is known of a registered data set: where it comes from, how it is split, its words, its terms."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from importlib import resources
 from typing import Any
 
-from trainables.data.downloads import UNKNOWN, counted, differ
+from trainables.data.downloads import UNKNOWN, check_counts, report_difference
 from trainables.data.images.dataset import Dataset, Words, check_templates
 
 Load = Callable[[str, Words], Dataset]
@@ -19,11 +19,11 @@ Load = Callable[[str, Words], Dataset]
 
 @dataclass(frozen=True)
 class Sizes:
-    """Images of a data set's parts.
+    """The number of images in a data set's parts.
 
     Attributes:
-        train, val, test: as they are after splitting; val is cut from what the source calls train unless the authors
-            set it apart.
+        train, val, test: the numbers after splitting. val is taken from what the source calls train, unless the authors
+            set it aside.
     """
 
     train: int
@@ -32,7 +32,7 @@ class Sizes:
 
     @property
     def pool(self) -> int:
-        """Training and validation images together."""
+        """Return the number of training and validation images together."""
         return self.train + self.val
 
 
@@ -43,15 +43,16 @@ class DatasetInfo:
     Attributes:
         load: makes the Dataset, given its name and its words.
         templates: prompts with one "{}"; () for the defaults.
-        epochs: full-data epochs of arXiv 2502.00987, Table 7; None for a set it does not use.
+        epochs: epochs on the full data in arXiv 2502.00987, Table 7; None for a set that it does not use.
         about: one line for people.
         prompt: the single prompt of the contrastive loss; None for the first template.
         classes, sizes: what a loaded set is checked against.
         rule: where validation and test come from, in words.
-        source: where `load` takes it from; others: further sources by name, chosen with "NAME@SOURCE".
-        licence: the terms its makers state; "unknown" where they state none.
-        get: how to get it when it is not there.
-        unpacked: `load` unpacks an archive; where that was cut short there are fewer images, which is an error.
+        source: where `load` takes it from.
+        others: further sources by name, chosen with "NAME@SOURCE".
+        licence: the terms that its makers state; "unknown" if they state none.
+        get: how to get it if it is missing.
+        unpacked: whether `load` unpacks an archive. If that was interrupted there are fewer images, which is an error.
     """
 
     load: Load
@@ -73,30 +74,32 @@ class DatasetInfo:
             check_templates(self.templates, self.about or "registered data set")
 
     def open(self, name: str, source: str | None = None) -> Dataset:
-        """Load it from one of its sources. Raises DataError for damaged files, or an archive with too few."""
+        """Load the set from one of its sources. Raises DataError for damaged files, or an archive with too few
+        images."""
         load = self.load if source is None else self.others[source]
         dataset = load(name, Words(self.templates or None, self.prompt))
         unpacked = self.unpacked and source is None
-        differ(name, "classes", len(dataset.class_names), self.classes, verified=False, unpacked=unpacked)
+        report_difference(name, "classes", len(dataset.class_names), self.classes, verified=False, unpacked=unpacked)
         if self.sizes is None:
             return dataset
-        return counted(dataset, "images", self.sizes.pool, self.sizes.test, verified=False, unpacked=unpacked)
+        return check_counts(dataset, "images", self.sizes.pool, self.sizes.test, verified=False, unpacked=unpacked)
 
 
 @functools.cache
 def class_words(name: str) -> Any:
-    """Words for prompts that a data set's own class names do not give: a tuple, or a table of replacements.
+    """Return words for prompts that a data set's own class names do not give: a tuple, or a table of replacements.
 
-    They come from github.com/fredzzhang/atlas, the code that the RandLoRA paper's data sets come from. Its words for
+    They come from github.com/fredzzhang/atlas, the code that provides the RandLoRA paper's data sets. Its words for
     GTSRB and EuroSAT are CLIP's, with CLIP's spelling mistakes.
     """
     text = resources.files("trainables.data.images").joinpath("class_names.json").read_text(encoding="utf-8")
-    found = json.loads(text)[name]
-    return tuple(found) if isinstance(found, list) else found
+    words = json.loads(text)[name]
+    return tuple(words) if isinstance(words, list) else words
 
 
 def clean(name: str, renames: Mapping[str, str] | None = None) -> str:
-    """A class name as a prompt says it: '001.Black_footed_Albatross', '/b/bar/indoor', 'airplanes-101', 'SeaLake'."""
+    """Return a class name in the form for prompts, from names such as '001.Black_footed_Albatross', '/b/bar/indoor',
+    'SeaLake'."""
     if renames and name in renames:
         return renames[name]
     words = re.sub(r"^\d+\.", "", name)

@@ -22,7 +22,7 @@ from trainables.data.images.sources import from_hub
 
 
 def _with(*forms: str) -> tuple[str, ...]:
-    """Every form with "a" and "the" in place of its "@"."""
+    """Return every form twice, with "a" and "the" in place of its "@"."""
     return tuple(form.replace("@", article) for article in ("a", "the") for form in forms)
 
 
@@ -95,7 +95,8 @@ def hub(
     clean: Callable[[str], str] = clean,
     advice: str = "",
 ) -> Load:
-    """A `DatasetInfo.load` for a repository of the hub: its train and test splits unless `splits` says otherwise."""
+    """Return a `DatasetInfo.load` for a repository of the hub. It has train and test splits unless `splits` says
+    otherwise."""
     named = TRAIN_TEST if splits is None else splits
     return lambda name, words: from_hub(
         name, repository, words, config=config, splits=named, clean=clean, advice=advice
@@ -103,7 +104,7 @@ def hub(
 
 
 def _imagenet(load: Load) -> Load:
-    """ImageNet's words are open_clip's: names that were mended by hand, and OpenAI's 80 prompts."""
+    """Return ImageNet's loader with open_clip's words: names that were corrected by hand, and OpenAI's 80 prompts."""
 
     def loaded(name: str, words: Words) -> Dataset:
         import open_clip
@@ -128,18 +129,20 @@ def _info(
     get: str = "downloads itself",
     **more: Any,
 ) -> DatasetInfo:
-    """An entry; `on_hub` is a repository that has the set too, named by NAME@hub."""
-    known: dict[str, Any] = {"classes": classes, "sizes": Sizes(*sizes), "rule": rule, "source": source, "get": get}
+    """Return a registry entry. `on_hub` is a repository that has the set too, chosen with NAME@hub."""
+    fields: dict[str, Any] = {"classes": classes, "sizes": Sizes(*sizes), "rule": rule, "source": source, "get": get}
     if on_hub:
-        known["others"] = {"hub": hub(on_hub) if isinstance(on_hub, str) else on_hub}
-    return DatasetInfo(load, templates, epochs, about, prompt=DEFAULT_PROMPT, **known | more)
+        fields["others"] = {"hub": hub(on_hub) if isinstance(on_hub, str) else on_hub}
+    return DatasetInfo(load, templates, epochs, about, prompt=DEFAULT_PROMPT, **fields | more)
 
 
 def _tv(key: str, *facts: Any, **more: Any) -> DatasetInfo:
+    """Return the entry of one of torchvision's sets."""
     return _info(vision.source(key), f"torchvision {vision.ENTRIES[key].cls}", *facts, unpacked=True, **more)
 
 
 def _on_hub(repository: str, *facts: Any) -> DatasetInfo:
+    """Return the entry of a set that only the hub has."""
     return _info(hub(repository), f"hub {repository}", *facts, get="downloads itself from the hub")
 
 

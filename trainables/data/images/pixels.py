@@ -1,4 +1,4 @@
-"""Decoded images: resized once to the model's size, kept as uint8 on disk (`decoded`) or in memory."""
+"""Decoded images: resized once to the model's size, and stored as uint8 on disk (`decoded`) or in memory."""
 
 from __future__ import annotations
 
@@ -21,11 +21,15 @@ from trainables.data.images.decoded import DecodedRows
 from trainables.errors import DataError
 
 KEEP_BYTES = 4 * 2**30
-"""Where nothing is kept on disk: a split whose decoded images would take more is decoded again for every batch."""
+"""The largest split that is kept in memory if nothing is stored on disk. A larger one is decoded again for
+every batch."""
 
 WIDER = 1.25
-"""A crop of half the area is 0.7 times as wide as its image. Wider copies would be sharper, and take more of the disk:
-1.25 takes 1.6 times as much as the squares, 1.5 would take 2.3 times."""
+"""Images for crops are stored this many times as wide as the model's square.
+
+A crop of half the area is 0.7 times as wide as its image. Wider copies would be sharper and take more disk: 1.25 takes
+1.6 times as much as the squares, 1.5 would take 2.3 times.
+"""
 
 _SIZE = np.dtype("<u4")
 
@@ -36,9 +40,9 @@ _FILTERS = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BI
 class Recipe:
     """How an image becomes the model's square: open_clip's evaluation transform without the normalisation.
 
-    "shortest" resizes the shorter side and crops the centre, "longest" resizes the longer side and pads,
-    "squash" ignores the aspect, and so does "whole", of which `Pixels.aspects` keeps it: crops of the original image
-    are cut from it (`wider`).
+    "shortest" resizes the shorter side and crops the centre. "longest" resizes the longer side and pads. "squash"
+    ignores the aspect. "whole" ignores it too, but `Pixels.aspects` remembers it: crops of the original image are cut
+    from it (`wider`).
     """
 
     size: int
@@ -47,11 +51,12 @@ class Recipe:
 
     @property
     def wider(self) -> Recipe:
-        """Whole images, `WIDER` times as wide: what crops are cut from that come out as large as this recipe's."""
+        """Return the recipe of whole images that are `WIDER` times as wide. Crops from them come out as large as this
+        recipe's."""
         return dataclasses.replace(self, size=round(WIDER * self.size), resize_mode="whole")
 
     def apply(self, image: Image.Image) -> Image.Image:
-        """The size x size image."""
+        """Return the size x size image."""
         size, (width, height) = self.size, image.size
         if (width, height) == (size, size):
             return image
@@ -79,7 +84,7 @@ class Pixels:
         self.recipe = recipe
         self._shape = (3, recipe.size, recipe.size)
         self._count = int(np.prod(self._shape))
-        self._sized = recipe.resize_mode == "whole"  # rows end with the image's width and height
+        self._sized = recipe.resize_mode == "whole"  # the last bytes of a row are the image's width and height
         self._width = self._count
         if self._sized:
             self._width += 2 * _SIZE.itemsize
@@ -96,36 +101,39 @@ class Pixels:
 
     @property
     def kept_bytes(self) -> int:
-        """Bytes of this process's memory that stay allocated; 0 for images that are mapped, or too many to keep."""
+        """Return the bytes of this process's memory that stay allocated; 0 if images are memory-mapped, or too many to
+        keep."""
         return 0 if self._mapped is not None or self.nbytes > self._keep_bytes else self.nbytes
 
     def prepare(self, index: Tensor, *, skip_bad: bool = False) -> Tensor:
-        """Decode rows at once; those that can be used, in order. Raises DataError for another, unless `skip_bad`."""
+        """Decode rows at once, and return those that can be used, in order. Raises DataError for others, unless
+        `skip_bad`."""
         bad: set[int] = set()
         self._fetch(torch.unique(index), bad if skip_bad else None)
         return index[torch.tensor([row not in bad for row in index.tolist()], dtype=torch.bool)] if bad else index
 
     def rows(self, index: Tensor) -> Tensor:
-        """Images of the given rows: (n, 3, size, size) uint8. Raises DataError naming one that can't be decoded."""
+        """Return the images of the given rows, (n, 3, size, size) uint8. Raises DataError that names one that cannot be
+        decoded."""
         return self._bytes(index)[:, : self._count].view(-1, *self._shape)
 
     def aspects(self, index: Tensor) -> Tensor:
-        """Width by height of the original images of the given rows, (n,); of the recipe "whole"."""
+        """Return width by height of the original images of the given rows, (n,). Only for the recipe "whole"."""
         if len(missing := torch.unique(index[self._aspects[index].isnan()])):
             sizes = self._bytes(missing)[:, self._count :].contiguous().numpy().view(_SIZE).astype(np.float32)
             self._aspects[missing] = torch.from_numpy(sizes[:, 0] / sizes[:, 1])
         return self._aspects[index]
 
     def _bytes(self, index: Tensor) -> Tensor:
-        """(n, width) uint8: what is kept of the given rows."""
-        for _ in range(3):  # a damaged file is decoded again; a disk that damages every one is not used
+        """Return what is stored of the given rows, (n, width) uint8."""
+        for _ in range(3):  # a damaged file is decoded again; if the disk damages every file, it is not used
             if (mapped := self._mapped) is None:
                 break
             missing = torch.unique(index[~mapped.has(index)])
             if len(missing):
                 self._fetch(missing, None)
-            elif (found := mapped.read(index)) is not None:
-                return found
+            elif (mapped_rows := mapped.read(index)) is not None:
+                return mapped_rows
         self._mapped = None
         if self.nbytes > self._keep_bytes:
             return self._decode(index, None)[1]
@@ -134,7 +142,8 @@ class Pixels:
         return self._all[index]
 
     def _fetch(self, rows: Tensor, bad: set[int] | None) -> None:
-        """Have distinct rows on disk, or in memory where the disk takes no more; else find the bad ones, if asked."""
+        """Have distinct rows on disk, or in memory if the disk takes no more. If `bad` is given, add rows that cannot
+        be decoded to it."""
         if self._mapped is not None:
             if self._mapped.add(rows, lambda part: self._decode(part, bad), self._is_same):
                 return
@@ -150,9 +159,10 @@ class Pixels:
         self._done[good] = True
 
     def _is_same(self) -> bool:
-        """Return whether what was decoded just now is what the cache's folder is named by.
+        """Return whether what was decoded just now is what the cache's folder is named after.
 
-        Raises DataError: the images were changed since this was made, so that a trial would see both.
+        Raises:
+            DataError: the images were changed since this object was made, so that a trial would see both versions.
         """
         now = key(self.split, self.recipe)
         if now not in (None, self._key):
@@ -163,7 +173,8 @@ class Pixels:
         return now is not None
 
     def _decode(self, index: Tensor, bad: set[int] | None) -> tuple[Tensor, Tensor]:
-        """The rows that can be decoded and their bytes; the others are put into `bad`, or raise where it is None."""
+        """Return the rows that can be decoded, and their bytes. The others are added to `bad`; if that is None, they
+        raise DataError."""
         numbers = index.tolist()
 
         def one(row: int) -> np.ndarray[tuple[int, ...], np.dtype[np.uint8]] | None:
@@ -179,14 +190,14 @@ class Pixels:
 
         if len(numbers) < 32 or torch.get_num_threads() == 1:
             images = [one(i) for i in numbers]
-        else:  # Pillow lets go of the interpreter lock while it decodes
+        else:  # Pillow releases the interpreter lock while it decodes
             with ThreadPoolExecutor(torch.get_num_threads()) as pool:
                 images = list(pool.map(one, numbers, chunksize=16))
         good = [image for image in images if image is not None]
         if not good:
             return index[:0], torch.empty((0, self._width), dtype=torch.uint8)
-        kept = torch.tensor([image is not None for image in images], dtype=torch.bool)
-        return index[kept], torch.from_numpy(np.stack(good))
+        decodable = torch.tensor([image is not None for image in images], dtype=torch.bool)
+        return index[decodable], torch.from_numpy(np.stack(good))
 
 
 def key(split: ImageSplit, recipe: Recipe) -> str | None:

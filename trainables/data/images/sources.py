@@ -1,7 +1,7 @@
-"""Image sets from files: the hub's Parquet image form, Arrow files, class folders, and the hub itself.
+"""Read image sets from files: the hub's Parquet form, Arrow files, class folders, and the hub itself.
 
 Every source has a `train` and a `test` split. A `dataset.json` beside the files may give `templates`, `prompt` and
-`class_names`; it may hold other keys for people to read. Classes that are words are sorted, all-digit ones by number.
+`class_names`. It may have other keys for people to read. Classes that are words are sorted, numbers by their value.
 """
 
 from __future__ import annotations
@@ -45,32 +45,33 @@ _LABEL_COLUMNS = ("label", "labels", "fine_label", "class", "target", "cls")
 _VALIDATION = ("validation", "valid", "val")
 _Known = Literal["words", "names", "none"]
 _AFTER = ("", "-*", "[0-9]*", "[._ ][0-9]*", "[._ ][!0-9]*")
-"""What may follow a split's name in those of its files: all of one kind, else some may be there twice or not belong."""
+"""What may follow a split's name in the names of its files. All files must be of one kind: else some may be
+duplicates."""
 UNPACKED, UNPACKED_BYTES = 50, 2**30
 """A table may unpack to so many times its file's size, and to so many bytes in any case."""
 
 
 def read_words(folder: Path) -> Words:
-    """`dataset.json` of a folder, or no words when there is none. Raises DataError for malformed ones."""
+    """Return the words in a folder's `dataset.json`, or none if it is missing. Raises DataError if it is malformed."""
     path = folder / "dataset.json"
     if not path.is_file():
         return Words()
     try:
-        found = json.loads(path.read_text("utf-8"))
+        content = json.loads(path.read_text("utf-8"))
     except (ValueError, RecursionError) as error:
         raise DataError(f"{path}: not valid JSON ({error})") from error
-    if not isinstance(found, dict):
-        raise DataError(f"{path}: must hold one JSON object, not {type(found).__name__}")
+    if not isinstance(content, dict):
+        raise DataError(f"{path}: must hold one JSON object, not {type(content).__name__}")
     lists: dict[str, tuple[str, ...] | None] = {}
     for key in ("templates", "class_names"):
-        value = found.get(key)
+        value = content.get(key)
         if value is not None and not (isinstance(value, list) and all(isinstance(v, str) for v in value)):
             raise DataError(f"{path}: {key!r} must be a list of strings, not {value!r}")
         lists[key] = None if value is None else tuple(value)
-    prompt = None if found.get("prompt") is None else str(found["prompt"])
-    for given in (lists["templates"], None if prompt is None else (prompt,)):
-        if given is not None:
-            check_templates(given, str(path))
+    prompt = None if content.get("prompt") is None else str(content["prompt"])
+    for prompts in (lists["templates"], None if prompt is None else (prompt,)):
+        if prompts is not None:
+            check_templates(prompts, str(path))
     return Words(lists["templates"], prompt, lists["class_names"])
 
 
@@ -83,43 +84,56 @@ def from_tables(
     clean: Callable[[str], str] | None = None,
     ours: bool = False,
 ) -> Dataset:
-    """A Dataset from tables: of each split (train, test, perhaps a validation) one that is read when it is needed.
+    """Return a data set from tables. The table of each split (train, test, perhaps a validation) is read when it is
+    needed.
 
-    `files`: what each is read from. `clean` makes the words for prompts from the class names that the table has.
-    `ours`: the table was made on this machine, so that images may be the files that it names.
+    Args:
+        name: the id, for messages.
+        tables: split -> function that reads its table.
+        words: prompts and class names.
+        files: split -> the files that its table is read from.
+        clean: makes the words for prompts from the class names in the table.
+        ours: whether the table was made on this machine, so that images may be files that it names.
     """
     contents = {which: content_as_opened(paths) for which, paths in files.items() if paths}
     first = tables["train"]()
     columns = _columns(first, name)
     class_names = _class_names(first, columns[1], words, name)
-    own = _own_names(first, columns[1], name)
-    known: _Known = "words" if _are_words(first.column(columns[1]), name) else "none" if own is None else "names"
-    held = next((v for v in _VALIDATION if v in tables), None)
+    names_in_table = _own_names(first, columns[1], name)
+    label_form: _Known = (
+        "words" if _are_words(first.column(columns[1]), name) else "none" if names_in_table is None else "names"
+    )
+    validation = next((v for v in _VALIDATION if v in tables), None)
 
     def read(which: str) -> ImageSplit:
         table = first if which == "train" else tables[which]()
-        said = "validation" if which == held else which
-        return _table_split(table, columns, class_names, known, name, said, contents.get(which), ours)
+        shown = "validation" if which == validation else which
+        return _table_split(table, columns, class_names, label_form, name, shown, contents.get(which), ours)
 
     names = class_names if clean is None else [clean(c) for c in class_names]
-    return assemble(name, names, read("train"), lambda: read("test"), words, val=None if held is None else read(held))
+    return assemble(
+        name, names, read("train"), lambda: read("test"), words, val=None if validation is None else read(validation)
+    )
 
 
 def from_parquet(name: str, folder: Path) -> Dataset:
-    """`FOLDER/train*.parquet` and `FOLDER/test*.parquet`, also under `data/` or split folders, as the hub lays them.
+    """Return the set of `FOLDER/train*.parquet` and `FOLDER/test*.parquet`, also under `data/` or split folders, as on
+    the hub.
 
-    As there no letter may follow the split's name: `train_0` and `train-a` are of train, `training` is not.
+    No letter may follow the split's name: `train_0` and `train-a` belong to train, `training` does not.
     """
     return _from_files(name, folder, "parquet", _read_parquet)
 
 
 def from_arrow(name: str, folder: Path) -> Dataset:
-    """The same with Arrow files or streams, which includes what `datasets`' `save_to_disk` writes."""
+    """Return the set of Arrow files or streams, laid out as in `from_parquet`. `datasets`' `save_to_disk` writes such
+    files."""
     return _from_files(name, folder, "arrow", _read_arrow)
 
 
 def from_folder(name: str, folder: Path) -> Dataset:
-    """`FOLDER/{train,test}/CLASS/IMAGE`; underscores in a class folder's name are spaces in its prompts."""
+    """Return the set of `FOLDER/{train,test}/CLASS/IMAGE`. Underscores in a class's folder name become spaces in its
+    prompts."""
     splits = {s: folder / s for s in ("train", "test", *_VALIDATION) if (folder / s).is_dir()}
     if not {"train", "test"} <= splits.keys():
         inside = sorted(p.name for p in folder.iterdir())
@@ -132,29 +146,30 @@ def from_folder(name: str, folder: Path) -> Dataset:
         )
     _check_one_validation(name, folder, splits)
     folders = _in_order(p.name for p in splits["train"].iterdir() if p.is_dir())
-    if unreadable := [each for each in folders if not is_utf8(each)]:
+    if unreadable := [folder_of_class for folder_of_class in folders if not is_utf8(folder_of_class)]:
         raise DataError(f"{name}: the name of class folder {unreadable[0]!a} is not UTF-8; rename it")
 
     def read(which: str) -> ImageSplit:
-        found = {p.name for p in splits[which].iterdir() if p.is_dir()}
-        if extra := sorted(found - set(folders)):
+        class_folders = {p.name for p in splits[which].iterdir() if p.is_dir()}
+        if extra := sorted(class_folders - set(folders)):
             hint = nearest(extra[0], folders)
             raise DataError(f"{name}: class folder {extra[0]!r} of {which} is not in train; {hint}")
         paths, labels = [], []
-        for index, each in enumerate(folders):
-            images = image_files(splits[which] / each) if each in found else []
-            if not images and each in found:
-                known = ", ".join(sorted(IMAGE_SUFFIXES))
+        for index, folder_of_class in enumerate(folders):
+            images = image_files(splits[which] / folder_of_class) if folder_of_class in class_folders else []
+            if not images and folder_of_class in class_folders:
+                suffixes = ", ".join(sorted(IMAGE_SUFFIXES))
                 raise DataError(
-                    f"{name}: class folder {splits[which] / each} holds no image ({known}); fill it or remove it"
+                    f"{name}: class folder {splits[which] / folder_of_class} holds no image ({suffixes}); "
+                    "fill it or remove it"
                 )
             paths += images
             labels += [index] * len(images)
         return from_paths(name, which, paths, labels, len(folders))
 
-    held = next((v for v in _VALIDATION if v in splits), None)
+    validation = next((v for v in _VALIDATION if v in splits), None)
     names = [f.replace("_", " ") for f in folders]
-    val = None if held is None else read(held)
+    val = None if validation is None else read(validation)
     return assemble(name, names, read("train"), lambda: read("test"), read_words(folder), val=val)
 
 
@@ -168,38 +183,53 @@ def from_hub(
     clean: Callable[[str], str] | None = None,
     advice: str = "",
 ) -> Dataset:
-    """A data set of the Hugging Face hub, downloaded once into its cache.
+    """Return a data set of the Hugging Face hub, downloaded once into its cache.
 
     Args:
+        name: the id, for messages.
+        repository: the repository.
+        words: prompts and class names; None for those of the repository.
         config: which of the repository's configurations; None for its only or default one.
-        splits: our names of splits to the hub's; None takes its `train`, `test` and validation split as they are.
-        advice: how else to get it, for the message when it can't be had.
+        splits: our name of a split -> the hub's name. None uses its `train`, `test` and validation split.
+        clean: makes the words for prompts from the class names.
+        advice: how else to get the set, for the message if it cannot be had.
     """
     instead = "check the id and the connection, or download it and use 'parquet:FOLDER'"
     if advice:
         instead += f"; {advice}"
     arguments = [config] if config else []
-    given = hub_splits(name, repository, *arguments, instead=instead)
-    wanted = {ours: theirs for ours, theirs in (splits or {k: k for k in given}).items() if theirs in given}
-    _must_have(name, Path(repository), wanted, "splits")
-    tables = {ours: lambda split=given[theirs]: split.with_format("arrow")[:] for ours, theirs in wanted.items()}
-    files = {ours: [Path(each["filename"]) for each in given[theirs].cache_files] for ours, theirs in wanted.items()}
+    hub_splits_by_name = hub_splits(name, repository, *arguments, instead=instead)
+    hub_names = {
+        ours: theirs
+        for ours, theirs in (splits or {k: k for k in hub_splits_by_name}).items()
+        if theirs in hub_splits_by_name
+    }
+    _must_have(name, Path(repository), hub_names, "splits")
+    tables = {
+        ours: lambda split=hub_splits_by_name[theirs]: split.with_format("arrow")[:]
+        for ours, theirs in hub_names.items()
+    }
+    files = {
+        ours: [Path(each["filename"]) for each in hub_splits_by_name[theirs].cache_files]
+        for ours, theirs in hub_names.items()
+    }
     return from_tables(name, tables, words or Words(), files, clean=clean, ours=True)
 
 
 def _from_files(name: str, folder: Path, suffix: str, read: Callable[[Path], Iterable[pa.RecordBatch]]) -> Dataset:
+    """Return the set of files with this suffix."""
     splits: dict[str, list[Path]] = {}
     for which in ("train", "test", *_VALIDATION):
         patterns = (f"{place}{which}{rest}.{suffix}" for place in ("", "data/") for rest in _AFTER)
-        found = [paths for p in (*patterns, f"{which}/*.{suffix}") if (paths := sorted(folder.glob(p)))]
+        candidates = [paths for p in (*patterns, f"{which}/*.{suffix}") if (paths := sorted(folder.glob(p)))]
         if suffix == "arrow" and (state := folder / which / "state.json").is_file():
-            others = [paths for paths in found if paths[0].parent != state.parent]
-            found = [paths for paths in (*others, _saved(state)) if paths]
-        if len(found) > 1:
-            shown = " and ".join(str(paths[0].relative_to(folder)) for paths in found)
+            others = [paths for paths in candidates if paths[0].parent != state.parent]
+            candidates = [paths for paths in (*others, _saved(state)) if paths]
+        if len(candidates) > 1:
+            shown = " and ".join(str(paths[0].relative_to(folder)) for paths in candidates)
             raise DataError(f"data set {name!r}: {folder} has {shown} for split {which!r}; leave one kind there")
-        if found:
-            splits[which] = found[0]
+        if candidates:
+            splits[which] = candidates[0]
     _must_have(name, folder, splits, f"{suffix} files")
     _check_one_validation(name, folder, splits)
 
@@ -217,7 +247,8 @@ def _from_files(name: str, folder: Path, suffix: str, read: Callable[[Path], Ite
 
 
 def _saved(state: Path) -> list[Path]:
-    """The files that `save_to_disk` wrote; what `datasets` made of them later (`map`, `filter`) lies beside them."""
+    """Return the files that `save_to_disk` wrote. Files that `datasets` made of them later (`map`, `filter`) are beside
+    them."""
     try:
         return [state.with_name(each["filename"]) for each in json.loads(state.read_text("utf-8"))["_data_files"]]
     except (OSError, ValueError, LookupError, TypeError, RecursionError) as error:
@@ -234,29 +265,30 @@ def _read_parquet(path: Path) -> Iterator[pa.RecordBatch]:
 def _read_arrow(path: Path) -> Iterator[pa.RecordBatch]:
     with pa.memory_map(str(path)) as file:
         try:
-            found = pa.ipc.open_file(file)
+            reader = pa.ipc.open_file(file)
         except pa.ArrowInvalid:  # no file footer: a stream
             file.seek(0)
             yield from pa.ipc.open_stream(file)
         else:
-            yield from (found.get_batch(i) for i in range(found.num_record_batches))
+            yield from (reader.get_batch(i) for i in range(reader.num_record_batches))
 
 
 def _table(path: Path, batches: Iterable[pa.RecordBatch]) -> pa.Table:
-    """The table of a file, unless it unpacks to more than encoded images can."""
-    kept, size = [], 0
+    """Return the table of a file. Raises DataError if it unpacks to more than encoded images can."""
+    record_batches, size = [], 0
     for batch in batches:
         size += batch.nbytes
         _check_unpacked(path, size)
-        kept.append(batch)
-    if not kept:
+        record_batches.append(batch)
+    if not record_batches:
         raise DataError(f"{path}: no rows")
-    if (twice := first_repeated(kept[0].schema.names)) is not None:
+    if (twice := first_repeated(record_batches[0].schema.names)) is not None:
         raise DataError(f"{path}: two columns are called {twice!r}; rename or remove one")
-    return pa.Table.from_batches(kept)
+    return pa.Table.from_batches(record_batches)
 
 
 def _check_unpacked(path: Path, size: int) -> None:
+    """Raise DataError if a table is much larger than its file."""
     limit = max(UNPACKED_BYTES, UNPACKED * path.stat().st_size)
     if size > limit:
         raise DataError(
@@ -270,15 +302,16 @@ def _columns(table: pa.Table, source: str) -> tuple[str, str]:
     image = next((c for c in _IMAGE_COLUMNS if c in names), None)
     label = next((c for c in _LABEL_COLUMNS if c in names), None)
     if image is None or label is None:
-        what, known = ("image", _IMAGE_COLUMNS) if image is None else ("label", _LABEL_COLUMNS)
-        raise DataError(f"{source}: no {what} column among {names}; it must be called one of {', '.join(known)}")
+        what, accepted = ("image", _IMAGE_COLUMNS) if image is None else ("label", _LABEL_COLUMNS)
+        raise DataError(f"{source}: no {what} column among {names}; it must be called one of {', '.join(accepted)}")
     return image, label
 
 
 def _images(table: pa.Table, column: str, where: str) -> tuple[pa.ChunkedArray, pa.ChunkedArray | None]:
-    """The encoded images of a column, and their paths if it has them. Raises DataError for values of any other type.
+    """Return the encoded images of a column, and their paths if it has them. Raises DataError for values of any other
+    type.
 
-    An extension type could run code of the file's, such as Ray's of pickled objects.
+    An extension type could run code of the file, such as Ray's type of pickled objects.
     """
     kind, cells = table.schema.field(column).type, table.column(column)
     named = {field.name: field.type for field in kind} if pa.types.is_struct(kind) else {}
@@ -297,14 +330,14 @@ def _images(table: pa.Table, column: str, where: str) -> tuple[pa.ChunkedArray, 
 
 
 def _in_order(names: Iterable[str]) -> list[str]:
-    """Sorted; by number where all are numbers: 2 before 10."""
-    found = sorted(names)
-    numbers = all(each.isdecimal() and len(each) < DIGITS for each in found)
-    return sorted(found, key=int) if numbers else found
+    """Return the names sorted; by value if all are numbers, so that 2 comes before 10."""
+    ordered = sorted(names)
+    numbers = all(each.isdecimal() and len(each) < DIGITS for each in ordered)
+    return sorted(ordered, key=int) if numbers else ordered
 
 
 def _are_words(labels: pa.ChunkedArray, where: str) -> bool:
-    """Whether labels are words; else they are numbers. Raises DataError for anything else."""
+    """Return whether labels are words. Otherwise they are numbers. Raises DataError for anything else."""
     kind = labels.type.value_type if pa.types.is_dictionary(labels.type) else labels.type
     words = pa.types.is_string(kind) or pa.types.is_large_string(kind)
     if not (words or pa.types.is_integer(kind) or pa.types.is_boolean(kind)):
@@ -313,6 +346,7 @@ def _are_words(labels: pa.ChunkedArray, where: str) -> bool:
 
 
 def _class_names(table: pa.Table, label: str, words: Words, source: str) -> tuple[str, ...]:
+    """Return the names of the classes."""
     column = table.column(label)
     if _are_words(column, source):
         return tuple(_in_order(str(v) for v in _values(column.unique(), source) if v is not None))
@@ -327,7 +361,7 @@ def _class_names(table: pa.Table, label: str, words: Words, source: str) -> tupl
 
 
 def _own_names(table: pa.Table, label: str, where: str) -> tuple[str, ...] | None:
-    """The names that a table itself gives to its class numbers; None where there are none, or none can be read."""
+    """Return the names that a table itself gives to its class numbers; None if there are none, or none can be read."""
     if label not in table.column_names or _are_words(table.column(label), where):
         return None
     metadata = table.schema.metadata or {}
@@ -339,7 +373,8 @@ def _own_names(table: pa.Table, label: str, where: str) -> tuple[str, ...] | Non
 
 
 def _joined(paths: Sequence[Path], tables: list[pa.Table]) -> pa.Table:
-    """One table of a split's files, its classes the first one's and what others add: each may number only its own."""
+    """Return one table of a split's files. Its classes are those of the first file and what others add: each may number
+    its own."""
     label = next((c for c in _LABEL_COLUMNS if c in tables[0].column_names), "")
     owns = [_own_names(table, label, str(path)) for path, table in zip(paths, tables, strict=True)]
     if len(set(owns) - {None}) < 2:
@@ -370,20 +405,20 @@ def _table_split(
 ) -> ImageSplit:
     """Return a split of a table. `known` says what train's table has: words as labels, names of numbers, or numbers."""
     where = f"{source} ({which})"
-    for wanted in columns:
-        if wanted not in table.column_names:
-            raise DataError(f"{where}: no column {wanted!r} as in train; it has {table.column_names}")
+    for column in columns:
+        if column not in table.column_names:
+            raise DataError(f"{where}: no column {column!r} as in train; it has {table.column_names}")
     image, label = columns
     encoded, paths = _images(table, image, where)
     labels = _labels(table, label, class_names, known, where)
 
     def raw(row: int) -> bytes:
-        found: bytes | None = encoded[row].as_py()
-        if ours and found is None and paths is not None and (file := Path(paths[row].as_py() or "")).is_file():
+        encoded_image: bytes | None = encoded[row].as_py()
+        if ours and encoded_image is None and paths is not None and (file := Path(paths[row].as_py() or "")).is_file():
             return file.read_bytes()
-        if found is None:
+        if encoded_image is None:
             raise ValueError("the row holds no bytes")
-        return found
+        return encoded_image
 
     if ours and paths is not None and encoded.null_count:
         named = paths.filter(pc.and_(encoded.is_null(), paths.is_valid())).to_pylist()
@@ -429,12 +464,16 @@ def _labels(table: pa.Table, label: str, class_names: Sequence[str], known: _Kno
 
 
 def _check_one_validation(name: str, folder: Path, splits: Mapping[str, object]) -> None:
-    if len(found := [v for v in _VALIDATION if v in splits]) > 1:
-        raise DataError(f"data set {name!r}: {folder} has splits {' and '.join(found)}, which are one; leave one there")
+    """Raise DataError if a set has several validation splits."""
+    if len(validations := [v for v in _VALIDATION if v in splits]) > 1:
+        raise DataError(
+            f"data set {name!r}: {folder} has splits {' and '.join(validations)}, which are one; leave one there"
+        )
 
 
 def _must_have(name: str, folder: Path, splits: Mapping[str, object], what: str) -> None:
+    """Raise DataError if a set lacks its train or test split."""
     for which in ("train", "test"):
         if which not in splits:
-            found = ", ".join(splits) or "none"
-            raise DataError(f"data set {name!r}: {folder} has no {what} for split {which!r} (found: {found})")
+            existing = ", ".join(splits) or "none"
+            raise DataError(f"data set {name!r}: {folder} has no {what} for split {which!r} (found: {existing})")

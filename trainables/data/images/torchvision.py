@@ -1,4 +1,5 @@
-"""torchvision's data sets, downloaded once into one folder; sets without a split are split here, always alike."""
+"""torchvision's data sets, downloaded once into one folder. Sets without a split are split here, always in the same
+way."""
 
 from __future__ import annotations
 
@@ -27,9 +28,9 @@ _MADE = {
 DIGITS = tuple(str(d) for d in range(10))
 SPLIT_SEED = 0
 PER_CLASS = 270
-"""EuroSAT: validation and test images of every class (arXiv 2502.00987's data sets)."""
+"""EuroSAT: the number of validation images, and of test images, of every class (arXiv 2502.00987's data sets)."""
 TEST_SHARE = 0.2
-"""Caltech-101 and -256: the test images' share."""
+"""Caltech-101 and -256: the share of test images."""
 
 
 @dataclass(frozen=True)
@@ -37,8 +38,8 @@ class _Entry:
     cls: str
     train: Mapping[str, Any]
     test: Mapping[str, Any]
-    val: Mapping[str, Any] | None = None  # a validation split of the authors'
-    classes: tuple[str, ...] | None = None  # where torchvision has no names
+    val: Mapping[str, Any] | None = None  # the authors' validation split
+    classes: tuple[str, ...] | None = None  # used if torchvision has no names
     renames: str | None = None  # table of class_names.json
     hyphens: bool = True  # False: every hyphen in a class name becomes a space
     more: tuple[Mapping[str, Any], ...] = ()  # further training splits, for DTD
@@ -71,7 +72,7 @@ ENTRIES: dict[str, _Entry] = {
 
 
 def load(name: str, key: str, words: Words) -> Dataset:
-    """One of ENTRIES as a Dataset. Raises DataError when it can't be downloaded or read."""
+    """Load one of ENTRIES. Raises DataError if it cannot be downloaded or read."""
     entry = ENTRIES[key]
     first = _open(name, entry, entry.train)
     classes = _classes(entry, first)
@@ -79,19 +80,20 @@ def load(name: str, key: str, words: Words) -> Dataset:
     if entry.pooled is not None:
         pool = _split(name, "train", [first], n)
         train, val, test = per_class_rows(pool.labels, name) if entry.pooled == "per-class" else share_rows(len(pool))
-        rest, held = subset(pool, "train", train), subset(pool, "train", val) if len(val) else None
-        return assemble(name, classes, rest, lambda: subset(pool, "test", test), words, val=held)
+        rest, validation = subset(pool, "train", train), subset(pool, "train", val) if len(val) else None
+        return assemble(name, classes, rest, lambda: subset(pool, "test", test), words, val=validation)
     train_split = _split(name, "train", [first, *(_open(name, entry, more) for more in entry.more)], n)
-    held = None if entry.val is None else _split(name, "train", [_open(name, entry, entry.val)], n)
+    validation = None if entry.val is None else _split(name, "train", [_open(name, entry, entry.val)], n)
 
     def open_test() -> ImageSplit:
         return _split(name, "test", [_open(name, entry, entry.test)], n)
 
-    return assemble(name, classes, train_split, open_test, words, val=held)
+    return assemble(name, classes, train_split, open_test, words, val=validation)
 
 
 def per_class_rows(labels: Tensor, where: str, each: int = PER_CLASS) -> tuple[Tensor, Tensor, Tensor]:
-    """Training, validation and test rows, `each` of every class in the last two, drawn with a fixed seed."""
+    """Return training, validation and test rows, with `each` rows of every class in the last two, drawn with a fixed
+    seed."""
     parts: list[list[Tensor]] = [[], [], []]
     for index in range(int(labels.max()) + 1):
         rows = (labels == index).nonzero().flatten()
@@ -105,7 +107,7 @@ def per_class_rows(labels: Tensor, where: str, each: int = PER_CLASS) -> tuple[T
 
 
 def share_rows(n: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Training, no validation, and test rows, the latter `TEST_SHARE` of all, drawn with a fixed seed."""
+    """Return training rows, no validation rows, and test rows (the share `TEST_SHARE`), drawn with a fixed seed."""
     order = torch.randperm(n, generator=generator(SPLIT_SEED, "pool"))
     n_train = int((1 - TEST_SHARE) * n)
     return order[:n_train].sort().values, order[:0], order[n_train:].sort().values
@@ -145,22 +147,22 @@ def _split(name: str, which: str, parts: list[Any], n_classes: int) -> ImageSpli
         made = [path for part in parts for path in _made(part)]
         check_files(made)
         content = functools.partial(content_digest, made) if made else _content_in_memory(parts)
-        # without `file`: digests of these sets have always been of their pixels
+        # without `file`, because digests of these sets have always been over their pixels
         return ImageSplit(name, which, checked, read, content)
     check_files(paths)
     return ImageSplit(name, which, checked, read, functools.partial(content_digest, paths), lambda row: str(paths[row]))
 
 
 def _paths(part: Any) -> list[Path]:
-    """The image files of a set; none where torchvision keeps it in memory, or makes the paths as it reads."""
+    """Return the image files of a set; [] if torchvision keeps it in memory, or makes the paths as it reads."""
     for attribute in ("_image_files", "_images", "samples", "_samples"):  # torchvision's spellings
-        if found := getattr(part, attribute, None):
-            return [Path(each[0] if isinstance(each, tuple) else each) for each in found]
+        if entries := getattr(part, attribute, None):
+            return [Path(each[0] if isinstance(each, tuple) else each) for each in entries]
     return []
 
 
 def _made(part: Any) -> list[Path]:
-    """The files that are there of a set whose paths torchvision makes as it reads."""
+    """Return the files, as far as they exist, of a set whose paths torchvision makes as it reads."""
     folder, form = _MADE.get(type(part).__name__, ("", ""))
     if not form:
         return []
@@ -172,7 +174,8 @@ def _made(part: Any) -> list[Path]:
 
 
 def _content_in_memory(parts: list[Any]) -> Callable[[], str] | None:
-    """Return what gives a digest of sets that torchvision holds in memory; None if it holds them elsewhere."""
+    """Return a function that gives a digest of sets that torchvision holds in memory; None if it holds them
+    elsewhere."""
     import torchvision
 
     arrays = [data for part in parts if isinstance(data := getattr(part, "data", None), Tensor | np.ndarray)]
@@ -181,11 +184,11 @@ def _content_in_memory(parts: list[Any]) -> Callable[[], str] | None:
 
     @functools.cache
     def content() -> str:
-        whole = new_digest(torchvision.__version__.encode())  # it makes the images of the arrays
+        digest = new_digest(torchvision.__version__.encode())  # torchvision makes the images from the arrays
         for part, array in zip(parts, arrays, strict=True):
-            whole.update(f"{type(part).__name__} {tuple(array.shape)} {array.dtype}\n".encode())
-            whole.update(np.ascontiguousarray(array).data)
-        return whole.hexdigest()
+            digest.update(f"{type(part).__name__} {tuple(array.shape)} {array.dtype}\n".encode())
+            digest.update(np.ascontiguousarray(array).data)
+        return digest.hexdigest()
 
     return content
 
@@ -202,5 +205,5 @@ def _labels(name: str, data: Any) -> Tensor:
 
 
 def source(key: str) -> Load:
-    """A `DatasetInfo.load` for one of ENTRIES."""
+    """Return a `DatasetInfo.load` for one of ENTRIES."""
     return lambda name, words: load(name, key, words)

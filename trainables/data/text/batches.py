@@ -1,4 +1,4 @@
-"""Batches of texts of like length: less padding, and still a function of (data_seed, epoch) alone."""
+"""Make batches of texts of similar length: they need less padding, and depend on (data_seed, epoch) alone."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ from trainables.data.images.batches import epoch_batches
 from trainables.seeds import generator
 
 POOL_BATCHES = 32
-"""Batches of a pool. Rows are sorted by length within pools: near-equal lengths, and other neighbours every epoch."""
+"""The number of batches in a pool. Rows are sorted by length within a pool, so lengths are near and neighbours
+change."""
 ENOUGH_TOKENS = 1024
 """Of a forward pass: on a CPU matrix products hardly get faster with more."""
 LIKE = 0.8
@@ -21,9 +22,10 @@ LIKE = 0.8
 
 
 def bucketed_batches(rows: Tensor, length: Callable[[int], int], trial: TrialConfig, epoch: int) -> list[Tensor]:
-    """The batches of one epoch, as `epoch_batches` counts them, each of rows of like length (`length`, in tokens).
+    """Return the batches of one epoch, as `epoch_batches` counts them. Rows of a batch have similar `length` (in
+    tokens).
 
-    The epoch's order is cut into pools, each pool sorted by length (longest first, ties in the order drawn) and cut
+    The epoch's order is cut into pools. Each pool is sorted by length (longest first, ties in the order drawn) and cut
     into batches, and the batches of all pools are shuffled. A last batch that is not full stays last.
     """
     settings, seed = trial.train, trial.data_seed
@@ -61,6 +63,6 @@ def length_batches(
 
 
 def padded(sequences: Sequence[Tensor], fill: int, *, left: bool = False) -> Tensor:
-    """Sequences (L_i,) as one (n, max L) int64 tensor, `fill` after them, or before them."""
+    """Return sequences (L_i,) as one (n, max L) int64 tensor, with `fill` after them, or before them if `left`."""
     side = "left" if left else "right"
     return pad_sequence(list(sequences), batch_first=True, padding_value=fill, padding_side=side)

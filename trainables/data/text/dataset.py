@@ -17,9 +17,12 @@ from trainables.data.splits import SplitSet
 from trainables.errors import DataError
 
 TextKind = Literal["instructions", "questions", "problems", "meanings", "completions", "sentences"]
-"""instructions: LLM-Adapters rows, answered by a label. questions: answered by the text of a choice. problems: by a
-number at the end of a solution (GSM8K). meanings: E2E. completions: judged by their likelihood alone. sentences: one or
-two with a class or a number (GLUE)."""
+"""The kinds of rows.
+
+instructions: LLM-Adapters' rows, answered by a label. questions: answered by the text of a choice. problems: answered
+by a number at the end of a solution (GSM8K). meanings: E2E. completions: evaluated by their likelihood alone.
+sentences: one or two with a class or a number (GLUE).
+"""
 
 
 @dataclass(frozen=True)
@@ -27,12 +30,12 @@ class Exchange:
     """A prompt and its response, for a causal language model.
 
     Attributes:
-        prompt, response: what stands before the loss, and what the loss is over.
-        choices: the response for every choice, `response` among them; () where the row has none.
-        labels: the answer words of the choices, in the same order; what is looked for in generated text.
-        answer: the right label; None where the row has none.
-        references: texts that a generated one is compared with; () where there is an answer instead.
-        bos_between: put the tokenizer's BOS between prompt and response (LoRA's E2E data).
+        prompt, response: the text before the loss, and the text that the loss is over.
+        choices: the response for every choice, `response` among them; () if the row has none.
+        labels: the answer words of the choices, in the same order. They are searched in generated text.
+        answer: the right label; None if the row has none.
+        references: texts with which a generated one is compared; () if there is an answer instead.
+        bos_between: whether the tokenizer's BOS stands between prompt and response (LoRA's E2E data).
     """
 
     prompt: str
@@ -86,9 +89,9 @@ class TextSplit:
         name: "train" or "test".
         rows: all of them Exchange, all Labelled, or each a Completion or a Chat.
         labels: (N,) int64, the class of every row: a GLUE label, or the task of a row in a union of tasks.
-        groups: names of the tasks of a union, or one name; scores are means over them.
+        groups: names of the tasks of a union, or one name. Scores are means over them.
         group_of: (N,) int64, the task of every row.
-        starts: first rows of what was read in one go, with the file and the row there; for messages.
+        starts: for messages: the first row of each file, with the file's name and the row's number in it.
     """
 
     source: str
@@ -103,7 +106,7 @@ class TextSplit:
         return len(self.rows)
 
     def place(self, row: int) -> str:
-        """File and row (from 0) of a row, for messages."""
+        """Return the file and the number (from 0) of a row, for messages."""
         at = bisect.bisect_right([start for start, *_ in self.starts], row) - 1
         if at < 0:
             return f"{self.source}, {self.name} row {row}"
@@ -111,11 +114,12 @@ class TextSplit:
         return f"{file}, row {first + row - start}"
 
     def digest(self, row: int) -> bytes:
-        """16 bytes of BLAKE2b over all texts of a row."""
+        """Return 16 bytes of BLAKE2b over all texts of a row."""
         return hashlib.blake2b(repr(self.rows[row]).encode(errors="surrogatepass"), digest_size=16).digest()
 
     def examples_hash(self, rows: Tensor) -> str:
-        """SHA-256 over the list of examples (split, row, text): equal lists, equal hashes, on every machine."""
+        """Return the SHA-256 of the list of examples (split, row, text). Equal lists have equal hashes on every
+        machine."""
         digest = hashlib.sha256(f"{self.name}\n".encode())
         for row in rows.tolist():
             content = "\x1f".join(map(repr, dataclasses.astuple(self.rows[row])))
@@ -128,8 +132,8 @@ class TextDataset(SplitSet[TextSplit]):
     """A text set with its splits. Its classes are the labels of a classification set, or the tasks of a union.
 
     Attributes:
-        kind: what its rows are.
-        metric: name of the score: "accuracy", "matthews", "pearson", "bleu", "likelihood".
+        kind: the kind of its rows.
+        metric: the name of the score: "accuracy", "matthews", "pearson", "bleu", "likelihood".
     """
 
     kind: TextKind
@@ -137,7 +141,7 @@ class TextDataset(SplitSet[TextSplit]):
 
 
 Part = tuple[str, str, Sequence[Row | None]]
-"""Rows of one file: (task, the file's name for messages, rows); None for one that is left out."""
+"""Rows of one file: (task, the file's name for messages, rows). None stands for a row that is left out."""
 
 
 def text_dataset(
@@ -150,9 +154,10 @@ def text_dataset(
     held: Sequence[Part] = (),
     class_names: tuple[str, ...] | None = None,
 ) -> TextDataset:
-    """A TextDataset from its parts, the test split opened at most once; the authors' validation rows join `train`.
+    """Return a text set made of its parts. The authors' validation rows join `train`. The test split is opened once at
+    most.
 
-    The classes are the tasks of a union where `class_names` is None.
+    If `class_names` is None, the classes are the tasks of a union.
     """
     pool = text_split(name, "train", [*train, *held])
     count = sum(row is not None for _, _, rows in train for row in rows)
@@ -169,7 +174,8 @@ def text_dataset(
 
 
 def text_split(source: str, name: str, parts: Sequence[Part]) -> TextSplit:
-    """A split from the rows of files. A row's label is its class, or else its task; rows of a regression have 0."""
+    """Return a split made of the rows of files. A row's label is its class, or else its task; rows of a regression have
+    0."""
     groups = tuple(dict.fromkeys(group for group, _, _ in parts))
     rows: list[Row] = []
     starts, group_of, labels = [], [], []
@@ -186,8 +192,8 @@ def text_split(source: str, name: str, parts: Sequence[Part]) -> TextSplit:
                 raise DataError(f"{file}, row {at}: holds half of a character ({half!r}); write it whole, or remove it")
             rows.append(row)
             group_of.append(number)
-            found = row.label if isinstance(row, Labelled) else number
-            labels.append(found if isinstance(found, int) else 0)
+            label = row.label if isinstance(row, Labelled) else number
+            labels.append(label if isinstance(label, int) else 0)
     of = torch.tensor(group_of, dtype=torch.int64)
     return TextSplit(source, name, rows, torch.tensor(labels, dtype=torch.int64), groups, of, tuple(starts))
 

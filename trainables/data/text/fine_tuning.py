@@ -70,19 +70,19 @@ def read_place(name: str) -> Place:
     """Parse an id. Raises DataError for an unknown key, and for columns of both kinds."""
     form, _, rest = name.partition(":")
     path, mark, query = rest.partition("?")
-    known = _HUB_KEYS if form == HUB_FORM else _KEYS
-    given: dict[str, str] = {}
+    keys = _HUB_KEYS if form == HUB_FORM else _KEYS
+    values: dict[str, str] = {}
     for key, value in parse_qsl(query, keep_blank_values=True):
-        if key not in known or key in given or not value:
-            wrong = "has no value" if not value else "stands twice" if key in given else "is no key"
-            raise DataError(f"data set {name!r}: {key!r} behind the '?' {wrong}; {nearest(key, known)}")
-        given[key] = value
-    if mark and not given:
-        raise DataError(f"data set {name!r}: nothing of the form key=value behind the '?'; keys: {', '.join(known)}")
-    columns = {key: given[key] for key in _COLUMNS if key in given}
+        if key not in keys or key in values or not value:
+            wrong = "has no value" if not value else "stands twice" if key in values else "is no key"
+            raise DataError(f"data set {name!r}: {key!r} behind the '?' {wrong}; {nearest(key, keys)}")
+        values[key] = value
+    if mark and not values:
+        raise DataError(f"data set {name!r}: nothing of the form key=value behind the '?'; keys: {', '.join(keys)}")
+    columns = {key: values[key] for key in _COLUMNS if key in values}
     if "messages" in columns and len(columns) > 1:
         raise DataError(f"data set {name!r}: a row has messages, or a prompt and a completion; name one of the two")
-    return Place(path, columns, {key: given[key] for key in _SPLITS if key in given}, given.get("config"))
+    return Place(path, columns, {key: values[key] for key in _SPLITS if key in values}, values.get("config"))
 
 
 def write_id(
@@ -133,41 +133,47 @@ def from_files(name: str, folder: Path) -> TextDataset:
                 f"?{which}=NAME names one that is called otherwise"
             )
     named = place.splits.get("validation")
-    held = find_files(folder, named) if named else _validation(folder, set(place.splits.values()))
-    if named and not held:
+    validation_files = find_files(folder, named) if named else _validation(folder, set(place.splits.values()))
+    if named and not validation_files:
         raise DataError(f"data set {name!r}: {folder} has no file {named}.jsonl (or .json, .csv, .parquet)")
 
     def parts(paths: Sequence[Path]) -> list[Part]:
         return [(name, str(path), rows(read_cells(path), place.columns, str(path), name)) for path in paths]
 
-    return _dataset(name, parts(files["train"]), lambda: parts(files["test"]), parts(held))
+    return _dataset(name, parts(files["train"]), lambda: parts(files["test"]), parts(validation_files))
 
 
 def from_hub(name: str) -> TextDataset:
     """Load the set of a repository of the hub. Raises DataError if it can't be had, or lacks a split or a column."""
     place = read_place(name)
-    given = hub_splits(
+    hub_tables = hub_splits(
         name,
         place.path,
         *([place.config] if place.config else []),
         instead=f"check the id and the connection, or download its files and use {FORM}:FOLDER",
     )
-    wanted = {which: place.splits.get(which, which) for which in ("train", "test")}
-    for which, asked in wanted.items():
-        if asked not in given:
+    hub_names = {which: place.splits.get(which, which) for which in ("train", "test")}
+    for which, asked in hub_names.items():
+        if asked not in hub_tables:
             raise DataError(
-                f"data set {name!r}: the hub's {place.path!r} has no split {asked!r}; it has {', '.join(given)}; "
+                f"data set {name!r}: the hub's {place.path!r} has no split {asked!r}; it has {', '.join(hub_tables)}; "
                 f"?{which}=NAME names the one to use"
             )
     named = place.splits.get("validation")
-    if named is not None and named not in given:
-        raise DataError(f"data set {name!r}: no split {named!r}; {nearest(named, given)}")
-    held = named or next((each for each in VALIDATION if each in given and each not in wanted.values()), None)
+    if named is not None and named not in hub_tables:
+        raise DataError(f"data set {name!r}: no split {named!r}; {nearest(named, hub_tables)}")
+    validation = named or next(
+        (each for each in VALIDATION if each in hub_tables and each not in hub_names.values()), None
+    )
 
     def parts(split: str) -> list[Part]:
-        return [(name, f"{place.path} ({split})", rows(given[split], place.columns, f"{place.path} ({split})", name))]
+        return [
+            (name, f"{place.path} ({split})", rows(hub_tables[split], place.columns, f"{place.path} ({split})", name))
+        ]
 
-    return _dataset(name, parts(wanted["train"]), lambda: parts(wanted["test"]), parts(held) if held else [])
+    return _dataset(
+        name, parts(hub_names["train"]), lambda: parts(hub_names["test"]), parts(validation) if validation else []
+    )
 
 
 def _dataset(name: str, train: list[Part], test: Callable[[], list[Part]], held: list[Part]) -> TextDataset:
@@ -230,8 +236,8 @@ def rows(cells: Cells, columns: Mapping[str, str], place: str, name: str) -> lis
 def _columns_of(cell: Mapping[str, Any], given: Mapping[str, str], where: str, name: str) -> Mapping[str, str]:
     if not given and "messages" in cell and "completion" not in cell:
         return {"messages": "messages"}
-    wanted = given if "messages" in given else {"prompt": "prompt", "completion": "completion"} | dict(given)
-    if lacking := [column for column in wanted.values() if column not in cell]:
+    expected = given if "messages" in given else {"prompt": "prompt", "completion": "completion"} | dict(given)
+    if lacking := [column for column in expected.values() if column not in cell]:
         form, _, rest = name.partition(":")
         guessed = guess_columns(list(cell))
         hint = "" if guessed is None else f"; perhaps {write_id(form, rest.partition('?')[0], guessed)}"
@@ -239,7 +245,7 @@ def _columns_of(cell: Mapping[str, Any], given: Mapping[str, str], where: str, n
             f"{where}: no column {lacking[0]!r}; it has {', '.join(map(repr, cell)) or 'none'}. A row has 'prompt' and "
             f"'completion', or 'messages'; other names stand in the id, ?prompt=NAME&completion=NAME{hint}"
         )
-    return wanted
+    return expected
 
 
 def _row(cell: Mapping[str, Any], columns: Mapping[str, str], where: str) -> Completion | Chat:

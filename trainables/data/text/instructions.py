@@ -1,9 +1,11 @@
 """Instruction sets from JSON files in the form of LLM-Adapters: a list of {instruction, input, output, answer}.
 
 A folder is one task, `{train,test}.json` (and perhaps `validation.json`), or a union of tasks: `train.json` with
-`TASK/test.json` beside it, or `TASK/{train,test}.json`; every task may have a `TASK/validation.json`. `.jsonl` with an
-object a line is read too. A row may name its choices in a list `choices`, the answer being one of them; `output` may
-then be left out.
+`TASK/test.json` beside it, or `TASK/{train,test}.json`. Every task may have a `TASK/validation.json`. `.jsonl` files
+with
+one object per line are read too. A row may list its choices in `choices`, the answer being one of them. Then `output`
+may
+be left out.
 """
 
 from __future__ import annotations
@@ -25,16 +27,22 @@ VALIDATION = ("validation", "valid", "val", "dev")
 
 
 def from_json(name: str, folder: Path, form: Form) -> TextDataset:
-    """The data set of a folder. Raises DataError for missing or malformed files, naming file and row.
+    """Return the data set of a folder.
 
-    Form "instructions" keeps the rows as they are, a label being the answer; "questions" asks the bare question of each
-    row and has the text of the right choice as response.
+    Args:
+        name: the id, for messages.
+        folder: the folder.
+        form: "instructions" keeps the rows as they are, with a label as the answer. "questions" asks the bare question
+            of each row, and the response is the text of the right choice.
+
+    Raises:
+        DataError: files are missing or malformed; the message names file and row.
     """
     here = folder.name
     train, test, held = find_file(folder, "train"), find_file(folder, "test"), find_validation(folder)
     tasks = {p.name: p for p in sorted(folder.iterdir()) if p.is_dir()}
-    tests = {task: found for task, inside in tasks.items() if (found := find_file(inside, "test"))}
-    trains = {task: found for task, inside in tasks.items() if (found := find_file(inside, "train"))}
+    tests = {task: file for task, inside in tasks.items() if (file := find_file(inside, "test"))}
+    trains = {task: file for task, inside in tasks.items() if (file := find_file(inside, "train"))}
     if (train is None and not trains) or (test is None and not tests):
         present = [p.name for p in folder.iterdir()]
         raise DataError(
@@ -43,7 +51,7 @@ def from_json(name: str, folder: Path, form: Form) -> TextDataset:
         )
     train_files, test_files = {here: train} if train else trains, {here: test} if test else tests
     own = ({} if test else tests) if train else trains
-    helds = {task: found for task in own if (found := find_validation(tasks[task]))}
+    helds = {task: file for task in own if (file := find_validation(tasks[task]))}
     if held is None and helds and (lacking := sorted(own.keys() - helds.keys())):
         raise DataError(
             f"data set {name!r}: {next(iter(helds.values()))} validates its task, and {', '.join(lacking)} of {folder} "
@@ -56,7 +64,7 @@ def from_json(name: str, folder: Path, form: Form) -> TextDataset:
 def assemble(
     name: str, form: Form, *, train: Mapping[str, Path], test: Mapping[str, Path], validation: Mapping[str, Path]
 ) -> TextDataset:
-    """The data set of given files by task; the test files are read when the test split is opened."""
+    """Return the data set of given files by task. The test files are read when the test split is opened."""
 
     def parts(files: Mapping[str, Path]) -> list[Part]:
         return [(task, str(path), read(path, form)) for task, path in files.items()]
@@ -86,7 +94,7 @@ def only_file(folder: Path, names: Sequence[str]) -> Path | None:
 
 
 def read(path: Path, form: Form) -> list[Exchange]:
-    """The rows of a file. Raises DataError naming file and row."""
+    """Return the rows of a file. Raises DataError that names file and row."""
     make: Callable[[Mapping[str, Any], str], Exchange] = _instruction if form == "instructions" else _question
     rows = [make(_checked(row, f"{path}, row {i}"), f"{path}, row {i}") for i, row in enumerate(objects(path))]
     if not rows:
@@ -95,23 +103,23 @@ def read(path: Path, form: Form) -> list[Exchange]:
 
 
 def objects(path: Path) -> Sequence[object]:
-    """The values of a JSON list, or of a .jsonl file's lines. Raises DataError for a file that is neither."""
+    """Return the values of a JSON list, or of a .jsonl file's lines. Raises DataError for a file that is neither."""
     try:
         text = path.read_text(encoding="utf-8-sig")
         if path.suffix == ".jsonl":
             return [_object(line, f"line {i}") for i, line in enumerate(text.split("\n"), 1) if line.strip()]
-        found = json.loads(text, object_pairs_hook=_once)
+        values = json.loads(text, object_pairs_hook=_once)
     except (OSError, ValueError, RecursionError) as error:
         lines = isinstance(error, json.JSONDecodeError) and error.msg == "Extra data"
         mend = f"with an object a line it is called {path.stem}.jsonl" if lines else "fetch it again, or mend it"
         raise DataError(f"{path}: cannot be read as JSON ({error}); {mend}") from error
-    if not isinstance(found, list):
-        raise DataError(f"{path}: must hold a JSON list of rows, not {type(found).__name__}")
-    return found
+    if not isinstance(values, list):
+        raise DataError(f"{path}: must hold a JSON list of rows, not {type(values).__name__}")
+    return values
 
 
 def _object(text: str, where: str) -> object:
-    """One line of a .jsonl file; its error names the line of the file, not of the text."""
+    """Return the object in one line of a .jsonl file. An error names the line of the file, not of the text."""
     try:
         return json.loads(text, object_pairs_hook=_once)
     except json.JSONDecodeError as error:
@@ -133,6 +141,7 @@ def _once(pairs: list[tuple[str, object]]) -> dict[str, object]:
 
 
 def _checked(row: object, where: str) -> Mapping[str, Any]:
+    """Return a row after checking its keys and values. Raises DataError."""
     if not isinstance(row, dict):
         raise DataError(f"{where}: must be an object with instruction and output, not {type(row).__name__}")
     for key in row:
@@ -158,22 +167,23 @@ def _checked(row: object, where: str) -> Mapping[str, Any]:
 
 
 def _instead(row: Mapping[str, Any], key: str) -> str:
-    """What a row has instead of a key that it lacks."""
+    """Return what a row has instead of a key that it lacks, for a message."""
     if key in row:
         return ""
     return f"; a row has 'instruction' and 'output', and may have 'input', 'answer', 'choices'; this has {sorted(row)}"
 
 
 def _instruction(row: Mapping[str, Any], where: str) -> Exchange:
+    """Return a row in the form "instructions"."""
     prompt = prompts.alpaca(row["instruction"], row.get("input") or "")
     answer, output = row.get("answer"), row.get("output") or row.get("answer") or ""
-    if (given := row.get("choices")) is not None:
-        choices = prompts.relabelled(output, str(answer), given, where)
-        return Exchange(prompt, output, choices, tuple(given), answer)
+    if (choice_labels := row.get("choices")) is not None:
+        choices = prompts.relabelled(output, str(answer), choice_labels, where)
+        return Exchange(prompt, output, choices, tuple(choice_labels), answer)
     labels = _labels(row, where)
-    # a set without choices can still be generated from; log-likelihoods say themselves what is missing
+    # a set without choices can still be evaluated by generation; log-likelihood evaluation reports what is missing
     choices = prompts.relabelled(output, answer, labels, where) if len(labels) > 1 and answer is not None else ()
-    one = (answer,) if answer else ()  # an answer alone; "Answer format: number" names no choices either
+    one = (answer,) if answer else ()  # the row has only an answer; "Answer format: number" names no choices either
     return Exchange(prompt, output, choices, labels if len(labels) > 1 else one, answer)
 
 
@@ -187,8 +197,9 @@ def _labels(row: Mapping[str, Any], where: str) -> tuple[str, ...]:
 
 
 def _question(row: Mapping[str, Any], where: str) -> Exchange:
-    if (given := row.get("choices")) is not None:
-        text, options, right = row["instruction"], tuple(given), given.index(row["answer"])
+    """Return a row in the form "questions"."""
+    if (choice_texts := row.get("choices")) is not None:
+        text, options, right = row["instruction"], tuple(choice_texts), choice_texts.index(row["answer"])
     else:
         text, options = prompts.stem_and_options(row["instruction"], where)
         labels = _labels(row, where)

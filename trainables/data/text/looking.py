@@ -67,9 +67,9 @@ def id_of_hub(name: str) -> str:
     """
     place = read_place(name)
     config = [place.config] if place.config else []
-    given = hub_splits(name, place.path, *config, instead="check the id and the connection")
-    splits = _splits(list(given), place.path, "split") | dict(place.splits)
-    table = given[splits["train"]]
+    hub_tables = hub_splits(name, place.path, *config, instead="check the id and the connection")
+    splits = _splits(list(hub_tables), place.path, "split") | dict(place.splits)
+    table = hub_tables[splits["train"]]
     columns = dict(place.columns) or _columns([table[row] for row in range(min(_LOOKED, len(table)))], place.path)
     return write_id(HUB_FORM, place.path, columns, splits, place.config)
 
@@ -90,7 +90,7 @@ def _splits(names: Sequence[str], place: str, what: str) -> dict[str, str]:
 
 
 def _is_choice(cells: Sequence[Mapping[str, Any]]) -> bool:
-    return bool(cells) and all(any(wanted <= cell.keys() for wanted in _CHOICES) for cell in cells[:_LOOKED])
+    return bool(cells) and all(any(required <= cell.keys() for required in _CHOICES) for cell in cells[:_LOOKED])
 
 
 def _columns(cells: Sequence[Mapping[str, Any]], place: str) -> dict[str, str]:
@@ -102,11 +102,11 @@ def _columns(cells: Sequence[Mapping[str, Any]], place: str) -> dict[str, str]:
             f"messages; name them in the id: {FORM}:DIR?prompt=NAME&completion=NAME, or {FORM}:DIR?messages=NAME"
         )
     further = [name for name in ("input", "context", "system") if name in names and name not in columns.values()]
-    held = [name for name in further if "prompt" in columns and any(cell.get(name) for cell in cells)]
-    if held:
+    unread = [name for name in further if "prompt" in columns and any(cell.get(name) for cell in cells)]
+    if unread:
         raise DataError(
-            f"{place}: rows have text in {held[0]!r} beside {columns['prompt']!r}; write both into one column, or "
-            f"leave {held[0]!r} out on purpose: {write_id(FORM, 'DIR', columns)}"
+            f"{place}: rows have text in {unread[0]!r} beside {columns['prompt']!r}; write both into one column, or "
+            f"leave {unread[0]!r} out on purpose: {write_id(FORM, 'DIR', columns)}"
         )
     return columns
 

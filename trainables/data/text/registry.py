@@ -21,7 +21,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from trainables.data.downloads import FOLDER_VARIABLE, UNKNOWN, counted, data_folder, hub_splits, may_download
+from trainables.data.downloads import FOLDER_VARIABLE, UNKNOWN, check_counts, data_folder, hub_splits, may_download
 from trainables.data.text import fine_tuning
 from trainables.data.text.dataset import TextDataset, TextKind
 from trainables.data.text.instructions import Form, assemble, from_json
@@ -30,7 +30,7 @@ from trainables.data.text.tables import GLUE, Cells, e2e_dataset, from_e2e_folde
 from trainables.errors import DataError, folder_of
 
 LLM_ADAPTERS = "https://raw.githubusercontent.com/AGI-Edgerunners/LLM-Adapters/main"
-"""Where the commonsense files are, laid out as in the download folder."""
+"""The address of the commonsense files, which are laid out as in the download folder."""
 
 _FORMS: dict[str, tuple[TextKind, Callable[[str, Path], TextDataset]]] = {
     "json": ("instructions", lambda name, folder: from_json(name, folder, "instructions")),
@@ -40,7 +40,8 @@ _FORMS: dict[str, tuple[TextKind, Callable[[str, Path], TextDataset]]] = {
     "glue": ("sentences", from_glue_folder),
     "e2e": ("meanings", from_e2e_folder),
 }
-"""Forms of a text set's id that name a folder, `json:FOLDER`: what their rows are, and what reads them."""
+"""Form of an id that names a folder, such as `json:FOLDER` -> the kind of its rows, and the function that reads
+them."""
 TEXT_FORMS = tuple(_FORMS)
 
 
@@ -52,11 +53,11 @@ class TextInfo:
         load: makes the data set, given its name.
         about: one line for people.
         source: where it comes from.
-        licence: of the data, in words; "unknown" where none is stated.
-        train, test: rows to be found; None for not known.
+        licence: the licence of the data, in words; "unknown" if none is stated.
+        train, test: the expected numbers of rows; None if not known.
         verified: whether these numbers were checked against the data. If so a difference is an error, else a warning.
-        epochs: epochs of arXiv 2502.00987; None for a set it does not use.
-        kind: what its rows are.
+        epochs: epochs of arXiv 2502.00987; None for a set that it does not use.
+        kind: the kind of its rows.
     """
 
     load: Callable[[str], TextDataset]
@@ -70,11 +71,12 @@ class TextInfo:
     kind: TextKind = "instructions"
 
     def open(self, name: str) -> TextDataset:
-        """Load it, and compare its size with what is known. Raises DataError where that was verified and differs."""
+        """Load the set, and compare its size with the known one. Raises DataError if the size was verified and
+        differs."""
         data = self.load(name)
         authors = 0 if data.val_rows is None else len(data.val_rows)
         pool = None if self.train is None else self.train + authors
-        return counted(data, "rows", pool, self.test, verified=self.verified)
+        return check_counts(data, "rows", pool, self.test, verified=self.verified)
 
 
 @dataclass(frozen=True)
@@ -101,11 +103,11 @@ COMMONSENSE: dict[str, _Task] = {
     ),
     "openbookqa": _Task("openbookqa", 4957, 500, "Apache-2.0", True, "elementary science with a fact to recall"),
 }
-"""In the order of the paper's tables."""
+"""The commonsense tasks, in the order of the paper's tables."""
 
 
 def _fetch(path: str) -> Path:
-    """A file of LLM-Adapters in the download folder, downloaded when it is not there."""
+    """Return a file of LLM-Adapters in the download folder. It is downloaded if it is missing."""
     target = data_folder() / "llm-adapters" / path
     if target.is_file():
         return target
@@ -115,10 +117,10 @@ def _fetch(path: str) -> Path:
             raise OSError(f"{target} is not there")
         target.parent.mkdir(parents=True, exist_ok=True)
         with urllib.request.urlopen(url, timeout=60) as answer:  # noqa: S310 the scheme is https, from the constant
-            found = answer.read()
+            content = answer.read()
         with tempfile.TemporaryDirectory(".part", dir=target.parent) as own:  # other processes may download it too
             partial = Path(own) / target.name
-            partial.write_bytes(found)
+            partial.write_bytes(content)
             partial.replace(target)
     except (OSError, http.client.HTTPException) as error:
         raise DataError(
@@ -129,7 +131,7 @@ def _fetch(path: str) -> Path:
 
 
 def _adapters(train: str, tasks: Sequence[str], form: Form) -> Callable[[str], TextDataset]:
-    """Loads a training file of LLM-Adapters with the test files of tasks."""
+    """Return a function that loads a training file of LLM-Adapters with the test files of tasks."""
 
     def load(name: str) -> TextDataset:
         tests = {task: _fetch(f"dataset/{COMMONSENSE[task].folder}/test.json") for task in tasks}
@@ -141,8 +143,8 @@ def _adapters(train: str, tasks: Sequence[str], form: Form) -> Callable[[str], T
 
 def _hub(dataset: str, repository: str, **where: str) -> Mapping[str, Callable[[], Cells]]:
     instead = "check the connection, or download its files and use glue:FOLDER or e2e:FOLDER"
-    found = hub_splits(dataset, repository, instead=instead, **where)
-    return {which: functools.partial(list, table) for which, table in found.items()}
+    tables = hub_splits(dataset, repository, instead=instead, **where)
+    return {which: functools.partial(list, table) for which, table in tables.items()}
 
 
 def _glue(task: str) -> Callable[[str], TextDataset]:
@@ -166,12 +168,14 @@ def _metamath(name: str) -> TextDataset:
     instead = "check the connection, or use problems:FOLDER"
     train = hub_splits(name, "meta-math/MetaMathQA", instead=instead)["train"]
     judged = hub_splits(name, "openai/gsm8k", "main", instead=instead)
-    held = ("openai/gsm8k (train)", judged["train"])
-    return problem_set(name, ("meta-math/MetaMathQA", train), lambda: ("openai/gsm8k (test)", judged["test"]), held)
+    validation = ("openai/gsm8k (train)", judged["train"])
+    return problem_set(
+        name, ("meta-math/MetaMathQA", train), lambda: ("openai/gsm8k (test)", judged["test"]), validation
+    )
 
 
 def _entries() -> dict[str, TextInfo]:
-    found: dict[str, TextInfo] = {}
+    entries: dict[str, TextInfo] = {}
     forms: tuple[tuple[Form, str, str], ...] = (
         ("instructions", "", "answered by a label"),
         ("questions", "-questions", "answered by the text of a choice"),
@@ -181,32 +185,32 @@ def _entries() -> dict[str, TextInfo]:
     for form, suffix, how in forms:
         for name, task in COMMONSENSE.items():
             about, source = f"{task.about}; {how}", f"LLM-Adapters dataset/{task.folder}"
-            known = (task.licence, task.train, task.test, task.verified)
-            found[name + suffix] = TextInfo(
-                _adapters(f"dataset/{task.folder}/train.json", [name], form), about, source, *known, 3, form
+            facts = (task.licence, task.train, task.test, task.verified)
+            entries[name + suffix] = TextInfo(
+                _adapters(f"dataset/{task.folder}/train.json", [name], form), about, source, *facts, 3, form
             )
         for file, rows in (("commonsense_15k", None), ("commonsense_170k", 170420)):
             source, licence = f"LLM-Adapters ft-training_set/{file}.json", "mixed: that of each task"
             load = _adapters(f"ft-training_set/{file}.json", list(COMMONSENSE), form)
             known_union = (licence, rows, tests, False)
-            found[file.replace("_", "-") + suffix] = TextInfo(load, f"{union}; {how}", source, *known_union, 3, form)
+            entries[file.replace("_", "-") + suffix] = TextInfo(load, f"{union}; {how}", source, *known_union, 3, form)
     about = "mathematical problems with solutions; judged by GSM8K's questions, as in PEFT's method comparison"
     source = "hub meta-math/MetaMathQA, openai/gsm8k"
-    found["metamathqa-gsm8k"] = TextInfo(_metamath, about, source, "MIT", None, 1319, False, None, "problems")
+    entries["metamathqa-gsm8k"] = TextInfo(_metamath, about, source, "MIT", None, 1319, False, None, "problems")
     for name, glue in GLUE.items():
         about = f"GLUE {name}: {' or '.join(glue.classes) or 'how alike'}; reported on its validation split"
-        known = ("mixed", *glue.sizes, False)
-        found[f"glue-{name}"] = TextInfo(_glue(name), about, "hub nyu-mll/glue", *known, 10, "sentences")
-    known = ("CC BY-SA 4.0", 42061, 630, False)
-    found["e2e"] = TextInfo(_e2e, "E2E, text from restaurant facts", "hub tuetschek/e2e_nlg", *known, 5, "meanings")
-    return found
+        facts = ("mixed", *glue.sizes, False)
+        entries[f"glue-{name}"] = TextInfo(_glue(name), about, "hub nyu-mll/glue", *facts, 10, "sentences")
+    facts = ("CC BY-SA 4.0", 42061, 630, False)
+    entries["e2e"] = TextInfo(_e2e, "E2E, text from restaurant facts", "hub tuetschek/e2e_nlg", *facts, 5, "meanings")
+    return entries
 
 
 TEXT_DATASETS: dict[str, TextInfo] = _entries()
 
 
 def text_kind(name: str) -> TextKind | None:
-    """What the rows of the text set of that id are, without reading it; None where the id is not one of a text set."""
+    """Return the kind of a text set's rows, without reading it; None if the id is not one of a text set."""
     if name in TEXT_DATASETS:
         return TEXT_DATASETS[name].kind
     form, _, rest = name.partition(":")
@@ -216,7 +220,8 @@ def text_kind(name: str) -> TextKind | None:
 
 
 def text_loader(name: str) -> Callable[[], TextDataset] | None:
-    """What loads the text set of that id; None for another id. Raises DataError for a folder that is not there."""
+    """Return the function that loads the text set of an id; None for another id. Raises DataError if a folder is
+    missing."""
     if name in TEXT_DATASETS:
         return functools.partial(TEXT_DATASETS[name].open, name)
     form, _, rest = name.partition(":")

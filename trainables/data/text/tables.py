@@ -17,7 +17,7 @@ from trainables.data.text.dataset import Exchange, Labelled, Part, TextDataset, 
 from trainables.errors import DIGITS, DataError, first_repeated
 
 Cells = Sequence[Mapping[str, Any]]
-"""Rows of a table by column name."""
+"""The rows of a table, by column name."""
 
 
 @dataclass(frozen=True)
@@ -25,11 +25,11 @@ class GlueTask:
     """One task of GLUE (arXiv 1804.07461).
 
     Attributes:
-        columns: of the one or two sentences, as the hub names them.
+        columns: the hub's names of the columns with one or two sentences.
         classes: names in the order of their numbers; () for a regression.
-        sizes: rows of its training and its validation split.
+        sizes: the number of rows of its training and its validation split.
         metric: the score that GLUE reports for it ("accuracy" for MRPC, as LoRA and RandLoRA report).
-        renamed: columns of GLUE's own files that the hub calls otherwise, with its names.
+        renamed: column names in GLUE's own files -> the hub's names, if they differ.
     """
 
     columns: tuple[str, ...]
@@ -52,42 +52,46 @@ GLUE: dict[str, GlueTask] = {
 }
 
 _COLA = ("source", "label", "mark", "sentence")
-"""CoLA's own files have these columns and no header."""
+"""The columns of CoLA's own files, which have no header."""
 _QUOTED = re.compile(r'"(?:[^"]|"")*""(?:[^"]|"")*"')
-"""A cell as spreadsheets and pandas write one that holds quotes; GLUE's own files are written without."""
+"""A cell with quotes as spreadsheets and pandas write it. GLUE's own files are written without quoting."""
 _GLUE_TEST = ("test-labeled", "test", "dev", "validation")
 _GLUE_VALIDATION = ("val", "validation", "dev")
 
 
 def from_glue_folder(name: str, folder: Path) -> TextDataset:
-    """GLUE-like tab-separated files: `train.tsv`, a labelled test file and perhaps one for validation.
+    """Return the data set of GLUE-like tab-separated files: `train.tsv`, a labelled test file, perhaps a validation
+    file.
 
-    Test is the first of test-labeled.tsv, test.tsv, dev.tsv, validation.tsv that is there, a test.tsv without labels
-    aside (GLUE's own are not public), validation the first other one of val.tsv, validation.tsv, dev.tsv. Columns,
-    labels and metric are those of the task called like the folder. Where no task is, columns are those of the GLUE task
-    whose sentences the header names, and the metric is accuracy. CoLA's headerless files are known by their four
-    columns.
+    The test file is the first existing one of test-labeled.tsv, test.tsv, dev.tsv, validation.tsv. A test.tsv without
+    labels is skipped (GLUE's own are not public). The validation file is the first other one of val.tsv,
+    validation.tsv, dev.tsv.
+
+    Columns, labels and metric are those of the task with the folder's name. If there is no such task, columns are those
+    of the GLUE task whose sentences the header names, and the metric is accuracy. CoLA's files, which have no header,
+    are recognised by their four columns.
     """
     files = {path.stem: path for path in sorted(folder.glob("*.tsv"))}
-    known = GLUE.get(folder.name.lower().replace("-", "").replace("_", ""))
+    task = GLUE.get(folder.name.lower().replace("-", "").replace("_", ""))
     usable = (files[w] for w in _GLUE_TEST if w in files)
-    test = next((path for path in usable if path.stem != "test" or "label" in _table(path, known)[0]), None)
+    test = next((path for path in usable if path.stem != "test" or "label" in _table(path, task)[0]), None)
     if "train" not in files or test is None:
         raise DataError(
             f"data set {name!r}: {folder} needs train.tsv and, with labels, one of "
             f"{', '.join(f'{w}.tsv' for w in _GLUE_TEST)}; it has "
             f"{', '.join(p.name for p in files.values()) or 'no .tsv file'}"
         )
-    held = next((files[w] for w in _GLUE_VALIDATION if w in files and files[w] != test), None)
-    parts = {"train": files["train"], "test": test} | ({} if held is None else {"validation": held})
-    tables = {which: functools.partial(_read_tsv, path, known) for which, path in parts.items()}
-    return glue_dataset(name, known, tables, {which: str(path) for which, path in parts.items()})
+    validation = next((files[w] for w in _GLUE_VALIDATION if w in files and files[w] != test), None)
+    parts = {"train": files["train"], "test": test} | ({} if validation is None else {"validation": validation})
+    tables = {which: functools.partial(_read_tsv, path, task) for which, path in parts.items()}
+    return glue_dataset(name, task, tables, {which: str(path) for which, path in parts.items()})
 
 
 def glue_dataset(
     name: str, task: GlueTask | None, tables: Mapping[str, Callable[[], Cells]], places: Mapping[str, str]
 ) -> TextDataset:
-    """A classification or regression set from lazily read tables (`train`, `test`, perhaps `validation`)."""
+    """Return a classification or regression set from tables (`train`, `test`, perhaps `validation`) that are read when
+    needed."""
     first = tables["train"]()
     columns = task.columns if task is not None else _sentence_columns(first, places["train"])
     values = set() if task is not None else {str(row.get("label")) for row in first}
@@ -121,8 +125,8 @@ def glue_dataset(
         only = classes[int(rows[0].label)]
         raise DataError(f"{places['train']}: every row has label {only!r}; classification needs two classes or more")
     train = [(name, places["train"], rows)]
-    held = [part("validation")] if "validation" in tables else []
-    return text_dataset(name, "sentences", metric, train, lambda: [part("test")], held=held, class_names=classes)
+    validation = [part("validation")] if "validation" in tables else []
+    return text_dataset(name, "sentences", metric, train, lambda: [part("test")], held=validation, class_names=classes)
 
 
 def _label(value: object, classes: tuple[str, ...], regression: bool, numbered: bool, where: str) -> int | float:
@@ -174,7 +178,7 @@ def _check_header(path: Path, header: Sequence[str]) -> None:
 
 
 def _table(path: Path, task: GlueTask | None) -> tuple[Sequence[str], list[list[str]]]:
-    """Columns, by the hub's names, and rows."""
+    """Return the columns, by the hub's names, and the rows of a file."""
     try:
         lines = path.read_text(encoding="utf-8-sig").split("\n")  # \r\n is read as \n; other ends of lines are text
     except (OSError, UnicodeDecodeError) as error:
@@ -191,9 +195,9 @@ _E2E_COLUMNS = (("mr", "ref"), ("meaning_representation", "human_reference"))
 
 
 def from_e2e_folder(name: str, folder: Path) -> TextDataset:
-    """The E2E challenge's files: `trainset.csv`, `devset.csv` and `testset_w_refs.csv`.
+    """Return the data set of the E2E challenge's files: `trainset.csv`, `devset.csv` and `testset_w_refs.csv`.
 
-    All three are needed: of training rows, several of which share a meaning, some would validate on what others train.
+    All three are needed. Several training rows share a meaning, so a part of them would validate on what others train.
     """
     names = {"train": "trainset.csv", "validation": "devset.csv", "test": "testset_w_refs.csv"}
     files = {which: folder / file for which, file in names.items()}
@@ -209,9 +213,9 @@ def from_e2e_folder(name: str, folder: Path) -> TextDataset:
 
 
 def e2e_dataset(name: str, tables: Mapping[str, Callable[[], Cells]], places: Mapping[str, str]) -> TextDataset:
-    """E2E (arXiv 1706.09254) from lazily read tables (`train`, `validation`, `test`).
+    """Return E2E (arXiv 1706.09254) from tables (`train`, `validation`, `test`) that are read when needed.
 
-    A training row is a meaning representation with one of its texts; a validation or test row has each representation
+    A training row is a meaning representation with one of its texts. A validation or test row has each representation
     once, with all of its texts as references.
     """
 
@@ -222,7 +226,7 @@ def e2e_dataset(name: str, tables: Mapping[str, Callable[[], Cells]], places: Ma
 
 
 def _meanings(cells: Cells, place: str, *, grouped: bool) -> list[Exchange | None]:
-    """A row for every cell; grouped None for those whose meaning stands above already."""
+    """Return a row for every cell. If `grouped`, None for those whose meaning came before."""
     names = set(cells[0]) if cells else set()
     columns = next((pair for pair in _E2E_COLUMNS if set(pair) <= names), None)
     if columns is None:

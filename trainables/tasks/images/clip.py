@@ -1,9 +1,10 @@
-"""The CLIP task: classify images by the words of their classes, with one tower adapted or both.
+"""The CLIP task: classify images by the names of their classes, with one tower adapted or both.
 
-"vision": the text tower is frozen, so the class embeddings are constants, computed once per model and data set, and
-the loss is cross-entropy over exp(logit_scale) times the cosine similarities.
-"both": both towers train, with the in-batch image-to-text cross-entropy of arXiv 2502.00987 (section C): one prompt per
-image, made from its class; images of one class share the first one's prompt as target.
+"vision": the text tower is frozen. So the class embeddings are constants, computed once per model and data set. The
+loss
+is the cross-entropy over exp(logit_scale) times the cosine similarities.
+"both": both towers train, with the image-to-text cross-entropy within a batch (arXiv 2502.00987, section C). Each image
+has one prompt, made from its class. Images of one class share the first one's prompt as target.
 """
 
 from __future__ import annotations
@@ -28,7 +29,15 @@ TEXTS_AT_ONCE = 1024
 def encode_texts(
     model: nn.Module, tokens: Tensor, autocast: Autocast, *, at_once: int = TEXTS_AT_ONCE, unit: bool = True
 ) -> Tensor:
-    """Text features (n, D), float32, of token ids (n, context), `at_once` in a forward pass; of length 1 if `unit`."""
+    """Return text features (n, D), float32, of token ids (n, context).
+
+    Args:
+        model: the CLIP.
+        tokens: token ids (n, context).
+        autocast: the mixed-precision context.
+        at_once: texts of one forward pass.
+        unit: whether to scale features to length 1.
+    """
     encode: Callable[[Tensor], Tensor] = model.encode_text  # type: ignore[assignment]
     with autocast():
         parts = [encode(part) for part in torch.split(tokens, at_once)]
@@ -37,7 +46,7 @@ def encode_texts(
 
 
 def encode_images(model: nn.Module, images: Tensor, autocast: Autocast, *, unit: bool = True) -> Tensor:
-    """Image features (B, D), float32, of length 1 if `unit`."""
+    """Return image features (B, D), float32. If `unit`, they have length 1."""
     encode: Callable[[Tensor], Tensor] = model.encode_image  # type: ignore[assignment]
     with autocast(), first_token_only(model.get_submodule("visual")):
         features = encode(images).float()
@@ -54,7 +63,8 @@ def class_embeddings(
     device: torch.device,
     autocast: Autocast,
 ) -> Tensor:
-    """(C, D): per class the mean of its prompts' unit features, made unit again (CLIP's prompt ensemble)."""
+    """Return (C, D): for each class the mean of its prompts' unit features, scaled to length 1 (CLIP's prompt
+    ensemble)."""
     texts = [t.format(c) for c in class_names for t in templates]
     features = encode_texts(model, tokenizer(texts).to(device), autocast)
     return normalize(features.view(len(class_names), len(templates), -1).mean(dim=1), dim=-1)
@@ -66,7 +76,7 @@ def logit_scale(model: nn.Module) -> Tensor:
 
 
 class ClipClassifier(FeatureClassifier):
-    """CLIP's image tower, whose unit features are compared with `_head`, (D, C), where it exists."""
+    """A classifier on CLIP's image tower. Unit features are compared with `_head`, (D, C), if there is one."""
 
     def __init__(self, model: nn.Module, autocast: Autocast) -> None:
         self._model, self._autocast = model, autocast
@@ -86,7 +96,7 @@ class ClipClassifier(FeatureClassifier):
 
 
 class VisionTask(ClipClassifier):
-    """Frozen text tower. `classes`: (C, D) unit class embeddings."""
+    """The classifier with a frozen text tower. `classes`: (C, D) unit class embeddings."""
 
     def __init__(self, model: nn.Module, classes: Tensor, autocast: Autocast) -> None:
         super().__init__(model, autocast)
@@ -94,9 +104,9 @@ class VisionTask(ClipClassifier):
 
 
 class LinearProbe(ClipClassifier):
-    """Both towers frozen: a linear classifier on unit image features, which starts as the zero-shot classifier.
+    """A linear classifier on unit image features, with both towers frozen. It starts as the zero-shot classifier.
 
-    Logits are exp(logit_scale) times `head` of the features; the head's weights (C, D) start at the class embeddings.
+    Logits are exp(logit_scale) times `head` of the features. The head's weights (C, D) start at the class embeddings.
     """
 
     def __init__(self, model: nn.Module, classes: Tensor, autocast: Autocast) -> None:
@@ -112,18 +122,18 @@ class LinearProbe(ClipClassifier):
 
 
 class BothTask(ClipClassifier):
-    """Both towers train. `tokens`: (C, context), the single prompt of every class."""
+    """The classifier with both towers in training. `tokens`: (C, context), the single prompt of every class."""
 
     def __init__(self, model: nn.Module, tokens: Tensor, autocast: Autocast) -> None:
         super().__init__(model, autocast)
         self._tokens = tokens
 
     def loss_sum(self, images: Tensor, labels: Tensor) -> Tensor:
-        """The contrastive loss of one whole batch, or of a part of it that is compared within itself, as a sum.
+        """Return the summed contrastive loss of a whole batch, or of a part of it that is compared within itself.
 
-        The published loss has a text column per image, equal for images of one class, and the first of them as
-        target. Encoding every present class once and adding the log of its count gives the same value:
-        -log(e^s_y / sum_c n_c e^s_c), with n_c the images of class c in the batch.
+        The published loss has a text column per image. Columns are equal for images of one class, and the first of them
+        is the target. Encoding every present class once and adding the log of its count gives the same value:
+        -log(e^s_y / sum_c n_c e^s_c), with n_c the number of images of class c in the batch.
         """
         present, target, counts = torch.unique(labels, return_inverse=True, return_counts=True)
         return self.contrast(images, self._tokens[present], target, counts)
@@ -139,15 +149,18 @@ class BothTask(ClipClassifier):
         return self._contrast(encode_images(self._model, images, self._autocast), texts, target, counts)
 
     def loss_sums(self, heads: Sequence[FeatureClassifier], images: Tensor, labels: Sequence[Tensor]) -> list[Tensor]:
-        """See `FeatureClassifier.loss_sums`. A trial with fewer classes in its batch than another encodes one again."""
-        found = [torch.unique(own, return_inverse=True, return_counts=True) for own in labels]
-        most = max(len(present) for present, _, _ in found)
-        rows = torch.cat([nn.functional.pad(p, (0, most - len(p)), value=int(p[0])) for p, _, _ in found])
+        """Return the summed losses of K trials (see `FeatureClassifier.loss_sums`).
+
+        If one trial has fewer classes in its batch than another, it encodes one of them twice.
+        """
+        classes_of = [torch.unique(trial_labels, return_inverse=True, return_counts=True) for trial_labels in labels]
+        most = max(len(present) for present, _, _ in classes_of)
+        rows = torch.cat([nn.functional.pad(p, (0, most - len(p)), value=int(p[0])) for p, _, _ in classes_of])
         texts = encode_texts(self._model, self._tokens[rows], self._autocast, at_once=len(rows)).chunk(len(labels))
         parts = encode_images(self._model, images, self._autocast).chunk(len(labels))
         return [
             self._contrast(part, text[: len(present)], target, counts)
-            for part, text, (present, target, counts) in zip(parts, texts, found, strict=True)
+            for part, text, (present, target, counts) in zip(parts, texts, classes_of, strict=True)
         ]
 
     def _contrast(self, images_BD: Tensor, texts: Tensor, target: Tensor, counts: Tensor) -> Tensor:
@@ -163,7 +176,8 @@ class BothTask(ClipClassifier):
 
 
 def clip_task(parts: Parts) -> ImageTask:
-    """CLIP on labelled images: one tower or both. Raises TrialError for what the contrastive loss cannot do."""
+    """Return the task of CLIP on labelled images: one tower or both. Raises TrialError for what the contrastive loss
+    cannot do."""
     trial, lane, loaded = parts.trial, parts.lane, parts.loaded
     if trial.adapt == "all":
         raise TrialError("adapt = 'all' is for models of one tower; a CLIP model takes 'vision' or 'both'")

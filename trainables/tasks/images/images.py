@@ -1,6 +1,6 @@
 """Image classification as a task: decoded pixels, labels, and a classifier in two parts.
 
-`vision_task` makes it of a transformers encoder (DINOv2, ViT, ...) and a new linear head; `clip` of CLIP.
+`vision_task` makes the task for a transformers encoder (DINOv2, ViT, ...) with a new linear head, `clip` for CLIP.
 """
 
 from __future__ import annotations
@@ -30,44 +30,47 @@ from trainables.tasks.task import LOSS, Alone, Parts, Scores, Split, Task, Which
 
 
 class FeatureClassifier(ABC):
-    """A classifier of images: a tower that makes one vector of an image, and what reads it. B images, C classes."""
+    """A classifier of images: a tower that makes one vector of an image, and a part that reads it. B images, C
+    classes."""
 
     @abstractmethod
     def features(self, images: Tensor) -> Tensor:
-        """Vectors (B, D) of images (B, 3, S, S)."""
+        """Return vectors (B, D) of images (B, 3, S, S)."""
 
     @abstractmethod
     def classify(self, features: Tensor) -> Tensor:
-        """Logits (B, C)."""
+        """Return logits (B, C) of vectors (B, D)."""
 
     def before_evaluation(self) -> None:  # noqa: B027  # most have nothing to bring up to date
-        """Bring up to date what `classify` needs; called after training and before evaluation."""
+        """Update what `classify` needs. Called after training and before evaluation."""
 
     def loss_of(self, features: Tensor, labels: Tensor) -> Tensor:
-        """Sum of the losses of vectors (B, D) with labels (B,): a scalar with gradient."""
+        """Return the summed loss of vectors (B, D) with labels (B,): a scalar with gradient."""
         return cross_entropy(self.classify(features), labels, reduction="sum")
 
     def loss_sum(self, images: Tensor, labels: Tensor) -> Tensor:
-        """Sum of the losses of images (B, 3, S, S) with labels (B,): a scalar with gradient."""
+        """Return the summed loss of images (B, 3, S, S) with labels (B,): a scalar with gradient."""
         return self.loss_of(self.features(images), labels)
 
     def loss_sums(self, heads: Sequence[FeatureClassifier], images: Tensor, labels: Sequence[Tensor]) -> list[Tensor]:
-        """The summed losses of K trials that share one model in training (`randlora.packing.packing`).
+        """Return the summed losses of K trials that share one model in training (`randlora.packing.packing`).
 
-        `heads` are the trials' classifiers, of this one's kind; `images`, (K b, 3, S, S), lie one trial's after
-        another's; `labels` are (b,) for each.
+        Args:
+            heads: the trials' classifiers, of this one's kind.
+            images: (K b, 3, S, S), one trial's after another's.
+            labels: (b,) for each trial.
         """
         parts = self.features(images).chunk(len(labels))
         return [
-            cross_entropy(head.classify(part), own, reduction="sum")
-            for head, part, own in zip(heads, parts, labels, strict=True)
+            cross_entropy(head.classify(part), trial_labels, reduction="sum")
+            for head, part, trial_labels in zip(heads, parts, labels, strict=True)
         ]
 
 
-def image_look(loaded: LoadedModel, image_size: int | None) -> Preprocess:
-    """How images become a model's input; `image_size` replaces the side in pixels where the model takes any."""
+def image_preprocess(loaded: LoadedModel, image_size: int | None) -> Preprocess:
+    """Return how images become a model's input. `image_size` replaces the side in pixels, if the model accepts any."""
     look = loaded.preprocess
-    assert look is not None  # a model of images has one
+    assert look is not None  # every model of images has one
     if image_size is None or loaded.kind != "hf-vision":
         return look
     return dataclasses.replace(look, recipe=dataclasses.replace(look.recipe, size=image_size))
@@ -84,7 +87,7 @@ class ImageTask:
     ) -> None:
         self._parts, self._trial, self._lane = parts, parts.trial, parts.lane
         self._dataset, self.classifier, self.head = dataset, classifier, head
-        trial, look = parts.trial, image_look(parts.loaded, parts.trial.image_size)
+        trial, look = parts.trial, image_preprocess(parts.loaded, parts.trial.image_size)
         self._rows = split_of(dataset, trial)
         self._usable: dict[str, tuple[Pixels, Tensor]] = {}
         self._skipped = 0
@@ -93,26 +96,29 @@ class ImageTask:
 
     @functools.cached_property
     def _pixels(self) -> Pixels:
-        """The pool that training and validation images come from."""
+        """Return the decoded images of the pool from which training and validation rows come."""
         return self._lane.pixels(self._dataset, "train", self._recipe)
 
     @functools.cached_property
     def _cropped(self) -> Pixels:
-        """The same as crops are cut from."""
+        """Return the decoded images of the pool in the form that crops are cut from."""
         original = self._trial.train.augment == "crop-flip-original"
         return self._lane.pixels(self._dataset, "train", self._recipe.wider) if original else self._pixels
 
     def _images_of(self, which: Literal["train", "val", "test"]) -> tuple[Pixels, Tensor]:
-        """Pixels of a split, and the trial's rows that can be read; all decoded at once, so that they stay together."""
+        """Return a split's decoded images, and the trial's rows that can be read.
+
+        All rows are decoded at once, so that they are stored together.
+        """
         if which not in self._usable:
             pool = self._cropped if which == "train" else self._pixels
             pixels = self._lane.pixels(self._dataset, "test", self._recipe) if which == "test" else pool
             rows = self._rows.of(which)
-            kept = pixels.prepare(rows, skip_bad=self._trial.skip_bad)
-            if len(rows) and not len(kept):
+            readable = pixels.prepare(rows, skip_bad=self._trial.skip_bad)
+            if len(rows) and not len(readable):
                 raise TrialError(f"data set {self._dataset.name!r}: none of {len(rows)} images can be read")
-            self._skipped += len(rows) - len(kept)
-            self._usable[which] = pixels, kept
+            self._skipped += len(rows) - len(readable)
+            self._usable[which] = pixels, readable
         return self._usable[which]
 
     def batches(self, epoch: int) -> list[Tensor]:
@@ -124,7 +130,9 @@ class ImageTask:
         return self._images_of(which)[1]
 
     def validated(self) -> Tensor:
-        rows = self.rows("val")  # ascending, so by class in folders, and a contrastive loss needs several in a batch
+        rows = self.rows(
+            "val"
+        )  # ascending rows of a folder go class by class, and a contrastive loss needs several classes in a batch
         return rows[torch.randperm(len(rows), generator=generator(VAL_SEED, "validated rows"))]
 
     def weight(self, batch: Tensor) -> float:
@@ -136,7 +144,7 @@ class ImageTask:
         return None if kind == "none" else crop_flip_plan(len(batch), generator, aspects)
 
     def inputs(self, rows: Tensor, plan: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Images (b, 3, S, S), augmented by `plan`, and labels (b,) of training rows, on the device."""
+        """Return images (b, 3, S, S), augmented by `plan`, and labels (b,) of training rows, on the device."""
         labels = self._pixels.split.labels[rows].to(self._normalise.device)
         return self._images(self._pixels if plan is None else self._cropped, rows, plan), labels
 
@@ -144,12 +152,12 @@ class ImageTask:
         return self.classifier.loss_sum(*self.inputs(rows, plan))
 
     def width(self, rows: Tensor) -> None:
-        """Images have no tokens to pad."""
+        """Return None: images have no tokens to pad."""
 
     def packed_losses(
         self, tasks: Sequence[ImageTask], rows: Sequence[Tensor], plans: Sequence[Tensor | None], alone: Alone
     ) -> list[Tensor]:
-        inputs = [task.inputs(own, plan) for task, own, plan in zip(tasks, rows, plans, strict=True)]
+        inputs = [task.inputs(trial_rows, plan) for task, trial_rows, plan in zip(tasks, rows, plans, strict=True)]
         images = torch.cat([images for images, _ in inputs])
         return self.classifier.loss_sums([task.classifier for task in tasks], images, [labels for _, labels in inputs])
 
@@ -160,35 +168,35 @@ class ImageTask:
             return None
         self.classifier.before_evaluation()
         labels = pixels.split.labels[rows]
-        found = torch.zeros(len(rows), 2, dtype=torch.float64)  # whether it is right, and its loss
-        mine = torch.arange(rank, len(rows), world)
-        if len(mine):
-            at = iter(torch.split(mine, batch_size))
-            for logits in self._logits(pixels, rows[mine], batch_size):
+        results = torch.zeros(len(rows), 2, dtype=torch.float64)  # columns: whether the example is right, and its loss
+        own_places = torch.arange(rank, len(rows), world)
+        if len(own_places):
+            at = iter(torch.split(own_places, batch_size))
+            for logits in self._logits(pixels, rows[own_places], batch_size):
                 these = next(at)
-                wanted = labels[these].to(logits.device)
-                found[these, 0] = (logits.argmax(dim=1) == wanted).double().cpu()
-                found[these, 1] = cross_entropy(logits.float(), wanted, reduction="none").double().cpu()
-        found = summed(found, world, self._normalise.device)
-        correct = found[:, 0].bool()
+                right = labels[these].to(logits.device)
+                results[these, 0] = (logits.argmax(dim=1) == right).double().cpu()
+                results[these, 1] = cross_entropy(logits.float(), right, reduction="none").double().cpu()
+        results = summed(results, world, self._normalise.device)
+        correct = results[:, 0].bool()
         return Scores(
             score=int(correct.sum()) / len(correct),
             n_examples=len(rows),
             examples_hash=pixels.split.examples_hash(rows),
             correct=correct,
-            further={LOSS: float(found[:, 1].mean())},
+            further={LOSS: float(results[:, 1].mean())},
             skipped=self._skipped,
         )
 
     def _images(self, pixels: Pixels, rows: Tensor, plan: Tensor | None = None) -> Tensor:
-        """Normalised images (b, 3, S, S) on the device, augmented by `plan`."""
+        """Return normalised images (b, 3, S, S) on the device, augmented by `plan`."""
         images = pixels.rows(rows)
         if plan is not None:
             images = apply_plan(images.to(self._normalise.device), plan, self._recipe.size)
         return self._normalise(images)
 
     def _logits(self, pixels: Pixels, rows: Tensor, batch_size: int) -> Iterator[Tensor]:
-        """Logits (b, C) of one batch of the rows after another, on the device."""
+        """Yield the logits (b, C) of one batch of the rows after another, on the device."""
         for part in torch.split(rows, batch_size):
             yield self.classifier.classify(self.classifier.features(self._images(pixels, part)))
 
@@ -196,14 +204,14 @@ class ImageTask:
 class FrozenTask(ImageTask):
     """Image classification on a frozen tower, always in eval mode: for linear probes and zero-shot scores.
 
-    Without augmentation an image passes through the tower once, whatever the number of epochs and trials: the lane
-    keeps its vector.
+    Without augmentation an image passes through the tower once, whatever the number of epochs and trials, because the
+    lane caches its vector.
     """
 
     def loss_sum(self, rows: Tensor, plan: Tensor | None) -> Tensor:
         labels = self._pixels.split.labels[rows].to(self._normalise.device)
         if plan is None:
-            train = self.rows("train")  # ascending, as the others are
+            train = self.rows("train")  # ascending, as other rows are
             pool = train if bool((train == rows[0]).any()) else self.rows("val")
             features = self._features(self._pixels, pool)[torch.searchsorted(pool, rows)]
         else:
@@ -214,7 +222,7 @@ class FrozenTask(ImageTask):
         yield from map(self.classifier.classify, torch.split(self._features(pixels, rows), batch_size))
 
     def _features(self, pixels: Pixels, rows: Tensor) -> Tensor:
-        """(n, D) vectors of the rows, on the device."""
+        """Return the vectors (n, D) of the rows, on the device."""
         # a vector's last bits depend on the batch that it was computed in
         size = eval_batch_size(self._trial, self._parts.micro_batch_size, self._parts.world)
         digest = hashlib.sha256(rows.numpy().tobytes()).hexdigest()
@@ -228,12 +236,13 @@ class FrozenTask(ImageTask):
 
     @torch.no_grad()
     def _through_tower(self, images: Tensor) -> Tensor:
+        """Return the vectors of images, computed by the tower without gradients."""
         self._parts.loaded.module.eval()
         return self.classifier.features(images)
 
 
 class HeadClassifier(FeatureClassifier):
-    """A linear head on the encoder's vectors."""
+    """A linear head on an encoder's vectors."""
 
     def __init__(self, module: nn.Module, head: nn.Linear, autocast: Autocast) -> None:
         self._encode, self._head, self._autocast = image_encoder(module), head, autocast
@@ -248,7 +257,8 @@ class HeadClassifier(FeatureClassifier):
 
 
 def vision_task(parts: Parts) -> Task:
-    """An image encoder with a linear head on labelled images. Raises TrialError for zero-shot: there is no head yet."""
+    """Return the task of an image encoder with a linear head. Raises TrialError for zero-shot, because there is no head
+    yet."""
     trial, lane, module = parts.trial, parts.lane, parts.loaded.module
     if trial.method == NO_TRAINING:
         raise TrialError(f"zero-shot on {trial.model!r}, which has no head to classify with; use {LINEAR_PROBE!r}")

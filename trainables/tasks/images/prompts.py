@@ -1,8 +1,9 @@
-"""CLIP with learnt prompts: images against the words of all classes, which are encoded anew in every step.
+"""CLIP with learnt prompts: compare images with the texts of all classes, which are encoded again in every step.
 
 A prompt is the learnt context, a class's name and a full stop, as in CoOp. MaPLe may have words between context and
-name (`names_as_texts`). The loss is cross-entropy over all classes, whichever towers `adapt` names, as these methods
-publish it. (Adapters on both towers train on the prompts of a batch instead.) PromptSRC and DePT add their own terms.
+name
+(`names_as_texts`). The loss is the cross-entropy over all classes, whichever towers `adapt` names, as these methods are
+published. (Adapters on both towers train on the prompts of a batch instead.) PromptSRC and DePT add their own terms.
 """
 
 from __future__ import annotations
@@ -35,11 +36,14 @@ from trainables.tasks.task import Parts
 TEXT_WEIGHT, IMAGE_WEIGHT = 25.0, 10.0
 """PromptSRC: of the distances to the frozen model's features (released code)."""
 TRANSFER_WEIGHT = 0.7
-"""DePT: of its head's loss, and of its head's logits in evaluation (released code)."""
+"""DePT's weight of its head's loss, and of its head's logits in evaluation (released code)."""
 
 
 class PromptClassifier(ClipClassifier):
-    """`texts`: (C, context) for each class, the token ids that follow the learnt context (`names_as_texts`)."""
+    """A classifier that compares images with prompts.
+
+    `texts`: (C, context), for each class the token ids that follow the learnt context (`names_as_texts`).
+    """
 
     def __init__(self, model: nn.Module, texts: Tensor, autocast: Autocast) -> None:
         super().__init__(model, autocast)
@@ -47,7 +51,7 @@ class PromptClassifier(ClipClassifier):
         self._words: Tensor | None = None
 
     def words(self, *, unit: bool = True) -> Tensor:
-        """(C, E) features of the classes' prompts as they are now, of length 1 if `unit`."""
+        """Return features (C, E) of the classes' prompts as they are now. If `unit`, they have length 1."""
         texts = with_room(self._texts, prompts_in(self._model).tokens)
         return encode_texts(self._model, texts, self._autocast, unit=unit)
 
@@ -65,10 +69,10 @@ class PromptClassifier(ClipClassifier):
 
 
 class ConditionalClassifier(PromptClassifier):
-    """CoCoOp: every image has prompts of its own, so B images of C classes are B C texts."""
+    """CoCoOp's classifier: every image has its own prompts, so B images of C classes are B C texts."""
 
     def before_evaluation(self) -> None:
-        """Nothing is the same for all images."""
+        """Do nothing, because no text is the same for all images."""
 
     def loss_of(self, features: Tensor, labels: Tensor) -> Tensor:
         return cross_entropy(self.classify(features), labels, reduction="sum")
@@ -86,7 +90,10 @@ class ConditionalClassifier(PromptClassifier):
 
 
 class RegularisedClassifier(PromptClassifier):
-    """PromptSRC (arXiv 2307.06948), its released losses. `teacher`: (C, E) unit class embeddings before training."""
+    """PromptSRC's classifier (arXiv 2307.06948) with its released losses.
+
+    `teacher`: (C, E) unit class embeddings before training.
+    """
 
     def __init__(self, model: nn.Module, texts: Tensor, autocast: Autocast, teacher: Tensor) -> None:
         super().__init__(model, texts, autocast)
@@ -95,7 +102,7 @@ class RegularisedClassifier(PromptClassifier):
     def loss_sum(self, images: Tensor, labels: Tensor) -> Tensor:
         prompts = prompts_in(self._model)
         assert isinstance(prompts, PromptSRC)
-        with torch.no_grad(), prompts.rested():
+        with torch.no_grad(), prompts.without_prompts():
             frozen = self.features(images)
         features, words = self.features(images), self.words()
         logits = self._scale * features @ words.T
@@ -106,7 +113,8 @@ class RegularisedClassifier(PromptClassifier):
 
 
 class TransferClassifier(PromptClassifier):
-    """DePT (arXiv 2309.07439), its released losses: a head on scaled channels beside the comparison with words."""
+    """DePT's classifier (arXiv 2309.07439) with its released losses: a head on scaled channels beside the comparison
+    with texts."""
 
     def __init__(self, model: nn.Module, texts: Tensor, autocast: Autocast, head: TransferHead) -> None:
         super().__init__(model, texts, autocast)
@@ -116,6 +124,7 @@ class TransferClassifier(PromptClassifier):
         return encode_images(self._model, images, self._autocast, unit=False)
 
     def _compared(self, features: Tensor, words: Tensor) -> Tensor:
+        """Return the logits of features compared with the texts."""
         return self._scale * normalize(features, dim=-1) @ normalize(words, dim=-1).T
 
     @torch.no_grad()
@@ -130,8 +139,8 @@ class TransferClassifier(PromptClassifier):
     def loss_of(self, features: Tensor, labels: Tensor) -> Tensor:
         words = self.words(unit=False)
         compared = cross_entropy(self._compared(features, words), labels, reduction="sum")
-        both = torch.cat([self.head.of_texts(words[labels]), self.head.of_images(features)])
-        by_head = cross_entropy(both, labels.repeat(2), reduction="sum") / 2
+        logits = torch.cat([self.head.of_texts(words[labels]), self.head.of_images(features)])
+        by_head = cross_entropy(logits, labels.repeat(2), reduction="sum") / 2
         return (1.0 - TRANSFER_WEIGHT) * compared + TRANSFER_WEIGHT * by_head
 
 
@@ -141,6 +150,9 @@ def names_as_texts(
     """Return the token ids (C, context) that follow the learnt context of each class.
 
     Args:
+        loaded: the CLIP.
+        names: the names of the classes.
+        device: where to put the ids.
         replaced: the number of tokens of "a photo of a NAME." that the context replaces (`replaced_words`). The other
             tokens follow it: with 2, these are "of a NAME.". If None, or more than "a photo of a" has: "NAME.".
     """
@@ -156,7 +168,7 @@ def names_as_texts(
 def prompt_classifier(
     method: str, module: nn.Module, texts: Tensor, autocast: Autocast, head: TransferHead | None
 ) -> PromptClassifier:
-    """The classifier that evaluates a method of prompts; `head` is DePT's."""
+    """Return the classifier that evaluates a method of prompts. `head` is DePT's head, or None."""
     if head is not None:
         return TransferClassifier(module, texts, autocast, head)
     if name_of(method).kind.learner is CoCoOp:
@@ -165,11 +177,12 @@ def prompt_classifier(
 
 
 def prompt_task(parts: Parts) -> ImageTask:
-    """CLIP under a method of prompts. An image tower that stays as it is sees every image once (`FrozenTask`)."""
+    """Return the task of CLIP with a method of prompts. If the image tower does not change, it sees every image
+    once."""
     trial, lane, loaded, autocast = parts.trial, parts.lane, parts.loaded, parts.autocast
     dataset, name, module = lane.dataset(trial.dataset, trial.stage), name_of(trial.method), loaded.module
     names, templates = dataset.class_names, dataset.templates
-    config = get_method(trial.method).config.from_options(max(dict(trial.capacities).values()), dict(trial.options))
+    config = get_method(trial.method).config_for(dict(trial.capacities), dict(trial.options))
     replaced = replaced_words(config)
     texts = lane.words(("names", dataset.name, replaced), lambda: names_as_texts(loaded, names, lane.device, replaced))
     if name.transfer:

@@ -1,13 +1,13 @@
 """Tasks on texts: causal language models, and text encoders that classify sentences.
 
-Uses the texts of `data`, and `models`.
+This room uses the texts of `data`, and `models`.
 
     rows        what tasks on texts share
-    learned     the tokens of a completion or a conversation that are learned
-    encoding    prompts and responses in tokens
+    learned     which tokens of a completion or a conversation are learned
+    encoding    turns prompts and responses into tokens
     scoring     log-likelihoods of choices
     generation  beam search
-    causal_lm   fine-tuning of language models, and their two protocols
-    sentences   labelled sentences in tokens
+    causal_lm   fine-tuning of language models, and their two evaluation protocols
+    sentences   turns labelled sentences into tokens
     classifier  classification and regression of sentences
 """

@@ -1,8 +1,8 @@
 """Classification and regression of sentences with a text encoder (RoBERTa, BERT) and a new head: GLUE.
 
 The head is the one that transformers puts on RoBERTa: a layer of the encoder's width with tanh between dropouts, and a
-linear layer; a linear probe has the linear layer alone. The loss of a class is its cross-entropy, of a number the
-squared error. Batches hold sentences of like length.
+linear layer. A linear probe has the linear layer alone. The loss of a class is its cross-entropy, that of a number the
+squared error. A batch has sentences of similar length.
 """
 
 from __future__ import annotations
@@ -23,13 +23,15 @@ from trainables.tasks.text.rows import TextTask, TokenRows, refuse_images
 from trainables.tasks.text.sentences import Sentence, SentenceEncoder, SentenceReader, SentenceRows, labels_of
 
 EVAL_TOKENS = 32768
-"""Padded tokens of one forward pass in evaluation, until memory runs out."""
+"""Padded tokens of one forward pass in evaluation. It shrinks if memory runs out."""
 
 
 class SentenceTask(TextTask[Sentence]):
     """One trial's labelled sentences, and the encoder with a head that learns them.
 
-    Raises TrialError for settings or data that a text encoder does not take, DataError for missing or malformed data.
+    Raises:
+        TrialError: a text encoder does not support the settings or the data.
+        DataError: data are missing or malformed.
     """
 
     def __init__(self, parts: Parts) -> None:
@@ -67,22 +69,24 @@ class SentenceTask(TextTask[Sentence]):
         self, tasks: Sequence[SentenceTask], rows: Sequence[Tensor], plans: Sequence[Tensor | None], alone: Alone
     ) -> list[Tensor]:
         with self._saving():
-            vectors = self._read([self._train[row] for own in rows for row in own.tolist()]).chunk(len(rows))
+            vectors = self._read([self._train[row] for trial_rows in rows for row in trial_rows.tolist()]).chunk(
+                len(rows)
+            )
         losses = []
-        for place, (task, part, own) in enumerate(zip(tasks, vectors, rows, strict=True)):
+        for place, (task, part, trial_rows) in enumerate(zip(tasks, vectors, rows, strict=True)):
             with alone(place):
-                losses.append(task._loss(task._headed(part), own))
+                losses.append(task._loss(task._headed(part), trial_rows))
         return losses
 
     def _loss(self, outputs: Tensor, rows: Tensor) -> Tensor:
-        """The summed loss of outputs (b, C) of some training rows."""
+        """Return the summed loss of outputs (b, C) of some training rows."""
         labels = labels_of(self._train.part, rows).to(outputs.device)
         if not self._classes:
             return mse_loss(outputs.squeeze(1), labels.float(), reduction="sum")
         return cross_entropy(outputs, labels, reduction="sum", label_smoothing=self._trial.train.label_smoothing)
 
     def _outputs(self, encoded: TokenRows[Sentence], rows: Tensor) -> Tensor:
-        """Logits (b, C) of some rows, or (b, 1) numbers."""
+        """Return logits (b, C), or numbers (b, 1), of some rows."""
         if self._frozen:
             self._module.eval()
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self._frozen):
@@ -90,6 +94,7 @@ class SentenceTask(TextTask[Sentence]):
         return self._headed(vectors)
 
     def _headed(self, vectors: Tensor) -> Tensor:
+        """Return the head's outputs for vectors (b, D)."""
         self.head.train(self._module.training)
         outputs: Tensor = self.head(vectors)
         return outputs
@@ -100,13 +105,13 @@ class SentenceTask(TextTask[Sentence]):
         if len(rows) == 0:
             return None
         encoded = self._in_tokens(part)
-        mine = list(range(rank, len(rows), world))
-        encoded.prepare(rows[mine].tolist())
+        own_rows = list(range(rank, len(rows), world))
+        encoded.prepare(rows[own_rows].tolist())
         outputs = torch.zeros(len(rows), self._classes or 1, dtype=torch.float64)
-        lengths = [len(encoded[row]) for row in rows[mine].tolist()]
+        lengths = [len(encoded[row]) for row in rows[own_rows].tolist()]
         most = EVAL_TOKENS * batch_size // self._trial.train.eval_batch_size
         for batch in length_batches(lengths, batch_size, most):
-            at = torch.tensor([mine[i] for i in batch])
+            at = torch.tensor([own_rows[i] for i in batch])
             outputs[at] = self._outputs(encoded, rows[at]).double().cpu()
         outputs = summed(outputs, world, self._lane.device)
         labels = labels_of(part, rows)

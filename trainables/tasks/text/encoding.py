@@ -1,11 +1,11 @@
-"""Texts to tokens for causal language models: prompt and response apart, one rule for what is too long, all counted.
+"""Turn texts into tokens for causal language models: prompt and response separately, with one rule for long texts.
 
-Prompt and response are tokenised separately, so that a prompt has the same tokens in training, where a response
-follows, and in evaluation, where none is known yet. (LLM-Adapters tokenises both as one text in training; a tokenizer
-may then merge characters across the boundary.) The prompt has the tokenizer's own special tokens in front, the response
-its EOS at the end.
+Because they are tokenised separately, a prompt has the same tokens in training, where a response follows, and in
+evaluation, where none is known yet. (LLM-Adapters tokenises both as one text in training; a tokenizer may then merge
+characters across the boundary.) The prompt starts with the tokenizer's own special tokens. The response ends with its
+EOS.
 
-Completions and conversations (`learned`) are tokenised as TRL does, in one piece.
+Completions and conversations (`learned`) are tokenised as in TRL, in one piece.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ class Encoded:
 
     @property
     def targets(self) -> int:
-        """The number of tokens that the loss is over."""
+        """Return the number of tokens that the loss is over."""
         return len(self.response) if self.learned is None else int(self.learned.sum())
 
     def __len__(self) -> int:
@@ -60,12 +60,12 @@ class TooLongError(TrialError):
 
 
 class Encoder:
-    """A tokenizer with a longest sequence.
+    """A tokenizer with a largest number of tokens.
 
-    Rows that are too long lose tokens from the start of their prompt, its leading BOS kept: the end of a prompt, where
-    the question and the header of the response stand, is what the response depends on. A response that does not fit
-    beside one token of its prompt is cut at its end, and then has no EOS. Completions and conversations are cut at
-    their end, as TRL does.
+    A row that is too long loses tokens from the start of its prompt, but keeps the leading BOS: the response depends on
+    the end of the prompt, where the question and the header of the response are. A response that does not fit beside
+    one token of its prompt is cut at its end, and then has no EOS. Completions and conversations are cut at their end,
+    as in TRL.
     """
 
     def __init__(self, tokenizer: Any, max_tokens: int, window: int | None, model_id: str) -> None:
@@ -79,29 +79,32 @@ class Encoder:
             raise TrialError(f"train.max_tokens {max_tokens} leaves no room for a prompt and a response; at least 2")
         self.tokenizer, self.max_tokens, self.window, self.model_id = tokenizer, max_tokens, window, model_id
         self.eos: int = tokenizer.eos_token_id
-        # a token that is only ever padded with: behind the text in training, masked in generation
+        # it only serves as padding: after the text in training, masked in generation
         self.pad: int = self.eos if tokenizer.pad_token_id is None else tokenizer.pad_token_id
 
     def prompts(self, rows: Sequence[Exchange]) -> list[Tensor]:
-        """Whole prompts, with the special tokens that the tokenizer puts before a text."""
+        """Return whole prompts in tokens, with the special tokens that the tokenizer puts before a text."""
         texts = [row.prompt for row in rows]
-        found = []
+        prompts = []
         for row, ids in zip(rows, self.tokenizer(texts)["input_ids"] if texts else (), strict=True):
-            kept = ids[:-1] if ids and ids[-1] == self.eos else ids  # some tokenizers close every text
+            without_eos = ids[:-1] if ids and ids[-1] == self.eos else ids  # some tokenizers add an EOS to every text
             if row.bos_between:
-                kept = [*kept, self.eos if self.tokenizer.bos_token_id is None else self.tokenizer.bos_token_id]
-            if not kept:
+                without_eos = [
+                    *without_eos,
+                    self.eos if self.tokenizer.bos_token_id is None else self.tokenizer.bos_token_id,
+                ]
+            if not without_eos:
                 raise TrialError(f"the prompt {row.prompt!r} has no tokens")
-            found.append(torch.tensor(kept, dtype=torch.int64))
-        return found
+            prompts.append(torch.tensor(without_eos, dtype=torch.int64))
+        return prompts
 
     def continuations(self, texts: Sequence[str]) -> list[Tensor]:
-        """Responses without an EOS."""
+        """Return responses in tokens, without an EOS."""
         ids = self.tokenizer(list(texts), add_special_tokens=False)["input_ids"] if texts else ()
-        return [torch.tensor(found, dtype=torch.int64) for found in ids]
+        return [torch.tensor(token_ids, dtype=torch.int64) for token_ids in ids]
 
     def shortened(self, prompt: Tensor, room: int) -> Tensor:
-        """A prompt of at most `room` tokens, without tokens of its start but with its BOS."""
+        """Return a prompt of at most `room` tokens. It loses tokens from its start, but keeps its BOS."""
         if len(prompt) <= room:
             return prompt
         if room > 1 and int(prompt[0]) == self.tokenizer.bos_token_id:
@@ -109,11 +112,13 @@ class Encoder:
         return prompt[len(prompt) - room :]
 
     def exchanges(self, rows: Sequence[Exchange]) -> list[Encoded]:
-        """Rows as they are trained on: prompt, response and EOS, at most `max_tokens` together."""
+        """Return rows as they are trained on: prompt, response and EOS, at most `max_tokens` together."""
         end = torch.tensor([self.eos])
         encoded = []
-        for prompt, found in zip(self.prompts(rows), self.continuations([r.response for r in rows]), strict=True):
-            response = torch.cat([found, end])
+        for prompt, continuation in zip(
+            self.prompts(rows), self.continuations([r.response for r in rows]), strict=True
+        ):
+            response = torch.cat([continuation, end])
             fitting = response[: self.max_tokens - 1]
             short = self.shortened(prompt, self.max_tokens - len(fitting))
             encoded.append(Encoded(short, fitting, len(short) + len(fitting) < len(prompt) + len(response)))
@@ -122,19 +127,20 @@ class Encoder:
     def whole(self, row: Completion | Chat, place: str) -> tuple[Tensor, Tensor]:
         """Return all tokens of a completion or a conversation: ids (L,), and whether each is learned (L,).
 
-        Raises TrialError for a conversation that the model's chat template can't write.
+        Raises:
+            TrialError: the model's chat template cannot write the conversation.
         """
         if isinstance(row, Completion):
             ids, learned = completion_tokens(self.tokenizer, row)
         else:
             ids, learned = chat_tokens(self.tokenizer, row, place, self.model_id)
-        learned[0] = False  # nothing stands before it that could predict it
+        learned[0] = False  # nothing before it could predict it
         if not any(learned):
             raise TrialError(f"{place}: none of its {len(ids)} tokens is learned; remove the row")
         return torch.tensor(ids, dtype=torch.int64), torch.tensor(learned)
 
     def learned(self, row: Completion | Chat, place: str) -> Encoded:
-        """Return a completion or a conversation as it is trained on: at most `max_tokens` of its tokens."""
+        """Return a completion or a conversation as it is trained on, cut to `max_tokens`."""
         return self.fitting(*self.whole(row, place), place)
 
     def fitting(self, ids: Tensor, learned: Tensor, place: str) -> Encoded:
@@ -146,12 +152,15 @@ class Encoder:
                 f"{self.max_tokens:,}; raise it, or shorten or remove the row",
                 len(ids),
             )
-        kept = slice(first, self.max_tokens)
-        return Encoded(ids[:first], ids[kept], len(ids) > self.max_tokens, learned[kept])
+        cut = slice(first, self.max_tokens)
+        return Encoded(ids[:first], ids[cut], len(ids) > self.max_tokens, learned[cut])
 
 
 def encoder_of(loaded: LoadedModel, max_tokens: int | None) -> Encoder:
-    """The encoder of a language model; the longest sequence is, unless given, the default or the model's window."""
+    """Return the encoder of a language model.
+
+    Without `max_tokens`, the longest sequence is the default or the model's window, whichever is smaller.
+    """
     return make_encoder(loaded.text_tokenizer, loaded.module.config, max_tokens, loaded.model_id)
 
 
@@ -180,27 +189,27 @@ def targets_of(texts: Sequence[Encoded], *, prompts: bool) -> tuple[list[Tensor]
 
     The model predicts each target at its row and column. With `prompts` the targets are all tokens but the first.
     """
-    whole = [torch.cat([t.prompt, t.response]) for t in texts]
-    rows, columns, targets = positions(whole, [0 if prompts else len(t.prompt) - 1 for t in texts])
+    token_ids = [torch.cat([t.prompt, t.response]) for t in texts]
+    rows, columns, targets = positions(token_ids, [0 if prompts else len(t.prompt) - 1 for t in texts])
     if prompts or all(t.learned is None for t in texts):
-        return whole, rows, columns, targets
-    kept = torch.cat([torch.ones(len(t.response)).bool() if t.learned is None else t.learned for t in texts])
-    return whole, rows[kept], columns[kept], targets[kept]
+        return token_ids, rows, columns, targets
+    is_learned = torch.cat([torch.ones(len(t.response)).bool() if t.learned is None else t.learned for t in texts])
+    return token_ids, rows[is_learned], columns[is_learned], targets[is_learned]
 
 
 def completion(split: TextSplit, row: int) -> Completion | Chat:
-    """A row that is a completion or a conversation."""
-    found = split.rows[row]
-    assert isinstance(found, Completion | Chat)
-    return found
+    """Return a row that is a completion or a conversation."""
+    text = split.rows[row]
+    assert isinstance(text, Completion | Chat)
+    return text
 
 
 def exchange(split: TextSplit, row: int) -> Exchange:
-    """A row that has a prompt and a response. Raises TrialError for a row of another kind."""
-    found = split.rows[row]
-    if not isinstance(found, Exchange):
+    """Return a row that has a prompt and a response. Raises TrialError for a row of another kind."""
+    text = split.rows[row]
+    if not isinstance(text, Exchange):
         raise TrialError(
             f"{split.place(row)}: a labelled sentence, and a language model is trained on prompts and responses; "
             "use a text encoder such as RoBERTa for GLUE"
         )
-    return found
+    return text

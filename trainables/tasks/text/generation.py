@@ -1,7 +1,7 @@
-"""Generated responses: beam search without sampling, as LLM-Adapters' evaluation in effect does.
+"""Generate responses by beam search without sampling, which is what LLM-Adapters' evaluation does in effect.
 
-Its code passes temperature 0.1, top-p 0.75 and top-k 40 along with 4 beams, but never asks for sampling, so none of the
-three has an effect and the search is deterministic. Here they are not passed at all.
+LLM-Adapters' code passes temperature 0.1, top-p 0.75 and top-k 40 along with 4 beams, but never asks for sampling. So
+none of the three has an effect, and the search is deterministic. Here they are not passed at all.
 """
 
 from __future__ import annotations
@@ -20,7 +20,8 @@ from trainables.runtime import Autocast
 from trainables.tasks.text.encoding import Encoder
 
 BATCH_TOKENS = 16384
-"""Positions of one batch's key-value cache: rows times beams times (prompt + new tokens); until memory runs out."""
+"""Positions of one batch's key-value cache: rows times beams times (prompt + new tokens). It shrinks if memory runs
+out."""
 
 
 @torch.no_grad()
@@ -34,12 +35,22 @@ def generate(
     autocast: Autocast,
     configured: int | None = None,
 ) -> list[str]:
-    """The generated text of every prompt (L,), up to and without its EOS or special tokens.
+    """Return the generated text of every prompt (L,), without its EOS and special tokens.
 
-    A batch has `batch_size` prompts at most, and as much fewer positions as these are fewer than `configured`.
     A prompt that leaves no room for `settings.max_new_tokens` in the model's window loses tokens from its start.
 
-    Raises TrialError: a model that cannot generate, or new tokens that fill the window.
+    Args:
+        module: the language model.
+        prompts: token ids (L,) of each prompt.
+        encoder: the model's tokenizer.
+        settings: beams, lengths and rules.
+        batch_size: prompts of a batch at most.
+        autocast: the mixed-precision context.
+        configured: the configured batch size. If `batch_size` is smaller, the positions of a batch shrink in the same
+            ratio.
+
+    Raises:
+        TrialError: the model cannot generate, or the new tokens alone fill the window.
     """
     make = getattr(module, "generate", None)
     if make is None:
@@ -56,7 +67,7 @@ def generate(
     widths = [settings.num_beams * (len(p) + settings.max_new_tokens) for p in short]
     most = BATCH_TOKENS * batch_size // (configured or batch_size)
     with _own_settings(module, encoder, settings) as config:
-        for batch in length_batches(widths, batch_size, most, enough=most):  # steps cost more than rows
+        for batch in length_batches(widths, batch_size, most, enough=most):  # a step costs more than a further row
             ids = padded([short[i] for i in batch], encoder.pad, left=True)
             lengths = torch.tensor([len(short[i]) for i in batch])
             mask = (torch.arange(ids.shape[1]) >= ids.shape[1] - lengths.unsqueeze(1)).to(torch.int64)
@@ -67,14 +78,17 @@ def generate(
                     generation_config=config,
                     logits_processor=_no_repeats(settings.no_repeat_ngram, ids.shape[1]),
                 )
-            found = encoder.tokenizer.batch_decode(out[:, ids.shape[1] :].cpu(), skip_special_tokens=True)
-            for i, text in zip(batch, found, strict=True):
+            generated = encoder.tokenizer.batch_decode(out[:, ids.shape[1] :].cpu(), skip_special_tokens=True)
+            for i, text in zip(batch, generated, strict=True):
                 texts[i] = text
     return texts
 
 
 def _no_repeats(n: int, start: int) -> Any:
-    """No n-gram twice from position `start` on: transformers' own setting counts the prompt, and so bans copying it."""
+    """Return a rule that no n-gram occurs twice from position `start` on.
+
+    transformers' own setting counts the prompt too, and so forbids copying from it.
+    """
     from transformers import LogitsProcessorList, NoRepeatNGramLogitsProcessor
 
     if not n:
@@ -85,7 +99,8 @@ def _no_repeats(n: int, start: int) -> Any:
 
 @contextmanager
 def _own_settings(module: nn.Module, encoder: Encoder, settings: EvaluateSettings) -> Iterator[Any]:
-    """These settings and nothing of the checkpoint's own, which transformers would fill in (sampling, penalties)."""
+    """Yield a generation config with these settings alone. transformers would add the checkpoint's own (sampling,
+    penalties)."""
     from transformers import GenerationConfig
 
     config = GenerationConfig(

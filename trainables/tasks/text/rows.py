@@ -1,4 +1,4 @@
-"""What tasks on texts share: rows in tokens, batches of like length, which rows are evaluated, and their scores."""
+"""What tasks on texts share: rows in tokens, batches of similar length, which rows are evaluated, and their scores."""
 
 from __future__ import annotations
 
@@ -20,17 +20,17 @@ from trainables.seeds import generator
 from trainables.tasks.task import Parts, Scores, Split, Which
 
 CUT = "cut-train-texts"
-"""Further metric of text tasks: the share of training texts that were longer than `train.max_tokens`."""
+"""A further metric of text tasks: the share of training texts that were longer than `train.max_tokens`."""
 
 _POSITIONS_AFTER_PADDING = frozenset(
     {"roberta", "xlm-roberta", "xlm-roberta-xl", "camembert", "roberta-prelayernorm", "data2vec-text", "ibert", "xmod"}
     | {"longformer", "luke", "lilt", "markuplm", "mpnet", "esm"}
 )
-"""Model types whose first position is the one behind the padding token's number."""
+"""Model types whose positions start after the padding token's number."""
 
 
 class Tokens(Protocol):
-    """A row in tokens; `cut` tells whether something of it was left out."""
+    """A row in tokens."""
 
     @property
     def cut(self) -> bool: ...
@@ -41,7 +41,7 @@ T = TypeVar("T", bound=Tokens)
 
 
 class TokenRows(ABC, Generic[T]):
-    """The rows of a split in tokens, encoded when they are first needed."""
+    """The rows of a split in tokens, which are made when they are first needed."""
 
     def __init__(self, part: TextSplit) -> None:
         self.part = part
@@ -49,10 +49,10 @@ class TokenRows(ABC, Generic[T]):
 
     @abstractmethod
     def encode(self, rows: Sequence[int]) -> list[T]:
-        """These rows in tokens. Raises TrialError for a row of another kind, or one without a token."""
+        """Return these rows in tokens. Raises TrialError for a row of another kind, or one without a token."""
 
     def prepare(self, rows: Sequence[int]) -> None:
-        """Encode these rows, all at once, as far as they are not yet."""
+        """Encode those of these rows that are not encoded yet, all at once."""
         missing = [row for row in rows if row not in self._done]
         self._done.update(zip(missing, self.encode(missing), strict=True))
 
@@ -62,13 +62,13 @@ class TokenRows(ABC, Generic[T]):
         return self._done[row]
 
     def cut_share(self, rows: Sequence[int]) -> float:
-        """Share of these rows that were too long."""
+        """Return the share of these rows that were too long."""
         self.prepare(rows)
         return sum(self._done[row].cut for row in rows) / max(1, len(rows))
 
 
 class TextTask(Generic[T]):
-    """One trial's texts: rows, batches and evaluated rows. How they are learned is a subclass's."""
+    """One trial's texts: rows, batches and evaluated rows. A subclass says how they are learned."""
 
     unit = "texts"
 
@@ -84,6 +84,7 @@ class TextTask(Generic[T]):
         self._cut = self._train.cut_share(self._rows.train_idx.tolist())
 
     def _in_tokens(self, part: TextSplit) -> TokenRows[T]:
+        """Return a split's rows in tokens."""
         key = ("tokens", self._dataset.name, part.name, self._max_tokens)
         return self._lane.words(key, lambda: self._encoded(part))
 
@@ -95,7 +96,7 @@ class TextTask(Generic[T]):
 
     @property
     def train_split(self) -> TextSplit:
-        """The texts that the numbers of training and validation rows refer to."""
+        """Return the texts that the numbers of training and validation rows refer to."""
         return self._dataset.train
 
     def validated(self) -> Tensor:
@@ -111,18 +112,19 @@ class TextTask(Generic[T]):
         return max(len(self._train[row]) for row in rows.tolist())
 
     def _saving(self) -> contextlib.AbstractContextManager[None]:
-        """The context of a forward pass in training, which keeps few activations if the trial asks for it."""
+        """Return the block for a forward pass in training, which keeps few activations if the trial asks for that."""
         saving = self._trial.train.gradient_checkpointing and self._trial.method != LINEAR_PROBE
         return recomputing(self._module) if saving else contextlib.nullcontext()
 
     def _evaluated(self, which: Which) -> tuple[TextSplit, Tensor]:
-        """The split of an evaluation, and the rows (n,) of it that are evaluated."""
+        """Return the split of an evaluation, and its rows (n,) that are evaluated."""
         part = self._dataset.train if which == "val" else self._dataset.test
         return part, limited(part, self._rows.of(which), self._trial.evaluate, which)
 
     def _scores(
         self, part: TextSplit, rows: Tensor, score: float, correct: Tensor | None, further: Mapping[str, float]
     ) -> Scores:
+        """Return the scores of some rows."""
         return Scores(
             score=score,
             n_examples=len(rows),
@@ -133,22 +135,25 @@ class TextTask(Generic[T]):
 
 
 def limited(part: TextSplit, rows: Tensor, settings: EvaluateSettings, which: Which) -> Tensor:
-    """Return the rows of every task that are evaluated, ascending; the same in every trial, fewer among more."""
+    """Return the rows of every task that are evaluated, ascending.
+
+    They are the same in every trial. With a smaller limit they are a subset.
+    """
     most = settings.validation_rows if which == "val" else settings.test_rows
     if most is None:
         return rows
-    kept = []
-    of = part.group_of[rows]
+    chosen = []
+    group_numbers = part.group_of[rows]
     one = settings.rows_by == "data" and len(part.groups) == 1  # whose name may be the data set's absolute path
-    for group in torch.unique(of).tolist():
-        those = rows[of == group]
+    for group in torch.unique(group_numbers).tolist():
+        those = rows[group_numbers == group]
         draw = generator(VAL_SEED, "evaluated rows", which, "" if one else part.groups[group])
-        kept.append(those[torch.randperm(len(those), generator=draw)[:most]])
-    return torch.cat(kept).sort().values if kept else rows
+        chosen.append(those[torch.randperm(len(those), generator=draw)[:most]])
+    return torch.cat(chosen).sort().values if chosen else rows
 
 
 def refuse_images(trial: TrialConfig, model: str) -> None:
-    """Raise TrialError for settings of images; `model` says what kind of model this is, "a text encoder"."""
+    """Raise TrialError for settings of images. `model` is the kind of model, such as "a text encoder"."""
     if trial.adapt == "vision":
         raise TrialError(f"adapt = 'vision': {model} has no vision tower; use 'all'")
     if trial.train.augment != "none":
@@ -156,7 +161,7 @@ def refuse_images(trial: TrialConfig, model: str) -> None:
 
 
 def check_tokenizer(tokenizer: Any, max_tokens: int | None, window: int | None, model_id: str) -> None:
-    """Raise TrialError for a missing tokenizer, or for texts that are longer than the model's window."""
+    """Raise TrialError if the tokenizer is missing, or if texts may be longer than the model's window."""
     if tokenizer is None:
         raise TrialError(f"model {model_id!r} has no tokenizer files; save its tokenizer into the same directory")
     if max_tokens is not None and window is not None and max_tokens > window:
@@ -167,7 +172,7 @@ def check_tokenizer(tokenizer: Any, max_tokens: int | None, window: int | None, 
 
 
 def positions_of(config: Any) -> int | None:
-    """Positions of a model by its config; None where that does not say."""
+    """Return the number of positions of a model, from its config; None if the config does not say."""
     positions: int | None = getattr(config, "max_position_embeddings", None)
     if positions is not None and getattr(config, "model_type", None) in _POSITIONS_AFTER_PADDING:
         positions -= (config.pad_token_id or 0) + 1

@@ -1,6 +1,6 @@
-"""Which Ray cluster an address names, whether it answers, and whether its Ray is this one's.
+"""Finds the Ray cluster that an address names, and checks that it answers and has the same release of Ray.
 
-This is found out before Ray itself waits for minutes.
+This takes seconds, where Ray itself would wait for minutes.
 """
 
 from __future__ import annotations
@@ -23,17 +23,17 @@ ANSWER_S = 60.0
 def find(address: str) -> str:
     """Return the "HOST:PORT" that an address names.
 
-    "auto" is RAY_ADDRESS, else the cluster whose raylet runs on this machine. A local session of a sweep is none, which
-    Ray's own search takes for a cluster.
+    "auto" is RAY_ADDRESS, else the cluster whose raylet runs on this machine. Local sessions of sweeps do not count
+    (Ray's own search would count them).
 
     Raises:
-        ResourceError: there is none, or there are several.
+        ResourceError: "auto" finds no cluster, or several.
     """
     if address != "auto":
         return address
-    given = os.environ.get("RAY_ADDRESS")
-    if given and given != "auto":
-        return given
+    variable = os.environ.get("RAY_ADDRESS")
+    if variable and variable != "auto":
+        return variable
     running = _running()
     if len(running) == 1:
         return running[0]
@@ -46,28 +46,28 @@ def find(address: str) -> str:
 
 
 def _running() -> list[str]:
-    """Return the addresses that raylets of this machine have on their command lines, without private sessions."""
-    found = []
+    """Return the addresses of the clusters whose raylets run on this machine, without local sessions of sweeps."""
+    addresses = []
     for process in psutil.process_iter():
         with contextlib.suppress(psutil.Error):
             words = process.cmdline() if process.name() == "raylet" else []
             if not any(f"/{PREFIX}" in word for word in words):
-                found += [word.partition("=")[2] for word in words if word.startswith("--gcs-address=")]
-    return list(dict.fromkeys(found))
+                addresses += [word.partition("=")[2] for word in words if word.startswith("--gcs-address=")]
+    return list(dict.fromkeys(addresses))
 
 
 def ask(address: str, *, token: bool = True, seconds: float = ANSWER_S) -> str | None:
     """Ask a cluster's control store for its status, by `ray status`.
 
-    That is a process of its own, since nothing interrupts Ray's calls.
+    `ray status` runs in a separate process, since Ray's calls cannot be interrupted.
 
     Args:
         address: "HOST:PORT".
-        token: with the token that Ray finds, if it is to use one; False: without.
-        seconds: that the answer may take.
+        token: whether to use the token that Ray finds.
+        seconds: seconds that the answer may take.
 
     Returns:
-        Why it did not answer, or that its release of Ray is another one (`other_release`); None if all is well.
+        Why it did not answer, or Ray's message that its release is another one (`other_release`); None if it answered.
     """
     variables = {"RAY_LOG_TO_STDERR": "0", "RAY_USAGE_STATS_ENABLED": "0"}
     environment = {**os.environ, **variables, **({} if token else {"RAY_AUTH_MODE": "disabled"})}
@@ -84,15 +84,15 @@ def other_release(asked: str, message: str | None) -> Problem | None:
 
     `ray status` names the releases of Ray, and `ray.init` those of Python too.
     """
-    said = (message or "").rpartition("ersion mismatch")[2]
-    rays = re.findall(r"\bRay(?::| version| version is) (\d\S*)", said)
-    pythons = re.findall(r"\bPython: (\S+)", said) or ["", ""]
+    versions = (message or "").rpartition("ersion mismatch")[2]
+    rays = re.findall(r"\bRay(?::| version| version is) (\d\S*)", versions)
+    pythons = re.findall(r"\bPython: (\S+)", versions) or ["", ""]
     if len(rays) != 2 or len(pythons) != 2:
         return None
     theirs, ours = (
         f"Ray {ray} on Python {python}" if python else f"Ray {ray}" for ray, python in zip(rays, pythons, strict=True)
     )
-    rule = f"runs {theirs}, and here is {ours}"
+    rule = f"runs {theirs}, and this machine has {ours}"
     if rays[0] == rays[1]:
         return Problem("--address", asked, rule, f"Python {'.'.join(pythons[0].split('.')[:2])} here")
     if supported(rays[0]):

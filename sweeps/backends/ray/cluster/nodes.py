@@ -1,4 +1,4 @@
-"""The machines of a joined cluster: each must import this package, see the results folder and have what trials need."""
+"""Checks that each node of a joined cluster has this package and what trials need, and sees the results folder."""
 
 from __future__ import annotations
 
@@ -21,26 +21,26 @@ from sweeps.backends.resources import Node, ResourceError
 from sweeps.errors import Problem
 
 HEAD = "node:__internal_head__"
-"""What Ray's head has beside CPUs and GPUs; the broker runs there even where trials don't."""
+"""The resource that only Ray's head node has. The broker runs there, even if no trials do."""
 SEES_GPUS = {"env_vars": {"RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0"}}
-"""A task that takes no GPU sees all of its node's with this, which sessions else keep from it (`session`)."""
+"""Runtime environment in which a task that takes no GPU sees all GPUs of its node. `session` turns that off."""
 ANSWER_S = 660.0
-"""A minute more than Ray gives a machine to install a job's environment, with torch in it."""
+"""Seconds to wait for a node's answer: a minute more than Ray allows for installing a job's environment."""
 _NOTE_S = 10.0
 JOB_CONFIG = "RAY_JOB_CONFIG_JSON_ENV_VAR"
 _JOB_FOLDER = "working_dir_files"
 
 
-def look(token: str, needs: Needs) -> dict[str, Any]:
-    """Runs on a machine: who it is, what it runs, whether it sees the driver's file, and what it lacks."""
+def examine(token: str, needs: Needs) -> dict[str, Any]:
+    """Return facts about this node: host, versions, whether it sees the file `token`, and what it lacks."""
     package: str | None = None
-    with contextlib.suppress(importlib.metadata.PackageNotFoundError):  # it may have come with the job's folder
+    with contextlib.suppress(importlib.metadata.PackageNotFoundError):  # Ray may have copied it with the job's folder
         package = importlib.metadata.version("randlora-sweeps")
     return {
         "host": socket.gethostname(),
         "python": f"{sys.version_info.major}.{sys.version_info.minor}",
         "package": package,
-        "sees": os.access(token, os.F_OK),  # False too where its folder may not be entered
+        "sees": os.access(token, os.F_OK),  # also False if its folder may not be entered
         "lacks": tuple(needs.lacking()),
     }
 
@@ -50,8 +50,8 @@ class NodeCheck:
 
     Args:
         storage: a folder inside the results folder.
-        needs: of the trials, beside this package.
-        nodes: as `ray.nodes` lists them.
+        needs: what trials need besides this package.
+        nodes: the nodes, as `ray.nodes` lists them.
     """
 
     def __init__(self, storage: Path, needs: Needs, nodes: Sequence[dict[str, Any]]) -> None:
@@ -62,18 +62,18 @@ class NodeCheck:
         storage.mkdir(parents=True, exist_ok=True)
         self._token = storage / f"seen-{uuid.uuid4().hex}"
         self._token.touch()
-        self._here = look(str(self._token), Needs())
+        self._here = examine(str(self._token), Needs())
         environment = SEES_GPUS if needs.gpu_bytes else {}
         options = {"num_cpus": 0, "max_retries": 0, "runtime_env": environment}
-        task = ray.remote(**options, max_calls=1)(look)  # its process ends, with all that it imported
-        there = [NodeAffinitySchedulingStrategy(node["NodeID"], soft=False) for node in nodes]
+        task = ray.remote(**options, max_calls=1)(examine)  # its process ends, with all that it imported
+        strategies = [NodeAffinitySchedulingStrategy(node["NodeID"], soft=False) for node in nodes]
         self._asked = [
             task.options(scheduling_strategy=strategy).remote(str(self._token), needs if _trains(node) else Needs())
-            for node, strategy in zip(nodes, there, strict=True)
+            for node, strategy in zip(nodes, strategies, strict=True)
         ]
 
     def wait(self, seconds: float) -> list[dict[str, Any]]:
-        """Wait for the answers; return the nodes that have not answered."""
+        """Wait at most `seconds` for the answers. Return the nodes that have not answered."""
         import ray
 
         late = ray.wait(self._asked, num_returns=len(self._asked), timeout=seconds)[1] if self._asked else []
@@ -81,11 +81,11 @@ class NodeCheck:
 
     @property
     def over(self) -> bool:
-        """Whether all nodes have answered, or had `ANSWER_S` to do so."""
+        """Return whether all nodes have answered, or `ANSWER_S` seconds have passed."""
         return not self.wait(0) or time.monotonic() - self._begun > ANSWER_S
 
     def problems(self) -> list[Problem]:
-        """Return everything that is wrong with any node; one that has not answered is a problem."""
+        """Return everything that is wrong with any node. A node that has not answered is a problem."""
         answers = zip(self.nodes, self._asked, strict=True)
         return [problem for node, answer in answers for problem in _problems(node, answer, self._here, self._storage)]
 
@@ -94,20 +94,20 @@ class NodeCheck:
 
 
 def check_nodes(storage: Path, needs: Needs = Needs(), known: Container[str] = ()) -> list[str]:
-    """Ask every node of the joined cluster that trials may run on, and the head, as long as Ray may install there.
+    """Ask every node that trials may run on, and the head node, and wait as long as Ray may install there.
 
     Args:
         storage: a folder inside the results folder.
-        needs: of the trials, beside this package.
+        needs: what trials need besides this package.
         known: ids of nodes that need not be asked.
 
     Returns:
         The ids of the nodes that were asked.
 
     Raises:
-        ResourceError: everything that is wrong with any node: it does not answer, lacks this package, has another
-            version of it or of Python, does not see the results folder, or lacks what trials need; or the folder is
-            one that Ray deletes with the job.
+        ResourceError: it lists everything that is wrong with any node: it does not answer, lacks this package, has
+            another version of it or of Python, does not see the results folder, or lacks what trials need. Also if
+            the results folder is one that Ray deletes with the job.
     """
     import ray
 
@@ -121,11 +121,11 @@ def check_nodes(storage: Path, needs: Needs = Needs(), known: Container[str] = (
             note = "waiting %g minutes at most for %s: Ray may be installing the job's environment there"
             logging.getLogger("sweeps").warning(note, ANSWER_S / 60, names)
             check.wait(ANSWER_S - _NOTE_S)
-        wrong = check.problems()
+        problems = check.problems()
     finally:
         check.close()
-    if wrong:
-        raise ResourceError(wrong)
+    if problems:
+        raise ResourceError(problems)
     return [node["NodeID"] for node in check.nodes]
 
 
@@ -134,7 +134,7 @@ class ClusterNodes:
 
     Args:
         storage: a folder inside the results folder.
-        needs: of the trials, beside this package.
+        needs: what trials need besides this package.
     """
 
     def __init__(self, storage: Path, needs: Needs) -> None:
@@ -145,12 +145,16 @@ class ClusterNodes:
         """What is wrong with nodes that joined and are left out, by their ids."""
 
     def check(self) -> list[Node]:
-        """Return the nodes that are there, after every one of them was asked. Raises ResourceError as `check_nodes`."""
-        self._usable |= {*check_nodes(self._storage, self.needs, self._usable)}
-        return [node for node in nodes_there() if node.name in self._usable]
+        """Ask every node and wait for the answers. Return the usable nodes.
 
-    def look(self) -> list[Node]:
-        """Return the nodes that are there and can run trials. Nodes that have joined are asked, and not waited for."""
+        Raises:
+            ResourceError: a node is not usable, as `check_nodes` says.
+        """
+        self._usable |= {*check_nodes(self._storage, self.needs, self._usable)}
+        return [node for node in session_nodes() if node.name in self._usable]
+
+    def usable_nodes(self) -> list[Node]:
+        """Return the nodes that are known to be usable now. Ask nodes that have joined, without waiting for them."""
         import ray
 
         alive = {node["NodeID"]: node for node in ray.nodes() if node["Alive"]}
@@ -177,19 +181,20 @@ class ClusterNodes:
             check.close()
 
 
-def nodes_there() -> list[Node]:
-    """Return the nodes of this session."""
+def session_nodes() -> list[Node]:
+    """Return the nodes that are alive in this process's Ray session."""
     import ray
 
     return [_as_node(node) for node in ray.nodes() if node["Alive"]]
 
 
 def _as_node(node: dict[str, Any]) -> Node:
-    has = node["Resources"]
-    return Node(has.get("CPU", 0.0), has.get("GPU", 0.0), node["NodeID"])
+    resources = node["Resources"]
+    return Node(resources.get("CPU", 0.0), resources.get("GPU", 0.0), node["NodeID"])
 
 
 def _trains(node: dict[str, Any]) -> bool:
+    """Return whether a node has CPUs or GPUs, so that trials may run there."""
     return bool(node["Resources"].get("CPU") or node["Resources"].get("GPU"))
 
 
@@ -197,13 +202,13 @@ def _name(node: dict[str, Any]) -> str:
     return f"{node['NodeManagerHostname']} {node['NodeManagerAddress']}"
 
 
-def _problems(node: dict[str, Any], answer: Any, mine: dict[str, Any], storage: Path) -> Iterator[Problem]:
-    """What is wrong with a machine: its answer against the driver's own."""
+def _problems(node: dict[str, Any], answer: Any, drivers: dict[str, Any], storage: Path) -> Iterator[Problem]:
+    """Yield everything that is wrong with a node, by its answer and the driver's own facts."""
     import ray
 
     name = _name(node)
     try:
-        found = ray.get(answer, timeout=0.1)
+        facts = ray.get(answer, timeout=0.1)
     except ray.exceptions.GetTimeoutError:
         rule = f"gave no answer within {ANSWER_S:g} s"
         yield Problem("--address", name, rule, "install this package there beforehand, or take the machine out")
@@ -213,36 +218,40 @@ def _problems(node: dict[str, Any], answer: Any, mine: dict[str, Any], storage: 
         rule = f"can't run this package ({last[:300]})"
         yield Problem("--address", name, rule, "install it on every machine, or `ray job submit --working-dir`")
         return
-    for what, of in (("python", "Python"), ("package", "this package")):
-        if None not in (found[what], mine[what]) and found[what] != mine[what]:
-            rule = f"has {of} {found[what]}, and the driver {mine[what]}"
+    for what, name_of_it in (("python", "Python"), ("package", "this package")):
+        if None not in (facts[what], drivers[what]) and facts[what] != drivers[what]:
+            rule = f"has {name_of_it} {facts[what]}, and the driver {drivers[what]}"
             yield Problem("--address", name, rule, "the same version on every machine")
-    if not _trains(node):  # nothing but the broker runs there, which touches no file
+    if not _trains(node):  # only the broker runs there, and it touches no file
         return
-    if not found["sees"]:
+    if not facts["sees"]:
         yield Problem("output", str(storage.parents[1]), f"is not seen by {name}", "a folder that all machines share")
-    if found["lacks"]:
-        rule = f"lacks {', '.join(found['lacks'])}"
+    if facts["lacks"]:
+        rule = f"lacks {', '.join(facts['lacks'])}"
         yield Problem("--address", name, rule, "models, data and packages at the same place on every machine")
 
 
 def check_lasting(folder: Path) -> None:
-    """Refuse a results folder inside the copy of a job's working directory: Ray deletes it with the job."""
+    """Check that a results folder is not inside the copy of a job's working directory, which Ray deletes with the job.
+
+    Raises:
+        ResourceError: it is inside that copy.
+    """
     if _JOB_FOLDER in folder.parts and "runtime_resources" in folder.parts:
         rule = "lies in the job's copy of its working directory, which Ray deletes"
         raise ResourceError([Problem("output", str(folder), rule, "--set output=/a/shared/folder")])
 
 
 def job_variables() -> dict[str, str]:
-    """Environment variables that a submitted job's runtime environment sets; Ray refuses to have them set twice."""
+    """Return the variables that a submitted job's runtime environment sets. Ray forbids setting them twice."""
     with contextlib.suppress(json.JSONDecodeError, AttributeError):
-        found = json.loads(os.environ.get(JOB_CONFIG, "{}")).get("runtime_env", {}).get("env_vars", {})
-        return {str(k): str(v) for k, v in found.items()}
+        variables = json.loads(os.environ.get(JOB_CONFIG, "{}")).get("runtime_env", {}).get("env_vars", {})
+        return {str(k): str(v) for k, v in variables.items()}
     return {}
 
 
-def own_paths(paths: str) -> str:
-    """The part of an import path that is not Python's own: other machines have theirs."""
+def paths_outside_python(paths: str) -> str:
+    """Return an import path without the folders of this Python: other nodes have their own Python."""
     prefixes = {Path(p).resolve() for p in (sys.prefix, sys.base_prefix, sys.exec_prefix)}
     kept = [p for p in paths.split(os.pathsep) if p and not any(Path(p).resolve().is_relative_to(x) for x in prefixes)]
     return os.pathsep.join(kept)

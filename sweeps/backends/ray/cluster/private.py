@@ -1,7 +1,7 @@
-"""A local Ray session's own folder and token: only its owner reads what it writes, and only who has the token is heard.
+"""Makes a private folder and a token for a local Ray session, so that other users can neither read nor call it.
 
-Ray opens its folders to everybody (mode 0777), so they lie in one that is not. Ray's own default token would be one for
-all sessions, in the user's home.
+Ray opens its folders to everybody (mode 0777), so they are put into a folder that only the user may enter. By default,
+Ray would use one token for all sessions, in the user's home.
 """
 
 from __future__ import annotations
@@ -24,40 +24,40 @@ from sweeps.backends.resources import ResourceError
 from sweeps.errors import Problem
 
 PREFIX = "sweeps-ray-"
-"""Of the folder's name: by it `joining.find` knows the processes of private sessions, anybody's."""
+"""How the folder's name begins. `joining.find` recognises processes of private sessions of any user by it."""
 _RAYS = "/r/session_2026-01-01_00-00-00_000000_4194304/sockets/plasma_store_1"
-_SOCKET_BYTES = 103  # of a Unix socket's path: 107 on Linux, 103 on macOS
+_SOCKET_BYTES = 103  # the longest path of a Unix socket: 107 on Linux, 103 on macOS
 _YOUNG_S = 60.0
-"""Age up to which a folder may be one of a session that is just being started."""
-_SHORT = "/tmp"  # noqa: S108  # what is made in it is made anew, for its owner alone
+"""Age in seconds up to which a folder may belong to a session that is just being started."""
+_SHORT = "/tmp"  # noqa: S108  # a new folder for its owner alone is made in it
 
 
-def _asked() -> str:
-    """Where Ray's files are to go."""
+def _wanted_place() -> str:
+    """Return the folder that the environment names for Ray's files."""
     return os.environ.get("RAY_TMPDIR") or os.environ.get("TMPDIR") or _SHORT
 
 
-def room() -> tuple[str, int]:
-    """Where Ray's files go, and the bytes that are free there."""
-    place = _asked() if Path(_asked()).is_dir() else _SHORT
+def temporary_space() -> tuple[str, int]:
+    """Return the folder for Ray's files, and the bytes that are free there."""
+    place = _wanted_place() if Path(_wanted_place()).is_dir() else _SHORT
     return place, shutil.disk_usage(place).free
 
 
 def make_folder() -> Path:
-    """A new folder that only its owner may enter, with a token of its own in it, where Ray puts its files.
+    """Make and return a new folder for Ray's files, which only its owner may enter, with a new token in it.
 
-    That is in RAY_TMPDIR, TMPDIR or /tmp; in /tmp too where the path of the first would be too long for Ray's sockets,
-    or it can't be written.
+    The folder is in RAY_TMPDIR, TMPDIR or /tmp. It is also in /tmp if the path of the first is too long for Ray's
+    sockets, or if that folder can't be written.
 
     Raises:
         ResourceError: no place is writable and has a path that is short enough.
     """
-    asked = _asked()
-    tried = []
+    asked = _wanted_place()
+    failures = []
     for place in dict.fromkeys((Path(asked).absolute(), Path(_SHORT))):
         over = len(os.fsencode(f"{place}/{PREFIX}12345678{_RAYS}")) - _SOCKET_BYTES
         if over > 0:
-            tried.append(f"{place} is {over} bytes too long for Ray's sockets")
+            failures.append(f"{place} is {over} bytes too long for Ray's sockets")
             continue
         folder: Path | None = None
         try:
@@ -67,19 +67,19 @@ def make_folder() -> Path:
         except OSError as error:
             if folder is not None:
                 shutil.rmtree(folder, ignore_errors=True)
-            tried.append(f"{place}: {error.strerror}")
+            failures.append(f"{place}: {error.strerror}")
             continue
-        if tried:
-            logging.getLogger("sweeps").warning("Ray's files go to %s: %s", place, tried[0])
-        for known in dict.fromkeys((place, Path(_SHORT))):
-            _remove_abandoned(known)
+        if failures:
+            logging.getLogger("sweeps").warning("Ray's files go to %s: %s", place, failures[0])
+        for parent in dict.fromkeys((place, Path(_SHORT))):
+            _remove_abandoned(parent)
         return folder
-    rule = f"Ray's files can go nowhere ({'; '.join(tried)})"
+    rule = f"Ray's files can go nowhere ({'; '.join(failures)})"
     raise ResourceError([Problem("RAY_TMPDIR", asked, rule, "a short, writable folder")])
 
 
 def _remove_abandoned(place: Path) -> None:
-    """End what is left of this user's sessions whose drivers were killed, and remove their folders."""
+    """End the processes of this user's sessions whose drivers were killed, and remove their folders."""
     for folder in place.glob(f"{PREFIX}*"):
         with contextlib.suppress(OSError):  # gone meanwhile
             about = folder.lstat()
@@ -89,7 +89,7 @@ def _remove_abandoned(place: Path) -> None:
 
 
 def _has_driver(folder: Path) -> bool:
-    """Return whether a driver holds the lock of a session's token. One killed before it wrote the token does not."""
+    """Return whether a driver holds the lock on a session's token. Return False if there is no token yet."""
     try:
         with token_of(folder).open() as token:
             fcntl.flock(token, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -99,21 +99,21 @@ def _has_driver(folder: Path) -> bool:
 
 
 def token_of(folder: Path) -> Path:
-    """Where a session's token is."""
+    """Return the path of a session's token."""
     return folder / "token"
 
 
 def session_folder() -> Path | None:
-    """The folder of the local session that this process has; None where it has another one, or none."""
+    """Return the folder of this process's local session; None if it has joined a cluster, or has no session."""
     folder = Path(os.environ.get("RAY_AUTH_TOKEN_PATH", "")).parent
     return folder if folder.name.startswith(PREFIX) else None
 
 
 @contextlib.contextmanager
-def guarded(folder: Path) -> Iterator[None]:
-    """What is started in the block listens on loopback and asks for the folder's token, whatever the user has set.
+def private_session(folder: Path) -> Iterator[None]:
+    """Let Ray in the block listen on loopback and ask for the folder's token, whatever the user has set.
 
-    The token's file is locked meanwhile, so that no other driver takes the folder for an abandoned one.
+    The token's file is locked meanwhile, so that no other driver removes the folder as an abandoned one.
     """
     own = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(token_of(folder))}
     before = {name: os.environ.pop(name, None) for name in (*own, "RAY_AUTH_TOKEN")}
@@ -133,10 +133,10 @@ def guarded(folder: Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def users_token() -> Iterator[None]:
-    """Use a token that the user has in the block, if RAY_AUTH_MODE does not say otherwise."""
+    """Let Ray in the block use the user's token, if there is one and RAY_AUTH_MODE is not set."""
     path = os.environ.get("RAY_AUTH_TOKEN_PATH", "~/.ray/auth_token")
-    there = bool(os.environ.get("RAY_AUTH_TOKEN")) or Path(path).expanduser().is_file()
-    if "RAY_AUTH_MODE" in os.environ or not there:
+    has_token = bool(os.environ.get("RAY_AUTH_TOKEN")) or Path(path).expanduser().is_file()
+    if "RAY_AUTH_MODE" in os.environ or not has_token:
         yield
         return
     os.environ["RAY_AUTH_MODE"] = "token"

@@ -1,4 +1,4 @@
-"""A Ray session: started on loopback and ended without a trace, joined at an address, or the one this process has."""
+"""A Ray session: starts one on loopback and ends it, joins one at an address, or uses the one of this process."""
 
 from __future__ import annotations
 
@@ -17,33 +17,33 @@ from typing import Self
 import psutil
 
 from sweeps.backends.ray.cluster.joining import ask, find, other_release, unsupported
-from sweeps.backends.ray.cluster.nodes import job_variables, own_paths
-from sweeps.backends.ray.cluster.private import guarded, make_folder, room, users_token
+from sweeps.backends.ray.cluster.nodes import job_variables, paths_outside_python
+from sweeps.backends.ray.cluster.private import make_folder, private_session, temporary_space, users_token
 from sweeps.backends.ray.cluster.processes import clear, ended, runs, vital
 from sweeps.backends.ray.compat import log_errors_of_workers
 from sweeps.backends.resources import ResourceError, local_node
-from sweeps.backends.signals import handled, held, signalled
+from sweeps.backends.signals import delay_signals, signal_came, signals_handled
 from sweeps.errors import Problem
 from trainables.errors import first_line
 
 _STORE_BYTES = 80 * 2**20  # trials pass kilobytes; Ray would take 30 % of the memory
 _KNOCK_S = 2.5
 _STARTS = 2
-"""Times that a local Ray is started before it is an error: a loaded machine's time-outs and taken ports pass."""
+"""How often a local Ray is started before that is an error. Time-outs of a busy machine and taken ports may pass."""
 _LOOK_S = 1.0
 _LEAVE_S = 15.0
-"""For the main thread to end a session that is lost: Ray's own shut-down takes half of that."""
+"""Seconds that the main thread gets to end a session that is lost. Ray's own shut-down takes half of that."""
 _HEARD_S = 0.02
-"""For a signal to all processes to reach this one too."""
+"""Seconds to wait so that a signal which was sent to all processes also reaches this one."""
 _KEPT = "finished trials are kept, and the same command goes on"
 EXIT_LOST = 4
 _QUIET_S = 3.0
-"""How long the control store of a local session may take no connection: told to end, it hangs with its port closed."""
+"""Seconds for which the control store of a local session may refuse connections. If it is ended, it hangs like that."""
 _RECONNECT = "RAY_gcs_rpc_server_reconnect_timeout_s"
 _ENDS_S = 60.0
-"""When Ray gives a control store up, and ends the driver with exit code 1; a cluster's may come back before."""
+"""Seconds after which Ray gives up a lost control store, and ends the driver with exit code 1 (Ray's default)."""
 _SPARE_S = _LEAVE_S + 5.0
-"""So long before that the sweep ends by itself; ending may take `_LEAVE_S`."""
+"""The sweep ends itself this many seconds earlier. Ending may take `_LEAVE_S`."""
 
 _LOCAL = {
     "RAY_prestart_worker_first_driver": "0",  # idle workers that none of our actors can use
@@ -67,7 +67,12 @@ _ALWAYS = {
 
 @contextmanager
 def _environment(values: Mapping[str, str], *, over: bool = False) -> Iterator[None]:
-    """Environment variables that Ray's processes inherit; all is put back. `over`: also where the user has set them."""
+    """Set environment variables in the block, which Ray's processes inherit, and restore them afterwards.
+
+    Args:
+        values: the variables.
+        over: also set variables that the user has set.
+    """
     new = {name: value for name, value in values.items() if over or name not in os.environ}
     before = {name: os.environ[name] for name in new if name in os.environ}
     os.environ.update(new)
@@ -80,45 +85,46 @@ def _environment(values: Mapping[str, str], *, over: bool = False) -> Iterator[N
 
 
 def _import_paths() -> str:
-    """Import path for Ray's workers: ours, so that a trial function next to the caller is found."""
-    mine = [str(Path(entry or ".").resolve()) for entry in sys.path if not entry or Path(entry).is_dir()]
-    return os.pathsep.join(dict.fromkeys([*mine, *filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))]))
+    """Return the import path for Ray's workers: that of this process, so that they find the caller's trial function."""
+    own = [str(Path(entry or ".").resolve()) for entry in sys.path if not entry or Path(entry).is_dir()]
+    return os.pathsep.join(dict.fromkeys([*own, *filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))]))
 
 
 def connected() -> bool:
-    """Whether this process has a session."""
+    """Return whether this process has a Ray session."""
     import ray
 
     return bool(ray.is_initialized())
 
 
 class RayLostError(RuntimeError):
-    """Ray's own processes died under a sweep. What is finished stays; the same command goes on from there."""
+    """Ray's own processes died during a sweep. Finished trials are kept, and the same command goes on."""
 
     exit_code = EXIT_LOST
 
 
 class RayStartError(RuntimeError):
-    """Ray did not come up on this machine. Nothing of it is left."""
+    """Ray did not start on this machine. Nothing of it is left."""
 
 
 class Session:
-    """The Ray session of a driver, from `connect` to the end of the `with`; its environment holds in the whole of it.
+    """The Ray session of a driver, from `connect` to the end of the `with` block.
 
-    A session that this process has already is used, and left running.
+    Its environment variables are set in the whole block. If this process already has a session, that one is used and
+    left running.
 
     Args:
-        address: the cluster to join; None starts a local one.
-        note: is told which address is tried.
+        address: the cluster to join; None starts a local session.
+        note: shows the address that is tried to the user.
 
     Attributes:
-        lost: which of a local session's own processes died, or that the control store is gone, in words. Nothing goes
-            on without them, and Ray would end this process with exit code 1, at once or a minute later; so its main
-            thread is interrupted.
+        lost: says, in words, which of the session's own processes died, or that the control store is gone; None if all
+            run. Nothing goes on without them, and Ray would end this process with exit code 1, at once or a minute
+            later. So the main thread is interrupted first.
 
     Raises:
-        ResourceError: no cluster answers at the address; Ray's files can go nowhere.
-        RayStartError: it did not come up.
+        ResourceError: no cluster answers at the address, or there is no place for Ray's files.
+        RayStartError: Ray did not start.
     """
 
     def __init__(self, address: str | None = None, note: Callable[[str], None] = lambda _: None) -> None:
@@ -130,8 +136,10 @@ class Session:
         self._folder: Path | None = None
         self._own: dict[str, psutil.Process] = {}
         self._store: str | None = None
-        self._heard, self._patience = 0.0, _QUIET_S
-        self._over, self._ended = threading.Event(), threading.Event()
+        self._heard = 0.0
+        self._patience = _QUIET_S
+        self._over = threading.Event()
+        self._ended = threading.Event()
         self._variables = _environment(_ALWAYS | ({} if address else _LOCAL))
 
     def __enter__(self) -> Self:
@@ -141,7 +149,7 @@ class Session:
     def __exit__(self, *_: object) -> None:
         import ray
 
-        self.look()
+        self.check_processes()
         self._over.set()
         if self.owned:
             ray.shutdown()
@@ -151,15 +159,16 @@ class Session:
         self._ended.set()
         self._variables.__exit__(None, None, None)
 
-    def look(self) -> str | None:
-        """Look after Ray's own processes; returns `lost`."""
+    def check_processes(self) -> str | None:
+        """Check whether Ray's own processes run. Set and return `lost`."""
         if self.lost is None and not self._over.is_set() and self._store is not None:
-            found = self._missing(self._store)
-            if found and not self._over.is_set():  # else `__exit__` has ended them meanwhile
-                self.lost = found
+            loss = self._missing(self._store)
+            if loss and not self._over.is_set():  # else `__exit__` has ended them meanwhile
+                self.lost = loss
         return self.lost
 
     def _missing(self, store: str) -> str | None:
+        """Return, in words, which process died or that the control store does not answer; None if all is well."""
         died = [f"{name} (process {p.pid})" for name, p in self._own.items() if not runs(p)]
         if died:
             return f"Ray's {' and '.join(died)} died"
@@ -170,37 +179,38 @@ class Session:
         return f"Ray's control store at {store} takes no connections any more" if quiet else None
 
     @contextmanager
-    def minded(self) -> Iterator[None]:
-        """Errors of the block are a `RayLostError` where Ray's own processes have died."""
+    def convert_lost_errors(self) -> Iterator[None]:
+        """Turn errors of the block into a `RayLostError` if Ray's own processes have died."""
         try:
             yield
         except (Exception, KeyboardInterrupt) as error:
-            if self.look() is None:
+            if self.check_processes() is None:
                 raise
             raise RayLostError(f"{self.lost}; {_KEPT}") from error
 
     def _watch(self) -> None:
+        """Wait until Ray's own processes die or the session ends. If they die, end the sweep before Ray ends it."""
         helpers = [name for name in self._own if "agent" in name]
         with ended(list(self._own.values())) as wait:
             while not self._over.is_set():
                 wait(_LOOK_S)
-                if self.look() is not None:
+                if self.check_processes() is not None:
                     if not all(runs(self._own[name]) for name in helpers):
-                        # the raylet ends with them, and the driver by Ray's hand soon after
+                        # the raylet ends with its agents, and soon afterwards Ray ends this process
                         time.sleep(_HEARD_S)
-                        self._exit(130 if signalled() else EXIT_LOST)
-                    elif handled():
+                        self._exit(130 if signal_came() else EXIT_LOST)
+                    elif signals_handled():
                         self._leave()
                     return
 
     def _leave(self) -> None:
-        """Interrupt the main thread; and where that is in a call of Ray's which nothing ends, leave without it.
+        """Interrupt the main thread. If it is in a call of Ray that does not return, end the process without it.
 
-        Every step of the sweep is on disk.
+        Nothing is lost by that: every step of the sweep is on disk.
         """
-        code = 130 if signalled() else EXIT_LOST
+        code = 130 if signal_came() else EXIT_LOST
         os.kill(os.getpid(), signal.SIGINT)
-        if not self._ended.wait(_LEAVE_S) and handled():
+        if not self._ended.wait(_LEAVE_S) and signals_handled():
             self._exit(code)
 
     def _exit(self, code: int) -> None:
@@ -212,19 +222,19 @@ class Session:
         os._exit(code)
 
     def connect(self) -> None:
-        """Start, or join; nothing where this process has a session."""
+        """Start or join a session. Do nothing if this process has one."""
         import ray
 
         for name in ("ray", "ray.train", "ray.data"):
             logging.getLogger(name).setLevel(logging.ERROR)
-        logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # it shows a traceback for each process that is killed
+        logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # it shows a traceback for each killed process
         if connected():
             return
         paths = _import_paths()
         if self.address is not None:
             self._join(self.address, paths)
         else:
-            with held(), _environment({"PYTHONPATH": paths}, over=True):
+            with delay_signals(), _environment({"PYTHONPATH": paths}, over=True):
                 self._start()
         self._store, self._heard = ray.get_runtime_context().gcs_address, time.monotonic()
         threading.Thread(target=self._watch, name="ray-watch", daemon=True).start()
@@ -247,14 +257,14 @@ class Session:
                     raise ResourceError([problem])
                 if why is not None:
                     raise ConnectionError(why)
-            variables = {"PYTHONPATH": own_paths(paths), **_ALWAYS}
-            given = job_variables()
-            with held(), _environment({"RAY_ADDRESS": address}, over=True), _no_exit():
+            variables = {"PYTHONPATH": paths_outside_python(paths), **_ALWAYS}
+            jobs_own = job_variables()
+            with delay_signals(), _environment({"RAY_ADDRESS": address}, over=True), _no_exit():
                 ray.init(
                     address=address,
                     log_to_driver=False,
                     logging_level=logging.ERROR,
-                    runtime_env={"env_vars": {k: v for k, v in variables.items() if k not in given}},
+                    runtime_env={"env_vars": {k: v for k, v in variables.items() if k not in jobs_own}},
                 )
                 self.owned = True
             self._patience = max(_QUIET_S, float(os.environ.get(_RECONNECT, _ENDS_S)) - _SPARE_S)
@@ -265,16 +275,16 @@ class Session:
         except RuntimeError as error:
             if (problem := other_release(asked, str(error))) is None:
                 raise
-            raise ResourceError([problem]) from error  # another Python: `ray status` says nothing of it
+            raise ResourceError([problem]) from error  # another release of Python, which `ray status` does not tell
 
     def _start(self) -> None:
-        """Start a session of our own; once more where it did not come up."""
+        """Start a local session. Try again if it did not come up."""
         import ray
 
         node = local_node()
-        for left in reversed(range(_STARTS)):
+        for tries_left in reversed(range(_STARTS)):
             self._folder = folder = make_folder()
-            self._private.enter_context(guarded(folder))
+            self._private.enter_context(private_session(folder))
             try:
                 with _no_exit():
                     ray.init(
@@ -293,7 +303,7 @@ class Session:
                 clear(folder)
                 if not isinstance(error, Exception):
                     raise
-                if not left:
+                if not tries_left:
                     raise RayStartError(_why_not(error)) from error
                 logging.getLogger("sweeps").warning("Ray did not come up, and is started again: %s", first_line(error))
                 continue
@@ -303,8 +313,8 @@ class Session:
 
 
 def _why_not(error: Exception) -> str:
-    """Why a local Ray did not come up, and what to do."""
-    memory, (place, store) = psutil.virtual_memory().available, room()
+    """Return the message for a local Ray that did not start: why, and what to do."""
+    memory, (place, store) = psutil.virtual_memory().available, temporary_space()
     free = f"{memory / 2**30:.1f} GiB of memory and {store / 2**30:.1f} GiB of {place} are free"
     return (
         f"Ray did not come up, {_STARTS} times ({first_line(error)}); {free}. "
@@ -313,7 +323,7 @@ def _why_not(error: Exception) -> str:
 
 
 def _knock(address: str) -> None:
-    """Fail within seconds where nothing listens; Ray would try for more than a minute."""
+    """Connect to an address, and fail within seconds if nothing listens there. Ray would try for more than a minute."""
     host, _, port = address.rpartition(":")
     if port.isdecimal():
         socket.create_connection((host.strip("[]"), int(port)), timeout=_KNOCK_S).close()
@@ -321,7 +331,7 @@ def _knock(address: str) -> None:
 
 @contextmanager
 def _no_exit() -> Iterator[None]:
-    """Make a SIGTERM during `ray.init` an interruption: Ray's handler ends the process, until `held` puts ours back."""
+    """Turn a SIGTERM during `ray.init` into a KeyboardInterrupt: Ray's own handler raises SystemExit."""
     try:
         yield
     except SystemExit as error:

@@ -1,7 +1,7 @@
-"""The broker: an actor through which the driver hands trials to lane workers, and their reports come back.
+"""The broker: an actor that hands the driver's trials to lane workers, and their reports to the driver.
 
-It holds soft state only. When it dies it comes back empty: Tune's trials are then "stopped", the driver issues them
-again, and they go on from their own checkpoints.
+Its state is in memory only. If it dies, Ray starts it again, empty. Then Tune's trials end as "stopped", the driver
+submits them again, and they go on from their own checkpoints.
 """
 
 from __future__ import annotations
@@ -18,16 +18,17 @@ import ray
 from sweeps.backends.ray.lanes.leases import SILENT, WAIT_S, Event, Lease, Process, Verdict, lane_of, result
 
 ENDED_S = 10.0
-"""Ray Train ends the workers of a lane within this after one of them died."""
+"""Seconds within which Ray Train ends the other workers of a lane after one of them died."""
 
 
 class Broker:
-    """Leases by key. Every method is a coroutine of one asyncio actor, so no two of them run at once between awaits.
+    """Holds the leases of a sweep by their keys, and the queue of those that wait for a worker.
 
-    Ray calls again where a reply was lost: each method may be called twice.
+    Every method is a coroutine of one asyncio actor. So no other method runs between two of its awaits. Ray repeats a
+    call whose reply was lost, so each method may be called twice.
 
     Args:
-        kill: ends a worker's process, given the handle that it said hello with. None: Ray's own `kill`.
+        kill: ends a worker's process, given the handle from its `hello`. None: Ray's own `kill`.
     """
 
     def __init__(self, kill: Callable[[Any], None] | None = None) -> None:
@@ -36,13 +37,13 @@ class Broker:
         self._queue: deque[str] = deque()
         self._workers: dict[str, Process] = {}
         self._doomed: set[str] = set()  # tokens of processes that are about to be ended
-        self._worked: dict[str, float] = {}  # when a worker of a lane last told of its trial, on the monotonic clock
+        self._worked: dict[str, float] = {}  # when a worker of a lane last reported, on the monotonic clock
         self._tasks: set[asyncio.Task[None]] = set()
         self._watching = False
         self._stopping = False
         self._dead: str | None = None
         self._taken: dict[str, dict[str, Any]] = {}  # the driver's last `take`, and its answer
-        self._left: dict[str, Lease] = {}  # what a worker had as the driver took it, until it asks for the next
+        self._left: dict[str, Lease] = {}  # by worker: a lease that the driver took while the worker still trains it
         self._change = asyncio.Condition()
 
     async def _wake(self) -> None:
@@ -62,16 +63,17 @@ class Broker:
         """Queue a trial.
 
         Args:
-            key: names this lease.
-            order: what the worker needs. `timeout`: seconds of silence after which its worker is killed and the trial
-                issued again (None: never); `attempts`: how often it is started before it is a failed trial.
-            window: epochs that a lane may run ahead of what the driver has seen; None: any number.
+            key: the name of the new lease.
+            order: the order for the worker. `timeout`: seconds without a report after which its worker is killed and
+                the trial is queued again (None: never). `attempts`: how often it is started before it has failed.
+            window: number of epochs that a worker may train beyond the last one that the driver has seen. None: any
+                number.
         """
         self._add(Lease(key, order, window=window))
         await self._wake()
 
     async def submit_pack(self, orders: Mapping[str, dict[str, Any]]) -> None:
-        """Queue trials, by their keys, that one worker may train together; nobody judges them by epoch."""
+        """Queue trials, by their keys, which one worker may train together. The driver does not judge them."""
         first = next(iter(orders))
         for key, order in orders.items():
             self._add(Lease(key, order, pack=first))
@@ -83,10 +85,13 @@ class Broker:
             self._queue.append(lease.key)
 
     async def take(self, key: str, over: bool = False) -> dict[str, Any] | None:
-        """Remove a lease and return its outcome and reports; a trial that runs is abandoned. None when unknown.
+        """Remove a lease, and return its outcome and reports; None if the lease is not known.
 
-        `over`: it never goes on, so its worker clears up after it.
-        Time and place are what the broker saw where no worker told the trial's end.
+        A trial that still runs is abandoned. If no worker reported its end, time and place are what the broker saw.
+
+        Args:
+            key: the lease.
+            over: the trial never goes on, so its worker removes its folder.
         """
         lease = self._leases.pop(key, None)
         if lease is None:
@@ -94,7 +99,8 @@ class Broker:
         if key in self._queue:
             self._queue.remove(key)
         if lease.state == "running":
-            lease.over, self._left[str(lease.worker)] = over, lease
+            lease.over = over
+            self._left[str(lease.worker)] = lease
         events = [lease.events[e] for e in sorted(lease.events)]
         facts = {"attempt": max(1, lease.attempt), "packed": lease.packed or None, "unpacked": lease.unpacked}
         taken = {"state": lease.state, **facts, "events": events, **lease.so_far, **lease.outcome}
@@ -103,7 +109,7 @@ class Broker:
         return taken
 
     async def interrupt(self) -> None:
-        """Stop what runs and hand out nothing more until `reset`."""
+        """Stop all trials that run, and hand out no more until `reset`."""
         self._stopping = True
         await self._wake()
 
@@ -122,9 +128,9 @@ class Broker:
     async def status(self) -> dict[str, Any]:
         """Return the state of the workers.
 
-        `workers`: the host of each that is there. `nodes`: the id of the node that each lane was last heard from, in
-        the order in which they came.
-        `busy`: how many workers have a trial or a pack. `dead`: why no lane is left; None if lanes are.
+        `workers`: the host of each worker. `nodes`: the id of the node of each lane, in the order in which the lanes
+        came. `busy`: the number of workers that have a trial or a pack. `dead`: why no lane is left; None if there are
+        lanes.
         """
         workers = {name: worker.where.get("host", "") for name, worker in self._workers.items() if worker.token}
         nodes = {lane_of(name): self._workers[name].node for name in workers}
@@ -134,10 +140,10 @@ class Broker:
     # Tune's side
 
     async def step(self, key: str, number: int) -> dict[str, Any]:
-        """Step `number` (from 1) of a Tune trial: waits for the next epoch's report, or the end without one.
+        """Wait for the next report or the end of a trial, and return it as Tune's result of step `number` (from 1).
 
-        A result with `status` "stopped" means that the trial did not end: the sweep is being interrupted, or the lease
-        is not known. Asked again, a step has the same answer.
+        If the result's `status` is "stopped", the trial did not end: the sweep is being interrupted, or the lease is
+        not known. A repeated call for the same step returns the same result.
         """
         lease = self._leases.get(key)
         if lease is None:
@@ -163,10 +169,8 @@ class Broker:
             if (epoch := following()) is not None:
                 lease.answer = result(epoch, lease.events[epoch], lease.state)
             else:
-                ended = (
-                    lease.state if over() else "stopped"
-                )  # an ended trial reports its outcome even if the sweep stops
-                lease.answer = result(lease.answer["epoch"], {"done": True}, ended)
+                status = lease.state if over() else "stopped"  # a trial that ended says so even if the sweep stops
+                lease.answer = result(lease.answer["epoch"], {"done": True}, status)
             lease.step = number
         return lease.answer
 
@@ -175,10 +179,12 @@ class Broker:
     async def hello(
         self, worker: str, token: str, handle: Any = None, where: dict[str, Any] | None = None, node: str = ""
     ) -> None:
-        """A lane worker starts, or starts again: what it held before is queued anew.
+        """Register a lane worker that starts, or starts again. Trials that it held before are queued again.
 
         Args:
-            handle: what `kill` takes.
+            worker: the worker's name.
+            token: names this process of the worker.
+            handle: the worker's handle, for `kill`.
             where: its machine (`sweeps.backends.reports.place`).
             node: Ray's id of the node that it runs on.
         """
@@ -189,16 +195,21 @@ class Broker:
         await self._wake()
 
     def _token(self, worker: str | None) -> str | None:
-        known = self._workers.get(str(worker))
-        return None if known is None else known.token
+        process = self._workers.get(str(worker))
+        return None if process is None else process.token
 
     async def died(self, lane: str, reasons: Mapping[str, str | None], *, memory: bool = False) -> None:
-        """Ray's word on workers that died, by name; None: lost with their machine, no trial's doing (`Lease.lose`).
+        """Take the deaths of workers of a lane, and queue their trials again.
 
-        Their trials are issued again at once. Ray ends the other workers of the lane as well, to start it as a whole:
-        their trials follow when that has happened, and their attempts do not count. `memory`: the machine had run out.
+        Ray then ends the other workers of the lane as well, to start the lane as a whole. Their trials are queued again
+        after that, and their attempts do not count.
+
+        Args:
+            lane: the lane's name.
+            reasons: why each worker died, by the worker's name; None if it was lost with its node (`Lease.lose`).
+            memory: whether the node had run out of memory.
         """
-        self._doomed |= {known.token for name, known in self._workers.items() if lane_of(name) == lane}
+        self._doomed |= {process.token for name, process in self._workers.items() if lane_of(name) == lane}
         self._left = {name: lease for name, lease in self._left.items() if lane_of(name) != lane}
         for lease in self._on(lane):
             if (why := reasons.get(str(lease.worker))) is not None:
@@ -207,25 +218,26 @@ class Broker:
                 lease.lose()
             else:
                 lease.spared = lease.death is None
-                self._later(self._orphaned(lease, lease.worker, self._token(lease.worker)))
+                self._later(self._requeue_orphan(lease, lease.worker, self._token(lease.worker)))
         self._requeue(lambda lease: str(lease.worker) in reasons)
         await self._wake()
 
-    async def _orphaned(self, lease: Lease, worker: str | None, token: str | None) -> None:
-        """Issue a trial again once its worker is gone for good, as when its node is lost."""
+    async def _requeue_orphan(self, lease: Lease, worker: str | None, token: str | None) -> None:
+        """Queue a trial again if its worker has not come back within `ENDED_S`, such as when its node is lost."""
         await asyncio.sleep(ENDED_S)
         if lease.worker == worker and self._token(worker) == token:
             self._requeue(lambda other: other is lease)
             await self._wake()
 
     def _later(self, work: Coroutine[Any, Any, None]) -> bool:
+        """Start a task that runs beside the calls of this actor. Return True."""
         task = asyncio.create_task(work)
         self._tasks.add(task)  # asyncio itself holds tasks weakly
         task.add_done_callback(self._tasks.discard)
         return True
 
     async def again(self, worker: str, token: str, key: str, reason: str) -> None:
-        """A group gives a trial back that ran out of memory, to start it with less; the attempt does not count."""
+        """Take back a group's trial that ran out of memory, and queue it to start with a smaller micro-batch."""
         lease = self._held(worker, token, key)
         if lease is not None:
             lease.give_back(reason)
@@ -234,18 +246,23 @@ class Broker:
         await self._wake()
 
     async def unpack(self, worker: str, token: str, keys: Sequence[str], reason: str, cause: str) -> None:
-        """A worker gives trials of its pack back, to be run one by one; the attempt does not count."""
+        """Take back trials of a worker's pack, and queue them to run one by one. The attempt does not count."""
         for key in reversed(keys):
             lease = self._held(worker, token, key)
             if lease is not None:
-                lease.apart(reason, cause)
+                lease.leave_pack(reason, cause)
                 lease.let_go()
-                lease.state, lease.attempt = "queued", lease.attempt - 1
+                lease.state = "queued"
+                lease.attempt -= 1
                 self._queue.appendleft(key)
         await self._wake()
 
-    async def together(self, worker: str, token: str, key: str, rank: int, world: int, timeout: float) -> bool:
-        """One rank of a data-parallel group leaves a trial on an error; whether all do within `timeout` seconds."""
+    async def leave_together(self, worker: str, token: str, key: str, rank: int, world: int, timeout: float) -> bool:
+        """Note that one rank of a data-parallel group leaves a trial because of an error.
+
+        Returns:
+            Whether all `world` ranks have left it within `timeout` seconds.
+        """
         lease = self._held(worker, token, key)
         if lease is None:
             return False
@@ -255,21 +272,23 @@ class Broker:
         return len(lease.left) == world
 
     def _on(self, lane: str) -> list[Lease]:
+        """Return the leases that run on a lane."""
         return [lease for lease in self._leases.values() if lease.state == "running" and lease.lane == lane]
 
     def _requeue(self, lost: Callable[[Lease], bool]) -> None:
+        """Queue the running leases for which `lost` is true again, unless they have failed too often."""
         for lease in self._leases.values():
             if lease.state == "running" and lost(lease) and lease.start_again():
                 self._queue.appendleft(lease.key)
 
     async def _watch(self) -> None:
-        """End the workers of trials that have been silent for too long, as long as there are any."""
+        """End the workers of trials that have not reported for too long. Return if no trial has a time limit."""
         while timeouts := [lease.timeout for lease in self._timed() if lease.timeout is not None]:
             begun, pause = time.monotonic(), min(1.0, min(timeouts) / 4)
             await asyncio.sleep(pause)
-            deaf = max(0.0, time.monotonic() - begun - pause)  # as this process stood still
+            suspended = max(0.0, time.monotonic() - begun - pause)  # this process itself did not run
             for lease in self._timed():
-                lease.heard += deaf
+                lease.heard += suspended
                 if lease.silent:
                     await self._end(lease)
         self._watching = False
@@ -278,7 +297,7 @@ class Broker:
         return [*self._leases.values(), *self._left.values()]
 
     async def _end(self, lease: Lease) -> None:
-        """Kill the worker of a trial, which takes the other workers of its lane along."""
+        """Kill the worker of a trial. Ray then ends the other workers of its lane too."""
         worker = str(lease.worker)
         self._left.pop(worker, None)
         await self.died(lease.lane, {worker: f"{SILENT} for {lease.timeout:g} s (resources.trial_timeout)"})
@@ -286,25 +305,26 @@ class Broker:
             self._kill(self._workers[worker].handle)
 
     def _next_for(self, worker: str) -> list[Lease]:
-        """What a worker without a trial gets: what it was given and has not heard of, or else what is queued."""
+        """Return the leases for a worker without a trial: those it was given in a lost reply, else queued ones."""
         on_lane = self._on(lane_of(worker))
-        if given := [lease for lease in on_lane if lease.worker == worker]:
-            return given
+        if already_given := [lease for lease in on_lane if lease.worker == worker]:
+            return already_given
         busy = [lease for lease in on_lane if self._token(lease.worker) not in self._doomed]
         if any(lease.alone for lease in busy):
             return []
         queued = [self._leases[key] for key in self._queue]
-        # those that must be alone go first in a lane that has started again: later nobody might be idle with it
+        # a trial that must be alone goes first in a lane that has started again: later its other workers may be busy
         fit = [lease for lease in queued if not (busy and lease.alone)]
         return self._mates(min(fit, key=lambda lease: not lease.alone)) if fit else []
 
     async def next(
         self, worker: str, token: str, timeout: float
     ) -> dict[str, Any] | list[dict[str, Any]] | Literal["stop", "hello"] | None:
-        """The next trial for a worker: its order, key and attempt; several in a list where they go together.
+        """Wait for the next trial for a worker, and return its order.
 
-        None when there is none yet, "stop" at the end; "hello" when the broker was restarted and does not know the
-        worker.
+        Returns:
+            The order with its key and attempt; a list of orders for a pack; None if no trial came within `timeout`
+            seconds; "stop" at the end; "hello" if the broker does not know the worker, since it was started again.
         """
 
         def current() -> bool:
@@ -314,13 +334,13 @@ class Broker:
             return "hello"
         self._left.pop(worker, None)
 
-        def found() -> list[Lease]:
+        def leasable() -> list[Lease]:
             return [] if self._stopping or token in self._doomed else self._next_for(worker)
 
-        await self._wait(lambda: not current() or found(), timeout)
+        await self._wait(lambda: not current() or leasable(), timeout)
         if not current():
             return "stop"
-        leases = found()
+        leases = leasable()
         for lease in leases:
             if lease.state == "queued":
                 self._start(lease, worker, len(leases))
@@ -328,7 +348,7 @@ class Broker:
         return orders if len(orders) > 1 else next(iter(orders), None)
 
     def _mates(self, lease: Lease) -> list[Lease]:
-        """The queued leases that a lease goes with, itself among them."""
+        """Return the queued leases of a lease's pack, with the lease itself."""
         if lease.pack is None or lease.single:
             return [lease]
         queued = [self._leases[key] for key in self._queue]
@@ -336,22 +356,27 @@ class Broker:
 
     def _start(self, lease: Lease, worker: str, packed: int) -> None:
         self._queue.remove(lease.key)
-        lease.state, lease.worker, lease.attempt = "running", worker, lease.attempt + 1
-        lease.heard, lease.left, lease.packed = time.monotonic(), set(), packed
-        lease.began, lease.where = lease.heard, self._workers[worker].where
+        lease.state = "running"
+        lease.worker = worker
+        lease.attempt += 1
+        lease.packed = packed
+        lease.left = set()
+        lease.heard = lease.began = time.monotonic()
+        lease.where = self._workers[worker].where
         if lease.timeout is not None:
             self._watching = self._watching or self._later(self._watch())
         shrink, lease.shrink = lease.shrink, None
-        now = {"key": lease.key, "attempt": lease.attempt, "ahead": lease.window is None, "shrink": shrink}
-        lease.given = {**lease.order, **now}
+        attempt = {"key": lease.key, "attempt": lease.attempt, "ahead": lease.window is None, "shrink": shrink}
+        lease.given = {**lease.order, **attempt}
 
     def _held(self, worker: str, token: str, key: str) -> Lease | None:
+        """Return a lease if this process of the worker holds it; None if it does not, or if the sweep is stopping."""
         lease = self._leases.get(key)
-        mine = lease is not None and lease.state == "running" and lease.worker == worker
-        return lease if mine and self._token(worker) == token and not self._stopping else None
+        holds = lease is not None and lease.state == "running" and lease.worker == worker
+        return lease if holds and self._token(worker) == token and not self._stopping else None
 
     async def report(self, worker: str, token: str, key: str, event: Event) -> Verdict:
-        """Take one epoch's report (a repeated one is ignored); returns whether the trial goes on."""
+        """Take the report of one epoch (ignored if it is a repeated one), and return whether the trial goes on."""
         lease = self._held(worker, token, key)
         if lease is not None:
             lease.events.setdefault(int(event["epoch"]), event)
@@ -359,16 +384,17 @@ class Broker:
         return await self.judged(worker, token, key, event["epoch"])
 
     async def judged(self, worker: str, token: str, key: str, epoch: int) -> Verdict:
-        """Whether a trial goes on after an epoch, which may be ahead of what the driver has seen by its window."""
+        """Return whether a trial goes on after an epoch. Waits until the driver has seen enough of its epochs."""
         lease = self._held(worker, token, key)
         if lease is None:
-            left = self._left.get(worker)
-            return "over" if left is not None and left.key == key and left.over else "stop"
+            abandoned = self._left.get(worker)
+            return "over" if abandoned is not None and abandoned.key == key and abandoned.over else "stop"
 
         def seen() -> bool:
             return lease.window is None or epoch - lease.seen <= lease.window
 
-        lease.heard, self._worked[lease.lane] = math.inf, time.monotonic()
+        lease.heard = math.inf
+        self._worked[lease.lane] = time.monotonic()
         await self._wait(lambda: seen() or self._held(worker, token, key) is not lease, WAIT_S)
         lease.heard = time.monotonic()
         if self._held(worker, token, key) is not lease:
@@ -376,20 +402,28 @@ class Broker:
         return "go" if seen() else "wait"
 
     async def finish(self, worker: str, token: str, key: str, event: Event | None, outcome: dict[str, Any]) -> None:
-        """The trial is over: its last report, if any, and its outcome with `status` and, if failed, `reason`."""
+        """Take the end of a trial: its last report, if any, and its outcome with `status` and, if failed, `reason`."""
         lease = self._held(worker, token, key)
         if lease is not None:
             if event is not None:
                 lease.events[int(event["epoch"])] = event
-            lease.outcome, self._worked[lease.lane] = outcome, time.monotonic()
+            lease.outcome = outcome
+            self._worked[lease.lane] = time.monotonic()
             lease.state = "failed" if outcome["status"] == "failed" else "finished"
         await self._wake()
 
     async def lane_lost(self, lane: str, reason: str, final: bool, up_s: float) -> Literal["gone", "worked", "failed"]:
-        """A lane's training run ended by itself after `up_s` seconds, by no trial's doing; "worked" if a trial got on.
+        """Note that a lane's training run ended by itself, which is no trial's fault. Queue its trials again.
 
-        `final`: each lane has failed too often, so none is left unless this one worked or workers of one are there.
-        "gone": none is. Then Tune's trials are "stopped", and the driver asks `status` why.
+        Args:
+            lane: the lane's name.
+            reason: why it ended.
+            final: whether every lane has now failed too often.
+            up_s: the seconds for which it ran.
+
+        Returns:
+            "worked" if one of its trials reported in that time, and "failed" if none did. "gone" if no lane is left:
+            then Tune's trials end as "stopped", and the driver finds the reason in `status`.
         """
         worked = time.monotonic() - self._worked.get(lane, -math.inf) < up_s
         for name, worker in self._workers.items():

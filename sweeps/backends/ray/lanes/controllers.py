@@ -1,4 +1,4 @@
-"""What a lane's controller loads of this package. Without torch it takes half the memory, and starts sooner."""
+"""The part of this package that a lane's controller imports. Without torch it takes half the memory."""
 
 from __future__ import annotations
 
@@ -13,26 +13,26 @@ from sweeps.errors import reason
 
 
 @dataclass
-class Independent(BackendConfig):  # type: ignore[misc]  # Ray's classes carry no types for us
-    """Workers without a process group between them: each runs its own trials."""
+class IndependentWorkers(BackendConfig):  # type: ignore[misc]  # Ray's classes carry no types for us
+    """A Ray Train backend without a process group: each worker runs its own trials."""
 
     backend: str = "none"
-    """`TorchTrainer` sets it where it is empty, and nobody reads it."""
+    """Not read. It is not empty, because `TorchTrainer` would then set it."""
 
 
 class Deaths(UserCallback):  # type: ignore[misc]
-    """Tells the broker which workers died and why, before Ray Train starts their lane again. Runs in its controller."""
+    """A callback that tells the broker which workers died and why, before Ray Train starts their lane again."""
 
     def __init__(self, broker: Any, lane: str, group: bool) -> None:
         self.broker, self.lane, self.group = broker, lane, group
 
     def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
         deaths = {rank: death_of(error) for rank, error in worker_exceptions.items()}
-        # an error of a trial is none: its worker tells it
+        # None: a trial raised, and its worker reports that
         causes = {rank: cause for rank, cause in deaths.items() if cause is not None}
         if causes:
             reasons = {
-                f"{self.lane}/{0 if self.group else rank}": None if _away(cause) else reason(cause)
+                f"{self.lane}/{0 if self.group else rank}": None if _lost_with_node(cause) else reason(cause)
                 for rank, cause in causes.items()
             }
             memory = any(
@@ -42,8 +42,8 @@ class Deaths(UserCallback):  # type: ignore[misc]
             ray.get(self.broker.died.remote(self.lane, reasons, memory=memory))
 
 
-def _away(cause: Exception) -> bool:
-    """Whether a worker was lost with its machine, or the way to it: no trial's doing."""
+def _lost_with_node(cause: Exception) -> bool:
+    """Return whether a worker was lost because its node was lost or cannot be reached, which is no trial's fault."""
     if isinstance(cause, ray.exceptions.ActorDiedError):
         return cause.preempted or "its node has died" in str(cause)  # Ray's control store says so, and no class does
     return isinstance(cause, ray.exceptions.ActorUnavailableError)

@@ -1,6 +1,6 @@
-"""How the workers of a data-parallel group find each other in a local session: by a file, and on loopback alone.
+"""Connects the workers of a data-parallel group. In a local session they use a file, and loopback only.
 
-Ray Train's own way, which clusters need, opens ports to all machines, one of them a store that asks for no password.
+Ray Train's own way, which clusters need, opens ports to all machines. One of them is a store without a password.
 """
 
 from __future__ import annotations
@@ -23,7 +23,11 @@ TIMEOUT_S = 600
 
 
 def group_config(folder: Path | None) -> TorchConfig:
-    """For a lane that shares a trial. `folder`: of the local session, its owner's alone; None in a cluster."""
+    """Return the configuration for a lane whose workers share a trial.
+
+    Args:
+        folder: the folder of the local session, which only its owner may read; None in a cluster.
+    """
     return TorchConfig(timeout_s=TIMEOUT_S) if folder is None else _OnLoopback(timeout_s=TIMEOUT_S, folder=str(folder))
 
 
@@ -39,13 +43,18 @@ class _OnLoopback(TorchConfig):  # type: ignore[misc]  # Ray's classes carry no 
 class _LoopbackBackend(TorchConfig().backend_cls):  # type: ignore[misc]
     def on_start(self, worker_group: Any, backend_config: _OnLoopback) -> None:
         backend = "nccl" if worker_group.get_resources_per_worker().get("GPU", 0) > 0 else "gloo"
-        file, world = f"{backend_config.folder}/group-{uuid.uuid4().hex}", len(worker_group)
-        given = backend, timedelta(seconds=backend_config.timeout_s), file, world
-        ray.get([worker_group.execute_single_async(rank, _meet, *given, rank) for rank in range(world)])
+        file = f"{backend_config.folder}/group-{uuid.uuid4().hex}"
+        world = len(worker_group)
+        timeout = timedelta(seconds=backend_config.timeout_s)
+        joins = [
+            worker_group.execute_single_async(rank, _join_group, backend, timeout, file, world, rank)
+            for rank in range(world)
+        ]
+        ray.get(joins)
 
 
-def _meet(backend: str, timeout: timedelta, file: str, world: int, rank: int) -> None:
-    """Join the process group, with the variables that torch's own launcher sets and those that Accelerate reads."""
+def _join_group(backend: str, timeout: timedelta, file: str, world: int, rank: int) -> None:
+    """Join the process group. Set the variables that torch's launcher sets, and those that Accelerate reads."""
     context = ray.train.get_context()
     os.environ |= {
         "RANK": str(rank),

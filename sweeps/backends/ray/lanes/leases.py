@@ -9,23 +9,23 @@ from typing import Any, Literal
 Event = dict[str, Any]
 State = Literal["queued", "running", "finished", "failed"]
 Verdict = Literal["go", "wait", "stop", "over"]
-"""Of a report: train on; ask again; stop, and keep the checkpoint; or stop, as the trial is over."""
+"""The answer to a report: "go" on, ask again ("wait"), "stop" and keep the checkpoint, or stop for good ("over")."""
 
 MAX_ATTEMPTS = 3
 SILENT = "no report"
 KILLED_FOR_MEMORY = "Ray ended its worker because the machine's memory was nearly used up"
 MAX_SHRINKS = 20
 WAIT_S = 5.0
-"""After which a report that waits for the driver is asked again: a group's other ranks wait in a collective."""
+"""Seconds after which a report that waits for the driver is answered with "wait": other ranks must not block."""
 MAX_LOSSES = 10
-"""Losses with a machine or a lane that are no trial's doing; one that goes on losing them counts as dying itself."""
+"""Losses with a node or a lane that do not count as attempts of a trial. Further losses count."""
 ALONE_AFTER = 2
-"""A trial whose lane died this often runs while its lane's other workers idle, so another death is its own fault."""
+"""A trial whose lane died this often runs alone in its lane, so that another death is its own fault."""
 
 
 @dataclass
 class Process:
-    """A worker's process, by what it said hello with. An empty token: its lane is lost."""
+    """A worker's process, as it registered itself with `hello`. An empty token means that its lane is lost."""
 
     token: str
     handle: Any
@@ -41,50 +41,52 @@ class Lease:
     key: str
     order: dict[str, Any]
     given: dict[str, Any] = field(default_factory=dict)
-    """The order as its worker was last given it."""
+    """The order as it was last given to a worker."""
     state: State = "queued"
     worker: str | None = None
     attempt: int = 0
     window: int | None = None
     step: int = 0
-    """Tune's last step that was answered, and the answer: Ray may ask again, where it was lost."""
+    """Tune's last step that was answered."""
     answer: dict[str, Any] = field(default_factory=lambda: {"epoch": 0})
+    """The answer to that step. Ray may ask for it again if it was lost."""
     seen: int = 0
-    """The last epoch that the driver is done with, since it asked for the next."""
+    """The last epoch that the driver has judged: it has asked for the next one."""
     events: dict[int, Event] = field(default_factory=dict)
     outcome: dict[str, Any] = field(default_factory=dict)
     began: float | None = None
-    """When its worker got it, on the monotonic clock; None while it waits for one."""
+    """When its worker got it, on the monotonic clock; None if no worker has it."""
     spent: float = 0.0
-    """Seconds that workers had it which died or gave it back; of a pack its share."""
+    """Worker-seconds of earlier attempts. In a pack, each trial counts for its share."""
     where: dict[str, Any] = field(default_factory=dict)
-    """Its last worker's machine: `host`, `processor`, `device`."""
+    """The machine of its last worker: `host`, `processor`, `device`."""
     heard: float = 0.0
-    """When its worker last said something, on the monotonic clock; infinite while the worker waits for us."""
+    """When its worker last reported, on the monotonic clock; infinite while the worker waits for an answer."""
     death: str | None = None
-    """Why its worker is dying or dead, when that is known and is this trial's own doing."""
+    """Why its worker died or is dying; None if that is not known, or is not this trial's fault."""
     shrink: str | None = None
-    """Why it is to start with smaller micro-batches the next time."""
+    """Why it must start with smaller micro-batches the next time; None if it need not."""
     shrinks: int = 0
     left: set[int] = field(default_factory=set)
-    """Ranks of a data-parallel group that have left it on an error."""
+    """Ranks of a data-parallel group that have left the trial because of an error."""
     spared: bool = False
-    """Its worker goes down for another's sake: this attempt does not count."""
+    """Whether this attempt does not count, since its worker ends for another trial's sake."""
     losses: int = 0
+    """How often it was lost with its node or lane."""
     over: bool = False
-    """Judged and done with, whatever its worker still does."""
+    """Whether the trial never goes on, though its worker may still train it."""
     pack: str | None = None
-    """Names the leases that go to one worker together."""
+    """The name of its pack, whose leases go to one worker together; None if it has none."""
     single: bool = False
-    """It goes to a worker by itself, whatever its pack."""
+    """Whether it goes to a worker by itself, although it has a pack."""
     packed: int = 0
-    """Trials that shared the base model when it was last started, this one among them."""
+    """Number of trials that shared the base model when it was last started, with this one."""
     unpacked: dict[str, Any] | None = None
     """Why its pack was given up, if it was: `reason`, `cause` (memory, storage, uneven, refused or death), `packed`."""
 
     @property
     def alone(self) -> bool:
-        """Whether its lane's other workers stay idle for it. A start that runs is no death yet."""
+        """Return whether the other workers of its lane must be idle while it runs."""
         return self.attempt - (self.state == "running") >= ALONE_AFTER
 
     @property
@@ -93,13 +95,16 @@ class Lease:
 
     @property
     def timeout(self) -> float | None:
-        """Seconds of silence that are too many; an epoch of a pack lasts as long as its trials' epochs together."""
+        """Return the seconds without a report after which its worker is killed; None for no limit.
+
+        A pack gets the time of all its trials together.
+        """
         seconds: float | None = self.order.get("timeout")
         return None if seconds is None else seconds * max(1, self.packed)
 
     @property
     def silent(self) -> bool:
-        """Whether its worker has said nothing for too long."""
+        """Return whether its worker has not reported for too long."""
         return self.state == "running" and self.timeout is not None and time.monotonic() - self.heard > self.timeout
 
     @property
@@ -107,43 +112,45 @@ class Lease:
         return int(self.order.get("attempts", MAX_ATTEMPTS))
 
     def let_go(self) -> None:
-        """No worker has it any more."""
+        """Note that no worker has it any more, and add the time that its worker spent."""
         if self.began is not None:
             self.spent += (time.monotonic() - self.began) / max(1, self.packed)
         self.began = self.worker = None
 
     @property
     def so_far(self) -> dict[str, Any]:
-        """Where the trial ran, until when and how long: what the broker saw, where its worker can't tell.
+        """Return where and when the trial ran, as the broker saw it, for when its worker does not report that.
 
-        `worker`: name and machine, of a group those of its rank 0; its trouble may be another machine's.
+        `worker`: the worker's name and host; for a group those of its rank 0, even if another rank had the problem.
         """
         if not self.packed:
             return {}
         running = 0.0 if self.began is None else (time.monotonic() - self.began) / self.packed
         seconds, ended = self.spent + running, time.time()
-        known = {**self.where, "worker": (self.worker, self.where.get("host", ""))}
-        return {**known, "started": ended - seconds, "ended": ended, "seconds_total": seconds}
+        machine = {**self.where, "worker": (self.worker, self.where.get("host", ""))}
+        return {**machine, "started": ended - seconds, "ended": ended, "seconds_total": seconds}
 
     def die(self, why: str, memory: bool) -> None:
-        """Its worker died, by this trial's own doing as far as is known. `memory`: the machine had run out of it."""
+        """Note that its worker died, probably because of this trial. `memory`: the node had run out of memory."""
         self.death = self.death or why
         if memory and self.packed > 1:
-            self.apart(KILLED_FOR_MEMORY, "memory")
+            self.leave_pack(KILLED_FOR_MEMORY, "memory")
         elif memory:
             self.shrink = KILLED_FOR_MEMORY
 
     def give_back(self, reason: str) -> None:
-        """Its worker ran out of memory: it starts with less, which up to `MAX_SHRINKS` times is no attempt."""
-        self.shrink, self.shrinks = reason, self.shrinks + 1
+        """Note that it ran out of memory and starts again with less. Up to `MAX_SHRINKS` times this is no attempt."""
+        self.shrink = reason
+        self.shrinks += 1
         self.spared = self.shrinks <= MAX_SHRINKS
 
     def start_again(self) -> bool:
-        """After its worker is gone: whether it is queued anew; else it has failed, and the outcome says why."""
+        """Queue it again after its worker is gone, unless it has failed too often. Return whether it is queued."""
         self.let_go()
-        self.attempt -= self.spared
-        if not self.spared and not self.single:  # who of a pack is to blame shows when each is by itself
-            self.apart(self.death or "its worker process died", "death")
+        if self.spared:
+            self.attempt -= 1
+        if not self.spared and not self.single:  # which trial of a pack is at fault shows when each runs by itself
+            self.leave_pack(self.death or "its worker process died", "death")
         self.state = "failed" if self.attempt >= self.attempts else "queued"
         if self.state == "failed":
             self.outcome = {"reason": self._gave_up()}
@@ -151,34 +158,35 @@ class Lease:
         return self.state == "queued"
 
     def _gave_up(self) -> str:
-        """Why it is not started again."""
+        """Return the reason why it is not started again."""
         if self.death is not None and self.death.startswith(SILENT):
             return f"{self.death}; started {self.attempt} times"
         why = f": {self.death}" if self.death else ""
         return f"its worker process died {self.attempt} times while running it{why}"
 
     def lose(self) -> None:
-        """Its worker was lost with its machine or its lane: the attempt does not count, up to `MAX_LOSSES` times.
+        """Note that its worker was lost with its node or lane. Up to `MAX_LOSSES` times the attempt does not count.
 
-        No effect where its death has a reason.
+        A lease whose `death` is set stays as it is: its attempt counts.
         """
-        self.losses += self.death is None
+        if self.death is None:
+            self.losses += 1
         self.spared = self.death is None and self.losses <= MAX_LOSSES
 
-    def apart(self, reason: str, cause: str) -> None:
-        """Its pack is given up: from now on it goes by itself. No effect on a trial that was alone."""
+    def leave_pack(self, reason: str, cause: str) -> None:
+        """Note that its pack was given up, so that it runs by itself from now on. No effect if it was not packed."""
         if self.packed > 1:
             self.single = True
             self.unpacked = {"reason": reason, "cause": cause, "packed": self.packed}
 
 
 def lane_of(worker: str) -> str:
-    """The lane of a worker, by its name "lane0/1"."""
+    """Return the lane of a worker that is named "lane0/1"."""
     return worker.partition("/")[0]
 
 
 def result(epoch: int, event: Event, status: State | Literal["stopped"]) -> dict[str, Any]:
-    """What Tune is told of an epoch."""
+    """Return the result of an epoch as Tune gets it."""
     seconds = (event.get("seconds") or 0.0) + (event.get("seconds_eval") or 0.0)
     values = {"train_loss": event.get("train_loss"), "score": event.get("val_score"), "seconds": seconds}
     return {"epoch": epoch, **values, "done": bool(event.get("done")), "status": status}

@@ -1,4 +1,4 @@
-"""A lane worker's line to the broker."""
+"""A lane worker's calls to the broker."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ from typing import Any
 import ray
 
 REST_S = 60.0
-"""For which a worker takes no trial after storage trouble, so that a node in trouble draws few of them."""
+"""Seconds for which a worker takes no trial after a storage failure, so that a faulty node gets few trials."""
 
 
 class Line:
-    """What a worker needs of the broker, under its name and the token of this process.
+    """Calls the broker with the worker's name and the token of this process.
 
     Attributes:
-        warm: what stays from trial to trial: models and data.
-        troubled: whether the last trial that ended here met storage trouble.
+        warm: cache of models and data, which stays from trial to trial.
+        troubled: whether storage failed in the last trial that ended here.
     """
 
     def __init__(self, broker: Any, name: str, token: str) -> None:
@@ -26,29 +26,29 @@ class Line:
         self.troubled = False
 
     def send(self, what: str, *arguments: Any) -> Any:
-        """Call one of the broker's methods; a reference to its answer."""
+        """Call the broker's method `what`, and return a reference to its answer."""
         return getattr(self.broker, what).remote(self.name, self.token, *arguments)
 
     def ask(self, what: str, *arguments: Any) -> Any:
-        """Call one of the broker's methods and wait for its answer."""
+        """Call the broker's method `what`, wait for its answer, and return it."""
         return ray.get(self.send(what, *arguments))
 
     def report(self, reports: Mapping[str, dict[str, Any]]) -> dict[str, str]:
-        """Tell reports of several trials, by their keys; return the verdict on each."""
-        asked = {key: self.send("report", key, report) for key, report in reports.items()}
-        return dict(zip(asked, ray.get(list(asked.values())), strict=True))
+        """Send the reports of several trials, by their keys. Return the verdict on each."""
+        answers = {key: self.send("report", key, report) for key, report in reports.items()}
+        return dict(zip(answers, ray.get(list(answers.values())), strict=True))
 
     def unpack(self, keys: Sequence[str], reason: str, cause: str) -> None:
-        """Give trials of a pack back, to be run one by one."""
+        """Give trials of a pack back to the broker, which runs them one by one."""
         self.ask("unpack", keys, reason, cause)
 
     def finish(self, key: str, last: dict[str, Any] | None, outcome: dict[str, Any]) -> None:
-        """Tell a trial's end: its last report, if any, and its outcome."""
+        """Send a trial's end: its last report, if any, and its outcome."""
         self.troubled = outcome.get("storage") is not None
         self.ask("finish", key, last, outcome)
 
     def rest(self) -> None:
-        """After storage trouble wait `REST_S`, or until the lanes are told to return."""
+        """Wait `REST_S` seconds, or until the lanes are told to return, if storage failed in the last trial."""
         end = time.monotonic() + (REST_S if self.troubled else 0.0)
         while time.monotonic() < end and ray.get(self.broker.status.remote())["dead"] is None:
             time.sleep(1.0)

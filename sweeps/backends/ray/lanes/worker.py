@@ -1,4 +1,4 @@
-"""What runs on the workers of a lane: lease a trial, train it, report, until told to stop."""
+"""Runs on the workers of a lane: leases a trial, trains it and reports, until it is told to stop."""
 
 from __future__ import annotations
 
@@ -22,21 +22,22 @@ from sweeps.backends.ray.lanes.line import Line
 from sweeps.backends.reports import FORESEEN, facts, failed, keep, make_folder, place
 from sweeps.backends.trials import GroupOutOfMemoryError, ended_early, train
 from trainables.errors import TrialError
-from trainables.runtime import told
+from trainables.runtime import broadcast
 
 NEXT_S = 5.0  # a group's other ranks wait in a collective meanwhile, so this stays far below its timeout
 PEER_DEATH_S = 3.0
-"""An error in a group may be the echo of a peer's death: Ray Train then ends this process before it tells a failure."""
+"""Seconds to wait after an error in a group. If a peer's death caused it, Ray Train ends this process meanwhile."""
 
 
 class _StartAgainError(RuntimeError):
-    """Ends a data-parallel group whose trial is to be started again."""
+    """Raised to end a data-parallel group whose trial is to be started again."""
 
 
 def lane_loop(config: dict[str, Any]) -> int:
-    """Runs on every worker of a lane: lease, train, report, until told to stop. Returns the number of trials.
+    """Lease, train and report trials until told to stop. Return the number of trials.
 
-    With `isolated` it returns after one trial, so that the next one gets a fresh process.
+    Every worker of a lane runs this. With `config["isolated"]` it returns after one trial, so that the next one gets a
+    new process.
     """
     context = ray.train.get_context()
     rank, world = (context.get_world_rank(), context.get_world_size()) if config["group"] else (0, 1)
@@ -46,7 +47,7 @@ def lane_loop(config: dict[str, Any]) -> int:
     worker.hello()
     done = 0
     while True:
-        order = worker.everyone(lambda: worker.ask("next", NEXT_S))
+        order = worker.broadcast(lambda: worker.ask("next", NEXT_S))
         if order == "stop":
             return done
         if order == "hello":
@@ -65,16 +66,16 @@ def lane_loop(config: dict[str, Any]) -> int:
 
 
 class _Worker(Line):
-    """One process of a lane. In a group only rank 0 talks to the broker, and tells the others."""
+    """One process of a lane. In a group, rank 0 talks to the broker, and tells the other ranks."""
 
     def __init__(self, broker: Any, name: str, rank: int, world: int) -> None:
         self.rank, self.world = rank, world
-        super().__init__(broker, name, self.everyone(lambda: uuid.uuid4().hex))
+        super().__init__(broker, name, self.broadcast(lambda: uuid.uuid4().hex))
 
-    def everyone(self, decide: Callable[[], Any]) -> Any:
-        """Rank 0's decision, heard by all ranks."""
+    def broadcast(self, decide: Callable[[], Any]) -> Any:
+        """Call `decide` on rank 0, and return its result on all ranks."""
         decision = decide() if self.rank == 0 else None
-        return decision if self.world == 1 else told(decision)
+        return decision if self.world == 1 else broadcast(decision)
 
     def hello(self) -> None:
         if self.rank == 0:
@@ -83,7 +84,7 @@ class _Worker(Line):
             self.ask("hello", me, place(), context.get_node_id())
 
     def run(self, order: dict[str, Any]) -> None:
-        """One trial, from lease to outcome."""
+        """Run one trial, from its order to its outcome."""
         started, clock = time.time(), time.perf_counter()
         directory = Path(order["directory"])
         last: dict[str, Any] | None = None
@@ -95,7 +96,7 @@ class _Worker(Line):
             micro = self._micro_batch(order, directory)
             last = self._train(order, micro)
             if last is None:
-                return  # told to stop, or given back
+                return  # the broker stopped it
             outcome["result"] = last.pop("result")
             if self.rank == 0:
                 keep(order, directory)
@@ -120,7 +121,7 @@ class _Worker(Line):
             raise RuntimeError(f"trial {order['key']} failed in a data-parallel group") from failure
 
     def _micro_batch(self, order: dict[str, Any], directory: Path) -> MicroBatch:
-        """The micro-batch to train with, the same on all ranks."""
+        """Return the micro-batch to train with, the same on all ranks."""
 
         def decide() -> tuple[list[dict[str, Any]], str | None]:
             micro = MicroBatch(directory, order["config"], self.world)
@@ -128,26 +129,26 @@ class _Worker(Line):
                 if order["shrink"] is not None:
                     micro.shrink(order["shrink"])
             except TrialError as error:
-                # a worker that Ray ended may have been another's victim: a trial that can't do with less just tries
+                # Ray may have ended the worker because of another process: a trial that can't shrink just tries again
                 return micro.events, None if order["shrink"] == KILLED_FOR_MEMORY else str(error)
             return micro.events, None
 
-        events, problem = self.everyone(decide)
+        events, problem = self.broadcast(decide)
         if problem is not None:
             raise TrialError(problem)
         return MicroBatch(directory, order["config"], self.world, events)
 
     def _together(self, order: dict[str, Any], failure: Exception) -> bool:
-        """Whether every rank leaves the trial with a foreseen error, so that the group can stay as it is."""
+        """Return whether every rank leaves the trial with an expected error, so that the group can go on."""
         if self.world == 1:
             return True
         if isinstance(failure, FORESEEN):
-            return bool(self.ask("together", order["key"], self.rank, self.world, PEER_DEATH_S))
+            return bool(self.ask("leave_together", order["key"], self.rank, self.world, PEER_DEATH_S))
         time.sleep(PEER_DEATH_S)
         return False
 
     def _train(self, order: dict[str, Any], micro: MicroBatch) -> dict[str, Any] | None:
-        """The trial's last report; None when it was told to stop. With less memory than it needs it starts again."""
+        """Train a trial, and return its last report; None if it was told to stop."""
         with contextlib.closing(train(order, self.warm, micro, self.rank, self.world)) as trial:
             try:
                 return self._follow(order, trial)
@@ -156,27 +157,27 @@ class _Worker(Line):
                 raise _StartAgainError(f"trial {order['key']} ran out of memory: {error}") from None
 
     def _verdict(self, what: str, *arguments: Any) -> str:
-        """The broker's word on an epoch, for all ranks; none waits in a collective for as long as the driver stands."""
-        while (verdict := self.everyone(functools.partial(self.ask, what, *arguments))) == "wait":
+        """Ask the broker whether to continue, and tell all ranks. It polls, so that no rank blocks in a collective."""
+        while (verdict := self.broadcast(functools.partial(self.ask, what, *arguments))) == "wait":
             pass
         return str(verdict)
 
     def _follow(self, order: dict[str, Any], trial: Generator[dict[str, Any], None, None]) -> dict[str, Any] | None:
-        """Send reports until the trial is done (returns its last report) or is to stop (returns None)."""
-        before: Any = None
+        """Send the reports of a trial. Return its last report; None if it was told to stop."""
+        pending_verdict: Any = None
         for event in trial:
             if event.get("done"):
-                # async actors may run calls out of order, so the report before must have arrived
-                verdict = "go" if before is None else ray.get(before)
-                if not order["ahead"]:  # the epoch before may have been this trial's last
+                # async actors may run calls out of order, so the previous report must have arrived
+                verdict = "go" if pending_verdict is None else ray.get(pending_verdict)
+                if not order["ahead"]:  # the engine may stop the trial after the previous epoch
                     verdict = self._verdict("judged", order["key"], event["epoch"])
             elif self.world == 1 and order["ahead"]:
-                # nobody judges this trial by epoch, so the answer to the report before is soon enough
-                verdict = "go" if before is None else ray.get(before)
-                before = self.send("report", order["key"], event)
+                # the engine does not judge this trial by epoch, so the answer to the previous report is enough
+                verdict = "go" if pending_verdict is None else ray.get(pending_verdict)
+                pending_verdict = self.send("report", order["key"], event)
             else:
                 verdict = self._verdict("report", order["key"], event)
-            if verdict == "over" and self.rank == 0:  # the driver cleared its folder up before the last checkpoint
+            if verdict == "over" and self.rank == 0:  # the driver removed its folder, and a checkpoint came after that
                 shutil.rmtree(order["directory"], ignore_errors=True)
             if verdict != "go":
                 return None
