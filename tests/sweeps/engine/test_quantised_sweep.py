@@ -79,7 +79,8 @@ def test_a_sweep_is_planned_without_bitsandbytes_and_not_begun(place: Path, monk
 
 def test_memory_counts_packed_weights(place: Path) -> None:
     """A budget below the packed model's own weights is refused."""
-    plans = {held: planned(place, held) for held in ("fp32", "bf16", "int8", "nf4")}
+    asked = {"lora_rank": [2], "costs": True}
+    plans = {held: planned(place, held, budgets=asked) for held in ("fp32", "bf16", "int8", "nf4")}
     module = plans["nf4"].base_model.module
     own = {held: held_bytes(module, held) for held in plans}
     assert own["fp32"] == 2 * own["bf16"] and own["bf16"] > own["int8"] > own["nf4"]
