@@ -4,17 +4,24 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from importlib.abc import Loader
+from importlib.machinery import ModuleSpec
 from types import ModuleType
 
 
-class _NoPandas:
-    """Says that pandas is not installed."""
+class _NoPandas(Loader):
+    """Finds pandas and refuses to load it.
 
-    def find_spec(self, name: str, path: Sequence[str] | None, target: ModuleType | None = None) -> None:
-        if name == "pandas":
-            raise ModuleNotFoundError("this process has no use for pandas", name=name)
+    A finder that raises would break `importlib.util.find_spec`, which torch asks about pandas when it is loaded.
+    """
+
+    def find_spec(self, name: str, path: Sequence[str] | None, target: ModuleType | None = None) -> ModuleSpec | None:
+        return ModuleSpec(name, self) if name == "pandas" else None
+
+    def exec_module(self, module: ModuleType) -> None:
+        raise ModuleNotFoundError("this process has no use for pandas", name=module.__name__)
 
 
 def spare_pandas() -> None:
-    """Let this process run as if pandas were not installed; for programs of ours alone, never for a library's user."""
+    """Let imports of pandas fail in this process; for programs of ours alone, never for a library's user."""
     sys.meta_path.insert(0, _NoPandas())

@@ -58,3 +58,20 @@ def test_queries_of_one_folder_share_a_connection(tmp_path: Path, monkeypatch: p
         journal.write('{"ev": "lost", "at": "2026-01-01T00:00:00+00:00", "reason": "x"}\n')
     store.sql("select 1")
     assert len(made) == 2
+
+
+def test_torch_loads_where_pandas_is_spared() -> None:
+    """A sweep file in the place of a folder loads torch, which asks where pandas is without importing it."""
+    program = """
+from sweeps.cli.program import main
+import sys
+sys.argv = ["sweeps", "best", "examples/quickstart.toml", "--set", "output='/no/such/folder'"]
+try:
+    main()
+finally:
+    import torch._dynamo
+    print("pandas" in sys.modules)
+"""
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert "Traceback" not in done.stderr and "error: results = '/no/such/folder" in done.stderr
+    assert (done.returncode, done.stdout) == (2, "False\n")

@@ -6,7 +6,6 @@ import functools
 import hashlib
 import stat
 import string
-import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,18 +27,27 @@ DEFAULT_PROMPT = "An image of {}"
 FORMATS = ("PNG", "JPEG", "BMP", "GIF", "WEBP", "TIFF", "PPM")
 """The image formats that Pillow may read, whatever a file's name. Others start programs (EPS) or are rarely tested."""
 
-_BOMB = Image.DecompressionBombWarning
-warnings.filterwarnings("error", category=_BOMB)  # half of Pillow's limit is still more than an image needs
+MOST_PIXELS = Image.MAX_IMAGE_PIXELS or 2**26
+"""Number of pixels from which Pillow warns, and refuses images of twice as many. This is more than an image needs."""
 
-# What Pillow raises on bytes that are no image, by format
-UNREADABLE = (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError, _BOMB)
+# What Pillow raises on bytes that are no image, by format. Its warning is raised where warnings are errors.
+UNREADABLE = (
+    OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError, Image.DecompressionBombWarning
+)  # fmt: skip
 
 _V = TypeVar("_V")
 
 
 def open_image(file: Path | IO[bytes]) -> Image.Image:
-    """Return an image of one of `FORMATS`, not yet decoded. Raises what Pillow raises."""
-    return Image.open(file, formats=FORMATS)
+    """Return an image of one of `FORMATS`, not yet decoded.
+
+    Raises what Pillow raises, which includes DecompressionBombError for an image of more than `MOST_PIXELS` pixels.
+    """
+    image = Image.open(file, formats=FORMATS)
+    if image.width * image.height > MOST_PIXELS:
+        size = f"{image.width} x {image.height} pixels"
+        raise Image.DecompressionBombError(f"{size} may be a decompression bomb; at most {MOST_PIXELS:,} are read")
+    return image
 
 
 def as_rgb(image: Image.Image) -> Image.Image:
