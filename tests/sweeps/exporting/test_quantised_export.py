@@ -13,15 +13,16 @@ from randlora.model.quantised import is_quantised
 from sweeps.exporting.export import FORMS, export_trial
 from sweeps.exporting.kept import KeptTrial, kept_trial
 from tests.sweeps.engine.kept_results import keep_trials
-from tests.sweeps.exporting.test_export import QUESTION, says
 from tests.trainables.support import one_tower_trial
 from tests.trainables.tiny_language import save_model, write_rows
 from trainables.models.base_weights import round_as
 from trainables.models.loading import load_model
+from trainables.predicting.answers import answers
 from trainables.predicting.trained import load_trained
 
 pytest.importorskip("bitsandbytes", reason="bitsandbytes is not installed (extra `quantised`)")
 HELD = ("nf4", "int8")
+QUESTION = "Is water wet?\n\nAnswer format: true/false"
 
 
 @pytest.fixture(scope="module")
@@ -57,7 +58,7 @@ def test_the_readme_loads_the_base_as_it_was_in_training(
     model = found["model"]
     assert any(is_quantised(m) for m in model.modules()) == (form != "merged")
     said = torch.tensor([found["log_likelihood"](f"the correct answer is {w}") for w in ("true", "false")])
-    expected = says(kept[held], QUESTION)
+    (expected,) = answers(load_trained(kept[held].config, kept[held].folder), [QUESTION])
     assert float(said.softmax(0).max()) == pytest.approx(expected.probability, abs=0.02 if form != "merged" else 1e-4)
 
 
