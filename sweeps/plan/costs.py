@@ -141,10 +141,11 @@ def with_costs(cell: Cell, costs: ModelCosts) -> Cell:
 
 def memory_problems(spec: SweepSpec, model: BaseModelInfo) -> list[Problem]:
     """Return a problem for each budget of memory that is smaller than the frozen base model alone."""
+    from trainables.models.base_weights import held_bytes
+
     if spec.budgets.memory is None:
         return []
-    bytes_per_weight = 2 if spec.train.base_weights == "bf16" else 4
-    base = bytes_per_weight * model.size
+    base = held_bytes(model.module, spec.train.base_weights)
     rule = f"is below the base model's own weights, {base / 2**20:,.0f} MiB"
     sizes = zip(spec.budgets.memory, spec.budgets.amounts(), strict=True)
     return [

@@ -13,6 +13,7 @@ from trainables.config import FULL_METHODS, LINEAR_PROBE, NO_TRAINING, contrasti
 from trainables.data.registry import DATASETS
 from trainables.data.text.dataset import TextKind
 from trainables.data.text.registry import TEXT_DATASETS, text_kind, text_loader
+from trainables.models.base_weights import refusal
 from trainables.models.families import Kind, parse_id
 from trainables.models.shapes import known_configs, shape_config
 from trainables.tasks.text.rows import positions_of
@@ -49,7 +50,7 @@ def with_towers(spec: SweepSpec, kind: Kind) -> SweepSpec:
 def task_problems(spec: SweepSpec, kind: Kind) -> list[Problem]:
     """Return the problems of settings that contradict the model's kind. `spec` comes from `with_towers`."""
     problems = _tower_problems(spec, kind) + _method_problems(spec, kind) + _image_problems(spec, kind)
-    problems += _data_problems(spec, kind) + _language_problems(spec, kind)
+    problems += _base_weight_problems(spec) + _data_problems(spec, kind) + _language_problems(spec, kind)
     return problems + _worker_problems(spec, kind) + _batch_problems(spec, kind)
 
 
@@ -70,9 +71,6 @@ def _method_problems(spec: SweepSpec, kind: Kind) -> list[Problem]:
         )
         if settling:
             return [Problem(f"methods.{settling[0]}", None, rule, 'train.select = "last"')]
-    if spec.train.base_weights != "fp32" and (full_methods := [n for n in spec.methods if n in FULL_METHODS]):
-        rule = f"trains the base weights, whose steps train.base_weights = {spec.train.base_weights!r} would round away"
-        return [Problem(f"methods.{full_methods[0]}", None, rule, 'train.base_weights = "fp32"')]
     if kind in HEADLESS and NO_TRAINING in spec.methods:
         rule = "the model has no head that could classify untrained"
         return [Problem(f"methods.{NO_TRAINING}", None, rule, f"methods.{LINEAR_PROBE}")]
@@ -80,6 +78,12 @@ def _method_problems(spec: SweepSpec, kind: Kind) -> list[Problem]:
         rule = "trains a classifier's head, and a language model has none"
         return [Problem(f"methods.{LINEAR_PROBE}", None, rule, f"methods.{NO_TRAINING}")]
     return []
+
+
+def _base_weight_problems(spec: SweepSpec) -> list[Problem]:
+    """Methods that cannot train beside base weights in fewer bits."""
+    refused = {name: refusal(spec.base(name), spec.train.base_weights) for name in spec.methods}
+    return [Problem(f"methods.{name}", None, r.rule, r.nearest) for name, r in refused.items() if r is not None]
 
 
 def _worker_problems(spec: SweepSpec, kind: Kind) -> list[Problem]:
