@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from randlora.errors import ConfigError, TargetError
 from randlora.model.quantised import PlannedLayer, bitsandbytes_library, dequantised, keep_layout
-from randlora.model.sites import Site, find_sites, holder_counts
+from randlora.model.sites import Site, find_sites, holders
 from randlora.model.targets import select
 
 
@@ -56,7 +56,7 @@ def linear_layers(model: nn.Module, head: nn.Module | None = None) -> dict[str, 
 
     A weight that other modules also hold stays as it is.
     """
-    held = holder_counts(model)
+    held = holders(model)
     return {
         name: site
         for name, site in find_sites(model).items()

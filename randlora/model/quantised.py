@@ -1,9 +1,8 @@
 """Base weights in 4 or 8 bits, by bitsandbytes (extra `quantised`): layers that compute their own product.
 
 A quantised layer has no matrix to multiply by or to merge into. Its output stays that of its own forward, and the
-adapter
-adds its share to the output (`Adapter.beside`). Shapes and counts are those of the original weight, (out x in). If a
-method needs W0 itself (DoRA's norms, singular vectors, deltas), it is unpacked in full precision for a moment.
+adapter adds its share to the output (`Adapter.beside`). Shapes and counts are those of the original weight, (out x in).
+If a method needs W0 itself (DoRA's norms, singular vectors, deltas), it is unpacked in full precision for a moment.
 
 Rounding W0 + delta to 4 or 8 bits would lose most of the delta. So merging is refused. (PEFT rounds with a warning.)
 """

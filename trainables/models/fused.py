@@ -1,8 +1,7 @@
 """Make q, k and v of an attention one weight, as timm and DINOv2's own code have them: the model id ends with "+qkv".
 
 transformers has three layers of (d x d). The RandLoRA paper's DINOv2 has one layer of (3 d x d). The number of
-parameters
-differs for methods such as RandLoRA, whose count is not linear in the sides of a weight.
+parameters differs for methods such as RandLoRA, whose count is not linear in the sides of a weight.
 """
 
 from __future__ import annotations

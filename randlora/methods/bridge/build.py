@@ -1,9 +1,8 @@
 """Use PEFT's layers as adapters of this package.
 
 PEFT's tuner never gets the model. It runs on a tree that contains the target weights alone, each as an `nn.Linear` on
-the
-model's memory. Every layer that it wraps becomes one `Adapter`. Weights of different capacities are in different trees.
-For each call, the layer gets the weight and the bias that the model has at that moment.
+the model's memory. Every layer that it wraps becomes one `Adapter`. Weights of different capacities are in different
+trees. For each call, the layer gets the weight and the bias that the model has at that moment.
 
 For a weight that is read and not called, the layer is applied to the identity. Starts are those after
 `torch.manual_seed(init_seed)`. Random numbers in training come from the adapter's own stream.
