@@ -27,6 +27,8 @@ PROMPTS = "prompt:"
 torch.)"""
 FULL_METHODS = ("full", "full-targets")
 """Methods that train the base weights themselves: every weight of the adapted towers, or the target weights."""
+QUANTISED = ("nf4", "int8")
+"""Values of `train.base_weights` for which bitsandbytes packs the linear layers."""
 
 _SHOTS = re.compile(r"([1-9][0-9]*)-shot")
 
@@ -70,74 +72,85 @@ def shots(train_size: TrainSize) -> int | None:
 
 
 class TrainSettings(BaseModel):
-    """How every trial of a sweep trains: with the same steps and data for every method."""
+    """How every trial of a sweep trains: the same steps and data for every method."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     epochs: int = Field(default=10, ge=1)
     """Passes over the training examples."""
     global_batch_size: int = Field(default=128, ge=1)
-    """Examples of an optimiser step, over workers and micro-batches."""
+    """Examples of one optimiser step: the sum over all workers and micro-batches."""
     micro_batch_size: int | None = Field(default=None, ge=1)
     """Examples of one forward pass. Default: a worker's whole share of the batch."""
     negatives: Annotated[Literal["batch", "part"], LATER] = "batch"
-    """What the loss of both CLIP towers compares: the whole batch, which then cannot be split, or the micro-batch. The
-    latter is another loss, as in the paper's 2 x 64."""
+    """For `adapt = "both"` of a CLIP: the examples that the contrastive loss compares. batch: the whole batch, which
+    then cannot be split into micro-batches. part: each micro-batch by itself, which is another loss. The RandLoRA paper
+    has two parts of 64."""
     eval_batch_size: int = Field(default=512, ge=1)
     """Examples of one forward pass in evaluation."""
     weight_decay: float = Field(default=0.0, ge=0.0)
     """AdamW's weight decay of adapter parameters."""
     full_weight_decay: float = Field(default=0.1, ge=0.0)
-    """AdamW's weight decay of base weights that train (the paper's Table 8)."""
+    """AdamW's weight decay of base weights, in full fine-tuning (the RandLoRA paper's Table 8)."""
     grad_clip: float = Field(default=1.0, gt=0.0)
-    """Largest norm of the whole gradient."""
+    """Gradients are scaled down if the norm of all of them together is larger."""
     schedule: Literal["cosine", "constant", "linear"] = "cosine"
-    """How the learning rate falls."""
+    """How the learning rate falls from its peak."""
     min_lr_ratio: float = Field(default=0.01, ge=0.0, le=1.0)
-    """Share of the peak learning rate at which a cosine or linear schedule ends."""
+    """The learning rate at the end of training, as a share of the peak rate (cosine and linear)."""
     warmup_fraction: float = Field(default=0.0, ge=0.0, lt=1.0)
-    """Share of the steps in which the learning rate rises from 0."""
+    """Share of the steps in which the learning rate rises from 0 to its peak."""
     warmup_steps: Annotated[int | None, Field(ge=1), LATER] = None
-    """Number of steps in which the learning rate rises from 0, instead of the fraction."""
+    """Number of these steps, in place of `warmup_fraction`."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
-    """auto: bf16 autocast on CUDA devices that have it, else fp32."""
-    base_weights: Annotated[Literal["fp32", "bf16"], LATER] = "fp32"
-    """Type of a language model's frozen weights. Adapters train in float32."""
+    """Precision of the computation. auto: bf16 autocast on CUDA devices that support it, else fp32."""
+    base_weights: Annotated[Literal["fp32", "bf16", "nf4", "int8"], LATER] = "fp32"
+    """Language models: the frozen weights; adapters train in float32. nf4, int8: all linear layers except the output
+    layer are packed in 4 or 8 bits, and the rest is kept in bf16 (docs/models.md). They need the extra `quantised`."""
     float32: Annotated[Literal["default", "fast"], LATER] = "default"
-    """fast: use oneDNN's products on CPUs on which they are as accurate (docs/running.md)."""
+    """fast: on CPUs oneDNN computes float32 products, if they are accurate enough (docs/running.md)."""
     hold_weights: Annotated[bool, LATER] = False
-    """Make W0 + delta once per step, not once per micro-batch. This needs memory for two more copies of the adapted
-    weights. It has no effect in bf16, or on trials that run in a pack."""
+    """Add an adapter's update to the frozen weight once a step, not once a micro-batch. It takes the memory of two more
+    copies of the adapted weights. It has no effect in bf16, and on trials that run in a pack."""
     augment: Literal["none", "crop-flip", "crop-flip-original"] = "none"
-    """crop-flip: resized crops (scale 0.5 to 1) of the model's square, and flips. crop-flip-original: crops of the
-    original image, as in the paper; they take 1.6 times the disk space."""
+    """Augmentation of training images. crop-flip: a random resized crop (scale 0.5 to 1) of the image after it was
+    resized to the model's square, and a random flip. crop-flip-original: the crop is taken from the original image, as
+    in the RandLoRA paper. It takes 1.6 times the room on disk."""
     head_lr: Annotated[Annotated[float, Field(gt=0.0)] | Literal["lr"], LATER] = 1e-3
-    """Peak learning rate of a new head. It is never searched. "lr": the trial's own rate (the paper's GLUE)."""
+    """Peak learning rate of a new head, for models that get one (docs/models.md). It is not searched. "lr": the trial's
+    learning rate, as in the RandLoRA paper's GLUE runs."""
     sampling: Annotated[Literal["shuffle", "replacement"], LATER] = "shuffle"
-    """shuffle: use every example once per epoch. replacement: draw each example from all of them (the paper)."""
+    """shuffle: every example once in an epoch. replacement: each example is drawn anew, as in the RandLoRA paper."""
     min_batches_per_epoch: int = Field(default=0, ge=0)
-    """Repeat small subsets until an epoch has this many batches (the paper: 10)."""
+    """Small training sets are repeated until an epoch has this many batches (the RandLoRA paper: 10)."""
     max_tokens: Annotated[int | None, Field(ge=2), LATER] = None
-    """Longest text in tokens, prompt and response together. Default: 256; for text encoders 128."""
+    """Longest text in tokens, prompt and response together; the rest is cut off. Default: 256, and 128 for text
+    encoders."""
+    length_group: Annotated[Annotated[int, Field(ge=1)] | None, LATER] = None
+    """Models of text: number of texts of similar length that stay together when an epoch is shuffled. Default: a batch;
+    if batch sizes are searched, the largest one, so that the order of the texts is the same for all of them."""
     loss_on_prompt: Annotated[bool, LATER] = False
-    """Language models: compute the loss over the prompt too (LLM-Adapters' default)."""
+    """Language models: also learn the tokens of the prompt (LLM-Adapters' default)."""
     label_smoothing: Annotated[float, Field(ge=0.0, lt=1.0), LATER] = 0.0
-    """Models of text: share of a target that is spread over all words or classes (LoRA's E2E: 0.1)."""
+    """Models of text: label smoothing, the share of a target that is spread over all tokens or classes (LoRA's E2E:
+    0.1)."""
     base_dropout: Annotated[bool, LATER] = True
     """Whether training uses the dropout of the base model's config. An adapter's dropout is an option of its method."""
     parallel: Annotated[Literal["replicate", "fsdp"], LATER] = "replicate"
-    """For full fine-tuning of a language model on several workers. replicate: each has a copy. fsdp: weights, gradients
-    and moments are split (FSDP2)."""
+    """Full fine-tuning of a language model on several workers. replicate: each worker has a copy of the model. fsdp:
+    weights, gradients and AdamW's moments are split over the workers (FSDP2)."""
     gradient_checkpointing: Annotated[bool, LATER] = False
-    """Models of text: keep only the inputs of layers, and recompute the rest in the backward pass."""
+    """Models of text: keep only the inputs of each layer and compute the rest again in the backward pass. It takes less
+    memory and more time."""
     train_temperature: Annotated[bool, LATER] = False
     """Full fine-tuning of both towers of a CLIP: also train the temperature (logit_scale), as the RandLoRA paper's code
     does. It stays frozen in every other method."""
     select: Annotated[Literal["last", "best"], LATER] = "last"
-    """Which weights are scored: the last ones, or those with the lowest validation loss. With `protocol = "paper"`,
-    `evaluate.validation_rows` rows are kept apart for this (default: 5,000, at most a tenth)."""
+    """Which weights of a trial are scored. last: those after the last step. best: those with the lowest validation
+    loss. With `protocol = "paper"` it then keeps a tenth of the training examples for validation, and at most
+    `evaluate.validation_rows` (default 5,000)."""
     select_every: Annotated[int | None, Field(ge=1), LATER] = None
-    """Steps between two validation losses of `select = "best"`. Default: an epoch."""
+    """Steps between the evaluations of `select = "best"`. Default: an epoch."""
 
     @model_validator(mode="after")
     def _agree(self) -> TrainSettings:
@@ -160,32 +173,33 @@ class TrainSettings(BaseModel):
 
 
 class EvaluateSettings(BaseModel):
-    """How models are evaluated. `metric` is for all models. The rest is for language models (`tasks.text.causal_lm`);
-    the numbers of rows are for text encoders too."""
+    """How models are judged. `metric` is for all; the rest is for language models (`tasks.text.causal_lm`), and the
+    numbers of rows for text encoders too."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     metric: Annotated[Literal["loss"] | None, LATER] = None
-    """Default: the task's own score, such as accuracy. "loss": exp(-loss) on held-out examples. That is the geometric
-    mean of the probabilities that the model gives to the right answers (`tasks.task.by_loss`)."""
+    """Default: the task's own score, such as accuracy. "loss": the score is e to the minus loss on held-out examples.
+    This is the geometric mean of the probabilities that the model gives to the right answers."""
     protocol: Literal["log-likelihood", "generation"] | None = None
-    """Default: log-likelihood; generation for reference texts (E2E) or numbers (GSM8K)."""
+    """How a language model is scored (docs/models.md). Default: log-likelihood; for reference texts (E2E) and numbers
+    (GSM8K) it is generation."""
     validation_rows: int | None = Field(default=None, ge=1)
-    """Number of validation rows of each task to evaluate. They are the same in every trial."""
+    """Most validation rows that are evaluated, the same rows in every trial. Default: all."""
     test_rows: int | None = Field(default=None, ge=1)
-    """Number of test rows of each task to evaluate. They are the same in every trial."""
+    """Most test rows that are evaluated, the same rows in every trial. Default: all."""
     rows_by: Annotated[Literal["data"] | None, LATER] = None
-    """Set by the program. data: the limited rows depend on the data alone. Folders of earlier versions have no value;
-    their rows depend on the data set's folder too."""
+    """Do not set this: the program does. data: which rows are evaluated depends on the data alone. In results folders
+    of earlier versions it is missing, and the rows also depend on the path of the data set."""
     num_beams: int = Field(default=4, ge=1)
-    """Beams of generation (LLM-Adapters: 4; LoRA's E2E: 10)."""
+    """Number of beams of beam search, in generation (LLM-Adapters: 4; LoRA's E2E: 10)."""
     max_new_tokens: int = Field(default=32, ge=1)
     """Longest generated text in tokens."""
     length_penalty: float = 1.0
-    """Exponent of the length that divides a beam's score (LoRA's E2E: 0.8)."""
+    """A beam's score is divided by its length to this power (LoRA's E2E: 0.8)."""
     no_repeat_ngram: int = Field(default=0, ge=0)
-    """Forbid that an n-gram of this length occurs twice in a generated text, its prompt not counted (LoRA's E2E: 4). 0:
-    no rule."""
+    """A generated text may not repeat a sequence of this many tokens; the prompt is not counted (LoRA's E2E: 4). 0: it
+    may."""
 
 
 def contrastive(adapt: str | None, method: str) -> bool:
@@ -300,6 +314,10 @@ def check_alike(trials: Sequence[TrialConfig]) -> None:
         differ = sorted(n for n in {*shared[0], *other} if shared[0].get(n) != other.get(n))
         if differ:
             raise NotPackableError(f"trials of a pack may differ in {', '.join(OWN)} alone, not in {', '.join(differ)}")
+    if trials[0].train.base_weights == "int8":
+        raise NotPackableError(
+            "train.base_weights = 'int8' takes outliers of the whole batch out of each product, so trials would mix"
+        )
     method = trials[0].method
     if method in (*FULL_METHODS, LINEAR_PROBE, NO_TRAINING):
         raise NotPackableError(f"method {method!r} adds no adapter to the base model, so there is nothing to pack")

@@ -183,7 +183,17 @@ def device_name(device: torch.device) -> str:
 
 def versions() -> dict[str, str]:
     """Return the versions of the packages that decide a result."""
-    packages = ("torch", "torchvision", "transformers", "open_clip_torch", "peft", "randlora-sweeps", "numpy", "pillow")
+    packages = (
+        "torch",
+        "torchvision",
+        "transformers",
+        "open_clip_torch",
+        "peft",
+        "bitsandbytes",
+        "randlora-sweeps",
+        "numpy",
+        "pillow",
+    )
     return {"python": platform.python_version(), **installed(packages)}
 
 

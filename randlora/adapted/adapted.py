@@ -21,7 +21,7 @@ from randlora.files import checkpoint, peft_export
 from randlora.methods.method import Method
 from randlora.methods.scheduled.hooks import Hooks
 from randlora.model.sharded import check_whole
-from randlora.model.sites import Site, holder_counts, is_adapted, shared_names
+from randlora.model.sites import Site, holders, is_adapted, shared_names
 
 _CLOCK = count(1)
 """Numbers the events of all adapters, so that the order of attaching and merging is known."""
@@ -36,7 +36,7 @@ def check_can_merge(model: nn.Module, sites: Mapping[str, Site], adapters: Mappi
 
     That is so if the adapter also changes the bias, if the weight is quantised, or if another module uses its tensor.
     """
-    users = holder_counts(model)
+    users = holders(model)
     for name, site in sites.items():
         if adapters[name].moves_bias:
             raise AdapterError(

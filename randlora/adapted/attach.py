@@ -16,7 +16,7 @@ from randlora.methods.method import Method
 from randlora.methods.registry import get_method
 from randlora.model.families import default_targets
 from randlora.model.prompted import PLACE, PromptSite
-from randlora.model.sites import Site, holder_counts, is_adapted, shared_names
+from randlora.model.sites import Site, holders, is_adapted, shared_names
 from randlora.model.targets import select
 
 
@@ -60,7 +60,7 @@ def _warn_of_waste(method: Method, config: AdapterConfig, sites: Mapping[str, Si
 
 def _warn_of_ties(model: nn.Module, sites: Mapping[str, Site]) -> None:
     """Warn of a target whose tensor other modules read too: they go on with W0."""
-    users = holder_counts(model)
+    users = holders(model)
     tied = [name for name, site in sites.items() if name != PLACE and users[id(site.parameter)] > 1]
     if tied:
         warnings.warn(

@@ -58,7 +58,10 @@ def degrees(
         capacities: weight name -> capacity.
         options: the method's options that are not at their default.
     """
-    method, chosen, total, measured = get_method(name), dict(options or {}), 0, False
+    method = get_method(name)
+    chosen = dict(options or {})
+    total = 0
+    measured = False
     every = {**method.options, **chosen}
     if method.prompts:
         return None
@@ -66,7 +69,8 @@ def degrees(
         of_one = degrees_of_one(name, shape, capacity, chosen)
         if of_one is None:
             return None
-        total, measured = total + n * of_one.count, measured or of_one.measured
+        total += n * of_one.count
+        measured = measured or of_one.measured
     if method.together is not None and capacities:
         adapted_shapes = {key: shapes[key] for key in capacities}
         capacity = next(iter(capacities.values()))

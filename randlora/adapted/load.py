@@ -131,7 +131,9 @@ def _check_size(
 ) -> None:
     """Raise AdapterError if the capacities need more numbers than the file's tensors have, before memory is taken for
     them."""
-    method, stored, needed = get_method(config.method), sum(tensor.numel() for tensor in state.values()), 0
+    method = get_method(config.method)
+    stored = sum(tensor.numel() for tensor in state.values())
+    needed = 0
     sites = sites_of(model, method, names)
     if unknown := [name for name in names if name not in sites]:  # `names` were read as targets
         raise AdapterError(f"it is for {unknown[0]!r}, which this model does not have; {nearest(unknown[0], sites)}")

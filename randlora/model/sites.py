@@ -356,7 +356,7 @@ def find_sites(model: nn.Module) -> dict[str, Site]:
     return sites
 
 
-def holder_counts(model: nn.Module) -> Counter[int]:
+def holders(model: nn.Module) -> Counter[int]:
     """Return `id` of a parameter -> number of modules that hold it. A module in several places counts once."""
     return Counter(id(parameter) for module in model.modules() for parameter in module._parameters.values())
 

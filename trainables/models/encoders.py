@@ -1,9 +1,9 @@
 """One vector per input from a transformers encoder, and the linear head that a task puts on it.
 
-Which vector, by family: DINOv2, DINOv3, ViT, DeiT and the like give the class token after the final norm (for DINOv2
-the simplest of its authors' linear probes), BERT, RoBERTa, DeBERTa, ELECTRA and the like the first token of the last
-layer (ModernBERT too, whatever `classifier_pooling` its config has); every other encoder gives what transformers calls
-its pooled output (Swin, ConvNeXt and SigLIP are made to be read from it).
+The vector depends on the family. DINOv2, DINOv3, ViT, DeiT and similar ones give the class token after the final norm
+(for DINOv2 the simplest of its authors' linear probes). BERT, RoBERTa, DeBERTa, ELECTRA and similar ones give the first
+token of the last layer (ModernBERT too, whatever `classifier_pooling` its config has). Every other encoder gives what
+transformers calls its pooled output (Swin, ConvNeXt and SigLIP are made to be read from it).
 """
 
 from __future__ import annotations

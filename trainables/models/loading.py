@@ -190,12 +190,6 @@ def quick_gelu(parsed: ModelId) -> bool:
     return bool(open_clip.get_pretrained_cfg(parsed.name, parsed.tag).get("quick_gelu", False))
 
 
-def to_bf16(module: nn.Module) -> None:
-    """Convert parameters to bfloat16. Buffers, such as frequencies of positions, stay as they are."""
-    for parameter in module.parameters():
-        parameter.data = parameter.data.to(torch.bfloat16)
-
-
 def check_finite(module: nn.Module, model_id: str) -> None:
     """Raise ModelError that names the first weight with NaN or infinity."""
     for name, weight in module.named_parameters():
@@ -293,7 +287,7 @@ def _hf_preprocess(source: str, config: Any, model_id: str) -> Preprocess:
         sides = dict(settings.get("crop_size" if crops else "size") or {})
         squash = "height" in sides and not crops
         size = (sides["height"], sides["width"]) if "height" in sides else sides["shortest_edge"] if sides else None
-        # images are in [0, 1] where it normalises what it has scaled from 0 to 255
+        # images are in [0, 1] if the processor scales them from 0..255 before it normalises them
         scale = 255 * settings.get("rescale_factor", 1 / 255) if settings.get("do_rescale", True) else 255
         plain = not settings.get("do_normalize", True)
         mean = _triple((0, 0, 0) if plain else settings.get("image_mean", IMAGENET_MEAN), scale)

@@ -2,8 +2,7 @@
 
 Two values of the trainables that make the same update count once. A formula holds for a type's own options: it returns
 None for options that change what trains. `tests/randlora/adapted/test_freedom.py` compares each formula with the rank
-of
-the Jacobian.
+of the Jacobian.
 """
 
 from __future__ import annotations
@@ -119,7 +118,7 @@ def _adamss(shape: Shape, r: int, options: Options) -> int:
 
 
 FREEDOM: dict[str, Freedom] = {
-    "lora": lambda shape, r, options: low_rank(shape, r) + shape[0] * bool(options.get("use_dora")),
+    "lora": lambda shape, r, options: low_rank(shape, r) + (shape[0] if options.get("use_dora") else 0),
     "hira": _low_rank(),
     "delora": _low_rank(),
     "deft": _low_rank(para=False),

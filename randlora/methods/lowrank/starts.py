@@ -1,10 +1,10 @@
-"""LoRA from other starts: PiSSA, MiLoRA, OLoRA, Init[AB] and LoRA-GA.
+"""LoRA with other starts: PiSSA, MiLoRA, OLoRA, Init[AB] and LoRA-GA.
 
-delta = scale (B A - B_0 A_0). The published codes subtract scale B_0 A_0 from W0 instead: the same model. Here W0 stays
-as it is, the delta is 0 at the start, and detach gives W0 back. B_0 and A_0, with W0 = U diag(S) V^T:
+delta = scale (B A - B_0 A_0). The published codes subtract scale B_0 A_0 from W0 instead, which is the same model. Here
+W0 stays as it is, the delta is 0 at the start, and detaching gives W0 back. B_0 and A_0, with W0 = U diag(S) V^T:
 
     PiSSA    (Meng et al. 2024, arXiv 2404.02948)      U_r sqrt(S_r / scale), sqrt(S_r / scale) V_r^T, r largest values
-    MiLoRA   (Wang et al. 2024, arXiv 2406.09044)      the same of the r smallest values
+    MiLoRA   (Wang et al. 2024, arXiv 2406.09044)      the same with the r smallest values
     OLoRA    (Buyukakyuz 2024, arXiv 2406.01775)       the first r columns of Q and rows of R, of W0 = Q R
     Init[AB] (Li et al. 2025, arXiv 2505.23194)        both uniform on +-1 / sqrt(in)
     LoRA-GA  (Wang et al. 2024, arXiv 2407.05000)      c U'_{r..2r}, c V'_r^T of the loss's gradient at W0, c =

@@ -2,9 +2,8 @@
 
 The capacity of "prompt:KIND" is the number of tokens, that of "prompt:KIND-depth" the number of blocks with prompts.
 "+dept" adds the head of DePT (Zhang et al. 2024, arXiv 2309.07439). The task owns that head, and no budget counts it,
-as
-for all heads. "+METHOD" adds the adapters of a method of the registry on the target weights. The capacity is then that
-method's. The prompts keep the size that the options `tokens` and `depth` give them, and the count is the sum.
+as for all heads. "+METHOD" adds the adapters of a method of the registry on the target weights. The capacity is then
+that method's. The prompts keep the size that the options `tokens` and `depth` give them, and the count is the sum.
 """
 
 from __future__ import annotations
@@ -46,7 +45,9 @@ def name_of(name: str) -> Name:
     if bare not in KINDS or (first != bare and not KINDS[bare].deep):
         names = [*KINDS, *(kind + BY_DEPTH for kind, entry in KINDS.items() if entry.deep)]
         raise UnknownMethodError(f"unknown method {name!r}; {nearest(first, names)}, after {PREFIX!r}")
-    kind, transfer, beside = KINDS[bare], TRANSFER in additions, [part for part in additions if part != TRANSFER]
+    kind = KINDS[bare]
+    transfer = TRANSFER in additions
+    beside = [part for part in additions if part != TRANSFER]
     if additions.count(TRANSFER) > 1:
         once = name.replace(f"+{TRANSFER}", "", additions.count(TRANSFER) - 1)
         raise UnknownMethodError(f"unknown method {name!r}: +{TRANSFER} more than once; nearest: {once!r}")

@@ -1,14 +1,15 @@
-"""RandLoRA's rank ablations at equal parameters (arXiv 2502.00987, section 6.3): is it the rank, or the parameters?
+"""RandLoRA's rank ablations at equal parameters (arXiv 2502.00987, section 6.3): does the rank matter, or the
+parameters?
 
-RandLoRA-a, rank r: delta = (scale / N) (sum_i B_i diag(lambda_i)) (sum_i A_i diag(gamma_i)), i = 1..N, with distinct
-A_i, since with one A the gammas would collapse into one. The capacity is N, at a fixed r (32, the LoRA rank that the
-paper matches): N = 124 has 124 (32 + 768) = 99,200 parameters on a 768-wide weight, RandLoRA-6 has 99,072.
+RandLoRA-a, rank r: delta = (scale / N) (sum_i B_i diag(lambda_i)) (sum_i A_i diag(gamma_i)), i = 1..N. The A_i are
+distinct, because with one A the gammas would collapse into one. The capacity is N, at a fixed r (32, the LoRA rank that
+the paper matches). N = 124 has 124 (32 + 768) = 99,200 parameters on a 768-wide weight, RandLoRA-6 has 99,072.
 
-RandLoRA-b, half the rank: RandLoRA with N = ceil(m / 2 r) bases, m = min(out, in), so rank ceil(m / 2). The capacity is
-r: r = 3 has 128 (3 + 768) = 98,688.
+RandLoRA-b, half the rank: RandLoRA with N = ceil(m / 2 r) bases, m = min(out, in), so its rank is ceil(m / 2). The
+capacity is r. r = 3 has 128 (3 + 768) = 98,688 parameters.
 
-Neither is in any released code. Both start as RandLoRA, by the option `start`. Every basis has unit variance;
-the division by N keeps a step's size the same over N, and a default scale of 10 makes it RandLoRA's on 768-wide weights
+Neither is in any released code. Both start as RandLoRA does, by the option `start`. Every basis has unit variance. The
+division by N keeps a step's size equal for all N. The default scale of 10 makes it that of RandLoRA on 768-wide weights
 (10 sqrt(32) / 768 against 2 / sqrt(768), RMS per step of lambda).
 """
 

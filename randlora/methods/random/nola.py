@@ -1,17 +1,19 @@
 """NoLA (Koohpayegani et al. 2024, arXiv 2310.02556): LoRA's factors as trained sums of frozen random matrices.
 
 A = A_0 + sum_i a_i A_i (r x in), B = sum_i b_i B_i (out x r), delta = (alpha / r) B A. The trainables are the k_A + k_B
-coefficients of a weight, at any shape and r. Here k = k_A + k_B, k_A = ceil(k / 2), k_B = k - k_A.
+coefficients of a weight, at any shape and r. Here k = k_A + k_B, with k_A = ceil(k / 2) and k_B = k - k_A.
 
-Start, after the authors' language-model code: A_0 is a frozen LoRA initialisation (uniform on +-1 / sqrt(in)), all
-coefficients are 0, so the delta is exactly 0 and b gets the gradient (a gets one as soon as b moved). The bases have
-variance 1 / k_A and 1 / k_B (their LLaMA variant), so that a step e of every coefficient moves a factor's entries by e,
-as in LoRA, however many bases there are.
+Start, as in the authors' language-model code: A_0 is a frozen LoRA initialisation (uniform on +-1 / sqrt(in)) and all
+coefficients are 0. So the delta is exactly 0 and b gets the gradient; a gets one as soon as b has moved. The bases have
+variance 1 / k_A and 1 / k_B (as in their LLaMA variant). So a step e of every coefficient moves a factor's entries by
+e, as in LoRA, whatever the number of bases.
 
-`start = "released"` is the NoLA of the RandLoRA paper's released code: no A_0, a = 1 / k_A and b = 1 / k_B, so that the
-delta is not 0, and bases of variance 1. The paper's scales are 1 / r (table 8) and 2 / sqrt(n) (table 9), n = k_A.
+`start = "released"` is the NoLA in the RandLoRA paper's released code: there is no A_0, a = 1 / k_A and b = 1 / k_B, so
+that the delta is not 0, and the bases have variance 1. The paper's scales are 1 / r (table 8) and 2 / sqrt(n) (table
+9), with n = k_A.
 
-The bases are drawn from the seed at attach, shared by all layers (as the RandLoRA paper's NoLA), and never saved.
+The bases are drawn from the seed when attaching, shared by all layers (as in the RandLoRA paper's NoLA), and never
+saved.
 """
 
 from __future__ import annotations

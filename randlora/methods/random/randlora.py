@@ -1,20 +1,22 @@
 """RandLoRA (arXiv 2502.00987): full-rank updates from frozen random bases and trained diagonals.
 
 delta = scale * sum_{j=1..n} B_j diag(lambda_j) A diag(gamma_j) (equation 4), n = ceil(m / r), m = min(out, in).
-lambda_j has r entries and gamma_j has m; gamma acts on the smaller dimension (the input's when square), and for
-in > out the delta is the transpose. One B (flat, max out-or-in x max n r) and one A (max r x max m) serve all layers; a
-layer reads B's first n r columns, and column k n + j is the k-th column of B_j: PEFT's pairing at any n.
+lambda_j has r entries and gamma_j has m. gamma acts on the smaller dimension (on the input's if both are equal). For in
+> out the delta is the transpose. One B (flat: max of out and in x max n r) and one A (max r x max m) serve all layers.
+A layer reads B's first n r columns. Column k n + j is the k-th column of B_j, which is PEFT's pairing at any n.
 
 Start: one diagonal is 0, so that the delta is 0 and that diagonal gets the first gradient.
   "lambda"  lambda = 0 and gamma = 1 / m, as PEFT and the released code for language models (the default)
   "gamma"   gamma = 0 and lambda = 1 / max(n, r), as the released code for images
-From "gamma" a first step moves the delta m / max(n, r) times as far, which is 6 times for r = 6 on a 768-wide weight,
-and n m entries get a gradient in place of n r.
-Scale: alpha / r where alpha is given, else `DEFAULT_SCALE` at every rank; alpha = "2r/sqrt(n)" is the paper's for
-language models (appendix C.4), which gives layers of different shape scales of their own. Published codes differ:
-1 / r and 10 / r (paper, CLIP), 2 / sqrt(n) (paper, LLM), 20 (PEFT). A constant keeps the size of a step equal over
-ranks: with n r = m terms, a step e in lambda moves the delta by scale * e / sqrt(m) (RMS) at any r. From the start
-"gamma" a step e in gamma moves it by scale * e sqrt(m) / max(n, r).
+With "gamma" a first step moves the delta m / max(n, r) times as far, which is 6 times for r = 6 on a 768-wide weight,
+and
+n m entries get a gradient instead of n r.
+
+Scale: alpha / r if alpha is given, else `DEFAULT_SCALE` at every rank. alpha = "2r/sqrt(n)" is the paper's rule for
+language models (appendix C.4). It gives layers of different shape different scales. Published codes differ: 1 / r and
+10 / r (paper, CLIP), 2 / sqrt(n) (paper, LLM), 20 (PEFT). With a constant, steps are equally large at all ranks: with n
+r = m terms, a step e in lambda moves the delta by scale * e / sqrt(m) (RMS) at any r. With the start "gamma", a step e
+in gamma moves it by scale * e sqrt(m) / max(n, r).
 """
 
 from __future__ import annotations

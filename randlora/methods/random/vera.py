@@ -1,12 +1,13 @@
-"""VeRA (Kopiczko et al. 2024, arXiv 2310.11454): delta = diag(b) B diag(d) A, A and B frozen and shared by all layers.
+"""VeRA (Kopiczko et al. 2024, arXiv 2310.11454): delta = diag(b) B diag(d) A. A and B are frozen and shared by all
+layers.
 
-A (r x max in) and B (max out x r) are Kaiming uniform with gain sqrt 2, so their entries have variance 2 / fan-in, and
-there is no alpha. Start: d = `d_initial`, b = 0, so the delta is 0 and b gets the gradient. The RandLoRA paper scales
-VeRA's delta too (its tables 8 and 9: 1 / r and 2), which the option `scale` does; 1 is VeRA's own.
+A (r x max in) and B (max out x r) are Kaiming uniform with gain sqrt 2, so their entries have variance 2 / fan-in.
+There is no alpha. Start: d = `d_initial` and b = 0, so the delta is 0 and b gets the gradient. The RandLoRA paper
+scales VeRA's delta too (its tables 8 and 9: 1 / r and 2). The option `scale` does that; VeRA's own is 1.
 
-The product in activation form is linear(x, W0) + (x A^T diag(d)) B^T diag(b). Since only the diagonals are trained, no
-gradient of a factor is ever formed: beyond the frozen layer a step costs 2 N r (out + in) multiply-adds, a third less
-than training the two factors would. Backward keeps x A^T (N x r) and the product before diag(b) (N x out), not x.
+The product in activation form is linear(x, W0) + (x A^T diag(d)) B^T diag(b). Only the diagonals are trained, so no
+gradient of a factor is ever computed. Beyond the frozen layer a step costs 2 N r (out + in) multiply-adds, a third less
+than if the two factors were trained. Backward keeps x A^T (N x r) and the product before diag(b) (N x out), but not x.
 """
 
 from __future__ import annotations

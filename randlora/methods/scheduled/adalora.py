@@ -1,21 +1,22 @@
-"""AdaLoRA (Zhang et al. 2023, arXiv 2303.10512): LoRA triplets under a budget that moves to where it matters.
+"""AdaLoRA (Zhang et al. 2023, arXiv 2303.10512): LoRA triplets under a budget that moves to the weights that need it.
 
-delta = scale * B diag(e) A. Training starts with more triplets than the budget pays for (`initial` times r on every
-weight), follows how much each one matters (smoothed |parameter * gradient| times its variability, section 3.2), and
-sets e to 0 for the least important ones of the whole model, more and more of them between the steps `start * total` and
-`stop * total` by a cubic schedule (section 3.3); then the pattern stays. A penalty keeps A and B near orthonormal.
-Semantics as PEFT's, step for step, with two differences: the schedule is given in fractions of the training, and
-`allocate = "parameters"` (default) fills the final budget by the parameters that a triplet costs (out + in + 1), so
-that the count is met whichever weights win; "ranks" counts triplets alone, as PEFT, where a model of unequal weights
-ends above or below its budget. (PEFT 0.21.2 also leaves the divisor of the scale, `ranknum`, to the optimiser, and
-adds the penalty only where the model's own output has a `loss` and is called through `base_model`.)
+delta = scale * B diag(e) A. Training starts with more triplets than the budget pays for: `initial` times r on every
+weight. It measures how much each triplet matters (smoothed |parameter * gradient| times its variability, section 3.2).
+Between the steps `start * total` and `stop * total`, more and more of the least important triplets of the whole model
+get e = 0, by a cubic schedule (section 3.3). After that the pattern stays. A penalty keeps A and B near orthonormal.
 
-The capacity r is the final rank, averaged over the weights: that is the budget and what `count()` gives. Until the
-schedule is through, `initial` times as much is built and trained. The schedule needs the training loop's hooks
-(`Adapted.hooks`); without them nothing is cut.
+It does the same as PEFT, step for step, with two differences. The schedule is given in fractions of the training. And
+`allocate = "parameters"` (the default) fills the final budget by the parameters that a triplet costs (out + in + 1), so
+that the count is right whichever weights keep triplets. "ranks" counts triplets alone, as PEFT does; a model of unequal
+weights then ends above or below its budget. (PEFT 0.21.2 also lets the optimiser change the divisor of the scale,
+`ranknum`, and adds the penalty only if the model's own output has a `loss` and is called through `base_model`.)
 
-Start: A and B normal with standard deviation 0.02, e = 0. Scale: alpha / init_r, also after cuts; by default
-`DEFAULT_SCALE`, since at 1 a step of e moves the delta by next to nothing (0.02 squared per triplet).
+The capacity r is the average final rank. It is the budget, and `count()` returns its count. Until the schedule is
+finished, `initial` times as much is built and trained. The schedule needs the training loop's hooks (`Adapted.hooks`).
+Without them nothing is cut.
+
+Start: A and B are normal with standard deviation 0.02, and e = 0. Scale: alpha / init_r, also after cuts. The default
+is `DEFAULT_SCALE`, because at 1 a step of e would hardly move the delta (0.02 squared per triplet).
 """
 
 from __future__ import annotations

@@ -1,11 +1,11 @@
-"""Gradients of a held-out loss through one step of the weights: what AutoLoRA's selection variables learn from.
+"""Gradients of a held-out loss through one step of the weights: AutoLoRA's selection variables learn from them.
 
 With weights D, selection variables s, training loss L and held-out loss H, and D' the weights after a step of size lr,
 
     dH(D', s)/ds  -  lr * [dL(D + e v, s)/ds - dL(D - e v, s)/ds] / (2 e),   v = dH(D', s)/dD',  e = 0.01 / ||v||
 
-approximates the derivative of H(D - lr dL/dD, s), by finite differences in place of second derivatives (DARTS,
-Liu et al. 2019, arXiv 1806.09055, section 2.3). The first term alone is the first-order form.
+approximates the derivative of H(D - lr dL/dD, s). Finite differences replace second derivatives (DARTS, Liu et al.
+2019, arXiv 1806.09055, section 2.3). The first term alone is the first-order form.
 """
 
 from __future__ import annotations

@@ -147,11 +147,11 @@ def test_names_given_beside_the_files_are_no_reason_to_refuse_theirs(tmp_path: P
 def test_two_validation_splits_are_refused(images: Path, tmp_path: Path) -> None:
     for which in ("val", "valid"):
         shutil.copytree(images / "train", images / which)
-    with pytest.raises(DataError, match=r"has splits valid and val, which are one; leave one there"):
+    with pytest.raises(DataError, match=r"has the validation splits valid and val; keep only one"):
         load_dataset(f"folder:{images}")
     table = ([0, 1], ABC)
     (tmp_path / "tables").mkdir()
-    with pytest.raises(DataError, match=r"has splits validation and val, which are one"):
+    with pytest.raises(DataError, match=r"has the validation splits validation and val"):
         labelled(tmp_path / "tables", dict.fromkeys(("train", "test", "val", "validation"), table))
 
 

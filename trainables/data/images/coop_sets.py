@@ -1,9 +1,9 @@
 """CoOp's splits of its 11 image sets, which most work on prompt learning uses (Zhou et al. 2022, arXiv 2109.01134).
 
-The lists are CoOp's own files, `split_zhou_*.json`, and the folders lie as its page of data sets has them
-(github.com/KaiyangZhou/CoOp, DATASETS.md). Sizes are those of the paper's appendix, not checked against the files.
-FGVC Aircraft and UCF101 are the sets `fgvc-aircraft` and `ucf101`, with the same splits, and ImageNet is `imagenet`,
-whose validation CoOp lacks. A template is CoOp's hand-written prompt.
+The lists are CoOp's own files, `split_zhou_*.json`. The folders are laid out as its page of data sets says
+(github.com/KaiyangZhou/CoOp, DATASETS.md). Sizes are those of the paper's appendix, and were not checked against the
+files. FGVC Aircraft and UCF101 are the sets `fgvc-aircraft` and `ucf101`, which have the same splits. ImageNet is
+`imagenet`, whose validation split CoOp lacks. A template is CoOp's hand-written prompt.
 """
 
 from __future__ import annotations

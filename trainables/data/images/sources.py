@@ -48,7 +48,7 @@ _AFTER = ("", "-*", "[0-9]*", "[._ ][0-9]*", "[._ ][!0-9]*")
 """What may follow a split's name in the names of its files. All files must be of one kind: else some may be
 duplicates."""
 UNPACKED, UNPACKED_BYTES = 50, 2**30
-"""A table may unpack to so many times its file's size, and to so many bytes in any case."""
+"""A table may unpack to this many times its file's size, and always to this many bytes."""
 
 
 def read_words(folder: Path) -> Words:
@@ -227,7 +227,7 @@ def _from_files(name: str, folder: Path, suffix: str, read: Callable[[Path], Ite
             candidates = [paths for paths in (*others, _saved(state)) if paths]
         if len(candidates) > 1:
             shown = " and ".join(str(paths[0].relative_to(folder)) for paths in candidates)
-            raise DataError(f"data set {name!r}: {folder} has {shown} for split {which!r}; leave one kind there")
+            raise DataError(f"data set {name!r}: {folder} has {shown} for split {which!r}; keep only one kind")
         if candidates:
             splits[which] = candidates[0]
     _must_have(name, folder, splits, f"{suffix} files")
@@ -467,7 +467,7 @@ def _check_one_validation(name: str, folder: Path, splits: Mapping[str, object])
     """Raise DataError if a set has several validation splits."""
     if len(validations := [v for v in _VALIDATION if v in splits]) > 1:
         raise DataError(
-            f"data set {name!r}: {folder} has splits {' and '.join(validations)}, which are one; leave one there"
+            f"data set {name!r}: {folder} has the validation splits {' and '.join(validations)}; keep only one of them"
         )
 
 

@@ -197,7 +197,7 @@ def _validation(folder: Path, taken: set[str]) -> list[Path]:
     if len(splits) > 1:
         first, second, *_ = splits
         raise DataError(
-            f"{folder} has two splits to validate on, {first!r} and {second!r}; leave one there, or name it: "
+            f"{folder} has two splits to validate on, {first!r} and {second!r}; keep only one, or name it: "
             f"?validation={first}"
         )
     return next(iter(splits.values()), [])

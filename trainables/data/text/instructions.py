@@ -2,10 +2,8 @@
 
 A folder is one task, `{train,test}.json` (and perhaps `validation.json`), or a union of tasks: `train.json` with
 `TASK/test.json` beside it, or `TASK/{train,test}.json`. Every task may have a `TASK/validation.json`. `.jsonl` files
-with
-one object per line are read too. A row may list its choices in `choices`, the answer being one of them. Then `output`
-may
-be left out.
+with one object per line are read too. A row may list its choices in `choices`, the answer being one of them. Then
+`output` may be left out.
 """
 
 from __future__ import annotations
@@ -38,8 +36,10 @@ def from_json(name: str, folder: Path, form: Form) -> TextDataset:
     Raises:
         DataError: files are missing or malformed; the message names file and row.
     """
-    here = folder.name
-    train, test, held = find_file(folder, "train"), find_file(folder, "test"), find_validation(folder)
+    folder_name = folder.name
+    train = find_file(folder, "train")
+    test = find_file(folder, "test")
+    shared_validation = find_validation(folder)
     tasks = {p.name: p for p in sorted(folder.iterdir()) if p.is_dir()}
     tests = {task: file for task, inside in tasks.items() if (file := find_file(inside, "test"))}
     trains = {task: file for task, inside in tasks.items() if (file := find_file(inside, "train"))}
@@ -49,15 +49,15 @@ def from_json(name: str, folder: Path, form: Form) -> TextDataset:
             f"data set {name!r}: {folder} needs train.json and test.json, or train.json and TASK/test.json, or "
             f"TASK/train.json and TASK/test.json; it holds {', '.join(sorted(present)) or 'nothing'}"
         )
-    train_files, test_files = {here: train} if train else trains, {here: test} if test else tests
+    train_files, test_files = {folder_name: train} if train else trains, {folder_name: test} if test else tests
     own = ({} if test else tests) if train else trains
-    helds = {task: file for task in own if (file := find_validation(tasks[task]))}
-    if held is None and helds and (lacking := sorted(own.keys() - helds.keys())):
+    validation_by_task = {task: file for task in own if (file := find_validation(tasks[task]))}
+    if shared_validation is None and validation_by_task and (lacking := sorted(own.keys() - validation_by_task.keys())):
         raise DataError(
-            f"data set {name!r}: {next(iter(helds.values()))} validates its task, and {', '.join(lacking)} of {folder} "
-            "has no such file; give every task one, or none"
+            f"data set {name!r}: {next(iter(validation_by_task.values()))} validates its task, and "
+            f"{', '.join(lacking)} of {folder} has no such file; give every task one, or none"
         )
-    validation = helds if held is None else {next(iter(train_files)): held}
+    validation = validation_by_task if shared_validation is None else {next(iter(train_files)): shared_validation}
     return assemble(name, form, train=train_files, test=test_files, validation=validation)
 
 
@@ -199,7 +199,9 @@ def _labels(row: Mapping[str, Any], where: str) -> tuple[str, ...]:
 def _question(row: Mapping[str, Any], where: str) -> Exchange:
     """Return a row in the form "questions"."""
     if (choice_texts := row.get("choices")) is not None:
-        text, options, right = row["instruction"], tuple(choice_texts), choice_texts.index(row["answer"])
+        text = row["instruction"]
+        options = tuple(choice_texts)
+        right = choice_texts.index(row["answer"])
     else:
         text, options = prompts.stem_and_options(row["instruction"], where)
         labels = _labels(row, where)

@@ -123,8 +123,9 @@ class ImageTask:
 
     def batches(self, epoch: int) -> list[Tensor]:
         s, rows = self._trial.train, self.rows("train")
-        size, least, again = s.global_batch_size, s.min_batches_per_epoch, s.sampling == "replacement"
-        return epoch_batches(rows, size, least, self._trial.data_seed, epoch, replacement=again)
+        size, least = s.global_batch_size, s.min_batches_per_epoch
+        replacement = s.sampling == "replacement"
+        return epoch_batches(rows, size, least, self._trial.data_seed, epoch, replacement=replacement)
 
     def rows(self, which: Split) -> Tensor:
         return self._images_of(which)[1]
