@@ -1,4 +1,4 @@
-"""The user's errors of this package."""
+"""The errors of this package that users may see."""
 
 from __future__ import annotations
 
@@ -39,10 +39,10 @@ class DamagedPart:
 
 
 def nearest(name: str, known: Iterable[str], most: int = 60) -> str:
-    """A phrase naming the closest known names, or so many of them where none is close."""
+    """Return a phrase with the closest known names, or with up to `most` known names if none is close."""
     names = sorted(set(known))
     close = difflib.get_close_matches(name, names, n=3, cutoff=0.5)
     if close or not names:
         return f"nearest: {', '.join(close)}" if close else "known: none"
-    more = f" and {len(names) - most} more" if len(names) > most else ""
-    return f"known: {', '.join(names[:most])}{more}"
+    uncounted = f" and {len(names) - most} more" if len(names) > most else ""
+    return f"known: {', '.join(names[:most])}{uncounted}"

@@ -1,6 +1,6 @@
-"""Numbers as people read them: one way to write a score, a difference, a count, a p value and a time.
+"""How numbers are written in texts: scores, differences, counts, p values, times.
 
-Every function gives an empty text for a null.
+Every function returns "" for None.
 """
 
 from __future__ import annotations
@@ -20,17 +20,16 @@ _HIDDEN |= dict.fromkeys(range(0xD800, 0xE000), 0xFFFD)  # a file name that is n
 
 
 def visible(text: str) -> str:
-    """A text with a picture for every character that moves a cursor, colours a terminal or turns what is read around.
+    """Return a text with a visible sign for each character that controls a terminal or the direction of text.
 
-    So have bytes of file names that are not UTF-8, which can't be printed.
-
-    Names, failure texts and file names come from outside; as they are they could rewrite what stands above them.
+    Bytes of file names that are not UTF-8 are replaced as well, because they cannot be printed. Names, failure texts
+    and file names come from outside. Without this they could rewrite what is printed above them.
     """
     return text.translate(_HIDDEN)
 
 
 def finite(value: Any) -> Any:
-    """A copy for JSON: a number that is not finite (a loss may be; JSON has none) is None, bytes are base64 text."""
+    """Return a copy for JSON, in which numbers that are not finite are None, and bytes are base64 text."""
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     if isinstance(value, bytes):
@@ -41,12 +40,12 @@ def finite(value: Any) -> Any:
 
 
 def points(fraction: float | None) -> str:
-    """A score difference in percentage points, '+1.3'; a zero has no sign."""
+    """Return a difference of scores in percentage points, such as '+1.3'. Zero has no sign."""
     return "" if fraction is None else _signed(f"{100 * fraction:+.1f}")
 
 
 def end_of_interval(fraction: float | None) -> str:
-    """As `points`; an end that would round to zero has a second decimal and keeps its sign: on which side it lies."""
+    """Return the end of an interval as `points`. If it rounds to zero it keeps its sign, with a second decimal."""
     if fraction is None:
         return ""
     text = f"{100 * fraction:+.1f}"
@@ -54,34 +53,34 @@ def end_of_interval(fraction: float | None) -> str:
 
 
 def percent(value: float | None) -> str:
-    """A fraction in percent, '61.4'."""
+    """Return a fraction in percent, such as '61.4'."""
     return "" if value is None else _signed(f"{100 * value:.1f}")
 
 
 def _signed(text: str) -> str:
-    """A number with a true minus sign, and a zero without any."""
+    """Return a number with a typographic minus sign. Zero has no sign."""
     return "0.0" if text in {"+0.0", "-0.0"} else text.replace("-", "\N{MINUS SIGN}")
 
 
 def off_budget(value: float | None) -> str:
-    """A count's distance from its budget, in percent with its sign, '+0.31 %'."""
+    """Return a count's relative distance from its budget, such as '+0.31 %'."""
     return "" if value is None else f"{100 * value:+.2f} %".replace("-", "\N{MINUS SIGN}")
 
 
 def quantity(value: float | None) -> str:
-    """A count or a cost: '12,288'; three digits below a thousand, '0.00316'."""
+    """Return a count or a cost, such as '12,288', or with three digits below a thousand, such as '0.00316'."""
     return "" if value is None else f"{value:,.0f}" if value >= 999.5 else f"{value:.3g}"
 
 
 def bytes_text(count: int | None) -> str:
-    """Bytes with their unit: '512 B', '2.30 MiB', '1.31 GiB'."""
+    """Return a number of bytes with its unit: '512 B', '2.30 MiB', '1.31 GiB'."""
     if count is None:
         return ""
     return f"{count:.0f} B" if count < 1000 else _scaled(count, 1024, ("B", "KiB", "MiB", "GiB", "TiB"))
 
 
 def operations(count: int | None) -> str:
-    """Floating-point operations with their unit: '12.3 GFLOP'."""
+    """Return a number of floating-point operations with its unit, such as '12.3 GFLOP'."""
     if count is None:
         return ""
     return _scaled(count, 1000, ("FLOP", "kFLOP", "MFLOP", "GFLOP", "TFLOP", "PFLOP"))
@@ -105,39 +104,39 @@ def amount(value: int | None, reference: str | None) -> str:
 
 
 def range_text(values: Iterable[float]) -> str:
-    """The least and the largest as quantities, '2 to 5'; one where they look alike, '' of none."""
-    found = [quantity(value) for value in sorted(values)]
-    return " to ".join(dict.fromkeys((*found[:1], *found[-1:])))
+    """Return the smallest and the largest value as '2 to 5', one if they look the same, "" if there is none."""
+    texts = [quantity(value) for value in sorted(values)]
+    return " to ".join(dict.fromkeys((*texts[:1], *texts[-1:])))
 
 
 def freedom_text(dof: int | None, measured: bool | None, at_most: bool | None) -> str:
-    """Degrees of freedom: about that many where they are measured on a small weight, at most where it is a bound."""
+    """Return degrees of freedom, with a sign if they were measured on a small weight (about) or are a bound."""
     about = "\N{ALMOST EQUAL TO} " if measured else ""
     return "" if dof is None else ("\N{LESS-THAN OR EQUAL TO} " if at_most else about) + quantity(dof)
 
 
 def plural(count: int, noun: str, several: str | None = None) -> str:
-    """'1 trial', '2 trials', '2,700 images'. `several`: the plural of the noun, if it is not the noun with an s."""
+    """Return a count with its noun: '1 trial', '2,700 images'. `several` is the plural if it is not the noun with s."""
     return f"{count:,} {noun if count == 1 else several or noun + 's'}"
 
 
 def listed(names: Sequence[str], last: str = "and") -> str:
-    """'A, B and C'."""
+    """Return a list such as 'A, B and C'."""
     return f" {last} ".join(filter(None, (", ".join(names[:-1]), *names[-1:])))
 
 
 def p_text(value: float | None) -> str:
-    """A p value."""
+    """Return a p value with three decimals, or '<0.001'."""
     return "" if value is None else "<0.001" if value < 0.001 else f"{value:.3f}"
 
 
 def level_text(level: float) -> str:
-    """The level of tests, in percent."""
+    """Return the level of tests in percent, or a phrase if none is left."""
     return f"{100 * level:.2g} %" if level else "no level, as looks have left none"
 
 
 def duration(seconds: float | None) -> str:
-    """'4.6 s', '12 min', '3.1 h'."""
+    """Return a duration such as '4.6 s', '12 min' or '3.1 h'."""
     if seconds is None:
         return ""
     if seconds < 120:
@@ -146,15 +145,15 @@ def duration(seconds: float | None) -> str:
 
 
 def with_interval(value: str, low: str, high: str) -> str:
-    """'61.4 [60.9, 61.9]'; without the bracket where there is no interval."""
+    """Return a value with its interval, '61.4 [60.9, 61.9]', without the bracket if there is none."""
     return f"{value} [{low}, {high}]" if value and low and high else value
 
 
 def score_text(row: Mapping[str, Any], value: str = "mean", low: str = "low", high: str = "high") -> str:
-    """A score with its interval, in percent."""
+    """Return a score with its interval, in percent."""
     return with_interval(percent(row[value]), percent(row[low]), percent(row[high]))
 
 
 def change_text(row: Mapping[str, Any], value: str = "difference", low: str = "low", high: str = "high") -> str:
-    """A difference with its interval, in points."""
+    """Return a difference with its interval, in points."""
     return with_interval(points(row[value]), end_of_interval(row[low]), end_of_interval(row[high]))

@@ -27,8 +27,10 @@ def html_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[objec
     """
     lines = ["".join(f"<th>{_text(column)}</th>" for column in columns)] if any(columns) else []
     lines += ["".join(f"<td>{_text(cell)}</td>" for cell in row) for row in rows]
-    rest = f"<p>and {more:,} more rows</p>" if more else ""
-    return f"<p>{_text(title, cut=False)}</p><table>{''.join(f'<tr>{line}</tr>' for line in lines)}</table>{rest}"
+    left_out_text = f"<p>and {more:,} more rows</p>" if more else ""
+    return (
+        f"<p>{_text(title, cut=False)}</p><table>{''.join(f'<tr>{line}</tr>' for line in lines)}</table>{left_out_text}"
+    )
 
 
 def html_of_arrow(table: pa.Table) -> str:

@@ -95,17 +95,17 @@ def spare_styles(titles: Mapping[str, str | None]) -> dict[str, Style]:
     Args:
         titles: of all methods that are shown together; of those that are not ours they are the names.
     """
-    found: dict[str, Style] = {}
+    styles: dict[str, Style] = {}
     colours, looks = len(SPARE_COLOURS), len(_LOOKS)
     first, free = colours * len(_FIRST), set(range(looks))
     for method in (*_NAMES, *sorted(titles.keys() - STYLES.keys() - _NAMES.keys())):
         digest = zlib.crc32(method.encode())
-        own = colours * (digest // 7 % len(_FIRST)) + digest % colours
-        further = (first + (own + i) % (looks - first) for i in range(looks - first))
-        at = next((k for k in (own, *further, *range(first)) if k in free), own)
+        first_choice = colours * (digest // 7 % len(_FIRST)) + digest % colours
+        further = (first + (first_choice + i) % (looks - first) for i in range(looks - first))
+        at = next((k for k in (first_choice, *further, *range(first)) if k in free), first_choice)
         free.discard(at)
-        found[method] = Style(_NAMES.get(method) or titles.get(method) or method, *_LOOKS[at], 50)
-    return found
+        styles[method] = Style(_NAMES.get(method) or titles.get(method) or method, *_LOOKS[at], 50)
+    return styles
 
 
 @dataclass(frozen=True)
@@ -138,12 +138,12 @@ def use_names(styles: Mapping[str, Style], places: PlaceNames) -> None:
 
 
 def style(method: str) -> Style:
-    """A method's style."""
+    """Return a method's style."""
     return STYLES.get(method) or _SHOWN.get().get(method) or spare_styles({method: None})[method]
 
 
 def size_text(train_size: str) -> str:
-    """A training size in words: '16-shot', '10 % of the data', 'all data'."""
+    """Return a training size in words: '16-shot', '10 % of the data', 'all data'."""
     try:
         share = float(train_size)
     except ValueError:
@@ -152,7 +152,7 @@ def size_text(train_size: str) -> str:
 
 
 def size_key(train_size: str) -> tuple[int, float]:
-    """Sort key of training sizes: shots first, by number, then fractions of the data, then anything else."""
+    """Return the sort key of a training size: shots first, by number, then fractions of the data, then others."""
     try:
         if train_size.endswith("-shot"):
             return 0, float(train_size.removesuffix("-shot"))
@@ -171,15 +171,15 @@ def place_text(dataset: str, train_size: str) -> str:
 
 
 def training_text(dataset: str, train_size: str) -> str:
-    """The training examples of a data set at a training size: '480 images'; 'all data' if nobody counted them."""
-    known = _PLACES.get() or PlaceNames()
-    return known.sizes.get((dataset, train_size), size_text(train_size))
+    """Return the training examples of a data set at a size, such as '480 images', or the size if they are unknown."""
+    place_names = _PLACES.get() or PlaceNames()
+    return place_names.sizes.get((dataset, train_size), size_text(train_size))
 
 
 def dataset_text(dataset: str) -> str:
     """Name a data set: short if the store that is shown has no other of that short name, else its id."""
-    known = _PLACES.get() or PlaceNames()
-    return known.datasets.get(dataset, dataset)
+    place_names = _PLACES.get() or PlaceNames()
+    return place_names.datasets.get(dataset, dataset)
 
 
 def short_name(dataset: str) -> str:
@@ -200,12 +200,12 @@ def example_counts(trials: Iterable[Mapping[str, Any]]) -> dict[tuple[str, str],
     Args:
         trials: rows with `dataset`, `train_size`, `unit` and `train_examples`.
     """
-    seen: dict[tuple[str, str], set[tuple[int, str]]] = {}
+    counts_by_place: dict[tuple[str, str], set[tuple[int, str]]] = {}
     for r in trials:
         if r["train_examples"] is not None:
             unit = (r["unit"] or "examples").removesuffix("s")
-            seen.setdefault((r["dataset"], r["train_size"]), set()).add((r["train_examples"], unit))
-    return {place: plural(*next(iter(found))) for place, found in seen.items() if len(found) == 1}
+            counts_by_place.setdefault((r["dataset"], r["train_size"]), set()).add((r["train_examples"], unit))
+    return {place: plural(*next(iter(counts))) for place, counts in counts_by_place.items() if len(counts) == 1}
 
 
 def budget_text(reference: str) -> str:
@@ -214,30 +214,30 @@ def budget_text(reference: str) -> str:
 
 
 def cut(text: str, most: int) -> str:
-    """So many characters of a text at most."""
+    """Return a text cut to at most `most` characters."""
     return text if len(text) <= most else f"{text[: most - 1].rstrip()}\N{HORIZONTAL ELLIPSIS}"
 
 
 def in_order(methods: set[str]) -> list[str]:
-    """Methods in the order of tables and legends."""
+    """Return methods in the order of tables and legends."""
     return sorted(methods, key=lambda m: (style(m).order, m))
 
 
 def budget_order(reference: str) -> tuple[float, str]:
-    """Sort key of budgets: by the number in their name."""
-    found = re.search(r"\d+(\.\d+)?(e-?\d+)?", reference)
-    return float(found[0]) if found else 0.0, reference
+    """Return the sort key of a budget: the number in its name."""
+    number = re.search(r"\d+(\.\d+)?(e-?\d+)?", reference)
+    return float(number[0]) if number else 0.0, reference
 
 
 def place_of(row: Mapping[str, Any]) -> Place:
-    """Where a row belongs: sweep, model, data set (None for the mean), training size.
+    """Return the place of a row: sweep, model, data set (None for the mean), training size.
 
-    Rows of data-size curves have no training size; their budget stands in its place.
+    Rows of data-size curves have no training size. Their place has the budget instead.
     """
     return row["sweep"], row["model"], row["dataset"], row["train_size"] if "train_size" in row else row["reference"]
 
 
 def places(table: pa.Table) -> list[Place]:
-    """The places of a table, which are the panels of a figure: the means first."""
+    """Return the places of a table in the order of a figure's panels, the means first."""
     keys = {place_of(r) for r in table.to_pylist()}
     return sorted(keys, key=lambda k: (k[0], k[1], k[2] is not None, k[2] or "", size_key(k[3])))

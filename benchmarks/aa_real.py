@@ -63,11 +63,11 @@ SEEDS = (3, 5, 10)
 
 
 def shifted(trial: TrialConfig, **more: Any) -> Generator[Row, None, None]:
-    """`run_trial` on seeds of the table's own; the second arm's start is drawn apart, its data are the first's."""
-    found = _NAME.match(trial.cell_id)
-    if found is None:
+    """Run a trial on seeds of its table. The arms have different initial values and the same data."""
+    match = _NAME.match(trial.cell_id)
+    if match is None:
         raise ValueError(f"cell {trial.cell_id!r} is not of an A/A table")
-    arm, table = ARMS.index(found[1]), int(found[2])
+    arm, table = ARMS.index(match[1]), int(match[2])
     shift = TABLE * (table + 1)
     seeds = {
         "data_seed": trial.data_seed + shift,
@@ -78,12 +78,12 @@ def shifted(trial: TrialConfig, **more: Any) -> Generator[Row, None, None]:
 
 
 def split_of(number: int, folder: Path) -> Path:
-    """Where a table's images lie."""
+    """Return the folder of a table's images."""
     return folder / f"split-{number:04d}"
 
 
 def deal(number: int, folder: Path) -> None:
-    """Deal the task's images into a training and a test set of the table's own, of the sizes they have."""
+    """Deal the task's images into a training and a test set for one table, with the sizes of the original sets."""
     parts = {name: pq.read_table(TASK / f"{name}.parquet") for name in ("train", "test")}
     images = pa.concat_tables(parts.values())
     order = np.random.default_rng(number).permutation(len(images))
@@ -96,7 +96,7 @@ def deal(number: int, folder: Path) -> None:
 
 
 def table_spec(number: int, folder: Path, quick: bool) -> SweepSpec:
-    """The sweep of one table: the quickstart's task with a fifth of its images and a quarter of its epochs."""
+    """Return the sweep of one table: the quickstart's task with a fifth of its images and a quarter of the epochs."""
     names = [f"{arm}-{number:04d}" for arm in ARMS]
     return SweepSpec.parse(
         {
@@ -114,8 +114,8 @@ def table_spec(number: int, folder: Path, quick: bool) -> SweepSpec:
 
 
 def table_rows(number: int, folder: Path) -> list[Row]:
-    """What a finished table's comparison says on its first confirming seeds, and which rates its arms chose."""
-    store, found = open_store(folder), []
+    """Return the verdicts of a finished table on its first confirming seeds, and the rates that its arms chose."""
+    store, rows = open_store(folder), []
     rates = {r["cell_id"]: r["lr"] for r in store.table("chosen").to_pylist()}
     keys = ("n", "difference", "low", "high", "sd", "p", "verdict", "choice_sd", "p_given_rates", "verdict_given_rates")
     for seeds in SEEDS:
@@ -127,12 +127,12 @@ def table_rows(number: int, folder: Path) -> list[Row]:
             ).to_pylist()
         named = {"table": number, "seeds": seeds, **{k: row[k] for k in keys}}
         named |= {"means": [m["test"] for m in means], "validation": [m["val"] for m in means]}
-        found.append(named | {"rates": [rates[c] for c in sorted(rates)]})
-    return found
+        rows.append(named | {"rates": [rates[c] for c in sorted(rates)]})
+    return rows
 
 
 def _first_seeds(store: Store, folder: Path, seeds: int) -> Path:
-    """The store's tables again, with so many confirming seeds."""
+    """Return the store of a table with only its first `seeds` confirming seeds."""
     (folder / "tables").mkdir()
     cells = [row | {"seeds": None} for row in store.table("cells").to_pylist()]
     kept = [r for r in store.table("trials").to_pylist() if r["stage"] == "TUNE" or r["slot"] < seeds]
@@ -142,47 +142,51 @@ def _first_seeds(store: Store, folder: Path, seeds: int) -> Path:
 
 
 def summary(rows: Sequence[Row]) -> Row:
-    """Shares of tables with a false difference by number of seeds, with exact 95 % intervals."""
-    found: Row = {"tables": len({r["table"] for r in rows})}
+    """Return the share of tables with a false difference by number of seeds, with exact 95 % intervals."""
+    results: Row = {"tables": len({r["table"] for r in rows})}
     for seeds in SEEDS:
-        mine = [r for r in rows if r["seeds"] == seeds]
-        found[seeds] = {"not_testable": sum(r["verdict"].startswith("not testable") for r in mine)}
+        seed_rows = [r for r in rows if r["seeds"] == seeds]
+        results[seeds] = {"not_testable": sum(r["verdict"].startswith("not testable") for r in seed_rows)}
         for key in ("verdict_given_rates", "verdict"):
-            false = sum(r[key] in DIFFERENT for r in mine)
-            one = {"false": false, "share": false / len(mine), "interval": proportion_interval(false, len(mine))}
+            false = sum(r[key] in DIFFERENT for r in seed_rows)
+            false_differences = {
+                "false": false,
+                "share": false / len(seed_rows),
+                "interval": proportion_interval(false, len(seed_rows)),
+            }
             for name, same in (("same_rate", True), ("other_rate", False)):
-                part = [r for r in mine if (len(set(r["rates"])) == 1) is same]
-                one[name] = [sum(r[key] in DIFFERENT for r in part), len(part)]
-            found[seeds][key] = one
-    found["sd_of_difference"] = (sum(r["difference"] ** 2 for r in rows) / len(rows)) ** 0.5
-    found["mean_score"] = sum(sum(r["means"]) / 2 for r in rows) / len(rows)
+                part = [r for r in seed_rows if (len(set(r["rates"])) == 1) is same]
+                false_differences[name] = [sum(r[key] in DIFFERENT for r in part), len(part)]
+            results[seeds][key] = false_differences
+    results["sd_of_difference"] = (sum(r["difference"] ** 2 for r in rows) / len(rows)) ** 0.5
+    results["mean_score"] = sum(sum(r["means"]) / 2 for r in rows) / len(rows)
     cells: dict[float, list[tuple[float, float]]] = {}
     for r in rows:
         if r["seeds"] == max(SEEDS):
             for rate, *scores in zip(r["rates"], r["validation"], r["means"], strict=True):
                 cells.setdefault(rate, []).append((scores[0], scores[1]))
-    found["by_rate"] = [
-        {"lr": rate, "cells": len(mine), "validation": float(mean[0]), "test": float(mean[1])}
-        for rate, mine in sorted(cells.items())
-        for mean in [np.mean(mine, axis=0)]
+    results["by_rate"] = [
+        {"lr": rate, "cells": len(seed_rows), "validation": float(mean[0]), "test": float(mean[1])}
+        for rate, seed_rows in sorted(cells.items())
+        for mean in [np.mean(seed_rows, axis=0)]
     ]
-    return found
+    return results
 
 
-def report(found: Row) -> str:
-    """The summary in words."""
-    lines = [f"{found['tables']} tables of LoRA against LoRA, mean test score {100 * found['mean_score']:.1f} %"]
+def report(results: Row) -> str:
+    """Return the summary as text."""
+    lines = [f"{results['tables']} tables of LoRA against LoRA, mean test score {100 * results['mean_score']:.1f} %"]
     for seeds in SEEDS:
         for key, name in (("verdict_given_rates", "given the chosen rates"), ("verdict", "with the choice of rates")):
-            one = found[seeds][key]
-            low, high = one["interval"]
-            same, other = one["same_rate"], one["other_rate"]
+            false = results[seeds][key]
+            low, high = false["interval"]
+            same, other = false["same_rate"], false["other_rate"]
             lines.append(
-                f"{seeds:2d} seeds, {name:26s} {one['false']:3d} false = {100 * one['share']:.1f} % "
+                f"{seeds:2d} seeds, {name:26s} {false['false']:3d} false = {100 * false['share']:.1f} % "
                 f"[{100 * low:.1f}, {100 * high:.1f}]; arms at one rate {same[0]} of {same[1]}, at two {other[0]} of "
                 f"{other[1]}"
             )
-    for r in found["by_rate"]:
+    for r in results["by_rate"]:
         lines.append(
             f"rate {r['lr']:.3g}: {r['cells']} cells, mean validation score {100 * r['validation']:.1f} %, "
             f"test {100 * r['test']:.1f} %"
@@ -200,25 +204,27 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=None, help="begin no further table after so many")
     parser.add_argument("--quick", action="store_true", help="2 tiny tables in a temporary folder")
     parser.add_argument("--json", type=Path, default=None, help="write the summary there too")
-    given = parser.parse_args()
+    arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as temporary:
-        folder = Path(temporary) if given.quick else given.results.absolute()
-        numbers = range(2) if given.quick else range(given.first, given.first + given.tables)
-        known = pq.read_table(given.rows).to_pylist() if given.rows is not None and given.rows.exists() else []
-        had = {row["table"] for row in known}
-        rows = known + tables(folder, [n for n in numbers if n not in had], given.quick, given.minutes)
-    if given.rows is not None and rows:
-        pq.write_table(pa.Table.from_pylist(sorted(rows, key=lambda r: (r["table"], r["seeds"]))), given.rows)
+        folder = Path(temporary) if arguments.quick else arguments.results.absolute()
+        numbers = range(2) if arguments.quick else range(arguments.first, arguments.first + arguments.tables)
+        known_rows = (
+            pq.read_table(arguments.rows).to_pylist() if arguments.rows is not None and arguments.rows.exists() else []
+        )
+        had = {row["table"] for row in known_rows}
+        rows = known_rows + tables(folder, [n for n in numbers if n not in had], arguments.quick, arguments.minutes)
+    if arguments.rows is not None and rows:
+        pq.write_table(pa.Table.from_pylist(sorted(rows, key=lambda r: (r["table"], r["seeds"]))), arguments.rows)
     if not rows:
         sys.exit("no table was finished; the same command goes on")
-    found = summary(rows)
-    print(report(found))
-    if given.json is not None:
-        given.json.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
+    results = summary(rows)
+    print(report(results))
+    if arguments.json is not None:
+        arguments.json.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
 
 
 def tables(folder: Path, numbers: Sequence[int], quick: bool, minutes: float | None) -> list[Row]:
-    """Rows of these tables; those that are not finished are run."""
+    """Return the rows of these tables. Tables that are not finished are run."""
     folder.mkdir(parents=True, exist_ok=True)
     specs = {number: table_spec(number, folder, quick) for number in numbers}
     missing = [n for n, spec in specs.items() if _left(spec)]

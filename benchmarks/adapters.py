@@ -29,7 +29,7 @@ MEMORY = ("randlora", "ternary", "lora", "peft-lora", "peft-randlora", "full")
 
 
 def saved_bytes(name: str, depth: int, tokens: int) -> int:
-    """Bytes that autograd keeps between forward and backward, each storage once, parameters and buffers left out."""
+    """Return the bytes that autograd keeps between forward and backward, without parameters and buffers."""
     import torch
 
     contender = Contender(name, depth)
@@ -51,7 +51,7 @@ def saved_bytes(name: str, depth: int, tokens: int) -> int:
 
 
 def peak_rss(name: str, depth: int, tokens: int) -> int:
-    """Peak resident bytes of a fresh process that makes three steps under the default allocator."""
+    """Return the peak resident bytes of a fresh process that makes three steps under the default allocator."""
     environment = {k: v for k, v in os.environ.items() if k not in RETAIN} | {"OMP_NUM_THREADS": "1"}
     command = [sys.executable, __file__, "--one", name, "--depth", str(depth), "--tokens", str(tokens)]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
@@ -59,7 +59,7 @@ def peak_rss(name: str, depth: int, tokens: int) -> int:
 
 
 def one_process(name: str, depth: int, tokens: int) -> None:
-    """The body of `peak_rss`'s process."""
+    """Run the process of `peak_rss`."""
     contender = Contender(name, depth)
     images, labels = data(tokens)
     for _ in range(3):
@@ -68,7 +68,7 @@ def one_process(name: str, depth: int, tokens: int) -> None:
 
 
 def bf16_layers(rounds: int, rows: int = 3200) -> dict[str, dict[str, float]]:
-    """One bf16 layer, forward and backward, ours over PEFT's RandLoRA."""
+    """Time one bf16 layer, forward and backward, as the ratio of ours to PEFT's RandLoRA."""
     import peft
     import torch
 
@@ -83,7 +83,7 @@ def bf16_layers(rounds: int, rows: int = 3200) -> dict[str, dict[str, float]]:
             theirs = peft.get_peft_model(plain[1], peft.RandLoraConfig(r=6, randlora_alpha=12, target_modules=["0"]))
         x = torch.randn(rows, width).bfloat16().requires_grad_()
         grad = torch.randn(rows, out).bfloat16()
-        found = []
+        quotients = []
         for round_number in range(rounds + 1):
             seconds = []
             for model in (plain[0], theirs):
@@ -92,13 +92,13 @@ def bf16_layers(rounds: int, rows: int = 3200) -> dict[str, dict[str, float]]:
                     model(x).backward(grad)
                 seconds.append(time.process_time() - start)
             if round_number:
-                found.append(seconds[0] / seconds[1])
-        results[f"{out}x{width}"] = summary(found)
+                quotients.append(seconds[0] / seconds[1])
+        results[f"{out}x{width}"] = summary(quotients)
     return results
 
 
 def regime() -> dict[str, Any]:
-    """What the numbers depend on: processor, the float32 back end, what a faster one would cost in accuracy, bf16."""
+    """Return what the numbers depend on: processor, float32 back end and its accuracy, speed of bf16."""
     import torch
 
     from randlora.arithmetic import kernels
@@ -106,9 +106,9 @@ def regime() -> dict[str, Any]:
     generator = torch.Generator().manual_seed(2)
     a, b = torch.randn(1600, 768, generator=generator), torch.randn(768, 768, generator=generator)
     exact = a.double() @ b.double()
-    found: dict[str, Any] = {"processor": platform.processor() or platform.machine(), "torch": torch.__version__}
-    found["compiled part"] = kernels.status()
-    found["capability"] = torch.backends.cpu.get_cpu_capability()
+    facts: dict[str, Any] = {"processor": platform.processor() or platform.machine(), "torch": torch.__version__}
+    facts["compiled part"] = kernels.status()
+    facts["capability"] = torch.backends.cpu.get_cpu_capability()
     before = torch.get_float32_matmul_precision()
     for precision in ("highest", "medium"):
         torch.set_float32_matmul_precision(precision)
@@ -118,17 +118,17 @@ def regime() -> dict[str, Any]:
             a @ b
         seconds = (time.process_time() - start) / 20
         error = float((product - exact).norm() / exact.norm())
-        found[precision] = {"gflops": 2e-9 * 1600 * 768 * 768 / seconds, "relative_error": error}
+        facts[precision] = {"gflops": 2e-9 * 1600 * 768 * 768 / seconds, "relative_error": error}
     low, other = a.bfloat16(), b.bfloat16()
     low @ other
     start = time.process_time()
     for _ in range(20):
         low @ other
-    found["bf16_gflops"] = 2e-9 * 1600 * 768 * 768 * 20 / (time.process_time() - start)
-    fast, plain = found["medium"], found["highest"]
-    found["fast_float32"] = fast["relative_error"] < 1e-5 and fast["gflops"] > 1.1 * plain["gflops"]
-    torch.set_float32_matmul_precision("medium" if found["fast_float32"] else before)
-    return found
+    facts["bf16_gflops"] = 2e-9 * 1600 * 768 * 768 * 20 / (time.process_time() - start)
+    fast, plain = facts["medium"], facts["highest"]
+    facts["fast_float32"] = fast["relative_error"] < 1e-5 and fast["gflops"] > 1.1 * plain["gflops"]
+    torch.set_float32_matmul_precision("medium" if facts["fast_float32"] else before)
+    return facts
 
 
 def report(label: str, value: dict[str, float], goal: float | None) -> None:
@@ -151,27 +151,27 @@ def accumulation_section(depth: int, rounds: int, micro: int = 4, rows: int = 40
     print(f"\n{depth} layers, {micro} micro-batches of {rows} tokens a step, {rounds} rounds")
     names = sorted({name for row in ACCUMULATED for name in row[1:3]})
     times = time_steps(names, depth, micro * rows, rounds, micro)
-    found = ratios(times, ACCUMULATED)
-    for label, ratio in found.items():
+    ratio_by_label = ratios(times, ACCUMULATED)
+    for label, ratio in ratio_by_label.items():
         report(label, ratio, None)
-    return found
+    return ratio_by_label
 
 
 def memory_section(depth: int) -> dict[str, Any]:
     print(f"\nmemory, {depth} layers, 1,600 tokens")
     kept = {n: saved_bytes(n, depth, 1600) for n in MEMORY}
     peak = {n: peak_rss(n, depth, 1600) for n in MEMORY}
-    for title, found, goal in (("bytes saved for backward", kept, 0.81), ("peak resident memory", peak, 0.87)):
+    for title, size_by_name, goal in (("bytes saved for backward", kept, 0.81), ("peak resident memory", peak, 0.87)):
         for name in ("randlora", "ternary", "lora"):
-            ratio = found[name] / found["peft-lora"]
+            ratio = size_by_name[name] / size_by_name["peft-lora"]
             spread = {"median": ratio, "low": ratio, "high": ratio}
             report(f"{title}, {name} / PEFT LoRA", spread, goal if name == "randlora" else None)
-        print("    MiB: " + ", ".join(f"{n} {v / 2**20:.0f}" for n, v in found.items()))
+        print("    MiB: " + ", ".join(f"{n} {v / 2**20:.0f}" for n, v in size_by_name.items()))
     return {"saved": kept, "peak": peak}
 
 
 def profile_section(name: str, depth: int, tokens: int, steps: int = 3) -> None:
-    """Share of self CPU time by operator, over a few steps after a first one."""
+    """Print the share of self CPU time by operator, over a few steps after a first one."""
     from torch.profiler import ProfilerActivity, profile
 
     contender = Contender(name, depth)
@@ -208,8 +208,8 @@ def main() -> None:
     import torch
 
     torch.set_num_threads(1)
-    found: dict[str, Any] = {"regime": regime()}
-    for key, value in found["regime"].items():
+    results: dict[str, Any] = {"regime": regime()}
+    for key, value in results["regime"].items():
         print(f"{key}: {value}")
     if options.profile:
         for name in options.profile:
@@ -218,17 +218,17 @@ def main() -> None:
     rounds = options.rounds or (5 if options.quick else 7)
     names = [name for name in NAMES if name != "randlora-held"]  # it differs under accumulation alone
     for tokens in options.tokens or ([1600] if options.quick else [1600, 6400]):
-        found[f"tokens_{tokens}"] = steps_section(options.only or names, depth, tokens, rounds)
+        results[f"tokens_{tokens}"] = steps_section(options.only or names, depth, tokens, rounds)
     if not options.only:
-        found["accumulation"] = accumulation_section(depth, rounds)
+        results["accumulation"] = accumulation_section(depth, rounds)
         print("\none bf16 layer, 3,200 rows, ours / PEFT RandLoRA")
-        found["bf16"] = bf16_layers(max(rounds, 5))
+        results["bf16"] = bf16_layers(max(rounds, 5))
         for shape, goal in (("768x768", 0.32), ("3072x768", 0.46)):
-            report(shape, found["bf16"][shape], goal)
+            report(shape, results["bf16"][shape], goal)
     if not (options.quick or options.skip_memory or options.only):
-        found["memory"] = memory_section(depth)
+        results["memory"] = memory_section(depth)
     if options.json:
-        options.json.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+        options.json.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -38,7 +38,7 @@ LEVEL = 0.05
 
 
 def proportion_interval(successes: int, trials: int) -> tuple[float, float]:
-    """Exact (Clopper-Pearson) interval of a proportion."""
+    """Return the exact (Clopper-Pearson) interval of a proportion."""
     interval = stats.binomtest(successes, trials).proportion_ci(1 - LEVEL, method="exact")
     return float(interval.low), float(interval.high)
 
@@ -140,14 +140,14 @@ def simulate(protocol: Protocol, tables: int = 1000, seed: int = 0) -> Outcome:
     if protocol.seeds < 2 or protocol.rates < 2 or tables < 1:
         raise ValueError(f"a simulation needs two seeds, two rates and a table, got {protocol} and {tables} tables")
     differences, variances, share = draw(protocol, tables, np.random.default_rng(seed))
-    found = [verdicts(differences, v, share) for v in (variances, np.zeros_like(variances))]
-    false, given = (int(f.any(axis=-1).sum()) for f in found)
-    overall, cells = float(found[0][:, 0].mean()), float(found[0][:, 1:].mean())
-    return Outcome(tables, false, given, overall, cells, change=float(changed(differences, variances).mean()))
+    differences_found = [verdicts(differences, v, share) for v in (variances, np.zeros_like(variances))]
+    false, given_rates = (int(f.any(axis=-1).sum()) for f in differences_found)
+    overall, cells = float(differences_found[0][:, 0].mean()), float(differences_found[0][:, 1:].mean())
+    return Outcome(tables, false, given_rates, overall, cells, change=float(changed(differences, variances).mean()))
 
 
 def draw(protocol: Protocol, tables: int, rng: np.random.Generator) -> tuple[Real, Real, Real]:
-    """(tables, data sets, budgets, seeds) paired differences, (tables, data sets, 2) what `choice` says of arms.
+    """Draw paired differences (tables, data sets, budgets, seeds) and the choice variances (tables, data sets, 2).
 
     And (tables, data sets) which share of it the mean over budgets has.
     """
@@ -165,9 +165,9 @@ def draw(protocol: Protocol, tables: int, rng: np.random.Generator) -> tuple[Rea
     tried = quality[..., None] + luck + _own(protocol, rates, (*shape, runs), rng)
     for _ in range(protocol.refine):
         new = next_log_rate(rates, tried[..., 0], tried[..., 0].argmax(axis=-1))[..., None]
-        found = _quality(protocol, new - best)
-        scores = found[..., None] + luck + _own(protocol, new, (*shape, runs), rng)
-        rates, quality = np.concatenate([rates, new], axis=-1), np.concatenate([quality, found], axis=-1)
+        new_quality = _quality(protocol, new - best)
+        scores = new_quality[..., None] + luck + _own(protocol, new, (*shape, runs), rng)
+        rates, quality = np.concatenate([rates, new], axis=-1), np.concatenate([quality, new_quality], axis=-1)
         tried, order = np.concatenate([tried, scores], axis=-2), np.argsort(rates, axis=-1)
         rates, quality = (np.take_along_axis(each, order, axis=-1) for each in (rates, quality))
         tried = np.take_along_axis(tried, order[..., None], axis=-2)
@@ -186,9 +186,9 @@ def draw(protocol: Protocol, tables: int, rng: np.random.Generator) -> tuple[Rea
     )
     test[:, 0] += protocol.advantage - protocol.fall * np.linspace(0, 1, protocol.budgets)[:, None]
     scores = np.swapaxes(val, 1, 2)  # budget by budget
-    if (told := method_noise(scores)) is None:
+    if (noises := method_noise(scores)) is None:
         raise ValueError(f"{protocol.seeds} seeds do not tell a run's noise")
-    noise, alike = told
+    noise, alike = noises
     squares, freedom = rerun_noise(again)
     if freedom:
         each = squares.mean(axis=-1) / freedom
@@ -196,14 +196,14 @@ def draw(protocol: Protocol, tables: int, rng: np.random.Generator) -> tuple[Rea
         noise = np.maximum(noise, np.where(alike, pooled, each))
     share = noise_share(scores[:, :, :2])
     reruns = (protocol.rerun_rates, again_seeds)
-    seen, picks = Runs(first[:, :2], again[:, :2], at[:, :2]), chosen[:, :2, :, 0]
-    added = chosen_variance(rates[:, :2], seen, picks, noise[:, :2, None], reruns, rng, draws=100)
+    runs_of_pair, picks = Runs(first[:, :2], again[:, :2], at[:, :2]), chosen[:, :2, :, 0]
+    added = chosen_variance(rates[:, :2], runs_of_pair, picks, noise[:, :2, None], reruns, rng, draws=100)
     pairs = (test[:, 0] - test[:, 1]).reshape(tables, protocol.datasets, protocol.budgets, protocol.seeds)
     return pairs, added.mean(axis=-1).reshape(tables, protocol.datasets, 2), share.reshape(tables, protocol.datasets)
 
 
 def _quality(protocol: Protocol, apart: Real) -> Real:
-    """Expected score `apart` decades above the best rate; the best one has 0."""
+    """Return the expected score `apart` decades above the best rate, relative to the best one."""
     loss = protocol.curvature * apart**2 * np.where(apart > 0, protocol.cliff, 1.0)
     if np.isfinite(protocol.depth):
         loss = protocol.depth * (1 - np.exp(-loss / protocol.depth))
@@ -211,21 +211,21 @@ def _quality(protocol: Protocol, apart: Real) -> Real:
 
 
 def _own(protocol: Protocol, rates: Real, shape: tuple[int, ...], rng: np.random.Generator) -> Real:
-    """A run's own luck at every rate: (tables, methods, budgets, rates, runs) for `shape` without the rates."""
+    """Draw a run's own noise at every rate: (tables, methods, budgets, rates, runs) for `shape` without the rates."""
     of_rates = (*shape[:3], rates.shape[-1], shape[3])
     shares = (1 - protocol.shared - protocol.alike, protocol.shared, protocol.alike)
     lone, budgets, arms = (np.sqrt(x) for x in shares)
-    found = lone * rng.normal(size=of_rates)
+    draws = lone * rng.normal(size=of_rates)
     if budgets:
-        found = found + budgets * rng.normal(size=(*of_rates[:2], 1, *of_rates[3:]))
+        draws = draws + budgets * rng.normal(size=(*of_rates[:2], 1, *of_rates[3:]))
     if arms:
-        found = found + arms * rng.normal(size=(of_rates[0], 1, *of_rates[2:]))
+        draws = draws + arms * rng.normal(size=(of_rates[0], 1, *of_rates[2:]))
     sd = np.array([protocol.own_sd, protocol.own_sd, *protocol.beside])[:, None, None, None]
-    return np.asarray(sd * 10 ** (protocol.growth * rates)[..., None] * found)
+    return np.asarray(sd * 10 ** (protocol.growth * rates)[..., None] * draws)
 
 
 def verdicts(differences: Real, variances: Real, share: Real) -> NDArray[np.bool_]:
-    """(tables, 1 + rows) which of a table's rows have a verdict: the mean of all first, where there are several.
+    """Return (tables, 1 + rows) which rows of a table have a verdict; the mean of all comes first if there are several.
 
     Args:
         differences, variances, share: as `draw` returns them.
@@ -246,7 +246,7 @@ def verdicts(differences: Real, variances: Real, share: Real) -> NDArray[np.bool
 
 
 def changed(differences: Real, variances: Real) -> NDArray[np.bool_]:
-    """(tables,) whether the mean over data sets is said to differ between the first budget and the last.
+    """Return (tables,) whether the test says that the mean differs between the first budget and the last.
 
     Args:
         differences, variances: as `draw` returns them.
@@ -259,7 +259,7 @@ def changed(differences: Real, variances: Real) -> NDArray[np.bool_]:
 
 
 def table(regimes: dict[str, Protocol], rows: int) -> Iterator[str]:
-    """The lines of the table: error by budgets x data sets, and power on one data set.
+    """Yield the lines of the table: errors by budgets x data sets, and power on one data set.
 
     Args:
         rows: comparisons to simulate for each number, which make as many more tables as these have fewer rows.
@@ -270,21 +270,21 @@ def table(regimes: dict[str, Protocol], rows: int) -> Iterator[str]:
     yield f"|---|{'---:|' * (len(names) + 2)}"
     for name, base in regimes.items():
         for seeds in SEEDS:
-            found, planted = {}, {}
+            outcomes, planted = {}, {}
             for budgets, datasets in sizes:
                 protocol = replace(base, seeds=seeds, budgets=budgets, datasets=datasets)
                 tables = max(1, min(rows // 4, rows // (budgets * datasets)))
-                found[budgets, datasets] = simulate(protocol, tables)
+                outcomes[budgets, datasets] = simulate(protocol, tables)
                 if datasets == 1 and budgets != 4:
                     planted[budgets] = simulate(replace(protocol, advantage=0.02), max(1, tables // 4), seed=1)
-            largest = max(found.values(), key=lambda f: f.share)
+            largest = max(outcomes.values(), key=lambda f: f.share)
             low, high = largest.interval
-            given = [100 * f.given_rates / f.tables for f in found.values()]
+            shares_given_rates = [100 * f.given_rates / f.tables for f in outcomes.values()]
             cells = [
-                *(f"{100 * f.share:.1f}" for f in found.values()),
+                *(f"{100 * f.share:.1f}" for f in outcomes.values()),
                 f"{100 * largest.share:.1f} [{100 * low:.1f}, {100 * high:.1f}]",
-                f"{min(given):.0f} to {max(given):.0f}",
-                f"{100 * max(f.change for f in found.values()):.1f}",
+                f"{min(shares_given_rates):.0f} to {max(shares_given_rates):.0f}",
+                f"{100 * max(f.change for f in outcomes.values()):.1f}",
                 *(f"{100 * p:.0f}" for p in (planted[1].cells, planted[6].cells, planted[6].overall)),
             ]
             yield f"| {name} | {seeds} | {' | '.join(cells)} |"
@@ -301,7 +301,7 @@ STEEPER = (1.0, 5.0)
 
 
 def between_table(tables: int, steeper: Sequence[float] = STEEPER) -> Iterator[str]:
-    """The lines of the table of methods that are equal at their best rates, which lie anywhere between the grid's.
+    """Yield the table of methods that are equal at their best rates, which lie anywhere between the grid's rates.
 
     Args:
         tables: to simulate for each number; a quarter of it over six budgets or eight data sets.
@@ -343,13 +343,13 @@ def main() -> None:
     parser.add_argument("--tables", type=int, default=2000, help="tables simulated for each number of --between")
     steeper = "of --between: how many times as steep the response is above the best rate"
     parser.add_argument("--steeper", type=float, nargs="+", default=STEEPER, help=steeper)
-    given = parser.parse_args()
-    if given.between:
-        for line in between_table(given.tables, given.steeper):
+    arguments = parser.parse_args()
+    if arguments.between:
+        for line in between_table(arguments.tables, arguments.steeper):
             print(line, flush=True)
         return
-    wanted = REGIMES if given.regime is None else {given.regime: REGIMES[given.regime]}
-    for line in table(wanted, given.rows):
+    regimes = REGIMES if arguments.regime is None else {arguments.regime: REGIMES[arguments.regime]}
+    for line in table(regimes, arguments.rows):
         print(line, flush=True)
 
 

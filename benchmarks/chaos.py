@@ -89,9 +89,9 @@ def main() -> None:
             run_case(name, asked.times, asked.seed, folder)
         shutil.rmtree(top)
         return
-    shm, whole = in_shm(), top / "undisturbed"
-    whole.mkdir()
-    Round(whole, random.Random(0), asked.cells).run(0.0)
+    shm, undisturbed = in_shm(), top / "undisturbed"
+    undisturbed.mkdir()
+    Round(undisturbed, random.Random(0), asked.cells).run(0.0)
     ends, number, broken = time.monotonic() + 60 * asked.minutes, 0, 0
     while time.monotonic() < ends:
         folder = top / f"round{number}"
@@ -100,7 +100,7 @@ def main() -> None:
         wrong = ""
         try:
             one.run(min(ends, time.monotonic() + 60 * asked.round))
-            one.check(whole / "r")
+            one.check(undisturbed / "r")
             assert not (files := left_over(shm, top)), f"left: {files}"
         except AssertionError as error:
             wrong, broken = str(error)[:2000], broken + 1

@@ -72,9 +72,9 @@ def tiny_sweep(folder: Path, **sections: Any) -> Path:
     return path
 
 
-def hurt_bytes(draw: random.Random, whole: bytes) -> tuple[str, bytes]:
+def hurt_bytes(draw: random.Random, intact: bytes) -> tuple[str, bytes]:
     """Harm a file as a disk, a crash or an editor does. Return the kind of harm and the file's new bytes."""
-    data, at = bytearray(whole), draw.randrange(len(whole))
+    data, at = bytearray(intact), draw.randrange(len(intact))
     end = min(len(data), at + draw.randrange(1, 400))
     kind = draw.choice(["bit", "cut", "lost", "zeros", "noise", "doubled", "moved"])
     if kind == "bit":
@@ -97,9 +97,9 @@ def hurt_bytes(draw: random.Random, whole: bytes) -> tuple[str, bytes]:
     return f"{kind} of the bytes", bytes(data)
 
 
-def hurt_lines(draw: random.Random, whole: Sequence[bytes]) -> tuple[str, bytes]:
+def hurt_lines(draw: random.Random, intact: Sequence[bytes]) -> tuple[str, bytes]:
     """Harm a journal by whole lines, whose checksums stay right. Return the kind of harm and the file's new bytes."""
-    changed, at, other = list(whole), draw.randrange(len(whole)), draw.randrange(len(whole))
+    changed, at, other = list(intact), draw.randrange(len(intact)), draw.randrange(len(intact))
     kind = draw.choice(["lost", "doubled", "swapped", "torn"])
     if kind == "lost":
         del changed[at]
@@ -113,13 +113,13 @@ def hurt_lines(draw: random.Random, whole: Sequence[bytes]) -> tuple[str, bytes]
 
 
 def journals(top: Path, draw: random.Random, times: int) -> Outcomes:
-    """A run goes on from a journal that was cut short and hurt. It refuses, or makes an undisturbed run's tables."""
-    whole, folder, found = top / "whole", top / "hurt", Outcomes()
-    go_inline(fake_plan(whole))
-    every = lines(whole)
+    """Continue runs from journals that were cut short and damaged. A run refuses, or makes the undisturbed tables."""
+    intact, folder, outcomes = top / "whole", top / "hurt", Outcomes()
+    go_inline(fake_plan(intact))
+    every = lines(intact)
     for _ in range(times):
         shutil.rmtree(folder, ignore_errors=True)
-        shutil.copytree(whole, folder)
+        shutil.copytree(intact, folder)
         if draw.random() < 0.5:
             shutil.rmtree(folder / "tables")
         kept = every[: draw.randrange(1, len(every) + 1)]
@@ -128,11 +128,11 @@ def journals(top: Path, draw: random.Random, times: int) -> Outcomes:
         try:
             go_inline(fake_plan(folder), retry_failed=True)
         except (StoreError, SpecError):
-            found[f"{kind}: refused"] += 1
+            outcomes[f"{kind}: refused"] += 1
         else:
-            assert_same_tables(folder, whole)
-            found[f"{kind}: the same tables"] += 1
-    return found
+            assert_same_tables(folder, intact)
+            outcomes[f"{kind}: the same tables"] += 1
+    return outcomes
 
 
 ODD_VALUES: tuple[Any, ...] = (
@@ -141,10 +141,10 @@ ODD_VALUES: tuple[Any, ...] = (
 )  # fmt: skip
 
 
-def hurt_rows(draw: random.Random, whole: list[dict[str, Any]]) -> tuple[str, str]:
+def hurt_rows(draw: random.Random, intact: list[dict[str, Any]]) -> tuple[str, str]:
     """Make JSON of rows, one of them harmed as by a careless editor. Return the kind of harm and the file's text."""
-    found: list[Any] = [dict(row) for row in whole]
-    row, other = draw.choice(found), draw.choice(found)
+    changed_rows: list[Any] = [dict(row) for row in intact]
+    row, other = draw.choice(changed_rows), draw.choice(changed_rows)
     key = draw.choice(list(row))
     kind = draw.choice(["odd value", "key lost", "key renamed", "values swapped", "key twice", "row of another kind"])
     if kind == "odd value":
@@ -156,16 +156,16 @@ def hurt_rows(draw: random.Random, whole: list[dict[str, Any]]) -> tuple[str, st
     elif kind == "values swapped":
         row[key], other[key] = other.get(key), row[key]
     elif kind == "row of another kind":
-        found[draw.randrange(len(found))] = draw.choice(ODD_VALUES)
-    text = json.dumps(found)
+        changed_rows[draw.randrange(len(changed_rows))] = draw.choice(ODD_VALUES)
+    text = json.dumps(changed_rows)
     if kind == "key twice":
         text = text.replace(f'"{key}":', f'"{key}": "yes", "{key}":', 1)
     return kind, text
 
 
-def hurt_table(draw: random.Random, whole: pa.Table) -> tuple[str, pa.Table]:
+def hurt_table(draw: random.Random, intact: pa.Table) -> tuple[str, pa.Table]:
     """Harm a table of images: its labels, its columns or its rows. Return the kind of harm and the new table."""
-    n, at = whole.num_rows, whole.schema.get_field_index("label")
+    n, at = intact.num_rows, intact.schema.get_field_index("label")
     labels: dict[str, Callable[[], pa.Array]] = {
         "labels beyond 64 bits": lambda: pa.array([2**63 + k for k in range(n)], pa.uint64()),
         "labels of fractions": lambda: pa.array([0.5] * n),
@@ -179,10 +179,10 @@ def hurt_table(draw: random.Random, whole: pa.Table) -> tuple[str, pa.Table]:
     }
     kind = draw.choice([*labels, "a column twice", "a column lost", "no row"])
     if kind == "a column twice":
-        return kind, whole.append_column(draw.choice(["label", "image"]), whole.column("label"))
+        return kind, intact.append_column(draw.choice(["label", "image"]), intact.column("label"))
     if kind == "a column lost":
-        return kind, whole.drop_columns([draw.choice(["label", "image"])])
-    return kind, whole.slice(0, 0) if kind == "no row" else whole.set_column(at, "label", labels[kind]())
+        return kind, intact.drop_columns([draw.choice(["label", "image"])])
+    return kind, intact.slice(0, 0) if kind == "no row" else intact.set_column(at, "label", labels[kind]())
 
 
 def write_data(top: Path, draw: random.Random) -> tuple[str, str, Path]:
@@ -252,19 +252,19 @@ def check_data(name: str) -> None:
 
 
 def data(top: Path, draw: random.Random, times: int) -> Outcomes:
-    """Data sets of every form with odd values or hurt bytes. Each is refused (DataError) or loads with whole rows."""
-    found = Outcomes()
+    """Load data sets of every form with odd values or damaged bytes. Each is refused (DataError) or loads whole."""
+    outcomes = Outcomes()
     for _ in range(times):
         harm, name, folder = write_data(top, draw)
         try:
             check_data(name)
         except DataError:
-            found[f"{harm.partition(',')[0]}: refused"] += 1
+            outcomes[f"{harm.partition(',')[0]}: refused"] += 1
         except Exception as error:
             raise AssertionError(f"{harm} in {folder}: {type(error).__name__}: {error}") from error
         else:
-            found[f"{harm.partition(',')[0]}: loaded"] += 1
-    return found
+            outcomes[f"{harm.partition(',')[0]}: loaded"] += 1
+    return outcomes
 
 
 UNSET = None
@@ -307,8 +307,8 @@ OTHER_TEXT = {"PYTHONIOENCODING", "COLUMNS", "FORCE_COLOR", "TERM"}
 
 
 def environments(top: Path, draw: random.Random, times: int) -> Outcomes:
-    """Verbs with odd environment variables. They print the same as without them, or refuse with a message (code 2)."""
-    found, spec = Outcomes(), tiny_sweep(top / "tiny")
+    """Run verbs with odd environment variables. They print the same as without them, or refuse (code 2)."""
+    outcomes, spec = Outcomes(), tiny_sweep(top / "tiny")
     shutil.copytree(QUICKSTART, top / "results")
     plain = {key: os.environ[key] for key in ("PATH", "HOME", "LANG") if key in os.environ}
     plain |= {"PYTHONPATH": str(ROOT), "SWEEPS_CACHE": str(top / "cache")}
@@ -329,36 +329,36 @@ def environments(top: Path, draw: random.Random, times: int) -> Outcomes:
         for verb in verbs if not variable else ("status", "query", ("best", "plan", "run", "report")[number % 4]):
             shutil.rmtree(top / "tiny" / "r", ignore_errors=True)
             done = program(*verbs[verb], cwd=top, environment=environment)
-            said = f"{variable}={value!r} {verb}: {done.returncode}\n{done.stderr.decode(errors='replace')[-2000:]}"
-            assert b"Traceback" not in done.stderr, said
+            message = f"{variable}={value!r} {verb}: {done.returncode}\n{done.stderr.decode(errors='replace')[-2000:]}"
+            assert b"Traceback" not in done.stderr, message
             if done.returncode == 2:
-                assert variable and b"error: " in done.stderr, said
-                found["refused with a message"] += 1
+                assert variable and b"error: " in done.stderr, message
+                outcomes["refused with a message"] += 1
                 continue
-            assert done.returncode == 0, said
+            assert done.returncode == 0, message
             if verb == "run":
                 kept = top / "plain"
                 if not variable:
                     shutil.copytree(top / "tiny" / "r", kept)
                 assert_alike(top / "tiny" / "r", kept)
             elif verb != "status" and variable not in OTHER_TEXT:  # status says how long ago something happened
-                assert done.stdout == reference.setdefault(verb, done.stdout), said
-            found["the same as without it"] += 1
-    return found
+                assert done.stdout == reference.setdefault(verb, done.stdout), message
+            outcomes["the same as without it"] += 1
+    return outcomes
 
 
 def assert_alike(one: Path, other: Path, scores: float = 0.0) -> None:
-    """The same trials, with scores that differ by at most `scores`; times and versions may differ."""
+    """Assert that two folders have the same trials, with scores that differ by at most `scores`."""
     columns = ("trial_id", "stage", "method", "lr", "status", "val_score", "test_score", "adapter_params")
-    found = [[[row[c] for c in columns] for row in rows(folder, "trials")] for folder in (one, other)]
-    for mine, its in zip(*map(sorted_rows, found), strict=True):
-        for a, b in zip(mine, its, strict=True):
+    tables = [[[row[c] for c in columns] for row in rows(folder, "trials")] for folder in (one, other)]
+    for ours, its in zip(*map(sorted_rows, tables), strict=True):
+        for a, b in zip(ours, its, strict=True):
             near = isinstance(a, float) and isinstance(b, float) and abs(a - b) <= scores
-            assert a == b or near, (mine, its)
+            assert a == b or near, (ours, its)
 
 
-def sorted_rows(found: list[list[Any]]) -> list[list[Any]]:
-    return sorted(found, key=str)
+def sorted_rows(unsorted: list[list[Any]]) -> list[list[Any]]:
+    return sorted(unsorted, key=str)
 
 
 UPLOADING = """
@@ -376,8 +376,8 @@ print(engine.run(fake_plan(Path(folder), logged(Path(log), delay=0.02)), trial=T
 
 
 def killed(top: Path, draw: random.Random, times: int) -> Outcomes:
-    """SIGKILL in a report, an export and an upload. No half file is left, and the same command finishes the work."""
-    spec, found = tiny_sweep(top / "tiny"), Outcomes()
+    """Kill a report, an export and an upload. No half file is left, and the same command finishes the work."""
+    spec, outcomes = tiny_sweep(top / "tiny"), Outcomes()
     results = top / "tiny" / "r"
     assert program("run", spec, "--backend", "inline", "--quiet", cwd=top).returncode == 0
     before = {name: rows(results, name) for name in ("trials", "metrics", "choices")}
@@ -388,18 +388,18 @@ def killed(top: Path, draw: random.Random, times: int) -> Outcomes:
     ):
         begun = time.monotonic()
         assert program(*words, cwd=top).returncode == 0
-        took, whole = time.monotonic() - begun, check()
-        assert whole, words
+        took, complete = time.monotonic() - begun, check()
+        assert complete, words
         for _ in range(times):
             shutil.rmtree(top / "model", ignore_errors=True)
             done = program(*words, cwd=top, seconds=took * draw.uniform(0.4, 1.0))
-            assert check() in (whole, None), words
+            assert check() in (complete, None), words
             assert {name: rows(results, name) for name in before} == before
-            found[f"{words[0]}: {'killed' if done.returncode else 'ended before'}"] += 1
+            outcomes[f"{words[0]}: {'killed' if done.returncode else 'ended before'}"] += 1
         shutil.rmtree(top / "model", ignore_errors=True)
-        assert program(*words, cwd=top).returncode == 0 and check() == whole
-    found.update(_uploads(top, draw, times))
-    return found
+        assert program(*words, cwd=top).returncode == 0 and check() == complete
+    outcomes.update(_uploads(top, draw, times))
+    return outcomes
 
 
 def _check_page(page: Path) -> object:
@@ -414,7 +414,7 @@ def _check_model(folder: Path) -> object:
 
 def _uploads(top: Path, draw: random.Random, times: int) -> Outcomes:
     """Kill three drivers that upload what they finish, then let one finish; half of the time it has only the copy."""
-    found, whole = Outcomes(), top / "whole"
+    outcomes, intact = Outcomes(), top / "whole"
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
 
     def go(folder: Path, there: Path) -> subprocess.Popen[bytes]:
@@ -422,7 +422,7 @@ def _uploads(top: Path, draw: random.Random, times: int) -> Outcomes:
         return subprocess.Popen(command, cwd=top, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
 
     begun = time.monotonic()
-    assert go(whole, top / "there whole").communicate()[0].strip() == b"True"
+    assert go(intact, top / "there whole").communicate()[0].strip() == b"True"
     took = time.monotonic() - begun
     for number in range(times):
         folder, there = top / f"driver{number}", top / f"there{number}"
@@ -433,22 +433,22 @@ def _uploads(top: Path, draw: random.Random, times: int) -> Outcomes:
             process.kill()
             process.communicate()
             with contextlib.suppress(StoreError):  # nothing was copied yet
-                ids = {row["trial_id"] for row in rows(whole, "trials")}
+                ids = {row["trial_id"] for row in rows(intact, "trials")}
                 assert {row["trial_id"] for row in open_store(f"file://{there}").table("trials").to_pylist()} <= ids
-            found["upload: killed"] += 1
+            outcomes["upload: killed"] += 1
         if draw.random() < 0.5:
             shutil.rmtree(folder)  # the machine is lost with it
         out, err = go(folder, there).communicate()
         assert out.strip() == b"True", err.decode()
-        assert_same_tables(folder, whole)
+        assert_same_tables(folder, intact)
         for name in ("trials", "metrics", "choices", "cells"):
             there_rows = open_store(f"file://{there}").table(name).num_rows
             assert there_rows == open_store(folder).table(name).num_rows, (name, there_rows)
-    return found
+    return outcomes
 
 
 def packed(top: Path, draw: random.Random, times: int) -> Outcomes:
-    """A sweep with one trial at a time and with packs of four, on new seeds each time. The tables agree to rounding."""
+    """Run a sweep one trial at a time and in packs of four, on new seeds each time. The tables agree to rounding."""
     for _ in range(times):
         seeds = sorted(draw.sample(range(1000), 4))
         folders = []
@@ -477,8 +477,8 @@ print(run(fake_plan(Path(sys.argv[1]), cells), trial=TRIAL, progress=False, back
 
 
 def watched(top: Path, draw: random.Random, times: int) -> Outcomes:
-    """Twenty clients of `watch` beside a driver that ends dozens of trials a second. Every answer is whole."""
-    found, environment = Outcomes(), {**os.environ, "PYTHONPATH": str(ROOT)}
+    """Run twenty clients of `watch` beside a driver that ends dozens of trials a second. Every answer is complete."""
+    outcomes, environment = Outcomes(), {**os.environ, "PYTHONPATH": str(ROOT)}
     for number in range(times):
         folder = top / f"watched{number}"
         command = [sys.executable, "-c", FAST, str(folder), "40"]
@@ -492,7 +492,7 @@ def watched(top: Path, draw: random.Random, times: int) -> Outcomes:
         address = json.loads(_json_of(page.stdout))["address"]
         wrong: list[str] = []
         clients = [
-            threading.Thread(target=_client, args=(draw.random(), address, driver, found, wrong)) for _ in range(20)
+            threading.Thread(target=_client, args=(draw.random(), address, driver, outcomes, wrong)) for _ in range(20)
         ]
         for client in clients:
             client.start()
@@ -500,12 +500,12 @@ def watched(top: Path, draw: random.Random, times: int) -> Outcomes:
         for client in clients:
             client.join()
         page.terminate()
-        said = page.communicate()[1].decode()
+        message = page.communicate()[1].decode()
         assert out.strip() == b"True", err.decode()
-        assert {"page", "sql"} <= found.keys(), "no client got an answer"
-        assert not wrong and "Traceback" not in said, (wrong, said)
+        assert {"page", "sql"} <= outcomes.keys(), "no client got an answer"
+        assert not wrong and "Traceback" not in message, (wrong, message)
         assert len(open_store(folder).table("trials")) == 80 * 8
-    return found
+    return outcomes
 
 
 def _json_of(stream: io.BufferedIOBase | Any) -> str:
@@ -567,8 +567,8 @@ main()
 
 
 def starved(top: Path, draw: random.Random, times: int) -> Outcomes:
-    """A driver with little memory (RLIMIT_AS). It ends with a message or failed rows, and a new driver finishes."""
-    found, environment = Outcomes(), {**os.environ, "PYTHONPATH": str(ROOT)}
+    """Run a driver with little memory (RLIMIT_AS). It ends with a message or failed rows, and a new one finishes."""
+    outcomes, environment = Outcomes(), {**os.environ, "PYTHONPATH": str(ROOT)}
     whole = tiny_sweep(top / "whole")
     assert program("run", whole, "--backend", "inline", "--quiet", cwd=top).returncode == 0
     for number in range(times):
@@ -576,13 +576,13 @@ def starved(top: Path, draw: random.Random, times: int) -> Outcomes:
         words = ("run", spec, "--backend", "inline", "--quiet")
         command = [sys.executable, "-c", LIMITED, f"{limit:.1f}", *map(str, words)]
         done = subprocess.run(command, cwd=top, env=environment, capture_output=True, check=False)
-        said = f"{limit:.0f} MiB: {done.returncode}\n{done.stderr.decode(errors='replace')[-3000:]}"
-        found[{0: "enough", 1: "failed rows", 2: "a message"}.get(done.returncode, f"code {done.returncode}")] += 1
-        assert done.returncode < 0 or b"Traceback" not in done.stderr, said
+        message = f"{limit:.0f} MiB: {done.returncode}\n{done.stderr.decode(errors='replace')[-3000:]}"
+        outcomes[{0: "enough", 1: "failed rows", 2: "a message"}.get(done.returncode, f"code {done.returncode}")] += 1
+        assert done.returncode < 0 or b"Traceback" not in done.stderr, message
         done = program(*words, "--retry-failed", cwd=top)
-        assert done.returncode == 0, said + done.stderr.decode()
+        assert done.returncode == 0, message + done.stderr.decode()
         assert_alike(spec.parent / "r", whole.parent / "r")
-    return found
+    return outcomes
 
 
 def cases() -> Iterator[tuple[str, Callable[[Path, random.Random, int], Outcomes], int]]:

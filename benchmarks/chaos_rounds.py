@@ -163,7 +163,7 @@ class Round:
         self.over = {}  # what is not sealed runs again
 
     def check(self, undisturbed: Path) -> None:
-        """Raises AssertionError: the tables differ, or a trial ran after its end."""
+        """Raise AssertionError if the tables differ, or if a trial ran after its end."""
         assert_same_tables(self.results, undisturbed)
         lines = self.log.read_text().splitlines()
         late = {line.split()[0] for trial, seen in self.over.items() for line in lines[seen:] if line.startswith(trial)}
@@ -176,7 +176,7 @@ def in_shm() -> set[str]:
 
 
 def left_over(before: set[str], ray: Path) -> set[str]:
-    """Files of Ray in /dev/shm, and folders of its sessions, that were not there before."""
+    """Return files of Ray in /dev/shm, and folders of its sessions, that were not there before."""
     files = {name for name in in_shm() - before if "ray" in name or "plasma" in name}
     return files | {p.name for p in ray.glob(f"{PREFIX}*")}
 
@@ -209,7 +209,7 @@ starts Ray."""
 
 
 def terminated(top: Path, draw: random.Random, times: int) -> Outcomes:
-    """SIGTERM to each kind of process of a local session. The tables are an undisturbed sweep's."""
+    """Send SIGTERM to each kind of process of a local session. The tables are those of an undisturbed sweep."""
     found, shm = Outcomes(), in_shm()
     (top / "whole").mkdir()
     Round(top / "whole", random.Random(0), 4).run(0.0)
@@ -231,7 +231,7 @@ print(run(plan(folder, log, cells), trial=TRIAL, progress=False, address=address
 
 
 def head_back(top: Path, draw: random.Random, times: int) -> Outcomes:
-    """The head of a joined cluster is killed and comes back at its address. The same driver goes on."""
+    """Kill the head of a joined cluster and start it again at its address. The same driver continues."""
     (top / "whole").mkdir()
     Round(top / "whole", random.Random(0), 4).run(0.0)
     for number in range(times):
@@ -266,7 +266,7 @@ KEPT_BYTES = 20_000
 
 
 def soak(top: Path, draw: random.Random, minutes: int) -> Outcomes:
-    """One sweep for `minutes` minutes. No process has more memory, files or threads at its end than early on.
+    """Run one sweep for `minutes` minutes. No process has more memory, files or threads at the end than early on.
 
     The driver keeps every trial in memory, so it may grow by `KEPT_BYTES` a trial.
     """

@@ -54,7 +54,7 @@ def restart_with(settings: dict[str, str]) -> None:
 
 
 def clock(device: str) -> Callable[[], float]:
-    """Seconds: of process CPU time; on a GPU of wall time, once it is through with what it was given."""
+    """Return seconds of process CPU time; on a GPU seconds of wall time after all its work is done."""
     if device == "cpu":
         return time.process_time
     import torch
@@ -67,7 +67,7 @@ def clock(device: str) -> Callable[[], float]:
 
 
 def build(name: str, depth: int, low: bool = False) -> tuple[Any, list[Any]]:
-    """(model, trained parameters) of one contender; random weights, equal for all; `low`: in bf16."""
+    """Return (model, trained parameters) of one contender with random weights, equal for all; `low`: in bf16."""
     import timm
     import torch
 
@@ -149,7 +149,7 @@ class Contender:
 
 
 def data(tokens: int) -> tuple[Any, Any]:
-    """Random images that give `tokens` rows, with labels."""
+    """Return random images that give `tokens` rows, with labels."""
     import torch
 
     generator = torch.Generator().manual_seed(1)
@@ -171,7 +171,7 @@ def time_steps(
     device: str = "cpu",
     precision: str = "float32",
 ) -> dict[str, list[float]]:
-    """Seconds per step of each contender, one entry a round; the first round, not kept, warms up."""
+    """Return the seconds per step of each contender for every round. A first round warms up and is not counted."""
     contenders = {name: Contender(name, depth, device, precision) for name in names}
     images, labels = (t.to(device) for t in data(tokens))
     images = images.bfloat16() if precision == "bf16" else images
@@ -187,7 +187,7 @@ def time_steps(
 
 
 def ratios(times: Mapping[str, list[float]], rows: Iterable[Sequence[Any]]) -> dict[str, dict[str, float]]:
-    """Of the rows (label, numerator, denominator, ...) whose contenders both ran: the ratios of their rounds."""
+    """Return the ratios of the rounds for the rows (label, numerator, denominator, ...) whose contenders both ran."""
     return {
         label: summary([a / b for a, b in zip(times[top], times[bottom], strict=True)])
         for label, top, bottom, *_ in rows

@@ -38,51 +38,51 @@ CROSSING = math.sqrt(X[1] * X[2])
 
 
 def curves(rng: np.random.Generator, seeds: int, *means: Real) -> list[Curve]:
-    """Curves of these true means, their noise half of it common to all cells of a seed."""
+    """Draw curves with these true means. Half of the noise is common to all cells of a seed."""
     luck = rng.normal(0, SD * math.sqrt(0.5), seeds)
     return [Curve(X, mean[:, None] + luck + rng.normal(0, SD * math.sqrt(0.5), (4, seeds))) for mean in means]
 
 
-def holds(found: Estimate, truth: float) -> bool | None:
+def holds(interval: Estimate, truth: float) -> bool | None:
     """Whether an interval holds the truth, None without one; an end beyond the range holds all that lies there."""
-    if found.value is None:
+    if interval.value is None:
         return None
-    return (found.low or 0.0) <= truth <= (math.inf if found.high is None else found.high)
+    return (interval.low or 0.0) <= truth <= (math.inf if interval.high is None else interval.high)
 
 
 def t_interval(rng: np.random.Generator, seeds: int) -> bool:
-    """A cell's mean."""
-    found = mean_interval(curves(rng, seeds, FLAT)[0].scores[0].tolist())
-    return found.low is not None and found.high is not None and found.low <= FLAT[0] <= found.high
+    """Return whether the interval of a cell's mean holds the truth."""
+    interval = mean_interval(curves(rng, seeds, FLAT)[0].scores[0].tolist())
+    return interval.low is not None and interval.high is not None and interval.low <= FLAT[0] <= interval.high
 
 
 def area(rng: np.random.Generator, seeds: int) -> bool | None:
-    """A curve's area."""
+    """Return whether the interval of a curve's area holds the truth."""
     truth = fits.area(Curve(X, RISING[:, None]), X[0], X[-1]).value or 0.0
     return holds(fits.area(curves(rng, seeds, RISING)[0], X[0], X[-1]), truth)
 
 
 def area_difference(rng: np.random.Generator, seeds: int) -> bool:
-    """The paired difference of two areas."""
+    """Return whether the interval of the paired difference of two areas holds the truth."""
     both = curves(rng, seeds, RISING, FLAT)
     areas = [dict(enumerate(fits.seed_areas(c, X[0], X[-1]) or [])) for c in both]
     truth = [fits.area(Curve(X, mean[:, None]), X[0], X[-1]).value or 0.0 for mean in (RISING, FLAT)]
-    found = paired_difference(*areas)
-    return found is not None and (found.low or 0.0) <= truth[0] - truth[1] <= (found.high or 0.0)
+    difference = paired_difference(*areas)
+    return difference is not None and (difference.low or 0.0) <= truth[0] - truth[1] <= (difference.high or 0.0)
 
 
 def crossing(rng: np.random.Generator, seeds: int) -> bool | None:
-    """Where two isotonic fits cross."""
+    """Return whether the interval of the crossing of two isotonic fits holds the truth."""
     return holds(fits.crossing(*curves(rng, seeds, STEEP, FLAT)), CROSSING)
 
 
 def needed(rng: np.random.Generator, seeds: int) -> bool | None:
-    """The budget that a score needs."""
+    """Return whether the interval of the budget that a score needs holds the truth."""
     return holds(fits.needed(curves(rng, seeds, STEEP)[0], FLAT[0]), CROSSING)
 
 
 def band(truth: Real) -> Simulated:
-    """All of the isotonic fit's band."""
+    """Return a check of whether the isotonic fit's band covers the truth everywhere."""
 
     def covers(rng: np.random.Generator, seeds: int) -> bool | None:
         found = fits.band(curves(rng, seeds, truth)[0], X)
@@ -92,24 +92,26 @@ def band(truth: Real) -> Simulated:
 
 
 def differences(rng: np.random.Generator, seeds: int) -> bool:
-    """Paired differences at all budgets at once."""
+    """Return whether the bands of paired differences hold the truth at all budgets at once."""
     a, b = (c.scores for c in curves(rng, seeds, FLAT, FLAT))
     error = (a - b).std(axis=1, ddof=1) / math.sqrt(seeds)
     return bool((np.abs((a - b).mean(axis=1)) <= critical(4, seeds - 1) * error).all())
 
 
 def front(rng: np.random.Generator, seeds: int) -> bool:
-    """An equally good, costlier cell is not called surely on the front."""
+    """Return whether an equally good but costlier cell is not called surely on the front."""
     a, b = (dict(enumerate(c.scores[0])) for c in curves(rng, seeds, FLAT, FLAT))
     share = front_share(X[:2], [a, b])
     return share is None or bool(share[1] < LEVEL)
 
 
 def examples(rng: np.random.Generator, seeds: int) -> bool | None:
-    """An accuracy over seeds and 200 test examples: a seed's skill, an example's ease and noise, right above zero."""
+    """Return whether the interval of an accuracy over seeds and 200 test examples holds the truth."""
     latent = 0.5 + rng.normal(0, 0.1, (seeds, 1)) + rng.normal(0, 1.0, 200) + rng.normal(0, 0.5, (seeds, 200))
-    found = crossed_interval((latent > 0).astype(float))
-    return None if found is None else bool(found[0] <= norm.cdf(0.5 / math.sqrt(0.01 + 1.0 + 0.25)) <= found[1])
+    interval = crossed_interval((latent > 0).astype(float))
+    return (
+        None if interval is None else bool(interval[0] <= norm.cdf(0.5 / math.sqrt(0.01 + 1.0 + 0.25)) <= interval[1])
+    )
 
 
 KINDS: Mapping[str, Simulated] = {
@@ -128,7 +130,7 @@ KINDS: Mapping[str, Simulated] = {
 
 
 def covered(kind: str, seeds: int, tables: int, seed: int = 0) -> tuple[int, int]:
-    """(tables whose interval holds the truth, tables that have an interval)."""
+    """Return the number of tables whose interval holds the truth, and of tables that have an interval."""
     rng = np.random.default_rng((seed, seeds))
     found = [held for _ in range(tables) if (held := KINDS[kind](rng, seeds)) is not None]
     return int(sum(found)), len(found)

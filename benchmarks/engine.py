@@ -28,7 +28,7 @@ sys.path[:0] = [str(HERE), str(ROOT)]
 
 
 def process(script: str, *arguments: object) -> dict[str, Any]:
-    """The JSON that a benchmark's process prints last. Its Ray knows nothing of other sessions of this machine."""
+    """Return the JSON that a benchmark's process prints last. Its Ray is separate from other local sessions."""
     environment = {k: v for k, v in os.environ.items() if k != "RAY_ADDRESS"}
     environment |= {"PYTHONPATH": os.pathsep.join(map(str, (ROOT, HERE))), "OMP_NUM_THREADS": "1"}
     environment.setdefault("RAY_worker_niceness", "0")  # Ray's 15 would leave its workers to whatever else runs
@@ -36,8 +36,8 @@ def process(script: str, *arguments: object) -> dict[str, Any]:
     done = subprocess.run(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True, check=False)
     if done.returncode:
         raise SystemExit(f"{' '.join(command)} ended with {done.returncode}")
-    found: dict[str, Any] = json.loads(done.stdout.strip().splitlines()[-1])
-    return found
+    results: dict[str, Any] = json.loads(done.stdout.strip().splitlines()[-1])
+    return results
 
 
 def overhead(options: argparse.Namespace) -> dict[str, Any]:
@@ -71,10 +71,10 @@ def many(options: argparse.Namespace) -> dict[str, Any]:
 def queries(options: argparse.Namespace) -> dict[str, Any]:
     from queries import queries as measure
 
-    found = measure(100_000 if options.quick else 1_000_000)
-    for name, value in found.items():
+    results = measure(100_000 if options.quick else 1_000_000)
+    for name, value in results.items():
         print(f"  {name}: {value:,.4g}")
-    return found
+    return results
 
 
 SECTIONS: dict[str, Callable[[argparse.Namespace], dict[str, Any]]] = {
@@ -98,12 +98,12 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
 
 def main() -> None:
     options = parse()
-    found: dict[str, Any] = {"cores": os.cpu_count()}
+    results: dict[str, Any] = {"cores": os.cpu_count()}
     for name in dict.fromkeys(options.only):
         print(f"{name}:", flush=True)
-        found[name] = SECTIONS[name](options)
+        results[name] = SECTIONS[name](options)
         if options.json:
-            options.json.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+            options.json.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

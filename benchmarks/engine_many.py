@@ -41,7 +41,7 @@ KINDS = {"RayTrainWorker": "lane workers", "TrainController": "lane controllers"
 
 
 def noop_plan(folder: Path, cells: int, per_cell: int, epochs: int = 1) -> FakePlan:
-    """So many cells of so many trials in which nothing is trained; a fifth of them are CONFIRM trials."""
+    """Return a plan of `cells` cells with `per_cell` trials that train nothing. A fifth of them are CONFIRM trials."""
     confirm = max(1, per_cell // 5)
     made = tuple(FakeCell(METHODS[k % len(METHODS)], 1000 * (1 + k // len(METHODS))) for k in range(cells))
     search = FakeSearch(trials=per_cell - confirm, sampler="qmc")
@@ -117,20 +117,20 @@ def part(folder: Path, cells: int, per_cell: int, stop_after: int | None, epochs
 
 
 def growth(points: list[tuple[int, float, int]]) -> float:
-    """Bytes of the driver's memory per finished trial, by least squares over the last two fifths of the trials."""
+    """Return the bytes of driver memory per finished trial, by least squares over the last two fifths of the trials."""
     late = [(done, memory) for done, _, memory in points if done >= 0.6 * points[-1][0]]
     return statistics.linear_regression([d for d, _ in late], [m for _, m in late]).slope
 
 
 def per_trial(one: dict[str, Any]) -> dict[str, float]:
-    """Processor seconds of a trial by kind of process, once everything is up; the largest first."""
+    """Return the processor seconds of a trial by kind of process, after the start; the largest first."""
     (begun, before), *_, (ended, after) = one["cpu"]
-    found = {kind: (after[kind] - before.get(kind, 0.0)) / (ended - begun) for kind in after}
-    return dict(sorted(found.items(), key=lambda pair: -pair[1]))
+    costs = {kind: (after[kind] - before.get(kind, 0.0)) / (ended - begun) for kind in after}
+    return dict(sorted(costs.items(), key=lambda pair: -pair[1]))
 
 
 def report(process: Callable[..., dict[str, Any]], cells: int, trials: int) -> dict[str, Any]:
-    """Half of the sweep, the other half, and the finished sweep once more, each in its own process."""
+    """Run half of the sweep, the other half, and the finished sweep once more, each in a separate process."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name) / "results"
         parts = [process("engine_many.py", folder, cells, trials // cells, *stop) for stop in ((trials // 2,), (), ())]
@@ -148,7 +148,7 @@ def report(process: Callable[..., dict[str, Any]], cells: int, trials: int) -> d
     seconds = ended_at - begun_at + last_at - again_at
     cpu = per_trial(second)
     further = {kind: (value - cpu.get(kind, 0.0)) / FURTHER for kind, value in per_trial(longer).items()}
-    found = {
+    results = {
         "cells": cells,
         "trials": trials,
         "trials per second": measured / seconds,
@@ -165,27 +165,27 @@ def report(process: Callable[..., dict[str, Any]], cells: int, trials: int) -> d
         "bytes of a process": second["own"],
         "parts": parts,
     }
-    show(found)
-    return found
+    show(results)
+    return results
 
 
-def show(found: dict[str, Any]) -> None:
-    print(f"  {found['trials']:,} trials in {found['cells']} cells: {found['trials per second']:.1f} a second")
-    low, high = sorted(found["driver bytes per finished trial"])
-    if found["trials"] >= SETTLED:
+def show(results: dict[str, Any]) -> None:
+    print(f"  {results['trials']:,} trials in {results['cells']} cells: {results['trials per second']:.1f} a second")
+    low, high = sorted(results["driver bytes per finished trial"])
+    if results["trials"] >= SETTLED:
         print(f"  driver's memory: {low / 1e3:.1f} to {high / 1e3:.1f} kB a finished trial")
-    print(f"  {found['files']} files; journal {found['journal bytes per trial']:.0f} bytes a trial, "
-          f"tables {found['store bytes per trial']:.0f}")  # fmt: skip
-    wall, cpu = found["seconds to find it finished"]
+    print(f"  {results['files']} files; journal {results['journal bytes per trial']:.0f} bytes a trial, "
+          f"tables {results['store bytes per trial']:.0f}")  # fmt: skip
+    wall, cpu = results["seconds to find it finished"]
     print(f"  resumed when finished: {wall:.1f} s ({cpu:.1f} s of a processor)")
-    wall, cpu = found["seconds to rebuild the half"]
+    wall, cpu = results["seconds to rebuild the half"]
     print(f"  resumed halfway: state rebuilt after {wall:.1f} s ({cpu:.1f} s of a processor), first trial finished "
-          f"after {found['seconds to the first trial of the rest']:.1f} s (of a new sweep: "
-          f"{found['seconds to the first trial of all']:.1f} s)")  # fmt: skip
+          f"after {results['seconds to the first trial of the rest']:.1f} s (of a new sweep: "
+          f"{results['seconds to the first trial of all']:.1f} s)")  # fmt: skip
     for name in ("trial", "further epoch"):
-        each = ", ".join(f"{kind} {1000 * value:.1f}" for kind, value in found[f"cpu seconds per {name}"].items())
+        each = ", ".join(f"{kind} {1000 * value:.1f}" for kind, value in results[f"cpu seconds per {name}"].items())
         print(f"  processor time a {name}, ms: {each}")
-    each = ", ".join(f"{kind} {size / 1e6:.0f}" for kind, size in found["bytes of a process"].items())
+    each = ", ".join(f"{kind} {size / 1e6:.0f}" for kind, size in results["bytes of a process"].items())
     print(f"  memory of the largest process of a kind, shared pages left out, MB: {each}")
 
 

@@ -25,7 +25,7 @@ CONCURRENT = 2
 
 
 def lanes(trials: int, folder: Path) -> list[float]:
-    """The engine with its journal, tables and search: the ends of its trials."""
+    """Run trials on the engine with its journal, tables and search. Return the times at which they ended."""
     from engine_many import Watch, noop_plan
 
     from sweeps.engine.run import run
@@ -46,7 +46,7 @@ def start_ray() -> None:
 def timed(
     trainable: Any, folder: Path, resources: dict[str, float], space: dict[str, Any], *, samples: int, reuse: bool
 ) -> tuple[list[float], Any]:
-    """Tune over a space, two trials at a time: the ends of its trials, and their results."""
+    """Run Tune over a space, two trials at a time. Return the times at which trials ended, and their results."""
     from ray import tune
 
     ends: list[float] = []
@@ -70,7 +70,7 @@ def timed(
 
 
 def tuned(trainable: Any, trials: int, folder: Path, resources: dict[str, float], reuse: bool) -> list[float]:
-    """Tune over so many trials: their ends."""
+    """Run Tune over this number of trials, and return the times at which they ended."""
     from ray import tune
 
     start_ray()
@@ -91,7 +91,7 @@ def on_a_worker(config: dict[str, Any]) -> None:
 
 
 def a_trainer(config: dict[str, Any]) -> None:
-    """What Ray documents for tuning what Ray Train trains: a Tune function that fits a TorchTrainer."""
+    """Fit a TorchTrainer in a Tune function, as Ray documents for tuning what Ray Train trains."""
     import ray.train
     from ray import tune
     from ray.train.torch import TorchTrainer
@@ -124,21 +124,19 @@ def side(name: str, trials: int) -> None:
 
 
 def report(rounds: list[dict[str, float]]) -> dict[str, Any]:
-    """Ratios inside rounds; their medians."""
+    """Return the medians of the ratios within rounds."""
     trainers = [one["trainers"] / one["lanes"] for one in rounds]
     functions = [one["functions"] / one["lanes"] for one in rounds]
-    found = {
+    took = {
         "rounds": rounds,
         "times faster than a TorchTrainer a trial": statistics.median(trainers),
         "rate against Tune functions": statistics.median(functions),
     }
     for one in rounds:
         print("  seconds a trial: " + ", ".join(f"{name} {value:.4f}" for name, value in sorted(one.items())))
-    print(
-        f"  a TorchTrainer per Tune trial takes {found['times faster than a TorchTrainer a trial']:.0f} times as long"
-    )
-    print(f"  rate / that of plain Tune functions with reuse_actors: {found['rate against Tune functions']:.2f}")
-    return found
+    print(f"  a TorchTrainer per Tune trial takes {took['times faster than a TorchTrainer a trial']:.0f} times as long")
+    print(f"  rate / that of plain Tune functions with reuse_actors: {took['rate against Tune functions']:.2f}")
+    return took
 
 
 if __name__ == "__main__":

@@ -34,7 +34,7 @@ SEEDS = 3
 
 
 def plan(folder: Path, quick: bool, pack: int = 1) -> Any:
-    """The quickstart with LoRA alone and fewer re-runs: 14 trials, or 28."""
+    """Return the plan of the quickstart with LoRA alone and fewer re-runs: 14 trials, or 28."""
     import tomllib
 
     from sweeps.plan.plan import Plan
@@ -68,7 +68,7 @@ def packed(folder: Path, quick: bool) -> Side:
 
 
 def usual_script(config: dict[str, Any]) -> None:
-    """One trial, everything from the start, as it is commonly written."""
+    """Run one trial, everything from the start, as it is commonly written."""
     import psutil
     import torch
     from peft import LoraConfig, get_peft_model
@@ -146,15 +146,15 @@ def usual_script(config: dict[str, Any]) -> None:
             optimizer.step()
             schedule.step()
             optimizer.zero_grad(set_to_none=True)
-        found = {"score": accuracy(validation), "epoch": epoch + 1}
+        state = {"score": accuracy(validation), "epoch": epoch + 1}
         if config["test"] and epoch + 1 == EPOCHS:
-            found["test"] = accuracy(DataLoader(Images(data.test, rows.test_idx), batch_size=512))
+            state["test"] = accuracy(DataLoader(Images(data.test, rows.test_idx), batch_size=512))
         trained, spent = sum(p.numel() for p in parameters), {"ready": ready, "cpu": time.process_time()}
-        tune.report({**found, "trained": trained, **spent, "began": began, "ended": time.time()})
+        tune.report({**state, "trained": trained, **spent, "began": began, "ended": time.time()})
 
 
 def peft(folder: Path, quick: bool) -> Side:
-    """A Tune function whose every trial is a fresh process, which is what `reuse_actors=False`, the default, means."""
+    """Run a Tune function with a fresh process for each trial, the default (`reuse_actors=False`)."""
     import torch
     from engine_overhead import CONCURRENT, start_ray, timed
     from ray import tune
@@ -173,13 +173,13 @@ def peft(folder: Path, quick: bool) -> Side:
                 f"peft: {result.metrics['trained']} trained parameters in place of {wanted}, or no learning"
             )
     ready, whole = (statistics.median(r.metrics[key] for r in results) for key in ("ready", "cpu"))
-    found = [r.metrics for r in results]
-    window = max(m["ended"] for m in found) - min(m["began"] for m in found)
-    return len(found), window, {"before training": ready, "training and evaluation": whole - ready}
+    answers = [r.metrics for r in results]
+    window = max(m["ended"] for m in answers) - min(m["began"] for m in answers)
+    return len(answers), window, {"before training": ready, "training and evaluation": whole - ready}
 
 
 def settings_count(rank: int) -> int:
-    """Parameters of LoRA on the three fused q, k, v of width 192."""
+    """Return the parameters of LoRA on the three fused q, k, v of width 192."""
     return 3 * rank * (192 + 3 * 192)
 
 
@@ -190,7 +190,7 @@ def side(name: str, quick: bool) -> None:
 
 
 def report(rounds: list[dict[str, dict[str, Any]]]) -> dict[str, Any]:
-    """Trials an hour of all sides, and ratios inside rounds."""
+    """Return the trials an hour of all sides, and ratios within rounds."""
     for one in rounds:
         rates = {name: 3600 / one[name]["seconds"] for name in SIDES}
         print("  trials an hour: " + ", ".join(f"{name} {math.floor(rate)}" for name, rate in rates.items()))
@@ -200,8 +200,8 @@ def report(rounds: list[dict[str, dict[str, Any]]]) -> dict[str, Any]:
     peer = rounds[-1]["peft"]["spent"]
     print("  seconds of a processor for a trial of theirs: " + ", ".join(f"{k} {v:.1f}" for k, v in peer.items()))
     ratios = {name: [one["peft"]["seconds"] / one[name]["seconds"] for one in rounds] for name in ("ours", "packed")}
-    for name, found in ratios.items():
-        print(f"  trials an hour against Ray Tune and PEFT, a process a trial, {name}: {statistics.median(found):.2f}")
+    for name, took in ratios.items():
+        print(f"  trials an hour against Ray Tune and PEFT, a process a trial, {name}: {statistics.median(took):.2f}")
     return {"rounds": rounds, "ratio": statistics.median(ratios["ours"]), "ratios": ratios}
 
 

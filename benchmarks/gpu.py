@@ -60,43 +60,45 @@ def line(name: str, value: dict[str, float]) -> None:
 
 
 def adapters(options: argparse.Namespace) -> Found:
-    """Ratios of step times, and the most memory of three steps, by precision."""
+    """Return ratios of step times, and the peak memory of three steps, by precision."""
     depth, tokens = (3, 1600) if options.quick else (12, 12800)
     depth, tokens = options.depth or depth, options.tokens or tokens
     names = options.contenders or [n for n in NAMES if n != "randlora-held"]
     if options.device == "cuda" and "ternary" in names and importlib.util.find_spec("triton"):
         names = [*names, "ternary-triton"]
-    found: Found = {}
+    results: Found = {}
     rounds = 3 if options.quick else 20
     kept = [row for row in ACCUMULATED if not options.contenders or {*row[1:3]} <= {*options.contenders}]
     those = sorted({name for row in kept for name in row[1:3]})
-    found["four micro-batches"] = (
+    results["four micro-batches"] = (
         ratios(time_steps(those, depth, tokens, rounds, 4, options.device), kept) if kept else {}
     )
-    for label, ratio in found["four micro-batches"].items():
+    for label, ratio in results["four micro-batches"].items():
         line(f"four micro-batches: {label}", ratio)
     for precision in PRECISIONS:
         times = time_steps(names, depth, tokens, rounds, 1, options.device, precision)
-        found[precision] = {
+        results[precision] = {
             "ratios": ratios(times, (*ROWS, *ON_CUDA)),
             "seconds": {n: summary(t) for n, t in times.items()},
         }
-        for label, ratio in found[precision]["ratios"].items():
+        for label, ratio in results[precision]["ratios"].items():
             line(f"{precision}: {label}", ratio)
         if precision != PRECISIONS[0]:
-            medians = {p: {n: s["median"] for n, s in found[p]["seconds"].items()} for p in (PRECISIONS[0], precision)}
+            medians = {
+                p: {n: s["median"] for n, s in results[p]["seconds"].items()} for p in (PRECISIONS[0], precision)
+            }
             over = {n: value / medians[PRECISIONS[0]][n] for n, value in medians[precision].items()}
-            found[precision]["over float32"] = over
+            results[precision]["over float32"] = over
             print(
                 f"  {precision} over float32: " + ", ".join(f"{n} {value:.1f}" for n, value in over.items()), flush=True
             )
         if options.device == "cuda":
-            found[precision]["peak_bytes"] = {n: peak(n, depth, tokens, precision) for n in names}
-    return found
+            results[precision]["peak_bytes"] = {n: peak(n, depth, tokens, precision) for n in names}
+    return results
 
 
 def peak(name: str, depth: int, tokens: int, precision: str) -> int:
-    """The most bytes that three steps of a contender take on the device, the model included."""
+    """Return the peak bytes that three steps of a contender take on the device, the model included."""
     import torch
 
     gc.collect()
@@ -110,23 +112,23 @@ def peak(name: str, depth: int, tokens: int, precision: str) -> int:
 
 
 def packing(options: argparse.Namespace) -> Found:
-    """Trials an hour, packed over one by one, by method and K."""
+    """Return trials an hour, packed over one by one, by method and K."""
     from packing import DATA, MODEL, POOL, Sides, Work, compare
 
     sizes = options.sizes or ([2, 8] if options.quick else [1, 2, 4, 8, 16, 32])
     methods = options.methods or (METHODS[:5:2] if options.quick else METHODS)
     work = Work(MODEL, DATA, min(1.0, (320 if options.quick else 2700) / POOL), 64, 1)
-    sides, found = Sides(), Found()
+    sides, results = Sides(), Found()
     for method in methods:
         for size in sizes:
             answer = compare(sides, work.trials(method, size), 1 if options.quick else 3)
-            found.setdefault(method, {})[str(size)] = answer["ratio"]
+            results.setdefault(method, {})[str(size)] = answer["ratio"]
             line(f"{method}, K = {size}", answer["ratio"])
-    return found
+    return results
 
 
 def one_of(rank: int, count: int, folder: str, quick: bool, ready: Any) -> None:
-    """One of the processes that share a device: a trial that warms it up, then one that is timed."""
+    """Run one of the processes that share a device: a trial that warms it up, then one that is timed."""
     import torch
     from packing import DATA, MODEL, POOL, Work
 
@@ -143,39 +145,39 @@ def one_of(rank: int, count: int, folder: str, quick: bool, ready: Any) -> None:
 
 
 def shares(options: argparse.Namespace) -> Found:
-    """Trials an hour of K processes on one device over those of one; and what the engine would choose."""
+    """Return the trials an hour of K processes on one device over those of one, and what the engine would choose."""
     import torch.multiprocessing as mp
     from packing import plan_of
 
     from sweeps.backends.packs import gpu_share
     from sweeps.plan.estimate import probe_gpu
 
-    found: Found = {"trials_an_hour": {}}
+    results: Found = {"trials_an_hour": {}}
     with tempfile.TemporaryDirectory() as folder:
         measured = probe_gpu(plan_of(Path(folder) / "plan", 1, 0.1, 1))
         cpus = float(os.cpu_count() or 1)
-        found["peak_bytes"], found["device_bytes"] = measured.peak, measured.device
+        results["peak_bytes"], results["device_bytes"] = measured.peak, measured.device
         if measured.device:
-            found["chosen"] = round(1 / gpu_share(measured, cpus, 1))
+            results["chosen"] = round(1 / gpu_share(measured, cpus, 1))
         for count in [1, 2] if options.quick else [1, 2, 4, 8]:
             if count > cpus:
-                found["skipped"] = f"{count} processes on {cpus:g} cores"
+                results["skipped"] = f"{count} processes on {cpus:g} cores"
                 break
             context = mp.get_context("spawn")
             mp.spawn(one_of, (count, folder, options.quick, context.Barrier(count)), nprocs=count)
             spent = [json.loads((Path(folder) / f"{count}-{k}.json").read_text()) for k in range(count)]
-            found["trials_an_hour"][count] = 3600 * count / max(spent)
-    rates = found["trials_an_hour"]
-    found["ratio"] = {count: rate / rates[1] for count, rate in rates.items()}
-    for count, ratio in found["ratio"].items():
+            results["trials_an_hour"][count] = 3600 * count / max(spent)
+    rates = results["trials_an_hour"]
+    results["ratio"] = {count: rate / rates[1] for count, rate in rates.items()}
+    for count, ratio in results["ratio"].items():
         print(
-            f"  {count} on one device: {ratio:.2f}; the engine would take {found.get('chosen', 'no GPU')}", flush=True
+            f"  {count} on one device: {ratio:.2f}; the engine would take {results.get('chosen', 'no GPU')}", flush=True
         )
-    return found
+    return results
 
 
 def parallel(options: argparse.Namespace) -> Found:
-    """Samples a second of one trial on two devices over those on one, by what trains."""
+    """Return the samples a second of one trial on two devices over those on one, for each method."""
     import torch
     import torch.multiprocessing as mp
     from packing import Work
@@ -185,7 +187,7 @@ def parallel(options: argparse.Namespace) -> Found:
 
     if options.device == "cuda" and torch.cuda.device_count() < 2:
         raise SkippedError(f"two devices are needed, and torch finds {torch.cuda.device_count()}")
-    found: Found = {}
+    results: Found = {}
     width, layers, texts = (64, 2, 48) if options.quick else (1024, 12, 512)
     with tempfile.TemporaryDirectory() as folder:
         model, rows = make_llama(Path(folder), width, layers, texts)
@@ -198,13 +200,13 @@ def parallel(options: argparse.Namespace) -> Found:
                 place = Path(tempfile.mkdtemp(dir=folder))
                 mp.spawn(work, (world, base.model_copy(update=change), str(place), options.device), nprocs=world)
                 rates[world] = json.loads((place / "reports0.json").read_text())[-1]["samples_per_second"]
-            found[name] = rates[2] / rates[1]
-            print(f"  {name}, two over one: {found[name]:.2f}", flush=True)
-    return found
+            results[name] = rates[2] / rates[1]
+            print(f"  {name}, two over one: {results[name]:.2f}", flush=True)
+    return results
 
 
 def paper(options: argparse.Namespace) -> Found:
-    """Seconds of training and most memory of every method over LoRA's."""
+    """Return the training seconds and the peak memory of every method over LoRA's."""
     from analysis import open_store
 
     small = ["--scale", "small"] if options.quick or options.device == "cpu" else []
@@ -215,16 +217,16 @@ def paper(options: argparse.Namespace) -> Found:
         if done.returncode:
             raise SkippedError(f"{recipe}: {' '.join(done.stderr.split())[-300:]}")
         trials = open_store(folder).table("trials").to_pylist()
-    found: Found = {}
+    results: Found = {}
     for column in ("seconds_train", "peak_memory_bytes"):
         by = {m: [t[column] for t in trials if t["method"] == m] for m in dict.fromkeys(t["method"] for t in trials)}
-        found[column] = {m: statistics.median(v) / statistics.median(by["lora"]) for m, v in by.items()}
-        print(f"  {column} over LoRA's: " + ", ".join(f"{m} {r:.2f}" for m, r in found[column].items()), flush=True)
-    return found
+        results[column] = {m: statistics.median(v) / statistics.median(by["lora"]) for m, v in by.items()}
+        print(f"  {column} over LoRA's: " + ", ".join(f"{m} {r:.2f}" for m, r in results[column].items()), flush=True)
+    return results
 
 
 def quickstart(options: argparse.Namespace) -> Found:
-    """Trials an hour of the quickstart's LoRA, of all sides."""
+    """Return the trials an hour of the quickstart's LoRA on all sides."""
     from engine import quickstart as measure
 
     return measure(argparse.Namespace(quick=options.quick, rounds=1 if options.quick else 3))
@@ -240,8 +242,8 @@ SECTIONS: dict[str, Callable[[argparse.Namespace], Found]] = {
 }
 
 
-def markdown(found: Found) -> str:
-    """Every ratio as a row of a table, and what was skipped."""
+def markdown(results: Found) -> str:
+    """Return every ratio as a row of a Markdown table, and what was skipped."""
     rows, reasons = [], []
 
     def walk(path: tuple[str, ...], value: Any) -> None:
@@ -255,8 +257,8 @@ def markdown(found: Found) -> str:
         elif isinstance(value, float | int):
             rows.append(f"| {', '.join(path)} | {value:,.4g} |")
 
-    walk((), {name: value for name, value in found.items() if isinstance(value, dict)})
-    head = [f"{found['device']}, torch {found['torch']}", "", "| measured | value |", "|---|---:|"]
+    walk((), {name: value for name, value in results.items() if isinstance(value, dict)})
+    head = [f"{results['device']}, torch {results['torch']}", "", "| measured | value |", "|---|---:|"]
     return "\n".join([*head, *rows, "", *reasons]).rstrip() + "\n"
 
 
@@ -280,25 +282,25 @@ def main() -> None:
     if options.device == "cuda" and not torch.cuda.is_available():
         raise SystemExit("torch finds no CUDA device here; --device cpu runs the same code on the CPU")
     name = torch.cuda.get_device_name() if options.device == "cuda" else "cpu"
-    found: Found = {"device": name, "torch": torch.__version__, "quick": options.quick}
+    results: Found = {"device": name, "torch": torch.__version__, "quick": options.quick}
     for section in dict.fromkeys(options.only):
         print(f"{section}:", flush=True)
         begun = time.perf_counter()
         try:
-            found[section] = SECTIONS[section](options)
+            results[section] = SECTIONS[section](options)
         except SkippedError as error:
-            found[section] = {"skipped": str(error)}
+            results[section] = {"skipped": str(error)}
         except Exception as error:  # noqa: BLE001  # the other sections are worth their time
             traceback.print_exc()
-            found[section] = {"failed": f"{type(error).__name__}: {error}"}
-        found[section]["seconds_of_section"] = time.perf_counter() - begun
-        for path, text in ((options.json, json.dumps(found, indent=1) + "\n"), (options.markdown, markdown(found))):
+            results[section] = {"failed": f"{type(error).__name__}: {error}"}
+        results[section]["seconds_of_section"] = time.perf_counter() - begun
+        for path, text in ((options.json, json.dumps(results, indent=1) + "\n"), (options.markdown, markdown(results))):
             if path is not None:
                 path.write_text(text, encoding="utf-8")
     for section in options.only:
         for how in ("skipped", "failed"):
-            if how in found[section]:
-                print(f"{section} {how}: {found[section][how]}")
+            if how in results[section]:
+                print(f"{section} {how}: {results[section][how]}")
 
 
 if __name__ == "__main__":

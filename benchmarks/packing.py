@@ -101,7 +101,7 @@ class Work:
 
 
 def work_of(options: argparse.Namespace, folder: Path, samples: int) -> Work:
-    """The work of the command line; a model of text is made in `folder`."""
+    """Return the work of the command line. A model of text is made in `folder`."""
     if options.text is None:
         return Work(options.model, DATA, min(1.0, samples / POOL), options.batch, options.epochs)
     make = {"llama": make_llama, "gpt2": make_gpt2, "bert": make_bert}[options.text]
@@ -127,39 +127,39 @@ class Sides:
         return [last[k] for k in range(len(trials))]  # type: ignore[misc]
 
     def _alone(self, trials: list[TrialConfig]) -> list[dict[str, Any]]:
-        found = []
+        losses = []
         for trial in trials:
             with tempfile.TemporaryDirectory() as folder:
                 *_, last = run_trial(trial, warm=self._warm, directory=Path(folder))
-            found.append(last)
-        return found
+            losses.append(last)
+        return losses
 
     def time(self, way: str, trials: list[TrialConfig]) -> tuple[float, list[float]]:
-        """Seconds of all trials, and their last losses."""
+        """Return the seconds of all trials, and their last losses."""
         begun = self._clock()
         reports = self.ways[way](trials)
         return self._clock() - begun, [r["train_loss"] for r in reports]
 
 
 def compare(sides: Sides, trials: list[TrialConfig], rounds: int) -> dict[str, Any]:
-    """Rounds of both ways; the first, not kept, warms up and checks that both come to the same losses."""
+    """Time both ways in rounds. The first round warms up, and checks that both come to the same losses."""
     shuffle, order = random.Random(0), list(sides.ways)
-    whole, hours = [], []
+    quotients, hours = [], []
     for number in range(rounds + 1):
         shuffle.shuffle(order)
-        found = {way: sides.time(way, trials) for way in order}
-        (packed, losses), (alone, expected) = found["packed"], found["alone"]
+        time_by_way = {way: sides.time(way, trials) for way in order}
+        (packed, losses), (alone, expected) = time_by_way["packed"], time_by_way["alone"]
         far = max(abs(a - b) / b for a, b in zip(losses, expected, strict=True))
         if far > 1e-2:
             raise SystemExit(f"{trials[0].method}: packed losses {losses}, alone {expected}")
         if number:
-            whole.append(alone / packed)
+            quotients.append(alone / packed)
             hours.append(3600 * len(trials) / alone)
-    return {"ratio": summary(whole), "alone_per_hour": summary(hours)}
+    return {"ratio": summary(quotients), "alone_per_hour": summary(hours)}
 
 
 def plan_of(folder: Path, pack: int, train_size: float, epochs: int) -> Plan:
-    """The quickstart's LoRA and RandLoRA at LoRA-8's count."""
+    """Return the plan of the quickstart's LoRA and RandLoRA at LoRA-8's count."""
     tree = {
         "name": "packing",
         "output": str(folder),
@@ -176,7 +176,7 @@ def plan_of(folder: Path, pack: int, train_size: float, epochs: int) -> Plan:
 
 
 def whole_sweeps(pack: int, train_size: float, epochs: int, rounds: int) -> dict[str, float]:
-    """Rounds of a sweep with packs and one without, in shuffled order; the first round, not kept, warms up."""
+    """Time sweeps with packs and without, in shuffled order. The first round warms up and is not counted."""
     shuffle, order, ratios = random.Random(0), [1, pack], []
     with tempfile.TemporaryDirectory() as folder:
         resources = plan_of(Path(folder), 1, train_size, epochs).spec.resources
@@ -218,7 +218,7 @@ def main() -> None:
     rounds = options.rounds or (3 if options.quick else 5)
     usual = (128, 128) if options.text else (700, 2700)
     samples = options.images or usual[0 if options.quick else 1]
-    found: dict[str, Any] = {
+    results: dict[str, Any] = {
         "torch": torch.__version__,
         "device": str(pick_device()),
         "batch": options.batch,
@@ -228,14 +228,14 @@ def main() -> None:
         if options.text:
             parser.error("--sweep is of images alone")
         share = min(1.0, samples / POOL)
-        ratio = found["sweep"] = whole_sweeps(options.sweep, share, options.epochs, rounds)
+        ratio = results["sweep"] = whole_sweeps(options.sweep, share, options.epochs, rounds)
         spread = f"[{ratio['low']:.2f}, {ratio['high']:.2f}]"
         print(f"sweeps per hour, pack = {options.sweep} / pack = 1: {ratio['median']:.2f}  {spread}", flush=True)
     else:
         with tempfile.TemporaryDirectory() as folder:
-            trials(options, work_of(options, Path(folder), samples), rounds, found)
+            trials(options, work_of(options, Path(folder), samples), rounds, results)
     if options.json:
-        options.json.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+        options.json.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
 
 
 def trials(options: argparse.Namespace, work: Work, rounds: int, found: dict[str, Any]) -> None:

@@ -25,7 +25,7 @@ QUERIES = {
 
 
 def queries(rows: int, rounds: int = 7) -> dict[str, float]:
-    """Seconds of queries over a trials table of so many rows, in memory as an opened store holds it; medians."""
+    """Return the median seconds of queries over a trials table with this number of rows, in memory."""
     rng = np.random.default_rng(0)
     columns: dict[str, Any] = {}
     for field in schema("trials"):
@@ -44,15 +44,15 @@ def queries(rows: int, rounds: int = 7) -> dict[str, float]:
     }
     tables = {name: shape.empty_table() for name, shape in SCHEMAS.items()}
     tables["trials"] = pa.table(columns, schema=schema("trials"))
-    found = {}
+    seconds = {}
     for name, query in QUERIES.items():
         took = []
         for _ in range(rounds):
             begun = time.perf_counter()
             assert run_sql(tables, query).num_rows
             took.append(time.perf_counter() - begun)
-        found[f"seconds: {name}"] = statistics.median(took)
-    return {"rows": rows, **found}
+        seconds[f"seconds: {name}"] = statistics.median(took)
+    return {"rows": rows, **seconds}
 
 
 if __name__ == "__main__":

@@ -437,15 +437,15 @@ def try_fault(root: Path, fault: Fault, left_out: Sequence[str] = ()) -> Verdict
         left_out: tests that are known to fail without a fault.
     """
     path = fault.place(root)
-    whole = path.read_text(encoding="utf-8")
-    changed = whole.replace(fault.old, fault.new)
+    original = path.read_text(encoding="utf-8")
+    changed = original.replace(fault.old, fault.new)
     failing = list(left_out)
     while True:
         path.write_text(changed, encoding="utf-8")
         try:
             line = run_tests(root, test_files(root, fault.room), failing)
         finally:
-            path.write_text(whole, encoding="utf-8")
+            path.write_text(original, encoding="utf-8")
         if line is None:
             return Verdict(False, "", tuple(failing))
         test = re.match(r"(?:FAILED|ERROR) (\S.*?)(?: - |$)", line)
@@ -462,15 +462,15 @@ def check_places(faults: Sequence[Fault], root: Path = ROOT) -> list[Fault]:
     Raises:
         LookupError: some faults have no place there, each on a line of the message.
     """
-    found, problems = [], []
+    placed, problems = [], []
     for fault in faults:
         try:
-            found.append(fault.form(root))
+            placed.append(fault.form(root))
         except LookupError as error:
             problems.append(str(error))
     if problems:
         raise LookupError("\n".join(problems))
-    return found
+    return placed
 
 
 def copy_repository(root: Path, to: Path) -> None:
@@ -489,20 +489,21 @@ def main() -> int:
     parser.add_argument("--numbers", nargs="+", type=int, help="the faults that are tried, by their number")
     parser.add_argument("--repository", type=Path, default=ROOT, help="a clone, such as of an older commit")
     parser.add_argument("--check", action="store_true", help="only check that each fault has its place")
-    given = parser.parse_args()
-    repository = given.repository.resolve()
+    arguments = parser.parse_args()
+    repository = arguments.repository.resolve()
     chosen = {
         number: fault
         for number, fault in enumerate(check_places(FAULTS, repository), 1)
-        if (given.only is None or fault.room in given.only) and (given.numbers is None or number in given.numbers)
+        if (arguments.only is None or fault.room in arguments.only)
+        and (arguments.numbers is None or number in arguments.numbers)
     }
-    if given.check:
+    if arguments.check:
         print(f"{len(chosen)} faults have their place")
         return 0
     os.environ["OMP_NUM_THREADS"] = "1"
     for name in LIBRARIES:
         importlib.import_module(name)
-    found: dict[str, list[bool]] = {}
+    found_by_room: dict[str, list[bool]] = {}
     left_out: tuple[str, ...] = ()
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
@@ -513,13 +514,13 @@ def main() -> int:
             for test in verdict.left_out[len(left_out) :]:
                 print(f"left out, since it fails without a fault: {test}", flush=True)
             left_out = verdict.left_out
-            found.setdefault(fault.room, []).append(verdict.found)
+            found_by_room.setdefault(fault.room, []).append(verdict.found)
             word = "found" if verdict.found else "MISSED"
             seconds = time.monotonic() - begun
             print(f"{number:2} {word:6} {seconds:5.0f} s  {fault.about}  {verdict.test}", flush=True)
-    for room, each in sorted(found.items()):
+    for room, each in sorted(found_by_room.items()):
         print(f"{room}: {sum(each)} of {len(each)} faults found")
-    every = [one for each in found.values() for one in each]
+    every = [one for each in found_by_room.values() for one in each]
     print(f"{sum(every)} of {len(every)} faults found")
     return 0 if all(every) else 1
 

@@ -43,7 +43,7 @@ STEPS = 12
 
 
 def make_clip(folder: Path, name: str) -> str:
-    """open_clip's local form of one of its architectures, with the embedded model's tokenizer."""
+    """Write open_clip's local form of one of its architectures, with the embedded model's tokenizer."""
     import shutil
 
     import open_clip
@@ -64,7 +64,7 @@ def make_clip(folder: Path, name: str) -> str:
 
 
 def make_llama(folder: Path, hidden: int, layers: int) -> str:
-    """A Llama kept in bfloat16, as most language models are, without a tokenizer."""
+    """Write a Llama in bfloat16, as most language models are, without a tokenizer."""
     import transformers
 
     config = transformers.LlamaConfig(
@@ -76,7 +76,7 @@ def make_llama(folder: Path, hidden: int, layers: int) -> str:
 
 
 def passes(module: Any, images: int | None) -> Any:
-    """A function that passes forward and backward through the model once, to its input."""
+    """Return a function that makes one forward and backward pass through the model, to its input."""
     module.requires_grad_(False)
     if images is not None:
         inputs = torch.randn(16, 3, images, images, requires_grad=True)
@@ -88,7 +88,7 @@ def passes(module: Any, images: int | None) -> Any:
 
 
 def worker(model: str) -> None:
-    """One worker: whatever is asked on its standard input, in three steps."""
+    """Run one worker, which does what is asked on its standard input, in three steps."""
     torch.set_num_threads(1)
     meta_model(model)  # imports
     before = psutil.Process().memory_full_info()
@@ -112,7 +112,7 @@ def worker(model: str) -> None:
 
 
 def together(model: str, count: int, cache: str) -> dict[str, float]:
-    """Memory and loading times of so many workers that start together."""
+    """Return memory and loading times of `count` workers that start together."""
     command = [sys.executable, __file__, "--worker", model]
     environment = {**os.environ, FOLDER_VARIABLE: cache, "OMP_NUM_THREADS": "1"}
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
@@ -147,22 +147,22 @@ def together(model: str, count: int, cache: str) -> dict[str, float]:
 
 
 def steps(model: str, cache: str, rounds: int) -> list[float]:
-    """Ratios of a pass on mapped weights to one on weights of the process's own."""
+    """Return the ratios of a pass on mapped weights to one on the process's own weights."""
     torch.set_num_threads(1)
     sides = {}
     for name, folder in (("own", "off"), ("mapped", cache)):
         os.environ[FOLDER_VARIABLE] = folder
         loaded = LaneCache({}, CPU).model(model)
         sides[name] = passes(loaded.module, loaded.preprocess.recipe.size if loaded.preprocess else None)
-    found = []
+    quotients = []
     for _ in range(rounds + 1):
         took = {}
         for name in random.sample(list(sides), len(sides)):
             begun = time.process_time()
             sides[name]()
             took[name] = time.process_time() - begun
-        found.append(took["mapped"] / took["own"])
-    return found[1:]
+        quotients.append(took["mapped"] / took["own"])
+    return quotients[1:]
 
 
 def offsets() -> str:
@@ -179,20 +179,20 @@ def offsets() -> str:
     ):
         inputs, weight = torch.randn(rows, width, generator=draw), torch.randn(out, width, generator=draw)
         room = torch.empty(weight.numel() + 32)
-        found = []
+        outputs = []
         for offset in (0, 4, 8, 16, 32, 40):
             start = (offset - room.data_ptr()) % 64 // 4
             moved = room[start : start + weight.numel()].view(out, width).copy_(weight)
-            found.append(inputs @ moved.T)
-        different += sum(not torch.equal(found[0], other) for other in found[1:])
-        products += len(found) - 1
+            outputs.append(inputs @ moved.T)
+        different += sum(not torch.equal(outputs[0], other) for other in outputs[1:])
+        products += len(outputs) - 1
     return f"{different} of {products} products differ in some bit from that of weights at a multiple of 64 bytes"
 
 
 def measure(model: str, counts: list[int], rounds: int) -> dict[str, Any]:
-    """All of one model; memory in units of its weights."""
+    """Return all measurements of one model. Memory is in units of its weights."""
     size = sum(t.nbytes for t in named_tensors(load_model(model).module).values())
-    found: dict[str, Any] = {"mib": size / 2**20, "workers": {}}
+    results: dict[str, Any] = {"mib": size / 2**20, "workers": {}}
     for count in counts:
         rows: dict[str, list[dict[str, float]]] = {side: [] for side in SIDES}
         for _ in range(rounds):
@@ -205,33 +205,35 @@ def measure(model: str, counts: list[int], rounds: int) -> dict[str, Any]:
                     else:
                         rows[side].append(together(model, count, "off"))
         own = rows["a copy each"]
-        found["workers"][count] = {
+        results["workers"][count] = {
             side: {
-                "uss": summary([row["uss"] / size for row in mine]),
-                "pss_together": summary([row["pss_together"] / size for row in mine]),
-                "load": summary([row["load_busy"] / o["load_busy"] for row, o in zip(mine, own, strict=True)]),
-                "load_wall": summary([row["load_wall"] / o["load_wall"] for row, o in zip(mine, own, strict=True)]),
+                "uss": summary([row["uss"] / size for row in side_rows]),
+                "pss_together": summary([row["pss_together"] / size for row in side_rows]),
+                "load": summary([row["load_busy"] / o["load_busy"] for row, o in zip(side_rows, own, strict=True)]),
+                "load_wall": summary(
+                    [row["load_wall"] / o["load_wall"] for row, o in zip(side_rows, own, strict=True)]
+                ),
             }
-            for side, mine in rows.items()
+            for side, side_rows in rows.items()
         }
     with tempfile.TemporaryDirectory() as cache:
-        found["step"] = summary(steps(model, cache, STEPS))
-    return found
+        results["step"] = summary(steps(model, cache, STEPS))
+    return results
 
 
-def show(name: str, found: dict[str, Any]) -> None:
-    """A table of one model."""
-    print(f"\n{name}: {found['mib']:.0f} MiB of float32; a pass on mapped weights takes ", end="")
-    print("{median:.3f} ({low:.3f} to {high:.3f}) of one on its own".format(**found["step"]))
+def show(name: str, results: dict[str, Any]) -> None:
+    """Print the table of one model."""
+    print(f"\n{name}: {results['mib']:.0f} MiB of float32; a pass on mapped weights takes ", end="")
+    print("{median:.3f} ({low:.3f} to {high:.3f}) of one on its own".format(**results["step"]))
     print("workers  side         USS each   PSS together   loading, processor   loading, wall")
-    for count, sides in found["workers"].items():
+    for count, sides in results["workers"].items():
         for side, row in sides.items():
             values = (row[k]["median"] for k in ("uss", "pss_together", "load", "load_wall"))
             print("{:>7}  {:<11} {:>9.2f} {:>14.2f} {:>20.2f} {:>15.2f}".format(count, side, *values))
 
 
 def main() -> None:
-    """The command line."""
+    """Run the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--model", action="append", help="a model id, in place of the two that are made")
@@ -240,29 +242,29 @@ def main() -> None:
     parser.add_argument("--json", type=Path)
     parser.add_argument("--offsets", action="store_true")
     parser.add_argument("--worker", help=argparse.SUPPRESS)
-    given = parser.parse_args()
-    if given.worker:
-        worker(given.worker)
+    arguments = parser.parse_args()
+    if arguments.worker:
+        worker(arguments.worker)
         return
-    if given.offsets:
+    if arguments.offsets:
         print(offsets())
         return
-    counts = given.workers or ([1, 2] if given.quick else [1, 2, 4])
-    rounds = given.rounds or (1 if given.quick else 3)
+    counts = arguments.workers or ([1, 2] if arguments.quick else [1, 2, 4])
+    rounds = arguments.rounds or (1 if arguments.quick else 3)
     with tempfile.TemporaryDirectory() as folder:
-        models = {model: model for model in given.model or ()}
-        if not models and given.quick:
+        models = {model: model for model in arguments.model or ()}
+        if not models and arguments.quick:
             models = {"Llama": make_llama(Path(folder) / "llama", 256, 4)}
         elif not models:
             models["CLIP ViT-B/32"] = make_clip(Path(folder) / "clip", "ViT-B-32")
             models["Llama"] = make_llama(Path(folder) / "llama", 768, 12)
-        found = {}
+        results = {}
         for name, model in models.items():
-            found[name] = measure(model, counts, rounds)
-            show(name, found[name])
+            results[name] = measure(model, counts, rounds)
+            show(name, results[name])
             sys.stdout.flush()
-    if given.json:
-        given.json.write_text(json.dumps(found, indent=2), encoding="utf-8")
+    if arguments.json:
+        arguments.json.write_text(json.dumps(results, indent=2), encoding="utf-8")
 
 
 if __name__ == "__main__":

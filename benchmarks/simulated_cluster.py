@@ -78,15 +78,15 @@ class Memory:
         self.most: dict[str, float] = {}
 
     def look(self) -> None:
-        found = {"driver": _own(self.roots["driver"]), "broker": 0.0, "lane controllers": 0.0, "other workers": 0.0}
+        memory = {"driver": _own(self.roots["driver"]), "broker": 0.0, "lane controllers": 0.0, "other workers": 0.0}
         with contextlib.suppress(psutil.Error):
             for process in self.roots["head"].children(recursive=True):
                 title = " ".join(process.cmdline()[:1])
                 kinds = {"Broker": "broker", "TrainController": "lane controllers", "ray::": "other workers"}
                 kind = next((kind for word, kind in kinds.items() if word in title), None)
                 if kind is not None:
-                    found[kind] += _own(process)
-        self.most = {kind: max(value, self.most.get(kind, 0.0)) for kind, value in found.items()}
+                    memory[kind] += _own(process)
+        self.most = {kind: max(value, self.most.get(kind, 0.0)) for kind, value in memory.items()}
 
 
 def _own(process: psutil.Process) -> float:
@@ -167,7 +167,7 @@ class Growth:
 
 
 def _workers(log: Path) -> int:
-    """The number of processes that have trained."""
+    """Return the number of processes that have trained."""
     return len({line.split()[2] for line in log.read_text().splitlines()})
 
 
@@ -195,12 +195,12 @@ def cluster_of(nodes: int, options: argparse.Namespace) -> Iterator[Any]:
 
 
 def join(cluster: Any, devices: int, *, wait: bool, slow: float = 1.0, ahead: float = 0.0) -> None:
-    told = {SLOWER: str(slow), AHEAD: str(ahead)}
-    cluster.add_node(num_cpus=devices, num_gpus=devices, object_store_memory=SMALL, wait=wait, env_vars=told)
+    environment = {SLOWER: str(slow), AHEAD: str(ahead)}
+    cluster.add_node(num_cpus=devices, num_gpus=devices, object_store_memory=SMALL, wait=wait, env_vars=environment)
 
 
 def row(folder: Path, nodes: int, options: argparse.Namespace, every: float) -> dict[str, Any]:
-    """One sweep, in a process of its own: `every` is how many seconds lie between faults, 0 for none."""
+    """Run one sweep in a separate process. `every` is the number of seconds between faults, 0 for none."""
     with cluster_of(nodes, options) as cluster:
         tune = max(8, options.pack)
         sizes = (max(1, options.trials // (tune + SEEDS)), tune, options.pack)
@@ -224,15 +224,15 @@ def row(folder: Path, nodes: int, options: argparse.Namespace, every: float) -> 
         if driver.returncode:
             raise SystemExit(f"the driver ended with {driver.returncode}")
         assert driver.stdout is not None
-        found = json.loads(driver.stdout.read().strip().splitlines()[-1])
+        results = json.loads(driver.stdout.read().strip().splitlines()[-1])
     if isinstance(faults, Growth):
-        found |= grown(folder, faults)
-    return {"nodes": nodes, "devices": nodes * options.devices, "lost": faults.lost, "silent": faults.silent, **found,
+        results |= grown(folder, faults)
+    return {"nodes": nodes, "devices": nodes * options.devices, "lost": faults.lost, "silent": faults.silent, **results,
             "trials per second": rate(folder, nodes * options.devices), "MB": memory.most}  # fmt: skip
 
 
 def grown(folder: Path, growth: Growth) -> dict[str, Any]:
-    """How a sweep followed its nodes: trials at a time before, in the middle and at the end, and when they changed."""
+    """Return how a sweep followed its nodes: trials at a time at the start, in the middle and at the end, and when."""
     from analysis import open_store
 
     changes = [event for event in _events(folder) if event["ev"] == "workers"]
@@ -259,7 +259,7 @@ def _events(folder: Path) -> list[dict[str, Any]]:
 
 
 def rate(folder: Path, devices: int) -> float:
-    """Trials a second from when every device has ended one."""
+    """Return trials a second, counted from when every device has ended one."""
     from analysis import open_store
 
     ends = sorted(row["ended_at"] for row in open_store(folder).table("trials").to_pylist())
@@ -267,7 +267,7 @@ def rate(folder: Path, devices: int) -> float:
 
 
 def alone(folder: Path, nodes: int, every: float, arguments: list[str]) -> dict[str, Any]:
-    """`row` in a process whose Ray keeps its files in a folder of its own."""
+    """Run `row` in a process whose Ray keeps its files in a separate folder."""
     with tempfile.TemporaryDirectory(prefix="sim-") as files:
         environment = {k: v for k, v in os.environ.items() if not k.startswith("RAY_")} | {
             "RAY_TMPDIR": files, "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(16),
@@ -279,8 +279,8 @@ def alone(folder: Path, nodes: int, every: float, arguments: list[str]) -> dict[
         done = subprocess.run(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True, check=False)
     if done.returncode:
         raise SystemExit(f"{nodes} nodes: ended with {done.returncode}")
-    found: dict[str, Any] = json.loads(done.stdout.strip().splitlines()[-1])
-    return found
+    results: dict[str, Any] = json.loads(done.stdout.strip().splitlines()[-1])
+    return results
 
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
@@ -301,12 +301,12 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument("--json", type=Path, help="write all numbers here")
     parser.add_argument("--row", nargs=3, help=argparse.SUPPRESS)
-    found = parser.parse_args(arguments)
-    if found.idle and found.every:
+    options = parser.parse_args(arguments)
+    if options.idle and options.every:
         parser.error("--idle is for clusters that are left alone: --every 0")
-    if found.grow:
-        found.nodes, found.every = found.grow[:1], LOOK_S
-    return found
+    if options.grow:
+        options.nodes, options.every = options.grow[:1], LOOK_S
+    return options
 
 
 def main() -> None:
@@ -321,21 +321,21 @@ def main() -> None:
         for nodes in options.nodes:
             for every in dict.fromkeys((0.0, options.every)):
                 folder = Path(name) / f"{nodes}-{every:g}"
-                found = alone(folder, nodes, every, sys.argv[1:])
-                rows.append(found)
-                memory = ", ".join(f"{kind} {value:.0f}" for kind, value in found["MB"].items())
+                results = alone(folder, nodes, every, sys.argv[1:])
+                rows.append(results)
+                memory = ", ".join(f"{kind} {value:.0f}" for kind, value in results["MB"].items())
                 print(
-                    f"{found['nodes']} nodes, {found['devices']} devices: {found['lost']} lost and "
-                    f"{found['silent']} silent, {found['trials per second']:.2f} trials a second, "
-                    f"{found['failed']} failed; MB: {memory}",
+                    f"{results['nodes']} nodes, {results['devices']} devices: {results['lost']} lost and "
+                    f"{results['silent']} silent, {results['trials per second']:.2f} trials a second, "
+                    f"{results['failed']} failed; MB: {memory}",
                     flush=True,
                 )
-                if "at once" in found:
-                    before, most, last = found["at once"]
+                if "at once" in results:
+                    before, most, last = results["at once"]
                     print(
                         f"nodes {' -> '.join(map(str, options.grow))}: {before}, {most} and {last} trials at a time; "
-                        f"{found['seconds until used']:.0f} s until the nodes that joined trained, "
-                        f"{found['seconds until given up']:.0f} s until those that left were given up",
+                        f"{results['seconds until used']:.0f} s until the nodes that joined trained, "
+                        f"{results['seconds until given up']:.0f} s until those that left were given up",
                         flush=True,
                     )
                 first = first or folder

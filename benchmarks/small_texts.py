@@ -18,7 +18,7 @@ VOCABULARY, WINDOW = 1000, 256
 
 
 def make_llama(folder: Path, hidden: int, layers: int, texts: int) -> tuple[str, str]:
-    """Writes a Llama and instruction rows, of which `texts` are for training; their ids."""
+    """Write a Llama and instruction rows, of which `texts` are for training. Return their ids."""
     config = transformers.LlamaConfig(
         vocab_size=VOCABULARY, hidden_size=hidden, num_hidden_layers=layers, num_attention_heads=4,
         num_key_value_heads=2, intermediate_size=3 * hidden, max_position_embeddings=WINDOW, bos_token_id=0,
@@ -28,7 +28,7 @@ def make_llama(folder: Path, hidden: int, layers: int, texts: int) -> tuple[str,
 
 
 def make_gpt2(folder: Path, hidden: int, layers: int, texts: int) -> tuple[str, str]:
-    """As `make_llama`, a GPT-2 with the dropout that it has by default."""
+    """Write a GPT-2 with its default dropout; otherwise as `make_llama`."""
     config = transformers.GPT2Config(
         vocab_size=VOCABULARY, n_embd=hidden, n_layer=layers, n_head=4, n_positions=WINDOW, bos_token_id=0,
         eos_token_id=1,
@@ -37,7 +37,7 @@ def make_gpt2(folder: Path, hidden: int, layers: int, texts: int) -> tuple[str, 
 
 
 def make_bert(folder: Path, hidden: int, layers: int, texts: int) -> tuple[str, str]:
-    """Writes a BERT, with the dropout that it has by default, and SST-2 files with made-up sentences; their ids."""
+    """Write a BERT with its default dropout, and SST-2 files with made-up sentences. Return their ids."""
     draw = random.Random(0)
     sentences = [_words(draw) for _ in range(_rows(texts))]
     data = folder / "SST-2"
@@ -79,7 +79,7 @@ def _with_questions(folder: Path, config: Any, texts: int) -> tuple[str, str]:
 
 
 def _save(folder: Path, build: Any, config: Any, corpus: Sequence[str], more: dict[str, str]) -> Path:
-    """The model's directory, with a byte-level tokenizer trained on `corpus`."""
+    """Write the model's directory, with a byte-level tokenizer trained on `corpus`."""
     tokenizer = tokenizers.Tokenizer(tokenizers.models.BPE())
     tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
     alphabet = tokenizers.pre_tokenizers.ByteLevel.alphabet()

@@ -102,12 +102,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=5, help="how often both sides are measured")
     parser.add_argument("--side", choices=SIDES, help="measure this side once, in this process, and print JSON")
-    given = parser.parse_args()
-    if given.side is not None:
-        print(json.dumps(run_side(given.side)))
+    arguments = parser.parse_args()
+    if arguments.side is not None:
+        print(json.dumps(run_side(arguments.side)))
         return
     rounds = []
-    for number in range(given.rounds):
+    for number in range(arguments.rounds):
         measured = {}
         for side in random.Random(number).sample(SIDES, len(SIDES)):
             command = [sys.executable, "-m", "benchmarks.start_up", "--side", side]

@@ -5,13 +5,14 @@ python -m benchmarks.step_memory [--methods lora,full] [--out FILE.json]
 `trainables.training.costs` predicts the bytes on tensors without values. To measure them, `run_trial` trains two steps
 while torch's profiler records every allocation. The measured bytes are the highest sum of these allocations, plus the
 tensors of the base model. Before the profiler starts, one trial has loaded the model and the data. The models have
-random weights.
+random weights. Base weights in 4 and 8 bits are measured if bitsandbytes is installed.
 """
 
 from __future__ import annotations
 
 import argparse
 import copy
+import importlib.util
 import json
 import tempfile
 from collections.abc import Iterator
@@ -25,8 +26,9 @@ from torch.profiler import ProfilerActivity, profile
 
 from benchmarks.small_texts import make_bert, make_gpt2, make_llama
 from randlora.methods.registry import get_method
+from randlora.model.quantised import is_quantised, scale_tensors
 from sweeps.plan.base_model import BaseModelInfo
-from trainables.config import TrainSettings, TrialConfig
+from trainables.config import FULL_METHODS, QUANTISED, TrainSettings, TrialConfig
 from trainables.models.loading import input_side
 from trainables.training.costs import CostModel
 from trainables.training.worker import run_trial
@@ -74,6 +76,12 @@ def cases(folder: Path) -> Iterator[tuple[str, Case]]:
     for name, make in (("llama", make_llama), ("gpt2", make_gpt2)):
         model, data = make(folder / name, 120, 5, 64)
         yield f"{name} 120 x 5", Case(model, data, "all", {"global_batch_size": 12, **texts})
+    if importlib.util.find_spec("bitsandbytes") is not None:
+        (folder / "wide").mkdir()
+        model, data = make_llama(folder / "wide", 192, 9, 32)
+        for held in QUANTISED:
+            train = {"global_batch_size": 4, "base_weights": held, **texts}
+            yield f"llama 192 x 9, {held}", Case(model, data, "all", train)
     model, data = make_bert(folder / "bert", 144, 6, 64)
     yield "BERT 144 x 6", Case(model, data, "all", {"global_batch_size": 16, "max_tokens": 12}, classes=2)
 
@@ -108,7 +116,7 @@ def measured(trial: TrialConfig) -> int:
     held = {
         t.untyped_storage().data_ptr(): t.untyped_storage().nbytes()
         for loaded in warm["models"].values()
-        for t in (*loaded.module.parameters(), *loaded.module.buffers())
+        for t in (*loaded.module.parameters(), *loaded.module.buffers(), *scales(loaded.module))
     }
     changes = sorted((e["ts"], e["args"]["Bytes"]) for e in events if e.get("name") == "[memory]")
     now = most = 0
@@ -116,6 +124,13 @@ def measured(trial: TrialConfig) -> int:
         now += change
         most = max(most, now)
     return sum(held.values()) + most
+
+
+def scales(module: torch.nn.Module) -> Iterator[torch.Tensor]:
+    """Yield the scales of weights in 4 or 8 bits."""
+    for layer in module.modules():
+        if is_quantised(layer):
+            yield from scale_tensors(layer)
 
 
 def compare(methods: list[str]) -> list[dict[str, Any]]:
@@ -126,7 +141,8 @@ def compare(methods: list[str]) -> list[dict[str, Any]]:
             info = BaseModelInfo(case.model)
             side = input_side(case.model, info.module)
             costs = CostModel(copy.deepcopy(info.module), info.kind, side=side, classes=case.classes)
-            for method in methods:
+            held = case.train.get("base_weights", "fp32")
+            for method in (m for m in methods if held == "fp32" or m not in FULL_METHODS):
                 trial = trial_of(case, method, info)
                 predicted, peak = costs.step(trial).memory_bytes, measured(trial)
                 rows.append({"case": name, "method": method, "predicted": predicted, "measured": peak})

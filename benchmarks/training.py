@@ -64,7 +64,7 @@ def trial_of(model: str, dataset: str, targets: tuple[str, ...], adapt: Any, sha
 
 
 def with_peft(model: Any, trial: TrialConfig) -> Any:
-    """PEFT's LoRA on the same weights; they and no others train. The model is changed in place."""
+    """Attach PEFT's LoRA to the same weights. Only it trains. The model is changed in place."""
     import peft
 
     modules = [name.removesuffix(".weight") for name, _ in trial.capacities]
@@ -86,9 +86,9 @@ class Waiting:
     def _timed(self, call: Callable[..., Any]) -> Callable[..., Any]:
         def timed(*given: Any) -> Any:
             start = time.perf_counter()
-            found = call(*given)
+            result = call(*given)
             self.seconds += time.perf_counter() - start
-            return found
+            return result
 
         return timed
 
@@ -154,7 +154,7 @@ class Plain:
 
 
 def clip_loss(trial: TrialConfig, ours: Ours) -> tuple[Any, Loss]:
-    """The image tower against fixed class embeddings, as the task has them; pixels in memory, normalised by batch."""
+    """Return the loss of the image tower against fixed class embeddings, as the task has them."""
     rows = torch.cat(list(ours.task.batches(1)))
     pixels, labels = ours.task._pixels.rows(rows), ours.task.inputs(rows, None)[1]
     how = load_model(trial.model).preprocess
@@ -191,13 +191,13 @@ def llama_batches(ours: Ours) -> Callable[[torch.Tensor], dict[str, torch.Tensor
 
 
 def llama_loss(trial: TrialConfig, ours: Ours) -> tuple[Any, Loss]:
-    """The loss that transformers' model gives."""
+    """Return the loss of transformers' model."""
     model, batch_of = with_peft(load_model(trial.model).module, trial), llama_batches(ours)
     return model, lambda batch: model(**batch_of(batch), use_cache=False).loss
 
 
 def llama_trainer(trial: TrialConfig, ours: Ours, folder: Path) -> HfTrainer:
-    """transformers' Trainer on a model of its own."""
+    """Return transformers' Trainer on a separate model."""
     model, batch_of = with_peft(load_model(trial.model).module, trial), llama_batches(ours)
     model.config.use_cache = False
     return HfTrainer(model, lambda epoch: [batch_of(b) for b in ours.task.batches(epoch)], RATE, folder)
@@ -210,7 +210,7 @@ def compare(
     rounds: int,
     third: Callable[..., HfTrainer] | None = None,
 ) -> dict[str, Any]:
-    """Rounds of one epoch of all sides, in shuffled order; the first, not kept, warms up."""
+    """Time one epoch of all sides in rounds, in shuffled order. The first round warms up and is not counted."""
     order, shares = ["ours", "plain", *(["trainer"] if third else [])], []
     spent: dict[str, list[float]] = {side: [] for side in order}
     with contextlib.ExitStack() as stack:
@@ -241,17 +241,17 @@ def compare(
         if side != "ours"
     }
     rates = {side: ours.samples / statistics.median(seconds) for side, seconds in spent.items()}
-    found = {"samples": ours.samples, "trained": sizes[0], "ratio": ratios["plain"], "waiting": summary(shares[1:]),
+    results = {"samples": ours.samples, "trained": sizes[0], "ratio": ratios["plain"], "waiting": summary(shares[1:]),
              "per_second": rates}  # fmt: skip
-    ratio, wait, rate = found["ratio"], found["waiting"], found["per_second"]
+    ratio, wait, rate = results["ratio"], results["waiting"], results["per_second"]
     print(f"{name}: {ours.samples} samples an epoch, {sizes[0]:,} trained parameters, kept rounds: {rounds}")
     print(f"  samples/s, ours / plain PEFT   {ratio['median']:.2f}  [{ratio['low']:.2f}, {ratio['high']:.2f}]")
     if "trainer" in ratios:
-        other = found["trainer_ratio"] = ratios["trainer"]
+        other = results["trainer_ratio"] = ratios["trainer"]
         print(f"  samples/s, ours / Trainer      {other['median']:.2f}  [{other['low']:.2f}, {other['high']:.2f}]")
     print(f"  samples/s                      {rate['ours']:.0f} / {rate['plain']:.0f}")
     print(f"  waiting for data               {wait['median']:.2%}  [{wait['low']:.2%}, {wait['high']:.2%}]", flush=True)
-    return found
+    return results
 
 
 def main() -> None:
@@ -270,15 +270,19 @@ def main() -> None:
     lane = LaneCache({}, CPU)
     share = images / (0.9 * len(lane.dataset("embedded:fashion-mnist", "TUNE").train))
     clip = trial_of("embedded:tiny-clip", "embedded:fashion-mnist", targets, "vision", min(1.0, share), 64)
-    found = {"torch": torch.__version__, "rank": RANK, "clip": compare("CLIP, Fashion-MNIST", clip, clip_loss, rounds)}
+    results = {
+        "torch": torch.__version__,
+        "rank": RANK,
+        "clip": compare("CLIP, Fashion-MNIST", clip, clip_loss, rounds),
+    }
     with tempfile.TemporaryDirectory() as folder:
         model, rows = make_llama(Path(folder), 128 if options.quick else 256, 4, texts)
         projections = ("q_proj.weight", "v_proj.weight", "up_proj.weight", "down_proj.weight")
         llama = trial_of(model, rows, projections, "all", 1.0, 16)
         third = functools.partial(llama_trainer, folder=Path(folder) / "trainer")
-        found["llama"] = compare("Llama, instructions", llama, llama_loss, rounds, third)
+        results["llama"] = compare("Llama, instructions", llama, llama_loss, rounds, third)
     if options.json:
-        options.json.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+        options.json.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -37,7 +37,7 @@ RULES = ("gate", "holm", "weighted")
 
 
 def p_values(differences: Real, variances: Real, share: Real) -> Real:
-    """(tables, 1 + budgets) of one data set: the mean over budgets, then each budget. One budget: (tables, 1).
+    """Return p values (tables, 1 + budgets) of one data set: the mean over budgets, then each. One budget: (tables, 1).
 
     Args:
         differences, variances, share: as `calibration.draw` returns them.
@@ -56,7 +56,7 @@ def p_values(differences: Real, variances: Real, share: Real) -> Real:
 
 
 def decided(p: Real, rule: str) -> NDArray[np.bool_]:
-    """Which differences a rule calls different from zero, at 5 %.
+    """Return which differences a rule calls different from zero, at 5 %.
 
     Args:
         p: (tables, 1 + budgets) p values of the mean over budgets and of each budget, or (tables, 1) of one budget.
@@ -74,29 +74,29 @@ def decided(p: Real, rule: str) -> NDArray[np.bool_]:
 
 
 def planted(drawn: tuple[Real, Real, Real], effects: tuple[float, ...]) -> Real:
-    """p values of tables with true differences by budget."""
+    """Return the p values of tables with true differences by budget."""
     differences, variances, share = drawn
     return p_values(differences + np.array(effects)[:, None], variances, share)
 
 
 def errors(protocol: Protocol, tables: int, rng: np.random.Generator) -> dict[str, float]:
-    """Share of tables of equal methods in which a rule says that something differs, by rule."""
+    """Return for each rule the share of tables of equal methods in which it says that something differs."""
     p = p_values(*draw(protocol, tables, rng))
     return {rule: float(decided(p, rule).any(axis=-1).mean()) for rule in RULES}
 
 
 def table(tables: int) -> Iterator[str]:
-    """The lines of both tables."""
+    """Yield the lines of both tables."""
     yield "| false words, % of tables | seeds | 1 budget | 3 budgets | 6 budgets |"
     yield "|---|---:|---:|---:|---:|"
     for name in ("default", "steep", "quickstart"):
         for seeds in SEEDS:
-            found = []
+            cells_text = []
             for budgets in (1, 3, BUDGETS):
                 protocol = replace(REGIMES[name], seeds=seeds, budgets=budgets)
                 shares = errors(protocol, tables, np.random.default_rng(budgets))
-                found.append(" / ".join(f"{100 * shares[rule]:.1f}" for rule in RULES))
-            yield f"| {name} | {seeds} | {' | '.join(found)} |"
+                cells_text.append(" / ".join(f"{100 * shares[rule]:.1f}" for rule in RULES))
+            yield f"| {name} | {seeds} | {' | '.join(cells_text)} |"
     low, high = proportion_interval(round(LEVEL * tables), tables)
     yield f"({' / '.join(RULES)}; a true 5 % shows as {100 * low:.1f} to {100 * high:.1f} %)"
     yield "| found at 6 budgets, % | seeds | any word | the mean | each budget that differs | all that differ |"
@@ -107,9 +107,11 @@ def table(tables: int) -> Iterator[str]:
             p, differs = planted(drawn, effects), np.array(effects) != 0
             cells = []
             for rule in RULES:
-                said = decided(p, rule)
-                right = said[:, 1:][:, differs]
-                cells.append((said.any(axis=-1).mean(), said[:, 0].mean(), right.mean(), right.all(axis=-1).mean()))
+                decisions = decided(p, rule)
+                right = decisions[:, 1:][:, differs]
+                cells.append(
+                    (decisions.any(axis=-1).mean(), decisions[:, 0].mean(), right.mean(), right.all(axis=-1).mean())
+                )
             columns = (" / ".join(f"{100 * cell[k]:.0f}" for cell in cells) for k in range(4))
             yield f"| {name} | {seeds} | {' | '.join(columns)} |"
 

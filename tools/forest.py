@@ -74,10 +74,10 @@ def name(row: Row, study: Study) -> str:
     return what if row["reference"] is None else f"{what}, {row['reference'].replace('lora', 'LoRA')}"
 
 
-def draw(found: list[tuple[Study, list[Row]]]) -> Chart:
+def draw(rows_of_studies: list[tuple[Study, list[Row]]]) -> Chart:
     """Draw all rows on one axis, under the titles of their studies."""
-    every = [r for _, rows in found for r in rows]
-    count = len(every) + sum(bool(study.title) for study, _ in found)
+    every = [r for _, rows in rows_of_studies for r in rows]
+    count = len(every) + sum(bool(study.title) for study, _ in rows_of_studies)
     with mpl.rc_context(STYLE):
         figure, [cell] = panels(
             1,
@@ -92,7 +92,7 @@ def draw(found: list[tuple[Study, list[Row]]]) -> Chart:
         axes.set_ylim(count - 0.4, -0.6)
         differences.zero_line(axes, 0, "lora", max(r["margin"] for r in every))
         level = 0
-        for study, rows in found:
+        for study, rows in rows_of_studies:
             if study.title:
                 where = {"transform": axes.get_yaxis_transform(), "va": "center", "zorder": 4}
                 shown = {"weight": "bold", "bbox": {"facecolor": PAPER, "edgecolor": "none", "pad": 0.6}}

@@ -114,11 +114,13 @@ def answer(store: Store) -> str:
         return ""
     (row,) = rows
     names = f"{style(row['method']).name} minus {style(row['baseline']).name}"
-    said = f"- **{names} is {change_text(row)} points: {row['verdict']}.**"
+    sentence = f"- **{names} is {change_text(row)} points: {row['verdict']}.**"
     if not row["detectable"]:
-        return said
+        return sentence
     detects = f"It detects a difference of {100 * row['detectable']:.1f} points four times in five."
-    return f"{said} The sweep asks about RandLoRA first, so its test is not shared with the other methods. {detects}"
+    return (
+        f"{sentence} The sweep asks about RandLoRA first, so its test is not shared with the other methods. {detects}"
+    )
 
 
 def ranking(store: Store, finished: list[Row]) -> str:
@@ -176,18 +178,18 @@ def _item(text: str) -> str:
 
 def texts(results: Path) -> Places:
     """Return what replaces the placeholders of docs/league.md: texts, and tables as columns and rows."""
-    found: Places = {}
+    text_by_place: Places = {}
     for name, prefix in (("league", ""), ("league-language", "LANGUAGE_")):
         ours = open_store(results / name)
         finished = _finished(ours)
-        said = (state(ours, finished), ranking(ours, finished), answer(ours), twins(ours, finished))
-        found |= {
-            f"@{prefix}ANSWER@": "\n".join(_item(one) for one in said if one),
+        sentences = (state(ours, finished), ranking(ours, finished), answer(ours), twins(ours, finished))
+        text_by_place |= {
+            f"@{prefix}ANSWER@": "\n".join(_item(one) for one in sentences if one),
             f"@{prefix}LEAGUE@": (COLUMNS, league(ours, finished)),
             f"@{prefix}ATTACH@": _item(attaching(ours)),
             f"@{prefix}UNREACHED@": fill(unreached(ours), 120),
         }
-    return found
+    return text_by_place
 
 
 def published_texts(results: Path) -> Places:

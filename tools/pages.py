@@ -15,7 +15,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from textwrap import fill
-from typing import Any
+from typing import Any, get_args
 
 import typer
 import yaml
@@ -24,6 +24,7 @@ from analysis.store.codec import Column, columns_of, doc_of
 from analysis.store.schemas import SCHEMA_VERSION, TABLES
 from analysis.store.sql.views import VIEWS
 from sweeps.cli.main import app
+from sweeps.cli.options import Json, Scale, Set, Source, Spec
 from sweeps.spec import schema
 from tools import league_page, rates
 from tools.spec_page import sections
@@ -36,13 +37,13 @@ TEXTS = Path(__file__).parent / "page_texts"
 
 
 def table(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
-    """A Markdown table."""
+    """Return a Markdown table."""
     lines = [columns, ["---"] * len(columns), *rows]
     return "\n".join("| " + " | ".join(str(cell).replace("|", "\\|") for cell in line) + " |" for line in lines)
 
 
 def listed(rows: Iterable[tuple[str, str]]) -> str:
-    """A Markdown list of names and what they mean."""
+    """Return a Markdown list of names and what they mean."""
     lines = (f"- {name}: {meaning}" for name, meaning in rows)
     return "\n".join(fill(line, 120, subsequent_indent="  ", break_on_hyphens=False) for line in lines)
 
@@ -51,14 +52,14 @@ def listed(rows: Iterable[tuple[str, str]]) -> str:
 
 
 def header(path: Path) -> dict[str, str]:
-    """The facts of a recipe's header by name; "title" is its first line. Facts may go over several lines."""
+    """Return the facts of a recipe's header by name. "title" is its first line. Facts may go over several lines."""
     lines = [line[1:] for line in path.read_text(encoding="utf-8").split("\nname = ")[0].splitlines()]
     facts, last = {"title": lines[0].strip()}, ""
     for line in lines[1:]:
-        found = re.fullmatch(r"   (\w+) {2,}(\S.*)", line)
-        if found:
-            last = found[1]
-            facts[last] = found[2].strip()
+        match = re.fullmatch(r"   (\w+) {2,}(\S.*)", line)
+        if match:
+            last = match[1]
+            facts[last] = match[2].strip()
         elif last and line.startswith("              "):
             facts[last] += " " + line.strip()
         else:
@@ -67,7 +68,7 @@ def header(path: Path) -> dict[str, str]:
 
 
 def recipes_page() -> str:
-    """docs/recipes.md."""
+    """Return docs/recipes.md."""
     rows = []
     for path in sorted((ROOT / "examples" / "paper").glob("*.toml")):
         facts = header(path)
@@ -93,7 +94,7 @@ USUAL = "validation: 10 % of train, 5,000 at most, seed 0"
 
 
 def images() -> str:
-    """The registered image sets but CoOp's, which are the page's own sentence."""
+    """Return the registered image sets without CoOp's, which the page names in a sentence."""
     rows = []
     for name, info in DATASETS.items():
         if name.startswith("coop-"):
@@ -109,7 +110,7 @@ def images() -> str:
 
 
 def texts() -> str:
-    """The registered text sets, without the second form of those that have one."""
+    """Return the registered text sets, without the second form of those that have one."""
     rows = []
     for name, info in TEXT_DATASETS.items():
         if not name.endswith("-questions"):
@@ -120,7 +121,7 @@ def texts() -> str:
 
 
 def data_page() -> str:
-    """docs/data.md."""
+    """Return docs/data.md."""
     text = (TEXTS / "data.md").read_text(encoding="utf-8")
     return text.replace("@IMAGES@", images()).replace("@TEXTS@", texts())
 
@@ -129,7 +130,7 @@ def data_page() -> str:
 
 
 def value(kind: str, default: str) -> str:
-    """What a key takes: its default, bold among other values, else its type."""
+    """Return what a key takes: its default, bold among other values, else its type."""
     parts = re.split(", | or ", kind)
     if default in parts:
         return ", ".join(f"**{part}**" if part == default else part for part in parts)
@@ -138,10 +139,10 @@ def value(kind: str, default: str) -> str:
 
 
 def sweep_file_page() -> str:
-    """docs/sweep-file.md; a key that is a table says what is in it."""
+    """Return docs/sweep-file.md. A key that is a table says what is in it."""
     parts = []
     for name, rows in sections():
-        title = f"`[{name}]`" if name else "Above all sections"
+        title = f"`[{name}]`" if name else "Keys outside all sections"
         shown = (
             (f"{key} ({value(kind, default)})", re.sub(r"docs/([\w-]+)\.md", r"[\1](\1.md)", meaning))
             for key, kind, default, meaning in rows
@@ -156,12 +157,12 @@ def sweep_file_page() -> str:
 
 
 def _columns(columns: Iterable[Column]) -> str:
-    """The list of columns: name, unit if there is one, sentence."""
+    """Return the list of columns: name, unit if there is one, sentence."""
     return listed((f"`{one.name}`" + (f" ({one.unit})" if one.unit else ""), one.doc) for one in columns)
 
 
 def tables_page() -> str:
-    """docs/tables.md; a column that several tables have alike is described once, above them."""
+    """Return docs/tables.md. A column that several tables share is described once, above them."""
     times = Counter((one.name, one.kind, one.doc) for row in TABLES.values() for one in columns_of(row))
     shared = {
         (one.name, one.doc): one
@@ -181,48 +182,56 @@ def tables_page() -> str:
 
 # -- verbs ------------------------------------------------------------------------------------------------------------
 
-EVERYWHERE = ("overrides", "scale", "as_json", "spec", "source")
-"""Arguments and options that the page describes once."""
+EVERYWHERE = {get_args(kind)[1].help for kind in (Json, Scale, Set, Source, Spec)}
+"""Help texts of the arguments and options that the page describes once."""
 
 
 def verbs_page() -> str:
-    """docs/verbs.md: of every verb what it does, an example, and what it takes; `--help` says what that means."""
+    """Return docs/verbs.md: of every verb its help text, an example, its arguments and its options."""
     parts = []
     for name, verb in typer.main.get_command(app).commands.items():  # type: ignore[attr-defined]
-        taken = [
-            f"`{', '.join([*p.opts, *p.secondary_opts])}`" if p.opts[0].startswith("-") else p.name.upper()
-            for p in verb.params
-            if p.name not in EVERYWHERE
-        ]
-        parts += [f"## `{name}`", " ".join(verb.help.split()), f"```\n{verb.epilog.removeprefix('Example: ')}\n```"]
-        if taken and not verb.help.startswith("The same as"):
-            parts.append(f"Takes {', '.join(taken)}.")
+        text = fill(" ".join(verb.help.split()), 120, break_on_hyphens=False)
+        parts += [f"## `{name}`", text, f"```\n{verb.epilog.removeprefix('Example: ')}\n```"]
+        if taken := [(_parameter(each), each.help) for each in verb.params if each.help not in EVERYWHERE]:
+            parts.append(listed(taken))
     return (TEXTS / "verbs.md").read_text(encoding="utf-8").replace("@VERBS@", "\n\n".join(parts))
+
+
+def _parameter(parameter: typer.core.TyperArgument | typer.core.TyperOption) -> str:
+    """Return the name of an argument or option, and its default if it has one."""
+    names = [*parameter.opts, *parameter.secondary_opts]
+    shown = ", ".join(f"`{name}`" for name in names)
+    if not names[0].startswith("-"):
+        shown = f"`{parameter.metavar or parameter.name.upper()}`"
+    usual = parameter.default
+    if isinstance(usual, bool):
+        return f"{shown} (default: `{names[0]}`)" if usual else shown
+    return shown if usual is None or callable(usual) else f"{shown} (default: `{usual}`)"
 
 
 # -- league -----------------------------------------------------------------------------------------------------------
 
 
 def _filled(name: str, places: league_page.Places) -> str:
-    """A page's text with its placeholders replaced by texts and tables."""
+    """Return a page's text with its placeholders replaced by texts and tables."""
     text = (TEXTS / name).read_text(encoding="utf-8")
-    for place, found in places.items():
-        text = text.replace(place, found if isinstance(found, str) else table(*found))
+    for place, content in places.items():
+        text = text.replace(place, content if isinstance(content, str) else table(*content))
     return text
 
 
 def league() -> str:
-    """docs/league.md."""
+    """Return docs/league.md."""
     return _filled("league.md", league_page.texts(ROOT / "docs" / "results"))
 
 
 def peft_published() -> str:
-    """docs/peft-published.md."""
+    """Return docs/peft-published.md."""
     return _filled("peft_published.md", league_page.published_texts(ROOT / "docs" / "results"))
 
 
 def rates_page() -> str:
-    """docs/rates.md."""
+    """Return docs/rates.md."""
     return _filled("rates.md", rates.texts(ROOT / "docs" / "results"))
 
 

@@ -53,9 +53,9 @@ def write(figure: Figure, name: str) -> None:
 def main() -> None:
     """Write all pictures."""
     for folder, wanted in FIGURES.items():
-        found = {p.stem: p.figure for p in pictures(open_store(RESULTS / folder))}
+        figure_by_stem = {p.stem: p.figure for p in pictures(open_store(RESULTS / folder))}
         for name, stem in wanted.items():
-            write(found[stem], name)
+            write(figure_by_stem[stem], name)
     declared = [(study, forest.declared(study, open_store(RESULTS / study.folder))) for study in STUDIES]
     for study, rows in declared:
         print(study.title or "(the same)", f"[docs/results/{study.folder}]")

@@ -76,7 +76,7 @@ def read(folder: Path = RESULTS) -> list[Row]:
 
 
 def _middle(values: Sequence[float]) -> float:
-    """The median on a logarithmic scale."""
+    """Return the median on a logarithmic scale."""
     return 10 ** median(math.log10(v) for v in values)
 
 
@@ -110,7 +110,7 @@ def by_method(rows: Sequence[Row]) -> list[list[str]]:
 
 
 def size_of(reference: str) -> int:
-    """LoRA's rank in the name of a budget, such as 'lora-8'."""
+    """Return LoRA's rank in the name of a budget, such as 'lora-8'."""
     return int(reference.rpartition("-")[2])
 
 
@@ -145,14 +145,17 @@ def draw(rows: Sequence[Row]) -> Chart:
     """Draw the best rates: a line per method, a dot per task and budget, a panel per model."""
     with mpl.rc_context(STYLE):
         panels = {name: [r for r in rows if r["model"] == model] for model, name in MODELS.items()}
-        names = {m: [r["method"] for r in mine] for m, mine in panels.items()}
-        kept = {m: [k for k in dict.fromkeys(found) if found.count(k) >= LEAST] for m, found in names.items()}
-        heights = [len(found) for found in kept.values()]
+        names = {m: [r["method"] for r in model_rows] for m, model_rows in panels.items()}
+        kept = {
+            m: [k for k in dict.fromkeys(method_names) if method_names.count(k) >= LEAST]
+            for m, method_names in names.items()
+        }
+        heights = [len(method_names) for method_names in kept.values()]
         figure = Chart(6.4, 0.16 * sum(heights) + 1.6)
         axes: Any = figure.subplots(len(panels), 1, sharex=True, gridspec_kw={"height_ratios": heights})
-        for spot, (name, mine) in zip(axes, panels.items(), strict=True):
+        for spot, (name, model_rows) in zip(axes, panels.items(), strict=True):
             order = sorted(kept[name], key=lambda m: (style(m).order, m))
-            for r in mine:
+            for r in model_rows:
                 if r["method"] in order:
                     look = style(r["method"])
                     hollow = r["outside"] is not None
@@ -195,10 +198,10 @@ def main() -> None:
     """Write the file and the picture, or compare the file with the stores."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--check", action="store_true", help="write nothing")
-    given = parser.parse_args()
+    arguments = parser.parse_args()
     table = atlas()
     rows = table.to_pylist()
-    if given.check:
+    if arguments.check:
         if not agree(rows, read()):
             sys.exit(f"docs/results/{FILE} is not what the stores say; run python -m tools.rates")
         return

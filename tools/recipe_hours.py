@@ -74,7 +74,7 @@ class Work:
 
 @cache
 def work_of(model: str, dataset: str, image_size: int | None) -> Work:
-    """Forward operations of one sample."""
+    """Return the forward operations of one sample."""
     module = meta_model(model)
     kind = model_kind(model)
     count = {name: p.numel() for name, p in module.named_parameters() if p.ndim > 1}
@@ -95,7 +95,7 @@ def work_of(model: str, dataset: str, image_size: int | None) -> Work:
 
 
 def samples(cell: Cell, spec: SweepSpec) -> tuple[int, int, int]:
-    """Samples of an epoch, of validation and of the test."""
+    """Return the numbers of samples of an epoch, of validation and of the test."""
     few = shots(cell.train_size)
     if cell.dataset in TEXT_DATASETS:
         info = TEXT_DATASETS[cell.dataset]
@@ -114,7 +114,7 @@ def samples(cell: Cell, spec: SweepSpec) -> tuple[int, int, int]:
 
 
 def trial_seconds(cell: Cell, spec: SweepSpec, stage: str, rate: float) -> float:
-    """Seconds of one trial of a cell on a device of `rate` operations a second."""
+    """Return the seconds of one trial of a cell on a device of `rate` operations a second."""
     train, val, test = samples(cell, spec)
     work = work_of(cell.model, cell.dataset, cell.image_size)
     epochs = cell.epochs or 0
@@ -134,13 +134,13 @@ def trial_seconds(cell: Cell, spec: SweepSpec, stage: str, rate: float) -> float
 
 
 def hours(plan: Plan, rate: float) -> Counter[str]:
-    """Hours by data set."""
-    found: Counter[str] = Counter()
+    """Return the hours by data set."""
+    hours_by_dataset: Counter[str] = Counter()
     for cell in plan.feasible:
         spent = cell.tune_trials * trial_seconds(cell, plan.spec, "TUNE", rate)
         spent += cell.confirm_seeds * trial_seconds(cell, plan.spec, "CONFIRM", rate)
-        found[cell.dataset] += spent / 3600  # type: ignore[assignment]
-    return found
+        hours_by_dataset[cell.dataset] += spent / 3600  # type: ignore[assignment]
+    return hours_by_dataset
 
 
 def cached_gigabytes(plan: Plan) -> float:
@@ -162,7 +162,9 @@ def counts(plan: Plan) -> str:
     for cell in plan.cells:
         if cell.count is not None:
             by_method.setdefault(cell.method, {})[cell.count] = None
-    return "; ".join(f"{name} {' '.join(f'{count:,}' for count in found)}" for name, found in by_method.items())
+    return "; ".join(
+        f"{name} {' '.join(f'{count:,}' for count in method_counts)}" for name, method_counts in by_method.items()
+    )
 
 
 def facts(path: Path) -> dict[str, str]:
@@ -170,14 +172,14 @@ def facts(path: Path) -> dict[str, str]:
     text = path.read_text(encoding="utf-8")
     device = next(d for d in DEVICES if d in text)
     plan, published = (Plan.from_spec(SweepSpec.load(path, (), scale)) for scale in ("full", "published"))
-    found = {
+    lines = {
         "length": f"{_length(plan, DEVICES[device])} (tools/recipe_hours.py)",
         "paper": f"--scale published: {_length(published, DEVICES[device])}",
         "counts": f"fair: {counts(plan)}\npublished: {counts(published)}",
     }
     if size := cached_gigabytes(plan):
-        found["cache"] = f"{_rounded(size)} GB of decoded images"
-    return found
+        lines["cache"] = f"{_rounded(size)} GB of decoded images"
+    return lines
 
 
 def _length(plan: Plan, rate: float) -> str:
@@ -189,10 +191,10 @@ def _length(plan: Plan, rate: float) -> str:
     return words
 
 
-def with_facts(text: str, found: Mapping[str, str]) -> str:
+def with_facts(text: str, line_by_name: Mapping[str, str]) -> str:
     """Return a recipe's text with these lines in its header, in place of those that an earlier call wrote."""
     lines = []
-    for name, value in found.items():
+    for name, value in line_by_name.items():
         wrapped = [part for line in value.split("\n") for part in wrap(line, WIDTH, subsequent_indent="  ")]
         lines += [f"#   {'' if at else name:10} {part}\n" for at, part in enumerate(wrapped)]
     older = rf"^#   (?:{'|'.join(COMPUTED)}) +.*\n(?:#              .*\n)*"
@@ -201,7 +203,7 @@ def with_facts(text: str, found: Mapping[str, str]) -> str:
 
 
 def _rounded(value: float) -> str:
-    """Two digits: more would pretend."""
+    """Return a number with two digits; more would suggest an accuracy that is not there."""
     return f"{float(f'{value:.2g}'):,.0f}" if value >= 10 else f"{value:.2g}"
 
 
@@ -209,15 +211,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("names", nargs="*", help="recipes; default: all")
     parser.add_argument("--write", action="store_true", help="put the lines into the files")
-    given = parser.parse_args()
+    arguments = parser.parse_args()
     for path in sorted(FOLDER.glob("*.toml")):
-        if given.names and path.stem not in given.names:
+        if arguments.names and path.stem not in arguments.names:
             continue
-        found = facts(path)
-        for name, line in found.items():
+        lines = facts(path)
+        for name, line in lines.items():
             print(f"{path.stem:18} {name:10} {line}", flush=True)
-        if given.write:
-            path.write_text(with_facts(path.read_text(encoding="utf-8"), found), encoding="utf-8")
+        if arguments.write:
+            path.write_text(with_facts(path.read_text(encoding="utf-8"), lines), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -28,7 +28,7 @@ SECTIONS = (
 
 
 def kind(annotation: Any) -> str:
-    """A type in words."""
+    """Return a type in words."""
     origin, args = get_origin(annotation), get_args(annotation)
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return "table"
@@ -50,7 +50,7 @@ def kind(annotation: Any) -> str:
 
 
 def default(field: Any) -> str:
-    """A field's default as TOML writes it."""
+    """Return a field's default as TOML writes it."""
     if field.is_required():
         return "required"
     value = field.get_default(call_default_factory=True)
@@ -60,20 +60,20 @@ def default(field: Any) -> str:
 
 
 def rows(model: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, str, str, str]]:
-    """(key, type, default, meaning) of every key of a model; a table's keys follow it."""
-    said = docstrings(model)
+    """Yield (key, type, default, meaning) of every key of a model. A table's keys follow it."""
+    sentences = docstrings(model)
     for name, field in model.model_fields.items():
-        yield f"`{prefix}{name}`", kind(field.annotation), default(field), said.get(name, "")
+        yield f"`{prefix}{name}`", kind(field.annotation), default(field), sentences.get(name, "")
         for each in inside(field.annotation):
             yield from rows(each, f"{prefix}{name}.")
 
 
 def sections() -> Iterator[tuple[str, list[tuple[str, str, str, str]]]]:
-    """Every section with its rows; "" for the keys above them."""
-    said = docstrings(SweepSpec)
+    """Yield every section with its rows; "" for the keys above them."""
+    sentences = docstrings(SweepSpec)
     fields = SweepSpec.model_fields
     above = {n: f for n, f in fields.items() if n not in SECTIONS}
-    yield "", [(f"`{n}`", kind(f.annotation), default(f), said.get(n, "")) for n, f in above.items()]
+    yield "", [(f"`{n}`", kind(f.annotation), default(f), sentences.get(n, "")) for n, f in above.items()]
     for name in SECTIONS:
         (model,) = inside(fields[name].annotation)
         yield ("methods.NAME" if name == "methods" else name), list(rows(model))

@@ -27,6 +27,8 @@ PROMPTS = "prompt:"
 torch.)"""
 FULL_METHODS = ("full", "full-targets")
 """Methods that train the base weights themselves: every weight of the adapted towers, or the target weights."""
+QUANTISED = ("nf4", "int8")
+"""Values of `train.base_weights` for which bitsandbytes packs the linear layers."""
 
 _SHOTS = re.compile(r"([1-9][0-9]*)-shot")
 
@@ -102,8 +104,9 @@ class TrainSettings(BaseModel):
     """Number of these steps, in place of `warmup_fraction`."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """Precision of the computation. auto: bf16 autocast on CUDA devices that support it, else fp32."""
-    base_weights: Annotated[Literal["fp32", "bf16"], LATER] = "fp32"
-    """Language models: the frozen weights; adapters train in float32."""
+    base_weights: Annotated[Literal["fp32", "bf16", "nf4", "int8"], LATER] = "fp32"
+    """Language models: the frozen weights; adapters train in float32. nf4, int8: all linear layers except the output
+    layer are packed in 4 or 8 bits, and the rest is kept in bf16 (docs/models.md). They need the extra `quantised`."""
     float32: Annotated[Literal["default", "fast"], LATER] = "default"
     """fast: on CPUs oneDNN computes float32 products, if they are accurate enough (docs/running.md)."""
     hold_weights: Annotated[bool, LATER] = False
@@ -123,6 +126,9 @@ class TrainSettings(BaseModel):
     max_tokens: Annotated[int | None, Field(ge=2), LATER] = None
     """Longest text in tokens, prompt and response together; the rest is cut off. Default: 256, and 128 for text
     encoders."""
+    length_group: Annotated[Annotated[int, Field(ge=1)] | None, LATER] = None
+    """Models of text: number of texts of similar length that stay together when an epoch is shuffled. Default: a batch;
+    if batch sizes are searched, the largest one, so that the order of the texts is the same for all of them."""
     loss_on_prompt: Annotated[bool, LATER] = False
     """Language models: also learn the tokens of the prompt (LLM-Adapters' default)."""
     label_smoothing: Annotated[float, Field(ge=0.0, lt=1.0), LATER] = 0.0
@@ -308,6 +314,10 @@ def check_alike(trials: Sequence[TrialConfig]) -> None:
         differ = sorted(n for n in {*shared[0], *other} if shared[0].get(n) != other.get(n))
         if differ:
             raise NotPackableError(f"trials of a pack may differ in {', '.join(OWN)} alone, not in {', '.join(differ)}")
+    if trials[0].train.base_weights == "int8":
+        raise NotPackableError(
+            "train.base_weights = 'int8' takes outliers of the whole batch out of each product, so trials would mix"
+        )
     method = trials[0].method
     if method in (*FULL_METHODS, LINEAR_PROBE, NO_TRAINING):
         raise NotPackableError(f"method {method!r} adds no adapter to the base model, so there is nothing to pack")

@@ -182,8 +182,18 @@ def device_name(device: torch.device) -> str:
 
 
 def versions() -> dict[str, str]:
-    """Versions of what decides a result."""
-    packages = ("torch", "torchvision", "transformers", "open_clip_torch", "peft", "randlora-sweeps", "numpy", "pillow")
+    """Return the versions of the packages that decide a result."""
+    packages = (
+        "torch",
+        "torchvision",
+        "transformers",
+        "open_clip_torch",
+        "peft",
+        "bitsandbytes",
+        "randlora-sweeps",
+        "numpy",
+        "pillow",
+    )
     return {"python": platform.python_version(), **installed(packages)}
 
 

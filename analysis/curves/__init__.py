@@ -1,6 +1,6 @@
-"""Curves through scores: against a cost, against training examples, and what is read off them.
+"""Curves of score against a cost or against training examples, and numbers that are read off them.
 
-Uses `statistics` for the confirmed runs. None of it is a test, and none enters a Holm family.
+The room uses `statistics` for the confirmed runs. Nothing here is a test, so nothing is part of a Holm family.
 
     fits      isotonic fits with bands over seeds, crossings, costs of a score and areas, as pure functions
     measured  a store's curves, against a cost or against training examples

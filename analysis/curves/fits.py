@@ -53,7 +53,7 @@ class Curve:
 
     @property
     def drawn(self) -> Array:
-        """(draws, K) the means drawn again; curves of as many seeds are drawn together. No draw of one seed."""
+        """(draws, K) random draws of the mean. Curves with the same seeds are drawn together; one seed has no draw."""
         return np.asarray(self.mean + t_weights(range(self.seeds)) @ (self.scores - self.mean[:, None]).T, dtype=float)
 
 
@@ -62,10 +62,10 @@ class Estimate:
     """A number read off curves.
 
     Attributes:
-        value: None where the curves do not reach it within their range.
-        low, high: 95 % interval; None where that end lies beyond the range, or with one seed.
+        value: the number; None if the curves do not reach it within their range.
+        low, high: 95 % interval. An end is None if it lies beyond the range, or with one seed.
         share: share of the draws in which the value lies in the range; None with one seed.
-        note: what there is to say, 'no crossing in range' and so on; empty where all is said.
+        note: a remark such as 'no crossing in range'; empty if there is none.
     """
 
     value: float | None
@@ -76,7 +76,7 @@ class Estimate:
 
 
 def interpolate(x: Array, y: Array, at: Array) -> Array:
-    """Linear in log x between points, constant beyond them."""
+    """Return the values at `at`, interpolated linearly in log x between points and constant beyond them."""
     return np.asarray(np.interp(np.log(at), np.log(x), y), dtype=float)
 
 
@@ -86,7 +86,7 @@ def isotonic(x: Array, y: Array, at: Array) -> Array:
 
 
 def band(curve: Curve, at: Array) -> tuple[Array, Array] | None:
-    """Simultaneous band of the isotonic fit, two arrays like `at`; None with one seed, or a point without spread.
+    """Return the simultaneous band of the isotonic fit at `at` (low, high); None with one seed, or without spread.
 
     Isotonic regression keeps order, so if t intervals hold at all points at once, the fits of their lower and of their
     upper ends enclose the fit of the true scores everywhere.
@@ -98,16 +98,16 @@ def band(curve: Curve, at: Array) -> tuple[Array, Array] | None:
 
 
 def crossing(a: Curve, b: Curve) -> Estimate:
-    """The x from which `a` stays on the other side of `b` than it began, on isotonic fits over the common range.
+    """Return the last crossing of the isotonic fits of two curves in their common range.
 
-    A draw without the crossing counts as one before the range (already on the final side) or beyond it, so that an
-    interval's end is None, 'beyond the range', where more than its tail has none.
+    A draw without a crossing counts as a crossing before the range (if `a` is always on its final side) or beyond it.
+    So an end of the interval is None if more draws than its tail have no crossing in the range.
 
     Args:
-        a, b: curves whose columns are the same seeds; they are drawn together.
+        a, b: curves over the same seeds, in the same order. They are drawn together.
 
     Raises:
-        ValueError: different numbers of seeds.
+        ValueError: the curves have different numbers of seeds.
     """
     if a.seeds != b.seeds:
         raise ValueError(f"the curves are paired by seed but have {a.seeds} and {b.seeds}")
@@ -131,7 +131,7 @@ def crossing(a: Curve, b: Curve) -> Estimate:
 
 
 def needed(curve: Curve, target: float) -> Estimate:
-    """The least x at which the isotonic fit reaches `target`."""
+    """Return the least x at which the isotonic fit reaches `target`."""
 
     def least(mean: Array) -> float:
         level = isotonic(curve.x, mean, curve.x)
@@ -151,9 +151,9 @@ def needed(curve: Curve, target: float) -> Estimate:
 
 
 def area(curve: Curve, low: float, high: float) -> Estimate:
-    """Mean score over log x between two costs: the area under the points joined by lines, over its width.
+    """Return the mean score over log x between two costs: the area under the joined points, divided by its width.
 
-    It is linear in the scores, so its interval is a t interval over the areas of the seeds.
+    The area is linear in the scores, so its interval is a t interval over the areas of the seeds.
     """
     values = seed_areas(curve, low, high)
     if values is None:
@@ -165,7 +165,7 @@ def area(curve: Curve, low: float, high: float) -> Estimate:
 
 
 def seed_areas(curve: Curve, low: float, high: float) -> list[float] | None:
-    """The area of every seed's own curve, see `area`; None where the curve does not span the range."""
+    """Return the area (see `area`) of each seed's curve, or None if the curve does not span the range."""
     if not curve.x[0] <= low < high <= curve.x[-1] * (1 + 1e-9):
         return None
     at = np.concatenate([[low], curve.x[(curve.x > low) & (curve.x < high)], [high]])
@@ -174,7 +174,7 @@ def seed_areas(curve: Curve, low: float, high: float) -> list[float] | None:
 
 
 def _last_crossing(at: Array, gap: Array) -> float:
-    """Where `gap` becomes positive for good; -inf where it always is, inf where it ends without."""
+    """Return the last zero crossing of `gap`; -inf if it is always positive, inf if it ends negative or zero."""
     if gap[-1] <= 0:
         return math.inf
     below = np.flatnonzero(gap <= 0)
@@ -185,12 +185,12 @@ def _last_crossing(at: Array, gap: Array) -> float:
 
 
 def _log_interpolate(at: Array, i: int, part: float) -> float:
-    """The place at this part of the way from `at[i]` to the next, on a logarithmic axis."""
+    """Return the point at the share `part` of the way from `at[i]` to the next one, on a logarithmic axis."""
     return float(np.exp(np.log(at[i]) + part * (np.log(at[i + 1]) - np.log(at[i]))))
 
 
 def _estimate(value: float, draws: Sequence[float]) -> Estimate:
-    """A value with the interval that its draws give."""
+    """Return a value with the interval of its draws."""
     if not draws:
         return Estimate(value, None, None, None, "one seed: no interval")
     values = np.sort(np.asarray(draws, dtype=float))

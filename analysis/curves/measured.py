@@ -27,14 +27,19 @@ from analysis.store.store import Store, remembered
 from analysis.styles import Place, budget_order, place_of, size_key, size_text, style
 
 Line = tuple[str, str, str | None, str | None]
-"""Which curves are compared: the values of `line_columns`. No data set: the mean over them."""
+"""Curves with the same line are compared. It holds the values of `line_columns`; data set None is the mean over all."""
 Point = tuple[float, str, Mapping[Seed, float]]
 """(cost, name of the budget or training size, score by seed)."""
 
 
 @dataclass(frozen=True)
 class Axis:
-    """What scores are drawn against: its name in words, and the SQL that computes it from a confirmed trial."""
+    """A quantity that scores are drawn against, such as a cost.
+
+    Attributes:
+        label: its name in words.
+        sql: the SQL expression that computes it from a row of `confirmed`.
+    """
 
     label: str
     sql: str
@@ -60,9 +65,10 @@ AXES: dict[str, Axis] = {
 }
 """The costs that a report can be drawn against."""
 EXAMPLES = "images"
-"""Training examples as an `x` of the functions here and in `readings`; it is no cost."""
+"""The `x` that means training examples, here and in `readings`. It is not a cost."""
 _ONCE = "coalesce(train_examples, samples / nullif(epochs, 0))"
-"""An epoch may repeat a small subset; of older folders, whose trials do not count the examples, it is what is known."""
+"""The number of different training examples. Trials of old folders did not count them; then the examples of an epoch
+are taken, although an epoch may repeat a small subset."""
 _ALL = AXES | {EXAMPLES: Axis("training examples", _ONCE)}
 
 POINTS = pa.schema(
@@ -71,30 +77,30 @@ POINTS = pa.schema(
 
 
 def axis(x: str) -> Axis:
-    """A cost by name. Raises StoreError for an unknown one, with the known ones."""
+    """Return a cost by name. Raises StoreError if it is unknown; the error lists the known ones."""
     if x not in AXES:
         raise StoreError(f"unknown axis {x!r}; {nearest(x, AXES)}")
     return AXES[x]
 
 
 def axis_words(x: str) -> str:
-    """What a curve is drawn against, in a few words."""
+    """Return the short name of what a curve is drawn against."""
     return _ALL[x].label.split(",")[0]
 
 
 def line_columns(x: str) -> tuple[str, str, str, str]:
-    """The columns that say which curves are compared."""
+    """Return the columns of a `Line`: curves that agree in them are compared."""
     return (*PLACE[:3], "reference" if x == EXAMPLES else PLACE[3])
 
 
 @dataclass(frozen=True)
 class Measured:
-    """A method's curve.
+    """The curve of one method.
 
     Attributes:
-        curve: its points of positive cost, over the seeds that all of them have.
-        names: the budget, or training size, of every point.
-        seeds: those seeds, in the order of the curve's columns.
+        curve: its points of positive cost, on the seeds that all points have.
+        names: the budget, or training size, of each point.
+        seeds: the seeds, in the order of the curve's columns.
     """
 
     curve: Curve
@@ -102,14 +108,14 @@ class Measured:
     seeds: tuple[Seed, ...]
 
     def on(self, seeds: Sequence[Seed]) -> Curve:
-        """The curve over some of its seeds."""
+        """Return the curve over some of its seeds."""
         index = [self.seeds.index(s) for s in seeds]
         return Curve(self.curve.x, self.curve.scores[:, index])
 
 
 @remembered
 def costed_runs(store: Store, x: str) -> list[Row]:
-    """The confirmed, scored trials with their place, seeds and `cost`."""
+    """Return the confirmed trials that have a score, with place, seeds and `cost`."""
     sql = _ALL[x].sql if x == EXAMPLES else axis(x).sql
     query = f"""
         select sweep, model, dataset, train_size, method, reference, budget, cell_id, data_seed, init_seed, basis_seed,
@@ -122,10 +128,10 @@ def costed_runs(store: Store, x: str) -> list[Row]:
 
 @remembered
 def curves(store: Store, x: str = "adapter_params") -> dict[tuple[Line, str], Measured]:
-    """Curves by line and method, of at least three points of different, positive cost.
+    """Return the curves by line and method. A curve needs at least three points of different, positive cost.
 
     Raises:
-        StoreError: an unknown `x`.
+        StoreError: `x` is unknown.
     """
     points = _over_sizes(store) if x == EXAMPLES else _over_budgets(store, x)
     measured_curves = {
@@ -142,7 +148,10 @@ def curves(store: Store, x: str = "adapter_params") -> dict[tuple[Line, str], Me
 
 
 def _curve_through(points: Sequence[Point]) -> Measured | None:
-    """The points in order; of several at one cost (peak memory is often the same) the last."""
+    """Return the curve through points, or None if there are too few or they share no seed.
+
+    Of several points at one cost (peak memory is often the same) the last one counts.
+    """
     at = {cost: (name, scores) for cost, name, scores in points}
     costs = sorted(at)
     if len(costs) < FEWEST_POINTS:
@@ -191,9 +200,9 @@ def _trained(store: Store) -> list[Row]:
 
 
 def examples(store: Store) -> dict[Place, float]:
-    """Training examples by place, each counted once, where known: the median over the confirmed runs of all methods.
+    """Return the number of training examples of each place: the median over the confirmed runs of all methods.
 
-    Of several data sets the place without a data set has the mean.
+    With several data sets, the place without a data set has the mean. Places without a known number are left out.
     """
     runs_by_place = group_by([r for r in _trained(store) if r["cost"]], *PLACE)
     examples_by_place: dict[Place, float] = {
@@ -209,7 +218,7 @@ def examples(store: Store) -> dict[Place, float]:
 
 
 def point_table(store: Store) -> pa.Table:
-    """The points of the curves against examples; columns `POINTS`."""
+    """Return the points of the curves against training examples; columns `POINTS`."""
     rows = [
         dict(zip(line_columns(EXAMPLES), line, strict=True))
         | {"method": method, "x": EXAMPLES, "train_size": name, "cost": float(x), "score": float(score)}
@@ -226,7 +235,7 @@ SIZES = pa.schema(
         ("adapter_params", INT),
         ("train_size", TEXT),
         ("position", INT),  # 0 for the least size of the sweep
-        ("images", REAL),  # training examples; null where no trial says
+        ("images", REAL),  # training examples; null if not known
         ("n", INT),
         *typed(REAL, "mean", "low", "high"),
     ]
@@ -234,7 +243,7 @@ SIZES = pa.schema(
 
 
 def size_curves(store: Store) -> pa.Table:
-    """Rows of `scaling.curve` arranged by training size, where a (sweep, model, data set) has at least two; `SIZES`."""
+    """Return the rows of `scaling.curve` for each (sweep, model, data set) with two training sizes; columns `SIZES`."""
     at = examples(store)
     rows: list[Row] = []
     for place_rows in group_by(curve(store).to_pylist(), "sweep", "model", "dataset").values():
@@ -245,7 +254,7 @@ def size_curves(store: Store) -> pa.Table:
 
 
 def size_labels(table: pa.Table) -> list[str]:
-    """The sizes in words, by position; of one (sweep, model, data set)."""
+    """Return the names of the training sizes in order of position. The table has one (sweep, model, data set)."""
     text_by_position = {r["position"]: size_text(r["train_size"]) for r in table.to_pylist()}
     return [text_by_position[i] for i in sorted(text_by_position)]
 

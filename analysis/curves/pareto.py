@@ -30,7 +30,10 @@ FRONT = pa.schema(
 
 
 def efficient(cost: Array, score: Array) -> np.ndarray[Any, np.dtype[np.bool_]]:
-    """(K,) whether no other point has a lower or equal cost and a higher or equal score, one of them strictly."""
+    """Return (K,) whether a point is on the front: no other costs at most as much and scores at least as much.
+
+    An equal point does not count as better: one of the two must differ.
+    """
     cheaper, better = cost[:, None] <= cost[None, :], score[:, None] >= score[None, :]
     strictly = (cost[:, None] < cost[None, :]) | (score[:, None] > score[None, :])
     return np.asarray(~(cheaper & better & strictly).any(axis=0))
@@ -38,12 +41,11 @@ def efficient(cost: Array, score: Array) -> np.ndarray[Any, np.dtype[np.bool_]]:
 
 @remembered
 def front(store: Store, x: str = "adapter_params") -> pa.Table:
-    """Every confirmed cell with its cost and mean score, and whether it is on the front of its place; columns `FRONT`.
+    """Return each confirmed cell with cost and mean score, and whether it is on the Pareto front; columns `FRONT`.
 
-    Methods without adapter (full fine-tuning) take part with their own cost; cells without a known cost do not.
-    `front_share` draws the cells' means together, so that a seed's luck stays common to all that share it; a trained
-    cell with one seed has none.
-    Raises StoreError: unknown axis.
+    Methods without an adapter (full fine-tuning) take part with their own cost. Cells without a known cost are left
+    out. For `front_share` the means of all cells are drawn together, so that cells with the same seed vary together. A
+    trained cell with one seed has no `front_share`. Raises StoreError if the cost `x` is unknown.
     """
     axis(x)
     rows: list[Row] = []
@@ -71,7 +73,7 @@ def _order(row: Row) -> tuple[Any, ...]:
 
 
 def front_share(cost: Array, scores: Sequence[Mapping[Seed, float]]) -> Array | None:
-    """(K,) share of the joint draws in which each cell is on the front; None where no cell has two seeds."""
+    """Return (K,) the share of joint draws in which each cell is on the front, or None if no cell has two seeds."""
     if max(len(s) for s in scores) < 2:
         return None
     number = {seed: i for i, seed in enumerate(dict.fromkeys(seed for s in scores for seed in s))}

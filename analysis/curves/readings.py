@@ -1,7 +1,7 @@
-"""What is read off curves: isotonic fits with bands, where curves cross, what a score needs, areas.
+"""Tables that are read off curves: isotonic fits with bands, crossings, the cost of a score, and areas.
 
-Every function returns an Arrow table whose first columns say which curve it is of (`measured.line_columns`). Its `x` is
-a cost of `measured.AXES`, or `EXAMPLES`.
+The first columns of each table name the curve (`measured.line_columns`). `x` is a cost of `measured.AXES`, or
+`EXAMPLES`.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ def _table(rows: Sequence[Row], x: str, columns: Sequence[tuple[str, pa.DataType
 
 
 def _named_curves(store: Store, x: str) -> Iterator[tuple[Row, Line, Measured]]:
-    """Every curve: the columns that name it, its line, and itself."""
+    """Yield for each curve the columns that name it, its line, and the curve."""
     for (line, method), measured in curves(store, x).items():
         yield dict(zip(line_columns(x), line, strict=True)) | {"method": method, "x": x}, line, measured
 
@@ -58,9 +58,9 @@ def _by_line(store: Store, x: str) -> dict[Line, list[tuple[Row, Measured]]]:
 
 
 def band_table(store: Store, x: str = "adapter_params", points: int = 60) -> pa.Table:
-    """The isotonic curves on a logarithmic grid of `points`, with 95 % bands over seeds; columns `BAND`.
+    """Return the isotonic fits on a logarithmic grid of `points`, with 95 % bands over seeds; columns `BAND`.
 
-    `band` says what a band is: 'simultaneous' (it holds the whole curve); null without one.
+    The column `band` is 'simultaneous' if there is a band (it covers the whole curve), else null.
     """
     rows = []
     for named, _, measured in _named_curves(store, x):
@@ -77,7 +77,7 @@ def band_table(store: Store, x: str = "adapter_params", points: int = 60) -> pa.
 
 @remembered
 def crossing_table(store: Store, x: str = "adapter_params") -> pa.Table:
-    """Where each method's curve crosses the baseline's, over the seeds both have; columns `CROSSING`."""
+    """Return where each method's curve crosses the baseline's, on the seeds that both have; columns `CROSSING`."""
     baseline = question(store).baseline
     rows = []
     for named, line, measured in _named_curves(store, x):
@@ -90,11 +90,13 @@ def crossing_table(store: Store, x: str = "adapter_params") -> pa.Table:
 
 
 def needed_table(store: Store, x: str = "adapter_params", target: float | None = None) -> pa.Table:
-    """The cost, or the examples, that each method needs for a score; columns `NEED`.
+    """Return the cost, or the number of examples, that each method needs to reach a score; columns `NEED`.
 
     Args:
-        target: a fraction. Default: the baseline's best mean score, and against a cost also 99 % of full fine-tuning's
-            mean score. A goal taken from data is held fixed.
+        store: the results.
+        x: the cost, or `EXAMPLES`.
+        target: the score, a fraction. Default: the baseline's best mean score, and against a cost also 99 % of full
+            fine-tuning's mean score. A target that is taken from data counts as exact.
     """
     full: dict[Line, list[float]] = defaultdict(list)
     for run in costed_runs(store, x) if x != EXAMPLES else ():
@@ -116,10 +118,10 @@ def needed_table(store: Store, x: str = "adapter_params", target: float | None =
 
 
 def area_table(store: Store, x: str = "adapter_params") -> pa.Table:
-    """Mean score over the logarithm of x, in a range that several curves share; columns `AREA`.
+    """Return each curve's mean score over log x, in a range that several curves share; columns `AREA`.
 
-    Against a cost the range is that of the question's two methods where there are such; else that of all curves of the
-    line. `difference` is the area less the baseline's in that range, paired over the seeds both have.
+    Against a cost the range is the common range of the question's two methods, if they have curves. Otherwise it is
+    the common range of all curves of the line. `difference` is the area minus that of the baseline, paired by seed.
     """
     asked_question = question(store)
     rows = []
@@ -190,7 +192,7 @@ def _area_difference(one: Measured, base: Measured, low: float, high: float) -> 
 
 
 def crossing_sentence(row: Row) -> str:
-    """What a row of `crossing_table` says: no more than its interval allows."""
+    """Return a sentence on a row of `crossing_table` that claims no more than its interval allows."""
     a = style(row["method"]).name
     b = style(row["baseline"]).name
     where = axis_words(row["x"])

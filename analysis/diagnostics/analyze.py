@@ -187,7 +187,7 @@ def analyze(
 
 
 def spectrum_sentence(table: pa.Table, approximation: pa.Table) -> str:
-    """State the mean effective rank of each method, and the errors of LoRA's and RandLoRA's forms at the largest count."""
+    """State the mean effective rank of each method, and LoRA's and RandLoRA's errors at the top rank."""
     ranks: dict[str, list[float]] = defaultdict(list)
     for r in table.to_pylist():
         ranks[r["method"]].append(r["effective_rank"])

@@ -28,7 +28,7 @@ SHARES = 101
 
 
 def mean_spectra(spectrum: pa.Table) -> list[Row]:
-    """Singular values over the largest, `relative`, at shares (0 to 1) of their number: means over updates.
+    """Return each method's mean spectrum: singular values over the largest, at shares (0 to 1) of their number.
 
     Args:
         spectrum: rows of the table `spectrum`; updates that are zero have none.
@@ -44,7 +44,7 @@ def mean_spectra(spectrum: pa.Table) -> list[Row]:
 
 
 def mean_errors(approximation: pa.Table, target: str = "trained") -> list[Row]:
-    """Relative `error` by form (`method`) and parameters (`lora_rank`), the mean over `n` weights.
+    """Return the relative `error` by form (`method`) and parameters (`lora_rank`), as means over `n` weights.
 
     Args:
         approximation: rows of the table of that name; those without a `target` are of trained updates.
@@ -55,7 +55,7 @@ def mean_errors(approximation: pa.Table, target: str = "trained") -> list[Row]:
 
 
 def mean_cka(cka: pa.Table) -> list[Row]:
-    """CKA by layer (`depth`), each method at its largest budget: the mean over `n` cells.
+    """Return the CKA by layer (`depth`) for each method at its largest budget, as means over `n` cells.
 
     Args:
         cka: rows of the table of that name; those without a number are left out.
@@ -68,7 +68,7 @@ def mean_cka(cka: pa.Table) -> list[Row]:
 
 
 def _means(rows: Sequence[Row], at: str, value: str) -> list[Row]:
-    """The mean of a column by method and the column `at`, over `n` rows."""
+    """Return the mean of the column `value` by method and the column `at`, over `n` rows."""
     values: dict[tuple[str, int], list[float]] = defaultdict(list)
     for r in rows:
         values[r["method"], r[at]].append(r[value])
@@ -80,7 +80,7 @@ def _means(rows: Sequence[Row], at: str, value: str) -> list[Row]:
 
 
 def draw_spectrum(table: pa.Table, approximation: pa.Table) -> Chart:
-    """Left: mean singular values over the largest, per method; right: errors for full fine-tuning's update."""
+    """Draw mean singular values over the largest (left), and errors for full fine-tuning's update (right)."""
     points = mean_errors(approximation)
     curves = [
         {"method": r["method"], "share": 100 * r["share"], "relative": max(r["relative"], LEAST)}
@@ -178,7 +178,7 @@ def draw_retention(table: pa.Table) -> Chart:
 
 
 def draw_cka(table: pa.Table) -> Chart:
-    """CKA with full fine-tuning against depth, a line per method at its largest budget."""
+    """Draw CKA with full fine-tuning against depth, a line per method at its largest budget."""
     rows = mean_cka(table)
     with mpl.rc_context(STYLE):
         figure = Chart(COLUMN_INCHES, 2.7)
@@ -192,7 +192,7 @@ def draw_cka(table: pa.Table) -> Chart:
 
 
 def _lines(axes: Any, rows: Sequence[Row], x: str, y: str, **look: Any) -> None:
-    """A line per method, with its markers; dotted for a method without a budget."""
+    """Draw a line per method with its markers, dotted for a method without a budget."""
     for method in dict.fromkeys(r["method"] for r in rows):
         line, look_of_method = [r for r in rows if r["method"] == method], style(method)
         dashes = "-" if look_of_method.marker else drawing.DOTS
@@ -206,13 +206,13 @@ def _lines(axes: Any, rows: Sequence[Row], x: str, y: str, **look: Any) -> None:
 
 
 def split_by_place(table: pa.Table) -> list[pa.Table]:
-    """The rows of each place, in order of first appearance."""
+    """Return the rows of each place as a table, in order of first appearance."""
     keys = [place_of(r) for r in table.to_pylist()]
     return [table.filter(pa.array([k == place for k in keys])) for place in dict.fromkeys(keys)]
 
 
 def draw_landscape(table: pa.Table) -> Chart:
-    """The training loss over the plane of one place as contours, the three models marked."""
+    """Draw the training loss over the plane of one place as contours, with the three models marked."""
     xs, ys, shown = _heights(table)
     with mpl.rc_context(STYLE):
         figure = Chart(COLUMN_INCHES, 3.0)
@@ -232,7 +232,7 @@ def draw_landscape(table: pa.Table) -> Chart:
 
 
 def draw_surface(table: pa.Table) -> Chart:
-    """The training loss over the plane of one place as a surface, the three models and the edges on it."""
+    """Draw the training loss over the plane of one place as a surface, with the three models and the edges."""
     xs, ys, shown = _heights(table)
     with mpl.rc_context(STYLE):
         figure = Chart(COLUMN_INCHES, 3.2)
@@ -268,7 +268,7 @@ def draw_surface(table: pa.Table) -> Chart:
 
 
 def _heights(table: pa.Table) -> tuple[list[float], list[float], Any]:
-    """Ticks of both axes and log10 of the training loss (y, x); gaps where it was not finite."""
+    """Return the ticks of both axes and log10 of the training loss (y, x), masked if it was not finite."""
     rows = [r for r in table.to_pylist() if r["kind"] == "plane" and r["split"] == "train"]
     xs, ys = sorted({r["x"] for r in rows}), sorted({r["y"] for r in rows})
     level = {(r["x"], r["y"]): r["loss"] for r in rows}

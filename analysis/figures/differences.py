@@ -37,7 +37,7 @@ MARGIN = "margin"
 
 
 def draw_differences(table: pa.Table, *, score: str, focus: str | None = None, margin: float | None = None) -> Chart:
-    """Differences from the baseline over the budgets, a panel per place: one method with its band, others with bars.
+    """Draw differences from the baseline over the budgets, a panel per place.
 
     The baseline is the zero line. A marker or bar that would cover another one stands beside it.
 
@@ -99,12 +99,12 @@ def _panel(axes: Any, index: int, rows: Sequence[Row], focus: str | None, margin
 
 
 def from_baseline(score: str, baseline: str) -> str:
-    """The name of an axis of differences: 'test accuracy minus LoRA's (points)', on two lines if it is long."""
+    """Return the label of an axis of differences: 'test accuracy minus LoRA's (points)', on two lines if long."""
     return textwrap.fill(f"{score} minus {style(baseline).name}'s (points)", 42)
 
 
 def zero_line(axes: Any, index: int, baseline: str, margin: float | None) -> None:
-    """The baseline as an upright line of a panel by rows, and the strip of what counts as none."""
+    """Draw the baseline as an upright line of a panel by rows, and the strip of the margin of equivalence."""
     if margin is not None:
         ends = -100 * margin, 100 * margin
         axes.axvspan(*ends, color=MUTED, alpha=0.13, linewidth=0, gid=f"{index}:{MARGIN}")
@@ -112,7 +112,7 @@ def zero_line(axes: Any, index: int, baseline: str, margin: float | None) -> Non
 
 
 def point_text(row: Row) -> str:
-    """What a method's marker says: budget, difference, band, pairs and verdict."""
+    """Return the text of a method's marker: budget, difference, band, pairs and verdict."""
     band_text = f"95 % band {row['band']}" if row["band"] else "no 95 % band: one seed, or no spread"
     verdict = row["verdict"] or "a mean over data sets; verdicts on means are in the tables"
     at = f"{style(row['method']).name} at {row['reference']}"
@@ -120,6 +120,6 @@ def point_text(row: Row) -> str:
 
 
 def limits(rows: Sequence[Row]) -> tuple[float, float]:
-    """Least and largest value to show, in points; an interval much wider than the others runs out of the picture."""
+    """Return the limits of the axis, in points. An interval much wider than the others is cut off."""
     ends = [(100 * r["low"], 100 * r["high"]) for r in rows if r["low"] is not None and r["n"] >= FEW_SEEDS]
     return padded(*fit_range([0.0, *(100 * r["difference"] for r in rows)], ends))

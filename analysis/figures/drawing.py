@@ -91,7 +91,7 @@ class Chart(Figure):
     """
 
     def __init__(self, width: float, height: float) -> None:
-        """An empty one; sizes in inches."""
+        """Make an empty figure of this size in inches."""
         super().__init__(figsize=(width, height), facecolor=PAPER)
         self.tips: dict[str, str] = {}
         self.parts: dict[str, str] = {}
@@ -107,7 +107,7 @@ class Chart(Figure):
 
     @contextlib.contextmanager
     def parts_of(self, method: str) -> Iterator[None]:
-        """What the block draws shows this method; the page's legend hides all of it."""
+        """Register what is drawn in the `with` block as parts of a method, which the page's legend can hide."""
         before = {artist for axes in self.axes for artist in axes.get_children()}
         yield
         for artist in (artist for axes in self.axes for artist in axes.get_children() if artist not in before):
@@ -117,7 +117,7 @@ class Chart(Figure):
 
 
 def count_text(value: float, _: int | None = None) -> str:
-    """A parameter count for an axis: '12k', '1.5M'."""
+    """Return a parameter count for an axis: '12k', '1.5M'."""
     for unit, size in (("G", 1e9), ("M", 1e6), ("k", 1e3)):
         if abs(value) >= size:
             return f"{value / size:.3g}{unit}"
@@ -148,7 +148,7 @@ def panels(
     margins: tuple[float, float, float, float],
     gaps: tuple[float, float],
 ) -> tuple[Chart, list[Any]]:
-    """A figure with room for panels, and the places (matplotlib's SubplotSpec) of the panels in it.
+    """Return a figure with room for panels, and the places (matplotlib's SubplotSpec) of the panels in it.
 
     Args:
         count: of panels.
@@ -177,7 +177,7 @@ def panels(
 
 
 def curve_panels(count: int, columns: int, over: float) -> tuple[Chart, list[Any]]:
-    """`panels` of curves, with room for a legend of one row.
+    """Return `panels` of curves, with room for a legend of one row.
 
     Args:
         count, columns: as of `panels`.
@@ -188,13 +188,13 @@ def curve_panels(count: int, columns: int, over: float) -> tuple[Chart, list[Any
 
 
 def padded(low: float, high: float) -> tuple[float, float]:
-    """Ends of an axis of scores or differences in percent, with some room around what it shows."""
+    """Return the ends of an axis of scores or differences in percent, with some room around what it shows."""
     pad = max(0.06 * (high - low), 0.3)
     return low - pad, high + pad
 
 
 def fit_range(values: Sequence[float], ends: Sequence[tuple[float, float]]) -> tuple[float, float]:
-    """Least and largest value, in percent or points, that an axis shows: all values, and what fits of their intervals.
+    """Return the range of an axis, in percent or points, that shows all values and most of their intervals.
 
     An interval may leave the values by two of the wider half widths (the upper quartile), but by no more than 2.5
     times the range of the values, or `REACH` if that is more: the values have to be seen apart.
@@ -209,7 +209,7 @@ def fit_range(values: Sequence[float], ends: Sequence[tuple[float, float]]) -> t
 
 
 def clip_intervals(rows: Sequence[Row], value: str = "mean", low: str = "low", high: str = "high") -> list[Row]:
-    """Rows of scores whose intervals end at 0 and 100 %, or at -100 % if a score is negative, as correlations are."""
+    """Return rows of scores with intervals cut at 0 and 100 %, or at -100 % if a score is negative."""
     least = -1.0 if any((r[value] or 0.0) < 0 for r in rows) else 0.0
     return [r | {end: None if r[end] is None else min(max(r[end], least), 1.0) for end in (low, high)} for r in rows]
 
@@ -235,13 +235,13 @@ class Spot(NamedTuple):
 
 
 def spot(x: float, value: float, row: Row, *, bar: bool = True) -> Spot:
-    """The spot of a row with a `value` and an interval (`low`, `high`), all fractions, that is drawn in percent."""
+    """Return the spot of a row with a `value` and an interval (`low`, `high`). Fractions become percent."""
     bare = not bar or row["low"] is None
     return Spot(x, *(100 * v for v in ((value, value, value) if bare else (value, row["low"], row["high"]))))
 
 
 def spread_apart(axes: Any, spots: Sequence[Spot]) -> list[float]:
-    """Places on the x axis at which nothing covers what is before it: a marker moves aside, no farther than it must.
+    """Return x positions at which no marker covers an earlier one. Markers move as little as possible.
 
     Both axes need their limits before. Those of x are widened if markers at an edge have no room, and markers move
     closer together if even that is not enough.
@@ -269,7 +269,7 @@ def spread_apart(axes: Any, spots: Sequence[Spot]) -> list[float]:
 
 
 def _places(axes: Any, spots: Sequence[Spot], apart: float) -> list[float]:
-    """Of each spot its place in points from the left end of the axis; `apart`: how much of its width it keeps free."""
+    """Return each spot's position in points from the left end of the axis. `apart` scales the free room around it."""
     if not spots:
         return []
     scale, coordinates = 72 / axes.figure.dpi, np.asarray(spots)
@@ -284,7 +284,7 @@ def _places(axes: Any, spots: Sequence[Spot], apart: float) -> list[float]:
 
 
 def _clearances(one: Any, others: Any) -> Any:
-    """How far from each of the others, in points, a spot has to stand so that both can be seen whole."""
+    """Return the distance in points that a spot needs from each of the others, so that both are visible."""
     (_, y, low, high), (_, ys, lows, highs) = one, others.T
     half = MARKER_POINTS / 2
     on_bar = ((lows - half < y) & (y < highs + half)) | ((low - half < ys) & (ys < high + half))
@@ -293,13 +293,13 @@ def _clearances(one: Any, others: Any) -> Any:
 
 
 def _from_points(axes: Any, places: Sequence[float]) -> Any:
-    """Values on the x axis that are so many points from its left end."""
+    """Return the values on the x axis at these distances (in points) from its left end."""
     pixels = [(axes.bbox.x0 + place * axes.figure.dpi / 72, axes.bbox.y0) for place in places]
     return axes.transData.inverted().transform(pixels)[:, 0] if pixels else []
 
 
 def place_title(place: Place, among: Collection[Place] = ()) -> str:
-    """The title of a panel: the short name of the data set (its source is in the tables), and the training size.
+    """Return the title of a panel: the short name of the data set (its source is in the tables), and the size.
 
     A mean over data sets has the training size only if those of `among` differ in it. The model and the sweep have
     lines of their own if those of `among` differ in them.
@@ -352,7 +352,7 @@ def has_band(rows: Sequence[Row]) -> bool:
 
 
 def band_or_bars(axes: Any, x: Sequence[float], rows: Sequence[Row], colour: str, *, banded: bool) -> None:
-    """The intervals of a curve's points (`low`, `high`): a band, or bars, which say nothing of what is in between."""
+    """Draw the intervals (`low`, `high`) of a curve's points, as a band or as a bar for each point."""
     with_interval_rows = [(at, r) for at, r in zip(x, rows, strict=True) if r["low"] is not None]
     at = [at for at, _ in with_interval_rows]
     low = [r["low"] for _, r in with_interval_rows]
@@ -366,7 +366,7 @@ def band_or_bars(axes: Any, x: Sequence[float], rows: Sequence[Row], colour: str
 
 
 def horizontal_bar(axes: Any, level: float, row: Row, colour: str, width: float = 1.1) -> None:
-    """The interval of a row (`low`, `high`; none if they are null) as a bar of a chart that has its rows upright."""
+    """Draw the interval of a row (`low`, `high`) as a horizontal bar; nothing if it has none."""
     if row["low"] is not None:
         axes.hlines(level, 100 * row["low"], 100 * row["high"], color=colour, linewidth=width, alpha=0.7)
         mark_cut_ends(axes, level, row["low"], row["high"], colour, upright=False)
@@ -382,12 +382,12 @@ def mark_cut_ends(axes: Any, at: float, low: float, high: float, colour: str, *,
 
 
 def line_style(method: str) -> Any:
-    """How a method's line is drawn: dashed without a budget, dotted if nothing is trained."""
+    """Return the line style of a method: dashed without a budget, dotted if nothing is trained."""
     return "-" if style(method).marker else DOTS if method == "zero-shot" else DASHES
 
 
 def _across(names: Sequence[str], inches: float) -> int:
-    """How many columns of a legend fit into a width; a column is as wide as its longest name."""
+    """Return the number of columns of a legend that fit into a width. A column is as wide as its longest name."""
     widths = [SMALL * (0.05 + 0.0073 * len(name)) for name in names]
     fits = (k for k in range(len(names), 1, -1) if sum(max(part) for part in np.array_split(widths, k)) <= inches)
     return next(fits, 1)

@@ -46,7 +46,7 @@ _PUBLISHED = (0, (4, 2))
 
 
 def draw_fits(points: pa.Table, bands: pa.Table, crossings: pa.Table, *, score: str = SCORE) -> Chart:
-    """Fitted curves with their bands, the cells' means as markers, crossings as vertical spans.
+    """Draw fitted curves with their bands, the cells' means as markers, and crossings as vertical spans.
 
     Args:
         points: from `pareto.front` (cost and mean score of every cell), or `measured.point_table`.
@@ -78,7 +78,7 @@ def draw_fits(points: pa.Table, bands: pa.Table, crossings: pa.Table, *, score: 
 
 
 def draw_front(front: pa.Table, *, score: str = SCORE) -> Chart:
-    """Every cell's score against its cost; a stepped line connects the front, cells off it are pale.
+    """Draw every cell's score against its cost. A stepped line connects the front, and other cells are pale.
 
     Cells at a cost of 0 have no place on the log axis; `at_no_cost` names them.
 
@@ -99,7 +99,7 @@ def draw_front(front: pa.Table, *, score: str = SCORE) -> Chart:
 
 
 def at_no_cost(front: pa.Table) -> str:
-    """A sentence on the cells that `draw_front` can't show though others are pale because of them; "" without any."""
+    """Return a sentence on the cells at no cost, which `draw_front` cannot show; "" if there are none."""
     free = in_order({r["method"] for r in front.to_pylist() if r["cost"] <= 0})
     named = ", ".join(style(method).name for method in free)
     return f" Not on the logarithmic axis, but compared with: {named}, at a cost of 0." if named else ""
@@ -145,7 +145,7 @@ def draw_sizes(table: pa.Table, *, score: str = SCORE) -> Chart:
 
 
 def draw_overlay(ours: pa.Table, theirs: pa.Table, source: str, *, score: str = SCORE) -> Chart:
-    """Published curves beside measured ones, on one pair of axes: ours with filled markers, theirs dashed and hollow.
+    """Draw published curves (dashed, hollow markers) beside measured ones (filled markers).
 
     Args:
         ours, theirs: from `scaling.curve`, each of one place; `theirs` is only drawn, never tested against.
@@ -180,7 +180,7 @@ def draw_overlay(ours: pa.Table, theirs: pa.Table, source: str, *, score: str = 
 
 
 def _panels(rows: Sequence[Row], measured: str) -> tuple[Chart, Iterator[tuple[Any, Any, list[Row]]]]:
-    """A figure of score against a cost, and its panels to draw in: axes, place, and the rows of the place.
+    """Return a figure of score against a cost, and an iterator of its panels: axes, place, and the place's rows.
 
     A panel's axes are named and scaled when the next one is asked for, the legend is added after the last.
     """
@@ -205,7 +205,7 @@ def _panels(rows: Sequence[Row], measured: str) -> tuple[Chart, Iterator[tuple[A
 def _size_lines(
     axes: Any, method: str, points: Sequence[tuple[float, Row]], labels: Sequence[str], *, banded: bool
 ) -> None:
-    """A method's lines, one for each of its budgets; the largest with its band or bars."""
+    """Draw a method's lines, one for each budget, and the band or bars of the largest one."""
     look = style(method)
     # by name: cells off their budgets may have one count at several
     counts = {r["reference"]: r["adapter_params"] or 0 for _, r in points}
@@ -223,7 +223,7 @@ def _size_lines(
 
 
 def _overlaid(axes: Any, method: str, points: Sequence[tuple[float, Row]], published: bool) -> None:
-    """One method's curve, ours or a published one; a point is its place on the axis and its row."""
+    """Draw one method's curve, ours or a published one. A point is its position on the axis and its row."""
     if not points:
         return
     colour = style(method).colour
@@ -245,7 +245,7 @@ def _overlaid(axes: Any, method: str, points: Sequence[tuple[float, Row]], publi
 
 
 def _marker_text(row: Row, where: str, cost: float | None = None, unit: str = "") -> str:
-    """What a marker says: method, setting, cost, score with its interval, seeds."""
+    """Return the text of a marker: method, setting, cost, score with its interval, seeds."""
     setting = where.strip(", ")
     value = row["mean"] if "mean" in row else row["score"]
     shown = with_interval(percent(value), percent(row.get("low")), percent(row.get("high")))
@@ -295,5 +295,5 @@ def _log(axes: Any, x: str) -> None:
 
 
 def axis_label(x: str | None) -> str:
-    """A cost in words: of `measured.AXES`, or the number of training examples."""
+    """Return the name of a cost of `measured.AXES`, or 'training examples'."""
     return AXES[x].label.split(" (")[0] if x in AXES else "training examples"

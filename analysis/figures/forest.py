@@ -44,7 +44,7 @@ def panels_of(rows: Sequence[Row]) -> list[tuple[str, str, str]]:
 
 
 def draw_forest(table: pa.Table, *, score: str, margin: float | None = None) -> Chart:
-    """Differences from the baseline with their intervals and corrected verdicts; a panel per sweep, model and size.
+    """Draw differences from the baseline with intervals and corrected verdicts, a panel per sweep, model and size.
 
     Args:
         table: of `scaling.comparisons`, of one method; not empty.
@@ -104,12 +104,12 @@ def _panel(axes: Any, index: int, rows: Sequence[Row], score: str, margin: float
 
 
 def _several(budgets: int, most: int) -> str:
-    """Which budgets a mean is of; `most`: any row's."""
+    """Return which budgets a mean is over. `most` is the largest number of budgets of any row."""
     return "all budgets" if budgets == most else f"{budgets} of {most} budgets"
 
 
 def _name(row: Row, at: str) -> str:
-    """'digits, lora-1', or which mean."""
+    """Return the name of a row, such as 'digits, lora-1', or the name of a mean."""
     if row["test"] == OVER_DATASETS:
         return "data sets like these"
     return f"{cut(short_name(row['dataset'] or 'mean'), 20)}, {at}"

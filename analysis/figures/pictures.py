@@ -66,7 +66,7 @@ LEAST_RANKS = 3
 
 
 def pictures(store: Store, x: str = "adapter_params", overlay: str | None = None) -> list[Picture]:
-    """All figures in the order of the page.
+    """Return all figures of the report, in the order of the page.
 
     Args:
         store: the results.
@@ -92,7 +92,7 @@ def pictures(store: Store, x: str = "adapter_params", overlay: str | None = None
 
 
 def live_picture_functions() -> tuple[Callable[[Store], list[Picture]], ...]:
-    """What draws the figures to watch while a sweep runs: curve and differences, or the ranking; the rates tried."""
+    """Return the functions that draw the figures of a running sweep."""
     return _scaling, _differences, _rates
 
 
@@ -124,7 +124,7 @@ def _scaling(store: Store) -> list[Picture]:
 
 
 def _ranking(store: Store, curve: pa.Table, score: str) -> Picture:
-    """Scores and differences at the one budget, instead of curves of a single point."""
+    """Draw scores and differences at the only budget, instead of curves of a single point."""
     compared = difference_curves(store)
     asked_question = scaling.question(store)
     margin = margin_of(store)
@@ -142,7 +142,7 @@ def _ranking(store: Store, curve: pa.Table, score: str) -> Picture:
 
 
 def _differences(store: Store) -> list[Picture]:
-    """The paired difference of every method to the baseline against the budget."""
+    """Draw the paired difference of every method to the baseline against the budget."""
     table, score = difference_curves(store).filter(pc.field("budget") > 0), scaling.score_name(store)  # a log axis
     if table.num_rows == 0 or scaling.one_budget(store):
         return []
@@ -162,7 +162,7 @@ def _differences(store: Store) -> list[Picture]:
 
 
 def _forest(store: Store) -> list[Picture]:
-    """Every difference of the question's methods and their means, if there are several data sets."""
+    """Draw every difference of the question's methods and their means, if there are several data sets."""
     asked_question, table = scaling.question(store), scaling.comparisons(store)
     question_rows = [r for r in rows_of_question(table.to_pylist(), asked_question) if asked_question.focus]
     several = len({r["dataset"] for r in question_rows if r["dataset"]}) > 1
@@ -230,7 +230,7 @@ def _fits(store: Store, x: str) -> list[Picture]:
 def _fitted(
     stem: str, kind: str, points: pa.Table, bands: pa.Table, crossings: pa.Table, cost: str, store: Store
 ) -> Picture:
-    """Fitted curves: of a cost, or of training examples."""
+    """Draw fitted curves against a cost or against training examples."""
     score, shown = scaling.score_name(store), _first_panels(bands)
     label = f"Isotonic fits of {score} against {cost} with simultaneous bands, crossings marked"
     caption = (
@@ -279,7 +279,7 @@ def _sizes(store: Store) -> list[Picture]:
 
 
 def _size_fits(store: Store) -> list[Picture]:
-    """Fits over training examples, of every budget, in the panels of the first (sweep, model, data set or mean)."""
+    """Draw fits over training examples for every budget of the first (sweep, model, data set or mean)."""
     bands = readings.band_table(store, EXAMPLES, points=40)
     if bands.num_rows == 0:
         return []
@@ -312,7 +312,7 @@ def _rates(store: Store) -> list[Picture]:
 
 
 def tuning_pictures(store: Store) -> list[Picture]:
-    """The expected best of n rates, in validation and in test terms, and the rates' sharpness; per place."""
+    """Draw the expected best of n rates, in validation and in test scores, and the rates' sharpness, per place."""
     table = best_of_n(store)
     sharp = sharpness(store)
     score = scaling.score_name(store)
@@ -359,28 +359,28 @@ def tuning_pictures(store: Store) -> list[Picture]:
 
 
 def _first_panels(table: pa.Table) -> pa.Table:
-    """The rows of the first panels; the tables below a figure have them all."""
+    """Return the rows of the first panels. The tables below a figure have all rows."""
     keys = sorted(_keys(table, place_of), key=lambda k: (k[0], k[1], k[2] is not None))  # the means first, as drawn
     return _rows_with_key(table, place_of, keys[:MOST_PANELS])
 
 
 def _keys(table: pa.Table, key: Callable[[Row], K]) -> list[K]:
-    """The rows' keys in order of first appearance."""
+    """Return the rows' keys in order of first appearance."""
     return list(dict.fromkeys(map(key, table.to_pylist())))
 
 
 def _rows_with_key(table: pa.Table, key: Callable[[Row], K], among: Collection[K]) -> pa.Table:
-    """The rows whose key is one of these."""
+    """Return the rows whose key is one of `among`."""
     return table.filter(pa.array([key(r) in among for r in table.to_pylist()], pa.bool_()))
 
 
 def _margin_text(margin: float | None) -> str:
-    """What the strip of a figure of differences stands for."""
+    """Return a sentence on the grey strip of a figure of differences, or "" without a margin."""
     return "" if margin is None else f" Grey: within the margin of {100 * margin:g} points, which counts as none."
 
 
 def _numbered(stem: str, before: int) -> str:
-    """The stem of one of several figures."""
+    """Return the stem of one of several figures, numbered from the second on."""
     return f"{stem}_{before + 1}" if before else stem
 
 

@@ -89,7 +89,7 @@ def _panel(axes: Any, rows: Sequence[Row]) -> None:
 
 
 def _budgets(rows: Sequence[Row]) -> dict[str, float]:
-    """How strongly the markers of each budget are drawn: the smallest is the palest."""
+    """Return the opacity of each budget's markers. The smallest budget is the palest."""
     names = list(dict.fromkeys(r["reference"] for r in sorted(rows, key=lambda r: r["budget"])))
     return {name: 0.35 + 0.65 * (k + 1) / len(names) for k, name in enumerate(names)}
 

@@ -37,7 +37,7 @@ FEW_ROWS, SPREAD = 8, 0.01
 def draw_ranking(
     curve: pa.Table, compared: pa.Table, *, score: str = "test accuracy", margin: float | None = None
 ) -> Chart:
-    """Scores of the methods and, beside them, their paired differences from the baseline; two panels per place.
+    """Draw scores of the methods, and beside them the paired differences from the baseline; two panels per place.
 
     Args:
         curve: from `scaling.curve`, at one budget; not empty.
@@ -112,7 +112,7 @@ def _differences(
 
 
 def _near(rows: Sequence[Row], value: str) -> Sequence[Row]:
-    """The rows that set a panel's width: without those far behind (three ranges of the quartiles), which get arrows."""
+    """Return the rows that set a panel's width. Rows far behind (three quartile ranges) are left out."""
     if len(rows) < FEW_ROWS:
         return rows
     low, high = np.quantile([r[value] for r in rows], (0.25, 0.75))
@@ -121,7 +121,7 @@ def _near(rows: Sequence[Row], value: str) -> Sequence[Row]:
 
 
 def _mark(axes: Any, row: Row, value: str, level: int, says: str) -> None:
-    """A method's value with its interval; one that lies outside the panel is written at its edge."""
+    """Draw a method's value with its interval. A value outside of the panel is written at its edge."""
     at, (low, high) = 100 * row[value], axes.get_xlim()
     look = style(row["method"])
     if not low <= at <= high:

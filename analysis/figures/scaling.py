@@ -105,14 +105,14 @@ def _panel(axes: Any, index: int, rows: Sequence[Row]) -> set[str]:
 
 
 def limits(rows: Sequence[Row]) -> tuple[float, float]:
-    """Least and largest value to show, in percent; an interval much wider than the others runs out of the picture."""
+    """Return the limits of the y axis, in percent. An interval much wider than the others is cut off."""
     ends = [(100 * r["low"], 100 * r["high"]) for r in rows if r["low"] is not None and r["n"] >= FEW_SEEDS]
     low, high = fit_range([100 * r["mean"] for r in rows], ends)
     return (low, high) if high > low else (low - 1, high + 1)
 
 
 def limits_with_lines(curves: Sequence[Row], lines: Sequence[Row]) -> tuple[float, float, list[Row]]:
-    """Least and largest value to show, in percent, and which of the methods without a budget are within."""
+    """Return the limits of the y axis in percent, and the methods without a budget that lie within."""
     low, high = limits(curves or lines)
     room = NEAR * max(high - low, 2.0)
     near = [r for r in lines if low - room <= 100 * r["mean"] <= high + room]
@@ -138,7 +138,7 @@ def _span(curves: Sequence[Row]) -> tuple[float, float]:
 
 
 def _line(axes: Any, index: int, row: Row) -> None:
-    """A method without a budget: a dashed line at its score."""
+    """Draw a method without a budget as a dashed line at its score."""
     look, gid = style(row["method"]), f"{index}:{row['method']}"
     if row["low"] is not None:
         axes.axhspan(100 * row["low"], 100 * row["high"], color=look.colour, alpha=0.08, linewidth=0)
@@ -147,7 +147,7 @@ def _line(axes: Any, index: int, row: Row) -> None:
 
 
 def _arrow(axes: Any, row: Row, edge: int, before: int) -> None:
-    """A method far from the curves: an arrow to it at the lower (0) or upper edge (1), and its score."""
+    """Draw an arrow with the score of a method far from the curves, at the lower (0) or upper edge (1)."""
     head, side = ("\N{DOWNWARDS ARROW}", 1) if edge == 0 else ("\N{UPWARDS ARROW}", -1)
     look, gid = style(row["method"]), f"far:{len(axes.figure.tips)}"
     axes.annotate(
@@ -166,7 +166,7 @@ def _arrow(axes: Any, row: Row, edge: int, before: int) -> None:
 
 
 def _curves(axes: Any, index: int, curves: Sequence[Row]) -> None:
-    """Every method's curve; a marker that would cover that of a method before it stands beside it."""
+    """Draw every method's curve. A marker that would cover another method's stands beside it."""
     methods = in_order({r["method"] for r in curves})
     each = {m: sorted((r for r in curves if r["method"] == m), key=lambda r: r["adapter_params"]) for m in methods}
     banded = {m: has_band(line) and len(methods) <= MOST_BANDS for m, line in each.items()}
@@ -184,14 +184,14 @@ def _curves(axes: Any, index: int, curves: Sequence[Row]) -> None:
 
 
 def point_text(row: Row) -> str:
-    """What a method's marker says: budget, parameters, score, interval and seeds."""
+    """Return the text of a method's marker: budget, parameters, score, interval and seeds."""
     interval = "" if row["low"] is None else f" [{percent(row['low'])}, {percent(row['high'])}]"
     of = f" at {row['reference']}: {row['adapter_params']:,} parameters," if row["kind"] == "curve" else ":"
     return f"{style(row['method']).name}{of} {percent(row['mean'])} %{interval}, {plural(row['n'], 'seed')}"
 
 
 def _lora_ranks(curves: Sequence[Row]) -> dict[str, int]:
-    """Rank label -> budget, where budgets are LoRA ranks; empty where any is not."""
+    """Return the budget of each LoRA rank, or {} if any budget is not defined by a LoRA rank."""
     budget_by_name = {r["reference"]: r["budget"] for r in curves if r["kind"] == "curve"}
     if not all(name and name.startswith("lora-") for name in budget_by_name):
         return {}
@@ -199,7 +199,7 @@ def _lora_ranks(curves: Sequence[Row]) -> dict[str, int]:
 
 
 def _ranks(axes: Any, curves: Sequence[Row]) -> None:
-    """A second axis on top: the LoRA ranks that define the budgets."""
+    """Draw a second axis on top with the LoRA ranks that define the budgets."""
     ranks = _lora_ranks(curves)
     if not ranks:
         return

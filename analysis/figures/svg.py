@@ -20,18 +20,18 @@ _VARIABLES |= {light.lower(): (f"--m-spare-{k}", light, dark) for k, (light, dar
 
 
 def colour_variables(dark: bool) -> str:
-    """CSS custom properties for the methods' colours, for a light or a dark page."""
+    """Return CSS custom properties for the methods' colours, for a light or a dark page."""
     return " ".join(f"{name}: {on_dark if dark else light};" for name, light, on_dark in _VARIABLES.values())
 
 
 def colour(method: str) -> str:
-    """A method's colour in CSS, which follows the page's light or dark colours."""
+    """Return a method's colour in CSS, which follows the page's light or dark colours."""
     shown = style(method).colour
     return f"var({_VARIABLES[shown.lower()][0]}, {shown})"
 
 
 def inline_svg(figure: Chart, name: str, label: str) -> str:
-    """SVG markup to stand in an HTML page, whose markers say their numbers; arguments as in `embedded`."""
+    """Return SVG markup for an HTML page, with hover texts of its markers. Arguments as in `embedded`."""
     buffer = io.StringIO()
     with mpl.rc_context({"svg.fonttype": "none", "svg.hashsalt": name}):
         figure.savefig(
@@ -51,7 +51,7 @@ def embedded(
     tips: Mapping[str, str] | None = None,
     marks: Mapping[str, Mapping[str, str]] | None = None,
 ) -> str:
-    """SVG as matplotlib wrote it, made to stand in an HTML page.
+    """Return matplotlib's SVG, changed so that it can stand in an HTML page.
 
     Args:
         text: the SVG.
@@ -79,7 +79,7 @@ def embedded(
 
 
 def _themed(text: str) -> str:
-    """Fixed colours to CSS variables with the fixed colour as fall-back."""
+    """Replace fixed colours by CSS variables, with the fixed colour as fall-back."""
     variables = {drawing.INK: "--ink", drawing.MUTED: "--muted", drawing.GRID: "--grid", drawing.PAPER: "--paper"}
     variables |= {shown: name for shown, (name, _, _) in _VARIABLES.items()}
     pattern = "|".join(re.escape(colour) for colour in variables)

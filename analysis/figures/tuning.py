@@ -35,7 +35,7 @@ _ENDS = ("test_low", "test_high")
 
 
 def draw_rates(rates: pa.Table) -> Chart:
-    """Validation score against learning rate, one panel per method, one line per budget (darker is larger).
+    """Draw validation score against learning rate, a panel per method, a line per budget (darker is larger).
 
     Args:
         rates: from `tuning.rates`, of one data set and training size; not empty.
@@ -53,7 +53,7 @@ def draw_rates(rates: pa.Table) -> Chart:
 
 
 def draw_expected(expected: pa.Table, test: str | None = None) -> Chart:
-    """Expected best validation score against the learning rates tried: a panel per budget, a line per method.
+    """Draw the expected best score against the number of rates tried, a panel per budget, a line per method.
 
     Args:
         expected: from `tuning.best_of_n`, of one data set and training size; not empty. Methods without a budget are
@@ -80,7 +80,7 @@ def draw_expected(expected: pa.Table, test: str | None = None) -> Chart:
 
 
 def budgets_of(rows: Sequence[Row]) -> list[str | None]:
-    """The panels of expected bests: budgets by size; one without a name where no method has a budget."""
+    """Return the budgets by size, which are the panels; [None] if no method has a budget."""
     budget_by_name = {r["reference"]: r["budget"] for r in rows if r["reference"] is not None}
     return sorted(budget_by_name, key=lambda k: (budget_by_name[k] or 0, k)) or [None]
 
@@ -93,7 +93,7 @@ def _of_one_place(table: pa.Table, what: str) -> list[Row]:
 
 
 def _panels(count: int, height: float, room: tuple[float, float, float], label: str) -> tuple[Chart, Iterator[Any]]:
-    """A figure and the axes of its panels, which share the y axis.
+    """Return a figure and the axes of its panels, which share the y axis.
 
     Args:
         count: of panels. height: of a panel, in inches. label: of the y axis.
@@ -198,7 +198,7 @@ def _expected_lines(axes: Any, rows: Sequence[Row], value: str) -> None:
 
 
 def draw_sharpness(table: pa.Table) -> Chart:
-    """Decades of learning rate within a point of the best, against the budget; pale where the range ends before.
+    """Draw the decades of learning rate within a point of the best, against the budget (pale: a lower bound).
 
     Args:
         table: from `tuning.sharpness`, of one data set and training size; not empty. Methods without a budget are
@@ -239,5 +239,5 @@ def draw_sharpness(table: pa.Table) -> Chart:
 
 
 def _budgets(row: Row, budgets: Sequence[int]) -> Sequence[int]:
-    """Where a row is drawn: at its budget; at every one if its method has none."""
+    """Return the budgets at which a row is drawn: its own, or all if its method has none."""
     return [row["budget"]] if row["budget"] else budgets

@@ -45,16 +45,16 @@ def import_csv(folder: Path, paths: Sequence[Path]) -> Path:
         if count > 1:
             problems.append(f"{count} files are called {stem!r}, and a sweep is named after its file: rename them")
     for path in paths:
-        seen: dict[tuple[object, ...], int] = {}
+        lines: dict[tuple[object, ...], int] = {}
         for line, raw in _lines(path, problems):
             cell, trial = _rows(path, line, raw, problems)
             key = tuple(cell[k] for k in ("model", "dataset", "train_size", "method", "reference"))
-            if key in seen:
+            if key in lines:
                 problems.append(
-                    f"{path}, line {line}: the same cell as line {seen[key]}; an imported cell has one number, and "
+                    f"{path}, line {line}: the same cell as line {lines[key]}; an imported cell has one number, and "
                     "rows of several sizes need a reference each"
                 )
-            seen.setdefault(key, line)
+            lines.setdefault(key, line)
             rows.append((cell, trial))
     if problems:
         raise StoreError("\n".join(problems))
@@ -64,7 +64,7 @@ def import_csv(folder: Path, paths: Sequence[Path]) -> Path:
 
 
 def _lines(path: Path, problems: list[str]) -> list[tuple[int, dict[str, str]]]:
-    """(line of the file, values by column) of every row that is not empty."""
+    """Yield (line of the file, values by column) for every row that is not empty."""
     try:
         text = path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:

@@ -37,10 +37,16 @@ def import_published(folder: Path, wanted: Sequence[str] = ()) -> Path:
         StoreError: unknown name, or a folder that exists.
     """
     chosen = [publication(name) for name in (wanted or publication_names())]
-    rows = [_published(one, point) for one in chosen for point in one.points]
-    source = "; ".join(dict.fromkeys(one.source for one in chosen))
-    note = " ".join(dict.fromkeys(f"{one.title}: {one.precision}. {one.note}".strip() for one in chosen))
-    return write_imported(folder, rows, {"source": source, "note": note, "names": [one.name for one in chosen]})
+    rows = [_published(source_table, point) for source_table in chosen for point in source_table.points]
+    source = "; ".join(dict.fromkeys(source_table.source for source_table in chosen))
+    note = " ".join(
+        dict.fromkeys(
+            f"{source_table.title}: {source_table.precision}. {source_table.note}".strip() for source_table in chosen
+        )
+    )
+    return write_imported(
+        folder, rows, {"source": source, "note": note, "names": [source_table.name for source_table in chosen]}
+    )
 
 
 def import_peft(folder: Path, paths: Iterable[Path]) -> tuple[Path, list[str]]:
@@ -148,17 +154,19 @@ def _peft(name: str, path: Path, result: Row) -> Imported:
 
 def _read_json(path: Path) -> Row:
     try:
-        found = json.loads(path.read_text(encoding="utf-8-sig"))
+        document = json.loads(path.read_text(encoding="utf-8-sig"))
     except FileNotFoundError as error:
         raise StoreError(f"{path}: no such file") from error
     except (ValueError, RecursionError) as error:
         raise StoreError(f"{path}: not a JSON file ({error})") from error
-    whole = isinstance(found, dict) and all(isinstance(found.get(k), dict) for k in ("run_info", "train_info"))
-    if not whole or "experiment_name" not in found["run_info"]:
+    has_sections = isinstance(document, dict) and all(
+        isinstance(document.get(k), dict) for k in ("run_info", "train_info")
+    )
+    if not has_sections or "experiment_name" not in document["run_info"]:
         raise StoreError(
             f"{path}: not a result of PEFT's method_comparison; it needs run_info (with experiment_name) and train_info"
         )
-    return dict(found)
+    return dict(document)
 
 
 def _last(metrics: Sequence[Row], key: str) -> Any:
@@ -166,14 +174,14 @@ def _last(metrics: Sequence[Row], key: str) -> Any:
 
 
 def _beyond(file_bytes: int | None, count: int | None) -> int | None:
-    """Bytes that a saved file holds beyond the trained tensors in float32: bases; None where the size is not known."""
+    """Return the bytes of a saved file beyond the trained tensors in float32, or None if the size is not known."""
     if file_bytes is None or count is None or file_bytes == PLACEHOLDER_BYTES:
         return None
     return max(0, file_bytes - 4 * count)
 
 
 def imported(cell: Row, count: int | None, trial: Row) -> Imported:
-    """The two rows of one number: its cell, and one attempt without seeds.
+    """Return the two rows of one number: its cell, and one attempt without seeds.
 
     Args:
         cell: columns that both rows have; `budget` is the count where there is a `reference`.

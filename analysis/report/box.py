@@ -29,24 +29,31 @@ _CELLS = """
 def facts_box(store: Store) -> list[tuple[str, str]]:
     """Return (fact, value) pairs. What an older folder did not record is left out."""
     rows = store.sql(_CELLS).to_pylist()
-    batch = _batch(store.stored())
-    found = [
+    batches = _batches(store.stored())
+    pairs = [
         ("data", "; ".join(dict.fromkeys(map(_data, rows)))),
         ("classes", _by_place(rows, [f"{r['classes']:,}" if r["classes"] else "" for r in rows])),
-        ("training", _by_place(rows, [_training(r, batch) for r in rows])),
+        ("training", _by_place(rows, [_training(r, batches) for r in rows])),
         ("model", "; ".join(dict.fromkeys(map(_model, rows)))),
         ("budgets", _budgets(store)),
         ("runs", _runs(store)),
     ]
-    return [(fact, value) for fact, value in found if value]
+    return [(fact, value) for fact, value in pairs if value]
 
 
-def _batch(spec: Row) -> int | None:
-    """Return the batch size of a specification, or None if it has none."""
-    found: object = spec
-    for key in ("train", "global_batch_size"):
-        found = found.get(key) if isinstance(found, dict) else None
-    return found if isinstance(found, int) and found > 0 else None
+def _batches(spec: Row) -> list[int]:
+    """Return the batch size of a specification, or the sizes that it searches, rising; [] if it has none."""
+    searched = _at(spec, "search", "space", "global_batch_size", "values")
+    sizes = searched if isinstance(searched, list) and searched else [_at(spec, "train", "global_batch_size")]
+    return sorted(size for size in sizes if isinstance(size, int) and size > 0)
+
+
+def _at(spec: Row, *keys: str) -> object:
+    """Return the value at nested keys; None if a key is missing."""
+    value: object = spec
+    for key in keys:
+        value = value.get(key) if isinstance(value, dict) else None
+    return value
 
 
 def _by_place(rows: list[Row], values: list[str]) -> str:
@@ -68,12 +75,13 @@ def _data(r: Row) -> str:
     return f"{name}, {size_text(r['train_size'])}: {listed(sizes)}"
 
 
-def _training(r: Row, batch: int | None) -> str:
+def _training(r: Row, batches: list[int]) -> str:
     if not r["epochs"]:
         return ""
-    steps = f" of {math.ceil(r['samples'] / r['epochs'] / batch):,} steps" if batch and r["samples"] else ""
-    size = f", batches of {batch:,}" if batch else ""
-    return f"{plural(r['epochs'], 'epoch')}{steps}{size}"
+    ends = sorted({math.ceil(r["samples"] / r["epochs"] / size) for size in batches}) if r["samples"] else []
+    steps = f" of {' to '.join(f'{n:,}' for n in dict.fromkeys((ends[0], ends[-1])))} steps" if ends else ""
+    sizes = f", batches of {listed([f'{size:,}' for size in batches], 'or')}" if batches else ""
+    return f"{plural(r['epochs'], 'epoch')}{steps}{sizes}"
 
 
 def _model(r: Row) -> str:
@@ -127,12 +135,12 @@ def _runs(store: Store) -> str:
     if not r["cells"] or (store.spec() or {}).get("imported"):
         return ""
     tuned = plural(r["trials"], "run") if r["samples"] is None else f"{quantity(r['samples'])} training examples"
-    said = [f"{plural(r['cells'], 'cell')} (a cell is one method at one budget on one data set)"]
+    sentences = [f"{plural(r['cells'], 'cell')} (a cell is one method at one budget on one data set)"]
     if r["trials"]:
-        said.append(f"Stage TUNE chooses the learning rate of each cell on validation data with {tuned}")
+        sentences.append(f"Stage TUNE chooses the learning rate of each cell on validation data with {tuned}")
     seeds = plural(r["seeds"], "seed")
-    said.append(f"Stage CONFIRM then trains each cell with {seeds} at that rate and reads the test data")
-    return "".join(f"{sentence}. " for sentence in said).strip()
+    sentences.append(f"Stage CONFIRM then trains each cell with {seeds} at that rate and reads the test data")
+    return "".join(f"{sentence}. " for sentence in sentences).strip()
 
 
 def summary(store: Store) -> list[str]:
@@ -158,6 +166,6 @@ def _summary(r: Row, several: bool) -> str:
 
 def _some(names: Iterable[str], most: int = 6) -> str:
     """List names; of more than `most` the last ones are only counted."""
-    found = list(names)
-    rest = [f"{len(found) - most + 1} more"] if len(found) > most else []
-    return listed(found[: most - len(rest)] + rest)
+    all_names = list(names)
+    uncounted = [f"{len(all_names) - most + 1} more"] if len(all_names) > most else []
+    return listed(all_names[: most - len(uncounted)] + uncounted)

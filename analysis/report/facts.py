@@ -40,7 +40,7 @@ _NOT_SHOWN = {"ev", "name", "cells", "versions", "pid", "started"}
 
 def facts(store: Store) -> dict[str, Any]:
     """Return what the page says besides its tables and figures."""
-    trials, asked = store.table("trials"), scaling.question(store)
+    trials, asked_question = store.table("trials"), scaling.question(store)
     concluded, totals = conclusion_of(store), _totals(store)
     coverage = store.table("coverage").to_pylist()
     parity = parity_rows(store)
@@ -49,11 +49,11 @@ def facts(store: Store) -> dict[str, Any]:
     return {
         "title": ", ".join(store.names),
         "now": datetime.now(UTC),
-        "question": _question(asked, limited(r["reference"] for r in parity)),
-        "baseline": style(asked.baseline).name,
+        "question": _question(asked_question, limited(r["reference"] for r in parity)),
+        "baseline": style(asked_question.baseline).name,
         "description": (store.spec() or {}).get("description") or None,
         "concluded": concluded,
-        "gap": conclude_gap(scaling.comparisons(store, baseline="full"), asked),
+        "gap": conclude_gap(scaling.comparisons(store, baseline="full"), asked_question),
         "groups_say": begin + conclude_groups(groups(store).to_pylist()),
         "setting": summary(store),
         "parity_says": [
@@ -85,11 +85,11 @@ def facts(store: Store) -> dict[str, Any]:
     }
 
 
-def _question(asked: scaling.Question, equal: str) -> str:
-    if asked == scaling.Question() and equal == limited([]):
+def _question(asked_question: scaling.Question, equal: str) -> str:
+    if asked_question == scaling.Question() and equal == limited([]):
         return RANK_OR_PARAMETERS
-    focus, baseline = question_names(asked)
-    if asked.focus is None:
+    focus, baseline = question_names(asked_question)
+    if asked_question.focus is None:
         return f"Which method scores highest at the same number of {equal}, and is it above {baseline}?"
     return f"Does {focus} score higher than {baseline} at the same number of {equal}?"
 
@@ -100,22 +100,24 @@ def _diagnostics(store: Store) -> list[Row]:
     This reads files only: a figure is `diagnostics/STEM.svg`, and its sentence is in `STEM.txt`. `lacks` says why a
     figure has no `svg`.
     """
-    there = {sheet.name for sheet in diagnostic_sheets(store)}
-    found = []
+    sheet_names = {sheet.name for sheet in diagnostic_sheets(store)}
+    pictures = []
     for picture in sorted((store.path / FOLDER).glob("*.svg")):
         text = picture.with_suffix(".txt")
-        said = text.read_text(encoding="utf-8", errors="replace").strip() if text.is_file() else picture.stem
+        sentence = text.read_text(encoding="utf-8", errors="replace").strip() if text.is_file() else picture.stem
         shown, lacks = "", None
         try:
             name = re.sub(r"[^\w-]", "-", picture.stem)  # stands in ids
-            shown = svg.embedded(drawing_of(picture.read_text(encoding="utf-8")), f"diagnostic-{name}", said)
+            shown = svg.embedded(drawing_of(picture.read_text(encoding="utf-8")), f"diagnostic-{name}", sentence)
         except (OSError, UnicodeDecodeError, ForeignError) as error:
             lacks = str(error)
         names = [f"diagnostic_{name}" for name in SHEETS.get(picture.stem, ())]
-        sheets = [name for name in names if name in there]
+        sheets = [name for name in names if name in sheet_names]
         wide = picture.stem in WIDE
-        found.append({"stem": picture.stem, "svg": shown, "says": said, "wide": wide, "sheets": sheets, "lacks": lacks})
-    return found
+        pictures.append(
+            {"stem": picture.stem, "svg": shown, "says": sentence, "wide": wide, "sheets": sheets, "lacks": lacks}
+        )
+    return pictures
 
 
 def _tuning_says(parity: list[Row]) -> list[str]:
@@ -124,48 +126,50 @@ def _tuning_says(parity: list[Row]) -> list[str]:
     if not tuned:
         return []
     poor, edges = sum(bool(r["under_tuned"]) for r in tuned), sum(bool(r["edge"]) for r in tuned)
-    found = f"{plural(poor, 'cell is', 'cells are')} perhaps under-tuned" if poor else "no cell looks under-tuned"
+    poor_text = f"{plural(poor, 'cell is', 'cells are')} perhaps under-tuned" if poor else "no cell looks under-tuned"
     at = f"the chosen rate of {plural(edges, 'cell')} is at the edge of its range" if edges else ""
-    return [f"Enough tuning: {found}, and {at or 'no chosen rate is at the edge of its range'}."]
+    return [f"Enough tuning: {poor_text}, and {at or 'no chosen rate is at the edge of its range'}."]
 
 
 def _test_says(store: Store) -> list[str]:
     """Say how often the test data was read."""
     confirm = store.sql("select count(*) as n from last_attempts where stage = 'CONFIRM' and test_score is not null")
     reads, superseded = confirm.column("n")[0].as_py(), store.table("superseded").num_rows
-    said = f"Test data: stage CONFIRM read it {plural(reads, 'time')}, and stage TUNE cannot read it."
+    text = f"Test data: stage CONFIRM read it {plural(reads, 'time')}, and stage TUNE cannot read it."
     if superseded:
         were = "was at a rate" if superseded == 1 else "were at rates"
-        said += f" {superseded:,} of these {were} or seeds that a later choice replaced, and does not count."
-    return [said]
+        text += f" {superseded:,} of these {were} or seeds that a later choice replaced, and does not count."
+    return [text]
 
 
 def _totals(store: Store) -> Row:
     """Add up the time of all runs: in total, of failed runs, and per finished run outside training and evaluation."""
-    found = store.sql(f"""
+    totals = store.sql(f"""
         select sum({SECONDS}) as seconds, min(started_at) as first, max(ended_at) as last,
                sum({SECONDS}) filter (status = 'failed') as seconds_failed,
                sum({SECONDS} - coalesce(seconds_train, 0) - coalesce(seconds_eval, 0))
                  filter (status = 'finished') / nullif(count(*) filter (status = 'finished'), 0) as overhead
         from trials
     """)  # noqa: S608  ours
-    return dict(found.to_pylist()[0])
+    return dict(totals.to_pylist()[0])
 
 
 def _cost_says(r: Row, attempts: int) -> str:
     """Say in sentences how long the runs took, from `_totals`."""
-    said = [f"{plural(attempts, 'run')} took {duration(r['seconds'])}, added up over all runs"]
+    sentences = [f"{plural(attempts, 'run')} took {duration(r['seconds'])}, added up over all runs"]
     if r["first"] is not None and r["last"] is not None:
-        said[0] += f", between {moment(r['first'])} and {moment(r['last'])}"
+        sentences[0] += f", between {moment(r['first'])} and {moment(r['last'])}"
     if r["overhead"] is not None:
-        said.append(f"A finished run spent {duration(r['overhead'])} on average on neither training nor evaluation")
+        sentences.append(
+            f"A finished run spent {duration(r['overhead'])} on average on neither training nor evaluation"
+        )
     if r["seconds_failed"]:
-        said.append(f"Failed runs took {duration(r['seconds_failed'])} of the total")
-    return "".join(f"{sentence}. " for sentence in said).strip()
+        sentences.append(f"Failed runs took {duration(r['seconds_failed'])} of the total")
+    return "".join(f"{sentence}. " for sentence in sentences).strip()
 
 
 def moment(value: datetime | None) -> str:
-    """'2026-11-27 00:50 UTC'; empty for None."""
+    """Return a time such as '2026-11-27 00:50 UTC', or "" for None."""
     return "" if value is None else f"{value:%Y-%m-%d %H:%M} UTC"
 
 

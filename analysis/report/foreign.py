@@ -39,7 +39,7 @@ class ForeignError(ValueError):
 
 
 def drawing_of(text: str) -> str:
-    """The SVG of a file with its drawing elements and attributes alone.
+    """Return the SVG of a file with only its drawing elements and attributes.
 
     Raises:
         ForeignError: it does not parse, is not SVG, or declares entities.
@@ -61,7 +61,7 @@ def drawing_of(text: str) -> str:
 
 
 def _clean(root: ElementTree.Element) -> None:
-    """Leave drawing elements and attributes, under the names that they have in a page."""
+    """Keep only drawing elements and attributes, under the names that they have in a page."""
     left = [root]
     while left:
         element = left.pop()

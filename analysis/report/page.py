@@ -120,5 +120,5 @@ def render(
 
 
 def _bracketed(text: str) -> Markup:
-    """A cell with its interval set off."""
+    """Return a cell with its interval marked, so that the page can set it off."""
     return Markup(re.sub(r"(\[[^\]]*\])$", r'<span class="i">\1</span>', str(escape(text))))  # noqa: S704  escaped

@@ -20,7 +20,7 @@ def _overlay(store: Store, overlay: str) -> Sheet:
 
 
 def _makers(store: Store, x: str, overlay: str | None) -> list[tuple[tuple[str, ...], Callable[[], list[Sheet]]]]:
-    """Names, and what makes the tables of those names; in the order of the page."""
+    """Return the names of tables with the function that makes them, in the order of the page."""
     beside = [(("overlay",), lambda: [_overlay(store, overlay)])] if overlay is not None else []
     return [
         (("decisions",), lambda: [results.decided(store)]),
@@ -52,38 +52,40 @@ def _makers(store: Store, x: str, overlay: str | None) -> list[tuple[tuple[str, 
 
 
 def sheets(store: Store, x: str = "adapter_params", overlay: str | None = None) -> dict[str, Sheet]:
-    """Every table that has a row.
+    """Return every table that has a row, by name.
 
     Args:
-        store: the results. x: the cost of the fits and of the front. overlay: a published curve beside ours.
+        store: the results.
+        x: the cost of the fits and of the front.
+        overlay: name of a published curve to show beside ours.
 
     Raises:
-        StoreError: an unknown cost or published curve.
+        StoreError: the cost or the published curve is unknown.
     """
-    found = [sheet for _, make in _makers(store, x, overlay) for sheet in make()]
-    return {sheet.name: sheet for sheet in _marked(store, found) if sheet.rows}
+    all_sheets = [sheet for _, make in _makers(store, x, overlay) for sheet in make()]
+    return {sheet.name: sheet for sheet in _marked(store, all_sheets) if sheet.rows}
 
 
-def _marked(store: Store, found: Iterable[Sheet]) -> list[Sheet]:
-    """The tables, each with a note on data sets that are left out."""
+def _marked(store: Store, unmarked: Iterable[Sheet]) -> list[Sheet]:
+    """Return the tables, each with a note on data sets that were left out."""
     mark = "".join(f"{line}. " for line in absent_data(store.table("signs").to_pylist()))
-    return [replace(s, legend=mark + s.legend, mark=mark.strip()) for s in found] if mark else list(found)
+    return [replace(s, legend=mark + s.legend, mark=mark.strip()) for s in unmarked] if mark else list(unmarked)
 
 
 def pick(store: Store, names: Sequence[str], x: str = "adapter_params") -> list[Sheet]:
-    """Tables by name; only these are computed.
+    """Return the tables of these names. Only these are computed.
 
     Raises:
-        StoreError: an unknown table, with the known ones, or one that has no row in this folder.
+        StoreError: a table is unknown (the error lists the known ones), or has no row in this folder.
     """
     makers = _makers(store, x, None)
-    known = [name for group, _ in makers for name in group]
+    known_names = [name for group, _ in makers for name in group]
     for name in names:
-        if name not in known:
-            raise StoreError(f"no table {name!r} in this report; {nearest(name, known)}")
-    asked = _marked(store, [sheet for group, make in makers if set(group) & set(names) for sheet in make()])
-    found = {s.name: s for s in asked if s.rows}
-    empty = [name for name in names if name not in found]
+        if name not in known_names:
+            raise StoreError(f"no table {name!r} in this report; {nearest(name, known_names)}")
+    computed = _marked(store, [sheet for group, make in makers if set(group) & set(names) for sheet in make()])
+    sheets_by_name = {s.name: s for s in computed if s.rows}
+    empty = [name for name in names if name not in sheets_by_name]
     if empty:
         raise StoreError(f"table {empty[0]!r} has no row here; `sweeps tables {store.path}` lists those that have")
-    return [found[name] for name in names]
+    return [sheets_by_name[name] for name in names]

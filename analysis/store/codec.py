@@ -75,8 +75,8 @@ class Column:
     @property
     def field(self) -> pa.Field:
         """The Arrow field, with the sentence and the unit in its metadata."""
-        said = {"doc": self.doc} | ({"unit": self.unit} if self.unit else {})
-        return pa.field(self.name, self.kind, metadata=said)
+        metadata = {"doc": self.doc} | ({"unit": self.unit} if self.unit else {})
+        return pa.field(self.name, self.kind, metadata=metadata)
 
     @functools.cached_property
     def _plain(self) -> type | None:
@@ -148,12 +148,12 @@ _COLUMNS: dict[type[TableRow], tuple[Column, ...]] = {}
 
 def _columns(row: type[TableRow]) -> tuple[Column, ...]:
     kinds = typing.get_type_hints(row)
-    made = []
+    columns = []
     for field in dataclasses.fields(row):
         kind = kinds[field.name]
         if isinstance(kind, types.UnionType):
             (kind,) = (each for each in typing.get_args(kind) if each is not types.NoneType)
-        made.append(
+        columns.append(
             Column(
                 field.name,
                 _ARROW[kind],
@@ -163,7 +163,7 @@ def _columns(row: type[TableRow]) -> tuple[Column, ...]:
                 kind == Mapping[str, Any],
             )
         )
-    return tuple(made)
+    return tuple(columns)
 
 
 def doc_of(row: type[TableRow]) -> str:
@@ -183,21 +183,21 @@ def stored_rows(row: type[TableRow], rows: Iterable[TableRow | Mapping[str, Any]
         StoreError: a row has an unknown column, or a value that does not fit.
     """
     columns = columns_of(row)
-    found: dict[str, list[Any]] = {column.name: [] for column in columns}
+    values_by_column: dict[str, list[Any]] = {column.name: [] for column in columns}
     for values in map(values_of, rows):
-        _refuse_unknown(row.table, values, found)
+        _refuse_unknown(row.table, values, values_by_column)
         for column in columns:
-            found[column.name].append(column.stored(row.table, values.get(column.name)))
-    return found
+            values_by_column[column.name].append(column.stored(row.table, values.get(column.name)))
+    return values_by_column
 
 
 def to_json(row: TableRow) -> dict[str, Any]:
     """Return a row as JSON has it, for the journal: text for instants, base64 for bits, None for what is not finite."""
-    found: dict[str, Any] = {}
+    json_values: dict[str, Any] = {}
     for column in columns_of(type(row)):
         value = column.stored(row.table, getattr(row, column.name))
-        found[column.name] = value.isoformat() if isinstance(value, datetime) else finite(value)
-    return found
+        json_values[column.name] = value.isoformat() if isinstance(value, datetime) else finite(value)
+    return json_values
 
 
 def from_values(row: type[R], values: Mapping[str, Any]) -> R:
@@ -210,21 +210,21 @@ def from_values(row: type[R], values: Mapping[str, Any]) -> R:
     """
     columns = columns_of(row)
     _refuse_unknown(row.table, values, {column.name: column for column in columns})
-    made: dict[str, Any] = {}
+    field_values: dict[str, Any] = {}
     for column in columns:
         value = column.stored(row.table, values.get(column.name))
         if value is not None:
-            made[column.name] = _parsed(row.table, column, value) if column.parsed else value
+            field_values[column.name] = _parsed(row.table, column, value) if column.parsed else value
         elif column.required:
             raise StoreError(f"table {row.table!r}: a row has no {column.name!r}, which it needs; {column.doc}")
-    return row(**made)
+    return row(**field_values)
 
 
 def _parsed(table: str, column: Column, text: str) -> Any:
     try:
-        found = json.loads(text)
-        if isinstance(found, dict):
-            return found
+        document = json.loads(text)
+        if isinstance(document, dict):
+            return document
         problem = "not an object"
     except (ValueError, RecursionError) as error:
         problem = str(error)

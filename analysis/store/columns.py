@@ -50,5 +50,5 @@ def limited(references: Iterable[str | None]) -> str:
 
 
 def typed(kind: pa.DataType, *names: str) -> list[tuple[str, pa.DataType]]:
-    """Columns of one type, for the schema of a computed table."""
+    """Return columns of one type, for the schema of a computed table."""
     return [(name, kind) for name in names]

@@ -112,7 +112,7 @@ def line_digest(line: bytes) -> str:
 
 
 def journal_line(event: Mapping[str, Any], after: str | None = None) -> bytes:
-    """An event as a line with its checksum, `"crc"` at the end: CRC-32 of the bytes before, in hexadecimal.
+    """Return an event as a line with its checksum, `"crc"` at the end: CRC-32 of the bytes before, in hexadecimal.
 
     Args:
         event: the event.

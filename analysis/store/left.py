@@ -19,33 +19,33 @@ from last_attempts where stage = 'TUNE' order by slot
 
 
 def to_come(store: Store) -> dict[tuple[str, str], Left]:
-    """Trials left to run by (sweep, cell id), of the feasible cells."""
-    if len(store.paths) > 1:  # each has search settings of its own
+    """Return the trials that are left to run for each feasible cell, by (sweep, cell id)."""
+    if len(store.paths) > 1:  # each folder has its own search settings
         return {cell: left for path in store.paths for cell, left in to_come(Store((path,))).items()}
     stored = store.stored()
     search, hold = stored.get("search") or {}, stored.get("hold") or (stored.get("confirm") or {}).get("hold") or ()
     rates, seeds = search.get("rerun_rates", 0), search.get("rerun_seeds", 0)
     cells = [r for r in store.table("coverage").to_pylist() if r["feasible"]]
-    most = max((r["tune_planned"] for r in cells), default=0)
+    largest_plan = max((r["tune_planned"] for r in cells), default=0)
     tried: dict[str, list[Row]] = {r["cell_id"]: [] for r in cells}
     for row in store.sql(_TRIED).to_pylist():
         tried.setdefault(row["cell_id"], []).append(row)
     asked_for = {r["cell_id"]: (r["tune_points"], r["tune_refined"] or 0) for r in store.table("cells").to_pylist()}
-    found: dict[tuple[str, str], Left] = {}
+    left_by_cell: dict[tuple[str, str], Left] = {}
     for r in cells:
         rows, planned = tried[r["cell_id"]], r["tune_planned"]
         plain = max(0, planned - sum(t["origin"] != "widened" for t in rows))
-        whole = rows and planned == most  # else it was taken out: what it has is all that was planned
-        again = 0 if len(hold) == 3 else seeds
+        fully_planned = rows and planned == largest_plan  # else it was taken out: what it has is all that was planned
+        rerun_seeds = 0 if len(hold) == 3 else seeds
         points, refined = asked_for[r["cell_id"]]
-        if not whole:
+        if not fully_planned:
             tune: int | None = plain
         elif points is None:  # an older folder, or an allowance in samples
-            tune = _tune_left(rows, planned - rates * seeds, refined, rates, again, plain)
+            tune = _tune_left(rows, planned - rates * seeds, refined, rates, rerun_seeds, plain)
         else:
-            tune = _tune_left(rows, points, refined, rates, again, None)
-        found[r["sweep"], r["cell_id"]] = None if tune is None else (tune, r["missing"] - plain)
-    return found
+            tune = _tune_left(rows, points, refined, rates, rerun_seeds, None)
+        left_by_cell[r["sweep"], r["cell_id"]] = None if tune is None else (tune, r["missing"] - plain)
+    return left_by_cell
 
 
 def _tune_left(rows: Sequence[Row], points: int, refined: int, rates: int, seeds: int, plain: int | None) -> int | None:
@@ -53,9 +53,10 @@ def _tune_left(rows: Sequence[Row], points: int, refined: int, rates: int, seeds
 
     Args:
         rows: its trials that ended, by slot.
-        points: rates that the cell tries on the first seed. refined: those of them that a local fit proposes.
+        points: number of rates that the cell tries on the first seed.
+        refined: number of these rates that a local fit proposes.
         rates, seeds: the best `rates` rates run again on `seeds` more seeds each (0 if all seeds are fixed).
-        plain: what to return while rates are missing. None: the number of missing rates and of all re-runs.
+        plain: the result while rates are missing. If it is None, the result is the number of missing rates and re-runs.
     """
     first = rows[0]["seeds"]
     allowed = SlotKind.within(points, refined)
@@ -73,8 +74,8 @@ def _tune_left(rows: Sequence[Row], points: int, refined: int, rates: int, seeds
         return None
     late = {_point(t) for t in late_rows}  # each is run again
     leaders = late | {_point(t) for t in scored if t["score"] >= scores[-1]}
-    again = sum(_point(t) in leaders for t in rows if t["seeds"] != first)
-    return max(0, (min(rates, len(scores)) + len(late)) * seeds - again)
+    rerun_trials = sum(_point(t) in leaders for t in rows if t["seeds"] != first)
+    return max(0, (min(rates, len(scores)) + len(late)) * seeds - rerun_trials)
 
 
 def _point(row: Row) -> tuple[float, str | None]:

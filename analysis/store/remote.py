@@ -42,7 +42,7 @@ class Location:
 
     @classmethod
     def of(cls, uri: str) -> Location:
-        """From a URI such as s3://bucket/results/fig1; options as pyarrow reads them (`?region=...`).
+        """Make a location from a URI such as s3://bucket/results/fig1, with pyarrow's options (`?region=...`).
 
         Raises:
             StoreError: a scheme or form that pyarrow does not know, or credentials it can't find.
@@ -66,7 +66,7 @@ class Location:
         return {str(PurePosixPath(info.path).relative_to(self.base)): info.size for info in files}
 
     def read(self, name: str) -> bytes:
-        """One file. Raises OSError."""
+        """Return the bytes of one file. Raises OSError."""
         with _raising_os_errors(), self.filesystem.open_input_stream(f"{self.base}/{name}") as stream:
             return bytes(stream.read())
 
@@ -104,20 +104,22 @@ class Location:
             StoreError: a name there leads out of the folder; nothing was copied.
             OSError: the file system does not answer, or the disk is full.
         """
-        there = self.files()
-        if out := [name for name in there if ".." in PurePosixPath(name).parts]:
+        size_by_name = self.files()
+        if out := [name for name in size_by_name if ".." in PurePosixPath(name).parts]:
             raise StoreError(f"{self.uri}: {out[0]!r} leads out of the folder, as no sweep writes it; remove it there")
-        wanted = [name for name, size in there.items() if _PART.fullmatch(name) and _size(folder / name) != size]
+        names_to_copy = [
+            name for name, size in size_by_name.items() if _PART.fullmatch(name) and _size(folder / name) != size
+        ]
         if facts:
-            wanted += [name for name in FACTS if name in there and not self._has_same(folder, name)]
-        for name in wanted:
+            names_to_copy += [name for name in FACTS if name in size_by_name and not self._has_same(folder, name)]
+        for name in names_to_copy:
             target = folder / name
             target.parent.mkdir(parents=True, exist_ok=True)
             draft = target.with_name(f".{target.name}.{os.getpid()}.tmp")
             with _raising_os_errors():
                 pafs.copy_files(f"{self.base}/{name}", str(draft), self.filesystem, pafs.LocalFileSystem())
             draft.replace(target)
-        return len(wanted)
+        return len(names_to_copy)
 
     def _has_same(self, folder: Path, name: str) -> bool:
         path = folder / name
@@ -145,7 +147,7 @@ def is_uri(path: str | Path) -> bool:
 
 
 def local_copy(uri: str) -> Path:
-    """A local folder with what a URI's results folder holds now; it fetches what is new there.
+    """Return a local folder with the results of a URI. It fetches what is new there.
 
     Raises:
         StoreError: no place for results, no results there, or no answer.
@@ -154,11 +156,11 @@ def local_copy(uri: str) -> Path:
     try:
         folder = _copies() / hashlib.sha256(uri.encode()).hexdigest()[:16]
         (folder / "tables").mkdir(parents=True, exist_ok=True)
-        there = location.files()
-        if not any(name.startswith(tuple(f"tables/{table}/" for table in SCHEMAS)) for name in there):
+        size_by_name = location.files()
+        if not any(name.startswith(tuple(f"tables/{table}/" for table in SCHEMAS)) for name in size_by_name):
             raise StoreError(f"{uri} holds no sweep (no tables/)")
         for part in folder.glob("tables/*/part-*.parquet"):
-            if str(part.relative_to(folder).as_posix()) not in there:
+            if str(part.relative_to(folder).as_posix()) not in size_by_name:
                 part.unlink()
         location.fetch(folder)
     except OSError as error:

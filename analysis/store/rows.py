@@ -66,6 +66,9 @@ class _Attempt(_Trial):
     budget: int | None = column(BUDGET)
     capacity: int | None = column(CAPACITY)
     lr: float | None = column("Peak learning rate.")
+    global_batch_size: int | None = column(
+        "Examples of an optimiser step; the last step of an epoch may have fewer. Null if nothing is trained."
+    )
     hyperparameters: str | None = column(SEARCHED)
     origin: str | None = column(
         "Where the learning rate comes from: 'published' and 'neighbour' are warm starts, 'refined' lies where a local "

@@ -47,7 +47,7 @@ class _Snapshot:
 
 @dataclass
 class Store:
-    """One results folder or several, read as they are now; safe while a sweep writes to them.
+    """One or several results folders, read as they are now. Reading is safe while a sweep writes to them.
 
     Attributes:
         paths: the results folders.
@@ -59,8 +59,8 @@ class Store:
     def _repr_html_(self) -> str:
         """Return the numbers of trials and the score of each cell as HTML. Notebooks call this."""
         counts = self.sql("select status, count(*) as n from trials group by all order by n desc").to_pylist()
-        said = ", ".join(f"{row['n']:,} {row['status']}" for row in counts) or "none yet"
-        found = self.sql(
+        status_text = ", ".join(f"{row['n']:,} {row['status']}" for row in counts) or "none yet"
+        scaling_rows = self.sql(
             "select method, reference, dataset, train_size, adapter_params, mean, low, high, n from scaling "
             "order by dataset, train_size, budget nulls last, mean desc"
         ).to_pylist()
@@ -75,23 +75,23 @@ class Store:
                 "" if row["low"] is None else f"[{percent(row['low'])}, {percent(row['high'])}]",
                 row["n"],
             )
-            for row in found[:ROWS]
+            for row in scaling_rows[:ROWS]
         ]
         columns = ("method", "budget", "data", "size", "parameters", "mean test score, %", "95 % interval", "seeds")
-        title = f"Results of {', '.join(self.names)}; trials: {said}"
-        return html_table(title, columns, rows, len(found) - len(rows))
+        title = f"Results of {', '.join(self.names)}; trials: {status_text}"
+        return html_table(title, columns, rows, len(scaling_rows) - len(rows))
 
     @property
     def path(self) -> Path:
-        """The (first) results folder."""
+        """The first results folder."""
         return self.paths[0]
 
     def table(self, name: str) -> pa.Table:
-        """A whole table (docs/tables.md), or a view.
+        """Return a table or a view by name (docs/tables.md lists them).
 
         Raises:
-            StoreError: unknown name, with the known ones; a journal damaged before its end; two folders whose sweeps
-                share a name.
+            StoreError: the name is unknown, a journal is damaged before its end, or sweeps in two folders have the same
+                name.
         """
         if name in SCHEMAS:
             return self._snapshot().tables[name]
@@ -100,76 +100,87 @@ class Store:
         raise StoreError(f"unknown table {name!r}; {nearest(name, {*SCHEMAS, *VIEWS})}")
 
     def sql(self, query: str) -> pa.Table:
-        """Read-only SQL (DuckDB) over all tables and views; see `queries.run_sql` for what it refuses."""
+        """Run a read-only SQL query (DuckDB) over all tables and views. `queries.run_sql` says what it refuses."""
         from analysis.store.sql.queries import Database
 
         show_arrow_tables()
-        now = self._snapshot()
-        if now.database is None:
-            now.database = Database(now.tables)
+        snapshot = self._snapshot()
+        if snapshot.database is None:
+            snapshot.database = Database(snapshot.tables)
         try:
-            return now.database.ask(query)
+            return snapshot.database.ask(query)
         except QueryError:
-            now.database = None
+            snapshot.database = None
             raise
 
     def sql_apart(self, query: str) -> pa.Table:
-        """The same for SQL from outside, in a process of its own (`sql.process`), so that its limits hold."""
+        """Run a query from outside in a separate process (`sql.process`), which enforces limits of time and memory."""
         from analysis.store.sql.process import run_sql_apart
 
         return run_sql_apart(self._snapshot().tables, query)
 
     def remember(self, key: Hashable, make: Callable[[], T]) -> T:
-        """What `make` returns, made once for the folder as it is now; `key` names it. Nobody may change it."""
-        kept = self._snapshot().kept
-        if key not in kept:
-            kept[key] = make()
-        found: T = kept[key]
-        return found
+        """Return the cached result of `make` under `key`. It is made again if the folder has changed.
+
+        Callers must not change the result.
+        """
+        results = self._snapshot().kept
+        if key not in results:
+            results[key] = make()
+        result: T = results[key]
+        return result
 
     def events(self, kind: str | None = None) -> list[Event]:
-        """The journal's events in order, all or of one kind ('sweep', 'ask', 'report', 'finish', 'choose', 'declare').
+        """Return the journal's events in order, all or of one kind.
 
-        Those of kind 'declare' of a copy, which has no journal, are from its `declared.json`.
+        The kinds are 'sweep', 'ask', 'report', 'finish', 'choose' and 'declare'. A copied folder has no journal; its
+        'declare' events come from `declared.json`.
         """
         return [e for e in self._snapshot().events if kind is None or e["ev"] == kind]
 
     def declared(self) -> list[Event]:
-        """The first folder's `declare` events."""
-        found = self._snapshot()
-        return [e for e in found.events[: found.own] if e["ev"] == "declare"]
+        """Return the `declare` events of the first folder."""
+        snapshot = self._snapshot()
+        return [e for e in snapshot.events[: snapshot.own] if e["ev"] == "declare"]
 
     @property
     def damaged(self) -> tuple[DamagedPart, ...]:
-        """Part files that cannot be read; the tables have those of their rows that the journal still holds."""
+        """Part files that cannot be read. The tables still have those of their rows that the journal has."""
         return tuple(self._snapshot().damaged)
 
     @property
     def names(self) -> tuple[str, ...]:
-        """Names of the sweeps in the store; the folder's name where it says none."""
-        own = (e for e in self.events("sweep") if "imported from" not in e)  # that has all names of its tables in one
-        found = [e.get("name") or e.get("sweep") for e in own]
-        found += self.table("cells").column("sweep").unique().to_pylist()
-        named = tuple(dict.fromkeys(str(name) for name in found if isinstance(name, str)))
+        """Names of the sweeps in the store, or the folders' names if there is none."""
+        sweep_events = (
+            e for e in self.events("sweep") if "imported from" not in e
+        )  # that has all names of its tables in one
+        all_names = [e.get("name") or e.get("sweep") for e in sweep_events]
+        all_names += self.table("cells").column("sweep").unique().to_pylist()
+        named = tuple(dict.fromkeys(str(name) for name in all_names if isinstance(name, str)))
         return named or tuple(path.name for path in self.paths)
 
     def spec(self) -> dict[str, Any] | None:
-        """The (first) sweep's specification as its folder records it, whole where it has its `sweep.json`; or None."""
-        whole, own = (_read_json(self.path / name) for name in ("sweep.json", "spec.json"))
-        if whole is None or own is None:
-            return whole or own
-        named, mine = whole.get("name"), _identity(own).get("name")
-        return own if None not in (named, mine) and named != mine else whole  # a `sweep.json` of another sweep
+        """Return the specification of the first sweep from `sweep.json`, else `spec.json`; None if both are missing.
+
+        A `sweep.json` of another sweep is ignored.
+        """
+        sweep_file, spec_file = (_read_json(self.path / name) for name in ("sweep.json", "spec.json"))
+        if sweep_file is None or spec_file is None:
+            return sweep_file or spec_file
+        named, spec_name = sweep_file.get("name"), _identity(spec_file).get("name")
+        return (
+            spec_file if None not in (named, spec_name) and named != spec_name else sweep_file
+        )  # a `sweep.json` of another sweep
 
     @property
     def protocol(self) -> str:
-        """'standard', or 'paper': fixed published rates, no tuning, training on validation images too."""
+        """'standard', or 'paper': fixed published rates, no tuning, and training on validation images as well."""
         return str(self.stored().get("protocol", "standard"))
 
     def stored(self) -> dict[str, Any]:
-        """What of the (first) sweep's specification may not change: `spec.json`'s, or `sweep.json` where that is lost.
+        """Return the settings of the first sweep that must not change, from `spec.json` (else from `sweep.json`).
 
-        A run refuses a `spec.json` of another sweep, and never reads the `sweep.json`, which may be anybody's.
+        A run refuses a `spec.json` of another sweep. It never reads `sweep.json`, which may be of any sweep.
         """
         return _identity(_read_json(self.path / "spec.json") or self.spec() or {})
 
@@ -185,7 +196,7 @@ class Store:
         damaged: list[DamagedPart] = []
         everything: list[Event] = []
         homes: dict[str, Path] = {}
-        own = 0
+        first_count = 0
         for path in self.paths:
             # the journal first: a row sealed between the two readings is then seen twice, not missed
             events = read_journal(path / JOURNAL).events
@@ -193,7 +204,7 @@ class Store:
             everything += events
             everything += () if any(e["ev"] == "declare" for e in events) else declarations(path)
             if path == self.paths[0]:
-                own = len(everything)
+                first_count = len(everything)
             for name in SCHEMAS:
                 sealed, bad = scan_parts(path, name)
                 parts[name] += [sealed, to_table(name, _named(newer.get(name, []), path, events))]
@@ -204,19 +215,19 @@ class Store:
                         f"{home} and {path} both hold a sweep named {sweep!r}, whose rows would replace each other; "
                         "give one of them another `name` in its sweep file, run or import it anew, or open one alone"
                     )
-        tables = {name: latest(name, found) for name, found in parts.items()}
+        tables = {name: latest(name, table_parts) for name, table_parts in parts.items()}
         named = tables["cells"].select(["method", "title"]).to_pylist()
         titles = {row["method"]: row["title"] for row in sorted(named, key=lambda row: row["title"] or "")}
-        known = [tables["trials"].column(name).to_pylist() for name in _SIZE]  # `group_by` of Arrow loads pandas
-        sizes = [dict(zip(_SIZE, row, strict=True)) for row in dict.fromkeys(zip(*known, strict=True))]
+        size_columns = [tables["trials"].column(name).to_pylist() for name in _SIZE]  # `group_by` of Arrow loads pandas
+        sizes = [dict(zip(_SIZE, row, strict=True)) for row in dict.fromkeys(zip(*size_columns, strict=True))]
         named_sets = short_names(dict.fromkeys(tables["cells"]["dataset"].to_pylist()))
         places = PlaceNames(named_sets, example_counts(sizes))
-        return _Snapshot(state, tables, everything, own, damaged, spare_styles(titles), places)
+        return _Snapshot(state, tables, everything, first_count, damaged, spare_styles(titles), places)
 
 
 @dataclass
 class _Part(Store):
-    """Some cells of a store, as they were when it was made."""
+    """Some cells of a store, as they were when this part was made."""
 
     def _snapshot(self) -> _Snapshot:
         if self._cache is None:
@@ -225,21 +236,21 @@ class _Part(Store):
 
 
 def part_of(store: Store, cells: Collection[tuple[str, str]]) -> Store:
-    """The store as if it held these cells alone, (sweep, cell id); metrics and predictions stay whole."""
-    whole, wanted = store._snapshot(), set(cells)
+    """Return the store with only these cells (sweep, cell id). Tables without a column `cell_id` stay whole."""
+    snapshot, wanted_cells = store._snapshot(), set(cells)
     tables = {}
-    for name, table in whole.tables.items():
+    for name, table in snapshot.tables.items():
         tables[name] = table
         if "cell_id" in table.schema.names:
             named = zip(table["sweep"].to_pylist(), table["cell_id"].to_pylist(), strict=True)
-            tables[name] = table.filter(pa.array([cell in wanted for cell in named], pa.bool_()))
-    return _Part(store.paths, replace(whole, tables=tables, kept={}, database=None))
+            tables[name] = table.filter(pa.array([cell in wanted_cells for cell in named], pa.bool_()))
+    return _Part(store.paths, replace(snapshot, tables=tables, kept={}, database=None))
 
 
 def remembered(make: Callable[Concatenate[Store, Arguments], T]) -> Callable[Concatenate[Store, Arguments], T]:
-    """A function of a store and hashable arguments that computes its result once for the folder as it is.
+    """Decorate a function of a store and hashable arguments, so that its result is cached until the folder changes.
 
-    It is for tables that a report reads again and again; nobody may change what they get.
+    Callers must not change the result.
     """
     signature = inspect.signature(make)
 
@@ -254,38 +265,38 @@ def remembered(make: Callable[Concatenate[Store, Arguments], T]) -> Callable[Con
 
 
 def declarations(path: Path) -> list[Event]:
-    """The `declare` events that `declared.json` of a results folder keeps; none where there is no such file.
+    """Return the `declare` events in `declared.json` of a results folder, or [] if there is no such file.
 
     Raises:
-        StoreError: it is damaged.
+        StoreError: the file is damaged.
     """
     file = path / DECLARED
     try:
-        found = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else []
+        entries = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else []
         needed = ("name", "seeds", "max_seeds", "margin", "scored")
-        return [{**event, **{key: event[key] for key in needed}, "ev": "declare"} for event in found]
+        return [{**event, **{key: event[key] for key in needed}, "ev": "declare"} for event in entries]
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         rule = "restore it from a copy, or remove it: seeds added since then count as declared at first"
         raise StoreError(f"{file}: no JSON list of declarations ({error}); {rule}") from error
 
 
 def _read_json(path: Path) -> dict[str, Any] | None:
-    """A specification; None where there is no such file, or nothing like one in it."""
+    """Return the object in a JSON file, or None if there is no such file or it holds no object."""
     try:
-        found = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+        document = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
     except (ValueError, RecursionError) as error:
         raise StoreError(f"{path}: not a JSON file ({error})") from error
-    return found if isinstance(found, dict) else None
+    return document if isinstance(document, dict) else None
 
 
 def _identity(spec: dict[str, Any]) -> dict[str, Any]:
-    """What identifies a sweep, in either form of its specification."""
-    found = spec.get("identity")
-    return found if isinstance(found, dict) else spec
+    """Return the part of a specification that identifies the sweep. It works for `spec.json` and `sweep.json`."""
+    identity = spec.get("identity")
+    return identity if isinstance(identity, dict) else spec
 
 
 def _named(rows: list[dict[str, Any]], path: Path, events: tuple[Event, ...]) -> list[dict[str, Any]]:
-    """Rows with their sweep's name, where the journal left it out."""
+    """Return rows with the name of their sweep, which a journal may leave out."""
     if all("sweep" in row for row in rows):
         return rows
     name = next((e["name"] for e in events if e["ev"] == "sweep" and isinstance(e.get("name"), str)), path.name)
@@ -298,17 +309,17 @@ def _state(path: Path) -> tuple[FileState | None, list[str]]:
 
 
 def open_store(path: str | Path, *more: str | Path) -> Store:
-    """Open a results folder, or several as one: their rows are told apart by the column `sweep`.
+    """Open one results folder, or several as one store. The column `sweep` says which rows are of which sweep.
 
-    A folder may be a URI that pyarrow reaches (`sweeps run --upload`): what is new there is copied into a cache first.
-    Raises StoreError: a folder that does not exist or holds no sweep, with the nearest that does.
+    A folder may be a URI that pyarrow can read (`sweeps run --upload`). New files there are first copied into a cache.
+    Raises StoreError if a folder does not exist or holds no sweep; the error names the nearest one that does.
     """
     paths = tuple(local_copy(str(p)) if is_uri(p) else Path(p) for p in (path, *more))
     for folder in paths:
         if (folder / JOURNAL).is_file() or (folder / "tables").is_dir():
             continue
         siblings = folder.parent.iterdir() if folder.parent.is_dir() else iter(())
-        known = [str(p) for p in siblings if (p / JOURNAL).is_file()]
-        what = "holds no sweep (neither journal.jsonl nor tables/)" if folder.is_dir() else "does not exist"
-        raise StoreError(f"results folder {folder} {what}; {nearest(str(folder), known)}")
+        neighbours = [str(p) for p in siblings if (p / JOURNAL).is_file()]
+        reason = "holds no sweep (neither journal.jsonl nor tables/)" if folder.is_dir() else "does not exist"
+        raise StoreError(f"results folder {folder} {reason}; {nearest(str(folder), neighbours)}")
     return Store(paths)

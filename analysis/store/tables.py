@@ -40,7 +40,7 @@ def to_table(name: str, rows: Iterable[TableRow | Mapping[str, Any]]) -> pa.Tabl
 
 
 def conform(table: pa.Table, name: str, source: str) -> pa.Table:
-    """A table read from disk in today's schema: columns it lacks are null, columns no longer known are dropped.
+    """Return a table read from disk in today's schema. Missing columns are null, and unknown ones are dropped.
 
     Raises:
         StoreError: written by a newer version of this package.
@@ -100,31 +100,31 @@ def _family(kind: pa.DataType) -> str:
 
 
 def latest(name: str, tables: Sequence[pa.Table]) -> pa.Table:
-    """All rows of the tables, in order of first appearance; of those with one key the last."""
-    whole = pa.concat_tables([schema(name).empty_table(), *tables])
-    keys = zip(*(whole.column(key).to_pylist() for key in TABLES[name].key), strict=True)
+    """Return the rows of all tables. Of rows with the same key only the last one is kept."""
+    all_rows = pa.concat_tables([schema(name).empty_table(), *tables])
+    keys = zip(*(all_rows.column(key).to_pylist() for key in TABLES[name].key), strict=True)
     rows = {key: index for index, key in enumerate(keys)}
-    return whole if len(rows) == whole.num_rows else whole.take(pa.array(list(rows.values()), pa.int64()))
+    return all_rows if len(rows) == all_rows.num_rows else all_rows.take(pa.array(list(rows.values()), pa.int64()))
 
 
 def write_part(folder: Path, name: str, rows: Sequence[TableRow | Mapping[str, Any]]) -> Path:
-    """Seal rows into one immutable part of a results folder; on disk it is whole, or not there.
+    """Write rows into a new part file of a results folder, and return its path. The file is whole, or not there.
 
     Args:
-        folder: the results folder; it must be there, since one that was moved away must not begin anew.
+        folder: the results folder. It must exist, so that a folder that was moved away is not created again.
         name: the table.
         rows: at least one row, by column name; see `to_table`.
 
     Raises:
-        StoreError: rows that do not fit, or none.
-        OSError: the disk is full, or the folder gone or read-only; nothing is left of the part.
+        StoreError: there are no rows, or they do not fit the table.
+        OSError: the disk is full, or the folder is missing or read-only. No part file is left.
     """
     table = to_table(name, rows)
     if table.num_rows == 0:
         raise StoreError(f"a part of table {name!r} needs at least one row")
     place = Path(folder) / "tables" / name
-    for made in (place.parent, place):
-        made.mkdir(exist_ok=True)
+    for directory in (place.parent, place):
+        directory.mkdir(exist_ok=True)
     path = place / f"part-{_next_stamp(place)}-{uuid.uuid4().hex[:8]}.parquet"
     temporary = path.with_suffix(".tmp")
     try:
@@ -142,16 +142,16 @@ def write_part(folder: Path, name: str, rows: Sequence[TableRow | Mapping[str, A
 
 
 def _next_stamp(place: Path) -> str:
-    """The time, or what follows the newest part's where a clock was set back: parts sort as written, the last wins."""
-    found = (_STAMP.match(path.name) for path in place.glob("part-*.parquet"))
-    newest = max((stamp[1] + stamp[2] for stamp in found if stamp), default="")
+    """Return a stamp that sorts after all parts: the time, or the newest stamp plus one if the clock was set back."""
+    matches = (_STAMP.match(path.name) for path in place.glob("part-*.parquet"))
+    newest = max((stamp[1] + stamp[2] for stamp in matches if stamp), default="")
     now = f"{datetime.now(UTC):%Y%m%d%H%M%S%f}"
     digits = now if now > newest else str(int(newest) + 1)
     return f"{digits[:8]}T{digits[8:]}"
 
 
 def sync_folder(folder: Path) -> None:
-    """Write a folder's list of files to disk: without that a new or renamed file may be lost with the power."""
+    """Write a folder's list of files to disk. Otherwise a power failure may lose a new or renamed file."""
     handle = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(handle)
@@ -160,7 +160,7 @@ def sync_folder(folder: Path) -> None:
 
 
 def part_paths(folder: Path, name: str) -> list[Path]:
-    """The parts of a table in the order they were written."""
+    """Return the paths of a table's parts, in the order they were written."""
     return [Path(folder) / "tables" / name / part for part in part_names(folder, name)]
 
 
@@ -171,20 +171,20 @@ def part_names(folder: Path, name: str) -> list[str]:
     """
     schema(name)
     try:
-        found = os.listdir(os.path.join(folder, "tables", name))  # noqa: PTH118, PTH208
+        file_names = os.listdir(os.path.join(folder, "tables", name))  # noqa: PTH118, PTH208
     except (FileNotFoundError, NotADirectoryError):
         return []
-    return sorted(part for part in found if part.startswith("part-") and part.endswith(".parquet"))
+    return sorted(part for part in file_names if part.startswith("part-") and part.endswith(".parquet"))
 
 
 def scan_parts(folder: Path, name: str) -> tuple[pa.Table, list[DamagedPart]]:
-    """All rows of a table's parts, one per key, and the parts that cannot be read.
+    """Return the rows of a table's parts, one per key, and the parts that are damaged.
 
-    Those are truncated, have a checksum that is off, or hold another table's rows.
+    A damaged part is truncated, has a wrong checksum, or holds rows of another table.
 
     Raises:
-        StoreError: unknown table, or a part of a newer version.
-        OSError: a part can't be read now, which says nothing of it: permission, too many open files.
+        StoreError: the table is unknown, or a part is of a newer version.
+        OSError: a part cannot be read now for another reason, such as permissions or too many open files.
     """
     tables, damaged = [], []
     for path in part_paths(folder, name):

@@ -23,6 +23,7 @@ from analysis.store.store import Store
 from analysis.styles import dataset_text, place_of, place_text, size_key, style, training_text
 from analysis.tables.terminal import print_whole, safe_console
 from analysis.words.absent import absent_data
+from analysis.words.batch_sizes import chosen
 from analysis.words.conclusions import Conclusion, conclude, preliminary
 from analysis.words.decisions import behind_text, best_text, would_change
 from analysis.words.parity import devices_apart, versions_apart
@@ -49,6 +50,7 @@ RESULTS = pa.schema(
         *typed(INT, "budget", "adapter_params"),
         ("off_budget", REAL),  # (count - budget) / budget where that is above the tolerance: `unmatched = true`
         ("lr", REAL),
+        ("batch_size", INT),  # that the cell chose; null if batch sizes were not searched
         *typed(TEXT, "edge", "under_tuned"),  # why more tuning might help: the view `tuned`
         ("weak", TEXT),  # what the cell's result rests on too little, in words (`words.weak`); null for nothing
         *typed(REAL, "mean", "low", "high"),
@@ -66,16 +68,16 @@ RESULTS = pa.schema(
 
 
 def conclusion(store: Store) -> str:
-    """The sweep's answer in sentences, no stronger than its tests allow."""
+    """Return the sweep's answer in sentences that claim no more than its tests allow."""
     return str(conclusion_of(store))
 
 
 def conclusion_of(store: Store) -> Conclusion:
-    """The sweep's answer, with what else there is to say and how it was tested."""
-    asked = scaling.question(store)
-    methods = None if asked.focus is None else (asked.focus, asked.baseline)
+    """Return the sweep's answer with its limits, and how it was tested."""
+    asked_question = scaling.question(store)
+    methods = None if asked_question.focus is None else (asked_question.focus, asked_question.baseline)
     limits = [*runs_failed(store, methods), *unlike(store, methods)]
-    return conclude(scaling.verdict_table(store), level(store), limits, asked)
+    return conclude(scaling.verdict_table(store), level(store), limits, asked_question)
 
 
 def runs_failed(store: Store, methods: Collection[str] | None = None) -> list[str]:
@@ -89,7 +91,7 @@ def runs_failed(store: Store, methods: Collection[str] | None = None) -> list[st
         finished = len(scored.get((place_of(r), r["method"], r["reference"]), ()))
         at = f" at {r['reference']}" if r["reference"] else ""
         cells.append(f"{n} of {n + finished} of {style(r['method']).name}{at} on {dataset_text(r['dataset'])}")
-    said = [
+    sentences = [
         f"Confirming runs that failed: {listed(cells)}. A method is only called higher if that also "
         "holds with each of its failed runs scored as the untrained model."
     ]
@@ -99,24 +101,24 @@ def runs_failed(store: Store, methods: Collection[str] | None = None) -> list[st
         pair = f"{style(r['method']).name} minus {style(r['baseline']).name} at {r['reference']}"
         so_scored = f"{points(r['difference_as_untrained'])} so scored"
         over = f"{points(r['difference'])} points over finished runs"
-        said.append(f"{pair} on {dataset_text(r['dataset'])} is {over}, and {so_scored}.")
-    return said
+        sentences.append(f"{pair} on {dataset_text(r['dataset'])} is {over}, and {so_scored}.")
+    return sentences
 
 
 def unlike(store: Store, methods: Collection[str] | None = None) -> list[str]:
     """Return a sentence if devices or precision differ between `methods` (all if None), and one if versions differ."""
-    found = {
+    difference_texts = {
         "Devices or precision": devices_apart(store.table("parity").to_pylist(), methods),
         "Versions of packages": versions_apart(ran_with(store), methods),
     }
-    return [f"{what} are NOT equal: {apart}." for what, apart in found.items() if apart]
+    return [f"{what} are NOT equal: {apart}." for what, apart in difference_texts.items() if apart]
 
 
 def ran_with(store: Store) -> list[Row]:
     """Return the versions of packages that finished trials ran with, for `versions_apart`."""
     columns = "sweep, dataset, train_size, method, versions"
-    found = store.sql(f"select distinct {columns} from last_attempts where status = 'finished' order by all")  # noqa: S608  ours
-    rows: list[Row] = found.to_pylist()
+    table = store.sql(f"select distinct {columns} from last_attempts where status = 'finished' order by all")  # noqa: S608  ours
+    rows: list[Row] = table.to_pylist()
     return rows
 
 
@@ -126,11 +128,11 @@ def more_seeds(store: Store) -> str:
     seeds, most = section.get("seeds"), section.get("max_seeds")
     if not isinstance(seeds, list):
         return ""
-    now = f"Raise seeds under [confirm] in the sweep file (now {len(seeds)}), and run the same command again"
+    advice = f"Raise seeds under [confirm] in the sweep file (now {len(seeds)}), and run the same command again"
     if not isinstance(most, int):
-        return f"{now}. Each addition is a further look at the test scores, and the tests become stricter."
+        return f"{advice}. Each addition is a further look at the test scores, and the tests become stricter."
     if len(seeds) < most:
-        return f"{now}. This sweep declared at most {plural(most, 'seed')} before its first score."
+        return f"{advice}. This sweep declared at most {plural(most, 'seed')} before its first score."
     return (
         f"This sweep declared at most {plural(most, 'seed')} before its first score, so that seeds are not added until "
         "a difference appears. If you add seeds to this folder, its differences are no longer tested. For more seeds "
@@ -139,29 +141,31 @@ def more_seeds(store: Store) -> str:
 
 
 def results_table(store: Store) -> pa.Table:
-    """One row per cell of the plan: chosen rate, mean test score with interval, and the difference to the baseline.
+    """Return a row for each cell of the plan; columns `RESULTS`.
 
-    Cells without a score have `n` 0 and a `note`: infeasible with the reason, not confirmed yet, or confirmed without a
-    score. Columns: `RESULTS`.
+    A row has the chosen rate, the mean test score with its interval, and the difference to the baseline. A cell without
+    a score has `n` 0, and a `note` that says why: it is infeasible, not confirmed yet, or confirmed without a score.
     """
     compared = {_key(r): r for r in scaling.verdict_table(store).to_pylist() if r["reference"] is not None}
     scored = {_key(r): r for r in scaling.curve(store).to_pylist() if r["dataset"] is not None}
     tuned = {(r["sweep"], r["cell_id"]): r for r in store.table("tuned").to_pylist()}
     signs = [r for r in store.table("signs").to_pylist() if not r["absent"]]
     weak = {(r["sweep"], r["cell_id"]): "; ".join(weak_evidence([r])) for r in signs}
+    batch = {(r["sweep"], r["cell_id"]): chosen(r) for r in signs}
     examples = {(r["sweep"], r["cell_id"]): r for r in example_intervals(store).to_pylist()}
-    unscored, lost, other = _unscored(store), failed(store), further_measure(store)
+    unscored, lost, further = _unscored(store), failed(store), further_measure(store)
     tolerance = _tolerance(store)
     rows = []
     for cell in store.table("cells").to_pylist():
         score, difference = scored.get(_key(cell)), compared.get(_key(cell))
         row: Row = {name: cell.get(name) for name in RESULTS.names}
         row |= {"name": style(cell["method"]).name, "adapter_params": cell["count"], "n": 0, "note": None}
-        row["beside"] = None if other is None else other.means.get((cell["sweep"], cell["cell_id"]))
+        row["beside"] = None if further is None else further.means.get((cell["sweep"], cell["cell_id"]))
         row["failed"] = len(lost.get((place_of(cell), cell["method"], cell["reference"]), ()))
         off = cell["residual_fraction"]
         row["off_budget"] = off if tolerance is not None and cell["feasible"] and abs(off or 0) > tolerance else None
         row |= {k: tuned.get((cell["sweep"], cell["cell_id"]), {}).get(k) for k in ("edge", "under_tuned")}
+        row["batch_size"] = batch.get((cell["sweep"], cell["cell_id"]))
         row["weak"] = weak.get((cell["sweep"], cell["cell_id"])) or None
         if score:
             row |= {k: score[k] for k in ("adapter_params", "lr", "mean", "low", "high", "n")}
@@ -179,25 +183,25 @@ def results_table(store: Store) -> pa.Table:
 
 
 def _unscored(store: Store) -> dict[tuple[str, str], str]:
-    """(sweep, cell) -> why its CONFIRM runs gave no score, of cells that have run some."""
+    """Return why CONFIRM runs gave no score, by (sweep, cell), for cells of which some have run."""
     query = """
         select sweep, cell_id, count(*) filter (status = 'finished') as finished from last_attempts
         where stage = 'CONFIRM' group by all having count(test_score) = 0
     """
-    said = {True: "no score: it was not a number", False: "every confirming run failed"}
-    return {(r["sweep"], r["cell_id"]): said[r["finished"] > 0] for r in store.sql(query).to_pylist()}
+    reasons = {True: "no score: it was not a number", False: "every confirming run failed"}
+    return {(r["sweep"], r["cell_id"]): reasons[r["finished"] > 0] for r in store.sql(query).to_pylist()}
 
 
 def _tolerance(store: Store) -> float | None:
-    """`budgets.tolerance` of the sweep; None where the folder does not say. Raises StoreError: it is no fraction."""
+    """Return the sweep's `budgets.tolerance`, None if the folder has none. Raises StoreError if it is no fraction."""
     budgets = store.stored().get("budgets")
-    found = budgets.get("tolerance") if isinstance(budgets, dict) else None
-    if found is None:
+    tolerance = budgets.get("tolerance") if isinstance(budgets, dict) else None
+    if tolerance is None:
         return None
-    if isinstance(found, bool) or not isinstance(found, int | float) or not 0.0 <= found <= 1.0:
+    if isinstance(tolerance, bool) or not isinstance(tolerance, int | float) or not 0.0 <= tolerance <= 1.0:
         rule = "it must be a fraction from 0 to 1: 0.05 is five percent, what a sweep file without it has"
-        raise StoreError(f"{store.path}: budgets.tolerance is {found!r}; {rule}")
-    return float(found)
+        raise StoreError(f"{store.path}: budgets.tolerance is {tolerance!r}; {rule}")
+    return float(tolerance)
 
 
 def _order(r: Row) -> tuple[Any, ...]:
@@ -212,10 +216,12 @@ def _key(row: Row) -> tuple[str, str, str, str, str, str | None]:
 def print_results_table(
     store: Store, console: Console | None = None, references: Collection[str] | None = None
 ) -> None:
-    """Draw `results_table`: one block per data set and training size, with what was left out and how to read it.
+    """Print `results_table`, a block for each data set and training size, with notes on how to read it.
 
     Args:
-        references: the budgets to show, with the methods that have none; all.
+        store: the results.
+        console: where to print; default: the terminal.
+        references: names of the budgets to show, beside the methods without a budget. Default: all.
     """
     console = console or safe_console()
     rows = results_table(store).to_pylist()
@@ -226,28 +232,30 @@ def print_results_table(
         return
     against = style(scaling.question(store).baseline).name
     several = len({r["model"] for r in rows}) > 1
-    for (sweep, model, dataset, size), mine in group_by([r for r in rows if not r["absent"]], *PLACE).items():
+    for (sweep, model, dataset, size), place_rows in group_by([r for r in rows if not r["absent"]], *PLACE).items():
         measured = scaling.score_name(store, dataset)
         of = f" of {model}" if several else ""
         title = f"{sweep}: {measured}{of} on {dataset_text(dataset)}, trained on {training_text(dataset, size)}"
-        print_whole(_block(title, measured, against, mine, further_measure(store)), console)
+        print_whole(_block(title, measured, against, place_rows, further_measure(store)), console)
     margin = margin_of(store)
     which = separations(store)
     measures = [] if which is None else [measures_text(*which)]
-    for said in (*_without_cells(rows), *absent_data(rows), *_footnotes(rows, margin), *measures):
-        console.print(f"  {said}", style="dim", highlight=False, markup=False)
+    for line in (*_without_cells(rows), *absent_data(rows), *_footnotes(rows, margin), *measures):
+        console.print(f"  {line}", style="dim", highlight=False, markup=False)
 
 
 def _without_cells(rows: Sequence[Row]) -> list[str]:
-    """A line for each method and budget that was left out, with the reason and the number of places."""
+    """Return a line for each method and budget that was left out, with the reason and the number of places."""
     several = len({r["model"] for r in rows}) > 1
     gone = [r for r in rows if _left_out(r) and not r["absent"]]
-    found = []
-    for (name, reference, model, note), mine in group_by(gone, "name", "reference", "model", "note").items():
-        (first, *more) = mine
-        where = f"{len(mine)} data sets or sizes" if more else place_text(first["dataset"], first["train_size"])
-        found.append(f"Left out: {name} at {reference} on {where}{f' of {model}' if several else ''}, {note}.")
-    return found
+    lines = []
+    for (name, reference, model, note), left_out_rows in group_by(gone, "name", "reference", "model", "note").items():
+        (first, *others) = left_out_rows
+        where = (
+            f"{len(left_out_rows)} data sets or sizes" if others else place_text(first["dataset"], first["train_size"])
+        )
+        lines.append(f"Left out: {name} at {reference} on {where}{f' of {model}' if several else ''}, {note}.")
+    return lines
 
 
 def print_decisions(rows: Sequence[Row], console: Console) -> None:
@@ -286,7 +294,7 @@ def _print_each(rows: Sequence[Row], console: Console) -> None:
 
 
 def _decision_table(rows: Sequence[Row]) -> Table:
-    """A line per place and budget."""
+    """Return the table of decisions, a row for each place and budget."""
     table = Table(box=None, pad_edge=False, header_style="bold")
     models, sizes = (len({r[column] for r in rows}) > 1 for column in ("model", "train_size"))
     for head in ("data", *(["model"] if models else []), "budget", "take"):
@@ -311,22 +319,22 @@ def _decision_table(rows: Sequence[Row]) -> Table:
 
 
 def _take(row: Row) -> str:
-    """The best methods of a decision, and that they were not tested if so."""
+    """Return the best methods of a decision, and whether they were not tested."""
     return best_text(row) if untested(row["verdict"]) else listed([style(m).name for m in row["best"]], "or")
 
 
 def _prospects(row: Row) -> tuple[str, str]:
-    """What the seeds of a decision can detect, or its verdict; how many seeds would decide."""
+    """Return what the seeds of a decision can detect (or its verdict), and the number of seeds that it would need."""
     if row["verdict"] != "not distinguishable" or row["detectable"] is None:
         return verdict_text(row["verdict"]), ""
-    found = size_of(row["detectable"]) if row["detectable"] < 1 else "nothing"
+    detectable = size_of(row["detectable"]) if row["detectable"] < 1 else "nothing"
     if row["seeds_needed"] is not None:
-        return found, quantity(row["seeds_needed"])
-    return found, _RATES if row["seeds_needed_given_rates"] is not None else "over 1,000"
+        return detectable, quantity(row["seeds_needed"])
+    return detectable, _RATES if row["seeds_needed_given_rates"] is not None else "over 1,000"
 
 
 def _decision_note(rows: Sequence[Row]) -> str:
-    """How the table of decisions is read."""
+    """Return sentences on how to read the table of decisions."""
     notes = [
         "The tests found no difference between the methods of one row; the score is that of the first.",
         "Next: the runner-up. Points: its score minus that of the first method, with the corrected interval.",
@@ -345,35 +353,35 @@ def _left_out(row: Row) -> bool:
 
 
 def _footnotes(rows: Sequence[Row], margin: float | None) -> list[str]:
-    """How the table is read, and what its marks mean if it has them. `margin`: of equivalence, as a fraction."""
-    found = [*_budget_notes(rows), *_name_notes(rows)]
-    found.append(
+    """Return the notes on how to read the table and its marks. `margin` is that of equivalence, a fraction."""
+    notes = [*_budget_notes(rows), *_name_notes(rows)]
+    notes.append(
         "\N{PLUS-MINUS SIGN}: 95 % intervals of scores over seeds, given the chosen rate. Differences, in points, "
         "are paired by seed, account for the "
         "choice of learning rate, and are taken before rounding. They are corrected for multiple comparisons (Holm), "
         "and so are their intervals [ ]: an interval excludes 0 exactly if the verdict is higher or lower."
     )
-    found += meanings({r["verdict"] for r in rows}, margin)
+    notes += meanings({r["verdict"] for r in rows}, margin)
     if any(r["n"] and r["failed"] for r in rows):
-        found.append("Seeds '5 of 10': the other runs failed, and the score is the mean of those that finished.")
+        notes.append("Seeds '5 of 10': the other runs failed, and the score is the mean of those that finished.")
     if any(r["added"] for r in rows):
-        found.append(f"{LATER_MEANS}.")
+        notes.append(f"{LATER_MEANS}.")
     if any(r["method"] == "linear-probe" and r["adapter_params"] == 0 for r in rows):
-        found.append("Parameters are those of adapters or trained weights. A linear probe also trains its head.")
+        notes.append("Parameters are those of adapters or trained weights. A linear probe also trains its head.")
     if any(r["under_tuned"] for r in rows):
-        found.append("*: more learning rates might raise the score, see weak evidence.")
+        notes.append("*: more learning rates might raise the score, see weak evidence.")
     if any(r["off_budget"] for r in rows):
         equal = limited(r["reference"] for r in rows).removeprefix("trainable ")
-        found.append(f"\N{DAGGER} off its budget by more than the tolerance: not a comparison at equal {equal}.")
-    return found
+        notes.append(f"\N{DAGGER} off its budget by more than the tolerance: not a comparison at equal {equal}.")
+    return notes
 
 
 def _budget_notes(rows: Sequence[Row]) -> list[str]:
-    """What 'lora-8' means."""
-    found = {r["reference"]: r["budget"] for r in rows if re.fullmatch(r"lora-\d+", r["reference"] or "")}
-    if not found or len({r["model"] for r in rows}) > 1:
+    """Return a note on what a budget such as 'lora-8' means, or [] if none is needed."""
+    budget_by_name = {r["reference"]: r["budget"] for r in rows if re.fullmatch(r"lora-\d+", r["reference"] or "")}
+    if not budget_by_name or len({r["model"] for r in rows}) > 1:
         return []
-    (name, budget), *_ = found.items()
+    (name, budget), *_ = budget_by_name.items()
     rank = name.removeprefix("lora-")
     return [
         f"LoRA-{rank} ({name} in the tables): a budget of {quantity(budget)} trainable parameters. LoRA of rank {rank} "
@@ -382,20 +390,21 @@ def _budget_notes(rows: Sequence[Row]) -> list[str]:
 
 
 def _name_notes(rows: Sequence[Row]) -> list[str]:
-    """The full ids of the data sets that have short names here."""
+    """Return a note with the full ids of the data sets that have short names here, or [] if none has."""
     ids = dict.fromkeys(r["dataset"] for r in rows)
     short = {each: dataset_text(each) for each in ids}
     named = [f"{name} = {each}" for each, name in short.items() if each != name and not each.endswith(f":{name}")]
     return [f"Data: {', '.join(named)}."] if named else []
 
 
-def _block(title: str, measured: str, against: str, rows: list[Row], other: FurtherMeasure | None) -> Table:
+def _block(title: str, measured: str, against: str, rows: list[Row], further: FurtherMeasure | None) -> Table:
     table = Table(title=title, title_justify="left", box=None, pad_edge=False, header_style="bold", title_style="bold")
     table.add_column("method", no_wrap=True)
     table.add_column("budget", no_wrap=True)
     score = f"{measured.removeprefix('test ')} %"
-    second = [] if other is None else [further_head(other.name)]
-    for name in ("parameters", "learning rate", score, *second, "seeds", f"vs {against} [ ]"):
+    second = [] if further is None else [further_head(further.name)]
+    batches = ["batch size"] if any(row["batch_size"] for row in rows) else []
+    for name in ("parameters", "learning rate", *batches, score, *second, "seeds", f"vs {against} [ ]"):
         table.add_column(name, justify="right", no_wrap=True)
     table.add_column(f"verdict vs {against}", no_wrap=True)
     previous = None
@@ -410,8 +419,9 @@ def _block(title: str, measured: str, against: str, rows: list[Row], other: Furt
             row["reference"] or "",
             quantity(row["adapter_params"]) + ("\N{DAGGER}" if row["off_budget"] else ""),
             _rate(row),
+            *[quantity(row["batch_size"]) for _ in batches],
             _score(row),
-            *([] if other is None else [further_text(row["beside"], other.name)]),
+            *([] if further is None else [further_text(row["beside"], further.name)]),
             seeds_text(row),
             change_text(row, *DIFFERENCE),
             _verdict(row),

@@ -32,14 +32,14 @@ CORNERS = {"lora": (0.0, 0.0), "randlora": (1.0, 0.0), "full": (0.5, 1.0)}
 
 def diagnostic_sheets(store: Store) -> list[Sheet]:
     """Return a table for each diagnostic that the store has rows of."""
-    found = []
+    sheets = []
     for name, (title, query, columns) in _SHEETS.items():
         rows = store.sql(query).to_pylist() if store.table(name).num_rows else []
         if rows and "method" in rows[0]:
             rows.sort(key=lambda r: (style(r["method"]).order, r["method"], r["adapter_params"] or 0, r["dataset"]))
         if rows:
-            found.append(Sheet(f"diagnostic_{name}", title, columns_of(rows, *columns), rows))
-    return found
+            sheets.append(Sheet(f"diagnostic_{name}", title, columns_of(rows, *columns), rows))
+    return sheets
 
 
 def _numbers(*keys: str) -> tuple[Column, ...]:

@@ -62,7 +62,7 @@ def changed(store: Store, baseline: str | None = None) -> Sheet:
 
 
 def _over_data(rows: Sequence[Row]) -> str:
-    """How several data sets are tested; empty for one."""
+    """Return how several data sets are tested; "" for one."""
     if len({r["dataset"] for r in rows}) < 2:
         return ""
     return (

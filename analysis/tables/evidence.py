@@ -42,6 +42,7 @@ from analysis.tables.sheet import (
     text,
     where,
 )
+from analysis.words.batch_sizes import chosen, searched
 from analysis.words.weak import why_under_tuned
 
 MOST_FAILURES = 50
@@ -57,12 +58,12 @@ COLUMNS_BESIDE = 7
 
 
 def parity_rows(store: Store) -> list[Row]:
-    """The view `parity` in the order of the tables, with the variances of `choice`."""
+    """Return the view `parity` in the order of the tables, with the variances of `choice`."""
     noise, choice = run_noises(store), choice_variances(store)
     rows = store.table("parity").to_pylist()
     keys = [(r["sweep"], r["cell_id"]) for r in rows]
-    found = [r | {"noise": noise.get(k), "choice": choice.get(k)} for r, k in zip(rows, keys, strict=True)]
-    return sorted(found, key=_order)
+    parity_with_noise = [r | {"noise": noise.get(k), "choice": choice.get(k)} for r, k in zip(rows, keys, strict=True)]
+    return sorted(parity_with_noise, key=_order)
 
 
 def _order(r: Row) -> tuple[Any, ...]:
@@ -71,7 +72,7 @@ def _order(r: Row) -> tuple[Any, ...]:
 
 
 def parity(rows: list[Row]) -> Sheet:
-    """Parameters, tuning and seeds of every cell: what was equal, and what was not."""
+    """Return the table of parameters, tuning and seeds of every cell: what was equal, and what was not."""
     unit = limited(r["reference"] for r in rows).removeprefix("trainable ")
     columns = columns_of(
         rows,
@@ -81,6 +82,7 @@ def parity(rows: list[Row]) -> Sheet:
         number("distance from the budget", "residual_fraction", off_budget),
         Column("tuning used / given", _allowance, "number"),
         number("chosen learning rate", "chosen_lr"),
+        *([Column("chosen batch size", lambda r: quantity(chosen(r)), "number")] if any(map(searched, rows)) else []),
         Column("perhaps under-tuned", lambda r: why_under_tuned(r) if r["under_tuned"] else "", "long"),
         Column("seeds, run / declared", lambda r: f"{r['seeds_confirmed']} / {r['confirm_seeds']}", "number"),
         Column(f"budget, {unit}", lambda r: amount(r["budget"], r["reference"]), "number", COUNTS),
@@ -143,14 +145,16 @@ def _allowance(r: Row) -> str:
     used = r["allowance_used"] - r["widened"]
     more = f" + {r['widened']} past the edge" if r["widened"] else ""
     if r["allowance_samples"] is not None:  # theirs are among the examples
-        said = f"{used} trials{more}, {quantity(r['tune_samples'] or 0)} / {quantity(r['allowance_samples'])} examples"
+        used_text = (
+            f"{used} trials{more}, {quantity(r['tune_samples'] or 0)} / {quantity(r['allowance_samples'])} examples"
+        )
     else:
-        said = f"{used} / {r['allowance']}{more}"
-    return said + (f" ({r['tune_failed']} failed)" if r["tune_failed"] else "")
+        used_text = f"{used} / {r['allowance']}{more}"
+    return used_text + (f" ({r['tune_failed']} failed)" if r["tune_failed"] else "")
 
 
 def learning_rates(store: Store) -> Sheet:
-    """Validation scores of stage TUNE: the numbers of the figures of learning rates."""
+    """Return the table of stage TUNE's validation scores, the numbers of the figures of learning rates."""
     rows = sorted(rates(store).to_pylist(), key=_order)
     columns = columns_of(
         rows,
@@ -173,7 +177,7 @@ def learning_rates(store: Store) -> Sheet:
 
 
 def expected(store: Store) -> Sheet:
-    """Expected best validation score if fewer rates had been tried."""
+    """Return the table of the expected best validation score if fewer rates had been tried."""
     note = (
         "Each number is the expected best validation score in % if only n of the learning rates had been tried, drawn "
         "at random (Tang et al. 2020). If a row still rises at its end, more tuning would probably have helped. A grid "
@@ -184,7 +188,7 @@ def expected(store: Store) -> Sheet:
 
 
 def effort(store: Store) -> Sheet:
-    """Expected test score if fewer rates had been tried."""
+    """Return the table of the expected test score if fewer rates had been tried."""
     rows = [r for r in best_of_n(store).to_pylist() if r["test"] is not None]
     note = (
         "Each number is the expected test score in %, with a pointwise 95 % interval, if only n of the learning rates "
@@ -208,7 +212,7 @@ def _by_n(name: str, title: str, note: str, rows: Sequence[Row], form: Callable[
 
 
 def sharp(store: Store) -> Sheet:
-    """How exactly the learning rate of each cell must be met."""
+    """Return the table of how wide the range of good learning rates is for each cell."""
     rows = sorted(sharpness(store).to_pylist(), key=_order)
     columns = columns_of(
         rows,
@@ -267,7 +271,7 @@ def _with_interval(r: Row, value: str, low: str, high: str) -> str:
 
 
 def cost(store: Store) -> Sheet:
-    """What every method and budget cost."""
+    """Return the table of what each method and budget cost."""
     rows = store.table("cost").to_pylist()
     rows.sort(key=lambda r: (r["sweep"], style(r["method"]).order, r["method"], r["adapter_params"] or 0))
     sweep = Column("sweep", lambda r: str(r["sweep"]), label=True, beneath=True)
@@ -293,7 +297,7 @@ def cost(store: Store) -> Sheet:
 
 
 def estimate(store: Store) -> Sheet:
-    """Estimate and actual cost of the last run of the sweep."""
+    """Return the table of estimated and actual cost of the last run of the sweep."""
     rows = estimate_table(store).to_pylist()
     columns = [
         Column("quantity", lambda r: r["quantity"] + (f", {r['unit']}" if r["unit"] else "")),
@@ -306,7 +310,7 @@ def estimate(store: Store) -> Sheet:
 
 
 def failures(store: Store) -> Sheet:
-    """The first `MOST_FAILURES` failed attempts, with their reasons."""
+    """Return the table of the first `MOST_FAILURES` failed attempts, with their reasons."""
     rows = store.table("failures").to_pylist()
     columns = [
         METHOD,
@@ -325,7 +329,7 @@ def failures(store: Store) -> Sheet:
 
 
 def infeasible(store: Store) -> Sheet:
-    """Cells for which a method has no setting close enough to the budget."""
+    """Return the table of cells for which a method has no setting close enough to the budget."""
     cells = [r for r in store.table("cells").to_pylist() if not r["feasible"] and not r["absent"]]
     alike = group_by(cells, "sweep", "model", "method", "reference", "reason")
     rows = [same[0] | {"places": listed([where(r) for r in same])} for same in alike.values()]

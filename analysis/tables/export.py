@@ -24,7 +24,7 @@ FOLDER = "report_tables"
 
 
 def markdown(sheet: Sheet) -> str:
-    """A Markdown table."""
+    """Return a Markdown table."""
     rule = ["---:" if c.kind == "number" else "---" for c in sheet.columns]
     lines = [sheet.header, rule, *sheet.cells]
     table = "".join(f"| {' | '.join(map(_md, line))} |\n" for line in lines)
@@ -32,10 +32,10 @@ def markdown(sheet: Sheet) -> str:
 
 
 def latex(sheet: Sheet) -> str:
-    """A LaTeX tabular with booktabs rules, its title and mark in comments."""
+    """Return a LaTeX tabular with booktabs rules, with its title and mark in comments."""
     spec = "".join("r" if c.kind == "number" else "l" for c in sheet.columns)
-    said = filter(None, (sheet.title, sheet.mark))
-    lines = [*(f"% {_one_line(line)}" for line in said), rf"\begin{{tabular}}{{{spec}}}", r"\toprule"]
+    comment_lines = filter(None, (sheet.title, sheet.mark))
+    lines = [*(f"% {_one_line(line)}" for line in comment_lines), rf"\begin{{tabular}}{{{spec}}}", r"\toprule"]
     lines += [" & ".join(map(_tex, sheet.header)) + r" \\", r"\midrule"]
     # a row that begins with a bracket would be read as an option of the line break before it
     lines += [" & ".join(map(_tex, row)) + r" \\" for row in sheet.cells]
@@ -43,7 +43,7 @@ def latex(sheet: Sheet) -> str:
 
 
 def comma_separated(sheet: Sheet) -> str:
-    """CSV as the page shows it, numbers plain; a text that a spreadsheet would take for a formula gets a quote."""
+    """Return CSV with plain numbers. A text that a spreadsheet would take for a formula gets a quote."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(map(_plain, sheet.header))
@@ -75,7 +75,7 @@ def save(sheets: Iterable[Sheet], folder: Path) -> dict[str, Path]:
 
 
 def form_of(name: str) -> Callable[[Sheet], str]:
-    """A form by name. Raises StoreError for an unknown one, with the known ones."""
+    """Return a form by name. Raises StoreError if it is unknown; the error lists the known ones."""
     if name not in FORMS:
         raise StoreError(f"unknown form {name!r} of a table; {nearest(name, FORMS)}")
     return FORMS[name][1]
@@ -95,7 +95,7 @@ def _one_line(text: str) -> str:
 
 
 def _md(text: str) -> str:
-    """A cell whose text is shown as it is: no tags, links, code or further cells."""
+    """Return a cell whose text is shown as it is: no tags, links, code or further cells."""
     plain = re.sub(r"&(?=#?\w+;)", "&amp;", _one_line(text)).replace("<", "&lt;").replace(">", "&gt;")
     return re.sub(r"[\\|`]|(?<=\])\(", r"\\\g<0>", plain)
 

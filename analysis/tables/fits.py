@@ -41,7 +41,7 @@ GIVEN = (
 
 
 def _estimate(r: Row) -> str:
-    """A cost read off a curve with its interval, or why there is none."""
+    """Return a cost that was read off a curve with its interval, or why there is none."""
     if r["value"] is None:
         return str(r["note"])
     if r["share"] is None:
@@ -78,7 +78,7 @@ _COLUMNS: tuple[tuple[Column, ...], ...] = (
 
 
 def fitted(store: Store, x: str) -> list[Sheet]:
-    """Crossings, budgets needed and areas of the fits against a cost."""
+    """Return the tables of crossings, needed budgets and areas of the fits against a cost."""
     label = axis(x).label
     tables: tuple[tuple[str, pa.Table], ...] = (
         (f"Where curves cross, in {label}", readings.crossing_table(store, x)),
@@ -132,7 +132,7 @@ _NONE: Row = dict.fromkeys(("difference", "difference_low", "difference_high"))
 
 
 def front(store: Store, x: str) -> Sheet:
-    """The cells on the Pareto front: no other cell has a higher score at a lower cost."""
+    """Return the table of the cells on the Pareto front: no other cell has a higher score at a lower cost."""
     rows = [r for r in pareto.front(store, x).to_pylist() if r["on_front"]]
     columns = columns_of(
         rows,
@@ -147,27 +147,27 @@ def front(store: Store, x: str) -> Sheet:
 
 
 def sizes(store: Store) -> list[Sheet]:
-    """The scores by training size, and what the fitted curves say."""
+    """Return the tables of scores by training size, and of what the fitted curves say."""
     lines, columns = by_size(size_curves(store).to_pylist(), ("sweep", "model", "dataset", "method", "reference"))
     note, lead = (
         "Each score is a mean over seeds with its 95 % t interval, given the chosen rate.",
         [*origins(lines), _DATA, METHOD, BUDGET],
     )
-    whole = Sheet(SIZES[0], "Test score by training size", [*lead, *columns], lines, note, folded=len(lines) > 20)
+    score_sheet = Sheet(SIZES[0], "Test score by training size", [*lead, *columns], lines, note, folded=len(lines) > 20)
     tables: tuple[tuple[str, pa.Table], ...] = (
         ("Where curves cross, in training examples", readings.crossing_table(store, EXAMPLES)),
         ("Training examples that a score needs", readings.needed_table(store, EXAMPLES)),
         ("Mean score over the range of training examples", readings.area_table(store, EXAMPLES)),
     )
-    return [whole] + [
-        Sheet(name, title, [*lead, *found], rows, folded=len(rows) > 20)
-        for name, (title, table), found in zip(SIZES[1:], tables, _COLUMNS, strict=True)
+    return [score_sheet] + [
+        Sheet(name, title, [*lead, *group_columns], rows, folded=len(rows) > 20)
+        for name, (title, table), group_columns in zip(SIZES[1:], tables, _COLUMNS, strict=True)
         if (rows := table.to_pylist())
     ]
 
 
 def overlay(ours: Sequence[Row], theirs: Sequence[Row], source: str) -> Sheet:
-    """This sweep's scores and the published ones."""
+    """Return the table of this sweep's scores and the published ones."""
     rows = [{**r, "whose": "this sweep"} for r in ours] + [{**r, "whose": source} for r in theirs]
     score = Column("score, % [95 %]", score_text, "number")
     columns = [text("from", "whose"), METHOD, text("setting", "reference"), PARAMETERS, score]

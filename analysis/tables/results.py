@@ -81,7 +81,7 @@ VERDICT = Column("verdict", lambda r: f"{verdict_text(r['verdict'])}{LATER if r.
 
 
 def results(store: Store) -> Sheet:
-    """Every feasible cell: its score, and the difference from the baseline at the same budget."""
+    """Return the table of every feasible cell: its score, and the difference from the baseline at the same budget."""
     baseline = question(store).baseline
     versus = style(baseline).name
     cells = results_table(store).to_pylist()
@@ -107,6 +107,7 @@ def results(store: Store) -> Sheet:
         Column("verdict", verdict, "verdict"),
         replace(PARAMETERS, text=lambda r: quantity(r["adapter_params"]) + ("\N{DAGGER}" if r["off_budget"] else "")),
         Column("learning rate", lambda r: quantity(r["lr"]) + ("*" if r["under_tuned"] else ""), "number", TUNED),
+        *([number("batch size", "batch_size", group=TUNED)] if any(r["batch_size"] for r in rows) else []),
         replace(SEEDS, text=seeds_text, group=TUNED),
         text("weak evidence", "weak", "long", TUNED),
         Column("test score, %", _over_examples, "number", OTHER_EXAMPLES),
@@ -127,24 +128,26 @@ def results(store: Store) -> Sheet:
 def _legend(rows: Sequence[Row], versus: str, margin: float | None) -> str:
     """Explain the signs and the verdicts that the rows have."""
     verdicts = {r["verdict"] for r in rows}
-    said = ["Brackets after a score hold its 95 % interval."] if any(r["low"] is not None for r in rows) else []
+    sentences = ["Brackets after a score hold its 95 % interval."] if any(r["low"] is not None for r in rows) else []
     if any(r["difference_low"] is not None for r in rows):
-        said.append(
+        sentences.append(
             "The interval of a difference is corrected for the number of comparisons, as its verdict is: it leaves out "
             "zero exactly if the verdict is higher or lower."
         )
     if verdicts & {"higher", "lower"}:
-        said.append(
+        sentences.append(
             f'"Higher" (green) and "lower" (red) say that the method of the row scores above or below {versus}.'
         )
     if "equivalent" in verdicts:
-        said.append(f'"Equivalent" says that the difference is smaller than {percent(margin)} points.')
+        sentences.append(f'"Equivalent" says that the difference is smaller than {percent(margin)} points.')
     if "not distinguishable" in verdicts:
-        said.append('"Not distinguishable" says that these runs cannot tell which is better; they may still differ.')
+        sentences.append(
+            '"Not distinguishable" says that these runs cannot tell which is better; they may still differ.'
+        )
     if any(r["off_budget"] for r in rows):
         unit = limited(r["reference"] for r in rows).removeprefix("trainable ")
-        said.append(f"\N{DAGGER} The row misses its budget by more than the tolerance: its {unit} are not equal.")
-    return " ".join(said)
+        sentences.append(f"\N{DAGGER} The row misses its budget by more than the tolerance: its {unit} are not equal.")
+    return " ".join(sentences)
 
 
 def _beside(name: str, r: Row) -> str:
@@ -192,7 +195,7 @@ def _difference_over_examples(r: Row) -> str:
 
 
 def decided(store: Store) -> Sheet:
-    """What to take at each budget, and what would change that."""
+    """Return the table of what to take at each budget, and what would change that."""
     rows = decisions(store).to_pylist()
     several = any(len(r["best"]) > 1 for r in rows)
     legend = "Score, parameters and training time are those of the first method that a row names." if several else ""
@@ -217,20 +220,20 @@ def decided(store: Store) -> Sheet:
 
 
 def averages(store: Store) -> Sheet:
-    """Mean over data sets of each method and budget, with a column for each training size."""
+    """Return the table of means over data sets for each method and budget, with a column per training size."""
     rows = [r for r in curve(store).to_pylist() if r["dataset"] is None]
-    found, sizes = by_size(rows, ("sweep", "model", "method", "reference"))
+    averaged_rows, sizes = by_size(rows, ("sweep", "model", "method", "reference"))
     facts = {"parameters": "adapter_params", "data sets": "n_datasets", "seeds": "n"}
     columns = [Column(head, partial(_over_sizes, key), "number") for head, key in facts.items()]
     return Sheet(
         "averages",
         "Mean test score over data sets",
-        [*origins(found), METHOD, BUDGET, *columns[:1], *sizes, *columns[1:]],
-        found,
+        [*origins(averaged_rows), METHOD, BUDGET, *columns[:1], *sizes, *columns[1:]],
+        averaged_rows,
         "Every data set has the same weight. The t intervals over seeds hold for these data sets and the chosen "
         "rates only. A method and "
         "budget is in the table if it was confirmed on every data set.",
-        folded=len(found) > LONG,
+        folded=len(averaged_rows) > LONG,
     )
 
 
@@ -259,12 +262,12 @@ def _how_to_read(rows: Sequence[Row]) -> str:
     """Say what the verdicts of the rows mean, and why an interval may say otherwise."""
     verdicts = {r["verdict"] for r in rows}
     margin = next((r["margin"] for r in rows if r["margin"] is not None), None)
-    said = meanings(verdicts, margin)
+    sentences = meanings(verdicts, margin)
     if verdicts:
-        said.append("Verdicts and intervals are corrected for multiple comparisons.")
+        sentences.append("Verdicts and intervals are corrected for multiple comparisons.")
     if any(r.get("added") for r in rows):
-        said.append(f"{LATER_MEANS}.")
-    return " ".join(said)
+        sentences.append(f"{LATER_MEANS}.")
+    return " ".join(sentences)
 
 
 def _reading(rows: Sequence[Row], alpha: float, focus: str | None) -> str:
@@ -299,8 +302,8 @@ def _reading(rows: Sequence[Row], alpha: float, focus: str | None) -> str:
 
 def _several(r: Row) -> str:
     """Return what stands in place of the budget in a row over several budgets."""
-    said = f"mean of {plural(r['n_budgets'], 'budget')}"
-    return f"{said}, for other data sets" if _like_these(r) else said
+    mean_text = f"mean of {plural(r['n_budgets'], 'budget')}"
+    return f"{mean_text}, for other data sets" if _like_these(r) else mean_text
 
 
 def _like_these(r: Row) -> bool:
@@ -387,21 +390,21 @@ def grouped(store: Store) -> Sheet:
 def seeds(store: Store, baseline: str | None = None, differences: Sequence[float] = DIFFERENCES) -> Sheet:
     """Return the number of seeds that would detect each of `differences`, for each comparison with the baseline."""
     baseline = baseline or question(store).baseline
-    found = seeds_table(store, baseline, differences).to_pylist()
-    rows = pivoted(found, ("sweep", "model", "dataset", "train_size", "method", "reference"), "difference")
+    table_rows = seeds_table(store, baseline, differences).to_pylist()
+    rows = pivoted(table_rows, ("sweep", "model", "dataset", "train_size", "method", "reference"), "difference")
 
     def cell(difference: float, key: str, group: str) -> Column:
         head = f"for {100 * difference:g} points" + (", rates fixed" if group else "")
         return Column(head, lambda r: _needed(r["by"][difference][key]), "number", group)
 
-    asked = dict.fromkeys(r["difference"] for r in found)
-    wanted = [cell(difference, "seeds_needed", "") for difference in asked]
-    given_rates = [cell(difference, "seeds_needed_given_rates", RATES_FIXED) for difference in asked]
+    true_differences = dict.fromkeys(r["difference"] for r in table_rows)
+    needed_columns = [cell(difference, "seeds_needed", "") for difference in true_differences]
+    given_rates = [cell(difference, "seeds_needed_given_rates", RATES_FIXED) for difference in true_differences]
     sd = number("sd of paired differences, points", "sd", percent)
     return Sheet(
         "seeds",
         f"Seeds needed to detect a difference from {style(baseline).name}",
-        columns_of(rows, METHOD, BUDGETS, PAIRS, sd, *wanted, *given_rates),
+        columns_of(rows, METHOD, BUDGETS, PAIRS, sd, *needed_columns, *given_rates),
         rows,
         "Each number is the smallest number of seeds (of each data set) with which four of five studies would find a "
         "true difference of that size, at the level of its row in the comparisons. It includes the uncertainty of the "

@@ -113,8 +113,8 @@ class Sheet:
         return [part for part in parts if not all(c.label for c in part.columns)]
 
     def _part(self, group: str, name: str) -> Part:
-        said = [c for c in self.columns if c.label or any(c.text(row) for row in self.rows)]
-        columns = [c for c in said if c.group == group or (c.label and group)]
+        shown = [c for c in self.columns if c.label or any(c.text(row) for row in self.rows)]
+        columns = [c for c in shown if c.group == group or (c.label and group)]
         named = any(c.kind == "method" for c in columns)
         beneath = [c for c in columns if c.beneath and named]
         rows = []

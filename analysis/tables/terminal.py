@@ -25,7 +25,7 @@ class _Visible(Console):
 
 
 def safe_console(*, stderr: bool = False, soft_wrap: bool = False, file: IO[str] | None = None) -> Console:
-    """A console whose texts reach the terminal as characters: no markup, and no escapes that stand in them."""
+    """Return a console that prints texts as they are: no markup, and no escape sequences from texts."""
     console = _Visible(file=file, stderr=stderr, soft_wrap=soft_wrap, highlight=False, markup=False, emoji=False)
     if console.width < 1:  # COLUMNS=0, as some containers have it: rich would print no text at all
         console.width = _WIDTH

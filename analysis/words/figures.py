@@ -148,8 +148,8 @@ def conclude_front(rows: Sequence[Row]) -> str:
         counts = Counter(r["method"] for r in on)
         cells_text = ", ".join(f"{style(m).name} ({plural(counts[m], 'cell')})" for m in in_order(set(counts)))
         return (
-            f"No other cell scores more at less cost ({cost}) than those of: {cells_text}. With one seed it is not known "
-            "how sure that is."
+            f"No other cell scores more at less cost ({cost}) than those of: {cells_text}. With one seed it is not "
+            "known how sure that is."
         )
     single = [r for r in on if r["front_share"] is None]
     sure = [r for r in on if r not in single and r["front_share"] >= SURE]

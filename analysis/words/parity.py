@@ -9,6 +9,7 @@ from analysis.format import Row, level_text, plural, range_text
 from analysis.statistics.looks import Looks
 from analysis.store.columns import limited
 from analysis.styles import style
+from analysis.words.batch_sizes import batches_say
 
 PACKAGES = ("torch", "transformers", "open_clip_torch", "peft", "torchvision", "pillow", "ray")
 """Packages that affect results and whose versions trials record. The first one that differs is named."""
@@ -58,6 +59,7 @@ def parity_says(parity: Sequence[Row], *, predicted: bool = True) -> list[str]:
     if widths:
         wide = "{} decade wide" if widths == [1] else "{} decades wide"
         sentences.append(f"Rates: the ranges are {_equal(widths, f'{wide} for every method', wide)}.")
+    sentences += batches_say(tuned)
     epochs = sorted({r["epochs"] for r in tuned if r["epochs"] is not None})
     if epochs:
         trained = "trained {} epoch" if epochs == [1] else "trained {} epochs"

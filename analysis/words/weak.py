@@ -15,6 +15,7 @@ from analysis.statistics.rank_effects import is_idle
 from analysis.store.columns import of_dof
 from analysis.styles import size_key, size_text, style
 from analysis.words.absent import absent_data, short_name
+from analysis.words.batch_sizes import chosen, end_of_list
 
 FEW_EXAMPLES = 200
 """In a split with fewer examples, one example changes the score by more than half a point."""
@@ -59,6 +60,11 @@ def weak_evidence(cells: Iterable[Row], most: int = _MOST) -> list[str]:
         sentences.append(f"Validation still rose in the last epoch, so more epochs might change the order: {text}.")
     if poor := [r for r in trained if r.get("under_tuned")]:
         sentences.append(f"More learning rates might raise the score: {named(poor, why_under_tuned)}.")
+    if ends := [r for r in trained if end_of_list(r)]:
+        text = named(ends, lambda r: f"{chosen(r):,}, the {end_of_list(r)}")
+        sentences.append(
+            f"The chosen batch size is at an end of the list, so a size beyond it might be better: {text}."
+        )
     if idle := [r for r in trained if is_idle(r) and not of_dof(r["reference"])]:
         sentences.append(f"More than a tenth of the parameters cannot act: {named(idle, _acting)}.")
     sentences += [*_few_examples(rows, trained), *_absent_classes(rows, most)]

@@ -7,16 +7,13 @@
 
 Inside the block, a layer multiplies by one W0 + delta if that costs less (`arithmetic.plans`). It makes this weight at
 its first forward. The gradients of the weight are summed. At the end of the block they become the trainables'
-gradients.
-The result is that of plain accumulation, up to rounding. The price is memory for two more copies of the adapted
-weights.
-RandLoRA's part of a step with k micro-batches of N rows falls to k N D d + 2 D q d multiply-adds.
+gradients. The result is that of plain accumulation, up to rounding. The price is memory for two more copies of the
+adapted weights. RandLoRA's part of a step with k micro-batches of N rows falls to k N D d + 2 D q d multiply-adds.
 
 W0 + delta is made again if a trainable or the base weight has changed, as torch's version counters tell. A change while
 gradients wait is an error. The ordinary way is taken by layers that drop their input, by base weights in bf16 or fp16,
-by
-layers under autocast to these types, and inside `torch.compile`. DDP and FSDP2 are not supported, because their hooks
-expect that every backward reaches the parameters.
+by layers under autocast to these types, and inside `torch.compile`. DDP and FSDP2 are not supported, because their
+hooks expect that every backward reaches the parameters.
 """
 
 from __future__ import annotations

@@ -1,11 +1,9 @@
 """Draw frozen bases from a seed with integer arithmetic, so that every machine gets the same bits.
 
 `torch.randn` gives different numbers on different CPUs (the width of their vectors matters), and device generators
-differ
-by design. Here entry (i, j) of a named stream is a 64-bit integer hash of (seed, stream, i, j) (SplitMix64: Steele et
-al.
-2014). Operations that IEEE 754 rounds correctly turn it into a number. So a checkpoint can hold a seed instead of the
-bases, a larger basis contains the smaller one, and digests in the tests fix every bit.
+differ by design. Here entry (i, j) of a named stream is a 64-bit integer hash of (seed, stream, i, j) (SplitMix64:
+Steele et al. 2014). Operations that IEEE 754 rounds correctly turn it into a number. So a checkpoint can hold a seed
+instead of the bases, a larger basis contains the smaller one, and digests in the tests fix every bit.
 
 The distributions have mean 0 and variance 1 (section 6.3 of the RandLoRA paper compares them):
 `uniform` on +-sqrt(3); `normal`; `binary`: +-1; `ternary`: -c and +c with probability 1/s each, else 0, c = sqrt(s /

@@ -1,8 +1,7 @@
 """Choose the cheapest of several exact orders of contraction for a RandLoRA delta.
 
 The delta is B @ M (or its transpose for a wide weight, in > out). B (D x q) is frozen, where D >= d are the two sides
-of
-the weight and q = n r. M (q x d) is built from lambda, gamma and A. The table lists multiply-adds for N input rows,
+of the weight and q = n r. M (q x d) is built from lambda, gamma and A. The table lists multiply-adds for N input rows,
 forward and backward together, beyond those of the frozen layer (times two for FLOPs):
 
 ==========  ==========================  =========================  ==================================

@@ -1,14 +1,11 @@
 """Save an adapter: safetensors with the trained tensors, and a JSON file that says how to draw the frozen bases.
 
 A directory holds `adapter.safetensors` and `adapter.json`. It also holds `bases.safetensors` if that was asked for, or
-if
-the bases were imported, so that no seed gives them. Loading draws the bases from the seed, or reads the imported ones.
-It refuses another generator version or digest, because wrong bases would make a wrong model. For tensors that PEFT
-draws,
-`adapter.json` has a fingerprint. What a method derives from the base weights (PiSSA's start, singular vectors) is in
-`derived.safetensors` with its digest, because no seed gives it back bit for bit. The state of a schedule (AdaLoRA's
-cuts)
-is in `schedule.safetensors`. Every file of tensors contains their digest (`files.tensors`).
+if the bases were imported, so that no seed gives them. Loading draws the bases from the seed, or reads the imported
+ones. It refuses another generator version or digest, because wrong bases would make a wrong model. For tensors that
+PEFT draws, `adapter.json` has a fingerprint. What a method derives from the base weights (PiSSA's start, singular
+vectors) is in `derived.safetensors` with its digest, because no seed gives it back bit for bit. The state of a schedule
+(AdaLoRA's cuts) is in `schedule.safetensors`. Every file of tensors contains their digest (`files.tensors`).
 """
 
 from __future__ import annotations

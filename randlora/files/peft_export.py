@@ -1,12 +1,10 @@
 """Export to Hugging Face PEFT's adapter directory, if that is lossless. `peft_import` reads such directories.
 
 PEFT has these methods itself, on `nn.Linear` and `Conv1D`: LoRA and DoRA with any ranks, VeRA and RandLoRA with one
-rank.
-LoRA also works on the packed input projection of `nn.MultiheadAttention`. There PEFT adapts the output projection too,
-which gets factors of zero. An adapter on the output projection is not exported, because PEFT 0.21.2 adds its delta
-twice.
-The shared bases of VeRA and RandLoRA are written once, in PEFT's global tensors. PEFT up to 0.21 warns that RandLoRA's
-copies per layer are missing, and is right without them.
+rank. LoRA also works on the packed input projection of `nn.MultiheadAttention`. There PEFT adapts the output projection
+too, which gets factors of zero. An adapter on the output projection is not exported, because PEFT 0.21.2 adds its delta
+twice. The shared bases of VeRA and RandLoRA are written once, in PEFT's global tensors. PEFT up to 0.21 warns that
+RandLoRA's copies per layer are missing, and is right without them.
 
 Other methods are written as the LoRA that computes the same (`peft_lora`): PiSSA (with rank 2 r), LoRA-XS, AdaLoRA and
 AutoLoRA (the terms that are left), NoLA, RandLoRA-a, and VeRA with several ranks; also LoRA and DoRA on parts of fused

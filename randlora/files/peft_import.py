@@ -4,11 +4,9 @@ LoRA, rank-stabilised LoRA, DoRA, VeRA and RandLoRA become this package's own me
 `peft:NAME` (`files.peft_types`).
 
 The trained tensors and the frozen bases are taken over bit for bit in float32, with one exception. If a LoRA has
-several
-scales (`alpha_pattern`), B is multiplied, because a model has one scale here. Ranks may differ (`rank_pattern`). The
-bases must be in the file (`save_projection=True`, PEFT's default): those that PEFT would draw again depend on its
-version
-and on the machine.
+several scales (`alpha_pattern`), B is multiplied, because a model has one scale here. Ranks may differ
+(`rank_pattern`). The bases must be in the file (`save_projection=True`, PEFT's default): those that PEFT would draw
+again depend on its version and on the machine.
 """
 
 from __future__ import annotations

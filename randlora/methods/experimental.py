@@ -2,14 +2,11 @@
 
 Hybrid: delta = LoRA's + RandLoRA's. A trained low-rank part is for large changes and a full-rank part for the rest. The
 capacity is RandLoRA's r. The LoRA part has the rank q whose q (out + in) parameters come nearest to the fraction
-`share`
-of the weight's parameters, at least 1 and at most min(out, in).
+`share` of the weight's parameters, at least 1 and at most min(out, in).
 
 RandLoRA-SVD: RandLoRA whose bases are W0's own singular vectors instead of random ones, scaled to entries of variance
-1.
-A is the r leading right vectors. B is all left vectors; those beyond the m-th repeat from the first if r does not
-divide
-m. Each weight then has its own bases, and checkpoints keep them (`randlora.methods.lowrank.spectral` says why).
+1. A is the r leading right vectors. B is all left vectors; those beyond the m-th repeat from the first if r does not
+divide m. Each weight then has its own bases, and checkpoints keep them (`randlora.methods.lowrank.spectral` says why).
 
 Each part starts and is scaled as in its method.
 """

@@ -86,6 +86,7 @@ class Method:
         mixes_rows: whether a row's update depends on the rest of its batch, padding included (Lily).
         needs_gradients: whether it starts from the loss's gradient at W0 (LoRA-GA), which `attach` must be given. A
             sweep takes it on as many training rows as the option `rows` says.
+        needs_float_weight: why it cannot act beside a weight that is kept in 4 or 8 bits. None: it can.
         experimental: whether it is in no paper, or only in a paper's outlook. It may change.
     """
 
@@ -111,6 +112,7 @@ class Method:
     on_weights: bool = True
     mixes_rows: bool = False
     needs_gradients: bool = False
+    needs_float_weight: str | None = None
     experimental: bool = False
     update_rank: Callable[..., int] | None = None
     freedom: Callable[..., int | None] | None = None

@@ -9,8 +9,7 @@ adapter. The known layouts have the parts in one row range after the other:
 - gate, up halves: `gate_up_proj`.
 
 `query_key_value` of GPT-NeoX, BLOOM and Falcon mixes q, k and v head by head, so it has no such parts. A few modules
-mix
-them under a name from the list above. They are recognised by their attributes.
+mix them under a name from the list above. They are recognised by their attributes.
 """
 
 from __future__ import annotations

@@ -1,9 +1,8 @@
 """One batched product for K adapters of a pack, for methods that have such a stacked form.
 
 Shapes: K adapters with n rows each make N = K n rows. Frozen factors that all members share multiply all N rows at
-once.
-If one adapter alone would build its matrix (cheaper for many rows), stacking its factors gains nothing. Then the answer
-is None, and the slices go one by one.
+once. If one adapter alone would build its matrix (cheaper for many rows), stacking its factors gains nothing. Then the
+answer is None, and the slices go one by one.
 """
 
 from __future__ import annotations

@@ -1,9 +1,8 @@
 """Which slices a packed batch has, how long their texts are, and the random numbers that each member draws.
 
 A batch of K members has K equal slices of rows. Texts are padded at the end to the longest text of the whole batch, so
-a
-slice may be longer than it would be alone. Dropout must not depend on that. It works on a slice that is cut to its own
-length, with the state that torch's generator would have in a separate run.
+a slice may be longer than it would be alone. Dropout must not depend on that. It works on a slice that is cut to its
+own length, with the state that torch's generator would have in a separate run.
 """
 
 from __future__ import annotations

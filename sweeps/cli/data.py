@@ -20,20 +20,21 @@ _CARVED = "validation is 10 % of train, 5,000 at most, the same examples in ever
 
 def data(
     name: Annotated[
-        str | None, typer.Argument(help="A data set, cifar100 or folder:DIR; default: a list of all.")
+        str | None,
+        typer.Argument(help="A data set: cifar100, folder:DIR, ...; default: list all registered data sets."),
     ] = None,
     split: Annotated[
         Path | None,
         typer.Option(
-            help="Divide folder:DIR (which has classes) or sft:FILE into train and test, a fifth, in this new folder."
+            help="Write folder:DIR (a folder for each class) or sft:FILE into this folder, a fifth of it as test."
         ),
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """List the registered data sets and their sizes, or describe one of them.
+    """List the registered data sets and their sizes, or describe one data set.
 
-    The description of a registered data set has its split, source, licence, prompts and how to get it. The description
-    of your own files has classes, sizes, the validation examples, and classes that the test split lacks.
+    Of a registered set the command prints its sizes, split, source, licence, prompts and how to get it. Of your own
+    files it prints classes, sizes, which examples validate, and classes that the test split lacks.
     """
     from trainables.data.registry import known_datasets
 

@@ -44,11 +44,16 @@ class Check:
 
 def doctor(
     address: Annotated[
-        str | None, typer.Option(help="Ray cluster to look at: auto, or HOST:PORT; default: auto, if there is one.")
+        str | None,
+        typer.Option(help="Ray cluster to check too: auto, or HOST:PORT; default: the one on this machine, if any."),
     ] = None,
     as_json: Json = False,
 ) -> int:
-    """Check this machine: Python, packages, devices, disk, and that the four package names are ours."""
+    """Check whether this machine is ready: Python, packages, devices, memory and disk.
+
+    It also checks that no other package has overwritten one of the four top-level packages of this one (randlora,
+    trainables, sweeps, analysis). Exit code 1 if a check fails.
+    """
     checks = [*examine(), *_cluster(address)]
     emit(as_json, lambda: [asdict(c) for c in checks], lambda: _print(checks))
     return 0 if all(c.ok for c in checks) else FAILED_TRIALS

@@ -18,22 +18,29 @@ from sweeps.errors import Problem, SpecError, unknown
 
 def init(
     path: Annotated[Path | None, typer.Argument(help="File to write; default: sweep.toml, or NAME.toml.")] = None,
-    example: Annotated[str | None, typer.Option(help="Write an example instead: quickstart, paper/fig1-clip.")] = None,
+    example: Annotated[
+        str | None, typer.Option(help="Write an example instead: quickstart, paper/fig1-clip, ...")
+    ] = None,
     listed: Annotated[bool, typer.Option("--list", help="List the examples; write nothing.")] = False,
     data: Annotated[
-        str | None, typer.Option(help="Data set: folder:DIR, cifar100, json:DIR, or a folder of text files.")
+        str | None,
+        typer.Option(help="Data set for the file: folder:DIR, cifar100, json:DIR, or a folder of text files."),
     ] = None,
-    model: Annotated[str | None, typer.Option(help="Model id: open_clip:ARCH/TAG, hf:ORG/NAME, local:DIR.")] = None,
+    model: Annotated[
+        str | None, typer.Option(help="Model for the file: open_clip:ARCH/TAG, hf:ORG/NAME, local:DIR.")
+    ] = None,
     name: Annotated[str | None, typer.Option(help="Name of the sweep, and so of its results folder.")] = None,
     schema: Annotated[
-        bool, typer.Option("--schema", help="Write the JSON schema of sweep files instead, for editors.")
+        bool,
+        typer.Option("--schema", help="Write the JSON schema of sweep files instead; editors complete keys with it."),
     ] = False,
     force: Annotated[bool, typer.Option("--force", help="Overwrite an existing file.")] = False,
     as_json: Json = False,
 ) -> None:
-    """Write a commented starter file, with a data set and a model of your own if you like, or an example.
+    """Write a commented sweep file to start from, or an example.
 
-    If the data set is text files, the command reads their columns and writes the columns' names into its id.
+    --data and --model put your own data set and model into the file. If the data are text files, the command finds out
+    which columns they have and writes the names into the data set's id.
     """
     from sweeps.spec.reading import READERS
     from sweeps.spec.schema import FILE, schema_text
@@ -60,7 +67,7 @@ def init(
         raise SpecError([Problem("--example", example, rule)])
     to = path or Path("sweep.toml" if not (example or name) else f"{(example or name or '').rpartition('/')[2]}.toml")
     if to.suffix in READERS:
-        rule = "the file is TOML, and would be read by this suffix as something else"
+        rule = "the file is TOML, but this suffix names another format"
         raise SpecError([Problem("path", str(to), rule, str(to.with_suffix(".toml")))])
     _refuse_existing(to, force)
     text = starter(data, model, name) if example is None else files[example].read_text(encoding="utf-8")

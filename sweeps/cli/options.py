@@ -15,12 +15,15 @@ if TYPE_CHECKING:
     from analysis import Store
     from sweeps.plan.plan import Plan
 
-Spec = Annotated[Path, typer.Argument(help="Sweep file (TOML or YAML).", show_default=False)]
+Spec = Annotated[Path, typer.Argument(help="Sweep file (TOML, YAML or JSON).", show_default=False)]
 Source = Annotated[Path, typer.Argument(help="Sweep file, or a results folder.", show_default=False)]
-Trial = Annotated[str, typer.Argument(help="Trial id (or its beginning), from `sweeps query`.")]
-Set = Annotated[list[str] | None, typer.Option("--set", help="Change a key of the sweep file: --set search.trials=6.")]
+Trial = Annotated[str, typer.Argument(help="Trial id or its beginning; `sweeps query FOLDER trials` lists them.")]
+Set = Annotated[
+    list[str] | None, typer.Option("--set", help="Change a key of the sweep file: --set search.trials=6. Repeatable.")
+]
 Scale = Annotated[
-    str | None, typer.Option("--scale", help="A form of the file: small, for a laptop; published, a recipe's paper.")
+    str | None,
+    typer.Option("--scale", help="Apply the file's table [small] (for a laptop) or [published] (as in the paper)."),
 ]
 Available = Annotated[
     bool, typer.Option("--available", help="Use only the data sets that are on this machine; download none.")

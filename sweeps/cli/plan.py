@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.text import Text
 
-from analysis.format import amount, bytes_text, duration, freedom_text, off_budget, plural, quantity
+from analysis.format import amount, bytes_text, duration, freedom_text, listed, off_budget, plural, quantity
 from analysis.styles import short_names, size_text
 from sweeps.cli.options import Available, Json, Scale, Set, Source, Spec, load, store_of
 from sweeps.cli.power import Like, print_prospects, prospects
@@ -39,9 +39,10 @@ def plan(
     ] = False,
     as_json: Json = False,
 ) -> None:
-    """List the cells of a sweep, with their ranks and numbers of parameters, and what is infeasible. Starts nothing.
+    """List the cells of a sweep with their ranks and numbers of parameters, and the cells that are infeasible.
 
-    Data files on this machine are read and checked as `run` does it.
+    The command trains nothing, and downloads no weights and no data. It reads data that is in files of this machine,
+    and refuses it if `run` would refuse it.
     """
     if against_paper:
         _against_paper(spec, overrides, scale, as_json=as_json)
@@ -131,12 +132,15 @@ def estimate(
     scale: Scale = None,
     available: Available = False,
     compare: Annotated[
-        bool, typer.Option("--compare", help="Compare the last run's estimate with what it took.")
+        bool, typer.Option("--compare", help="Compare the last run's estimate with what the run took.")
     ] = False,
     like: Like = None,
     as_json: Json = False,
 ) -> None:
-    """Estimate time, accelerator-hours, memory, disk and cost of a sweep from a short probe of every method."""
+    """Estimate time, accelerator-hours, memory, disk and cost of a sweep from a short probe of every method.
+
+    The command downloads the model and the data if they are not on this machine.
+    """
     from analysis.statistics.sizing.estimates import estimate_table
     from sweeps.cli.progress import used_hours
     from sweeps.plan.estimate import estimate_plan
@@ -147,7 +151,7 @@ def estimate(
         if as_json or table.num_rows:
             emit(as_json, table.to_pylist, lambda: print_table(table, "estimate against actual, last run"))
         else:
-            out.print("no run of this sweep was estimated (`sweeps run` without --quiet does)")
+            out.print("no run of this sweep was estimated (`sweeps run` without --quiet makes an estimate)")
         return
     planned = load(spec, overrides, scale, available=available)
     check_weights(planned.spec.model.id)
@@ -168,34 +172,43 @@ def estimate(
 
 def budget(
     model: Annotated[str | None, typer.Option(help="Model: open_clip:ARCH, local:DIR, hf:ORG/NAME, ...")] = None,
-    shape: Annotated[list[str] | None, typer.Option(help="Weights instead of a model, OUTxIN: 4096x4096.")] = None,
+    shape: Annotated[
+        list[str] | None, typer.Option(help="Shape of a weight, in place of a model: 4096x4096 (OUTxIN). Repeatable.")
+    ] = None,
     lora_rank: Annotated[
         int | None, typer.Option(help="The budget: as many parameters as LoRA trains at this rank.", min=1)
     ] = None,
     params: Annotated[int | None, typer.Option(help="The budget as a number of parameters.", min=1)] = None,
     percent: Annotated[
         float | None,
-        typer.Option(help="The budget as a percentage of the adapted weights, as [budgets] percent in a file."),
+        typer.Option(help="The budget in percent of the number of adapted weights."),
     ] = None,
     rank: Annotated[
         int | None, typer.Option(help="The budget: as many parameters as --method trains at this rank.", min=1)
     ] = None,
     targets: Annotated[
         list[str] | None,
-        typer.Option(help="Target weights, repeated or with commas; default: those of the model's family."),
+        typer.Option(
+            help="Weights to adapt, by the ends of their names; default: the family's. Repeatable, or with commas."
+        ),
     ] = None,
     adapt: Annotated[
-        str | None, typer.Option(help="CLIP: vision, or both towers (default); other models: all.")
+        str | None,
+        typer.Option(help="Part of a CLIP to adapt: vision, or both towers (the default). Other models: all."),
     ] = None,
     method: Annotated[
-        list[str] | None, typer.Option(help="A method, also peft:NAME, prompt:NAME or peft:all; default: all of ours.")
+        list[str] | None,
+        typer.Option(
+            help="A method, peft:NAME, prompt:NAME or peft:all; default: all methods of this package. Repeatable."
+        ),
     ] = None,
     every: Annotated[
-        bool, typer.Option("--all", help="List every allocation, not only the one that auto chooses.")
+        bool,
+        typer.Option("--all", help="List all ways to spread ranks over layers, not only the one that auto chooses."),
     ] = False,
     as_json: Json = False,
 ) -> None:
-    """List the rank and the number of parameters of every method at a budget. Loads no weights."""
+    """List the rank and the number of parameters of every method at one budget. The command loads no weights."""
     from sweeps.budget.solver import ALLOCATIONS, budget_table
     from sweeps.plan.base_model import BaseModelInfo
 
@@ -230,12 +243,12 @@ def _weights(
         return model.target_shapes(patterns or model.default_targets, adapt or "both"), model.size
     for option, value in {"--targets": ",".join(targets or ()), "--adapt": adapt}.items():
         if value:
-            rule = "names weights of a model; --shape is the weights"
+            rule = "names weights of a model, and --shape has no model"
             raise SpecError([Problem(option, value, rule, "--model ID")])
     sides = [re.fullmatch(r"([1-9]\d{0,5})x([1-9]\d{0,5})", text) for text in shape or ()]
     for text, match in zip(shape or (), sides, strict=True):
         if match is None:
-            rule = "is no shape of a weight, OUTxIN, each side below 1,000,000"
+            rule = "must be the shape of a weight, OUTxIN, with sides below 1,000,000"
             raise SpecError([Problem("--shape", text, rule, "4096x4096")])
     shapes = {f"weight{i}": (int(m[1]), int(m[2])) for i, m in enumerate(sides) if m is not None}
     return shapes, sum(rows * columns for rows, columns in shapes.values())
@@ -249,7 +262,7 @@ def _own_shapes(model: BaseModelInfo | None, shapes: Mapping[str, tuple[int, int
         if model is not None:
             return model.method_shapes(name, shapes)
         if get_method(name).prompts:
-            raise SpecError([Problem("--method", name, "has its place in a CLIP", "--model open_clip:ViT-B-32")])
+            raise SpecError([Problem("--method", name, "needs a CLIP", "--model open_clip:ViT-B-32")])
         return shapes
 
     return own
@@ -284,7 +297,8 @@ def _budget_of(
         return max(1, round(adapted * value / 100)), f"percent-{value:g}"
     if name == "--rank":
         if chosen is None or len(chosen) != 1:
-            raise SpecError([Problem("--rank", value, "is of one method", f"--method randlora --rank {value}")])
+            rule = "is the rank of one method, so name the method"
+            raise SpecError([Problem("--rank", value, rule, f"--method randlora --rank {value}")])
         entry, on = get_method(chosen[0]), own(chosen[0])
         if (refusal := entry.refuses(on)) is not None:
             raise SpecError([Problem("--method", entry.name, refusal.reason, refusal.remedy)])
@@ -356,6 +370,7 @@ def print_plan(plan: Plan) -> None:
     """Print the cells with their solutions, and the reason and the nearest reachable counts of infeasible ones."""
     from analysis.store.columns import limited  # not above: `--help` and `--version` load no pyarrow
     from sweeps.plan.checks import peft_words
+    from sweeps.spec.batch_sizes import batch_sizes
 
     for line in precision_words(plan):
         out.print(f"bf16      {line}")
@@ -419,6 +434,9 @@ def print_plan(plan: Plan) -> None:
         none = "no more can be added, so one look has the whole level of 5 %"
         later = f"up to {most} can be added, and all looks share the level of 5 %"
         out.print(f"seeds     {seeds}; {none if most == len(confirm.seeds) else later}")
+    if sizes := batch_sizes(plan.spec):
+        each = listed([str(size) for size in sorted(sizes)], "or")
+        out.print(f"batches   of {each} examples are searched with the learning rate; all trials see equal examples")
     _print_packing(plan)
     if weak := weak_of(plan):
         out.print()
@@ -549,7 +567,7 @@ def print_estimate_line(estimate: Estimate) -> None:
         + f"(probed in {duration(estimate.probe_seconds)})"
     )
     for limit in estimate.over:
-        err.print(f"it will stop before its end: {limit}", style="yellow")
+        err.print(f"a limit will stop the sweep before its end: {limit}", style="yellow")
 
 
 def _residual(residual: int | None, budget: int | None) -> str:

@@ -22,18 +22,22 @@ if TYPE_CHECKING:
 
 Like = Annotated[
     Path | None,
-    typer.Option("--like", help="Results of a like sweep, whose variances are used; default: this sweep's own."),
+    typer.Option(
+        "--like",
+        help="Results of a similar sweep. How much its scores vary says which differences this one can detect. "
+        "Default: this sweep's own results.",
+    ),
 ]
 SEEDS = (2, 3, 5, 8, 10, 15, 20, 30)
 NOT_KNOWN = (
-    "not known yet: name the results of a like sweep with --like, or run this one first with two seeds and ask again"
+    "not known yet: name the results of a similar sweep with --like, or run this one first with two seeds and ask again"
 )
 
 
 def power(spec: Spec, like: Like = None, overrides: Set = None, scale: Scale = None, as_json: Json = False) -> None:
-    """Print the smallest difference that a sweep will detect, against seeds and validation examples.
+    """Print the smallest difference between methods that a sweep can detect, for several numbers of seeds.
 
-    The variances are those of a like sweep, or of this sweep's own finished trials.
+    It needs to know how much scores vary: from a similar sweep (--like), or from this sweep's own finished trials.
     """
     planned = load(spec, overrides, scale).with_sizes(download=False)
     outlook = prospects(planned, like)
@@ -115,7 +119,7 @@ def prospects(plan: Plan, like: Path | None) -> Prospects | None:
     if design is None or least is None or least.each is None:
         if like is None:
             return None
-        rule = "does not tell the variances: it takes two seeds or more of two methods at one budget, here and there"
+        rule = "does not say how much scores vary: both sweeps need two methods at one budget, with two seeds or more"
         raise SpecError([Problem("--like", str(like), rule)])
     changes = tuple((name, pilot.detectable(other)) for name, other in _changes(design, pilot))
     return Prospects(store.path, pilot, design, least, changes)

@@ -28,8 +28,10 @@ from sweeps.errors import Problem, SpecError, unknown
 if TYPE_CHECKING:
     from analysis import Store
 
-Also = Annotated[list[Path] | None, typer.Option(help="Another sweep to read with it; repeat it for more.")]
-Cost = Annotated[str, typer.Option("--x", help="Cost of the fits and the front: seconds_train, ...")]
+Also = Annotated[
+    list[Path] | None, typer.Option(help="Results folder or sweep file of another sweep to read too. Repeatable.")
+]
+Cost = Annotated[str, typer.Option("--x", help="Cost that scores are drawn against: seconds_train, saved_bytes, ...")]
 
 _NEAR = 0.05  # of a number of parameters
 _WEAK_LINES, _NAMED = 3, 2  # lines of weak evidence that `best` prints, and cells that each names
@@ -46,7 +48,7 @@ def best(
     all_notes: Annotated[bool, typer.Option("--all-notes", help="Print all weak evidence.")] = False,
     as_json: Json = False,
 ) -> None:
-    """Print the results: the answer, the scores with their intervals, what to take at each budget, weak evidence."""
+    """Print the results: the answer, scores with intervals, what to take at each budget, and what is weak evidence."""
     from analysis.statistics.decisions import decisions
     from analysis.tables.console import results_table
 
@@ -132,10 +134,12 @@ def report(
     source: Source,
     overrides: Set = None,
     x: Cost = "adapter_params",
-    overlay: Annotated[str | None, typer.Option(help="Published curve to draw beside ours: fig1-clip, ...")] = None,
+    overlay: Annotated[
+        str | None, typer.Option(help="Published curve to draw beside this sweep's: fig1-clip, ...")
+    ] = None,
     as_json: Json = False,
 ) -> None:
-    """Draw the figures and write one self-contained report.html."""
+    """Draw the figures and tables of a sweep, and write report.html, which needs no other file."""
     from analysis.report.page import write_report
     from sweeps.engine.verifying import receipt_of
 
@@ -155,7 +159,7 @@ def query(
     csv: Annotated[bool, typer.Option("--csv", help="The same as --format csv.")] = False,
     as_json: Json = False,
 ) -> None:
-    """Run read-only SQL (DuckDB) over the results tables of one sweep or several; the column `sweep` names each."""
+    """Run read-only SQL (DuckDB) over the results tables of one or more sweeps. The column `sweep` names the sweep."""
     kind = _format(form, to, csv=csv, as_json=as_json)
     store = store_of(source, also=also)
     table = store.table(sql) if sql.isidentifier() else store.sql_apart(sql)
@@ -195,7 +199,8 @@ def _format(form: str | None, to: Path | None, *, csv: bool, as_json: bool) -> s
     if to is not None and by_suffix not in (None, kind):
         raise SpecError([Problem("--to", str(to), f"its suffix says {by_suffix}, and {next(iter(asked))} {kind}")])
     if to is None and kind in ("parquet", "arrow") and sys.stdout.isatty():
-        raise SpecError([Problem("--format", kind, "is not for a terminal; send it on, or into a file", "--to FILE")])
+        rule = "cannot be shown on a terminal; write it to a file, or send it to a pipe"
+        raise SpecError([Problem("--format", kind, rule, "--to FILE")])
     if to is not None and to.is_dir():
         raise SpecError([Problem("--to", str(to), "is a folder; give a file")])
     return str(kind or "table")
@@ -210,13 +215,15 @@ def compare(
     ] = None,
     points: Annotated[
         list[float] | None,
-        typer.Option(
-            "--points", help="The true difference, in points, that the seeds must detect; repeat it for more."
-        ),
+        typer.Option("--points", help="Print how many seeds detect a true difference of this many points. Repeatable."),
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Compare the methods over seeds: differences, their change, groups, averages, seeds needed."""
+    """Compare all methods with one: differences at each budget, with p values and effect sizes.
+
+    The command also prints averages over budgets, how differences change with the budget, groups of methods that are
+    not distinguishable, and how many seeds would detect a difference.
+    """
     from analysis.statistics.differences import changes
     from analysis.statistics.groups import groups
     from analysis.statistics.scaling import comparisons, curve, question
@@ -274,12 +281,14 @@ def compare(
 
 def tables(
     source: Source,
-    names: Annotated[list[str] | None, typer.Argument(help="Tables of the report; none lists them.")] = None,
+    names: Annotated[
+        list[str] | None, typer.Argument(help="Tables to print; without names the command lists the tables.")
+    ] = None,
     form: Annotated[str, typer.Option("--format", help="markdown, latex or csv.")] = "markdown",
     x: Cost = "adapter_params",
     as_json: Json = False,
 ) -> None:
-    """Print tables of the report as Markdown, LaTeX or CSV; `report` writes all of them into report_tables/."""
+    """Print tables of the report as Markdown, LaTeX or CSV. `report` writes all of them into report_tables/."""
     from analysis.report.tables import pick, sheets
     from analysis.tables.export import form_of
 
@@ -301,15 +310,18 @@ def import_results(
         str, typer.Argument(help="paper (numbers published with RandLoRA), peft (its comparison), or csv.")
     ],
     names: Annotated[
-        list[str] | None, typer.Argument(help="paper: which, default all; peft: JSON files; csv: files.")
+        list[str] | None,
+        typer.Argument(
+            help="For paper: which figures and tables, default all. For peft: JSON files. For csv: CSV files."
+        ),
     ] = None,
-    to: Annotated[Path, typer.Option("--to", help="Results folder to make.")] = Path("results/imported"),
+    to: Annotated[Path, typer.Option("--to", help="Results folder to write.")] = Path("results/imported"),
     as_json: Json = False,
 ) -> None:
-    """Make a results folder from numbers published elsewhere, to query and draw together with ours.
+    """Write a results folder from published numbers, to query and draw them together with your own results.
 
-    A CSV file has a header: method, and score (a fraction) or percent; and what is known of model, dataset,
-    train_size, reference (lora-8), parameters, lr, source.
+    A CSV file has a header with the columns method, and score (a fraction) or percent. These columns may be there too:
+    model, dataset, train_size, reference (the budget, lora-8), parameters, lr, source.
     """
     from analysis.imports.csv_table import import_csv
     from analysis.imports.importing import import_peft, import_published

@@ -59,38 +59,38 @@ def run(
         str | None, typer.Option(help="Ray cluster to join: auto, or HOST:PORT; default: a local one.")
     ] = None,
     backend: Annotated[
-        str, typer.Option(help="What runs the trials: ray, or inline (one after another in this process, no Ray).")
+        str, typer.Option(help="What runs the trials: ray, or inline (one after another in this process, without Ray).")
     ] = "ray",
-    restart: Annotated[bool, typer.Option(help="Start Ray again if it dies, and go on.")] = True,
+    restart: Annotated[bool, typer.Option(help="Start Ray again if it dies, and continue.")] = True,
     max_hours: Annotated[
         float | None, typer.Option("--max-hours", help="Stop after this many hours (the same as limits.max_hours).")
     ] = None,
     available: Available = False,
     report: Annotated[bool, typer.Option(help="Draw the figures and write the report at the end.")] = True,
     retry_failed: Annotated[
-        bool, typer.Option("--retry-failed", help="Try failed trials of earlier runs again.")
+        bool, typer.Option("--retry-failed", help="Also run the trials again that failed in earlier runs.")
     ] = False,
     optuna_storage: Annotated[
         str | None,
-        typer.Option(help="Copy the studies to a journal file or sqlite:///studies.db, for optuna-dashboard."),
+        typer.Option(help="Write the trials to a file or sqlite:///studies.db, for optuna-dashboard."),
     ] = None,
     track: Annotated[
-        list[str] | None, typer.Option(help="Report trials to tensorboard, mlflow, wandb or trackio; repeatable.")
+        list[str] | None, typer.Option(help="Send trials to tensorboard, mlflow, wandb or trackio. Repeatable.")
     ] = None,
     upload: Annotated[
         str | None, typer.Option(help="Copy results to this URI while the sweep runs: s3://BUCKET/FOLDER, gs://...")
     ] = None,
-    watch: Annotated[bool, typer.Option("--watch", help="Also show the sweep on a page, as `watch` does.")] = False,
+    watch: Annotated[bool, typer.Option("--watch", help="Also show the sweep on a web page, as `watch` does.")] = False,
     browser: Browser = True,
     quiet: Annotated[
         bool, typer.Option("--quiet", "-q", help="Print no progress; warnings are still printed.")
     ] = False,
     as_json: Json = False,
 ) -> int:
-    """Run a sweep; the same command resumes it, or extends it after an edit.
+    """Run a sweep. The same command resumes it after a stop, and extends it after a change of the file.
 
-    Finished trials are never repeated. With --json, one document on standard output at the end, and progress as
-    JSON lines on standard error (none with --quiet), beside warnings in plain text.
+    Finished trials are never repeated. With --json the command prints one document to standard output at its end, and
+    progress as JSON lines to standard error (none with --quiet). Warnings there are plain text.
     """
     from sweeps.backends.registry import started_early
     from sweeps.engine.prepare import prepare

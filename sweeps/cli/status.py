@@ -13,7 +13,7 @@ _SHOWN = 3
 
 
 def status(source: Source, overrides: Set = None, as_json: Json = False) -> None:
-    """Print how far a sweep is, also while it runs."""
+    """Print how far a sweep is: trials, cells, time left and failures. It works while the sweep runs."""
     from sweeps.cli.progress import progress_of
 
     progress = progress_of(store_of(source, overrides))

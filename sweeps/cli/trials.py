@@ -21,39 +21,47 @@ if TYPE_CHECKING:
 SWEEP_FORMS = ("results", "method-comparison")
 """Forms of `export` that export a whole sweep, not one trial."""
 
-Best = Annotated[str, typer.Argument(help="Trial id (or its beginning), or best: the highest validation score.")]
-Method = Annotated[str | None, typer.Option("--method", help="With best: only trials of this method.")]
+Best = Annotated[
+    str, typer.Argument(help="Trial id or its beginning; or best: the best kept trial of the best cell, by validation.")
+]
+Method = Annotated[str | None, typer.Option("--method", help="With best: choose among trials of this method.")]
 Budget = Annotated[
-    str | None, typer.Option("--budget", help="With best: only trials at this budget (lora-4, params-5000).")
+    str | None, typer.Option("--budget", help="With best: choose among trials at this budget (lora-4, params-5000).")
 ]
 
 
 def export(
     source: Source,
     trial: Best = "best",
-    to: Annotated[Path | None, typer.Argument(help="Folder to write; default: METHOD-BUDGET-FORM.")] = None,
+    to: Annotated[
+        Path | None, typer.Argument(help="Folder to write; default: METHOD-BUDGET-FORM in the working directory.")
+    ] = None,
     method: Method = None,
     budget: Budget = None,
     form: Annotated[
-        str, typer.Option("--form", help="adapter, peft or merged; of the whole sweep: results, method-comparison.")
+        str,
+        typer.Option(
+            "--form", help="Of a trial: adapter, peft or merged. Of the whole sweep: results, method-comparison."
+        ),
     ] = "adapter",
     push: Annotated[
-        str | None, typer.Option("--push", help="Send it to this repository of the Hugging Face Hub: ORG/NAME.")
+        str | None, typer.Option("--push", help="Also send it to this repository of the Hugging Face Hub: ORG/NAME.")
     ] = None,
     licence: Annotated[
         str | None, typer.Option("--license", help="Licence for the card, as the Hub names it: apache-2.0.")
     ] = None,
-    public: Annotated[bool, typer.Option("--public", help="With --push: let everybody see it.")] = False,
+    public: Annotated[bool, typer.Option("--public", help="With --push: make the repository public.")] = False,
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="With --push: replace the files of a repository that exists.")
     ] = False,
     as_json: Json = False,
 ) -> None:
-    """Write a kept trial with everything needed to predict: as it is, as a PEFT folder, or merged into the model.
+    """Write the trained weights of a trial into a folder, with code that loads them and predicts.
 
+    The form `adapter` has the adapter alone, `peft` is a folder of Hugging Face PEFT, and `merged` is the whole model.
     Two forms export the whole sweep and take no TRIAL. `results` writes its tables as a data set. `method-comparison`
-    writes its tuned learning rates as experiments of Hugging Face PEFT. `--push` sends what was written to the Hugging
-    Face Hub, from a temporary folder if TO is left out. Without `--push` nothing is sent.
+    writes its tuned learning rates as experiments of Hugging Face PEFT. With `--push` and without TO the folder is a
+    temporary one. Without `--push` nothing is sent.
     """
     from sweeps.exporting.hub import Push
 
@@ -63,7 +71,7 @@ def export(
     if hub is not None:
         hub.check()
     elif public or overwrite:
-        rule = "is about what is sent to the Hub, and nothing is sent; leave it out, or add --push ORG/NAME"
+        rule = "is about what is sent to the Hub, but nothing is sent; leave it out, or add --push ORG/NAME"
         raise SpecError([Problem("--public" if public else "--overwrite", None, rule)])
     with tempfile.TemporaryDirectory() as aside:
         place = planned.to if hub is None or planned.given else Path(aside) / planned.to
@@ -154,7 +162,7 @@ def predict(
     budget: Budget = None,
     as_json: Json = False,
 ) -> None:
-    """Classify new images or texts with a kept trial: class and probability, a line each. For a first look."""
+    """Classify new images or texts with the weights of a trial. Each gets a line with its class and its probability."""
     from sweeps.exporting.kept import kept_trial
     from trainables.predicting.answers import answers
     from trainables.predicting.trained import load_trained
@@ -182,7 +190,10 @@ def _named(kept: KeptTrial) -> str:
 
 
 def again(source: Source, trial: Trial, as_json: Json = False) -> int:
-    """Train one finished trial again on this machine and compare its scores with the tables. Writes nothing."""
+    """Train one finished trial again on this machine and compare its scores with the tables.
+
+    The command writes nothing. Exit code 1 if the scores differ.
+    """
     from sweeps.engine.rerun import train_again
 
     answer = train_again(folder_of(source), trial)
@@ -201,34 +212,36 @@ def analyze(
     overrides: Set = None,
     address: Annotated[str | None, typer.Option(help="Ray cluster to join; default: a new local one.")] = None,
     backend: Annotated[
-        str, typer.Option(help="What computes: ray, or inline (one task after another in this process, no Ray).")
+        str, typer.Option(help="What computes: ray, or inline (one task after another in this process, without Ray).")
     ] = "ray",
     cpus: Annotated[float, typer.Option(help="CPUs for each task.", min=0)] = 1,
     examples: Annotated[
-        float | None, typer.Option(help="Most examples to use. For cka and landscape below 1: a share of them.")
+        float | None,
+        typer.Option(help="Use at most this many examples. For cka and landscape a number below 1 is a share of them."),
     ] = None,
     points: Annotated[
-        int | None, typer.Option(help="For landscape: points along each side of the grid and of each path.")
+        int | None, typer.Option(help="For landscape: number of points on each side of the grid and on each path.")
     ] = None,
     task: Annotated[
-        list[str] | None, typer.Option("--task", help="For tasks: a task of lm-eval, arc_easy; repeat it for more.")
+        list[str] | None, typer.Option("--task", help="For tasks: a task of lm-eval, such as arc_easy. Repeatable.")
     ] = None,
     include: Annotated[
-        Path | None, typer.Option("--include", help="For tasks: folder of your own task files for lm-eval.")
+        Path | None, typer.Option("--include", help="For tasks: a folder with your own task files for lm-eval.")
     ] = None,
     texts: Annotated[
         Path | None, typer.Option(help="For retention: a file of general text that no trial has trained on.")
     ] = None,
-    force: Annotated[bool, typer.Option("--force", help="Compute again what is already there.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Compute again what was computed before.")] = False,
     upload: Annotated[
         str | None, typer.Option(help="Copy the tables to the sweep's URI at the end: s3://BUCKET/FOLDER.")
     ] = None,
     as_json: Json = False,
 ) -> int:
-    """Compute diagnostics of kept weights. They need [keep] adapters; cka and landscape also need full = true.
+    """Compute diagnostics of trained weights that the sweep kept (`[keep] adapters`).
 
-    The kind `tasks` scores language models on tasks of lm-eval, an extra; no choice uses these scores. Stopped, the
-    same command goes on. The results are tables (`sweeps query`) and figures (`sweeps report`).
+    cka and landscape also need `[keep] full = true`. tasks scores language models on tasks of lm-eval (the extra
+    `lm-eval`); these scores choose nothing. If the command is stopped, the same command resumes it. The results are
+    tables (`sweeps query`) and figures (`sweeps report`).
     """
     from analysis.diagnostics.analyze import analyze as run_diagnostic
     from analysis.store.remote import Location

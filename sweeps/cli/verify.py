@@ -20,13 +20,14 @@ _STYLES: dict[Outcome, str | None] = {"holds": None, "noted": "yellow", "fails":
 def verify(
     source: Source,
     again: Annotated[
-        int, typer.Option("--again", help="Also train this many finished trials anew, drawn by chance.", min=0)
+        int, typer.Option("--again", help="Also train this many finished trials again, drawn at random.", min=0)
     ] = 0,
     as_json: Json = False,
 ) -> int:
-    """Check a results folder: compare rows, scores and choices with its journal, and list what was changed or added.
+    """Check a results folder: whether rows, scores and choices agree with its journal.
 
-    Exit code 1 if a check fails. The command writes nothing.
+    It also prints what was changed or added while the sweep ran. The command writes nothing. Exit code 1 if a check
+    fails.
     """
     from dataclasses import asdict
 
@@ -70,7 +71,9 @@ def verify(
         out.print(f"The rows give this answer: {conclusion_of(store).answer}")
         if trained:
             same = sum(each.same for each in trained)
-            out.print(f"{same} of {plural(len(trained), 'trial')} trained anew gave the same scores to the last digit.")
+            out.print(
+                f"{same} of {plural(len(trained), 'trial')} trained again gave the same scores to the last digit."
+            )
 
     emit(as_json, answer, draw)
     return FAILED_TRIALS if verification.failed or wrong else 0
@@ -89,7 +92,7 @@ def _trained(source: Source, count: int, *, as_json: bool) -> list[Rerun]:
     trained = []
     for number, trial in enumerate(drawn, 1):
         if not as_json:
-            err.print(f"training trial {trial} anew: {number} of {len(drawn)}", style="dim")
+            err.print(f"training trial {trial} again: {number} of {len(drawn)}", style="dim")
         trained.append(train_again(folder, trial))
     return trained
 

@@ -51,7 +51,8 @@ def executor(backend: str, address: str | None, *, cpus: float, progress: bool) 
     if backend != "inline":
         raise SpecError([unknown("--backend", backend, "backend", ("ray", "inline"))])
     if address is not None:
-        raise SpecError([Problem("--address", address, "backend inline has one process, here", "--backend ray")])
+        rule = "the backend inline computes in this process and joins no cluster"
+        raise SpecError([Problem("--address", address, rule, "--backend ray")])
 
     def execute(folder: Path, units: Sequence[Unit]) -> Iterator[tuple[Unit, list[Row]]]:
         from analysis.diagnostics.analyze import in_process

@@ -23,7 +23,7 @@ from randlora.methods.bridge.kinds import PREFIX as PEFTS_OWN
 from randlora.methods.registry import get_method
 from sweeps.errors import Problem, SpecError
 from sweeps.exporting.kept import config_of
-from trainables.config import FULL_METHODS, LINEAR_PROBE, NO_TRAINING, TrialConfig
+from trainables.config import FULL_METHODS, LINEAR_PROBE, NO_TRAINING, QUANTISED, TrialConfig
 from trainables.models.families import parse_id
 from trainables.models.shapes import meta_model, target_shapes
 from trainables.tasks.text.encoding import DEFAULT_MAX_TOKENS
@@ -133,6 +133,10 @@ def _experiment(store: Store, row: Row, tried: int) -> Experiment:
     trial = config_of(store, run["trial_id"])
     if trial.method in (NO_TRAINING, LINEAR_PROBE, "full-targets"):
         raise ExportError("PEFT's method_comparison trains adapters, or all weights")
+    if trial.train.base_weights in QUANTISED:
+        raise ExportError(
+            f"its base weights are in {trial.train.base_weights}, and PEFT's runner loads models in float32 or bfloat16"
+        )
     if trial.train.schedule == "linear":
         raise ExportError("its learning rate falls linearly, and PEFT's runner knows cosine and constant rates")
     adapter = None if trial.method in FULL_METHODS else _adapter(trial)

@@ -31,6 +31,12 @@ from trainables.predicting.facts import ANSWER, Facts
 from trainables.predicting.trained import Trained
 from trainables.tasks.images.prompts import TRANSFER_WEIGHT
 
+QUANTISATION = {
+    "nf4": 'BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, '
+    "bnb_4bit_compute_dtype=torch.bfloat16)",
+    "int8": "BitsAndBytesConfig(load_in_8bit=True)",
+}
+"""Python by which transformers loads a base model as `train.base_weights` held it."""
 _HEADS = {nn.Linear: "linear", ClassifierHead: "deep", TransferHead: "transfer"}
 
 
@@ -70,7 +76,7 @@ def _template_values(kept: KeptTrial, trained: Trained, form: str) -> dict[str, 
     head = trained.head
     parameters = inspect.signature(module.forward).parameters
     values = {
-        "about": _about(kept),
+        "about": _about(kept, form),
         "title": code(kept.name),
         "form": form,
         "method": kept.config.method,
@@ -78,7 +84,9 @@ def _template_values(kept: KeptTrial, trained: Trained, form: str) -> dict[str, 
         "auto": "AutoModelForCausalLM" if facts.kind == "causal-lm" else "AutoModel",
         "adapted": trained.adapted is not None,
         "whole": kept.config.method in FULL_METHODS,
-        "rounded": kept.config.train.base_weights == "bf16" and form != "merged",  # merged weights are
+        "held": "fp32" if form == "merged" else kept.config.train.base_weights,  # merged weights are rounded
+        "quantisation": QUANTISATION.get(kept.config.train.base_weights),
+        "gguf": parse_id(facts.model).gguf is not None,
         "head": None if head is None else _HEADS[type(head)],
         "prompts": _prompts(trained.adapted),
         "replaced": _replaced(trained.adapted),
@@ -117,14 +125,23 @@ def _replaced(adapted: Adapted | None) -> int | None:
     return replaced if replaced is not None and replaced <= len(WORDS.split()) else None
 
 
-def _about(kept: KeptTrial) -> str:
+def _about(kept: KeptTrial, form: str) -> str:
     row = kept.row
     budget = f" at {code(row['reference'])}" if row["reference"] else ""
     score = "" if row["val_score"] is None else f" Its validation score was {percent(row['val_score'])}."
-    return (
+    held = kept.config.train.base_weights
+    base = ""
+    if held in QUANTISATION:
+        base = (
+            f" Its base weights were in {held} in training (bitsandbytes: the linear layers except the output layer)."
+        )
+        if form == "merged":
+            base += " They are float32 here: read back from that precision, with the trained change added."
+    trial = (
         f"{code(row['method'])}{budget}, trained on {code(row['dataset'])} ({code(row['train_size'])}) from the "
-        f"base model {code(row['model'])}: trial {code(row['trial_id'])} of the sweep {code(row['sweep'])}.{score}"
+        f"base model {code(row['model'])}: trial {code(row['trial_id'])} of the sweep {code(row['sweep'])}."
     )
+    return trial + score + base
 
 
 def _vector(module: nn.Module) -> str:

@@ -17,6 +17,8 @@ from randlora.files.peft_export import peft_form
 from randlora.methods.registry import METHODS
 from sweeps.errors import Problem, SpecError
 from sweeps.plan.split_sizes import split_sizes
+from sweeps.spec.batch_sizes import FIELD as BATCH_SIZES
+from sweeps.spec.batch_sizes import batch_sizes
 from sweeps.spec.methods import has_budget
 from sweeps.spec.search import MOST_TRIALS
 from sweeps.spec.search_space import split_extra
@@ -124,6 +126,14 @@ def _corners(cell: Cell) -> list[Extra]:
     for d in cell.dimensions:
         points += [extra_of({**dict(cell.published), d.name: value}) for value in d.ends]
     return list(dict.fromkeys(points))
+
+
+def check_batches(cell: Cell, spec: SweepSpec) -> None:
+    """Raise SpecError if a searched batch is larger than the cell's training split, which holds no such batch."""
+    largest, (examples, _, _) = max(batch_sizes(spec), default=0), split_sizes(cell)
+    if cell.dimensions and largest > examples:
+        rule = f"is more than the {examples} training examples of {cell.dataset}, {cell.train_size}"
+        raise SpecError([Problem(BATCH_SIZES, largest, rule, str(examples))])
 
 
 def with_allowed_trials(cell: Cell, spec: SweepSpec) -> Cell:

@@ -13,6 +13,7 @@ from sweeps.budget.currencies import DOF, PARAMETERS, Counted, Currency, Shapes,
 from sweeps.errors import Problem
 from sweeps.plan.base_model import BaseModelInfo
 from sweeps.plan.split_sizes import class_count
+from sweeps.spec.batch_sizes import with_largest_batch
 from sweeps.spec.cell import Cell
 from sweeps.spec.spec import SweepSpec
 from trainables.config import TrainSettings, TrialConfig
@@ -27,7 +28,7 @@ CLASSES = 10
 
 @dataclass(frozen=True, eq=False)
 class ModelCosts:
-    """The costs of methods on a base model, at the batch and precision of `train`."""
+    """The costs of methods on a base model, at the (largest) batch and the precision of `train`."""
 
     model: CostModel
     id: str
@@ -105,7 +106,7 @@ def model_costs(spec: SweepSpec, model: BaseModelInfo, targets: Sequence[str]) -
     if model.kind == "hf-vision":
         side = spec.model.image_size or side
     costs = CostModel(model.module, model.kind, side=side, classes=most_classes)
-    return ModelCosts(costs, model.id, spec.model.adapt or "both", tuple(targets), spec.train)
+    return ModelCosts(costs, model.id, spec.model.adapt or "both", tuple(targets), with_largest_batch(spec))
 
 
 def _classes(dataset: str) -> int:
@@ -140,10 +141,11 @@ def with_costs(cell: Cell, costs: ModelCosts) -> Cell:
 
 def memory_problems(spec: SweepSpec, model: BaseModelInfo) -> list[Problem]:
     """Return a problem for each budget of memory that is smaller than the frozen base model alone."""
+    from trainables.models.base_weights import held_bytes
+
     if spec.budgets.memory is None:
         return []
-    bytes_per_weight = 2 if spec.train.base_weights == "bf16" else 4
-    base = bytes_per_weight * model.size
+    base = held_bytes(model.module, spec.train.base_weights)
     rule = f"is below the base model's own weights, {base / 2**20:,.0f} MiB"
     sizes = zip(spec.budgets.memory, spec.budgets.amounts(), strict=True)
     return [

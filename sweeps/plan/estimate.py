@@ -31,6 +31,7 @@ from sweeps.plan.disk_size import keep_bytes
 from sweeps.plan.plan import Plan
 from sweeps.plan.split_sizes import split_sizes
 from sweeps.records.replay import stored_state
+from sweeps.spec.batch_sizes import with_largest_batch
 from sweeps.spec.cell import Cell
 from sweeps.spec.resources import LimitsSection, ResourceSection
 from trainables.config import TrainSettings, TrialConfig
@@ -367,13 +368,14 @@ def _pack(asked: ResourceSection, measured: Measured | None, gpu: float) -> int:
 def probe_config(cell: Cell, plan: Plan) -> TrialConfig:
     """Return the trial that a probe trains: a trial of the cell with two epochs of a few batches."""
     pool, _, _ = split_sizes(cell)
-    batch = plan.spec.train.global_batch_size
+    settings = with_largest_batch(plan.spec)
+    batch = settings.global_batch_size
     share: str | float = cell.train_size
     if not isinstance(share, str):
         share = min(share, PROBE_BATCHES * batch / pool * share)
     # with few batches, evaluations would take most of the time: `_Probe.trial` adds those of a whole trial
     short = {"epochs": 2, "min_batches_per_epoch": 0, "select": "last", "select_every": None}
-    train = plan.spec.train.model_copy(update=short)
+    train = settings.model_copy(update=short)
     stage = "CONFIRM" if plan.spec.protocol == "paper" else "TUNE"
     trial = _few_rows(cell).trial(stage, cell.lr_centre, (0, 0, 0), train)
     return trial.model_copy(update={"train_size": share, "train": train})

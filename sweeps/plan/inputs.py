@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import importlib.util
 import json
 import warnings
 from collections.abc import Callable
@@ -20,6 +21,7 @@ from sweeps.records.locks import make_results_folder
 from sweeps.spec.cell import Cell
 from sweeps.spec.methods import has_budget
 from sweeps.spec.paths import absolute, path_of
+from trainables.config import QUANTISED
 from trainables.data.downloads import DataWarning, offline
 from trainables.data.registry import DATASETS
 from trainables.data.splits import split_of
@@ -44,9 +46,9 @@ def check_inputs(plan: Plan) -> None:
     (`sweeps.records.locks.check_identity`).
 
     Raises:
-        SpecError: the model id names no weights; the results folder can't be written, or its trials used other data or
-            model files under the same name; the test split is a copy of train; or `evaluate.protocol` can't judge a
-            text.
+        SpecError: the model id names no weights; a package is missing; the results folder can't be written, or its
+            trials used other data or model files under the same name; the test split is a copy of train; or
+            `evaluate.protocol` can't judge a text.
         ModelError: the weights are not here and can't be downloaded.
         DataError: files are missing or damaged, a class has no images, or an image does not open. It lists all data
             sets that can't be read, each with how to get it.
@@ -55,11 +57,19 @@ def check_inputs(plan: Plan) -> None:
     if model.parsed.scheme == "open_clip" and model.parsed.tag is None:
         raise SpecError([Problem("model.id", model.id, "names no weights; write open_clip:ARCH/TAG")])
     check_weights(model.id)
+    _check_packages(plan)
     forget()  # files may have changed since this process read them
     now = _check_data(plan)
     weights = model.digest()
     # if a data set of the hub has the same name as the model, the digest is the data set's
     _check_seen(plan.spec.folder, ({} if weights is None else {model.id: weights}) | now)
+
+
+def _check_packages(plan: Plan) -> None:
+    held = plan.spec.train.base_weights
+    if held in QUANTISED and importlib.util.find_spec("bitsandbytes") is None:
+        rule = "needs bitsandbytes, which is not installed: pip install 'randlora-sweeps[quantised]'"
+        raise SpecError([Problem("train.base_weights", held, rule, "bf16")])
 
 
 def check_files(plan: Plan) -> None:
@@ -98,6 +108,8 @@ def needs_of(plan: Plan, trial: str) -> Needs:
         modules.append("gguf")
     if any(text_kind(name) == "meanings" for name in names):
         modules += LIBRARIES
+    if plan.spec.train.base_weights in QUANTISED:
+        modules.append("bitsandbytes")
     methods = dict.fromkeys(cell.base for cell in plan.feasible if has_budget(cell.base))
     return Needs(tuple(paths), tuple(methods), tuple(modules))
 

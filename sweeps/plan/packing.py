@@ -6,6 +6,7 @@ from typing import Any
 
 from sweeps.backends.packs import MOST, pack_size, unpackable
 from sweeps.plan.plan import Plan
+from sweeps.spec.batch_sizes import batch_sizes
 from sweeps.spec.search import FIXED_SAMPLERS
 
 
@@ -25,6 +26,8 @@ def packing_of(plan: Plan) -> dict[str, Any]:
         tune = f"search.sampler = {spec.search.sampler!r} proposes each from the results of those before it"
     elif spec.search.pruner != "none":
         tune = f"search.pruner = {spec.search.pruner!r} may stop them"
+    elif batch_sizes(spec) and spec.search.sampler == "grid":
+        tune = "each has another batch size than the one before it, and a pack has one"
     return {
         "pack": asked,
         "cpu": 1 if several else pack_size(asked, None),

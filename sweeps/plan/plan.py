@@ -19,7 +19,7 @@ from sweeps.budget.currencies import Currency, Shapes
 from sweeps.budget.solving import rank_problems, reached_by_all, solutions, update_rank
 from sweeps.errors import Problem, SpecError
 from sweeps.plan.base_model import BaseModelInfo
-from sweeps.plan.checks import check_adapters, with_allowed_trials
+from sweeps.plan.checks import check_adapters, check_batches, with_allowed_trials
 from sweeps.plan.costs import ModelCosts, OnModel, currency_of, memory_problems, model_costs, with_costs
 from sweeps.plan.split_sizes import sized
 from sweeps.records.locks import as_begun, as_begun_in_its_folder
@@ -95,10 +95,14 @@ class Plan:
 
         Args:
             download: whether to download data sets. Otherwise only data sets that are files on this machine are read.
+
+        Raises SpecError: a searched batch is larger than a training split.
         """
-        return replace(
-            self, cells=tuple(sized(c) if c.feasible and (download or on_disk(c.dataset)) else c for c in self.cells)
-        )
+        here = {c.cell_id for c in self.feasible if download or on_disk(c.dataset)}
+        for cell in self.cells:
+            if cell.cell_id in here:
+                check_batches(cell, self.spec)
+        return replace(self, cells=tuple(sized(c) if c.cell_id in here else c for c in self.cells))
 
     def with_costs(self) -> Plan:
         """Return the plan with memory, operations and saved bytes of its cells.

@@ -76,6 +76,7 @@ def trial_row(sweep: str, cell: Cell, slot: Slot, outcome: Mapping[str, Any]) ->
         budget=cell.budget,
         capacity=None if cell.solved is None else cell.solved.capacity,
         lr=slot.lr,
+        global_batch_size=None if slot.lr is None else slot.config.get("train", {}).get("global_batch_size"),
         hyperparameters=extra_json(slot.extra),
         origin=slot.origin,
         data_seed=data_seed,

@@ -7,6 +7,7 @@ It uses `randlora`'s registry and `trainables`. Nothing here solves a budget, st
     resources     `[resources]` and `[limits]`
     sections      the other sections, and all of them together
     methods       the methods that a sweep file may name under `[methods]`, and their published rates
+    batch_sizes   checks the batch sizes that are searched, and the settings beside them
     search_space  makes the searched hyperparameters of each method from `[search.space]`
     reading       reads TOML, YAML or JSON as a tree of values, within limits
     messages      turns pydantic's errors into problems of a sweep file

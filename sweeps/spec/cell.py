@@ -13,8 +13,9 @@ from randlora.methods.registry import METHODS
 from sweeps.spec.paths import absolute
 from sweeps.spec.search_space import split_extra
 from sweeps.spec.solution import Answer, Infeasible, Neighbour, Solution
-from sweeps.spec.space import Dimension, Extra, Space
+from sweeps.spec.space import BATCH_SIZE, Dimension, Extra, Space
 from trainables.config import EvaluateSettings, TrainSettings, TrialConfig
+from trainables.data.text.registry import text_loader
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -199,8 +200,11 @@ class Cell:
         return replace(self, model=absolute(self.model), dataset=absolute(self.dataset))
 
     def settings(self, train: TrainSettings) -> TrainSettings:
-        """Return a sweep's training settings with this cell's own epochs and micro-batch size."""
+        """Return a sweep's training settings with this cell's own epochs, micro-batch size and groups of texts."""
         own = {"epochs": self.epochs, "micro_batch_size": self.micro_batch_size}
+        sizes = [int(value) for d in self.dimensions if d.name == BATCH_SIZE for value in d.values]
+        if sizes and train.length_group is None and text_loader(self.dataset) is not None:
+            own["length_group"] = max(sizes)
         return train.model_copy(update={name: value for name, value in own.items() if value is not None})
 
     def row(self) -> CellRow:

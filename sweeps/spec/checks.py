@@ -11,6 +11,7 @@ from pydantic import TypeAdapter, ValidationError
 from randlora.errors import AdapterError
 from randlora.methods.registry import METHODS, get_method
 from sweeps.errors import Problem, nearest, unknown
+from sweeps.spec.batch_sizes import batch_problems
 from sweeps.spec.messages import intended_key, option_problems, rule_of
 from sweeps.spec.methods import has_budget, known_methods, published_lr
 from sweeps.spec.search_space import dimensions, option_names, searchable
@@ -141,6 +142,7 @@ def space_problems(spec: Sections) -> list[Problem]:
         for key in section.space or ():
             if key not in (known := searchable(spec.base(name))):
                 problems.append(unknown(f"{field}.{key}", key, f"hyperparameter of {name}", known))
+    problems = problems or batch_problems(spec)
     if problems:
         return problems
     problem_of: dict[str, Problem] = {}

@@ -11,6 +11,7 @@ from pydantic import BaseModel
 
 from analysis.format import plural
 from sweeps.errors import Problem, nearest
+from sweeps.spec.space import TRAIN_FIELDS
 
 _RULES = {
     "missing": "is required",
@@ -96,9 +97,10 @@ def problem(error: Mapping[str, Any], model: type[BaseModel]) -> Problem:
     kind = error["type"]
     if kind == "extra_forbidden":
         known = _known_keys(model, [p for p in loc[:-1] if isinstance(p, str)])
-        return Problem(
-            field, error["input"], f"unknown key; known: {', '.join(known)}", intended_key(str(loc[-1]), known)
-        )
+        key = str(loc[-1])
+        searched = _MEANT.get(key, key) if loc[:-1] == ["search"] else ""
+        near = f"search.space.{searched}" if searched in TRAIN_FIELDS else intended_key(key, known)
+        return Problem(field, error["input"], f"unknown key; known: {', '.join(known)}", near)
     value = None if kind == "missing" or isinstance(error["input"], dict | BaseModel) else error["input"]
     if kind == "literal_error":
         choices = re.findall(r"'([^']+)'", error["ctx"]["expected"])

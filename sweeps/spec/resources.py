@@ -16,31 +16,35 @@ class ResourceSection(Section):
     """`[resources]`: the resources of a trial, and how many trials run at once."""
 
     workers: int = Field(default=1, ge=1)
-    """Data-parallel workers of one trial."""
+    """Workers that train one trial together (data-parallel)."""
     concurrent: int | Literal["auto"] = "auto"
     """Trials at a time. auto: as many as CPUs and GPUs allow; memory is not considered (docs/running.md)."""
     min_concurrent: int | None = Field(default=None, ge=1)
-    """With `--address`: the start waits until the cluster has room for this many trials at a time."""
+    """With `--address`: the run starts when the cluster has room for this many trials at a time (docs/clusters.md)."""
     max_concurrent: int | None = Field(default=None, ge=1)
-    """Most trials at a time, also if nodes join the cluster."""
+    """Most trials at a time, also after nodes are added to the cluster."""
     start_timeout: float = Field(default=600, gt=0)
-    """Seconds that the start waits for `min_concurrent`; then the run is refused."""
+    """Seconds that the start waits for `min_concurrent`. After that the run is refused."""
     cpus_per_worker: float = Field(default=1, gt=0)
     """CPUs of a worker."""
     gpus_per_worker: float | Literal["auto"] = "auto"
-    """GPUs of a worker; 0.5 is half a GPU (docs/running.md)."""
+    """GPUs of a worker; 0.5 is half a GPU. auto: a part of a GPU, as its memory allows (docs/running.md)."""
     pack: int | Literal["auto"] = 1
-    """Trials of a cell that a worker may train at once on one base model (docs/running.md)."""
+    """Trials of a cell that a worker may train at once on one base model; 1: no packs (docs/running.md)."""
     isolated: bool = False
-    """A new process for every trial, for code that may not clean up."""
+    """Give every trial a fresh process. For methods and models that leave something behind in theirs."""
     trial_timeout: float | None = Field(default=None, gt=0)
-    """Seconds without a report after which a trial's worker is killed. Loading and evaluation count."""
+    """Kill a trial's worker after this many seconds without a report. A report comes after each epoch with its
+    evaluation; loading comes before the first. Default: never."""
     attempts: int = Field(default=3, ge=1)
-    """Starts of a trial before it fails because its worker died."""
+    """How often a trial is started if its worker dies each time. After that the trial has failed."""
     order: Order = "spread"
-    """Order of cells. spread: smallest budget, largest, then those between; budgets: small to large; or by methods."""
+    """Which cells run first. spread: those of the smallest budget, then of the largest, then of those between. budgets:
+    from the smallest to the largest budget. methods: method after method. Except with methods, cells without a budget
+    come first."""
     priority: Annotated[tuple[Annotated[str | float, Field(union_mode="left_to_right")], ...], OneOrMany] = ()
-    """Methods, budgets, data sets or sizes that run first. Cells with the first name come first, then the second."""
+    """Methods, budgets, data sets or training sizes that run first. Cells with the first name of the list run before
+    all others; among cells that are alike in this, those with the second name; and so on."""
 
     @field_validator("concurrent", "gpus_per_worker")
     @classmethod
@@ -98,13 +102,13 @@ class LimitsSection(Section):
     """
 
     max_hours: float | None = Field(default=None, gt=0)
-    """Wall time of one run."""
+    """Wall time of one run, in hours."""
     max_accelerator_hours: float | None = Field(default=None, gt=0)
     """Accelerator-hours of the whole sweep."""
     max_cost: float | None = Field(default=None, gt=0)
     """Cost of the whole sweep, in the price's currency."""
     price_per_hour: float | None = Field(default=None, ge=0)
-    """Price of an accelerator: of a GPU, or of a worker if trials take no GPU."""
+    """Price of an accelerator for an hour. An accelerator is a GPU, or a worker if trials use no GPU."""
 
     @model_validator(mode="after")
     def _priced(self) -> Self:

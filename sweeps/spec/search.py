@@ -34,9 +34,9 @@ class LrRange(Section):
     """A learning-rate range: a centre and a width in decades, or its two ends."""
 
     centre: _Rate = None
-    """Centre of the range, `search.lr.decades` wide."""
+    """Centre of a range that is `search.lr.decades` wide."""
     low: _Rate = None
-    """Low end, with `high`."""
+    """Low end. It needs `high`."""
     high: _Rate = None
     """High end."""
 
@@ -61,13 +61,13 @@ class SpaceEntry(Section):
     """One line of `[search.space]`: `{ low = 1, high = 64, log = true }`, or a list of values."""
 
     low: float | None = None
-    """Low end of a range, with `high`."""
+    """Low end of a range. It needs `high`."""
     high: float | None = None
     """High end."""
     log: bool = False
-    """Draw evenly in the logarithm."""
+    """Spread the values evenly in the logarithm."""
     values: tuple[Value, ...] = ()
-    """Values to choose from; a plain list is the same."""
+    """Values to choose from. A plain list means the same."""
 
     @model_validator(mode="after")
     def _one_form(self) -> Self:
@@ -110,29 +110,36 @@ class SearchSection(Section):
     """
 
     trials: int = Field(default=13, ge=1, le=MOST_TRIALS)
-    """Trials of stage TUNE of every cell, re-runs included."""
+    """Trials of stage TUNE of every cell, its **allowance**. They include the re-runs: 13 are 9 rates and 2 x 2
+    re-runs."""
     allowance: Annotated[Allowance | None, LATER] = None
-    """Training samples of a cell, instead of `trials`: `{ samples = 500_000 }` (docs/fairness.md)."""
+    """The allowance in training samples, in place of `trials`: `{ samples = 500_000 }` (docs/fairness.md)."""
     sampler: Literal["grid", "qmc", "random", "tpe", "gp", "cmaes"] = "grid"
-    """grid: centre, ends, quarters, eighths (best with an odd number of rates); tpe, gp, cmaes learn from trials."""
+    """What proposes learning rates. grid: the centre of the range, its ends, quarters, eighths. 3, 5, 9 and 17 rates
+    are evenly spaced. qmc, random: drawn over the range. tpe, gp, cmaes: learn from the trials so far."""
     lr: LrSearch = LrSearch()
     """Width of every method's range in powers of ten: `{ decades = 3 }`, the default."""
     space: Annotated[dict[str, SpaceEntry], ListsAreValues, LATER] = {}
-    """Also searched: `dropout = [0.0, 0.1]`, `alpha = { low = 1, high = 64 }`, with `log = true` if logarithmic."""
+    """Also searched: `dropout = [0.0, 0.1]`, `alpha = { low = 1, high = 64 }`, with `log = true` if logarithmic,
+    `global_batch_size = [16, 32, 64]`."""
     warm_start: Annotated[tuple[Literal["published", "neighbour"], ...], OneOrMany, LATER] = ()
-    """Tried first. published: the centre with default options; neighbour: the choice at the next smaller budget."""
+    """Points that are tried first. published: the centre of the method's range, with the options that it has if none
+    are searched. neighbour: what was chosen at the next smaller budget."""
     rerun_rates: int = Field(default=2, ge=0, le=MOST_TRIALS)
-    """Number of best rates that are run again on further seeds; the best mean is chosen."""
+    """How many of a cell's best rates run again on further seeds. The best mean is then chosen."""
     rerun_seeds: int = Field(default=2, ge=0, le=MOST_TRIALS)
-    """Number of further seeds on which each of these rates is run again."""
+    """On how many further seeds each of these rates runs again."""
     refine: Annotated[int, Field(ge=0, le=MOST_TRIALS)] | Literal["auto"] = "auto"
-    """Rates of the allowance that are tried last, one after another, where a local fit expects the best rate."""
+    """How many of the allowance's rates are tried last, one after another, where a fit to the scores so far expects the
+    best rate. auto: less than half of the rates, 4 at most; none if the sampler learns."""
     widen: Annotated[int, Field(ge=0, le=MOST_TRIALS), LATER] = 0
-    """Rates beyond the edge of the range that a cell may add while its best rate is at the edge."""
+    """If the best rate of a cell is at the edge of its range, up to this many rates beyond the edge are tried too, on
+    top of the allowance."""
     pruner: Literal["none", "asha", "median"] = "none"
-    """Stops bad TUNE trials early."""
+    """Stops bad TUNE trials early. asha: after epochs 1, 3, 9, ... the best third of a cell's trials continues. median:
+    a trial stops if it is worse than the median of the others."""
     seed: int = Field(default=0, ge=0)
-    """Seed of the samplers that draw."""
+    """Seed of the samplers that draw at random (all but grid)."""
 
     @field_validator("lr", mode="before")
     @classmethod

@@ -106,24 +106,28 @@ class ModelSection(_Section):
     id: str
     """The base model: `embedded:tiny-clip`, `open_clip:ARCH/TAG`, `hf:ORG/NAME`, `local:DIR` (docs/models.md)."""
     adapt: Literal["vision", "both", "all"] | None = None
-    """Towers to adapt. Default: "both" for a CLIP, "all" for other models."""
+    """Which part of the model is adapted. Of a CLIP: "vision" (the text tower stays frozen) or "both" towers (the
+    default). Of any other model: "all"."""
     targets: Annotated[tuple[str, ...] | None, Once] = Field(default=None, min_length=1)
-    """Weights to adapt, by the end of their names. Default: those of the model's family."""
+    """Weights to adapt, by the ends of their names. Default: those of the model's family (docs/models.md)."""
     image_size: Annotated[int | None, Field(ge=1), LATER] = None
-    """Side of the input in pixels, for models that can interpolate their positions."""
+    """Side of the input images in pixels. Default: the model's own. Another size needs a model that interpolates its
+    position embeddings."""
 
 
 class DataSection(_Section):
     """`[data]`: data sets and training sizes; a size is a fraction in (0, 1] or 'K-shot'."""
 
     datasets: Annotated[tuple[str, ...], Once] = Field(min_length=1)
-    """Data sets by name or place: `folder:DIR`, `json:DIR` (docs/data.md)."""
+    """Data sets, by registered name or by form and folder: `cifar100`, `folder:DIR`, `json:DIR` (docs/data.md)."""
     train_size: Annotated[tuple[str | float, ...], OneOrMany, Once] = Field(default=(1.0,), min_length=1)
-    """Fractions in (0, 1] or `"K-shot"`."""
+    """How much of the training data is used: fractions in (0, 1], or `"16-shot"` for 16 images of each class. Each size
+    has its own cells."""
     skip_bad: Annotated[bool, LATER] = False
-    """Leave unreadable images out and count them, instead of stopping."""
+    """Leave unreadable images out and count them. Without it such an image is an error."""
     epochs: Annotated[Epochs | None, LATER] = None
-    """Epochs by data set; "paper": 10 for few shots, else the paper's Table 7."""
+    """Epochs of single data sets, in place of `train.epochs`: `{ cifar100 = 20 }`. "paper": those of the RandLoRA
+    paper, 10 for K-shot sizes and Table 7 for others."""
 
     def epochs_of(self, dataset: str, size: str | float) -> int | None:
         """Return the epochs of one data set at one size; None if `train.epochs` holds."""
@@ -168,54 +172,59 @@ class BudgetSection(_Section):
     memory, operations or bytes."""
 
     lora_rank: Annotated[tuple[Annotated[int, Field(ge=1)], ...] | None, Once] = Field(default=None, min_length=1)
-    """Budgets as LoRA ranks. Give exactly one of this, `params`, `percent`, `memory`, `flops` and `bytes`."""
+    """Each rank is a budget: what LoRA of this rank takes on the same weights, usually its number of trained
+    parameters. A file gives exactly one of `lora_rank`, `params`, `percent`, `memory`, `flops` and `bytes`."""
     params: Annotated[tuple[Annotated[int, Field(ge=1)], ...] | None, Once] = Field(default=None, min_length=1)
-    """Budgets as numbers of trained parameters, or of degrees of freedom."""
+    """Budgets as numbers of trained parameters (of degrees of freedom with `count = "dof"`)."""
     percent: Annotated[tuple[Annotated[float, Field(gt=0, le=100)], ...] | None, Once] = Field(
         default=None, min_length=1
     )
-    """Budgets in percent of the adapted weights."""
+    """Budgets in percent of the number of adapted weights."""
     memory: Annotated[tuple[Size, ...] | None, Once, LATER] = Field(default=None, min_length=1)
-    """Budgets as memory of a training step, with the base model: `["2 GiB"]`."""
+    """Budgets as the most memory of a training step, the base model's included: `["2 GiB"]`."""
     flops: Annotated[tuple[Operations, ...] | None, Once, LATER] = Field(default=None, min_length=1)
     """Budgets as floating-point operations of training on one image or token: `["12 GFLOP"]`."""
     bytes: Annotated[tuple[Size, ...] | None, Once, LATER] = Field(default=None, min_length=1)
-    """Budgets as size of the saved adapter's tensors: `["2 MiB"]`."""
+    """Budgets as the size of the saved adapter's tensors: `["2 MiB"]`."""
     count: Annotated[Literal["parameters", "dof", "memory", "flops", "bytes"], LATER] = "parameters"
-    """What budgets limit: trained parameters, degrees of freedom, memory, operations or bytes (docs/fairness.md)."""
+    """What the budgets limit: trained parameters, degrees of freedom, memory, operations or saved bytes
+    (docs/fairness.md). `memory`, `flops` and `bytes` set it by themselves."""
     costs: Annotated[bool | None, LATER] = None
-    """Compute memory, operations and saved bytes of every cell for `plan` and the report (about a second each).
-    Default: only if the budgets limit one of them."""
+    """Compute memory, operations and saved bytes of every cell, for `plan` and the report. This takes about a second
+    for each cell. Default: only if the budgets limit one of them."""
     tolerance: float = Field(default=0.05, ge=0, le=1)
-    """Largest relative difference between a count and its budget. A cell beyond it is listed and not run."""
+    """How far a cell's count may be from its budget, as a share of the budget. A cell that is farther off is listed and
+    not run."""
     allocation: Allocation = "auto"
-    """How capacity is spread over layers (docs/fairness.md)."""
+    """How ranks are spread over layers (docs/fairness.md). auto: uniform (all layers have one rank) if that is within
+    the tolerance, else fill (two neighbouring ranks are mixed). per-layer: each weight matches what LoRA trains on
+    it."""
 
     @model_validator(mode="before")
     @classmethod
     def _count_of_amounts(cls, value: Any) -> Any:
         """Set `count` to the kind of the amounts if the file does not give it: `memory = ["2 GiB"]` says enough."""
         if isinstance(value, Mapping) and "count" not in value:
-            amount_keys = [name for name in _AMOUNTS if value.get(name) is not None]
-            if len(amount_keys) == 1:
-                return {**value, "count": amount_keys[0]}
+            given = [name for name in _AMOUNTS if value.get(name) is not None]
+            if len(given) == 1:
+                return {**value, "count": given[0]}
         return value
 
     @model_validator(mode="after")
     def _one_kind(self) -> Self:
         names = ("lora_rank", "params", "percent", *_AMOUNTS)
-        given_keys = [name for name in names if getattr(self, name) is not None]
-        if len(given_keys) != 1:
-            raise ValueError(f"give exactly one of {', '.join(names)}; got {', '.join(given_keys) or 'none'}")
-        fitting = ("parameters", "dof") if given_keys[0] in ("params", "percent") else (given_keys[0],)
-        if given_keys[0] != "lora_rank" and self.count not in fitting:
+        given = [name for name in names if getattr(self, name) is not None]
+        if len(given) != 1:
+            raise ValueError(f"give exactly one of {', '.join(names)}; got {', '.join(given) or 'none'}")
+        fitting = ("parameters", "dof") if given[0] in ("params", "percent") else (given[0],)
+        if given[0] != "lora_rank" and self.count not in fitting:
             other = self.count if self.count in _AMOUNTS else "params"
             raise ValueError(
-                f"count = {self.count!r} does not limit {given_keys[0]}; give lora_rank or {other}, or leave count out"
+                f"count = {self.count!r} does not limit {given[0]}; give lora_rank or {other}, or leave count out"
             )
         labels = Counter(self.references())
         if alike := [label for label, count in labels.items() if count > 1]:  # cells of one id
-            raise ValueError(f"{given_keys[0]} has {alike[0]!r} twice; leave one out")
+            raise ValueError(f"{given[0]} has {alike[0]!r} twice; leave one out")
         return self
 
     @property
@@ -252,22 +261,26 @@ class MethodSection(BaseModel):
     model_config = ConfigDict(frozen=True, extra="allow", allow_inf_nan=False)
 
     method: Annotated[str | None, LATER] = None
-    """The method that this section is a variant of."""
+    """The method behind NAME, if NAME is your own name for a variant: `[methods.lora-2r]` with `method = "lora"` and
+    `alpha = "2r"`."""
     lr: LrRange | None = None
-    """Its learning rates: the centre of the range, or `{ low = 1e-4, high = 1e-2 }`. Default: the published centre."""
+    """Range of learning rates. `1e-3` is its centre; `search.lr` says how wide it is. `{ low = 1e-4, high = 1e-2 }`
+    gives both ends. Default: centred on the method's published rate."""
     space: Annotated[dict[str, SpaceEntry] | None, ListsAreValues, LATER] = None
-    """The same as `search.space`, only for this method."""
+    """As `search.space`, for this method alone. It replaces the entries of the same name."""
     budgets: Annotated[tuple[str, ...] | None, Once] = Field(default=None, min_length=1)
-    """Only these budgets: `["lora-8"]`."""
+    """Run this method only at these budgets: `["lora-8"]`. Default: at all budgets."""
     allocation: Allocation | None = None
-    """Instead of `budgets.allocation`."""
+    """Replaces `budgets.allocation` for this method."""
     capacity: Capacities | None = None
-    """Fixes the capacity (the rank). The cell gets the budget nearest to its count. A list makes a cell for each
-    capacity, whose budget is its own count and has the name NAME-CAPACITY."""
+    """Fixes the capacity (usually the rank) instead of solving it. A number: the method runs once, at the budget that
+    is nearest to its count. A list: the method runs once for each, and each has its own count as its budget, called
+    NAME-CAPACITY (such as `nola-64`)."""
     unmatched: bool = False
-    """Run the nearest setting even outside the tolerance."""
+    """Run the setting that is nearest to the budget even if it is outside the tolerance. Tables mark it with †."""
     micro_batch_size: Annotated[Annotated[int, Field(ge=1)] | None, LATER] = None
-    """Replaces `train.micro_batch_size` for this method: full fine-tuning may need smaller parts of a batch."""
+    """Replaces `train.micro_batch_size` for this method. Full fine-tuning may need smaller micro-batches than
+    adapters."""
 
     @field_validator("lr", mode="before")
     @classmethod
@@ -290,17 +303,20 @@ class ConfirmSection(_Section):
     seeds: Annotated[tuple[Annotated[int, Field(ge=0, lt=TUNE_SEED)], ...], Once] = Field(
         default=(0, 1, 2, 3, 4), min_length=1
     )
-    """Seeds of stage CONFIRM: 3 means 0, 1, 2; or a list."""
+    """Seeds of stage CONFIRM: a list, or their number (3 means 0, 1, 2)."""
     max_seeds: Annotated[int | None, Field(ge=1), LATER] = None
-    """Most seeds that there will ever be. The level of 5 % is spread over all looks up to this number; if it equals
-    the number of `seeds`, one look has the whole level (docs/fairness.md)."""
+    """Most seeds that the sweep will ever have. Set it to the number of `seeds` if you will add none: the first test
+    then has the whole level of 5 %. Without it, seeds may be added without end, and the first test has 4 %
+    (docs/fairness.md)."""
     margin: Annotated[float | None, LATER] = None
-    """Differences below this margin count as "equivalent": 0.01 is a point of accuracy."""
+    """The largest difference that does not matter to you: 0.01 is a point of accuracy. Methods that differ by less can
+    be called "equivalent". Default: no method is."""
     question: Annotated[str | None, LATER] = None
-    """The method that the first sentence compares with LoRA. Default: RandLoRA if present, else the only other
-    method."""
+    """The method that the first sentence of the results compares with LoRA. Default: RandLoRA if present, else the only
+    other method."""
     hold: dict[Literal["data_seed", "init_seed", "basis_seed"], Annotated[int, Field(ge=0)]] = Field(default={})
-    """Seeds that are the same in all trials: `data_seed`, `init_seed`, `basis_seed`."""
+    """Kinds of seeds that are the same in all trials: `{ data_seed = 0 }` gives all trials the same examples in the
+    same order. The others are `init_seed` (initial values, dropout) and `basis_seed` (frozen random bases)."""
 
     @property
     def held(self) -> bool:
@@ -336,23 +352,25 @@ class KeepSection(_Section):
     """`[keep]`: which trained weights stay on disk. `full`: also those of full fine-tuning, for diagnostics."""
 
     adapters: Literal["none", "best", "confirm", "all"] = "none"
-    """Adapters to keep. best: of each cell's best CONFIRM trial by validation score (of all if `protocol = "paper"`);
-    confirm: of all CONFIRM trials; all: of every trial."""
+    """Trained adapters that stay on disk. best: of each cell the CONFIRM trial with the best validation score (of all
+    CONFIRM trials if `protocol = "paper"`, which has no such scores). confirm: of all CONFIRM trials. all: of all
+    trials."""
     full: bool = False
-    """Also keep the weights of full fine-tuning, of the first CONFIRM seed."""
+    """Also keep the weights of full fine-tuning, of the first CONFIRM seed. Some diagnostics need them."""
 
 
 class Sections(_Section):
     """A whole sweep file."""
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
-    """Letters, digits, '.', '_', '-'."""
+    """The sweep's name: letters, digits, '.', '_' and '-'."""
     description: str = ""
-    """Printed in the report."""
+    """A text that the report prints."""
     output: Path | None = None
-    """Results folder; without it `results/NAME`."""
+    """Results folder. Default: `results/NAME`."""
     protocol: Literal["standard", "paper"] = "standard"
-    """paper: no tuning (each method trains at its centre rate), and training also on the validation images."""
+    """standard: stage TUNE searches the learning rates. paper: nothing is searched, and each method trains at the
+    centre of its range. It then also trains on the examples that would otherwise be kept for validation."""
     model: ModelSection
     data: DataSection
     budgets: BudgetSection

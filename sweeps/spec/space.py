@@ -7,8 +7,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-TRAIN_FIELDS = ("epochs", "weight_decay", "grad_clip", "min_lr_ratio", "warmup_fraction", "schedule")
-"""Training settings that may be searched. The batch size is none: it decides what the contrastive loss compares."""
+BATCH_SIZE = "global_batch_size"
+"""The batch size, which all methods search alike (`sweeps.spec.batch_sizes`)."""
+TRAIN_FIELDS = ("epochs", "weight_decay", "grad_clip", "min_lr_ratio", "warmup_fraction", "schedule", BATCH_SIZE)
+"""Training settings that may be searched."""
 Value = float | int | str | bool
 Extra = tuple[tuple[str, Value], ...]
 """(name, value) of each searched hyperparameter other than the learning rate, sorted by name."""

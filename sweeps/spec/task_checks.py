@@ -6,11 +6,14 @@ from collections.abc import Iterable
 
 from randlora.methods.registry import METHODS
 from sweeps.errors import Problem, nearest
+from sweeps.spec.batch_sizes import FIELD as BATCH_SIZES
+from sweeps.spec.batch_sizes import batch_sizes
 from sweeps.spec.spec import SweepSpec
 from trainables.config import FULL_METHODS, LINEAR_PROBE, NO_TRAINING, contrastive
 from trainables.data.registry import DATASETS
 from trainables.data.text.dataset import TextKind
 from trainables.data.text.registry import TEXT_DATASETS, text_kind, text_loader
+from trainables.models.base_weights import refusal
 from trainables.models.families import Kind, parse_id
 from trainables.models.shapes import known_configs, shape_config
 from trainables.tasks.text.rows import positions_of
@@ -20,7 +23,7 @@ IMAGES: tuple[Kind, ...] = ("clip", "hf-vision")
 HEADLESS: tuple[Kind, ...] = ("hf-vision", "text-encoder")
 """Kinds of models that classify with a new head."""
 
-TEXT_ONLY = ("train.max_tokens", "train.label_smoothing", "train.gradient_checkpointing")
+TEXT_ONLY = ("train.max_tokens", "train.label_smoothing", "train.gradient_checkpointing", "train.length_group")
 """Settings of `[train]` for models of text. All settings of `[evaluate]` but `EVERY_KIND` are also only for these."""
 EVERY_KIND = ("evaluate.metric", "evaluate.rows_by")
 """Settings of `[evaluate]` for every kind of model. The program sets the second one itself."""
@@ -47,7 +50,8 @@ def with_towers(spec: SweepSpec, kind: Kind) -> SweepSpec:
 def task_problems(spec: SweepSpec, kind: Kind) -> list[Problem]:
     """Return the problems of settings that contradict the model's kind. `spec` comes from `with_towers`."""
     problems = _tower_problems(spec, kind) + _method_problems(spec, kind) + _image_problems(spec, kind)
-    return problems + _data_problems(spec, kind) + _language_problems(spec, kind) + _worker_problems(spec, kind)
+    problems += _base_weight_problems(spec) + _data_problems(spec, kind) + _language_problems(spec, kind)
+    return problems + _worker_problems(spec, kind) + _batch_problems(spec, kind)
 
 
 def _tower_problems(spec: SweepSpec, kind: Kind) -> list[Problem]:
@@ -67,9 +71,6 @@ def _method_problems(spec: SweepSpec, kind: Kind) -> list[Problem]:
         )
         if settling:
             return [Problem(f"methods.{settling[0]}", None, rule, 'train.select = "last"')]
-    if spec.train.base_weights != "fp32" and (full_methods := [n for n in spec.methods if n in FULL_METHODS]):
-        rule = f"trains the base weights, whose steps train.base_weights = {spec.train.base_weights!r} would round away"
-        return [Problem(f"methods.{full_methods[0]}", None, rule, 'train.base_weights = "fp32"')]
     if kind in HEADLESS and NO_TRAINING in spec.methods:
         rule = "the model has no head that could classify untrained"
         return [Problem(f"methods.{NO_TRAINING}", None, rule, f"methods.{LINEAR_PROBE}")]
@@ -79,10 +80,16 @@ def _method_problems(spec: SweepSpec, kind: Kind) -> list[Problem]:
     return []
 
 
+def _base_weight_problems(spec: SweepSpec) -> list[Problem]:
+    """Methods that cannot train beside base weights in fewer bits."""
+    refused = {name: refusal(spec.base(name), spec.train.base_weights) for name in spec.methods}
+    return [Problem(f"methods.{name}", None, r.rule, r.nearest) for name, r in refused.items() if r is not None]
+
+
 def _worker_problems(spec: SweepSpec, kind: Kind) -> list[Problem]:
     """Return the problems of settings that several workers of a trial can't have. Each trial would refuse them."""
     workers = spec.resources.workers
-    batch = spec.train.global_batch_size
+    batch = min(batch_sizes(spec), default=spec.train.global_batch_size)
     bases = [spec.base(n) for n in spec.methods]
     if workers == 1:
         return []
@@ -92,11 +99,23 @@ def _worker_problems(spec: SweepSpec, kind: Kind) -> list[Problem]:
         problems.append(Problem("resources.workers", workers, rule, "1"))
     if batch < workers:
         rule = f"is less than resources.workers = {workers}, which share a batch"
-        problems.append(Problem("train.global_batch_size", batch, rule, str(workers)))
+        field = BATCH_SIZES if batch_sizes(spec) else "train.global_batch_size"
+        problems.append(Problem(field, batch, rule, str(workers)))
     if spec.train.parallel == "fsdp" and kind != "causal-lm" and any(base in FULL_METHODS for base in bases):
         rule = f"splits the weights of a language model, and {spec.model.id} is of kind {kind}"
         problems.append(Problem("train.parallel", "fsdp", rule, "replicate"))
     return problems
+
+
+def _batch_problems(spec: SweepSpec, kind: Kind) -> list[Problem]:
+    """Batch sizes that can't be searched, because the loss compares the images of a batch."""
+    sizes = list(batch_sizes(spec))
+    compare = [n for n in spec.methods if (base := spec.base(n)) != NO_TRAINING and contrastive(spec.model.adapt, base)]
+    if not sizes or kind != "clip" or not compare:
+        return []
+    rule = f"the loss of {compare[0]} is contrastive (model.adapt = 'both'): it compares the images of a batch, so "
+    rule += "another batch size is another loss; set train.global_batch_size, or write model.adapt = 'vision'"
+    return [Problem(BATCH_SIZES, sizes, rule, f"train.global_batch_size = {max(sizes)}")]
 
 
 def _data_problems(spec: SweepSpec, kind: Kind) -> list[Problem]:

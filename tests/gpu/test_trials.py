@@ -73,6 +73,15 @@ def test_precisions(device: torch.device, places: tuple[Path, Path], tmp_path: P
         assert last["train_loss"] == pytest.approx(exact, rel=0.05)
 
 
+@pytest.mark.parametrize("held", ["nf4", "int8"])
+def test_packed_base_weights(device: torch.device, places: tuple[Path, Path], held: str, tmp_path: Path) -> None:
+    pytest.importorskip("bitsandbytes")
+    config = trial(places, "randlora")
+    packed = config.model_copy(update={"train": config.train.model_copy(update={"base_weights": held})})
+    exact = run(config, tmp_path / "exact")[-1]["train_loss"]
+    assert run(packed, tmp_path / held)[-1]["train_loss"] == pytest.approx(exact, rel=0.1)
+
+
 @pytest.mark.parametrize("method", ["randlora", "adalora"])
 def test_it_goes_on_where_it_was(device: torch.device, places: tuple[Path, Path], method: str, tmp_path: Path) -> None:
     config = trial(places, method, epochs=3)

@@ -20,6 +20,7 @@ from sweeps.engine.run import RunSummary, run
 from sweeps.plan.plan import Plan
 from sweeps.records.journal import Journal
 from sweeps.records.locks import write_identity
+from sweeps.spec.space import BATCH_SIZE, Dimension
 from tests.fakes import (
     FAULTS,
     FAULTS_OF_PACKS,
@@ -108,6 +109,13 @@ def searched(folder: Path, delay: float = 0.0, **more: Any) -> FakePlan:
     search = FakeSearch(trials=5, sampler="tpe", rerun_rates=0, rerun_seeds=0, **more)
     resources = FakeResources(concurrent=2)
     return fake_plan(folder, cells, search=search, confirm=FakeConfirm((0,)), resources=resources)
+
+
+def pairs(folder: Path) -> FakePlan:
+    """Two cells that search three batch sizes with their rates: nine points, a re-run and two seeds each."""
+    dimension = Dimension(BATCH_SIZE, integer=True, values=(8, 16, 32))
+    cells = tuple(FakeCell(method, dimensions=(dimension,)) for method in ("lora", "vera"))
+    return fake_plan(folder, cells, search=FakeSearch(trials=10), confirm=FakeConfirm((0, 1)))
 
 
 class KillOnce:

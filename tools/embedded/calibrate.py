@@ -55,7 +55,7 @@ def parts(cell: str) -> tuple[str, str]:
 
 
 def configure(cell: str, lr: float, seed: int, arguments: argparse.Namespace) -> TrialConfig:
-    """The trial of one cell, rate and seed."""
+    """Return the trial of one cell, rate and seed."""
     method, rank = parts(cell)
     capacities: tuple[tuple[str, int], ...] = ()
     budget = None
@@ -95,7 +95,7 @@ def run(config: TrialConfig) -> Outcome:
 
 
 def table(outcomes: list[Outcome]) -> Iterator[str]:
-    """Markdown rows: one per cell and rate, the best rate of a cell in bold."""
+    """Return Markdown rows, one for each cell and rate, with the best rate of a cell in bold."""
     yield "| cell | parameters | lr | mean | sd | training, s | other, s | CPU, s |"
     yield "|---|---|---|---|---|---|---|---|"
     for cell in dict.fromkeys(o.cell for o in outcomes):
@@ -117,7 +117,7 @@ def table(outcomes: list[Outcome]) -> Iterator[str]:
 
 
 def pairs(text: str) -> tuple[str, str]:
-    """("lora", "1e-3,1e-2") of lora=1e-3,1e-2."""
+    """Parse `lora=1e-3,1e-2` into ("lora", "1e-3,1e-2")."""
     key, _, value = text.partition("=")
     return key, value
 

@@ -66,12 +66,12 @@ class Font:
 
 
 def matplotlib_fonts() -> Path:
-    """Folder of the fonts that come with matplotlib."""
+    """Return the folder of the fonts that come with matplotlib."""
     return Path(matplotlib.get_data_path()) / "fonts" / "ttf"
 
 
 def describe(path: Path) -> str | None:
-    """Caption words for a font file, or None when its family is not in ``FAMILIES``."""
+    """Return the caption words for a font file, or None if its family is not in ``FAMILIES``."""
     family = next((f for f in FAMILIES if path.stem.startswith(f)), None)
     if family is None:
         return None
@@ -83,16 +83,16 @@ def describe(path: Path) -> str | None:
 
 
 def find(roots: Sequence[Path]) -> list[Font]:
-    """Known fonts under ``roots``, one per file name, in the order of their names (so that seeds mean the same)."""
-    found: dict[str, Font] = {}
+    """Return the known fonts under ``roots``, one per file name, sorted by name (so that seeds mean the same)."""
+    font_by_name: dict[str, Font] = {}
     for root in roots:
         for path in sorted(root.rglob("*.[to]tf")):
             look = describe(path)
             if look is not None:
-                found.setdefault(path.name, Font(path, look))
-    return [found[name] for name in sorted(found)]
+                font_by_name.setdefault(path.name, Font(path, look))
+    return [font_by_name[name] for name in sorted(font_by_name)]
 
 
 def held_out() -> list[Font]:
-    """The fonts kept out of pretraining."""
+    """Return the fonts that are kept out of pretraining."""
     return [Font(matplotlib_fonts() / name, "serif") for name in HELD_OUT]

@@ -33,7 +33,7 @@ SETS = {
 
 
 def read_idx(folder: Path, split: str) -> tuple[Array, Array]:
-    """(images (N, 28, 28), labels (N,)) of the idx files, gzipped or not."""
+    """Return (images (N, 28, 28), labels (N,)) of the idx files, gzipped or not."""
     stem = {"train": "train", "test": "t10k"}[split]
     parts = []
     for kind, header in (("images-idx3-ubyte", 16), ("labels-idx1-ubyte", 8)):
@@ -44,7 +44,7 @@ def read_idx(folder: Path, split: str) -> tuple[Array, Array]:
 
 
 def read_torchvision(folder: Path, split: str) -> tuple[Array, Array]:
-    """The same through ``torchvision.datasets.FashionMNIST``, which downloads where needed."""
+    """Return the same through ``torchvision.datasets.FashionMNIST``, which downloads if needed."""
     from torchvision.datasets import FashionMNIST
 
     data = FashionMNIST(str(folder), train=split == "train", download=True)
@@ -52,18 +52,18 @@ def read_torchvision(folder: Path, split: str) -> tuple[Array, Array]:
 
 
 def choose(images: Array, labels: Array, per_class: int, seed: int) -> list[int]:
-    """Positions of ``per_class`` images of each class, drawn by one seeded permutation; repeated images are skipped.
+    """Return positions of ``per_class`` images of each class by one seeded permutation, without repeated images.
 
     The result is in the permutation's order, so that any leading part is close to balanced.
     """
     left = dict.fromkeys(range(len(NAMES)), per_class)
-    seen: set[bytes] = set()
+    digests: set[bytes] = set()
     chosen = []
     for i in np.random.default_rng(seed).permutation(len(labels)):
         key = hashlib.sha256(images[i].tobytes()).digest()
         label = int(labels[i])
-        if left[label] > 0 and key not in seen:
-            seen.add(key)
+        if left[label] > 0 and key not in digests:
+            digests.add(key)
             left[label] -= 1
             chosen.append(int(i))
     return chosen
@@ -76,7 +76,7 @@ def turns(chosen: list[int], split: str) -> list[int]:
 
 
 def png(pixels: Array) -> bytes:
-    """One grey image (H, W) as PNG."""
+    """Return one grey image (H, W) as PNG."""
     buffer = io.BytesIO()
     Image.fromarray(np.ascontiguousarray(pixels)).save(buffer, "PNG", optimize=True)
     return buffer.getvalue()

@@ -72,7 +72,7 @@ class Pictures(Dataset[tuple[Tensor, str]]):
 def train(
     model: CLIP, tokenizer: Any, data: Dataset[tuple[Tensor, str]], *, batch: int, lr: float, weight_decay: float
 ) -> None:
-    """One pass of contrastive training: AdamW, 5 % warm-up, cosine decay to zero, logit scale at most 100."""
+    """Train one pass of contrastive learning: AdamW, 5 % warm-up, cosine decay to zero, logit scale at most 100."""
     loader = DataLoader(data, batch_size=batch, num_workers=1, prefetch_factor=4, drop_last=True)
     decayed = [p for p in model.parameters() if p.ndim >= 2]
     other = [p for p in model.parameters() if p.ndim < 2]
@@ -116,12 +116,12 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     torch.use_deterministic_algorithms(True)
-    found = fonts.find([*(arguments.fonts or [Path("/usr/share/fonts")]), fonts.matplotlib_fonts()])
-    print(f"{len(found)} fonts", flush=True)
+    font_list = fonts.find([*(arguments.fonts or [Path("/usr/share/fonts")]), fonts.matplotlib_fonts()])
+    print(f"{len(font_list)} fonts", flush=True)
 
     out: Path = arguments.out
     out.mkdir(parents=True, exist_ok=True)
-    captions = [render.picture(found, arguments.seed, i).caption for i in range(20_000)]
+    captions = [render.picture(font_list, arguments.seed, i).caption for i in range(20_000)]
     train_tokenizer(captions).save_pretrained(out)
     (out / "open_clip_config.json").write_text(
         json.dumps({"model_cfg": MODEL, "preprocess_cfg": PREPROCESS}, indent=2) + "\n"
@@ -130,7 +130,7 @@ def main() -> None:
 
     torch.manual_seed(arguments.seed)  # open_clip's classes draw their weights from the global generator
     model = CLIP(MODEL["embed_dim"], MODEL["vision_cfg"], MODEL["text_cfg"])
-    data = Pictures(found, arguments.seed, arguments.pairs)
+    data = Pictures(font_list, arguments.seed, arguments.pairs)
     began = time.monotonic()
     train(model, tokenizer, data, batch=arguments.batch, lr=arguments.lr, weight_decay=arguments.weight_decay)
     seconds = time.monotonic() - began
@@ -139,7 +139,7 @@ def main() -> None:
     save_file(weights, out / "open_clip_model.safetensors", metadata={"format": "pt"})
     (out / "open_clip_model.safetensors").chmod(0o644)  # safetensors makes files private
     model.eval()
-    card.write(out, model=model, tokenizer=tokenizer, found=found, arguments=arguments, seconds=seconds)
+    card.write(out, model=model, tokenizer=tokenizer, found=font_list, arguments=arguments, seconds=seconds)
     print((out / "MODEL_CARD.md").read_text())
 
 

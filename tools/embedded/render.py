@@ -84,7 +84,7 @@ def _font(path: Path, size: int) -> ImageFont.FreeTypeFont:
 
 
 def _text_mask(text: str, font: Font, extent: float) -> Image.Image:
-    """A mask (CANVAS, CANVAS) of ``text``, its longer side ``extent`` of the canvas, centred."""
+    """Return a centred mask (CANVAS, CANVAS) of ``text``, whose longer side is ``extent`` of the canvas."""
     probe = _font(font.path, 48)
     left, top, right, bottom = probe.getbbox(text)
     size = max(8, int(48 * extent * CANVAS / max(right - left, bottom - top, 1)))
@@ -155,7 +155,7 @@ def _background(colour: Sequence[int], texture: str, rng: np.random.Generator) -
 
 
 def _content(rng: np.random.Generator) -> tuple[str, str, str]:
-    """(kind, name as in captions, text to draw or "")"""
+    """Return (kind, name as in captions, text to draw or "")."""
     kind = str(rng.choice(["letter", "digit", "symbol", "word", "shape"], p=[0.45, 0.25, 0.08, 0.08, 0.14]))
     if kind == "letter":
         text = LETTERS[rng.integers(len(LETTERS))]
@@ -173,7 +173,7 @@ def _content(rng: np.random.Generator) -> tuple[str, str, str]:
 
 
 def _colours(rng: np.random.Generator) -> tuple[str, str]:
-    """(foreground, background): greys half of the time, never the same."""
+    """Return (foreground, background), grey half of the time and never the same."""
     pool = ("white", "black", "grey") if rng.random() < 0.7 else tuple(COLOURS)
     first, second = rng.choice(len(pool), 2, replace=False)
     return pool[first], pool[second]
@@ -193,7 +193,7 @@ def draw(
     blur: float,
     noise: float,
 ) -> Pixels:
-    """One picture (28, 28, 3): ``text`` in ``font``, or ``shape`` where ``text`` is empty."""
+    """Draw one picture (28, 28, 3): ``text`` in ``font``, or ``shape`` if ``text`` is empty."""
     mask = _text_mask(text, font, extent) if text else _shape_mask(shape, extent, rng)
     shift = rng.uniform(-1, 1, 2) * CANVAS * (0.5 - extent / 2) * 0.5
     mask = mask.rotate(degrees, Image.Resampling.BILINEAR, translate=(int(shift[0]), int(shift[1])))
@@ -207,7 +207,7 @@ def draw(
 
 
 def picture(fonts: Sequence[Font], seed: int, index: int) -> Picture:
-    """The picture number ``index`` of the stream ``seed``."""
+    """Return the picture number ``index`` of the stream ``seed``."""
     rng = np.random.default_rng((seed, index))
     kind, name, text = _content(rng)
     font = fonts[int(rng.integers(len(fonts)))]
@@ -243,7 +243,7 @@ def picture(fonts: Sequence[Font], seed: int, index: int) -> Picture:
 
 
 def glyph(text: str, font: Font, seed: int, index: int) -> Pixels:
-    """A plain picture (28, 28, 3) of one glyph, for the held-out scores: upright, no texture, random colours."""
+    """Return a plain picture (28, 28, 3) of one glyph, for the held-out scores: upright, no texture, random colours."""
     rng = np.random.default_rng((seed, index))
     foreground, background = _colours(rng)
     return draw(

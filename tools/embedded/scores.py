@@ -19,7 +19,7 @@ from tools.embedded.settings import EMBEDDED
 
 
 def normalise(pixels: Tensor) -> Tensor:
-    """uint8 pixels (N, 3, H, W) to the model's range, [-1, 1]."""
+    """Return uint8 pixels (N, 3, H, W) in the model's range, [-1, 1]."""
     return pixels.float() / 127.5 - 1
 
 
@@ -34,7 +34,7 @@ def zero_shot(model: CLIP, tokenizer: Any, pixels: Tensor, labels: Tensor, promp
 
 
 def held_out_glyphs(characters: str, per_character: int, seed: int = 1_000_003) -> tuple[Tensor, Tensor]:
-    """(pixels (N, 3, 28, 28) uint8, labels (N,)): plain pictures in fonts kept out of pretraining."""
+    """Return (pixels (N, 3, 28, 28) uint8, labels (N,)): plain pictures in fonts kept out of pretraining."""
     kept = fonts.held_out()
     pictures, labels = [], []
     for label, character in enumerate(characters):
@@ -45,7 +45,7 @@ def held_out_glyphs(characters: str, per_character: int, seed: int = 1_000_003) 
 
 
 def glyph_prompts(characters: str) -> list[list[str]]:
-    """Prompts in the words of the pretraining captions, for letters and digits."""
+    """Return prompts in the words of the pretraining captions, for letters and digits."""
     prompts = []
     for c in characters:
         if c.isdigit():
@@ -57,7 +57,7 @@ def glyph_prompts(characters: str) -> list[list[str]]:
 
 
 def sklearn_digits() -> tuple[Tensor, Tensor]:
-    """scikit-learn's 1,797 scanned digits, brought from 8x8 to 28x28."""
+    """Return scikit-learn's 1,797 scanned digits, scaled from 8x8 to 28x28."""
     from sklearn.datasets import load_digits
 
     digits = load_digits()
@@ -68,7 +68,7 @@ def sklearn_digits() -> tuple[Tensor, Tensor]:
 
 
 def packed(name: str, split: str = "test") -> tuple[Tensor, Tensor, list[list[str]]]:
-    """(pixels (N, 3, 28, 28) uint8, labels (N,), prompts) of an embedded data set."""
+    """Return (pixels (N, 3, 28, 28) uint8, labels (N,), prompts) of an embedded data set."""
     folder = EMBEDDED / name
     table = pq.read_table(folder / f"{split}.parquet")
     names = json.loads(table.schema.metadata[b"huggingface"])["info"]["features"]["label"]["names"]
@@ -79,7 +79,7 @@ def packed(name: str, split: str = "test") -> tuple[Tensor, Tensor, list[list[st
 
 
 def all_scores(model: CLIP, tokenizer: Any) -> list[tuple[str, float, float]]:
-    """(what, zero-shot accuracy, accuracy by chance) of each held-out set."""
+    """Return (what, zero-shot accuracy, accuracy by chance) of each held-out set."""
     rows = []
     for what, characters in (("10 digits", render.DIGITS), ("26 capital letters", render.LETTERS[:26])):
         pixels, labels = held_out_glyphs(characters, 40)

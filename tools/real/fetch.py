@@ -47,7 +47,7 @@ def unpacked(package: str, into: Path) -> Path:
 
 
 def vit_state(graph: Any) -> dict[str, Any]:
-    """Weights of the ONNX graph under the names that DINOv2's transformers checkpoints have.
+    """Return the weights of the ONNX graph under the names that DINOv2's transformers checkpoints have.
 
     The exporter kept most names behind `backbone.`; matrix products lost theirs and are named after the bias that is
     added to their result, and positions and the class token were folded into one constant each.
@@ -73,7 +73,7 @@ def vit_state(graph: Any) -> dict[str, Any]:
 
 
 def make_vit(target: Path, scratch: Path) -> None:
-    """The ViT-S/14 as a transformers directory; every weight must find its place."""
+    """Write the ViT-S/14 as a transformers directory. Every weight must have its place."""
     import onnx
     import torch
     from safetensors.torch import save_file
@@ -86,15 +86,15 @@ def make_vit(target: Path, scratch: Path) -> None:
     old_names.mkdir()
     save_file(state, old_names / "model.safetensors", metadata={"format": "pt"})
     Dinov2Config(**VIT).save_pretrained(old_names)
-    model, found = Dinov2Model.from_pretrained(old_names, output_loading_info=True)  # renames for transformers 5
-    wrong = {kind: names for kind, names in found.items() if kind != "error_msgs" and names}
+    model, loading = Dinov2Model.from_pretrained(old_names, output_loading_info=True)  # renames for transformers 5
+    wrong = {kind: names for kind, names in loading.items() if kind != "error_msgs" and names}
     if wrong:
         raise SystemExit(f"the weights do not fit: {wrong}")
     model.save_pretrained(target)
 
 
 def make_smollm2(target: Path, scratch: Path) -> None:
-    """SmolLM2-135M-Instruct in float32 as a transformers directory."""
+    """Write SmolLM2-135M-Instruct in float32 as a transformers directory."""
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
@@ -111,7 +111,7 @@ def make_smollm2(target: Path, scratch: Path) -> None:
 
 
 def make_fashion_mnist(target: Path, scratch: Path) -> None:
-    """Fashion-MNIST as torchvision lays it out."""
+    """Write Fashion-MNIST as torchvision lays it out."""
     from torchvision.datasets import FashionMNIST
 
     FashionMNIST(str(target), download=True)

@@ -43,33 +43,33 @@ NEW_LAYOUT = {"study-six": (320, 840, 1000)}
 
 
 def spread(table: pa.Table) -> pa.Table:
-    """The rows with the classes in turn: every class's first image by SHA-256, then every class's second one ..."""
+    """Return the rows with the classes in turn: every class's first image by SHA-256, then every class's second, ..."""
     digests = [hashlib.sha256(image["bytes"]).hexdigest() for image in table["image"].to_pylist()]
     labels = table["label"].to_pylist()
-    seen: Counter[int] = Counter()
+    class_counts: Counter[int] = Counter()
     places = {}
     for row in sorted(range(len(labels)), key=digests.__getitem__):
-        places[row] = (seen[labels[row]], digests[row])
-        seen[labels[row]] += 1
+        places[row] = (class_counts[labels[row]], digests[row])
+        class_counts[labels[row]] += 1
     return table.take(sorted(places, key=places.__getitem__))
 
 
 def scans() -> pa.Table:
-    """scikit-learn's digits as PNG files, (1797,) rows; grey levels 0 to 16 become 0 to 255."""
+    """Return scikit-learn's digits as PNG files (1797 rows), with grey levels 0 to 16 scaled to 0 to 255."""
     from PIL import Image
     from sklearn.datasets import load_digits
 
-    found = load_digits()
+    digits = load_digits()
     files = []
-    for pixels in found.images:
+    for pixels in digits.images:
         file = io.BytesIO()
         Image.fromarray((pixels * (255 / 16)).round().astype("uint8")).save(file, "PNG")
         files.append({"bytes": file.getvalue()})
-    return pa.table({"image": files, "label": [int(v) for v in found.target]})
+    return pa.table({"image": files, "label": [int(v) for v in digits.target]})
 
 
 def whole(name: str, brought: Path) -> tuple[pa.Table, pa.Table | None]:
-    """Training and test images of a set, spread; None where it has no test split. Raises FileNotFoundError."""
+    """Return the training and test images of a set, spread; None if it has no test split. Raises FileNotFoundError."""
     if name == "digits":
         return spread(scans()), None
     folder = brought / name if name in BROUGHT + NEW else EMBEDDED / name

@@ -41,8 +41,8 @@ def rows(path: Path, least: int, taken: Collection[str] = ()) -> list[dict[str, 
         classes[CHOICES[row["label"]]].add(f"Good or bad? {row['sentence'].strip()}")
     unclear = set.intersection(*classes.values()).union(taken)
     in_order = ([(text, name) for text in sorted(classes[name] - unclear, key=_digest)] for name in CHOICES)
-    found = chain.from_iterable(zip(*in_order, strict=False))  # as many of each class
-    texts = [{"instruction": text, "answer": name, "choices": CHOICES} for text, name in found]
+    mixed = chain.from_iterable(zip(*in_order, strict=False))  # as many of each class
+    texts = [{"instruction": text, "answer": name, "choices": CHOICES} for text, name in mixed]
     _check(len(texts), least, path)
     return texts
 
@@ -51,9 +51,9 @@ def _sst2(brought: Path, into: Path) -> None:
     train = rows(brought / "train.tsv", VALIDATION + TRAIN)
     test = rows(brought / "dev.tsv", TEST, {str(row["instruction"]) for row in train})
     parts = {"validation": train[:VALIDATION], "train": train[VALIDATION : VALIDATION + TRAIN], "test": test[:TEST]}
-    for part, found in parts.items():
-        (into / f"{part}.json").write_text(json.dumps(found, indent=1), encoding="utf-8")
-        print(f"{into / part}.json: {len(found)} texts")
+    for part, texts in parts.items():
+        (into / f"{part}.json").write_text(json.dumps(texts, indent=1), encoding="utf-8")
+        print(f"{into / part}.json: {len(texts)} texts")
 
 
 def _e2e(brought: Path, into: Path) -> None:
@@ -66,22 +66,22 @@ def _e2e(brought: Path, into: Path) -> None:
         "devset": [(fact, text) for fact in check for text in held[fact]],
         "testset_w_refs": [(fact, text) for fact in sorted(test, key=_digest)[:E2E_TEST] for text in test[fact]],
     }
-    for part, found in parts.items():
-        columns = {name: [pair[i] for pair in found] for i, name in enumerate(FACTS)}
+    for part, pairs in parts.items():
+        columns = {name: [pair[i] for pair in pairs] for i, name in enumerate(FACTS)}
         csv.write_csv(pa.table(columns), into / f"{part}.csv")
-        print(f"{into / part}.csv: {len(found)} texts of {len({fact for fact, _ in found})} facts")
+        print(f"{into / part}.csv: {len(pairs)} texts of {len({fact for fact, _ in pairs})} facts")
 
 
 def _texts(path: Path) -> dict[str, list[str]]:
-    found = defaultdict(list)
+    texts_by_fact = defaultdict(list)
     for row in csv.read_csv(path, parse_options=csv.ParseOptions(newlines_in_values=True)).to_pylist():
-        found[row["mr"]].append(row["ref"])
-    return found
+        texts_by_fact[row["mr"]].append(row["ref"])
+    return texts_by_fact
 
 
-def _check(found: int, least: int, path: Path) -> None:
-    if found < least:
-        raise SystemExit(f"{path}: {found} texts are left; it takes {least}")
+def _check(count: int, least: int, path: Path) -> None:
+    if count < least:
+        raise SystemExit(f"{path}: {count} texts are left; it takes {least}")
 
 
 def _digest(text: str) -> str:

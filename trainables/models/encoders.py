@@ -1,10 +1,8 @@
 """One vector per input from a transformers encoder, and the linear head that a task puts on it.
 
 The vector depends on the family. DINOv2, DINOv3, ViT, DeiT and similar ones give the class token after the final norm
-(for
-DINOv2 the simplest of its authors' linear probes). BERT, RoBERTa, DeBERTa, ELECTRA and similar ones give the first
-token
-of the last layer (ModernBERT too, whatever `classifier_pooling` its config has). Every other encoder gives what
+(for DINOv2 the simplest of its authors' linear probes). BERT, RoBERTa, DeBERTa, ELECTRA and similar ones give the first
+token of the last layer (ModernBERT too, whatever `classifier_pooling` its config has). Every other encoder gives what
 transformers calls its pooled output (Swin, ConvNeXt and SigLIP are made to be read from it).
 """
 

@@ -1,8 +1,7 @@
 """Make q, k and v of an attention one weight, as timm and DINOv2's own code have them: the model id ends with "+qkv".
 
 transformers has three layers of (d x d). The RandLoRA paper's DINOv2 has one layer of (3 d x d). The number of
-parameters
-differs for methods such as RandLoRA, whose count is not linear in the sides of a weight.
+parameters differs for methods such as RandLoRA, whose count is not linear in the sides of a weight.
 """
 
 from __future__ import annotations
@@ -27,15 +26,15 @@ class _Third(nn.Module):
 
 
 class _Shared:
-    """Computes the output of one `qkv` when q asks for its third, and frees it after v has asked."""
+    """Computes the output of an attention's `qkv` when q asks for its third, and frees it after v has asked."""
 
-    def __init__(self, qkv: nn.Linear) -> None:
-        self.qkv = qkv
+    def __init__(self, attention: nn.Module) -> None:
+        self.attention: Any = attention  # whose `qkv` may be replaced by a quantised one
         self._made: tuple[Tensor, tuple[Tensor, ...]] | None = None
 
     def third(self, x: Tensor, index: int) -> Tensor:
         if self._made is None or self._made[0] is not x or index == 0:
-            self._made = x, self.qkv(x).chunk(3, dim=-1)
+            self._made = x, self.attention.qkv(x).chunk(3, dim=-1)
         output = self._made[1][index]
         if index == len(_THIRDS) - 1:
             self._made = None
@@ -57,7 +56,7 @@ def fuse_qkv(model: nn.Module) -> int:
         qkv = nn.Linear(first.in_features, len(weight), bias=bias is not None, device="meta")
         qkv.weight = nn.Parameter(weight)
         qkv.bias = None if bias is None else nn.Parameter(bias)  # type: ignore[assignment]
-        shared = _Shared(qkv)
+        shared = _Shared(attention)
         for index, name in enumerate(_THIRDS):
             setattr(attention, name, _Third(shared, index))
         attention.qkv = qkv

@@ -1,10 +1,8 @@
 """A causal language model of transformers, as training and evaluation call it.
 
 Logits are made only at the positions that are asked for, because with 50,000 to 150,000 words they are the largest
-tensor
-of a step. The positions are selected before the output layer, wherever a family has it. So whatever the family does to
-its
-logits afterwards (soft caps, scales) stays as it is.
+tensor of a step. The positions are selected before the output layer, wherever a family has it. So whatever the family
+does to its logits afterwards (soft caps, scales) stays as it is.
 """
 
 from __future__ import annotations

@@ -190,12 +190,6 @@ def quick_gelu(parsed: ModelId) -> bool:
     return bool(open_clip.get_pretrained_cfg(parsed.name, parsed.tag).get("quick_gelu", False))
 
 
-def to_bf16(module: nn.Module) -> None:
-    """Convert parameters to bfloat16. Buffers, such as frequencies of positions, stay as they are."""
-    for parameter in module.parameters():
-        parameter.data = parameter.data.to(torch.bfloat16)
-
-
 def check_finite(module: nn.Module, model_id: str) -> None:
     """Raise ModelError that names the first weight with NaN or infinity."""
     for name, weight in module.named_parameters():

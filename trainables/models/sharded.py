@@ -2,8 +2,7 @@
 
 It is for full fine-tuning of models that do not fit on one accelerator together with their optimiser's state
 (`train.parallel = "fsdp"`). Every worker must run the same number of forward and backward passes, because each pass
-gathers
-the weights from all of them.
+gathers the weights from all of them.
 """
 
 from __future__ import annotations

@@ -17,8 +17,9 @@ from randlora.files.checkpoint import META
 from randlora.files.tensors import read_tensors
 from trainables.config import FULL_METHODS, LINEAR_PROBE, NO_TRAINING, TrialConfig
 from trainables.errors import TrialError, first_line
+from trainables.models.base_weights import round_as
 from trainables.models.encoders import HEAD_FILE, ClassifierHead, TransferHead, load_head
-from trainables.models.loading import LoadedModel, load_model, to_bf16
+from trainables.models.loading import LoadedModel, load_model
 from trainables.models.shapes import UNREADABLE
 from trainables.predicting.facts import FACTS_FILE, Facts, facts_of
 from trainables.tasks.lane_cache import LaneCache
@@ -47,19 +48,18 @@ class Trained:
 def load_trained(trial: TrialConfig, folder: Path) -> Trained:
     """Return the model of a trial whose weights are in `folder`.
 
-    If the trial had its base in bfloat16, the weights have the rounded values, but in float32. Weights without a
+    If the trial had its base in fewer bits, the weights have the rounded values, but in float32. Weights without a
     `predict.json` (of older versions) need the trial's data, for the names of its classes.
 
     Raises:
         ModelError: the base model cannot be had.
+        ConfigError: the trial had its base in 4 or 8 bits, and bitsandbytes is missing.
         CheckpointError: trained weights are damaged, or belong to another base model.
         TrialError: trained weights are missing, or belong to another method.
         TrainablesError, TrialError: the facts are damaged, or are missing and the data cannot be read.
     """
     loaded = load_model(trial.model)
-    if trial.train.base_weights == "bf16":
-        to_bf16(loaded.module)
-        loaded.module.float()
+    round_as(loaded.module, trial.train.base_weights)
     has_facts = (folder / FACTS_FILE).is_file()
     facts = Facts.read(folder) if has_facts else facts_of(trial, loaded, LaneCache({}, torch.device("cpu")))
     facts = facts.model_copy(update={"model": trial.model, "dataset": trial.dataset})  # paths may have changed since

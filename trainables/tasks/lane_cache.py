@@ -10,12 +10,14 @@ import torch
 from torch import Tensor, nn
 
 from randlora.arithmetic.decompositions import Decompositions
+from randlora.model.quantised import is_quantised, scale_tensors
 from trainables.config import Stage
 from trainables.data.images.dataset import Dataset
 from trainables.data.images.pixels import KEEP_BYTES, Pixels, Recipe
 from trainables.data.registry import load_dataset, load_text_dataset
 from trainables.data.text.dataset import TextDataset
-from trainables.models.loading import LoadedModel, load_model, to_bf16
+from trainables.models.base_weights import hold
+from trainables.models.loading import LoadedModel, load_model
 from trainables.models.shared import checksum, named_tensors, shared_model
 
 T = TypeVar("T")
@@ -43,7 +45,11 @@ class Snapshot:
 
 def _tensor_states(model: nn.Module) -> dict[str, tuple[int, int, int]]:
     """Return the state of each tensor of a model."""
-    return {name: (id(t), t.data_ptr(), checksum(t)) for name, t in named_tensors(model).items()}
+    tensors = named_tensors(model)
+    for name, layer in model.named_modules():
+        if is_quantised(layer):
+            tensors |= {f"{name}: scales {i}": t for i, t in enumerate(scale_tensors(layer))}
+    return {name: (id(t), t.data_ptr(), checksum(t)) for name, t in tensors.items()}
 
 
 class LaneCache:
@@ -86,16 +92,14 @@ class LaneCache:
     def model(self, model_id: str, weights: str = "fp32") -> LoadedModel:
         """Return the base model on this worker's device, loaded on first use.
 
-        On the CPU, the workers of a machine share one copy. With `weights` "bf16", parameters are in bfloat16
-        (`to_bf16`), and each worker has its own copy.
+        On the CPU, the workers of a machine share one copy. With `weights` other than "fp32" (`train.base_weights`),
+        each worker has its own copy.
         """
         models, key = self._table("models"), _model_key(model_id, weights)
         if key not in models:
             self.drop_model()
             loaded = shared_model(model_id) if self.device.type == "cpu" else load_model(model_id)
-            if weights == "bf16":
-                to_bf16(loaded.module)
-            loaded.module.to(self.device)
+            hold(loaded.module, weights, self.device)
             models[key] = loaded
             self._table("marks")[key] = Snapshot(loaded.module)
         base_model: LoadedModel = models[key]

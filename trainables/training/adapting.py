@@ -24,6 +24,7 @@ from randlora.methods.registry import get_method
 from randlora.model.targets import stored_names
 from trainables.config import FULL_METHODS, LINEAR_PROBE, NO_TRAINING, TrainSettings, TrialConfig
 from trainables.errors import TrialError
+from trainables.models.base_weights import refusal
 from trainables.models.encoders import is_unused
 from trainables.models.loading import Tokenizer, word_ids
 from trainables.models.shapes import VISUAL
@@ -79,6 +80,8 @@ def adapted(
         keeper: a block inside which adapters are attached. It may cache what that computes from the base weights.
         task: has the training rows for a method whose start needs gradients.
     """
+    if (refused := refusal(trial.method, trial.train.base_weights)) is not None:
+        raise TrialError(f"method {trial.method!r} {refused.rule}; use {refused.nearest}")
     required = {p: p.requires_grad for p in model.parameters()}
     try:
         model.requires_grad_(False)

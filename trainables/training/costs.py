@@ -31,6 +31,7 @@ from randlora.methods.registry import get_method
 from randlora.model.prompted import place_of
 from trainables.config import FULL_METHODS, LINEAR_PROBE, NO_TRAINING, TrainSettings, TrialConfig
 from trainables.errors import TrainablesError, first_line
+from trainables.models.base_weights import planned
 from trainables.models.encoders import ClassifierHead, TransferHead, hidden_size
 from trainables.models.families import Kind
 from trainables.models.forward import recomputing
@@ -127,7 +128,7 @@ class CostModel:
             raise UncountableError(
                 f"{trial.method} makes the vectors of all examples once, and trains nothing in steps"
             )
-        module = copy.deepcopy(self._module).train()
+        module = planned(self._module, trial.train.base_weights).train()
         if trial.method in FULL_METHODS:
             module.requires_grad_(False)
             for name in base_weight_names(module, trial):
@@ -295,7 +296,7 @@ def _autocast(trial: TrialConfig) -> Autocast:
 
 def _types(base: nn.Module, module: nn.Module, trial: TrialConfig) -> dict[nn.Parameter, torch.dtype]:
     """Return the types that parameters of `module`, a copy of `base`, have in training if these are not float32."""
-    if trial.train.base_weights != "bf16":
+    if trial.train.base_weights == "fp32":
         return {}
     names = {name for name, _ in base.named_parameters()}
-    return {p: torch.bfloat16 for name, p in module.named_parameters() if name in names}
+    return {p: torch.bfloat16 for name, p in module.named_parameters() if name in names and p.is_floating_point()}

@@ -3,8 +3,7 @@
 The trials differ only in learning rate, weight decay and seeds. Each has its own data order, start, optimiser, gradient
 clip, checkpoints and reports. They share the frozen model's forward and backward passes (`randlora.packing`), so a step
 costs one pass over K batches instead of K passes over one. Results are those of separate trials up to the order of
-sums.
-A trial whose loss is not finite fails alone. A trial that is told to stop leaves the others running.
+sums. A trial whose loss is not finite fails alone. A trial that is told to stop leaves the others running.
 """
 
 from __future__ import annotations

@@ -72,7 +72,7 @@ def _mib(size: float | None) -> float | None:
 
 
 def _bytes(store: Store) -> int:
-    """Journal, tables and kept adapters of the folders; figures and reports are not the sweep's."""
+    """Return the bytes of the journal, the tables and the kept adapters, without figures and reports."""
     return sum(
         path.stat().st_size
         for folder in store.paths

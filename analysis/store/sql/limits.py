@@ -22,13 +22,13 @@ def gigabytes() -> float:
 
 
 def _limit(variable: str, default: float) -> float:
-    given = os.environ.get(variable) or str(default)
+    text = os.environ.get(variable) or str(default)
     try:
-        value = float(given)
+        value = float(text)
     except ValueError:
         value = math.nan
     if not 0 < value < math.inf:
-        raise QueryError(f"{variable} = {brief(given)}: must be a number above 0; {default:g} if it is not set")
+        raise QueryError(f"{variable} = {brief(text)}: must be a number above 0; {default:g} if it is not set")
     return value
 
 

@@ -60,7 +60,7 @@ def _run(tables: Mapping[str, pa.Table], query: str) -> pa.Table:
 
 
 def _packed(tables: Mapping[str, pa.Table], query: str) -> bytes:
-    """The query and the names of the tables as a line of JSON, then each table as an Arrow stream."""
+    """Return the query and the names of the tables as a line of JSON, then each table as an Arrow stream."""
     sink = pa.BufferOutputStream()
     sink.write(json.dumps({"query": query, "tables": list(tables)}).encode() + b"\n")
     for table in tables.values():
@@ -74,20 +74,20 @@ def main() -> None:
     spare_pandas()
     from analysis.store.sql.queries import run_sql
 
-    given = sys.stdin.buffer.read()
-    line, _, streams = given.partition(b"\n")
-    asked, source = json.loads(line), pa.BufferReader(streams)
-    tables = {name: pa.ipc.open_stream(source).read_all() for name in asked["tables"]}
+    received = sys.stdin.buffer.read()
+    line, _, streams = received.partition(b"\n")
+    request, source = json.loads(line), pa.BufferReader(streams)
+    tables = {name: pa.ipc.open_stream(source).read_all() for name in request["tables"]}
     _limit_memory(limits.gigabytes())
     signal.setitimer(signal.ITIMER_REAL, limits.seconds() + _GRACE_S)  # without a handler SIGALRM ends the process
     try:
-        table = run_sql(tables, asked["query"])
+        table = run_sql(tables, request["query"])
         with pa.ipc.new_stream(sys.stdout.buffer, table.schema) as writer:
             writer.write_table(table)
         sys.stdout.flush()
     except (QueryError, MemoryError) as error:
-        said = error if isinstance(error, QueryError) else limits.too_large("the query")
-        sys.stderr.write(json.dumps(str(said)))
+        refusal = error if isinstance(error, QueryError) else limits.too_large("the query")
+        sys.stderr.write(json.dumps(str(refusal)))
         sys.exit(_REFUSED)
 
 

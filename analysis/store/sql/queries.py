@@ -38,7 +38,7 @@ _BATCH = 10_000
 
 
 def t95_table() -> pa.Table:
-    """Critical values of the two-sided 95 % t interval: columns df (1 .. 2000) and t."""
+    """Return critical values of the two-sided 95 % t interval: columns df (1 .. 2000) and t."""
     from scipy import special  # takes longer to load than most queries take
 
     df = np.arange(1, 2001)
@@ -46,7 +46,7 @@ def t95_table() -> pa.Table:
 
 
 def connect(tables: Mapping[str, pa.Table], names: Iterable[str] = (T95, *VIEWS)) -> duckdb.DuckDBPyConnection:
-    """A locked in-memory connection with the tables and the views of `views.VIEWS` in `names`, or all."""
+    """Return a locked in-memory connection with the tables, and the views of `views.VIEWS` in `names` (or all)."""
     connection = duckdb.connect(":memory:")
     for name, table in tables.items():
         connection.register(name, table)
@@ -109,29 +109,29 @@ class Database:
             statements = connection.extract_statements(query)
             kinds = [statement.type.name for statement in statements]
             if len(kinds) != 1 or kinds[0] not in _READS:
-                found = "no statement" if not kinds else " and ".join(kinds)
+                sent = "no statement" if not kinds else " and ".join(kinds)
                 raise QueryError(
-                    f"a query is one SELECT (DESCRIBE, SHOW, SUMMARIZE and EXPLAIN too), got {found}: {brief(query)}"
+                    f"a query is one SELECT (DESCRIBE, SHOW, SUMMARIZE and EXPLAIN too), got {sent}: {brief(query)}"
                 )
             return _plain(_fetched(connection.sql(statements[0].query).to_arrow_reader(_BATCH)))
         except (duckdb.Error, pa.ArrowException, OSError) as error:  # Arrow's reader raises DuckDB's as OSError
-            said = str(error)
-            if said.startswith("INTERRUPT"):
+            message = str(error)
+            if message.startswith("INTERRUPT"):
                 raise limits.too_slow() from error
-            if "Out of Memory" in said:
+            if "Out of Memory" in message:
                 raise limits.too_large("the query") from error
-            raise QueryError(_explain(_columns(self._tables), query, said)) from error
+            raise QueryError(_explain(_columns(self._tables), query, message)) from error
         finally:
             timer.cancel()
             timer.join()  # it must not interrupt the next query
 
 
 def _fetched(reader: pa.RecordBatchReader) -> pa.Table:
-    """A result, within the limit of memory."""
-    batches, left = [], limits.gigabytes() * 2**30
+    """Return a result as a table, within the limit of memory."""
+    batches, bytes_left = [], limits.gigabytes() * 2**30
     for batch in reader:
-        left -= batch.nbytes
-        if left < 0:
+        bytes_left -= batch.nbytes
+        if bytes_left < 0:
             raise limits.too_large("the result")
         batches.append(batch)
     return pa.Table.from_batches(batches, reader.schema)
@@ -139,18 +139,18 @@ def _fetched(reader: pa.RecordBatchReader) -> pa.Table:
 
 def _columns(tables: Mapping[str, pa.Table]) -> dict[str, list[str]]:
     """Return the column names of every table and view, also of those that this process was not given."""
-    found: dict[str, list[str]] = defaultdict(list)
+    columns_by_table: dict[str, list[str]] = defaultdict(list)
     empty = {name: shape.empty_table() for name, shape in SCHEMAS.items()}
     with connect(empty | dict(tables)) as connection:
         listed = connection.execute("select table_name, column_name from duckdb_columns() where not internal")
         for table, column in listed.fetchall():
             if table != T95:
-                found[table].append(column)
-    return found
+                columns_by_table[table].append(column)
+    return columns_by_table
 
 
 def _explain(known: Mapping[str, Sequence[str]], query: str, message: str) -> str:
-    """DuckDB's message in one line, with the names that would have worked."""
+    """Return DuckDB's message in one line, with the names that would have worked."""
     first = re.sub(r"\s*\n\s*(Candidate|LINE|Did you mean|Possibly|Given the).*", "", message, flags=re.S).strip()
     first = both_ends(" ".join(first.split()).rstrip(".!"), 500)  # it may name a word of the query
     table = NO_SUCH_TABLE.search(message)

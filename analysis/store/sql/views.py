@@ -208,7 +208,8 @@ _ALL = (
         "One row per feasible cell, what its result rests on: seeds, examples, how many rates share the best score "
         "(`rates_tied`), whether three seeds or more all have one test score (`scores_equal`) and whether every "
         "confirmed run scores as zero-shot (`untrained`), and what the last epoch brought to the mean validation "
-        "score, null where not to all runs (`still_rising`).",
+        "score, null where not to all runs (`still_rising`). `space` and `hyperparameters`: what was searched beside "
+        "the rate, and what was chosen.",
         """
         with points as (
           select sweep, cell_id, arg_min(val_score, slot) as score from last_attempts
@@ -239,10 +240,11 @@ _ALL = (
         )
         select c.sweep, c.cell_id, c.model, c.dataset, c.train_size, c.method, c.reference, c.budget, c.count, c.dof,
                c.lr_centre, c.confirm_seeds, n.seeds_scored, n.scores_equal, c.val_examples, c.test_examples,
-               c.test_lacks, c.absent, d.rates, d.rates_tied, u.under_tuned, s.untrained, l.still_rising
+               c.test_lacks, c.absent, c.space, h.hyperparameters, d.rates, d.rates_tied, u.under_tuned, s.untrained,
+               l.still_rising
         from cells c left join tied d using (sweep, cell_id) left join tuned u using (sweep, cell_id)
         left join same s using (sweep, cell_id) left join last l using (sweep, cell_id)
-        left join scored n using (sweep, cell_id)
+        left join scored n using (sweep, cell_id) left join chosen h using (sweep, cell_id)
         where c.feasible or c.absent is not null
         order by c.sweep, c.dataset, c.train_size, c.budget nulls last, c.method
         """,
@@ -258,7 +260,7 @@ _ALL = (
                c.saved_bytes, n.head_params, n.stored_bytes, c.tune_trials as allowance,
                coalesce(n.tune_used, 0) as allowance_used, coalesce(n.tune_failed, 0) as tune_failed,
                coalesce(n.tune_full, 0) as tune_full_length, coalesce(n.rates, 0) as rates_tried,
-               log10(c.lr_high / c.lr_low) as decades, h.lr as chosen_lr, h.hyperparameters, h.edge,
+               log10(c.lr_high / c.lr_low) as decades, h.lr as chosen_lr, c.space, h.hyperparameters, h.edge,
                u.under_tuned, u.last_gain, u.expected_gain,
                coalesce(n.warm_starts, 0) as warm_starts, coalesce(n.widened, 0) as widened, h.n_rerun_seeds,
                c.confirm_seeds, coalesce(f.seeds, 0) as seeds_confirmed, coalesce(s.superseded, 0) as superseded,

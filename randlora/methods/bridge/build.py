@@ -1,9 +1,8 @@
 """Use PEFT's layers as adapters of this package.
 
 PEFT's tuner never gets the model. It runs on a tree that contains the target weights alone, each as an `nn.Linear` on
-the
-model's memory. Every layer that it wraps becomes one `Adapter`. Weights of different capacities are in different trees.
-For each call, the layer gets the weight and the bias that the model has at that moment.
+the model's memory. Every layer that it wraps becomes one `Adapter`. Weights of different capacities are in different
+trees. For each call, the layer gets the weight and the bias that the model has at that moment.
 
 For a weight that is read and not called, the layer is applied to the identity. Starts are those after
 `torch.manual_seed(init_seed)`. Random numbers in training come from the adapter's own stream.
@@ -228,11 +227,11 @@ def build(request: Request) -> dict[str, Adapter]:
     config = request.config
     assert isinstance(config, PeftOptions)
     kind, legal = config.kind, legal_capacities(request)
-    if request.quantised and (kind.bias_too or not kind.matrix):
-        whole = [name for name in request.weights if name not in request.quantised]
+    if request.quantised and kind.needs_float_weight is not None:
+        unquantised = [name for name in request.weights if name not in request.quantised]
         raise ConfigError(
-            f"{config.method} is more than a change of a weight, and {min(request.quantised)} is kept in 4 or 8 bits: "
-            f"of these targets it can adapt {', '.join(whole[:3]) or 'none'}"
+            f"{config.method} {kind.needs_float_weight}, and {min(request.quantised)} is kept in 4 or 8 bits: "
+            f"of these targets it can adapt {', '.join(unquantised[:3]) or 'none'}"
         )
     if kind.together is not None and len(sizes := sorted(set(legal.values()))) > 1:
         raise ConfigError(f"{config.method} has one {config.capacity_field} for all weights but got {sizes}")

@@ -65,6 +65,7 @@ def entry(name: str) -> Method:
         scale_rule="PEFT's" if kind.alpha is None else f"{kind.alpha[0]} / r, {kind.alpha[1]:g} at every rank",
         mergeable=kind.matrix,
         mixes_rows=kind.mixes_rows,
+        needs_float_weight=kind.needs_float_weight,
         freedom=freedom,
         freedom_at_most=lambda **options: any(options[key] for key in AT_MOST.get(short, ())),
         freedom_together=freedom_together if short in TOGETHER else None,

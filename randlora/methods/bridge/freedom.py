@@ -2,8 +2,7 @@
 
 Two values of the trainables that make the same update count once. A formula holds for a type's own options: it returns
 None for options that change what trains. `tests/randlora/adapted/test_freedom.py` compares each formula with the rank
-of
-the Jacobian.
+of the Jacobian.
 """
 
 from __future__ import annotations

@@ -95,6 +95,13 @@ class Kind:
     rate: float = 1e-4
     source: str = "PEFT's method comparison, its default"
 
+    @property
+    def needs_float_weight(self) -> str | None:
+        """Why it cannot act beside a weight that is kept in 4 or 8 bits; None if it can."""
+        if self.bias_too:
+            return "changes the layer's bias as well as its weight"
+        return None if self.matrix else "makes an update that is no matrix"
+
     def __reduce__(self) -> tuple[Callable[[str], Kind], tuple[str]]:
         """Pickle the name, because most fields are functions that no module has under their own name."""
         return kind_of, (next(name for name, kind in KINDS.items() if kind is self),)

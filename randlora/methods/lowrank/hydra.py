@@ -1,8 +1,8 @@
 """HydraLoRA (Tian et al. 2024, arXiv 2404.19245): one A, several B, and a router that mixes them for each token.
 
 y = W0 x + scale * sum_i w_i(x) B_i A x, w = softmax(G x), with G (heads x in) trained and i = 1..heads. The update
-depends
-on the input, so there is no delta. It cannot be merged, and a packed weight, which is read as a matrix, cannot have it.
+depends on the input, so there is no delta. It cannot be merged, and a packed weight, which is read as a matrix, cannot
+have it.
 
 Start: A and G are uniform on +-1 / sqrt(in), every B_i = 0. Scale: alpha / r, 1 by default.
 """

@@ -1,15 +1,12 @@
 """LoRA (Hu et al. 2022, arXiv 2106.09685), its rank-stabilised scale (arXiv 2312.03732), LoRA+ and DoRA.
 
 LoRA: delta = scale * B A. Start: A is uniform on +-1 / sqrt(in) and B = 0, so the delta is 0 and B gets the gradient.
-LoRA+ (Hayou et al. 2024, arXiv 2402.12354): LoRA whose B trains at `ratio` times the learning rate of A.
-DoRA (arXiv 2402.09353): weight = diag(magnitude / ||W0 + scale * B A||) (W0 + scale * B A). The norms are over rows,
-and
-autograd treats them as constants (its section 4.3). The magnitude starts as W0's row norms, so the weight is W0
-exactly.
+LoRA+ (Hayou et al. 2024, arXiv 2402.12354): LoRA whose B trains at `ratio` times the learning rate of A. DoRA (arXiv
+2402.09353): weight = diag(magnitude / ||W0 + scale * B A||) (W0 + scale * B A). The norms are over rows, and autograd
+treats them as constants (its section 4.3). The magnitude starts as W0's row norms, so the weight is W0 exactly.
 
 Scale: alpha / r, with alpha = r by default, so it is 1 at every rank. Rank-stabilised: alpha / sqrt(r), with alpha = 4
-by
-default, which is 1 at r = 16. The configuration's r fixes the scale for the whole model, even if a layer's rank
+by default, which is 1 at r = 16. The configuration's r fixes the scale for the whole model, even if a layer's rank
 differs.
 """
 

@@ -1,13 +1,11 @@
 """Methods that start from the singular value decomposition W0 = U diag(S) V^T of the weight that they change.
 
 LoRA-XS (Balazy et al. 2024, arXiv 2405.17604): delta = scale U_r diag(S_r) R V_r^T. Only R (r x r) is trained. It
-starts
-at 0, which is not a stationary point. (The authors start at 1e-5 times a normal draw.)
+starts at 0, which is not a stationary point. (The authors start at 1e-5 times a normal draw.)
 
 SVFT (Lingam et al. 2024, arXiv 2405.19597): delta = scale U M V^T with whole U and V. M (m x m) is trained on some
 diagonals and zero elsewhere. The capacity is their number k: the main one, then +1, -1, +2, ... (The authors' "plain"
-is
-k = 1, their "banded" with d off-diagonals is k = 2 d + 1.) M starts at 0.
+is k = 1, their "banded" with d off-diagonals is k = 2 d + 1.) M starts at 0.
 
 U, V and starts differ in their last bits between machines, so checkpoints keep them. SVFT's are twice as large as the
 weights, on disk and in memory: the price of the method.

@@ -1,8 +1,7 @@
 """LoRA with other starts: PiSSA, MiLoRA, OLoRA, Init[AB] and LoRA-GA.
 
 delta = scale (B A - B_0 A_0). The published codes subtract scale B_0 A_0 from W0 instead, which is the same model. Here
-W0
-stays as it is, the delta is 0 at the start, and detaching gives W0 back. B_0 and A_0, with W0 = U diag(S) V^T:
+W0 stays as it is, the delta is 0 at the start, and detaching gives W0 back. B_0 and A_0, with W0 = U diag(S) V^T:
 
     PiSSA    (Meng et al. 2024, arXiv 2404.02948)      U_r sqrt(S_r / scale), sqrt(S_r / scale) V_r^T, r largest values
     MiLoRA   (Wang et al. 2024, arXiv 2406.09044)      the same with the r smallest values

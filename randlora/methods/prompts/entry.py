@@ -2,9 +2,8 @@
 
 The capacity of "prompt:KIND" is the number of tokens, that of "prompt:KIND-depth" the number of blocks with prompts.
 "+dept" adds the head of DePT (Zhang et al. 2024, arXiv 2309.07439). The task owns that head, and no budget counts it,
-as
-for all heads. "+METHOD" adds the adapters of a method of the registry on the target weights. The capacity is then that
-method's. The prompts keep the size that the options `tokens` and `depth` give them, and the count is the sum.
+as for all heads. "+METHOD" adds the adapters of a method of the registry on the target weights. The capacity is then
+that method's. The prompts keep the size that the options `tokens` and `depth` give them, and the count is the sum.
 """
 
 from __future__ import annotations

@@ -2,19 +2,15 @@
 
 m is the number of tokens, J the number of layers, D_t and D_v the towers' widths, E the width of joint features.
 
-CoOp (Zhou et al. 2022, arXiv 2109.01134): m vectors replace a prompt's words. They are the same for all classes.
-CoCoOp (Zhou et al. 2022, arXiv 2203.05557): CoOp's vectors, each plus h(x), where h is a two-layer network on the
-image's
-unit feature: E -> E // 16, ReLU, -> D_t.
-MaPLe (Khattak et al. 2023, arXiv 2210.03117): m vectors for each of the first J text blocks. For each block a linear
-map
-D_t -> D_v with bias makes the image prompts from them.
-PromptSRC (Khattak et al. 2023, arXiv 2307.06948): m vectors for each of the first J blocks of both towers. Training
-returns their average over the training, weighted by a Gaussian.
+CoOp (Zhou et al. 2022, arXiv 2109.01134): m vectors replace a prompt's words. They are the same for all classes. CoCoOp
+(Zhou et al. 2022, arXiv 2203.05557): CoOp's vectors, each plus h(x), where h is a two-layer network on the image's unit
+feature: E -> E // 16, ReLU, -> D_t. MaPLe (Khattak et al. 2023, arXiv 2210.03117): m vectors for each of the first J
+text blocks. For each block a linear map D_t -> D_v with bias makes the image prompts from them. PromptSRC (Khattak et
+al. 2023, arXiv 2307.06948): m vectors for each of the first J blocks of both towers. Training returns their average
+over the training, weighted by a Gaussian.
 
 Starts are as in the released code. The first block's text vectors are the embeddings of the first m tokens of "a photo
-of
-a", if it has that many. All others are drawn with deviation 0.02. Linear maps start as `nn.Linear`.
+of a", if it has that many. All others are drawn with deviation 0.02. Linear maps start as `nn.Linear`.
 """
 
 from __future__ import annotations

@@ -6,13 +6,11 @@ coefficients of a weight, at any shape and r. Here k = k_A + k_B, with k_A = cei
 Start, as in the authors' language-model code: A_0 is a frozen LoRA initialisation (uniform on +-1 / sqrt(in)) and all
 coefficients are 0. So the delta is exactly 0 and b gets the gradient; a gets one as soon as b has moved. The bases have
 variance 1 / k_A and 1 / k_B (as in their LLaMA variant). So a step e of every coefficient moves a factor's entries by
-e,
-as in LoRA, whatever the number of bases.
+e, as in LoRA, whatever the number of bases.
 
 `start = "released"` is the NoLA in the RandLoRA paper's released code: there is no A_0, a = 1 / k_A and b = 1 / k_B, so
 that the delta is not 0, and the bases have variance 1. The paper's scales are 1 / r (table 8) and 2 / sqrt(n) (table
-9),
-with n = k_A.
+9), with n = k_A.
 
 The bases are drawn from the seed when attaching, shared by all layers (as in the RandLoRA paper's NoLA), and never
 saved.

@@ -1,9 +1,8 @@
 """RandLoRA (arXiv 2502.00987): full-rank updates from frozen random bases and trained diagonals.
 
 delta = scale * sum_{j=1..n} B_j diag(lambda_j) A diag(gamma_j) (equation 4), n = ceil(m / r), m = min(out, in).
-lambda_j has r entries and gamma_j has m. gamma acts on the smaller dimension (on the input's if both are equal). For
-in > out the delta is the transpose. One B (flat: max of out and in x max n r) and one A (max r x max m) serve all
-layers.
+lambda_j has r entries and gamma_j has m. gamma acts on the smaller dimension (on the input's if both are equal). For in
+> out the delta is the transpose. One B (flat: max of out and in x max n r) and one A (max r x max m) serve all layers.
 A layer reads B's first n r columns. Column k n + j is the k-th column of B_j, which is PEFT's pairing at any n.
 
 Start: one diagonal is 0, so that the delta is 0 and that diagonal gets the first gradient.
@@ -15,9 +14,8 @@ n m entries get a gradient instead of n r.
 
 Scale: alpha / r if alpha is given, else `DEFAULT_SCALE` at every rank. alpha = "2r/sqrt(n)" is the paper's rule for
 language models (appendix C.4). It gives layers of different shape different scales. Published codes differ: 1 / r and
-10 / r (paper, CLIP), 2 / sqrt(n) (paper, LLM), 20 (PEFT). With a constant, steps are equally large at all ranks: with
-n r = m terms, a step e in lambda moves the delta by scale * e / sqrt(m) (RMS) at any r. With the start "gamma", a step
-e
+10 / r (paper, CLIP), 2 / sqrt(n) (paper, LLM), 20 (PEFT). With a constant, steps are equally large at all ranks: with n
+r = m terms, a step e in lambda moves the delta by scale * e / sqrt(m) (RMS) at any r. With the start "gamma", a step e
 in gamma moves it by scale * e sqrt(m) / max(n, r).
 """
 

@@ -2,10 +2,8 @@
 layers.
 
 A (r x max in) and B (max out x r) are Kaiming uniform with gain sqrt 2, so their entries have variance 2 / fan-in.
-There
-is no alpha. Start: d = `d_initial` and b = 0, so the delta is 0 and b gets the gradient. The RandLoRA paper scales
-VeRA's
-delta too (its tables 8 and 9: 1 / r and 2). The option `scale` does that; VeRA's own is 1.
+There is no alpha. Start: d = `d_initial` and b = 0, so the delta is 0 and b gets the gradient. The RandLoRA paper
+scales VeRA's delta too (its tables 8 and 9: 1 / r and 2). The option `scale` does that; VeRA's own is 1.
 
 The product in activation form is linear(x, W0) + (x A^T diag(d)) B^T diag(b). Only the diagonals are trained, so no
 gradient of a factor is ever computed. Beyond the frozen layer a step costs 2 N r (out + in) multiply-adds, a third less

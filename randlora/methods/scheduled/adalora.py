@@ -3,8 +3,7 @@
 delta = scale * B diag(e) A. Training starts with more triplets than the budget pays for: `initial` times r on every
 weight. It measures how much each triplet matters (smoothed |parameter * gradient| times its variability, section 3.2).
 Between the steps `start * total` and `stop * total`, more and more of the least important triplets of the whole model
-get
-e = 0, by a cubic schedule (section 3.3). After that the pattern stays. A penalty keeps A and B near orthonormal.
+get e = 0, by a cubic schedule (section 3.3). After that the pattern stays. A penalty keeps A and B near orthonormal.
 
 It does the same as PEFT, step for step, with two differences. The schedule is given in fractions of the training. And
 `allocate = "parameters"` (the default) fills the final budget by the parameters that a triplet costs (out + in + 1), so
@@ -17,8 +16,7 @@ finished, `initial` times as much is built and trained. The schedule needs the t
 Without them nothing is cut.
 
 Start: A and B are normal with standard deviation 0.02, and e = 0. Scale: alpha / init_r, also after cuts. The default
-is
-`DEFAULT_SCALE`, because at 1 a step of e would hardly move the delta (0.02 squared per triplet).
+is `DEFAULT_SCALE`, because at 1 a step of e would hardly move the delta (0.02 squared per triplet).
 """
 
 from __future__ import annotations

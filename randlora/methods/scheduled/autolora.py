@@ -1,30 +1,22 @@
 """AutoLoRA (Zhang et al. 2024, arXiv 2403.09113): a LoRA whose rank at every weight is found by meta learning.
 
 While it searches, a weight has more rank-1 terms than the budget pays for (`initial` times r). Each term has a
-selection
-variable: delta = scale * sum_j w_j b_j a_j^T with w = k softmax(selection) for k terms, so w = 1 at the start. Most of
-the
-training rows train the terms. The rest is held out for the whole search, and trains the selection variables: by the
-gradient of the held-out loss after a step of the terms (`bilevel`). `order = 2` follows the terms' step by finite
-differences, as the paper does; `order = 1` leaves that out. After the share `search` of the training, the terms with
-the
-largest w are kept and the others dropped. What is left starts anew, and is trained as a plain LoRA on all rows. This
-needs
-the training loop's hooks (`Adapted.hooks`). Without them the selection variables are ordinary trainables, and nothing
-is
-dropped.
+selection variable: delta = scale * sum_j w_j b_j a_j^T with w = k softmax(selection) for k terms, so w = 1 at the
+start. Most of the training rows train the terms. The rest is held out for the whole search, and trains the selection
+variables: by the gradient of the held-out loss after a step of the terms (`bilevel`). `order = 2` follows the terms'
+step by finite differences, as the paper does; `order = 1` leaves that out. After the share `search` of the training,
+the terms with the largest w are kept and the others dropped. What is left starts anew, and is trained as a plain LoRA
+on all rows. This needs the training loop's hooks (`Adapted.hooks`). Without them the selection variables are ordinary
+trainables, and nothing is dropped.
 
 The paper keeps the terms with w >= 1 (its threshold 1 / k), so its count is known only at the end. This method keeps
-the
-largest terms of the whole model that the budget pays for, because a comparison at equal counts needs the count
-beforehand.
-The capacity r is the average rank at the end, and `count()` is that of LoRA at r.
+the largest terms of the whole model that the budget pays for, because a comparison at equal counts needs the count
+beforehand. The capacity r is the average rank at the end, and `count()` is that of LoRA at r.
 
 From the authors' code: Adam with learning rate 3e-4 and betas (0.5, 0.999) for the selection, 30 % of the rows held
-out,
-8 terms of which about 4 are left. That code retrains for as many epochs as a run without a search. Here the search is
-part
-of the training, so that no method sees more samples. Start: as LoRA's. Scale: alpha / r; alpha = r by default, so 1.
+out, 8 terms of which about 4 are left. That code retrains for as many epochs as a run without a search. Here the search
+is part of the training, so that no method sees more samples. Start: as LoRA's. Scale: alpha / r; alpha = r by default,
+so 1.
 """
 
 from __future__ import annotations

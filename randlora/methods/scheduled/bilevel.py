@@ -5,8 +5,7 @@ With weights D, selection variables s, training loss L and held-out loss H, and 
     dH(D', s)/ds  -  lr * [dL(D + e v, s)/ds - dL(D - e v, s)/ds] / (2 e),   v = dH(D', s)/dD',  e = 0.01 / ||v||
 
 approximates the derivative of H(D - lr dL/dD, s). Finite differences replace second derivatives (DARTS, Liu et al.
-2019,
-arXiv 1806.09055, section 2.3). The first term alone is the first-order form.
+2019, arXiv 1806.09055, section 2.3). The first term alone is the first-order form.
 """
 
 from __future__ import annotations

@@ -20,7 +20,7 @@ from sweeps.errors import Problem, SpecError
 if TYPE_CHECKING:
     from rich.console import Console
 
-Browser = Annotated[bool, typer.Option(help="Open the page of `watch` in a browser, if there is one.")]
+Browser = Annotated[bool, typer.Option(help="Open the web page in a browser, if there is one.")]
 _ENDS_S = 30.0
 """Seconds that the page gets to send the last changes of a run."""
 
@@ -32,7 +32,7 @@ def watch(
     overrides: Set = None,
     as_json: Json = False,
 ) -> None:
-    """Show a sweep on a web page of this machine, while it runs or afterwards. Ctrl-C ends only the page."""
+    """Show a sweep on a web page of this machine, while it runs or afterwards. Ctrl-C ends the page, not the sweep."""
     from sweeps.cli.watching.server import make_server
 
     folder, keys = folder_of(source, overrides), Keys()

@@ -194,7 +194,17 @@ def test_older_parts_are_read_and_newer_ones_refused(tmp_path: Path) -> None:
         scan_parts(tmp_path, "trials")
 
 
-LATER = ("metric", "unit", "further", "hyperparameters", "origin", "micro_batch_size", "skipped", "train_examples")
+LATER = (
+    "metric",
+    "unit",
+    "further",
+    "hyperparameters",
+    "origin",
+    "micro_batch_size",
+    "skipped",
+    "train_examples",
+    "global_batch_size",
+)
 """Columns of `trials` and `choices` that the first release did not have."""
 
 

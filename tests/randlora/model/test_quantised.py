@@ -182,6 +182,49 @@ def test_training_reduces_the_loss_and_goes_round_through_files(bits: int, tmp_p
 
 @needed
 @own_noise
+def test_an_adapter_beside_a_model_that_was_evaluated_has_the_gradients_of_one_that_was_not() -> None:
+    """On CPUs with AVX512-BF16, where evaluation reorders the packed numbers of a model that transformers has loaded.
+
+    Reordering rounds the scales to bfloat16.
+    """
+    found = []
+    for evaluated in (False, True):
+        model, x = layers(None), inputs()
+        quantise(model, ["fc", "square"])  # 64 inputs: bitsandbytes reorders whole blocks alone
+        for layer in (m for m in model.modules() if is_quantised(m)):
+            layer.support_avx512bf16_for_cpu = bnb.functional.has_avx512bf16()  # as transformers leaves it
+        if evaluated:
+            with torch.no_grad():
+                model.eval()(x)
+        adapted = attach(model, RandLoraConfig(8), ["fc", "square"])
+        perturb(adapted)
+        model.train()
+        model(x).square().sum().backward()
+        deltas = adapted.deltas()["fc.weight"]
+        found.append([*(p.grad for p in adapted.parameters() if p.grad is not None), deltas, dequantised(model.fc)])
+    assert len(found[0]) == len(found[1])
+    for fresh, used in zip(*found, strict=True):
+        assert float((used - fresh).norm()) <= 0.02 * float(fresh.norm())
+
+
+@needed
+@own_noise
+def test_a_conv1d_is_quantised_as_the_matrix_that_it_stands_for() -> None:
+    from transformers.pytorch_utils import Conv1D
+
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = nn.Sequential(Conv1D(96, 64))
+    weight, x = model[0].weight.detach().clone(), inputs()
+    assert quantise(model, ["0"], bits=8) == ["0.weight"]
+    assert dequantised(model[0]).shape == (96, 64)
+    torch.testing.assert_close(dequantised(model[0]), weight.t(), rtol=0, atol=float(weight.abs().max()) / 200)
+    torch.testing.assert_close(model(x), x @ dequantised(model[0]).t() + model[0].bias, rtol=1e-4, atol=1e-4)
+    assert attach(model, LoraConfig(3), ["0"]).shapes == {"0.weight": (96, 64)}
+
+
+@needed
+@own_noise
 def test_merging_is_refused_and_deltas_are_not() -> None:
     model = layers(4)
     adapted = attach(model, LoraConfig(4), TARGETS)

@@ -92,3 +92,12 @@ def test_the_other_commands_of_a_header_plan(part: str, place: Path, monkeypatch
     assert len(given) >= 2
     for override in given:
         assert plan_of("lora-without-regret", "small", override).feasible
+
+
+def test_the_best_batch_size_of_lora_without_regret_can_be_searched() -> None:
+    text = (FOLDER / "lora-without-regret.toml").read_text(encoding="utf-8")
+    sizes = "search.space.global_batch_size=[32,128,512]"
+    assert sizes in text and "--set search.trials=19" in text
+    plan = plan_of("lora-without-regret", "full", "search.trials=19", sizes)
+    assert all(cell.feasible for cell in plan.cells)
+    assert {plan.trials_of(cell) for cell in plan.cells} == {3 * 5 + 4 + 5}

@@ -232,7 +232,7 @@ def test_budget_answers_for_bare_weights_counts_shares_and_ranks() -> None:
     [
         (["--lora-rank", "4"], "give a model, or in its place shapes"),
         (["--shape", "4096", "--lora-rank", "4"], "OUTxIN"),
-        (["--shape", "1000000x8", "--lora-rank", "4"], "each side below 1,000,000"),
+        (["--shape", "1000000x8", "--lora-rank", "4"], "sides below 1,000,000"),
         (["--shape", "64x64", "--lora-rank", "2", "--adapt", "both"], "names weights of a model"),
         (["--shape", "64x64", "--lora-rank", "2", "--targets", "mlp"], "names weights of a model"),
         (["--shape", "64x64"], "exactly one of --lora-rank, --params, --percent, --rank"),

@@ -121,10 +121,8 @@ def test_two_columns_of_one_name_are_both_shown(folders: tuple[Path, Path]) -> N
     assert query(folders[0], "select method, reference, method from scaling limit 1").output.count("method") == 2
     assert query(folders[0], "select 1 as a, 2 as a, 3 as b", "--csv").stdout == "a,a,b\n1,2,3\n"
     refused = query(folders[0], "select 1 as a, 2 as a, 3 as b", "--json", code=2)
-    assert json.loads(refused.stdout)["errors"] == [
-        "column = 'a': is the name of several columns, and JSON can store only one; give each another name: ... as "
-        "NAME. Nearest: --format csv."
-    ]
+    (error,) = json.loads(refused.stdout)["errors"]
+    assert error.startswith("column = 'a': ") and error.endswith("Nearest: --format csv.")
 
 
 def test_a_file_beside_json_is_told_as_json(folders: tuple[Path, Path], tmp_path: Path) -> None:

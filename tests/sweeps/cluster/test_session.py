@@ -90,7 +90,7 @@ def test_ray_that_does_not_come_up(monkeypatch: pytest.MonkeyPatch, caplog: pyte
     monkeypatch.setattr(session, "private_session", lambda _: contextlib.nullcontext())  # a session may run here
     with (
         Session() as started,
-        pytest.raises(RayStartError, match=r"2 times \(the raylet is gone\); .* GiB .*RAY_TMPDIR"),
+        pytest.raises(RayStartError, match=r"2 tries \(the raylet is gone\); .* GiB .*RAY_TMPDIR"),
     ):
         started.connect()
     assert len({folder for folder, _, _ in tried}) == 2

@@ -9,8 +9,16 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torchvision.transforms import v2
 
+from trainables.config import TrainSettings, TrialConfig
 from trainables.data.images.batches import Normalise, apply_plan, crop_flip_plan, epoch_batches, samples_per_epoch
-from trainables.data.text.batches import length_batches
+from trainables.data.text.batches import bucketed_batches, length_batches
+
+
+def text_trial(train: TrainSettings) -> TrialConfig:
+    return TrialConfig(
+        stage="TUNE", cell_id="c", model="m", adapt="all", targets=("w",), dataset="d", train_size=1.0, method="lora",
+        lr=1e-3, data_seed=3, init_seed=0, basis_seed=0, train=train,
+    )  # fmt: skip
 
 
 def test_an_epoch_has_every_row_once() -> None:
@@ -140,3 +148,34 @@ def test_images_travel_to_a_device_as_they_are() -> None:
     with Conversions() as conversions:
         assert normalise(torch.zeros(2, 3, 4, 4, dtype=torch.uint8)).dtype == torch.float32
     assert conversions.found == [("meta", torch.uint8), ("meta", torch.float32)]
+
+
+@pytest.mark.parametrize("replacement", [False, True])
+def test_a_seed_gives_one_sequence_of_rows_at_every_batch_size(replacement: bool) -> None:
+    rows = torch.arange(100, 150)
+    for epoch in (1, 2):
+        found = [
+            torch.cat(epoch_batches(rows, size, 0, data_seed=3, epoch=epoch, replacement=replacement)).tolist()
+            for size in (1, 7, 16, 50)
+        ]
+        assert len(found[0]) == 50 and all(each == found[0] for each in found)
+
+
+def test_a_seed_gives_one_sequence_of_texts_at_every_batch_size() -> None:
+    rows = torch.arange(300)
+    lengths = torch.randint(5, 90, (300,), generator=torch.Generator().manual_seed(0)).tolist()
+
+    def batches(size: int, group: int | None) -> list[list[int]]:
+        trial = text_trial(TrainSettings(global_batch_size=size, length_group=group))
+        return [batch.tolist() for batch in bucketed_batches(rows, lengths.__getitem__, trial, epoch=1)]
+
+    alike = {size: batches(size, 32) for size in (4, 16, 24, 32)}
+    sequences = [[row for batch in found for row in batch] for found in alike.values()]
+    assert all(sequence == sequences[0] for sequence in sequences)
+    assert sorted(sequences[0]) == rows.tolist()
+    assert [len(batch) for batch in alike[16]] == [16] * 18 + [12]
+    assert alike[32] == batches(32, None)  # a group is a batch unless it is given
+    padding = {
+        group: sum(max(lengths[row] for row in batch) * len(batch) for batch in batches(8, group)) for group in (1, 32)
+    }
+    assert padding[32] < 0.8 * padding[1]  # batches are still of texts of like length

@@ -2,9 +2,8 @@
 
 The lists are CoOp's own files, `split_zhou_*.json`. The folders are laid out as its page of data sets says
 (github.com/KaiyangZhou/CoOp, DATASETS.md). Sizes are those of the paper's appendix, and were not checked against the
-files.
-FGVC Aircraft and UCF101 are the sets `fgvc-aircraft` and `ucf101`, which have the same splits. ImageNet is `imagenet`,
-whose validation split CoOp lacks. A template is CoOp's hand-written prompt.
+files. FGVC Aircraft and UCF101 are the sets `fgvc-aircraft` and `ucf101`, which have the same splits. ImageNet is
+`imagenet`, whose validation split CoOp lacks. A template is CoOp's hand-written prompt.
 """
 
 from __future__ import annotations

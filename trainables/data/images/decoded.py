@@ -1,10 +1,9 @@
 """Decoded images on disk: Arrow files, memory-mapped, shared by all trials and workers of a machine.
 
 The cache has one folder for each split of a data set and recipe, named by a hash of both. A file in it has the rows
-that
-some trial needed and nobody had decoded before: `row`, `pixels` (3 * S * S bytes) and the `crc` of both. It is written
-under a temporary name and renamed, under a lock of the folder, so that a machine decodes a row once. A file that is
-incomplete, or that has a row with a wrong checksum, is removed, and its rows are decoded again.
+that some trial needed and nobody had decoded before: `row`, `pixels` (3 * S * S bytes) and the `crc` of both. It is
+written under a temporary name and renamed, under a lock of the folder, so that a machine decodes a row once. A file
+that is incomplete, or that has a row with a wrong checksum, is removed, and its rows are decoded again.
 """
 
 from __future__ import annotations

@@ -1,14 +1,10 @@
 """The 22 image sets of the RandLoRA paper (arXiv 2502.00987, Table 7), and Fashion-MNIST.
 
 Sizes and epochs are those of the paper's Table 7. The sizes were not checked against every source, so another size is
-only
-a warning. Validation, unless the authors set one aside, is 10 % of the training images and 5,000 at most, drawn with
-seed
-0 (`splits`). Prompts of the frozen text tower are those of CLIP (github.com/openai/CLIP, data/prompts.md, MIT licence).
-It
-has none for SVHN, CUB-200 and Caltech-256, which use its prompts of MNIST, Birdsnap and Caltech-101. The contrastive
-loss
-uses the paper's single prompt.
+only a warning. Validation, unless the authors set one aside, is 10 % of the training images and 5,000 at most, drawn
+with seed 0 (`splits`). Prompts of the frozen text tower are those of CLIP (github.com/openai/CLIP, data/prompts.md, MIT
+licence). It has none for SVHN, CUB-200 and Caltech-256, which use its prompts of MNIST, Birdsnap and Caltech-101. The
+contrastive loss uses the paper's single prompt.
 """
 
 from __future__ import annotations

@@ -26,20 +26,23 @@ def bucketed_batches(rows: Tensor, length: Callable[[int], int], trial: TrialCon
     tokens).
 
     The epoch's order is cut into pools. Each pool is sorted by length (longest first, ties in the order drawn) and cut
-    into batches, and the batches of all pools are shuffled. A last batch that is not full stays last.
+    into groups (`train.length_group`; a batch each by default), and the groups of all pools are shuffled. A last group
+    that is not full stays last. The groups one after another are then cut into batches, so trials with the same
+    `length_group` see the same sequence of texts at every batch size.
     """
     settings, seed = trial.train, trial.data_seed
     batch_size, least = settings.global_batch_size, settings.min_batches_per_epoch
+    group = settings.length_group or batch_size
     again = settings.sampling == "replacement"
     order = torch.cat(epoch_batches(rows, batch_size, least, seed, epoch, replacement=again))
     draw = generator(seed, "buckets", epoch)
-    full = len(order) - len(order) % batch_size
-    batches: list[Tensor] = []
-    for pool in torch.split(order[:full], POOL_BATCHES * batch_size) if full else ():
+    full = len(order) - len(order) % group
+    groups: list[Tensor] = []
+    for pool in torch.split(order[:full], POOL_BATCHES * group) if full else ():
         by_length = sorted(pool.tolist(), key=lambda row: -length(row))  # stable: ties stay in the order drawn
-        batches += torch.split(torch.tensor(by_length, dtype=torch.int64), batch_size)
-    shuffled = [batches[i] for i in torch.randperm(len(batches), generator=draw).tolist()]
-    return shuffled if full == len(order) else [*shuffled, order[full:]]
+        groups += torch.split(torch.tensor(by_length, dtype=torch.int64), group)
+    shuffled = [groups[i] for i in torch.randperm(len(groups), generator=draw).tolist()]
+    return list(torch.split(torch.cat([*shuffled, order[full:]]), batch_size))
 
 
 def length_batches(

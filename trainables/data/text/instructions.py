@@ -2,10 +2,8 @@
 
 A folder is one task, `{train,test}.json` (and perhaps `validation.json`), or a union of tasks: `train.json` with
 `TASK/test.json` beside it, or `TASK/{train,test}.json`. Every task may have a `TASK/validation.json`. `.jsonl` files
-with
-one object per line are read too. A row may list its choices in `choices`, the answer being one of them. Then `output`
-may
-be left out.
+with one object per line are read too. A row may list its choices in `choices`, the answer being one of them. Then
+`output` may be left out.
 """
 
 from __future__ import annotations

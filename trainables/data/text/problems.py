@@ -1,9 +1,8 @@
 """Problems with worked solutions that end in a number: train on MetaMathQA, evaluate on GSM8K's questions.
 
 They are the data of Hugging Face PEFT's method comparison, read as its scripts read them: with the same prompt, the
-same
-rule for training texts that are too long, and the same rules for the answer in a text. A folder has `train.json` and
-`test.json`, and perhaps `validation.json` (or `.jsonl`), of {query, response} or GSM8K's {question, answer}.
+same rule for training texts that are too long, and the same rules for the answer in a text. A folder has `train.json`
+and `test.json`, and perhaps `validation.json` (or `.jsonl`), of {query, response} or GSM8K's {question, answer}.
 
 MetaMathQA is made from the training questions of GSM8K and MATH, so validation on GSM8K's training questions is
 optimistic. Tests use questions that neither has.

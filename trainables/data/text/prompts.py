@@ -1,10 +1,8 @@
 """Prompts of language-model tasks, the choices written in them, and the answer that is read from generated text.
 
 The instruction prompt is Alpaca's as LLM-Adapters' evaluation writes it, indentation included. Its training script
-writes
-a slightly different one (a stray comment in the first line, spaces on blank lines). Here training and evaluation use
-the
-same prompt. The question prompt is the one that log-likelihood evaluations of multiple choice commonly use.
+writes a slightly different one (a stray comment in the first line, spaces on blank lines). Here training and evaluation
+use the same prompt. The question prompt is the one that log-likelihood evaluations of multiple choice commonly use.
 """
 
 from __future__ import annotations

@@ -1,10 +1,9 @@
 """The CLIP task: classify images by the names of their classes, with one tower adapted or both.
 
 "vision": the text tower is frozen. So the class embeddings are constants, computed once per model and data set. The
-loss
-is the cross-entropy over exp(logit_scale) times the cosine similarities.
-"both": both towers train, with the image-to-text cross-entropy within a batch (arXiv 2502.00987, section C). Each image
-has one prompt, made from its class. Images of one class share the first one's prompt as target.
+loss is the cross-entropy over exp(logit_scale) times the cosine similarities. "both": both towers train, with the
+image-to-text cross-entropy within a batch (arXiv 2502.00987, section C). Each image has one prompt, made from its
+class. Images of one class share the first one's prompt as target.
 """
 
 from __future__ import annotations

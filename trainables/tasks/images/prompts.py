@@ -1,9 +1,9 @@
 """CLIP with learnt prompts: compare images with the texts of all classes, which are encoded again in every step.
 
 A prompt is the learnt context, a class's name and a full stop, as in CoOp. MaPLe may have words between context and
-name
-(`names_as_texts`). The loss is the cross-entropy over all classes, whichever towers `adapt` names, as these methods are
-published. (Adapters on both towers train on the prompts of a batch instead.) PromptSRC and DePT add their own terms.
+name (`names_as_texts`). The loss is the cross-entropy over all classes, whichever towers `adapt` names, as these
+methods are published. (Adapters on both towers train on the prompts of a batch instead.) PromptSRC and DePT add their
+own terms.
 """
 
 from __future__ import annotations

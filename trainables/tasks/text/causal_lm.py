@@ -5,13 +5,11 @@ global batch. (`train.loss_on_prompt` adds the prompt's tokens, as LLM-Adapters 
 the end. Neither the loss nor the model sees the padding, because attention is causal.
 
 "log-likelihood": the answer is the choice whose continuation of the prompt is most likely. Choices that are labels in
-one
-sentence ("the correct answer is answer2") are compared by their summed log-likelihood. Choices that are separate texts
-are compared per byte, because longer ones would lose otherwise. The other of the two scores is a further metric.
+one sentence ("the correct answer is answer2") are compared by their summed log-likelihood. Choices that are separate
+texts are compared per byte, because longer ones would lose otherwise. The other of the two scores is a further metric.
 
 "generation": LLM-Adapters' beam search, and its rules for reading an answer from the text. For rows with references
-(E2E)
-the score is BLEU. For problems (GSM8K) the answer is the number with which the text ends.
+(E2E) the score is BLEU. For problems (GSM8K) the answer is the number with which the text ends.
 
 Completions and conversations have neither choices nor answers. Their score is the likelihood exp(-loss), with the mean
 loss over the tokens that are learned. It is the geometric mean of the probabilities that the model gives these tokens.

@@ -1,10 +1,9 @@
 """Multiple choice by log-likelihood: which continuation of a prompt a model finds most likely.
 
 The choices of a row share their prompt, and often the start of the continuation. This common part runs once. What
-differs
-runs on copies of its key-value cache, and not at all if it is a single token. Some models cannot continue from a padded
-cache (recurrent layers, full windows); then the whole texts run instead. Rows are sorted by length, and a batch has a
-limited number of tokens, so that memory does not depend on the data.
+differs runs on copies of its key-value cache, and not at all if it is a single token. Some models cannot continue from
+a padded cache (recurrent layers, full windows); then the whole texts run instead. Rows are sorted by length, and a
+batch has a limited number of tokens, so that memory does not depend on the data.
 """
 
 from __future__ import annotations

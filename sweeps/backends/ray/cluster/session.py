@@ -305,7 +305,7 @@ class Session:
                     raise
                 if not tries_left:
                     raise RayStartError(_why_not(error)) from error
-                logging.getLogger("sweeps").warning("Ray did not come up, and is started again: %s", first_line(error))
+                logging.getLogger("sweeps").warning("Ray did not start, and is started again: %s", first_line(error))
                 continue
             self.owned = True
             self._own = vital(folder)
@@ -317,7 +317,7 @@ def _why_not(error: Exception) -> str:
     memory, (place, store) = psutil.virtual_memory().available, temporary_space()
     free = f"{memory / 2**30:.1f} GiB of memory and {store / 2**30:.1f} GiB of {place} are free"
     return (
-        f"Ray did not come up, {_STARTS} times ({first_line(error)}); {free}. "
+        f"Ray did not start in {_STARTS} tries ({first_line(error)}); {free}. "
         "Close what else runs, or set RAY_TMPDIR to a folder with room, then give the same command again"
     )
 

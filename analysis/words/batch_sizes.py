@@ -1,0 +1,60 @@
+"""The batch sizes that a sweep searched, and which one each cell chose."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+
+from analysis.format import Row, listed
+from analysis.styles import style
+
+_NAME = "global_batch_size"
+"""Its name among the searched hyperparameters."""
+
+
+def searched(row: Row) -> list[int]:
+    """Return the batch sizes that a cell searched, rising; [] if it searched none.
+
+    Args:
+        row: with `space`, as the table `cells` has it.
+    """
+    space = json.loads(row.get("space") or "{}")
+    return sorted(int(size) for size in space.get(_NAME, {}).get("values", ()))
+
+
+def chosen(row: Row) -> int | None:
+    """Return the batch size that a cell chose; None if it searched none, or has no choice yet.
+
+    Args:
+        row: with `hyperparameters`, as the table `choices` has them.
+    """
+    size = json.loads(row.get("hyperparameters") or "{}").get(_NAME)
+    return None if size is None else int(size)
+
+
+def end_of_list(row: Row) -> str | None:
+    """Return which end of the searched list the chosen batch size is, "smallest" or "largest"; None for neither.
+
+    There is nothing below a batch of one example.
+    """
+    sizes, size = searched(row), chosen(row)
+    if not sizes or size is None or size == 1:
+        return None
+    return {sizes[0]: "smallest", sizes[-1]: "largest"}.get(size)
+
+
+def batches_say(rows: Sequence[Row]) -> list[str]:
+    """Say which batch sizes were searched and which were chosen, rows of the view `parity`; [] if none were."""
+    lists = {tuple(searched(r)) for r in rows if searched(r)}
+    if not lists:
+        return []
+    each = ["batches of " + listed([f"{size:,}" for size in sizes], "or") for sizes in sorted(lists)]
+    equal = f"every tuned cell searched {each[0]} examples" if len(each) == 1 else f"{'; '.join(each)}: NOT equal"
+    by_size: dict[int, list[str]] = {}
+    for r in rows:
+        if (size := chosen(r)) is not None:
+            name = style(r["method"]).name + (f" at {r['reference']}" if r["reference"] else "")
+            by_size.setdefault(size, []).append(name)
+    took = [f"{size:,} by {listed(list(dict.fromkeys(names)))}" for size, names in sorted(by_size.items())]
+    said = f"Batch size: {equal}, together with the learning rate"
+    return [said + (f". Chosen: {'; '.join(took)}." if took else ".")]
