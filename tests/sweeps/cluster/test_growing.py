@@ -165,7 +165,7 @@ def test_lanes_that_are_added_run_beside_the_others_and_those_that_are_ended_are
         told.append((lane, final))
         return ray.put("failed")
 
-    monkeypatch.setattr(Lanes, "_fit", fit)
+    monkeypatch.setattr(Lanes, "_run_once", fit)
     monkeypatch.setattr("sweeps.backends.ray.lanes.lanes.free_room_of", lambda _: None)
     monkeypatch.setattr(ray, "kill", killed.append)
     one = LaneShape(1, False, {"CPU": 1.0})
