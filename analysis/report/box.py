@@ -10,12 +10,14 @@ from analysis.format import Row, amount, listed, plural, quantity, range_text
 from analysis.store.columns import NOT_PARAMETERS, limited, of_model
 from analysis.store.store import Store
 from analysis.styles import budget_order, dataset_text, place_text, size_text, training_text
+from analysis.words.batch_sizes import searched
 
 _CELLS = """
     select c.dataset, c.train_size, c.model, any_value(c.model_params) as model_params,
            any_value(c.target_params) as target_params, any_value(c.classes) as classes,
            any_value(c.val_examples) as val, any_value(c.test_examples) as test, max(t.train) as train,
-           any_value(t.unit) as unit, max(t.epochs) as epochs, max(t.samples) as samples
+           any_value(t.unit) as unit, max(t.epochs) as epochs, max(t.samples) as samples,
+           any_value(c.space) as space
     from cells c left join (
       select sweep, cell_id, max(train_examples) as train, any_value(unit) as unit, max(epochs) as epochs,
              max(samples) as samples
@@ -29,31 +31,18 @@ _CELLS = """
 def facts_box(store: Store) -> list[tuple[str, str]]:
     """Return (fact, value) pairs. What an older folder did not record is left out."""
     rows = store.sql(_CELLS).to_pylist()
-    batches = _batches(store.stored())
+    train = store.stored().get("train")
+    batch = train.get("global_batch_size") if isinstance(train, dict) else None
+    fixed = [batch] if isinstance(batch, int) and batch > 0 else []
     pairs = [
         ("data", "; ".join(dict.fromkeys(map(_data, rows)))),
         ("classes", _by_place(rows, [f"{r['classes']:,}" if r["classes"] else "" for r in rows])),
-        ("training", _by_place(rows, [_training(r, batches) for r in rows])),
+        ("training", _by_place(rows, [_training(r, searched(r) or fixed) for r in rows])),
         ("model", "; ".join(dict.fromkeys(map(_model, rows)))),
         ("budgets", _budgets(store)),
         ("runs", _runs(store)),
     ]
     return [(fact, value) for fact, value in pairs if value]
-
-
-def _batches(spec: Row) -> list[int]:
-    """Return the batch size of a specification, or the sizes that it searches, rising; [] if it has none."""
-    searched = _at(spec, "search", "space", "global_batch_size", "values")
-    sizes = searched if isinstance(searched, list) and searched else [_at(spec, "train", "global_batch_size")]
-    return sorted(size for size in sizes if isinstance(size, int) and size > 0)
-
-
-def _at(spec: Row, *keys: str) -> object:
-    """Return the value at nested keys; None if a key is missing."""
-    value: object = spec
-    for key in keys:
-        value = value.get(key) if isinstance(value, dict) else None
-    return value
 
 
 def _by_place(rows: list[Row], values: list[str]) -> str:

@@ -67,7 +67,8 @@ class _Attempt(_Trial):
     capacity: int | None = column(CAPACITY)
     lr: float | None = column("Peak learning rate.")
     global_batch_size: int | None = column(
-        "Examples of an optimiser step; the last step of an epoch may have fewer. Null if nothing is trained."
+        "Examples of an optimiser step; the last step of an epoch may have fewer. Null if nothing is trained, and in "
+        "rows that an older version wrote."
     )
     hyperparameters: str | None = column(SEARCHED)
     origin: str | None = column(

@@ -45,10 +45,13 @@ def end_of_list(row: Row) -> str | None:
 
 def batches_say(rows: Sequence[Row]) -> list[str]:
     """Say which batch sizes were searched and which were chosen, rows of the view `parity`; [] if none were."""
-    lists = {tuple(searched(r)) for r in rows if searched(r)}
-    if not lists:
+    lists = {tuple(searched(r)) for r in rows}
+    if not any(lists):
         return []
-    each = ["batches of " + listed([f"{size:,}" for size in sizes], "or") for sizes in sorted(lists)]
+    each = [
+        f"batches of {listed([f'{size:,}' for size in sizes], 'or')}" if sizes else "no batch sizes"
+        for sizes in sorted(lists)
+    ]
     equal = f"every tuned cell searched {each[0]} examples" if len(each) == 1 else f"{'; '.join(each)}: NOT equal"
     by_size: dict[int, list[str]] = {}
     for r in rows:

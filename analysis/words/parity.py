@@ -11,7 +11,7 @@ from analysis.store.columns import limited
 from analysis.styles import style
 from analysis.words.batch_sizes import batches_say
 
-PACKAGES = ("torch", "transformers", "open_clip_torch", "peft", "torchvision", "pillow", "ray")
+PACKAGES = ("torch", "transformers", "open_clip_torch", "peft", "bitsandbytes", "torchvision", "pillow", "ray")
 """Packages that affect results and whose versions trials record. The first one that differs is named."""
 
 _MOST = 6  # methods that a sentence names

@@ -46,13 +46,13 @@ def quantise(model: nn.Module, targets: Sequence[str], bits: Literal[4, 8] = 4, 
 
 
 def can_be_quantised(site: Site) -> bool:
-    """Whether a weight is the whole weight of a called `nn.Linear`, or of transformers' `Conv1D`."""
+    """Return whether a weight is the whole weight of a called `nn.Linear`, or of transformers' `Conv1D`."""
     plain = type(site.owner) is nn.Linear or site.transposed
     return plain and site.by_activation and site.part is None
 
 
 def linear_layers(model: nn.Module, head: nn.Module | None = None) -> dict[str, Site]:
-    """The weights that QLoRA keeps in 4 bits: those of all linear layers but the head.
+    """Return the weights that QLoRA keeps in 4 bits: those of all linear layers but the head.
 
     A weight that other modules also hold stays as it is.
     """
@@ -77,7 +77,7 @@ def quantise_layers(
 
 
 def as_quantised(site: Site, bits: Literal[4, 8], **options: Any) -> Tensor:
-    """The weight (out x in) that a bitsandbytes layer would read back. Raises ConfigError: it is not installed."""
+    """Return the weight (out x in) that a bitsandbytes layer would read back. Raises ConfigError if it is missing."""
     return dequantised(_layer(bitsandbytes_library(), site, bits, options))
 
 
@@ -90,7 +90,7 @@ def plan_layers(model: nn.Module, sites: Mapping[str, Site], bits: int, dtype: t
 def _layer(
     library: Any, site: Site, bits: int, options: Mapping[str, Any], device: torch.device | None = None
 ) -> nn.Module:
-    """A bitsandbytes layer in place of the site's own, on `device`; None: where its weight is."""
+    """Return a bitsandbytes layer in place of the site's own, on `device`; None: where its weight is."""
     old = cast(Any, site.owner)
     out, width = site.shape
     sizes = (width, out, old.bias is not None)

@@ -67,7 +67,7 @@ def keep_layout(layer: nn.Module) -> None:
 
 
 def scale_tensors(layer: nn.Module) -> list[Tensor]:
-    """The tensors that a bitsandbytes layer needs to read its packed numbers; they are no parameters of the module."""
+    """Return the scales with which a bitsandbytes layer reads its packed numbers. They are no parameters."""
     weight, state = cast(Any, layer.weight), cast(Any, getattr(layer, "state", None))
     found = [getattr(weight, "SCB", None), getattr(state, "SCB", None)]
     for part in (quant := getattr(weight, "quant_state", None), getattr(quant, "state2", None) if quant else None):
@@ -76,7 +76,7 @@ def scale_tensors(layer: nn.Module) -> list[Tensor]:
 
 
 def packed_bytes(shape: Shape, bits: int) -> tuple[int, int]:
-    """Bytes of a quantised weight (out x in): those of its numbers, and those of their scales.
+    """Return the bytes of a quantised weight (out x in): those of its numbers, and those of their scales.
 
     In 8 bits each row has a float32 scale. In 4 bits, 64 numbers share a scale of 8 bits (double quantisation), and
     256 of these share a float32 scale.
@@ -111,7 +111,7 @@ class PlannedLayer(nn.Module):
         self.bias = cast("nn.Parameter | None", layer.bias)
 
     def read_back(self) -> Tensor:
-        """A weight (out x in) without values."""
+        """Return a weight (out x in) without values."""
         return torch.empty(self.out_features, self.in_features, dtype=self.dtype, device=self.weight.device)
 
     def forward(self, x: Tensor) -> Tensor:

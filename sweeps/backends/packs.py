@@ -48,7 +48,9 @@ def smallest_gpu() -> int:
 
 
 @functools.cache
-def unpackable(method: str, model: str | None = None, checkpointing: bool = False) -> str | None:
+def unpackable(
+    method: str, model: str | None = None, checkpointing: bool = False, base_weights: str = "fp32"
+) -> str | None:
     """Return why trials of a method are not packed; None if they may be.
 
     Some reasons show only once the model is loaded. Then the pack is given up, and its trials run one by one.
@@ -57,6 +59,7 @@ def unpackable(method: str, model: str | None = None, checkpointing: bool = Fals
         method: a name in the registry, or a method without a budget.
         model: a model id; None for any model that can be packed.
         checkpointing: `train.gradient_checkpointing`.
+        base_weights: `train.base_weights`.
     """
     from randlora.methods.registry import METHODS
     from randlora.packing.dropouts import drops_activations  # loads torch
@@ -72,6 +75,8 @@ def unpackable(method: str, model: str | None = None, checkpointing: bool = Fals
         return "holds some rows of each batch out, other numbers in every trial"
     if METHODS[method].mixes_rows:
         return "mixes the rows of a batch, which a pack pads otherwise"
+    if base_weights == "int8":
+        return "has base weights in int8, whose products find outliers in the whole batch"
     if model is None:
         return None
     try:

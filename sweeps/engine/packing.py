@@ -61,8 +61,9 @@ class Packing:
         """Return whether trials such as this one may be packed."""
         if not slot.config or cell.prunable(slot):
             return False
-        checkpointing = bool(slot.config.get("train", {}).get("gradient_checkpointing", False))
-        return unpackable(slot.config["method"], slot.config.get("model"), checkpointing) is None
+        train = slot.config.get("train", {})
+        checkpointing, held = bool(train.get("gradient_checkpointing", False)), train.get("base_weights", "fp32")
+        return unpackable(slot.config["method"], slot.config.get("model"), checkpointing, held) is None
 
     def shrink_packs(self, cell_id: str, given_up: Mapping[str, Any]) -> None:
         """Make a cell's packs smaller after one was given up (`Lease.unpacked`)."""

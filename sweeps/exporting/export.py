@@ -21,6 +21,7 @@ from sweeps.errors import Problem, SpecError, unknown
 from sweeps.exporting.kept import KeptTrial
 from sweeps.exporting.usage import hub_name, write_usage
 from sweeps.records.journal import write_atomically
+from sweeps.spec.batch_sizes import batch_sizes
 from sweeps.spec.spec import SweepSpec
 from trainables.models.encoders import HEAD_FILE
 from trainables.models.families import FUSED, parse_id
@@ -183,5 +184,7 @@ def write_spec(spec: SweepSpec) -> Path:
     tree = spec.model_dump(mode="json", exclude_none=True)
     if spec.search.allowance is not None:
         del tree["search"]["trials"]  # a file has either an allowance or a number of trials
+    if (sizes := batch_sizes(spec)) and spec.train.global_batch_size not in sizes:
+        del tree["train"]["global_batch_size"]  # the default, which a file with searched batch sizes may not name
     write_atomically(path, json.dumps(tree, indent=2))
     return path

@@ -266,7 +266,9 @@ def _probe(plan: Plan, remaining: Sequence[_Left], node: Node, tell: Tell | None
         pack = _pack(resources, measured, shapes[0].per_worker.get("GPU", 0.0))
         for method in costs:
             cell = largest[method]
-            if pack > 1 and unpackable(cell.base, cell.model) is None:
+            train = plan.spec.train
+            why_alone = unpackable(cell.base, cell.model, train.gradient_checkpointing, train.base_weights)
+            if pack > 1 and why_alone is None:
                 together = _from_finished(plan, done, method, pack) or _run_or_reason(
                     functools.partial(_Probe.packed, cell, plan, warm, pack), warm
                 )

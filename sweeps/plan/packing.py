@@ -20,7 +20,7 @@ def packing_of(plan: Plan) -> dict[str, Any]:
     spec = plan.spec
     asked = spec.resources.pack
     several = spec.resources.workers > 1 or spec.resources.isolated
-    checkpointing = spec.train.gradient_checkpointing
+    checkpointing, held = spec.train.gradient_checkpointing, spec.train.base_weights
     tune = None
     if spec.search.sampler not in FIXED_SAMPLERS:
         tune = f"search.sampler = {spec.search.sampler!r} proposes each from the results of those before it"
@@ -32,7 +32,7 @@ def packing_of(plan: Plan) -> dict[str, Any]:
         "pack": asked,
         "cpu": 1 if several else pack_size(asked, None),
         "gpu": 1 if several else MOST if asked == "auto" else asked,
-        "methods": {cell.method: unpackable(cell.base, cell.model, checkpointing) for cell in plan.feasible},
+        "methods": {cell.method: unpackable(cell.base, cell.model, checkpointing, held) for cell in plan.feasible},
         "tune": tune,
     }
 

@@ -81,7 +81,7 @@ def _method_problems(spec: SweepSpec, kind: Kind) -> list[Problem]:
 
 
 def _base_weight_problems(spec: SweepSpec) -> list[Problem]:
-    """Methods that cannot train beside base weights in fewer bits."""
+    """Return a problem for each method that cannot train beside base weights in fewer bits."""
     refused = {name: refusal(spec.base(name), spec.train.base_weights) for name in spec.methods}
     return [Problem(f"methods.{name}", None, r.rule, r.nearest) for name, r in refused.items() if r is not None]
 
@@ -108,7 +108,7 @@ def _worker_problems(spec: SweepSpec, kind: Kind) -> list[Problem]:
 
 
 def _batch_problems(spec: SweepSpec, kind: Kind) -> list[Problem]:
-    """Batch sizes that can't be searched, because the loss compares the images of a batch."""
+    """Return a problem if batch sizes are searched and the loss compares the images of a batch."""
     sizes = list(batch_sizes(spec))
     compare = [n for n in spec.methods if (base := spec.base(n)) != NO_TRAINING and contrastive(spec.model.adapt, base)]
     if not sizes or kind != "clip" or not compare:

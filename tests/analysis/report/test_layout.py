@@ -5,7 +5,9 @@
 
 from __future__ import annotations
 
+import json
 import re
+import shutil
 from pathlib import Path
 
 import pytest
@@ -129,6 +131,15 @@ def test_the_box_has_what_the_tables_know(store: Store, pages: tuple[str, str]) 
     assert box["model"] == "embedded:tiny-clip: 2,000,000 parameters, 1,500,000 of them in the adapted weights"
     assert "lora-1 is 12,288 (0.61 % of the model), lora-2 is 24,576 (1.2 % of the model)" in box["budgets"]
     assert '<dl class="box">' in pages[0] and box["training"] in pages[0]
+
+
+def test_the_box_has_the_batch_sizes_that_cells_searched(tmp_path: Path) -> None:
+    folder = make_results(tmp_path / "made", plan=TWO)
+    cells = open_store(folder).table("cells").to_pylist()
+    space = json.dumps({"global_batch_size": {"values": [256, 64]}})
+    shutil.rmtree(folder / "tables" / "cells")
+    write_part(folder, "cells", [cells[0] | {"space": None}, *(cell | {"space": space} for cell in cells[1:])])
+    assert dict(facts_box(open_store(folder)))["training"] == "5 epochs of 8 to 32 steps, batches of 64 or 256"
 
 
 def test_the_box_names_every_model(tmp_path: Path) -> None:

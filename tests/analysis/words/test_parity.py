@@ -16,6 +16,7 @@ from analysis.statistics.looks import Looks
 from analysis.store.store import Store
 from analysis.store.tables import write_part
 from analysis.tables.console import conclusion
+from analysis.words.batch_sizes import batches_say
 from analysis.words.parity import devices_apart, looks_says, parity_says, versions_apart
 from tests.support import sweeps
 
@@ -123,3 +124,14 @@ def test_versions_that_decide_nothing_are_not_said() -> None:
     ran = [row | {"versions": v} for v in ('{"torch": "2", "rich": "1"}', '{"torch": "2", "rich": "2"}', "{}", None)]
     assert versions_apart(ran) is None
     assert versions_apart([row | {"versions": f'{{"torch": "{k}"}}'} for k in (1, 2)], ["dora"]) is None
+    packed = [row | {"versions": f'{{"bitsandbytes": "0.{k}"}}'} for k in (1, 2)]
+    assert versions_apart(packed) == "every method on bitsandbytes 0.1 and bitsandbytes 0.2"
+
+
+def test_cells_without_searched_batch_sizes_are_not_among_those_that_searched_them() -> None:
+    row = {"method": "lora", "reference": None, "hyperparameters": None}
+    searched = row | {"space": '{"global_batch_size": {"values": [16, 64]}}'}
+    assert batches_say([row, row]) == []
+    assert "NOT equal" not in batches_say([searched, searched])[0]
+    (said,) = batches_say([searched, row | {"space": None}])
+    assert "every" not in said and "no batch sizes" in said and "NOT equal" in said

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -119,6 +120,18 @@ def test_a_pack_that_did_not_do_makes_later_ones_smaller(tmp_path: Path) -> None
 def test_what_is_packed(method: str, words: str | None) -> None:
     why = unpackable(method)
     assert (why is None) if words is None else (why is not None and words in why)
+
+
+def test_trials_beside_base_weights_in_8_bits_are_not_packed(tmp_path: Path) -> None:
+    """Neither by the plan's words nor by the driver, before a worker would refuse the pack."""
+    plan = fake_plan(tmp_path, (FakeCell("lora"),), search=FakeSearch(trials=8, rerun_rates=0, rerun_seeds=0))
+    state = SweepState(plan.feasible, plan.spec)
+    slot = state.next_slot()
+    assert slot is not None
+    for held, packed in (("nf4", True), ("int8", False)):
+        assert (unpackable("lora", base_weights=held) is None) == packed
+        one = replace(slot, config={"method": "lora", "train": {"base_weights": held}})
+        assert Packing(2, 1)._may_pack(state.cells[slot.cell_id], one) == packed
 
 
 def test_a_base_model_may_keep_its_trials_apart(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from sweeps.exporting.export import write_spec
 from sweeps.plan.plan import Plan
 from sweeps.spec.batch_sizes import FIELD, batch_sizes, with_largest_batch
 from sweeps.spec.spec import SweepSpec
@@ -51,6 +52,12 @@ def test_a_batch_size_of_the_list_may_be_set_to_start_from(tmp_path: Path) -> No
     assert with_largest_batch(spec).global_batch_size == 64
     (cell, *_) = Plan.from_spec(spec).cells
     assert dict(cell.published) == {"global_batch_size": 32}
+
+
+def test_the_file_kept_beside_results_reads_back_the_same(tmp_path: Path) -> None:
+    for train in ("", "[train]\nglobal_batch_size = 32\n"):
+        spec = SweepSpec.load(write(tmp_path, VISION + LIST + train), [f'output="{tmp_path}/out"'])
+        assert SweepSpec.load(write_spec(spec)).identity() == spec.identity()
 
 
 def test_no_batch_sizes_are_searched_where_nothing_is(tmp_path: Path) -> None:
