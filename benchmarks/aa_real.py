@@ -1,19 +1,21 @@
-"""Does a real sweep call a method different from itself? Tables of LoRA against LoRA, both arms tuned by the engine.
+"""Count how often real sweeps call a method different from itself: LoRA against LoRA, both tuned by the engine.
 
-    python benchmarks/aa_real.py --tables 100     # goes on where it stopped; results/aa-real-split
-    python benchmarks/aa_real.py --tables 200 --rows docs/results/aa-real.parquet     # and from what is kept there
-    python benchmarks/aa_real.py --quick          # 2 tiny tables: does it run?
+    python benchmarks/aa_real.py --tables 100     # continues where it stopped, in results/aa-real-split
+    python benchmarks/aa_real.py --tables 200 --rows docs/results/aa-real.parquet   # also uses the tables in this file
+    python benchmarks/aa_real.py --quick          # 2 tiny tables, to see that it runs
 
-A table is a sweep of its own on the embedded model: two names of one method at one budget, each with its own search of
-learning rates (5 rates on one seed, the best 2 again on 2 more) and 10 confirming seeds, compared as `sweeps best`
-does, on the first 3, the first 5 and all of them.
-The arms see the same images in the same order at one seed, as two methods do, and draw their starts apart. A table's
-seeds, the tuning ones too, are its own, and so is its split: the 8,000 images of the task are dealt anew into training,
-validation and test. With one split for all tables, as once here, the share is that of one split's luck: rates may
-differ further on its test images than on its validation images, and no statement reads that off.
+Each table is a separate sweep on the embedded model. It has two arms, which are one method at one budget under two
+names. Each arm has its own search of learning rates: 5 rates on one seed, then the best 2 on 2 more seeds. It trains
+the chosen rate on 10 confirming seeds. The arms are compared as `sweeps best` compares methods, on the first 3, the
+first 5 and all 10 of these seeds.
 
-Printed: the share of tables in which the two arms are called different, by the verdict, which has the choice of rates
-in it, and by the one that takes the chosen rates for given, each with its exact binomial interval.
+At one seed the arms see the same images in the same order, as two methods do, and have different initial values. Each
+table has its own seeds, also for tuning. It also has its own split: the 8,000 images of the task are dealt anew into
+training, validation and test images. If all tables shared one split, the printed share would depend on that split,
+because rates may differ more on its test images than on its validation images.
+
+The script prints the share of tables whose arms are called different, with its exact binomial interval. It does so for
+the verdict that accounts for the choice of rates, and for the one that takes the chosen rates as given.
 """
 
 from __future__ import annotations
@@ -53,13 +55,14 @@ Row = dict[str, Any]
 
 ARMS = ("first", "second")
 TABLE = 10_000_000
-"""Seeds of one table: more than any that the engine uses."""
+"""Distance between the seeds of two tables. It is larger than any seed that the engine uses."""
 ARM = 5_000_000
+"""Distance between the seeds of the two arms of a table."""
 _NAME = re.compile(rf"({'|'.join(ARMS)})-(\d+)_")
 TASK = EMBEDDED / "fashion-mnist-turned"
 DIFFERENT = ("higher", "lower")
 SEEDS = (3, 5, 10)
-"""The first so many confirming seeds are compared."""
+"""The numbers of confirming seeds on which the arms are compared."""
 
 
 def shifted(trial: TrialConfig, **more: Any) -> Generator[Row, None, None]:
@@ -195,13 +198,13 @@ def report(results: Row) -> str:
 
 
 def main() -> None:
-    """Run what is missing of the tables, then print the shares."""
+    """Run the tables that are missing, then print the shares."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tables", type=int, default=100)
     parser.add_argument("--first", type=int, default=0, help="number of the first table, to share the work")
     parser.add_argument("--results", type=Path, default=Path("results/aa-real-split"))
     parser.add_argument("--rows", type=Path, default=None, help="Parquet file that keeps the rows of finished tables")
-    parser.add_argument("--minutes", type=float, default=None, help="begin no further table after so many")
+    parser.add_argument("--minutes", type=float, default=None, help="begin no further table after this many minutes")
     parser.add_argument("--quick", action="store_true", help="2 tiny tables in a temporary folder")
     parser.add_argument("--json", type=Path, default=None, help="write the summary there too")
     arguments = parser.parse_args()
@@ -211,12 +214,12 @@ def main() -> None:
         known_rows = (
             pq.read_table(arguments.rows).to_pylist() if arguments.rows is not None and arguments.rows.exists() else []
         )
-        had = {row["table"] for row in known_rows}
-        rows = known_rows + tables(folder, [n for n in numbers if n not in had], arguments.quick, arguments.minutes)
+        done = {row["table"] for row in known_rows}
+        rows = known_rows + tables(folder, [n for n in numbers if n not in done], arguments.quick, arguments.minutes)
     if arguments.rows is not None and rows:
         pq.write_table(pa.Table.from_pylist(sorted(rows, key=lambda r: (r["table"], r["seeds"]))), arguments.rows)
     if not rows:
-        sys.exit("no table was finished; the same command goes on")
+        sys.exit("no table was finished; run the same command again to continue")
     results = summary(rows)
     print(report(results))
     if arguments.json is not None:
@@ -227,7 +230,7 @@ def tables(folder: Path, numbers: Sequence[int], quick: bool, minutes: float | N
     """Return the rows of these tables. Tables that are not finished are run."""
     folder.mkdir(parents=True, exist_ok=True)
     specs = {number: table_spec(number, folder, quick) for number in numbers}
-    missing = [n for n, spec in specs.items() if _left(spec)]
+    missing = [n for n, spec in specs.items() if _unfinished(spec)]
     begun = time.monotonic()
     if missing:
         with Pool(specs[numbers[0]].resources, folder / "ray") as pool:
@@ -235,15 +238,17 @@ def tables(folder: Path, numbers: Sequence[int], quick: bool, minutes: float | N
                 if minutes is not None and time.monotonic() - begun > 60 * minutes:
                     break
                 deal(number, folder)
-                done = run(Plan.from_spec(specs[number]), trial="aa_real:shifted", progress=False, backend=using(pool))
-                if not done.complete:
-                    print(f"table {number}: stopped ({done.failed} failed trials)", file=sys.stderr)
+                result = run(
+                    Plan.from_spec(specs[number]), trial="aa_real:shifted", progress=False, backend=using(pool)
+                )
+                if not result.complete:
+                    print(f"table {number}: stopped ({result.failed} failed trials)", file=sys.stderr)
                     break
                 shutil.rmtree(split_of(number, folder))
-    return [row for n, spec in specs.items() if not _left(spec) for row in table_rows(n, spec.folder)]
+    return [row for n, spec in specs.items() if not _unfinished(spec) for row in table_rows(n, spec.folder)]
 
 
-def _left(spec: SweepSpec) -> bool:
+def _unfinished(spec: SweepSpec) -> bool:
     if not (spec.folder / "tables" / "trials").is_dir():
         return True
     finished = open_store(spec.folder).sql("select count(*) as n from confirmed").to_pylist()

@@ -1,12 +1,13 @@
-"""Step time and memory of the adapters, as ratios to PEFT's and to full fine-tuning, on a ViT-B/32-shaped model.
+"""Compare the step time and memory of our adapters with PEFT's and full fine-tuning's, on a ViT-B/32-shaped model.
 
     python benchmarks/adapters.py            # 12 layers, 1,600 and 6,400 tokens
     python benchmarks/adapters.py --quick    # 3 layers, 1,600 tokens, fewer rounds
 
-What is printed is a median of ratios, each taken inside one round in which every contender makes one step (forward,
-backward, AdamW) in shuffled order: a machine that slows down slows all of them. Time is process CPU time on one thread.
-glibc is told to keep freed memory (the script starts itself again for that), else the kernel's page faults are timed
-along with whoever makes large temporaries. Peak memory is measured in fresh processes with the default allocator.
+In each round every contender makes one step (forward, backward, AdamW), in shuffled order. The script prints the median
+of the ratios inside rounds, because a machine that slows down slows all contenders of a round. Time is process CPU time
+on one thread. The script starts itself again with a setting that makes glibc keep freed memory. Otherwise the kernel's
+page faults would be counted as time of the contenders with large temporary tensors. Peak memory is measured in fresh
+processes with the default allocator.
 """
 
 from __future__ import annotations

@@ -1,13 +1,17 @@
-"""Does the protocol call a method different from itself? Simulated sweeps, both arms tuned separately.
+"""Count how often the protocol calls a method different from itself, in simulated sweeps with separately tuned arms.
 
-Each simulated table compares two arms at several budgets of several data sets. Both arms are the same method: one
-response curve of score against learning rate, whose best rate lies anywhere in a grid step. Each arm is tuned as the
-engine tunes: a grid on one TUNE seed, the best rates re-run on further seeds, the best mean chosen. The chosen rates
-are then confirmed and compared by the functions that `scaling.comparisons` calls: noise from CONFIRM's validation
-scores, what `choice` says the choice of rates adds, pooled over a method's budgets, one standard error by
-Welch-Satterthwaite; Holm over the mean of all rows, which has half of the level, and the rows. A planted advantage
-gives the power. Further methods of other noise may stand beside the two: they are not compared, and the noise is told
-from all.
+Each simulated table compares two arms at several budgets of several data sets. Both arms are the same method. They have
+one response curve of score against learning rate, whose best rate lies anywhere in a grid step. Each arm is tuned as
+the engine tunes: it tries a grid on one TUNE seed, runs the best rates again on further seeds, and chooses the rate
+with the best mean. The chosen rates are then confirmed and compared by the functions that `scaling.comparisons` calls:
+
+- `method_noise` estimates the noise from CONFIRM's validation scores.
+- `chosen_variance` estimates the variance that the choice of rates adds, pooled over a method's budgets.
+- Welch-Satterthwaite combines both into one standard error.
+- Holm corrects the rows and their mean together. The mean has half of the level.
+
+A planted advantage of one arm gives the power. Further methods with other noise may be simulated beside the two arms.
+They are not compared, but the noise is estimated from all methods.
 
     python benchmarks/calibration.py                    # a table of docs/statistics.md, about half an hour of one core
     python benchmarks/calibration.py --regime steep     # one regime
@@ -45,14 +49,15 @@ def proportion_interval(successes: int, trials: int) -> tuple[float, float]:
 
 @dataclass(frozen=True)
 class Protocol:
-    """A simulated sweep; scores are fractions in [0, 1].
+    """The settings of a simulated sweep. Scores are fractions in [0, 1].
 
     Attributes:
         budgets, datasets: a table has a comparison at each budget of each data set. seeds: CONFIRM seeds of each.
         rates, decades: the grid of learning rates. refine: rates that the local fit tries after it.
-        rerun_rates, rerun_seeds: the best rates re-run on further seeds.
-        luck_sd: spread that all methods share at one seed, at all rates. own_sd: a run's own spread.
-        growth: powers of ten by which that grows in a decade of rate; `own_sd` is that at the grid's centre.
+        rerun_rates: number of the best rates that are run again. rerun_seeds: number of further seeds for each.
+        luck_sd: standard deviation of the noise that all methods and rates share at one seed.
+        own_sd: standard deviation of a run's own noise at the grid's centre.
+        growth: powers of ten by which a run's own noise grows in a decade of rate.
         alike: share of a run's own variance that both arms have in common at one rate and seed.
         shared: share of a run's own variance that a method's budgets have in common at one seed.
         common: share of a run's own variance that its validation and its test score have in common.
@@ -60,8 +65,8 @@ class Protocol:
         cliff: how much steeper the response is above the best rate than below.
         between: each arm's best rate lies at most this many decades from the grid's centre, at a random place. None if
             both arms share one best rate.
-        depth: most that a wrong rate costs.
-        advantage: planted lead of the first arm. fall: what it loses from the first budget to the last.
+        depth: largest loss of score that a wrong rate causes.
+        advantage: planted lead of the first arm. fall: how much of it the arm loses from the first budget to the last.
         beside: `own_sd` of further methods at the same budgets.
     """
 
@@ -104,13 +109,13 @@ SEEDS, BUDGETS, DATASETS = (3, 5, 10), (1, 4, 6), (1, 4, 8)
 
 @dataclass(frozen=True)
 class Outcome:
-    """What was found in simulated tables.
+    """The verdicts in simulated tables. A difference "is found" if its verdict is not 'not distinguishable'.
 
     Attributes:
-        tables: simulated. any_found: those with a verdict other than 'not distinguishable'.
-        given_rates: those with one by the tests that take the chosen rates for given.
-        overall: share of tables whose mean over all rows has a verdict; cells: share of all rows that have one.
-        change: share of tables in which the mean difference is said to change from the first budget to the last.
+        tables: number of simulated tables. any_found: number of tables in which a difference is found.
+        given_rates: number of tables in which the tests that take the chosen rates as given find a difference.
+        overall: share of tables whose mean over all rows has a difference. cells: share of all rows that have one.
+        change: share of tables in which the test says that the mean changes from the first budget to the last.
     """
 
     tables: int
@@ -122,12 +127,12 @@ class Outcome:
 
     @property
     def share(self) -> float:
-        """Share of tables with a verdict."""
+        """The share of tables in which a difference is found."""
         return self.any_found / self.tables
 
     @property
     def interval(self) -> tuple[float, float]:
-        """Exact 95 % interval of that share."""
+        """The exact 95 % interval of that share."""
         return proportion_interval(self.any_found, self.tables)
 
 
@@ -147,14 +152,16 @@ def simulate(protocol: Protocol, tables: int = 1000, seed: int = 0) -> Outcome:
 
 
 def draw(protocol: Protocol, tables: int, rng: np.random.Generator) -> tuple[Real, Real, Real]:
-    """Draw paired differences (tables, data sets, budgets, seeds) and the choice variances (tables, data sets, 2).
+    """Draw the paired differences of simulated tables, and estimate the variance that the choice of rates adds.
 
-    And (tables, data sets) which share of it the mean over budgets has.
+    Returns:
+        The paired differences (tables, data sets, budgets, seeds); the added variance of each arm (tables, data sets,
+        2); and the share of that variance that the mean over budgets has (tables, data sets).
     """
     shape = (tables * protocol.datasets, 2 + len(protocol.beside), protocol.budgets)
     grid = np.linspace(-protocol.decades / 2, protocol.decades / 2, protocol.rates)
     step = grid[1] - grid[0]
-    best = rng.uniform(-step / 2, step / 2, (shape[0], 1, shape[2], 1))  # one method, one best rate; others' is alike
+    best = rng.uniform(-step / 2, step / 2, (shape[0], 1, shape[2], 1))  # all methods share it
     if protocol.between is not None:
         best = rng.uniform(-protocol.between, protocol.between, (*shape, 1))
     again_seeds = protocol.rerun_seeds if protocol.rerun_rates else 0
@@ -185,9 +192,9 @@ def draw(protocol: Protocol, tables: int, rng: np.random.Generator) -> tuple[Rea
         picked + luck[k] + np.sqrt(protocol.common) * own[0] + np.sqrt(1 - protocol.common) * own[1 + k] for k in (0, 1)
     )
     test[:, 0] += protocol.advantage - protocol.fall * np.linspace(0, 1, protocol.budgets)[:, None]
-    scores = np.swapaxes(val, 1, 2)  # budget by budget
+    scores = np.swapaxes(val, 1, 2)  # (tables x data sets, budgets, methods, seeds)
     if (noises := method_noise(scores)) is None:
-        raise ValueError(f"{protocol.seeds} seeds do not tell a run's noise")
+        raise ValueError(f"{protocol.seeds} seeds are too few to estimate a run's noise")
     noise, alike = noises
     squares, freedom = rerun_noise(again)
     if freedom:
@@ -225,7 +232,7 @@ def _own(protocol: Protocol, rates: Real, shape: tuple[int, ...], rng: np.random
 
 
 def verdicts(differences: Real, variances: Real, share: Real) -> NDArray[np.bool_]:
-    """Return (tables, 1 + rows) which rows of a table have a verdict; the mean of all comes first if there are several.
+    """Return in which rows of each table a difference is found (tables, 1 + rows). The mean of all rows comes first.
 
     Args:
         differences, variances, share: as `draw` returns them.
@@ -246,7 +253,7 @@ def verdicts(differences: Real, variances: Real, share: Real) -> NDArray[np.bool
 
 
 def changed(differences: Real, variances: Real) -> NDArray[np.bool_]:
-    """Return (tables,) whether the test says that the mean differs between the first budget and the last.
+    """Return whether the test says that the mean differs between the first budget and the last (tables,).
 
     Args:
         differences, variances: as `draw` returns them.
@@ -262,7 +269,7 @@ def table(regimes: dict[str, Protocol], rows: int) -> Iterator[str]:
     """Yield the lines of the table: errors by budgets x data sets, and power on one data set.
 
     Args:
-        rows: comparisons to simulate for each number, which make as many more tables as these have fewer rows.
+        rows: number of comparisons to simulate for each number. Tables with fewer rows are simulated more often.
     """
     sizes = [(budgets, datasets) for budgets in BUDGETS for datasets in DATASETS]
     names = ["regime", "seeds", *(f"{b} x {d}" for b, d in sizes), "largest [95 %]", "given the rates", "change"]
@@ -291,20 +298,20 @@ def table(regimes: dict[str, Protocol], rows: int) -> Iterator[str]:
 
 
 GRID = Protocol(rates=9, between=0.375, depth=0.6)
-"""Nine rates over three decades and four re-runs; best rates lie within a step of the grid."""
+"""Nine rates over three decades, and four re-runs. The best rates lie within a step of the grid."""
 FITTED = replace(GRID, rates=5, refine=4)
-"""As many trials: five rates of the grid, and four where the local fit expects the best one."""
+"""The same number of trials: five rates of a grid, and four where the local fit expects the best rate."""
 CURVATURES = (5, 20, 40, 70, 120)
-"""Points lost at a squared decade."""
+"""Points of score that are lost at one decade from the best rate."""
 STEEPER = (1.0, 5.0)
 """How many times as steep the response is above the best rate as below it."""
 
 
 def between_table(tables: int, steeper: Sequence[float] = STEEPER) -> Iterator[str]:
-    """Yield the table of methods that are equal at their best rates, which lie anywhere between the grid's rates.
+    """Yield the lines of the table of methods that are equal at their best rates, which may lie between grid rates.
 
     Args:
-        tables: to simulate for each number; a quarter of it over six budgets or eight data sets.
+        tables: number of tables to simulate for each number. With six budgets or eight data sets it is a quarter.
         steeper: values of `Protocol.cliff`.
     """
     names = ["points a squared decade", "above the best rate"]

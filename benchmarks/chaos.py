@@ -1,19 +1,24 @@
-"""A sweep that is never left alone: random faults, again and again, until its tables are those of an undisturbed one.
+"""Harm sweeps with random faults until they end, and check that their tables equal those of an undisturbed sweep.
 
     python benchmarks/chaos.py --minutes 20            # prints its seed; --seed N repeats the same faults
     python benchmarks/chaos.py --minutes 180 --folder DIR
     python benchmarks/chaos.py --minutes 60 --round 60 --cells 60   # one sweep for an hour
     python benchmarks/chaos.py --case journals --times 300          # one kind of harm; --case without a name lists them
 
-Each round is a new sweep of a trial that trains nothing (`tests.fakes`), whose driver is a process of its own. While it
-runs, a fault is drawn every few seconds: a driver killed, interrupted, told to end, hung up on or stopped for a while;
-a worker, a lane's controller or the broker killed or stopped; Ray's raylet, control store or an agent killed. A
-driver's clock may step while it runs, and its disk may be full after some writes.
-Between two drivers the journal's last line is torn, or tables or journal are lost. A round is over when a driver finds
-nothing left. Then its tables must be an undisturbed sweep's, no trial may have run after its end, and no process,
-session folder or file of /dev/shm may be left. What differs is printed, and its folder kept; the exit code is 1. At the
-end a process that runs six sweeps must have no more threads after the last than after the second, and no more files
-but two for each, which Ray leaves. Commit nothing meanwhile: `trials.git_commit` is compared too.
+Each round is a new sweep whose trials train nothing (`tests.fakes`). Its driver is a separate process. Every few
+seconds one of these faults is drawn:
+
+- The driver gets a signal: SIGKILL, SIGINT, SIGTERM, SIGHUP, or SIGSTOP for some seconds.
+- A worker, a lane's controller or the broker is killed or stopped.
+- Ray's raylet, its control store or an agent is killed.
+- The driver's clock steps, or its disk is full after some writes.
+
+Between two drivers the journal's last line is torn, or tables or the journal are lost. A round is over when a driver
+has nothing left to run. Then its tables must equal those of an undisturbed sweep. No trial may have run after its end,
+and no process, session folder or file of /dev/shm may be left. If something differs, the script prints it, keeps the
+folder, and exits with code 1. At the end one process runs six sweeps. After the last it may have no more threads than
+after the second, and at most two more open files for each sweep, which Ray leaves open. Do not commit while this runs,
+because `trials.git_commit` is compared too.
 
 A case does one kind of harm many times and counts the outcomes. `chaos_cases.py` has the cases without Ray, and the end
 of `chaos_rounds.py` those with it.

@@ -1,4 +1,4 @@
-"""One kind of harm at a time, without Ray: the cases that `chaos.py --case NAME` runs.
+"""The cases without Ray that `chaos.py --case NAME` runs: each does one kind of harm.
 
 A case harms runs, results or data at random, many times, and counts the outcomes. It raises AssertionError for a
 traceback, a wrong row, or half of a file. Its docstring says which outcomes are allowed.
@@ -233,7 +233,7 @@ def write_data(top: Path, draw: random.Random) -> tuple[str, str, Path]:
 
 
 def check_data(name: str) -> None:
-    """Load a data set and look at every row. Raises AssertionError: a row that is not whole."""
+    """Load a data set and check every row. Raises AssertionError if a row is not whole."""
     texts = name.partition(":")[0] not in ("parquet", "arrow")
     data = (load_text_dataset if texts else load_dataset)(name, stage="CONFIRM")
     for part in (data.train, data.test):
@@ -403,12 +403,12 @@ def killed(top: Path, draw: random.Random, times: int) -> Outcomes:
 
 
 def _check_page(page: Path) -> object:
-    """Return whether a report is whole; None if there is none."""
+    """Return whether a report is whole, or None if there is no report."""
     return page.read_text(encoding="utf-8").rstrip().endswith("</html>") if page.is_file() else None
 
 
 def _check_model(folder: Path) -> object:
-    """Return the files of an exported model with their sizes; None if there is none."""
+    """Return the sizes of the files of an exported model, or None if there is no model."""
     return {p.name: p.stat().st_size for p in folder.iterdir()} if folder.is_dir() else None
 
 
@@ -526,18 +526,18 @@ def _is_json(text: str) -> bool:
     return True
 
 
-def _client(seed: float, address: str, driver: subprocess.Popen[bytes], found: Outcomes, wrong: list[str]) -> None:
-    """Ask for the page, the report and SQL at random while a driver runs. What is not whole goes into `wrong`."""
+def _client(seed: float, address: str, driver: subprocess.Popen[bytes], asked: Outcomes, wrong: list[str]) -> None:
+    """Ask for the page, the report and SQL at random while a driver runs. Add answers that are not whole to `wrong`."""
     base, _, token = address.partition("?")
     asking = random.Random(seed)
-    asked: dict[str, tuple[str, bytes | None]] = {
+    requests: dict[str, tuple[str, bytes | None]] = {
         "page": (address, None),
         "sql": (f"{base}sql?{token}", b"select count(*) as n from trials"),
         "report": (f"{base}report?{token}", None),
     }
     while driver.poll() is None:
-        kind = asking.choices(list(asked), (6, 3, 1))[0]
-        url, body = asked[kind]
+        kind = asking.choices(list(requests), (6, 3, 1))[0]
+        url, body = requests[kind]
         try:
             with urllib.request.urlopen(urllib.request.Request(url, body), timeout=300) as answer:
                 text = answer.read().decode()
@@ -549,7 +549,7 @@ def _client(seed: float, address: str, driver: subprocess.Popen[bytes], found: O
         else:
             if not (_is_json(text) if kind == "sql" else text.rstrip().endswith("</html>")):
                 wrong.append(f"{kind}: half an answer: {text[-300:]}")
-        found[kind] += 1
+        asked[kind] += 1
 
 
 LIMITED = """

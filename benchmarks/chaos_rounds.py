@@ -61,16 +61,16 @@ STILL_S = (1.0, 8.0)
 
 
 class Round:
-    """One sweep in a folder, and its faults, as they are drawn."""
+    """Runs one sweep in a folder, and draws its faults."""
 
     FIRST_S, EVERY_S = (5.0, 40.0), (2.0, 20.0)
-    """From how many to how many seconds pass before a driver's first fault, and between two faults."""
+    """The shortest and longest time before a driver's first fault, and between two faults, in seconds."""
 
     def __init__(self, folder: Path, draw: random.Random, cells: int) -> None:
         self.results, self.log, self.draw, self.cells = folder / "r", folder / "log", draw, cells
         self.journal, self.done = self.results / "journal.jsonl", list[str]()
         self.over: dict[str, int] = {}
-        """Trials that are finished on disk, with how many lines the log had then."""
+        """The trials that are finished on disk, each with the number of lines that the log had then."""
         self.environment = {**os.environ, "PYTHONPATH": str(ROOT), "RAY_TMPDIR": str(folder.parent)}
 
     def run(self, ends: float) -> None:
@@ -109,12 +109,12 @@ class Round:
                 self.hurt()
 
     def draw_clock_and_disk(self, disturbed: bool) -> tuple[float, int]:
-        """Return by how many seconds a driver's clock steps, and after how many writes its disk is full (0: never)."""
+        """Draw by how many seconds a driver's clock steps, and after how many writes its disk is full (0: never)."""
         step = self.draw.choice([0.0, 0.0, -3600.0, 86400.0, -86400.0 * 400])
         return step, self.draw.choice([0, 0, 0, self.draw.randrange(5, 60)]) if disturbed else 0
 
     def strike(self, pid: int) -> None:
-        """Send one signal to one process of the run. Ray's own are struck seldom, since each ends the run."""
+        """Send one signal to one process of the run. Ray's own processes are rarely drawn, since each ends the run."""
         name = self.draw.choice(RAYS if self.draw.random() < 0.15 else VICTIMS)
         signals = [signal.SIGKILL, signal.SIGSTOP, signal.SIGTERM]
         if name == "driver":
@@ -185,7 +185,7 @@ Outcomes = Counter[str]
 
 
 class Signalled(Round):
-    """A round whose only fault is one signal to one process, as soon as something trains."""
+    """A round with one fault: one process gets one signal, as soon as something trains."""
 
     FIRST_S = EVERY_S = (0.3, 1.0)
 
@@ -204,24 +204,25 @@ class Signalled(Round):
 
 
 PROCESSES = (*VICTIMS, *RAYS, "log_monitor", "sweeps.backends.ray")
-"""Each kind of process of a local session, by a part of its name or of its command's first word. The last is ours: it
-starts Ray."""
+"""Each kind of process of a local session, by a part of its name or of its command's first word. The last one is ours:
+it starts Ray.
+"""
 
 
 def terminated(top: Path, draw: random.Random, times: int) -> Outcomes:
     """Send SIGTERM to each kind of process of a local session. The tables are those of an undisturbed sweep."""
-    found, shm = Outcomes(), in_shm()
+    outcomes, shm = Outcomes(), in_shm()
     (top / "whole").mkdir()
     Round(top / "whole", random.Random(0), 4).run(0.0)
     for name, number in itertools.product(PROCESSES, range(times)):
         folder = top / f"{PROCESSES.index(name)} {number}"
         folder.mkdir()
-        one = Signalled(folder, draw, 4, name, signal.SIGTERM)
-        one.run(time.monotonic() + 600)
-        one.check(top / "whole" / "r")
+        signalled = Signalled(folder, draw, 4, name, signal.SIGTERM)
+        signalled.run(time.monotonic() + 600)
+        signalled.check(top / "whole" / "r")
         assert not (files := left_over(shm, top)), f"{name}: left {files}"
-        found[f"{name}: {'ended' if 'SIGTERM' in one.done[0] else 'not found'}"] += 1
-    return found
+        outcomes[f"{name}: {'ended' if 'SIGTERM' in signalled.done[0] else 'not found'}"] += 1
+    return outcomes
 
 
 JOINING = f"""{PLAN}
@@ -289,7 +290,7 @@ def soak(top: Path, draw: random.Random, minutes: int) -> Outcomes:
     driver.wait(120)
     most, growing = max(map(len, seen.values())), []
     for (_, name), samples in seen.items():
-        if len(samples) < most * 0.9:  # it came or went meanwhile
+        if len(samples) < most * 0.9:  # the process started or ended meanwhile
             continue
         quarter = len(samples) // 4
         early = [median(each) for each in zip(*samples[quarter : 2 * quarter], strict=True)]

@@ -1,6 +1,6 @@
-"""Ours, PEFT's and full fine-tuning side by side on a ViT-B/32-shaped model: what is compared, and how steps are timed.
+"""Build our adapters, PEFT's and full fine-tuning on a ViT-B/32-shaped model, and time their training steps.
 
-For the scripts beside it, `adapters.py` on CPUs and `gpu.py`; some others take how they measure from here.
+`adapters.py` (on CPUs) and `gpu.py` run these comparisons. Other benchmarks use the functions that measure.
 """
 
 from __future__ import annotations
@@ -67,7 +67,11 @@ def clock(device: str) -> Callable[[], float]:
 
 
 def build(name: str, depth: int, low: bool = False) -> tuple[Any, list[Any]]:
-    """Return (model, trained parameters) of one contender with random weights, equal for all; `low`: in bf16."""
+    """Return the model and the trained parameters of one contender. All contenders have the same random weights.
+
+    Args:
+        low: whether the weights are in bf16.
+    """
     import timm
     import torch
 

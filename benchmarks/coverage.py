@@ -1,8 +1,9 @@
-"""How often the intervals of curves and differences hold the truth: simulated scores, the product's functions.
+"""Count how often the intervals of curves and differences contain the truth, in simulated scores.
 
-Curves have four budgets (0, 2, 3 and 3 standard deviations of a run above the first: they rise, then lie flat), half of
-the variance is a seed's luck that all cells share. `python benchmarks/coverage.py` prints a row for each kind of
-interval at 3, 5 and 10 seeds, with the exact 95 % interval of the share; `--tables N` simulates N of each.
+The intervals are computed by the product's own functions. A curve has four budgets. Their true means are 0, 2, 3 and 3
+standard deviations of a run above the first, so the curve rises and then is flat. Half of the variance is noise of the
+seed, which all cells share. `python benchmarks/coverage.py` prints a row for each kind of interval at 3, 5 and 10
+seeds, with the exact 95 % interval of the share. `--tables N` simulates N tables for each number.
 """
 
 from __future__ import annotations
@@ -28,12 +29,14 @@ from benchmarks.calibration import proportion_interval
 
 Real = NDArray[np.float64]
 Simulated = Callable[[np.random.Generator, int], bool | None]
-"""(randomness, seeds) -> whether the interval of a simulated table holds the truth; None where it has none."""
+"""Takes a generator and a number of seeds. Returns whether the interval of a simulated table contains the truth, or
+None if the table has no interval.
+"""
 X = np.array([1e3, 4e3, 1.6e4, 6.4e4])
 SD = 0.01
 RISING, FLAT = 0.7 + SD * np.array([0.0, 2.0, 3.0, 3.0]), np.full(4, 0.7)
 STEEP = 0.7 + SD * np.array([-2.0, -1.0, 1.0, 2.0])
-"""Crosses FLAT half-way, in log x, between the second budget and the third."""
+"""True means of a curve that crosses FLAT half-way, in log x, between the second budget and the third."""
 CROSSING = math.sqrt(X[1] * X[2])
 
 
@@ -44,7 +47,10 @@ def curves(rng: np.random.Generator, seeds: int, *means: Real) -> list[Curve]:
 
 
 def holds(interval: Estimate, truth: float) -> bool | None:
-    """Whether an interval holds the truth, None without one; an end beyond the range holds all that lies there."""
+    """Return whether an interval contains the truth, or None if there is no interval.
+
+    An end beyond the range contains everything that lies there.
+    """
     if interval.value is None:
         return None
     return (interval.low or 0.0) <= truth <= (math.inf if interval.high is None else interval.high)
@@ -85,8 +91,8 @@ def band(truth: Real) -> Simulated:
     """Return a check of whether the isotonic fit's band covers the truth everywhere."""
 
     def covers(rng: np.random.Generator, seeds: int) -> bool | None:
-        found = fits.band(curves(rng, seeds, truth)[0], X)
-        return None if found is None else bool(((found[0] <= truth + 1e-12) & (truth - 1e-12 <= found[1])).all())
+        ends = fits.band(curves(rng, seeds, truth)[0], X)
+        return None if ends is None else bool(((ends[0] <= truth + 1e-12) & (truth - 1e-12 <= ends[1])).all())
 
     return covers
 
@@ -99,7 +105,7 @@ def differences(rng: np.random.Generator, seeds: int) -> bool:
 
 
 def front(rng: np.random.Generator, seeds: int) -> bool:
-    """Return whether an equally good but costlier cell is not called surely on the front."""
+    """Return whether the front does not surely contain a cell that is as good as another but costs more."""
     a, b = (dict(enumerate(c.scores[0])) for c in curves(rng, seeds, FLAT, FLAT))
     share = front_share(X[:2], [a, b])
     return share is None or bool(share[1] < LEVEL)
@@ -126,14 +132,14 @@ KINDS: Mapping[str, Simulated] = {
     "not surely on the front": front,
     "accuracy over seeds and test examples": examples,
 }
-"""What is simulated."""
+"""The kinds of intervals that are simulated, by name."""
 
 
 def covered(kind: str, seeds: int, tables: int, seed: int = 0) -> tuple[int, int]:
     """Return the number of tables whose interval holds the truth, and of tables that have an interval."""
     rng = np.random.default_rng((seed, seeds))
-    found = [held for _ in range(tables) if (held := KINDS[kind](rng, seeds)) is not None]
-    return int(sum(found)), len(found)
+    hits = [hit for _ in range(tables) if (hit := KINDS[kind](rng, seeds)) is not None]
+    return int(sum(hits)), len(hits)
 
 
 def main() -> None:

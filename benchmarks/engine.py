@@ -1,13 +1,16 @@
-"""What the engine costs: a trial that trains nothing, the quickstart, ten thousand trials, and their resumption.
+"""Measure what the engine costs per trial, on the quickstart, with ten thousand trials, and in SQL queries.
 
     python benchmarks/engine.py                       # all sections: about an hour on two cores
-    python benchmarks/engine.py --quick               # fewer trials and rounds: some ten minutes
+    python benchmarks/engine.py --quick               # fewer trials and rounds: about ten minutes
     python benchmarks/engine.py --only overhead many  # these sections; --json FILE keeps all numbers
 
-Sections: `overhead` (a trial against a TorchTrainer per Tune trial, and against Tune functions), `quickstart` (trials
-an hour against Ray Tune and PEFT, a process per trial), `many` (10,000 trials in 400 cells, interrupted halfway: rate,
-memory, files, resumption), `queries` (SQL over a million rows). Peers run in the same rounds, in shuffled order, each
-side as a process of its own; ratios are taken inside a round.
+    overhead    seconds of a trial that trains nothing, against a TorchTrainer per Tune trial and against Tune functions
+    quickstart  trials an hour, against Ray Tune with PEFT and a process per trial
+    many        10,000 trials in 400 cells, interrupted halfway: their rate, memory, files and resumption
+    queries     SQL over a million rows
+
+The engine and its peers run in the same rounds, in shuffled order, each in a separate process. Ratios are taken inside
+a round.
 """
 
 from __future__ import annotations
@@ -88,7 +91,7 @@ SECTIONS: dict[str, Callable[[argparse.Namespace], dict[str, Any]]] = {
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--only", nargs="+", choices=SECTIONS, default=list(SECTIONS), metavar="SECTION",
-                        help=f"of {', '.join(SECTIONS)}")  # fmt: skip
+                        help=f"some of {', '.join(SECTIONS)}")  # fmt: skip
     parser.add_argument("--quick", action="store_true", help="fewer trials, one round")
     parser.add_argument("--rounds", type=int, help="rounds of the sections with a peer (3; 1 with --quick)")
     parser.add_argument("--trials", type=int, help="trials of `many` and of each side of `overhead`")

@@ -1,9 +1,9 @@
-"""A sweep of many trials that train nothing, interrupted halfway and resumed: the section `many` of `engine.py`.
+"""Interrupt a sweep of many trials that train nothing halfway, and resume it: the section `many` of `engine.py`.
 
     python benchmarks/engine_many.py FOLDER CELLS TRIALS_PER_CELL [STOP_AFTER [EPOCHS]]
 
-runs one part of it and prints JSON: seconds from the start of the process, the driver's memory as trials finish, and
-processor time by kind of process.
+This command runs one part of the sweep and prints JSON: the seconds since the process started, the driver's memory as
+trials finish, and the processor time by kind of process.
 """
 
 from __future__ import annotations
@@ -30,11 +30,13 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from tests.fakes import TRIAL, FakeCell, FakeConfirm, FakePlan, FakeSearch, FakeTrain, fake_plan  # noqa: E402
 
 EARLY = 50
-"""Trials after which everything is up."""
+"""Number of trials after which all processes run."""
 FURTHER = 10
-"""Epochs more in the sweep that tells what an epoch costs."""
+"""Number of additional epochs in the sweep that measures the cost of an epoch."""
 SETTLED = 8_000
-"""Trials whose halves take more than three Tuners each; before, memory grows for the Tuners' sake."""
+"""Number of trials from which on each half of the sweep takes more than three Tuners. With fewer trials the Tuners
+themselves make the memory grow.
+"""
 METHODS = ("lora", "randlora", "vera", "nola", "dora")
 KINDS = {"RayTrainWorker": "lane workers", "TrainController": "lane controllers", "Broker": "broker",
          "gcs_server": "GCS", "raylet": "raylet"}  # fmt: skip
@@ -57,7 +59,7 @@ class Watch:
         self.rebuilt: tuple[float, float] | None = None  # seconds, processor seconds
         self.points: list[tuple[int, float, int]] = []  # trials of this run, seconds, bytes
         self.cpu: list[tuple[int, dict[str, float]]] = []  # trials of this run, seconds by kind of process
-        self.own: dict[str, int] = {}  # the largest process of a kind: bytes that it shares with none
+        self.own: dict[str, int] = {}  # unshared bytes of the largest process of each kind
         self._before, self._next = 0, 1
         self._process = psutil.Process()
 
@@ -85,15 +87,15 @@ class Watch:
         self.points.append((done, time.perf_counter() - BEGUN, self._process.memory_info().rss))
 
     def _count_cpu(self, done: int) -> None:
-        found = {"driver": time.process_time()}
+        seconds = {"driver": time.process_time()}
         for child in self._process.children(recursive=True):
             with contextlib.suppress(psutil.Error):
                 title = " ".join(child.cmdline()[:1])
                 kind = next((name for key, name in KINDS.items() if key in title), "Ray's others")
                 times = child.cpu_times()
-                found[kind] = found.get(kind, 0.0) + times.user + times.system
+                seconds[kind] = seconds.get(kind, 0.0) + times.user + times.system
                 self.own[kind] = max(self.own.get(kind, 0), child.memory_full_info().uss)
-        self.cpu.append((done, found))
+        self.cpu.append((done, seconds))
 
     def note(self, text: str) -> None:
         print(text, file=sys.stderr)

@@ -1,8 +1,9 @@
-"""Seconds of a trial that trains nothing: this engine, a TorchTrainer per Tune trial, and plain Tune functions.
+"""Time trials that train nothing on this engine, with a TorchTrainer per Tune trial, and with plain Tune functions.
 
-`engine.py` runs each side as a process of its own: `python benchmarks/engine_overhead.py SIDE TRIALS`. All have two
-trials at a time, one report a trial, and Ray Train's health check every half second (by default it is every two, and a
-trainer takes longer still). The clock runs from the end of the first `SKIP` trials, when everything is up.
+`engine.py` runs each side in a separate process: `python benchmarks/engine_overhead.py SIDE TRIALS`. All sides have two
+trials at a time, one report a trial, and Ray Train's health check every half second. By default Ray checks every two
+seconds, which makes a trainer even slower. The clock starts when the first `SKIP` trials have ended, because then all
+processes run.
 """
 
 from __future__ import annotations

@@ -1,11 +1,11 @@
-"""The quickstart's LoRA trials an hour: this engine against Ray Tune with PEFT, a process for each trial.
+"""Count the quickstart's LoRA trials an hour on this engine, and on Ray Tune with PEFT and a process for each trial.
 
-`engine.py` runs each side as a process of its own: `python benchmarks/engine_quickstart.py SIDE QUICK`, SIDE being
-"ours", "packed" (four trials of a cell in a worker together) or "peft", the peer. That is the usual script as a Tune
-function: import, load the model and the data, embed the classes, train PEFT's LoRA on the same weights and as many
-images for as many steps, validate after every epoch, and evaluate the test images in as many trials as CONFIRM has.
-Each side has two trials (or packs) at a time, one thread each. The clock runs from the start of the first trial (the
-peer's: of its process) to the end of the last.
+`engine.py` runs each side in a separate process: `python benchmarks/engine_quickstart.py SIDE QUICK`. SIDE is "ours",
+"packed" (a worker trains four trials of a cell together) or "peft", the peer. The peer is the usual script as a Tune
+function. It imports the libraries, loads the model and the data, embeds the classes, and trains PEFT's LoRA on the same
+weights, with the same number of images and steps. It validates after every epoch, and evaluates the test images in the
+same number of trials as CONFIRM has. Each side has two trials (or packs) at a time, with one thread each. The clock
+runs from the start of the first trial to the end of the last. For the peer it starts with the first trial's process.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 Side = tuple[int, float, dict[str, float]]
-"""Trials, seconds from the start of the first to the end of the last, and seconds of one by what they went into."""
+"""Number of trials, seconds from the start of the first to the end of the last, and seconds of a trial by activity."""
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT / "benchmarks"), str(ROOT)]
@@ -68,7 +68,7 @@ def packed(folder: Path, quick: bool) -> Side:
 
 
 def usual_script(config: dict[str, Any]) -> None:
-    """Run one trial, everything from the start, as it is commonly written."""
+    """Run one trial as such scripts are commonly written: each trial loads everything anew."""
     import psutil
     import torch
     from peft import LoraConfig, get_peft_model
@@ -136,7 +136,7 @@ def usual_script(config: dict[str, Any]) -> None:
             right = sum(int((logits(images).argmax(1).cpu() == labels).sum()) for images, labels in loader)
         return right / len(loader.dataset)
 
-    ready = time.process_time()  # of this process from its start
+    ready = time.process_time()  # since this process started
     for epoch in range(EPOCHS):
         model.train()
         for images, labels in train:

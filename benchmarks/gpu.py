@@ -1,16 +1,19 @@
-"""All that wants a GPU to be measured, by one command on any CUDA machine, as ratios; JSON and Markdown.
+"""Measure on any CUDA machine what needs a GPU, and write the ratios as JSON and Markdown.
 
     python benchmarks/gpu.py --json gpu.json --markdown gpu.md
     python benchmarks/gpu.py --quick                              # less of each
     python benchmarks/gpu.py --device cpu --quick --only adapters # the same code on a CPU, to see that it runs
 
-Sections: `adapters` (steps against PEFT's in float32, in bf16 and under autocast, and of weights that are kept over
-four micro-batches; most memory of each), `packing` (K trials on one copy of a model against one by one), `shares` (K
-processes on one device against one), `parallel` (two devices against one: data-parallel adapters, and full fine-tuning
-split by FSDP2), `paper` (time and memory of methods over LoRA's, appendix C.6: `examples/paper/cost-clip-b32.toml`,
-whose weights and images come from their hubs; in small with --quick or on a CPU), `quickstart` (trials an hour against
-Ray Tune and PEFT). What cannot be measured here is said with its reason. Running out of memory is no ratio: `make
-test-gpu`.
+    adapters    step times against PEFT's in float32, in bf16 and under autocast, also with the update kept over four
+                micro-batches; peak memory of each
+    packing     K trials on one copy of a model, against the same trials one by one
+    shares      K processes on one device, against one process
+    parallel    two devices against one: data-parallel adapters, and full fine-tuning that FSDP2 splits
+    paper       time and memory of methods divided by LoRA's (appendix C.6): `examples/paper/cost-clip-b32.toml`, whose
+                weights and images come from their hubs; smaller with --quick or on a CPU
+    quickstart  trials an hour, against Ray Tune and PEFT
+
+A section that cannot be measured here is listed with its reason. `make test-gpu` tests what happens if memory runs out.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""transformers' Trainer on batches that are there already: one more side of `training.py`'s comparison."""
+"""Train with transformers' Trainer on prepared batches: the third side of `training.py`'s comparison."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ Batch = dict[str, torch.Tensor]
 
 
 class _Clock(TrainerCallback):
-    """Process seconds from the start of the epoch to its end: making the Trainer ready is not counted."""
+    """Measures the process seconds from the start of an epoch to its end, without the Trainer's preparations."""
 
     def __init__(self) -> None:
         self.seconds = 0.0
@@ -29,7 +29,7 @@ class _Clock(TrainerCallback):
 
 
 class _OnBatches(Trainer):
-    """Takes its batches as they are given, in tokens and padded."""
+    """Trains on batches that are already tokenised and padded."""
 
     def __init__(self, batches: list[Batch], **given: Any) -> None:
         self._batches = batches
@@ -40,12 +40,13 @@ class _OnBatches(Trainer):
 
 
 class HfTrainer:
-    """A model whose forward gives the loss for `labels`, trained an epoch at a time.
+    """Trains a model one epoch at a time. The model's forward pass returns the loss if the batch has `labels`.
 
     Args:
-        model: PEFT's, with the same trained weights as the other sides.
-        batches: those of an epoch, by its number.
+        model: a model with PEFT's LoRA, on the same weights as the other sides.
+        batches: returns the batches of an epoch, given its number.
         rate: peak learning rate.
+        folder: where the Trainer may write.
     """
 
     def __init__(self, model: Any, batches: Callable[[int], list[Batch]], rate: float, folder: Path) -> None:
@@ -54,7 +55,7 @@ class HfTrainer:
         self.parameters = [p for p in model.parameters() if p.requires_grad]
 
     def epoch(self, number: int) -> float:
-        """Train one epoch; its seconds of process CPU time."""
+        """Train one epoch, and return its seconds of process CPU time."""
         batches, clock = self._batches(number), _Clock()
         arguments = TrainingArguments(
             output_dir=str(self._folder),

@@ -1,20 +1,22 @@
-"""Trials per hour of one worker that packs K trials of a cell, as ratios to the same trials one by one.
+"""Compare a worker that packs K trials of a cell with one that runs the same trials one by one, in trials per hour.
 
     python benchmarks/packing.py            # an epoch of 43 steps of 64 images, K = 2, 4, 8, 5 rounds
     python benchmarks/packing.py --quick    # 11 steps, 3 rounds
     python benchmarks/packing.py --sweep 4  # whole sweeps of two cells, resources.pack = 4 against 1
     python benchmarks/packing.py --text llama --batch 8    # or gpt2, or bert, which has dropout: made on the spot
 
-The embedded CLIP and the quickstart's data, weights and budget (that of LoRA-8), a rate each. A trial is whole:
-set-up, training, validation; model, data and decoded images are warm on both sides, as they are in a lane. What is
-printed is a median of ratios, each inside one round in which the same K trials run packed and one by one, in shuffled
-order; on the CPU in process time on one thread, on a GPU in wall time. Lanes and Ray Tune are outside these numbers;
-`--sweep` has them in, but for Ray's start: wall time of LoRA and RandLoRA with 6 (TUNE) + 5 (CONFIRM) trials each
-on two workers, which stay warm from sweep to sweep.
+The trials use the embedded CLIP with the quickstart's data and weights, at the budget LoRA-8. They differ in their
+learning rates. A trial includes its set-up, training and validation. The model, the data and the decoded images are
+cached on both sides, as in a lane. In each round the same K trials run packed and one by one, in shuffled order. The
+script prints the median of the ratios inside rounds, in process time on one thread on a CPU and in wall time on a GPU.
 
-With `--text` models of random weights learn made-up questions or sentences of 20 to 50 words. Trials differ in their
-data seeds too, as seeds of CONFIRM do, so each has its own batches, padded to the longest of the pack; `padded` is how
-many more tokens a pack computes for that than separate trials do. With `--same-data` only rates differ, as in TUNE.
+These numbers leave out lanes and Ray Tune. `--sweep` includes them, but not the start of Ray. It measures the wall time
+of LoRA and RandLoRA with 6 (TUNE) + 5 (CONFIRM) trials each, on two workers whose caches last from sweep to sweep.
+
+With `--text`, models with random weights learn made-up questions or sentences of 20 to 50 words. Trials then also
+differ in their data seeds, as seeds of CONFIRM do. So each trial has its own batches, padded to the longest of the
+pack. `padded` is the number of tokens that a pack computes, divided by that of separate trials. With `--same-data` only
+the rates differ, as in TUNE.
 """
 
 from __future__ import annotations
@@ -52,12 +54,12 @@ from trainables.training.worker import run_trial
 MODEL, DATA, TARGETS = "embedded:tiny-clip", "embedded:fashion-mnist-turned", ("attn.in_proj_weight",)
 METHODS = ("lora", "randlora", "vera")
 SIZES = (2, 4, 8)
-POOL = 5_400  # training images of the set, validation images taken off
+POOL = 5_400  # training images of the set, without its validation images
 
 
 @dataclass(frozen=True)
 class Work:
-    """What is trained: a CLIP's image tower on images, or a model of text on `data`."""
+    """The model and data that trials train on: a CLIP's image tower on images, or a model of text on texts."""
 
     model: str
     data: str
@@ -68,8 +70,10 @@ class Work:
     own_data: bool = False
 
     def trials(self, method: str, count: int) -> list[TrialConfig]:
-        """Trials of other rates, and of other data if asked; VeRA, which does not reach the budget, at its nearest
-        count."""
+        """Return trials with different rates, and with different data seeds if `own_data` is set.
+
+        VeRA does not reach the budget, so it trains its nearest number of parameters.
+        """
         adapt: Any = "all" if self.text else "vision"
         targets = tuple(default_targets(self.model)) if self.text else TARGETS
         shapes = target_shapes(self.model, targets, adapt)
@@ -87,7 +91,7 @@ class Work:
         return [shared.model_copy(update=given) for given in own]
 
     def padded(self, trials: list[TrialConfig]) -> float:
-        """Tokens that a pack computes, padding included, for each that separate trials do; 1 for images."""
+        """Return the tokens that a pack computes, with padding, divided by those of separate trials (1 for images)."""
         if not self.text:
             return 1.0
         lane = LaneCache({}, pick_device())
@@ -110,7 +114,7 @@ def work_of(options: argparse.Namespace, folder: Path, samples: int) -> Work:
 
 
 class Sides:
-    """The two ways to run some trials on one worker, which stays warm."""
+    """The two ways to run some trials on one worker, whose caches last from call to call."""
 
     def __init__(self) -> None:
         self._warm: dict[str, Any] = {}
@@ -159,7 +163,7 @@ def compare(sides: Sides, trials: list[TrialConfig], rounds: int) -> dict[str, A
 
 
 def plan_of(folder: Path, pack: int, train_size: float, epochs: int) -> Plan:
-    """Return the plan of the quickstart's LoRA and RandLoRA at LoRA-8's count."""
+    """Return the plan of the quickstart's LoRA and RandLoRA at the budget LoRA-8."""
     tree = {
         "name": "packing",
         "output": str(folder),
@@ -238,15 +242,15 @@ def main() -> None:
         options.json.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
 
 
-def trials(options: argparse.Namespace, work: Work, rounds: int, found: dict[str, Any]) -> None:
-    """All methods and sizes of the command line; adds to `found`."""
+def trials(options: argparse.Namespace, work: Work, rounds: int, results: dict[str, Any]) -> None:
+    """Time all methods and pack sizes of the command line, and add the ratios to `results`."""
     sides = Sides()
     print(f"trials per hour, packed / one by one; batches of {options.batch}, kept rounds: {rounds}", flush=True)
     for method in options.methods:
         for size in options.sizes:
             configs = work.trials(method, size)
             answer = compare(sides, configs, rounds) | {"padded": work.padded(configs)}
-            found.setdefault(method, {})[str(size)] = answer
+            results.setdefault(method, {})[str(size)] = answer
             ratio = answer["ratio"]
             spread = f"[{ratio['low']:.2f}, {ratio['high']:.2f}]"
             more = f"   tokens {answer['padded']:.2f}" if work.text else ""

@@ -1,4 +1,4 @@
-"""Seconds of SQL queries over a large trials table: `python benchmarks/queries.py [--rows 1000000]`."""
+"""Time SQL queries over a large trials table: `python benchmarks/queries.py [--rows 1000000]`."""
 
 from __future__ import annotations
 

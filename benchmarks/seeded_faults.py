@@ -50,14 +50,16 @@ TESTS = {
 }
 """Files and folders of a room's tests, those that find most of its faults first."""
 LIBRARIES = ("torch", "ray.train", "ray.tune", "optuna", "pyarrow.parquet", "duckdb", "scipy.stats", "open_clip")
-"""What takes most of the time of a start. It is imported once, and every run of tests is a fork of this process."""
+"""The imports that take most of the time of a start. They are made once, and every run of tests is a fork of this
+process.
+"""
 LIMIT_S = 1800
 """Seconds that the tests may take with one fault. A fault that makes them hang is found too."""
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """What the tests say of a fault.
+    """The result of running a room's tests with one fault in the code.
 
     Attributes:
         found: whether a test fails that passes without the fault.

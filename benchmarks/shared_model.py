@@ -1,16 +1,19 @@
-"""What one base model for all CPU workers of a machine saves, as ratios to a copy each.
+"""Measure what it saves if all CPU workers of a machine share one base model, as ratios to one copy for each worker.
 
     python benchmarks/shared_model.py            # a CLIP ViT-B/32 and a Llama in bfloat16, 1, 2 and 4 workers, 3 rounds
     python benchmarks/shared_model.py --quick    # smaller ones, 1 and 2 workers, 1 round
     python benchmarks/shared_model.py --model local:DIR --json FILE
     python benchmarks/shared_model.py --offsets  # instead: products whose bits change with where weights lie in memory
 
-Weights are random: neither time nor memory depends on them. In every round the workers of each side (no cache,
-an empty cache, a cache that has the model) start together, in shuffled order of sides, load the model and run it once.
-Memory is what the operating system counts for them beyond what they had before loading, in units of the model: USS
-(pages that are one worker's alone, its heap included) of each, and PSS (pages shared by n count 1/n) of all together.
-Loading is the median over a side's workers in processor time, with libraries imported. Steps are forward and backward
-passes to the input in one process that has both models, in turn, in processor time on one thread.
+Weights are random, since neither time nor memory depends on them. There are three sides: no cache, an empty cache, and
+a cache that has the model. In every round the sides run in shuffled order. The workers of a side start together, load
+the model and run it once.
+
+Memory is what the operating system counts for the workers beyond what they had before loading, in units of the model.
+USS counts the pages that one worker has alone, its heap included. PSS is the sum over all workers, where a page that n
+processes share counts 1/n. Loading is the median over a side's workers in processor time, after libraries are imported.
+Steps are forward and backward passes to the input. One process has both models and runs them in turn. Steps are
+measured in processor time on one thread.
 """
 
 from __future__ import annotations
@@ -166,7 +169,7 @@ def steps(model: str, cache: str, rounds: int) -> list[float]:
 
 
 def offsets() -> str:
-    """How many products of a layer, of shapes and offsets as models have, differ from those of aligned weights."""
+    """Say how many products of layers differ from those of aligned weights, for shapes and offsets that models have."""
     torch.set_num_threads(1)
     draw, different, products = torch.Generator().manual_seed(0), 0, 0
     for rows, width, out in (
@@ -236,7 +239,7 @@ def main() -> None:
     """Run the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true")
-    parser.add_argument("--model", action="append", help="a model id, in place of the two that are made")
+    parser.add_argument("--model", action="append", help="a model id, instead of the two models that this script makes")
     parser.add_argument("--workers", type=int, nargs="+")
     parser.add_argument("--rounds", type=int)
     parser.add_argument("--json", type=Path)

@@ -1,22 +1,24 @@
-"""A cluster of several raylets on this machine: trials a second and memory by the number of nodes, which come and go.
+"""Simulate clusters on this machine, and measure trials a second and memory by the number of nodes.
 
     python benchmarks/simulated_cluster.py                      # 1 and 4 nodes of 2 devices
     python benchmarks/simulated_cluster.py --nodes 1 4 16 --devices 8 --trials 2000 --json FILE
     python benchmarks/simulated_cluster.py --nodes 16 --devices 1 --pack 16 --trials 2000   # 256 trials at a time
-    python benchmarks/simulated_cluster.py --grow 1 8 2 --devices 1 --trials 160 --pause 3  # a cluster that follows
+    python benchmarks/simulated_cluster.py --grow 1 8 2 --devices 1 --trials 160 --pause 3  # nodes join and leave
 
-Ray's own test cluster gives each node logical GPUs; a trial trains nothing, its epochs are pauses, `--slow` times as
-long on one of the nodes, and every node's clock is `--apart` seconds ahead of the one before. The head has no device,
-nor have `--idle` nodes, which are a raylet and its agents; the driver joins by address, as on real machines. Each
-size runs twice: left alone, and with a fault every `--every` seconds: in turn a node answers nothing until the next
-fault (its processes stand still), and another one is killed with all of its processes, while a new one comes. Every
-sweep's tables must equal the first's. What a node costs here (a worker is a process of 250 MB) bounds the size; a
-lane that is down is tried again after 2 seconds, not after a minute. Everything listens on loopback, and asks for a
-token.
+Ray's own test cluster runs several raylets on this machine and gives each node logical GPUs. A trial trains nothing:
+its epochs are pauses. On one node the pauses are `--slow` times as long. Every node's clock is `--apart` seconds ahead
+of the one before. The head has no device. The `--idle` nodes have none either: each is a raylet and its agents. The
+driver joins by address, as on real machines.
 
-`--grow FIRST MOST LAST` runs a sweep on FIRST nodes. Once it has finished trials, nodes join until MOST are there. Once
-these have finished trials too, nodes are killed until LAST are left. It says how long the sweep took to use the nodes
-that joined, and how many trials ran at a time. A sweep that was left alone, with shorter pauses, has the same tables.
+Each size runs twice: left alone, and with a fault every `--every` seconds. The faults take turns. One stops all
+processes of a node until the next fault. The other kills all processes of a node, while a new node joins. Every sweep's
+tables must equal the first's. A worker is a process of 250 MB, which limits the number of nodes. A lane that is down is
+tried again after 2 seconds, not after a minute. Everything listens on loopback, and asks for a token.
+
+`--grow FIRST MOST LAST` runs a sweep on FIRST nodes. When it has finished trials, nodes join until there are MOST. When
+these have finished trials too, nodes are killed until LAST are left. The script prints how long the sweep took to use
+the nodes that joined, and how many trials ran at a time. The tables must equal those of a sweep that was left alone,
+with shorter pauses.
 """
 
 from __future__ import annotations
@@ -71,7 +73,7 @@ LOOK_S = 1.0
 
 
 class Memory:
-    """The largest memory of the driver, and of what runs for it on the head, that no other process shares: MB."""
+    """Measures the largest unshared memory of the driver and of its processes on the head, in MB."""
 
     def __init__(self, driver: int, head: int) -> None:
         self.roots = {"driver": psutil.Process(driver), "head": psutil.Process(head)}
@@ -96,7 +98,7 @@ def _own(process: psutil.Process) -> float:
 
 
 def signalled(node: Any, number: signal.Signals) -> bool:
-    """Send a signal to all processes of a node; whether it had any."""
+    """Send a signal to all processes of a node. Return whether it had any."""
     with contextlib.suppress(psutil.NoSuchProcess):
         raylet = psutil.Process(node.all_processes["raylet"][0].process.pid)
         if raylet.status() == psutil.STATUS_ZOMBIE:
@@ -109,7 +111,7 @@ def signalled(node: Any, number: signal.Signals) -> bool:
 
 
 class Faults:
-    """What happens to the nodes: in turn one stands still until the next fault, and one is lost while another comes."""
+    """Makes the faults of nodes. In turn it stops a node until the next fault, or kills one and adds another."""
 
     def __init__(self, cluster: Any, devices: int) -> None:
         self.cluster, self.devices, self.still, self.silent, self.lost = cluster, devices, None, 0, 0
@@ -123,7 +125,7 @@ class Faults:
         woken, self.still = self.still, None
         self._replace(next((node for node in nodes if node is not woken), woken))
         if not signalled(woken, signal.SIGCONT) and woken in self.cluster.worker_nodes:
-            self._replace(woken)  # it was silent for too long: Ray gave it up, and it ended itself
+            self._replace(woken)  # it was silent for so long that Ray gave it up, and it ended itself
 
     def _replace(self, node: Any) -> None:
         signalled(node, signal.SIGKILL)
@@ -145,7 +147,7 @@ class Growth:
         self.at: dict[str, float] = {}
         self.lost, self.silent = 0, 0
         self._before: int | None = None
-        """The number of trials that had finished when all nodes had trained."""
+        """Number of trials that had finished when every node had trained."""
 
     def next(self) -> None:
         lines = self.journal.read_text().splitlines(keepends=True)
@@ -173,7 +175,7 @@ def _workers(log: Path) -> int:
 
 @contextlib.contextmanager
 def cluster_of(nodes: int, options: argparse.Namespace) -> Iterator[Any]:
-    """A head without devices, so many nodes with them and the idle ones; nothing of them is left afterwards."""
+    """Start a head without devices, `nodes` nodes with devices, and the idle nodes. At the end, stop all processes."""
     from ray.cluster_utils import Cluster
 
     cluster = Cluster()
@@ -217,7 +219,7 @@ def row(folder: Path, nodes: int, options: argparse.Namespace, every: float) -> 
             time.sleep(LOOK_S)
             memory.look()
             if due is None and journal.exists() and '"ev":"finish"' in journal.read_text():
-                due = time.monotonic() + every  # all is up
+                due = time.monotonic() + every  # every device trains
             if every and due is not None and time.monotonic() > due:
                 faults.next()
                 due = time.monotonic() + every
@@ -285,9 +287,9 @@ def alone(folder: Path, nodes: int, every: float, arguments: list[str]) -> dict[
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--nodes", type=int, nargs="+", default=[1, 4], help="numbers of nodes (1 4)")
+    parser.add_argument("--nodes", type=int, nargs="+", default=[1, 4], help="numbers of nodes, one by one (1 4)")
     parser.add_argument("--devices", type=int, default=2, help="logical GPUs of a node (2)")
-    parser.add_argument("--trials", type=int, default=200, help="of each sweep (200)")
+    parser.add_argument("--trials", type=int, default=200, help="number of trials of each sweep (200)")
     parser.add_argument("--pack", type=int, default=1, help="trials that a device trains together (1)")
     parser.add_argument("--pause", type=float, default=0.5, help="seconds of each of a trial's three epochs (0.5)")
     parser.add_argument(
@@ -295,7 +297,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument("--slow", type=float, default=1.0, help="how many times as long trials of one node take (1)")
     parser.add_argument("--apart", type=float, default=0.0, help="seconds between the clocks of two nodes (0)")
-    parser.add_argument("--idle", type=int, default=0, help="nodes without devices besides, with --every 0 (0)")
+    parser.add_argument("--idle", type=int, default=0, help="number of nodes without devices; needs --every 0 (0)")
     parser.add_argument(
         "--grow", type=int, nargs=3, metavar=("FIRST", "MOST", "LAST"), help="nodes that join and leave during a sweep"
     )

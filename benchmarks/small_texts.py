@@ -1,4 +1,4 @@
-"""Models of text with random weights and their tokenizers, and rows of random words to train them on."""
+"""Write models of text with random weights, their tokenizers, and rows of random words to train them on."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ VOCABULARY, WINDOW = 1000, 256
 
 
 def make_llama(folder: Path, hidden: int, layers: int, texts: int) -> tuple[str, str]:
-    """Write a Llama and instruction rows, of which `texts` are for training. Return their ids."""
+    """Write a Llama and `texts` instruction rows for training, with further rows for validation. Return both ids."""
     config = transformers.LlamaConfig(
         vocab_size=VOCABULARY, hidden_size=hidden, num_hidden_layers=layers, num_attention_heads=4,
         num_key_value_heads=2, intermediate_size=3 * hidden, max_position_embeddings=WINDOW, bos_token_id=0,
@@ -28,7 +28,7 @@ def make_llama(folder: Path, hidden: int, layers: int, texts: int) -> tuple[str,
 
 
 def make_gpt2(folder: Path, hidden: int, layers: int, texts: int) -> tuple[str, str]:
-    """Write a GPT-2 with its default dropout; otherwise as `make_llama`."""
+    """Write a GPT-2 with its default dropout, and rows as `make_llama` does. Return both ids."""
     config = transformers.GPT2Config(
         vocab_size=VOCABULARY, n_embd=hidden, n_layer=layers, n_head=4, n_positions=WINDOW, bos_token_id=0,
         eos_token_id=1,
@@ -37,7 +37,7 @@ def make_gpt2(folder: Path, hidden: int, layers: int, texts: int) -> tuple[str, 
 
 
 def make_bert(folder: Path, hidden: int, layers: int, texts: int) -> tuple[str, str]:
-    """Write a BERT with its default dropout, and SST-2 files with made-up sentences. Return their ids."""
+    """Write a BERT with its default dropout, and SST-2 files with made-up sentences. Return both ids."""
     draw = random.Random(0)
     sentences = [_words(draw) for _ in range(_rows(texts))]
     data = folder / "SST-2"
@@ -54,7 +54,7 @@ def make_bert(folder: Path, hidden: int, layers: int, texts: int) -> tuple[str, 
 
 
 def _rows(texts: int) -> int:
-    return math.ceil(texts / 0.9) + 8  # a tenth is kept for validation
+    return math.ceil(texts / 0.9) + 8  # the trainer takes a tenth of them for validation
 
 
 def _words(draw: random.Random) -> str:

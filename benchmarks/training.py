@@ -1,18 +1,19 @@
-"""Samples per second of the training loop, as ratios to plain PyTorch with PEFT, and its share of waiting for data.
+"""Compare the training loop's samples per second with plain PyTorch and PEFT, and measure how long it waits for data.
 
     python benchmarks/training.py            # 2,048 images and 512 texts an epoch, 9 rounds
     python benchmarks/training.py --quick    # 512 images and 128 texts, 5 rounds
 
-Two models: the embedded CLIP's image tower on the embedded Fashion-MNIST, and a small Llama of random weights, made on
-the spot with its tokenizer, on made-up questions. Both sides train the same weights by LoRA of one rank, on the
-same batches in the same order, in float32, with clipped gradients, a cosine schedule and fused AdamW; that both compute
-the same loss on the first batch and train equally many parameters is checked first. The plain loop is as bare as it
-can be: its images are decoded and in memory, its texts in tokens. For the Llama, transformers' Trainer is a third side:
-on the same padded batches, its own time from the start of an epoch to its end.
+Two models are trained: the embedded CLIP's image tower on the embedded Fashion-MNIST, and a small Llama on made-up
+questions. The script makes the Llama with random weights, and its tokenizer. Both sides train the same weights by LoRA
+of one rank. They see the same batches in the same order, in float32, with clipped gradients, a cosine schedule and
+fused AdamW. The script first checks that both have the same loss on the first batch and the same number of trained
+parameters. The plain loop does as little as possible: its images are decoded and in memory, its texts are tokenised.
+For the Llama, transformers' Trainer is a third side. It has the same padded batches, and its time is counted from the
+start of an epoch to its end.
 
-What is printed is a median of ratios, each inside one round in which both sides train one epoch, in shuffled order, in
-process CPU time on one thread. The share of waiting is in wall time: the task's batches, weights and draws, and what
-happens in its loss before the model is called.
+In each round every side trains one epoch, in shuffled order. The script prints the median of the ratios inside rounds,
+in process CPU time on one thread. The share of waiting is in wall time. It counts the task's batches, weights and
+draws, and the part of its loss before the model is called.
 """
 
 from __future__ import annotations
@@ -54,7 +55,10 @@ Loss = Callable[[torch.Tensor], torch.Tensor]
 
 
 def trial_of(model: str, dataset: str, targets: tuple[str, ...], adapt: Any, share: float, batch: int) -> TrialConfig:
-    """LoRA of RANK on every target. More epochs than are run, so that the rate does not end at its least."""
+    """Return a trial with LoRA of rank RANK on every target.
+
+    It declares more epochs than are run, so that the learning rate does not reach its minimum.
+    """
     names = target_shapes(model, targets, adapt)
     return TrialConfig(
         stage="TUNE", cell_id="benchmark", model=model, adapt=adapt, targets=targets, dataset=dataset, train_size=share,
@@ -64,7 +68,7 @@ def trial_of(model: str, dataset: str, targets: tuple[str, ...], adapt: Any, sha
 
 
 def with_peft(model: Any, trial: TrialConfig) -> Any:
-    """Attach PEFT's LoRA to the same weights. Only it trains. The model is changed in place."""
+    """Attach PEFT's LoRA to the trial's weights, in place. Only LoRA trains."""
     import peft
 
     modules = [name.removesuffix(".weight") for name, _ in trial.capacities]
@@ -74,7 +78,7 @@ def with_peft(model: Any, trial: TrialConfig) -> Any:
 
 
 class Waiting:
-    """Seconds of an epoch that pass in the task's data calls, and in its loss before `tower` is called."""
+    """Counts the seconds of an epoch that pass in the task's data calls, and in its loss before `tower` is called."""
 
     def __init__(self, task: Any, tower: Any) -> None:
         self.seconds, self._mark = 0.0, 0.0
@@ -84,18 +88,18 @@ class Waiting:
         tower.register_forward_pre_hook(self._reached)
 
     def _timed(self, call: Callable[..., Any]) -> Callable[..., Any]:
-        def timed(*given: Any) -> Any:
+        def timed(*arguments: Any) -> Any:
             start = time.perf_counter()
-            result = call(*given)
+            result = call(*arguments)
             self.seconds += time.perf_counter() - start
             return result
 
         return timed
 
     def _marked(self, call: Callable[..., Any]) -> Callable[..., Any]:
-        def marked(*given: Any) -> Any:
+        def marked(*arguments: Any) -> Any:
             self._mark = time.perf_counter()
-            return call(*given)
+            return call(*arguments)
 
         return marked
 
@@ -104,7 +108,7 @@ class Waiting:
 
 
 class Ours:
-    """The project's trainer on its task."""
+    """Trains a trial's task with the project's trainer."""
 
     def __init__(self, trial: TrialConfig, stack: contextlib.ExitStack) -> None:
         lane = LaneCache({}, CPU)
@@ -127,7 +131,7 @@ class Ours:
 
 
 class Plain:
-    """A training loop of ten lines on a model with PEFT's LoRA. `loss`: of a batch of rows, a mean."""
+    """Trains a model with PEFT's LoRA in a loop of ten lines. `loss` returns the mean loss of a batch of rows."""
 
     def __init__(self, model: Any, loss: Loss, batches: Callable[[int], list[torch.Tensor]], total: int) -> None:
         self._model, self._loss, self._batches = model, loss, batches
@@ -154,7 +158,7 @@ class Plain:
 
 
 def clip_loss(trial: TrialConfig, ours: Ours) -> tuple[Any, Loss]:
-    """Return the loss of the image tower against fixed class embeddings, as the task has them."""
+    """Return the CLIP with PEFT's LoRA, and its image tower's loss against the task's fixed class embeddings."""
     rows = torch.cat(list(ours.task.batches(1)))
     pixels, labels = ours.task._pixels.rows(rows), ours.task.inputs(rows, None)[1]
     how = load_model(trial.model).preprocess
@@ -172,7 +176,7 @@ def clip_loss(trial: TrialConfig, ours: Ours) -> tuple[Any, Loss]:
 
 
 def llama_batches(ours: Ours) -> Callable[[torch.Tensor], dict[str, torch.Tensor]]:
-    """Rows to what transformers' models take: texts in tokens, and labels, -100 where nothing is learned."""
+    """Return a function from rows to the tensors that transformers' models take. Labels of -100 are not learned."""
     texts, fill = ours.task._train, ours.task._encoder.pad
     ids, labels = {}, {}
     for row in torch.cat(list(ours.task.batches(1))).tolist():
@@ -191,7 +195,7 @@ def llama_batches(ours: Ours) -> Callable[[torch.Tensor], dict[str, torch.Tensor
 
 
 def llama_loss(trial: TrialConfig, ours: Ours) -> tuple[Any, Loss]:
-    """Return the loss of transformers' model."""
+    """Return the Llama with PEFT's LoRA, and the loss that its forward pass computes."""
     model, batch_of = with_peft(load_model(trial.model).module, trial), llama_batches(ours)
     return model, lambda batch: model(**batch_of(batch), use_cache=False).loss
 
@@ -259,7 +263,7 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="shorter epochs, 5 rounds")
     parser.add_argument("--rounds", type=int, help="kept rounds (9; 5 with --quick)")
     parser.add_argument("--images", type=int, help="images an epoch (2,048; 512 with --quick)")
-    parser.add_argument("--texts", type=int, help="texts an epoch, about (512; 128 with --quick)")
+    parser.add_argument("--texts", type=int, help="approximate number of texts an epoch (512; 128 with --quick)")
     parser.add_argument("--json", type=Path, help="write all numbers here")
     options = parser.parse_args()
     restart_with({**RETAIN, "TOKENIZERS_PARALLELISM": "false"})

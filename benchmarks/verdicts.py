@@ -1,10 +1,11 @@
-"""Which rule of correction finds what: the mean over budgets and the single budgets, tested together or in sequence.
+"""Compare three rules that correct the tests of single budgets and of their mean for multiple comparisons.
 
-Tables come from `calibration.draw`: two arms that are tuned apart. Effects are planted by budget. Three rules decide:
+`calibration.draw` simulates the tables: two arms that are tuned separately. True differences are planted by budget.
+Three rules decide which differences are found:
 
-    gate      the mean first at 5 %; only if it is rejected, Holm's steps over the budgets
-    holm      Holm's steps over the mean and the budgets together
-    weighted  the same, the mean having half of the level at the first step: what `scaling.comparisons` does
+    gate      first the mean is tested at 5 %; only if it is rejected, Holm's steps test the budgets
+    holm      Holm's steps test the mean and the budgets together
+    weighted  as holm, but the mean has half of the level at the first step; `scaling.comparisons` uses this rule
 
     python benchmarks/verdicts.py      # two tables of docs/statistics.md, half a minute of one core
 """
@@ -37,7 +38,9 @@ RULES = ("gate", "holm", "weighted")
 
 
 def p_values(differences: Real, variances: Real, share: Real) -> Real:
-    """Return p values (tables, 1 + budgets) of one data set: the mean over budgets, then each. One budget: (tables, 1).
+    """Return p values of the mean over budgets and of each budget, on one data set: (tables, 1 + budgets).
+
+    With one budget the shape is (tables, 1).
 
     Args:
         differences, variances, share: as `calibration.draw` returns them.
@@ -62,7 +65,7 @@ def decided(p: Real, rule: str) -> NDArray[np.bool_]:
         p: (tables, 1 + budgets) p values of the mean over budgets and of each budget, or (tables, 1) of one budget.
 
     Returns:
-        Of the same shape.
+        Booleans of the same shape.
     """
     if p.shape[-1] == 1:
         return p <= LEVEL
@@ -119,7 +122,7 @@ def table(tables: int) -> Iterator[str]:
 def main() -> None:
     """Print both tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--tables", type=int, default=400, help="simulated for each number")
+    parser.add_argument("--tables", type=int, default=400, help="number of tables to simulate for each number")
     for line in table(parser.parse_args().tables):
         print(line, flush=True)
 

@@ -1,4 +1,4 @@
-"""The forest of docs/images: every declared comparison of full rank with low rank, study by study, on one axis."""
+"""Draw the forest of docs/images: every declared comparison of full rank with low rank, study by study, on one axis."""
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ NAMES = {
     "sst2": "SST-2",
     "e2e": "E2E",
 }
-"""Data sets whose short name is not how they are written."""
+"""The names under which the forest shows data sets, if they differ from the short names."""
 A_CLASS = {"4-shot": 4, "16-shot": 16, "1.0": 96}
-"""Images a class of the study of few images and many."""
+"""Images a class in the study of few and many images, by training size."""
 
 
 @dataclass(frozen=True)
@@ -37,10 +37,11 @@ class Study:
     """A question that a study declared.
 
     Attributes:
-        title: over its rows.
-        folder: under docs/results.
-        budgets: at which it was asked.
-        added: whether the budgets were declared after others had been read; their verdicts are a second analysis.
+        title: the title over its rows.
+        folder: its results folder under docs/results.
+        budgets: the budgets at which it was asked.
+        added: whether the budgets were added later, after the results at others had been read. Their verdicts are a
+            second analysis.
     """
 
     title: str
@@ -52,17 +53,17 @@ class Study:
 def declared(study: Study, store: Store) -> list[Row]:
     """Return the comparisons that a study declared, from its results; means come last.
 
-    A mean with budgets that were added later is left out: it is of the declared ones too.
+    If budgets were added later, means are left out, because they also contain the budgets that were declared first.
     """
     focus, table = question(store).focus, comparisons(store).to_pylist()
-    mine = [r for r in table if r["method"] == focus and r["test"] != OVER_DATASETS and r["added"] == study.added]
-    single = [r for r in mine if r["reference"] in study.budgets]
-    means = [] if study.added else [r for r in mine if r["reference"] is None]
+    rows = [r for r in table if r["method"] == focus and r["test"] != OVER_DATASETS and r["added"] == study.added]
+    single = [r for r in rows if r["reference"] in study.budgets]
+    means = [] if study.added else [r for r in rows if r["reference"] is None]
     return [r | {"margin": margin_of(store)} for r in (*single, *means)]
 
 
 def name(row: Row, study: Study) -> str:
-    """Name a row: its data set or mean, and its images a class or its budget; a declared mean is over all budgets."""
+    """Name a row by its data set or mean, and by its images a class or its budget. A mean is over all budgets."""
     if row["dataset"] is None:
         what = f"mean of {row['n_datasets']} sets"
     elif row["reference"] is None:

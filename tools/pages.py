@@ -1,6 +1,6 @@
-"""Write pages of `docs/`: recipes, data, sweep file, results tables, verbs, the league, PEFT's published numbers.
+"""Write the pages of `docs/` that are made from code and results, such as the recipes, the data sets and the verbs.
 
-Also the JSON schema of sweep files, and `llms.txt`, the list of the site's pages for programs that read.
+Also write the JSON schema of sweep files, and `llms.txt`, a list of the site's pages for programs.
 
 python -m tools.pages             # write them
 python -m tools.pages --check     # exit 1 if one is out of date
@@ -33,7 +33,7 @@ from trainables.data.text.registry import TEXT_DATASETS
 
 ROOT = Path(__file__).parents[1]
 TEXTS = Path(__file__).parent / "page_texts"
-"""What people write of the pages; `@TABLE@` and the like stand for what is made here."""
+"""Folder of the texts of the pages. In them, placeholders such as `@TABLE@` stand for what this module makes."""
 
 
 def table(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
@@ -52,7 +52,7 @@ def listed(rows: Iterable[tuple[str, str]]) -> str:
 
 
 def header(path: Path) -> dict[str, str]:
-    """Return the facts of a recipe's header by name. "title" is its first line. Facts may go over several lines."""
+    """Return the facts of a recipe's header by name. "title" is its first line. A fact may take several lines."""
     lines = [line[1:] for line in path.read_text(encoding="utf-8").split("\nname = ")[0].splitlines()]
     facts, last = {"title": lines[0].strip()}, ""
     for line in lines[1:]:
@@ -130,7 +130,10 @@ def data_page() -> str:
 
 
 def value(kind: str, default: str) -> str:
-    """Return what a key takes: its default, bold among other values, else its type."""
+    """Return the values that a key takes, with the default in bold.
+
+    If the values cannot be listed, return the default, or the type if there is no default.
+    """
     parts = re.split(", | or ", kind)
     if default in parts:
         return ", ".join(f"**{part}**" if part == default else part for part in parts)
@@ -187,7 +190,7 @@ EVERYWHERE = {get_args(kind)[1].help for kind in (Json, Scale, Set, Source, Spec
 
 
 def verbs_page() -> str:
-    """Return docs/verbs.md: of every verb its help text, an example, its arguments and its options."""
+    """Return docs/verbs.md: the help text, an example, the arguments and the options of every verb."""
     parts = []
     for name, verb in typer.main.get_command(app).commands.items():  # type: ignore[attr-defined]
         text = fill(" ".join(verb.help.split()), 120, break_on_hyphens=False)

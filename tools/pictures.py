@@ -1,6 +1,6 @@
-"""Draws the pictures of docs/images that show results, from the tables under docs/results.
+"""Draw the pictures of docs/images that show results, from the tables under docs/results.
 
-python -m tools.pictures          # writes them, and prints the rows of the forest
+python -m tools.pictures          # write them, and print the rows of the forest
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ FIGURES = {
     "league": {"league": "ranking"},
     "league-language": {"league-language": "ranking"},
 }
-"""Results folder -> picture -> the report's figure."""
+"""The report's figures that are written, by results folder and name of the picture."""
 STUDIES = (
     forest.Study("Images, ViT-S/14: RandLoRA minus LoRA", "images", ("lora-1", "lora-8")),
     forest.Study("the same, a budget that was added later", "images", ("lora-39",), added=True),

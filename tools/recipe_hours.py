@@ -1,13 +1,15 @@
-"""Accelerator-hours of the recipes in `examples/paper`: computed from the plan, the model's shapes and stated rates.
+"""Estimate the accelerator-hours of the recipes in `examples/paper` from the plan, the model's shapes and stated rates.
 
-    python -m tools.recipe_hours                  # a table
-    python -m tools.recipe_hours --write          # and the lines "length", "paper", "counts" and "cache" of the headers
+    python -m tools.recipe_hours                  # print a table
+    python -m tools.recipe_hours --write          # also write the lines "length", "paper", "counts", "cache" of headers
 
-Nothing is measured here, so take an hour to be within a factor of two; `sweeps estimate FILE` measures on your machine.
+Nothing is measured here. Expect the true hours to be within a factor of two. `sweeps estimate FILE` measures on your
+machine.
 
-Training a sample costs 6 floating-point operations a weight and token when all weights train (2 forward, 4 backward).
-The methods' times relative to that are the paper's own (Table 10), see RELATIVE. Evaluation costs 2 a weight and token;
-generation reads all weights once a step for a whole batch. Both run at SHARE of a device's dense bfloat16 rate.
+Training a sample costs 6 floating-point operations a weight and token if all weights train (2 forward, 4 backward). The
+times of the methods relative to that are the paper's (Table 10), see RELATIVE. Evaluation costs 2 operations a weight
+and token. Both run at SHARE of a device's dense bfloat16 rate. A step of generation reads all weights once for a whole
+batch.
 """
 
 from __future__ import annotations
@@ -34,22 +36,26 @@ from trainables.models.shapes import meta_model, model_kind
 FOLDER = Path(__file__).parents[1] / "examples" / "paper"
 
 SHARE = 0.35
-"""Share of the dense bfloat16 rate that training reaches; 0.3 to 0.45 is usual for such models."""
+"""Share of the dense bfloat16 rate that training reaches. For such models 0.3 to 0.45 is usual."""
 DEVICES = {"24 GB": 165e12, "80 GB": 312e12}
-"""Dense bfloat16 operations a second: RTX 4090, A100."""
+"""Dense bfloat16 operations a second of an RTX 4090 and an A100."""
 BANDWIDTH = 1.0e12
-"""Bytes a second that a step of generation reads weights at."""
+"""Bytes of weights that generation reads in a second."""
 
 RELATIVE = {"lora": 0.94, "dora": 1.6, "randlora": 1.21, "vera": 0.95, "nola": 1.0, "full": 1.0, "linear-probe": 0.4}
-"""Training time in units of full fine-tuning's. LoRA, RandLoRA: means over CLIP's three sizes, Table 10. DoRA: half of
-its 2.2 LoRAs on Llama-3 against the checkpointing that all share there. VeRA, NoLA: as LoRA. A probe: forward alone."""
+"""Training time of methods, as a multiple of full fine-tuning's.
+
+LoRA and RandLoRA have the means over CLIP's three sizes in Table 10. DoRA takes 2.2 times as long as LoRA on Llama-3.
+Part of that is checkpointing, which all methods share there, so it has less here. VeRA and NoLA are taken to be as fast
+as LoRA. A linear probe only needs the forward pass.
+"""
 CHECKPOINTING = 4 / 3
-"""Layers are computed once more where activations are not kept."""
+"""Training time with gradient checkpointing, as a multiple: the layers' forward pass is computed twice."""
 
 TOKENS = {"commonsense": 130, "glue": 60, "e2e": 60, "arc": 130}
-"""Mean length of a text, prompt and response, by the beginning of the set's name."""
+"""Mean number of tokens of a prompt with its response, by the beginning of the data set's name."""
 ROWS = {"commonsense-15k": 15_000}
-"""Training rows that the registry does not know."""
+"""Numbers of training rows that the registry does not know."""
 COMPUTED = ("length", "paper", "counts", "cache")
 """The lines of a header that this module writes."""
 SIDE = 224
@@ -57,14 +63,17 @@ SIDE = 224
 WIDTH = 110
 """Characters of a header's line after its name."""
 TRIAL_SECONDS = 10.0
-"""Of every trial: adapters attached, data opened, results written."""
+"""Seconds in which a trial attaches adapters, opens data and writes results."""
 
 
 @dataclass(frozen=True)
 class Work:
-    """What one sample of a data set costs on a model: weights that a token passes, times tokens.
+    """The cost of one forward pass of a sample.
 
-    `text`: of the operations, those of a CLIP's text.
+    Attributes:
+        operations: floating-point operations, 2 for each token and each weight that it passes.
+        weights: number of the model's weights.
+        text: the part of `operations` that a CLIP's text tower takes.
     """
 
     operations: float
@@ -74,7 +83,7 @@ class Work:
 
 @cache
 def work_of(model: str, dataset: str, image_size: int | None) -> Work:
-    """Return the forward operations of one sample."""
+    """Return the cost of one forward pass of a sample of `dataset`."""
     module = meta_model(model)
     kind = model_kind(model)
     count = {name: p.numel() for name, p in module.named_parameters() if p.ndim > 1}
@@ -95,7 +104,7 @@ def work_of(model: str, dataset: str, image_size: int | None) -> Work:
 
 
 def samples(cell: Cell, spec: SweepSpec) -> tuple[int, int, int]:
-    """Return the numbers of samples of an epoch, of validation and of the test."""
+    """Return the number of samples of an epoch, of the validation split and of the test split."""
     few = shots(cell.train_size)
     if cell.dataset in TEXT_DATASETS:
         info = TEXT_DATASETS[cell.dataset]
@@ -120,7 +129,7 @@ def trial_seconds(cell: Cell, spec: SweepSpec, stage: str, rate: float) -> float
     epochs = cell.epochs or 0
     again = CHECKPOINTING if spec.train.gradient_checkpointing else 1.0
     operations = work.operations
-    if cell.base.startswith(PREFIX):  # all classes in every step, where others have a text for each image
+    if cell.base.startswith(PREFIX):  # each step embeds all classes, while other methods embed one text per image
         classes = DATASETS[cell.dataset].classes or 0
         operations += work.text * (classes / spec.train.global_batch_size - 1)
     trained = 3 * operations * again * RELATIVE.get(cell.base.partition("-")[0], RELATIVE.get(cell.base, 1.0))
@@ -144,7 +153,7 @@ def hours(plan: Plan, rate: float) -> Counter[str]:
 
 
 def cached_gigabytes(plan: Plan) -> float:
-    """Return the gigabytes that decoded images take on disk, of all data sets. Images to crop from are kept wider."""
+    """Return the gigabytes of decoded images that all data sets cache on disk. Images to crop from are wider."""
     wider = WIDER if plan.spec.train.augment == "crop-flip-original" else 1.0
     total = 0.0
     for name in plan.spec.data.datasets:
@@ -168,7 +177,7 @@ def counts(plan: Plan) -> str:
 
 
 def facts(path: Path) -> dict[str, str]:
-    """Return the computed lines of a recipe's header, of its fair form and of its published one."""
+    """Return the computed lines of a recipe's header, for its fair form and for its published form."""
     text = path.read_text(encoding="utf-8")
     device = next(d for d in DEVICES if d in text)
     plan, published = (Plan.from_spec(SweepSpec.load(path, (), scale)) for scale in ("full", "published"))
@@ -203,7 +212,7 @@ def with_facts(text: str, line_by_name: Mapping[str, str]) -> str:
 
 
 def _rounded(value: float) -> str:
-    """Return a number with two digits; more would suggest an accuracy that is not there."""
+    """Return a number with two significant digits, because the estimate is not more accurate."""
     return f"{float(f'{value:.2g}'):,.0f}" if value >= 10 else f"{value:.2g}"
 
 

@@ -1,6 +1,6 @@
-"""What `mkdocs.yml` cannot say: pages of the Python interface, and the repository's files that pages link to.
+"""Add to the site what `mkdocs.yml` cannot: pages of the Python interface, and the files that pages link to.
 
-On GitHub a page links to `../examples/quickstart.toml`; in the site the same link leads to a copy of that file. A link
+On GitHub a page links to `../examples/quickstart.toml`. In the site the same link leads to a copy of that file. A link
 to a folder leads to a list of its files.
 """
 
@@ -19,7 +19,7 @@ LINK = re.compile(r"(?<=\]\()(\.\./[^)#\s]+)(?=\))")
 
 
 def _copy_of(page: str, link: str, config: Any) -> tuple[str, Path] | None:
-    """Where the site has the file that a page links to, and the file; None for a page of `docs/`."""
+    """Return the path of a linked file's copy in the site, and the file. None if the file is in `docs/`."""
     docs = Path(config["docs_dir"])
     target = Path(os.path.normpath(docs / Path(page).parent / link))
     if target.is_relative_to(docs):
@@ -49,10 +49,10 @@ def on_files(files: Files, config: Any) -> Files:
 
 
 def on_page_markdown(markdown: str, page: Any, config: Any, files: Files) -> str:
-    """Let links out of `docs/` lead to the copies."""
+    """Replace links out of `docs/` by links to the copies."""
 
-    def inside(found: re.Match[str]) -> str:
-        copy = _copy_of(page.file.src_uri, found[0], config)
-        return found[0] if copy is None else os.path.relpath(copy[0], Path(page.file.src_uri).parent)
+    def inside(link: re.Match[str]) -> str:
+        copy = _copy_of(page.file.src_uri, link[0], config)
+        return link[0] if copy is None else os.path.relpath(copy[0], Path(page.file.src_uri).parent)
 
     return LINK.sub(inside, markdown)

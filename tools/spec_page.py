@@ -1,4 +1,4 @@
-"""Tables of every key of a sweep file, from the models that read it: type, default, and the docstring of the field."""
+"""List every key of a sweep file with its type, its default and its docstring, from the models that read the file."""
 
 from __future__ import annotations
 

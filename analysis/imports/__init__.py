@@ -1,4 +1,4 @@
-"""Results from elsewhere as results folders of their own, so that they are queried and drawn like ours.
+"""Write results from elsewhere into separate results folders, so that they can be queried and drawn like ours.
 
 Uses `store` to write them and `statistics.publications` for what is shipped.
 

@@ -1,4 +1,4 @@
-"""A CSV table of published numbers: `sweeps import csv`. One row is one cell and one number."""
+"""Import CSV tables of published numbers (`sweeps import csv`). Each row is one number of one cell."""
 
 from __future__ import annotations
 
@@ -24,18 +24,18 @@ COLUMNS: dict[str, str] = {
     "lr": "learning rate",
     "source": "where the number stands: table, page; default: the file's name",
 }
-"""Columns that a file may have; `method` and one of `score` and `percent` it must have."""
+"""The columns that a file may have. It must have `method`, and `score` or `percent`."""
 
 
 def import_csv(folder: Path, paths: Sequence[Path]) -> Path:
     """Write the rows of CSV files with a header (`COLUMNS`) into a new folder.
 
     Args:
-        folder: to make.
-        paths: the files; each is a sweep of its own, named after the file, in the folder.
+        folder: the folder to make.
+        paths: the files. Each becomes a separate sweep in the folder, named after the file.
 
     Raises:
-        StoreError: everything that is wrong with the files, a line each; or a folder that exists.
+        StoreError: a file is wrong (the message has a line for each problem), or the folder exists.
     """
     if not paths:
         raise StoreError(f"no CSV file to import; give files with a header of {', '.join(COLUMNS)}")

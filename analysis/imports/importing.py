@@ -1,7 +1,7 @@
-"""Results from elsewhere as results folders of their own, so that they can be queried and drawn like ours.
+"""Write results from elsewhere into separate results folders, so that they can be queried and drawn like ours.
 
-An imported cell has one trial without seeds or tuning: its interval is null and no test can be made of it. The folder's
-spec.json says protocol "imported" and where the numbers are from, and the report repeats it.
+An imported cell has one trial without seeds or tuning. So its interval is null, and it cannot be tested. The folder's
+spec.json has the protocol "imported" and the source of the numbers. The report repeats both.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from analysis.statistics.publications.published import Publication, publication,
 from analysis.store.tables import write_part
 
 Imported = tuple[Row, Row]
-"""The rows of `cells` and of `trials` for one number."""
+"""The row of `cells` and the row of `trials` for one number."""
 
 PLACEHOLDER_BYTES = 99_999_999  # PEFT's image-generation results give this for files of unknown size
 _PEFT_METHODS = {"LORA": "lora", "RANDLORA": "randlora", "VERA": "vera"}
@@ -30,11 +30,11 @@ def import_published(folder: Path, wanted: Sequence[str] = ()) -> Path:
     """Write published results into a new folder.
 
     Args:
-        folder: to make.
-        wanted: publications; none means all. Each becomes a sweep of its own in the folder.
+        folder: the folder to make.
+        wanted: names of publications; all if empty. Each becomes a separate sweep in the folder.
 
     Raises:
-        StoreError: unknown name, or a folder that exists.
+        StoreError: a name is unknown, or the folder exists.
     """
     chosen = [publication(name) for name in (wanted or publication_names())]
     rows = [_published(source_table, point) for source_table in chosen for point in source_table.points]
@@ -53,11 +53,11 @@ def import_peft(folder: Path, paths: Iterable[Path]) -> tuple[Path, list[str]]:
     """Write results of PEFT's method_comparison (JSON files, or folders of them) into a new folder.
 
     Returns:
-        The folder, and what was left out and why, one line each. Of several files on one experiment the newest counts:
-        they are reruns on one seed, not seeds.
+        The folder, and a line for each file that was left out, with the reason. If there are several files on one
+        experiment, the newest counts: they are reruns on one seed, not different seeds.
 
     Raises:
-        StoreError: no file at all, none with a test accuracy, a file that is no such result, or a folder that exists.
+        StoreError: there is no file, no file has a test accuracy, a file is no such result, or the folder exists.
     """
     files = [f for p in paths for f in (sorted(p.glob("*.json")) if p.is_dir() else [p])]
     if not files:
@@ -184,9 +184,9 @@ def imported(cell: Row, count: int | None, trial: Row) -> Imported:
     """Return the two rows of one number: its cell, and one attempt without seeds.
 
     Args:
-        cell: columns that both rows have; `budget` is the count where there is a `reference`.
-        count: trained parameters, where known.
-        trial: further columns of the attempt.
+        cell: the columns that both rows have. `budget` becomes the count if there is a `reference`.
+        count: the number of trained parameters, or None if it is not known.
+        trial: the further columns of the attempt.
     """
     cell = {**cell, "budget": count if cell["reference"] else None}
     words = [cell["method"], cell["reference"] or "", cell["dataset"], cell["train_size"]]
@@ -211,10 +211,10 @@ def imported(cell: Row, count: int | None, trial: Row) -> Imported:
 
 
 def write_imported(folder: Path, rows: Sequence[Imported], about: Row) -> Path:
-    """Write the folder; `about` is its source, a note, and names.
+    """Write the rows into a new folder. `about` has their source, a note, and the names of the sweeps.
 
     Raises:
-        StoreError: a folder that exists, or a value that a column can't hold; then the folder is not there.
+        StoreError: the folder exists, or a value does not fit its column. Then no folder is left.
     """
     if folder.exists() and any(folder.iterdir()):
         raise StoreError(f"{folder} exists; give a new folder: imported results are sweeps of their own")

@@ -98,19 +98,19 @@ def _budgets(store: Store) -> str:
             share = "" if r["share"] is None else f" ({100 * r['share']:.2g} % of the model)"
         by_rank = re.fullmatch(rf"(({NOT_PARAMETERS})-)?lora-\d+", r["reference"]) is not None
         kinds.setdefault((unit, by_rank), []).append(f"{r['reference']} is {counts}{share}")
-    return " ".join(_kind(unit, by_rank, said) for (unit, by_rank), said in kinds.items())
+    return " ".join(_kind(unit, by_rank, budgets) for (unit, by_rank), budgets in kinds.items())
 
 
-def _kind(unit: str, by_rank: bool, said: list[str]) -> str:
+def _kind(unit: str, by_rank: bool, budgets: list[str]) -> str:
     if not by_rank:
-        return f"In {unit}: {listed(said)}."
+        return f"In {unit}: {listed(budgets)}."
     if unit == "trainable parameters":
         name, what = "lora-N (or LoRA-N)", f"number of {unit} that LoRA of rank N has"
     elif unit == "degrees of freedom":
         name, what = "dof-lora-N", f"number of {unit} that LoRA of rank N has"
     else:
-        name, what = f"{said[0].partition('-')[0]}-lora-N", f"{unit} that LoRA of rank N takes"
-    return f"{name} is the {what} on the same weights: {listed(said)}."
+        name, what = f"{budgets[0].partition('-')[0]}-lora-N", f"{unit} that LoRA of rank N takes"
+    return f"{name} is the {what} on the same weights: {listed(budgets)}."
 
 
 def _runs(store: Store) -> str:
@@ -154,7 +154,7 @@ def _summary(r: Row, several: bool) -> str:
 
 
 def _some(names: Iterable[str], most: int = 6) -> str:
-    """List names; of more than `most` the last ones are only counted."""
+    """List names. If there are more than `most`, the last ones are only counted."""
     all_names = list(names)
     uncounted = [f"{len(all_names) - most + 1} more"] if len(all_names) > most else []
     return listed(all_names[: most - len(uncounted)] + uncounted)

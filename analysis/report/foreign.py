@@ -1,8 +1,9 @@
-"""SVG files of a results folder, which may be anybody's: what of them may stand in the page.
+"""Remove everything but the drawing from the SVG files of a results folder, because anybody may have written them.
 
-The page's policy forbids scripts and requests but not all that markup can do (a refresh, a link, a sheet of styles for
-the whole page), and a browser reads inline SVG by HTML's rules. So a file is parsed as XML and written anew from its
-drawing elements alone, without comments or instructions, which the two rules end at different places.
+The page's policy forbids scripts and requests. It does not forbid everything else that markup can do, such as a
+refresh, a link, or a style sheet for the whole page. A browser also reads inline SVG by the rules of HTML. So a file is
+parsed as XML, and only its drawing elements are written again. Comments and instructions are left out, because XML and
+HTML end them at different places.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ _DRAWING = re.compile(
 _WORDS = frozenset({"title", "desc"})
 """Elements whose children a browser reads as HTML."""
 _OWN_STYLE = re.compile(r"\s*+\*\s*+\{\s*+(stroke-line(join|cap)\s*+:\s*+[a-z]++\s*+;?\s*+)*+\}\s*+")
-"""The sheet that matplotlib writes; any other would change the page around the figure."""
+"""The style sheet that matplotlib writes. Any other would change the page around the figure."""
 _PROPERTIES = re.compile(
     "(aria|fill|stroke|stop|font|text|marker|clip|mask|pattern|gradient|color)[A-Za-z-]*|"
     "id|class|style|role|type|version|d|r|[xy]|[cr][xy]|f[xyr]|d[xy]|[xy][12]|ref[XY]|orient|width|height|points|offset|"
@@ -31,18 +32,18 @@ _PICTURE = re.compile(r"data:image/(png|jpeg);base64,[A-Za-z0-9+/=\s]*")
 _ELSEWHERE = re.compile(
     r"\\|//|url\((?!\s*#)|image-set|image\(|cross-fade|src\(|javascript:|position\s*:", re.IGNORECASE
 )
-"""In an attribute: what names something outside the figure, or takes it out of its place."""
+"""Matches attribute values that refer to something outside the figure, or move it out of its place."""
 
 
 class ForeignError(ValueError):
-    """A file that is no drawing; the message says why."""
+    """Raised if a file is no drawing. The message says why."""
 
 
 def drawing_of(text: str) -> str:
     """Return the SVG of a file with only its drawing elements and attributes.
 
     Raises:
-        ForeignError: it does not parse, is not SVG, or declares entities.
+        ForeignError: the file does not parse, is not SVG, or declares entities.
     """
     if re.search(r"<!ENTITY|<!ATTLIST|<!DOCTYPE[^>]*\[", text, re.IGNORECASE):
         raise ForeignError("it declares entities")

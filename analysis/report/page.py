@@ -39,16 +39,16 @@ def write_report(
 
     Args:
         folder: the results folder.
-        x: the cost of the fits and of the Pareto front, one of `measured.AXES`.
+        x: the cost on the axis of the fits and of the Pareto front, one of `measured.AXES`.
         overlay: name of a published curve (`published.publication_names()`) to draw beside the first panel.
         receipt: what `sweeps verify` says of the folder in one line; None leaves it out.
 
     Returns:
-        What was written, file name -> path: figures ('fits.png', '.svg', '.pdf' and so on, only
-        those there is something to draw in), tables ('results.md', '.tex', '.csv' and so on), and 'report'.
+        The paths of the written files by name: figures ('fits.png', '.svg', '.pdf' and so on, without those that would
+        be empty), tables ('results.md', '.tex', '.csv' and so on), and 'report'.
 
     Raises:
-        StoreError: a folder that holds no sweep, an unknown cost or published curve.
+        StoreError: the folder holds no sweep, or the cost or the published curve is unknown.
     """
     store = open_store(folder)
     drawn, sheets = pictures.pictures(store, x, overlay), tables.sheets(store, x, overlay)
@@ -64,7 +64,7 @@ def write_report(
 
 
 def _take_away(folder: Path, written: Iterable[Path]) -> None:
-    """Remove figures and tables that the report before wrote and this one has no more; a reader's own files stay."""
+    """Remove figures and tables that the last report wrote and this one did not. Files of other origin stay."""
     record = folder / _RECORD
     now = sorted(path.relative_to(folder).as_posix() for path in written)
     try:
@@ -80,7 +80,10 @@ def _take_away(folder: Path, written: Iterable[Path]) -> None:
 
 
 def templates(package: str) -> jinja2.Environment:
-    """The templates of a package: what they name must be given, and what they are given is escaped and `visible`."""
+    """Return the environment of a package's templates.
+
+    An undefined variable is an error. Values are escaped, and hidden characters in them are made `visible`.
+    """
     return jinja2.Environment(
         loader=jinja2.PackageLoader(package, "templates"),
         autoescape=True,
@@ -100,7 +103,14 @@ def render(
     sheets: Mapping[str, Sheet] | None = None,
     receipt: str | None = None,
 ) -> str:
-    """The page as text. The arguments are those of `write_report`; `drawn` and `sheets` if they are at hand."""
+    """Return the page as text.
+
+    Args:
+        store: the results.
+        x, overlay, receipt: as in `write_report`.
+        drawn: the figures, if they are drawn already.
+        sheets: the tables, if they are made already.
+    """
     drawn = pictures.pictures(store, x, overlay) if drawn is None else drawn
     sheets = tables.sheets(store, x, overlay) if sheets is None else sheets
     environment = templates("analysis.report")

@@ -1,7 +1,8 @@
-"""How a table is derived from a dataclass: its columns with type, unit and sentence, and rows to JSON and back.
+"""Derive the columns of a table from a dataclass, and convert rows to JSON and back.
 
-A field of a row's dataclass is a column. Its type gives the Arrow type, its metadata the sentence and the unit
-(`trainables.training.measured.column`). Everything that reads or writes a table asks the columns made here.
+Each field of a row's dataclass is a column. The field's type gives the Arrow type. Its metadata has the sentence that
+describes the column, and the unit (`trainables.training.measured.column`). Everything that reads or writes a table uses
+the columns made here.
 """
 
 from __future__ import annotations
@@ -39,11 +40,11 @@ _ARROW: dict[Any, pa.DataType] = {
 
 @dataclass(frozen=True, kw_only=True)
 class TableRow:
-    """A row of a results table: its fields are the table's columns, in order.
+    """A row of a results table. Its fields are the table's columns, in order.
 
     Attributes:
         table: the table's name.
-        key: columns that identify a row. Of two rows with one key the later written counts.
+        key: the columns that identify a row. If two rows have the same key, the one that was written later counts.
     """
 
     table: ClassVar[str]
@@ -58,11 +59,12 @@ class Column:
     """A column of a results table.
 
     Attributes:
+        name: its name.
         kind: its Arrow type. Every column may be null on disk.
-        doc: a sentence that says what it means.
-        unit: of its numbers, or None.
-        required: whether a row cannot be made without it.
-        parsed: whether it is JSON text on disk and a mapping in a row.
+        doc: a sentence that says what its values mean.
+        unit: the unit of its numbers, or None if they have none.
+        required: whether a row cannot be made without a value.
+        parsed: whether a value is JSON text on disk and a mapping in a row.
     """
 
     name: str
@@ -85,13 +87,13 @@ class Column:
     def stored(self, table: str, value: Any) -> Any:
         """Return a value as Arrow takes it.
 
-        The value may be as JSON has it: ISO 8601 text for an instant (in UTC if it names no zone), base64 text for
-        bits. A mapping or list in a text column becomes JSON text. A number that is not finite becomes None.
+        The value may come from JSON. Then an instant is ISO 8601 text (in UTC if it names no zone), and bits are base64
+        text. A mapping or list in a text column becomes JSON text. A number that is not finite becomes None.
 
         Raises:
             StoreError: the value does not fit the column's type.
         """
-        if value is None or (type(value) is self._plain and _as_it_is(value)):  # most: the rest takes longer
+        if value is None or (type(value) is self._plain and _as_it_is(value)):  # fast, for most values
             return value
         try:
             return _fitted(self.kind, value)
@@ -102,10 +104,10 @@ class Column:
 
 
 def _as_it_is(value: Any) -> bool:
-    """Return whether `_fitted` returns the value itself, in a column of its type."""
+    """Return whether `_fitted` would return this value unchanged, in a column of its type."""
     if isinstance(value, str):
         return value.isascii()
-    return bool(-(2**53) < value < 2**53)  # false of what is not finite
+    return bool(-(2**53) < value < 2**53)  # False if the value is not finite
 
 
 def _fitted(kind: pa.DataType, value: Any) -> Any:
@@ -119,7 +121,7 @@ def _fitted(kind: pa.DataType, value: Any) -> Any:
     if pa.types.is_string(kind):
         if isinstance(value, Mapping | list | tuple):
             return json.dumps(finite(value), sort_keys=True, allow_nan=False)
-        return str(value).encode(errors="backslashreplace").decode()  # a file name that is not UTF-8 may be in it
+        return str(value).encode(errors="backslashreplace").decode()  # a text may contain a file name that is not UTF-8
     if pa.types.is_boolean(kind):
         if not isinstance(value, bool):
             raise TypeError("not a boolean")
@@ -177,7 +179,7 @@ def values_of(row: TableRow | Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 def stored_rows(row: type[TableRow], rows: Iterable[TableRow | Mapping[str, Any]]) -> dict[str, list[Any]]:
-    """Return the values of rows by column, as Arrow takes them. A column that a row lacks is None.
+    """Return the values of rows by column, as Arrow takes them. If a row lacks a column, its value is None.
 
     Raises:
         StoreError: a row has an unknown column, or a value that does not fit.
@@ -192,7 +194,10 @@ def stored_rows(row: type[TableRow], rows: Iterable[TableRow | Mapping[str, Any]
 
 
 def to_json(row: TableRow) -> dict[str, Any]:
-    """Return a row as JSON has it, for the journal: text for instants, base64 for bits, None for what is not finite."""
+    """Return a row as JSON values, for the journal.
+
+    Instants become text, bits become base64 text, and numbers that are not finite become None.
+    """
     json_values: dict[str, Any] = {}
     for column in columns_of(type(row)):
         value = column.stored(row.table, getattr(row, column.name))
@@ -201,9 +206,9 @@ def to_json(row: TableRow) -> dict[str, Any]:
 
 
 def from_values(row: type[R], values: Mapping[str, Any]) -> R:
-    """Make a row from values as the journal (JSON) or a table (Arrow) has them.
+    """Make a row from the values in the journal (JSON) or in a table (Arrow).
 
-    A column that `values` lacks, such as one that is newer than they are, is the field's default.
+    If `values` lacks a column, for example because it is older than the column, the row gets the field's default.
 
     Raises:
         StoreError: a required column is missing, a column is unknown, or a value does not fit.
@@ -216,7 +221,7 @@ def from_values(row: type[R], values: Mapping[str, Any]) -> R:
         if value is not None:
             field_values[column.name] = _parsed(row.table, column, value) if column.parsed else value
         elif column.required:
-            raise StoreError(f"table {row.table!r}: a row has no {column.name!r}, which it needs; {column.doc}")
+            raise StoreError(f"table {row.table!r}: a row lacks {column.name!r}, which is required; {column.doc}")
     return row(**field_values)
 
 

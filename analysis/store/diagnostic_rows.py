@@ -20,7 +20,7 @@ COMPUTED = "When the row was computed."
 
 @dataclass(frozen=True, kw_only=True)
 class _Computed:
-    """What a row is computed from."""
+    """The columns that name what a row is computed from."""
 
     sweep: str = dataclasses.field(metadata=SWEEP)
     unit: str = dataclasses.field(metadata=about("Hash of the trials and settings that the row is computed from."))
@@ -31,7 +31,7 @@ class _Computed:
 
 @dataclass(frozen=True, kw_only=True)
 class _OfMethod(_Computed):
-    """What a row on one adapted model is computed from."""
+    """The columns that name the adapted model that a row is computed from."""
 
     method: str | None = column(METHOD)
     reference: str | None = column(REFERENCE)
@@ -40,8 +40,8 @@ class _OfMethod(_Computed):
 
 @dataclass(frozen=True, kw_only=True)
 class FullRankRow(_OfMethod, TableRow):
-    """Each row is one shape of weight and kind of bases, and says how probable it is that RandLoRA's update has full
-    rank. `sweeps analyze full_rank` computes it.
+    """Each row says how probable it is that RandLoRA's update has full rank, for one shape of weight and kind of bases.
+    `sweeps analyze full_rank` computes it.
     """
 
     table: ClassVar[str] = "full_rank"
@@ -56,17 +56,17 @@ class FullRankRow(_OfMethod, TableRow):
         "sparse_a",
     )
 
-    trial_id: str | None = column("The kept trial of RandLoRA.")
+    trial_id: str | None = column("The trial of RandLoRA whose weights were kept.")
     out_features: int | None = column(OUTPUTS)
     in_features: int | None = column(INPUTS)
     capacity: int | None = column("RandLoRA's rank on weights of this shape.")
     distribution: str | None = column("Distribution of the bases.")
     sparsity: float | None = column(
-        "s: an entry is not 0 with probability 2 / s. 2 means binary bases, null means dense ones."
+        "The number s: an entry of the bases is not 0 with probability 2 / s. 2 means binary bases, null dense ones."
     )
     sparse_a: bool | None = column("Whether A is sparse too.")
     log10_collinear: float | None = column(
-        "log10 of appendix C.6's bound on the probability of two collinear rows of B. It is null if that is 0."
+        "log10 of the bound in appendix C.6 on the probability that two rows of B are collinear. Null: the bound is 0."
     )
     draws: int | None = column("Number of random updates drawn.")
     full: float | None = column("Share of the drawn updates that have full rank.", "fraction")
@@ -76,7 +76,7 @@ class FullRankRow(_OfMethod, TableRow):
 
 @dataclass(frozen=True, kw_only=True)
 class CkaRow(_OfMethod, TableRow):
-    """Each row is one kept trial and layer, and says how similar its activations are to full fine-tuning's.
+    """Each row says how similar the activations of one layer of a kept trial are to full fine-tuning's.
     `sweeps analyze cka` computes it.
     """
 
@@ -85,9 +85,11 @@ class CkaRow(_OfMethod, TableRow):
 
     trial_id: str | None = column("The CONFIRM trial. It is null for the untouched base model.")
     against: str | None = column("The trial of full fine-tuning that it is compared with.")
-    layer: str | None = column("Attention or MLP of a block; in older rows the block.")
+    layer: str | None = column("The attention or MLP of a block. Older rows have the block.")
     depth: int | None = column("Position of the layer, counted from the input, from 0.")
-    cka: float | None = column("Linear, unbiased CKA, mean over mini-batches. Null: constant or not finite.")
+    cka: float | None = column(
+        "Linear, unbiased CKA, as a mean over mini-batches. Null: the activations are constant or not finite."
+    )
     examples: int | None = column("Number of examples that both models saw. Each gives one vector.")
     batch_size: int | None = column("Number of examples of a mini-batch.")
     computed_at: datetime | None = column(COMPUTED)
@@ -106,7 +108,7 @@ class LandscapeRow(_Computed, TableRow):
     corner_0: str | None = column("Trial of LoRA, at (0, 0).")
     corner_1: str | None = column("Trial of RandLoRA, at (1, 0).")
     corner_2: str | None = column("Trial of full fine-tuning, at (0.5, 1).")
-    kind: str | None = column("'plane', or 'edge' for a path between two corners.")
+    kind: str | None = column("'plane' for a point of the plane, 'edge' for a point between two corners.")
     split: str | None = column("'train' or 'val': the split whose loss it is.")
     x: float | None = column("Horizontal position. The corners weigh 1 - x - y / 2, x - y / 2 and y.")
     y: float | None = column("Vertical position.")
@@ -114,9 +116,9 @@ class LandscapeRow(_Computed, TableRow):
     b: int | None = column("Corner where the edge ends.")
     t: float | None = column("Share of the way from a to b.", "fraction")
     loss: float | None = column("The task's training loss. It is null if it was not finite.")
-    barrier: float | None = column("Largest height of the edge above the line between its ends.")
+    barrier: float | None = column("Largest height of the edge's loss above the straight line between its ends.")
     examples: int | None = column("Number of examples that the loss is a mean of.")
-    points: int | None = column("Number of points of a row of the grid, and of an edge.")
+    points: int | None = column("Number of points in a row of the grid, which is also that of an edge.")
     computed_at: datetime | None = column(COMPUTED)
 
 
@@ -135,12 +137,13 @@ class SpectrumRow(_OfMethod, TableRow):
     in_features: int | None = column(INPUTS)
     frobenius: float | None = column("Frobenius norm of the update.")
     spectral: float | None = column("Largest singular value of the update.")
-    stable_rank: float | None = column("sum s^2 / s_1^2.")
-    effective_rank: float | None = column("exp of the entropy of s / sum s.")
+    stable_rank: float | None = column("Stable rank: sum s^2 / s_1^2, where s are the singular values.")
+    effective_rank: float | None = column("Effective rank: exp of the entropy of s / sum s.")
     rank: int | None = column("Number of singular values above float32's rounding.")
     overlap_k: int | None = column("Number of leading left directions that `overlap` compares.")
     overlap: float | None = column(
-        "Share of these directions that lies in full fine-tuning's; by chance overlap_k / out_features.", "fraction"
+        "Share of these directions in the span of full fine-tuning's. By chance it is overlap_k / out_features.",
+        "fraction",
     )
     singular_values: list[float] | None = column("All singular values, from the largest.")
     computed_at: datetime | None = column(COMPUTED)
@@ -148,8 +151,8 @@ class SpectrumRow(_OfMethod, TableRow):
 
 @dataclass(frozen=True, kw_only=True)
 class ApproximationRow(_Computed, TableRow):
-    """Each row is one target weight, form and budget, and says how well the form can approximate full fine-tuning's
-    update. `sweeps analyze spectrum` computes it.
+    """Each row says how well an update of one form and budget can approximate full fine-tuning's update of a weight.
+    `sweeps analyze spectrum` computes it.
     """
 
     table: ClassVar[str] = "approximation"
@@ -159,20 +162,26 @@ class ApproximationRow(_Computed, TableRow):
     weight: str | None = column(WEIGHT)
     out_features: int | None = column(OUTPUTS)
     in_features: int | None = column(INPUTS)
-    target: str | None = column("'trained' or null: the trial's update. 'random': a normal matrix of its shape.")
-    form: str | None = column("'lora' (the exact optimum), 'randlora' or 'vera' (fitted, so upper bounds).")
-    lora_rank: int | None = column("Rank of LoRA that has as many parameters.")
+    target: str | None = column(
+        "The matrix that is approximated: the trial's update ('trained' or null), or a random normal matrix of its "
+        "shape ('random')."
+    )
+    form: str | None = column(
+        "Form of the approximation: 'lora' (its error is the exact optimum), 'randlora' or 'vera' (fitted, so the "
+        "error is an upper bound)."
+    )
+    lora_rank: int | None = column("Rank of LoRA that has the same number of parameters.")
     capacity: int | None = column("Rank of the form itself.")
     parameters: int | None = column("Number of parameters that the form trains on this weight.")
-    error: float | None = column("Relative Frobenius error.", "fraction")
+    error: float | None = column("Error of the approximation: the relative Frobenius norm of the rest.", "fraction")
     bound: float | None = column("RandLoRA's bound of the error (equation 7).", "fraction")
     computed_at: datetime | None = column(COMPUTED)
 
 
 @dataclass(frozen=True, kw_only=True)
 class IntruderRow(_OfMethod, TableRow):
-    """Each row is one kept trial and target weight, and says how many singular vectors of the trained weight are unlike
-    all of the base weight's. `sweeps analyze intruders` computes it.
+    """Each row says how many singular vectors of a trained weight are unlike all of the base weight's.
+    `sweeps analyze intruders` computes it.
     """
 
     table: ClassVar[str] = "intruders"
@@ -182,7 +191,7 @@ class IntruderRow(_OfMethod, TableRow):
     weight: str | None = column(WEIGHT)
     out_features: int | None = column(OUTPUTS)
     in_features: int | None = column(INPUTS)
-    counted: int | None = column("Number of leading left singular vectors of the trained weight that are looked at.")
+    counted: int | None = column("Number of leading left singular vectors of the trained weight that are compared.")
     threshold: float | None = column("A vector is an intruder if its largest |cosine| is below this.")
     intruders: int | None = column("Number of intruders among the leading vectors.")
     share: float | None = column("Intruders as a share of the leading vectors.", "fraction")
@@ -209,7 +218,7 @@ class RetentionRow(_OfMethod, TableRow):
     init_seed: int | None = column("Seed of the trial's initial values.")
     basis_seed: int | None = column("Seed of the trial's frozen bases.")
     texts: str | None = column("Name of the file of general text.")
-    tokens: int | None = column("Number of tokens whose loss is taken.")
+    tokens: int | None = column("Number of tokens that the loss is a mean of.")
     score: float | None = column("Test score of the trial.", "fraction")
     before: float | None = column("Mean loss of a token under the base model, without an adapter.", "nats")
     after: float | None = column("Mean loss of a token after training.", "nats")
@@ -231,7 +240,7 @@ class FurtherTaskRow(_OfMethod, TableRow):
     metric: str | None = column("lm-eval's metric, such as 'acc' or 'exact_match'.")
     answer_filter: str | None = column("lm-eval's rule for taking the answer from a generated text, such as 'none'.")
     value: float | None = column("Value of the metric, in lm-eval's unit.")
-    stderr: float | None = column("lm-eval's standard error over the examples. It knows nothing of seeds.")
+    stderr: float | None = column("lm-eval's standard error over the examples. It leaves out how much seeds differ.")
     shots: int | None = column("Number of worked examples before each question.")
     examples: int | None = column("Number of examples asked. It is null for a group of tasks.")
     task_version: str | None = column("lm-eval's version of the task.")

@@ -1,14 +1,22 @@
-"""The reading side of the journal: one JSON object a line, append-only, fsync'd; a torn last line is forgiven.
+"""Read the journal of a sweep: a file to which a run appends events, one JSON object a line.
 
-Events (`ev`): `estimate` and `sweep` (forecast and provenance of one run), `ask` (a trial's configuration, before it
-starts), `report` (one epoch), `finish` (a trial's row, metrics and predictions), `choose` (a cell's learning rate),
-`declare` (CONFIRM's seeds, their maximum and the margin, the cells, and how many test scores were there to be
-seen), `memory` (a trial's micro-batch made smaller), `unpack` (a pack of trials given up), `trouble` (storage failed
-under a trial).
+A run flushes each line to the disk. If it was cut off while it wrote, the last line is torn, and readers ignore it.
+The field `ev` names the kind of an event:
 
-A line ends with `after`, a digest of the line before it, and `crc`, its own checksum. A wrong checksum is refused by
-every reader. A wrong `after` says that lines were changed, moved or removed: what a run finds is the same then, so only
-`sweeps verify` reports it.
+    estimate  the forecast of a run
+    sweep     the provenance of a run
+    ask       a trial's configuration, before the trial starts
+    report    one epoch of a trial
+    finish    a trial's row, metrics and predictions
+    choose    the choice of a cell's learning rate
+    declare   CONFIRM's seeds, their maximum, the margin, the cells, and how many test scores could be seen by then
+    memory    a trial's micro-batch was made smaller
+    unpack    a pack of trials was given up
+    trouble   storage failed under a trial
+
+Each line ends with two fields: `after`, a digest of the line before it, and `crc`, its own checksum. Every reader
+refuses a line with a wrong checksum. A wrong `after` means that lines were changed, moved or removed. A run can still
+use all events then, so only `sweeps verify` reports it.
 """
 
 from __future__ import annotations
@@ -36,15 +44,16 @@ Event = dict[str, Any]
 
 @dataclass(frozen=True)
 class Journal:
-    """What a journal holds.
+    """The contents of a journal.
 
     Attributes:
         events: all whole events, in order.
-        size: bytes up to the end of the last whole event; a writer truncates the file to it before it appends.
-        torn: what followed, where the last line was cut off by a crash; else None.
-        tip: digest of the last whole line, which the next line names.
-        unchained: number of lines at the beginning that name no line before them, as older versions wrote them.
-        broken: numbers of the lines, from 1, that do not name the line before them and are not among those.
+        size: number of bytes up to the end of the last whole event. A writer truncates the file to this size before it
+            appends.
+        torn: the bytes after the last whole event, if a crash cut the last line off; None if it did not.
+        tip: digest of the last whole line. The next line names it in `after`.
+        unchained: number of lines at the beginning without `after`. Older versions wrote such lines.
+        broken: numbers of the other lines, from 1, whose `after` does not name the line before them.
     """
 
     events: tuple[Event, ...]
@@ -58,11 +67,11 @@ class Journal:
 def read_journal(path: Path) -> Journal:
     """Read a journal. A file that does not exist is empty.
 
-    A last line without a newline is torn: it was never acknowledged, so it did not happen. Lines without a checksum are
-    from before there were any, so they are read only if no line before them has one.
+    A last line without a newline is torn. No caller was told that it was written, so it is ignored. Versions before
+    checksums wrote lines without one. Such a line is read only if no line before it has a checksum.
 
     Raises:
-        StoreError: a damaged line that is not the last one, one whose checksum is off, or one that was robbed of it;
+        StoreError: a line other than the last one is damaged, has a wrong checksum, or lacks its checksum. The message
             names the line.
     """
     if not path.exists():
@@ -107,19 +116,19 @@ def read_journal(path: Path) -> Journal:
 
 
 def line_digest(line: bytes) -> str:
-    """The digest by which a line is named in the next one; that of no bytes stands before the first line."""
+    """Return the digest by which the next line names this one. The first line names the digest of no bytes."""
     return hashlib.blake2b(line, digest_size=8).hexdigest()
 
 
 def journal_line(event: Mapping[str, Any], after: str | None = None) -> bytes:
-    """Return an event as a line with its checksum, `"crc"` at the end: CRC-32 of the bytes before, in hexadecimal.
+    """Return an event as a line that ends with its checksum `"crc"`: the CRC-32 of the bytes before it, in hexadecimal.
 
     Args:
         event: the event.
-        after: digest of the line before it; None for a line as older versions wrote it.
+        after: digest of the line before it. If None, the line has no `after`, like those of older versions.
 
     Raises:
-        ValueError: a number that is not finite.
+        ValueError: a number in the event is not finite.
     """
     chained = event if after is None else {**event, "after": after}
     text = json.dumps(chained, separators=(",", ":"), allow_nan=False).encode()[:-1]
@@ -131,36 +140,36 @@ _CRC_BYTES = 19
 
 
 def _parse(line: bytes) -> Event | None:
-    """Return the event of a line, with its checksum under "crc" if it has one; None if it is damaged."""
+    """Return the event of a line, with the checksum under "crc" if it has one, or None if the line is damaged."""
     checked = _CRC.fullmatch(line, max(0, len(line) - _CRC_BYTES))
     if checked is not None and zlib.crc32(line[:-_CRC_BYTES]) != int(checked[1], 16):
         return None
     try:
         event = json.loads(line)
-    except (ValueError, RecursionError):  # JSON's and UTF-8's errors are ValueErrors
+    except (ValueError, RecursionError):  # errors of JSON and UTF-8 are ValueErrors
         return None
     return event if isinstance(event, dict) and "ev" in event and ("crc" in event) == (checked is not None) else None
 
 
 def _number(events: Iterable[Event]) -> None:
-    """Give choices from before they had a number the one that they have by the order of lines."""
-    last: dict[str, int] = {}
+    """Number the choices of older versions, which have no `sequence`, by the order of their lines."""
+    last_number: dict[str, int] = {}
     for event in events:
         row = event.get("row")
         if event["ev"] == "choose" and isinstance(row, dict):
             cell = str(event.get("cell_id"))
-            last[cell] = max(row.get("sequence") or 0, last.get(cell, 0) + (not row.get("sequence")))
-            row.setdefault("sequence", last[cell])
+            last_number[cell] = max(row.get("sequence") or 0, last_number.get(cell, 0) + (not row.get("sequence")))
+            row.setdefault("sequence", last_number[cell])
 
 
 @dataclass(frozen=True)
 class Finish:
-    """A trial's end, as rows of the tables.
+    """The rows that a trial adds to the tables when it ends.
 
     Attributes:
-        row: the attempt.
-        metrics: its epochs.
-        prediction: which test examples it got right; None if nothing is known of that.
+        row: the row of the attempt.
+        metrics: the rows of its epochs.
+        prediction: the row of the test examples that it got right, or None if these are not known.
     """
 
     row: TrialRow
@@ -168,7 +177,7 @@ class Finish:
     prediction: PredictionRow | None = None
 
     def event(self) -> Event:
-        """Return it as a `finish` event."""
+        """Return the rows as a `finish` event."""
         return {
             "ev": "finish",
             "trial_id": self.row.trial_id,
@@ -180,10 +189,10 @@ class Finish:
 
     @classmethod
     def of(cls, event: Mapping[str, Any], sweep: str) -> Finish:
-        """Read a `finish` event. Rows of the first release name no sweep: they are of `sweep`.
+        """Read a `finish` event. Rows of the first release name no sweep, so they get `sweep`.
 
         Raises:
-            StoreError: a row lacks what it needs, or a value does not fit its column.
+            StoreError: a row lacks a required column, or a value does not fit its column.
         """
         head = {"sweep": sweep}
         prediction = event.get("prediction")
@@ -201,18 +210,18 @@ def choose_event(row: ChoiceRow) -> Event:
 
 
 def choice_of(event: Mapping[str, Any], sweep: str) -> ChoiceRow:
-    """Read a `choose` event. A row that names no sweep is of `sweep`.
+    """Read a `choose` event. A row that names no sweep gets `sweep`.
 
     Raises:
-        StoreError: the row lacks what it needs, or a value does not fit its column.
+        StoreError: the row lacks a required column, or a value does not fit its column.
     """
     return from_values(ChoiceRow, {"sweep": sweep, **event["row"]})
 
 
 def rows_of(events: Iterable[Mapping[str, Any]]) -> dict[str, list[Row]]:
-    """Return the rows that events carry, by table, as the journal has them.
+    """Return the rows in events by table, as the journal has them.
 
-    `finish` has rows of trials, metrics and predictions, `choose` of choices.
+    A `finish` event has rows of trials, metrics and predictions. A `choose` event has a row of choices.
     """
     rows: dict[str, list[Row]] = defaultdict(list)
     for event in events:

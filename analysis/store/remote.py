@@ -1,6 +1,6 @@
-"""Results on a file system that pyarrow reaches: s3://, gs://, hf://, hdfs://, file://.
+"""Copy results to and from file systems that pyarrow reaches: s3://, gs://, hf://, hdfs://, file://.
 
-A results folder there holds `tables/NAME/part-*.parquet` and the small JSON files of a local one, not its journal.
+A results folder there has `tables/NAME/part-*.parquet` and the small JSON files of a local folder, but no journal.
 Parts never change. If a part and its copy differ in size, copying was cut off, and the part is copied again.
 """
 
@@ -26,15 +26,21 @@ from trainables.cache import cache_folder, make_folder
 from trainables.errors import first_line
 
 DECLARED = "declared.json"
-"""The journal's `declare` events, a list: they outlive the journal, which no copy has."""
+"""File with the list of the journal's `declare` events. A copy has this file, because it has no journal."""
 FACTS = ("spec.json", "sweep.json", "data.json", DECLARED)
-"""Small files of a results folder that may change; all others are immutable."""
+"""The small files of a results folder that may change. All other files are immutable."""
 _PART = re.compile(r"tables/\w+/part-[\w-]+\.parquet")
 
 
 @dataclass(frozen=True)
 class Location:
-    """A folder on a file system, and how it was asked for."""
+    """A folder on a file system.
+
+    Attributes:
+        filesystem: pyarrow's access to the file system.
+        base: the folder's path there.
+        uri: the URI that the user gave.
+    """
 
     filesystem: pafs.FileSystem
     base: str
@@ -45,7 +51,7 @@ class Location:
         """Make a location from a URI such as s3://bucket/results/fig1, with pyarrow's options (`?region=...`).
 
         Raises:
-            StoreError: a scheme or form that pyarrow does not know, or credentials it can't find.
+            StoreError: pyarrow does not know the scheme or the form, or finds no credentials.
         """
         try:
             filesystem, base = pafs.FileSystem.from_uri(uri)
@@ -71,10 +77,10 @@ class Location:
             return bytes(stream.read())
 
     def put(self, source: Path, name: str) -> None:
-        """Copy a local file to `name`, over a copy that was cut off.
+        """Copy a local file to `name`. A copy that was cut off is replaced.
 
         Raises:
-            OSError: the file did not arrive whole. Its size tells, so the next upload replaces it.
+            OSError: the file did not arrive whole. The next upload sees that from its size and replaces it.
         """
         target = f"{self.base}/{name}"
         local = pafs.LocalFileSystem()
@@ -90,23 +96,26 @@ class Location:
             raise OSError(f"{name} could not be stored at {self.uri}: {arrived} of {size} bytes arrived")
 
     def remove(self, folder: str) -> None:
-        """Delete a folder there, if it is there."""
+        """Delete a folder there, if it exists."""
         with contextlib.suppress(FileNotFoundError), _raising_os_errors():
             self.filesystem.delete_dir(f"{self.base}/{folder}")
 
     def fetch(self, folder: Path, *, facts: bool = True) -> int:
-        """Copy the parts that a local folder lacks or has in another size into it. Return the number of files copied.
+        """Copy the parts that a local folder lacks, or has with another size, into it. Return their number.
 
         Args:
-            facts: whether facts that differ are copied as well, over the folder's own.
+            folder: the local folder.
+            facts: whether to replace those of its `FACTS` that differ, too.
 
         Raises:
-            StoreError: a name there leads out of the folder; nothing was copied.
+            StoreError: a name there leads out of the folder. Nothing was copied.
             OSError: the file system does not answer, or the disk is full.
         """
         size_by_name = self.files()
-        if out := [name for name in size_by_name if ".." in PurePosixPath(name).parts]:
-            raise StoreError(f"{self.uri}: {out[0]!r} leads out of the folder, as no sweep writes it; remove it there")
+        if outside := [name for name in size_by_name if ".." in PurePosixPath(name).parts]:
+            raise StoreError(
+                f"{self.uri}: the file {outside[0]!r} leads out of the folder; no sweep writes one; remove it there"
+            )
         names_to_copy = [
             name for name, size in size_by_name.items() if _PART.fullmatch(name) and _size(folder / name) != size
         ]
@@ -128,12 +137,12 @@ class Location:
 
 @contextlib.contextmanager
 def _raising_os_errors() -> Iterator[None]:
-    """Raise what a file system says as OSError: fsspec's, such as `hf://`, have errors of their HTTP client."""
+    """Turn every error of a file system into OSError. Those of fsspec, such as `hf://`, raise errors of HTTP."""
     try:
         yield
     except OSError:
         raise
-    except Exception as error:  # of any kind; named and raised on
+    except Exception as error:  # of any kind: it is named and raised again
         raise OSError(f"{type(error).__name__}: {first_line(error)}") from error
 
 
@@ -142,15 +151,15 @@ def _size(path: Path) -> int | None:
 
 
 def is_uri(path: str | Path) -> bool:
-    """Whether a results folder is named by a URI."""
+    """Return whether the name of a results folder is a URI."""
     return isinstance(path, str) and "://" in path
 
 
 def local_copy(uri: str) -> Path:
-    """Return a local folder with the results of a URI. It fetches what is new there.
+    """Fetch what is new in the results folder of a URI, and return the local copy of that folder.
 
     Raises:
-        StoreError: no place for results, no results there, or no answer.
+        StoreError: the URI is no place for results, has no results, or does not answer.
     """
     location = Location.of(uri)
     try:
@@ -169,10 +178,10 @@ def local_copy(uri: str) -> Path:
 
 
 def _copies() -> Path:
-    """Return the folder of all local copies, this user's alone; one for this process if the cache is switched off.
+    """Return this user's folder of local copies. If the cache is off, it is a temporary folder of this process.
 
     Raises:
-        OSError: another user has put something in its place.
+        OSError: another user has created something at its path.
     """
     cache = cache_folder("stores")
     if cache is None:

@@ -1,8 +1,8 @@
-"""The results tables of a sweep: one frozen dataclass a table, and every column with its type, unit and sentence.
+"""The results tables of a sweep: one frozen dataclass a table, which defines every column with type, unit and meaning.
 
-This is the one place where a column is defined. What a trial measures stands in `trainables.training.measured`, and
-`TrialRow`, `MetricRow` and `PredictionRow` take it from there. Derived from these classes are the Arrow schemas
-(`schemas`), JSON and back (`codec`), the check of a folder's parts (`tables`) and docs/tables.md.
+Columns are defined nowhere else, except for what a trial measures: `trainables.training.measured` defines these
+columns, and `TrialRow`, `MetricRow` and `PredictionRow` inherit them. The Arrow schemas (`schemas`), the conversion to
+JSON and back (`codec`), the check of a folder's parts (`tables`) and docs/tables.md are derived from these classes.
 
 Null means "does not apply" or "not known", never zero. Scores are fractions in [0, 1], instants are UTC.
 """
@@ -27,20 +27,20 @@ SIZE = "'16-shot', or a fraction of the training set as text, '1.0'."
 METHOD = "Name of the method."
 ALLOCATION = "How capacity is spread over layers: 'uniform', 'per-layer' or 'fill'."
 REFERENCE = (
-    "The budget: 'lora-8' is LoRA's count at rank 8, 'dof-lora-8' its degrees of freedom, 'memory-lora-8' its memory. "
-    "Null: no budget."
+    "The budget: 'lora-8' is the number of parameters that LoRA trains at rank 8, 'dof-lora-8' its degrees of freedom, "
+    "'memory-lora-8' its memory. Null: no budget."
 )
 BUDGET = (
-    "What the budget allows: trainable parameters, or what its name begins with, such as bytes of memory. Null: no "
-    "budget."
+    "The budget's number: trainable parameters, unless its name begins with another quantity, such as memory in bytes. "
+    "Null: no budget."
 )
-CAPACITY = "The one capacity of all layers: a rank, or NoLA's k."
-SEARCHED = "JSON: what is searched besides the learning rate."
+CAPACITY = "The capacity of all layers, such as the rank (for NoLA k)."
+SEARCHED = "JSON: the hyperparameters that are searched besides the learning rate."
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Trial:
-    """Which trial it is."""
+    """The columns that name a row's trial."""
 
     sweep: str = dataclasses.field(metadata=SWEEP)
     trial_id: str = dataclasses.field(metadata=TRIAL)
@@ -49,7 +49,7 @@ class _Trial:
 
 @dataclass(frozen=True, kw_only=True)
 class _Attempt(_Trial):
-    """Which attempt of which trial it is, and how it ended."""
+    """The columns that name an attempt of a trial, its configuration and its end."""
 
     attempt: int = dataclasses.field(default=1, metadata=about("Number of the attempt, from 1. Every retry has a row."))
     stage: str = dataclasses.field(metadata=about("'TUNE' or 'CONFIRM'."))
@@ -72,8 +72,8 @@ class _Attempt(_Trial):
     )
     hyperparameters: str | None = column(SEARCHED)
     origin: str | None = column(
-        "Where the learning rate comes from: 'published' and 'neighbour' are warm starts, 'refined' lies where a local "
-        "fit expects the best rate, 'widened' lies past the edge of the range, null is the sampler's."
+        "Source of the learning rate: 'published' and 'neighbour' are warm starts, 'refined' is where a local fit "
+        "expects the best rate, 'widened' is past the edge of the range, null is from the sampler."
     )
     data_seed: int | None = column("Declared seed of the training subset and its order.")
     init_seed: int | None = column("Declared seed of the start and of dropout.")
@@ -114,7 +114,7 @@ class MetricRow(Epoch, _EpochOf, TableRow):
 
 @dataclass(frozen=True, kw_only=True)
 class PredictionRow(Predicted, _Trial, TableRow):
-    """Each row is one CONFIRM trial, and says which test examples it got right."""
+    """Each row says which test examples one CONFIRM trial got right."""
 
     table: ClassVar[str] = "predictions"
     key: ClassVar[tuple[str, ...]] = ("sweep", "trial_id")
@@ -141,11 +141,11 @@ class CellRow(TableRow):
     budget: int | None = column(BUDGET)
     allocation: str | None = column(ALLOCATION)
     capacity: int | None = column(CAPACITY)
-    capacities: str | None = column("JSON: capacity of every weight.")
+    capacities: str | None = column("JSON: the capacity of every target weight.")
     count: int | None = column("Trainable parameters of the solution. It equals `trials.adapter_params`.")
     model_params: int | None = column("Parameters of the base model.")
     target_params: int | None = column("Parameters of the target weights.")
-    update_rank: float | None = column("Largest rank that a weight's update can have, mean over weights.")
+    update_rank: float | None = column("Largest rank that a weight's update can have, as a mean over weights.")
     dof: int | None = column("Degrees of freedom of the updates.")
     dof_measured: bool | None = column("Whether `dof` is measured on a small weight, because no formula is known.")
     dof_at_most: bool | None = column("Whether `dof` is a bound that may not be reached.")
@@ -158,12 +158,14 @@ class CellRow(TableRow):
     )
     saved_bytes: int | None = column("Bytes of the saved adapter's tensors, or of the trained base weights.")
     residual: int | None = column(
-        "What the cell takes of the budget, such as `count` or `step_flops`, minus the budget."
+        "What the cell uses of the budget's quantity, such as `count` or `step_flops`, minus the budget."
     )
     residual_fraction: float | None = column("`residual` as a share of the budget.")
     feasible: bool | None = column("Whether the cell runs.")
     reason: str | None = column("Why the cell does not run, and what would help.")
-    negatives: int | None = column("Images that a contrastive loss compares each image with, itself included.")
+    negatives: int | None = column(
+        "Number of images that a contrastive loss compares each image with, itself included."
+    )
     absent: str | None = column("Why `--available` left the cell out.")
     below: str | None = column("JSON: the nearest reachable capacity and count below the budget.")
     above: str | None = column("JSON: the nearest reachable capacity and count above the budget.")
@@ -173,20 +175,22 @@ class CellRow(TableRow):
     space: str | None = column(SEARCHED)
     tune_trials: int | None = column("The tuning allowance as a number of TUNE trials.")
     tune_points: int | None = column(
-        "Number of learning rates that the cell tries on TUNE's first seed. Points that all cells had been asked for "
-        "before the allowance was lowered still count. Null: the allowance is in training examples."
+        "Number of learning rates that the cell tries on TUNE's first seed. If the allowance was lowered later, rates "
+        "that all cells had started before still count. Null: the allowance is in training examples."
     )
     tune_refined: int | None = column(
-        "Number of these that are tried last, where a local fit expects the best rate. Null: none, or an older folder."
+        "Number of these rates that are tried last, where a local fit expects the best rate. Null: none, or the folder "
+        "is older than this column."
     )
-    allowance_samples: int | None = column("The tuning allowance in training examples, if it is given so.")
+    allowance_samples: int | None = column("The tuning allowance in training examples, if the sweep file gives it so.")
     confirm_seeds: int | None = column("Number of CONFIRM trials of the cell.")
     classes: int | None = column("Number of classes of the data set.")
     val_examples: int | None = column("Number of validation examples.")
     test_examples: int | None = column("Number of test examples.")
-    test_lacks: str | None = column("JSON: classes without a test example.")
+    test_lacks: str | None = column("JSON: the classes that have no test example.")
     seed_rule: str | None = column(
-        "'per-data-set': trained seeds are derived by data set and size. Null, as in imports: as declared."
+        "'per-data-set': the seeds that train are derived from the declared ones, the data set and the size. Null, as "
+        "in imports: the declared seeds train."
     )
     seeds: str | None = column(
         "The sweep file's seeds as 'data/init/basis', with a space between them. Null: all seeds count."
@@ -207,6 +211,6 @@ class ChoiceRow(TableRow):
     mean_val: float | None = column("Mean validation score of the choice.", "fraction")
     n_trials: int = dataclasses.field(metadata=about("Number of TUNE trials that the choice rests on."))
     n_rerun_seeds: int = dataclasses.field(default=0, metadata=about("Number of further seeds of each re-run rate."))
-    edge: str | None = column("'low' or 'high' if the choice is that end of the range.")
+    edge: str | None = column("'low' or 'high' if the choice is at that edge of the range.")
     chosen_at: datetime = dataclasses.field(metadata=about("When the choice was made."))
     sequence: int | None = column("Number of the choice within its cell, from 1. The highest counts.")

@@ -1,1 +1,1 @@
-"""Makes the embedded model and data set, and calibrates the quickstart on them."""
+"""Make the embedded model and its data sets, and calibrate the quickstart on them."""

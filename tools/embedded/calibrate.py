@@ -1,11 +1,11 @@
-"""Whether the quickstart's task tells capacities apart: scores and seconds by method and rate, on validation.
+"""Measure whether capacity matters on the quickstart's task: validation scores and seconds by method and rate.
 
 Usage::
 
     python -m tools.embedded.calibrate --lr lora=5e-3,1e-2 --lr full=3e-4,6e-4 --seeds 3 lora-1 lora-8 full
 
-A cell is METHOD-R, a method at LoRA-R's parameter count (``lora-1``, ``randlora-8``), or ``full``. Every trial is the
-package's own, in stage TUNE: the test split stays closed.
+A cell is METHOD-R, a method at the budget LoRA-R (``lora-1``, ``randlora-8``), or ``full``. The package runs every
+trial in stage TUNE, so no trial reads the test split.
 """
 
 from __future__ import annotations
@@ -30,13 +30,20 @@ from trainables.config import TrainSettings, TrialConfig
 from trainables.models.shapes import target_shapes
 from trainables.training.worker import run_trial
 
-FIRST_SEED = 2_000_000  # neither TUNE's nor CONFIRM's seeds
+FIRST_SEED = 2_000_000  # neither TUNE nor CONFIRM uses these seeds
 _WARM: dict[str, Any] = {}
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """One trial: validation score, percent; wall seconds of training and of the rest, CPU seconds of both."""
+    """The result of one trial.
+
+    Attributes:
+        score: validation score in percent.
+        seconds_train, seconds_other: wall seconds of training and of everything else.
+        seconds_cpu: CPU seconds of both.
+        count: number of trained parameters.
+    """
 
     cell: str
     lr: float
@@ -49,7 +56,7 @@ class Outcome:
 
 
 def parts(cell: str) -> tuple[str, str]:
-    """Method and LoRA rank of a cell: ``randlora-a-4`` is RandLoRA-a at LoRA-4's count; the rank may be empty."""
+    """Return the method and the LoRA rank of a cell, "" if it has no rank: ``randlora-a-4`` is RandLoRA-a at LoRA-4."""
     method, _, rank = cell.rpartition("-")
     return (method, rank) if rank.isdecimal() else (cell, "")
 

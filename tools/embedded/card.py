@@ -1,4 +1,4 @@
-"""The model card of the embedded CLIP, filled in by the run that made it."""
+"""Write the model card of the embedded CLIP, with the facts of the run that made it."""
 
 from __future__ import annotations
 
@@ -63,13 +63,13 @@ def write(
     *,
     model: CLIP,
     tokenizer: Any,
-    found: Sequence[fonts.Font],
+    font_list: Sequence[fonts.Font],
     arguments: argparse.Namespace,
     seconds: float,
 ) -> None:
     """Score ``model`` and write ``out/MODEL_CARD.md``."""
     by_look: dict[str, list[str]] = defaultdict(list)
-    for font in found:
+    for font in font_list:
         by_look[font.look].append(f"{font.path.name} ({font.sha256})")
     vision, text = settings.MODEL["vision_cfg"], settings.MODEL["text_cfg"]
     steps = arguments.pairs // arguments.batch
@@ -94,8 +94,8 @@ def write(
         words=len(render.WORDS),
         shapes=len(render.SHAPES),
         shape_names=", ".join(render.SHAPES),
-        fonts=len(found),
-        example=render.picture(found, arguments.seed, 8).caption,
+        fonts=len(font_list),
+        example=render.picture(font_list, arguments.seed, 8).caption,
         packages=", ".join(f"{name} ({licence})" for name, licence in fonts.PACKAGES.items()),
         looks="\n".join(f"- {look}: {', '.join(files)}" for look, files in sorted(by_look.items())),
         held=", ".join(fonts.HELD_OUT),

@@ -1,4 +1,4 @@
-"""Fonts of ordinary packages, with the words their looks are called by in captions.
+"""Find the fonts of ordinary packages, with the words by which captions call their looks.
 
 matplotlib ships DejaVu and STIX; the Debian packages named in ``PACKAGES`` add variety. All may be used to make images.
 """
@@ -61,7 +61,7 @@ class Font:
 
     @property
     def sha256(self) -> str:
-        """First 16 hex digits of the file's SHA-256."""
+        """The first 16 hexadecimal digits of the file's SHA-256."""
         return hashlib.sha256(self.path.read_bytes()).hexdigest()[:16]
 
 
@@ -83,7 +83,7 @@ def describe(path: Path) -> str | None:
 
 
 def find(roots: Sequence[Path]) -> list[Font]:
-    """Return the known fonts under ``roots``, one per file name, sorted by name (so that seeds mean the same)."""
+    """Return the known fonts under ``roots``, one per file name, sorted by name so that seeds draw the same."""
     font_by_name: dict[str, Font] = {}
     for root in roots:
         for path in sorted(root.rglob("*.[to]tf")):

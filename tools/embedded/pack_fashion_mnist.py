@@ -1,4 +1,4 @@
-"""Pack class-balanced parts of Fashion-MNIST as the hub's Parquet image form: upright, and with quarter turns.
+"""Write class-balanced parts of Fashion-MNIST as Parquet image files of the hub's form, upright and with quarter turns.
 
 Usage, with the idx files of Debian's package (``apt-get install dataset-fashion-mnist``, or ``apt-get download`` and
 ``dpkg -x``), or through torchvision's download::
@@ -44,7 +44,7 @@ def read_idx(folder: Path, split: str) -> tuple[Array, Array]:
 
 
 def read_torchvision(folder: Path, split: str) -> tuple[Array, Array]:
-    """Return the same through ``torchvision.datasets.FashionMNIST``, which downloads if needed."""
+    """Return images and labels as `read_idx` does, from torchvision, which downloads them if needed."""
     from torchvision.datasets import FashionMNIST
 
     data = FashionMNIST(str(folder), train=split == "train", download=True)
@@ -70,7 +70,7 @@ def choose(images: Array, labels: Array, per_class: int, seed: int) -> list[int]
 
 
 def turns(chosen: list[int], split: str) -> list[int]:
-    """Quarter turns, counter-clockwise, 0 to 3, for each chosen position: seeded, the same for an image in any part."""
+    """Draw 0 to 3 counter-clockwise quarter turns for each chosen position. An image has the same turns in any part."""
     drawn = np.random.default_rng((SEED, 1 + (split == "test"))).integers(0, 4, 60_000)
     return [int(drawn[i]) for i in chosen]
 

@@ -6,8 +6,7 @@ Usage (about ten minutes on two cores)::
         fonts-courier-prime fonts-dancingscript fonts-roboto-slab
     python -m tools.embedded.pretrain --fonts /usr/share/fonts
 
-Deterministic for a given font list, torch build and thread count: pictures depend on (seed, index), weights on the
-seed.
+The result depends only on the seed, the list of fonts, the build of torch and the number of threads.
 """
 
 from __future__ import annotations
@@ -34,7 +33,10 @@ from tools.embedded.settings import CLIP_FOLDER, MODEL, PREPROCESS, VOCABULARY
 
 
 def train_tokenizer(captions: Sequence[str]) -> PreTrainedTokenizerFast:
-    """Byte-level BPE of ``VOCABULARY`` tokens: every text has an encoding; the end token has the highest id (CLIP)."""
+    """Train a byte-level BPE tokenizer with ``VOCABULARY`` tokens, so that every text has an encoding.
+
+    The end token has the highest id, as CLIP needs it.
+    """
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
     tokenizer.decoder = decoders.ByteLevel()
@@ -56,17 +58,17 @@ def train_tokenizer(captions: Sequence[str]) -> PreTrainedTokenizerFast:
 
 
 class Pictures(Dataset[tuple[Tensor, str]]):
-    """The stream of pictures ``seed``: item i is (pixels (3, 28, 28) uint8, caption)."""
+    """The first ``length`` pictures of the stream ``seed``. An item is (pixels (3, 28, 28) uint8, caption)."""
 
-    def __init__(self, found: Sequence[fonts.Font], seed: int, length: int) -> None:
-        self.found, self.seed, self.length = found, seed, length
+    def __init__(self, font_list: Sequence[fonts.Font], seed: int, length: int) -> None:
+        self.font_list, self.seed, self.length = font_list, seed, length
 
     def __len__(self) -> int:
         return self.length
 
     def __getitem__(self, index: int) -> tuple[Tensor, str]:
-        shown = render.picture(self.found, self.seed, index)
-        return torch.from_numpy(shown.pixels).permute(2, 0, 1), shown.caption
+        picture = render.picture(self.font_list, self.seed, index)
+        return torch.from_numpy(picture.pixels).permute(2, 0, 1), picture.caption
 
 
 def train(
@@ -139,7 +141,7 @@ def main() -> None:
     save_file(weights, out / "open_clip_model.safetensors", metadata={"format": "pt"})
     (out / "open_clip_model.safetensors").chmod(0o644)  # safetensors makes files private
     model.eval()
-    card.write(out, model=model, tokenizer=tokenizer, found=font_list, arguments=arguments, seconds=seconds)
+    card.write(out, model=model, tokenizer=tokenizer, font_list=font_list, arguments=arguments, seconds=seconds)
     print((out / "MODEL_CARD.md").read_text())
 
 

@@ -1,6 +1,6 @@
-"""Captioned pictures of glyphs, words and shapes: what the embedded CLIP is pretrained on.
+"""Draw captioned pictures of glyphs, words and shapes, on which the embedded CLIP is pretrained.
 
-Every picture is a function of (seed, index) alone. No photograph and no word for clothing is among them.
+Every picture depends on (seed, index) alone. There are no photographs and no words for clothing.
 """
 
 from __future__ import annotations
@@ -70,7 +70,13 @@ SIZES = (("small", 0.58), ("medium", 0.74), ("large", 0.92))
 
 @dataclass(frozen=True)
 class Picture:
-    """``pixels``: (28, 28, 3) uint8; ``kind``: letter, digit, symbol, word or shape; ``name``: what it shows."""
+    """A picture with its caption.
+
+    Attributes:
+        pixels: (28, 28, 3) uint8.
+        kind: letter, digit, symbol, word or shape.
+        name: what it shows.
+    """
 
     pixels: Pixels
     caption: str

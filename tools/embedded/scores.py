@@ -1,4 +1,4 @@
-"""Zero-shot scores of the embedded CLIP: glyphs in fonts it never saw, real digit scans, the downstream photographs."""
+"""Compute zero-shot scores of the embedded CLIP on glyphs in unseen fonts, scanned digits and the photographs."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def normalise(pixels: Tensor) -> Tensor:
 
 @torch.no_grad()
 def zero_shot(model: CLIP, tokenizer: Any, pixels: Tensor, labels: Tensor, prompts: Sequence[Sequence[str]]) -> float:
-    """Accuracy of choosing, for uint8 pixels (N, 3, H, W), the class whose mean prompt embedding is nearest."""
+    """Return the accuracy on uint8 pixels (N, 3, H, W) of choosing the class with the nearest mean prompt embedding."""
     classes = torch.stack([model.encode_text(tokenizer(list(p)), normalize=True).mean(0) for p in prompts])
     guesses = []
     for part in torch.split(pixels, 512):
@@ -35,11 +35,11 @@ def zero_shot(model: CLIP, tokenizer: Any, pixels: Tensor, labels: Tensor, promp
 
 def held_out_glyphs(characters: str, per_character: int, seed: int = 1_000_003) -> tuple[Tensor, Tensor]:
     """Return (pixels (N, 3, 28, 28) uint8, labels (N,)): plain pictures in fonts kept out of pretraining."""
-    kept = fonts.held_out()
+    held_out = fonts.held_out()
     pictures, labels = [], []
     for label, character in enumerate(characters):
         for i in range(per_character):
-            pictures.append(render.glyph(character, kept[i % len(kept)], seed, label * per_character + i))
+            pictures.append(render.glyph(character, held_out[i % len(held_out)], seed, label * per_character + i))
             labels.append(label)
     return torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2), torch.tensor(labels)
 

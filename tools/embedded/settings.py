@@ -1,4 +1,4 @@
-"""The embedded CLIP's architecture, as open_clip's configuration file states it."""
+"""The architecture of the embedded CLIP, in the form of open_clip's configuration file."""
 
 from __future__ import annotations
 

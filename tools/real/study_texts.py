@@ -1,4 +1,4 @@
-"""Texts for causal language models: SST-2's phrases as questions with two choices, and E2E.
+"""Choose texts for causal language models: SST-2's phrases as questions with two choices, and E2E.
 
     python -m tools.real.study_texts [--into data/study]
 
@@ -7,8 +7,8 @@
 | sst2 | `data/SST-2/{train,dev}.tsv`, GLUE's columns `sentence` and `label` | 160 | 640 | 600 |
 | e2e | `data/E2E/{devset,testset_w_refs}.csv`: facts, one text of each to train on | 40 | 240 | 120 |
 
-SST-2's classes take turns; all else is in the order of the SHA-256 of prompts: no random numbers, and no way to draw
-again. What is not there is left out, and said.
+The texts are in the order of the SHA-256 of their prompts. SST-2's classes take turns. No random numbers are used, so
+nobody can draw again. A set that is missing is left out, and the script says so.
 """
 
 from __future__ import annotations
@@ -26,14 +26,17 @@ import pyarrow.csv as csv
 
 CHOICES = ("bad", "good")
 VALIDATION, TRAIN, TEST = 160, 640, 600
-E2E_VALIDATION, E2E_TRAIN, E2E_TEST = 40, 240, 120  # texts cost most to write
+E2E_VALIDATION, E2E_TRAIN, E2E_TEST = 40, 240, 120  # few, because writing texts takes the most time
 FACTS = ("mr", "ref")
 
 
 def rows(path: Path, least: int, taken: Collection[str] = ()) -> list[dict[str, object]]:
-    """A file's texts in the form that `questions:DIR` reads, the classes in turn; none of `taken`, or of both classes.
+    """Return a file's texts in the form that `questions:DIR` reads. The classes take turns.
 
-    Raises SystemExit where fewer than `least` are left.
+    Texts in `taken` and texts that have both classes are left out.
+
+    Raises:
+        SystemExit: fewer than `least` texts are left.
     """
     plain = csv.ParseOptions(delimiter="\t", quote_char=False)
     classes = defaultdict(set)
@@ -41,7 +44,7 @@ def rows(path: Path, least: int, taken: Collection[str] = ()) -> list[dict[str, 
         classes[CHOICES[row["label"]]].add(f"Good or bad? {row['sentence'].strip()}")
     unclear = set.intersection(*classes.values()).union(taken)
     in_order = ([(text, name) for text in sorted(classes[name] - unclear, key=_digest)] for name in CHOICES)
-    mixed = chain.from_iterable(zip(*in_order, strict=False))  # as many of each class
+    mixed = chain.from_iterable(zip(*in_order, strict=False))  # equally many of each class
     texts = [{"instruction": text, "answer": name, "choices": CHOICES} for text, name in mixed]
     _check(len(texts), least, path)
     return texts
@@ -81,7 +84,7 @@ def _texts(path: Path) -> dict[str, list[str]]:
 
 def _check(count: int, least: int, path: Path) -> None:
     if count < least:
-        raise SystemExit(f"{path}: {count} texts are left; it takes {least}")
+        raise SystemExit(f"{path}: {count} texts are left; at least {least} are needed")
 
 
 def _digest(text: str) -> str:
@@ -98,13 +101,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--brought", type=Path, default=Path("data"), help="folder of the sets that you bring")
     parser.add_argument("--into", type=Path, default=Path("data/study"))
-    asked = parser.parse_args()
-    for name, (from_where, write) in SETS.items():
-        if not (asked.brought / from_where).is_dir():
-            print(f"{name}: left out (no {asked.brought / from_where})")
+    arguments = parser.parse_args()
+    for name, (source, write) in SETS.items():
+        if not (arguments.brought / source).is_dir():
+            print(f"{name}: left out (no {arguments.brought / source})")
             continue
-        (asked.into / name).mkdir(parents=True, exist_ok=True)
-        write(asked.brought / from_where, asked.into / name)
+        (arguments.into / name).mkdir(parents=True, exist_ok=True)
+        write(arguments.brought / source, arguments.into / name)
 
 
 if __name__ == "__main__":

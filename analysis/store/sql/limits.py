@@ -1,4 +1,4 @@
-"""How long a query may run and what memory it may take, as environment variables say; and what is said beyond that."""
+"""Read the limits of time and memory of a query from environment variables, and make the errors of exceeding them."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ _SECONDS, _GB = "SWEEPS_SQL_SECONDS", "SWEEPS_SQL_GB"
 
 
 def seconds() -> float:
-    """Return how long a query may run. Raises QueryError if the variable is no positive number."""
+    """Return the seconds that a query may run. Raises QueryError if the variable is no positive number."""
     return _limit(_SECONDS, 60.0)
 
 
 def gigabytes() -> float:
-    """Return the memory that a query and its result may each take. Raises QueryError as `seconds`."""
+    """Return the gigabytes that a query and its result may each take. Raises QueryError as `seconds` does."""
     return _limit(_GB, 2.0)
 
 

@@ -1,4 +1,4 @@
-"""Keeps pandas out of a process that needs none: Arrow loads it at the first list, which takes longer than a query."""
+"""Keep pandas out of a process that does not need it. Arrow loads it at the first list, which takes long."""
 
 from __future__ import annotations
 
@@ -23,5 +23,5 @@ class _NoPandas(Loader):
 
 
 def spare_pandas() -> None:
-    """Let imports of pandas fail in this process; for programs of ours alone, never for a library's user."""
+    """Make imports of pandas fail in this process. Only our own programs call it, never code that users import."""
     sys.meta_path.insert(0, _NoPandas())

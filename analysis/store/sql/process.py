@@ -1,8 +1,8 @@
-"""SQL that somebody typed, run in a process of its own, so that its limits hold.
+"""Run SQL that a user typed in a separate process, so that its limits hold.
 
-DuckDB asks between batches of rows whether it should stop, and some functions make one value for minutes and take
-gigabytes that its own limit does not count. The operating system ends this process when its time is over, and refuses
-it memory beyond the limit (on Linux).
+DuckDB checks only between batches of rows whether it should stop. Some functions compute one value for minutes, and
+take gigabytes that DuckDB's own limit does not count. So the operating system ends this process when its time is over,
+and (on Linux) refuses it memory beyond the limit.
 """
 
 from __future__ import annotations
@@ -23,18 +23,18 @@ from analysis.store.sql.no_pandas import spare_pandas
 from analysis.store.sql.views import NO_SUCH_TABLE, named_in
 
 _GRACE_S = 1.0
-"""After the limit of time: for DuckDB to stop by itself, with a message."""
+"""Seconds after the limit of time in which DuckDB may stop by itself, with a message."""
 _REFUSED = 2
 
 
 def run_sql_apart(tables: Mapping[str, pa.Table], query: str) -> pa.Table:
-    """Run one SELECT as `queries.run_sql` does, in a process that takes no more time and memory than is allowed.
+    """Run one SELECT as `queries.run_sql` does, in a process that takes no more than the allowed time and memory.
 
     The process gets only the tables that the query names, which saves time. If the query turns out to read another
     table, it runs once more with all tables.
 
     Raises:
-        QueryError: as `queries.run_sql`.
+        QueryError: for the same reasons as `queries.run_sql`.
     """
     named = {name: tables[name] for name in named_in(query, tables)}
     try:
@@ -47,7 +47,7 @@ def run_sql_apart(tables: Mapping[str, pa.Table], query: str) -> pa.Table:
 
 def _run(tables: Mapping[str, pa.Table], query: str) -> pa.Table:
     start = f"import sys; sys.path[:] = {sys.path!r}; from {__name__} import main; main()"
-    command = [sys.executable, "-P", "-c", start]  # -P: a folder `analysis` where this was started is not ours
+    command = [sys.executable, "-P", "-c", start]  # -P: ignore a folder `analysis` in the current directory
     done = subprocess.run(command, input=_packed(tables, query), capture_output=True, check=False)
     if done.returncode == 0:
         return pa.ipc.open_stream(done.stdout).read_all()
@@ -55,7 +55,7 @@ def _run(tables: Mapping[str, pa.Table], query: str) -> pa.Table:
         raise limits.too_slow()
     if done.returncode == _REFUSED:
         raise QueryError(json.loads(done.stderr))
-    last = (done.stderr.decode(errors="replace").strip().splitlines() or ["without a word"])[-1]
+    last = (done.stderr.decode(errors="replace").strip().splitlines() or ["no message"])[-1]
     raise QueryError(f"{limits.too_large('the query')} (its process ended with code {done.returncode}: {last})")
 
 
@@ -70,7 +70,7 @@ def _packed(tables: Mapping[str, pa.Table], query: str) -> bytes:
 
 
 def main() -> None:
-    """Answer the query on standard input, as an Arrow stream; or end with the message on standard error."""
+    """Answer the query on standard input as an Arrow stream, or write the error's message to standard error."""
     spare_pandas()
     from analysis.store.sql.queries import run_sql
 
@@ -92,9 +92,9 @@ def main() -> None:
 
 
 def _limit_memory(gb: float) -> None:
-    """Refuse this process more memory than it has now and what a query and its result may each take."""
+    """Limit this process to the memory that it has now, plus what a query and its result may each take."""
     has = Path("/proc/self/statm")
-    if has.exists():  # elsewhere the limit of the system does not hold
+    if has.exists():  # on other systems than Linux the limit has no effect
         pages = int(has.read_text().split()[0])
         most = pages * resource.getpagesize() + int(2 * gb * 2**30)
         resource.setrlimit(resource.RLIMIT_AS, (most, most))

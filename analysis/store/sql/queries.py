@@ -1,7 +1,8 @@
-"""Read-only SQL over the results tables: DuckDB on registered Arrow tables, external access off, configuration locked.
+"""Run read-only SQL over the results tables with DuckDB.
 
-A query reads the tables and views and computes. It cannot touch files, the network, extensions, settings or Python's
-variables, and what it makes is gone when it ends.
+DuckDB gets the Arrow tables. Its access to anything else is switched off, and its configuration is locked. So a query
+cannot read or change files, the network, extensions, settings or Python's variables. What it creates is gone when it
+ends.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from analysis.store.sql.views import NO_SUCH_TABLE, T95, VIEWS, named_in
 from trainables.errors import both_ends, brief
 
 _LOCKS = (
-    "SET temp_directory = ''",  # else what does not fit is spilled into the working folder
+    "SET temp_directory = ''",  # else DuckDB writes what does not fit into the working folder
     "SET threads = 1",  # else sums over several threads differ in their last digits from run to run
     "SET TimeZone = 'UTC'",
     "SET python_enable_replacements = false",  # else a query reads the caller's local variables
@@ -38,7 +39,7 @@ _BATCH = 10_000
 
 
 def t95_table() -> pa.Table:
-    """Return critical values of the two-sided 95 % t interval: columns df (1 .. 2000) and t."""
+    """Return the critical values of the two-sided 95 % t interval, with columns df (1 .. 2000) and t."""
     from scipy import special  # takes longer to load than most queries take
 
     df = np.arange(1, 2001)
@@ -67,20 +68,21 @@ def _add(connection: duckdb.DuckDBPyConnection, name: str) -> None:
 def run_sql(tables: Mapping[str, pa.Table], query: str) -> pa.Table:
     """Run one SELECT (or DESCRIBE, SHOW, SUMMARIZE, EXPLAIN) over the tables and views, in this process.
 
-    The limits are DuckDB's, which a function that makes one huge text passes: `process` is for SQL from outside.
+    Only DuckDB's own limits hold here. A function that makes one huge text can exceed them, so `process` runs SQL from
+    outside.
     Whole-number sums come back as int64, other decimals as float64, and intervals as seconds, so that they print and
     serialise as numbers.
 
     Raises:
-        QueryError: SQL that is wrong, more than one statement, or one that does more than read; that takes longer or
-            more memory than the environment allows; whose values Python has no type for. An unknown table or column
-            is answered with the known ones.
+        QueryError: the SQL is wrong, has more than one statement, or does more than read. The query takes more time or
+            memory than the environment allows. Python has no type for its values. If a table or column is unknown, the
+            message lists the known ones.
     """
     return Database(tables).ask(query)
 
 
 class Database:
-    """Tables and views that several queries read: making a connection takes longer than most of them."""
+    """Answers several queries on one connection, because making a connection takes longer than most queries."""
 
     def __init__(self, tables: Mapping[str, pa.Table]) -> None:
         self._tables = tables
@@ -89,11 +91,11 @@ class Database:
         self._asking = threading.Lock()
 
     def ask(self, query: str) -> pa.Table:
-        """Answer one query, as `run_sql` does. After a QueryError it may answer no more."""
+        """Answer one query, as `run_sql` does. After a QueryError the database may not answer any more."""
         try:
             query.encode()
         except UnicodeEncodeError as error:
-            raise QueryError(f"a query is text, and this has bytes that are not UTF-8: {brief(query)}") from error
+            raise QueryError(f"a query is UTF-8 text, and this one has other bytes: {brief(query)}") from error
         with self._asking:
             for name in named_in(query, (T95, *VIEWS)):
                 if name not in self._named:
@@ -127,7 +129,7 @@ class Database:
 
 
 def _fetched(reader: pa.RecordBatchReader) -> pa.Table:
-    """Return a result as a table, within the limit of memory."""
+    """Return a result as a table. Raises QueryError if it needs more memory than is allowed."""
     batches, bytes_left = [], limits.gigabytes() * 2**30
     for batch in reader:
         bytes_left -= batch.nbytes
@@ -152,7 +154,7 @@ def _columns(tables: Mapping[str, pa.Table]) -> dict[str, list[str]]:
 def _explain(known: Mapping[str, Sequence[str]], query: str, message: str) -> str:
     """Return DuckDB's message in one line, with the names that would have worked."""
     first = re.sub(r"\s*\n\s*(Candidate|LINE|Did you mean|Possibly|Given the).*", "", message, flags=re.S).strip()
-    first = both_ends(" ".join(first.split()).rstrip(".!"), 500)  # it may name a word of the query
+    first = both_ends(" ".join(first.split()).rstrip(".!"), 500)  # it may contain a long word of the query
     table = NO_SUCH_TABLE.search(message)
     column = re.search(r"column \"([^\"]+)\"|does not have a column named \"([^\"]+)\"", message)
     if table:

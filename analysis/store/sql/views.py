@@ -1,7 +1,7 @@
-"""The named views over the results tables: SQL and what each row of them means.
+"""The named views over the results tables, each with its SQL and the meaning of its rows.
 
-Score intervals are 95 % t intervals over seeds; `t95(df, t)` is the table of critical values that `queries` registers.
-Rows of several sweeps may share ids, hence `sweep` in every join.
+Score intervals are 95 % t intervals over seeds. `queries` registers the table `t95(df, t)` of critical values. Two
+sweeps may use the same ids, so every join also uses `sweep`.
 """
 
 from __future__ import annotations
@@ -15,13 +15,13 @@ T95 = "t95"
 NO_SUCH_TABLE = re.compile(r"Table with name \"?([^\s\"!]+)")
 """Finds DuckDB's message about a table that does not exist. The group is the name of the table."""
 FEW = 3
-"""Finished points below which a best one says little."""
+"""With fewer finished points, the best one says little."""
 SHARE = 0.75
-"""Share of the points tried that must have finished."""
+"""If a smaller share of the tried points has finished, the best one says little."""
 PLANNED = "t.stage = 'TUNE' and t.origin is distinct from 'widened'"
-"""Whether trial `t` is one of the planned points, not one past an end of the range."""
+"""SQL for: trial `t` is one of the planned points, and not past the edge of the range."""
 RISING = 0.005
-"""Half a point: the best of n points is ahead of the second by n times that, so the peak may lie between the points."""
+"""Half a point. If the fitted peak is higher than the best rate by more, a better rate may lie between those tried."""
 
 
 @dataclass(frozen=True)
@@ -35,21 +35,23 @@ class View:
 
 _LISTED = """(k.seeds is null or
               list_contains(string_split(k.seeds, ' '), concat_ws('/', t.data_seed, t.init_seed, t.basis_seed)))"""
-"""Whether the sweep file has the seed of trial `t` of cell `k`."""
+"""SQL for: the sweep file has the seed of trial `t` of cell `k`."""
 _POINT = r"regexp_replace(hyperparameters, '\.0([,}])', '\1', 'g') as hyperparameters"
-"""One text for each point: folders of 0.1.0 may have 0 and 0.0."""
+"""SQL that writes whole numbers in one way, because folders of version 0.1.0 may have 0 and 0.0 for one point."""
 _FINITE = ", ".join(f"case when isfinite({name}) then {name} end as {name}" for name in ("val_score", "test_score"))
-"""Null for a score that is no number: a part that others wrote may have NaN, SQL's largest."""
+"""SQL that makes scores null if they are not finite. A foreign part may have NaN, which SQL takes as the largest."""
 _TRIAL = f"* replace ({_POINT}, {_FINITE})"
 COUNTS = f"""{_LISTED}
           and (t.lr is null or c.lr is null
                or (abs(t.lr - c.lr) <= 1e-9 * c.lr and t.hyperparameters is not distinct from c.hyperparameters))"""
-"""Whether trial `t` is on such a seed and at the latest choice `c` of its cell, or without one."""
+"""SQL for: trial `t` has such a seed, and is at the latest choice `c` of its cell if the cell has one."""
 
 SECONDS = """(case when seconds_total is not null then
               greatest(seconds_total,
                        coalesce(seconds_setup, 0) + coalesce(seconds_train, 0) + coalesce(seconds_eval, 0)) end)"""
-"""Seconds of a whole attempt: of a resumed one `seconds_total` is from the last lease only, its parts are of all."""
+"""SQL for the seconds of a whole attempt. If an attempt was resumed, `seconds_total` only counts its last lease, while
+the seconds of its parts count all leases.
+"""
 
 _ALL = (
     View(
@@ -105,8 +107,8 @@ _ALL = (
     ),
     View(
         "scaling",
-        "One row per confirmed cell: seeds (`n`), mean test score with its 95 % t interval over them (null with one "
-        "seed, or where all are equal), parameters as built.",
+        "One row per confirmed cell: the number of seeds (`n`), the mean test score with its 95 % t interval over "
+        "seeds (null if there is one seed, or if all scores are equal), and the parameters as built.",
         """
         select s.sweep, s.model, s.dataset, s.train_size, s.method, s.reference, s.budget, s.cell_id,
                s.adapter_params, s.lr, s.n, s.mean, s.sd,
@@ -122,8 +124,8 @@ _ALL = (
     ),
     View(
         "best",
-        "`scaling` with the mean validation score, the rank by it among cells of the same data, size and budget, and "
-        "the trial with the best.",
+        "`scaling` with the mean validation score, the cell's rank by it among cells of the same data, size and "
+        "budget, and the trial with the best validation score.",
         """
         select s.sweep, s.model, s.dataset, s.train_size, s.method, s.reference, s.budget, s.cell_id, s.adapter_params,
                s.lr, coalesce(c.mean_val, v.val) as mean_val,
@@ -142,9 +144,9 @@ _ALL = (
     ),
     View(
         "coverage",
-        "One row per cell: trials planned, done, failed for good and not run yet (`missing`), rates past an end of the "
-        "range left out; why it is infeasible. Re-runs count whatever rates they are of: where others lead now, "
-        "`sweeps status` has what is to come.",
+        "One row per cell: the number of trials that are planned, done, failed for good, and not run yet (`missing`), "
+        "without rates past the edge of the range; and why the cell is infeasible. A re-run counts even if its rate is "
+        "no longer among the best. `sweeps status` says which trials are still to come.",
         f"""
         select c.sweep, c.cell_id, c.label, c.method, c.reference, c.dataset, c.train_size, c.feasible, c.reason,
                c.tune_trials as tune_planned, coalesce(n.tune_done, 0) as tune_done,
@@ -168,9 +170,9 @@ _ALL = (
     ),
     View(
         "tuned",
-        "One row per tuned cell: points tried and finished, the last one's gain in the expected best validation "
-        "score (`last_gain`), how far a parabola through the best rate and its neighbours rises above it "
-        "(`expected_gain`), and `under_tuned`, why more tuning might help: 'edge low' or 'high', 'few finished', "
+        "One row per tuned cell: the points tried and finished; how much the last one adds to the expected best "
+        "validation score (`last_gain`); how far a parabola through the best rate and its neighbours rises above it "
+        "(`expected_gain`); and why more tuning might help (`under_tuned`): 'edge low' or 'high', 'few finished', "
         "'between rates'.",
         f"""
         with points as (
@@ -205,11 +207,11 @@ _ALL = (
     ),
     View(
         "signs",
-        "One row per feasible cell, what its result rests on: seeds, examples, how many rates share the best score "
-        "(`rates_tied`), whether three seeds or more all have one test score (`scores_equal`) and whether every "
-        "confirmed run scores as zero-shot (`untrained`), and what the last epoch brought to the mean validation "
-        "score, null where not to all runs (`still_rising`). `space` and `hyperparameters`: what was searched beside "
-        "the rate, and what was chosen.",
+        "One row per feasible cell, with signs of weak evidence: the number of seeds and of examples; how many rates "
+        "share the best score (`rates_tied`); whether three or more seeds all have the same test score "
+        "(`scores_equal`); whether every confirmed run scores the same as zero-shot (`untrained`); how much the last "
+        "epoch added to the mean validation score, null unless every run gained (`still_rising`); what was searched "
+        "besides the rate (`space`) and what was chosen (`hyperparameters`).",
         """
         with points as (
           select sweep, cell_id, arg_min(val_score, slot) as score from last_attempts
@@ -251,8 +253,9 @@ _ALL = (
     ),
     View(
         "parity",
-        "One row per feasible cell, the evidence of fairness: parameters aimed at, solved and built; the allowance "
-        "given and used, with device-seconds (`tune_seconds`) and devices; rates, range, choice; epochs, samples.",
+        "One row per feasible cell, with the evidence of fairness: the parameters of the budget, of the solver and as "
+        "built; the tuning allowance and its use, with device-seconds (`tune_seconds`) and devices; the learning rates "
+        "tried, their range and the choice; epochs and samples.",
         """
         select c.sweep, c.cell_id, c.dataset, c.train_size, c.method, c.reference, c.budget, c.allocation, c.capacity,
                c.count, c.dof, c.dof_measured, c.dof_at_most, c.residual, c.residual_fraction, n.adapter_params,
@@ -312,8 +315,8 @@ _ALL = (
     ),
     View(
         "cost",
-        "One row per method and budget: attempts, hours, seconds per finished trial and of them neither training nor "
-        "evaluation (`seconds_overhead`), throughput, memory.",
+        "One row per method and budget: attempts, hours, seconds per finished trial, the part of them outside training "
+        "and evaluation (`seconds_overhead`), throughput and memory.",
         f"""
         select sweep, method, reference, count(*) as attempts, max(adapter_params) as adapter_params,
                sum({SECONDS}) / 3600 as hours,
@@ -329,11 +332,11 @@ _ALL = (
 )
 
 VIEWS: dict[str, View] = {view.name: view for view in _ALL}
-"""By name, each after those it reads."""
+"""The views by name. Each comes after the views that it reads."""
 
 
 def named_in(query: str, names: Iterable[str]) -> list[str]:
-    """Return those of `names` that a query may read itself or through a view.
+    """Return those of `names` that a query may read, itself or through a view.
 
     A query that asks which tables there are gets all names. A query may also compute a table's name (`query_table`).
     Such a table is not found here, and DuckDB then says that it does not exist (`NO_SUCH_TABLE`).
@@ -343,7 +346,7 @@ def named_in(query: str, names: Iterable[str]) -> list[str]:
     ):
         return list(names)
     words = set(re.findall(r"\w+", query.lower()))
-    for view in reversed(VIEWS.values()):  # each comes after those it reads
+    for view in reversed(VIEWS.values()):  # each comes after the views that it reads
         if view.name in words:
             words |= set(re.findall(r"\w+", view.sql.lower()))
     return [name for name in names if name in words]

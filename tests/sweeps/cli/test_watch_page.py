@@ -195,7 +195,7 @@ def test_a_point_arrives_while_the_sweep_runs(tmp_path: Path, monkeypatch: pytes
                         return
 
         go_inline(fake_plan(folder, confirm=FakeConfirm((0,))), before)
-        assert "No trial is over" in seen[0]
+        assert "No trial has ended yet" in seen[0]
         assert [markers(html) for html in seen] == sorted(markers(html) for html in seen)
         page_end = page.sections()
     assert "cells confirmed; not running" in page_end["headline"] and markers(page_end["figures"]) == 6

@@ -1,21 +1,21 @@
 "use strict";
-/* Puts in sections as the server sends them, and asks SQL. Texts from outside come escaped, or are put in as text. */
+/* Shows sections as the server sends them, and sends SQL. Texts from outside are escaped, or inserted as plain text. */
 (() => {
   const key = location.search; // has the token
   const byId = (id) => document.getElementById(id);
   const source = new EventSource("events" + key);
-  const put = (event) => {
+  const show = (event) => {
     const place = byId(event.type);
     const opened = new Set([...place.querySelectorAll("details[open] > summary")].map((s) => s.textContent));
     place.innerHTML = JSON.parse(event.data);
     for (const s of place.querySelectorAll("details > summary")) s.parentNode.open = opened.has(s.textContent);
   };
-  for (const place of document.querySelectorAll("[data-live]")) source.addEventListener(place.id, put);
+  for (const place of document.querySelectorAll("[data-live]")) source.addEventListener(place.id, show);
   source.onopen = () => { byId("state").textContent = "live"; };
-  source.onerror = () => { byId("state").textContent = "not connected: `sweeps watch` has ended, or is out of reach"; };
+  source.onerror = () => { byId("state").textContent = "not connected: `sweeps watch` has ended or cannot be reached"; };
   source.addEventListener("over", () => {
     source.close();
-    byId("state").textContent = "as it was when the page's program ended; `sweeps watch` shows it again";
+    byId("state").textContent = "the program of this page has ended, so it no longer changes; start `sweeps watch` again";
   });
   const line = (tag, texts) => {
     const row = document.createElement("tr");
@@ -28,11 +28,11 @@
     byId("answer").replaceChildren();
     try {
       const reply = await fetch("sql" + key, { method: "POST", body: byId("sql").value });
-      const found = await reply.json();
-      byId("said").textContent = found.error ?? found.says;
-      if (found.rows) byId("answer").append(line("th", found.columns), ...found.rows.map((row) => line("td", row)));
+      const result = await reply.json();
+      byId("said").textContent = result.error ?? result.says;
+      if (result.rows) byId("answer").append(line("th", result.columns), ...result.rows.map((row) => line("td", row)));
     } catch {
-      byId("said").textContent = "no answer: `sweeps watch` has ended, or is out of reach";
+      byId("said").textContent = "no answer: `sweeps watch` has ended or cannot be reached";
     }
   };
   byId("ask").addEventListener("submit", ask);
