@@ -189,6 +189,8 @@ def reached_by_all(
         The line; None if all methods reach the budget, if no budget between half and twice of it will do, or if the
         currency is memory, operations or bytes, which take too long to try.
     """
+    if not isinstance(currency, PerWeight):  # it runs a model's step for each try
+        return None
     asked = [
         (spec.base(name), section)
         for name, section in spec.methods.items()
@@ -216,7 +218,7 @@ def reached_by_all(
             for method, section in asked
         )
 
-    if not isinstance(currency, PerWeight) or all_reach(budget):  # other currencies run a model's step for each try
+    if all_reach(budget):
         return None
     if spec.budgets.lora_rank is not None:
         largest = max(min(shape) for shape in shapes.values())

@@ -9,6 +9,7 @@ import pytest
 from sweeps import Plan, SweepSpec
 from sweeps.errors import SpecError
 from tests.sweeps.spec.support import GOOD, write
+from trainables.training.fake_steps import FakeModel
 
 MORE = '[methods.vera]\n[methods."peft:adamss"]\n[methods.full]\n[train]\nglobal_batch_size = 16\n'
 
@@ -90,3 +91,16 @@ def test_costs_are_found_on_request_alone(tmp_path: Path) -> None:
     assert all(row["step_flops"] > 0 for row in rows)
     rows = planned(tmp_path, "lora_rank = [4]", more="").table().to_pylist()
     assert all(row["step_flops"] is None for row in rows)
+
+
+def test_no_step_is_run_to_look_for_a_budget_that_all_methods_reach(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    more = '[methods."peft:adamss"]\n[train]\nglobal_batch_size = 16\n'
+    plan = planned(tmp_path, 'lora_rank = [4]\ncount = "memory"', more=more)
+    assert "peft:adamss" in {cell.method for cell in plan.cells if not cell.feasible}
+    steps: list[object] = []
+    monkeypatch.setattr(FakeModel, "step", lambda self, *_, **__: steps.append(self))
+    monkeypatch.setattr(FakeModel, "forward_flops", lambda self, *_: steps.append(self))
+    assert plan.reachable_budgets() == {}
+    assert not steps
