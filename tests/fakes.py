@@ -315,6 +315,6 @@ def _counted(cell: FakeCell, spec: SweepSpec) -> Cell:
         cell,
         epochs=epochs if trains else None,
         tune_trials=trials if trains else 0,
-        confirm_seeds=len(spec.confirm.seeds) if trains and not spec.confirm.held else 1,
+        confirm_seeds=len(spec.confirm.seeds) if trains and not spec.confirm.seeds_are_fixed else 1,
         sweep=spec.name,
     )

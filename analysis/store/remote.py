@@ -167,7 +167,9 @@ def local_copy(uri: str) -> Path:
         (folder / "tables").mkdir(parents=True, exist_ok=True)
         size_by_name = location.files()
         if not any(name.startswith(tuple(f"tables/{table}/" for table in SCHEMAS)) for name in size_by_name):
-            raise StoreError(f"{uri} holds no sweep (no tables/)")
+            raise StoreError(
+                f"{uri} holds no sweep (no tables/); give the folder to which `sweeps run --upload` copied one"
+            )
         for part in folder.glob("tables/*/part-*.parquet"):
             if str(part.relative_to(folder).as_posix()) not in size_by_name:
                 part.unlink()

@@ -37,7 +37,7 @@ def _verdict(r: Row, names: Mapping[str, str]) -> str:
     return names.get(verdict, verdict)
 
 
-def changed(store: Store, baseline: str | None = None) -> Sheet:
+def difference_changes(store: Store, baseline: str | None = None) -> Sheet:
     """Test whether the difference between the method in question and a baseline changes with the budget."""
     rows = changes(store, baseline).to_pylist()
     return Sheet(

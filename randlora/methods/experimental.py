@@ -36,7 +36,7 @@ from randlora.adapter import (
 from randlora.arithmetic.contract import Spread, compute_dtype, low_rank_beside, low_rank_weight
 from randlora.methods.factored import singular
 from randlora.methods.lowrank.lora import Lora, LoraConfig
-from randlora.methods.method import Method, low_rank
+from randlora.methods.method import Method, low_rank_freedom
 from randlora.methods.random.randlora import (
     DEFAULT_SCALE,
     RandLora,
@@ -191,8 +191,8 @@ def hybrid_freedom(shape: Shape, r: int, *, share: float, **_: Any) -> int:
     it."""
     large, small, q = max(shape), min(shape), lora_part(shape, r, share)
     spanned = min(num_bases(shape, r) * r, large)
-    filled = spanned * small + low_rank((large - spanned, small), q)
-    return min(low_rank(shape, q) + randlora_freedom(shape, r), filled)
+    filled = spanned * small + low_rank_freedom((large - spanned, small), q)
+    return min(low_rank_freedom(shape, q) + randlora_freedom(shape, r), filled)
 
 
 def svd_freedom(shape: Shape, r: int, **_: Any) -> int:

@@ -26,7 +26,7 @@ def full_rank(shapes: Sequence[Shape], **options: Any) -> int:
     return max(min(shape) for shape in shapes)
 
 
-def low_rank(shape: Shape, r: int) -> int:
+def low_rank_freedom(shape: Shape, r: int) -> int:
     """Return the degrees of freedom of a matrix B A of rank r. (B G and G^-1 A give the same matrix.)"""
     r = min(r, *shape)
     return r * (sum(shape) - r)

@@ -229,7 +229,7 @@ def compare(
     from analysis.statistics.scaling import comparisons, curve, question
     from analysis.statistics.sizing.seeds import DIFFERENCES, seeds_table
     from analysis.tables.console import conclusion_of, unlike
-    from analysis.tables.effects import changed
+    from analysis.tables.effects import difference_changes
     from analysis.tables.results import averages, compared, grouped, seeds
     from analysis.words.conclusions import preliminary_words
     from analysis.words.figures import conclude_groups
@@ -268,7 +268,7 @@ def compare(
         out.print()
         for sheet in (
             compared(store, baseline),
-            changed(store, baseline),
+            difference_changes(store, baseline),
             grouped(store),
             averages(store),
             seeds(store, baseline, differences),

@@ -89,7 +89,7 @@ def _template_values(kept: KeptTrial, trained: Trained, form: str) -> dict[str, 
         "gguf": parse_id(facts.model).gguf is not None,
         "head": None if head is None else _HEADS[type(head)],
         "prompts": _prompts(trained.adapted),
-        "replaced": _replaced(trained.adapted),
+        "replaced": _count_replaced_words(trained.adapted),
         "words": WORDS,
         "transfer": TRANSFER_WEIGHT,
         "classes": facts.classes,
@@ -117,7 +117,7 @@ def _prompts(adapted: Adapted | None) -> str | None:
     return "conditional" if isinstance(adapted.adapters[PLACE], CoCoOp) else "fixed"
 
 
-def _replaced(adapted: Adapted | None) -> int | None:
+def _count_replaced_words(adapted: Adapted | None) -> int | None:
     """Return how many words of `WORDS` are replaced by learnt vectors; None if no words are replaced."""
     if adapted is None or not adapted.method.prompts:
         return None

@@ -123,7 +123,11 @@ class Plan:
         return replace(self, spec=self.spec.model_copy(update={"resources": resources}))
 
     def as_begun(self, stored: Mapping[str, Any] | None) -> Plan:
-        """Return the plan with the rules of results that are fetched later, by their identity (`locks.as_begun`)."""
+        """Return the plan with the rules that its results were begun with (`locks.as_begun`).
+
+        Args:
+            stored: the identity of the results (`spec.json`); None for a new folder.
+        """
         spec = as_begun(self.spec, stored)
         return replace(self, spec=spec, cells=tuple(replace(cell, evaluate=spec.evaluate) for cell in self.cells))
 
@@ -312,7 +316,9 @@ def _cell(
         dimensions=space,
         published=() if isinstance(solution, Infeasible) else published(name, spec, space, capacities, shapes),
         tune_trials=spec.search.trials if tuned else 0,
-        confirm_seeds=len(spec.confirm.seeds) if trains and not spec.confirm.held else 1,  # one if no seed varies
+        confirm_seeds=len(spec.confirm.seeds)
+        if trains and not spec.confirm.seeds_are_fixed
+        else 1,  # one if no seed varies
         epochs=(spec.data.epochs_of(dataset, size) or spec.train.epochs) if trains else None,
         micro_batch_size=spec.methods[name].micro_batch_size,
         protocol=spec.protocol,

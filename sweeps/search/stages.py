@@ -159,7 +159,7 @@ class CellState:
             return 0
         points = self._points()
         tune = len(points) + self.effort.refined_left(points, self.rows)
-        if self.spec.confirm.held:  # all seeds are fixed, so a re-run would be the same trial
+        if self.spec.confirm.seeds_are_fixed:  # all seeds are fixed, so a re-run would be the same trial
             return tune
         late = sum(SlotKind.of(number) is SlotKind.WIDENED_LATE for number in points)
         return tune + self.spec.search.reruns + self.spec.search.rerun_seeds * late

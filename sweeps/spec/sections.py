@@ -319,7 +319,7 @@ class ConfirmSection(_Section):
     same order. The others are `init_seed` (initial values, dropout) and `basis_seed` (frozen random bases)."""
 
     @property
-    def held(self) -> bool:
+    def seeds_are_fixed(self) -> bool:
         """Return whether all three kinds of seeds are fixed, so that a trial on another seed is the same trial."""
         return len(self.hold) == 3
 

@@ -30,24 +30,26 @@ def check_folder(folder: Path, model_id: str) -> None:
         index = _parsed(path)
         shards = index.get("weight_map") if isinstance(index, dict) else None
         for name in shards.values() if isinstance(shards, dict) else ():
-            if isinstance(name, str) and _leaves(name):
+            if isinstance(name, str) and _is_outside(name):
                 raise ModelError(
                     f"{model_id!r}: {path.name} takes weights from {name!r}, and all must be files in the folder; "
                     "save the model again with save_pretrained"
                 )
     for path in (folder / name for name in _CONFIGS):
         for key, value in _texts(_parsed(path)) if path.is_file() else ():
-            if _SOURCE.match(value) or (key in _MODEL_NAMES and _leaves(value)):
+            if _SOURCE.match(value) or (key in _MODEL_NAMES and _is_outside(value)):
                 raise ModelError(
                     f"{model_id!r}: {key} = {value!r} in {path.name} names a model outside the folder; write the name "
                     "of its architecture alone"
                 )
-            if key in _FILE_NAMES and _leaves(value):
-                raise ModelError(f"{model_id!r}: {key} = {value!r} in {path.name} is no file in the folder")
+            if key in _FILE_NAMES and _is_outside(value):
+                raise ModelError(
+                    f"{model_id!r}: {key} = {value!r} in {path.name} is not in the folder; copy the file there"
+                )
 
 
-def _leaves(name: str) -> bool:
-    """Return whether a name is more than that of a file in the same folder."""
+def _is_outside(name: str) -> bool:
+    """Return whether a name leads to a file in another folder."""
     return name != Path(name).name or "\\" in name or name == ".."
 
 

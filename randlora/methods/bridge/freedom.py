@@ -15,7 +15,7 @@ from typing import Any
 from randlora.adapter import Shape
 from randlora.methods.bridge.counts import Options, bank, entries, vector_length
 from randlora.methods.bridge.kinds import KINDS
-from randlora.methods.method import low_rank
+from randlora.methods.method import low_rank_freedom
 from randlora.methods.random.randlora import randlora_freedom
 
 Freedom = Callable[[Shape, int, Options], int | None]
@@ -30,7 +30,7 @@ def _counted(name: str, **needed: Any) -> Freedom:
 
 def _low_rank(**needed: Any) -> Freedom:
     """Return the formula of a type whose update is a matrix of rank r, with these options."""
-    return lambda shape, r, options: low_rank(shape, r) if _has(options, needed) else None
+    return lambda shape, r, options: low_rank_freedom(shape, r) if _has(options, needed) else None
 
 
 def _has(options: Options, needed: Mapping[str, Any]) -> bool:
@@ -41,11 +41,11 @@ def _has(options: Options, needed: Mapping[str, Any]) -> bool:
 def _loha(shape: Shape, r: int, options: Options) -> int:
     """Return LoHa's. In an entrywise product, factors times c and over c, row by row or column by column, are
     the same."""
-    return 2 * low_rank(shape, r) - sum(shape) + 1
+    return 2 * low_rank_freedom(shape, r) - sum(shape) + 1
 
 
 def _glora(shape: Shape, r: int, options: Options) -> int | None:
-    return 2 * low_rank(shape, r) if options["config_A_B"] == "lora" else None
+    return 2 * low_rank_freedom(shape, r) if options["config_A_B"] == "lora" else None
 
 
 def _rotation(shape: Shape, size: int) -> int:
@@ -83,7 +83,7 @@ def _psoft(shape: Shape, r: int, options: Options) -> int | None:
 
 def _osf(shape: Shape, e: int, options: Options) -> int:
     """Return OSF's: those of a matrix of rank m - e. PEFT projects gradients, but AdamW's scaling leaves that space."""
-    return low_rank(shape, min(shape) - e)
+    return low_rank_freedom(shape, min(shape) - e)
 
 
 @lru_cache(maxsize=1024)
@@ -105,7 +105,7 @@ def _peanut(shape: Shape, r: int, options: Options) -> int | None:
     """
     if options["depth"] or options["act_fn"] != "relu":
         return None
-    return min(round(r * (shape[0] + _active(*shape) - 1)), low_rank(shape, r))
+    return min(round(r * (shape[0] + _active(*shape) - 1)), low_rank_freedom(shape, r))
 
 
 def _supertuning(shape: Shape, step: int, options: Options) -> int | None:
@@ -118,7 +118,7 @@ def _adamss(shape: Shape, r: int, options: Options) -> int:
 
 
 FREEDOM: dict[str, Freedom] = {
-    "lora": lambda shape, r, options: low_rank(shape, r) + (shape[0] if options.get("use_dora") else 0),
+    "lora": lambda shape, r, options: low_rank_freedom(shape, r) + (shape[0] if options.get("use_dora") else 0),
     "hira": _low_rank(),
     "delora": _low_rank(),
     "deft": _low_rank(para=False),
@@ -146,9 +146,11 @@ FREEDOM: dict[str, Freedom] = {
     "road": lambda shape, variant, options: min(variant, 2) * shape[0],
     "beft": _counted("beft"),
     "ia3": _counted("ia3"),
-    "unilora": lambda shape, entries, options: min(entries, low_rank(shape, options["r"])),
+    "unilora": lambda shape, entries, options: min(entries, low_rank_freedom(shape, options["r"])),
     "adamss": _adamss,
-    "vblora": lambda shape, vectors, options: min(low_rank(shape, options["r"]), _bank({"": shape}, vectors, options)),
+    "vblora": lambda shape, vectors, options: min(
+        low_rank_freedom(shape, options["r"]), _bank({"": shape}, vectors, options)
+    ),
 }
 
 

@@ -31,7 +31,7 @@ from randlora.arithmetic.contract import (
 )
 from randlora.errors import ConfigError
 from randlora.methods.factored import Factored, lora_start
-from randlora.methods.method import Method, low_rank
+from randlora.methods.method import Method, low_rank_freedom
 
 STABILISED_ALPHA = 4.0
 
@@ -198,7 +198,7 @@ LORA = Method(
     published_lr_source="RandLoRA paper, Table 8 (CLIP)",
     scale_rule="alpha / r, alpha = r by default, so 1 at every rank; rank-stabilised: alpha / sqrt(r), alpha = 4",
     update_rank=lambda shape, capacity, **_: min(capacity, *shape),
-    freedom=lambda shape, capacity, **_: low_rank(shape, capacity),
+    freedom=lambda shape, capacity, **_: low_rank_freedom(shape, capacity),
 )
 LORA_PLUS = Method(
     title="LoRA+",
@@ -209,7 +209,7 @@ LORA_PLUS = Method(
     published_lr_source="LoRA's 1e-3 divided by sqrt(16), so that both factors' rates lie around it; none is published",
     scale_rule="as LoRA",
     update_rank=lambda shape, capacity, **_: min(capacity, *shape),
-    freedom=lambda shape, capacity, **_: low_rank(shape, capacity),
+    freedom=lambda shape, capacity, **_: low_rank_freedom(shape, capacity),
 )
 DORA = Method(
     title="DoRA",
@@ -220,5 +220,5 @@ DORA = Method(
     published_lr_source="as LoRA; no CLIP rate was published",
     scale_rule="as LoRA",
     update_rank=lambda shape, capacity, **_: min(shape),  # the weight's own: its rescaled rows
-    freedom=lambda shape, capacity, **_: low_rank(shape, capacity) + shape[0],
+    freedom=lambda shape, capacity, **_: low_rank_freedom(shape, capacity) + shape[0],
 )

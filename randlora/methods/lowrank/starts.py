@@ -28,7 +28,7 @@ from randlora.adapter import Adapter, Build, RankConfig, Request, check_capacity
 from randlora.arithmetic.bases import Draw
 from randlora.methods.factored import Factored, drawn_start, lora_start, singular
 from randlora.methods.lowrank.lora import lora_count
-from randlora.methods.method import Method, low_rank
+from randlora.methods.method import Method, low_rank_freedom
 
 
 @dataclass(frozen=True)
@@ -217,7 +217,7 @@ def _method(
         published_lr_source=source,
         scale_rule="alpha / r, alpha = r by default, so 1",
         update_rank=lambda shape, capacity, **_: min(2 * capacity, *shape),  # what was taken off W0, what replaces it
-        freedom=lambda shape, capacity, **_: low_rank(shape, capacity),
+        freedom=lambda shape, capacity, **_: low_rank_freedom(shape, capacity),
         needs_gradients=needs_gradients,
     )
 

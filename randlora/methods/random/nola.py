@@ -30,7 +30,7 @@ from randlora.adapter import Adapter, AdapterConfig, AlphaScale, Request, Shape,
 from randlora.arithmetic.bases import Bases, Draw
 from randlora.arithmetic.contract import autocast_off
 from randlora.methods.factored import Factored
-from randlora.methods.method import Method, low_rank
+from randlora.methods.method import Method, low_rank_freedom
 from randlora.methods.random.randlora import check_start
 
 STARTS = ("zero", "released")
@@ -131,13 +131,13 @@ def build_nola(request: Request) -> dict[str, Adapter]:
 
 
 def nola_freedom(shape: Shape, k: int, *, r: int, start: str, **_: Any) -> int:
-    """Return how many coefficients move the factors, at most `low_rank`.
+    """Return how many coefficients move the factors, at most `low_rank_freedom`.
 
     One is lost if the scale of A is free: with the released start, which has no A_0, or if the A_i span every A.
     """
     k_a, k_b = split_bases(k)
     free_scale = start == "released" or k_a >= r * shape[1]  # then a times c and b over c give the same update
-    return min(min(k_a, r * shape[1]) + min(k_b, r * shape[0]) - free_scale, low_rank(shape, r))
+    return min(min(k_a, r * shape[1]) + min(k_b, r * shape[0]) - free_scale, low_rank_freedom(shape, r))
 
 
 NOLA = Method(

@@ -32,7 +32,7 @@ from randlora.adapter import Request, check_capacity, check_share, trainable
 from randlora.arithmetic.bases import Draw
 from randlora.errors import ConfigError, nearest
 from randlora.methods.factored import drawn_start
-from randlora.methods.method import Method, low_rank
+from randlora.methods.method import Method, low_rank_freedom
 from randlora.methods.scheduled.ranks import Ranks, Terms, TermsConfig, ranked
 
 ALLOCATE = ("parameters", "ranks")
@@ -191,5 +191,5 @@ ADALORA = Method(
     scale_rule=f"alpha / the initial rank; by default {DEFAULT_SCALE:g}",
     scheduled=True,
     update_rank=lambda shape, capacity, **_: min(capacity, *shape),  # at the end
-    freedom=lambda shape, capacity, **_: low_rank(shape, capacity),
+    freedom=lambda shape, capacity, **_: low_rank_freedom(shape, capacity),
 )

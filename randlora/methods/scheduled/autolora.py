@@ -33,7 +33,7 @@ from randlora.adapter import Request, check_positive, check_share, trainable
 from randlora.arithmetic.bases import Draw, derive_seed, draw
 from randlora.errors import ConfigError
 from randlora.methods.lowrank.lora import lora_count
-from randlora.methods.method import Method, low_rank
+from randlora.methods.method import Method, low_rank_freedom
 from randlora.methods.scheduled.ranks import Ranks, Terms, TermsConfig, ranked
 
 BETAS = (0.5, 0.999)
@@ -191,5 +191,5 @@ AUTOLORA = Method(
     scheduled=True,
     holds_out=True,
     update_rank=lambda shape, capacity, **_: min(capacity, *shape),
-    freedom=lambda shape, capacity, **_: low_rank(shape, capacity),
+    freedom=lambda shape, capacity, **_: low_rank_freedom(shape, capacity),
 )

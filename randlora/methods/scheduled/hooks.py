@@ -170,5 +170,8 @@ class Hooks(Schedule):
 
 
 def hooks_in(model: nn.Module) -> Hooks:
-    """Return the hooks of the adapters that are installed in `model`."""
+    """Return the hooks of the adapters that are installed in `model`.
+
+    Without adapters, or if their methods have no schedule, the hooks do nothing.
+    """
     return Hooks(m for m in model.modules() if isinstance(m, Adapter))

@@ -78,7 +78,7 @@ class Page:
             "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
         )
 
-    def numbers(self) -> dict[str, str]:
+    def text_sections(self) -> dict[str, str]:
         """Return the sections without figures, by name. If a section fails, its error is shown instead."""
         try:
             self._store = store = self._store or open_store(self.folder)

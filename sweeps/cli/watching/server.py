@@ -109,7 +109,7 @@ class Feed:
         last = False
         while not last:
             last = self.over()  # read before the sections, so that the last ones are complete
-            for make in (self.page.numbers, self.page.figures):
+            for make in (self.page.text_sections, self.page.figures):
                 for name, html in (await self._made(make, now=last)).items():
                     if sent.get(name) != html:
                         sent[name] = html

@@ -338,7 +338,7 @@ def test_no_text_from_outside_acts_on_the_reader(tmp_path: Path) -> None:
     texts = {
         name: path.read_text() for name, path in written.items() if path.suffix in (".html", ".md", ".tex", ".svg")
     }
-    texts["watch"] = "".join(WatchPage(folder).numbers().values())
+    texts["watch"] = "".join(WatchPage(folder).text_sections().values())
     assert "\u241b" in texts["report"] and "\u241b" in texts["watch"]
     found = {name: sorted({*acts} & set(text) & {*"\x1b\x9b\x00\u202e\u2066"}) for name, text in texts.items()}
     assert not any(found.values()), found

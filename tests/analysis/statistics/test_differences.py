@@ -11,7 +11,7 @@ from analysis import Store, open_store
 from analysis.statistics.differences import CHANGES, changes
 from analysis.statistics.inference import half_width, holm_steps, t_difference
 from analysis.statistics.scaling import comparisons
-from analysis.tables.effects import changed
+from analysis.tables.effects import difference_changes
 from tests.analysis.odd import Cells, odd_results
 
 BUDGETS = ("lora-1", "lora-4", "lora-8")
@@ -73,7 +73,7 @@ def test_the_mean_has_half_of_the_level_and_the_data_sets_the_rest(tmp_path: Pat
     [other, *_] = changes(store, "randlora").to_pylist()  # the pair the other way round
     assert (other["method"], other["difference"]) == ("lora", pytest.approx(-mean["difference"]))
     assert other["p"] == pytest.approx(mean["p"]) and other["verdict"] == "higher"
-    sheet = changed(store)
+    sheet = difference_changes(store)
     assert sheet.cells[0][:3] == ["mean of 3 data sets", "RandLoRA", "lora-1 to lora-8"] and sheet.strong(mean)
 
 
@@ -93,7 +93,7 @@ def test_one_data_set_one_seed_one_budget(tmp_path: Path) -> None:
     assert (row["verdict"], row["p"], row["n"]) == ("not testable", None, 1) and row["difference"] is not None
     flat = {key: scores for key, scores in cells.items() if key[1] == "lora-1"}
     assert changes(open_store(odd_results(tmp_path / "budget", flat))).num_rows == 0
-    assert changed(open_store(tmp_path / "budget")).rows == []
+    assert difference_changes(open_store(tmp_path / "budget")).rows == []
 
 
 def test_ends_are_of_the_seeds_that_both_have(tmp_path: Path) -> None:

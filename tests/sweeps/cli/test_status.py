@@ -164,7 +164,7 @@ def test_failed_trials_that_are_tried_again_are_to_come(tmp_path: Path) -> None:
 
     def look(ended: int) -> None:
         told.append(progress_of(open_store(tmp_path)))
-        pages.append(Page(tmp_path).numbers()["lanes"])
+        pages.append(Page(tmp_path).text_sections()["lanes"])
 
     mended = go_inline(plan, look, "tests.fakes:mended_trial", retry_failed=True)
     assert mended.complete

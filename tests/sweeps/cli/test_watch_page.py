@@ -203,7 +203,7 @@ def test_a_point_arrives_while_the_sweep_runs(tmp_path: Path, monkeypatch: pytes
 
 def test_what_a_run_has_is_said_by_its_lanes_and_host(tmp_path: Path) -> None:
     go_inline(fake_plan(tmp_path / "r", PAIR[:1], confirm=FakeConfirm((0,))))
-    lanes = Page(tmp_path / "r").numbers()["lanes"]
+    lanes = Page(tmp_path / "r").text_sections()["lanes"]
     assert f"<p>on {socket.gethostname()}</p>" in lanes and "1 x 1 worker, 1 CPU each" in lanes
     assert "None" not in lanes and "GPU" not in lanes
 
@@ -214,7 +214,7 @@ def test_figures_follow_an_edit_of_the_sweep(tmp_path: Path) -> None:
     page = Page(folder)
 
     def figures() -> str:
-        page.numbers()
+        page.text_sections()
         return page.figures()["figures"]
 
     before = figures()
@@ -369,6 +369,6 @@ def test_every_sentence_of_a_sweep_in_progress_is_preliminary(tmp_path: Path, se
         (m, f"lora-{r}", "d"): {k: s + k / 100 for k in range(3)} for m, s in scores.items() for r in (1, 4)
     }
     page = Page(odd_results(tmp_path / "some", cells, seeds=seeds))
-    page.numbers()
+    page.text_sections()
     captions = re.findall("<figcaption>(.*?)</figcaption>", page.figures()["figures"])
     assert len(captions) > 1 and {text.startswith("Preliminary") for text in captions} == {early}

@@ -273,10 +273,10 @@ def test_a_worker_rests_after_storage_trouble_until_it_is_told_to_return(monkeyp
     monkeypatch.setattr("sweeps.backends.ray.lanes.line.time.sleep", slept.append)
     line = Line(Said(patience=4), "lane1/0", "t")
     line.finish("k", None, {"status": "failed", "storage": None})
-    line.rest()
+    line.pause_after_storage_failure()
     assert not slept
     line.finish("k", None, {"status": "failed", "storage": errno.EIO})
-    line.rest()
+    line.pause_after_storage_failure()
     assert len(slept) == 3
 
 

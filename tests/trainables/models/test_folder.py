@@ -67,7 +67,7 @@ def test_an_image_tower_that_lies_elsewhere(tmp_path: Path, model_dir: Path, ask
         ({"architecture": "hf-hub:x/y"}, "architecture = 'hf-hub:x/y'"),
         ({"backbone": "x/y"}, "backbone = 'x/y'"),
         ({"layers": [{"backbone": "hf_hub:x/y"}]}, "backbone = 'hf_hub:x/y'"),
-        ({"transformers_weights": "sub/model.safetensors"}, "is no file in the folder"),
+        ({"transformers_weights": "sub/model.safetensors"}, "is not in the folder; copy the file there"),
     ],
 )
 def test_a_config_that_names_what_lies_elsewhere(

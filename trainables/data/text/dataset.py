@@ -188,7 +188,7 @@ def text_split(source: str, name: str, parts: Sequence[Part]) -> TextSplit:
             if not follows:
                 starts.append((len(rows), file, at))
                 follows = True
-            if (half := _half(row)) is not None:
+            if (half := _lone_surrogate(row)) is not None:
                 raise DataError(f"{file}, row {at}: holds half of a character ({half!r}); write it whole, or remove it")
             rows.append(row)
             group_of.append(number)
@@ -198,7 +198,7 @@ def text_split(source: str, name: str, parts: Sequence[Part]) -> TextSplit:
     return TextSplit(source, name, rows, torch.tensor(labels, dtype=torch.int64), groups, of, tuple(starts))
 
 
-def _half(row: Row) -> str | None:
+def _lone_surrogate(row: Row) -> str | None:
     r"""Return a lone surrogate in a row's texts (JSON's "\ud83d"), which no tokenizer takes; None if there is none."""
     try:
         "".join(_texts_of(row)).encode()

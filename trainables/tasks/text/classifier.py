@@ -46,8 +46,13 @@ class SentenceTask(TextTask[Sentence]):
                 "classifies labelled sentences; use a causal language model, or a glue: data set"
             )
         metric, classes = dataset.metric, len(dataset.class_names)
-        if metric not in (LABEL_METRICS if classes else NUMBER_METRICS) or (metric == "matthews" and classes != 2):
-            raise TrialError(f"data set {trial.dataset!r}: no metric {metric!r} for its labels")
+        possible = [m for m in LABEL_METRICS if m != "matthews" or classes == 2] if classes else NUMBER_METRICS
+        if metric not in possible:
+            labels = f"{classes} classes" if classes else "numbers"
+            raise TrialError(
+                f"data set {trial.dataset!r}: metric {metric!r} does not fit its labels, which are {labels}; "
+                f"it must be {' or '.join(possible)}"
+            )
         encoder = SentenceEncoder(parts.loaded.text_tokenizer, trial.train.max_tokens, module, trial.model)
         super().__init__(parts, dataset, encoder.max_tokens, lambda part: SentenceRows(part, encoder))
         self._read = SentenceReader(module, parts.autocast, encoder.pad)

@@ -101,7 +101,7 @@ def other_release(asked: str, message: str | None) -> Problem | None:
     return Problem("--address", asked, rule, f"a cluster with Ray {rays[1]}")
 
 
-def unsupported(asked: str) -> Problem | None:
+def unsupported_ray(asked: str) -> Problem | None:
     """Return what is wrong if this process has a Ray that this package was not tested with; None if it was."""
     import ray
 

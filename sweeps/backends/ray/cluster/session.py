@@ -16,7 +16,7 @@ from typing import Self
 
 import psutil
 
-from sweeps.backends.ray.cluster.joining import ask, find, other_release, unsupported
+from sweeps.backends.ray.cluster.joining import ask, find, other_release, unsupported_ray
 from sweeps.backends.ray.cluster.nodes import job_variables, paths_outside_python
 from sweeps.backends.ray.cluster.private import make_folder, private_session, temporary_space, users_token
 from sweeps.backends.ray.cluster.processes import clear, ended, runs, vital
@@ -162,12 +162,12 @@ class Session:
     def check_processes(self) -> str | None:
         """Check whether Ray's own processes run. Set and return `lost`."""
         if self.lost is None and not self._over.is_set() and self._store is not None:
-            loss = self._missing(self._store)
+            loss = self._describe_loss(self._store)
             if loss and not self._over.is_set():  # else `__exit__` has ended them meanwhile
                 self.lost = loss
         return self.lost
 
-    def _missing(self, store: str) -> str | None:
+    def _describe_loss(self, store: str) -> str | None:
         """Return, in words, which process died or that the control store does not answer; None if all is well."""
         died = [f"{name} (process {p.pid})" for name, p in self._own.items() if not runs(p)]
         if died:
@@ -243,7 +243,7 @@ class Session:
     def _join(self, asked: str, paths: str) -> None:
         import ray
 
-        if problem := unsupported(asked):
+        if problem := unsupported_ray(asked):
             raise ResourceError([problem])
         address = find(asked)
         if asked == "auto":

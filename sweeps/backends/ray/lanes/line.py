@@ -47,7 +47,7 @@ class Line:
         self.troubled = outcome.get("storage") is not None
         self.ask("finish", key, last, outcome)
 
-    def rest(self) -> None:
+    def pause_after_storage_failure(self) -> None:
         """Wait `REST_S` seconds, or until the lanes are told to return, if storage failed in the last trial."""
         end = time.monotonic() + (REST_S if self.troubled else 0.0)
         while time.monotonic() < end and ray.get(self.broker.status.remote())["dead"] is None:

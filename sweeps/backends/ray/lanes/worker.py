@@ -55,11 +55,11 @@ def lane_loop(config: dict[str, Any]) -> int:
         elif isinstance(order, list):
             for _ in train_together(worker, order):
                 pass
-            worker.rest()
+            worker.pause_after_storage_failure()
             done += len(order)
         elif order is not None:
             worker.run(order)
-            worker.rest()
+            worker.pause_after_storage_failure()
             done += 1
             if config["isolated"]:
                 return done
@@ -116,7 +116,7 @@ class _Worker(Line):
         if self.rank == 0 or not together:  # an error on one rank alone is told by that rank
             self.finish(order["key"], last, outcome)
         if not together:
-            self.rest()
+            self.pause_after_storage_failure()
             # the other ranks may sit in a collective: Ray Train starts the group anew
             raise RuntimeError(f"trial {order['key']} failed in a data-parallel group") from failure
 
