@@ -136,3 +136,19 @@ class KillOnce:
                     if self.title in " ".join(process.cmdline()):
                         process.kill()
                         self.killed.append(process.pid)
+
+
+def language_tree(place: Path, **given: Any) -> dict[str, Any]:
+    """Return a sweep file of a small language model in the folder `place`, with the sections `given`."""
+    return {
+        "name": "tiny-language",
+        "output": str(place / "results"),
+        "model": {"id": f"local:{place / 'llama'}"},
+        "data": {"datasets": [f"json:{place / 'rows'}"]},
+        "budgets": {"lora_rank": [2]},
+        "methods": {"lora": {}, "randlora": {}, "zero-shot": {}},
+        "search": {"trials": 2, "rerun_rates": 0, "rerun_seeds": 0},
+        "confirm": {"seeds": 2},
+        "train": {"epochs": 2, "global_batch_size": 16},
+        "keep": {"adapters": "confirm"},
+    } | given

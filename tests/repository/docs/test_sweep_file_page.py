@@ -27,7 +27,7 @@ def test_every_key_has_a_meaning() -> None:
 def test_the_page_is_up_to_date_and_its_example_is_read() -> None:
     page = PAGE.read_text(encoding="utf-8")
     assert page == sweep_file_page(), "run: python -m tools.pages"
-    (example,) = re.findall(r"```toml\n(.*?)```", page, re.S)
+    example = re.findall(r"```toml\n(.*?)```", page, re.S)[0]  # further ones are parts of a file
     spec = SweepSpec.parse(tomllib.loads(example))
     assert spec.methods["vera"].unmatched
     assert spec.search.rates == 7

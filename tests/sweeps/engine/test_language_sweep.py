@@ -17,6 +17,7 @@ from sweeps.errors import SpecError
 from sweeps.plan.inputs import check_inputs
 from sweeps.plan.plan import Plan
 from sweeps.spec.spec import SweepSpec
+from tests.sweeps.support import language_tree
 from tests.trainables.tiny_language import save_model, write_rows
 from trainables.models.loading import load_model
 
@@ -30,23 +31,8 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def tree(place: Path, **given: Any) -> dict[str, Any]:
-    return {
-        "name": "tiny-language",
-        "output": str(place / "results"),
-        "model": {"id": f"local:{place / 'llama'}"},
-        "data": {"datasets": [f"json:{place / 'rows'}"]},
-        "budgets": {"lora_rank": [2]},
-        "methods": {"lora": {}, "randlora": {}, "zero-shot": {}},
-        "search": {"trials": 2, "rerun_rates": 0, "rerun_seeds": 0},
-        "confirm": {"seeds": 2},
-        "train": {"epochs": 2, "global_batch_size": 16},
-        "keep": {"adapters": "confirm"},
-    } | given
-
-
 def test_a_language_sweep_end_to_end(place: Path, pool: Pool) -> None:
-    plan = Plan.from_spec(SweepSpec.parse(tree(place, evaluate={"test_rows": 7})))
+    plan = Plan.from_spec(SweepSpec.parse(language_tree(place, evaluate={"test_rows": 7})))
     check_inputs(plan)
     summary = run(plan, progress=False, backend=using(pool))
     assert (summary.finished, summary.failed) == (2 * (2 + 2) + 1, 0)
@@ -63,9 +49,9 @@ def test_a_language_sweep_end_to_end(place: Path, pool: Pool) -> None:
 
 
 def test_the_two_protocols_are_two_sweeps(place: Path) -> None:
-    by_likelihood = SweepSpec.parse(tree(place))
-    by_default = SweepSpec.parse(tree(place, evaluate={}))
-    by_generation = SweepSpec.parse(tree(place, evaluate={"protocol": "generation"}))
+    by_likelihood = SweepSpec.parse(language_tree(place))
+    by_default = SweepSpec.parse(language_tree(place, evaluate={}))
+    by_generation = SweepSpec.parse(language_tree(place, evaluate={"protocol": "generation"}))
     assert by_likelihood.identity() == by_default.identity() != by_generation.identity()
     trials = [
         Plan.from_spec(s).cells[0].trial("TUNE", 1e-3, (1, 1, 1), s.train) for s in (by_likelihood, by_generation)
@@ -83,7 +69,7 @@ def refusals(given: dict[str, Any]) -> str:
 def test_what_a_language_sweep_may_not_ask(place: Path) -> None:
     methods = {"lora": {}, "linear-probe": {}}
     train = {"epochs": 1, "augment": "crop-flip"}
-    found = refusals(tree(place, methods=methods, train=train, data={"datasets": ["embedded:fashion-mnist"]}))
+    found = refusals(language_tree(place, methods=methods, train=train, data={"datasets": ["embedded:fashion-mnist"]}))
     assert "linear-probe" in found and "a language model has none" in found
     assert "train.augment = 'crop-flip'" in found
     assert "'embedded:fashion-mnist'" in found and "is a set of images, and the model reads texts" in found
@@ -91,7 +77,7 @@ def test_what_a_language_sweep_may_not_ask(place: Path) -> None:
 
 def test_what_an_image_sweep_may_not_ask_of_language(place: Path) -> None:
     train = {"epochs": 1, "max_tokens": 9}
-    given = tree(place, model={"id": "embedded:tiny-clip"}, train=train, evaluate={"protocol": "generation"})
+    given = language_tree(place, model={"id": "embedded:tiny-clip"}, train=train, evaluate={"protocol": "generation"})
     found = refusals(given)
     assert "evaluate.protocol = 'generation'" in found and "train.max_tokens = 9" in found
     assert "is a set of texts, and the model reads images" in found

@@ -16,7 +16,7 @@ from sweeps.exporting.kept import kept_trial
 from sweeps.plan.inputs import check_inputs, needs_of
 from sweeps.plan.plan import Plan
 from sweeps.spec.spec import SweepSpec
-from tests.sweeps.engine.test_language_sweep import tree
+from tests.sweeps.support import language_tree
 from tests.trainables.tiny_language import save_model, write_rows
 from trainables.models.base_weights import held_bytes
 from trainables.predicting.answers import answers
@@ -32,7 +32,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def planned(place: Path, held: str, **given: Any) -> Plan:
-    return Plan.from_spec(SweepSpec.parse(tree(place, train={"epochs": 2, "base_weights": held}, **given)))
+    return Plan.from_spec(SweepSpec.parse(language_tree(place, train={"epochs": 2, "base_weights": held}, **given)))
 
 
 def problems(place: Path, held: str, **given: Any) -> list[tuple[str, str | None]]:

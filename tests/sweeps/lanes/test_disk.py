@@ -160,7 +160,7 @@ def tell(monkeypatch: pytest.MonkeyPatch) -> Tell:
             convert_lost_errors=contextlib.nullcontext,
             lost=None,
             down=None,
-            follow=lambda: None,
+            follow_nodes=lambda: None,
             resources=None,
             trials=1,
         )

@@ -59,7 +59,7 @@ def test_lanes_that_came_back_are_not_given_up(tmp_path: Path, pool: Pool, monke
         if not over.is_set():
             raise ControllerError(RuntimeError(f"no room for {lane.name}"))
 
-    monkeypatch.setattr(Lanes, "_fit", fit)
+    monkeypatch.setattr(Lanes, "_run_once", fit)
     monkeypatch.setattr(lanes, "RETRY_S", 0.01)
     started = Lanes(broker, [LaneShape(1, False, {"CPU": 1.0})] * 2, tmp_path)
     started.start()

@@ -157,7 +157,9 @@ def test_other_weights_of_a_local_model_are_refused(images: Path, tmp_path: Path
     data = bytearray(weights.read_bytes())
     data[-1] ^= 1
     weights.write_bytes(data)
-    with pytest.raises(SpecError, match=r"model\.id = .*is not the model that the trials .* saw \(its files changed\)"):
+    with pytest.raises(
+        SpecError, match=r"model\.id = .*is not the model that the trials .* used \(its files changed\)"
+    ):
         check_inputs(planned)
     assert model_digest("embedded:tiny-clip") is None
     before = model_digest(f"local:{model}")
@@ -191,12 +193,12 @@ def test_weights_changed_between_the_slices_of_older_versions_are_refused(images
     weights.write_bytes(data)
     os.utime(weights, ns=(was.st_atime_ns, was.st_mtime_ns))
     assert sliced_digest(name) == old
-    with pytest.raises(SpecError, match=r"model\.id = .*is not the model that the trials .* saw"):
+    with pytest.raises(SpecError, match=r"model\.id = .*is not the model that the trials .* used"):
         check_inputs(planned)
     data[0] ^= 1
     weights.write_bytes(data)
     record.write_text(json.dumps({name: old}))
-    with pytest.raises(SpecError, match=r"model\.id = .*is not the model that the trials .* saw"):
+    with pytest.raises(SpecError, match=r"model\.id = .*is not the model that the trials .* used"):
         check_inputs(planned)
 
 
@@ -472,7 +474,7 @@ def test_digests_of_images_are_kept_until_a_file_changes(
 def test_a_damaged_record_of_the_data_is_named(images: Path, tmp_path: Path, text: str) -> None:
     (tmp_path / "r").mkdir()
     (tmp_path / "r" / "data.json").write_bytes(text.encode(errors="surrogateescape"))
-    with pytest.raises(SpecError, match=r"data\.json.*no JSON object of data sets.*restore it, or remove it"):
+    with pytest.raises(SpecError, match=r"data\.json.*not a JSON object of data sets.*restore it, or remove it"):
         check_inputs(plan(images, str(tmp_path / "r")))
 
 

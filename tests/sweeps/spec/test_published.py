@@ -38,7 +38,7 @@ def alphas(found: Cell, **more: Any) -> list[Any]:
     capacities = dict(found.capacities)
     config: Any = METHODS[found.base].config.from_options(max(capacities.values()), {**dict(found.options), **more})
     if hasattr(config, "kind"):
-        return [getattr(config.at(4), config.kind.alpha[0])]
+        return [getattr(config.peft_config(4), config.kind.alpha[0])]
     shapes = target_shapes(found.model, found.targets, found.adapt)
     return [config.scale_of(config.bases(shapes[name])) for name in capacities]
 
