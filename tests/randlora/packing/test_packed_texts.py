@@ -128,7 +128,7 @@ def test_tensors_whose_rows_are_unknown_are_refused() -> None:
     with pytest.raises(PackingError, match="9 rows are neither the texts nor the tokens of 3 times 2 texts"):
         model.fc(torch.zeros(9, SIZE, dtype=torch.float64))
     pack.together(rows=ROWS, widths=WIDTHS)
-    unknown = pytest.raises(PackingError, match="cannot tell which dimension .* has the 5 tokens")
+    unknown = pytest.raises(PackingError, match=r"cannot tell which dimension .* has the 5 tokens")
     with pack.drawing({k: k for k in range(K)}, torch.device("cpu")), unknown:
         model.drop(torch.zeros(K * ROWS, 7, SIZE, dtype=torch.float64))
     pack.remove()
