@@ -222,9 +222,8 @@ def test_a_signal_to_the_script_for_machines_ends_the_sweep_cleanly_and_the_daem
 ) -> None:
     sweep = "trap 'touch told; exit 130' TERM; touch up; for _ in {1..300}; do sleep 0.1; done"
     # as Ray's command: it stops the daemons when what it runs has ended, and not when it is ended itself
-    runs = (
-        f'bash -c "{sweep}"; code=$?; touch stopped; exit $code' if not waits else ": > up; exec sleep 60"
-    )  # no child that the signal could find
+    # while it waits for machines it has no child, which a signal could end in its place
+    runs = f'bash -c "{sweep}"; code=$?; touch stopped; exit $code' if not waits else ": > up; exec sleep 60"
     path = stand_ins(tmp_path, ray=f"if [[ $1 == stop ]]; then touch stopped; exit; fi; {runs}")
     environment = {"PATH": path, "HOME": str(tmp_path), "HEAD": "10.0.0.1", "NODES": "2", "OUTPUT": "/r"}
     command = ["bash", str(EXAMPLES / "machines.sh"), "a.toml"]
