@@ -292,7 +292,7 @@ def test_a_lane_rests_between_trials(monkeypatch: pytest.MonkeyPatch) -> None:
         "hello": lambda self: None,
         "ask": lambda self, *_: next(orders),
         "run": lambda self, order: done.append("trial"),
-        "rest": lambda self: done.append("rest"),
+        "pause_after_storage_failure": lambda self: done.append("rest"),
     }.items():
         monkeypatch.setattr(_Worker, name, does)
     config = {"broker": None, "lane": "lane0", "group": False, "isolated": False, "threads": torch.get_num_threads()}
