@@ -21,7 +21,8 @@ def chaos(*words: str) -> subprocess.CompletedProcess[str]:
     )
 
 
-@pytest.mark.parametrize(("case", "times"), [("journals", 5), ("data", 50)])
+@pytest.mark.slow
+@pytest.mark.parametrize(("case", "times"), [("journals", 15), ("data", 150)])
 def test_a_case_finds_nothing(case: str, times: int) -> None:
     done = chaos("--case", case, "--times", str(times), "--seed", "1")
     assert done.returncode == 0, done.stderr[-3000:]

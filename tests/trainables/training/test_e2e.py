@@ -58,7 +58,8 @@ def e2e_trial(place: Path) -> MakeTrial:
 
 
 @pytest.mark.filterwarnings("ignore:java is not on")
-@pytest.mark.parametrize("method", ["lora", pytest.param("randlora", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["lora", "randlora"])
 def test_gpt2_end_to_end(e2e_trial: MakeTrial, place: Path, tmp_path: Path, method: str) -> None:
     trial = e2e_trial(method)
     reports = run(trial, tmp_path, keep=True)
