@@ -127,9 +127,7 @@ def _fill(
         room: the id of each node, "" if that is not known, and the number of workers that fit there.
         most: the largest number of trials at a time, over all these lanes.
     """
-    if (
-        request.workers > 1 or request.isolated
-    ):  # an isolated trial has its own lane, which is started anew for each trial
+    if request.workers > 1 or request.isolated:  # an isolated lane is started anew for each trial
         count = int(min(sum(fit for _, fit in room) // request.workers, most))
         return [
             LaneShape(request.workers, request.workers > 1, dict(per_worker), request.isolated) for _ in range(count)

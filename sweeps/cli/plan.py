@@ -280,13 +280,8 @@ def _budget_of(
 
     if len(given) != 1:
         options = ", ".join(given) or "none"
-        raise SpecError(
-            [
-                Problem(
-                    "budget", options, "give exactly one of --lora-rank, --params, --percent, --rank", "--lora-rank 8"
-                )
-            ]
-        )
+        rule = "give exactly one of --lora-rank, --params, --percent, --rank"
+        raise SpecError([Problem("budget", options, rule, "--lora-rank 8")])
     ((name, value),) = given.items()
     if name == "--params":
         return value, f"params-{value}"

@@ -78,9 +78,9 @@ def progress_of(store: Store) -> dict[str, Any]:
     failed = Counter((r["cell_id"], r["stage"]) for name in retried if (r := trials.pop(name, None)) is not None)
     named = {c["cell_id"] for c in cells}
     states = Counter(row["status"] for row in trials.values() if row["cell_id"] in named)
-    left_in = {cell_id: seconds_to_go for (_, cell_id), seconds_to_go in left_of(store).items()}
+    left_in = {cell_id: counts for (_, cell_id), counts in left_of(store).items()}
     left_in |= {r["cell_id"]: _with_retried(left_in[r["cell_id"]], r, failed) for r in coverage}
-    to_come = {cell_id: sum(seconds_to_go or ()) for cell_id, seconds_to_go in left_in.items()}
+    to_come = {cell_id: sum(counts or ()) for cell_id, counts in left_in.items()}
     missing: Counter[str] = Counter()
     for row in coverage:
         missing[row["method"]] += to_come[row["cell_id"]]
@@ -165,9 +165,8 @@ def pace(
         now: the time now; None if no run is in progress.
     """
     last = max((i for i, e in enumerate(events) if e["ev"] == "sweep" and "at" in e), default=len(events))
-    ended_here = {
-        (e["trial_id"], e["attempt"]) for e in events[last:] if e["ev"] == "finish"
-    }  # not by time: clocks differ
+    # by the events and not by time, because clocks of machines differ
+    ended_here = {(e["trial_id"], e["attempt"]) for e in events[last:] if e["ev"] == "finish"}
     ended = [r for r in rows if r["ended_at"] is not None and r["started_at"] is not None]
     of_this_run = [r for r in ended if (r["trial_id"], r["attempt"]) in ended_here]
     if not of_this_run:

@@ -81,9 +81,8 @@ def ray_tasks(address: str | None = None, *, cpus: float = 1.0, progress: bool =
                 from sweeps.backends.ray.cluster.nodes import check_nodes
 
                 check_nodes(folder.absolute() / "work" / "ray")
-            with closing(
-                run_units(folder.absolute(), units, cpus)
-            ) as done:  # closed before the session: it cancels tasks
+            # closed before the session ends, because closing cancels tasks
+            with closing(run_units(folder.absolute(), units, cpus)) as done:
                 yield from _shown(done, units) if progress else done
 
     return execute

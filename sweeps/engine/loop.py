@@ -221,7 +221,6 @@ class Loop:
                 state.release(slot.cell_id, slot.trial_id)
                 continue
             trained = sum(self._seconds.get(slot.trial_id, {}).values())
-            with contextlib.suppress(
-                OSError
-            ):  # the journal has the decision to stop it, so the next run writes its row
+            # after an error the next run writes its row, because the journal has the decision to stop it
+            with contextlib.suppress(OSError):
                 self._ledger.finish(slot, pruned_outcome(state, slot, {"seconds_total": trained}))

@@ -87,9 +87,7 @@ def train_again(folder: Path, trial: str) -> Rerun:
         raise SpecError([Problem("trial", trial, rule, near)])
     (row,) = matches
     stored_config = config_of(store, row["trial_id"])
-    config = TrialConfig.model_validate(
-        with_absolute_paths(stored_config.model_dump())
-    )  # with absolute paths, as in the worker
+    config = TrialConfig.model_validate(with_absolute_paths(stored_config.model_dump()))  # as in the worker
     before = torch.get_num_threads()
     torch.set_num_threads(_cpus(store, row["trial_id"]))  # as in the worker, because sums depend on it
     try:

@@ -92,9 +92,8 @@ class Opener:
         folder = sweep.ledger.folder
         if self.address is None:  # workers of a cluster may run as other users, who share the folder in a group
             _make_private(folder / "work")
-        absolute_plan = Plan(
-            plan.spec, tuple(cell.with_absolute_paths() for cell in plan.cells)
-        )  # a task runs in another folder
+        # the probe may be a task, which runs in another folder
+        absolute_plan = Plan(plan.spec, tuple(cell.with_absolute_paths() for cell in plan.cells))
         setup = Setup(
             resources=plan.spec.resources,
             storage=folder / "work" / "ray",

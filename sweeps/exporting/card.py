@@ -1,4 +1,4 @@
-"""Write the cards (README.md) of a trained model and of a data set of results.
+"""Writes the cards (README.md) of a trained model and of a data set of results.
 
 A card begins with the metadata that the Hub reads. Below it stands what a reader needs to judge the scores: budget,
 intervals over seeds, the verdict against the baseline, and the sweep file.

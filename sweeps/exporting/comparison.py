@@ -1,4 +1,4 @@
-"""Export the tuned cells of a sweep as experiments of Hugging Face PEFT's method_comparison.
+"""Exports the tuned cells of a sweep as experiments of Hugging Face PEFT's method_comparison.
 
 Each experiment is a folder `experiments/TYPE/NAME` with `adapter_config.json` (none for full fine-tuning) and
 `training_params.json`. The latter holds the settings that differ from that project's defaults.

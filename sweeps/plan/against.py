@@ -1,4 +1,4 @@
-"""Compare a plan with its paper: the numbers of parameters of its cells, and the settings that differ.
+"""Compares a plan with its paper: the numbers of parameters of its cells, and the settings that differ.
 
 The published settings come from the `[published]` table of the sweep file. The published numbers come with the package
 (`analysis.statistics.publications`).

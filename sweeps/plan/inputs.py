@@ -66,6 +66,7 @@ def check_inputs(plan: Plan) -> None:
 
 
 def _check_packages(plan: Plan) -> None:
+    """Raise SpecError if the package that loads quantised base weights is missing."""
     held = plan.spec.train.base_weights
     if held in QUANTISED and importlib.util.find_spec("bitsandbytes") is None:
         rule = "needs bitsandbytes, which is not installed: pip install 'randlora-sweeps[quantised]'"
@@ -234,7 +235,7 @@ def _check_tokens(name: str, part: TextSplit, encoder: Encoder) -> None:
 
 @functools.cache
 def _open_images(name: str, fingerprint_of_data: str) -> None:
-    """Open images of a data set. `found`: its fingerprint, so that changed data is opened again."""
+    """Open images of a data set. `fingerprint_of_data`: so that changed data is opened again."""
     dataset = loaded(name)
     if isinstance(dataset, TextDataset):
         return  # all texts were read already

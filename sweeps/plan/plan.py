@@ -96,7 +96,8 @@ class Plan:
         Args:
             download: whether to download data sets. Otherwise only data sets that are files on this machine are read.
 
-        Raises SpecError: a searched batch is larger than a training split.
+        Raises:
+            SpecError: a searched batch is larger than a training split.
         """
         here = {c.cell_id for c in self.feasible if download or on_disk(c.dataset)}
         for cell in self.cells:
@@ -290,6 +291,7 @@ def _cell(
     low, high, centre = _lr_range(name, spec)
     trains = centre is not None
     tuned = trains and spec.protocol != "paper"
+    seeds_vary = trains and not spec.confirm.seeds_are_fixed
     space = dimensions(name, spec) if tuned else ()
     capacities = solution.capacities if isinstance(solution, Solution) else {}
     freedom = degrees(base, shapes, capacities, options) if capacities else None
@@ -316,9 +318,7 @@ def _cell(
         dimensions=space,
         published=() if isinstance(solution, Infeasible) else published(name, spec, space, capacities, shapes),
         tune_trials=spec.search.trials if tuned else 0,
-        confirm_seeds=len(spec.confirm.seeds)
-        if trains and not spec.confirm.seeds_are_fixed
-        else 1,  # one if no seed varies
+        confirm_seeds=len(spec.confirm.seeds) if seeds_vary else 1,
         epochs=(spec.data.epochs_of(dataset, size) or spec.train.epochs) if trains else None,
         micro_batch_size=spec.methods[name].micro_batch_size,
         protocol=spec.protocol,

@@ -195,10 +195,8 @@ class CellState:
         space = self.cell.space
         if slot.config and space is not None and space.dimensions:
             values = {**slot.config["train"], **dict(slot.config["options"])}
-            if self.cell.method in FULL_METHODS:
-                values["weight_decay"] = values.get("full_weight_decay")
-            else:
-                values["weight_decay"] = values.get("weight_decay")
+            own_decay = "full_weight_decay" if self.cell.method in FULL_METHODS else "weight_decay"
+            values["weight_decay"] = values.get(own_decay)
             extra = extra_of({d.name: d.listed(values[d.name]) for d in space.dimensions})
         named = self._is_first(slot) or SlotKind.of(slot.slot) is not SlotKind.PLANNED
         origin = origin_of(slot.slot, self.spec.search) if named else None

@@ -1,4 +1,4 @@
-"""The batch sizes that a sweep searches: one list for all methods, and what can't stand beside it.
+"""The batch sizes that a sweep searches: one list for all methods, and the settings that contradict it.
 
 Every trial sees the same examples in the same order, whatever its batch size. So a list rules out settings that count
 steps or batches.
@@ -19,7 +19,7 @@ FIELD = f"search.space.{BATCH_SIZE}"
 def batch_sizes(spec: Sections) -> tuple[int, ...]:
     """Return the batch sizes that the sweep searches, in the order of the file; () if it searches none."""
     entry = spec.search.space.get(BATCH_SIZE)
-    if entry is None or spec.protocol == "paper":  # which searches nothing
+    if entry is None or spec.protocol == "paper":  # protocol paper searches nothing
         return ()
     return tuple(int(value) for value in entry.values)
 
@@ -55,7 +55,7 @@ def batch_problems(spec: Sections) -> list[Problem]:
         return problems
     sizes = sorted({int(value) for value in values})
     if len(sizes) < len(values):
-        return [Problem(FIELD, values, "each batch size may stand once", str(sizes))]
+        return [Problem(FIELD, values, "each batch size may be listed once", str(sizes))]
     if len(sizes) == 1:
         rule = "one batch size is no search; set it for all trials"
         return [Problem(FIELD, values, rule, f"train.{BATCH_SIZE} = {sizes[0]}")]

@@ -81,12 +81,8 @@ def read_tree(path: Path) -> dict[str, Any]:
         raise SpecError([Problem("file", str(path), f"has more than {DEPTH} levels")]) from None
     except (ValueError, yaml.YAMLError) as error:  # TOML's, JSON's and UTF-8's errors are ValueErrors
         raise SpecError([Problem("file", str(path), f"can't be read: {error}")]) from error
-    except (
-        LookupError,
-        AttributeError,
-        TypeError,
-        ArithmeticError,
-    ) as error:  # PyYAML raises these for `!!bool maybe` or `!!int ''`
+    except (LookupError, AttributeError, TypeError, ArithmeticError) as error:
+        # PyYAML raises these for `!!bool maybe` or `!!int ''`
         rule = f"can't be read: a value is not what its tag says ({reason(error)})"
         raise SpecError([Problem("file", str(path), rule)]) from error
     if not isinstance(tree, dict):

@@ -409,10 +409,8 @@ class Sections(_Section):
         fixed: dict[str, Any] = {
             k: all_fields[k] for k in ("name", "protocol", "model", "train", "evaluate") if k in all_fields
         }
-        if all_fields["model"]["adapt"] in (
-            None,
-            "all",
-        ):  # the only choice for a model with one tower, and the default of CLIP
+        # "all" is the only choice for a model with one tower, and None means "both" for a CLIP
+        if all_fields["model"]["adapt"] in (None, "all"):
             fixed["model"] = all_fields["model"] | {"adapt": "both"}
         if data := {k: all_fields["data"][k] for k in ("skip_bad", "epochs") if k in all_fields["data"]}:
             if isinstance(self.data.epochs, dict):  # also for data sets that the table leaves out, so that it may grow

@@ -64,9 +64,8 @@ def make_progress(progress: bool | Literal["json"] | Progress) -> Progress:
     if notebook() is not None:
         return NotebookProgress()
     console = safe_console(file=lasting(sys.stderr))
-    live = (
-        console.file.isatty() and console.is_interactive
-    )  # not on a dumb terminal, and not if only FORCE_COLOR is set
+    # not live on a dumb terminal, and not if only FORCE_COLOR is set
+    live = console.file.isatty() and console.is_interactive
     return LiveProgress(console) if live else LineProgress(console)
 
 

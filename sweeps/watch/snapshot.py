@@ -96,9 +96,8 @@ class _Cell:
     missing: int
     best: Best
     failures: tuple[Failure, ...]
-    seconds: tuple[
-        float, int
-    ]  # sum over trials without set-up, which only a worker's first trial has; number of trials
+    seconds: tuple[float, int]
+    """The sum over trials without set-up, which only a worker's first trial has; and the number of these trials."""
 
 
 class Counting:

@@ -47,9 +47,8 @@ class Lasting:
             if isinstance(error, OSError) and error.errno not in _GONE:
                 self.lost = self.lost or error
             nowhere = os.open(os.devnull, os.O_WRONLY)
-            with contextlib.suppress(
-                OSError, ValueError
-            ):  # the buffer is written at the end, so it must go to the null device too
+            # the stream's buffer is written at the end, so it must go to the null device too
+            with contextlib.suppress(OSError, ValueError):
                 os.dup2(nowhere, self._stream.fileno())
             os.close(nowhere)
 

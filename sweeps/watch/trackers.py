@@ -62,9 +62,8 @@ class SentLog:
     def write(self, trial_id: str, epoch: int, attempt: int | None = None) -> None:
         """Note the last epoch that was sent, and the attempt if its outcome was sent."""
         self._take(trial_id, epoch, attempt)
-        self._path.parent.mkdir(
-            exist_ok=True
-        )  # without parents: a results folder that was moved away must not be made again
+        # without parents: a results folder that was moved away must not be made again
+        self._path.parent.mkdir(exist_ok=True)
         with self._path.open("a", encoding="utf-8") as file:
             file.write(json.dumps({"trial_id": trial_id, "epoch": epoch, "attempt": attempt}) + "\n")
 
@@ -231,10 +230,8 @@ class MLflow(RunTracker):
     def end(self, run: Any, row: TrialRow, summary: Mapping[str, float]) -> None:
         for key, value in summary.items():
             self._client.log_metric(run, f"outcome_{key}", value)
-        for tag, text in (
-            ("status", row.status),
-            ("reason", row.reason),
-        ):  # MLflow's own "KILLED" also marks runs that go on later
+        # MLflow's own "KILLED" also marks runs that go on later
+        for tag, text in (("status", row.status), ("reason", row.reason)):
             if text:
                 self._client.set_tag(run, tag, text)
         status = {"finished": "FINISHED", "pruned": "KILLED"}.get(row.status, "FAILED")

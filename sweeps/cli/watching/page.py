@@ -28,10 +28,8 @@ from sweeps.cli.printing import shown
 from sweeps.cli.progress import progress_of, says
 from sweeps.errors import reason
 
-MOST_ROWS = 1000
-MOST_CELLS = 200
-MOST_BEGUN = 50
-"""The largest number of trials that have begun and not ended that the page shows. Above: of SQL rows, and of cells."""
+MOST_ROWS, MOST_CELLS, MOST_BEGUN = 1000, 200, 50
+"""The largest numbers of SQL rows, of cells, and of running trials that the page shows."""
 
 _DEVICES = """
 select host, device, precision, count(*) as attempts, sum(seconds_total) / 3600 as hours,
