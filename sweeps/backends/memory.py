@@ -22,7 +22,7 @@ from trainables.errors import TrialError
 FILE = "memory.json"
 _ACCELERATOR: tuple[type[BaseException], ...] = tuple(
     error for error in (getattr(torch, "AcceleratorError", None),) if error is not None
-)  # torch 2.6 and 2.7 have none
+)  # torch 2.7 has none
 _SAYS = (
     "DefaultCPUAllocator",
     "not enough memory: you tried to allocate",  # the CPU's
