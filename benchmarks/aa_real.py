@@ -169,9 +169,9 @@ def summary(rows: Sequence[Row]) -> Row:
             for rate, *scores in zip(r["rates"], r["validation"], r["means"], strict=True):
                 cells.setdefault(rate, []).append((scores[0], scores[1]))
     results["by_rate"] = [
-        {"lr": rate, "cells": len(seed_rows), "validation": float(mean[0]), "test": float(mean[1])}
-        for rate, seed_rows in sorted(cells.items())
-        for mean in [np.mean(seed_rows, axis=0)]
+        {"lr": rate, "cells": len(means), "validation": float(mean[0]), "test": float(mean[1])}
+        for rate, means in sorted(cells.items())
+        for mean in [np.mean(means, axis=0)]
     ]
     return results
 

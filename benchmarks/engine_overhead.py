@@ -128,16 +128,18 @@ def report(rounds: list[dict[str, float]]) -> dict[str, Any]:
     """Return the medians of the ratios within rounds."""
     trainers = [one["trainers"] / one["lanes"] for one in rounds]
     functions = [one["functions"] / one["lanes"] for one in rounds]
-    took = {
+    results = {
         "rounds": rounds,
         "times faster than a TorchTrainer a trial": statistics.median(trainers),
         "rate against Tune functions": statistics.median(functions),
     }
     for one in rounds:
         print("  seconds a trial: " + ", ".join(f"{name} {value:.4f}" for name, value in sorted(one.items())))
-    print(f"  a TorchTrainer per Tune trial takes {took['times faster than a TorchTrainer a trial']:.0f} times as long")
-    print(f"  rate / that of plain Tune functions with reuse_actors: {took['rate against Tune functions']:.2f}")
-    return took
+    print(
+        f"  a TorchTrainer per Tune trial takes {results['times faster than a TorchTrainer a trial']:.0f} times as long"
+    )
+    print(f"  rate / that of plain Tune functions with reuse_actors: {results['rate against Tune functions']:.2f}")
+    return results
 
 
 if __name__ == "__main__":

@@ -146,11 +146,11 @@ def usual_script(config: dict[str, Any]) -> None:
             optimizer.step()
             schedule.step()
             optimizer.zero_grad(set_to_none=True)
-        state = {"score": accuracy(validation), "epoch": epoch + 1}
+        result = {"score": accuracy(validation), "epoch": epoch + 1}
         if config["test"] and epoch + 1 == EPOCHS:
-            state["test"] = accuracy(DataLoader(Images(data.test, rows.test_idx), batch_size=512))
+            result["test"] = accuracy(DataLoader(Images(data.test, rows.test_idx), batch_size=512))
         trained, spent = sum(p.numel() for p in parameters), {"ready": ready, "cpu": time.process_time()}
-        tune.report({**state, "trained": trained, **spent, "began": began, "ended": time.time()})
+        tune.report({**result, "trained": trained, **spent, "began": began, "ended": time.time()})
 
 
 def peft(folder: Path, quick: bool) -> Side:
@@ -200,8 +200,10 @@ def report(rounds: list[dict[str, dict[str, Any]]]) -> dict[str, Any]:
     peer = rounds[-1]["peft"]["spent"]
     print("  seconds of a processor for a trial of theirs: " + ", ".join(f"{k} {v:.1f}" for k, v in peer.items()))
     ratios = {name: [one["peft"]["seconds"] / one[name]["seconds"] for one in rounds] for name in ("ours", "packed")}
-    for name, took in ratios.items():
-        print(f"  trials an hour against Ray Tune and PEFT, a process a trial, {name}: {statistics.median(took):.2f}")
+    for name, of_rounds in ratios.items():
+        print(
+            f"  trials an hour against Ray Tune and PEFT, a process a trial, {name}: {statistics.median(of_rounds):.2f}"
+        )
     return {"rounds": rounds, "ratio": statistics.median(ratios["ours"]), "ratios": ratios}
 
 

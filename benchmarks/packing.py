@@ -131,12 +131,12 @@ class Sides:
         return [last[k] for k in range(len(trials))]  # type: ignore[misc]
 
     def _alone(self, trials: list[TrialConfig]) -> list[dict[str, Any]]:
-        losses = []
+        reports = []
         for trial in trials:
             with tempfile.TemporaryDirectory() as folder:
                 *_, last = run_trial(trial, warm=self._warm, directory=Path(folder))
-            losses.append(last)
-        return losses
+            reports.append(last)
+        return reports
 
     def time(self, way: str, trials: list[TrialConfig]) -> tuple[float, list[float]]:
         """Return the seconds of all trials, and their last losses."""

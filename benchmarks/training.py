@@ -246,7 +246,7 @@ def compare(
     }
     rates = {side: ours.samples / statistics.median(seconds) for side, seconds in spent.items()}
     results = {"samples": ours.samples, "trained": sizes[0], "ratio": ratios["plain"], "waiting": summary(shares[1:]),
-             "per_second": rates}  # fmt: skip
+               "per_second": rates}  # fmt: skip
     ratio, wait, rate = results["ratio"], results["waiting"], results["per_second"]
     print(f"{name}: {ours.samples} samples an epoch, {sizes[0]:,} trained parameters, kept rounds: {rounds}")
     print(f"  samples/s, ours / plain PEFT   {ratio['median']:.2f}  [{ratio['low']:.2f}, {ratio['high']:.2f}]")

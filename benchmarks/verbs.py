@@ -1,10 +1,9 @@
 """Measure the processor seconds of the verbs that read results.
 
-`python benchmarks/verbs.py` prints docs/performance.md's table.
-The verbs read the committed league and a made-up folder (`tests.analysis.synthetic`), which has 200 cells of 25 trials
-each. `--cells` makes folders of other sizes. Each verb runs `--rounds` times, every time in a new process, and the
-lowest number of seconds is printed. `report` runs only once. The seconds include those of processes
-that the verb itself starts. `--verbs best,status` measures only these two.
+`python benchmarks/verbs.py` prints docs/performance.md's table. The verbs read the committed league and a made-up
+folder (`tests.analysis.synthetic`), which has 200 cells of 25 trials each. `--cells` makes folders of other sizes. Each
+verb runs `--rounds` times, every time in a new process, and the lowest number of seconds is printed. `report` runs only
+once. The seconds include those of processes that the verb itself starts. `--verbs best,status` measures only these two.
 """
 
 from __future__ import annotations

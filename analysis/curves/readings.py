@@ -207,7 +207,5 @@ def crossing_sentence(row: Row) -> str:
     observed = f"the crossing is in {100 * row['share']:.0f} % of draws"
     if not low or not high:
         ends = f"{low or 'below the range'} to {high or 'above the range'}"
-        return (
-            f"Whether {a}'s curve crosses {b}'s is not settled: seen at {at} {where}, 95 % interval {ends}; {observed}."
-        )
+        return f"{a}'s curve may cross {b}'s at {at} {where}, 95 % interval {ends}; {observed}."
     return f"{a}'s curve crosses {b}'s at {at} {where}, 95 % interval {low} to {high}; {observed}."

@@ -42,9 +42,9 @@ BASES: tuple[tuple[str, float | str | None], ...] = (
 def collinear_bound(rows: int, width: int, sparsity: float) -> float:
     """Return log10 of a union bound on the chance that two of `rows` ternary rows are equal or opposite.
 
-    Entries are -1 and +1 with probability 1 / s each. So two entries are equal with probability 2 / s^2 +
-    (1 - 2 / s)^2, and opposite (or both 0) with the same. The bound is rows (rows - 1) times that to the power
-    of `width`. If the result is above 0, it says nothing.
+    Entries are -1 and +1 with probability 1 / s each. So two entries are equal with p = 2 / s^2 + (1 - 2 / s)^2, and
+    opposite (or both 0) with the same probability. The bound is rows (rows - 1) times p to the power of `width`. If the
+    result is above 0, it says nothing.
     """
     agree = 2 / sparsity**2 + (1 - 2 / sparsity) ** 2
     return math.log10(rows * (rows - 1)) + width * math.log10(agree)

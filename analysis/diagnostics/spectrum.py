@@ -26,8 +26,7 @@ from trainables.tasks.lane_cache import LaneCache
 OVERLAP_RANK = 8
 """Number of leading singular directions that `overlap` compares."""
 WEIGHTS = 4
-"""Number of target weights that are approximated, evenly spaced through the model. A fit of a large one takes minutes.
-"""
+"""Number of target weights to approximate, evenly spaced through the model. A fit of a large one takes minutes."""
 TINY = 1e-12
 CHUNK = 2**24
 """Largest number of values in memory while solving for gamma."""

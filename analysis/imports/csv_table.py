@@ -64,7 +64,7 @@ def import_csv(folder: Path, paths: Sequence[Path]) -> Path:
 
 
 def _lines(path: Path, problems: list[str]) -> list[tuple[int, dict[str, str]]]:
-    """Yield (line of the file, values by column) for every row that is not empty."""
+    """Return (line of the file, values by column) for every row that is not empty."""
     try:
         text = path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:

@@ -10,7 +10,7 @@ from analysis.format import Row, amount, listed, plural, quantity, range_text
 from analysis.store.columns import NOT_PARAMETERS, limited, of_model
 from analysis.store.store import Store
 from analysis.styles import budget_order, dataset_text, place_text, size_text, training_text
-from analysis.words.batch_sizes import searched
+from analysis.words.batch_sizes import searched_batch_sizes
 
 _CELLS = """
     select c.dataset, c.train_size, c.model, any_value(c.model_params) as model_params,
@@ -37,7 +37,7 @@ def facts_box(store: Store) -> list[tuple[str, str]]:
     pairs = [
         ("data", "; ".join(dict.fromkeys(map(_data, rows)))),
         ("classes", _by_place(rows, [f"{r['classes']:,}" if r["classes"] else "" for r in rows])),
-        ("training", _by_place(rows, [_training(r, searched(r) or fixed) for r in rows])),
+        ("training", _by_place(rows, [_training(r, searched_batch_sizes(r) or fixed) for r in rows])),
         ("model", "; ".join(dict.fromkeys(map(_model, rows)))),
         ("budgets", _budgets(store)),
         ("runs", _runs(store)),
@@ -67,8 +67,8 @@ def _data(r: Row) -> str:
 def _training(r: Row, batches: list[int]) -> str:
     if not r["epochs"]:
         return ""
-    ends = sorted({math.ceil(r["samples"] / r["epochs"] / size) for size in batches}) if r["samples"] else []
-    steps = f" of {' to '.join(f'{n:,}' for n in dict.fromkeys((ends[0], ends[-1])))} steps" if ends else ""
+    counts = range_text(math.ceil(r["samples"] / r["epochs"] / size) for size in batches) if r["samples"] else ""
+    steps = f" of {counts} steps" if counts else ""
     sizes = f", batches of {listed([f'{size:,}' for size in batches], 'or')}" if batches else ""
     return f"{plural(r['epochs'], 'epoch')}{steps}{sizes}"
 

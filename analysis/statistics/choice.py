@@ -82,7 +82,7 @@ def run_noise(scores: Array) -> tuple[Array, int]:
 
 
 def _residuals(scores: Array) -> tuple[Array, Array, Array]:
-    """Return the residual of every run after cell and seed effects, the projection, and which cell each run is of.
+    """Return the runs' residuals after cell and seed effects, the projection on them, and the cell of each run.
 
     The shapes are (..., runs), (runs, runs) and (runs, cells).
     """
@@ -138,14 +138,14 @@ def _noisiest(scores: Array) -> tuple[NDArray[np.int64], Array]:
     total, explained = np.zeros((len(scores), 1)), np.zeros((len(scores), scores.shape[2]))
     freedom, own_freedom, trace = 0.0, np.zeros(scores.shape[2]), np.zeros(scores.shape[2])
     for budget in range(scores.shape[1]):
-        rest_noise, projection, whose = _residuals(scores[:, budget])
+        residuals, projection, whose = _residuals(scores[:, budget])
         blocks = projection * (whose @ whose.T)
         inverse = np.linalg.pinv(blocks, rcond=1e-8, hermitian=True)
         each = np.rint(np.diag(inverse @ blocks) @ whose)
         if (each > 0).sum() < 3:
             continue
-        total += (rest_noise**2).sum(axis=-1, keepdims=True)
-        explained += rest_noise * (rest_noise @ inverse) @ whose
+        total += (residuals**2).sum(axis=-1, keepdims=True)
+        explained += residuals * (residuals @ inverse) @ whose
         freedom += round(float(np.trace(projection)))
         own_freedom += each
         trace += np.diag(projection) @ whose

@@ -30,10 +30,7 @@ DECISIONS = pa.schema(
         ("detectable", REAL),  # smallest difference of the two that these seeds find 4 times in 5
         ("seeds_needed", INT),  # seeds that would find the difference seen 4 times in 5; null if more than 1000
         ("seeds_needed_given_rates", INT),  # the same, if the chosen rates were the only possible ones
-        (
-            "early",
-            TEXT,
-        ),  # "2 of 5 seeds", of the cell here with the fewest while some are to come (`looks.least_advanced_at`)
+        ("early", TEXT),  # such as "2 of 5 seeds" (`looks.least_advanced_at`); null if no seed is still to run
     ]
 )
 _COST = """

@@ -101,9 +101,8 @@ def separations(store: Store) -> tuple[Separation, Separation] | None:
     if len(names) != 1 or not counts[0] or not (sums[:, 1] > 0).all():
         return None
     ((score, further),) = names
-    return Separation(score, math.sqrt(sums[0, 0] / sums[0, 1])), Separation(
-        further, math.sqrt(sums[1, 0] / sums[1, 1])
-    )
+    ratios = [math.sqrt(between / noise) for between, noise in sums]
+    return Separation(score, ratios[0]), Separation(further, ratios[1])
 
 
 def _further_value(run: dict[str, Any], which: str) -> tuple[str, float | None]:

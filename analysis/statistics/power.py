@@ -91,9 +91,7 @@ def seeds_needed(tested: Difference, difference: float, alpha: float = 1 - LEVEL
     if not tested.testable or not alpha or tested.test == OVER_DATASETS:
         return None
     if min(tested.pairs) > 1:
-        one_seed_variances = [
-            v * n for v, n in zip(tested.variances, tested.pairs, strict=True)
-        ]  # variance with one seed
+        one_seed_variances = [v * n for v, n in zip(tested.variances, tested.pairs, strict=True)]
     else:  # a data set with one pair has the pooled variance, so the pooled one is used for all
         one_seed_variances = [(tested.sd or 0.0) ** 2 / len(tested.pairs) ** 2] * len(tested.pairs)
 

@@ -208,14 +208,14 @@ def _degrees_of_freedom(store: Store) -> dict[tuple[str, str], int | None]:
     return {(r["sweep"], r["cell_id"]): r["dof"] for r in store.table("cells").to_pylist()}
 
 
-def size_ratios(store: Store, mine: Row, base_run: Row) -> dict[str, float | None]:
+def size_ratios(store: Store, run: Row, base_run: Row) -> dict[str, float | None]:
     """Return the ratios of one run's trainable parameters and degrees of freedom to those of another run.
 
     A ratio is None if the other run has no budget, or if a number is not known.
     """
     freedoms = _degrees_of_freedom(store)
-    freedom, base_freedom = (freedoms.get((run["sweep"], run["cell_id"])) for run in (mine, base_run))
-    count, base_count = mine["adapter_params"], base_run["adapter_params"]
+    freedom, base_freedom = (freedoms.get((each["sweep"], each["cell_id"])) for each in (run, base_run))
+    count, base_count = run["adapter_params"], base_run["adapter_params"]
     matched = base_run["budget"] is not None
     return {
         "params_ratio": count / base_count if matched and count is not None and base_count else None,

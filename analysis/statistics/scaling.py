@@ -116,15 +116,13 @@ COMPARISONS = pa.schema(
         ("budget", INT),
         ("params_ratio", REAL),  # the method's adapter parameters / the baseline's; null for one without a budget
         ("dof_ratio", REAL),  # the same of degrees of freedom; null also where they are not known
-        *typed(
-            INT, "failed", "baseline_failed"
-        ),  # confirming runs of either without a score; null of a mean over several
-        (
-            "difference_as_untrained",
-            REAL,
-        ),  # with each failed run of the one ahead scored as the untrained model, if any
-        ("n", INT),  # pairs, of all data sets whose pairs count by themselves; of OVER_DATASETS data sets
-        ("datasets", INT),  # whose pairs are counted separately; 1 if each seed is averaged over data sets first
+        # number of CONFIRM runs of the method, and of the baseline, without a score; null for a mean over several cells
+        *typed(INT, "failed", "baseline_failed"),
+        # the difference if each failed run of the method that is ahead gets the untrained model's score; null if no run
+        # failed
+        ("difference_as_untrained", REAL),
+        ("n", INT),  # number of pairs, in all `datasets` together; with the test OVER_DATASETS the number of data sets
+        ("datasets", INT),  # number of data sets with separate pairs; 1 if each seed is averaged over data sets first
         ("n_datasets", INT),  # number of data sets of the row
         ("n_budgets", INT),  # number of budgets of a row over several; null for one budget
         # with the choice of rates; null if that is not known. The interval has the level at which the row was decided,
@@ -139,10 +137,7 @@ COMPARISONS = pa.schema(
         ("p", REAL),  # with the choice of rates, as `low` and `high`
         ("p_holm", REAL),  # Holm's steps over the rows of a family, of which a mean over budgets has half of the level
         ("margin", REAL),  # below which a difference counts as none (`confirm.margin`); null if none was declared
-        (
-            "p_equivalent",
-            REAL,
-        ),  # corrected as `p_holm`, of a true difference beyond the margin
+        ("p_equivalent", REAL),  # p value of a true difference beyond the margin, corrected as `p_holm`
         ("verdict", TEXT),
         ("p_given_rates", REAL),  # the p value if the chosen rates were the only possible ones
         ("verdict_given_rates", TEXT),
@@ -393,9 +388,9 @@ def _is_overall(row: Row) -> bool:
     return row["reference"] is None and row["test"] != OVER_DATASETS
 
 
-def _edge(edges: set[CellKey], mine: Row, base_run: Row) -> str | None:
+def _edge(edges: set[CellKey], run: Row, base_run: Row) -> str | None:
     """Return which of a run and its baseline's run has a rate at the edge of its range, or None if neither has."""
-    run_at_edge, base_at_edge = ((run["sweep"], run["cell_id"]) in edges for run in (mine, base_run))
+    run_at_edge, base_at_edge = ((each["sweep"], each["cell_id"]) in edges for each in (run, base_run))
     return {(True, True): "both", (True, False): "method", (False, True): "baseline"}.get((run_at_edge, base_at_edge))
 
 

@@ -151,9 +151,8 @@ class Store:
     @property
     def names(self) -> tuple[str, ...]:
         """Names of the sweeps in the store, or the folders' names if there is none."""
-        sweep_events = (
-            e for e in self.events("sweep") if "imported from" not in e
-        )  # that has all names of its tables in one
+        # an imported folder's event has the names of all its sweeps as one text, so they come from the tables
+        sweep_events = (e for e in self.events("sweep") if "imported from" not in e)
         all_names = [e.get("name") or e.get("sweep") for e in sweep_events]
         all_names += self.table("cells").column("sweep").unique().to_pylist()
         named = tuple(dict.fromkeys(str(name) for name in all_names if isinstance(name, str)))
@@ -167,10 +166,9 @@ class Store:
         sweep_file, spec_file = (_read_json(self.path / name) for name in ("sweep.json", "spec.json"))
         if sweep_file is None or spec_file is None:
             return sweep_file or spec_file
-        named, spec_name = sweep_file.get("name"), _identity(spec_file).get("name")
-        return (
-            spec_file if None not in (named, spec_name) and named != spec_name else sweep_file
-        )  # a `sweep.json` of another sweep
+        name, spec_name = sweep_file.get("name"), _identity(spec_file).get("name")
+        of_another = None not in (name, spec_name) and name != spec_name
+        return spec_file if of_another else sweep_file
 
     @property
     def protocol(self) -> str:

@@ -23,7 +23,7 @@ from analysis.store.store import Store
 from analysis.styles import dataset_text, place_of, place_text, size_key, style, training_text
 from analysis.tables.terminal import print_whole, safe_console
 from analysis.words.absent import absent_data
-from analysis.words.batch_sizes import chosen
+from analysis.words.batch_sizes import chosen_batch_size
 from analysis.words.conclusions import Conclusion, conclude, preliminary
 from analysis.words.decisions import behind_text, best_text, would_change
 from analysis.words.parity import devices_apart, versions_apart
@@ -50,7 +50,7 @@ RESULTS = pa.schema(
         *typed(INT, "budget", "adapter_params"),
         ("off_budget", REAL),  # (count - budget) / budget where that is above the tolerance: `unmatched = true`
         ("lr", REAL),
-        ("batch_size", INT),  # that the cell chose; null if batch sizes were not searched
+        ("batch_size", INT),  # the chosen batch size; null if batch sizes were not searched
         *typed(TEXT, "edge", "under_tuned"),  # why more tuning might help: the view `tuned`
         ("weak", TEXT),  # what the cell's result rests on too little, in words (`words.weak`); null for nothing
         *typed(REAL, "mean", "low", "high"),
@@ -151,7 +151,7 @@ def results_table(store: Store) -> pa.Table:
     tuned = {(r["sweep"], r["cell_id"]): r for r in store.table("tuned").to_pylist()}
     signs = [r for r in store.table("signs").to_pylist() if not r["absent"]]
     weak = {(r["sweep"], r["cell_id"]): "; ".join(weak_evidence([r])) for r in signs}
-    batch = {(r["sweep"], r["cell_id"]): chosen(r) for r in signs}
+    batch = {(r["sweep"], r["cell_id"]): chosen_batch_size(r) for r in signs}
     examples = {(r["sweep"], r["cell_id"]): r for r in example_intervals(store).to_pylist()}
     unscored, lost, further = _unscored(store), failed(store), further_measure(store)
     tolerance = _tolerance(store)

@@ -42,7 +42,7 @@ from analysis.tables.sheet import (
     text,
     where,
 )
-from analysis.words.batch_sizes import chosen, searched
+from analysis.words.batch_sizes import chosen_batch_size, searched_batch_sizes
 from analysis.words.weak import why_under_tuned
 
 MOST_FAILURES = 50
@@ -82,7 +82,11 @@ def parity(rows: list[Row]) -> Sheet:
         number("distance from the budget", "residual_fraction", off_budget),
         Column("tuning used / given", _allowance, "number"),
         number("chosen learning rate", "chosen_lr"),
-        *([Column("chosen batch size", lambda r: quantity(chosen(r)), "number")] if any(map(searched, rows)) else []),
+        *(
+            [Column("chosen batch size", lambda r: quantity(chosen_batch_size(r)), "number")]
+            if any(map(searched_batch_sizes, rows))
+            else []
+        ),
         Column("perhaps under-tuned", lambda r: why_under_tuned(r) if r["under_tuned"] else "", "long"),
         Column("seeds, run / declared", lambda r: f"{r['seeds_confirmed']} / {r['confirm_seeds']}", "number"),
         Column(f"budget, {unit}", lambda r: amount(r["budget"], r["reference"]), "number", COUNTS),

@@ -9,43 +9,47 @@ from analysis.format import Row, listed
 from analysis.styles import style
 
 _NAME = "global_batch_size"
-"""Its name among the searched hyperparameters."""
+"""Name of the batch size among the searched hyperparameters."""
 
 
-def searched(row: Row) -> list[int]:
+def searched_batch_sizes(row: Row) -> list[int]:
     """Return the batch sizes that a cell searched, rising; [] if it searched none.
 
     Args:
-        row: with `space`, as the table `cells` has it.
+        row: a row with the column `space` of the table `cells`.
     """
     space = json.loads(row.get("space") or "{}")
     return sorted(int(size) for size in space.get(_NAME, {}).get("values", ()))
 
 
-def chosen(row: Row) -> int | None:
+def chosen_batch_size(row: Row) -> int | None:
     """Return the batch size that a cell chose; None if it searched none, or has no choice yet.
 
     Args:
-        row: with `hyperparameters`, as the table `choices` has them.
+        row: a row with the column `hyperparameters` of the table `choices`.
     """
     size = json.loads(row.get("hyperparameters") or "{}").get(_NAME)
     return None if size is None else int(size)
 
 
 def end_of_list(row: Row) -> str | None:
-    """Return which end of the searched list the chosen batch size is, "smallest" or "largest"; None for neither.
+    """Return "smallest" or "largest" if the chosen batch size is at that end of the searched list, else None.
 
-    There is nothing below a batch of one example.
+    A batch of one example does not count as an end, because no smaller one exists.
     """
-    sizes, size = searched(row), chosen(row)
+    sizes, size = searched_batch_sizes(row), chosen_batch_size(row)
     if not sizes or size is None or size == 1:
         return None
     return {sizes[0]: "smallest", sizes[-1]: "largest"}.get(size)
 
 
 def batches_say(rows: Sequence[Row]) -> list[str]:
-    """Say which batch sizes were searched and which were chosen, rows of the view `parity`; [] if none were."""
-    lists = {tuple(searched(r)) for r in rows}
+    """Return a sentence on the batch sizes that were searched and chosen, or [] if none were searched.
+
+    Args:
+        rows: rows of the view `parity` for tuned cells.
+    """
+    lists = {tuple(searched_batch_sizes(r)) for r in rows}
     if not any(lists):
         return []
     each = [
@@ -55,9 +59,9 @@ def batches_say(rows: Sequence[Row]) -> list[str]:
     equal = f"every tuned cell searched {each[0]} examples" if len(each) == 1 else f"{'; '.join(each)}: NOT equal"
     by_size: dict[int, list[str]] = {}
     for r in rows:
-        if (size := chosen(r)) is not None:
+        if (size := chosen_batch_size(r)) is not None:
             name = style(r["method"]).name + (f" at {r['reference']}" if r["reference"] else "")
             by_size.setdefault(size, []).append(name)
     took = [f"{size:,} by {listed(list(dict.fromkeys(names)))}" for size, names in sorted(by_size.items())]
-    said = f"Batch size: {equal}, together with the learning rate"
-    return [said + (f". Chosen: {'; '.join(took)}." if took else ".")]
+    text = f"Batch size: {equal}, together with the learning rate."
+    return [f"{text} Chosen: {'; '.join(took)}." if took else text]

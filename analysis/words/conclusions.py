@@ -137,7 +137,7 @@ def _later(rows: Sequence[Row], a: str, b: str) -> str:
     if not sentences:
         return ""
     return (
-        f"Methods, budgets or data sets joined after the first declaration. They are tested apart from it, and marked "
+        "Methods, budgets or data sets were added after the first declaration. They are tested separately, and marked "
         f"(later) in the tables. {' '.join(sentences)}"
     )
 

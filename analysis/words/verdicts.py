@@ -52,8 +52,8 @@ def measures_text(score: Separation, further: Separation) -> str:
 LATER = " (later)"
 """Follows a verdict on cells that were added after the first declaration."""
 LATER_MEANS = (
-    "(later): a method, budget or data set that joined the sweep after its first declaration; these comparisons are "
-    "corrected by themselves, and change none of the declared ones"
+    "(later): a method, budget or data set that was added to the sweep after its first declaration; these comparisons "
+    "are corrected separately, and change none of the declared ones"
 )
 
 

@@ -15,7 +15,7 @@ from analysis.statistics.rank_effects import is_idle
 from analysis.store.columns import of_dof
 from analysis.styles import size_key, size_text, style
 from analysis.words.absent import absent_data, short_name
-from analysis.words.batch_sizes import chosen, end_of_list
+from analysis.words.batch_sizes import chosen_batch_size, end_of_list
 
 FEW_EXAMPLES = 200
 """In a split with fewer examples, one example changes the score by more than half a point."""
@@ -61,7 +61,7 @@ def weak_evidence(cells: Iterable[Row], most: int = _MOST) -> list[str]:
     if poor := [r for r in trained if r.get("under_tuned")]:
         sentences.append(f"More learning rates might raise the score: {named(poor, why_under_tuned)}.")
     if ends := [r for r in trained if end_of_list(r)]:
-        text = named(ends, lambda r: f"{chosen(r):,}, the {end_of_list(r)}")
+        text = named(ends, lambda r: f"{chosen_batch_size(r):,}, the {end_of_list(r)}")
         sentences.append(
             f"The chosen batch size is at an end of the list, so a size beyond it might be better: {text}."
         )

@@ -155,9 +155,7 @@ class Pilot:
         """Return the smallest difference that a row of the pilot would detect under a design; None with one seed."""
         if design.seeds < 2:
             return None
-        one_seed_variances = [
-            v * n for v, n in zip(tested.variances, tested.pairs, strict=True)
-        ]  # variances with one seed
+        one_seed_variances = [v * n for v, n in zip(tested.variances, tested.pairs, strict=True)]
         designed = replace(
             tested,
             variances=tuple(v / design.seeds for v in one_seed_variances),

@@ -69,9 +69,8 @@ def run_sql(tables: Mapping[str, pa.Table], query: str) -> pa.Table:
     """Run one SELECT (or DESCRIBE, SHOW, SUMMARIZE, EXPLAIN) over the tables and views, in this process.
 
     Only DuckDB's own limits hold here. A function that makes one huge text can exceed them, so `process` runs SQL from
-    outside.
-    Whole-number sums come back as int64, other decimals as float64, and intervals as seconds, so that they print and
-    serialise as numbers.
+    outside. Whole-number sums come back as int64, other decimals as float64, and intervals as seconds, so that they
+    print and serialise as numbers.
 
     Raises:
         QueryError: the SQL is wrong, has more than one statement, or does more than read. The query takes more time or

@@ -63,7 +63,7 @@ def test_who_joins_later_changes_no_declared_number(tmp_path: Path) -> None:
     assert question(after) == question(before)
     now, then = conclusion_of(after), conclusion_of(before)
     assert (now.answer, now.budgets, now.reasons) == (then.answer, then.budgets, then.reasons)
-    assert not then.later and "joined after the first declaration" in now.later
+    assert not then.later and "added after the first declaration" in now.later
     both = {("a", "lora-1"), ("a", "lora-4")}
     letters = [
         {
