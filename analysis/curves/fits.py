@@ -153,7 +153,8 @@ def needed(curve: Curve, target: float) -> Estimate:
 def area(curve: Curve, low: float, high: float) -> Estimate:
     """Return the mean score over log x between two costs: the area under the joined points, divided by its width.
 
-    The area is linear in the scores, so its interval is a t interval over the areas of the seeds.
+    The area is a weighted sum of the scores. So it is computed for each seed, and the interval is a t interval over the
+    seeds' areas.
     """
     values = seed_areas(curve, low, high)
     if values is None:

@@ -92,18 +92,18 @@ def plan(
     return {"spectrum": spectrum.plan, "intruders": intruders.plan, "full_rank": full_rank.plan}[kind](store)
 
 
-def compute(folder: Path, unit: Unit, warm: dict[str, Any]) -> list[Row]:
+def compute(folder: Path, unit: Unit, cache: dict[str, Any]) -> list[Row]:
     """Return the rows of one unit.
 
     Args:
         folder: the results folder, whose `adapters/` are read.
         unit: the unit.
-        warm: cache of the model and its data for all units of a process; empty at first.
+        cache: holds the model and its data for all units of a process; empty at first.
 
     Raises:
         StoreError, TrialError, TrainablesError: the unit cannot be computed. The error names the unit.
     """
-    return _ROWS[unit.table](folder, unit, warm)
+    return _ROWS[unit.table](folder, unit, cache)
 
 
 _ROWS = {
@@ -121,9 +121,9 @@ _ROWS = {
 
 def in_process(folder: Path, units: Sequence[Unit]) -> Iterator[tuple[Unit, list[Row]]]:
     """Run units one after another in this process, and yield each with its rows."""
-    warm: dict[str, Any] = {}
+    cache: dict[str, Any] = {}
     for unit in units:
-        yield unit, compute(folder, unit, warm)
+        yield unit, compute(folder, unit, cache)
 
 
 def analyze(

@@ -48,14 +48,14 @@ class Bench:
     Args:
         facts: settings of the sweep, from `units.sweep_facts`.
         row: the trial, from `Kept.brief`.
-        warm: cache of the model and its data for all benches of one process; empty at first.
+        cache: holds the model and its data for all benches of one process; empty at first.
 
     Raises:
         TrialError, TrainablesError: the data or the model is no longer available.
     """
 
-    def __init__(self, facts: Row, row: Row, warm: dict[str, Any]) -> None:
-        self._lane, trial = LaneCache(warm, pick_device()), trial_config(facts, row)
+    def __init__(self, facts: Row, row: Row, cache: dict[str, Any]) -> None:
+        self._lane, trial = LaneCache(cache, pick_device()), trial_config(facts, row)
         self.loaded = self._lane.model(trial.model, trial.train.base_weights)
         self.module = self.loaded.module.eval()
         precision, autocast = choose_precision("fp32", self._lane.device)
@@ -63,7 +63,7 @@ class Bench:
         self.task: Task = make_task(parts)
         if self.task.head is not None:
             self.task.head.eval()
-        self._states: dict[Any, State] = warm.setdefault("states", {})
+        self._states: dict[Any, State] = cache.setdefault("states", {})
 
     @property
     def at_once(self) -> int:

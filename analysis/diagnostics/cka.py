@@ -90,13 +90,13 @@ def plan(store: Store, *, examples: float = EXAMPLES) -> list[Unit]:
     return units
 
 
-def rows(folder: Path, unit: Unit, warm: dict[str, Any]) -> list[Row]:
+def rows(folder: Path, unit: Unit, cache: dict[str, Any]) -> list[Row]:
     """Return a row for each layer: the CKA of a trial, or of the base model, with full fine-tuning.
 
     Arguments as in `analyze.compute`. Raises StoreError if the model has no layers to compare, or too few examples.
     """
     full = Kept.of(unit.trials[-1], folder)
-    bench = Bench(unit.facts, unit.trials[-1], warm)
+    bench = Bench(unit.facts, unit.trials[-1], cache)
     trial = None if len(unit.trials) == 1 else Kept.of(unit.trials[0], folder)
     named = trial.named if trial else {"method": "zero-shot", "reference": None, "adapter_params": 0, "trial_id": None}
     examples = bench.examples(("train", "val"), unit.settings["examples"])

@@ -58,11 +58,11 @@ def plan(store: Store) -> list[Unit]:
     return [Unit("full_rank", (kept.brief,), {"draws": DRAWS}, {}) for kept in randlora_trials]
 
 
-def rows(folder: Path, unit: Unit, warm: dict[str, Any]) -> list[Row]:
+def rows(folder: Path, unit: Unit, cache: dict[str, Any]) -> list[Row]:
     """Return `ranks` for each shape and rank of one kept trial. Arguments as in `analyze.compute`."""
     kept = Kept.of(unit.trials[0], folder)
     capacities: dict[str, int] = read_meta(kept.folder)["capacities"]
-    sites = select(LaneCache(warm, torch.device("cpu")).model(kept.row["model"]).module, list(capacities))
+    sites = select(LaneCache(cache, torch.device("cpu")).model(kept.row["model"]).module, list(capacities))
     several = {(tuple(sites[name].shape), r) for name, r in capacities.items()}
     return [
         unit.place | kept.named | row

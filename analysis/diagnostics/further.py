@@ -52,7 +52,7 @@ def plan(store: Store, *, tasks: Sequence[str], include: Path | None = None, exa
     return [Unit("tasks", (brief,), setting, facts) for setting in settings for brief in briefs]
 
 
-def rows(folder: Path, unit: Unit, warm: dict[str, Any]) -> list[Row]:
+def rows(folder: Path, unit: Unit, cache: dict[str, Any]) -> list[Row]:
     """Return a row for each metric that lm-eval reports for the task. Arguments as in `analyze.compute`.
 
     Raises StoreError if lm-eval is not installed, does not know the task or lacks its data.
@@ -60,7 +60,7 @@ def rows(folder: Path, unit: Unit, warm: dict[str, Any]) -> list[Row]:
     (trial,) = unit.trials  # as `Kept.brief`, without a trial_id for the base model
     kept = None if trial["trial_id"] is None else Kept.of(trial, folder)
     base_weights = unit.facts["train"].get("base_weights", "fp32")
-    loaded = LaneCache(warm, pick_device()).model(trial["model"], base_weights)
+    loaded = LaneCache(cache, pick_device()).model(trial["model"], base_weights)
     with _trained(loaded.module, kept) as module:
         metrics = _ask(module, loaded.text_tokenizer, unit)
     base = {"method": "zero-shot", "reference": None, "adapter_params": 0, "trial_id": None}

@@ -61,10 +61,10 @@ def plan(store: Store) -> list[Unit]:
     return units
 
 
-def rows(folder: Path, unit: Unit, warm: dict[str, Any]) -> list[Row]:
+def rows(folder: Path, unit: Unit, cache: dict[str, Any]) -> list[Row]:
     """Return the rows of one unit of `plan`. Arguments as in `analyze.compute`."""
     rounded = unit.facts["train"].get("base_weights", "fp32")
-    module = LaneCache(warm, torch.device("cpu")).model(unit.trials[0]["model"], rounded).module
+    module = LaneCache(cache, torch.device("cpu")).model(unit.trials[0]["model"], rounded).module
     kept = Kept.of(unit.trials[0], folder)
     updates = deltas(module, kept, unit.settings["weights"] or None)
     bases = {name: site.base.detach().float().cpu() for name, site in select(module, list(updates)).items()}

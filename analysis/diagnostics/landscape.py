@@ -86,12 +86,12 @@ def plan(store: Store, *, examples: float = EXAMPLES, points: int = POINTS) -> l
     return units
 
 
-def rows(folder: Path, unit: Unit, warm: dict[str, Any]) -> list[Row]:
+def rows(folder: Path, unit: Unit, cache: dict[str, Any]) -> list[Row]:
     """Return the losses on one row of the grid or one edge of the triangle, for training and validation rows.
 
     Arguments as in `analyze.compute`.
     """
-    bench = Bench(unit.facts, unit.trials[-1], warm)
+    bench = Bench(unit.facts, unit.trials[-1], cache)
     states = [bench.state(Kept.of(t, folder)) for t in unit.trials]
     base, settings = bench.base(), unit.settings
     points: int = settings["points"]

@@ -65,14 +65,14 @@ def read_general_text(texts: Path) -> str:
     return content
 
 
-def rows(folder: Path, unit: Unit, warm: dict[str, Any]) -> list[Row]:
+def rows(folder: Path, unit: Unit, cache: dict[str, Any]) -> list[Row]:
     """Return the row of one unit of `plan`. Arguments as in `analyze.compute`.
 
     Raises:
         StoreError: the model is not a language model, or the text is too short or contains training texts.
     """
     content = read_general_text(Path(unit.facts["texts"]))
-    bench, kept = Bench(unit.facts, unit.trials[0], warm), Kept.of(unit.trials[0], folder)
+    bench, kept = Bench(unit.facts, unit.trials[0], cache), Kept.of(unit.trials[0], folder)
     if bench.loaded.kind != "causal-lm" or bench.loaded.text_tokenizer is None:
         raise StoreError(f"retention needs a language model, and {bench.loaded.model_id!r} is of another kind")
     refuse_overlap(bench, content, unit.facts["texts"])
@@ -81,9 +81,9 @@ def rows(folder: Path, unit: Unit, warm: dict[str, Any]) -> list[Row]:
     if tokens < 1:
         raise StoreError(f"--texts {unit.facts['texts']} has fewer than two tokens; give a file of general text")
     key = f"retention {unit.settings['texts']} {bench.loaded.model_id}"
-    if key not in warm:  # the base model's loss is the same for all trials
-        warm[key] = text_loss(bench, parts)
-    before: float = warm[key]
+    if key not in cache:  # the base model's loss is the same for all trials
+        cache[key] = text_loss(bench, parts)
+    before: float = cache[key]
     with bench.trained(kept) as state:
         after = float(bench.under(state, text_loss, bench, parts))
     seeds = {name: kept.row[name] for name in ("data_seed", "init_seed", "basis_seed")}

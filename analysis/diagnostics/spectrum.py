@@ -255,10 +255,10 @@ def plan(store: Store) -> list[Unit]:
     return units
 
 
-def rows(folder: Path, unit: Unit, warm: dict[str, Any]) -> list[Row]:
+def rows(folder: Path, unit: Unit, cache: dict[str, Any]) -> list[Row]:
     """Return the rows of one unit: `spectrum_rows` or `approximations`. Arguments as in `analyze.compute`."""
     base = unit.facts["train"].get("base_weights", "fp32")  # DoRA's update depends on what it was rounded to
-    module = LaneCache(warm, torch.device("cpu")).model(unit.trials[0]["model"], base).module
+    module = LaneCache(cache, torch.device("cpu")).model(unit.trials[0]["model"], base).module
     kept = Kept.of(unit.trials[0], folder)
     if unit.table == "approximation":
         name = unit.settings["weight"]
@@ -307,9 +307,10 @@ def spectrum_rows(updates: Mapping[str, Tensor], full: Mapping[str, Tensor] | No
 def approximations(name: str, update: Tensor) -> list[Row]:
     """Return how well LoRA, RandLoRA and VeRA can approximate one weight's update (out, in) at equal parameters.
 
-    LoRA's ranks are powers of two whose parameter count RandLoRA can reach (at most m (m + 1)). LoRA's error is the
-    exact optimum. The errors of the others are fits, so upper bounds. RandLoRA's rank is the one nearest to LoRA's
-    count. VeRA's count r + out only reaches that of LoRA of rank 1, at r = in.
+    Each row compares the methods at the parameter count of LoRA at one rank: 1, 2, 4, ... up to the largest count that
+    RandLoRA can have, m (m + 1). RandLoRA gets the rank that brings its count nearest. VeRA has r + out parameters, so
+    it is compared at LoRA's rank 1 alone, with r = in. LoRA's error is the smallest that is possible. The errors of the
+    other two come from fits, so the smallest possible ones may be lower.
     """
     out, in_ = update.shape
     m = min(out, in_)

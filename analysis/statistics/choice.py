@@ -415,8 +415,9 @@ def choice_variances(store: Store) -> dict[CellKey, float]:
 def run_noises(store: Store) -> dict[CellKey, float]:
     """Return the variance of one run in each cell: CONFIRM's, or TUNE's re-runs' if that is larger.
 
-    CONFIRM's scores say which methods of a place share a variance (`method_noise`), for both stages. Cells whose noise
-    is not known are left out.
+    Some methods of a place have about the same variance, and their cells share one estimate. `method_noise` decides
+    from CONFIRM's scores which methods these are, and that holds for both stages. Cells of unknown variance are left
+    out.
     """
     cells, tuned = store.table("cells").to_pylist(), tuned_runs(store)
     rerun_noises: dict[tuple[Place, str], list[tuple[Array, int]]] = defaultdict(list)

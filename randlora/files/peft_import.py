@@ -111,7 +111,7 @@ def _read_config(folder: Path) -> dict[str, Any]:
 
 
 def _refuse(config: Mapping[str, Any], allowed: Mapping[str, object]) -> None:
-    """Raise CheckpointError for an option whose value is not among the allowed ones. Missing or empty options pass."""
+    """Raise CheckpointError if an option has a value that is not allowed. Options that are missing or empty pass."""
     for key, values in allowed.items():
         value = config.get(key)
         choices = values if isinstance(values, tuple) else (values,)

@@ -1,5 +1,4 @@
-"""Methods whose delta is one product of two thin matrices. Each method makes these from its trainables in its
-own way."""
+"""Methods whose delta is a product of two thin matrices. Each method computes the two from its trained parameters."""
 
 from __future__ import annotations
 

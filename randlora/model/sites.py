@@ -2,12 +2,11 @@
 
 There are two ways, and both are undone without a trace.
 
-1. An `nn.Linear` changes its class to `AdaptedLinear`, whose forward lets the adapter choose the order of the product.
-   transformers' `Conv1D` is treated alike.
-2. Any other 2-D parameter gets a parametrisation, so that whoever reads it sees W0 + delta. Examples are the packed
-   `in_proj_weight` of attention, a `Linear` that its parent reads without calling it, and a layer whose instance has
-       its
-   own forward (from accelerate's hooks). Usual attention still lets its adapters act on the input
+1. An `nn.Linear` gets another class, `AdaptedLinear`. In its forward the adapter chooses how to compute the product:
+   for example (W0 + delta) x, or W0 x + B (A x). transformers' `Conv1D` is treated in the same way.
+2. Any other 2-D parameter gets a parametrisation, so that all code that reads it sees W0 + delta. Examples are the
+   packed `in_proj_weight` of attention, a `Linear` that its parent reads without calling it, and a layer with a forward
+   of its own (from accelerate's hooks). In usual attention the adapters still act on the input
    (`randlora.model.attention`).
 
 Parts of one weight share its place (`randlora.model.parts`).

@@ -31,12 +31,16 @@ from trainables.predicting.facts import ANSWER, Facts
 from trainables.predicting.trained import Trained
 from trainables.tasks.images.prompts import TRANSFER_WEIGHT
 
-QUANTISATION = {
-    "nf4": 'BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, '
-    "bnb_4bit_compute_dtype=torch.bfloat16)",
-    "int8": "BitsAndBytesConfig(load_in_8bit=True)",
+QUANTISATION: dict[str, dict[str, object]] = {
+    "nf4": {
+        "load_in_4bit": True,
+        "bnb_4bit_quant_type": "nf4",
+        "bnb_4bit_use_double_quant": True,
+        "bnb_4bit_compute_dtype": "bfloat16",
+    },
+    "int8": {"load_in_8bit": True},
 }
-"""Python by which transformers loads a base model as `train.base_weights` held it."""
+"""For each packed kind of `train.base_weights`: the arguments of transformers' `BitsAndBytesConfig` that load it."""
 _HEADS = {nn.Linear: "linear", ClassifierHead: "deep", TransferHead: "transfer"}
 
 
@@ -85,7 +89,9 @@ def _template_values(kept: KeptTrial, trained: Trained, form: str) -> dict[str, 
         "adapted": trained.adapted is not None,
         "whole": kept.config.method in FULL_METHODS,
         "held": "fp32" if form == "merged" else kept.config.train.base_weights,  # merged weights are rounded
-        "quantisation": QUANTISATION.get(kept.config.train.base_weights),
+        "quantisation": ", ".join(
+            f"{name}={value!r}" for name, value in QUANTISATION.get(kept.config.train.base_weights, {}).items()
+        ),
         "gguf": parse_id(facts.model).gguf is not None,
         "head": None if head is None else _HEADS[type(head)],
         "prompts": _prompts(trained.adapted),

@@ -27,7 +27,7 @@ class Publication:
     Attributes:
         name: name of its JSON file, without suffix.
         title: what it shows.
-        source: where it was published.
+        source: the publication, with the number of its figure or table.
         precision: how exact the numbers are.
         note: what a reader should know about them.
         points: one row for each number: model, adapt, dataset, train_size, method, setting (the method's capacity as

@@ -171,7 +171,7 @@ def test_transformers_packs_the_same_layers_to_the_same_numbers(llama: Path, kin
     from sweeps.exporting.usage import QUANTISATION
 
     pytest.importorskip("accelerate")
-    config = eval(QUANTISATION[kind], {"BitsAndBytesConfig": transformers.BitsAndBytesConfig, "torch": torch})
+    config = transformers.BitsAndBytesConfig(**QUANTISATION[kind])
     theirs = transformers.AutoModelForCausalLM.from_pretrained(
         llama, dtype=torch.bfloat16, quantization_config=config, device_map="cpu"
     )

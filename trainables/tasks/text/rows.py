@@ -26,7 +26,7 @@ _POSITIONS_AFTER_PADDING = frozenset(
     {"roberta", "xlm-roberta", "xlm-roberta-xl", "camembert", "roberta-prelayernorm", "data2vec-text", "ibert", "xmod"}
     | {"longformer", "luke", "lilt", "markuplm", "mpnet", "esm"}
 )
-"""Model types whose positions start after the padding token's number."""
+"""Model types that number positions from the padding token's id + 1 on. So RoBERTa's first position has number 2."""
 
 
 class Tokens(Protocol):
