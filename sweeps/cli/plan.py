@@ -189,7 +189,7 @@ def budget(
     targets: Annotated[
         list[str] | None,
         typer.Option(
-            help="Weights to adapt, by the ends of their names; default: those of its family. Repeatable, or with commas."
+            help="Weights to adapt, by the ends of their names; default: the family's. Repeatable, or with commas."
         ),
     ] = None,
     adapt: Annotated[
