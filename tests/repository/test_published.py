@@ -74,6 +74,18 @@ def test_a_folder_opens_and_is_small(folder: Path) -> None:
         assert not re.search(r":/", row["model"] + row["dataset"]), "an absolute path of one machine"
 
 
+def test_the_page_counts_the_trials_of_every_sweep() -> None:
+    counts = {name: int(planned) for name, planned in re.findall(r"^\| `([\w-]+)` .* all (\d+) trials", PAGE, re.M)}
+    assert counts.keys() == {p.name for p in RESULTS.iterdir() if p.is_dir()} - {"peft-published"}
+    for name, planned in counts.items():
+        (row,) = (
+            open_store(RESULTS / name)
+            .sql("select sum(tune_planned + confirm_planned) as n from coverage where feasible")
+            .to_pylist()
+        )
+        assert row["n"] == planned, name
+
+
 @pytest.mark.parametrize("name, trials", [("quickstart", 128), ("rank", 216)])
 def test_a_sweep_goes_on_from_its_tables(name: str, trials: int, tmp_path: Path) -> None:
     """Nothing is trained again, though the journal is not published."""

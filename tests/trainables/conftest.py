@@ -1,4 +1,4 @@
-"""A CLIP of random weights and an image set of coloured noise: small enough to train in a test."""
+"""Models of random weights and sets of coloured noise or of instructions: small enough to train in a test."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from safetensors.torch import save_file
 
 import trainables
 from tests.trainables.tiny_images import SIDE, write_colours
+from tests.trainables.tiny_language import save_model, write_rows
 from trainables.config import TrainSettings, TrialConfig
 
 CONFIG = {
@@ -62,6 +63,18 @@ def model_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def colours(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The colour set as Parquet files: 64 training images, 32 test images, 4 classes."""
     return write_colours(tmp_path_factory.mktemp("colours"))
+
+
+@pytest.fixture(scope="session")
+def llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny Llama with random weights."""
+    return save_model(tmp_path_factory.mktemp("tiny-llama"), "llama")
+
+
+@pytest.fixture(scope="session")
+def rows(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Instructions with answers, as `json:` reads them."""
+    return write_rows(tmp_path_factory.mktemp("rows"))
 
 
 @pytest.fixture

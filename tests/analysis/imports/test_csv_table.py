@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -42,9 +43,9 @@ def test_the_table_is_queried_like_a_sweep(tmp_path: Path) -> None:
     assert [r["mean"] for r in rows] == pytest.approx([0.85, 0.837, 0.8425])
     assert all(r["low"] is None and r["sweep"] == "published" for r in rows)
     assert "No conclusion" in conclusion(store)
-    reported = CliRunner().invoke(app, ["report", str(to)])
+    reported = CliRunner().invoke(app, ["report", str(to), "--json"])
     assert reported.exit_code == 0, reported.output
-    assert "Imported numbers" in (to / "report.html").read_text(encoding="utf-8")
+    assert "Imported numbers" in Path(json.loads(reported.stdout)["report"]).read_text(encoding="utf-8")
 
 
 def test_all_problems_of_a_table_at_once(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import tomllib
 
+from sweeps.spec.batch_sizes import batch_sizes
 from sweeps.spec.spec import SweepSpec
 from tests.support import ROOT
 from tools.pages import sweep_file_page
@@ -27,7 +28,9 @@ def test_every_key_has_a_meaning() -> None:
 def test_the_page_is_up_to_date_and_its_example_is_read() -> None:
     page = PAGE.read_text(encoding="utf-8")
     assert page == sweep_file_page(), "run: python -m tools.pages"
-    example = re.findall(r"```toml\n(.*?)```", page, re.S)[0]  # further ones are parts of a file
-    spec = SweepSpec.parse(tomllib.loads(example))
+    whole, part = (tomllib.loads(text) for text in re.findall(r"```toml\n(.*?)```", page, re.S))
+    spec = SweepSpec.parse(whole)
     assert spec.methods["vera"].unmatched
     assert spec.search.rates == 7
+    searched = SweepSpec.parse(whole | part)
+    assert searched.search.rates == 5 * len(batch_sizes(searched)) == 15

@@ -28,9 +28,8 @@ QUESTION = "Is water wet?\n\nAnswer format: true/false"
 @pytest.fixture(scope="module")
 def kept(tmp_path_factory: pytest.TempPathFactory) -> dict[str, KeptTrial]:
     place = tmp_path_factory.mktemp("quantised-export")
-    save_model(
-        place / "llama", "llama", hidden_size=64, intermediate_size=128
-    )  # bitsandbytes' kernels need whole blocks
+    # bitsandbytes' kernels need whole blocks
+    save_model(place / "llama", "llama", hidden_size=64, intermediate_size=128)
     write_rows(place / "rows")
     found = {}
     for held in HELD:

@@ -18,7 +18,7 @@ from randlora.methods.registry import METHODS, get_method
 from randlora.model.quantised import dequantised, is_quantised, packed_bytes, scale_tensors
 from sweeps.plan.base_model import BaseModelInfo
 from tests.trainables.support import one_tower_trial, outcome, run
-from tests.trainables.tiny_language import save_model, write_rows
+from tests.trainables.tiny_language import save_model
 from trainables.config import FULL_METHODS, QUANTISED, NotPackableError, TrialConfig, check_alike
 from trainables.errors import TrialError
 from trainables.models.base_weights import held_bytes, hold, planned, quantisable, refusal, round_as
@@ -34,16 +34,6 @@ with warnings.catch_warnings():
 
 CPU = torch.device("cpu")
 every_kind = pytest.mark.parametrize("kind", QUANTISED)
-
-
-@pytest.fixture(scope="session")
-def llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return save_model(tmp_path_factory.mktemp("tiny-llama"), "llama")
-
-
-@pytest.fixture(scope="session")
-def rows(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_rows(tmp_path_factory.mktemp("rows"))
 
 
 def held(model: Path | str, kind: str) -> nn.Module:
@@ -191,7 +181,9 @@ def test_transformers_packs_the_same_layers_to_the_same_numbers(llama: Path, kin
     for name, layer in packed.items():
         assert torch.equal(dequantised(theirs.get_submodule(name)), dequantised(layer))
         assert getattr(theirs.get_submodule(name), "compute_dtype", None) == getattr(layer, "compute_dtype", None)
-    assert torch.equal(theirs.eval()(input_ids=ids()).logits, theirs(input_ids=ids()).logits)
+    with torch.no_grad():
+        found = [model.eval()(input_ids=ids()).logits.float() for model in (theirs, ours)]
+    torch.testing.assert_close(*found, rtol=0.02, atol=0.02)
 
 
 @every_kind

@@ -34,16 +34,6 @@ from trainables.training.worker import run_trial
 MakeTrial = Callable[..., TrialConfig]
 
 
-@pytest.fixture(scope="session")
-def llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return save_model(tmp_path_factory.mktemp("tiny-llama"), "llama")
-
-
-@pytest.fixture(scope="session")
-def rows(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_rows(tmp_path_factory.mktemp("rows"))
-
-
 @pytest.fixture
 def lm_trial(llama: Path, rows: Path) -> MakeTrial:
     """Makes a TrialConfig on the tiny Llama and the colour questions."""
