@@ -143,9 +143,15 @@ def test_room_of_a_dead_actor_is_freed(pool: Pool) -> None:
     def state(group: str) -> str:
         return str(placement_group_table()[group]["state"])
 
+    def answers(maker: Any) -> bool:
+        try:
+            ray.get(maker.__ray_ready__.remote())
+        except ray.exceptions.RayActorError:
+            return False
+        return True
+
     ray.kill(makers[0])
-    with pytest.raises(ray.exceptions.RayActorError):
-        ray.get(makers[0].make.remote())
+    wait_for(lambda: not answers(makers[0]), "the actor's death")
     assert state(dead) != "REMOVED"
     compat.free_room_of(makers[0])
     wait_for(lambda: state(dead) == "REMOVED", "its room")
