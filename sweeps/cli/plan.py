@@ -206,11 +206,25 @@ def budget(
         bool,
         typer.Option("--all", help="List all ways to spread ranks over layers, not only the one that auto chooses."),
     ] = False,
+    costs: Annotated[
+        bool,
+        typer.Option(
+            "--costs", help="Add the memory and the operations of a training step, and the bytes of an adapter."
+        ),
+    ] = False,
+    batch_size: Annotated[
+        int | None, typer.Option(help="With --costs: examples of a training step; default: 128.", min=1)
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """List the rank and the number of parameters of every method at one budget. The command loads no weights."""
     from sweeps.budget.solver import ALLOCATIONS, budget_table
     from sweeps.plan.base_model import BaseModelInfo
+
+    if costs and model is None:
+        raise SpecError([Problem("--costs", "--shape", "needs the layers of a model", "--model open_clip:ViT-B-32")])
+    if batch_size is not None and not costs:
+        raise SpecError([Problem("--batch-size", batch_size, "has an effect only with --costs", "--costs")])
 
     if adapt is not None and adapt not in _TOWERS:
         raise SpecError([unknown("--adapt", adapt, "choice", _TOWERS)])
@@ -228,7 +242,32 @@ def budget(
     answer |= {"model_parameters": model_parameters, "adapted_parameters": adapted}
     for row in answer["methods"]:
         row["percent"] = None if row["count"] is None else 100 * row["count"] / model_parameters
+    if costs:
+        assert base is not None
+        _add_costs(answer["methods"], base, adapt, tuple(shapes), own, batch_size)
     emit(as_json, lambda: answer, lambda: _print_budget(model or ", ".join(shape or ()), answer, bool(method)))
+
+
+def _add_costs(
+    rows: list[dict[str, Any]],
+    model: BaseModelInfo,
+    adapt: str | None,
+    weights: tuple[str, ...],
+    own: Callable[[str], Shapes],
+    batch_size: int | None,
+) -> None:
+    """Add to each row of a budget table what the method costs on a model; None for what is not known."""
+    from sweeps.plan.costs import computing_costs, costs_on, known_costs
+    from trainables.config import TrainSettings
+
+    train = TrainSettings() if batch_size is None else TrainSettings(global_batch_size=batch_size)
+    costs = costs_on(model, adapt or "both", weights, train)
+    with computing_costs():
+        for row in rows:
+            row.update(dict.fromkeys(("step_memory_bytes", "step_flops", "forward_flops", "saved_bytes")))
+            if (ranks := row["ranks"]) is not None:
+                capacities = ranks if isinstance(ranks, dict) else dict.fromkeys(own(row["method"]), ranks)
+                row.update(known_costs(costs, row["method"], capacities, {}))
 
 
 def _weights(
@@ -438,11 +477,14 @@ def print_plan(plan: Plan) -> None:
         print_weak(weak)
 
 
+_COSTS_NOTE = (
+    "Memory: predicted for one training step, the base model included. Step: operations of a forward and a backward "
+    "pass, in forward passes of the base model. Saved: bytes of the trained tensors."
+)
 _PLAN_NOTES = (
     "Rank: the largest that an update can have, mean over the weights. Off budget: in percent of the budget. dof: "
     "degrees of freedom of the update, the number of parameters that act.",
-    "Memory: predicted for one training step, the base model included. Step: operations of a forward and a backward "
-    "pass, in forward passes of the base model. Saved: bytes of the trained tensors.",
+    _COSTS_NOTE,
 )
 
 
@@ -476,6 +518,7 @@ def _print_packing(plan: Plan) -> None:
 
 def _print_budget(model: str, answer: Mapping[str, Any], asked: bool) -> None:
     methods, budget = answer["methods"], answer["budget"]
+    with_costs = "saved_bytes" in methods[0]
     rows = [
         [
             m["method"],
@@ -484,19 +527,33 @@ def _print_budget(model: str, answer: Mapping[str, Any], asked: bool) -> None:
             quantity(m["count"]),
             _residual(m["residual"], budget),
             freedom_text(m["dof"], m["dof_measured"], m["dof_at_most"]),
+            *_costs_text(m),
             _near(m["below"]),
             _near(m["above"]),
             "" if m["feasible"] else "infeasible",
         ]
         for m in methods
     ]
-    header = ["method", "allocation", "capacity", "parameters", "off budget", "dof", "next below", "next above", ""]
+    costs = ("memory", "step", "saved") if with_costs else ()
+    header = [
+        "method",
+        "allocation",
+        "capacity",
+        "parameters",
+        "off budget",
+        "dof",
+        *costs,
+        "next below",
+        "next above",
+        "",
+    ]
     shares = f"{100 * budget / answer['adapted_parameters']:.3g} % of the adapted weights"
     if answer["model_parameters"] != answer["adapted_parameters"]:
         shares += f", {100 * budget / answer['model_parameters']:.3g} % of the model"
     title = f"{model}: {answer['reference']} = {budget:,} trainable parameters ({shares})"
     print_rows(header, rows, title)
-    for note in (*capacity_notes((row[0], row[2]) for row in rows), *_BUDGET_NOTES):
+    notes = (*_BUDGET_NOTES, _COSTS_NOTE) if with_costs else _BUDGET_NOTES
+    for note in (*capacity_notes((row[0], row[2]) for row in rows), *notes):
         out.print(f"  {note}", style="dim")
     for m in methods:
         if asked and not m["feasible"]:
@@ -589,6 +646,14 @@ def _built(plan: Plan, cell: Cell) -> dict[str, int]:
     entry = get_method(cell.base)
     shapes = plan.base_model.target_shapes(cell.targets, cell.adapt) if entry.legal else {}
     return entry.built(shapes, cell.capacities, **dict(cell.options))
+
+
+def _costs_text(row: Mapping[str, Any]) -> list[str]:
+    """Return memory, operations and saved bytes of a row of `budget --costs`; [] without them."""
+    if "saved_bytes" not in row:
+        return []
+    step = passes(row["step_flops"], row["forward_flops"])
+    return [bytes_text(row["step_memory_bytes"]), step, bytes_text(row["saved_bytes"])]
 
 
 def passes(flops: int | None, forward: int | None) -> str:

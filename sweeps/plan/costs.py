@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
+from analysis.tables.terminal import safe_console
 from randlora.errors import AdapterError
 from randlora.methods.method import Method
 from sweeps.budget.currencies import DOF, PARAMETERS, Counted, Currency, Shapes, UnknownCountError
@@ -98,15 +99,40 @@ def model_costs(spec: SweepSpec, model: BaseModelInfo, targets: Sequence[str]) -
     Raises:
         ModelError: the model's image processor can't be read.
     """
+    classes = max(_classes(name) for name in spec.data.datasets)
+    train, side = with_largest_batch(spec), spec.model.image_size
+    return costs_on(model, spec.model.adapt or "both", targets, train, classes=classes, side=side)
+
+
+def costs_on(
+    model: BaseModelInfo,
+    adapt: str,
+    targets: Sequence[str],
+    train: TrainSettings,
+    *,
+    classes: int = CLASSES,
+    side: int | None = None,
+) -> ModelCosts:
+    """Return the costs of methods on a model.
+
+    Args:
+        model: the base model.
+        adapt: the part of a CLIP that is adapted.
+        targets: the weights that are adapted, by the ends of their names.
+        train: the batch and the precision.
+        classes: the number of classes of a new head.
+        side: the pixels on each side of a vision model's images; None for its own. A CLIP has no others.
+
+    Raises:
+        ModelError: the model's image processor can't be read.
+    """
     from trainables.models.loading import input_side
     from trainables.training.costs import CostModel
 
-    most_classes = max(_classes(name) for name in spec.data.datasets)
-    side = None if model.kind in ("causal-lm", "text-encoder") else input_side(model.id, model.module)
-    if model.kind == "hf-vision":
-        side = spec.model.image_size or side
-    costs = CostModel(model.module, model.kind, side=side, classes=most_classes)
-    return ModelCosts(costs, model.id, spec.model.adapt or "both", tuple(targets), with_largest_batch(spec))
+    if side is None or model.kind != "hf-vision":
+        side = input_side(model.id, model.module)
+    costs = CostModel(model.module, model.kind, side=side, classes=classes)
+    return ModelCosts(costs, model.id, adapt, tuple(targets), train)
 
 
 def _classes(dataset: str) -> int:
@@ -124,19 +150,40 @@ def currency_of(spec: SweepSpec, model: BaseModelInfo, targets: Sequence[str]) -
 
 def with_costs(cell: Cell, costs: ModelCosts) -> Cell:
     """Return the cell with its costs, as far as they can be found. An infeasible cell is returned as it is."""
-    from trainables.training.costs import UncountableError
-
     if not cell.feasible or cell.lr_centre is None:
         return cell
-    trial = costs.trial(cell.base, cell.capacities, dict(cell.options))
+    return replace(cell, **known_costs(costs, cell.base, cell.capacities, dict(cell.options)))
+
+
+def known_costs(
+    costs: ModelCosts, method: str, capacities: Mapping[str, int], options: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Return the costs of a method, by the names that a `Cell` has for them. What cannot be found is left out."""
+    from trainables.training.costs import UncountableError
+
+    found: dict[str, Any] = {}
+    trial = costs.trial(method, capacities, options)
     with contextlib.suppress(UncountableError, AdapterError):
         step = costs.model.step(trial)
-        cell = replace(
-            cell, step_memory_bytes=step.memory_bytes, step_flops=step.flops, forward_flops=step.forward_flops
-        )
+        found |= {
+            "step_memory_bytes": step.memory_bytes,
+            "step_flops": step.flops,
+            "forward_flops": step.forward_flops,
+        }
     with contextlib.suppress(UncountableError, AdapterError):
-        cell = replace(cell, saved_bytes=costs.model.saved_bytes(trial))
-    return cell
+        found["saved_bytes"] = costs.model.saved_bytes(trial)
+    return found
+
+
+@contextlib.contextmanager
+def computing_costs(*, shown: bool = True) -> Iterator[None]:
+    """Show on a terminal, meanwhile, that costs are computed: on a model of many layers it takes up to a minute."""
+    console = safe_console(stderr=True)
+    if not shown or not console.is_terminal:
+        yield
+        return
+    with console.status("computing what a training step of each method costs"):
+        yield
 
 
 def memory_problems(spec: SweepSpec, model: BaseModelInfo) -> list[Problem]:

@@ -20,7 +20,15 @@ from sweeps.budget.solving import rank_problems, reached_by_all, solutions, upda
 from sweeps.errors import Problem, SpecError
 from sweeps.plan.base_model import BaseModelInfo
 from sweeps.plan.checks import check_adapters, check_batches, with_allowed_trials
-from sweeps.plan.costs import ModelCosts, OnModel, currency_of, memory_problems, model_costs, with_costs
+from sweeps.plan.costs import (
+    ModelCosts,
+    OnModel,
+    computing_costs,
+    currency_of,
+    memory_problems,
+    model_costs,
+    with_costs,
+)
 from sweeps.plan.split_sizes import sized
 from sweeps.records.locks import as_begun, as_begun_in_its_folder
 from sweeps.search.points import check_sampler
@@ -116,7 +124,8 @@ class Plan:
         if not self.cells:
             return self
         costs = self.costs or model_costs(self.spec, self.base_model, self.cells[0].targets)
-        return replace(self, cells=tuple(with_costs(cell, costs) for cell in self.cells), costs=costs)
+        with computing_costs():
+            return replace(self, cells=tuple(with_costs(cell, costs) for cell in self.cells), costs=costs)
 
     def with_resources(self, **changes: Any) -> Plan:
         """Return the plan with other values in `[resources]`. These change when and where trials run, not which."""
@@ -195,7 +204,8 @@ class Plan:
         if problems:
             raise SpecError(problems)
         currency = currency_of(spec, model, targets)
-        cells = tuple(_cells(spec, model, targets, shapes, currency))
+        with computing_costs(shown=isinstance(currency, OnModel)):
+            cells = tuple(_cells(spec, model, targets, shapes, currency))
         matched = [cell for cell in cells if has_budget(cell.base)]
         if not any(cell.feasible for cell in matched or cells):
             reasons = "; ".join(f"{cell.label}: {cell.reason}" for cell in matched or cells)

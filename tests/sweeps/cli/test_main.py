@@ -241,11 +241,28 @@ def test_budget_answers_for_bare_weights_counts_shares_and_ranks() -> None:
         (["--shape", "64x64", "--rank", "4"], "--method randlora --rank 4"),
         (["--shape", "64x64", "--rank", "65", "--method", "randlora"], "randlora takes 1 to 64 on these weights"),
         (["--shape", "96x13", "--rank", "1", "--method", "peft:road"], "Nearest: group_size = 48"),
+        (["--shape", "64x64", "--lora-rank", "2", "--costs"], "needs the layers of a model"),
+        (["--shape", "64x64", "--lora-rank", "2", "--batch-size", "8"], "only with --costs"),
     ],
 )
 def test_budget_names_what_it_cannot_answer(words: list[str], said: str) -> None:
     result = sweeps("budget", *words)
     assert result.exit_code == 2 and said in " ".join(result.output.split())
+
+
+def test_budget_adds_the_costs_that_a_plan_has() -> None:
+    words = ["--model", "embedded:tiny-clip", "--adapt", "vision", "--targets", "attn.in_proj_weight"]
+    chosen = ["--method", "lora", "--method", "randlora", "--method", "hydralora", "--lora-rank", "4"]
+    words = ["budget", *words, *chosen, "--costs", "--batch-size", "64"]
+    rows = {row["method"]: row for row in json.loads(sweeps(*words, "--json").stdout)["methods"]}
+    given = ["--set", "budgets.costs=true", "--set", "budgets.lora_rank=[4]", "--set", "train.global_batch_size=64"]
+    given += ["--set", "methods={lora={}, randlora={}}"]
+    cells = json.loads(sweeps("plan", QUICKSTART, *given, "--json").stdout)["cells"]
+    for name in ("step_memory_bytes", "step_flops", "forward_flops", "saved_bytes"):
+        assert {cell["method"]: cell[name] for cell in cells} == {m: rows[m][name] for m in ("lora", "randlora")}
+    assert rows["hydralora"]["step_flops"] is None
+    shown = " ".join(sweeps(*words).output.split())
+    assert "memory step saved" in shown and "in forward passes of the base model" in shown
 
 
 def test_budget_refuses_a_rank_beyond_the_weights() -> None:
