@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
 import pyarrow as pa
 
-from analysis.diagnostics import cka, full_rank, further, intruders, landscape, retention, spectrum
+from analysis.diagnostics import cka, full_rank, further, image_retention, intruders, landscape, retention, spectrum
 from analysis.diagnostics.units import Execute, Unit, compute_missing, rows_of
 from analysis.diagnostics.weights import left_out_sentence
 from analysis.errors import StoreError, nearest
@@ -34,7 +34,7 @@ from analysis.figures.diagnostics import (
 )
 from analysis.format import Row
 from analysis.store.store import Store
-from analysis.styles import in_order, place_text, style
+from analysis.styles import in_order, place_text, short_names, style
 from analysis.tables.diagnostics import CORNERS
 
 KINDS = ("spectrum", "intruders", "retention", "cka", "landscape", "full_rank", "tasks")
@@ -49,6 +49,7 @@ def plan(
     tasks: Sequence[str] = (),
     include: Path | None = None,
     texts: Path | None = None,
+    data: str | None = None,
 ) -> list[Unit]:
     """Return the units of a diagnostic. The arguments are those of `analyze`.
 
@@ -65,9 +66,10 @@ def plan(
     for name, value in numbers.items():
         if value < least[name] and not (name == "examples" and 0 < value < 1):
             raise StoreError(f"{name} = {value} is too few; at least {least[name]}")
-    named = [*numbers, *(name for name, value in (("task", tasks), ("include", include), ("texts", texts)) if value)]
+    others = {"task": tasks, "include": include, "texts": texts, "data": data}
+    named = [*numbers, *(name for name, value in others.items() if value)]
     takes = dict.fromkeys(KINDS, ()) | {
-        "retention": ("texts",),
+        "retention": ("texts", "data"),
         "cka": ("examples",),
         "landscape": ("examples", "points"),
         "tasks": ("examples", "task", "include"),
@@ -77,9 +79,14 @@ def plan(
     if strange := [name for name in named if name not in takes[kind]]:
         raise StoreError(f"{kind} takes no {strange[0]}; leave it out")
     if kind == "retention":
-        if texts is None:
-            raise StoreError("retention needs a file of general text: --texts FILE")
-        return retention.plan(store, texts)
+        if texts is not None and data is None:
+            return retention.plan(store, texts)
+        if data is not None and texts is None:
+            return image_retention.plan(store, data)
+        raise StoreError(
+            "retention needs one of two: --texts FILE, general text for a language model, or --data DATASET, other "
+            "images for a CLIP"
+        )
     if kind == "tasks":
         if isinstance(examples, float):
             raise StoreError(f"examples = {examples}: tasks takes a whole number of examples for each task")
@@ -110,6 +117,7 @@ _ROWS = {
     "spectrum": spectrum.rows,
     "approximation": spectrum.rows,
     "retention": retention.rows,
+    "image_retention": image_retention.rows,
     "cka": cka.rows,
     "landscape": landscape.rows,
     "full_rank": full_rank.rows,
@@ -137,6 +145,7 @@ def analyze(
     tasks: Sequence[str] = (),
     include: Path | None = None,
     texts: Path | None = None,
+    data: str | None = None,
 ) -> tuple[pa.Table, dict[str, Path], str]:
     """Compute the missing units of a diagnostic, store their rows, and draw them into the folder `diagnostics/`.
 
@@ -149,7 +158,8 @@ def analyze(
         points: for landscape: number of points on a row of the grid, and on an edge.
         tasks: for tasks: lm-eval's names of the tasks.
         include: for tasks: a folder with the user's own task files for lm-eval.
-        texts: for retention: a file of general text.
+        texts: for retention of language models: a file of general text.
+        data: for retention of CLIPs: the id of another data set.
 
     Returns:
         The rows of this diagnostic, the files by name, and the sentence.
@@ -157,9 +167,9 @@ def analyze(
     Raises:
         StoreError: as `plan` and `compute`.
     """
-    units = plan(store, kind, examples=examples, points=points, tasks=tasks, include=include, texts=texts)
+    units = plan(store, kind, examples=examples, points=points, tasks=tasks, include=include, texts=texts, data=data)
     compute_missing(store, units, execute, force=force)
-    table = rows_of(store, units, kind)
+    table = rows_of(store, units, kind if data is None else "image_retention")
     if kind == "spectrum":
         approximation = rows_of(store, units, "approximation")
         says = f"{spectrum_sentence(table, approximation)} {left_out_sentence(store)}".rstrip()
@@ -167,9 +177,14 @@ def analyze(
     elif kind == "intruders":
         says = f"{intruders_sentence(table)} {left_out_sentence(store)}".rstrip()
         figures = [Drawing("intruders", draw_intruders(table), says)]
+    elif kind == "retention" and data is not None:
+        says = image_retention_sentence(table)
+        label = f"change of the zero-shot accuracy on {short_names([data])[data]}, points"
+        figures = [Drawing("image-retention", draw_retention(table, label, 100.0), says)]
     elif kind == "retention":
         says = retention_sentence(table)
-        figures = [Drawing("retention", draw_retention(table), says)]
+        label = "rise of the loss on general text, nats a token"
+        figures = [Drawing("retention", draw_retention(table, label), says)]
     elif kind == "tasks":
         return table, {}, tasks_sentence(table)
     elif kind == "full_rank":
@@ -228,24 +243,42 @@ def intruders_sentence(table: pa.Table) -> str:
 def retention_sentence(table: pa.Table) -> str:
     """State how far the loss on general text rose for each method and budget, and by how much more than for LoRA."""
     rows = table.to_pylist()
-    parts = []
-    for r in retention.changes(table):
-        at = f" at {r['reference']}" if r["reference"] else ""
-        text = f"{style(r['method']).name}{at} {_nats(r, 'change', 'low', 'high')}"
-        if r.get("less_lora") is not None:
-            text += f", minus LoRA's {_nats(r, 'less_lora', 'less_low', 'less_high')}"
-        parts.append(text)
     before = fmean(r["before"] for r in rows)
     return (
         f"Mean loss of a token of {rows[0]['texts']} under the base model: {before:.3f} nats. Its change by training, "
-        f"mean over seeds [95 % interval, not corrected for several methods]: {'; '.join(parts)}."
+        f"mean over seeds [95 % interval, not corrected for several methods]: {_changes(table, lambda v: f'{v:+.3f}')}."
     )
 
 
-def _nats(r: Row, value: str, low: str, high: str) -> str:
-    """Write a change of the loss with its interval, if it has one."""
-    interval = "" if r[low] is None else f" [{r[low]:+.3f}, {r[high]:+.3f}]"
-    return f"{r[value]:+.3f}{interval}"
+def image_retention_sentence(table: pa.Table) -> str:
+    """State how far the accuracy on the other data set changed for each method and budget, and less LoRA's change."""
+    rows = table.to_pylist()
+    before, images = fmean(r["before"] for r in rows), f"{rows[0]['images']:,} test images of {rows[0]['data']}"
+    return (
+        f"Zero-shot accuracy on {images} under the base model: {100 * before:.1f} %. Its change by training in points, "
+        "mean over seeds [95 % interval, not corrected for several methods]: "
+        f"{_changes(table, lambda v: f'{100 * v:+.1f}')}."
+    )
+
+
+def _changes(table: pa.Table, write: Callable[[float], str]) -> str:
+    """Write the mean change of each method and budget, and how it differs from LoRA's, with intervals if there are any.
+
+    `write`: writes one number.
+    """
+
+    def with_interval(r: Row, value: str, low: str, high: str) -> str:
+        interval = "" if r[low] is None else f" [{write(r[low])}, {write(r[high])}]"
+        return f"{write(r[value])}{interval}"
+
+    parts = []
+    for r in retention.changes(table):
+        at = f" at {r['reference']}" if r["reference"] else ""
+        text = f"{style(r['method']).name}{at} {with_interval(r, 'change', 'low', 'high')}"
+        if r.get("less_lora") is not None:
+            text += f", minus LoRA's {with_interval(r, 'less_lora', 'less_low', 'less_high')}"
+        parts.append(text)
+    return "; ".join(parts)
 
 
 def full_rank_sentence(table: pa.Table) -> str:

@@ -49,13 +49,14 @@ class Bench:
         facts: settings of the sweep, from `units.sweep_facts`.
         row: the trial, from `Kept.brief`.
         cache: holds the model and its data for all benches of one process; empty at first.
+        test: whether the test split is open, of a data set on which nothing was trained or chosen.
 
     Raises:
         TrialError, TrainablesError: the data or the model is no longer available.
     """
 
-    def __init__(self, facts: Row, row: Row, cache: dict[str, Any]) -> None:
-        self._lane, trial = LaneCache(cache, pick_device()), trial_config(facts, row)
+    def __init__(self, facts: Row, row: Row, cache: dict[str, Any], *, test: bool = False) -> None:
+        self._lane, trial = LaneCache(cache, pick_device()), trial_config(facts, row, test=test)
         self.loaded = self._lane.model(trial.model, trial.train.base_weights)
         self.module = self.loaded.module.eval()
         precision, autocast = choose_precision("fp32", self._lane.device)
@@ -217,14 +218,20 @@ class _Holding(nn.Module):
         return self._function(*arguments)
 
 
-def trial_config(facts: Row, row: Row) -> TrialConfig:
-    """Return the configuration of a trial on the same data as a kept one. It only serves to make the task."""
+def trial_config(facts: Row, row: Row, *, test: bool = False) -> TrialConfig:
+    """Return the configuration of a trial on the same data as a kept one. It only serves to make the task.
+
+    Args:
+        facts: settings of the sweep, from `units.sweep_facts`.
+        row: the kept trial, from `Kept.brief`.
+        test: whether the task may read the test split. Under `protocol = "paper"` it always may.
+    """
     train = TrainSettings.model_validate(facts["train"]).model_copy(
         update={"augment": "none", "gradient_checkpointing": False}
     )
     size = row["train_size"]
     return TrialConfig(
-        stage="CONFIRM" if facts["protocol"] == "paper" else "TUNE",  # TUNE cannot read the test split
+        stage="CONFIRM" if test or facts["protocol"] == "paper" else "TUNE",  # TUNE cannot read the test split
         cell_id="diagnostics",
         model=row["model"],
         adapt=row["adapt"],

@@ -145,7 +145,7 @@ def text_loss(bench: Bench, parts: Sequence[Tensor]) -> float:
 
 
 def changes(table: pa.Table) -> list[Row]:
-    """Return a row for each method and budget with the mean change of the loss, and that change less LoRA's.
+    """Return a row for each method and budget with the mean change of the measure, and that change less LoRA's.
 
     Means are over seeds and data sets. Differences are paired by seed with LoRA at the same budget, so a method without
     a budget has none. Each interval is a 95 % interval by itself, without a correction for several methods. It is null

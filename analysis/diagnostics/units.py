@@ -26,6 +26,7 @@ VERSIONS = {
     "tasks": 1,
     "intruders": 1,
     "retention": 1,
+    "image_retention": 1,
 }
 """Version of the computation of each table. If it is raised, units of an earlier version are computed again."""
 

@@ -155,8 +155,14 @@ def draw_intruders(table: pa.Table) -> Chart:
         return figure
 
 
-def draw_retention(table: pa.Table) -> Chart:
-    """Draw the mean test score against the mean rise of the loss on general text: a mark per method and budget."""
+def draw_retention(table: pa.Table, label: str, scale: float = 1.0) -> Chart:
+    """Draw the mean test score against the mean change by training: a mark per method and budget.
+
+    Args:
+        table: rows with `change`.
+        label: the label of the changes.
+        scale: what changes are multiplied by.
+    """
     cells: dict[tuple[str, str | None], list[Row]] = defaultdict(list)
     for r in table.to_pylist():
         if r["score"] is not None:
@@ -166,12 +172,12 @@ def draw_retention(table: pa.Table) -> Chart:
         axes = figure.add_axes((0.17, 0.17, 0.8, 0.77))
         for method in in_order({m for m, _ in cells}):
             look, budgets = style(method), [rows for (m, _), rows in cells.items() if m == method]
-            x = [float(np.mean([r["change"] for r in rows])) for rows in budgets]
+            x = [scale * float(np.mean([r["change"] for r in rows])) for rows in budgets]
             y = [100 * float(np.mean([r["score"] for r in rows])) for rows in budgets]
             marks: dict[str, Any] = {"color": look.colour, "marker": look.marker or "*", "label": look.name}
             axes.plot(x, y, linestyle="none", markeredgecolor=PAPER, **marks)
         axes.axvline(0.0, color=MUTED, linewidth=0.6)
-        axes.set_xlabel("rise of the loss on general text, nats a token")
+        axes.set_xlabel(label)
         axes.set_ylabel("test score (%)")
         axes.legend(loc="best")
         return figure

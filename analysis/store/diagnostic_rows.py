@@ -227,6 +227,30 @@ class RetentionRow(_OfMethod, TableRow):
 
 
 @dataclass(frozen=True, kw_only=True)
+class ImageRetentionRow(_OfMethod, TableRow):
+    """Each row is one kept trial of a CLIP, with its zero-shot accuracy on another data set before and after training.
+    `sweeps analyze retention --data` computes it.
+    """
+
+    table: ClassVar[str] = "image_retention"
+    key: ClassVar[tuple[str, ...]] = ("sweep", "unit")
+
+    trial_id: str | None = column("The CONFIRM trial of the weights.")
+    data_seed: int | None = column("Seed of the trial's data.")
+    init_seed: int | None = column("Seed of the trial's initial values.")
+    basis_seed: int | None = column("Seed of the trial's frozen bases.")
+    data: str | None = column("The other data set, on which no trial was trained.")
+    images: int | None = column("Number of test images of the other data set.")
+    score: float | None = column("Test score of the trial on its own data set.", "fraction")
+    before: float | None = column(
+        "Accuracy on the other data set under the base model, without an adapter.", "fraction"
+    )
+    after: float | None = column("Accuracy on the other data set after training.", "fraction")
+    change: float | None = column("`after` minus `before`. It is negative if the model forgot.", "fraction")
+    computed_at: datetime | None = column(COMPUTED)
+
+
+@dataclass(frozen=True, kw_only=True)
 class FurtherTaskRow(_OfMethod, TableRow):
     """Each row is one metric that lm-eval reports of a kept trial on a further task. `sweeps analyze tasks` computes
     it. No choice and no verdict uses it.
@@ -257,5 +281,6 @@ ROWS: tuple[type[TableRow], ...] = (
     FurtherTaskRow,
     IntruderRow,
     RetentionRow,
+    ImageRetentionRow,
 )
 """The dataclasses of this module's tables."""

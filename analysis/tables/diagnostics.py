@@ -20,6 +20,7 @@ SHEETS = {
     "spectrum": ("spectrum", "approximation"),
     "intruders": ("intruders",),
     "retention": ("retention",),
+    "image-retention": ("image_retention",),
     "cka": ("cka",),
     "landscape": ("landscape",),
 }
@@ -105,6 +106,25 @@ _SHEETS: dict[str, tuple[str, str, tuple[Column, ...]]] = {
             METHOD,
             BUDGET,
             PARAMETERS,
+            *_numbers("before", "after", "mean_change", "least", "most", "seeds", "test_score"),
+        ),
+    ),
+    "image_retention": (
+        "Zero-shot accuracy on another data set, before and after training",
+        f"""
+        select {_PLACE}, data, method, reference, adapter_params, avg(before) as before, avg(after) as after,
+               avg(change) as mean_change, min(change) as least, max(change) as most, count(*) as seeds,
+               avg(score) as test_score
+        from (
+          select * from image_retention qualify 1 = row_number() over (
+            partition by sweep, trial_id, data order by computed_at desc)
+        ) group by all
+        """,  # noqa: S608  a name of ours
+        (
+            METHOD,
+            BUDGET,
+            PARAMETERS,
+            text("on", "data"),
             *_numbers("before", "after", "mean_change", "least", "most", "seeds", "test_score"),
         ),
     ),

@@ -229,7 +229,12 @@ def analyze(
         Path | None, typer.Option("--include", help="For tasks: a folder with your own task files for lm-eval.")
     ] = None,
     texts: Annotated[
-        Path | None, typer.Option(help="For retention: a file of general text that no trial has trained on.")
+        Path | None,
+        typer.Option(help="For retention of language models: a file of general text that no trial has trained on."),
+    ] = None,
+    data: Annotated[
+        str | None,
+        typer.Option(help="For retention of CLIPs: a data set that no trial has trained on, such as cifar100."),
     ] = None,
     force: Annotated[bool, typer.Option("--force", help="Compute again what was computed before.")] = False,
     upload: Annotated[
@@ -264,6 +269,7 @@ def analyze(
         tasks=task or (),
         include=include,
         texts=texts,
+        data=data,
     )
     if not as_json:
         out.print(says)

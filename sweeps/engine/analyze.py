@@ -15,7 +15,7 @@ from analysis.tables.terminal import safe_console
 from sweeps.backends.resources import ResourceError
 from sweeps.backends.signals import stop_on_signals
 from sweeps.errors import Problem, SpecError, reason, unknown
-from sweeps.spec.paths import with_absolute_paths
+from sweeps.spec.paths import absolute, with_absolute_paths
 from sweeps.watch.displays import Silent
 
 if TYPE_CHECKING:
@@ -135,8 +135,9 @@ def _lost(unit: Unit, why: str) -> str:
 
 
 def _anchored(unit: Unit) -> Unit:
-    """Return the unit with absolute paths in its trials' configurations."""
-    return replace(unit, trials=tuple(with_absolute_paths(trial) for trial in unit.trials))
+    """Return the unit with absolute paths in its trials' configurations, and of another data set that it needs."""
+    facts = unit.facts | ({"data": absolute(unit.facts["data"])} if "data" in unit.facts else {})
+    return replace(unit, trials=tuple(with_absolute_paths(trial) for trial in unit.trials), facts=facts)
 
 
 def _compute(folder: Path, unit: Unit) -> list[Row]:
