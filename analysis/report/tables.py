@@ -63,10 +63,10 @@ def sheets(store: Store, x: str = "adapter_params", overlay: str | None = None) 
         StoreError: the cost or the published curve is unknown.
     """
     all_sheets = [sheet for _, make in _makers(store, x, overlay) for sheet in make()]
-    return {sheet.name: sheet for sheet in _marked(store, all_sheets) if sheet.rows}
+    return {sheet.name: sheet for sheet in _with_notes(store, all_sheets) if sheet.rows}
 
 
-def _marked(store: Store, unmarked: Iterable[Sheet]) -> list[Sheet]:
+def _with_notes(store: Store, unmarked: Iterable[Sheet]) -> list[Sheet]:
     """Return the tables, each with a note on data sets that were left out."""
     mark = "".join(f"{line}. " for line in absent_data(store.table("signs").to_pylist()))
     return [replace(s, legend=mark + s.legend, mark=mark.strip()) for s in unmarked] if mark else list(unmarked)
@@ -83,7 +83,7 @@ def pick(store: Store, names: Sequence[str], x: str = "adapter_params") -> list[
     for name in names:
         if name not in known_names:
             raise StoreError(f"no table {name!r} in this report; {nearest(name, known_names)}")
-    computed = _marked(store, [sheet for group, make in makers if set(group) & set(names) for sheet in make()])
+    computed = _with_notes(store, [sheet for group, make in makers if set(group) & set(names) for sheet in make()])
     sheets_by_name = {s.name: s for s in computed if s.rows}
     empty = [name for name in names if name not in sheets_by_name]
     if empty:

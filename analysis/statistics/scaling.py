@@ -260,10 +260,10 @@ def _table(store: Store, rows: Sequence[Row], schema: pa.Schema) -> pa.Table:
 
 @remembered
 def _with_further(store: Store, baseline: str, focus: str | None) -> list[Row]:
-    return [row | _further(row, difference) for row, difference in _compared_with(store, baseline, focus)]
+    return [row | _further_columns(row, difference) for row, difference in _compared_with(store, baseline, focus)]
 
 
-def _further(row: Row, difference: Difference) -> Row:
+def _further_columns(row: Row, difference: Difference) -> Row:
     """Return the columns `FURTHER`; null if they cannot be computed."""
     columns: Row = dict.fromkeys(FURTHER)
     effect = effect_size(difference)

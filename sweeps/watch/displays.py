@@ -236,7 +236,7 @@ def best_table(best: tuple[Best, ...]) -> RenderableType:
 
     The rows are methods (and data sets), the columns are budgets. Scores of finished cells are bold.
     """
-    references, groups = _axes(best)
+    references, groups = _budgets_and_groups(best)
     several = len({data for data, _ in groups}) > 1
     cut = f" (first {_ROWS} of {len(groups)} rows)" if len(groups) > _ROWS else ""
     table = Table(box=None, pad_edge=False, header_style="dim")
@@ -251,19 +251,19 @@ def best_table(best: tuple[Best, ...]) -> RenderableType:
 
 def _best_cells(best: tuple[Best, ...]) -> tuple[list[str], list[list[str]]]:
     """Return the columns and rows of `best_table` as text."""
-    references, _ = _axes(best)
+    references, _ = _budgets_and_groups(best)
     columns = ["data", "best validation score so far, %", *(reference or "no budget" for reference in references)]
     return columns, [[str(cell) for cell in row] for row in _score_rows(best)]
 
 
-def _axes(best: tuple[Best, ...]) -> tuple[list[str], list[tuple[str, str]]]:
+def _budgets_and_groups(best: tuple[Best, ...]) -> tuple[list[str], list[tuple[str, str]]]:
     """Return the budgets, and the pairs of data and method, in the order of their first score."""
     return list(dict.fromkeys(b.reference for b in best)), list(dict.fromkeys((b.data, b.method) for b in best))
 
 
 def _score_rows(best: tuple[Best, ...]) -> Iterator[list[str | Text]]:
     """Yield data, method and the score at each budget, for the first `_ROWS` pairs of data and method."""
-    references, groups = _axes(best)
+    references, groups = _budgets_and_groups(best)
     cells = {(b.data, b.method, b.reference): b for b in best}
     for data, method in groups[:_ROWS]:
         yield [data, method, *(_score(cells.get((data, method, reference))) for reference in references)]

@@ -8,9 +8,8 @@ A layer reads B's first n r columns. Column k n + j is the k-th column of B_j, w
 Start: one diagonal is 0, so that the delta is 0 and that diagonal gets the first gradient.
   "lambda"  lambda = 0 and gamma = 1 / m, as PEFT and the released code for language models (the default)
   "gamma"   gamma = 0 and lambda = 1 / max(n, r), as the released code for images
-With "gamma" a first step moves the delta m / max(n, r) times as far, which is 6 times for r = 6 on a 768-wide weight,
-and
-n m entries get a gradient instead of n r.
+With "gamma" a first step moves the delta m / max(n, r) times as far: 6 times for r = 6 on a 768-wide weight. Then n m
+entries get a gradient instead of n r.
 
 Scale: alpha / r if alpha is given, else `DEFAULT_SCALE` at every rank. alpha = "2r/sqrt(n)" is the paper's rule for
 language models (appendix C.4). It gives layers of different shape different scales. Published codes differ: 1 / r and

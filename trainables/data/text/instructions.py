@@ -152,7 +152,7 @@ def _checked(row: object, where: str) -> Mapping[str, Any]:
         if value is not None and not isinstance(value, kind):
             raise DataError(f"{where}: {key!r} must be {'text' if kind is str else 'a list of texts'}, not {value!r}")
     if not (row.get("instruction") or "").strip():
-        raise DataError(f"{where}: no instruction, or an empty one{_instead(row, 'instruction')}")
+        raise DataError(f"{where}: no instruction, or an empty one{_keys_found(row, 'instruction')}")
     choices = row.get("choices")
     if choices is not None:
         if len(choices) < 2 or not all(isinstance(c, str) and c.strip() for c in choices):
@@ -162,11 +162,13 @@ def _checked(row: object, where: str) -> Mapping[str, Any]:
         if len(set(choices)) < len(choices):
             raise DataError(f"{where}: the choices {choices} have one twice; each must differ from the others")
     elif not (row.get("output") or "").strip():
-        raise DataError(f"{where}: no output, or an empty one: there is nothing to train on{_instead(row, 'output')}")
+        raise DataError(
+            f"{where}: no output, or an empty one: there is nothing to train on{_keys_found(row, 'output')}"
+        )
     return row
 
 
-def _instead(row: Mapping[str, Any], key: str) -> str:
+def _keys_found(row: Mapping[str, Any], key: str) -> str:
     """Return what a row has instead of a key that it lacks, for a message."""
     if key in row:
         return ""
