@@ -7,6 +7,7 @@ the files with Ray all in the same one, first.
 from __future__ import annotations
 
 import atexit
+import gc
 import os
 import shutil
 import signal
@@ -53,6 +54,14 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
             return "ray" if needs_ray(ROOT / file) else file
 
     return RayTogether(config, log)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def only_what_is_new_is_collected() -> Iterator[None]:
+    """Python's collector passes over what earlier modules left. Of thousands of tests it takes a fifth of the time."""
+    yield
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session")

@@ -26,6 +26,8 @@ from tests.trainables.tiny_language import completion_rows, save_model, write_ro
 
 WRITTEN = ["README.md", "CONTRIBUTING.md", "AGENTS.md"]
 PAGES = [*WRITTEN, *(str(p.relative_to(ROOT)) for p in sorted(ROOT.glob("docs/**/*.md")))]
+LONG = ("docs/recipes.md", "docs/claim.md", "docs/analysis.md")
+"""Pages whose commands take the better part of a minute."""
 ELSEWHERE = {
     "docs/other-tests.md": "test_docs_other_tests",
     "docs/use.md": "test_docs_use",
@@ -131,7 +133,14 @@ def run(command: str, folder: Path) -> None:
         assert done.exit_code == 0, f"{command}\n{done.output}"
 
 
-@pytest.mark.parametrize("page", [p for p in PAGES if p not in ELSEWHERE and commands(p)])
+@pytest.mark.parametrize(
+    "page",
+    [
+        pytest.param(page, marks=pytest.mark.slow if page in LONG else ())
+        for page in PAGES
+        if page not in ELSEWHERE and commands(page)
+    ],
+)
 def test_the_commands_of_a_page(page: str, folder: Path) -> None:
     for command in commands(page):
         run(command, folder)

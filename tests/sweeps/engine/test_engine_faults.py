@@ -36,6 +36,7 @@ from tests.sweeps.support import (
 )
 
 
+@pytest.mark.slow
 def test_a_killed_driver_is_resumed_without_repeating_a_finished_trial(
     tmp_path: Path, pool: Pool, undisturbed: Undisturbed, start_driver: StartDriver
 ) -> None:
