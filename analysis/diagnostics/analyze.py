@@ -14,14 +14,26 @@ from statistics import fmean
 from typing import Any
 
 import pyarrow as pa
+from scipy.stats import spearmanr
 
-from analysis.diagnostics import cka, full_rank, further, image_retention, intruders, landscape, retention, spectrum
+from analysis.diagnostics import (
+    cka,
+    curvature,
+    full_rank,
+    further,
+    image_retention,
+    intruders,
+    landscape,
+    retention,
+    spectrum,
+)
 from analysis.diagnostics.units import Execute, Unit, compute_missing, rows_of
 from analysis.diagnostics.weights import left_out_sentence
 from analysis.errors import StoreError, nearest
 from analysis.figures.diagnostics import (
     Drawing,
     draw_cka,
+    draw_curvature,
     draw_intruders,
     draw_landscape,
     draw_retention,
@@ -29,6 +41,7 @@ from analysis.figures.diagnostics import (
     draw_surface,
     mean_cka,
     mean_errors,
+    predicted_rates,
     split_by_place,
     write_drawings,
 )
@@ -37,7 +50,7 @@ from analysis.store.store import Store
 from analysis.styles import in_order, place_text, short_names, style
 from analysis.tables.diagnostics import CORNERS
 
-KINDS = ("spectrum", "intruders", "retention", "cka", "landscape", "full_rank", "tasks")
+KINDS = ("spectrum", "intruders", "retention", "cka", "landscape", "full_rank", "curvature", "tasks")
 
 
 def plan(
@@ -71,6 +84,7 @@ def plan(
     takes = dict.fromkeys(KINDS, ()) | {
         "retention": ("texts", "data"),
         "cka": ("examples",),
+        "curvature": ("examples",),
         "landscape": ("examples", "points"),
         "tasks": ("examples", "task", "include"),
     }
@@ -93,6 +107,8 @@ def plan(
         return further.plan(store, tasks=tasks, include=include, examples=examples)
     if kind == "cka":
         return cka.plan(store, examples=examples or cka.EXAMPLES)
+    if kind == "curvature":
+        return curvature.plan(store, examples=examples or curvature.EXAMPLES)
     if kind == "landscape":
         largest_count, side = examples or landscape.EXAMPLES, points or landscape.POINTS
         return landscape.plan(store, examples=largest_count, points=side)
@@ -121,6 +137,7 @@ _ROWS = {
     "cka": cka.rows,
     "landscape": landscape.rows,
     "full_rank": full_rank.rows,
+    "curvature": curvature.rows,
     "intruders": intruders.rows,
     "tasks": further.rows,
 }
@@ -154,7 +171,8 @@ def analyze(
         kind: one of `KINDS`.
         execute: function that runs the units: `in_process`, or `sweeps.engine.analyze.ray_tasks`.
         force: compute all units again. The newer rows replace the older ones.
-        examples: for cka, landscape and tasks: largest number of examples of each split or task; below 1 a share.
+        examples: for cka, curvature, landscape and tasks: largest number of examples of each split or task; below 1 a
+            share.
         points: for landscape: number of points on a row of the grid, and on an edge.
         tasks: for tasks: lm-eval's names of the tasks.
         include: for tasks: a folder with the user's own task files for lm-eval.
@@ -185,6 +203,9 @@ def analyze(
         says = retention_sentence(table)
         label = "rise of the loss on general text, nats a token"
         figures = [Drawing("retention", draw_retention(table, label), says)]
+    elif kind == "curvature":
+        says = curvature_sentence(table)
+        figures = [Drawing("curvature", draw_curvature(table), says)]
     elif kind == "tasks":
         return table, {}, tasks_sentence(table)
     elif kind == "full_rank":
@@ -279,6 +300,22 @@ def _changes(table: pa.Table, write: Callable[[float], str]) -> str:
             text += f", minus LoRA's {with_interval(r, 'less_lora', 'less_low', 'less_high')}"
         parts.append(text)
     return "; ".join(parts)
+
+
+def curvature_sentence(table: pa.Table) -> str:
+    """State how well the curvature at the start orders the chosen learning rates, as rank correlations over cells."""
+    parts = []
+    for name, rows in predicted_rates(table).items():
+        if len(rows) < 3:
+            continue
+        found = spearmanr([r["predicted"] for r in rows], [r["lr"] for r in rows]).statistic
+        parts.append(f"{name} {found:+.2f} ({len(rows)} cells)")
+    if not parts:
+        return "Fewer than three cells have a curvature and a learning rate, so nothing is compared."
+    return (
+        f"Rank correlation (Spearman) of the chosen learning rate with what the curvature at the start predicts: "
+        f"{', '.join(parts)}. A description, not a test."
+    )
 
 
 def full_rank_sentence(table: pa.Table) -> str:

@@ -27,6 +27,7 @@ VERSIONS = {
     "intruders": 1,
     "retention": 1,
     "image_retention": 1,
+    "curvature": 1,
 }
 """Version of the computation of each table. If it is raised, units of an earlier version are computed again."""
 

@@ -23,6 +23,8 @@ from analysis.tables.diagnostics import CORNERS, INTRUDER
 
 LEAST = 1e-6
 """What a logarithm begins at."""
+_MOST_NAMED = 12
+"""With more methods, a figure of marks has no legend."""
 SHARES = 101
 """Points of a mean spectrum, from the largest singular value to the last."""
 
@@ -180,6 +182,39 @@ def draw_retention(table: pa.Table, label: str, scale: float = 1.0) -> Chart:
         axes.set_xlabel(label)
         axes.set_ylabel("test score (%)")
         axes.legend(loc="best")
+        return figure
+
+
+def predicted_rates(table: pa.Table) -> dict[str, list[Row]]:
+    """Return for each prediction the rows of the table `curvature` that have it, with its value as `predicted`."""
+    found: dict[str, list[Row]] = {"1 / sharpness": [], "rate of the first step": []}
+    for r in table.to_pylist():
+        if r["sharpness"] is not None and r["sharpness"] > 0:
+            found["1 / sharpness"].append(r | {"predicted": 1 / r["sharpness"]})
+        if r["first_rate"] is not None:
+            found["rate of the first step"].append(r | {"predicted": r["first_rate"]})
+    return found
+
+
+def draw_curvature(table: pa.Table) -> Chart:
+    """Draw each cell's chosen learning rate against what the curvature at its start predicts: two panels."""
+    predictions = predicted_rates(table)
+    methods = in_order({r["method"] for rows in predictions.values() for r in rows})
+    with mpl.rc_context(STYLE):
+        figure = Chart(COLUMN_INCHES * len(predictions), 2.9)
+        panels = figure.subplots(1, len(predictions), sharey=True, squeeze=False)[0]
+        for axes, (name, rows) in zip(panels, predictions.items(), strict=True):
+            for method in methods:
+                look, of_method = style(method), [r for r in rows if r["method"] == method]
+                marks: dict[str, Any] = {"color": look.colour, "marker": look.marker or "*", "label": look.name}
+                x, y = [r["predicted"] for r in of_method], [r["lr"] for r in of_method]
+                axes.plot(x, y, linestyle="none", markeredgecolor=PAPER, **marks)
+            axes.set_xscale("log")
+            axes.set_yscale("log")
+            axes.set_xlabel(name)
+        panels[0].set_ylabel("chosen learning rate")
+        if len(methods) <= _MOST_NAMED:
+            panels[-1].legend(loc="best")
         return figure
 
 

@@ -251,6 +251,29 @@ class ImageRetentionRow(_OfMethod, TableRow):
 
 
 @dataclass(frozen=True, kw_only=True)
+class CurvatureRow(_OfMethod, TableRow):
+    """Each row is one cell, with the curvature of its training loss before training.
+    `sweeps analyze curvature` computes it.
+    """
+
+    table: ClassVar[str] = "curvature"
+    key: ClassVar[tuple[str, ...]] = ("sweep", "unit")
+
+    lr: float | None = column("The learning rate that the cell chose.")
+    examples: int | None = column("Number of training examples of the loss.")
+    sharpness: float | None = column(
+        "Largest eigenvalue of the Hessian of the mean loss with respect to what the cell trains, at the start. Null: "
+        "Lanczos did not converge."
+    )
+    first_rate: float | None = column(
+        "Learning rate at which Adam's first step reaches the minimum of the quadratic approximation. Null: the loss "
+        "bends down in its direction."
+    )
+    products: int | None = column("Number of products with the Hessian that were computed for `sharpness`.")
+    computed_at: datetime | None = column(COMPUTED)
+
+
+@dataclass(frozen=True, kw_only=True)
 class FurtherTaskRow(_OfMethod, TableRow):
     """Each row is one metric that lm-eval reports of a kept trial on a further task. `sweeps analyze tasks` computes
     it. No choice and no verdict uses it.
@@ -282,5 +305,6 @@ ROWS: tuple[type[TableRow], ...] = (
     IntruderRow,
     RetentionRow,
     ImageRetentionRow,
+    CurvatureRow,
 )
 """The dataclasses of this module's tables."""

@@ -15,7 +15,7 @@ from analysis.styles import style
 from analysis.tables.sheet import BUDGET, METHOD, PARAMETERS, Column, Sheet, columns_of, number, text
 
 FOLDER = "diagnostics"
-WIDE = ("spectrum",)
+WIDE = ("spectrum", "curvature")
 SHEETS = {
     "spectrum": ("spectrum", "approximation"),
     "intruders": ("intruders",),
@@ -23,6 +23,7 @@ SHEETS = {
     "image-retention": ("image_retention",),
     "cka": ("cka",),
     "landscape": ("landscape",),
+    "curvature": ("curvature",),
 }
 """The sheets shown with a figure, by its file stem."""
 INTRUDER = 0.5
@@ -127,6 +128,11 @@ _SHEETS: dict[str, tuple[str, str, tuple[Column, ...]]] = {
             text("on", "data"),
             *_numbers("before", "after", "mean_change", "least", "most", "seeds", "test_score"),
         ),
+    ),
+    "curvature": (
+        "Curvature of the training loss at the start, and the chosen learning rate",
+        f"select {_PLACE}, method, reference, adapter_params, lr, first_rate, sharpness from curvature {_NEWEST}",  # noqa: S608
+        (METHOD, BUDGET, PARAMETERS, *_numbers("lr", "first_rate", "sharpness")),
     ),
     "full_rank": (
         "Probability that RandLoRA's update has full rank",

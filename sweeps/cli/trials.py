@@ -207,7 +207,9 @@ def again(source: Source, trial: Trial, as_json: Json = False) -> int:
 
 
 def analyze(
-    kind: Annotated[str, typer.Argument(help="spectrum, intruders, retention, cka, landscape, full_rank or tasks.")],
+    kind: Annotated[
+        str, typer.Argument(help="spectrum, intruders, retention, cka, landscape, full_rank, curvature or tasks.")
+    ],
     source: Source,
     overrides: Set = None,
     address: Annotated[str | None, typer.Option(help="Ray cluster to join; default: a new local one.")] = None,
@@ -217,7 +219,9 @@ def analyze(
     cpus: Annotated[float, typer.Option(help="CPUs for each task.", min=0)] = 1,
     examples: Annotated[
         float | None,
-        typer.Option(help="Use at most this many examples. For cka and landscape a number below 1 is a share of them."),
+        typer.Option(
+            help="Use at most this many examples. For cka, curvature and landscape a number below 1 is a share of them."
+        ),
     ] = None,
     points: Annotated[
         int | None, typer.Option(help="For landscape: number of points on each side of the grid and on each path.")
@@ -244,7 +248,7 @@ def analyze(
 ) -> int:
     """Compute diagnostics of trained weights that the sweep kept (`[keep] adapters`).
 
-    cka and landscape also need `[keep] full = true`. tasks scores language models on tasks of lm-eval (the extra
+    cka and landscape also need `[keep] full = true`. curvature needs no kept weights. tasks scores language models on tasks of lm-eval (the extra
     `lm-eval`); these scores choose nothing. If the command is stopped, the same command resumes it. The results are
     tables (`sweeps query`) and figures (`sweeps report`).
     """

@@ -45,7 +45,7 @@ def tiny_results(folder: Path, seeds: int = 1, **sections: Any) -> Path:
     lines = [json.dumps({"ev": "sweep", "name": spec.name})]
     for cell in cells:
         for k in range(seeds):
-            lr = RATES.get(cell.method, 1e-2)
+            lr = None if cell.lr_centre is None else RATES.get(cell.method, 1e-2)
             config = cell.trial("CONFIRM", lr, (k, k, k), spec.train)
             slot = Slot(cell.cell_id, "CONFIRM", k, config.trial_id, config.model_dump(mode="json"), lr, (k, k, k))
             lines.append(json.dumps({"ev": "ask", "trial_id": config.trial_id, "config": slot.config}))

@@ -1,0 +1,108 @@
+"""The curvature of the loss at the start: against matrices that are known, and on a sweep."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+
+from analysis import StoreError, open_store
+from analysis.diagnostics.analyze import analyze, curvature_sentence, plan
+from analysis.diagnostics.curvature import Curvature
+from analysis.store.tables import to_table
+from analysis.tables.diagnostics import diagnostic_sheets
+from tests.analysis.diagnostics.support import tiny_results
+
+
+def bench_of(loss: Any, at_once: int = 4) -> Any:
+    """A bench whose task has this summed loss of rows, and the number of rows as its weight."""
+    return SimpleNamespace(task=SimpleNamespace(loss_sum=lambda rows, _: loss(rows), weight=len), at_once=at_once)
+
+
+@pytest.mark.parametrize("size", [5, 40])
+def test_a_quadratic_loss_has_its_matrix(size: int) -> None:
+    draw = torch.Generator().manual_seed(size)
+    root = torch.randn(size, size, generator=draw)
+    matrix, slope = root @ root.T / size - 0.5 * torch.eye(size), torch.randn(size, generator=draw)
+    parts = [nn.Parameter(torch.zeros(2)), nn.Parameter(torch.zeros(size - 2))]
+
+    def loss(rows: Tensor) -> Tensor:
+        theta = torch.cat(parts)
+        return len(rows) * (0.5 * theta @ matrix @ theta + slope @ theta)
+
+    start = Curvature(bench_of(loss), torch.arange(6), parts)
+    gradient = start.gradient()
+    assert torch.allclose(gradient, slope, atol=1e-5)
+    sharpness, products = start.sharpness(gradient)
+    assert sharpness == pytest.approx(float(torch.linalg.eigvalsh(matrix)[-1]), rel=0.05) and products > 3
+    signs = slope.sign()
+    assert start.first_rate(gradient) == pytest.approx(float(slope.abs().sum() / (signs @ matrix @ signs)), rel=0.01)
+    start.gradient()
+    assert all(torch.equal(part, torch.zeros_like(part)) for part in parts)  # back at the start
+
+
+def test_a_classifier_has_the_hessian_of_autograd() -> None:
+    draw = torch.Generator().manual_seed(0)
+    inputs, labels = torch.randn(30, 6, generator=draw), torch.randint(0, 3, (30,), generator=draw)
+    weight = nn.Parameter(0.1 * torch.randn(3, 6, generator=draw))
+
+    def mean_loss(flat: Tensor) -> Tensor:
+        return cross_entropy(inputs @ flat.view(3, 6).T, labels)
+
+    start = Curvature(
+        bench_of(lambda rows: cross_entropy(inputs[rows] @ weight.T, labels[rows], reduction="sum")),
+        torch.arange(30),
+        [weight],
+    )
+    hessian = torch.autograd.functional.hessian(mean_loss, weight.detach().reshape(-1))
+    sharpness, _ = start.sharpness(start.gradient())
+    assert sharpness == pytest.approx(float(torch.linalg.eigvalsh(hessian)[-1]), rel=0.05)
+
+
+def test_a_loss_that_bends_down_predicts_no_rate() -> None:
+    part = nn.Parameter(torch.zeros(3))
+    start = Curvature(bench_of(lambda rows: len(rows) * (part.sum() - (part**2).sum())), torch.arange(2), [part])
+    gradient = start.gradient()
+    assert start.first_rate(gradient) is None
+    assert start.sharpness(gradient)[0] == pytest.approx(-2.0, rel=0.02)
+
+
+def test_a_sweep_has_a_row_a_cell_a_figure_and_a_sentence(tmp_path: Path) -> None:
+    folder = tiny_results(
+        tmp_path / "tiny",
+        methods={"lora": {}, "lora-wide": {"method": "lora", "alpha": 64}, "full": {}, "zero-shot": {}},
+        keep={},
+    )
+    store = open_store(folder)
+    table, paths, says = analyze(store, "curvature", examples=20)
+    rows = {r["method"]: r for r in table.to_pylist()}
+    assert rows.keys() == {"lora", "lora-wide", "full"} and {r["examples"] for r in rows.values()} == {20}
+    assert all(r["sharpness"] > 0 and r["lr"] > 0 for r in rows.values())
+    # alpha = 64 at rank 2 multiplies the update by 32 instead of 1: B's gradient by 32, the Hessian's corner by 32^2
+    assert rows["lora"]["first_rate"] / rows["lora-wide"]["first_rate"] == pytest.approx(32, rel=0.1)
+    assert {"curvature.svg", "curvature.png"} <= set(paths) and "Spearman" in says
+    assert "diagnostic_curvature" in {sheet.name for sheet in diagnostic_sheets(store)}
+    again, _, _ = analyze(store, "curvature", examples=20)
+    assert again.equals(table)  # nothing is computed twice
+
+
+def test_correlations_need_three_cells_with_a_prediction() -> None:
+    rows = [
+        {"sweep": "s", "unit": str(k), "method": "lora", "lr": 10.0**k, "sharpness": 10.0**-k, "first_rate": None}
+        for k in range(3)
+    ]
+    assert "1 / sharpness +1.00 (3 cells)" in curvature_sentence(to_table("curvature", rows))
+    assert "nothing is compared" in curvature_sentence(to_table("curvature", rows[:2]))
+
+
+def test_cells_that_train_nothing_of_the_model_have_no_curvature(tmp_path: Path) -> None:
+    store = open_store(tiny_results(tmp_path / "tiny", methods={"zero-shot": {}}, budgets={"lora_rank": [2]}))
+    with pytest.raises(StoreError, match="no confirmed cell of a method that trains weights"):
+        plan(store, "curvature")
+    with pytest.raises(StoreError, match="curvature takes no points"):
+        plan(store, "curvature", points=3)
