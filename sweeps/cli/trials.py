@@ -248,9 +248,9 @@ def analyze(
 ) -> int:
     """Compute diagnostics of trained weights that the sweep kept (`[keep] adapters`).
 
-    cka and landscape also need `[keep] full = true`. curvature needs no kept weights. tasks scores language models on tasks of lm-eval (the extra
-    `lm-eval`); these scores choose nothing. If the command is stopped, the same command resumes it. The results are
-    tables (`sweeps query`) and figures (`sweeps report`).
+    cka and landscape also need `[keep] full = true`. curvature needs no kept weights. tasks scores language models on
+    tasks of lm-eval (the extra `lm-eval`); these scores choose nothing. If the command is stopped, the same command
+    resumes it. The results are tables (`sweeps query`) and figures (`sweeps report`).
     """
     from analysis.diagnostics.analyze import analyze as run_diagnostic
     from analysis.store.remote import Location
