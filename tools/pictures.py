@@ -23,6 +23,7 @@ FIGURES = {
     "photos": {"photos": "scaling_curve"},
     "shots": {"shots": "data_size"},
     "rank": {"rank": "rank"},
+    "starts": {"starts": "learning_rates"},
     "league": {"league": "ranking"},
     "league-language": {"league-language": "ranking"},
 }
