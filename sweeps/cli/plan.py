@@ -209,7 +209,9 @@ def budget(
     costs: Annotated[
         bool,
         typer.Option(
-            "--costs", help="Add the memory and the operations of a training step, and the bytes of an adapter."
+            "--costs",
+            help="Add memory (the peak of a training step), step (its operations, in forward passes of the model) and "
+            "saved (the adapter's file).",
         ),
     ] = False,
     batch_size: Annotated[

@@ -56,7 +56,10 @@ def test_a_lost_head(
     head.kill(victim)
     errors = running.communicate(timeout=100)[1]
     assert running.returncode == EXIT_LOST
-    assert f"error: Ray's control store at {address} takes no connections any more; finished" in errors
+    lost = f"Ray's control store at {address} takes no connections any more"
+    given_up = "the process of Ray's driver ended with exit code 1"  # a busy machine lets Ray notice it first
+    assert f"error: {lost}; finished" in errors or f"error: {given_up}" in errors
+    assert "; finished trials are kept, and the same command goes on" in errors
     head.close()
     wait_for(lambda: gone(own_ray.processes()), "everything of the cluster to end", 60)
     go(fake_plan(tmp_path / "r", logged(log)), pool)
