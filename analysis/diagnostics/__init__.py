@@ -10,7 +10,7 @@ This is the only room of the package that needs torch. It uses `trainables` to m
     intruders  singular vectors of trained weights that the base weights do not have
     retention  loss on general text, before and after training
     image_retention  accuracy on another set of images, before and after training
-    curvature  how far the loss bends at the start of each cell, and the learning rate that this predicts
+    curvature  the curvature of the training loss at the start of each cell, beside the rate it chose
     full_rank  how probable it is that RandLoRA's update has full rank
     cka        activations compared with full fine-tuning's
     landscape  the loss over the plane through three models, and barriers between them

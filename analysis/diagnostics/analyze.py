@@ -187,7 +187,7 @@ def analyze(
     """
     units = plan(store, kind, examples=examples, points=points, tasks=tasks, include=include, texts=texts, data=data)
     compute_missing(store, units, execute, force=force)
-    table = rows_of(store, units, kind if data is None else "image_retention")
+    table = rows_of(store, units, units[0].table if kind == "retention" else kind)
     if kind == "spectrum":
         approximation = rows_of(store, units, "approximation")
         says = f"{spectrum_sentence(table, approximation)} {left_out_sentence(store)}".rstrip()
@@ -306,15 +306,14 @@ def curvature_sentence(table: pa.Table) -> str:
     """State how well the curvature at the start orders the chosen learning rates, as rank correlations over cells."""
     parts = []
     for name, rows in predicted_rates(table).items():
-        if len(rows) < 3:
-            continue
-        found = spearmanr([r["predicted"] for r in rows], [r["lr"] for r in rows]).statistic
-        parts.append(f"{name} {found:+.2f} ({len(rows)} cells)")
+        predictions, rates = [r["predicted"] for r in rows], [r["lr"] for r in rows]
+        if len(rows) >= 3 and len(set(predictions)) > 1 and len(set(rates)) > 1:
+            parts.append(f"{name} {spearmanr(predictions, rates).statistic:+.2f} ({len(rows)} cells)")
     if not parts:
-        return "Fewer than three cells have a curvature and a learning rate, so nothing is compared."
+        return "Fewer than three cells, or cells that all chose one learning rate: nothing is compared."
     return (
-        f"Rank correlation (Spearman) of the chosen learning rate with what the curvature at the start predicts: "
-        f"{', '.join(parts)}. A description, not a test."
+        "Rank correlation (Spearman) of the chosen learning rate with what the curvature at the start predicts, over "
+        f"all data sets and budgets together: {', '.join(parts)}. A description, not a test."
     )
 
 

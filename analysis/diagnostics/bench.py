@@ -49,7 +49,7 @@ class Bench:
         facts: settings of the sweep, from `units.sweep_facts`.
         row: the trial, from `Kept.brief`.
         cache: holds the model and its data for all benches of one process; empty at first.
-        test: whether the test split is open, of a data set on which nothing was trained or chosen.
+        test: whether the test split may be read. Use it only for data of which no trial has read an image.
 
     Raises:
         TrialError, TrainablesError: the data or the model is no longer available.

@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from scipy.sparse.linalg import ArpackNoConvergence, LinearOperator, eigsh
+from scipy.sparse.linalg import ArpackError, LinearOperator, eigsh
 from torch import Tensor, nn
 
 from analysis.diagnostics.bench import Bench, trial_config
@@ -33,26 +33,25 @@ from analysis.store.store import Store
 from randlora.methods.prompts.kinds import PREFIX
 from randlora.methods.registry import get_method
 from trainables.config import FULL_METHODS, LINEAR_PROBE, NO_TRAINING
+from trainables.tasks.task import Task
 from trainables.training.adapting import adapted
 
 EXAMPLES = 128
 """Largest number of training examples, by default."""
 TOLERANCE = 0.05
 """The relative accuracy of the eigenvalue at which Lanczos ends."""
-_KEPT = 8
-"""Number of Lanczos vectors that are kept."""
-_MOST = 20
-"""Largest number of restarts of Lanczos."""
+_LANCZOS_VECTORS = 8
+_LANCZOS_RESTARTS = 20
 _POWER_STEPS = 3
 """Number of power iterations that find the length of the steps between two gradients."""
 _RISE = 1e-3
-"""Such a step changes the loss by half of this, along the direction of the largest curvature."""
+"""The curvature times the squared length of such a step. So a step changes the loss by about half of this."""
 
 
 def plan(store: Store, *, examples: float = EXAMPLES) -> list[Unit]:
     """Return a unit for each cell with a chosen learning rate, at the first seed of stage CONFIRM.
 
-    Prompts are left out, and what trains a head alone.
+    Methods of prompt learning, zero-shot and linear probes are left out: they train no weight inside the model.
 
     Raises:
         StoreError: no such cell has been confirmed, or the sweep's specification is missing.
@@ -60,18 +59,18 @@ def plan(store: Store, *, examples: float = EXAMPLES) -> list[Unit]:
     facts, methods = sweep_facts(store), store.stored().get("methods") or {}
     cells = {row["cell_id"]: row for row in store.table("cells").to_pylist()}
     units = []
-    first_rows = {row["cell_id"]: row for row in sorted(confirmed_as_trained(store), key=lambda r: -r["slot"])}
+    first_rows = {row["cell_id"]: row for row in sorted(confirmed_as_trained(store), key=lambda row: -row["slot"])}
     for cell_id, cell in cells.items():
         row, base = first_rows.get(cell_id), cell["base"] or cell["method"]
         if row is None or row["lr"] is None or base in (NO_TRAINING, LINEAR_PROBE) or base.startswith(PREFIX):
             continue
         given = (methods.get(cell["method"]) or {}) | json.loads(row["hyperparameters"] or "{}")
-        known = () if base in FULL_METHODS else get_method(base).options
-        options = {name: value for name, value in given.items() if name in known}
-        of_cell = {"method": base, "capacities": json.loads(cell["capacities"] or "{}"), "options": options}
+        option_names = () if base in FULL_METHODS else get_method(base).options
+        options = {name: value for name, value in given.items() if name in option_names}
+        adapter = {"method": base, "capacities": json.loads(cell["capacities"] or "{}"), "options": options}
         brief = {name: row[name] for name in BRIEF}
         settings = {"examples": examples, "lr": row["lr"]}
-        units.append(Unit("curvature", (brief,), settings, facts | {"cell": of_cell}))
+        units.append(Unit("curvature", (brief,), settings, facts | {"adapter": adapter}))
     if not units:
         raise StoreError(f"{store.path} has no confirmed cell of a method that trains weights of the model")
     return units
@@ -81,116 +80,120 @@ def rows(folder: Path, unit: Unit, cache: dict[str, Any]) -> list[Row]:
     """Return the row of one unit of `plan`. Arguments as in `analyze.compute`; `folder` is not read.
 
     Raises:
-        StoreError: the loss has no gradient at the start.
+        StoreError: the gradient at the start is 0 or not finite.
     """
-    first, of_cell = unit.trials[0], unit.facts["cell"]
+    first, adapter = unit.trials[0], unit.facts["adapter"]
     bench = Bench(unit.facts, first, cache)
     config = trial_config(unit.facts, first).model_copy(
         update={
-            "method": of_cell["method"],
-            "capacities": tuple(of_cell["capacities"].items()),
-            "options": tuple(sorted(of_cell["options"].items())),
-            "targets": tuple(of_cell["capacities"]),
+            "method": adapter["method"],
+            "capacities": tuple(adapter["capacities"].items()),
+            "options": tuple(sorted(adapter["options"].items())),
+            "targets": tuple(adapter["capacities"]),
         }
     )
     examples = bench.examples(("train",), unit.settings["examples"])
+    at_once = config.train.global_batch_size if config.contrastive else bench.at_once  # a batch is compared with itself
     with adapted(bench.module, config, bench.loaded.tokenizer, None, bench.task) as trained:
-        start = Curvature(bench, examples, list(trained.parameters.values()))
-        gradient = start.gradient()
-        if not float(gradient.abs().max()) > 0:
-            raise StoreError(f"{unit.label}: the gradient at the start is 0, so no step can be predicted")
-        sharpness, products = start.sharpness(gradient)
-        found = {"sharpness": sharpness, "first_rate": start.first_rate(gradient), "products": products}
-    named = {name: first[name] for name in ("method", "reference", "adapter_params")}
-    return [unit.place | named | {"lr": unit.settings["lr"], "examples": len(examples)} | found]
+        start = Curvature(bench.task, examples, list(trained.parameters.values()), at_once)
+        size = float(start.gradient.abs().max())
+        if not math.isfinite(size) or size == 0:
+            raise StoreError(f"{unit.label}: the gradient at the start is {size:g}, so no step can be predicted")
+        measured = {"sharpness": start.sharpness(), "first_rate": start.first_rate(), "products": start.products}
+    cell_columns = {name: first[name] for name in ("method", "reference", "adapter_params")}
+    return [unit.place | cell_columns | {"lr": unit.settings["lr"], "examples": len(examples)} | measured]
 
 
 class Curvature:
-    """Gradients of a trial's mean training loss, and products of its Hessian with vectors, at the present parameters.
+    """The gradient of a trial's mean training loss at the start, and products of its Hessian with vectors.
 
     Args:
-        bench: the trial.
+        task: the trial's task.
         examples: (n,) the training rows of the loss.
-        parameters: what is differentiated, P numbers in all.
+        parameters: what is differentiated, P numbers in all. They have their values again after every call.
+        at_once: number of rows in one forward pass.
+
+    Attributes:
+        gradient: (P,) the gradient at the start, float32 on the CPU.
+        products: number of products with the Hessian that were computed so far.
     """
 
-    def __init__(self, bench: Bench, examples: Tensor, parameters: list[nn.Parameter]) -> None:
-        self._bench, self._examples, self._parameters = bench, examples, parameters
+    def __init__(self, task: Task, examples: Tensor, parameters: list[nn.Parameter], at_once: int) -> None:
+        self._task, self._parts, self._parameters = task, torch.split(examples, at_once), parameters
         self._start = [p.detach().clone() for p in parameters]
-        self._weight = bench.task.weight(examples)
+        self._weight = task.weight(examples)
+        self.products = 0
+        self.gradient = self._gradient_at(None)
         self._step = 1e-3
+        self._direction = self.gradient / self.gradient.norm()
+        for _ in range(_POWER_STEPS):
+            image = self.product(self._direction)
+            size = float(image.norm())
+            if not math.isfinite(size) or size == 0:
+                break
+            self._step, self._direction = math.sqrt(_RISE / size), image / size
 
-    def gradient(self, shift: Tensor | None = None) -> Tensor:
-        """Return the gradient (P,), float32 on the CPU, at the start or shifted by (P,) from it."""
-        with torch.no_grad():
-            at = 0
-            for parameter, value in zip(self._parameters, self._start, strict=True):
-                parameter.copy_(value)
-                if shift is not None:
-                    parameter.add_(shift[at : at + value.numel()].view_as(value).to(value.device))
-                at += value.numel()
-                parameter.grad = None
-        for rows_of_part in torch.split(self._examples, self._bench.at_once):
-            (self._bench.task.loss_sum(rows_of_part, None) / self._weight).backward()  # type: ignore[no-untyped-call]
+    def _gradient_at(self, shift: Tensor | None) -> Tensor:
+        """Return the gradient (P,) at the start, or shifted by (P,) from it."""
+        self._move(shift)
+        for rows_of_part in self._parts:
+            (self._task.loss_sum(rows_of_part, None) / self._weight).backward()  # type: ignore[no-untyped-call]
         gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in self._parameters]
-        return torch.cat([g.detach().float().reshape(-1).cpu() for g in gradients])
+        whole = torch.cat([g.detach().float().reshape(-1).cpu() for g in gradients])
+        self._move(None)
+        return whole
+
+    @torch.no_grad()
+    def _move(self, shift: Tensor | None) -> None:
+        """Set the parameters to the start, or to a point shifted by (P,) from it, without gradients."""
+        at = 0
+        for parameter, value in zip(self._parameters, self._start, strict=True):
+            parameter.copy_(value)
+            if shift is not None:
+                parameter.add_(shift[at : at + value.numel()].view_as(value).to(value.device))
+            at += value.numel()
+            parameter.grad = None
 
     def product(self, direction: Tensor) -> Tensor:
         """Return the Hessian times a vector (P,) of length 1, from the gradients on both sides of the start."""
+        self.products += 1
         shift = self._step * direction
-        return (self.gradient(shift) - self.gradient(-shift)) / (2 * self._step)
+        return (self._gradient_at(shift) - self._gradient_at(-shift)) / (2 * self._step)
 
-    def sharpness(self, gradient: Tensor) -> tuple[float | None, int]:
-        """Return the Hessian's largest eigenvalue (None if it was not found), and the number of products computed.
-
-        Args:
-            gradient: (P,) the gradient at the start, from which the search begins.
-        """
-        direction = gradient / gradient.norm()
-        for _ in range(_POWER_STEPS):
-            image = self.product(direction)
-            size = float(image.norm())
-            if not size > 0:
-                return 0.0, _POWER_STEPS
-            self._step, direction = math.sqrt(_RISE / size), image / size
-        count = _POWER_STEPS
+    def sharpness(self) -> float | None:
+        """Return the Hessian's largest eigenvalue; None if it was not found."""
 
         def times(vector: NDArray[np.float32]) -> NDArray[np.float32]:
-            nonlocal count
-            count += 1
-            found = torch.from_numpy(np.ascontiguousarray(vector.reshape(-1), dtype=np.float32))
-            length = float(found.norm())
-            image: NDArray[np.float32] = (length * self.product(found / length)).numpy()
+            whole = torch.from_numpy(np.ascontiguousarray(vector.reshape(-1), dtype=np.float32))
+            length = float(whole.norm())
+            image: NDArray[np.float32] = (length * self.product(whole / length)).numpy()
             return image
 
-        size = len(gradient)
-        if size <= _KEPT:
-            columns = [times(np.eye(size, dtype=np.float32)[k]) for k in range(size)]
-            matrix = np.stack(columns).astype(np.float64)
-            return float(np.linalg.eigvalsh((matrix + matrix.T) / 2)[-1]), count
-        hessian = LinearOperator((size, size), matvec=times, dtype=np.float32)
+        size = len(self.gradient)
+        if size <= _LANCZOS_VECTORS:
+            matrix = np.stack([times(row) for row in np.eye(size, dtype=np.float32)]).astype(np.float64)
+            return float(np.linalg.eigvalsh((matrix + matrix.T) / 2)[-1])
         try:
             (largest,) = eigsh(
-                hessian,
+                LinearOperator((size, size), matvec=times, dtype=np.float32),
                 k=1,
                 which="LA",
-                v0=direction.numpy(),
-                ncv=_KEPT,
-                maxiter=_MOST,
+                v0=self._direction.numpy(),
+                ncv=_LANCZOS_VECTORS,
+                maxiter=_LANCZOS_RESTARTS,
                 tol=TOLERANCE,
                 return_eigenvectors=False,
             )
-        except ArpackNoConvergence:
-            return None, count
-        return float(largest), count
+        except ArpackError:  # no convergence, or products that are not finite
+            return None
+        return float(largest) if math.isfinite(largest) else None
 
-    def first_rate(self, gradient: Tensor) -> float | None:
-        """Return the rate at which Adam's first step reaches the quadratic minimum; None if the loss bends down there.
+    def first_rate(self) -> float | None:
+        """Return the rate at which Adam's first step reaches the minimum of the quadratic approximation.
 
-        Args:
-            gradient: (P,) the gradient at the start.
+        None if there is no minimum along this step, because the curvature is negative.
         """
-        signs = gradient.sign()
+        signs = self.gradient.sign()
         length = float(signs.norm())
-        bend = float(signs.double() @ self.product(signs / length).double()) * length
-        return float(gradient.double().abs().sum()) / bend if bend > 0 else None
+        curvature = float(signs.double() @ self.product(signs / length).double()) * length
+        return float(self.gradient.double().abs().sum()) / curvature if curvature > 0 else None

@@ -7,8 +7,11 @@ adapter. All kept seeds of stage CONFIRM are measured, so that methods can be pa
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from analysis.diagnostics.bench import Bench
 from analysis.diagnostics.units import Unit, sweep_facts
@@ -16,6 +19,7 @@ from analysis.diagnostics.weights import Kept, every_kept
 from analysis.errors import StoreError
 from analysis.format import Row
 from analysis.store.store import Store
+from trainables.data.images.dataset import ImageSplit
 from trainables.data.registry import load_dataset
 from trainables.errors import DataError
 from trainables.tasks.task import Scores
@@ -33,13 +37,14 @@ def plan(store: Store, data: str) -> list[Unit]:
     """
     kept_trials, facts = every_kept(store), sweep_facts(store)
     if data in (own := {kept.row["dataset"] for kept in kept_trials}):
-        rule = "trials trained on it; name a data set that none trained on"
-        raise StoreError(f"--data {data}: {rule}, other than {', '.join(sorted(own))}")
+        raise StoreError(
+            f"--data {data}: this sweep trained on it. Name another data set; it trained on {', '.join(sorted(own))}"
+        )
     try:
         load_dataset(data)
     except DataError as error:
         raise StoreError(f"--data {data}: {error}") from error
-    facts |= {"data": data}  # a worker in another folder may get another path here
+    facts |= {"data": data}  # made absolute for workers in another folder; `settings` has it as it was typed
     return [Unit("image_retention", (kept.brief,), {"data": data}, facts) for kept in kept_trials]
 
 
@@ -47,7 +52,7 @@ def rows(folder: Path, unit: Unit, cache: dict[str, Any]) -> list[Row]:
     """Return the row of one unit of `plan`. Arguments as in `analyze.compute`.
 
     Raises:
-        StoreError: the model is not a CLIP, or a test image of the other data set is among the trial's training images.
+        StoreError: the model is not a CLIP, or a test image of the other data set is one of the trial's own images.
     """
     data, kept = unit.facts["data"], Kept.of(unit.trials[0], folder)
     trial = Bench(unit.facts, unit.trials[0], cache)
@@ -56,7 +61,7 @@ def rows(folder: Path, unit: Unit, cache: dict[str, Any]) -> list[Row]:
             f"--data {data}: this needs a CLIP, which tells classes apart by their names, and "
             f"{trial.loaded.model_id!r} is of another kind"
         )
-    refuse_overlap(trial, unit.trials[0]["dataset"], data)
+    refuse_overlap(trial, unit.trials[0]["dataset"], data, cache)
     other = Bench(unit.facts, unit.trials[0] | {"dataset": data, "train_size": "1.0"}, cache, test=True)
     key = f"retention on {data} of {trial.loaded.model_id}"
     if key not in cache:  # the base model's accuracy is the same for all trials
@@ -81,19 +86,35 @@ def _scores(bench: Bench, state: dict[str, Any]) -> Scores:
     return scores
 
 
-def refuse_overlap(bench: Bench, dataset: str, data: str) -> None:
-    """Raise StoreError if a test image of the other data set is one of the trial's training images, byte for byte.
+def refuse_overlap(bench: Bench, dataset: str, data: str, cache: dict[str, Any]) -> None:
+    """Raise StoreError if a test image of the other data set is, byte for byte, an image that the trial has read.
+
+    These are its training and validation images, and the test images of its own data set.
 
     Args:
         bench: the trial.
         dataset: the id of the data set that it trained on.
         data: the id of the other data set.
+        cache: keeps the digests of images for other trials.
     """
-    train, test = load_dataset(dataset).train, load_dataset(data, stage="CONFIRM").test
-    trained = {train.digest(row): row for row in bench.task.rows("train").tolist()}
-    for row in range(len(test)):
-        if test.digest(row) in trained:
-            raise StoreError(
-                f"--data {data}: its test image {row} is training image {trained[test.digest(row)]} of {dataset}, byte "
-                "for byte; name a data set without training images"
-            )
+    own, other = (load_dataset(name, stage="CONFIRM") for name in (dataset, data))
+
+    def digests(split: ImageSplit, key: str, numbers: Iterable[int]) -> dict[bytes, int]:
+        known: dict[int, bytes] = cache.setdefault(f"digests of {key}", {})
+        for row in numbers:
+            if row not in known:
+                known[row] = split.digest(row)
+        return {known[row]: row for row in numbers}
+
+    rows_read = torch.cat([bench.task.rows("train"), bench.task.rows("val")]).tolist()
+    images = {
+        "training or validation image": digests(own.train, f"{dataset}, train", rows_read),
+        "test image": digests(own.test, f"{dataset}, test", range(len(own.test))),
+    }
+    for digest, row in digests(other.test, f"{data}, test", range(len(other.test))).items():
+        for which, read in images.items():
+            if digest in read:
+                raise StoreError(
+                    f"--data {data}: its test image {row} is {which} {read[digest]} of {dataset}, byte for byte; "
+                    "name a data set without these images"
+                )

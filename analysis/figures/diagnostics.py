@@ -24,7 +24,7 @@ from analysis.tables.diagnostics import CORNERS, INTRUDER
 LEAST = 1e-6
 """What a logarithm begins at."""
 _MOST_NAMED = 12
-"""With more methods, a figure of marks has no legend."""
+"""With more methods, names stand beside the marks instead of in a legend."""
 SHARES = 101
 """Points of a mean spectrum, from the largest singular value to the last."""
 
@@ -209,6 +209,8 @@ def draw_curvature(table: pa.Table) -> Chart:
                 marks: dict[str, Any] = {"color": look.colour, "marker": look.marker or "*", "label": look.name}
                 x, y = [r["predicted"] for r in of_method], [r["lr"] for r in of_method]
                 axes.plot(x, y, linestyle="none", markeredgecolor=PAPER, **marks)
+                for r in of_method if len(methods) > _MOST_NAMED else ():
+                    axes.annotate(look.name, (r["predicted"], r["lr"]), (2, 2), textcoords="offset points", fontsize=4)
             axes.set_xscale("log")
             axes.set_yscale("log")
             axes.set_xlabel(name)

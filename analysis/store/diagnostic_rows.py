@@ -266,8 +266,8 @@ class CurvatureRow(_OfMethod, TableRow):
         "Lanczos did not converge."
     )
     first_rate: float | None = column(
-        "Learning rate at which Adam's first step reaches the minimum of the quadratic approximation. Null: the loss "
-        "bends down in its direction."
+        "Learning rate at which Adam's first step reaches the minimum of the quadratic approximation. Null: there "
+        "is none, because the curvature along the step is negative."
     )
     products: int | None = column("Number of products with the Hessian that were computed for `sharpness`.")
     computed_at: datetime | None = column(COMPUTED)

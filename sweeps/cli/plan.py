@@ -20,6 +20,7 @@ from sweeps.errors import Problem, SpecError, unknown
 if TYPE_CHECKING:
     from sweeps.budget.currencies import Shapes
     from sweeps.plan.base_model import BaseModelInfo
+    from sweeps.plan.costs import ModelCosts
     from sweeps.plan.estimate import Estimate
     from sweeps.plan.plan import Plan
     from sweeps.spec.cell import Cell
@@ -222,12 +223,13 @@ def budget(
     """List the rank and the number of parameters of every method at one budget. The command loads no weights."""
     from sweeps.budget.solver import ALLOCATIONS, budget_table
     from sweeps.plan.base_model import BaseModelInfo
+    from sweeps.plan.costs import costs_on
+    from trainables.config import TrainSettings
 
-    if costs and model is None:
+    if costs and shape and model is None:
         raise SpecError([Problem("--costs", "--shape", "needs the layers of a model", "--model open_clip:ViT-B-32")])
     if batch_size is not None and not costs:
         raise SpecError([Problem("--batch-size", batch_size, "has an effect only with --costs", "--costs")])
-
     if adapt is not None and adapt not in _TOWERS:
         raise SpecError([unknown("--adapt", adapt, "choice", _TOWERS)])
     chosen = _chosen(method)
@@ -246,27 +248,19 @@ def budget(
         row["percent"] = None if row["count"] is None else 100 * row["count"] / model_parameters
     if costs:
         assert base is not None
-        _add_costs(answer["methods"], base, adapt, tuple(shapes), own, batch_size)
+        train = TrainSettings() if batch_size is None else TrainSettings(global_batch_size=batch_size)
+        answer["batch_size"] = train.global_batch_size
+        _add_costs(answer["methods"], costs_on(base, adapt or "both", tuple(shapes), train), own)
     emit(as_json, lambda: answer, lambda: _print_budget(model or ", ".join(shape or ()), answer, bool(method)))
 
 
-def _add_costs(
-    rows: list[dict[str, Any]],
-    model: BaseModelInfo,
-    adapt: str | None,
-    weights: tuple[str, ...],
-    own: Callable[[str], Shapes],
-    batch_size: int | None,
-) -> None:
-    """Add to each row of a budget table what the method costs on a model; None for what is not known."""
-    from sweeps.plan.costs import computing_costs, costs_on, known_costs
-    from trainables.config import TrainSettings
+def _add_costs(rows: list[dict[str, Any]], costs: ModelCosts, own: Callable[[str], Shapes]) -> None:
+    """Add to each row of a budget table what the method costs; None for what is not known."""
+    from sweeps.plan.costs import COST_COLUMNS, computing_costs, known_costs
 
-    train = TrainSettings() if batch_size is None else TrainSettings(global_batch_size=batch_size)
-    costs = costs_on(model, adapt or "both", weights, train)
     with computing_costs():
         for row in rows:
-            row.update(dict.fromkeys(("step_memory_bytes", "step_flops", "forward_flops", "saved_bytes")))
+            row.update(dict.fromkeys(COST_COLUMNS))
             if (ranks := row["ranks"]) is not None:
                 capacities = ranks if isinstance(ranks, dict) else dict.fromkeys(own(row["method"]), ranks)
                 row.update(known_costs(costs, row["method"], capacities, {}))
@@ -519,8 +513,10 @@ def _print_packing(plan: Plan) -> None:
 
 
 def _print_budget(model: str, answer: Mapping[str, Any], asked: bool) -> None:
+    from sweeps.plan.costs import CLASSES
+
     methods, budget = answer["methods"], answer["budget"]
-    with_costs = "saved_bytes" in methods[0]
+    with_costs = "batch_size" in answer
     rows = [
         [
             m["method"],
@@ -529,7 +525,7 @@ def _print_budget(model: str, answer: Mapping[str, Any], asked: bool) -> None:
             quantity(m["count"]),
             _residual(m["residual"], budget),
             freedom_text(m["dof"], m["dof_measured"], m["dof_at_most"]),
-            *_costs_text(m),
+            *(_costs_text(m) if with_costs else ()),
             _near(m["below"]),
             _near(m["above"]),
             "" if m["feasible"] else "infeasible",
@@ -554,7 +550,9 @@ def _print_budget(model: str, answer: Mapping[str, Any], asked: bool) -> None:
         shares += f", {100 * budget / answer['model_parameters']:.3g} % of the model"
     title = f"{model}: {answer['reference']} = {budget:,} trainable parameters ({shares})"
     print_rows(header, rows, title)
-    notes = (*_BUDGET_NOTES, _COSTS_NOTE) if with_costs else _BUDGET_NOTES
+    notes = [*_BUDGET_NOTES]
+    if with_costs:
+        notes += [_COSTS_NOTE, f"A step has {answer['batch_size']} examples. Data have {CLASSES} classes."]
     for note in (*capacity_notes((row[0], row[2]) for row in rows), *notes):
         out.print(f"  {note}", style="dim")
     for m in methods:
@@ -651,9 +649,7 @@ def _built(plan: Plan, cell: Cell) -> dict[str, int]:
 
 
 def _costs_text(row: Mapping[str, Any]) -> list[str]:
-    """Return memory, operations and saved bytes of a row of `budget --costs`; [] without them."""
-    if "saved_bytes" not in row:
-        return []
+    """Return memory, operations and saved bytes of a row of `budget --costs`."""
     step = passes(row["step_flops"], row["forward_flops"])
     return [bytes_text(row["step_memory_bytes"]), step, bytes_text(row["saved_bytes"])]
 

@@ -135,7 +135,7 @@ def _lost(unit: Unit, why: str) -> str:
 
 
 def _anchored(unit: Unit) -> Unit:
-    """Return the unit with absolute paths in its trials' configurations, and of another data set that it needs."""
+    """Return the unit with absolute paths in its trials' configurations, and in `facts["data"]` (image retention)."""
     facts = unit.facts | ({"data": absolute(unit.facts["data"])} if "data" in unit.facts else {})
     return replace(unit, trials=tuple(with_absolute_paths(trial) for trial in unit.trials), facts=facts)
 

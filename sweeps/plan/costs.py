@@ -23,6 +23,8 @@ from trainables.data.registry import classes_of, on_disk
 if TYPE_CHECKING:
     from trainables.training.costs import CostModel
 
+COST_COLUMNS = ("step_memory_bytes", "step_flops", "forward_flops", "saved_bytes")
+"""The costs of a method, as fields of a `Cell`."""
 CLASSES = 10
 """The number of outputs of a head if the number of classes is unknown."""
 
@@ -121,7 +123,7 @@ def costs_on(
         targets: the weights that are adapted, by the ends of their names.
         train: the batch and the precision.
         classes: the number of classes of a new head.
-        side: the pixels on each side of a vision model's images; None for its own. A CLIP has no others.
+        side: the pixels on each side of the images of a transformers model; None for its own. A CLIP's are fixed.
 
     Raises:
         ModelError: the model's image processor can't be read.
@@ -158,10 +160,10 @@ def with_costs(cell: Cell, costs: ModelCosts) -> Cell:
 def known_costs(
     costs: ModelCosts, method: str, capacities: Mapping[str, int], options: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """Return the costs of a method, by the names that a `Cell` has for them. What cannot be found is left out."""
+    """Return the costs of a method by `COST_COLUMNS`; None for those that cannot be found."""
     from trainables.training.costs import UncountableError
 
-    found: dict[str, Any] = {}
+    found: dict[str, Any] = dict.fromkeys(COST_COLUMNS)
     trial = costs.trial(method, capacities, options)
     with contextlib.suppress(UncountableError, AdapterError):
         step = costs.model.step(trial)
@@ -177,7 +179,7 @@ def known_costs(
 
 @contextlib.contextmanager
 def computing_costs(*, shown: bool = True) -> Iterator[None]:
-    """Show on a terminal, meanwhile, that costs are computed: on a model of many layers it takes up to a minute."""
+    """Show a status line in the terminal while costs are computed, which takes up to a minute for a large model."""
     console = safe_console(stderr=True)
     if not shown or not console.is_terminal:
         yield

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -14,14 +15,17 @@ from torch.nn.functional import cross_entropy
 from analysis import StoreError, open_store
 from analysis.diagnostics.analyze import analyze, curvature_sentence, plan
 from analysis.diagnostics.curvature import Curvature
+from analysis.diagnostics.units import Unit
+from analysis.format import Row
 from analysis.store.tables import to_table
 from analysis.tables.diagnostics import diagnostic_sheets
 from tests.analysis.diagnostics.support import tiny_results
 
 
-def bench_of(loss: Any, at_once: int = 4) -> Any:
-    """A bench whose task has this summed loss of rows, and the number of rows as its weight."""
-    return SimpleNamespace(task=SimpleNamespace(loss_sum=lambda rows, _: loss(rows), weight=len), at_once=at_once)
+def start_of(loss: Callable[[Tensor], Tensor], rows: int, parameters: list[nn.Parameter]) -> Curvature:
+    """The curvature of a task that has this summed loss of rows, and the number of rows as its weight."""
+    task: Any = SimpleNamespace(loss_sum=lambda part, _: loss(part), weight=len)
+    return Curvature(task, torch.arange(rows), parameters, 4)
 
 
 @pytest.mark.parametrize("size", [5, 40])
@@ -29,21 +33,20 @@ def test_a_quadratic_loss_has_its_matrix(size: int) -> None:
     draw = torch.Generator().manual_seed(size)
     root = torch.randn(size, size, generator=draw)
     matrix, slope = root @ root.T / size - 0.5 * torch.eye(size), torch.randn(size, generator=draw)
-    parts = [nn.Parameter(torch.zeros(2)), nn.Parameter(torch.zeros(size - 2))]
+    parts = [nn.Parameter(torch.ones(2)), nn.Parameter(torch.ones(size - 2))]
 
     def loss(rows: Tensor) -> Tensor:
         theta = torch.cat(parts)
         return len(rows) * (0.5 * theta @ matrix @ theta + slope @ theta)
 
-    start = Curvature(bench_of(loss), torch.arange(6), parts)
-    gradient = start.gradient()
-    assert torch.allclose(gradient, slope, atol=1e-5)
-    sharpness, products = start.sharpness(gradient)
-    assert sharpness == pytest.approx(float(torch.linalg.eigvalsh(matrix)[-1]), rel=0.05) and products > 3
-    signs = slope.sign()
-    assert start.first_rate(gradient) == pytest.approx(float(slope.abs().sum() / (signs @ matrix @ signs)), rel=0.01)
-    start.gradient()
-    assert all(torch.equal(part, torch.zeros_like(part)) for part in parts)  # back at the start
+    start = start_of(loss, 6, parts)
+    gradient = matrix.sum(dim=1) + slope
+    assert torch.allclose(start.gradient, gradient, atol=1e-4)
+    assert start.sharpness() == pytest.approx(float(torch.linalg.eigvalsh(matrix)[-1]), rel=0.05)
+    signs = gradient.sign()
+    wanted = float(gradient.abs().sum() / (signs @ matrix @ signs))
+    assert start.first_rate() == (pytest.approx(wanted, rel=0.02) if wanted > 0 else None)
+    assert all(torch.equal(part, torch.ones_like(part)) and part.grad is None for part in parts)
 
 
 def test_a_classifier_has_the_hessian_of_autograd() -> None:
@@ -54,22 +57,26 @@ def test_a_classifier_has_the_hessian_of_autograd() -> None:
     def mean_loss(flat: Tensor) -> Tensor:
         return cross_entropy(inputs @ flat.view(3, 6).T, labels)
 
-    start = Curvature(
-        bench_of(lambda rows: cross_entropy(inputs[rows] @ weight.T, labels[rows], reduction="sum")),
-        torch.arange(30),
-        [weight],
-    )
+    def loss(rows: Tensor) -> Tensor:
+        return cross_entropy(inputs[rows] @ weight.T, labels[rows], reduction="sum")
+
+    start = start_of(loss, 30, [weight])
     hessian = torch.autograd.functional.hessian(mean_loss, weight.detach().reshape(-1))
-    sharpness, _ = start.sharpness(start.gradient())
-    assert sharpness == pytest.approx(float(torch.linalg.eigvalsh(hessian)[-1]), rel=0.05)
+    assert start.sharpness() == pytest.approx(float(torch.linalg.eigvalsh(hessian)[-1]), rel=0.05)
+    assert start.products >= 4
 
 
-def test_a_loss_that_bends_down_predicts_no_rate() -> None:
+def test_negative_curvature_predicts_no_rate() -> None:
     part = nn.Parameter(torch.zeros(3))
-    start = Curvature(bench_of(lambda rows: len(rows) * (part.sum() - (part**2).sum())), torch.arange(2), [part])
-    gradient = start.gradient()
-    assert start.first_rate(gradient) is None
-    assert start.sharpness(gradient)[0] == pytest.approx(-2.0, rel=0.02)
+    start = start_of(lambda rows: len(rows) * (part.sum() - (part**2).sum()), 2, [part])
+    assert start.first_rate() is None
+    assert start.sharpness() == pytest.approx(-2.0, rel=0.02)
+
+
+def test_products_that_are_not_finite_have_no_sharpness() -> None:
+    part = nn.Parameter(torch.zeros(12))
+    start = start_of(lambda rows: len(rows) * (part + (1e-12 - part**2).sqrt()).sum(), 2, [part])  # NaN beside 0
+    assert start.sharpness() is None
 
 
 def test_a_sweep_has_a_row_a_cell_a_figure_and_a_sentence(tmp_path: Path) -> None:
@@ -87,8 +94,12 @@ def test_a_sweep_has_a_row_a_cell_a_figure_and_a_sentence(tmp_path: Path) -> Non
     assert rows["lora"]["first_rate"] / rows["lora-wide"]["first_rate"] == pytest.approx(32, rel=0.1)
     assert {"curvature.svg", "curvature.png"} <= set(paths) and "Spearman" in says
     assert "diagnostic_curvature" in {sheet.name for sheet in diagnostic_sheets(store)}
-    again, _, _ = analyze(store, "curvature", examples=20)
-    assert again.equals(table)  # nothing is computed twice
+
+    def refuse(folder: Path, units: Sequence[Unit]) -> Iterator[tuple[Unit, list[Row]]]:
+        raise AssertionError("nothing is computed twice")
+
+    again, _, _ = analyze(store, "curvature", examples=20, execute=refuse)
+    assert again.equals(table)
 
 
 def test_correlations_need_three_cells_with_a_prediction() -> None:
@@ -98,6 +109,15 @@ def test_correlations_need_three_cells_with_a_prediction() -> None:
     ]
     assert "1 / sharpness +1.00 (3 cells)" in curvature_sentence(to_table("curvature", rows))
     assert "nothing is compared" in curvature_sentence(to_table("curvature", rows[:2]))
+    equal = [row | {"lr": 1e-3} for row in rows]
+    assert "nothing is compared" in curvature_sentence(to_table("curvature", equal))
+
+
+def test_a_start_without_a_gradient_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = open_store(tiny_results(tmp_path / "tiny", methods={"lora": {}}, keep={}))
+    monkeypatch.setattr(Curvature, "_gradient_at", lambda self, _: torch.zeros(4))
+    with pytest.raises(StoreError, match=r"curvature lora lora-2 .*: the gradient at the start is 0"):
+        analyze(store, "curvature", examples=20)
 
 
 def test_cells_that_train_nothing_of_the_model_have_no_curvature(tmp_path: Path) -> None:

@@ -10,10 +10,11 @@ import torch
 
 import randlora
 from analysis import StoreError, open_store
-from analysis.diagnostics.analyze import analyze, plan
+from analysis.diagnostics.analyze import analyze, image_retention_sentence, plan
 from analysis.diagnostics.bench import Bench
 from analysis.diagnostics.units import sweep_facts
 from analysis.diagnostics.weights import every_kept, trained_state
+from analysis.store.tables import to_table
 from analysis.tables.diagnostics import diagnostic_sheets
 from tests.analysis.diagnostics.support import tiny_results
 from tests.trainables.tiny_images import write_colours
@@ -25,13 +26,15 @@ from trainables.models.loading import LoadedModel, load_model
 from trainables.runtime import choose_precision
 from trainables.tasks.images.clip import class_embeddings, encode_images
 
-OTHER = "embedded:fashion-mnist-turned"
+OTHER = "embedded:fashion-mnist"
 
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     place = tmp_path_factory.mktemp("image-retention")
-    tiny_results(place / "tiny", seeds=2, methods={"lora": {}, "full": {}})
+    colours = write_colours(place / "colours")
+    data = {"datasets": [f"parquet:{colours}"], "train_size": "2-shot"}
+    tiny_results(place / "tiny", seeds=2, methods={"lora": {}, "full": {}}, data=data)
     return place
 
 
@@ -57,7 +60,7 @@ def test_the_accuracy_is_that_of_the_plain_model_before_and_of_the_trained_one_a
     assert len(rows) == 4 and len({r["before"] for r in rows.values()}) == 1  # every seed; one base model
 
     base = zero_shot(load_model("embedded:tiny-clip"))
-    changed = set()
+    changed = {}
     for kept in every_kept(store):
         row, loaded = rows[kept.row["trial_id"]], load_model("embedded:tiny-clip")
         if kept.full:
@@ -69,8 +72,8 @@ def test_the_accuracy_is_that_of_the_plain_model_before_and_of_the_trained_one_a
         assert row["change"] == row["after"] - row["before"] and row["images"] == len(
             load_dataset(OTHER, stage="CONFIRM").test
         )
-        changed.add(row["change"])
-    assert changed - {0.0}, "training changes the accuracy of some trial"
+        changed.setdefault(kept.row["method"], set()).add(row["change"])
+    assert all(values - {0.0} for values in changed.values()), "training changes the accuracy"
     assert {"image-retention.svg", "image-retention.png"} <= set(paths)
     assert f"test images of {OTHER}" in says and "LoRA at lora-2" in says
     (sheet,) = diagnostic_sheets(store)
@@ -85,8 +88,8 @@ def test_what_can_not_be_measured_names_the_switch(made: Path, tmp_path: Path) -
         plan(store, "retention", data=OTHER, texts=tmp_path / "general.txt")
     with pytest.raises(StoreError, match="spectrum takes no data"):
         plan(store, "spectrum", data=OTHER)
-    with pytest.raises(StoreError, match="--data embedded:fashion-mnist: trials trained on it"):
-        plan(store, "retention", data="embedded:fashion-mnist")
+    with pytest.raises(StoreError, match=r"--data parquet:.*colours: this sweep trained on it"):
+        plan(store, "retention", data=f"parquet:{made / 'colours'}")
     with pytest.raises(StoreError, match=r"--data cifar1000: .*cifar100"):
         plan(store, "retention", data="cifar1000")
 
@@ -98,8 +101,27 @@ def test_images_that_trials_trained_on_are_refused(tmp_path: Path) -> None:
     (trial,) = every_kept(store)
     trained = int(Bench(sweep_facts(store), trial.brief, {}).task.rows("train")[0])
     pq.write_table(pq.read_table(colours / "train.parquet").slice(trained, 1), twin / "test.parquet")
-    with pytest.raises(StoreError, match=f"its test image 0 is training image {trained} of parquet:{colours}"):
+    with pytest.raises(
+        StoreError, match=f"its test image 0 is training or validation image {trained} of parquet:{colours}"
+    ):
         analyze(store, "retention", data=f"parquet:{twin}")
+    same = f"parquet:{tmp_path / 'twin' / '..' / 'colours'}"  # the sweep's own data set by another path
+    with pytest.raises(StoreError, match=f"its test image 0 is test image 0 of parquet:{colours}"):
+        analyze(store, "retention", data=same)
+
+
+def test_changes_are_said_in_points() -> None:
+    place = {"sweep": "s", "model": "m", "dataset": "d", "train_size": "1.0", "data": "other", "images": 2000}
+    rows = [
+        place
+        | {"unit": f"{method}{seed}", "method": method, "reference": "lora-1", "adapter_params": 3, "before": 0.5}
+        | {"data_seed": seed, "init_seed": seed, "basis_seed": seed, "change": change}
+        for method, changes in {"lora": (-0.1, -0.12), "vera": (-0.08, -0.11)}.items()
+        for seed, change in enumerate(changes)
+    ]
+    says = image_retention_sentence(to_table("image_retention", rows))
+    assert "on 2,000 test images of other under the base model: 50.0 %" in says
+    assert "LoRA at lora-1 -11.0 [" in says and "minus LoRA's +1.5 [-4.9, +7.9]" in says
 
 
 def test_a_language_model_has_no_zero_shot_accuracy(tmp_path: Path) -> None:

@@ -242,6 +242,7 @@ def test_budget_answers_for_bare_weights_counts_shares_and_ranks() -> None:
         (["--shape", "64x64", "--rank", "65", "--method", "randlora"], "randlora takes 1 to 64 on these weights"),
         (["--shape", "96x13", "--rank", "1", "--method", "peft:road"], "Nearest: group_size = 48"),
         (["--shape", "64x64", "--lora-rank", "2", "--costs"], "needs the layers of a model"),
+        (["--lora-rank", "2", "--costs"], "give a model, or in its place shapes"),
         (["--shape", "64x64", "--lora-rank", "2", "--batch-size", "8"], "only with --costs"),
     ],
 )
@@ -263,6 +264,7 @@ def test_budget_adds_the_costs_that_a_plan_has() -> None:
     assert rows["hydralora"]["step_flops"] is None
     shown = " ".join(sweeps(*words).output.split())
     assert "memory step saved" in shown and "in forward passes of the base model" in shown
+    assert "A step has 64 examples." in shown
 
 
 def test_budget_refuses_a_rank_beyond_the_weights() -> None:

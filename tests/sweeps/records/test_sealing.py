@@ -8,6 +8,7 @@ import pytest
 
 from analysis.errors import StoreError
 from analysis.format import finite
+from analysis.store.journal import journal_line
 from analysis.store.store import open_store
 from analysis.store.tables import part_paths, scan_parts
 from sweeps.records import sealing
@@ -46,6 +47,22 @@ def test_rows_are_sealed_in_parts_and_once(tmp_path: Path, monkeypatch: pytest.M
     assert first["started_at"].timestamp() == 1.7e9
     assert first["samples_per_second"] == pytest.approx(200)
     assert first["versions"] == '{"python": "3"}'
+
+
+def test_rows_that_no_part_has_yet_are_read_from_the_journal(tmp_path: Path) -> None:
+    folder, made = tmp_path / "r", finish_events(tmp_path, 3)
+    folder.mkdir(exist_ok=True)
+    lines = [journal_line({"ev": "sweep", "name": "fake"}), *(journal_line(event.event()) for event in made)]
+    (folder / "journal.jsonl").write_bytes(b"".join(lines))
+    store = open_store(folder)
+    assert [store.table(name).num_rows for name in ("trials", "metrics", "predictions")] == [3, 9, 3]
+    sealer = Sealer(folder)
+    for event in made:
+        sealer.add(event)
+    sealer.seal()
+    sealed = open_store(folder)  # what is in both counts once
+    for name in ("trials", "metrics", "predictions"):
+        assert sealed.table(name).num_rows == store.table(name).num_rows
 
 
 def test_a_crash_between_two_tables_repeats_no_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -91,6 +108,20 @@ def test_choices_are_sealed_once_each(tmp_path: Path) -> None:
         sealer.seal()
     assert len(part_paths(tmp_path, "choices")) == 1
     assert open_store(tmp_path).table("choices").num_rows == 2
+
+
+def test_the_latest_choice_of_a_cell_counts_in_any_order(tmp_path: Path) -> None:
+    first = choice_row("fake", "lora-1000", Choice(1e-3, 0.5, 4, 1, None), 1.7e9)
+    second = choice_row("fake", "lora-1000", Choice(1e-4, 0.6, 8, 1, None), 1.7e9, before=first)
+    for name, order in (("forwards", (first, second)), ("backwards", (second, first))):
+        folder = tmp_path / name
+        folder.mkdir()
+        sealer = Sealer(folder)
+        for row in order:
+            sealer.add_choice(row)
+        assert sealer.choices["lora-1000"] == second
+        sealer.seal()
+        assert Sealer(folder).choices["lora-1000"] == second  # from the parts
 
 
 @pytest.mark.parametrize(("keep", "stages"), [("none", ""), ("best", "C"), ("confirm", "C"), ("all", "TC")])

@@ -169,7 +169,7 @@ def _checked(row: object, where: str) -> Mapping[str, Any]:
 
 
 def _keys_found(row: Mapping[str, Any], key: str) -> str:
-    """Return what a row has instead of a key that it lacks, for a message."""
+    """Return the end of a message on a key that a row lacks: which keys it has. "" if it has the key."""
     if key in row:
         return ""
     return f"; a row has 'instruction' and 'output', and may have 'input', 'answer', 'choices'; this has {sorted(row)}"
