@@ -58,7 +58,7 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
 
 @pytest.fixture(scope="module", autouse=True)
 def freeze_what_a_module_leaves() -> Iterator[None]:
-    """Keep Python's garbage collector from scanning what earlier modules left: that took a fifth of all time."""
+    """Keep Python's garbage collector from scanning what earlier modules left: that takes longer with every module."""
     yield
     gc.collect()
     gc.freeze()

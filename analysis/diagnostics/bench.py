@@ -24,6 +24,7 @@ from analysis.format import Row
 from analysis.store.store import Store
 from randlora.files.tensors import read_tensors
 from trainables.config import EvaluateSettings, TrainSettings, TrialConfig
+from trainables.data.images.dataset import Dataset
 from trainables.models.blocks import block_lists
 from trainables.models.encoders import HEAD_FILE
 from trainables.runtime import choose_precision, pick_device
@@ -65,6 +66,10 @@ class Bench:
         if self.task.head is not None:
             self.task.head.eval()
         self._states: dict[Any, State] = cache.setdefault("states", {})
+
+    def open_dataset(self, name: str) -> Dataset:
+        """Return an image set with its test split open. It is loaded once for all benches of one cache."""
+        return self._lane.dataset(name, "CONFIRM")
 
     @property
     def at_once(self) -> int:

@@ -58,22 +58,33 @@ def plan(store: Store, *, examples: float = EXAMPLES) -> list[Unit]:
     """
     facts, methods = sweep_facts(store), store.stored().get("methods") or {}
     cells = {row["cell_id"]: row for row in store.table("cells").to_pylist()}
+    capacities = {cell_id: json.loads(cell["capacities"] or "{}") for cell_id, cell in cells.items()}
+    of_weights = [capacities[cell_id] for cell_id, cell in cells.items() if not _base(cell).startswith(PREFIX)]
+    targets = next((list(names) for names in of_weights if names), [])  # all cells of a sweep have the same
     units = []
     first_rows = {row["cell_id"]: row for row in sorted(confirmed_as_trained(store), key=lambda row: -row["slot"])}
     for cell_id, cell in cells.items():
-        row, base = first_rows.get(cell_id), cell["base"] or cell["method"]
+        row, base = first_rows.get(cell_id), _base(cell)
         if row is None or row["lr"] is None or base in (NO_TRAINING, LINEAR_PROBE) or base.startswith(PREFIX):
+            continue
+        if base == "full-targets" and not targets:  # no adapter of the sweep says which weights they are
             continue
         given = (methods.get(cell["method"]) or {}) | json.loads(row["hyperparameters"] or "{}")
         option_names = () if base in FULL_METHODS else get_method(base).options
         options = {name: value for name, value in given.items() if name in option_names}
-        adapter = {"method": base, "capacities": json.loads(cell["capacities"] or "{}"), "options": options}
+        adapter = {"method": base, "capacities": capacities[cell_id], "options": options, "targets": targets}
         brief = {name: row[name] for name in BRIEF}
         settings = {"examples": examples, "lr": row["lr"]}
         units.append(Unit("curvature", (brief,), settings, facts | {"adapter": adapter}))
     if not units:
         raise StoreError(f"{store.path} has no confirmed cell of a method that trains weights of the model")
     return units
+
+
+def _base(cell: Row) -> str:
+    """Return the method of which a cell's method is a variant, or that method itself."""
+    name: str = cell["base"] or cell["method"]
+    return name
 
 
 def rows(folder: Path, unit: Unit, cache: dict[str, Any]) -> list[Row]:
@@ -89,7 +100,7 @@ def rows(folder: Path, unit: Unit, cache: dict[str, Any]) -> list[Row]:
             "method": adapter["method"],
             "capacities": tuple(adapter["capacities"].items()),
             "options": tuple(sorted(adapter["options"].items())),
-            "targets": tuple(adapter["capacities"]),
+            "targets": tuple(adapter["targets"]),
         }
     )
     examples = bench.examples(("train",), unit.settings["examples"])

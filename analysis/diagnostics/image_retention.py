@@ -1,8 +1,8 @@
 """Measure how well a CLIP classifies another data set before and after training: how much it forgets.
 
-The score is the zero-shot accuracy on the test split of a data set on which no trial of the sweep was trained. Classes
-are told apart by their names, as a CLIP does without training. Before training the model is the base model without any
-adapter. All kept seeds of stage CONFIRM are measured, so that methods can be paired by seed.
+The score is the zero-shot accuracy on the test split of a data set that no trial of the sweep was trained on. Zero-shot
+means that the CLIP compares an image with the names of the classes. "Before" is the base model without an adapter.
+"After" is each kept trial of stage CONFIRM, with all its seeds, so that methods can be paired by seed.
 """
 
 from __future__ import annotations
@@ -89,7 +89,7 @@ def _scores(bench: Bench, state: dict[str, Any]) -> Scores:
 def refuse_overlap(bench: Bench, dataset: str, data: str, cache: dict[str, Any]) -> None:
     """Raise StoreError if a test image of the other data set is, byte for byte, an image that the trial has read.
 
-    These are its training and validation images, and the test images of its own data set.
+    The trial has read its training and validation images, and the test images of its own data set.
 
     Args:
         bench: the trial.
@@ -97,7 +97,7 @@ def refuse_overlap(bench: Bench, dataset: str, data: str, cache: dict[str, Any])
         data: the id of the other data set.
         cache: keeps the digests of images for other trials.
     """
-    own, other = (load_dataset(name, stage="CONFIRM") for name in (dataset, data))
+    own, other = bench.open_dataset(dataset), bench.open_dataset(data)
 
     def digests(split: ImageSplit, key: str, numbers: Iterable[int]) -> dict[bytes, int]:
         known: dict[int, bytes] = cache.setdefault(f"digests of {key}", {})

@@ -82,9 +82,10 @@ def run_noise(scores: Array) -> tuple[Array, int]:
 
 
 def _residuals(scores: Array) -> tuple[Array, Array, Array]:
-    """Return the runs' residuals after cell and seed effects, the projection on them, and the cell of each run.
+    """Return the runs' residuals after cell and seed effects, the projection, and which cell each run belongs to.
 
-    The shapes are (..., runs), (runs, runs) and (runs, cells).
+    The shapes are (..., runs), (runs, runs) and (runs, cells). The residuals are the scores times the projection. In
+    the last matrix a run has 1 at its cell, and 0 at the others.
     """
     cells, seeds = scores.shape[-2:]
     present = np.isfinite(scores).reshape(-1, cells, seeds)[0].ravel()
@@ -138,17 +139,18 @@ def _noisiest(scores: Array) -> tuple[NDArray[np.int64], Array]:
     total, explained = np.zeros((len(scores), 1)), np.zeros((len(scores), scores.shape[2]))
     freedom, own_freedom, trace = 0.0, np.zeros(scores.shape[2]), np.zeros(scores.shape[2])
     for budget in range(scores.shape[1]):
-        residuals, projection, whose = _residuals(scores[:, budget])
-        blocks = projection * (whose @ whose.T)
+        residuals, projection, cell_of_run = _residuals(scores[:, budget])
+        blocks = projection * (cell_of_run @ cell_of_run.T)
         inverse = np.linalg.pinv(blocks, rcond=1e-8, hermitian=True)
-        each = np.rint(np.diag(inverse @ blocks) @ whose)
-        if (each > 0).sum() < 3:
+        cell_freedom = np.rint(np.diag(inverse @ blocks) @ cell_of_run)
+        if (cell_freedom > 0).sum() < 3:
             continue
         total += (residuals**2).sum(axis=-1, keepdims=True)
-        explained += residuals * (residuals @ inverse) @ whose
+        # by cell: how much the sum of squares falls without the runs of that cell
+        explained += (residuals * (residuals @ inverse)) @ cell_of_run
         freedom += round(float(np.trace(projection)))
-        own_freedom += each
-        trace += np.diag(projection) @ whose
+        own_freedom += cell_freedom
+        trace += np.diag(projection) @ cell_of_run
     testable = (own_freedom > 0) & (freedom > own_freedom)
     freedoms, other_freedoms, part = (
         np.where(testable, x, 1.0) for x in (own_freedom, freedom - own_freedom, trace / np.maximum(own_freedom, 1.0))

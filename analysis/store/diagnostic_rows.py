@@ -39,6 +39,16 @@ class _OfMethod(_Computed):
 
 
 @dataclass(frozen=True, kw_only=True)
+class _OfKeptTrial(_OfMethod):
+    """The columns that name one kept trial of any seed."""
+
+    trial_id: str | None = column("The CONFIRM trial of the weights.")
+    data_seed: int | None = column("Seed of the trial's data.")
+    init_seed: int | None = column("Seed of the trial's initial values.")
+    basis_seed: int | None = column("Seed of the trial's frozen bases.")
+
+
+@dataclass(frozen=True, kw_only=True)
 class FullRankRow(_OfMethod, TableRow):
     """Each row says how probable it is that RandLoRA's update has full rank, for one shape of weight and kind of bases.
     `sweeps analyze full_rank` computes it.
@@ -205,7 +215,7 @@ class IntruderRow(_OfMethod, TableRow):
 
 
 @dataclass(frozen=True, kw_only=True)
-class RetentionRow(_OfMethod, TableRow):
+class RetentionRow(_OfKeptTrial, TableRow):
     """Each row is one kept trial of a language model, with its loss on general text before and after training.
     `sweeps analyze retention` computes it.
     """
@@ -213,10 +223,6 @@ class RetentionRow(_OfMethod, TableRow):
     table: ClassVar[str] = "retention"
     key: ClassVar[tuple[str, ...]] = ("sweep", "unit")
 
-    trial_id: str | None = column("The CONFIRM trial of the weights.")
-    data_seed: int | None = column("Seed of the trial's data.")
-    init_seed: int | None = column("Seed of the trial's initial values.")
-    basis_seed: int | None = column("Seed of the trial's frozen bases.")
     texts: str | None = column("Name of the file of general text.")
     tokens: int | None = column("Number of tokens that the loss is a mean of.")
     score: float | None = column("Test score of the trial.", "fraction")
@@ -227,7 +233,7 @@ class RetentionRow(_OfMethod, TableRow):
 
 
 @dataclass(frozen=True, kw_only=True)
-class ImageRetentionRow(_OfMethod, TableRow):
+class ImageRetentionRow(_OfKeptTrial, TableRow):
     """Each row is one kept trial of a CLIP, with its zero-shot accuracy on another data set before and after training.
     `sweeps analyze retention --data` computes it.
     """
@@ -235,10 +241,6 @@ class ImageRetentionRow(_OfMethod, TableRow):
     table: ClassVar[str] = "image_retention"
     key: ClassVar[tuple[str, ...]] = ("sweep", "unit")
 
-    trial_id: str | None = column("The CONFIRM trial of the weights.")
-    data_seed: int | None = column("Seed of the trial's data.")
-    init_seed: int | None = column("Seed of the trial's initial values.")
-    basis_seed: int | None = column("Seed of the trial's frozen bases.")
     data: str | None = column("The other data set, on which no trial was trained.")
     images: int | None = column("Number of test images of the other data set.")
     score: float | None = column("Test score of the trial on its own data set.", "fraction")

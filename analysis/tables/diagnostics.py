@@ -57,6 +57,27 @@ _PLACE = "sweep, dataset, train_size"
 _NEWEST = f"""
 qualify unit = first_value(unit) over (partition by {_PLACE}, model, method, reference order by computed_at desc)
 """
+_BEFORE_AND_AFTER = ("before", "after", "mean_change", "least", "most", "seeds", "test_score")
+
+
+def _means_over_seeds(table: str, measured_on: str) -> str:
+    """Return a query for the mean change of each cell by training.
+
+    Args:
+        table: a table with the columns before, after, change and score of each kept trial.
+        measured_on: the column that says on which texts or data they were measured.
+    """
+    return f"""
+    select {_PLACE}, {measured_on}, method, reference, adapter_params, avg(before) as before, avg(after) as after,
+           avg(change) as mean_change, min(change) as least, max(change) as most, count(*) as seeds,
+           avg(score) as test_score
+    from (
+      select * from {table} qualify 1 = row_number() over (
+        partition by sweep, trial_id, {measured_on} order by computed_at desc)
+    ) group by all
+    """  # noqa: S608  names of ours
+
+
 _SHEETS: dict[str, tuple[str, str, tuple[Column, ...]]] = {
     "spectrum": (
         "Spectra of the updates: means over the adapted weights",
@@ -94,40 +115,13 @@ _SHEETS: dict[str, tuple[str, str, tuple[Column, ...]]] = {
     ),
     "retention": (
         "Loss on general text, before and after training",
-        f"""
-        select {_PLACE}, method, reference, adapter_params, avg(before) as before, avg(after) as after,
-               avg(change) as mean_change, min(change) as least, max(change) as most, count(*) as seeds,
-               avg(score) as test_score
-        from (
-          select * from retention qualify 1 = row_number() over (
-            partition by sweep, trial_id, texts order by computed_at desc)
-        ) group by all
-        """,  # noqa: S608  a name of ours
-        (
-            METHOD,
-            BUDGET,
-            PARAMETERS,
-            *_numbers("before", "after", "mean_change", "least", "most", "seeds", "test_score"),
-        ),
+        _means_over_seeds("retention", "texts"),
+        (METHOD, BUDGET, PARAMETERS, *_numbers(*_BEFORE_AND_AFTER)),
     ),
     "image_retention": (
         "Zero-shot accuracy on another data set, before and after training",
-        f"""
-        select {_PLACE}, data, method, reference, adapter_params, avg(before) as before, avg(after) as after,
-               avg(change) as mean_change, min(change) as least, max(change) as most, count(*) as seeds,
-               avg(score) as test_score
-        from (
-          select * from image_retention qualify 1 = row_number() over (
-            partition by sweep, trial_id, data order by computed_at desc)
-        ) group by all
-        """,  # noqa: S608  a name of ours
-        (
-            METHOD,
-            BUDGET,
-            PARAMETERS,
-            text("on", "data"),
-            *_numbers("before", "after", "mean_change", "least", "most", "seeds", "test_score"),
-        ),
+        _means_over_seeds("image_retention", "data"),
+        (METHOD, BUDGET, PARAMETERS, text("on", "data"), *_numbers(*_BEFORE_AND_AFTER)),
     ),
     "curvature": (
         "Curvature of the training loss at the start, and the chosen learning rate",

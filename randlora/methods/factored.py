@@ -1,4 +1,4 @@
-"""Methods whose delta is a product of two thin matrices. Each method computes the two from its trained parameters."""
+"""Methods whose update of a weight is a product of two thin matrices, which each computes from what it trains."""
 
 from __future__ import annotations
 

@@ -5,9 +5,9 @@ There are two ways, and both are undone without a trace.
 1. An `nn.Linear` gets another class, `AdaptedLinear`. In its forward the adapter chooses how to compute the product:
    for example (W0 + delta) x, or W0 x + B (A x). transformers' `Conv1D` is treated in the same way.
 2. Any other 2-D parameter gets a parametrisation, so that all code that reads it sees W0 + delta. Examples are the
-   packed `in_proj_weight` of attention, a `Linear` that its parent reads without calling it, and a layer with a forward
-   of its own (from accelerate's hooks). In usual attention the adapters still act on the input
-   (`randlora.model.attention`).
+   packed `in_proj_weight` of attention, a `Linear` that its parent reads without calling it, and a layer whose
+   `forward` accelerate's hooks have replaced. In attention of the usual form, adapters are still applied to the input
+   instead (`randlora.model.attention`).
 
 Parts of one weight share its place (`randlora.model.parts`).
 """

@@ -179,7 +179,7 @@ def known_costs(
 
 @contextlib.contextmanager
 def computing_costs(*, shown: bool = True) -> Iterator[None]:
-    """Show a status line in the terminal while costs are computed, which takes up to a minute for a large model."""
+    """Show a status line in the terminal while costs are computed, which takes long for a large model."""
     console = safe_console(stderr=True)
     if not shown or not console.is_terminal:
         yield

@@ -82,16 +82,25 @@ def test_products_that_are_not_finite_have_no_sharpness() -> None:
 def test_a_sweep_has_a_row_a_cell_a_figure_and_a_sentence(tmp_path: Path) -> None:
     folder = tiny_results(
         tmp_path / "tiny",
-        methods={"lora": {}, "lora-wide": {"method": "lora", "alpha": 64}, "full": {}, "zero-shot": {}},
+        methods={
+            "lora": {},
+            "lora-wide": {"method": "lora", "alpha": 64},
+            "full": {},
+            "full-targets": {},
+            "zero-shot": {},
+        },
         keep={},
     )
     store = open_store(folder)
     table, paths, says = analyze(store, "curvature", examples=20)
     rows = {r["method"]: r for r in table.to_pylist()}
-    assert rows.keys() == {"lora", "lora-wide", "full"} and {r["examples"] for r in rows.values()} == {20}
+    assert rows.keys() == {"lora", "lora-wide", "full", "full-targets"} and {r["examples"] for r in rows.values()} == {
+        20
+    }
     assert all(r["sharpness"] > 0 and r["lr"] > 0 for r in rows.values())
     # alpha = 64 at rank 2 multiplies the update by 32 instead of 1: B's gradient by 32, the Hessian's corner by 32^2
     assert rows["lora"]["first_rate"] / rows["lora-wide"]["first_rate"] == pytest.approx(32, rel=0.1)
+    assert rows["full-targets"]["sharpness"] < rows["full"]["sharpness"]  # of fewer weights
     assert {"curvature.svg", "curvature.png"} <= set(paths) and "Spearman" in says
     assert "diagnostic_curvature" in {sheet.name for sheet in diagnostic_sheets(store)}
 
