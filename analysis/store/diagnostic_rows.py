@@ -271,7 +271,7 @@ class CurvatureRow(_OfMethod, TableRow):
         "Learning rate at which Adam's first step reaches the minimum of the quadratic approximation. Null: there "
         "is none, because the curvature along the step is negative."
     )
-    products: int | None = column("Number of products with the Hessian that were computed for `sharpness`.")
+    products: int | None = column("Number of products with the Hessian that were computed.")
     computed_at: datetime | None = column(COMPUTED)
 
 

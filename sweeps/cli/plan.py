@@ -533,18 +533,8 @@ def _print_budget(model: str, answer: Mapping[str, Any], asked: bool) -> None:
         for m in methods
     ]
     costs = ("memory", "step", "saved") if with_costs else ()
-    header = [
-        "method",
-        "allocation",
-        "capacity",
-        "parameters",
-        "off budget",
-        "dof",
-        *costs,
-        "next below",
-        "next above",
-        "",
-    ]
+    header = ["method", "allocation", "capacity", "parameters", "off budget", "dof", *costs]
+    header += ["next below", "next above", ""]
     shares = f"{100 * budget / answer['adapted_parameters']:.3g} % of the adapted weights"
     if answer["model_parameters"] != answer["adapted_parameters"]:
         shares += f", {100 * budget / answer['model_parameters']:.3g} % of the model"
@@ -552,7 +542,10 @@ def _print_budget(model: str, answer: Mapping[str, Any], asked: bool) -> None:
     print_rows(header, rows, title)
     notes = [*_BUDGET_NOTES]
     if with_costs:
-        notes += [_COSTS_NOTE, f"A step has {answer['batch_size']} examples. Data have {CLASSES} classes."]
+        notes += [
+            _COSTS_NOTE,
+            f"A step has {answer['batch_size']} examples. The data are taken to have {CLASSES} classes.",
+        ]
     for note in (*capacity_notes((row[0], row[2]) for row in rows), *notes):
         out.print(f"  {note}", style="dim")
     for m in methods:

@@ -235,7 +235,7 @@ def _check_tokens(name: str, part: TextSplit, encoder: Encoder) -> None:
 
 @functools.cache
 def _open_images(name: str, fingerprint_of_data: str) -> None:
-    """Open images of a data set. `fingerprint_of_data`: so that changed data is opened again."""
+    """Open images of a data set, once for each `fingerprint_of_data`, so that changed data is opened again."""
     dataset = loaded(name)
     if isinstance(dataset, TextDataset):
         return  # all texts were read already

@@ -22,9 +22,9 @@ Declared before the curvature of any cell of a league was computed:
                 rule for these methods, not a test, and it says nothing of other tasks
     described   the rank correlations in both leagues, and the same losses in the image league, where b was fitted
 
-Corrected after that, when 12 curvatures of the image league were known and none of the language league: a cell has five
-rates, and up to three more if its best rate lay at an edge. The declaration said "five rates" and "the three in the
-middle". All rates of a cell count.
+Corrected after that, when at most 20 curvatures of the image league were known and none of the language league: a cell
+has five rates, and up to three more if its best rate lay at an edge. The declaration said "five rates" and "the three
+in the middle". All rates of a cell count.
 """
 
 from __future__ import annotations
