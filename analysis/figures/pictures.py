@@ -24,12 +24,13 @@ from analysis.figures.scaling import MOST_BANDS, draw_scaling
 from analysis.figures.svg import Picture
 from analysis.format import Row
 from analysis.statistics import rank_effects, scaling
+from analysis.statistics.best_rates import rate_ratios
 from analysis.statistics.differences import changes, difference_curves
 from analysis.statistics.looks import margin_of
 from analysis.statistics.publications.published import overlaid
 from analysis.statistics.tuning import best_of_n, rates, sharpness
 from analysis.store.store import Store
-from analysis.styles import Place, place_of, place_text, short_name
+from analysis.styles import Place, place_of, place_text, short_name, style
 from analysis.tables.console import conclusion
 from analysis.words.absent import absent_data
 from analysis.words.conclusions import (
@@ -48,6 +49,7 @@ from analysis.words.figures import (
     conclude_front,
     conclude_overlay,
     conclude_ranking,
+    conclude_rate_ratios,
     conclude_rates,
     conclude_sharpness,
     conclude_sizes,
@@ -312,7 +314,7 @@ def _rates(store: Store) -> list[Picture]:
 
 
 def tuning_pictures(store: Store) -> list[Picture]:
-    """Draw the expected best of n rates, in validation and in test scores, and the rates' sharpness, per place."""
+    """Draw what describes the search, per place: expected bests of n rates, the rates' sharpness, their ratios."""
     table = best_of_n(store)
     sharp = sharpness(store)
     score = scaling.score_name(store)
@@ -355,6 +357,25 @@ def tuning_pictures(store: Store) -> list[Picture]:
             )
             figure, says = tuning.draw_sharpness(flat), conclude_sharpness(flat.to_pylist())
             drawn.append(Picture(_numbered("sharpness", i), "sharpness", figure, label, caption, says))
+    return drawn + _rate_ratios(store)
+
+
+def _rate_ratios(store: Store) -> list[Picture]:
+    """Draw best learning rates over the baseline's, a figure per data set and size."""
+    table = rate_ratios(store)
+    drawn: list[Picture] = []
+    for place in _keys(table, _tuning_place)[:MOST_RATE_FIGURES]:
+        place_rows, where = _rows_with_key(table, _tuning_place, [place]).slice(0, MOST_ROWS), place_text(*place[1:])
+        baseline = style(place_rows["baseline"][0].as_py()).name
+        label = f"Best learning rate over {baseline}'s on {where}, a row per cell with its interval"
+        caption = (
+            f"Stage TUNE on {where}: the best learning rate of each cell, divided by {baseline}'s. Both are tops of "
+            "local fits to validation scores. Bars are 95 % intervals. A bar that ends in an arrow's head is open "
+            "there: the scores do not say how far it goes. Pale: one of the two best rates lies at an end of the rates "
+            "that were tried. Nothing is corrected for the number of rows."
+        )
+        stem, figure = _numbered("rate_ratio", len(drawn)), tuning.draw_rate_ratios(place_rows)
+        drawn.append(Picture(stem, "ratios", figure, label, caption, conclude_rate_ratios(place_rows.to_pylist())))
     return drawn
 
 

@@ -331,6 +331,27 @@ def conclude_sharpness(rows: Sequence[Row]) -> str:
     )
 
 
+def conclude_rate_ratios(rows: Sequence[Row]) -> str:
+    """Say how much larger the best learning rates of each method are than the baseline's.
+
+    Args:
+        rows: rows of `best_rates.rate_ratios` for one data set and training size; not empty.
+    """
+    parts = []
+    for method in in_order({r["method"] for r in rows}):
+        ratios = [r["ratio"] for r in rows if r["method"] == method]
+        ends = f"{min(ratios):.3g}" if len(ratios) == 1 else f"{min(ratios):.3g} to {max(ratios):.3g}"
+        parts.append(f"{style(method).name} {ends}")
+    clear = sum(
+        (r["ratio_low"] is not None and r["ratio_low"] > 1) or (r["ratio_high"] is not None and r["ratio_high"] < 1)
+        for r in rows
+    )
+    return (
+        f"Best learning rate over {style(rows[0]['baseline']).name}'s: {', '.join(parts)}. In {clear} of "
+        f"{plural(len(rows), 'cell')} the whole interval lies on one side of 1; nothing is tested."
+    )
+
+
 def _leaders(block: Sequence[Row]) -> str:
     """Name the methods of one budget that are above all others."""
     if all(r["tested"] == 0 for r in block):

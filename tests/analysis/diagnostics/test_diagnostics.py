@@ -6,7 +6,6 @@ import json
 import math
 import shutil
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -32,7 +31,6 @@ from analysis.diagnostics.weights import confirmed_as_trained
 from analysis.tables.diagnostics import CORNERS
 from randlora import RandLoraConfig
 from sweeps.cli.main import app
-from sweeps.records.ledger import Ledger
 
 
 def draw(*shape: int, seed: int = 0) -> torch.Tensor:
@@ -209,29 +207,6 @@ def test_barrier_heights() -> None:
 
 
 # -- what is kept
-
-
-@pytest.mark.parametrize(
-    ("method", "keep", "full", "slot", "kept"),
-    [
-        ("full", "none", True, 0, True),
-        ("full", "all", True, 1, False),
-        ("full", "all", False, 0, False),
-        ("full-targets", "best", True, 0, True),
-        ("zero-shot", "all", True, 0, False),
-        ("lora", "confirm", True, 1, True),
-        ("lora", "none", True, 0, False),
-    ],
-)
-def test_full_weights_are_kept_for_one_seed_when_asked(
-    method: str, keep: str, full: bool, slot: int, kept: bool, tmp_path: Any
-) -> None:
-    spec = SimpleNamespace(name="s", keep=SimpleNamespace(adapters=keep, full=full))
-    state: Any = SimpleNamespace(spec=spec, cells={"c": SimpleNamespace(cell=SimpleNamespace(method=method))})
-    nothing: Any = None
-    ledger = Ledger(state, nothing, nothing, tmp_path, keep)
-    one: Any = SimpleNamespace(cell_id="c", stage="CONFIRM", slot=slot, trial_id="t")
-    assert (ledger.kept_folder(one) is not None) == kept
 
 
 def test_a_kept_trial_has_the_seeds_that_it_trained_with(folder: Any, tmp_path: Path) -> None:

@@ -13,9 +13,9 @@ from analysis.figures import forest
 from analysis.figures.drawing import TITLE_WIDTH, place_title
 from analysis.figures.fits import draw_front
 from analysis.figures.pictures import MOST_EXPECTED, tuning_pictures
-from analysis.figures.tuning import draw_expected
+from analysis.figures.tuning import draw_expected, draw_rate_ratios
 from analysis.report.page import render
-from analysis.statistics import tuning
+from analysis.statistics import best_rates, tuning
 from analysis.words import figures as say
 from tests.analysis.synthetic import make_results
 
@@ -62,8 +62,8 @@ def test_names_of_data_sets_are_cut_and_never_lost() -> None:
 
 def test_the_figure_of_expected_bests(many: Store, store: Store) -> None:
     assert [p.kind for p in tuning_pictures(many)].count("expected") == MOST_EXPECTED
-    picture, in_test, sharp = tuning_pictures(store)
-    assert (picture.kind, in_test.kind, sharp.kind) == ("expected", "effort", "sharpness")
+    picture, in_test, sharp, ratios = tuning_pictures(store)
+    assert [p.kind for p in (picture, in_test, sharp, ratios)] == ["expected", "effort", "sharpness", "ratios"]
     rows = tuning.best_of_n(store).to_pylist()
     seen = [a for a in picture.figure.axes if a.get_visible()]
     assert [a.get_title("left") for a in seen] == ["lora-1", "lora-2", "lora-4", "lora-8", "lora-16"]
@@ -78,6 +78,36 @@ def test_the_figure_of_expected_bests(many: Store, store: Store) -> None:
     assert any(list(line.get_ydata()) == decades for line in sharp.figure.axes[0].lines)
     with pytest.raises(ValueError, match="exactly one"):
         draw_expected(tuning.best_of_n(many))
+
+
+def ratio_row(method: str, reference: str | None, *ends: float | None, at_edge: bool = False) -> dict[str, Any]:
+    """Return a row of `best_rates.rate_ratios` with a ratio and the ends of its interval."""
+    ratio, low, high = ends
+    named = {"sweep": "s", "model": "m", "dataset": "d", "train_size": "1.0", "method": method, "reference": reference}
+    measured = {"baseline": "full", "ratio": ratio, "ratio_low": low, "ratio_high": high, "at_edge": at_edge}
+    return named | {"budget": 100 if reference else None} | measured
+
+
+def test_ratios_of_rates_have_a_row_each_and_arrows_at_open_ends() -> None:
+    rows = [
+        ratio_row("lora", "lora-1", 10.0, 5.0, 20.0),
+        ratio_row("randlora", "lora-1", 3.0, None, 9.0),
+        ratio_row("linear-probe", None, 40.0, 2.0, None, at_edge=True),
+    ]
+    figure = draw_rate_ratios(pa.Table.from_pylist(rows, schema=best_rates.RATIOS))
+    (axes,) = figure.axes
+    names = [label.get_text() for label in axes.get_yticklabels()]
+    assert names == ["RandLoRA lora-1", "LoRA lora-1", "linear probe"]
+    left, right = axes.get_xlim()
+    bars = [bar.get_segments()[0][:, 0].tolist() for bar in axes.collections]
+    assert bars == [[left, 9.0], [5.0, 20.0], [2.0, right]]
+    heads = [(line.get_marker(), line.get_xdata()[0]) for line in axes.lines if line.get_marker() in ("<", ">")]
+    assert heads == [("<", left), (">", right)]
+    assert "LoRA at lora-1: 10 times full fine-tuning's best rate, 95 % interval 5 to 20" in figure.tips.values()
+    assert any("interval 2 to open; one of the two lies at an end" in tip for tip in figure.tips.values())
+    said = say.conclude_rate_ratios(rows)
+    assert said.startswith("Best learning rate over full fine-tuning's: RandLoRA 3, LoRA 10, linear probe 40.")
+    assert "In 2 of 3 cells the whole interval lies on one side of 1" in said
 
 
 def test_what_another_allowance_would_have_said() -> None:

@@ -63,6 +63,7 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, int]:
         "expected",
         "effort",
         "sharpness",
+        "ratios",
     }
     return page, len(drawn) + 1
 

@@ -136,7 +136,9 @@ def test_the_page_has_question_answer_and_evidence(page: str, store: Store) -> N
         "1 run failed at every attempt",
     ):
         assert said in text, said
-    assert page.count("<svg") == 8  # scaling, differences, fits, front, rates, expected bests, effort, sharpness
+    assert (
+        page.count("<svg") == 9
+    )  # scaling, differences, fits, front, rates, expected bests, effort, sharpness, ratios
     assert 'class="tip"><title>RandLoRA at lora-1: 12,385 parameters' in page
 
 
@@ -199,7 +201,7 @@ def test_write_report_leaves_figures_and_page(tmp_path: Path) -> None:
     assert kept.exists() and all(path.exists() for path in mine)
     assert not any(path.exists() for path in old)  # what an earlier report left
     stems = ("scaling_curve", "differences", "fits", "pareto", "learning_rates", "expected_best")
-    stems += ("tuning_effort", "sharpness")
+    stems += ("tuning_effort", "sharpness", "rate_ratio")
     drawn = [f"{stem}.{kind}" for stem in stems for kind in ("png", "svg", "pdf")]
     tables = [f"{name}.{kind}" for name in sheets(open_store(folder)) for kind in ("md", "tex", "csv")]
     assert list(paths) == [*drawn, *tables, "report"]

@@ -158,7 +158,7 @@ def test_groups() -> None:
 def test_every_figure_of_the_report_has_one(store: Store) -> None:
     found = pictures.pictures(store, overlay="fig1-clip")
     stems = ["scaling_curve", "differences", "overlay", "fits", "pareto", "learning_rates", "expected_best"]
-    stems += ["tuning_effort", "sharpness"]
+    stems += ["tuning_effort", "sharpness", "rate_ratio"]
     assert [p.stem for p in found] == stems
     for p in found:
         assert p.says.endswith(".") and "\n" not in p.says

@@ -15,7 +15,7 @@ from sweeps.records import sealing
 from sweeps.records.journal import Journal
 from sweeps.records.ledger import Ledger, pruned_outcome
 from sweeps.records.replay import replay
-from sweeps.records.rows import choice_row
+from sweeps.records.rows import choice_row, trial_row
 from sweeps.records.sealing import Sealer
 from sweeps.search.stages import Choice, Slot, SweepState
 from tests.fakes import FakeCell, FakeTrain, fake_plan, fake_row
@@ -215,3 +215,36 @@ def test_a_finished_trial_leaves_no_checkpoint(tmp_path: Path) -> None:
 
     assert go_inline(small(folder), before=before).complete
     assert not left
+
+
+@pytest.mark.parametrize(("status", "score"), [("failed", None), ("pruned", 0.4)])
+def test_a_failed_trial_has_no_score_and_a_stopped_one_its_last(status: str, score: float | None) -> None:
+    cell = FakeCell("lora")
+    trial = cell.trial("TUNE", 1e-3, (0, 0, 0), FakeTrain())
+    slot = Slot(cell.cell_id, "TUNE", 0, trial.trial_id, trial.model_dump(), 1e-3, (0, 0, 0))
+    reported = [{"epoch": 1, "val_score": 0.3, "train_loss": 2.0}, {"epoch": 2, "val_score": 0.4, "train_loss": 1.0}]
+    row = trial_row("fake", cell, slot, {"status": status, "reason": "boom", "events": reported})
+    assert (row.status, row.val_score, row.train_loss, row.epochs) == (status, score, 1.0, 2)
+
+
+@pytest.mark.parametrize(
+    ("method", "keep", "full", "slot", "kept"),
+    [
+        ("full", "none", True, 0, True),
+        ("full", "all", True, 1, False),
+        ("full", "all", False, 0, False),
+        ("full-targets", "best", True, 0, True),
+        ("zero-shot", "all", True, 0, False),
+        ("lora", "confirm", True, 1, True),
+        ("lora", "none", True, 0, False),
+    ],
+)
+def test_full_weights_are_kept_for_one_seed_when_asked(
+    method: str, keep: str, full: bool, slot: int, kept: bool, tmp_path: Path
+) -> None:
+    spec = SimpleNamespace(name="s", keep=SimpleNamespace(adapters=keep, full=full))
+    state: Any = SimpleNamespace(spec=spec, cells={"c": SimpleNamespace(cell=SimpleNamespace(method=method))})
+    nothing: Any = None
+    ledger = Ledger(state, nothing, nothing, tmp_path, keep)
+    one: Any = SimpleNamespace(cell_id="c", stage="CONFIRM", slot=slot, trial_id="t")
+    assert (ledger.kept_folder(one) is not None) == kept
