@@ -16,6 +16,11 @@ Extra = tuple[tuple[str, Value], ...]
 """(name, value) of each searched hyperparameter other than the learning rate, sorted by name."""
 
 
+def significant(value: float) -> float:
+    """Return a number rounded to 6 significant digits, so that ids do not depend on the last bit of a number."""
+    return float(f"{value:.6g}")
+
+
 class Point(NamedTuple):
     """One point of a search: the learning rate and the values of the other searched hyperparameters."""
 
@@ -55,11 +60,8 @@ class Dimension:
         return (self.rounded(self.low), self.rounded(self.high))
 
     def rounded(self, value: float) -> Value:
-        """Return a value of a range, rounded to 6 significant digits or to a whole number.
-
-        So ids do not depend on the last bit of a number.
-        """
-        return round(value) if self.integer else float(f"{value:.6g}")
+        """Return a value of a range, rounded to 6 significant digits or to a whole number."""
+        return round(value) if self.integer else significant(value)
 
     def listed(self, value: Value) -> Value:
         """Return the element of a list that equals a value of a training setting, such as 0 for 0.0.

@@ -121,8 +121,8 @@ class Trainer:
                 self._tell(f"epoch {epoch}, step {index + 1} of {len(batches)}")
                 sums[index] = self._step(batch, draw, epoch, index)
                 self.look(epoch, index)
-                # reading a device's numbers stops it, so not at every step; workers must stop together, after the sum
-                if self._world == 1 and (device.type == "cpu" or index % 25 == 24):
+                # workers must stop together, after the sum
+                if self._world == 1 and losses_are_read(device, index):
                     self.check(sums[: index + 1], epoch)
         if self._world > 1:
             torch.distributed.all_reduce(sums)
@@ -300,6 +300,11 @@ class Trainer:
         if self._added is None or not (self._trial.method.startswith(PREFIX) or self._added.method.needs_gradients):
             return {}
         return {f"d.{n}": t for n, t in self._added.derived().items()}
+
+
+def losses_are_read(device: torch.device, index: int) -> bool:
+    """Return whether a step's losses are checked: on a CPU always, else after every 25th, as reading stops a device."""
+    return device.type == "cpu" or index % 25 == 24
 
 
 def freeze_statistics(model: nn.Module) -> None:
