@@ -248,8 +248,11 @@ def budget(
         row["percent"] = None if row["count"] is None else 100 * row["count"] / model_parameters
     if costs:
         assert base is not None
+        from trainables.runtime import choose_precision, pick_device
+
         train = TrainSettings() if batch_size is None else TrainSettings(global_batch_size=batch_size)
-        answer["batch_size"] = train.global_batch_size
+        precision, _ = choose_precision(train.precision, pick_device())
+        answer |= {"batch_size": train.global_batch_size, "precision": precision}
         _add_costs(answer["methods"], costs_on(base, adapt or "both", tuple(shapes), train), own)
     emit(as_json, lambda: answer, lambda: _print_budget(model or ", ".join(shape or ()), answer, bool(method)))
 
@@ -475,7 +478,7 @@ def print_plan(plan: Plan) -> None:
 
 _COSTS_NOTE = (
     "Memory: predicted for one training step, the base model included. Step: operations of a forward and a backward "
-    "pass, in forward passes of the base model. Saved: bytes of the trained tensors."
+    "pass, in forward passes of the base model. Saved: bytes of a saved adapter."
 )
 _PLAN_NOTES = (
     "Rank: the largest that an update can have, mean over the weights. Off budget: in percent of the budget. dof: "
@@ -544,7 +547,8 @@ def _print_budget(model: str, answer: Mapping[str, Any], asked: bool) -> None:
     if with_costs:
         notes += [
             _COSTS_NOTE,
-            f"A step has {answer['batch_size']} examples. The data are taken to have {CLASSES} classes.",
+            f"A step has {answer['batch_size']} examples and computes in {answer['precision']}, as on this machine. "
+            f"The data are taken to have {CLASSES} classes.",
         ]
     for note in (*capacity_notes((row[0], row[2]) for row in rows), *notes):
         out.print(f"  {note}", style="dim")

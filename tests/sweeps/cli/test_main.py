@@ -264,7 +264,7 @@ def test_budget_adds_the_costs_that_a_plan_has() -> None:
     assert rows["hydralora"]["step_flops"] is None
     shown = " ".join(sweeps(*words).output.split())
     assert "memory step saved" in shown and "in forward passes of the base model" in shown
-    assert "A step has 64 examples." in shown
+    assert "A step has 64 examples and computes in fp32" in shown
 
 
 def test_budget_refuses_a_rank_beyond_the_weights() -> None:
