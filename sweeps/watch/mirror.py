@@ -100,7 +100,8 @@ class StudyMirror:
         trial.study.tell(trial, row.score, state=state)
 
     def close(self) -> None:
-        """Do nothing. Trials that still run stay as they are, and the next run goes on with them."""
+        """Close the storage. Trials that still run stay as they are, and the next run goes on with them."""
+        close_storage(self._storage)
 
     def _study(self, cell: Cell) -> optuna.Study:
         import optuna
@@ -129,19 +130,28 @@ def open_storage(where: str) -> optuna.storages.BaseStorage:
         SpecError: it can't be opened.
     """
     import optuna
-    from optuna.storages import JournalStorage
+    from optuna.storages import JournalStorage, RDBStorage
     from optuna.storages.journal import JournalFileBackend
 
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     try:
         if "://" in where:
-            return optuna.storages.get_storage(where)
+            return RDBStorage(where)
         path = Path(where)
         path.parent.mkdir(parents=True, exist_ok=True)
         return JournalStorage(JournalFileBackend(str(path)))
     except Exception as error:  # SQLAlchemy, its drivers and the file system raise many types of errors
         rule = f"can't be opened as an Optuna storage ({first_line(error)})"
         raise SpecError([Problem("--optuna-storage", where, rule, "sqlite:///studies.db, or a file")]) from error
+
+
+def close_storage(storage: optuna.storages.BaseStorage) -> None:
+    """Close the connections of a storage that is a database. A journal file is not held open."""
+    from optuna.storages import RDBStorage
+
+    if isinstance(storage, RDBStorage):
+        storage.remove_session()
+        storage.engine.dispose()
 
 
 def _state(row: TrialRow) -> optuna.trial.TrialState:

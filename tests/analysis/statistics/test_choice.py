@@ -187,7 +187,10 @@ def test_the_same_data_have_the_same_verdict_whatever_the_sweep_is_called(tmp_pa
         for name in ("one", "two")
         for store in [open_store(make_results(tmp_path / name, noise=0.03))]
     ]
-    assert tables[0] == tables[1] and any(r["choice_sd"] for r in tables[0])
+    for one, two in zip(*tables, strict=True):
+        for name, value in one.items():  # the last digit of numpy's sums depends on where in memory their terms lie
+            assert two[name] == (pytest.approx(value, rel=1e-9) if isinstance(value, float) else value), name
+    assert any(r["choice_sd"] for r in tables[0])
 
 
 def test_a_sweep_has_its_choice_in_the_verdicts(tmp_path: Path) -> None:

@@ -21,7 +21,7 @@ from sweeps.engine.run import run
 from sweeps.errors import SpecError
 from sweeps.search.stages import Slot, SweepState
 from sweeps.spec.cell import Cell
-from sweeps.watch.mirror import StudyMirror, open_storage
+from sweeps.watch.mirror import StudyMirror, close_storage, open_storage
 from sweeps.watch.observers import Observers, Seen
 from tests.fakes import TRIAL, FakeCell, FakeConfirm, FakeSearch, fake_plan, fake_row
 from tests.support import ROOT, gone, wait_for
@@ -41,7 +41,11 @@ run(plan, trial=TRIAL, progress=False, observers=[StudyMirror(sys.argv[2], "fake
 
 
 def mirrored(where: str, cell_id: str) -> optuna.Study:
-    return optuna.load_study(study_name=f"fake/{cell_id}", storage=open_storage(where))
+    """The study of a cell, read from the storage into memory."""
+    storage, study = open_storage(where), optuna.create_study(direction="maximize")
+    study.add_trials(optuna.load_study(study_name=f"fake/{cell_id}", storage=storage).trials)
+    close_storage(storage)
+    return study
 
 
 @pytest.mark.slow
