@@ -386,6 +386,7 @@ def killed(top: Path, draw: random.Random, times: int) -> Outcomes:
         (("export", results, "best", top / "model"), lambda: _check_model(top / "model")),
         (("export", results, "best", top / "model", "--form", "merged"), lambda: _check_model(top / "model")),
     ):
+        shutil.rmtree(top / "model", ignore_errors=True)  # of the export before
         begun = time.monotonic()
         assert program(*words, cwd=top).returncode == 0
         took, complete = time.monotonic() - begun, check()

@@ -98,7 +98,7 @@ def test_a_body_has_a_largest_size(page: Served) -> None:
     with socket.create_connection(("127.0.0.1", page.port), timeout=60) as line, line.makefile("rb") as answer:
         head = f"POST /sql?token={page.keys.token} HTTP/1.1\r\nHost: localhost\r\nContent-Length: 200000\r\n\r\n"
         line.sendall(head.encode() + b"x" * 100_001)
-        assert answer.readline() == b"HTTP/1.1 413 Request Entity Too Large\r\n"
+        assert answer.readline().startswith(b"HTTP/1.1 413 ")  # Python 3.13 changed the words after it
 
 
 def test_what_a_browser_is_started_with_opens_the_page_once(page: Served) -> None:
