@@ -559,7 +559,7 @@ limit = int(float(sys.argv.pop(1)) * 2**20)
 with open("/proc/self/statm") as file:
     pass
 from sweeps.cli.program import main
-import torch, sweeps.cli.run, sweeps.engine.run, trainables.training.worker
+import open_clip, torch, transformers, sweeps.cli.run, sweeps.engine.run, trainables.training.worker
 with open("/proc/self/statm") as file:
     has = int(file.read().split()[0]) * resource.getpagesize()
 resource.setrlimit(resource.RLIMIT_AS, (has + limit, has + limit))
@@ -579,7 +579,10 @@ def starved(top: Path, draw: random.Random, times: int) -> Outcomes:
         done = subprocess.run(command, cwd=top, env=environment, capture_output=True, check=False)
         message = f"{limit:.0f} MiB: {done.returncode}\n{done.stderr.decode(errors='replace')[-3000:]}"
         outcomes[{0: "enough", 1: "failed rows", 2: "a message"}.get(done.returncode, f"code {done.returncode}")] += 1
-        assert done.returncode < 0 or b"Traceback" not in done.stderr, message
+        # Python may lose an exception when memory runs out, and libraries print their own when the process ends
+        printed = done.stderr.partition(b"Exception ignored in")[0]
+        lost = b"SystemError: error return without exception set" in printed
+        assert done.returncode < 0 or lost or b"Traceback" not in printed, message
         done = program(*words, "--retry-failed", cwd=top)
         assert done.returncode == 0, message + done.stderr.decode()
         assert_alike(spec.parent / "r", whole.parent / "r")

@@ -30,6 +30,7 @@ def test_a_case_finds_nothing(case: str, times: int) -> None:
     assert sum(int(part.split()[0]) for part in line.split(", ")) == times
 
 
+@pytest.mark.slow
 def test_an_unknown_case_is_told_the_known_ones() -> None:
     done = chaos("--case", "journal")
     assert done.returncode == 2 and "journals: " in done.stderr

@@ -56,9 +56,8 @@ def test_a_package_that_fails_is_named_when_a_method_is_looked_up(tmp_path: Path
     installed(tmp_path, "not_here")
     if body is not None:
         (tmp_path / "not_here.py").write_text(body)
-    assert python("import randlora", tmp_path).returncode == 0
-    done = python("import randlora; 'lora' in randlora.METHODS", tmp_path)
-    assert done.returncode != 0
+    done = python("import randlora; print('imported', flush=True); 'lora' in randlora.METHODS", tmp_path)
+    assert done.stdout == "imported\n" and done.returncode != 0
     last = done.stderr.strip().splitlines()[-1]
     assert "entry point lora-fa = 'not_here' of the package lora-fa" in last
     assert "pip uninstall lora-fa" in last

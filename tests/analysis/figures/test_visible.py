@@ -102,6 +102,7 @@ def test_forty_methods_of_one_figure_differ_in_colour_or_marker() -> None:
         assert len(set(looks)) == len(names) >= 40
 
 
+@pytest.mark.slow
 def test_37_methods_at_two_budgets_are_all_seen(tmp_path: Path) -> None:
     store = open_store(many(tmp_path / "r", MANY))
     assert set(store.table("cells")["method"].to_pylist()) == set(MANY)

@@ -39,9 +39,13 @@ SWEEPS: dict[str, Cells] = {
     "no-lora": {RAND: GOOD, ("nola", "lora-1", "a"): LESS, FULL: GOOD},
     "nothing-run": {LORA: {}, RAND: {}},
 }  # fmt: skip
+ODDEST = ("unequal-seeds", "all-failed", "all-equal", "no-lora", "nothing-run")
+"""The sweeps of `make test`; `make test-all` has all of them."""
 
 
-@pytest.mark.parametrize("name", SWEEPS)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=() if name in ODDEST else pytest.mark.slow) for name in SWEEPS]
+)
 def test_every_verb_answers(name: str, tmp_path: Path) -> None:
     folder = odd_results(tmp_path / name, SWEEPS[name])
     for words in (("best", folder), ("query", folder, "best"), ("query", folder, "coverage")):

@@ -31,7 +31,7 @@ def run(*arguments: str, **variables: str) -> str:
 
 
 @triton
-@pytest.mark.parametrize("what", ["products", "layers"])
+@pytest.mark.parametrize("what", ["products", pytest.param("layers", marks=pytest.mark.slow)])
 def test_the_dense_numbers(what: str) -> None:
     found = json.loads(run("-m", "tests.randlora.arithmetic.support", what, TRITON_INTERPRET="1"))
     assert len(found) > 30

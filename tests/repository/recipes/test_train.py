@@ -63,7 +63,6 @@ CASES = [
     ),
     Case("e2e", "bleu", "gpt2", "e2e:restaurants", ("methods.vera.capacity=32", "data.train_size=[1.0]"), "sacrebleu"),
 ]
-QUICK = ("table1-qwen2",)
 
 
 @pytest.fixture(scope="module")
@@ -85,9 +84,8 @@ def small(name: str, place: Path, *overrides: str) -> Plan:
     return Plan.from_spec(SweepSpec.load(FOLDER / f"{name}.toml", given, "small"))
 
 
-@pytest.mark.parametrize(
-    "case", [pytest.param(c, id=c.recipe, marks=() if c.recipe in QUICK else pytest.mark.slow) for c in CASES]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("case", [pytest.param(c, id=c.recipe) for c in CASES])
 def test_a_recipe_trains(case: Case, place: Path, pool: Pool) -> None:
     if case.missing and importlib.util.find_spec(case.missing) is None:
         pytest.skip(f"needs {case.missing}, of the extra text-metrics")

@@ -133,6 +133,7 @@ go_inline(pairs(Path(sys.argv[1])), lambda ended: os.kill(os.getpid(), signal.SI
 """
 
 
+@pytest.mark.slow
 def test_a_sweep_that_was_killed_goes_on_with_the_same_pairs(tmp_path: Path) -> None:
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     go_inline(pairs(whole))

@@ -109,7 +109,9 @@ def says(kept: KeptTrial, given: str) -> Answer:
 
 @pytest.mark.filterwarnings("ignore:Found missing adapter keys", "ignore:`is_gradient_checkpointing`")  # as it says
 @pytest.mark.parametrize("form", FORMS)
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(
+    "kind", [pytest.param(kind, marks=() if kind in ("vision", "llama") else pytest.mark.slow) for kind in KINDS]
+)
 def test_the_code_in_the_readme_says_what_predict_says(
     place: Path, trained: dict[str, KeptTrial], kind: str, form: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],

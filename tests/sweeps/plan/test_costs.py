@@ -22,7 +22,9 @@ def planned(tmp_path: Path, budgets: str, *, more: str = MORE) -> Plan:
 COLUMN = {"memory": "step_memory_bytes", "flops": "step_flops", "bytes": "saved_bytes"}
 
 
-@pytest.mark.parametrize("count", COLUMN)
+@pytest.mark.parametrize(
+    "count", ["memory", pytest.param("flops", marks=pytest.mark.slow), pytest.param("bytes", marks=pytest.mark.slow)]
+)
 def test_loras_cost_at_a_rank_is_a_budget_and_every_cell_shows_all_costs(tmp_path: Path, count: str) -> None:
     rows = planned(tmp_path, f'lora_rank = [4]\ncount = "{count}"').table().to_pylist()
     lora = next(r for r in rows if r["method"] == "lora")
