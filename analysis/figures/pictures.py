@@ -365,16 +365,19 @@ def _rate_ratios(store: Store) -> list[Picture]:
     table = rate_ratios(store)
     drawn: list[Picture] = []
     for place in _keys(table, _tuning_place)[:MOST_RATE_FIGURES]:
-        place_rows, where = _rows_with_key(table, _tuning_place, [place]).slice(0, MOST_ROWS), place_text(*place[1:])
+        place_rows, where = _rows_with_key(table, _tuning_place, [place]), place_text(*place[1:])
         baseline = style(place_rows["baseline"][0].as_py()).name
-        label = f"Best learning rate over {baseline}'s on {where}, a row per cell with its interval"
+        label = f"Best learning rate divided by that of {baseline} on {where}, a row per cell with its interval"
         caption = (
-            f"Stage TUNE on {where}: the best learning rate of each cell, divided by {baseline}'s. Both are tops of "
-            "local fits to validation scores. Bars are 95 % intervals. A bar that ends in an arrow's head is open "
-            "there: the scores do not say how far it goes. Pale: one of the two best rates lies at an end of the rates "
-            "that were tried. Nothing is corrected for the number of rows."
+            f"Stage TUNE on {where}: the best learning rate of each cell, divided by that of {baseline}. Both are tops "
+            "of local fits to validation scores. Bars are 95 % intervals. A bar that ends in an arrow's head is open "
+            "there: the scores do not say how far it goes. A pale marker means that one of the two best rates lies at "
+            "an end of the rates that were tried. Nothing is corrected for the number of rows."
         )
-        stem, figure = _numbered("rate_ratio", len(drawn)), tuning.draw_rate_ratios(place_rows)
+        if place_rows.num_rows > MOST_ROWS:
+            caption += f" The table has all {place_rows.num_rows} rows, the figure the first {MOST_ROWS}."
+        figure = tuning.draw_rate_ratios(place_rows.slice(0, MOST_ROWS))
+        stem = _numbered("rate_ratio", len(drawn))
         drawn.append(Picture(stem, "ratios", figure, label, caption, conclude_rate_ratios(place_rows.to_pylist())))
     return drawn
 

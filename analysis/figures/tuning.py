@@ -30,7 +30,7 @@ from analysis.figures.drawing import (
 )
 from analysis.format import Row, plural, score_text
 from analysis.statistics.runs import group_by
-from analysis.styles import in_order, style
+from analysis.styles import cut, in_order, style
 
 _ENDS = ("test_low", "test_high")
 _RATIO_ROW = 0.17
@@ -256,6 +256,7 @@ def draw_rate_ratios(table: pa.Table) -> Chart:
     methods = in_order({r["method"] for r in rows})
     rows.sort(key=lambda r: (methods.index(r["method"]), r["budget"] or 0))
     baseline = style(rows[0]["baseline"])
+    names = [cut(" ".join(filter(None, (style(r["method"]).name, r["reference"]))), 30) for r in rows]
     known = [r[end] for r in rows for end in ("ratio", "ratio_low", "ratio_high") if r[end] is not None]
     low, high = min(1.0, *known) / 1.5, max(1.0, *known) * 1.5
     with mpl.rc_context(STYLE):
@@ -264,7 +265,7 @@ def draw_rate_ratios(table: pa.Table) -> Chart:
             1,
             (COLUMN_INCHES, _RATIO_ROW * len(rows) + 0.1),
             extra=(0.0, 0.5),
-            margins=(1.35, 0.12, 0.45, 0.1),
+            margins=(0.2 + 0.06 * max(map(len, names)), 0.12, 0.45, 0.1),  # a character is at most 0.06 inches wide
             gaps=(0, 0),
         )
         axes = figure.add_subplot(spot)
@@ -280,13 +281,13 @@ def draw_rate_ratios(table: pa.Table) -> Chart:
                 if is_open:
                     axes.plot(edge, level, marker=head, markersize=3.2, color=look.colour, clip_on=False)
             dot(axes, r["method"], r["ratio"], level, _ratio_text(r), alpha=0.4 if r["at_edge"] else 1.0)
-        names = [" ".join(filter(None, (style(r["method"]).name, r["reference"]))) for r in rows]
         axes.set_yticks(range(len(rows)), labels=names, fontsize=SMALL, color=INK)
         axes.set_ylim(len(rows) - 0.4, -0.6)
         axes.tick_params(axis="y", length=0)
         axes.grid(axis="y", visible=False)
         log_ticks(axes.xaxis, low, high)
-        axes.set_xlabel(f"best learning rate / {baseline.name}'s")
+        axes.xaxis.set_major_formatter("{x:g}")
+        axes.set_xlabel(f"best learning rate / that of {baseline.name}")
         return figure
 
 

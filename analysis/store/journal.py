@@ -15,7 +15,7 @@ The field `ev` names the kind of an event:
     trouble   storage failed under a trial
     workers   the number of workers changed
     lost      the backend was lost
-    used      the accelerator time that a run used
+    used      the worker-seconds of all runs so far
 
 Each line ends with two fields: `after`, a digest of the line before it, and `crc`, its own checksum. Every reader
 refuses a line with a wrong checksum. A wrong `after` means that lines were changed, moved or removed. A run can still

@@ -331,24 +331,35 @@ def conclude_sharpness(rows: Sequence[Row]) -> str:
     )
 
 
+MOST_NAMED = 8
+"""Methods of a sentence from which on it names only the lowest and the highest."""
+
+
 def conclude_rate_ratios(rows: Sequence[Row]) -> str:
     """Say how much larger the best learning rates of each method are than the baseline's.
 
     Args:
         rows: rows of `best_rates.rate_ratios` for one data set and training size; not empty.
     """
+    methods = in_order({r["method"] for r in rows})
+    ratios = {m: sorted((r for r in rows if r["method"] == m), key=lambda r: r["ratio"]) for m in methods}
+    if len(methods) > MOST_NAMED:
+        methods = sorted(methods, key=lambda m: ratios[m][0]["ratio"])
+        methods = [methods[0], max(methods, key=lambda m: ratios[m][-1]["ratio"])]
     parts = []
-    for method in in_order({r["method"] for r in rows}):
-        ratios = [r["ratio"] for r in rows if r["method"] == method]
-        ends = f"{min(ratios):.3g}" if len(ratios) == 1 else f"{min(ratios):.3g} to {max(ratios):.3g}"
-        parts.append(f"{style(method).name} {ends}")
+    for method in methods:
+        ends = ratios[method] if len(ratios[method]) == 1 else [ratios[method][0], ratios[method][-1]]
+        numbers = " to ".join(f"{r['ratio']:.3g}{'*' if r['at_edge'] else ''}" for r in ends)
+        parts.append(f"{style(method).name} {numbers}")
+    among = f" (the lowest and the highest of {len(ratios)} methods)" if len(ratios) > MOST_NAMED else ""
+    edge = " * One of the two best rates lies at an end of the rates that were tried." if "*" in "".join(parts) else ""
     clear = sum(
         (r["ratio_low"] is not None and r["ratio_low"] > 1) or (r["ratio_high"] is not None and r["ratio_high"] < 1)
         for r in rows
     )
     return (
-        f"Best learning rate over {style(rows[0]['baseline']).name}'s: {', '.join(parts)}. In {clear} of "
-        f"{plural(len(rows), 'cell')} the whole interval lies on one side of 1; nothing is tested."
+        f"Best learning rate divided by that of {style(rows[0]['baseline']).name}: {', '.join(parts)}{among}. In "
+        f"{clear} of {plural(len(rows), 'cell')} the whole interval lies on one side of 1. Nothing is tested.{edge}"
     )
 
 

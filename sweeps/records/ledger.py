@@ -117,8 +117,8 @@ class Ledger:
         if choice is not None:
             row = choice_row(self.name, cell_id, choice, time.time(), self.sealer.choices.get(cell_id))
             self.journal.write(choose_event(row))
-            self.sealer.add_choice(row)
             cell.choice = choice
+            self.sealer.add_choice(row)
         if self.keep == "best" and cell.phase == "done" and cell.cell.method not in NEVER_KEPT:
             self._keep_best(cell_id)
 

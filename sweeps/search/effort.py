@@ -22,7 +22,7 @@ from sweeps.search.samplers import State, Tried
 from sweeps.search.slots import Choice, Edge, Slot
 from sweeps.spec.cell import Cell
 from sweeps.spec.search import SearchSection
-from sweeps.spec.space import Point, Space, significant
+from sweeps.spec.space import Point, Space, round_to_six_digits
 
 
 def origin_of(number: int, search: SearchSection) -> str | None:
@@ -237,7 +237,7 @@ class Effort:
                 raise AssertionError(f"cell {cell.cell_id} refines, and none of its rates finished")
             return refine(self._space, tried, start), origin
         if origin == "published" and cell.lr_centre is not None:
-            start = Point(significant(cell.lr_centre), cell.published)
+            start = Point(round_to_six_digits(cell.lr_centre), cell.published)
         if origin is not None and start is not None and start not in {t.point for t in tried}:
             return start, origin
         warm = len(search.warm_start)

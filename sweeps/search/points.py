@@ -15,7 +15,7 @@ from sweeps.errors import Problem, SpecError
 from sweeps.search.grids import nested
 from sweeps.search.refining import next_log_rate
 from sweeps.search.samplers import Tried, ask, has_cmaes, sobol
-from sweeps.spec.space import Dimension, Extra, Point, Space, significant
+from sweeps.spec.space import Dimension, Extra, Point, Space, round_to_six_digits
 
 _RETRIES = 16
 
@@ -95,7 +95,7 @@ def propose(sampler: str, search_seed: int, cell_id: str, slot: int, space: Spac
             proposed = sobol(space, ask_seed(search_seed, cell_id, 0), slot)
         else:
             proposed = ask(sampler, space, seed, tried)
-        point = Point(min(max(significant(proposed.lr), space.low), space.high), proposed.extra)
+        point = Point(min(max(round_to_six_digits(proposed.lr), space.low), space.high), proposed.extra)
         if point not in tried_points:
             return point
         if sampler == "qmc":
@@ -115,9 +115,11 @@ def beyond(space: Space, tried: Sequence[Tried], best: Point, edge: str) -> Poin
         edge: "high" or "low": the edge at which the best rate is.
     """
     rates = [t.lr for t in tried]
-    inside = {lr for lr in rates if significant(space.low) <= lr <= significant(space.high)}  # tried rates are rounded
+    inside = {
+        lr for lr in rates if round_to_six_digits(space.low) <= lr <= round_to_six_digits(space.high)
+    }  # tried rates are rounded
     step = float((space.high / space.low) ** (1 / max(1, len(inside) - 1)))
-    return Point(significant(max(rates) * step if edge == "high" else min(rates) / step), best.extra)
+    return Point(round_to_six_digits(max(rates) * step if edge == "high" else min(rates) / step), best.extra)
 
 
 def refine(space: Space, tried: Sequence[Tried], best: Point) -> Point:
@@ -131,7 +133,7 @@ def refine(space: Space, tried: Sequence[Tried], best: Point) -> Point:
     scores = {t.lr: worst if t.score is None else t.score for t in tried}
     rates = sorted(scores)
     log_rates, values = np.log10(rates), np.array([scores[lr] for lr in rates])
-    lr = significant(10.0 ** float(next_log_rate(log_rates, values, np.array(rates.index(best.lr)))))
+    lr = round_to_six_digits(10.0 ** float(next_log_rate(log_rates, values, np.array(rates.index(best.lr)))))
     tried_points = {t.point for t in tried}
     return Point(
         lr if Point(lr, best.extra) not in tried_points else _widest_gap(space, tried_points, best.extra), best.extra
@@ -146,7 +148,7 @@ def _widest_gap(space: Space, taken: set[Point], extra: Extra) -> float:
     rates = {point.lr for point in taken if point.extra == extra}
     marks = sorted({space.low, space.high, *(lr for lr in rates if space.low <= lr <= space.high)})
     for left, right in sorted(itertools.pairwise(marks), key=lambda ends: ends[0] / ends[1]):
-        middle = significant(math.sqrt(left * right))
+        middle = round_to_six_digits(math.sqrt(left * right))
         if middle not in rates:
             return middle
-    return significant(space.low)  # low == high: the range has only one rate
+    return round_to_six_digits(space.low)  # low == high: the range has only one rate

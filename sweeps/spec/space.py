@@ -16,7 +16,7 @@ Extra = tuple[tuple[str, Value], ...]
 """(name, value) of each searched hyperparameter other than the learning rate, sorted by name."""
 
 
-def significant(value: float) -> float:
+def round_to_six_digits(value: float) -> float:
     """Return a number rounded to 6 significant digits, so that ids do not depend on the last bit of a number."""
     return float(f"{value:.6g}")
 
@@ -61,7 +61,7 @@ class Dimension:
 
     def rounded(self, value: float) -> Value:
         """Return a value of a range, rounded to 6 significant digits or to a whole number."""
-        return round(value) if self.integer else significant(value)
+        return round(value) if self.integer else round_to_six_digits(value)
 
     def listed(self, value: Value) -> Value:
         """Return the element of a list that equals a value of a training setting, such as 0 for 0.0.

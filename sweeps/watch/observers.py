@@ -6,6 +6,7 @@ does not delay the sweep. An observer that fails is left out from then on, with 
 
 from __future__ import annotations
 
+import contextlib
 import queue
 import threading
 from collections.abc import Callable, Mapping, Sequence
@@ -126,5 +127,7 @@ class Observers:
                     event(observer)
                 except Exception as error:  # noqa: BLE001  # other people's code must not end the sweep
                     self._alive.remove(observer)
+                    with contextlib.suppress(Exception):
+                        observer.close()
                     why = reason(error)
                     self._warn(f"{observer.name} is left out from here on ({why}); the sweep goes on")

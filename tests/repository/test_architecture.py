@@ -228,6 +228,13 @@ def test_the_backend_runs_a_sweep(tmp_path: Path) -> None:
     assert len(list((tmp_path / "r" / "adapters").iterdir())) == 2
 
 
+def test_the_backend_ends_the_run_if_storage_fails(tmp_path: Path) -> None:
+    plan = fake_plan(tmp_path / "r", (FakeCell("lora", options=(("full_disk", "always"),)),))
+    with pytest.raises(OSError, match="No space left on device"):
+        run(plan, backend=example("A backend")["open_one_by_one"], trial=FAKE_TRIAL, progress=False)
+    assert [row["status"] for row in open_store(tmp_path / "r").table("trials").to_pylist()].count("failed") == 0
+
+
 def test_the_verb_answers(monkeypatch: pytest.MonkeyPatch) -> None:
     app = main.typer.Typer()
     app.callback()(lambda: None)

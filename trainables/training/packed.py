@@ -31,7 +31,7 @@ from trainables.tasks.task import Parts, Task
 from trainables.training.adapting import adapted, reseed_dropout, start_training
 from trainables.training.checkpoints import Pace, load_checkpoint, save_checkpoint
 from trainables.training.measured import Measured
-from trainables.training.trainer import Trainer, Work, freeze_statistics, losses_are_read, part_of
+from trainables.training.trainer import Trainer, Work, freeze_statistics, part_of, should_check_losses
 from trainables.training.worker import Report, Run
 
 Reports = dict[int, Report | TrialError | TrainablesError]
@@ -207,7 +207,7 @@ class _Together:
                 self._step({k: batches[k][index] for k in self.active}, draws, {k: sums[k][index] for k in self.active})
                 for k in list(self.active):
                     self.trainers[k].update(epoch, index)
-                    if losses_are_read(device, index) or index == steps - 1:
+                    if should_check_losses(device, index) or index == steps - 1:
                         try:
                             self.trainers[k].check(sums[k][: index + 1], epoch)
                         except TrialError as error:

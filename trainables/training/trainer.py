@@ -121,8 +121,8 @@ class Trainer:
                 self._tell(f"epoch {epoch}, step {index + 1} of {len(batches)}")
                 sums[index] = self._step(batch, draw, epoch, index)
                 self.look(epoch, index)
-                # workers must stop together, after the sum
-                if self._world == 1 and losses_are_read(device, index):
+                # several workers check only the sum of all losses, after the epoch, so that all stop together
+                if self._world == 1 and should_check_losses(device, index):
                     self.check(sums[: index + 1], epoch)
         if self._world > 1:
             torch.distributed.all_reduce(sums)
@@ -302,8 +302,11 @@ class Trainer:
         return {f"d.{n}": t for n, t in self._added.derived().items()}
 
 
-def losses_are_read(device: torch.device, index: int) -> bool:
-    """Return whether a step's losses are checked: on a CPU always, else after every 25th, as reading stops a device."""
+def should_check_losses(device: torch.device, index: int) -> bool:
+    """Return whether the losses are checked after a step: after each step on a CPU, after every 25th on other devices.
+
+    Reading a number from a device stops it.
+    """
     return device.type == "cpu" or index % 25 == 24
 
 

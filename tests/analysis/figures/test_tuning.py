@@ -106,8 +106,20 @@ def test_ratios_of_rates_have_a_row_each_and_arrows_at_open_ends() -> None:
     assert "LoRA at lora-1: 10 times full fine-tuning's best rate, 95 % interval 5 to 20" in figure.tips.values()
     assert any("interval 2 to open; one of the two lies at an end" in tip for tip in figure.tips.values())
     said = say.conclude_rate_ratios(rows)
-    assert said.startswith("Best learning rate over full fine-tuning's: RandLoRA 3, LoRA 10, linear probe 40.")
-    assert "In 2 of 3 cells the whole interval lies on one side of 1" in said
+    assert said.startswith(
+        "Best learning rate divided by that of full fine-tuning: RandLoRA 3, LoRA 10, linear probe 40*."
+    )
+    assert said.endswith("* One of the two best rates lies at an end of the rates that were tried.")
+    methods = [ratio_row(f"peft:{k}", "lora-1", float(k), None, None) for k in range(1, 11)]
+    assert "peft:1 1, peft:10 10 (the lowest and the highest of 10 methods)" in say.conclude_rate_ratios(methods)
+
+
+def test_long_names_of_rows_stay_in_the_figure() -> None:
+    rows = [ratio_row("a-method-with-a-name-of-its-own", "percent-0.125", 2.0, None, None)]
+    figure = draw_rate_ratios(pa.Table.from_pylist(rows, schema=best_rates.RATIOS))
+    figure.canvas.draw()
+    (label,) = figure.axes[0].get_yticklabels()
+    assert label.get_text().startswith("a-method-with-a-name") and label.get_window_extent().x0 >= 0
 
 
 def test_what_another_allowance_would_have_said() -> None:

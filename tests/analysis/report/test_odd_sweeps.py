@@ -39,7 +39,7 @@ SWEEPS: dict[str, Cells] = {
     "no-lora": {RAND: GOOD, ("nola", "lora-1", "a"): LESS, FULL: GOOD},
     "nothing-run": {LORA: {}, RAND: {}},
 }  # fmt: skip
-ODDEST = ("unequal-seeds", "all-failed", "all-equal", "no-lora", "nothing-run")
+ODDEST = ("unequal-seeds", "not-a-number", "all-failed", "no-lora", "nothing-run")
 """The sweeps of `make test`; `make test-all` has all of them."""
 
 

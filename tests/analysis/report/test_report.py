@@ -136,9 +136,8 @@ def test_the_page_has_question_answer_and_evidence(page: str, store: Store) -> N
         "1 run failed at every attempt",
     ):
         assert said in text, said
-    assert (
-        page.count("<svg") == 9
-    )  # scaling, differences, fits, front, rates, expected bests, effort, sharpness, ratios
+    # scaling, differences, fits, front, rates, expected bests, effort, sharpness, ratios
+    assert page.count("<svg") == 9
     assert 'class="tip"><title>RandLoRA at lora-1: 12,385 parameters' in page
 
 

@@ -1,5 +1,7 @@
 """Recipes trained end to end at `--scale small`, on random weights where the hub has the real model; a family each.
 
+`make test-all` runs them. `make test` plans every recipe (test_plans.py) and trains steps of one (test_steps.py).
+
 Figure 4, whose sweeps end in diagnostics, is in tests/analysis/diagnostics/test_figure4.py.
 """
 

@@ -110,7 +110,6 @@ for _ in range(2):
 """
 
 
-@pytest.mark.slow
 @pytest.mark.timeout(300)
 def test_one_session_after_another_each_with_its_token() -> None:
     """Without `read_authentication` the second refuses its driver; without the log stdout has Ray's words too."""

@@ -237,7 +237,7 @@ def test_a_hub_model_that_moved_is_refused(images: Path, tmp_path: Path, monkeyp
     assert model_digest(f"hf:{name}") is None
 
 
-# resources are looked at when the folder has files already, and each time a session of Ray is started
+# refusing resources starts a session of Ray, which takes seconds
 @pytest.mark.parametrize("wrong", ["data", pytest.param("resources", marks=pytest.mark.slow)])
 def test_a_refused_run_leaves_no_folder_behind(images: Path, tmp_path: Path, wrong: str) -> None:
     folder = tmp_path / "results" / "r"

@@ -42,8 +42,10 @@ run(plan, trial=TRIAL, progress=False, observers=[StudyMirror(sys.argv[2], "fake
 
 def mirrored(where: str, cell_id: str) -> optuna.Study:
     """The study of a cell, read from the storage into memory."""
-    storage, study = open_storage(where), optuna.create_study(direction="maximize")
-    study.add_trials(optuna.load_study(study_name=f"fake/{cell_id}", storage=storage).trials)
+    storage = open_storage(where)
+    stored = optuna.load_study(study_name=f"fake/{cell_id}", storage=storage)
+    study = optuna.create_study(direction=stored.direction)
+    study.add_trials(stored.trials)
     close_storage(storage)
     return study
 
