@@ -142,9 +142,8 @@ class InlineBackend:
                     raise ended_early()
                 outcome["result"] = last.pop("result")
                 keep(for_worker, directory)
-        except Exception as error:  # whatever a trial raises is that trial's row
-            if accelerator_lost(error):
-                raise BackendError(f"this process can't use its accelerator any more: {reason(error)}") from error
+        except Exception as error:  # noqa: BLE001  # whatever a trial raises is that trial's row
+            _raise_if_lost(error)
             stopped = False
             outcome = failed(error, directory)
             if not isinstance(error, FORESEEN):
@@ -162,13 +161,17 @@ class InlineBackend:
         """Train a pack. Trials that it gives back are queued again, one by one."""
         listener = _PackListener(self.warm)
         packed = len(orders)
-        with contextlib.closing(train_together(listener, [order.for_worker() for order in orders])) as steps:
-            for _ in steps:
-                yield self._take_events(listener, packed)
-                stopped = [order for order in self._open.values() if order.trial_id in self._over]
-                listener.stopped |= {order.trial_id for order in stopped}
-                if stopped:
-                    yield [self._end_stopped(order, {}, []) for order in stopped]
+        try:
+            with contextlib.closing(train_together(listener, [order.for_worker() for order in orders])) as steps:
+                for _ in steps:
+                    yield self._take_events(listener, packed)
+                    stopped = [order for order in self._open.values() if order.trial_id in self._over]
+                    listener.stopped |= {order.trial_id for order in stopped}
+                    if stopped:
+                        yield [self._end_stopped(order, {}, []) for order in stopped]
+        except Exception as error:
+            _raise_if_lost(error)
+            raise
         last_events = self._take_events(listener, packed)
         if listener.given_back is not None:
             keys, why = listener.given_back
@@ -213,6 +216,12 @@ class _PackListener:
 
     def unpack(self, keys: Sequence[str], reason: str, cause: str) -> None:
         self.given_back = list(keys), {"reason": reason, "cause": cause}
+
+
+def _raise_if_lost(error: Exception) -> None:
+    """Raise a BackendError if an exception says that the accelerator is lost."""
+    if accelerator_lost(error):
+        raise BackendError(f"this process can't use its accelerator any more: {reason(error)}") from error
 
 
 def _in_order(events: Mapping[int, dict[str, Any]]) -> list[dict[str, Any]]:

@@ -8,7 +8,7 @@ from collections.abc import Collection, Generator, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
-from sweeps.backends.memory import MicroBatch, end_if_lost, free_memory, out_of_memory
+from sweeps.backends.memory import MicroBatch, accelerator_lost, free_memory, out_of_memory
 from sweeps.backends.reports import FORESEEN, facts, failed, keep, load_trial, make_folder, storage_fault
 from sweeps.errors import reason
 from trainables.config import TrialConfig, UnevenTrialsError
@@ -37,13 +37,17 @@ def train_together(listener: Listener, orders: Sequence[Order]) -> Generator[Non
 
     If one trial fails, it ends with its own outcome, and the others go on. If the pack as a whole fails (its trials
     can't be packed, memory runs out, or any other error), the trials that have not ended are given back to `listener`.
+
+    Raises:
+        Exception: any exception after which `accelerator_lost` is true.
     """
     pack = _Pack(listener, orders)
     why: tuple[str, str] | None = None
     try:
         yield from pack.run()
-    except Exception as error:  # noqa: BLE001  # whoever is at fault raises it again by itself
-        end_if_lost(error)
+    except Exception as error:  # whoever is at fault raises it again by itself
+        if accelerator_lost(error):
+            raise  # the caller's process can train nothing more
         why = reason(error), _cause(error, Path(orders[0]["directory"]))
         if not isinstance(error, FORESEEN):
             listener.warm.clear()  # nothing that such trials touched is trusted

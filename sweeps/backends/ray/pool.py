@@ -158,7 +158,7 @@ class Pool:
         self.shapes = self._plan()
         imports.join()
         self._wait_for_room(self.shapes)
-        from sweeps.backends.ray.lanes.broker import Broker
+        from sweeps.backends.ray.lanes.broker import BrokerActor
         from sweeps.backends.ray.lanes.lanes import Lanes
 
         # on the head node, without which nothing runs anyway: other nodes may be lost
@@ -169,7 +169,7 @@ class Pool:
             "max_task_retries": -1,
             "max_concurrency": 100_000,  # each trial and each worker has a call that waits
         }
-        self.broker = ray.remote(**options)(Broker).options(name=self.broker_name).remote()
+        self.broker = ray.remote(**options)(BrokerActor).options(name=self.broker_name).remote()
         self._lanes = Lanes(self.broker, self.shapes, self.storage)
         self._lanes.start()  # `close` already knows the lanes, if this is interrupted
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -18,7 +20,7 @@ from ray.util import placement_group_table, remove_placement_group
 from ray.util.placement_group import PlacementGroup, PlacementGroupID
 
 from sweeps.backends.ray.lanes import controllers, lanes
-from sweeps.backends.ray.lanes.broker import Broker
+from sweeps.backends.ray.lanes.broker import Broker, BrokerActor
 from sweeps.backends.ray.lanes.lanes import Lanes
 from sweeps.backends.ray.pool import Pool
 from sweeps.backends.resources import LaneShape, Node, ResourceError
@@ -190,6 +192,23 @@ def test_a_lane_that_waits_for_room_is_ended(waiting: Waiting) -> None:
     wait_for(lambda: not waiting.groups())
     with pytest.raises(ray.exceptions.RayActorError):
         ray.get(controller.get_result.remote(), timeout=10)
+
+
+class _OfKnownProcess(BrokerActor):
+    async def process(self) -> int:
+        return os.getpid()
+
+
+def test_sigterm_ends_a_broker_although_a_call_of_it_waits(pool: Pool) -> None:
+    """Ray's own handler waits for the call, which waits for the call of a worker that is not taken any more."""
+    broker = ray.remote(num_cpus=0)(_OfKnownProcess).remote()
+    ray.get(broker.submit.remote("a", {"timeout": None, "attempts": 1}, None))
+    waiting = broker.step.remote("a", 1)
+    process = ray.get(broker.process.remote())
+    assert not ray.wait([waiting], timeout=0.5)[0]
+    os.kill(process, signal.SIGTERM)
+    with pytest.raises(ray.exceptions.ActorDiedError):
+        ray.get(waiting, timeout=120)
 
 
 def test_lanes_end_without_their_broker(waiting: Waiting) -> None:

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
+from sweeps.backends.backend import BackendError
+from sweeps.backends.inline import _raise_if_lost
 from sweeps.backends.memory import MicroBatch, end_if_lost, out_of_memory
+from sweeps.backends.packed import train_together
 from sweeps.backends.ray.lanes.leases import KILLED_FOR_MEMORY
 from tests.sweeps.lanes.support import W0, lease, outcome_in_a_lane, refuse_more_than, run, started, tiny_trial
 from trainables.errors import TrialError
@@ -88,6 +92,21 @@ def test_a_process_whose_cuda_context_is_lost_ends(monkeypatch: pytest.MonkeyPat
             end_if_lost(lost)
     end_if_lost(RuntimeError("CUDA error: out of memory"))
     end_if_lost(IndexError("no such class"))
+
+
+def test_a_pack_that_loses_the_accelerator_is_not_given_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The caller decides: a lane's worker ends, the backend `inline` ends the run with a message."""
+
+    def run(_: object) -> Iterator[None]:
+        raise RuntimeError("CUDA error: unknown error")
+
+    monkeypatch.setattr("sweeps.backends.packed._Pack.run", run)
+    nobody: Any = None
+    with pytest.raises(RuntimeError, match="CUDA error"):
+        list(train_together(nobody, [{"key": "a", "directory": "."}]))
+    with pytest.raises(BackendError, match=r"can't use its accelerator any more: RuntimeError: CUDA error"):
+        _raise_if_lost(RuntimeError("CUDA error: unknown error"))
+    _raise_if_lost(RuntimeError("CUDA error: out of memory"))
 
 
 def test_the_real_worker_ends_with_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,7 +7,9 @@ submits them again, and they go on from their own checkpoints.
 from __future__ import annotations
 
 import asyncio
+import ctypes
 import math
+import signal
 import time
 from collections import deque
 from collections.abc import Callable, Coroutine, Mapping, Sequence
@@ -437,3 +439,18 @@ class Broker:
             self._dead = reason
         await self._wake()
         return "gone" if self._dead is not None else "worked" if worked else "failed"
+
+
+class BrokerActor(Broker):
+    """The broker in a process of its own, which SIGTERM ends at once.
+
+    At SIGTERM Ray lets an asyncio actor answer all open calls before it ends, and takes no new ones. A call of `step`
+    waits for the calls of workers, so neither would ever be answered. Ray runs the methods of such an actor outside the
+    main thread, where Python does not let a signal be changed. So the C library restores the system's default.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        libc = ctypes.CDLL(None)
+        libc.signal.argtypes = ctypes.c_int, ctypes.c_void_p
+        libc.signal(signal.SIGTERM, None)  # SIG_DFL

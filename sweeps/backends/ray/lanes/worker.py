@@ -53,8 +53,12 @@ def lane_loop(config: dict[str, Any]) -> int:
         if order == "hello":
             worker.hello()
         elif isinstance(order, list):
-            for _ in train_together(worker, order):
-                pass
+            try:
+                for _ in train_together(worker, order):
+                    pass
+            except Exception as error:
+                end_if_lost(error)
+                raise
             worker.pause_after_storage_failure()
             done += len(order)
         elif order is not None:
