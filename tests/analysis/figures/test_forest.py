@@ -11,7 +11,7 @@ import pytest
 from analysis import open_store
 from analysis.figures.differences import MARGIN
 from analysis.figures.forest import draw_forest
-from analysis.figures.pictures import MOST_ROWS, pictures
+from analysis.figures.pictures import MOST_ROWS, _forest
 from analysis.format import change_text
 from analysis.statistics import scaling
 from analysis.store.store import Store
@@ -30,7 +30,7 @@ def made(path: Path, datasets: str, budgets: int = 2) -> Store:
 
 def test_a_row_for_every_difference_and_mean(tmp_path: Path) -> None:
     store = made(tmp_path / "r", "ab")
-    [picture] = [p for p in pictures(store) if p.stem == "forest"]
+    [picture] = _forest(store)
     rows = [r for r in scaling.comparisons(store).to_pylist() if r["method"] == "randlora"]
     [axes] = picture.figure.axes
     names = ["a, lora-1", "a, lora-2", "b, lora-1", "b, lora-2", "mean, all budgets", "data sets like these"]
@@ -78,7 +78,7 @@ def test_it_is_for_several_data_sets_with_intervals_and_as_many_rows_as_can_be_r
         open_store(odd_results(tmp_path / "untested", untested)),
     ]
     for store in stores:
-        assert "forest" not in {p.stem for p in pictures(store)}, store.path.name
+        assert _forest(store) == [], store.path.name
     with pytest.raises(ValueError, match="no difference to draw"):
         draw_forest(scaling.comparisons(store).slice(0, 0), score="test accuracy")
 

@@ -59,8 +59,8 @@ def test_kinds_of_devices_are_named() -> None:
 
 def test_the_table_shows_what_was_given_and_spent() -> None:
     def shown(times: Sequence[Row] = TIMES, **cell: Any) -> dict[str, str]:
-        sheet = parity([parity_of(times, **cell)])
-        return {c.head: c.text(parity_of(times, **cell)) for c in sheet.columns}
+        row = parity_of(times, **cell)
+        return {column.head: column.text(row) for column in parity([row]).columns}
 
     assert shown()["tuning used / given"] == "6 / 3 (1 failed)"
     assert shown(allowance_samples=2400)["tuning used / given"] == "6 trials, 2,400 / 2,400 examples (1 failed)"
