@@ -44,5 +44,5 @@ class Titles:
 def test_a_tune_trial_has_no_process(tmp_path: Path, pool: Pool) -> None:
     titles = Titles()
     assert run(fake_plan(tmp_path / "r", PAIR), trial=TRIAL, progress=titles, backend=using(pool)).finished == 16
-    assert {"ray::Broker", "ray::RayTrainWorker"} <= titles.seen
+    assert {"ray::BrokerActor", "ray::RayTrainWorker"} <= titles.seen
     assert not [title for title in titles.seen if "Trainable" in title or "Proxy" in title]
