@@ -36,10 +36,18 @@ _SAYS = (
 """Parts of the message of a RuntimeError if memory runs out elsewhere than in torch's allocator of CUDA tensors."""
 
 
+_LOADER_SAYS = ("failed to map segment from shared object", "Cannot allocate memory")
+"""Ends of the message of an ImportError if there is no memory for a library. Where a mount forbids programs, the message
+goes on.
+"""
+
+
 def out_of_memory(error: BaseException) -> bool:
     """Return whether an exception says that the memory of the device or of the machine is used up."""
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
         return True
+    if isinstance(error, ImportError):
+        return str(error).endswith(_LOADER_SAYS)
     return isinstance(error, RuntimeError) and any(words in str(error) for words in _SAYS)
 
 

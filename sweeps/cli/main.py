@@ -66,7 +66,7 @@ def _with_error_messages(function: Callable[P, int | None]) -> Callable[P, None]
         except KeyboardInterrupt:
             err.print("interrupted")
             raise typer.Exit(INTERRUPTED) from None
-        except (ValueError, RuntimeError, OSError, MemoryError) as error:
+        except (ValueError, RuntimeError, OSError, MemoryError, ImportError) as error:
             if not _is_user_error(error):
                 if not _is_memory_error(error):
                     raise

@@ -66,6 +66,9 @@ def test_a_contrastive_batch_is_never_split(tmp_path: Path) -> None:
         (RuntimeError("CUDA error: an illegal memory access was encountered"), False),
         (RuntimeError("shapes do not match"), False),
         (ValueError("DefaultCPUAllocator"), False),
+        (ImportError("libscipy_openblas.so: failed to map segment from shared object"), True),
+        (ImportError("lib.so: failed to map segment from shared object: Operation not permitted"), False),
+        (ImportError("No module named 'peft'"), False),
     ],
 )
 def test_what_counts_as_out_of_memory(error: Exception, answer: bool) -> None:
