@@ -37,8 +37,8 @@ _SAYS = (
 
 
 _LOADER_SAYS = ("failed to map segment from shared object", "Cannot allocate memory")
-"""Ends of the message of an ImportError if there is no memory for a library. If the file system forbids to run programs,
-the message goes on with that.
+"""Ends of the message of an ImportError if there is no memory for a library. If the file system forbids programs, the
+message goes on with that.
 """
 
 
