@@ -424,7 +424,7 @@ def _uploads(top: Path, draw: random.Random, times: int) -> Outcomes:
         return subprocess.Popen(command, cwd=top, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
 
     begun = time.monotonic()
-    assert go(intact, top / "there whole").communicate()[0].strip() == b"True"
+    assert go(intact, top / "there-whole").communicate()[0].strip() == b"True"
     took = time.monotonic() - begun
     for number in range(times):
         folder, there = top / f"driver{number}", top / f"there{number}"
