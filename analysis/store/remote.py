@@ -56,7 +56,8 @@ class Location:
         try:
             filesystem, base = pafs.FileSystem.from_uri(uri)
         except (pa.ArrowException, OSError, ValueError) as error:
-            raise StoreError(f"{uri!r} is no place for results: {error}; nearest: s3://BUCKET/FOLDER") from error
+            nearest = uri.replace(" ", "%20") if " " in uri else "s3://BUCKET/FOLDER"
+            raise StoreError(f"{uri!r} is no place for results: {error}; nearest: {nearest}") from error
         return cls(filesystem, base.rstrip("/"), uri)
 
     def files(self) -> dict[str, int]:

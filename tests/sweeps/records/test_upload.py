@@ -142,6 +142,8 @@ def test_a_store_is_opened_by_its_uri(tmp_path: Path) -> None:
     assert open_store(uri).sql("select count(*) as n from metrics")["n"].to_pylist() == [6]
     with pytest.raises(StoreError, match="holds no sweep"):
         open_store((tmp_path / "elsewhere").as_uri())
+    with pytest.raises(StoreError, match=r"nearest: file:///my%20results"):
+        Location.of("file:///my results")
     with pytest.raises(StoreError, match=r"'nfs://x/y' is no place for results.*nearest: s3://BUCKET/FOLDER"):
         open_store("nfs://x/y")
 
