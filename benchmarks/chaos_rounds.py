@@ -127,7 +127,7 @@ class Round:
         with contextlib.suppress(psutil.Error):
             driver = psutil.Process(pid)
             children = driver.children(recursive=True)
-            named = [p for p in children if name in " ".join([p.name(), *p.cmdline()[:1]])]
+            named = [p for p in children if name in " ".join([p.name(), *p.cmdline()[:3]])]
             candidates = [driver] if name == "driver" else sorted(named, key=lambda p: p.pid)
             if not candidates:
                 return
@@ -204,7 +204,7 @@ class Signalled(Round):
 
 
 PROCESSES = (*VICTIMS, *RAYS, "log_monitor", "sweeps.backends.ray")
-"""Each kind of process of a local session, by a part of its name or of its command's first word. The last one is ours:
+"""Each kind of process of a local session, by a part of its name or of the first three words of its command. The last one is ours:
 it starts Ray.
 """
 
