@@ -204,8 +204,8 @@ class Signalled(Round):
 
 
 PROCESSES = (*VICTIMS, *RAYS, "log_monitor", "sweeps.backends.ray")
-"""Each kind of process of a local session, by a part of its name or of the first three words of its command. The last one is ours:
-it starts Ray.
+"""Each kind of process of a local session, by a part of its name or of the first three words of its command. The last
+one is ours: it starts Ray.
 """
 
 
