@@ -86,15 +86,18 @@ def _with_error_messages(function: Callable[P, int | None]) -> Callable[P, None]
 
 _OUT_OF_MEMORY = (
     "memory ran out in this process. Finished trials are kept. Free memory, or raise the limit of the shell "
-    "(`ulimit -v`) or of the container, and give the same command again."
+    "(`ulimit -v`; `ulimit -u` for threads) or of the container, and give the same command again."
 )
 
 
 def _is_memory_error(error: Exception) -> bool:
-    """Return whether an exception says that memory is used up: Python's, or torch's of the machine or a device."""
+    """Return whether an exception says that memory is used up: Python's, or torch's of the machine or a device.
+
+    A thread that cannot be started counts too: its stack finds no memory, or a limit on processes is reached.
+    """
     from sweeps.backends.memory import out_of_memory  # loads torch
 
-    return out_of_memory(error)
+    return out_of_memory(error) or str(error) == "can't start new thread"
 
 
 def _is_user_error(error: Exception) -> bool:

@@ -463,7 +463,14 @@ def test_a_budget_says_what_its_columns_mean() -> None:
 
 
 @pytest.mark.parametrize(
-    "error", [MemoryError(), RuntimeError("[enforce fail at alloc_cpu.cpp] DefaultCPUAllocator: can't allocate memory")]
+    "error",
+    [
+        MemoryError(),
+        RuntimeError("[enforce fail at alloc_cpu.cpp] DefaultCPUAllocator: can't allocate memory"),
+        RuntimeError("can't start new thread"),
+        ImportError("libscipy_openblas.so: failed to map segment from shared object"),
+    ],
+    ids=["python", "torch", "thread", "library"],
 )
 def test_memory_that_runs_out_is_no_traceback(results: Path, monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
     def starved(*_: object) -> None:
