@@ -560,7 +560,8 @@ limit = int(float(sys.argv.pop(1)) * 2**20)
 with open("/proc/self/statm") as file:
     pass
 from sweeps.cli.program import main
-import open_clip, torch, transformers, sweeps.cli.run, sweeps.engine.run, trainables.training.worker
+import open_clip, scipy.special, torch, transformers
+import sweeps.cli.run, sweeps.engine.run, trainables.training.worker
 with open("/proc/self/statm") as file:
     has = int(file.read().split()[0]) * resource.getpagesize()
 resource.setrlimit(resource.RLIMIT_AS, (has + limit, has + limit))
