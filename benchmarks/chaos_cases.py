@@ -360,7 +360,8 @@ def assert_alike(one: Path, other: Path, scores: float = 0.0) -> None:
 
 def last_attempts(folder: Path) -> Iterable[dict[str, Any]]:
     """Return the row of each trial's last attempt."""
-    return {row["trial_id"]: row for row in sorted(rows(folder, "trials"), key=lambda row: row["attempt"])}.values()
+    attempts = open_store(folder).table("trials").to_pylist()
+    return {row["trial_id"]: row for row in sorted(attempts, key=lambda row: row["attempt"] or 1)}.values()
 
 
 def sorted_rows(unsorted: list[list[Any]]) -> list[list[Any]]:
