@@ -89,7 +89,7 @@ def _scores(bench: Bench, state: dict[str, Any]) -> Scores:
 def refuse_overlap(bench: Bench, dataset: str, data: str, cache: dict[str, Any]) -> None:
     """Raise StoreError if a test image of the other data set is, byte for byte, an image that the trial has read.
 
-    The trial has read its training and validation images, and the test images of its own data set.
+    Of its own data set a trial reads the images that it trains on, those that it validates on, and all test images.
 
     Args:
         bench: the trial.

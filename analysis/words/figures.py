@@ -23,6 +23,8 @@ from analysis.styles import in_order, place_of, size_key, size_text, style
 from analysis.words.conclusions import ASKED, question_names, rows_of_question
 from analysis.words.verdicts import TESTED_VERDICTS
 
+_MOST_NAMED = 8
+"""A sentence on more methods than this names only the lowest and the highest."""
 SURE = 0.95
 """A cell is said to be on a front if it is there in at least this share of the draws."""
 _GIVEN = "Holm-corrected, the choice of rates included"
@@ -331,10 +333,6 @@ def conclude_sharpness(rows: Sequence[Row]) -> str:
     )
 
 
-MOST_NAMED = 8
-"""Methods of a sentence from which on it names only the lowest and the highest."""
-
-
 def conclude_rate_ratios(rows: Sequence[Row]) -> str:
     """Say how much larger the best learning rates of each method are than the baseline's.
 
@@ -343,16 +341,18 @@ def conclude_rate_ratios(rows: Sequence[Row]) -> str:
     """
     methods = in_order({r["method"] for r in rows})
     ratios = {m: sorted((r for r in rows if r["method"] == m), key=lambda r: r["ratio"]) for m in methods}
-    if len(methods) > MOST_NAMED:
+    if len(methods) > _MOST_NAMED:
         methods = sorted(methods, key=lambda m: ratios[m][0]["ratio"])
         methods = [methods[0], max(methods, key=lambda m: ratios[m][-1]["ratio"])]
-    parts = []
+    parts, named = [], list[Row]()
     for method in methods:
         ends = ratios[method] if len(ratios[method]) == 1 else [ratios[method][0], ratios[method][-1]]
         numbers = " to ".join(f"{r['ratio']:.3g}{'*' if r['at_edge'] else ''}" for r in ends)
         parts.append(f"{style(method).name} {numbers}")
-    among = f" (the lowest and the highest of {len(ratios)} methods)" if len(ratios) > MOST_NAMED else ""
-    edge = " * One of the two best rates lies at an end of the rates that were tried." if "*" in "".join(parts) else ""
+        named += ends
+    among = f" (the lowest and the highest of {len(ratios)} methods)" if len(ratios) > _MOST_NAMED else ""
+    at_edge = any(r["at_edge"] for r in named)
+    edge = " * One of the two best rates lies at an end of the rates that were tried." if at_edge else ""
     clear = sum(
         (r["ratio_low"] is not None and r["ratio_low"] > 1) or (r["ratio_high"] is not None and r["ratio_high"] < 1)
         for r in rows

@@ -1,4 +1,4 @@
-"""Methods whose update of a weight is a product of two thin matrices, which each computes from what it trains."""
+"""Methods whose update of a weight is B A, a product of two thin matrices. Each computes B and A in its own way."""
 
 from __future__ import annotations
 

@@ -4,10 +4,11 @@ There are two ways, and both are undone without a trace.
 
 1. An `nn.Linear` gets another class, `AdaptedLinear`. In its forward the adapter chooses how to compute the product:
    for example (W0 + delta) x, or W0 x + B (A x). transformers' `Conv1D` is treated in the same way.
-2. Any other 2-D parameter gets a parametrisation, so that all code that reads it sees W0 + delta. Examples are the
-   packed `in_proj_weight` of attention, a `Linear` that its parent reads without calling it, and a layer whose
-   `forward` accelerate's hooks have replaced. In attention of the usual form, adapters are still applied to the input
-   instead (`randlora.model.attention`).
+2. Any other 2-D parameter gets a parametrisation, so that all code that reads it sees W0 + delta. One example is the
+   parameter `in_proj_weight` of attention, in which queries, keys and values are packed. Another is a `Linear` that is
+   never called, because the module around it reads the weight itself. A third is a layer whose `forward` was replaced
+   by a hook of accelerate. In attention of the usual form, adapters are still applied to the input instead
+   (`randlora.model.attention`).
 
 Parts of one weight share its place (`randlora.model.parts`).
 """

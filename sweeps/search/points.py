@@ -115,9 +115,8 @@ def beyond(space: Space, tried: Sequence[Tried], best: Point, edge: str) -> Poin
         edge: "high" or "low": the edge at which the best rate is.
     """
     rates = [t.lr for t in tried]
-    inside = {
-        lr for lr in rates if round_to_six_digits(space.low) <= lr <= round_to_six_digits(space.high)
-    }  # tried rates are rounded
+    low, high = round_to_six_digits(space.low), round_to_six_digits(space.high)  # as tried rates are
+    inside = {lr for lr in rates if low <= lr <= high}
     step = float((space.high / space.low) ** (1 / max(1, len(inside) - 1)))
     return Point(round_to_six_digits(max(rates) * step if edge == "high" else min(rates) / step), best.extra)
 

@@ -13,7 +13,7 @@ RATES = [10 ** (k / 2) for k in range(-8, -1)]
 
 
 def cell(method: str, predicted: float, best: int) -> dict[str, object]:
-    """A cell whose best rate is `RATES[best]`. A rate that is k places away in `RATES` scores 2 k points less."""
+    """A cell whose best rate is `RATES[best]`. Each step away from it in `RATES` costs 2 points of the score."""
     scores = {rate: 0.9 - 0.02 * abs(k - best) for k, rate in enumerate(RATES)}
     return {"method": method, "lr": RATES[best], "predicted": predicted, "centre": RATES[2], "scores": scores}
 

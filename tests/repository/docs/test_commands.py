@@ -27,7 +27,7 @@ from tests.trainables.tiny_language import completion_rows, save_model, write_ro
 WRITTEN = ["README.md", "CONTRIBUTING.md", "AGENTS.md"]
 PAGES = [*WRITTEN, *(str(p.relative_to(ROOT)) for p in sorted(ROOT.glob("docs/**/*.md")))]
 LONG = ("docs/recipes.md", "docs/claim.md", "docs/analysis.md")
-"""Pages whose commands together take most of a minute."""
+"""Pages whose commands take long. Their tests are marked slow."""
 ELSEWHERE = {
     "docs/other-tests.md": "test_docs_other_tests",
     "docs/use.md": "test_docs_use",

@@ -442,7 +442,7 @@ class Broker:
 
 
 class BrokerActor(Broker):
-    """The broker in a process of its own, which SIGTERM ends at once.
+    """The broker as a Ray actor. The signal SIGTERM ends its process at once.
 
     At SIGTERM Ray lets an asyncio actor answer all open calls before it ends, and takes no new ones. A call of `step`
     waits for the calls of workers, so neither would ever be answered. Ray runs the methods of such an actor outside the
