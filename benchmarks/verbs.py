@@ -37,9 +37,12 @@ SEEDS = 19
 
 
 def made(folder: Path, cells: int) -> Path:
-    """Write a made-up results folder of about `cells` cells: every method at every budget, on enough data sets."""
+    """Write a made-up results folder of about `cells` cells: every method at every budget, on enough data sets.
+
+    All rows are in Parquet parts, as when a sweep has ended.
+    """
     datasets = [f"folder:set{k}" for k in range(max(1, round(cells / len(METHODS) / len(BUDGETS))))]
-    return make_results(folder, datasets=datasets, seeds=SEEDS, plan=dict.fromkeys(METHODS, BUDGETS))
+    return make_results(folder, datasets=datasets, seeds=SEEDS, seal=1.0, plan=dict.fromkeys(METHODS, BUDGETS))
 
 
 def processor_seconds(words: list[str]) -> float:

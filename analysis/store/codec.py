@@ -82,7 +82,7 @@ class Column:
 
     @functools.cached_property
     def _plain(self) -> type | None:
-        return {pa.string(): str, pa.float64(): float, pa.int64(): int}.get(self.kind)
+        return {pa.string(): str, pa.float64(): float, pa.int64(): int, pa.bool_(): bool}.get(self.kind)
 
     def stored(self, table: str, value: Any) -> Any:
         """Return a value as Arrow takes it.
@@ -101,6 +101,13 @@ class Column:
             raise StoreError(
                 f"table {table!r}, column {self.name!r}: {value!r} does not fit type {self.kind} ({error}); {self.doc}"
             ) from error
+
+    def stored_all(self, table: str, values: list[Any]) -> list[Any]:
+        """Return `stored` of each value. It is much faster than calling `stored` if all have the column's type."""
+        present = [value for value in values if value is not None]
+        if set(map(type, present)) <= {self._plain} and all(map(_as_it_is, present)):
+            return values
+        return [self.stored(table, value) for value in values]
 
 
 def _as_it_is(value: Any) -> bool:
@@ -184,13 +191,14 @@ def stored_rows(row: type[TableRow], rows: Iterable[TableRow | Mapping[str, Any]
     Raises:
         StoreError: a row has an unknown column, or a value that does not fit.
     """
-    columns = columns_of(row)
-    values_by_column: dict[str, list[Any]] = {column.name: [] for column in columns}
-    for values in map(values_of, rows):
-        _refuse_unknown(row.table, values, values_by_column)
-        for column in columns:
-            values_by_column[column.name].append(column.stored(row.table, values.get(column.name)))
-    return values_by_column
+    columns = {column.name: column for column in columns_of(row)}
+    all_values = [values_of(each) for each in rows]
+    for values in all_values:
+        _refuse_unknown(row.table, values, columns)
+    return {
+        name: column.stored_all(row.table, [values.get(name) for values in all_values])
+        for name, column in columns.items()
+    }
 
 
 def to_json(row: TableRow) -> dict[str, Any]:

@@ -34,6 +34,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pydantic_core import from_json
+
 from analysis.errors import StoreError
 from analysis.format import Row, finite
 from analysis.store.codec import from_values, to_json
@@ -148,10 +150,18 @@ def _parse(line: bytes) -> Event | None:
     if checked is not None and zlib.crc32(line[:-_CRC_BYTES]) != int(checked[1], 16):
         return None
     try:
-        event = json.loads(line)
+        event = _event(line)
     except (ValueError, RecursionError):  # errors of JSON and UTF-8 are ValueErrors
         return None
     return event if isinstance(event, dict) and "ev" in event and ("crc" in event) == (checked is not None) else None
+
+
+def _event(line: bytes) -> Any:
+    """Return the document in a line. Pydantic's parser is twice as fast as Python's, and refuses lone surrogates."""
+    try:
+        return from_json(line)
+    except ValueError:
+        return json.loads(line)
 
 
 def _number(events: Iterable[Event]) -> None:

@@ -17,7 +17,7 @@ from analysis.format import percent
 from analysis.html import ROWS, html_table, show_arrow_tables
 from analysis.store.journal import JOURNAL, Event, read_journal, rows_of
 from analysis.store.remote import DECLARED, is_uri, local_copy
-from analysis.store.schemas import SCHEMAS
+from analysis.store.schemas import SCHEMAS, TABLES
 from analysis.store.sql.views import VIEWS
 from analysis.store.tables import latest, part_names, scan_parts, to_table
 from analysis.styles import PlaceNames, Style, example_counts, short_name, short_names, spare_styles, use_names
@@ -205,15 +205,17 @@ class Store:
                 first_count = len(everything)
             for name in SCHEMAS:
                 sealed, bad = scan_parts(path, name)
-                parts[name] += [sealed, to_table(name, _named(newer.get(name, []), path, events))]
+                rows = _named(newer.get(name, []), path, events)
+                unsealed = _unsealed(rows, sealed, name)
+                parts[name].append(latest(name, [sealed, to_table(name, unsealed)]) if unsealed else sealed)
                 damaged += bad
-            for sweep in dict.fromkeys(pa.concat_tables(parts["cells"][-2:])["sweep"].to_pylist()):
+            for sweep in dict.fromkeys(parts["cells"][-1]["sweep"].to_pylist()):
                 if (home := homes.setdefault(sweep, path)) != path:
                     raise StoreError(
                         f"{home} and {path} both hold a sweep named {sweep!r}, whose rows would replace each other; "
                         "give one of them another `name` in its sweep file, run or import it anew, or open one alone"
                     )
-        tables = {name: latest(name, table_parts) for name, table_parts in parts.items()}
+        tables = {name: of[0] if len(of) == 1 else latest(name, of) for name, of in parts.items()}
         named = tables["cells"].select(["method", "title"]).to_pylist()
         titles = {row["method"]: row["title"] for row in sorted(named, key=lambda row: row["title"] or "")}
         size_columns = [tables["trials"].column(name).to_pylist() for name in _SIZE]  # `group_by` of Arrow loads pandas
@@ -299,6 +301,13 @@ def _named(rows: list[dict[str, Any]], path: Path, events: tuple[Event, ...]) ->
         return rows
     name = next((e["name"] for e in events if e["ev"] == "sweep" and isinstance(e.get("name"), str)), path.name)
     return [{"sweep": name, **row} for row in rows]
+
+
+def _unsealed(rows: list[dict[str, Any]], sealed: pa.Table, name: str) -> list[dict[str, Any]]:
+    """Return the rows of a journal that the parts do not have. A sealed row is never written again."""
+    key = TABLES[name].key
+    sealed_keys = set(zip(*(sealed.column(column).to_pylist() for column in key), strict=True))
+    return [row for row in rows if tuple(row.get(column) for column in key) not in sealed_keys]
 
 
 def _state(path: Path) -> tuple[FileState | None, list[str]]:

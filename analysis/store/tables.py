@@ -191,7 +191,9 @@ def scan_parts(folder: Path, name: str) -> tuple[pa.Table, list[DamagedPart]]:
         try:
             with path.open("rb") as file:
                 # `pq.read_table` loads Arrow's data sets, and pandas, which takes longer than most folders
-                table = pq.ParquetFile(pa.BufferReader(file.read()), page_checksum_verification=True).read()
+                part = pq.ParquetFile(pa.BufferReader(file.read()), page_checksum_verification=True)
+                # a process that ends while Arrow starts its threads is aborted; parts are small, and need none
+                table = part.read(use_threads=False)
             tables.append(conform(table, name, str(path)))
         except FileNotFoundError:  # set aside meanwhile
             continue

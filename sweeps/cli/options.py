@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -127,6 +128,8 @@ def store_of(
     from analysis import open_store
     from sweeps.cli.printing import err
 
+    # what is read lives until the command ends, and Python's default searches it for unused cycles again and again
+    gc.set_threshold(50_000, 20, 50)
     beside = (uri_of(p) or folder_of(p) for p in also or ())
     uri = uri_of(source)
     if uri is not None:

@@ -6,10 +6,9 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from sweeps.spec.resources import LimitsSection
-
-if TYPE_CHECKING:
-    from sweeps.search.stages import SweepState  # loads torch, which `status` need not
+if TYPE_CHECKING:  # `status` needs neither pydantic's sections nor torch
+    from sweeps.search.stages import SweepState
+    from sweeps.spec.resources import LimitsSection
 
 
 def used_seconds(

@@ -181,10 +181,11 @@ def _rows(store: Store, journal: Journal | None) -> Check:
     begun = next((datetime.fromisoformat(e["at"]) for e in journal.events if e["ev"] == "sweep" and e.get("at")), None)
     earlier = _ended_before(store, begun)
     count, before = 0, 0
+    head = {"sweep": store.names[0]}
     for name in JOURNALED:
         key = [column for column in TABLES[name].key if column != "sweep"]
         journal_rows: dict[tuple[Any, ...], Row] = {}
-        for row in to_table(name, [{"sweep": store.names[0], **r} for r in written.get(name, [])]).to_pylist():
+        for row in to_table(name, [head | r for r in written.get(name, [])]).to_pylist():
             first_row = journal_rows.setdefault(tuple(row[k] for k in key), row)
             if first_row != row:
                 wrong.append(f"the journal has two rows of {name} for {_row_name(row, key)}, which differ")

@@ -23,7 +23,7 @@ import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import psutil
 from filelock import FileLock, LeaseCompromise, OwnerRecord, SoftFileLease, Timeout
@@ -32,8 +32,10 @@ from analysis.store.journal import JOURNAL, read_journal
 from sweeps.errors import Problem, SpecError
 from sweeps.records.journal import write_atomically
 from sweeps.search.rules import RULES
-from sweeps.spec.spec import SweepSpec
 from trainables.errors import TrainablesError
+
+if TYPE_CHECKING:
+    from sweeps.spec.spec import SweepSpec  # pydantic's sections, which `status` need not load
 
 KERNEL_LOCK = ".lock"
 LEASE = "lock"

@@ -52,7 +52,6 @@ class _Writer:
     events: list[Row] = field(default_factory=list)
     trials: list[Row] = field(default_factory=list)
     metrics: list[Row] = field(default_factory=list)
-    predictions: list[Row] = field(default_factory=list)
     choices: list[Row] = field(default_factory=list)
     clock: datetime = START
 
@@ -179,7 +178,6 @@ class _Writer:
                 "correct": base64.b64encode(np.packbits(bits).tobytes()).decode(),
                 "examples_hash": "ab" * 8,
             }
-            self.predictions.append(prediction)
         self.trials.append(row)
         self.metrics += metrics
         self.events.append(
@@ -361,8 +359,12 @@ def make_results(
         if rows:
             write_part(folder, "trials", rows)
     metrics = [m for m in writer.metrics if (m["trial_id"], m["attempt"]) in sealed]
-    if metrics:
-        write_part(folder, "metrics", metrics)
+    finished = [e for e in writer.events if e["ev"] == "finish" and (e["trial_id"], e["attempt"]) in sealed]
+    predictions = [e["prediction"] for e in finished if e["prediction"] is not None]
+    choices = writer.choices if seal == 1 else []
+    for name, rows in (("metrics", metrics), ("predictions", predictions), ("choices", choices)):
+        if rows:
+            write_part(folder, name, rows)
     return folder
 
 

@@ -20,6 +20,8 @@ from analysis.store.store import Store
 SCHEMA = pa.schema([*typed(TEXT, "quantity", "method", "unit"), *typed(REAL, "estimated", "actual", "ratio")])
 Line = tuple[str, str | None, str, float | None, float | None]
 """Quantity, method, unit, estimated, actual."""
+_READ = ["trial_id", "method", "started_at", "ended_at", "seconds_total", "peak_memory_bytes"]
+"""Columns of `trials` that are read."""
 
 
 def estimate_table(store: Store) -> pa.Table:
@@ -30,8 +32,9 @@ def estimate_table(store: Store) -> pa.Table:
     the run has not finished all trials of the estimate. The actual seconds include the set-up of workers; the estimated
     ones do not. The table is empty if no run was estimated.
     """
-    rows = store.table("trials").to_pylist()
-    for event in reversed(store.events("estimate")):
+    estimates = store.events("estimate")
+    rows = store.table("trials").select(_READ).to_pylist() if estimates else []
+    for event in reversed(estimates):
         since = datetime.fromisoformat(event["at"])
         run_rows = [r for r in rows if r["started_at"] is not None and r["started_at"] >= since]
         if run_rows and event["estimate"]["trials_left"]:

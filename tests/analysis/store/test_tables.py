@@ -292,6 +292,27 @@ def test_the_journal_fills_what_the_parts_lack(tmp_path: Path) -> None:
     assert 0 < open_store(folder).table("trials").num_rows < sealed
 
 
+def test_a_sealed_row_is_not_replaced_by_the_journals(tmp_path: Path) -> None:
+    """It is never written again, so `sweeps verify` reports a journal that says something else."""
+    folder = make_results(tmp_path / "made")
+    before = open_store(folder).table("trials")
+    sealed = set(scan_parts(folder, "trials")[0]["trial_id"].to_pylist())
+    path = folder / "journal.jsonl"
+    events = [json.loads(line) for line in path.read_bytes().splitlines()]
+    for event in events:
+        if event["ev"] == "finish" and event["trial_id"] in sealed:
+            event["row"]["test_score"] = 0.999
+    path.write_text("".join(json.dumps(event) + "\n" for event in events), encoding="utf-8")
+    assert open_store(folder).table("trials").equals(before)
+
+
+def test_a_file_name_that_is_not_utf8_is_read(tmp_path: Path) -> None:
+    """JSON has it as a lone surrogate, which the faster parser refuses."""
+    path = tmp_path / "journal.jsonl"
+    path.write_bytes(journal_line({"ev": "trouble", "path": "sp\udce9c.toml"}))
+    assert read_journal(path).events == ({"ev": "trouble", "path": "sp\udce9c.toml"},)
+
+
 def test_a_store_follows_a_running_sweep(tmp_path: Path) -> None:
     folder = make_results(tmp_path / "made")
     store = open_store(folder)
