@@ -6,7 +6,7 @@ import json
 from collections.abc import Sequence
 
 from analysis.format import Row, listed
-from analysis.styles import style
+from analysis.styles import short_name, style
 
 _NAME = "global_batch_size"
 """Name of the batch size among the searched hyperparameters."""
@@ -57,11 +57,12 @@ def batches_say(rows: Sequence[Row]) -> list[str]:
         for sizes in sorted(lists)
     ]
     equal = f"every tuned cell searched {each[0]} examples" if len(each) == 1 else f"{'; '.join(each)}: NOT equal"
+    several_sets = len({r["dataset"] for r in rows}) > 1
     by_size: dict[int, list[str]] = {}
     for r in rows:
         if (size := chosen_batch_size(r)) is not None:
             name = style(r["method"]).name + (f" at {r['reference']}" if r["reference"] else "")
-            by_size.setdefault(size, []).append(name)
+            by_size.setdefault(size, []).append(f"{name} on {short_name(r['dataset'])}" if several_sets else name)
     took = [f"{size:,} by {listed(list(dict.fromkeys(names)))}" for size, names in sorted(by_size.items())]
     text = f"Batch size: {equal}, together with the learning rate."
     return [f"{text} Chosen: {'; '.join(took)}." if took else text]

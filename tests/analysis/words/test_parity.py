@@ -129,9 +129,20 @@ def test_versions_that_decide_nothing_are_not_said() -> None:
 
 
 def test_cells_without_searched_batch_sizes_are_not_among_those_that_searched_them() -> None:
-    row = {"method": "lora", "reference": None, "hyperparameters": None}
+    row = {"method": "lora", "reference": None, "hyperparameters": None, "dataset": "cifar10"}
     searched = row | {"space": '{"global_batch_size": {"values": [16, 64]}}'}
     assert batches_say([row, row]) == []
     assert "NOT equal" not in batches_say([searched, searched])[0]
     (said,) = batches_say([searched, row | {"space": None}])
     assert "every" not in said and "no batch sizes" in said and "NOT equal" in said
+
+
+def test_a_chosen_batch_size_names_its_data_set_where_there_are_several() -> None:
+    searched = {"method": "lora", "reference": "lora-1", "space": '{"global_batch_size": {"values": [16, 64]}}'}
+    rows = [
+        searched | {"dataset": name, "hyperparameters": f'{{"global_batch_size": {size}}}'}
+        for name, size in (("cifar10", 16), ("folder:my/flowers", 64))
+    ]
+    (said,) = batches_say(rows)
+    assert said.endswith("Chosen: 16 by LoRA at lora-1 on cifar10; 64 by LoRA at lora-1 on flowers.")
+    assert batches_say(rows[:1])[0].endswith("Chosen: 16 by LoRA at lora-1.")
