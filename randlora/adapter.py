@@ -231,7 +231,7 @@ class Request:
         biases: weight name -> bias, for weights that are called with one. Those of a Conv1D are left out.
         quantised: names of the weights that the model stores in 4 or 8 bits.
         place: what prompts are counted by; None if prompts are not among the targets.
-        words: token ids from which prompts start. If there are too few, the rest is drawn.
+        words: token ids from which prompts start. If they are fewer than the vectors, all vectors are drawn.
         biased: names of the weights that are called with a bias, those of a Conv1D included.
         gradients: weight name -> the loss's gradient (out x in), for a method that starts from it.
     """

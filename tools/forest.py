@@ -67,7 +67,7 @@ def name(row: Row, study: Study) -> str:
     if row["dataset"] is None:
         what = f"mean of {row['n_datasets']} sets"
     elif row["reference"] is None:
-        what = "mean of both budgets"
+        what = f"mean of {row['n_budgets']} budgets"
     else:
         what = NAMES.get(short_name(row["dataset"]), short_name(row["dataset"]))
     if study.folder == "shots":

@@ -24,16 +24,20 @@ FIGURES = {
     "shots": {"shots": "data_size"},
     "rank": {"rank": "rank"},
     "starts": {"starts": "learning_rates"},
+    "currencies": {"currencies": "fits"},
     "league": {"league": "ranking"},
     "league-language": {"league-language": "ranking"},
 }
 """The report's figures that are written, by results folder and name of the picture."""
+COSTS = {"currencies": "step_flops"}
+"""What a folder's fits have on the horizontal axis, if that is not the number of parameters."""
 STUDIES = (
     forest.Study("Images, ViT-S/14: RandLoRA minus LoRA", "images", ("lora-1", "lora-8")),
     forest.Study("the same, a budget that was added later", "images", ("lora-39",), added=True),
     forest.Study("Three further image sets: RandLoRA minus LoRA", "photos", ("lora-1",)),
     forest.Study("the same, a budget that was added later", "photos", ("lora-39",), added=True),
     forest.Study("Few images and many: RandLoRA minus LoRA", "shots", ("lora-1",)),
+    forest.Study("Against each currency, one set: RandLoRA minus LoRA", "currencies", ("lora-1", "lora-4", "lora-16")),
     forest.Study("Texts, SmolLM2-135M: RandLoRA minus LoRA", "texts", ("lora-1",)),
     forest.Study("the same, a budget that was added later", "texts", ("lora-16",), added=True),
     forest.Study("Texts, every linear weight: RandLoRA minus LoRA", "weights", ("lora-3",)),
@@ -54,7 +58,9 @@ def write(figure: Figure, name: str) -> None:
 def main() -> None:
     """Write all pictures."""
     for folder, wanted in FIGURES.items():
-        figure_by_stem = {p.stem: p.figure for p in pictures(open_store(RESULTS / folder))}
+        figure_by_stem = {
+            p.stem: p.figure for p in pictures(open_store(RESULTS / folder), COSTS.get(folder, "adapter_params"))
+        }
         for name, stem in wanted.items():
             write(figure_by_stem[stem], name)
     declared = [(study, forest.declared(study, open_store(RESULTS / study.folder))) for study in STUDIES]

@@ -56,7 +56,7 @@ AXES: dict[str, Axis] = {
         "coalesce(stored_bytes, 0) + 4 * adapter_params",
     ),
     "step_memory_bytes": Axis("predicted memory of a training step, bytes", _cell_column_sql("step_memory_bytes")),
-    "step_flops": Axis("floating-point operations, of training on one image or token", _cell_column_sql("step_flops")),
+    "step_flops": Axis("training operations, per image or token", _cell_column_sql("step_flops")),
     "saved_bytes": Axis("bytes of the saved adapter", _cell_column_sql("saved_bytes")),
     "peak_memory_bytes": Axis("peak memory, bytes", "peak_memory_bytes"),
     "seconds_train": Axis("training time, seconds", "seconds_train"),

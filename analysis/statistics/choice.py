@@ -17,7 +17,7 @@ the rule. `benchmarks/calibration.py` shows that tests with this variance keep t
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -363,6 +363,8 @@ def chosen_variance(
     reruns: tuple[int, int],
     rng: np.random.Generator | None = None,
     draws: int = 400,
+    *,
+    without_score: Sequence[float] = (),
 ) -> Array:
     """Return (...) the variance that the choice of a rate adds to a cell's score.
 
@@ -375,6 +377,7 @@ def chosen_variance(
         noise: variance of one run's score, broadcast against (...).
         reruns: how many rates are run again, and on how many seeds each.
         rng, draws: with a generator, the variance is simulated from this number of draws (`drawn_variance`).
+        without_score: log10 of the rates of a single cell that failed or were pruned (`rates_without_score`).
     """
     level, weight = levels(runs)
     expected = level if log_rates is None else smoothed(log_rates, level, weight, chosen)
@@ -382,7 +385,25 @@ def chosen_variance(
         variance = choice_variance(expected, noise, reruns)
     else:
         variance = drawn_variance(expected, noise, reruns, rng, draws)
-    return variance if log_rates is None else variance + missed(log_rates, level) ** 2
+    if log_rates is None:
+        return variance
+    return variance + missed(*with_rates_without_score(log_rates, level, without_score)) ** 2
+
+
+def with_rates_without_score(log_rates: Array, level: Array, without_score: Sequence[float]) -> tuple[Array, Array]:
+    """Return the rates of a cell, rising, and their scores, with the rates that failed or were pruned.
+
+    These count as no better than the worst rate that finished, as in the local fit.
+
+    Args:
+        log_rates, level: (K,) log10 of the rates that finished, and their scores; (..., K) if `without_score` is empty.
+        without_score: log10 of the other rates.
+    """
+    if not len(without_score):
+        return log_rates, level
+    rates = np.concatenate([log_rates, without_score])
+    order = rates.argsort()
+    return rates[order], np.concatenate([level, np.full(len(without_score), level.min())])[order]
 
 
 @remembered
@@ -394,6 +415,7 @@ def choice_variances(store: Store) -> dict[CellKey, float]:
     TUNE is not in the store, or if CONFIRM's validation scores in its place do not show the noise of a run.
     """
     cells, tuned, noise = store.table("cells").to_pylist(), tuned_runs(store), run_noises(store)
+    without_score = rates_without_score(store)
     chosen_rates = {(r["sweep"], r["cell_id"]): r["lr"] for r in store.table("chosen").to_pylist()}
     variances: dict[CellKey, float] = {}
     chosen: dict[tuple[Place, str], dict[CellKey, float]] = defaultdict(dict)
@@ -406,7 +428,9 @@ def choice_variances(store: Store) -> dict[CellKey, float]:
             rate_known = rates is not None and key in chosen_rates
             best = int(np.abs(rates - np.log10(chosen_rates[key])).argmin() if rate_known else runs.first.argmax())
             reruns = (runs.again.shape[0], max(0, runs.again.shape[1] - 1))
-            variance = chosen_variance(rates, runs, np.array(best), noise[key], reruns)
+            variance = chosen_variance(
+                rates, runs, np.array(best), noise[key], reruns, without_score=without_score.get(key, ())
+            )
             chosen[place_of(cell), cell["method"]][key] = float(variance)
     for budgets in chosen.values():
         variances |= dict.fromkeys(budgets, sum(budgets.values()) / len(budgets))
@@ -426,27 +450,36 @@ def run_noises(store: Store) -> dict[CellKey, float]:
     for cell in cells:
         if (key := (cell["sweep"], cell["cell_id"])) in tuned:
             rerun_noises[place_of(cell), cell["method"]].append(rerun_noise(tuned[key][1].again))
+    cells_by_place = _by_place(cells)
     variances: dict[CellKey, float] = {}
-    for place, alike, noise in _confirm_noise(store, cells):
+    for place, alike, noise in _confirm_noise(store, cells_by_place):
         parts = [part for method in alike for part in rerun_noises[place, method]]
         freedom = sum(f for _, f in parts)
         tune_noise = float(sum(s for s, _ in parts)) / freedom if freedom else 0.0
-        sharing_cells = (c for c in cells if place_of(c) == place and c["method"] in alike)
+        sharing_cells = (c for c in cells_by_place[place] if c["method"] in alike)
         variances |= {(c["sweep"], c["cell_id"]): max(noise, tune_noise) for c in sharing_cells}
     return variances
 
 
-def _confirm_noise(store: Store, cells: Sequence[Row]) -> Iterator[tuple[Place, list[str], float]]:
+def _by_place(rows: Iterable[Row]) -> dict[Place, list[Row]]:
+    """Group rows by place."""
+    groups: dict[Place, list[Row]] = defaultdict(list)
+    for row in rows:
+        groups[place_of(row)].append(row)
+    return dict(groups)
+
+
+def _confirm_noise(
+    store: Store, cells_by_place: Mapping[Place, Sequence[Row]]
+) -> Iterator[tuple[Place, list[str], float]]:
     """Yield each place, the names of methods that share a noise, and its variance by CONFIRM's scores.
 
     Every method of a place is in one of the lists. The noise is estimated at budgets with two methods or more, or from
     all cells together if no budget has two. With a single cell the noise of a run cannot be separated from the effect
     of its seed. Then the whole variance over seeds is taken.
     """
-    rows = store.sql(_CONFIRMED).to_pylist()
-    for place in dict.fromkeys(place_of(r) for r in rows):
-        place_runs = [r for r in rows if place_of(r) == place]
-        names = list(dict.fromkeys(cell["method"] for cell in cells if place_of(cell) == place))
+    for place, place_runs in _by_place(store.sql(_CONFIRMED).to_pylist()).items():
+        names = list(dict.fromkeys(cell["method"] for cell in cells_by_place[place]))
         budgets = list(group_by(place_runs, "reference").values())
         noises = method_noise(_scores(budgets, names))
         if noises is not None:
@@ -489,6 +522,21 @@ def tuned_runs(store: Store) -> dict[CellKey, tuple[Array | None, Runs]]:
     for row in rows:
         cells[row["sweep"], row["cell_id"]][row["lr"], row["hyperparameters"]][seed_of(row)] = row["val_score"]
     return {key: _of_points(points) for key, points in cells.items()}
+
+
+@remembered
+def rates_without_score(store: Store) -> dict[CellKey, list[float]]:
+    """Return for each cell log10 of stage TUNE's rates that failed or were pruned, and that no other trial scored."""
+    rows = store.sql(
+        """
+        select sweep, cell_id, lr from last_attempts where stage = 'TUNE' and lr is not null
+        group by all having bool_and(status <> 'finished' or val_score is null) order by all
+    """
+    ).to_pylist()
+    rates: dict[CellKey, list[float]] = defaultdict(list)
+    for row in rows:
+        rates[row["sweep"], row["cell_id"]].append(float(np.log10(row["lr"])))
+    return dict(rates)
 
 
 def _of_points(points: dict[Point, dict[Seed, float]]) -> tuple[Array | None, Runs]:

@@ -75,6 +75,8 @@ def _lead(top: Row, second: Row, pair: Pair) -> Row:
         return row
     row["pairs"] = pair.tested.n
     row |= {"ahead": pair.tested.mean, "ahead_low": pair.interval[0], "ahead_high": pair.interval[1]}
+    if pair.tested.as_untrained is not None:  # failed runs are part of the test, and more seeds do not mend that
+        return row
     row["detectable"] = detectable(pair.tested, pair.alpha)
     if not pair.apart and pair.tested.mean:
         row["seeds_needed"] = seeds_needed(pair.tested, pair.tested.mean, pair.alpha)

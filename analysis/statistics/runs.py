@@ -38,9 +38,12 @@ def confirmed(store: Store) -> dict[Cell, list[Row]]:
 _FAILED = """
 select f.sweep, f.model, f.dataset, f.train_size, f.method, f.reference, f.cell_id,
        f.data_seed, f.init_seed, f.basis_seed,
-       coalesce(z.score, case when coalesce(f.metric, 'accuracy') = 'accuracy' then 1 / k.classes end, 0) as test_score
+       coalesce(z.score, case when coalesce(m.metric, 'accuracy') = 'accuracy' then 1 / k.classes end, 0) as test_score
 from failed f
 left join cells k using (sweep, cell_id)
+left join (  -- a run that failed has no metric
+  select sweep, dataset, max(metric) as metric from last_attempts where status = 'finished' group by all
+) m on (f.sweep, f.dataset) = (m.sweep, m.dataset)
 left join (
   select sweep, model, dataset, train_size, avg(test_score) as score
   from confirmed where method = 'zero-shot' group by all

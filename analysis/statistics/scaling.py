@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -30,6 +30,7 @@ from analysis.statistics.runs import (
     by_seed,
     confirmed,
     datasets_of,
+    failed,
     group_by,
     lost_runs,
     over_all_datasets,
@@ -43,7 +44,7 @@ from analysis.statistics.runs import (
 )
 from analysis.store.columns import INT, PLACE, REAL, TEXT, typed
 from analysis.store.store import Store, remembered
-from analysis.styles import in_order, size_key, style
+from analysis.styles import Place, in_order, size_key, style
 
 Runs = Sequence[Row]
 """The confirmed runs of one cell."""
@@ -192,9 +193,12 @@ def curve(store: Store) -> pa.Table:
     """
     of_cells = store.table("scaling").to_pylist()
     cells, sharing = confirmed(store), sharing_seeds(store)
+    sets: dict[tuple[str, str, str], set[str | None]] = defaultdict(set)
+    for (sweep, model, dataset, size), _, _ in cells:
+        sets[sweep, model, size].add(dataset)
     means: list[Row] = []
     for (sweep, model, size, method, reference), method_cells in group_by(of_cells, *_ACROSS).items():
-        datasets = sorted(datasets_of(cells, sweep, model, size), key=lambda name: name or "")
+        datasets = sorted(sets[sweep, model, size], key=lambda name: name or "")
         groups = [cells.get(((sweep, model, dataset, size), method, reference), []) for dataset in datasets]
         if len(datasets) < 2 or not all(groups):
             continue
@@ -269,7 +273,7 @@ def _further_columns(row: Row, difference: Difference) -> Row:
     effect = effect_size(difference)
     if effect is not None:
         columns |= {"effect": effect.mean, "effect_low": effect.low, "effect_high": effect.high}
-    if row["p"] is not None and row["alpha"] and difference.testable:
+    if row["p"] is not None and row["alpha"] and difference.testable and difference.as_untrained is None:
         widened = difference.widened(row["choice_sd"] ** 2)
         columns["power"] = power_at(widened, PLANTED, row["alpha"])
         columns["seeds_needed"] = seeds_needed(widened, PLANTED, row["alpha"])
@@ -395,11 +399,16 @@ def _edge(edges: set[CellKey], run: Row, base_run: Row) -> str | None:
 
 
 def _prospects(row: Row, difference: Difference) -> Row:
-    """Return the interval at the level that decided the row, the seeds it would need, and what it can detect."""
+    """Return the interval at the level that decided the row, the seeds it would need, and what it can detect.
+
+    The last two are left out if failed runs are part of the test: they hold for finished runs alone.
+    """
     if row["p"] is None or not row["alpha"] or not difference.testable:
         return {}
     alpha, widened = row["alpha"], difference.widened(row["choice_sd"] ** 2)
     low, high = widened.interval(row["decided_at"])
+    if difference.as_untrained is not None:  # more seeds do not change that runs fail
+        return {"low": low, "high": high}
     silent = row["verdict"] == "not distinguishable" and row["difference"]
     return {
         "low": low,
@@ -463,11 +472,17 @@ def _overall(store: Store, rows: Sequence[Row], baseline: str, focus: str | None
         added = added_over_datasets(parts, shared=shared)
         these = over_datasets(each, shared=shared)
         lost = sum(len(lost_runs(store, r)) for pairs in pairs_of.values() for pair in pairs for r in pair)
+        ahead = these is not None and these.mean > 0
+        leader, other = (focus, baseline) if ahead else (baseline, focus)
+        collapsed = {name: _all_failed(store, (sweep, model, name, size), leader, other) for name in blocks}
+        lost += sum(len(runs) for pairs in collapsed.values() for runs, _ in pairs)
         if these is not None and lost:
-            ahead = these.mean > 0
             filled = [
-                averaged([seed_differences_as_untrained(store, *pair, ahead=ahead) for pair in p])
-                for p in pairs_of.values()
+                averaged(
+                    [seed_differences_as_untrained(store, *pair, ahead=ahead) for pair in pairs]
+                    + [seed_differences(*(pair if ahead else pair[::-1])) for pair in collapsed[name]]
+                )
+                for name, pairs in pairs_of.items()
             ]
             also = None if filled == each else over_datasets(filled, shared=shared)
             these = replace(these, as_untrained=also, lost=lost)
@@ -486,6 +501,21 @@ def _overall(store: Store, rows: Sequence[Row], baseline: str, focus: str | None
                 n_budgets = len({r["reference"] for r in several})
                 overall_rows.append((row | {"n_datasets": len(blocks), "n_budgets": n_budgets}, difference))
     return overall_rows
+
+
+def _all_failed(store: Store, place: Place, leader: str, other: str) -> list[tuple[Runs, Runs]]:
+    """Return the runs of the leader's cells of which every run failed, each with the other method's runs.
+
+    Such a budget has no comparison, so a mean leaves it out. These runs have the untrained model's score.
+    """
+    cells = confirmed(store)
+    return [
+        (runs, cells[place, other, reference])
+        for (where, method, reference), runs in failed(store).items()
+        if (where, method) == (place, leader)
+        and (place, leader, reference) not in cells
+        and (place, other, reference) in cells
+    ]
 
 
 def _like_these(blocks: Sequence[Mapping[Seed, float]], *, spread: bool) -> Difference:

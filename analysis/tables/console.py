@@ -85,16 +85,20 @@ def runs_failed(store: Store, methods: Collection[str] | None = None) -> list[st
     lost = [rows for (_, method, _), rows in failed(store).items() if methods is None or method in methods]
     if not lost:
         return []
-    scored, cells = confirmed(store), []
+    scored, cells, without_score = confirmed(store), [], []
     for rows in lost:
         r, n = rows[0], len(rows)
         finished = len(scored.get((place_of(r), r["method"], r["reference"]), ()))
         at = f" at {r['reference']}" if r["reference"] else ""
-        cells.append(f"{n} of {n + finished} of {style(r['method']).name}{at} on {dataset_text(r['dataset'])}")
+        cell = f"{style(r['method']).name}{at} on {dataset_text(r['dataset'])}"
+        cells.append(f"{n} of {n + finished} of {cell}")
+        without_score += [] if finished else [cell]
     sentences = [
         f"Confirming runs that failed: {listed(cells)}. A method is only called higher if that also "
         "holds with each of its failed runs scored as the untrained model."
     ]
+    if without_score:
+        sentences.append(f"No run finished of {listed(without_score)}: there is no difference, and means leave it out.")
     rows = [r for r in scaling.verdict_table(store).to_pylist() if r["difference_as_untrained"] is not None]
     rows = [r for r in rows if r["reference"] and (methods is None or r["method"] in methods)]
     for r in rows:

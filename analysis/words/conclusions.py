@@ -216,7 +216,7 @@ def _answer_for_one(
     lead, places = _matching_text(cells), _places(cells)
     if len(cells) == 1 and not means:
         return _main(cells[0], lead, a, b, f"at {_budget_text(cells[0], '')}", advise=advise), "", []
-    if len(means) == 1:
+    if len(means) == 1 and len({(r["sweep"], r["model"], r["train_size"]) for r in cells}) == 1:
         main = _main(means[0], lead, a, b, _averaged(means, len({r["reference"] for r in cells})), advise=advise)
         silent = inconclusive(means[0]) and all(inconclusive(r) for r in cells)
         return main, "" if silent else _summary(cells, "It"), _reasons(cells)
@@ -224,7 +224,8 @@ def _answer_for_one(
     if means:
         over = _averaged(means, len({r["reference"] for r in cells}))
         counts = f"{_verdicts(means)} ({_range(means)})"
-        main_text = f"{lead} {a} against {b}, {over}, for {len(means)} sizes, models or sweeps: {counts}."
+        of_which = plural(len(means), "size, model or sweep", "sizes, models or sweeps")
+        main_text = f"{lead} {a} against {b}, {over}, for {of_which}: {counts}."
         return main_text, _summary(cells, a, b), _reasons(cells)
     if all(inconclusive(r) for r in cells):
         where = _location_text(cells, len(cells), places, every="any of the")
@@ -425,7 +426,7 @@ def _effect_text(rows: Sequence[Row], effect: str) -> str:
 def _slope_verdict(row: Row) -> str:
     """Return a bracket that says if a slope is not distinguishable from zero, or could not be tested; else ""."""
     if row["p_holm"] is None:
-        return " (not tested: no spread between seeds)"
+        return " (not tested)" if row["verdict"] == NOT_KNOWN else " (not tested: no spread between seeds)"
     return " (not distinguishable from zero)" if row["verdict"] == "not distinguishable" else ""
 
 

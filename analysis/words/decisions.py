@@ -50,7 +50,8 @@ def _would_change(row: Row) -> str:
     if row["verdict"] == "equivalent":
         return f"{pair}: {gap} points, equivalent. Choose by cost."
     if row["detectable"] is None:
-        return f"{pair}: {points(-row['ahead'])} points. Earlier looks have left no level to test at."
+        why = "runs failed, or earlier looks have left no level to test at"
+        return f"{pair}: {points(-row['ahead'])} points. More seeds would not help: {why}."
     return " ".join(filter(None, (f"{pair}: {points(-row['ahead'])} points.", detectable_text(row), remedy_text(row))))
 
 

@@ -367,11 +367,18 @@ def _leaders(block: Sequence[Row]) -> str:
     """Name the methods of one budget that are above all others."""
     if all(r["tested"] == 0 for r in block):
         return "nothing can be tested"
-    best = [style(r["method"]).name for r in block if "a" in r["group"]]
-    below = " and above every other method" if len(best) < len(block) else ""
-    if len(best) == 1:
-        return f"{best[0]} is above {'every other method' if len(block) > 2 else style(block[1]['method']).name}"
-    return f"{listed(best)} are not distinguishable{below}"
+    first_letters = set(block[0]["group"])
+    alike = [r for r in block if first_letters & set(r["group"])]
+    rest = [r for r in block if r not in alike]
+    first, *others = [style(r["method"]).name for r in alike]
+    clear = all(set(r["group"]) & set(other["group"]) for r in alike for other in alike)
+    clear = clear and not any(set(r["group"]) & set(other["group"]) for r in alike for other in rest)
+    if not clear:  # some of these methods are themselves told apart, or are like a method below
+        return f"{first} is not distinguishable from {listed(others)}"
+    if not others:
+        return f"{first} is above {'every other method' if len(block) > 2 else style(block[1]['method']).name}"
+    below = " and above every other method" if rest else ""
+    return f"{listed([first, *others])} are not distinguishable{below}"
 
 
 def _of_all(count: int, blocks: Mapping[Any, Any]) -> str:

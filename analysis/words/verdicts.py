@@ -111,6 +111,8 @@ def apart_text(row: Row, a: str, b: str) -> str:
 def missed_text(row: Row) -> str:
     """Return what a comparison could have missed: '2 seeds cannot detect differences below 30 points'."""
     detectable = row.get("detectable")
+    if row.get("difference_as_untrained") is not None:
+        return "the test with failed runs scored as the untrained model does not exclude zero"
     if detectable is None:
         spent = row.get("alpha") == 0.0
         return (

@@ -55,17 +55,17 @@ def load(model: nn.Module, directory: str | Path) -> Adapted:
             f"the bases are of generator version {basis['generator_version']}, this package has {GENERATOR_VERSION}; "
             "load with the version that saved it"
         )
-    method = get_method(meta["method"])
-    config = method.config.from_options(meta["capacity"], meta["options"])
     seed = meta.get("basis_seed", 0) if basis is None else basis["seed"]  # older files have the seed in `basis` alone
     shapes = {name: (shape[0], shape[1]) for name, shape in meta["shapes"].items()}
-    settings: dict[str, Any] = {
-        "init_seed": meta["init_seed"],
-        "basis_seed": seed,
-        "gradients": zero_gradients(method, shapes),  # a start made from gradients is in the file
-    }
     state = read_tensors(folder / TENSORS, expect_digest=True)
     try:
+        method = get_method(meta["method"])
+        config = method.config.from_options(meta["capacity"], meta["options"])
+        settings: dict[str, Any] = {
+            "init_seed": meta["init_seed"],
+            "basis_seed": seed,
+            "gradients": zero_gradients(method, shapes),  # a start made from gradients is in the file
+        }
         _check_size(model, config, list(meta["shapes"]), meta["capacities"], state)
         adapted = attach(model, config, list(meta["shapes"]), capacities=meta["capacities"], **settings)
     except AdapterError as error:

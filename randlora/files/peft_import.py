@@ -38,6 +38,11 @@ _KEEP_BASE = (True, False, None, "gaussian", "eva", "orthogonal", "mica")
 """Values of `init_lora_weights` with which PEFT leaves the base weights as they are."""
 _CHANGE_BASE = ("pissa", "corda", "olora", "loftq", "lora_ga")
 """Beginnings of values with which PEFT changes the base weights. What other values do is not known."""
+_NOT_IN_LORA = {
+    "lora_bias": False, "use_qalora": False, "alora_invocation_tokens": None, "layer_replication": None,
+    "arrow_config": None, "kasa_config": None, "monteclora_config": None, "use_bdlora": None,
+}  # fmt: skip
+"""PEFT's options of a LoRA that change what its tensors mean -> the value that changes nothing."""
 
 Layers = dict[str, dict[str, Tensor]]
 """Module name -> tensor name -> values."""
@@ -187,7 +192,7 @@ Read = tuple[AdapterConfig, dict[str, Tensor], dict[str, Tensor] | None]
 
 def _lora(config: Mapping[str, Any], layers: Layers, bases: Mapping[str, Tensor]) -> Read:
     """Return the configuration and the tensors of a LoRA or DoRA."""
-    _refuse(config, {"lora_bias": False, "use_qalora": False, "alora_invocation_tokens": None})
+    _refuse(config, _NOT_IN_LORA)
     start = config.get("init_lora_weights", True)
     word = start.lower() if isinstance(start, str) else start  # PEFT compares in lower case too
     if word not in _KEEP_BASE:

@@ -97,7 +97,7 @@ def _illegal(
 
 
 def solutions(
-    name: str, spec: SweepSpec, shapes: Shapes, method_shapes: MethodShapes, currency: Currency
+    name: str, spec: SweepSpec, shapes: Shapes, method_shapes: MethodShapes, currency: Currency, own: Currency
 ) -> list[tuple[str | None, Answer | None]]:
     """Return (name of the budget, the solver's answer) for each budget of a method; [(None, None)] if it has none.
 
@@ -106,7 +106,8 @@ def solutions(
         spec: the sweep.
         shapes: (out, in) of every target weight, by name.
         method_shapes: returns the shapes that a method counts on.
-        currency: what the budgets limit.
+        currency: what the budgets limit. LoRA's budgets are counted in it.
+        own: the same currency with the method's own micro-batch size, in which the method is counted.
     """
     section, method = spec.methods[name], spec.base(name)
     if not has_budget(method):
@@ -117,9 +118,7 @@ def solutions(
     references = section.budgets or spec.budgets.references()
     if section.capacity is not None:
         try:
-            return _pinned(
-                name, section.capacity, method, shapes, {r: budgets[r] for r in references}, options, currency
-            )
+            return _pinned(name, section.capacity, method, shapes, {r: budgets[r] for r in references}, options, own)
         except UnknownCountError as error:
             return [(r, unknown_count(method, budgets[r], error)) for r in references]
     return [
@@ -133,7 +132,7 @@ def solutions(
                 tolerance=spec.budgets.tolerance,
                 nearest=section.unmatched,
                 options=options,
-                currency=currency,
+                currency=own,
                 section=name,
             ),
         )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import shutil
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -130,9 +131,13 @@ def run_prepared(
     with Journal(folder / "journal.jsonl") as journal:
         sealer = Sealer(folder, None if location is None else EVERY_S)
         sweep = _open(plan, folder, journal, sealer, make_progress(progress), retry_failed)
+        declared = functools.partial(_declare, plan, sweep)
+        fresh = not any(cell.rows for cell in sweep.state.cells.values())
+        if fresh or not sweep.left:
+            declared()
         with _observed(sweep, observers, location):
             if sweep.left:
-                Runner(sweep, plan, prepared.opener, begun, prepared.restart).run(estimate)
+                Runner(sweep, plan, prepared.opener, begun, prepared.restart, declared).run(estimate)
     if not (sweep.interrupted or sweep.limit):
         shutil.rmtree(folder / "work", ignore_errors=True)
     return _summary(sweep, time.monotonic() - begun)
@@ -145,9 +150,6 @@ def _open(plan: Plan, folder: Path, journal: Journal, sealer: Sealer, display: P
     earlier: dict[str, int] = {}
     unfinished = replay(state, sealer, journal.events, sealer.rows, earlier if retry_failed else None)
     write_identity(folder, spec.identity())
-    cells = (state.cells.get(cell.cell_id, cell) for cell in plan.cells)
-    sealer.write_cells(replace(cell.row(), seed_rule=RULES["seed_rule"]) for cell in cells)
-    declare(spec, journal, sealer.rows, state.cells)
     skipped = sum(cell.counted() for cell in state.cells.values())
     for line in sealer.damaged:
         display.note(f"damaged table file set aside: {line}")
@@ -157,6 +159,18 @@ def _open(plan: Plan, folder: Path, journal: Journal, sealer: Sealer, display: P
     for cell_id in state.cells:
         ledger.settle(cell_id)
     return Sweep(ledger, display, skipped)
+
+
+def _declare(plan: Plan, sweep: Sweep) -> None:
+    """Write what the sweep declares, and its table of cells.
+
+    If trials have ended and others are left to run, this is done once the backend is open: a run that is refused asks
+    for nothing, so it must not count as an interim analysis.
+    """
+    ledger, known = sweep.ledger, sweep.state.cells
+    cells = (known.get(cell.cell_id, cell) for cell in plan.cells)
+    ledger.sealer.write_cells(replace(cell.row(), seed_rule=RULES["seed_rule"]) for cell in cells)
+    declare(plan.spec, ledger.journal, ledger.sealer.rows, known)
 
 
 @contextlib.contextmanager

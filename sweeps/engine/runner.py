@@ -9,7 +9,7 @@ import platform
 import socket
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -124,13 +124,26 @@ class Opener:
 
 
 class Runner:
-    """Runs the missing trials of a sweep on a backend, and opens the backend again if it is lost."""
+    """Runs the missing trials of a sweep on a backend, and opens the backend again if it is lost.
 
-    def __init__(self, sweep: Sweep, plan: Plan, opener: Opener, begun: float, restart: bool) -> None:
+    Args:
+        sweep: the sweep.
+        plan: its plan.
+        opener: opens the backend.
+        begun: when the run began, by `time.monotonic`.
+        restart: whether to open a lost backend again.
+        declare: writes what the sweep declares. It is called when the backend is open, before the first trial is asked.
+            If nothing has changed since the last call, it writes nothing.
+    """
+
+    def __init__(
+        self, sweep: Sweep, plan: Plan, opener: Opener, begun: float, restart: bool, declare: Callable[[], None]
+    ) -> None:
         self._sweep = sweep
         self._plan = plan
         self._opener = opener
         self._restart = restart
+        self._declare = declare
         self._begun = begun
         self._signalled = threading.Event()
         self._backend: Backend | None = None
@@ -174,6 +187,7 @@ class Runner:
         with self._opener.opened(sweep, self._plan, patience) as backend:
             facts = backend.facts
             state.workers = facts.workers
+            self._declare()
             if estimate is not None:
                 kept_estimate = {**estimate, "accelerators": facts.accelerators}
                 journal.write({"ev": "estimate", "at": utc(time.time()), "estimate": kept_estimate})

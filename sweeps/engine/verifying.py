@@ -23,7 +23,7 @@ from analysis.report.tables import pick
 from analysis.statistics.examples import unpacked
 from analysis.statistics.looks import looks
 from analysis.store.codec import from_values
-from analysis.store.journal import JOURNAL, Event, Journal, read_journal, rows_of
+from analysis.store.journal import JOURNAL, Event, Journal, choice_of, read_journal, rows_of
 from analysis.store.left import to_come
 from analysis.store.rows import TrialRow
 from analysis.store.schemas import TABLES
@@ -387,7 +387,9 @@ def _test_split(store: Store, events: Sequence[Event]) -> Check:
     asks: dict[str, int] = {}
     for number, event in enumerate(events):
         if event["ev"] == "choose":
-            places.setdefault(str(event.get("cell_id")), number)
+            cell_id = str(event.get("cell_id"))
+            if choice_of(event, "").chosen_at == chosen.get(cell_id):  # a copied folder may have an earlier choice
+                places.setdefault(cell_id, number)
         elif event["ev"] == "ask":
             asks.setdefault(event["trial_id"], number)
     reads = [r for r in rows if r["stage"] == "CONFIRM" and r["test_score"] is not None]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -22,7 +23,7 @@ from sweeps.spec.batch_sizes import batch_sizes
 from sweeps.spec.methods import has_budget
 from sweeps.spec.search import MOST_TRIALS
 from sweeps.spec.search_space import split_extra
-from sweeps.spec.space import Extra, extra_of
+from sweeps.spec.space import TRAIN_FIELDS, Extra, extra_of
 from trainables.data.images.batches import samples_per_epoch
 
 if TYPE_CHECKING:
@@ -55,6 +56,12 @@ def check_adapters(module: nn.Module, cells: Sequence[Cell]) -> None:
             names = ", ".join(d.name for d in cell.dimensions)
             rule = f"searching {names} changes the number of parameters: {', '.join(map(str, sorted(built)))}"
             problems.append(Problem(f"methods.{name}.space", None, rule))
+        elif built != {cell.count} and (fixed := [d for d in cell.dimensions if d.name not in TRAIN_FIELDS]):
+            names = ", ".join(d.name for d in fixed)
+            rule = f"sets {names}, and the method then has {min(built)} parameters in place of the {cell.count} that "
+            rule += f"were solved; one value belongs in [methods.{name}]"
+            values = [f"{d.name} = {json.dumps(d.values[0])}" for d in fixed if len(d.values) == 1]
+            problems.append(Problem(f"methods.{name}.space", None, rule, ", ".join(values) or None))
         elif built != {cell.count}:
             raise AssertionError(f"{cell.label}: predicted {cell.count} parameters, built {built}; please report this")
     if problems:

@@ -39,6 +39,12 @@ class ModelCosts:
     targets: tuple[str, ...]
     train: TrainSettings
 
+    def at(self, micro_batch_size: int | None) -> ModelCosts:
+        """Return the costs of a method with its own micro-batch size; None for that of `train`."""
+        if micro_batch_size is None:
+            return self
+        return replace(self, train=self.train.model_copy(update={"micro_batch_size": micro_batch_size}))
+
     def trial(self, method: str, capacities: Mapping[str, int], options: Mapping[str, Any]) -> TrialConfig:
         """Return a trial configuration of a method, to compute its costs. They do not depend on its data or rate."""
         return TrialConfig.model_validate(
@@ -95,15 +101,19 @@ _NOUNS: dict[str, str] = {
 }
 
 
-def model_costs(spec: SweepSpec, model: BaseModelInfo, targets: Sequence[str]) -> ModelCosts:
-    """Return the costs of methods on the sweep's model.
+def model_costs(spec: SweepSpec, model: BaseModelInfo, targets: Sequence[str]) -> dict[str, ModelCosts]:
+    """Return the costs of methods on the sweep's model, by data set. Data sets with as many classes share theirs.
 
     Raises:
         ModelError: the model's image processor can't be read.
     """
-    classes = max(_classes(name) for name in spec.data.datasets)
     train, side = with_largest_batch(spec), spec.model.image_size
-    return costs_on(model, spec.model.adapt or "both", targets, train, classes=classes, side=side)
+    classes = {name: _classes(name) for name in spec.data.datasets}
+    costs = {
+        count: costs_on(model, spec.model.adapt or "both", targets, train, classes=count, side=side)
+        for count in set(classes.values())
+    }
+    return {name: costs[count] for name, count in classes.items()}
 
 
 def costs_on(
@@ -142,18 +152,26 @@ def _classes(dataset: str) -> int:
     return classes_of(dataset) or (class_count(dataset) if on_disk(dataset) else 0) or CLASSES
 
 
-def currency_of(spec: SweepSpec, model: BaseModelInfo, targets: Sequence[str]) -> Currency:
-    """Return what the sweep's budgets limit."""
+def currencies(spec: SweepSpec, model: BaseModelInfo, targets: Sequence[str]) -> dict[str, Currency]:
+    """Return what the sweep's budgets limit, by data set. Data sets on which methods cost the same share theirs."""
     name = spec.budgets.count
     if name in ("parameters", "dof"):
-        return PARAMETERS if name == "parameters" else DOF
-    return OnModel(name, _NOUNS[name], model_costs(spec, model, targets))
+        return dict.fromkeys(spec.data.datasets, PARAMETERS if name == "parameters" else DOF)
+    costs = model_costs(spec, model, targets)
+    on_model = {each: OnModel(name, _NOUNS[name], each) for each in costs.values()}
+    return {dataset: on_model[each] for dataset, each in costs.items()}
+
+
+def own_currency(currency: Currency, micro_batch_size: int | None) -> Currency:
+    """Return a currency that counts a method with its own micro-batch size; None for that of the sweep."""
+    return replace(currency, costs=currency.costs.at(micro_batch_size)) if isinstance(currency, OnModel) else currency
 
 
 def with_costs(cell: Cell, costs: ModelCosts) -> Cell:
     """Return the cell with its costs, as far as they can be found. An infeasible cell is returned as it is."""
     if not cell.feasible or cell.lr_centre is None:
         return cell
+    costs = costs.at(cell.micro_batch_size)
     return replace(cell, **known_costs(costs, cell.base, cell.capacities, dict(cell.options)))
 
 
@@ -189,14 +207,24 @@ def computing_costs(*, shown: bool = True) -> Iterator[None]:
 
 
 def memory_problems(spec: SweepSpec, model: BaseModelInfo) -> list[Problem]:
-    """Return a problem for each budget of memory that is smaller than the frozen base model alone."""
+    """Return a problem for each budget of memory that is smaller than the frozen base model alone.
+
+    Settings whose memory is not known from the sweep file are also problems if budgets limit memory.
+    """
     from trainables.models.base_weights import held_bytes
 
+    problems = []
+    if spec.budgets.count == "memory" and spec.train.precision == "auto":
+        rule = "depends on the machine, and so would budgets of memory; write the precision"
+        problems.append(Problem("train.precision", "auto", rule, 'precision = "bf16" or precision = "fp32"'))
+    if spec.budgets.count == "memory" and spec.train.hold_weights:
+        rule = "takes memory that budgets of memory do not count; leave it out"
+        problems.append(Problem("train.hold_weights", True, rule, "false"))
     if spec.budgets.memory is None:
-        return []
+        return problems
     base = held_bytes(model.module, spec.train.base_weights)
     rule = f"is below the base model's own weights, {base / 2**20:,.0f} MiB"
     sizes = zip(spec.budgets.memory, spec.budgets.amounts(), strict=True)
-    return [
+    return problems + [
         Problem("budgets.memory", text, rule, f"{-(-base // 2**20) + 1} MiB") for text, size in sizes if size <= base
     ]

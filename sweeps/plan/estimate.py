@@ -377,7 +377,7 @@ def probe_config(cell: Cell, plan: Plan) -> TrialConfig:
         share = min(share, PROBE_BATCHES * batch / pool * share)
     # with few batches, evaluations would take most of the time: `_Probe.trial` adds those of a whole trial
     short = {"epochs": 2, "min_batches_per_epoch": 0, "select": "last", "select_every": None}
-    train = settings.model_copy(update=short)
+    train = cell.settings(settings).model_copy(update=short)
     stage = "CONFIRM" if plan.spec.protocol == "paper" else "TUNE"
     trial = _few_rows(cell).trial(stage, cell.lr_centre, (0, 0, 0), train)
     return trial.model_copy(update={"train_size": share, "train": train})

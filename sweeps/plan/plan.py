@@ -24,9 +24,10 @@ from sweeps.plan.costs import (
     ModelCosts,
     OnModel,
     computing_costs,
-    currency_of,
+    currencies,
     memory_problems,
     model_costs,
+    own_currency,
     with_costs,
 )
 from sweeps.plan.split_sizes import sized
@@ -55,13 +56,14 @@ class Plan:
         spec: the sweep file.
         cells: the cells.
         asked: facts about the base model, as far as they were computed; None for a plan that is made from cells.
-        costs: computes the costs of methods on the base model; None until a budget or `with_costs` needs it.
+        costs: computes the costs of methods on the base model, by data set; None until a budget or `with_costs` needs
+            it.
     """
 
     spec: SweepSpec
     cells: tuple[Cell, ...]
     asked: BaseModelInfo | None = field(default=None, repr=False, compare=False)
-    costs: ModelCosts | None = field(default=None, repr=False, compare=False)
+    costs: Mapping[str, ModelCosts] | None = field(default=None, repr=False, compare=False)
 
     @property
     def base_model(self) -> BaseModelInfo:
@@ -125,7 +127,7 @@ class Plan:
             return self
         costs = self.costs or model_costs(self.spec, self.base_model, self.cells[0].targets)
         with computing_costs():
-            return replace(self, cells=tuple(with_costs(cell, costs) for cell in self.cells), costs=costs)
+            return replace(self, cells=tuple(with_costs(c, costs[c.dataset]) for c in self.cells), costs=costs)
 
     def with_resources(self, **changes: Any) -> Plan:
         """Return the plan with other values in `[resources]`. These change when and where trials run, not which."""
@@ -165,7 +167,7 @@ class Plan:
             return {}
         model, cell = self.base_model, self.cells[0]
         shapes = model.target_shapes(cell.targets, cell.adapt)
-        currency = currency_of(self.spec, model, cell.targets)
+        currency = currencies(self.spec, model, cell.targets)[cell.dataset]
         reachable = {r: reached_by_all(self.spec, shapes, model.method_shapes, r, currency) for r in missed}
         return {reference: budget for reference, budget in reachable.items() if budget is not None}
 
@@ -203,16 +205,17 @@ class Plan:
             problems += memory_problems(spec, model)
         if problems:
             raise SpecError(problems)
-        currency = currency_of(spec, model, targets)
-        with computing_costs(shown=isinstance(currency, OnModel)):
-            cells = tuple(_cells(spec, model, targets, shapes, currency))
+        counted = currencies(spec, model, targets)
+        costs = {dataset: each.costs for dataset, each in counted.items() if isinstance(each, OnModel)}
+        with computing_costs(shown=bool(costs)):
+            cells = tuple(_cells(spec, model, targets, shapes, counted))
         matched = [cell for cell in cells if has_budget(cell.base)]
         if not any(cell.feasible for cell in matched or cells):
             reasons = "; ".join(f"{cell.label}: {cell.reason}" for cell in matched or cells)
             raise SpecError([Problem("budgets", None, f"no cell is feasible: {reasons}", _nearest_budget(spec, cells))])
         adapted = sum(rows * columns for rows, columns in shapes.values())
         cells = tuple(replace(cell, model_params=model.size, target_params=adapted) for cell in cells)
-        plan = cls(spec, cells, model, currency.costs if isinstance(currency, OnModel) else None)
+        plan = cls(spec, cells, model, costs or None)
         if not available:
             plan = plan.with_trials()
         if spec.budgets.shows_costs:
@@ -274,15 +277,24 @@ def _data_problems(spec: SweepSpec, *, available: bool) -> list[Problem]:
 
 
 def _cells(
-    spec: SweepSpec, model: BaseModelInfo, targets: tuple[str, ...], shapes: Shapes, currency: Currency
+    spec: SweepSpec, model: BaseModelInfo, targets: tuple[str, ...], shapes: Shapes, counted: Mapping[str, Currency]
 ) -> list[Cell]:
-    return [
-        _cell(spec, targets, shapes, name, reference, solution, dataset, size)
-        for name in spec.methods
-        for reference, solution in solutions(name, spec, shapes, model.method_shapes, currency)
-        for dataset in spec.data.datasets
-        for size in spec.data.train_size
-    ]
+    """Make the cells. `counted` is what budgets limit, by data set."""
+    cells = []
+    for name, section in spec.methods.items():
+        solved = {  # data sets that share a currency are solved once
+            currency: solutions(
+                name, spec, shapes, model.method_shapes, currency, own_currency(currency, section.micro_batch_size)
+            )
+            for currency in dict.fromkeys(counted.values())
+        }
+        cells += [
+            _cell(spec, targets, shapes, name, *solved[counted[dataset]][k], dataset, size)
+            for k in range(len(solved[counted[spec.data.datasets[0]]]))
+            for dataset in spec.data.datasets
+            for size in spec.data.train_size
+        ]
+    return cells
 
 
 def _cell(
@@ -305,6 +317,8 @@ def _cell(
     space = dimensions(name, spec) if tuned else ()
     capacities = solution.capacities if isinstance(solution, Solution) else {}
     freedom = degrees(base, shapes, capacities, options) if capacities else None
+    epochs = spec.data.epochs_of(dataset, size) or spec.train.epochs
+    start = () if isinstance(solution, Infeasible) else published(name, spec, space, capacities, shapes, epochs)
     return Cell(
         cell_id=_cell_id(spec, targets, name, reference, dataset, size),
         sweep=spec.name,
@@ -326,10 +340,10 @@ def _cell(
         lr_high=high,
         lr_centre=centre,
         dimensions=space,
-        published=() if isinstance(solution, Infeasible) else published(name, spec, space, capacities, shapes),
+        published=start,
         tune_trials=spec.search.trials if tuned else 0,
         confirm_seeds=len(spec.confirm.seeds) if seeds_vary else 1,
-        epochs=(spec.data.epochs_of(dataset, size) or spec.train.epochs) if trains else None,
+        epochs=epochs if trains else None,
         micro_batch_size=spec.methods[name].micro_batch_size,
         protocol=spec.protocol,
         keep=kept_rows(spec.train, spec.evaluate),

@@ -184,22 +184,27 @@ class Upload:
                 self._put_if_new(part, copied)
         self._sync_adapters(copied)
 
-    def _put_if_new(self, path: Path, there: Mapping[str, int]) -> None:
-        """Copy a file that never changes, unless the location has it. A copy of another size was cut off."""
+    def _put_if_new(self, path: Path, there: Mapping[str, int], changed: bool = False) -> None:
+        """Copy a file if it has changed, or if the location lacks it. A copy of another size was cut off."""
         name = path.relative_to(self.folder).as_posix()
-        if there.get(name) != path.stat().st_size:
+        if changed or there.get(name) != path.stat().st_size:
             self.location.put(path, name)
 
     def _sync_adapters(self, there: Mapping[str, int]) -> None:
         kept = self._kept()
-        for trial in sorted(kept):
+        for trial, written in sorted(kept.items()):
+            changed = self._adapters.get(trial, written) != written  # the trial was trained again
             files = [path for path in (self.folder / "adapters" / trial).rglob("*") if path.is_file()]
             for path in sorted(files, key=lambda p: (p.name in _META, p.name)):
-                self._put_if_new(path, there)
-        for trial in self._adapters - kept:  # only the best of a cell stays
+                self._put_if_new(path, there, changed)
+        for trial in self._adapters.keys() - kept.keys():  # only the best of a cell stays
             self.location.remove(f"adapters/{trial}")
         self._adapters = kept
 
-    def _kept(self) -> set[str]:
-        """Return the trial ids whose adapters the results folder has."""
-        return {path.name for path in self.folder.glob("adapters/*") if path.is_dir()}
+    def _kept(self) -> dict[str, int]:
+        """Return when each adapter in the results folder was last written, in nanoseconds since 1970, by trial id."""
+        folders = [path for path in self.folder.glob("adapters/*") if path.is_dir()]
+        return {
+            path.name: max((file.stat().st_mtime_ns for file in path.rglob("*") if file.is_file()), default=0)
+            for path in folders
+        }

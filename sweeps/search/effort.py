@@ -105,11 +105,16 @@ class Effort:
     def refined(self) -> int:
         """Return the number of points that the local fit proposes.
 
-        It is 0 if more than the learning rate is searched: then the sampler proposes all points.
+        It is 0 if more than the learning rate is searched: then the sampler proposes all points. If more of the
+        sampler's points count than the allowance has (`least`), they take the place of the local fit's. So all cells
+        have equally many points.
         """
         if self._space.dimensions:
             return 0
-        return max(self._search.refined(self._cell.tune_trials), self.least_refined)
+        refined = self._search.refined(self._cell.tune_trials)
+        if self._search.allowance is None:
+            refined = min(refined, self._search.rates - self._spread)
+        return max(refined, self.least_refined)
 
     def refined_left(self, points: Mapping[int, Slot | None], rows: Mapping[str, TrialRow]) -> int:
         """Return how many points of the local fit are still to be proposed; 0 if all points have failed."""

@@ -50,7 +50,12 @@ def _dimension(method: str, name: str, entry: SpaceEntry) -> Dimension:
 
 
 def published(
-    name: str, spec: Sections, space: tuple[Dimension, ...], capacities: Mapping[str, int], shapes: Mapping[str, Shape]
+    name: str,
+    spec: Sections,
+    space: tuple[Dimension, ...],
+    capacities: Mapping[str, int],
+    shapes: Mapping[str, Shape],
+    epochs: int,
 ) -> Extra:
     """Return the values of the searched hyperparameters if nothing were searched: of the sweep file, else defaults.
 
@@ -63,6 +68,7 @@ def published(
         space: the searched hyperparameters.
         capacities: the capacity of every target weight, by name.
         shapes: (out, in) of every target weight, by name.
+        epochs: the epochs of the cell's data set if they were not searched.
     """
     values: dict[str, Value] = {}
     unset: list[Dimension] = []
@@ -71,7 +77,7 @@ def published(
         value = options.get(d.name)
         if value is None and d.name in TRAIN_FIELDS:
             full = name in FULL_METHODS and d.name == "weight_decay"
-            value = getattr(spec.train, "full_weight_decay" if full else d.name)
+            value = epochs if d.name == "epochs" else getattr(spec.train, "full_weight_decay" if full else d.name)
         if value is None and name in METHODS:
             value = _default(name, d.name)
         if value is None or (isinstance(value, str) and value not in d.values):

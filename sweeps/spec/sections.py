@@ -46,13 +46,19 @@ Once = AfterValidator(_each_once)
 _AMOUNTS = ("memory", "flops", "bytes")
 """Keys of `[budgets]` for amounts with a unit. Each is also a name of a currency in `count`."""
 _POWERS = {"": 0, "k": 3, "M": 6, "G": 9, "T": 12, "P": 15}
+_BYTES = re.compile(r"\d*\.?\d+\s*[A-Za-z]+")
 _FLOPS = re.compile(r"(\d+(?:\.\d+)?)\s*([kMGTP]?)FLOPs?")
 
 
 def _bytes_of(text: str) -> int:
     if text.strip().replace(".", "").isdigit():
         raise ValueError(f"a size with its unit, such as '{text.strip()} MiB', got {text!r}")
-    return int(TypeAdapter(ByteSize).validate_python(text))
+    try:
+        # pydantic alone reads the size that a text starts with and ignores the rest: "1,5 GiB" as 1
+        return int(TypeAdapter(ByteSize).validate_python(text if _BYTES.fullmatch(text.strip()) else ""))
+    except ValidationError as error:
+        known = "B, kB, MB, GB, TB, KiB, MiB, GiB and TiB"
+        raise ValueError(f"a size with its unit ({known}), such as '2 GiB', got {text!r}") from error
 
 
 def _flops_of(text: str) -> int:
@@ -64,12 +70,7 @@ def _flops_of(text: str) -> int:
 
 def _parsed(read: Callable[[str], int]) -> Callable[[str], str]:
     def check(text: str) -> str:
-        try:
-            least = read(text)
-        except ValidationError as error:
-            known = "B, kB, MB, GB, TB, KiB, MiB, GiB and TiB"
-            raise ValueError(f"a size with its unit ({known}), such as '2 GiB', got {text!r}") from error
-        if least < 1:
+        if read(text) < 1:
             raise ValueError(f"must be above 0, got {text!r}")
         return text
 

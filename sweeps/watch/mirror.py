@@ -61,10 +61,10 @@ class StudyMirror:
         import optuna
         from optuna.trial import TrialState
 
-        if slot.stage != "TUNE" or cell.space is None:
+        if slot.stage != "TUNE" or cell.space is None or slot.trial_id in self._trials:
             return
         study = self._study(cell)
-        mirrored = self._mirrored(cell).get(slot.trial_id) if slot.trial_id not in self._trials else None
+        mirrored = self._mirrored(cell).get(slot.trial_id)
         if mirrored is not None and not mirrored.state.is_finished():  # an earlier run began it
             self._trials[slot.trial_id] = optuna.Trial(study, mirrored._trial_id)
             self._reported[slot.trial_id] = set(mirrored.intermediate_values)
@@ -169,7 +169,10 @@ def _attrs(slot: Slot) -> dict[str, Any]:
 
 
 def _distributions(space: Space, slot: Slot) -> dict[str, optuna.distributions.BaseDistribution]:
-    """Return the cell's space as Optuna's distributions. The range of rates includes this trial's rate."""
+    """Return the cell's space as Optuna's distributions. The range of rates includes this trial's rate.
+
+    The ends of a range are rounded like its values: a rounded value may be just outside the ends in the sweep file.
+    """
     from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 
     lr = slot.point.lr
@@ -180,5 +183,6 @@ def _distributions(space: Space, slot: Slot) -> dict[str, optuna.distributions.B
         elif d.integer and d.low is not None and d.high is not None:
             distributions[d.name] = IntDistribution(int(d.low), int(d.high), log=d.log)
         else:
-            distributions[d.name] = FloatDistribution(d.low, d.high, log=d.log)
+            low, high = map(float, d.ends)
+            distributions[d.name] = FloatDistribution(low, high, log=d.log)
     return distributions

@@ -154,9 +154,16 @@ class TensorBoard(RunTracker):
 
     name = "tensorboard"
     package = "tensorboardX"
+    _stored: frozenset[str] = frozenset()
+    """Ids of the trials that had a folder when the run started."""
+
+    def start(self, seen: Sequence[Seen]) -> None:
+        folders = (self.folder / "tensorboard").glob("*/*")  # once: a search for each trial would take quadratic time
+        self._stored = frozenset(path.name.rpartition("-")[2] for path in folders)
+        super().start(seen)
 
     def has(self, trial_id: str) -> bool | None:
-        return any((self.folder / "tensorboard").glob(f"*/*-{trial_id}"))
+        return trial_id in self._stored
 
     def open(self, cell: Cell, slot: Slot) -> Any:
         place = self.folder / "tensorboard" / cell.cell_id / f"{slot.stage}-{slot.slot}-{slot.trial_id}"

@@ -46,9 +46,16 @@ def pooled(module: nn.Module, outputs: object) -> Tensor:
 
 
 def is_unused(module: nn.Module, name: str) -> bool:
-    """Return whether a weight of a transformers encoder takes no part in `pooled`, and so cannot train."""
-    last = name.rpartition(".")[2]
-    return last == "mask_token" or (family_name(module) in FIRST_TOKEN and name.startswith("pooler."))
+    """Return whether no task reads a weight, so that it cannot train.
+
+    `pooled` reads neither mask tokens nor some families' poolers. Vectors of open_clip's CoCa do not need its decoder.
+    """
+    last, family = name.rpartition(".")[2], family_name(module)
+    return (
+        last == "mask_token"
+        or (family in FIRST_TOKEN and name.startswith("pooler."))
+        or (family == "open_clip" and name.startswith("text_decoder."))
+    )
 
 
 def image_encoder(module: nn.Module) -> Callable[[Tensor], Tensor]:
@@ -67,7 +74,8 @@ def image_encoder(module: nn.Module) -> Callable[[Tensor], Tensor]:
 def hidden_size(module: nn.Module, model_id: str) -> int:
     """Return D of `pooled`, from the model's config. Raises TrialError if the config does not say."""
     config = getattr(module, "config", None)
-    stages = getattr(config, "hidden_sizes", None) or [None]  # convolutional families count by stage
+    # convolutional families count by stage; MobileViT's last layer widens the last stage
+    stages = getattr(config, "neck_hidden_sizes", None) or getattr(config, "hidden_sizes", None) or [None]
     size = getattr(config, "hidden_size", None) or stages[-1]
     if not isinstance(size, int):
         raise TrialError(f"model {model_id!r}: its config has no hidden_size, so a head cannot be sized")

@@ -43,6 +43,9 @@ MOST_SIDE = 8192
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
+_BILINEAR, _BICUBIC = 2, 3
+"""PIL's numbers for the filters with which images are resized."""
+
 
 @dataclass(frozen=True)
 class Preprocess:
@@ -299,8 +302,18 @@ def _hf_preprocess(source: str, config: Any, model_id: str) -> Preprocess:
     size = size or getattr(config, "image_size", None)
     if size is None:
         raise ModelError(f"{model_id!r}: neither {file.name} nor config.json says how large its images are")
-    bilinear = 2  # PIL's number for it; 3 is bicubic
-    interpolation: Literal["bilinear", "bicubic"] = "bilinear" if settings.get("resample") == bilinear else "bicubic"
+    if settings.get("do_flip_channel_order"):
+        raise ModelError(
+            f"{model_id!r}: {file.name} has do_flip_channel_order = true, and images are RGB here; take a model "
+            "that was trained on RGB"
+        )
+    resample = settings.get("resample")
+    if resample not in (_BILINEAR, _BICUBIC, None):
+        raise ModelError(
+            f"{model_id!r}: {file.name} has resample = {resample!r}; images are resized with {_BILINEAR} (bilinear) or "
+            f"{_BICUBIC} (bicubic) here"
+        )
+    interpolation: Literal["bilinear", "bicubic"] = "bilinear" if resample == _BILINEAR else "bicubic"
     return Preprocess(Recipe(_side(size, model_id), interpolation, "squash" if squash else "shortest"), mean, std)
 
 

@@ -24,6 +24,7 @@ from randlora.model.prompted import PLACE, place_of
 from randlora.model.targets import resolve_targets
 from trainables.errors import first_line
 from trainables.hub import cached_repositories, hub_answers
+from trainables.models.encoders import is_unused
 from trainables.models.families import FUSED, GGUF, KINDS, Kind, ModelError, ModelId, parse_id
 from trainables.models.folder import check_folder
 from trainables.models.fused import fuse_qkv
@@ -113,26 +114,47 @@ def target_shapes(
     Args:
         model: a model id, or the module.
         targets: names, ends of names or patterns (`randlora.resolve_targets`). None: the family's defaults.
-        adapt: for CLIP, "vision" keeps the image tower, "both" and "all" keep both towers. Other models have one tower,
-            of which "vision" names no part.
+        adapt: for CLIP, "vision" keeps the image tower, "both" and "all" keep both towers. "both" needs a target in
+            each. Other models have one tower, of which "vision" names no part.
+
+    Weights that no task reads (`encoders.is_unused`) are left out.
 
     Raises:
-        ModelError: the model is unknown, or nothing is left to adapt.
+        ModelError: the model is unknown, a target matches only weights that no task reads, or a tower that `adapt`
+            names has no target.
         TargetError: a target matches no weight.
     """
     module = _module(model)
-    resolved = resolve_targets(module, list(targets) if targets is not None else default_targets(module))
+    resolved = _read_targets(module, list(targets) if targets is not None else default_targets(module))
     if adapt not in ("vision", "both", "all"):
         raise ModelError(f"adapt must be one of vision, both, all; got {adapt!r}")
     name = family_name(module)
-    if adapt != "vision" or name is None:
-        return dict(resolved)
+    if adapt == "all" or name is None or (adapt == "both" and name != "open_clip"):
+        return resolved
     if name != "open_clip":
         raise ModelError(f"adapt = 'vision', but a {name} model has one tower; nearest: 'all'")
     visual = {name: shape for name, shape in resolved.items() if name.startswith(VISUAL)}
     if not visual:
-        raise ModelError("adapt = 'vision', but no target lies in the visual tower; nearest: 'both'")
-    return visual
+        raise ModelError(
+            f"adapt = {adapt!r}, but no target lies in the visual tower; name 2-D weights of it in model.targets"
+        )
+    if adapt == "both" and len(visual) == len(resolved):
+        raise ModelError("adapt = 'both', but all targets lie in the visual tower; nearest: 'vision'")
+    return resolved if adapt == "both" else visual
+
+
+def _read_targets(module: nn.Module, targets: Sequence[str]) -> dict[str, Shape]:
+    """Return the shapes of the targets that a task reads. Raises ModelError if a target matches none of these."""
+    resolved = resolve_targets(module, targets)
+    unused = {name for name in resolved if is_unused(module, name)}
+    for target in targets if unused else ():
+        matched = resolve_targets(module, [target])
+        if matched.keys() <= unused:
+            raise ModelError(
+                f"target {target!r} matches only weights that no task reads, such as {next(iter(matched))!r}, and "
+                "these cannot train; leave it out of model.targets"
+            )
+    return {name: shape for name, shape in resolved.items() if name not in unused}
 
 
 def method_shapes(method: str, model: str | nn.Module, shapes: Mapping[str, Shape]) -> dict[str, Shape]:

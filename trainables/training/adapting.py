@@ -213,7 +213,7 @@ def base_weight_names(model: nn.Module, trial: TrialConfig) -> list[str]:
         frozen = {_LOGIT_BIAS} if trial.train.train_temperature else {_LOGIT_BIAS, _TEMPERATURE}
         names = [n for n, _ in model.named_parameters() if n not in frozen and not is_unused(model, n)]
     else:
-        names = stored_names(model, list(trial.targets))
+        names = [n for n in stored_names(model, list(trial.targets)) if not is_unused(model, n)]
     if trial.adapt != "vision":
         return names
     visual = [n for n in names if n.startswith(VISUAL)]

@@ -4,7 +4,8 @@ A step runs on fake tensors (`fake_steps`) through the same classifiers and lang
 no weights, no data and no device.
 
 It assumes full micro-batches on one worker, texts of `max_tokens` tokens with a loss at every token, and the operations
-of a CPU at the precision that this machine would take. So the memory is that of the largest step.
+of a CPU at the precision that this machine would take. So the memory is that of the largest step. It does not
+count the copies of weights that `train.hold_weights` makes.
 """
 
 from __future__ import annotations

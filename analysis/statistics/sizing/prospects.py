@@ -16,7 +16,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from analysis.format import Row
-from analysis.statistics.choice import CellKey, choice_variance, missed, run_noises, smoothed
+from analysis.statistics.choice import (
+    CellKey,
+    choice_variance,
+    missed,
+    rates_without_score,
+    run_noises,
+    smoothed,
+    with_rates_without_score,
+)
 from analysis.statistics.examples import unpacked
 from analysis.statistics.inference import OVER_DATASETS, Difference
 from analysis.statistics.looks import Looks
@@ -196,7 +204,7 @@ def _is_of(key: tuple[Place, str], row: Row) -> bool:
 
 def _tuned(store: Store) -> dict[tuple[Place, str], list[_Tuned]]:
     """Return the tuned cells whose noise is known, by place and method."""
-    noises, flips = run_noises(store), _flips(store)
+    noises, flips, without_score = run_noises(store), _flips(store), rates_without_score(store)
     cells = {(c["sweep"], c["cell_id"]): c for c in store.table("cells").to_pylist()}
     cells_by_method: dict[tuple[Place, str], list[_Tuned]] = defaultdict(list)
     tried = [row for row in rates(store).to_pylist() if row["mean_val"] is not None]
@@ -209,7 +217,7 @@ def _tuned(store: Store) -> dict[tuple[Place, str], list[_Tuned]]:
         lost = 0.0  # what the tried rates miss of the best score
         if all(p["hyperparameters"] is None for p in points) and len(points) > 2:
             log_rates = np.log10([p["lr"] for p in points])
-            lost = float(missed(log_rates, level))
+            lost = float(missed(*with_rates_without_score(log_rates, level, without_score.get(key, ()))))
             level = smoothed(log_rates, level, np.array([float(p["n"]) for p in points]), np.array(chosen))
         examples = cells[key]["val_examples"]
         tuned = _Tuned(level, lost, noises[key], examples, flips.get(key))

@@ -223,6 +223,22 @@ def test_a_method_that_falls_to_chance_widens_no_other_methods_interval(tmp_path
         assert variance > 2 * steady[key] if "nola" in key[1] else variance < 2 * steady[key]
 
 
+@pytest.mark.parametrize("status", ["failed", "pruned"])
+def test_a_rate_that_failed_beside_the_best_one_adds_what_a_bad_rate_adds(tmp_path: Path, status: str) -> None:
+    """The best rate is no end of the range, since a higher one was tried."""
+    plan = {name: ["lora-1"] for name in ("lora", "randlora")}
+    folder = make_results(tmp_path / "made", noise=0.004, seeds=5, plan=plan)
+    rows = [r for r in open_store(folder).table("trials").to_pylist() if r["stage"] == "TUNE"]
+    tried = choice_variances(open_store(folder))
+    highest = [r for r in rows if r["lr"] == max(x["lr"] for x in rows if x["cell_id"] == r["cell_id"])]
+    ended = {"status": status, "val_score": None if status == "failed" else 0.1}
+    write_part(folder, "trials", [r | {"attempt": r["attempt"] + 1, **ended} for r in highest])
+    found = choice_variances(open_store(folder))
+    assert set(found) == set(tried)
+    for key, variance in found.items():
+        assert variance > 0.5 * tried[key] > 0
+
+
 def test_rates_that_share_less_luck_than_methods_do_add_more(tmp_path: Path) -> None:
     """CONFIRM's runs at one rate have their images' luck in common; on real tables V was too small by it."""
     rng = np.random.default_rng(0)

@@ -11,9 +11,12 @@ import pytest
 from analysis.statistics.decisions import decisions
 from analysis.statistics.groups import groups
 from analysis.statistics.looks import added_later, margin_of, restrict_to_declared
+from analysis.statistics.runs import failed
 from analysis.statistics.scaling import comparisons, question
 from analysis.store.store import Store, open_store
+from analysis.store.tables import write_part
 from analysis.tables.console import conclusion, conclusion_of, results_table
+from analysis.words.decisions import would_change
 from tests.analysis.odd import Cells, odd_results
 
 SEEDS = 6
@@ -153,6 +156,38 @@ def test_a_budget_at_which_all_fail_stays(tmp_path: Path) -> None:
     notes = {(r["method"], r["reference"]): r["note"] for r in results_table(store).to_pylist()}
     assert notes["randlora", "lora-4"] == notes["lora", "lora-4"] == "every confirming run failed"
     assert f"{SEEDS} of {SEEDS} of RandLoRA at lora-4" in conclusion(store)
+
+
+def test_a_mean_is_not_higher_by_leaving_out_the_budget_at_which_all_fail(tmp_path: Path) -> None:
+    cells: Cells = {("zero-shot", None, "a"): {0: 0.10}}
+    for k, reference in enumerate(("lora-1", "lora-4", "lora-16")):
+        cells["lora", reference, "a"], cells["randlora", reference, "a"] = scores(0.60, k), scores(0.66, k + 9)
+    means = {}
+    for name, last in (("whole", cells["randlora", "lora-16", "a"]), ("failed", dict.fromkeys(range(SEEDS)))):
+        changed = cells | {("randlora", "lora-16", "a"): last}
+        store = swept(tmp_path / name, changed, changed)
+        (means[name],) = [r for r in comparisons(store).to_pylist() if r["reference"] is None]
+    assert means["whole"]["verdict"] == "higher" and means["failed"]["n_budgets"] == 2
+    assert means["failed"]["difference"] > 0.03 and means["failed"]["difference_as_untrained"] < 0
+    assert means["failed"]["verdict"] == "not distinguishable" and means["failed"]["detectable"] is None
+    said = conclusion(store)
+    assert "No run finished of RandLoRA at lora-16 on a" in said and "Run a new sweep" not in said
+    decided = {r["reference"]: would_change(r) for r in decisions(store).to_pylist()}
+    assert "can be detected" not in decided["lora-16"]
+
+
+def test_a_failed_run_is_not_scored_by_chance_on_other_metrics(tmp_path: Path) -> None:
+    """A run that failed has no metric of its own, so its place's counts."""
+    cells = half_failed(zero_shot=False)
+    for metric, expected in (("accuracy", 0.1), ("matthews", 0.0)):
+        folder = tmp_path / metric
+        store = swept(folder, cells, cells)
+        rows = [r | {"metric": metric} for r in store.table("trials").to_pylist() if r["status"] == "finished"]
+        write_part(folder, "trials", [r | {"attempt": r["attempt"] + 1} for r in rows])
+        named = [r | {"classes": 10} for r in store.table("cells").to_pylist()]
+        write_part(folder, "cells", named)
+        (lost,) = failed(open_store(folder)).values()
+        assert {r["test_score"] for r in lost} == {expected}
 
 
 def test_the_question_and_the_margin_of_before_the_first_score_count(tmp_path: Path) -> None:

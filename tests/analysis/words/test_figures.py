@@ -145,6 +145,10 @@ def test_groups() -> None:
     third = [line("nola", "b", 0.5), line("randlora", "a", 0.9), line("lora", "a", 0.8)]
     third.sort(key=lambda r: -r["mean"])
     assert "RandLoRA and LoRA are not distinguishable and above every other" in say.conclude_groups(third)
+    between = [line("randlora", "ab", 0.9), line("lora", "bc", 0.8), line("nola", "c", 0.7)]
+    assert say.conclude_groups(between) == "lora-1: RandLoRA is not distinguishable from LoRA."
+    told_apart = [line("randlora", "ab", 0.9), line("lora", "b", 0.8), line("nola", "a", 0.7)]
+    assert say.conclude_groups(told_apart) == "lora-1: RandLoRA is not distinguishable from LoRA and NoLA."
     elsewhere = [r | {"dataset": "other"} for r in level]
     assert "is above every other method at 1;" in say.conclude_groups(clear + elsewhere)
     assert "no single method is above all others at all 2." in say.conclude_groups(overlap + elsewhere)

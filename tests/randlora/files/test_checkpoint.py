@@ -216,6 +216,10 @@ def test_settings_that_no_adapter_has_are_refused(config: AdapterConfig, tmp_pat
         rewrite(tmp_path, {**meta, **change})
         with pytest.raises(AdapterError):
             load(block(), tmp_path)
+    for change in ({"method": "lora-fa"}, {"options": {"new_option": 1}}, {"capacity": 0}):
+        rewrite(tmp_path, {**meta, **change})
+        with pytest.raises(CheckpointError, match="does not fit this model"):
+            load(block(), tmp_path)
     rewrite(tmp_path, {**meta, "capacities": {first: 10**9}})
     with pytest.raises(CheckpointError, match=r"capacities need [\d,]+ numbers, and its file holds [\d,]+"):
         load(block(), tmp_path)

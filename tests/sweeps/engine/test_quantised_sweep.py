@@ -94,8 +94,7 @@ def test_memory_counts_packed_weights(place: Path) -> None:
         assert step["fp32"] > step["bf16"]
         for held in ("int8", "nf4"):
             assert step["bf16"] - step[held] == own["bf16"] - own[held]
-    ((field, _),) = problems(place, "nf4", budgets={"memory": ["0.01 MiB"]})
-    assert field == "budgets.memory"
+    assert "budgets.memory" in dict(problems(place, "nf4", budgets={"memory": ["0.01 MiB"]}))
 
 
 @pytest.mark.parametrize("held", ["nf4", "int8"])

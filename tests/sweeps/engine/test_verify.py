@@ -25,7 +25,7 @@ from sweeps.plan.plan import Plan
 from sweeps.records.journal import Journal
 from sweeps.spec.sections import ConfirmSection, MethodSection
 from tests.analysis.synthetic import make_results
-from tests.fakes import TRIAL, FakeCell, FakeConfirm, FakeTrial
+from tests.fakes import TRIAL, FakeCell, FakeConfirm, FakeSearch, FakeTrial, fake_plan
 from tests.support import ROOT, sweeps
 from tests.sweeps.records.support import FRAGILE, small
 from tests.sweeps.support import PAIR
@@ -245,6 +245,18 @@ def test_a_folder_that_went_on_from_a_copy_says_which_rows_are_older(tmp_path: P
     go(planned(folder, PAIR, confirm(seeds=4)))
     found = verify(open_store(folder))
     assert outcomes(found)["rows"] == "noted" and not found.failed, found
+
+
+def test_a_copy_that_chose_again_later_holds(tmp_path: Path, whole: Path) -> None:
+    """The first choice is only in the table. The journal has a later one, after CONFIRM trials of the first."""
+    folder = Path(shutil.copytree(whole, tmp_path / "r"))
+    (folder / "journal.jsonl").unlink()
+    go(planned(folder, PAIR, confirm(seeds=4)))
+    methods = {cell.method: MethodSection() for cell in PAIR}
+    go(fake_plan(folder, PAIR, search=FakeSearch(trials=6), confirm=confirm(seeds=4), methods=methods))
+    assert events_of(folder, "choose")
+    found = verify(open_store(folder))
+    assert not found.failed, found
 
 
 COPIED: dict[str, tuple[Cheat, str]] = {

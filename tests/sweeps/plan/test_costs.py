@@ -12,10 +12,12 @@ from tests.sweeps.spec.support import GOOD, write
 from trainables.training.fake_steps import FakeModel
 
 MORE = '[methods.vera]\n[methods."peft:adamss"]\n[methods.full]\n[train]\nglobal_batch_size = 16\n'
+MORE += 'precision = "fp32"\n'
 
 
-def planned(tmp_path: Path, budgets: str, *, more: str = MORE) -> Plan:
-    text = GOOD.replace("lora_rank = [1, 4]", budgets).replace("[data]", 'adapt = "vision"\n[data]') + more
+def planned(tmp_path: Path, budgets: str, *, more: str = MORE, datasets: str = '"embedded:fashion-mnist"') -> Plan:
+    text = GOOD.replace('"embedded:fashion-mnist"', datasets)
+    text = text.replace("lora_rank = [1, 4]", budgets).replace("[data]", 'adapt = "vision"\n[data]') + more
     return Plan.from_spec(SweepSpec.load(write(tmp_path, text)))
 
 
@@ -50,7 +52,7 @@ def test_loras_cost_at_a_rank_is_a_budget_and_every_cell_shows_all_costs(tmp_pat
     ],
 )
 def test_amounts_have_units(tmp_path: Path, budgets: str, label: str, amount: int) -> None:
-    plan = planned(tmp_path, budgets, more="[train]\nglobal_batch_size = 16\n")
+    plan = planned(tmp_path, budgets, more='[train]\nglobal_batch_size = 16\nprecision = "fp32"\n')
     lora = next(cell for cell in plan.cells if cell.method == "lora")
     assert (lora.reference, lora.budget) == (label, amount)
     assert lora.solved is not None and abs(lora.solved.residual) <= 0.05 * amount
@@ -73,6 +75,8 @@ def test_more_than_any_capacity_takes_is_infeasible_with_the_nearest(tmp_path: P
         ('memory = ["2"]', "budgets.memory", "MiB"),
         ('flops = ["3 GB"]', "budgets.flops", "GFLOP"),
         ('memory = ["0 MiB"]', "budgets.memory", "above 0"),
+        ('bytes = ["1,5 GiB"]', "budgets.bytes", "such as"),
+        ('bytes = ["24 KiB, 12 KiB"]', "budgets.bytes", "such as"),
         ('memory = ["1 GiB"]\ncount = "flops"', "budgets", "flops"),
         ('params = [5000]\ncount = "memory"', "budgets", "memory"),
         ('memory = ["1 GiB"]\nlora_rank = [4]', "budgets", "exactly one"),
@@ -98,7 +102,7 @@ def test_costs_are_found_on_request_alone(tmp_path: Path) -> None:
 def test_no_step_is_run_to_look_for_a_budget_that_all_methods_reach(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    more = '[methods."peft:adamss"]\n[train]\nglobal_batch_size = 16\n'
+    more = '[methods."peft:adamss"]\n[train]\nglobal_batch_size = 16\nprecision = "fp32"\n'
     plan = planned(tmp_path, 'lora_rank = [4]\ncount = "memory"', more=more)
     assert "peft:adamss" in {cell.method for cell in plan.cells if not cell.feasible}
     steps: list[object] = []
@@ -106,3 +110,46 @@ def test_no_step_is_run_to_look_for_a_budget_that_all_methods_reach(
     monkeypatch.setattr(FakeModel, "forward_flops", lambda self, *_: steps.append(self))
     assert plan.reachable_budgets() == {}
     assert not steps
+
+
+@pytest.mark.parametrize("budgets", ['lora_rank = [4]\ncount = "memory"', 'memory = ["11 MiB"]'])
+@pytest.mark.parametrize(
+    ("train", "field", "nearest"),
+    [("", "train.precision", "bf16"), ('precision = "fp32"\nhold_weights = true', "train.hold_weights", "false")],
+)
+def test_budgets_of_memory_refuse_what_they_cannot_count(
+    tmp_path: Path, budgets: str, train: str, field: str, nearest: str
+) -> None:
+    with pytest.raises(SpecError) as refused:
+        planned(tmp_path, budgets, more=f"[train]\n{train}\n")
+    (problem,) = refused.value.problems
+    assert problem.field == field
+    assert nearest in (problem.nearest or "")
+
+
+def test_a_further_data_set_changes_no_cell_of_another(tmp_path: Path) -> None:
+    """A step takes more operations if there are more classes, so each data set has its own budgets and costs."""
+    more = "[train]\nglobal_batch_size = 16\n"
+    budgets = 'lora_rank = [4]\ncount = "flops"'
+    alone = planned(tmp_path, budgets, more=more).cells
+    with_more = planned(tmp_path, budgets, more=more, datasets='"embedded:fashion-mnist", "cifar100"').cells
+    assert tuple(cell for cell in with_more if cell.dataset == "embedded:fashion-mnist") == alone
+    assert [cell.dataset for cell in with_more] == ["embedded:fashion-mnist", "cifar100"] * 2
+    for few, many in zip(with_more[::2], with_more[1::2], strict=True):
+        assert few.budget is not None and many.budget is not None
+        assert few.budget < many.budget
+
+
+@pytest.mark.parametrize("budgets", ["lora_rank = [4]\ncosts = true", 'lora_rank = [4]\ncount = "memory"'])
+def test_a_methods_own_micro_batch_size_counts(tmp_path: Path, budgets: str) -> None:
+    train = '[train]\nglobal_batch_size = 16\nprecision = "fp32"\n'
+    vera = "[methods.vera]\nunmatched = true\n"
+    plans = [planned(tmp_path, budgets, more=vera + own + train) for own in ("", "micro_batch_size = 4\n")]
+    (lora, *_, larger), (same, *_, smaller) = (plan.cells for plan in plans)
+    assert (larger.method, smaller.method) == ("vera", "vera")
+    assert same == lora
+    assert smaller.step_memory_bytes is not None and larger.step_memory_bytes is not None
+    assert smaller.step_memory_bytes < larger.step_memory_bytes
+    assert smaller.budget == larger.budget and smaller.solved is not None and smaller.budget is not None
+    if "memory" in budgets:
+        assert smaller.solved.residual == smaller.step_memory_bytes - smaller.budget

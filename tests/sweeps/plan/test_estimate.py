@@ -133,6 +133,12 @@ def test_few_of_many_texts_are_evaluated(tmp_path: Path) -> None:
     assert (val, test) == (80, 5) and seconds == plan.spec.train.epochs * (train + val / 4) + test / 4
 
 
+def test_a_probe_has_the_methods_own_micro_batch_size() -> None:
+    plan, cell = probed("methods={lora={micro_batch_size=8}}")
+    train = probe_config(cell, plan).train
+    assert (train.micro_batch_size, train.epochs) == (8, 2)
+
+
 @pytest.mark.parametrize("every", [None, 10])
 def test_looks_at_validation_count_as_often_as_a_trial_has_them(every: int | None) -> None:
     more = () if every is None else (f"train.select_every={every}",)

@@ -10,12 +10,15 @@ import pytest
 from analysis.statistics.looks import Looks, looks, margin_of
 from analysis.store.rows import TrialRow
 from analysis.store.store import open_store
+from sweeps.backends.backend import Backend, Setup
+from sweeps.engine.run import run as run_sweep
+from sweeps.errors import Problem, SpecError
 from sweeps.records.declared import declare
 from sweeps.records.journal import Journal
 from sweeps.records.locks import IdentityError, check_identity, write_identity
 from sweeps.search.slots import Slot
 from sweeps.spec.sections import ConfirmSection
-from tests.fakes import FakeCell, FakeConfirm, fake_plan, fake_row
+from tests.fakes import TRIAL, FakeCell, FakeConfirm, fake_plan, fake_row
 from tests.sweeps.inline import go_inline
 from tests.sweeps.records.support import small, without
 from tests.sweeps.support import PAIR, events
@@ -79,3 +82,21 @@ def test_the_margin_is_the_declared_one_whatever_became_of_the_file(tmp_path: Pa
     if left:
         (tmp_path / "sweep.json").write_text(left)
     assert margin_of(open_store(tmp_path)) == 0.01
+
+
+def test_a_run_that_is_refused_declares_nothing(tmp_path: Path) -> None:
+    def no_cluster(setup: Setup) -> Backend:
+        raise SpecError([Problem("--address", "10.0.0.1:6379", "no Ray cluster answers there")])
+
+    folder = tmp_path / "r"
+    go_inline(small(folder, confirm=FakeConfirm((0, 1))))
+    before, cells = events(folder, "declare"), open_store(folder).table("cells")
+    more = small(folder, confirm=FakeConfirm((0, 1, 2, 3)))
+    with pytest.raises(SpecError, match="no Ray cluster"):
+        run_sweep(more, backend=no_cluster, trial=TRIAL, progress=False)
+    assert events(folder, "declare") == before and open_store(folder).table("cells").equals(cells)
+    assert looks(open_store(folder))["fake"] == Looks((2,))
+    go_inline(more)
+    assert looks(open_store(folder))["fake"] == Looks((2, 4))
+    kinds = [event["ev"] for event in open_store(folder).events()]
+    assert kinds[-1 - kinds[::-1].index("declare") :][:2] == ["declare", "sweep"]  # before the first trial is asked

@@ -134,6 +134,19 @@ def test_an_adapter_that_is_outdone_before_the_first_copy_of_a_run_goes_there_to
     assert not [name for name in there.files() if name.startswith("adapters/")]
 
 
+def test_an_adapter_that_is_trained_again_is_copied_again(tmp_path: Path) -> None:
+    sealed(tmp_path / "r", 2, tmp_path)
+    there = subtree(tmp_path / "bucket")
+    weights = tmp_path / "r" / "adapters" / "x" / "adapter.safetensors"
+    weights.write_bytes(b"first attempt.")
+    upload = Upload(tmp_path / "r", there)
+    upload.sync()
+    weights.write_bytes(b"second attempt")  # of the same size
+    os.utime(weights, ns=(0, weights.stat().st_mtime_ns + 1))
+    upload.sync()
+    assert there.read("adapters/x/adapter.safetensors") == b"second attempt"
+
+
 def test_a_store_is_opened_by_its_uri(tmp_path: Path) -> None:
     sealed(tmp_path / "r", 2, tmp_path)
     uri = (tmp_path / "bucket").as_uri()

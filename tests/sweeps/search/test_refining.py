@@ -157,6 +157,20 @@ def test_an_allowance_that_changes_keeps_equal_numbers(tmp_path: Path, before: i
     assert counts[0] == counts[1] and all(c.counted() == c.planned() for c in state.cells.values())
 
 
+@pytest.mark.parametrize("limit", [10, 10**6])
+def test_a_lowered_allowance_gives_every_cell_as_many_rates_with_a_local_fit_and_without(
+    tmp_path: Path, limit: int
+) -> None:
+    cells = (FakeCell("lora", dimensions=(Dimension("alpha", values=(4, 8, 16)),)), FakeCell("vera"), FakeCell("dora"))
+    bench = Bench(peak(2e-3))
+    for trials, most in ((13, limit), (9, 10**6)):
+        made = search(trials=trials, rerun_rates=2, rerun_seeds=2, refine="auto")
+        state = bench.run(fake_plan(tmp_path, cells, search=made, confirm=FakeConfirm((0, 1))), most)
+    assert [len(cell._points()) for cell in state.cells.values()] == [5] * 3
+    assert [cell.row().tune_points for cell in state.cells.values()] == [5] * 3
+    assert all(cell.phase == "done" for cell in state.cells.values())
+
+
 def test_a_cell_that_searches_more_than_the_rate_leaves_the_trials_to_the_sampler(tmp_path: Path) -> None:
     cell = FakeCell("lora", dimensions=(Dimension("alpha", values=(4, 8)),))
     slots = tune(Bench(peak(1e-3)).run(fake_plan(tmp_path, (cell,), search=search(trials=9, refine=3))), "lora-1000")

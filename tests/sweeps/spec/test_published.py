@@ -12,6 +12,7 @@ from sweeps.plan.plan import Plan
 from sweeps.spec.cell import Cell
 from sweeps.spec.search_space import option_names
 from sweeps.spec.spec import SweepSpec
+from tests.sweeps.spec.support import refused
 from trainables.models.shapes import target_shapes
 
 RANGE = {"low": 1e-3, "high": 1e6, "log": True}
@@ -85,3 +86,22 @@ def test_of_a_list_the_value_with_the_nearest_scale_is_taken() -> None:
 def test_a_word_in_a_range_of_numbers_starts_at_its_low_end() -> None:
     found = cell("randlora", {"sparsity": {"low": 2, "high": 8}}, sparsity="sqrt", distribution="ternary")
     assert found.published == (("sparsity", 2.0),)
+
+
+def test_searched_epochs_start_at_those_of_the_data_set() -> None:
+    tree = {
+        "name": "t",
+        "model": {"id": "embedded:tiny-clip"},
+        "data": {"datasets": ["embedded:fashion-mnist"], "epochs": {"embedded:fashion-mnist": 7}},
+        "budgets": {"lora_rank": [4]},
+        "methods": {"lora": {}},
+        "search": {"warm_start": "published", "space": {"epochs": [2, 7, 10]}},
+    }
+    (found,) = Plan.from_spec(SweepSpec.parse(tree)).cells
+    assert found.published == (("epochs", 7),)
+
+
+def test_one_value_that_changes_the_number_of_parameters_belongs_to_the_method() -> None:
+    (problem,) = refused(lambda: cell("hydralora", {"heads": [2]}))
+    assert (problem.field, problem.nearest) == ("methods.hydralora.space", "heads = 2")
+    assert "[methods.hydralora]" in problem.rule

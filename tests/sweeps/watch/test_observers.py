@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from sweeps.engine.run import run
 from sweeps.errors import SpecError
 from sweeps.search.stages import Slot, SweepState
 from sweeps.spec.cell import Cell
+from sweeps.spec.space import Dimension
 from sweeps.watch.mirror import StudyMirror, close_storage, open_storage
 from sweeps.watch.observers import Observers, Seen
 from tests.fakes import TRIAL, FakeCell, FakeConfirm, FakeSearch, fake_plan, fake_row
@@ -125,6 +127,31 @@ def test_a_mirror_takes_no_trial_for_another(tmp_path: Path) -> None:
         assert trial.datetime_start is not None
         assert trial.intermediate_values == {1: 0.5}
     assert shown[None].state.name == "WAITING"
+
+
+def test_a_trial_that_is_asked_again_is_mirrored_once(tmp_path: Path) -> None:
+    plan, where = fake_plan(tmp_path, (FakeCell("lora"),)), str(tmp_path / "studies.log")
+    state = SweepState(plan.feasible, plan.spec)
+    slot = state.next_slot()
+    assert slot is not None
+    mirror = StudyMirror(where, "fake")
+    for _ in range(2):  # as after a backend was lost
+        mirror.asked(state.cells[slot.cell_id].cell, slot)
+        mirror.reported(slot, {"epoch": 1, "val_score": 0.5})
+    mirror.finished(slot, fake_row(slot, val_score=0.25))
+    assert [t.state.name for t in mirrored(where, "lora-1000").trials] == ["COMPLETE"]
+
+
+def test_a_value_that_rounding_puts_below_its_range_is_mirrored(tmp_path: Path) -> None:
+    decay = Dimension("weight_decay", low=1 / 3000, high=0.1, log=True)
+    plan = fake_plan(tmp_path, (FakeCell("lora", dimensions=(decay,)),))
+    slot = SweepState(plan.feasible, plan.spec).next_slot()
+    assert slot is not None
+    low = replace(slot, extra=(("weight_decay", decay.ends[0]),))
+    mirror = StudyMirror(str(tmp_path / "studies.log"), "fake")
+    mirror.asked(plan.cells[0], low)
+    (trial,) = mirrored(str(tmp_path / "studies.log"), "lora-1000").trials
+    assert trial.params["weight_decay"] == decay.ends[0] < 1 / 3000
 
 
 def test_a_storage_that_cannot_be_opened_is_bad_input(tmp_path: Path) -> None:

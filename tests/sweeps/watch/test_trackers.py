@@ -240,6 +240,22 @@ def test_tensorboard_gets_outcomes_of_trials_that_ended_untracked(tmp_path: Path
     assert all(found[i]["outcome/val_score"] == {3: pytest.approx(r.val_score)} for i, r in rows_in(state).items())
 
 
+def test_tensorboard_folders_are_listed_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    state = drive(tiny(tmp_path), make_tracker("tensorboard", "fake", tmp_path))
+    patterns: list[str] = []
+    real = Path.glob
+
+    def glob(path: Path, pattern: str, **how: Any) -> Any:
+        patterns.append(pattern)
+        return real(path, pattern, **how)
+
+    monkeypatch.setattr(Path, "glob", glob)
+    tracker = make_tracker("tensorboard", "fake", tmp_path)
+    tracker.start(seen_in(state))
+    tracker.close()
+    assert len(rows_in(state)) > 1 and len(patterns) == 1
+
+
 @pytest.mark.filterwarnings("ignore")
 def test_mlflow_gets_outcomes_of_trials_that_ended_untracked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     mlflow = pytest.importorskip("mlflow", reason="mlflow is not installed (extra: mlflow)")

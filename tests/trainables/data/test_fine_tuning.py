@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import datetime
 import json
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from tests.trainables.tiny_language import chat_rows, completion_rows
 from trainables.data.registry import check_dataset, load_text_dataset
 from trainables.data.text.dataset import Chat, Completion
 from trainables.data.text.fine_tuning import guess_columns, read_place, write_id
+from trainables.data.text.looking import divide
 from trainables.data.text.registry import text_kind
 from trainables.errors import DataError
 
@@ -79,6 +81,16 @@ def test_columns_and_splits_may_be_called_otherwise(tmp_path: Path) -> None:
     assert data.val_rows is not None and data.val_rows.tolist() == [4, 5]  # dev.jsonl validates, named or not
     assert path_of(name) == tmp_path
     assert absolute("sft:x?prompt=a/b") == f"sft:{Path.cwd()}/x?prompt=a/b"
+
+
+def test_a_divided_file_keeps_only_the_columns_that_are_read(tmp_path: Path) -> None:
+    rows = [{**row, "created": datetime.datetime(2024, 1, 1)} for row in completion_rows(6)]
+    write(tmp_path / "all.parquet", rows)
+    divided = divide(f"sft:{tmp_path / 'all.parquet'}", tmp_path / "all.parquet", tmp_path / "divided")
+    data = load_text_dataset(divided, stage="CONFIRM")
+    assert len(data.train) + len(data.test) == 6
+    lines = (tmp_path / "divided" / "test.jsonl").read_text().splitlines()
+    assert {tuple(json.loads(line)) for line in lines} == {("prompt", "completion")}
 
 
 def test_files_named_as_on_the_hub_are_one_split(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +15,11 @@ import transformers
 from safetensors.torch import load_file, save_file
 
 from randlora import LoraConfig, TargetError, attach, resolve_targets
+from trainables.config import TrialConfig
 from trainables.models.families import EMBEDDED, KINDS, ModelError, parse_id
 from trainables.models.loading import load_model
 from trainables.models.shapes import default_targets, meta_model, target_shapes
+from trainables.training.adapting import base_weight_names
 
 TINY_CLIP = {
     "embed_dim": 16,
@@ -156,13 +159,42 @@ def test_gpt2_shapes_are_out_by_in_though_conv1d_stores_them_the_other_way(tmp_p
 def test_targets_that_do_not_fit_are_named(clip_folder: Path, qwen2_folder: Path, dinov2_folder: Path) -> None:
     with pytest.raises(TargetError, match=r"mlp.c_fcc.*nearest.*mlp.c_fc"):
         target_shapes(f"local:{clip_folder}", ["mlp.c_fcc"])
-    with pytest.raises(ModelError, match="no target lies in the visual tower; nearest: 'both'"):
-        target_shapes(f"local:{clip_folder}", ["transformer.resblocks.0.mlp.c_fc.weight"], "vision")
+    for adapt in ("vision", "both"):
+        with pytest.raises(ModelError, match=rf"'{adapt}', but no target lies in the visual tower; .*model\.targets"):
+            target_shapes(f"local:{clip_folder}", ["transformer.resblocks.0.mlp.c_fc.weight"], adapt)
+    with pytest.raises(ModelError, match="'both', but all targets lie in the visual tower; nearest: 'vision'"):
+        target_shapes(f"local:{clip_folder}", ["visual.*.mlp.c_fc"], "both")
     for folder in (qwen2_folder, dinov2_folder):
         with pytest.raises(ModelError, match=r"(qwen2|dinov2) model has one tower; nearest: 'all'"):
             target_shapes(f"local:{folder}", None, "vision")
     with pytest.raises(ModelError, match="vision, both, all; got 'text'"):
         target_shapes(f"local:{clip_folder}", None, "text")
+
+
+def test_both_towers_of_a_resnet_need_a_target_by_name() -> None:
+    with pytest.raises(ModelError, match=r"'both', but no target lies in the visual tower; .*model\.targets"):
+        target_shapes("open_clip:RN50", None, "both")
+    assert len(target_shapes("open_clip:RN50", ["mlp.c_fc", "attnpool.c_proj"], "both")) == 13
+
+
+def test_cocas_decoder_is_no_target(make_trial: Callable[..., TrialConfig]) -> None:
+    coca = meta_model("open_clip:coca_ViT-B-32")
+    assert {name.partition(".")[0] for name in target_shapes(coca, None, "both")} == {"visual", "text"}
+    with pytest.raises(ModelError, match=r"'text_decoder\.\*' matches only weights that no task reads"):
+        target_shapes(coca, ["mlp.c_fc", "text_decoder.*"], "both")
+    for method in ("full", "full-targets"):
+        trial = make_trial(method, model="open_clip:coca_ViT-B-32", adapt="both", targets=("mlp.c_fc",))
+        names = base_weight_names(coca, trial)
+        assert names and not [name for name in names if name.startswith("text_decoder.")]
+
+
+def test_a_target_that_no_task_reads_is_left_out_or_refused(tmp_path: Path) -> None:
+    transformers.BertConfig(num_hidden_layers=1).save_pretrained(tmp_path)
+    shapes = target_shapes(f"local:{tmp_path}", ["dense"])
+    assert len(shapes) == 3
+    assert "pooler.dense.weight" not in shapes
+    with pytest.raises(ModelError, match=r"'pooler\.dense' matches only weights that no task reads"):
+        target_shapes(f"local:{tmp_path}", ["query", "pooler.dense"])
 
 
 def test_a_family_without_defaults_asks_for_targets(tmp_path: Path) -> None:

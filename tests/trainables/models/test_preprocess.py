@@ -12,6 +12,8 @@ import torch
 import transformers
 from PIL import Image
 
+from trainables.models.encoders import hidden_size, image_encoder
+from trainables.models.families import ModelError
 from trainables.models.loading import load_model
 
 SIZES = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "image_size": 28, "patch_size": 14}
@@ -51,3 +53,32 @@ def test_images_are_the_processors(tmp_path: Path, family: str, settings: dict[s
     torch.testing.assert_close(ours, theirs.float(), rtol=1e-4, atol=1e-4)
     if settings is STATED:
         assert (look.mean, look.std) == ((0.1, 0.2, 0.3), (0.4, 0.5, 0.6))
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"size": 28, "resample": 0}, r"resample = .*0.*2 \(bilinear\) or 3 \(bicubic\)"),
+        ({"size": 28, "resample": 1}, r"resample = .*1.*2 \(bilinear\) or 3 \(bicubic\)"),
+        (
+            {"image_processor_type": "MobileViTImageProcessor", "size": {"shortest_edge": 28}, "crop_size": 28},
+            "do_flip_channel_order = true",
+        ),
+    ],
+)
+def test_what_cannot_be_done_to_images_is_refused(tmp_path: Path, settings: dict[str, Any], message: str) -> None:
+    config = transformers.AutoConfig.for_model("vit", **SIZES)
+    transformers.AutoModel.from_config(config).save_pretrained(tmp_path)
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps(settings))
+    with pytest.raises(ModelError, match=message):
+        load_model(f"local:{tmp_path}")
+
+
+@torch.no_grad()
+def test_mobilevits_head_reads_its_widened_last_stage() -> None:
+    config = transformers.MobileViTConfig(
+        image_size=64, hidden_sizes=[16, 24, 32], neck_hidden_sizes=[8, 8, 8, 8, 8, 16, 48], num_attention_heads=2
+    )
+    model = transformers.MobileViTModel(config).eval()
+    vectors = image_encoder(model)(torch.zeros(1, 3, 64, 64))
+    assert vectors.shape == (1, hidden_size(model, "local:mobilevit")) == (1, 48)

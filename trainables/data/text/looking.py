@@ -115,7 +115,7 @@ def divide(name: str, file: Path, into: Path) -> str:
     """Write `into/train.jsonl` and `into/test.jsonl` from one file, and return their id.
 
     A fifth of the prompts is for the test. Their SHA-256 decides which, so they are the same on every machine. Rows of
-    one prompt stay together.
+    one prompt stay together. Only the columns that the id names are written.
 
     Raises:
         DataError: a malformed file, or one with a single prompt; `into` exists already.
@@ -136,7 +136,11 @@ def divide(name: str, file: Path, into: Path) -> str:
     try:
         draft.mkdir(parents=True)
         for which, keys in (("test", ordered[:tested]), ("train", ordered[tested:])):
-            lines = [json.dumps(dict(cell), ensure_ascii=False) for key in keys for cell in groups[key]]
+            lines = [
+                json.dumps({column: cell[column] for column in columns.values()}, ensure_ascii=False)
+                for key in keys
+                for cell in groups[key]
+            ]
             (draft / f"{which}.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
         draft.rename(into)
     finally:
