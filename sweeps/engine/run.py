@@ -131,13 +131,17 @@ def run_prepared(
     with Journal(folder / "journal.jsonl") as journal:
         sealer = Sealer(folder, None if location is None else EVERY_S)
         sweep = _open(plan, folder, journal, sealer, make_progress(progress), retry_failed)
-        declared = functools.partial(_declare, plan, sweep)
-        fresh = not any(cell.rows for cell in sweep.state.cells.values())
-        if fresh or not sweep.left:
-            declared()
+
+        @functools.cache  # once, also if the backend is lost and opened again
+        def declare_once() -> None:
+            _declare(plan, sweep)
+
+        ended = sealer.rows or any(event["ev"] == "finish" for event in journal.events)
+        if not (ended and sweep.left):
+            declare_once()
         with _observed(sweep, observers, location):
             if sweep.left:
-                Runner(sweep, plan, prepared.opener, begun, prepared.restart, declared).run(estimate)
+                Runner(sweep, plan, prepared.opener, begun, prepared.restart, declare_once).run(estimate)
     if not (sweep.interrupted or sweep.limit):
         shutil.rmtree(folder / "work", ignore_errors=True)
     return _summary(sweep, time.monotonic() - begun)

@@ -132,8 +132,8 @@ class Runner:
         opener: opens the backend.
         begun: when the run began, by `time.monotonic`.
         restart: whether to open a lost backend again.
-        declare: writes what the sweep declares. It is called when the backend is open, before the first trial is asked.
-            If nothing has changed since the last call, it writes nothing.
+        declare: writes what the sweep declares, when it is called first. It is called whenever a backend is open,
+            before a trial is asked.
     """
 
     def __init__(
