@@ -16,7 +16,7 @@ from sweeps.backends.resources import ResourceError
 from sweeps.engine.run import RunSummary, run
 from sweeps.engine.runner import LOSSES
 from sweeps.errors import Problem
-from tests.fakes import TRIAL, FakePlan, fake_plan
+from tests.fakes import TRIAL, FakeConfirm, FakePlan, fake_plan
 from tests.sweeps.inline import go_inline
 from tests.sweeps.support import PAIR, assert_same_tables, events
 
@@ -75,6 +75,13 @@ def test_a_lost_backend_is_opened_again(tmp_path: Path, go: Go) -> None:
     assert [event["reason"] for event in events(tmp_path / "r", "lost")] == ["it died"] * 5
     go_inline(fake_plan(tmp_path / "whole", PAIR))
     assert_same_tables(tmp_path / "r", tmp_path / "whole")
+
+
+def test_what_a_sweep_declares_is_written_once_though_the_backend_is_lost(tmp_path: Path, go: Go) -> None:
+    folder = tmp_path / "r"
+    go_inline(fake_plan(folder, PAIR, confirm=FakeConfirm((0, 1))))
+    assert go(fake_plan(folder, PAIR, confirm=FakeConfirm((0, 1, 2, 3))), 1, 2, []).complete
+    assert [event["seeds"] for event in events(folder, "declare")] == [[0, 1], [0, 1, 2, 3]]
 
 
 def test_one_that_is_lost_before_any_trial_ends_is_given_up(tmp_path: Path, go: Go) -> None:
