@@ -177,7 +177,7 @@ def test_a_mean_is_not_higher_by_leaving_out_the_budget_at_which_all_fail(tmp_pa
 
 
 def test_a_failed_run_is_not_scored_by_chance_on_other_metrics(tmp_path: Path) -> None:
-    """A run that failed has no metric of its own, so its place's counts."""
+    """A failed run has no metric. The metric of the finished runs on its data set counts instead."""
     cells = half_failed(zero_shot=False)
     for metric, expected in (("accuracy", 0.1), ("matthews", 0.0)):
         folder = tmp_path / metric

@@ -154,7 +154,7 @@ def test_a_conclusion_is_preliminary_while_seeds_are_to_come(tmp_path: Path, res
     early = open_store(odd_results(tmp_path / "early", cells, seeds=5))
     said = conclusion(early)
     begin = "" if rest else "Preliminary, 3 of 5 seeds: "
-    if rest:  # a method whose runs fail is not called higher
+    if rest:  # two runs of RandLoRA failed, so it must not be called higher
         assert said.startswith("No conclusion: RandLoRA is ") and "failed runs scored as the untrained model" in said
     else:
         assert said.startswith(f"{begin}At equal trainable parameters RandLoRA scores higher")
