@@ -209,8 +209,8 @@ def computing_costs(*, shown: bool = True) -> Iterator[None]:
 def memory_problems(spec: SweepSpec, model: BaseModelInfo) -> list[Problem]:
     """Return a problem for each budget of memory that is smaller than the frozen base model alone.
 
-    With budgets of memory there is also a problem for `precision = "auto"`, whose memory depends on the machine, and for
-    `hold_weights`, whose memory is not counted.
+    With budgets of memory there is also a problem for `precision = "auto"`, whose memory depends on the machine, and
+    for `hold_weights`, whose memory is not counted.
     """
     from trainables.models.base_weights import held_bytes
 
