@@ -118,9 +118,7 @@ def answer(store: Store) -> str:
     if not row["detectable"]:
         return sentence
     detects = f"It detects a difference of {100 * row['detectable']:.1f} points four times in five."
-    return (
-        f"{sentence} The sweep asks about RandLoRA first, so its test is not shared with the other methods. {detects}"
-    )
+    return f"{sentence} The sweep's question is about RandLoRA, so this test is not corrected for the other methods. {detects}"
 
 
 def ranking(store: Store, finished: list[Row]) -> str:
@@ -137,14 +135,16 @@ def ranking(store: Store, finished: list[Row]) -> str:
         most = others[9 * len(others) // 10]
         until = f"{most:.0f}" if most < 100 else "over 100"
         detectable = (
-            " Many methods are compared, so the test is strict. For nine in ten methods it detects only differences "
-            f"from LoRA of {others[0]:.0f} to {until} points. The printed intervals are as strict as the test."
+            " Many methods are compared, so the test is strict and its power is low. The smallest difference from LoRA "
+            f"that it finds four times in five lies between {others[0]:.0f} and {until} points for nine in ten methods. "
+            "The printed intervals are corrected in the same way."
         )
     under_tuned = sum(bool(r["under_tuned"]) for r in finished)
     return (
         f"- **The order is no ranking.** Of {len(apart)} pairs of methods {sum(apart) or 'none'} can be distinguished."
-        f"{detectable} For {under_tuned} of {len(finished)} methods a better learning rate may exist: the best one "
-        "scored far above its neighbours, or lies at the edge of its range."
+        f"{detectable} For {under_tuned} of {len(finished)} methods a better learning rate may exist: scores "
+        "change so much between the best rate and its neighbours that a better one may lie between them, or the best "
+        "rate is at the edge of its range."
     )
 
 

@@ -121,6 +121,8 @@ class Bench:
     def examples(self, which: Sequence[Split], most: float) -> Tensor:
         """Return up to `most` of the trial's rows (n,), the same ones for all methods of a place.
 
+        Texts are in the order of their lengths, so that those of one forward pass need little padding.
+
         Args:
             which: splits from which the rows are drawn.
             most: largest number of rows; below 1 a share of all rows.
@@ -128,7 +130,8 @@ class Bench:
         rows = torch.cat([self.task.rows(w) for w in which])
         most = math.ceil(most * len(rows)) if most < 1 else int(most)
         order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(0))
-        return rows[order[:most]]
+        drawn = rows[order[:most]].tolist()
+        return torch.tensor(sorted(drawn, key=lambda row: self.task.width(torch.tensor([row])) or 0))
 
     def loss(self, state: State, rows: Tensor) -> float:
         """Return the task's mean training loss per image or target token over rows (n,), n > 0."""

@@ -27,6 +27,7 @@ DECISIONS = pa.schema(
         ("verdict", TEXT),  # on `method` and `next`
         ("pairs", INT),  # seeds that both have
         *typed(REAL, "ahead", "ahead_low", "ahead_high"),  # `method` minus `next`; interval as in `scaling.COMPARISONS`
+        ("failed", INT),  # failed confirming runs of the two, if the verdict depends on them; else null
         ("detectable", REAL),  # smallest difference of the two that these seeds find 4 times in 5
         ("seeds_needed", INT),  # seeds that would find the difference seen 4 times in 5; null if more than 1000
         ("seeds_needed_given_rates", INT),  # the same, if the chosen rates were the only possible ones
@@ -76,7 +77,7 @@ def _lead(top: Row, second: Row, pair: Pair) -> Row:
     row["pairs"] = pair.tested.n
     row |= {"ahead": pair.tested.mean, "ahead_low": pair.interval[0], "ahead_high": pair.interval[1]}
     if pair.tested.as_untrained is not None:  # failed runs are part of the test, and more seeds do not mend that
-        return row
+        return row | {"failed": pair.tested.lost}
     row["detectable"] = detectable(pair.tested, pair.alpha)
     if not pair.apart and pair.tested.mean:
         row["seeds_needed"] = seeds_needed(pair.tested, pair.tested.mean, pair.alpha)

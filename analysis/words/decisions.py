@@ -43,6 +43,9 @@ def _would_change(row: Row) -> str:
         return f"{other}: not tested, since {why}."
     gap = behind_text(row)
     pair = f"{other} minus {name}"
+    if row["failed"] and row["verdict"] not in ("higher", "lower"):
+        lost = f"{plural(row['failed'], 'run')} of theirs failed, and the answer depends on how these count."
+        return f"{pair}: {gap} points, on the seeds that both finished. {lost}"
     if row["ahead"] < 0:
         return f"{pair}: {gap} points, on the seeds that both have. Run both on the same seeds."
     if row["verdict"] in ("higher", "lower"):
@@ -50,8 +53,8 @@ def _would_change(row: Row) -> str:
     if row["verdict"] == "equivalent":
         return f"{pair}: {gap} points, equivalent. Choose by cost."
     if row["detectable"] is None:
-        why = "runs failed, or earlier looks have left no level to test at"
-        return f"{pair}: {points(-row['ahead'])} points. More seeds would not help: {why}."
+        spent = "earlier looks have left no level to test at"
+        return f"{pair}: {points(-row['ahead'])} points. More seeds would not help: {spent}."
     return " ".join(filter(None, (f"{pair}: {points(-row['ahead'])} points.", detectable_text(row), remedy_text(row))))
 
 

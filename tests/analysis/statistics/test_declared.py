@@ -123,6 +123,7 @@ def test_a_method_whose_runs_fail_is_not_called_higher(tmp_path: Path, *, zero_s
     assert (row["failed"], row["baseline_failed"], row["n"]) == (SEEDS // 2, 0, SEEDS // 2)
     (taken,) = decisions(store).to_pylist()
     assert taken["method"] == "lora"  # a failed run is a cost of choosing the method
+    assert f"{SEEDS // 2} runs of theirs failed" in would_change(taken) and "same seeds." not in would_change(taken)
     (shown,) = [r for r in results_table(store).to_pylist() if r["method"] == "randlora"]
     assert (shown["n"], shown["failed"]) == (SEEDS // 2, SEEDS // 2)
     assert f"{SEEDS // 2} of {SEEDS} of RandLoRA" in conclusion(store)
