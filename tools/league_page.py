@@ -118,7 +118,8 @@ def answer(store: Store) -> str:
     if not row["detectable"]:
         return sentence
     detects = f"It detects a difference of {100 * row['detectable']:.1f} points four times in five."
-    return f"{sentence} The sweep's question is about RandLoRA, so this test is not corrected for the other methods. {detects}"
+    corrected = "The sweep's question is about RandLoRA, so this test is not corrected for the other methods."
+    return f"{sentence} {corrected} {detects}"
 
 
 def ranking(store: Store, finished: list[Row]) -> str:
@@ -135,8 +136,8 @@ def ranking(store: Store, finished: list[Row]) -> str:
         most = others[9 * len(others) // 10]
         until = f"{most:.0f}" if most < 100 else "over 100"
         detectable = (
-            " Many methods are compared, so the test is strict and its power is low. The smallest difference from LoRA "
-            f"that it finds four times in five lies between {others[0]:.0f} and {until} points for nine in ten methods. "
+            " Many methods are compared, so the test is strict and its power is low. For nine in ten methods the "
+            f"smallest difference from LoRA that it finds four times in five is {others[0]:.0f} to {until} points. "
             "The printed intervals are corrected in the same way."
         )
     under_tuned = sum(bool(r["under_tuned"]) for r in finished)

@@ -77,8 +77,9 @@ def describe(name: str) -> dict[str, Any]:
     from trainables.data.registry import DATASETS, known_datasets, on_disk
     from trainables.data.text.registry import TEXT_DATASETS
 
-    if name in DATASETS:
-        info = DATASETS[name]
+    registered, _, source = name.partition("@")
+    if registered in DATASETS and (not source or source in DATASETS[registered].others):
+        info = DATASETS[registered]
         sizes = None if info.sizes is None else {k: getattr(info.sizes, k) for k in ("train", "val", "test")}
         return {
             "name": name,
@@ -89,7 +90,7 @@ def describe(name: str) -> dict[str, Any]:
             "split": info.rule,
             "epochs": info.epochs,
             "source": info.source,
-            "further_sources": [f"{name}@{s}" for s in info.others],
+            "further_sources": [f"{registered}@{s}" for s in info.others],
             "licence": info.licence,
             "get": info.get,
             "templates": list(info.templates),

@@ -312,7 +312,8 @@ def import_results(
     names: Annotated[
         list[str] | None,
         typer.Argument(
-            help="For paper: which figures and tables, default all. For peft: JSON files. For csv: CSV files."
+            help="For paper: which figures and tables, default all. For peft: JSON files, or folders of them. "
+            "For csv: CSV files."
         ),
     ] = None,
     to: Annotated[Path, typer.Option("--to", help="Results folder to write.")] = Path("results/imported"),

@@ -34,7 +34,10 @@ def export(
     source: Source,
     trial: Best = "best",
     to: Annotated[
-        Path | None, typer.Argument(help="Folder to write; default: METHOD-BUDGET-FORM in the working directory.")
+        Path | None,
+        typer.Argument(
+            help="Folder to write; default: METHOD-BUDGET-FORM in the working directory, FOLDER-FORM of a whole sweep."
+        ),
     ] = None,
     method: Method = None,
     budget: Budget = None,

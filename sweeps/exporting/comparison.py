@@ -99,6 +99,8 @@ def export_experiments(folder: Path, to: Path) -> tuple[list[Experiment], list[s
             left_out.append(f"{label}: is the same experiment as {experiments[experiment.place].row['method']}")
         else:
             experiments[experiment.place] = experiment
+    for row in store.sql(_NOT_CONFIRMED).to_pylist():
+        left_out.append(f"{' at '.join(filter(None, (row['method'], row['reference'])))}: is not confirmed")
     if not experiments:
         rule = "has no confirmed cell that PEFT can train" + (f" ({'; '.join(left_out)})" if left_out else "")
         raise SpecError([Problem("results", str(folder), rule)])
@@ -110,6 +112,11 @@ def export_experiments(folder: Path, to: Path) -> tuple[list[Experiment], list[s
                 (place / name).write_text(json.dumps(content, indent=2, sort_keys=True) + "\n", encoding="utf-8")
     (to / "pull-request.md").write_text(_pull_request([*experiments.values()]), encoding="utf-8")
     return [*experiments.values()], left_out
+
+
+_NOT_CONFIRMED = """
+select method, reference from cells anti join scaling using (sweep, cell_id) where feasible order by all
+"""
 
 
 def _refuse_others(store: Store) -> None:

@@ -101,6 +101,13 @@ def test_data_says_what_is_in_a_folder(tmp_path: Path) -> None:
     assert "nearest" in sweeps("data", f"folder:{tmp_path / 'owm'}").output
 
 
+def test_a_registered_set_is_described_by_each_of_its_names() -> None:
+    """The source after @ changes from where it is downloaded, and nothing else."""
+    plain, hub = (json.loads(sweeps("data", name, "--json").stdout) for name in ("cifar100", "cifar100@hub"))
+    assert hub == plain | {"name": "cifar100@hub"} and "cifar100@hub" in plain["further_sources"]
+    assert sweeps("data", "cifar100@nowhere").exit_code == 2
+
+
 def test_a_folder_of_classes_is_split(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
     flat, new = tmp_path / "flat", tmp_path / "new"

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from analysis.store.store import open_store
 from analysis.store.tables import write_part
+from sweeps.exporting.comparison import export_experiments
 from sweeps.plan.plan import Plan
 from sweeps.spec.spec import SweepSpec
 from tests.support import sweeps
@@ -150,3 +153,12 @@ def test_a_sweep_on_other_data_is_refused(tmp_path: Path) -> None:
     assert refused.exit_code == 2 and refused.output.count("error: ") == 2 and "metamathqa-gsm8k" in refused.output
     pushed = sweeps("export", folder, "--form", "method-comparison", "--push", "me/x", "--license", "mit")
     assert pushed.exit_code == 2 and "pull request" in pushed.output
+
+
+def test_cells_that_are_not_confirmed_are_named(tmp_path: Path) -> None:
+    folder = results(tmp_path / "r", methods={"lora": {"lr": RATE}, "dora": {"lr": RATE}})
+    rows = [row for row in open_store(folder).table("trials").to_pylist() if row["method"] == "lora"]
+    shutil.rmtree(folder / "tables" / "trials")
+    write_part(folder, "trials", rows)
+    written, left_out = export_experiments(folder, tmp_path / "out")
+    assert len(written) == 1 and left_out == ["dora at lora-32: is not confirmed"]
