@@ -52,7 +52,7 @@ def test_the_smallest_section_without_ray(tmp_path: Path) -> None:
     subprocess.run([*command, "--json", str(tmp_path / "q.json")], check=True, capture_output=True)
     found = json.loads((tmp_path / "q.json").read_text())
     assert found["queries"]["rows"] == 100_000
-    assert all(0 < value < 10 for name, value in found["queries"].items() if name.startswith("seconds"))
+    assert all(value > 0 for name, value in found["queries"].items() if name.startswith("seconds"))
 
 
 @pytest.mark.slow

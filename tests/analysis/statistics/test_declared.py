@@ -107,7 +107,7 @@ def half_failed(zero_shot: bool) -> Cells:
         ("lora", "lora-1", "a"): scores(0.60, 0),
         ("randlora", "lora-1", "a"): {seed: score if seed % 2 else None for seed, score in good.items()},
     }
-    return cells | ({("zero-shot", None, "a"): {0: 0.10}} if zero_shot else {})
+    return cells | ({("zero-shot", None, "a"): {0: 0.35}} if zero_shot else {})
 
 
 @pytest.mark.parametrize("zero_shot", [True, False])
@@ -117,8 +117,12 @@ def test_a_method_whose_runs_fail_is_not_called_higher(tmp_path: Path, *, zero_s
     sound = comparisons(swept(tmp_path / "whole", whole, whole)).to_pylist()
     assert [r["verdict"] for r in sound] == ["higher"] and sound[0]["failed"] == 0
     store = swept(tmp_path / "half", cells, cells)
+    untrained = 0.35 if zero_shot else 0.1  # of ten classes one is guessed
+    assert {run["test_score"] for runs in failed(store).values() for run in runs} == {untrained}
     (row,) = comparisons(store).to_pylist()
     assert row["difference"] > 0.03 and row["difference_as_untrained"] < 0  # both are shown
+    lead, lora = sum(v or untrained for v in cells["randlora", "lora-1", "a"].values()), cells["lora", "lora-1", "a"]
+    assert row["difference_as_untrained"] == pytest.approx((lead - sum(v or 0 for v in lora.values())) / SEEDS)
     assert row["verdict"] == "not distinguishable" and row["p"] == 1.0 and row["low"] < 0 < row["high"]
     assert (row["failed"], row["baseline_failed"], row["n"]) == (SEEDS // 2, 0, SEEDS // 2)
     (taken,) = decisions(store).to_pylist()
@@ -127,6 +131,19 @@ def test_a_method_whose_runs_fail_is_not_called_higher(tmp_path: Path, *, zero_s
     (shown,) = [r for r in results_table(store).to_pylist() if r["method"] == "randlora"]
     assert (shown["n"], shown["failed"]) == (SEEDS // 2, SEEDS // 2)
     assert f"{SEEDS // 2} of {SEEDS} of RandLoRA" in conclusion(store)
+
+
+@pytest.mark.parametrize("loser", ["lora", "randlora"])
+def test_methods_of_which_a_run_failed_are_never_equivalent(tmp_path: Path, loser: str) -> None:
+    """The scores of the finished runs lie far within the margin."""
+    near = {seed: 0.6 + 0.001 * seed + 0.0005 * (seed % 2) for seed in range(SEEDS)}
+    cells: Cells = {("lora", "lora-1", "a"): {seed: 0.6 + 0.001 * seed for seed in range(SEEDS)}}
+    cells["randlora", "lora-1", "a"] = dict(near)
+    (row,) = comparisons(swept(tmp_path / "whole", cells, cells)).to_pylist()
+    assert row["verdict"] == "equivalent"
+    lost = cells | {(loser, "lora-1", "a"): dict(cells[loser, "lora-1", "a"]) | {0: None}}
+    (row,) = comparisons(swept(tmp_path / "lost", lost, lost)).to_pylist()
+    assert row["verdict"] == "not distinguishable" and row["p_equivalent"] == 1.0
 
 
 def test_failures_of_the_baseline_alone_leave_a_lead_standing(tmp_path: Path) -> None:

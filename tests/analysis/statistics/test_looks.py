@@ -51,6 +51,9 @@ def test_the_levels_of_any_looks_sum_to_five_percent_at_most() -> None:
         assert all(alpha >= 0 for alpha in spent) and sum(spent) <= 1 - LEVEL + 1e-12
     assert Looks((5,), 5).level == pytest.approx(1 - LEVEL)  # one look at all seeds has all of it
     assert Looks((5,)).level == pytest.approx(0.8 * (1 - LEVEL))
+    assert [Looks(tuple(range(5, 5 * k + 1, 5)), 20).level for k in (1, 2, 3, 4)] == pytest.approx([0.0125] * 4)
+    assert [Looks(tuple(range(5, 5 * k + 1, 5))).level for k in (1, 2, 3)] == pytest.approx([0.04, 0.008, 0.0016])
+    assert Looks((5, 8), 20).level == pytest.approx(0.0075)  # three of twenty seeds
     assert Looks((5, 10), 5).level == 0.0  # every seed replaced: those that were declared are spent
 
 

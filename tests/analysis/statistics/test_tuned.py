@@ -139,8 +139,19 @@ def test_sharpness_of_a_known_response(tmp_path: Path) -> None:
     plan = {"lora": ("lora-1",), "randlora": ("lora-1",)}
     made = open_store(make_results(tmp_path / "sharp", plan=plan, noise=0.0))
     for r in sharpness(made).to_pylist():  # the response falls by 0.05 per squared decade
-        assert 0.3 < r["decades"] < 1.0 and r["searched"] >= 2.0
-    assert {r["open"] for r in sharpness(made).to_pylist()} <= {True, False}
+        assert r["decades"] == pytest.approx(0.625) and r["searched"] >= 2.0 and not r["open"]
+
+
+@pytest.mark.parametrize(
+    ("scores", "decades", "is_open"),
+    [((0.5, 0.6, 0.55), 0.1 + 0.2, False), ((0.55, 0.6, 0.595), 0.2 + 1.0, True), ((0.4, 0.5, 0.6), 0.1, True)],
+)
+def test_sharpness_of_three_rates(tmp_path: Path, scores: tuple[float, ...], decades: float, is_open: bool) -> None:
+    """A point is lost after a tenth of a step that loses ten points, and after a fifth of one that loses five."""
+    store = open_store(odd_results(tmp_path / "r", {("lora", "lora-1", "a"): {0: 0.7}}, tune=scores))
+    (row,) = sharpness(store).to_pylist()
+    step = row["searched"] / 2
+    assert (row["decades"] / step, row["open"]) == (pytest.approx(decades), is_open)
 
 
 def test_what_is_searched_beside_the_rate_tells_points_apart(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import shutil
 from pathlib import Path
 
 import duckdb
@@ -233,8 +234,27 @@ def test_best_ranks_by_validation_not_by_test(store: Store) -> None:
     rows = [r for r in store.table("best").to_pylist() if r["reference"] == "lora-1"]
     assert [r["rank_by_val"] for r in rows] == [1, 2, 3, 4]
     assert [r["mean_val"] for r in rows] == sorted((r["mean_val"] for r in rows), reverse=True)
-    ids = set(store.table("confirmed").column("trial_id").to_pylist())
-    assert all(r["best_trial"] in ids for r in rows)
+
+
+def test_the_test_split_changes_no_rank(tmp_path: Path) -> None:
+    """The method and the trial with the best validation score have the worst test score."""
+    folder = make_results(tmp_path / "r", plan={"lora": ("lora-1",), "vera": ("lora-1",)})
+    rows, tuned = open_store(folder).table("trials").to_pylist(), []
+    for row in rows:
+        lead = 0.2 if row["method"] == "vera" else 0.0
+        val = None if row["val_score"] is None else 0.5 + lead + 0.001 * (row["slot"] or 0)
+        test = None if row["test_score"] is None or val is None else 1.0 - val
+        tuned.append(row | {"val_score": val, "test_score": test})
+    (folder / "journal.jsonl").unlink()
+    shutil.rmtree(folder / "tables" / "trials")
+    write_part(folder, "trials", tuned)
+    store = open_store(folder)
+    best = {r["rank_by_val"]: r for r in store.table("best").to_pylist()}
+    assert [best[1]["method"], best[2]["method"]] == ["vera", "lora"] and best[1]["mean"] < best[2]["mean"]
+    for row in best.values():
+        own = [r for r in store.table("confirmed").to_pylist() if r["cell_id"] == row["cell_id"]]
+        assert row["best_trial"] == max(own, key=lambda r: r["val_score"])["trial_id"]
+        assert row["best_trial"] == min(own, key=lambda r: r["test_score"])["trial_id"]
 
 
 def test_cost_adds_up(store: Store) -> None:

@@ -19,7 +19,8 @@ from tests.analysis.odd import Cells, odd_results
 
 BUDGETS = ("lora-1", "lora-4", "lora-16")
 METHODS = ("lora", "randlora", "vera")
-INTERVAL = re.compile(r"([+−]?\d+\.\d) \[([+−]?\d+\.\d), ([+−]?\d+\.\d)\]")
+INTERVAL = re.compile(r"([+−]?\d+\.\d)(?: points?)? \[([+−]?\d+\.\d), ([+−]?\d+\.\d)\]")
+SEEDS = range(6)
 WORDS = ("higher", "lower", "equivalent", "not distinguishable")
 
 
@@ -55,7 +56,19 @@ def printed(store: Store) -> str:
     return out.getvalue()
 
 
-@pytest.mark.parametrize("seed", range(6))
+def sentences(store: Store) -> list[str]:
+    found = conclusion_of(store)
+    return re.split(r"(?<=\.) (?=[A-Z])", f"{found.answer} {found.budgets}")
+
+
+def test_sentences_have_intervals(tmp_path: Path) -> None:
+    """Otherwise the next test would check none."""
+    said = [one for seed in SEEDS for one in sentences(drawn(tmp_path / str(seed), seed)) if INTERVAL.search(one)]
+    assert any(" higher" in one or " lower" in one for one in said)
+    assert any("no conclusion" in one.lower() or "not distinguishable" in one for one in said)
+
+
+@pytest.mark.parametrize("seed", SEEDS)
 def test_words_and_intervals_agree_on_the_whole_page(tmp_path: Path, seed: int) -> None:
     store = drawn(tmp_path / "r", seed)
     rows = comparisons(store).to_pylist()
@@ -64,8 +77,7 @@ def test_words_and_intervals_agree_on_the_whole_page(tmp_path: Path, seed: int) 
         found = INTERVAL.search(line)
         if words and found:  # a row of the table of results
             assert side(found[2], found[3]) == (words[0] if words[0] in WORDS[:2] else None), line
-    found_answer = conclusion_of(store)
-    for sentence in re.split(r"(?<=\.) (?=[A-Z])", f"{found_answer.answer} {found_answer.budgets}"):
+    for sentence in sentences(store):
         for word in WORDS[:2]:
             if re.search(rf"\b(scores|is) {word}\b", sentence):
                 assert all(side(low, high) == word for _, low, high in INTERVAL.findall(sentence)), sentence

@@ -12,6 +12,7 @@ from analysis import open_store
 from analysis.imports.importing import import_published
 from analysis.report.facts import facts
 from analysis.report.page import render
+from analysis.report.tables import pick
 from analysis.statistics.looks import Looks
 from analysis.store.store import Store
 from analysis.store.tables import write_part
@@ -21,7 +22,7 @@ from analysis.words.parity import devices_apart, looks_says, parity_says, versio
 from tests.support import sweeps
 
 
-def moved(folder: Path, tmp_path: Path, method: str, **ran_on: str) -> Store:
+def moved(folder: Path, tmp_path: Path, method: str, **ran_on: object) -> Store:
     """The same results, where one method ran elsewhere."""
     copy = Path(shutil.copytree(folder, tmp_path / "copy"))
     rows = open_store(folder).table("trials").to_pylist()
@@ -146,3 +147,17 @@ def test_a_chosen_batch_size_names_its_data_set_where_there_are_several() -> Non
     (said,) = batches_say(rows)
     assert said.endswith("Chosen: 16 by LoRA at lora-1 on cifar10; 64 by LoRA at lora-1 on flowers.")
     assert batches_say(rows[:1])[0].endswith("Chosen: 16 by LoRA at lora-1.")
+
+
+def test_a_count_that_does_not_hold_is_said(folder: Path, tmp_path: Path) -> None:
+    rows = open_store(folder).table("trials").to_pylist()
+    (count,) = {row["adapter_params"] for row in rows if row["method"] == "lora" and row["reference"] == "lora-1"}
+    store = moved(folder, tmp_path, "lora", adapter_params=count + 1)
+    cells = [r for r in store.table("parity").to_pylist() if r["count_holds"] is False]
+    assert {r["method"] for r in cells} == {"lora"}
+    said = [line for line in parity_says(store.table("parity").to_pylist()) if line.startswith("Counts")]
+    assert said == [
+        f"Counts: {len(cells)} cells built another number of parameters than the solver predicted; see the table."
+    ]
+    (sheet,) = pick(store, ("parity",))
+    assert sum("(predicted " in cell for row in sheet.cells for cell in row) == len(cells)

@@ -7,6 +7,7 @@ import errno
 import json
 import os
 import shlex
+import signal
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -28,6 +29,7 @@ from sweeps.errors import Problem, SpecError
 from sweeps.plan.plan import Plan
 from sweeps.records.locks import FolderLock, holder
 from sweeps.spec.cell import Cell
+from sweeps.spec.spec import SweepSpec
 from tests.analysis.synthetic import make_results
 from tests.support import ROOT, sweeps
 
@@ -398,6 +400,8 @@ ENDS: list[tuple[dict[str, Any] | Exception, int]] = [
     ({"not_uploaded": "no answer"}, 1),
     ({"stopped_by": "limits.max_cost = 1"}, 3),
     ({"interrupted": True}, 130),
+    ({"interrupted": True, "signal": signal.SIGTERM}, 143),
+    ({"interrupted": True, "signal": signal.SIGHUP}, 129),
     (OSError(errno.ENOSPC, "No space left on device"), 2),
     (RayStartError("Ray did not come up"), 2),
     (RayLostError("Ray is gone"), 4),
@@ -419,8 +423,10 @@ def test_the_exit_code_says_how_a_run_ended(
     assert done.exit_code == code, done.output
     if isinstance(end, dict):
         answer = json.loads(done.stdout)
-        assert (answer["interrupted"], answer["finished"]) == (code == 130, 3)
+        assert (answer["interrupted"], answer["finished"]) == (code > 128, 3)
         assert (f"--output {tmp_path / 'r'}" in done.stderr.replace("\n", "")) == (code > 2)
+        told = SweepSpec.load(Path(QUICKSTART), [f"output='{tmp_path / 'r'}'"])  # a lost sweep.json is written again
+        assert SweepSpec.load(tmp_path / "r" / "sweep.json").identity() == told.identity()
 
 
 def test_the_command_that_goes_on_is_the_one_that_was_given() -> None:

@@ -111,10 +111,10 @@ def test_a_limit_ends_a_run_cleanly_and_a_larger_one_goes_on(
 ) -> None:
     log = tmp_path / "log"
     cells = logged(log, delay=0.2)
-    cut = fake_plan(tmp_path / "r", cells, limits=FakeLimits(max_cost=0.001, price_per_hour=1.0))  # 3.6 s of workers
+    cut = fake_plan(tmp_path / "r", cells, limits=FakeLimits(max_cost=0.002, price_per_hour=1.0))  # 7.2 s of workers
     summary = go(cut, pool)
     assert summary.stopped_by is not None
-    assert summary.stopped_by.startswith("limits.max_cost = 0.001")
+    assert summary.stopped_by.startswith("limits.max_cost = 0.002")
     assert not summary.interrupted
     assert not summary.complete
     assert 0 < summary.finished < 32

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 import signal
+import time
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -14,7 +16,6 @@ from sweeps.backends.backend import BackendError, BackendLostError, Event, Repor
 from sweeps.backends.inline import InlineBackend, open_inline
 from sweeps.backends.resources import ResourceError
 from sweeps.engine.run import RunSummary, run
-from sweeps.engine.runner import LOSSES
 from sweeps.errors import Problem
 from tests.fakes import TRIAL, FakeConfirm, FakePlan, fake_plan
 from tests.sweeps.inline import go_inline
@@ -88,7 +89,7 @@ def test_one_that_is_lost_before_any_trial_ends_is_given_up(tmp_path: Path, go: 
     opened = list[int]()
     with pytest.raises(BackendLostError) as caught:
         go(fake_plan(tmp_path / "r", PAIR), 0, 99, opened)
-    assert (len(opened), caught.value.why, caught.value.exit_code) == (LOSSES, "it died", 4)
+    assert (len(opened), caught.value.why, caught.value.exit_code) == (3, "it died", 4)
     assert go_inline(fake_plan(tmp_path / "r", PAIR)).complete
 
 
@@ -114,8 +115,9 @@ def test_a_loss_by_a_signal_is_an_interruption(tmp_path: Path, go: Go, monkeypat
 def test_a_cluster_that_went_away_is_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, back: bool) -> None:
     opened = list[int]()
     monkeypatch.setattr("sweeps.backends.inline.InlineBackend", dying(2, 1, opened))
-    monkeypatch.setattr("sweeps.engine.runner._AGAIN_S", 0.01)
-    monkeypatch.setattr("sweeps.engine.runner.REJOIN_S", 0.2)
+    now = [0.0]
+    clock = {"monotonic": lambda: now[0], "sleep": lambda seconds: now.append(now.pop() + seconds)}
+    monkeypatch.setattr("sweeps.engine.runner.time", SimpleNamespace(time=time.time, **clock))
     refused = []
 
     def join(setup: Setup) -> InlineBackend:
@@ -132,4 +134,4 @@ def test_a_cluster_that_went_away_is_waited_for(tmp_path: Path, monkeypatch: pyt
     else:
         with pytest.raises(BackendError):
             run(plan, address="head:1", trial=TRIAL, progress=False)
-        assert len(refused) > 3
+        assert len(refused) > 100 and now[0] > 600  # every five seconds, for ten minutes

@@ -46,7 +46,7 @@ def test_of_a_trial_that_is_taken_from_its_worker() -> None:
         await asyncio.sleep(0.1)
         outcome = await taken(made, "a")
         assert outcome.items() >= HERE.items()
-        assert 0.1 <= outcome["seconds_total"] < 5
+        assert outcome["seconds_total"] >= 0.1
         assert outcome["ended"] - outcome["started"] == pytest.approx(outcome["seconds_total"], abs=1e-4)
         assert "seconds_total" not in await taken(made, "never")
 
@@ -63,7 +63,7 @@ def test_of_a_trial_whose_workers_died() -> None:
         outcome = await taken(made, "a")
         assert outcome["state"] == "failed"
         assert outcome.items() >= HERE.items()
-        assert 0.05 * MAX_ATTEMPTS <= outcome["seconds_total"] < 5  # all attempts
+        assert outcome["seconds_total"] >= 0.05 * MAX_ATTEMPTS  # all attempts
 
     asyncio.run(scenario())
 

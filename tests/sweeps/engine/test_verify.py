@@ -18,7 +18,7 @@ from analysis.report.page import write_report
 from analysis.store.journal import journal_line, read_journal
 from analysis.store.store import open_store
 from analysis.store.tables import part_paths, to_table
-from sweeps.engine.rerun import CLOSE, Rerun
+from sweeps.engine.rerun import Rerun
 from sweeps.engine.run import run
 from sweeps.engine.verifying import Verification, receipt_of, verify
 from sweeps.plan.plan import Plan
@@ -337,9 +337,9 @@ def test_trials_are_drawn_and_trained_anew(whole: Path, monkeypatch: pytest.Monk
     [
         (0.5, (), "the same"),
         (0.5, ("device",), "the same"),
-        (0.5 + CLOSE / 2, ("device",), "close"),
-        (0.5 + CLOSE / 2, (), "NOT the same"),
-        (0.5 + 2 * CLOSE, ("device",), "NOT the same"),
+        (0.519, ("device",), "close"),
+        (0.519, (), "NOT the same"),
+        (0.521, ("device",), "NOT the same"),
         (None, ("device",), "NOT the same"),
     ],
 )

@@ -22,7 +22,13 @@ W0, W1 = "lane0/0", "lane0/1"
 
 
 def run(scenario: Coroutine[Any, Any, None]) -> None:
-    asyncio.run(asyncio.wait_for(scenario, 10))
+    asyncio.run(asyncio.wait_for(scenario, 60))
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    """Wait for a condition; the scenario's own time limit ends a wait in vain."""
+    while not condition():
+        await asyncio.sleep(0.02)
 
 
 async def started(*keys: str, window: int | None = None) -> Broker:

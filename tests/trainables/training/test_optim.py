@@ -15,7 +15,7 @@ from tests.trainables.support import run
 from tests.trainables.training.support import MakeTrial
 from trainables.config import TrainSettings
 from trainables.training import optim
-from trainables.training.checkpoints import CHECKPOINT_SHARE, Pace
+from trainables.training.checkpoints import Pace
 from trainables.training.optim import Group, lr_factor, make_adamw
 
 
@@ -71,7 +71,7 @@ def test_checkpoints_take_a_set_share_of_the_time(monkeypatch: pytest.MonkeyPatc
     assert pace.due()
     with pace.saving():
         now[0] += 1.0
-    now[0] += 1.0 / CHECKPOINT_SHARE - 0.5
+    now[0] += 1.0 / 0.02 - 0.5
     assert not pace.due()
     now[0] += 1.0
     assert pace.due()

@@ -287,8 +287,13 @@ def test_unsupported_combinations(make_trial: MakeTrial, tmp_path: Path) -> None
 
 
 def test_bf16_on_a_cpu(make_trial: MakeTrial, tmp_path: Path) -> None:
-    result = run(make_trial(train={"precision": "bf16", "epochs": 1}), tmp_path)[-1]["result"]
-    assert result.measured.precision == "bf16"
+    losses = {}
+    for precision in ("fp32", "bf16"):
+        last = run(make_trial(train={"precision": precision, "epochs": 1}), tmp_path / precision)[-1]
+        assert last["result"].measured.precision == precision
+        losses[precision] = last["train_loss"]
+    assert losses["bf16"] != losses["fp32"]
+    assert losses["bf16"] == pytest.approx(losses["fp32"], rel=0.02)
 
 
 def test_data_is_read_and_decoded_once(make_trial: MakeTrial, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
