@@ -40,6 +40,11 @@ def test_the_workflow_tests_every_python_and_builds_the_pages() -> None:
     for name in ("test", "docs"):
         (made,) = [step["run"] for step in jobs[name]["steps"] if "run" in step]
         assert made == f"make {name} PYTHON=python"
+    slow = read(".github/workflows/slow.yml")["jobs"]["slow"]
+    assert slow["strategy"]["matrix"]["ray"] == jobs["ray"]["strategy"]["matrix"]["ray"]
+    assert slow["steps"][-1]["run"].endswith("-m slow")
+    files = " ".join(step["run"] for step in jobs["extras"]["steps"] if "pytest" in step.get("run", "")).split()[3:]
+    assert len(files) >= 6 and all((ROOT / file).is_file() for file in files)
 
 
 def test_a_release_is_installed_on_the_oldest_and_newest_python_before_it_is_sent_without_a_secret() -> None:
