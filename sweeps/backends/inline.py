@@ -57,6 +57,7 @@ class InlineBackend:
         self._queue: deque[list[Order]] = deque()
         self._unpacked: dict[str, dict[str, Any]] = {}  # why a trial's pack was given up
         self._open: dict[str, Order] = {}  # trials that run now
+        self._trained = False  # whether the last call of `events` trained
         self._over: dict[str, bool] = {}  # of trials that were stopped
         self._stopped: list[Event] = []
         self._training: Events | None = None
@@ -69,12 +70,13 @@ class InlineBackend:
 
     @property
     def busy(self) -> int:
-        return 1 if self._open else 0
+        return 1 if self._open or self._trained else 0  # the call that ends a trial counts too
 
     def start(self, orders: Sequence[Order]) -> None:
         self._queue.append(list(orders))
 
     def events(self, timeout: float) -> list[Event]:
+        self._trained = False
         if self._stopped:
             stopped, self._stopped = self._stopped, []
             return stopped
@@ -84,7 +86,7 @@ class InlineBackend:
             orders = self._queue.popleft()
             self._open = {order.trial_id: order for order in orders}
             self._training = self._train_one(orders[0]) if len(orders) == 1 else self._train_pack(orders)
-        events = next(self._training, [])
+        events, self._trained = next(self._training, []), True
         for event in events:
             if not isinstance(event, Reported):
                 self._open.pop(event.trial_id, None)
@@ -275,6 +277,7 @@ def open_inline(setup: Setup) -> Backend:
         ("concurrent", resources.concurrent not in ("auto", 1), "trials run one after another"),
         ("min_concurrent", resources.min_concurrent not in (None, 1), "trials run one after another"),
         ("trial_timeout", resources.trial_timeout is not None, "a trial that hangs is not ended"),
+        ("attempts", "attempts" in resources.model_fields_set, "a trial that kills its process ends the run"),
     ):
         if is_set:
             setup.note(f"resources.{name} has no effect with the inline backend: {why}")

@@ -95,6 +95,13 @@ def plan_lanes(request: ResourceSection, nodes: Sequence[Node], share: float = 1
     fits = [_fit(node, cpu, gpu) for node in nodes]
     total = sum(fits)
     each = f"{cpu:g} CPU(s)" + (f" and {gpu:g} GPU(s)" if gpu else "")
+    if not total:  # only with GPUs: no machine has both
+        beside = max(node.cpus for node in nodes if node.gpus >= gpu)
+        rule = f"no machine has {each}"
+        problem = Problem(
+            "resources.cpus_per_worker", cpu, rule, f"cpus_per_worker = {beside:g}, or gpus_per_worker = 0"
+        )
+        raise ResourceError([problem])
     if request.workers > total:
         rule = f"{total} worker(s) of {each} fit on {len(nodes)} machine(s)"
         raise ResourceError([Problem("resources.workers", request.workers, rule, f"workers = {total}")])

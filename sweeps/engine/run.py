@@ -152,7 +152,7 @@ def _open(plan: Plan, folder: Path, journal: Journal, sealer: Sealer, display: P
     spec = plan.spec
     state = SweepState(plan.feasible, spec)
     earlier: dict[str, int] = {}
-    unfinished = replay(state, sealer, journal.events, sealer.rows, earlier if retry_failed else None)
+    unfinished = replay(state, sealer, journal.events, sealer.rows, earlier if retry_failed else None, sealer.curves)
     write_identity(folder, spec.identity())
     skipped = sum(cell.counted() for cell in state.cells.values())
     for line in sealer.damaged:

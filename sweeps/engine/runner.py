@@ -7,6 +7,7 @@ import functools
 import os
 import platform
 import socket
+import stat
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -90,8 +91,7 @@ class Opener:
             patience: seconds for which to try again if a cluster does not answer.
         """
         folder = sweep.ledger.folder
-        if self.address is None:  # workers of a cluster may run as other users, who share the folder in a group
-            _make_private(folder / "work")
+        _make_work_folder(folder / "work", private=self.address is None)
         # the probe may be a task, which runs in another folder
         absolute_plan = Plan(plan.spec, tuple(cell.with_absolute_paths() for cell in plan.cells))
         setup = Setup(
@@ -223,11 +223,19 @@ class Runner:
         return 0 if self._backend is None else self._backend.busy
 
 
-def _make_private(folder: Path) -> None:
-    """Make a folder that only its owner may enter."""
-    folder.mkdir(parents=True, exist_ok=True)
-    with contextlib.suppress(OSError):  # a file system without modes
-        folder.chmod(0o700)
+def _make_work_folder(folder: Path, *, private: bool) -> None:
+    """Make the folder of checkpoints, or let the workers of a cluster into the one that a local run made.
+
+    Args:
+        folder: the folder `work` of the results folder.
+        private: whether only its owner may enter. Workers of a cluster may run as other users, who share the results
+            folder in a group.
+    """
+    if private and not folder.exists():
+        folder.mkdir(parents=True, mode=0o700)
+    elif not private and folder.exists():
+        with contextlib.suppress(OSError):  # a file system without modes
+            folder.chmod(stat.S_IMODE(folder.parent.stat().st_mode))
 
 
 def _provenance(state: SweepState, trial: str, facts: Facts) -> dict[str, Any]:

@@ -73,6 +73,7 @@ def replay(
     events: Sequence[Mapping[str, Any]],
     rows: Mapping[str, TrialRow],
     retry: dict[str, int] | None = None,
+    curves: Mapping[str, Mapping[int, float | None]] | None = None,
 ) -> list[tuple[Slot, float | None]]:
     """Put all trials of a journal into the state of a sweep, and those of sealed rows in case the journal was lost.
 
@@ -86,6 +87,7 @@ def replay(
         rows: sealed rows of `trials`, by trial id.
         retry: None, or a dictionary that gets the number of attempts of each failed trial, by trial id. Failed trials
             then count as still to run.
+        curves: sealed validation scores by epoch, by trial id. The pruner needs those of trials that the journal lacks.
 
     Returns:
         The slots that the pruner had stopped without a row being written, each with the seconds that it had trained.
@@ -97,13 +99,14 @@ def replay(
     asked: dict[str, Slot] = {}
     last = dict(rows)
     for number, event in enumerate(events, 1):
-        kind = event["ev"]
         if missing_key := _missing_key(event):
-            raise _damaged(number, kind, f"has no {missing_key}")
-        if kind == "ask" and event["cell_id"] in state.cells:
+            raise _damaged(number, event["ev"], f"has no {missing_key}")
+        if event["ev"] == "ask" and event["cell_id"] in state.cells:
             slot = _slot_of_event(state.cells[event["cell_id"]].cell, event, sealer.folder)
             asked[slot.trial_id] = state.restore(slot)
-        elif kind == "report" and event["trial_id"] in asked:
+    for number, event in enumerate(events, 1):
+        kind = event["ev"]
+        if kind == "report" and event["trial_id"] in asked:
             slot_so_far = asked[event["trial_id"]]
             state.report(slot_so_far.cell_id, slot_so_far.trial_id, event["epoch"], event["values"].get("val_score"))
             if event.get("stop"):
@@ -126,6 +129,8 @@ def replay(
             continue
         if trial_id not in asked:
             state.restore(_slot_of_row(cell, trial_id, row, sealer.folder))
+            for epoch, val_score in sorted((curves or {}).get(trial_id, {}).items()):
+                state.report(cell.cell.cell_id, trial_id, epoch, val_score)
         if retry is not None and row.status == "failed":
             retry[trial_id] = row.attempt
         else:

@@ -6,6 +6,7 @@ import dataclasses
 import re
 import threading
 import time
+from collections import defaultdict
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, TypeVar
@@ -38,6 +39,7 @@ class Sealer:
     Attributes:
         rows: the last sealed row of each trial, by trial id.
         choices: the latest choice of each cell, by cell id.
+        curves: the sealed validation scores by epoch, by trial id.
         damaged: names of the parts that were set aside.
     """
 
@@ -57,7 +59,9 @@ class Sealer:
         for choice in sorted(self._read(ChoiceRow), key=lambda row: row.chosen_at):  # older versions wrote no numbers
             self._note_choice(choice)
         self._cells = {row.cell_id: row for row in self._read(CellRow)}
-        self._read(MetricRow)
+        self.curves: dict[str, dict[int, float | None]] = defaultdict(dict)
+        for epoch in sorted(self._read(MetricRow), key=lambda row: row.attempt or 0):
+            self.curves[epoch.trial_id][epoch.epoch] = epoch.val_score
         self._read(PredictionRow)
 
     def _read(self, row: type[R]) -> list[R]:

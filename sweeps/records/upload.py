@@ -19,6 +19,8 @@ from typing import Any
 from analysis.store.diagnostic_rows import ROWS as DIAGNOSTICS
 from analysis.store.journal import JOURNAL
 from analysis.store.remote import FACTS, Location
+from analysis.store.schemas import SCHEMAS
+from analysis.store.tables import scan_parts, set_aside
 from sweeps.errors import Problem, SpecError
 from sweeps.records.locks import IdentityError, refuse_other, stored_identity
 from trainables.errors import first_line
@@ -44,6 +46,11 @@ def restore(folder: Path, location: Location) -> int:
     if begun:
         _refuse_behind(folder, location)
     with _answering(location):
+        copied = location.files()
+        for name in SCHEMAS:
+            for part in scan_parts(folder, name)[1]:  # a damaged part may have its size
+                if part.path.relative_to(folder).as_posix() in copied:
+                    set_aside(part)
         return location.fetch(folder, facts=not begun)
 
 

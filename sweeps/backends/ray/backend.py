@@ -139,6 +139,10 @@ class RayBackend:
         """Let a waiting call of `events` return now. May be called from any thread."""
         self._held.news.put(None)
 
+    def withdraw_request(self) -> None:
+        """Tell a cluster's autoscaler that the nodes that this backend asked for are no longer needed."""
+        self._pool.withdraw_request()
+
     def _take(self, news: TuneReport | Ended | BaseException | None, events: list[Event]) -> None:
         if news is None:
             return
@@ -156,7 +160,9 @@ class RayBackend:
             news.verdict.set_result(True)
 
     def stop(self, trial_id: str, *, over: bool) -> None:
-        key = self._keys[trial_id]
+        key = self._keys.get(trial_id)
+        if key is None:  # it has ended, and the event that says so is on its way
+            return
         self._over[key] = over
         verdict = self._verdicts.pop(key, None)
         if verdict is not None:

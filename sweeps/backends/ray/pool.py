@@ -206,7 +206,8 @@ class Pool:
         request_resources(bundles=[worker] * (trials * resources.workers))
         self._requested = True
 
-    def _withdraw_request(self) -> None:
+    def withdraw_request(self) -> None:
+        """Tell the cluster's autoscaler that the nodes that this pool asked for are no longer needed."""
         if self._requested and self.lost is None:
             from ray.autoscaler.sdk import request_resources
 
@@ -356,7 +357,7 @@ class Pool:
                         self._lanes.leave()
                     if not self._session.owned:
                         ray.kill(self.broker)
-                self._withdraw_request()
+                self.withdraw_request()
             finally:
                 if self._cluster is not None:
                     self._cluster.close()

@@ -258,6 +258,7 @@ class _Driver:
         self._sending = threading.Lock()
         self._commands: SimpleQueue[tuple[Any, ...]] = SimpleQueue()
         self._wake: Callable[[], None] | None = None
+        self._withdraw: Callable[[], None] | None = None
         self._busy = 0
 
     def run(self, modules: Sequence[str]) -> None:
@@ -281,7 +282,7 @@ class _Driver:
         except Exception as error:  # noqa: BLE001  # raised again in the engine's process
             self.send(_RAISED, _portable(error))
             return
-        self._wake = backend.wake
+        self._wake, self._withdraw = backend.wake, backend.withdraw_request
         self.send(_READY, backend.facts, session_folder())
         try:
             self._serve(backend)
@@ -330,6 +331,10 @@ class _Driver:
         if self._wake is None:  # Ray is still starting: the interrupt undoes that cleanly
             os.kill(os.getpid(), signal.SIGINT)
             time.sleep(_END_S / 2)
+        if self._withdraw is not None:  # the cluster's autoscaler would keep the nodes
+            asking = threading.Thread(target=self._withdraw, daemon=True)
+            asking.start()
+            asking.join(_END_S / 2)
         if (folder := session_folder()) is not None:  # Ray's agents would otherwise run for another minute
             clear(folder)
         os._exit(1)

@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 import time
+from multiprocessing import Pipe
 from pathlib import Path
 
 import psutil
@@ -16,6 +17,7 @@ from sweeps.backends.ray.cluster import private
 from sweeps.backends.ray.cluster.private import PREFIX, make_folder, session_folder, token_of
 from sweeps.backends.ray.cluster.processes import clear, processes_of, runs, vital
 from sweeps.backends.ray.pool import Pool
+from sweeps.backends.ray.process import _Driver
 from tests.support import ROOT, wait_for
 
 SLEEP = [sys.executable, "-S", "-c", "import time; time.sleep(60)"]
@@ -132,3 +134,19 @@ def test_an_abandoned_folder_goes_with_the_next_session(tmp_path: Path, monkeypa
     monkeypatch.setenv("RAY_TMPDIR", str(other))  # also where this session's files go elsewhere
     clear(make_folder())
     assert not held.exists()
+
+
+def test_a_driver_whose_engine_was_killed_withdraws_its_request_for_nodes(monkeypatch: pytest.MonkeyPatch) -> None:
+    def exit_(code: int) -> None:
+        raise SystemExit(code)
+
+    monkeypatch.setattr("sweeps.backends.ray.process.os._exit", exit_)
+    monkeypatch.setattr("sweeps.backends.ray.process.session_folder", lambda: None)  # the cluster is not ours
+    asked = list[str]()
+    engine, own = Pipe()
+    driver = _Driver(own)
+    driver._wake, driver._withdraw = (lambda: None), (lambda: asked.append("no nodes"))
+    engine.close()
+    with pytest.raises(SystemExit):
+        driver._listen()
+    assert asked == ["no nodes"]

@@ -75,6 +75,15 @@ def changed(
     return [lane.workers for lane in change.start], change.unplaced
 
 
+def test_no_machine_with_enough_of_both_is_named_by_what_is_scarce() -> None:
+    with pytest.raises(ResourceError) as raised:
+        lanes([Node(32, 0), Node(4, 1)], cpus_per_worker=16, gpus_per_worker=1)
+    (problem,) = raised.value.problems
+    assert (problem.field, problem.value) == ("resources.cpus_per_worker", 16)
+    assert problem.nearest == "cpus_per_worker = 4, or gpus_per_worker = 0"
+    assert lanes([Node(32, 0), Node(4, 1)], cpus_per_worker=4, gpus_per_worker=1) == [(1, False)]
+
+
 A, B, C, BIG = Node(2, 0, "a"), Node(2, 0, "b"), Node(2, 0, "c"), Node(8, 0, "big")
 
 

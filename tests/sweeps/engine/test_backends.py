@@ -11,12 +11,16 @@ from typing import Any
 
 import pytest
 
+from analysis.store.journal import read_journal
 from sweeps.backends.ray.backend import using
 from sweeps.backends.ray.pool import Pool
 from sweeps.backends.registry import backend_names, find_backend
 from sweeps.engine.run import run
 from sweeps.errors import SpecError
 from sweeps.plan.plan import Plan
+from sweeps.records.replay import replay
+from sweeps.records.sealing import Sealer
+from sweeps.search.stages import SweepState
 from sweeps.spec.spec import SweepSpec
 from tests.fake_packs import TOGETHER
 from tests.fakes import (
@@ -127,6 +131,31 @@ def test_a_limit_ends_an_inline_run(tmp_path: Path) -> None:
     summary = run(plan, backend="inline", trial=TRIAL, progress=False)
     assert summary.stopped_by == "limits.max_hours = 1e-09"
     assert not summary.complete
+
+
+def test_a_limit_of_accelerator_time_counts_trials_of_one_epoch_inline(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The call that trains a trial's last epoch also ends the trial."""
+    monkeypatch.setattr("sweeps.engine.loop.EVERY_S", 0.0)
+    plan = fake_plan(tmp_path / "r", PAIR, train=FakeTrain(1), limits=FakeLimits(max_accelerator_hours=1e-9))
+    summary = run(plan, backend="inline", trial=TRIAL, progress=False)
+    assert summary.stopped_by is not None and summary.stopped_by.startswith("limits.max_accelerator_hours = 1e-09")
+    assert summary.finished == 1
+
+
+def test_the_pruner_knows_earlier_curves_without_a_journal(tmp_path: Path) -> None:
+    """As after a machine was lost, and the run goes on from the copy."""
+    search = FakeSearch(trials=12, sampler="qmc", pruner="asha", rerun_rates=0, rerun_seeds=0)
+    plan = fake_plan(tmp_path / "r", PAIR, search=search, train=FakeTrain(9), confirm=FakeConfirm((0,)))
+    assert go_inline(plan).pruned > 0
+    lines = read_journal(tmp_path / "r" / "journal.jsonl").events
+    sealer, found = Sealer(tmp_path / "r"), []
+    for events_left in (lines, lines[::-1], []):
+        state = SweepState(plan.feasible, plan.spec)
+        replay(state, sealer, events_left, sealer.rows, None, sealer.curves)
+        found.append({cell_id: cell.curves for cell_id, cell in state.cells.items()})
+    assert found[0] == found[1] == found[2] and all(len(curves) >= 12 for curves in found[0].values())
 
 
 @pytest.mark.parametrize(

@@ -18,6 +18,7 @@ from sweeps.backends.ray.backend import using
 from sweeps.backends.ray.lanes.broker import Broker
 from sweeps.backends.ray.pool import Pool
 from sweeps.engine.run import run
+from sweeps.engine.runner import _make_work_folder
 from sweeps.records.journal import Journal
 from sweeps.records.locks import LockedError
 from tests.fakes import FakeCell, FakeConfirm, FakeResources, FakeSearch, fake_plan
@@ -214,3 +215,13 @@ def test_a_full_disk_under_a_trial_is_not_the_trials_fault(
     again = run(fake_plan(tmp_path / "r", PAIR), trial="tests.fakes:mended_trial", progress=False, backend=using(pool))
     assert again.complete
     assert_same_tables(tmp_path / "r", undisturbed(PAIR))
+
+
+def test_workers_of_a_cluster_may_enter_what_a_local_run_made(tmp_path: Path) -> None:
+    """They may be other users of the group that shares the results folder."""
+    work, modes = tmp_path / "r" / "work", []
+    for private in (True, False, True):
+        _make_work_folder(work, private=private)
+        modes.append(work.stat().st_mode & 0o777)
+        work.parent.chmod(0o770)
+    assert modes == [0o700, 0o770, 0o770]

@@ -169,6 +169,7 @@ def tell(monkeypatch: pytest.MonkeyPatch) -> Tell:
             backend.start([Order(f"t{number}", TRIAL, None, {}, Path("/r"), None, False)])
             backend._held.news.put(Ended(backend._keys[f"t{number}"], False))
             ended += backend.events(0.0)
+            backend.stop(f"t{number}", over=False)  # the engine may ask for it while the event is on its way
         return ended
 
     return told

@@ -13,7 +13,7 @@ import pytest
 
 from sweeps.backends.packs import MOST, Measured, gpu_share, pack_size, unpackable
 from sweeps.backends.ray.lanes.broker import Broker
-from sweeps.backends.ray.lanes.leases import KILLED_FOR_MEMORY
+from sweeps.backends.ray.lanes.leases import KILLED_FOR_MEMORY, Lease
 from sweeps.backends.ray.pool import Pool
 from sweeps.backends.resources import LaneShape, Node
 from sweeps.engine.packing import Packing
@@ -360,3 +360,16 @@ def test_workers_that_have_a_trial_are_counted_and_a_pack_counts_once() -> None:
         assert (await broker.status())["busy"] == 1
 
     run(scenario())
+
+
+@pytest.mark.parametrize("memory", [False, True])
+def test_a_death_in_a_pack_is_no_ones_last_attempt(memory: bool) -> None:
+    """Which trial is at fault shows when each runs by itself."""
+    leases = [Lease(key, {"attempts": 1}, state="running", attempt=1, pack="p", packed=2) for key in ("bad", "good")]
+    for each in leases:
+        each.die("its worker died", memory)
+        assert each.start_again() and each.single
+    bad = leases[0]
+    bad.state, bad.attempt, bad.packed = "running", 2, 1
+    bad.die("its worker died", False)
+    assert not bad.start_again() and bad.state == "failed"

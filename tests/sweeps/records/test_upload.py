@@ -107,7 +107,8 @@ def test_a_row_that_arrived_has_all_its_rows_there(tmp_path: Path, monkeypatch: 
 
 
 @pytest.mark.parametrize("aside", [False, True])
-def test_parts_that_were_damaged_come_again(tmp_path: Path, aside: bool) -> None:
+@pytest.mark.parametrize("cut", [True, False], ids=["cut off", "of the same size"])
+def test_parts_that_were_damaged_come_again(tmp_path: Path, aside: bool, cut: bool) -> None:
     sealed(tmp_path / "r", 3, tmp_path)
     there = subtree(tmp_path / "bucket")
     Upload(tmp_path / "r", there).sync()
@@ -116,7 +117,8 @@ def test_parts_that_were_damaged_come_again(tmp_path: Path, aside: bool) -> None
     facts = tmp_path / "copy" / "spec.json"
     facts.write_text("{}")
     (part,) = part_paths(tmp_path / "copy", "trials")
-    part.write_bytes(b"")
+    whole = part.read_bytes()
+    part.write_bytes(b"" if cut else whole[:-3] + b"???")
     if aside:
         assert len(Sealer(tmp_path / "copy").damaged) == 1
     assert [restore(tmp_path / "copy", there) for _ in range(2)] == [1, 0]

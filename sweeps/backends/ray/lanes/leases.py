@@ -151,7 +151,8 @@ class Lease:
             self.attempt -= 1
         if not self.spared and not self.single:  # which trial of a pack is at fault shows when each runs by itself
             self.leave_pack(self.death or "its worker process died", "death")
-        self.state = "failed" if self.attempt >= self.attempts else "queued"
+        in_pack = self.packed > 1  # the last attempt is always by itself
+        self.state = "failed" if self.attempt >= self.attempts and not in_pack else "queued"
         if self.state == "failed":
             self.outcome = {"reason": self._gave_up()}
         self.death, self.spared = None, False
