@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Sequence
 
 from analysis.format import Row
@@ -26,7 +27,10 @@ def to_come(store: Store) -> dict[tuple[str, str], Left]:
     search, hold = stored.get("search") or {}, stored.get("hold") or (stored.get("confirm") or {}).get("hold") or ()
     rates, seeds = search.get("rerun_rates", 0), search.get("rerun_seeds", 0)
     cells = [r for r in store.table("coverage").to_pylist() if r["feasible"]]
-    largest_plan = max((r["tune_planned"] for r in cells), default=0)
+    largest_plans: dict[tuple[str, str], int] = defaultdict(int)  # in samples, a larger training size has fewer trials
+    for r in cells:
+        place = r["dataset"], r["train_size"]
+        largest_plans[place] = max(largest_plans[place], r["tune_planned"])
     tried: dict[str, list[Row]] = {r["cell_id"]: [] for r in cells}
     for row in store.sql(_TRIED).to_pylist():
         tried.setdefault(row["cell_id"], []).append(row)
@@ -35,7 +39,9 @@ def to_come(store: Store) -> dict[tuple[str, str], Left]:
     for r in cells:
         rows, planned = tried[r["cell_id"]], r["tune_planned"]
         plain = max(0, planned - sum(t["origin"] != "widened" for t in rows))
-        fully_planned = rows and planned == largest_plan  # else it was taken out: what it has is all that was planned
+        fully_planned = (
+            rows and planned == largest_plans[r["dataset"], r["train_size"]]
+        )  # else it was taken out: what it has is all that was planned
         rerun_seeds = 0 if len(hold) == 3 else seeds
         points, refined = asked_for[r["cell_id"]]
         if not fully_planned:

@@ -227,7 +227,12 @@ def _infeasible(counts: Reach, nearest: Solution, tolerance: float, section: str
     budget, method = nearest.budget, counts.entry.name
     noun = counts.currency.noun
     below, above = counts.around(budget)
-    if above is None and below is not None:
+    if nearest.allocation == "per-layer":
+        count, what = nearest.residual + budget, f"the nearest per-layer {noun} of {method}"
+        others = (_solution(counts, "uniform", counts.uniform(budget), budget), _mixed(counts, nearest))
+        near = [other for other in others if abs(other.residual) <= Fraction(str(tolerance)) * budget]
+        lever = _instead(near[0]) if near else "take allocation = 'auto', or raise the tolerance"
+    elif above is None and below is not None:
         count, what = below.count, f"the largest {noun} of {method} on these targets"
         key = f'"{section}"' if ":" in section else section  # as a sweep file writes it
         options = counts.widening(budget - Fraction(str(tolerance)) * budget)
@@ -240,15 +245,27 @@ def _infeasible(counts: Reach, nearest: Solution, tolerance: float, section: str
         assert below is not None
         assert above is not None
         count, what = nearest.residual + budget, f"the nearest {nearest.allocation} {noun} of {method}"
-        mixed = nearest if counts.shared else _solution(counts, "fill", counts.fill(budget), budget)
+        mixed = _mixed(counts, nearest)
         if abs(mixed.residual) <= Fraction(str(tolerance)) * budget:
-            lever = f"allocation = 'fill' reaches {mixed.residual + budget:,} ({mixed.residual / budget:+.2%})"
+            lever = _instead(mixed)
         else:
             lever = f"move the budget to {below.count:,} or {above.count:,}, or raise the tolerance"
     off = (count - budget) / budget
     side = "above" if off > 0 else "below"
     reason = f"{what} is {count:,}, {abs(off):.1%} {side} the budget {budget:,} (tolerance {100 * tolerance:.3g}%)"
     return Infeasible(method, budget, reason, below, above, lever)
+
+
+def _mixed(counts: Reach, nearest: Solution) -> Solution:
+    """Return the solution of the allocation `fill` for the budget of `nearest`."""
+    budget = nearest.budget
+    return nearest if counts.shared else _solution(counts, "fill", counts.fill(budget), budget)
+
+
+def _instead(other: Solution) -> str:
+    """Return the allocation of a solution that is within the tolerance, and what it reaches."""
+    reached = other.residual + other.budget
+    return f"allocation = '{other.allocation}' reaches {reached:,} ({other.residual / other.budget:+.2%})"
 
 
 def _as_dict(neighbour: Neighbour | None) -> dict[str, int] | None:

@@ -15,7 +15,7 @@ from sweeps.budget.currencies import Currency, PerWeight, Shapes, UnknownCountEr
 from sweeps.budget.reach import AllCounts, Reach
 from sweeps.budget.solver import reference_budget, solve, solve_pinned, unknown_count
 from sweeps.errors import Problem, reason
-from sweeps.spec.methods import full_rank, has_budget
+from sweeps.spec.methods import capacity_reference, full_rank, has_budget
 from sweeps.spec.solution import Answer, Solution
 from sweeps.spec.spec import SweepSpec
 from trainables.models.families import ModelError
@@ -154,7 +154,10 @@ def _pinned(
     For each capacity in a list, the budget is its own count. A single capacity gets the budget nearest to its count.
     """
     if isinstance(capacity, tuple):
-        return [(f"{name}-{c}", _pinned_at_its_own(method, shapes, c, options, currency)) for c in capacity]
+        return [
+            (capacity_reference(name, c, currency.name), _pinned_at_its_own(method, shapes, c, options, currency))
+            for c in capacity
+        ]
     pinned = {
         r: solve_pinned(method, shapes, capacity, b, options=options, currency=currency) for r, b in budgets.items()
     }

@@ -46,6 +46,9 @@ def init(
     from sweeps.spec.schema import FILE, schema_text
 
     if schema:
+        others = {"--data": data, "--model": model, "--name": name, "--example": example, "--list": listed}
+        if given := [option for option, value in others.items() if value]:
+            raise SpecError([Problem(option, None, "has no effect with --schema; leave one out") for option in given])
         to = path or Path(FILE)
         _refuse_existing(to, force)
         to.write_text(schema_text(), encoding="utf-8")

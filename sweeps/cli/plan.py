@@ -46,6 +46,7 @@ def plan(
     and refuses it if `run` would refuse it.
     """
     if against_paper:
+        _refuse_beside("--against-paper", {"--available": available, "--like": bool(like)})
         _against_paper(spec, overrides, scale, as_json=as_json)
         return
     from sweeps.plan.checks import peft_forms
@@ -76,6 +77,17 @@ def plan(
         print_prospects(detects)
 
     emit(as_json, answer, draw)
+
+
+def _refuse_beside(option: str, others: Mapping[str, bool]) -> None:
+    """Refuse options that do nothing beside `option`.
+
+    Raises:
+        SpecError: one of `others` was given.
+    """
+    given = [name for name, is_given in others.items() if is_given]
+    if given:
+        raise SpecError([Problem(name, None, f"has no effect with {option}; leave one out") for name in given])
 
 
 def _against_paper(spec: Path, overrides: list[str] | None, scale: str | None, *, as_json: bool) -> None:
@@ -148,6 +160,7 @@ def estimate(
     from trainables.models.loading import check_weights
 
     if compare:
+        _refuse_beside("--compare", {"--available": available, "--like": bool(like)})
         table = estimate_table(store_of(spec, overrides, scale=scale))
         if as_json or table.num_rows:
             emit(as_json, table.to_pylist, lambda: print_table(table, "estimate against actual, last run"))

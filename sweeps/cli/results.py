@@ -284,7 +284,7 @@ def tables(
     names: Annotated[
         list[str] | None, typer.Argument(help="Tables to print; without names the command lists the tables.")
     ] = None,
-    form: Annotated[str, typer.Option("--format", help="markdown, latex or csv.")] = "markdown",
+    form: Annotated[str | None, typer.Option("--format", help="markdown (default), latex or csv.")] = None,
     x: Cost = "adapter_params",
     as_json: Json = False,
 ) -> None:
@@ -292,7 +292,9 @@ def tables(
     from analysis.report.tables import pick, sheets
     from analysis.tables.export import form_of
 
-    write = form_of(form)
+    if as_json and form is not None:
+        raise SpecError([Problem("--format and --json", form, "ask for different formats; give one")])
+    write = form_of(form or "markdown")
     store = store_of(source)
     sheets_to_print = pick(store, names, x) if names else list(sheets(store, x).values())
     if as_json:

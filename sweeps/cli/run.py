@@ -114,7 +114,12 @@ def run(
             "--optuna-storage": [optuna_storage],
             "--track": track or [],
         }
-        flags = {"--available": available, "--retry-failed": retry_failed, "--no-restart": not restart}
+        flags = {
+            "--available": available,
+            "--retry-failed": retry_failed,
+            "--no-restart": not restart,
+            "--no-report": not report,
+        }
         resume_command = command(spec, options, flags)
         progress: bool | Literal["json"] = "json" if as_json else True
         with prepare(planned, backend=backend, address=address, restart=restart, upload=upload) as prepared:
@@ -132,6 +137,8 @@ def run(
                 observers=observers,
                 estimate=None if foreseen is None or foreseen.unknown else foreseen.as_dict(),
             )
+        if summary.interrupted and max_hours is not None:  # a limit that was reached would stop the next run too
+            resume_command += f" --max-hours {max_hours:g}"
         return _end(planned.spec, summary, prepared.location, resume_command, report=report, as_json=as_json)
 
 

@@ -103,7 +103,7 @@ def replay(
             raise _damaged(number, event["ev"], f"has no {missing_key}")
         if event["ev"] == "ask" and event["cell_id"] in state.cells:
             slot = _slot_of_event(state.cells[event["cell_id"]].cell, event, sealer.folder)
-            asked[slot.trial_id] = state.restore(slot)
+            asked[slot.trial_id] = state.restore(slot, guess_origin="origin" not in event)
     for number, event in enumerate(events, 1):
         kind = event["ev"]
         if kind == "report" and event["trial_id"] in asked:
@@ -128,7 +128,7 @@ def replay(
         if cell is None:
             continue
         if trial_id not in asked:
-            state.restore(_slot_of_row(cell, trial_id, row, sealer.folder))
+            state.restore(_slot_of_row(cell, trial_id, row, sealer.folder), guess_origin=False)
             for epoch, val_score in sorted((curves or {}).get(trial_id, {}).items()):
                 state.report(cell.cell.cell_id, trial_id, epoch, val_score)
         if retry is not None and row.status == "failed":
@@ -158,7 +158,7 @@ def _slot_of_event(cell: Cell, event: Mapping[str, Any], folder: Path) -> Slot:
         raise _foreign_trial(folder / JOURNAL, trial_id, rule)
     data, init, basis = event.get("seeds") or (config["data_seed"], config["init_seed"], config["basis_seed"])
     where = (event["cell_id"], event["stage"], event["slot"])
-    return Slot(*where, trial_id, config, config["lr"], (data, init, basis))
+    return Slot(*where, trial_id, config, config["lr"], (data, init, basis), origin=event.get("origin"))
 
 
 def _slot_of_row(cell: CellState, trial_id: str, row: TrialRow, folder: Path) -> Slot:

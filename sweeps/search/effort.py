@@ -109,7 +109,7 @@ class Effort:
         sampler's points count than the allowance has (`least`), they take the place of the local fit's. So all cells
         have equally many points.
         """
-        if self._space.dimensions:
+        if not self._rate_alone:
             return 0
         refined = self._search.refined(self._cell.tune_trials)
         if self._search.allowance is None:
@@ -180,9 +180,14 @@ class Effort:
         return None if self._search.allowance is not None else self._spread + self.refined
 
     @property
+    def _rate_alone(self) -> bool:
+        """Return whether only the learning rate is searched. A list of one value fixes its hyperparameter."""
+        return all(len(d.values) == 1 for d in self._space.dimensions)
+
+    @property
     def _spread(self) -> int:
         """Return the number of warm starts and sampler's points, if the allowance is in trials."""
-        refined = 0 if self._space.dimensions else self._search.refined(self._cell.tune_trials)
+        refined = self._search.refined(self._cell.tune_trials) if self._rate_alone else 0
         return max(self._search.rates - refined, self.least)
 
     def _planned_count(self, asked: Mapping[int, Slot], rows: Mapping[str, TrialRow]) -> int:

@@ -189,8 +189,13 @@ class CellState:
         asked = self._first_seeds()
         return next(k for k in itertools.count() if k not in asked)
 
-    def with_origin(self, slot: Slot) -> Slot:
-        """Return a slot of the journal with its origin and its searched values, which the journal does not have."""
+    def as_asked(self, slot: Slot, *, guess_origin: bool) -> Slot:
+        """Return a slot of the journal with its searched values, which the journal does not have.
+
+        Args:
+            slot: the slot.
+            guess_origin: whether to take the origin from the slot's number. Journals of 0.1.0 do not have it.
+        """
         extra = slot.extra
         space = self.cell.space
         if slot.config and space is not None and space.dimensions:
@@ -199,7 +204,7 @@ class CellState:
             values["weight_decay"] = values.get(own_decay)
             extra = extra_of({d.name: d.listed(values[d.name]) for d in space.dimensions})
         named = self._is_first(slot) or SlotKind.of(slot.slot) is not SlotKind.PLANNED
-        origin = origin_of(slot.slot, self.spec.search) if named else None
+        origin = (origin_of(slot.slot, self.spec.search) if named else None) if guess_origin else slot.origin
         return replace(slot, extra=extra, origin=origin)
 
     def row(self) -> CellRow:
@@ -215,7 +220,7 @@ class CellState:
             return None
         point = None if row.lr is None else Point(row.lr, extra_from(row.hyperparameters))
         slot = self._make(row.stage, row.slot, point, (row.data_seed, row.init_seed, row.basis_seed))
-        return slot if slot.trial_id == row.trial_id else None
+        return replace(slot, origin=row.origin) if slot.trial_id == row.trial_id else None
 
     @property
     def _tunes(self) -> bool:
@@ -376,8 +381,8 @@ class SweepState:
         cell.running.add(slot.trial_id)
         cell.version += 1
 
-    def restore(self, slot: Slot) -> Slot:
-        """Note that an earlier run asked a slot, and return the slot with its origin and searched values.
+    def restore(self, slot: Slot, *, guess_origin: bool = True) -> Slot:
+        """Note that an earlier run asked a slot, and return the slot with its searched values.
 
         A slot of a cell that is no longer in the plan is returned as it is.
         """
@@ -385,7 +390,7 @@ class SweepState:
         if cell is None:
             return slot
         cell.version += 1
-        return cell.asked.setdefault(slot.trial_id, cell.with_origin(slot))
+        return cell.asked.setdefault(slot.trial_id, cell.as_asked(slot, guess_origin=guess_origin))
 
     def keep_known(self) -> None:
         """Let points count that every tuned cell was asked for, even if the allowance was lowered since.

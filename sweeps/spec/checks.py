@@ -13,7 +13,7 @@ from randlora.methods.registry import METHODS, get_method
 from sweeps.errors import Problem, nearest, unknown
 from sweeps.spec.batch_sizes import batch_problems
 from sweeps.spec.messages import intended_key, option_problems, rule_of
-from sweeps.spec.methods import has_budget, known_methods, published_lr
+from sweeps.spec.methods import capacity_reference, has_budget, known_methods, published_lr
 from sweeps.spec.search_space import dimensions, option_names, searchable
 from sweeps.spec.sections import MethodSection, Sections
 from sweeps.spec.space import TRAIN_FIELDS, Value
@@ -180,7 +180,8 @@ def name_problems(spec: Sections) -> list[Problem]:
     """Return the problems of names in `confirm.question` and `resources.priority` that are not in the sweep."""
     names: list[str | float] = [*spec.methods, *spec.budgets.references(), *spec.data.datasets, *spec.data.train_size]
     for name, section in spec.methods.items():
-        names += [f"{name}-{c}" for c in section.capacity] if isinstance(section.capacity, tuple) else []
+        if isinstance(section.capacity, tuple):
+            names += [capacity_reference(name, c, spec.budgets.count) for c in section.capacity]
     kinds = "method, budget, data set or training size"
     problems = [
         unknown("resources.priority", str(name), kinds, [str(n) for n in names])

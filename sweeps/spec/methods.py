@@ -48,3 +48,8 @@ def full_rank(name: str) -> bool:
 def published_lr(name: str) -> float | None:
     """Return the default centre of the method's range of learning rates; None for a method that trains nothing."""
     return METHODS[name].published_lr if name in METHODS else WITHOUT_BUDGET[name].published_lr
+
+
+def capacity_reference(name: str, capacity: int, count: str) -> str:
+    """Return the name of the budget of a capacity in a list: 'randlora-6', or 'bytes-randlora-6' if bytes are equal."""
+    return f"{name}-{capacity}" if count == "parameters" else f"{count}-{name}-{capacity}"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import re
 from dataclasses import replace
 from typing import Any
 
@@ -350,3 +351,18 @@ def test_frod_takes_layers_of_several_widths_with_names_of_their_own() -> None:
         f"layers.{i}.mlp.{name}.weight": shape for i in range(2) for name, shape in (("up", (8, 4)), ("down", (4, 8)))
     }
     assert isinstance(solve("peft:frod", mlp, 100), Solution)
+
+
+@pytest.mark.parametrize(("method", "budget"), [("randlora", 2260), ("randlora", 228), ("randlora-a", 6182)])
+def test_what_is_said_of_budgets_that_a_share_for_each_layer_misses(method: str, budget: int) -> None:
+    """The count that is named is off by more than the tolerance, and what is offered works."""
+    sides = [(48, 16), (16, 16), (64, 16), (16, 64)] * 2
+    shapes = {f"w{k}": each for k, each in enumerate(sides)}
+    answer = refused(method, shapes, budget, allocation="per-layer")
+    said = re.search(r"is ([\d,]+), ([\d.]+)% (above|below)", answer.reason)
+    assert said is not None and float(said[2]) > 5 and "per-layer" in answer.reason
+    if offered := re.search(r"allocation = '(uniform|fill)' reaches ([\d,]+)", answer.lever):
+        found = solved(method, shapes, budget, allocation=offered[1])
+        assert found.residual + budget == int(offered[2].replace(",", ""))
+    else:
+        assert "allocation = 'auto'" in answer.lever

@@ -221,3 +221,17 @@ def test_a_real_sweep_trains_without_ray_to_the_numbers_of_ray(tmp_path: Path, p
             for each in ("inline", "ray")
         )
         assert found == wanted, name
+
+
+def test_a_warm_start_that_fell_back_to_the_sampler_is_no_neighbour_after_a_resume(tmp_path: Path) -> None:
+    """The smallest budget has no neighbour, so its first rate is the sampler's."""
+    cells = (FakeCell("lora", 1000), FakeCell("lora", 4000))
+    search = FakeSearch(trials=4, sampler="qmc", warm_start=("neighbour",))
+    found = []
+    for folder, cut in ((tmp_path / "whole", False), (tmp_path / "cut", True)):
+        plan = fake_plan(folder, cells, search=search)
+        if cut:
+            assert go_inline(plan, interrupt_after(0)).interrupted
+        assert go_inline(plan).complete
+        found.append({(row["trial_id"], row["origin"]) for row in rows(folder, "trials")})
+    assert found[0] == found[1] and {origin for _, origin in found[0]} == {None, "neighbour"}

@@ -54,3 +54,31 @@ def test_percentages_of_table_15() -> None:
 def test_a_file_without_a_published_form_is_refused() -> None:
     done = CliRunner().invoke(app, ["plan", str(ROOT / "examples" / "quickstart.toml"), "--against-paper"])
     assert done.exit_code == 2 and "[published]" in done.output
+
+
+@pytest.mark.parametrize(
+    ("words", "given", "beside"),
+    [
+        (["plan", "--against-paper", "--available"], "--available", "--against-paper"),
+        (["estimate", "--compare", "--like", "results/x"], "--like", "--compare"),
+        (["init", "--schema", "--name", "mine"], "--name", "--schema"),
+    ],
+)
+def test_options_that_would_do_nothing_are_refused(words: list[str], given: str, beside: str) -> None:
+    verb, *options = words
+    path = [] if verb == "init" else [str(ROOT / "examples" / "quickstart.toml")]
+    done = CliRunner().invoke(app, [verb, *path, *options])
+    assert done.exit_code == 2 and f"{given}: has no effect with {beside}" in " ".join(done.output.split())
+
+
+def test_lists_of_capacities_are_named_by_what_is_equal() -> None:
+    tree = {
+        "name": "x",
+        "model": {"id": "embedded:tiny-clip", "adapt": "vision"},
+        "data": {"datasets": ["embedded:fashion-mnist"]},
+        "budgets": {"lora_rank": [4], "count": "bytes"},
+        "methods": {"lora": {}, "randlora": {"capacity": [6]}},
+        "resources": {"priority": ["bytes-randlora-6"]},
+    }
+    cells = Plan.from_spec(SweepSpec.parse(tree)).cells
+    assert [cell.reference for cell in cells] == ["bytes-lora-4", "bytes-randlora-6"]

@@ -176,6 +176,14 @@ def test_a_failed_point_past_the_edge_ends_the_widening(tmp_path: Path) -> None:
     assert [s.origin for s in tune(state, "lora-1000")].count("widened") == 1
 
 
+def test_a_list_of_one_value_leaves_the_local_fit(tmp_path: Path) -> None:
+    """It fixes its hyperparameter, so only the rate is searched, as in the cells without the list."""
+    cells = (FakeCell("lora", dimensions=(Dimension("alpha", values=(8,)),)), FakeCell("vera"))
+    state = Bench(at(1e-3)).run(fake_plan(tmp_path, cells, search=search(trials=9, refine=3)))
+    kinds = [sorted(SlotKind.of(s.slot).name for s in tune(state, f"{name}-1000")) for name in ("lora", "vera")]
+    assert kinds[0] == kinds[1] and kinds[0].count("REFINED") == 3
+
+
 @pytest.mark.parametrize("sampler", ["grid", "qmc", "random", "tpe"])
 def test_several_hyperparameters_are_chosen_as_a_whole(tmp_path: Path, sampler: str) -> None:
     cell = FakeCell(
