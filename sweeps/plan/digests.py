@@ -96,7 +96,7 @@ def sliced_digest(model_id: str) -> str:
 
 def _model_files(parsed: ModelId) -> list[Path]:
     assert parsed.folder is not None
-    patterns = (parsed.gguf or "*.safetensors", "*.json", "vocab.txt", "merges.txt", "*.model")
+    patterns = (parsed.gguf or "*.safetensors", "*.json", "vocab.txt", "merges.txt", "*.model", "*.jinja")
     return [path for pattern in patterns for path in sorted(parsed.folder.glob(pattern))]
 
 

@@ -175,8 +175,8 @@ def _few_shot(dataset: SplitSet[Any], k: int, data_seed: int, protocol: Protocol
             pool, validation = draw[: len(draw) - most], draw.flip(0)[:most]
         if not len(pool) or (n_val and not len(validation)):
             raise DataError(
-                f"train_size '{k}-shot' of {dataset.name!r}: class {name!r} has {len(pool)} images to train on and "
-                f"{len(validation)} to validate on, and one of each is needed; add images, or leave the class out"
+                f"train_size '{k}-shot' of {dataset.name!r}: class {name!r} has {len(pool)} examples to train on and "
+                f"{len(validation)} to validate on, and one of each is needed; add examples, or leave the class out"
             )
         train.append(pool[:k])
         val.append(validation)
@@ -193,12 +193,12 @@ def _fraction(dataset: SplitSet[Any], fraction: float, data_seed: int, most: int
         n_val = min(int(VAL_FRACTION * n), most)
         val[torch.randperm(n, generator=generator(VAL_SEED, "validation"))[:n_val]] = True
         if not val.any():
-            raise DataError(f"{dataset.name!r} has {n} training images: too few for a validation split of 10 %")
+            raise DataError(f"{dataset.name!r} has {n} training examples: too few for a validation split of 10 %")
     rest = (~val).nonzero().flatten()
     n_train = round(fraction * len(rest))
     if n_train < 1:
         raise DataError(
-            f"train_size {fraction} of {dataset.name!r} is no image at all: {len(rest)} training images; "
+            f"train_size {fraction} of {dataset.name!r} is no example at all: {len(rest)} training examples; "
             f"the smallest that works is {1 / len(rest):.3g}"
         )
     order = torch.randperm(len(rest), generator=generator(data_seed, "subset"))

@@ -312,7 +312,10 @@ def kind_of(config: Any, model_id: str) -> Kind:
             f"{model_id!r}: {config.model_type} has a tower for images and one for texts; write open_clip:ARCH/TAG, "
             "such as open_clip:ViT-B-32/openai, or save its vision tower alone and write local:DIR"
         )
-    return "hf-vision" if hasattr(config, "image_size") else "text-encoder"
+    reads_images = hasattr(config, "image_size") or (
+        hasattr(config, "num_channels") and not hasattr(config, "vocab_size")
+    )
+    return "hf-vision" if reads_images else "text-encoder"
 
 
 def open_clip_config(folder: Path, model_id: str) -> dict[str, Any]:

@@ -46,7 +46,7 @@ def test_unknown_name_lists_the_nearest() -> None:
 def test_sizes_are_checked_without_decoding(colours: Path) -> None:
     name = f"parquet:{colours}"
     check_dataset(name, ["1-shot", "12-shot", "16-shot", 0.5, 1.0])
-    with pytest.raises(DataError, match="no image at all"):
+    with pytest.raises(DataError, match="no example at all"):
         check_dataset(name, ["1-shot", 0.001])
     check_dataset(name, ["16-shot"], "paper")
     check_dataset("cifar100", ["10000-shot"])  # not on this disk: nothing is downloaded to plan

@@ -104,7 +104,7 @@ def test_classes_with_fewer_images_than_shots_give_what_they_have() -> None:
     assert fewer_shots(data, "2-shot") == fewer_shots(data, 1.0) == {}
     assert fewer_shots(data, "7-shot", "paper") == {"class 2": 3}
     assert fewer_shots(data, "7-shot", "paper", keep=9) == {"class 1": 6, "class 2": 2}
-    with pytest.raises(DataError, match=r"'1-shot' of 'fake': class 'class 1' has 1 images to train on and 0 to val"):
+    with pytest.raises(DataError, match=r"'1-shot' of 'fake': class 'class 1' has 1 examples to train on and 0 to val"):
         split(fake(torch.tensor([0, 0, 0, 1])), "1-shot", 0, "TUNE")
 
 
@@ -130,7 +130,7 @@ def test_every_size_of_the_paper_can_be_drawn(name: str) -> None:
 
 
 def test_too_small_a_fraction() -> None:
-    with pytest.raises(DataError, match=r"no image at all: 18 training images; the smallest that works is 0\.0556"):
+    with pytest.raises(DataError, match=r"no example at all: 18 training examples; the smallest that works is 0\.0556"):
         split(balanced(2, 10), 0.01, 0, "TUNE")
     with pytest.raises(DataError, match="too few for a validation split"):
         split(balanced(2, 3), 1.0, 0, "TUNE")

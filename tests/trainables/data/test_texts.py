@@ -180,6 +180,7 @@ def test_a_sentence_keeps_its_question(tmp_path: Path) -> None:
     [
         ("mine", "sentence\tlabel\na\t0\nb\t1\nc\t \n", r"train\.tsv, row 2: no label"),
         ("sst2", "text\tlabel\na\t0\nb\t1\n", r"train\.tsv: no column 'sentence'; it has 'text', 'label'"),
+        ("mine", "sentence\tlabel\na\t0.5\nb\t1.25\n", r"labels are numbers such as 0\.5; .* call the folder STS-B"),
         ("mine", 'sentence\tlabel\na\t0\n"say ""b"""\t1\n', r"train\.tsv, row 1: .*stands in quotes .*QUOTE_NONE"),
     ],
 )

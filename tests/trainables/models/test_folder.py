@@ -8,13 +8,14 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import transformers
 
 from tests.support import pipe
 from tests.trainables.models.support import with_file
 from tests.trainables.tiny_language import save_model
 from trainables.models.families import ModelError
 from trainables.models.loading import load_model
-from trainables.models.shapes import meta_model, model_kind
+from trainables.models.shapes import kind_of, meta_model, model_kind
 
 
 @pytest.fixture
@@ -94,3 +95,9 @@ def test_a_pipe_in_the_place_of_a_file(tmp_path: Path, model_dir: Path, name: st
     (tmp_path / name).unlink()
     with pipe(tmp_path / name), pytest.raises(ModelError, match=f"{name} is a pipe or a device"):
         load_model(model)
+
+
+@pytest.mark.parametrize("family", ["ResNetConfig", "RegNetConfig", "BitConfig", "ViTConfig"])
+def test_networks_of_convolutions_read_images(family: str) -> None:
+    """Their configs have no `image_size`."""
+    assert kind_of(getattr(transformers, family)(), "m") == "hf-vision"

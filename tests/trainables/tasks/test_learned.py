@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 from torch.nn.functional import cross_entropy
+from transformers import AutoTokenizer
 
 from tests.trainables.support import one_tower_trial, run
 from tests.trainables.tiny_language import CHATML, add_chat_template, chat_rows, completion_rows, save_model
@@ -20,6 +21,7 @@ from trainables.data.text.dataset import Chat, Completion
 from trainables.errors import TrialError
 from trainables.models.loading import load_model, tokenizer_of
 from trainables.tasks.text.encoding import Encoded, Encoder, TooLongError
+from trainables.tasks.text.learned import asked_tokens, chat_tokens
 from trainables.training.worker import run_trial
 
 MARKED = (
@@ -29,6 +31,8 @@ MARKED = (
     "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
 )
 """A template that says itself what the assistant wrote."""
+DATED = "{{ strftime_now('%d %b %Y') }}"
+"""Llama 3's template has such a line."""
 FORGETFUL = CHATML.replace("+ m['content'] +", "+ ('<think>' if loop.last else '') + m['content'] +")
 """As Qwen3's: earlier answers are written without what the last one has."""
 
@@ -221,3 +225,15 @@ def test_a_real_models_template_is_written_as_it_writes_it() -> None:
     one = Encoder(tokenizer, 512, 2048, "smollm2")
     for row in (Completion("The sky is", " blue."), Chat(messages_of(chat_rows(2)[1]), 4)):
         assert parts(one.learned(row, "row")) == trl(tokenizer, row)
+
+
+def test_a_template_that_writes_the_date_writes_the_same_one_every_day(place: Path) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(place / "chatml")
+    row, plain = Chat((("user", "hi"), ("assistant", "hello"))), tokenizer.chat_template
+    today = tokenizer.apply_chat_template([{"role": "user", "content": "hi"}], chat_template=DATED + plain)
+    tokenizer.chat_template = DATED + plain
+    ids, _ = chat_tokens(tokenizer, row, "a row", "m")
+    asked = asked_tokens(tokenizer, "hi", "m")
+    tokenizer.chat_template = "26 Jul 2024" + plain
+    assert ids == chat_tokens(tokenizer, row, "a row", "m")[0] and asked == asked_tokens(tokenizer, "hi", "m")
+    assert today["input_ids"] != asked[: len(today["input_ids"])]

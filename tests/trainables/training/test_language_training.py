@@ -13,6 +13,7 @@ import torch
 import torch.multiprocessing
 from safetensors.torch import load_file
 from torch.nn.functional import cross_entropy
+from transformers import AutoTokenizer, XLNetConfig, XLNetLMHeadModel
 
 import trainables.training.checkpoints
 from tests.trainables.support import one_tower_trial, outcome, run, saved_reports, work
@@ -21,6 +22,7 @@ from tests.trainables.tiny_sentences import save_encoder, write_sst2
 from trainables.config import EvaluateSettings, TrialConfig
 from trainables.data.registry import load_text_dataset
 from trainables.data.text.dataset import Exchange
+from trainables.errors import TrialError
 from trainables.models.loading import load_model
 from trainables.tasks.lane_cache import LaneCache
 from trainables.tasks.make import make_task
@@ -60,6 +62,16 @@ def test_the_families_train(lm_trial: MakeTrial, tmp_path: Path, family: str) ->
     result = run(trial, tmp_path / "run")[-1]["result"]
     assert 0 <= result.measured.test_score <= 1
     assert result.measured.adapter_params > 0
+
+
+def test_a_model_that_sees_later_tokens_is_refused(lm_trial: MakeTrial, tmp_path: Path) -> None:
+    """Its loss would see the tokens that it asks for. XLNet's usual head is named like a causal one."""
+    folder = save_model(tmp_path / "xlnet", "llama")  # for the tokenizer
+    words = len(AutoTokenizer.from_pretrained(folder))
+    config = XLNetConfig(vocab_size=words, d_model=16, n_layer=1, n_head=2, d_inner=16)
+    XLNetLMHeadModel(config).save_pretrained(folder)
+    with pytest.raises(TrialError, match="no causal language model"):
+        task_of(lm_trial("full").model_copy(update={"model": f"local:{folder}"}))
 
 
 def test_the_loss_is_the_responses_mean_cross_entropy(lm_trial: MakeTrial) -> None:

@@ -282,7 +282,7 @@ def test_unsupported_combinations(make_trial: MakeTrial, tmp_path: Path) -> None
         run(make_trial(adapt="all"), tmp_path)
     with pytest.raises(TrialError, match="capacities is empty"):
         run(make_trial("lora", capacities=()), tmp_path)
-    with pytest.raises(DataError, match="is no image at all"):
+    with pytest.raises(DataError, match="is no example at all"):
         run(make_trial(train_size=0.001), tmp_path)
 
 

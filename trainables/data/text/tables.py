@@ -16,6 +16,7 @@ from trainables.data.text import prompts
 from trainables.data.text.dataset import Exchange, Labelled, Part, TextDataset, text_dataset
 from trainables.errors import DIGITS, DataError, first_repeated
 
+_DECIMAL = re.compile(r"[+-]?\d*\.\d+")
 Cells = Sequence[Mapping[str, Any]]
 """The rows of a table, by column name."""
 
@@ -95,6 +96,11 @@ def glue_dataset(
     first = tables["train"]()
     columns = task.columns if task is not None else _sentence_columns(first, places["train"])
     values = set() if task is not None else {str(row.get("label")) for row in first}
+    if any(_DECIMAL.fullmatch(value) for value in values):
+        raise DataError(
+            f"{places['train']}: labels are numbers such as {min(v for v in values if _DECIMAL.fullmatch(v))}; for a "
+            "regression call the folder STS-B"
+        )
     numbers = tuple(map(str, range(len(values))))
     numbered = task is not None or values == set(numbers)
     classes = task.classes if task is not None else numbers if numbered else tuple(sorted(values))

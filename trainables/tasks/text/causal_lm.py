@@ -66,6 +66,7 @@ class CausalLMTask(TextTask[Encoded]):
                 "learns prompts and responses; use a text encoder such as hf:roberta-base, or a json: data set"
             )
         self._model, self._autocast = LanguageModel(module, parts.autocast), parts.autocast
+        self._refuse_bidirectional(trial.model)
         self._encoder = encoder = encoder_of(parts.loaded, settings.max_tokens)
         super().__init__(parts, dataset, encoder.max_tokens, lambda part: EncodedRows(part, encoder))
         self.protocol = choose_protocol(dataset, trial.evaluate, self._rows.val_idx)
@@ -73,6 +74,22 @@ class CausalLMTask(TextTask[Encoded]):
         if self.protocol != LOSS_ALONE and not self._references:
             per_byte = self.protocol == LOG_LIKELIHOOD and dataset.kind == "questions"
             self.metric = f"accuracy ({self.protocol}{' per byte' if per_byte else ''})"
+
+    @torch.no_grad()
+    def _refuse_bidirectional(self, model_id: str) -> None:
+        """Check that the logits at a token do not depend on the tokens after it.
+
+        Raises:
+            TrialError: they do. The loss would see the tokens that it asks for.
+        """
+        ids, where = torch.tensor([[1, 2, 3, 4], [1, 2, 3, 5]]), torch.tensor([0, 1])
+        (one, other), _ = self._model.logits(ids, where, torch.zeros(2, dtype=torch.long))
+        if float((one - other).abs().max()) > 0.01 * float(one.std()):
+            raise TrialError(
+                f"{model_id!r} is no causal language model: what it predicts for a token depends on later tokens, so "
+                "its loss would see the answers; take a model whose attention is causal (some need is_decoder = true "
+                "in config.json)"
+            )
 
     def weight(self, batch: Tensor) -> float:
         return float(sum(self._targets(row) for row in batch.tolist()))

@@ -39,6 +39,10 @@ def _unclosed(ids: list[int], eos: int, *, least: int) -> list[int]:
     return list(ids[:-1] if len(ids) >= least and all(each == eos for each in ids[-least:]) else ids)
 
 
+_FIXED_DATE = "{% macro strftime_now(form) %}26 Jul 2024{% endmacro %}"
+"""Takes the place of the function of this name that transformers gives to chat templates. The date is Llama 3's."""
+
+
 def _shared(first: list[int], second: list[int]) -> int:
     """Return the number of tokens at the start that both have."""
     pairs = enumerate(zip(first, second, strict=False))
@@ -56,7 +60,9 @@ def chat_tokens(tokenizer: Any, row: Chat, place: str, model_id: str) -> tuple[l
 
     def write(count: int, **more: Any) -> Any:
         try:
-            return tokenizer.apply_chat_template(messages[:count], tokenize=True, return_dict=True, **more)
+            return tokenizer.apply_chat_template(
+                messages[:count], chat_template=template, tokenize=True, return_dict=True, **more
+            )
         except Exception as error:  # a template may raise any exception, also its own
             raise TrialError(f"{place}: the chat template of {model_id!r} refuses it ({first_line(error)})") from error
 
@@ -79,7 +85,10 @@ def chat_tokens(tokenizer: Any, row: Chat, place: str, model_id: str) -> tuple[l
 
 
 def _chat_template(tokenizer: Any, place: str, model_id: str) -> str:
-    """Return the chat template. Raises TrialError if there is none, naming `place`, which needs it."""
+    """Return the chat template. Raises TrialError if there is none, naming `place`, which needs it.
+
+    A template that writes today's date (Llama 3's does) gets a fixed one, so that a text has the same tokens every day.
+    """
     try:
         template: str = tokenizer.get_chat_template()
     except ValueError as error:  # none, or several without a default
@@ -87,7 +96,7 @@ def _chat_template(tokenizer: Any, place: str, model_id: str) -> str:
             f"the tokenizer of {model_id!r} has no chat template, and {place} is a conversation; use a model that has "
             "one (often called instruct or chat), or texts in 'prompt' and 'completion'"
         ) from error
-    return template
+    return f"{_FIXED_DATE}{template}" if "strftime_now" in template else template
 
 
 def _spans(row: Chat) -> list[tuple[int, int]]:
@@ -102,7 +111,9 @@ def asked_tokens(tokenizer: Any, text: str, model_id: str) -> list[int]:
 
     Raises TrialError if there is no chat template.
     """
-    _chat_template(tokenizer, "what is asked", model_id)
+    template = _chat_template(tokenizer, "what is asked", model_id)
     messages = [{"role": "user", "content": text}]
-    written = tokenizer.apply_chat_template(messages, tokenize=True, return_dict=True, add_generation_prompt=True)
+    written = tokenizer.apply_chat_template(
+        messages, chat_template=template, tokenize=True, return_dict=True, add_generation_prompt=True
+    )
     return list(written["input_ids"])
