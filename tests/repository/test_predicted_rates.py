@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from datetime import UTC, datetime
 
 import pytest
 
 from analysis.store.tables import to_table
-from tools.real.predicted_rates import judged, loss, newest, slope
+from tests.support import ROOT
+from tools.real.predicted_rates import cells, judged, loss, newest, slope
 
 RATES = [10 ** (k / 2) for k in range(-8, -1)]
 
@@ -40,3 +42,19 @@ def test_the_newest_curvature_of_a_method_counts() -> None:
         for k in (1, 3, 2)
     ]
     assert [row["sharpness"] for row in newest(to_table("curvature", rows)).to_pylist()] == [3.0]
+
+
+def test_the_page_has_what_the_committed_leagues_say() -> None:
+    page = (ROOT / "docs" / "results.md").read_text(encoding="utf-8").partition("## Learning rates known beforehand")[2]
+    rows = dict(re.findall(r"^\| the (?:prediction from )?(.*?) \| (\d.*) \|$", page.partition("\n## ")[0], flags=re.M))
+    shown = {name: [float(each) for each in cells_.split(" | ")] for name, cells_ in rows.items()}
+    images, language = (cells(ROOT / "docs" / "results" / name) for name in ("league", "league-language"))
+    for x, named in (("1 / sharpness", "the sharpness"), ("rate of the first step", "Adam's first step")):
+        b = slope(images[x])
+        fitted, tested = judged(images[x], b), judged(language[x], b)
+        found = {"rate from the literature": "middle", "best rate of LoRA": "LoRA's rate", named: "predicted"}
+        for row, key in found.items():
+            numbers = [fitted[f"loss of {key}"], tested[f"loss of {key}"], tested[f"worst of {key}"]]
+            assert shown[row] == pytest.approx(numbers, abs=0.051), row
+        assert f"b = {b:.2f}" in page and f"{tested['rank correlation']:.2f}" in page
+        assert tested["cells"] == 36 and tested["loss of predicted"] < 1 < tested["loss of middle"]

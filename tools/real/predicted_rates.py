@@ -25,6 +25,9 @@ Declared before the curvature of any cell of a league was computed:
 Corrected after that, when at most 20 curvatures of the image league were known and none of the language league: a cell
 has five rates, and up to three more if its best rate lay at an edge. The declaration said "five rates" and "the three
 in the middle". All rates of a cell count.
+
+Added after the answer was known, and described only: the three rates that are nearest to LoRA's best rate itself. They
+say how much of the gain needs no curvature.
 """
 
 from __future__ import annotations
@@ -90,7 +93,7 @@ def loss(row: Row, rate: float) -> float:
 
 
 def judged(rows: list[Row], b: float) -> Row:
-    """Return the mean losses of predicted and of middle rates over the cells of a league, without LoRA's.
+    """Return the mean losses of predicted, of middle and of LoRA's rates over the cells of a league, without LoRA's.
 
     Args:
         rows: the cells that have a prediction. LoRA's must be among them.
@@ -99,14 +102,17 @@ def judged(rows: list[Row], b: float) -> Row:
     (lora,) = (r for r in rows if r["method"] == "lora")
     others = [r for r in rows if r["method"] != "lora"]
     predicted = [loss(r, lora["lr"] * (r["predicted"] / lora["predicted"]) ** b) for r in others]
+    as_loras = [loss(r, lora["lr"]) for r in others]
     middle = [loss(r, r["centre"]) for r in others]
     return {
         "cells": len(others),
         "rank correlation": float(spearmanr([r["predicted"] for r in others], [r["lr"] for r in others]).statistic),
         "loss of predicted": float(np.mean(predicted)),
         "loss of middle": float(np.mean(middle)),
+        "loss of LoRA's rate": float(np.mean(as_loras)),
         "worst of predicted": max(predicted),
         "worst of middle": max(middle),
+        "worst of LoRA's rate": max(as_loras),
     }
 
 
