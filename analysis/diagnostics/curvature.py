@@ -5,7 +5,8 @@ of a classifier stays as it starts):
 
     sharpness   the largest eigenvalue of the Hessian of the mean loss, by Lanczos
     first_rate  the learning rate at which the first step of Adam goes to the minimum of the quadratic approximation.
-                That step has the direction of the gradient's signs s, so the rate is |g|_1 / (s' H s).
+                That step has the direction of the gradient's signs s, so the rate is |g|_1 / (s' H s). For LoRA+ the
+                signs are multiplied by its ratio of rates.
 
 A product with the Hessian is a difference of two gradients, because not every layer has second derivatives. No trained
 weights are needed, but the model and the data of the sweep are.
@@ -15,6 +16,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -106,7 +108,9 @@ def rows(folder: Path, unit: Unit, cache: dict[str, Any]) -> list[Row]:
     examples = bench.examples(("train",), unit.settings["examples"])
     at_once = config.train.global_batch_size if config.contrastive else bench.at_once  # a batch is compared with itself
     with adapted(bench.module, config, bench.loaded.tokenizer, None, bench.task) as trained:
-        start = Curvature(bench.task, examples, list(trained.parameters.values()), at_once)
+        ratios = {} if trained.added is None else trained.added.rate_ratios()
+        named = trained.parameters
+        start = Curvature(bench.task, examples, list(named.values()), at_once, [ratios.get(n, 1.0) for n in named])
         size = float(start.gradient.abs().max())
         if not math.isfinite(size) or size == 0:
             raise StoreError(f"{unit.label}: the gradient at the start is {size:g}, so no step can be predicted")
@@ -123,13 +127,18 @@ class Curvature:
         examples: (n,) the training rows of the loss.
         parameters: what is differentiated, P numbers in all. They have their values again after every call.
         at_once: number of rows in one forward pass.
+        ratios: each parameter's learning rate over the rate of the trial (LoRA+ trains B at a higher rate). Default: 1.
 
     Attributes:
         gradient: (P,) the gradient at the start, float32 on the CPU.
         products: number of products with the Hessian that were computed so far.
     """
 
-    def __init__(self, task: Task, examples: Tensor, parameters: list[nn.Parameter], at_once: int) -> None:
+    def __init__(
+        self, task: Task, examples: Tensor, parameters: list[nn.Parameter], at_once: int, ratios: Sequence[float] = ()
+    ) -> None:
+        pairs = zip(parameters, ratios or [1.0] * len(parameters), strict=True)
+        self._ratios = torch.cat([torch.full((p.numel(),), ratio) for p, ratio in pairs])
         self._task, self._parts, self._parameters = task, torch.split(examples, at_once), parameters
         self._start = [p.detach().clone() for p in parameters]
         self._weight = task.weight(examples)
@@ -204,7 +213,7 @@ class Curvature:
 
         None if there is no minimum along this step, because the curvature is negative.
         """
-        signs = self.gradient.sign()
-        length = float(signs.norm())
-        curvature = float(signs.double() @ self.product(signs / length).double()) * length
-        return float(self.gradient.double().abs().sum()) / curvature if curvature > 0 else None
+        step = self._ratios * self.gradient.sign()
+        length = float(step.norm())
+        curvature = float(step.double() @ self.product(step / length).double()) * length
+        return float(self.gradient.double() @ step.double()) / curvature if curvature > 0 else None

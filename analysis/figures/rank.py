@@ -20,6 +20,7 @@ from analysis.figures.drawing import (
     fit_range,
     legend,
     mark_bands,
+    mark_cut_ends,
     padded,
     panels,
     place_title,
@@ -104,6 +105,7 @@ def _line(axes: Any, points: Sequence[tuple[float, Row]], alpha: float) -> None:
     for x, r in points:
         if r["low"] is not None:
             axes.vlines(x, 100 * r["low"], 100 * r["high"], color=look.colour, linewidth=1.0, alpha=0.6 * alpha)
+            mark_cut_ends(axes, x, r["low"], r["high"], look.colour)
         tip = (
             f"{style(r['method']).name} at {r['reference']}: rank {quantity(r['update_rank'])}, "
             f"{quantity(r['adapter_params'])} parameters, {score_text(r)} %, {plural(r['n'], 'seed')}"

@@ -72,7 +72,7 @@ def draw_expected(expected: pa.Table, test: str | None = None) -> Chart:
         figure, each = _panels(len(budgets), 1.85, (0.35, 0.5, 0.6), f"expected {test or 'best validation'} (%)")
         for budget, axes in zip(budgets, each, strict=True):
             panel_rows = [r for r in rows if r["reference"] in (budget, None) and r[value] is not None]
-            _expected_lines(axes, panel_rows, value)
+            _expected_lines(axes, panel_rows, value, [r for r in rows if r[value] is not None])
             axes.set_title(budget or "", loc="left", fontweight="bold", pad=3)
             axes.xaxis.set_major_locator(MaxNLocator(integer=True))
             axes.set_xlabel("learning rates tried")
@@ -176,13 +176,20 @@ def _rates_panel(axes: Any, method: str, rows: Sequence[Row]) -> None:
             )
 
 
-def _expected_lines(axes: Any, rows: Sequence[Row], value: str) -> None:
-    """Draw a line per method; a marker that would cover that of a method before it stands beside it."""
+def _expected_lines(axes: Any, rows: Sequence[Row], value: str, rows_of_all: Sequence[Row]) -> None:
+    """Draw a line per method; a marker that would cover that of a method before it stands beside it.
+
+    Args:
+        axes: one panel.
+        rows: the panel's rows.
+        value: the column of the score.
+        rows_of_all: the rows of all panels, which have one y axis.
+    """
     methods = in_order({r["method"] for r in rows})
     ordered = sorted(rows, key=lambda r: (methods.index(r["method"]), r["n"]))
     spots = [Spot(r["n"], *3 * (100 * r[value],)) for r in ordered]
-    if value == "test":
-        axes.update_datalim([(r["n"], 100 * r[end]) for r in rows for end in _ENDS if r[end] is not None])
+    drawn = (value, *(_ENDS if value == "test" else ()))
+    axes.update_datalim([(r["n"], 100 * r[key]) for r in rows_of_all for key in drawn if r[key] is not None])
     fix_limits(axes, spots)
     placed = list(zip(spread_apart(axes, spots), ordered, strict=True))
     for method in reversed(methods):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
@@ -328,7 +329,8 @@ def failures(store: Store) -> Sheet:
         text("trial", "trial_id", "code"),
     ]
     more = len(rows) - MOST_FAILURES
-    legend = f"{more} more attempts failed. To list them: sweeps query {store.path.name} failures" if more > 0 else ""
+    folder = shlex.quote(str(store.path.resolve()))
+    legend = f"{more} more attempts failed. To list them: sweeps query {folder} failures" if more > 0 else ""
     return Sheet("failures", "Failed attempts", columns, rows[:MOST_FAILURES], legend=legend)
 
 

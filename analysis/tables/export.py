@@ -27,8 +27,8 @@ def markdown(sheet: Sheet) -> str:
     """Return a Markdown table."""
     rule = ["---:" if c.kind == "number" else "---" for c in sheet.columns]
     lines = [sheet.header, rule, *sheet.cells]
-    table = "".join(f"| {' | '.join(map(_md, line))} |\n" for line in lines)
-    return table + (f"\n{_md(sheet.mark)}\n" if sheet.mark else "")
+    table = "".join(f"| {' | '.join(map(shown_as_is, line))} |\n" for line in lines)
+    return table + (f"\n{shown_as_is(sheet.mark)}\n" if sheet.mark else "")
 
 
 def latex(sheet: Sheet) -> str:
@@ -94,7 +94,7 @@ def _one_line(text: str) -> str:
     return visible(" ".join(text.split()))
 
 
-def _md(text: str) -> str:
+def shown_as_is(text: str) -> str:
     """Return a cell whose text is shown as it is: no tags, links, code or further cells."""
     plain = re.sub(r"&(?=#?\w+;)", "&amp;", _one_line(text)).replace("<", "&lt;").replace(">", "&gt;")
     return re.sub(r"[\\|`]|(?<=\])\(", r"\\\g<0>", plain)
@@ -102,4 +102,4 @@ def _md(text: str) -> str:
 
 def _tex(text: str) -> str:
     shown = "".join(_TEX.get(character, character) for character in re.sub(_PICTURES, "?", _one_line(text)))
-    return f"{{{shown}}}" if shown.startswith("[") else shown
+    return f"{{{shown}}}" if shown.startswith(("[", "*")) else shown

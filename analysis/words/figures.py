@@ -157,7 +157,7 @@ def conclude_front(rows: Sequence[Row]) -> str:
     sure = [r for r in on if r not in single and r["front_share"] >= SURE]
     unsure = [r for r in on if r not in single and r["front_share"] < SURE]
     text = f"No other cell scores more at less cost ({cost}) than these: {_cells(sure) or 'none'}. "
-    text += f"A cell is named if that holds in at least {100 * SURE:.0f} % of the draws of a bootstrap over seeds, "
+    text += f"A cell is named if that holds in at least {100 * SURE:.0f} % of draws from t distributions over seeds, "
     text += "given the chosen rates."
     text += f" These hold it in fewer draws: {_cells(unsure, share=True)}." if unsure else ""
     text += f" These hold it with one seed, so it is not known how sure that is: {_cells(single)}." if single else ""

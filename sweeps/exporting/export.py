@@ -27,6 +27,7 @@ from trainables.models.encoders import HEAD_FILE
 from trainables.models.families import FUSED, parse_id
 from trainables.models.loading import Preprocess, no_progress_bar, quick_gelu
 from trainables.predicting.trained import Trained, load_trained
+from trainables.tasks.text.learned import chat_template
 
 FORMS = ("adapter", "peft", "merged")
 
@@ -152,7 +153,10 @@ def _write_further_files(kept: KeptTrial, trained: Trained, to: Path) -> None:
     if (kept.folder / HEAD_FILE).is_file():
         shutil.copy(kept.folder / HEAD_FILE, to)
     if trained.loaded.text_tokenizer is not None:
-        trained.loaded.text_tokenizer.save_pretrained(to)
+        tokenizer: Any = trained.loaded.text_tokenizer
+        if trained.facts.chat:  # with a fixed date, as in training
+            tokenizer.chat_template = chat_template(tokenizer, "the export", trained.facts.model)
+        tokenizer.save_pretrained(to)
     if trained.facts.kind == "hf-vision" and trained.facts.look is not None:
         settings = _image_processor(trained.facts.look)
         (to / "preprocessor_config.json").write_text(json.dumps(settings, indent=1) + "\n", encoding="utf-8")

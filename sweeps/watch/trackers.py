@@ -107,7 +107,8 @@ class RunTracker:
         """Open the trial's run, unless it is open."""
         if slot.trial_id not in self._runs:
             self._runs[slot.trial_id] = self.open(cell, slot)
-            if self.sent.attempt(slot.trial_id) is not None:  # an earlier attempt failed; this is a new one
+            # its outcome is still to be sent, also if that of an earlier attempt, which failed, was
+            if slot.trial_id not in self.sent or self.sent.attempt(slot.trial_id) is not None:
                 self.sent.write(slot.trial_id, 0)
 
     def reported(self, slot: Slot, values: Mapping[str, Any]) -> None:

@@ -22,14 +22,17 @@ from analysis.tables.diagnostics import diagnostic_sheets
 from tests.analysis.diagnostics.support import tiny_results
 
 
-def start_of(loss: Callable[[Tensor], Tensor], rows: int, parameters: list[nn.Parameter]) -> Curvature:
+def start_of(
+    loss: Callable[[Tensor], Tensor], rows: int, parameters: list[nn.Parameter], ratios: tuple[float, ...] = ()
+) -> Curvature:
     """The curvature of a task that has this summed loss of rows, and the number of rows as its weight."""
     task: Any = SimpleNamespace(loss_sum=lambda part, _: loss(part), weight=len)
-    return Curvature(task, torch.arange(rows), parameters, 4)
+    return Curvature(task, torch.arange(rows), parameters, 4, ratios)
 
 
+@pytest.mark.parametrize("ratios", [(), (16.0, 1.0)], ids=["one rate", "as LoRA+"])
 @pytest.mark.parametrize("size", [5, 40])
-def test_a_quadratic_loss_has_its_matrix(size: int) -> None:
+def test_a_quadratic_loss_has_its_matrix(size: int, ratios: tuple[float, ...]) -> None:
     draw = torch.Generator().manual_seed(size)
     root = torch.randn(size, size, generator=draw)
     matrix, slope = root @ root.T / size - 0.5 * torch.eye(size), torch.randn(size, generator=draw)
@@ -39,12 +42,13 @@ def test_a_quadratic_loss_has_its_matrix(size: int) -> None:
         theta = torch.cat(parts)
         return len(rows) * (0.5 * theta @ matrix @ theta + slope @ theta)
 
-    start = start_of(loss, 6, parts)
+    start = start_of(loss, 6, parts, ratios)
     gradient = matrix.sum(dim=1) + slope
     assert torch.allclose(start.gradient, gradient, atol=1e-4)
     assert start.sharpness() == pytest.approx(float(torch.linalg.eigvalsh(matrix)[-1]), rel=0.05)
-    signs = gradient.sign()
-    wanted = float(gradient.abs().sum() / (signs @ matrix @ signs))
+    step = gradient.sign()
+    step[:2] *= ratios[0] if ratios else 1.0
+    wanted = float((gradient @ step) / (step @ matrix @ step))
     assert start.first_rate() == (pytest.approx(wanted, rel=0.02) if wanted > 0 else None)
     assert all(torch.equal(part, torch.ones_like(part)) and part.grad is None for part in parts)
 

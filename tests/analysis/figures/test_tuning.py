@@ -80,6 +80,16 @@ def test_the_figure_of_expected_bests(many: Store, store: Store) -> None:
         draw_expected(tuning.best_of_n(many))
 
 
+def test_each_panel_shows_its_own_scores(store: Store) -> None:
+    """The panels have one y axis, and their budgets may score far apart."""
+    table = tuning.best_of_n(store)
+    low = [r | {"expected": 0.1 + r["expected"] / 9} if r["reference"] == "lora-1" else r for r in table.to_pylist()]
+    drawn = draw_expected(pa.Table.from_pylist([r for r in low if r["reference"]], schema=table.schema))
+    for axes in (a for a in drawn.axes if a.get_visible()):
+        heights = [y for line in axes.lines for y in line.get_ydata()]
+        assert heights and axes.get_ylim()[0] <= min(heights) <= max(heights) <= axes.get_ylim()[1]
+
+
 def ratio_row(method: str, reference: str | None, *ends: float | None, at_edge: bool = False) -> dict[str, Any]:
     """Return a row of `best_rates.rate_ratios` with a ratio and the ends of its interval."""
     ratio, low, high = ends

@@ -55,7 +55,7 @@ def chat_tokens(tokenizer: Any, row: Chat, place: str, model_id: str) -> tuple[l
     Raises TrialError if there is no chat template, or it refuses the conversation. Also if it changes how it writes the
     start of a conversation when more follows: then it is not defined what an answer adds.
     """
-    template = _chat_template(tokenizer, place, model_id)
+    template = chat_template(tokenizer, place, model_id)
     messages = [{"role": role, "content": content} for role, content in row.messages]
 
     def write(count: int, **more: Any) -> Any:
@@ -84,7 +84,7 @@ def chat_tokens(tokenizer: Any, row: Chat, place: str, model_id: str) -> tuple[l
     return ids, learned
 
 
-def _chat_template(tokenizer: Any, place: str, model_id: str) -> str:
+def chat_template(tokenizer: Any, place: str, model_id: str) -> str:
     """Return the chat template. Raises TrialError if there is none, naming `place`, which needs it.
 
     A template that writes today's date (Llama 3's does) gets a fixed one, so that a text has the same tokens every day.
@@ -111,7 +111,7 @@ def asked_tokens(tokenizer: Any, text: str, model_id: str) -> list[int]:
 
     Raises TrialError if there is no chat template.
     """
-    template = _chat_template(tokenizer, "what is asked", model_id)
+    template = chat_template(tokenizer, "what is asked", model_id)
     messages = [{"role": "user", "content": text}]
     written = tokenizer.apply_chat_template(
         messages, chat_template=template, tokenize=True, return_dict=True, add_generation_prompt=True
