@@ -10,12 +10,10 @@ import time
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from analysis.format import plural
 from analysis.store.journal import Finish
 from analysis.store.remote import DECLARED
 from analysis.store.rows import TrialRow
 from analysis.store.store import declarations
-from sweeps.errors import Problem, SpecError
 from sweeps.records.journal import Journal, write_atomically
 from sweeps.records.rows import utc
 from sweeps.spec.spec import SweepSpec
@@ -36,7 +34,6 @@ def declare(spec: SweepSpec, journal: Journal, sealed: Mapping[str, TrialRow], c
             verdicts are computed from these alone (`analysis.statistics.looks`).
 
     Raises:
-        SpecError: a seed was taken out after test scores could be seen.
         StoreError: a damaged `declared.json` in a folder whose journal declares nothing.
     """
     file = journal.path.with_name(DECLARED)
@@ -53,13 +50,6 @@ def declare(spec: SweepSpec, journal: Journal, sealed: Mapping[str, TrialRow], c
     compared = [row for row in rows if row.stage == "CONFIRM" and row.lr is not None]  # no rate: nothing was trained
     scored = sum(row.test_score is not None for row in compared)
     before = {name: declared[-1].get(name) for name in asked} if declared else None
-    seeds_before = (before or {}).get("seeds") or []
-    if scored and (taken_out := sorted({*seeds_before} - {*asked["seeds"]})):
-        rule = (
-            f"lacks {', '.join(map(str, taken_out))}, and {plural(scored, 'test score')} could be seen already: seeds "
-            "can be added, and none taken out"
-        )
-        raise SpecError([Problem("confirm.seeds", asked["seeds"], rule, f"seeds = {seeds_before}")])
     if scored and (before is None or before["cells"] is None):  # a folder of an older version: what it ran
         ran: dict[str, Any] = {"cells": sorted({row.cell_id for row in rows} & set(asked["cells"]))}
         if before is None:

@@ -29,7 +29,7 @@ def test_what_can_be_distinguished_and_which_methods_lack_seeds(tmp_path: Path) 
     assert "2 of 4 methods" in league_page.state(store, finished[:2])
     said = league_page.ranking(store, finished)
     assert "Of 6 pairs of methods 3 " in said and "For 4 of 4 methods a better learning rate" in said
-    assert "detects only differences" in said
+    assert "smallest difference from LoRA that it finds four times in five" in said
     answer = league_page.answer(store)
     assert answer.startswith("- **RandLoRA minus LoRA is +") and "detects" in answer
 

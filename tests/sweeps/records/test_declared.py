@@ -45,15 +45,6 @@ def test_it_is_written_once_and_again_where_it_changes(tmp_path: Path) -> None:
     assert run(tmp_path, scored=3, seeds=3, margin=0.02)[2:] == [([0, 1, 2], None, 0.02, 3)]
 
 
-def test_no_seed_is_taken_out_once_scores_could_be_seen(tmp_path: Path) -> None:
-    run(tmp_path, seeds=4)
-    assert run(tmp_path, seeds=3)[-1] == ([0, 1, 2], None, None, 0)  # nobody has seen a score
-    with pytest.raises(SpecError, match="lacks 1, and 2 test scores could be seen already") as caught:
-        run(tmp_path, scored=2, seeds=[0, 2])
-    assert caught.value.problems[0].nearest == "seeds = [0, 1, 2]"
-    assert run(tmp_path, scored=2, seeds=4)[-1] == ([0, 1, 2, 3], None, None, 2)
-
-
 def test_an_older_folder_declares_what_it_ran_once_more_is_asked(tmp_path: Path) -> None:
     assert run(tmp_path, scored=2, seeds=2) == []
     assert run(tmp_path, scored=2, seeds=4) == [([0, 1], None, None, 0), ([0, 1, 2, 3], None, None, 2)]

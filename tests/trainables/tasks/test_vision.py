@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Callable
 from dataclasses import replace
@@ -166,6 +167,7 @@ def test_a_vit_interpolates_its_positions(tmp_path: Path) -> None:
         hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32, image_size=32, patch_size=8
     )
     transformers.AutoModel.from_config(config).save_pretrained(tmp_path)
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps({"size": {"height": 32, "width": 32}}))
     module = load_model(f"local:{tmp_path}").module
     assert image_encoder(module)(torch.zeros(2, 3, 16, 16)).shape == (2, 16)
 
