@@ -175,6 +175,8 @@ def test_a_vit_interpolates_its_positions(tmp_path: Path) -> None:
 def test_a_convolutional_encoder_is_read_from_its_pooled_output(tmp_path: Path) -> None:
     config = transformers.ResNetConfig(embedding_size=8, hidden_sizes=[8, 16], depths=[1, 1], layer_type="basic")
     transformers.AutoModel.from_config(config).save_pretrained(tmp_path)
+    settings = {"image_processor_type": "ViTImageProcessor", "size": {"height": 32, "width": 32}}
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps(settings))
     module = load_model(f"local:{tmp_path}").module
     assert image_encoder(module)(torch.zeros(2, 3, 32, 32)).shape == (2, 16)
 
