@@ -60,7 +60,6 @@ class Ledger:
         if slot.trial_id not in self.state.cells[slot.cell_id].asked:
             names = {"trial_id": slot.trial_id, "cell_id": slot.cell_id, "stage": slot.stage, "slot": slot.slot}
             names["origin"] = slot.origin
-            names["origin"] = slot.origin
             self.journal.write({"ev": "ask", **names, "seeds": slot.seeds, "config": dict(slot.config)})
         self.state.start(slot)
         self.observers.asked(self.state.cells[slot.cell_id].cell, slot)
