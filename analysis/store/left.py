@@ -39,9 +39,8 @@ def to_come(store: Store) -> dict[tuple[str, str], Left]:
     for r in cells:
         rows, planned = tried[r["cell_id"]], r["tune_planned"]
         plain = max(0, planned - sum(t["origin"] != "widened" for t in rows))
-        fully_planned = (
-            rows and planned == largest_plans[r["dataset"], r["train_size"]]
-        )  # else it was taken out: what it has is all that was planned
+        largest = largest_plans[r["dataset"], r["train_size"]]
+        fully_planned = rows and planned == largest  # else it was taken out: what it has is all that was planned
         rerun_seeds = 0 if len(hold) == 3 else seeds
         points, refined = asked_for[r["cell_id"]]
         if not fully_planned:

@@ -108,7 +108,7 @@ def results_section(kept: KeptTrial, cell: Row | None) -> str:
         return ""
     store = open_store(kept.results)
     rows = "".join(f"| {name} | {text} |\n" for name, text in _table_rows(store, kept, cell))
-    answer = shown_as_is(visible(conclusion_of(store).answer))
+    answer = shown_as_is(conclusion_of(store).answer)
     return (
         f"## Results\n\n| | |\n|---|---|\n{rows}\nThe answer of the whole sweep: {answer}\n\n"
         "Intervals of scores are 95 % intervals over seeds. The interval of a difference accounts for the choice of "
@@ -146,7 +146,7 @@ def _table_rows(store: Store, kept: KeptTrial, cell: Row) -> Iterator[tuple[str,
         against = style(cell["baseline"]).name
         yield f"minus {against} at this budget", f"{change_text(cell)} points, {verdict_text(cell['verdict'])}"
     if cell["weak"]:
-        yield "weak evidence", shown_as_is(visible(cell["weak"]))
+        yield "weak evidence", shown_as_is(cell["weak"])
 
 
 def _sweep_file(results: Path) -> str:
@@ -173,7 +173,7 @@ def dataset_card(store: Store, tables: list[str], licence: str | None, repo: str
     table = "" if results is None else f"\n{markdown(results)}"
     return (
         f"---\n{data.to_yaml()}\n---\n\n# Results of the sweep {code(name)}\n\n"
-        f"{shown_as_is(visible(conclusion_of(store).answer))}\n{table}\n"
+        f"{shown_as_is(conclusion_of(store).answer)}\n{table}\n"
         f"## Read them\n\n```\nsweeps best {place}\nsweeps query {place} scaling\n```\n\n"
         "The tables are Parquet files; `datasets` reads each as a configuration, such as `trials`. "
         f"They are described in the documentation of randlora-sweeps.\n{_sweep_file(store.path)}"

@@ -209,8 +209,8 @@ def computing_costs(*, shown: bool = True) -> Iterator[None]:
 def memory_problems(spec: SweepSpec, model: BaseModelInfo) -> list[Problem]:
     """Return a problem for each budget of memory that is smaller than the frozen base model alone.
 
-    With budgets of memory there is also a problem for `precision = "auto"`, whose memory depends on the machine, and
-    for `hold_weights`, whose memory is not counted.
+    If there are budgets of memory, two settings are problems too: `precision = "auto"`, because memory then depends on
+    the machine, and `hold_weights`, because the predicted memory leaves out what it keeps.
     """
     from trainables.models.base_weights import held_bytes
 

@@ -102,7 +102,7 @@ def test_data_says_what_is_in_a_folder(tmp_path: Path) -> None:
 
 
 def test_a_registered_set_is_described_by_each_of_its_names() -> None:
-    """The source after @ changes from where it is downloaded, and nothing else."""
+    """The word after @ names the place of the download. All else that is known of the set stays the same."""
     plain, hub = (json.loads(sweeps("data", name, "--json").stdout) for name in ("cifar100", "cifar100@hub"))
     assert hub == plain | {"name": "cifar100@hub"} and "cifar100@hub" in plain["further_sources"]
     assert sweeps("data", "cifar100@nowhere").exit_code == 2

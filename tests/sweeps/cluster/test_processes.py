@@ -136,7 +136,9 @@ def test_an_abandoned_folder_goes_with_the_next_session(tmp_path: Path, monkeypa
     assert not held.exists()
 
 
-def test_a_driver_whose_engine_was_killed_withdraws_its_request_for_nodes(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_after_the_engine_was_killed_no_nodes_are_requested(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ray's driver tells the cluster's autoscaler so before it ends."""
+
     def exit_(code: int) -> None:
         raise SystemExit(code)
 

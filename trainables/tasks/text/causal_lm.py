@@ -88,8 +88,8 @@ class CausalLMTask(TextTask[Encoded]):
         if float((one - other).abs().max()) > 1e-3 * float(one.std()):
             raise TrialError(
                 f"{model_id!r} is no causal language model: what it predicts for a token depends on later tokens, so "
-                "its loss would see the answers; take a model whose attention is causal (some need is_decoder = true "
-                "in config.json)"
+                "its loss would see the answers. Take a causal model such as Llama. For BERT and its relatives, write "
+                "is_decoder = true into config.json"
             )
 
     def weight(self, batch: Tensor) -> float:

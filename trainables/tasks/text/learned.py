@@ -96,7 +96,8 @@ def chat_template(tokenizer: Any, place: str, model_id: str) -> str:
             f"the tokenizer of {model_id!r} has no chat template, and {place} is a conversation; use a model that has "
             "one (often called instruct or chat), or texts in 'prompt' and 'completion'"
         ) from error
-    return f"{_FIXED_DATE}{template}" if "strftime_now" in template else template
+    is_dated = "strftime_now" in template and not template.startswith(_FIXED_DATE)
+    return f"{_FIXED_DATE}{template}" if is_dated else template
 
 
 def _spans(row: Chat) -> list[tuple[int, int]]:
