@@ -114,7 +114,8 @@ def rows(folder: Path, unit: Unit, cache: dict[str, Any]) -> list[Row]:
         size = float(start.gradient.abs().max())
         if not math.isfinite(size) or size == 0:
             raise StoreError(f"{unit.label}: the gradient at the start is {size:g}, so no step can be predicted")
-        measured = {"sharpness": start.sharpness(), "first_rate": start.first_rate(), "products": start.products}
+        sharpness = None if unit.settings.get("sharpness") is False else start.sharpness()
+        measured = {"sharpness": sharpness, "first_rate": start.first_rate(), "products": start.products}
     cell_columns = {name: first[name] for name in ("method", "reference", "adapter_params")}
     return [unit.place | cell_columns | {"lr": unit.settings["lr"], "examples": len(examples)} | measured]
 

@@ -403,6 +403,13 @@ def print_header(plan: Plan) -> None:
     )
 
 
+def _rates(cell: Cell) -> str:
+    """Return the range of a cell's learning rates."""
+    if cell.unpredicted:
+        return "predicted"
+    return "" if cell.space is None else f"{cell.lr_low:.1e} to {cell.lr_high:.1e}"
+
+
 def precision_words(plan: Plan) -> list[str]:
     """Return a line if this machine is slow at the precision of the sweep; else []."""
     from trainables.runtime import slow_bf16
@@ -439,7 +446,7 @@ def print_plan(plan: Plan) -> None:
             "memory": bytes_text(cell.step_memory_bytes),
             "step": passes(cell.step_flops, cell.forward_flops),
             "saved": bytes_text(cell.saved_bytes),
-            "learning rates": "" if cell.space is None else f"{cell.lr_low:.1e} to {cell.lr_high:.1e}",
+            "learning rates": _rates(cell),
             "trials": _trials(plan, cell),
         }
         for cell in plan.cells

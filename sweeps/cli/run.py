@@ -122,7 +122,10 @@ def run(
         }
         resume_command = command(spec, options, flags)
         progress: bool | Literal["json"] = "json" if as_json else True
-        with prepare(planned, backend=backend, address=address, restart=restart, upload=upload) as prepared:
+        bar = not (quiet or as_json)
+        with prepare(
+            planned, backend=backend, address=address, restart=restart, upload=upload, progress=bar
+        ) as prepared:
             _print_cautions(prepared.plan, joined=address is not None)
             observers = watchers(planned.spec, optuna_storage, track or ())
             foreseen = None
@@ -149,9 +152,22 @@ def _print_cautions(plan: Plan, *, joined: bool) -> None:
     lines = fewer_words(plan.feasible)
     if not joined:
         lines += precision_words(plan)
+    lines += predicted_words(plan)
     for line in lines:
         err.print(line, style="yellow")
     print_weak(weak_of(plan), err)
+
+
+def predicted_words(plan: Plan) -> list[str]:
+    """Return a line on the predicted learning rates of each method that has them."""
+    from sweeps.plan.predicted import is_predicted
+
+    lines = []
+    for name in (name for name in plan.spec.methods if is_predicted(name, plan.spec)):
+        cells = [cell for cell in plan.feasible if cell.method == name]
+        rates = dict.fromkeys(f"{cell.lr_centre:.2g} at {cell.reference}" for cell in cells)
+        lines.append(f"{name}: learning rates are searched around {', '.join(rates)}, as predicted from LoRA's")
+    return lines
 
 
 def _foresee(plan: Plan, backend: str, *, retry_failed: bool, as_json: bool) -> Estimate:

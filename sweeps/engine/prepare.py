@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from analysis.store.remote import Location
 from sweeps.backends.backend import OpenBackend
 from sweeps.backends.registry import find_backend
+from sweeps.engine.analyze import executor
+from sweeps.engine.predicting import predict
 from sweeps.engine.runner import TRIAL, Opener
 from sweeps.plan.inputs import check_inputs
 from sweeps.plan.plan import Plan
+from sweeps.plan.predicted import with_known_centres
 from sweeps.records.locks import FolderLock, check_identity, remove_folder_if_refused, stored_identity
 from sweeps.records.upload import check_location, restore, stored_identity_at
 
@@ -42,12 +45,16 @@ def prepare(
     restart: bool = True,
     trial: str = TRIAL,
     upload: str | Location | None = None,
+    progress: bool = False,
 ) -> Iterator[Prepared]:
     """Check everything that a run needs, and hold the lock of the results folder until the block ends.
 
-    If the run is refused, here or in the block, a new results folder is removed again. The arguments and errors are
-    those of `sweeps.engine.run.run`. Data and weights are checked only for the trial function of this package: another
-    one may need neither.
+    Learning rates that are to be predicted are predicted here: on the cluster that is joined, else in this process. If
+    the run is refused, here or in the block, a new results folder is removed again. Data and weights are checked only
+    for the trial function of this package: another one may need neither.
+
+    `progress`: whether to show a bar while rates are predicted. The other arguments and the errors are those of
+    `sweeps.engine.run.run`.
     """
     opener = Opener(find_backend(backend) if isinstance(backend, str) else backend, address, trial)
     location = Location.of(upload) if isinstance(upload, str) else upload
@@ -64,4 +71,8 @@ def prepare(
         if trial == TRIAL:
             check_inputs(plan)
             plan = plan.with_sizes(download=True)
+        plan = replace(plan, cells=with_known_centres(plan.cells, plan.spec))  # the copy may have them
+        if plan.unpredicted:
+            where = "inline" if address is None else "ray"
+            plan = predict(plan, executor(where, address, cpus=1, progress=progress))
         yield Prepared(plan, opener, restart and isinstance(backend, str), location)

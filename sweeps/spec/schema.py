@@ -15,15 +15,15 @@ from typing import Any, get_args
 
 from pydantic import BaseModel
 
-from sweeps.spec.search import ListsAreValues, OneOrMany
+from sweeps.spec.search import PREDICTED, ListsAreValues, OneOrMany
 from sweeps.spec.spec import FORMS, SweepSpec
 
 FILE = "sweep-file.schema.json"
 _SHORT: Mapping[str, dict[str, Any]] = {
     "ConfirmSection.seeds": {"type": "integer", "minimum": 1},
-    "MethodSection.lr": {"type": "number", "exclusiveMinimum": 0},
+    "MethodSection.lr": {"anyOf": [{"type": "number", "exclusiveMinimum": 0}, {"const": PREDICTED}]},
 }
-"""Keys for which a single number is a short form: a number of seeds, or the centre of a range."""
+"""Keys that have a short form: a number of seeds; the centre of a range, as a number or predicted."""
 _FORM = "What `--scale {}` changes: the file's own keys, and `drop`, a key or a list of keys to remove."
 
 
