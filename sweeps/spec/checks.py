@@ -121,7 +121,7 @@ def _budget_problems(name: str, spec: Sections) -> list[Problem]:
             if getattr(section, key) is not None:
                 problems.append(Problem(f"{field}.{key}", getattr(section, key), f"{name} has no budget"))
     if published_lr(spec.base(name)) is None and section.lr is not None:
-        problems.append(Problem(f"{field}.lr", section.lr.model_dump(exclude_none=True), f"{name} trains nothing"))
+        problems.append(Problem(f"{field}.lr", section.lr.model_dump(exclude_defaults=True), f"{name} trains nothing"))
     elif section.lr is not None and section.lr.predicted and (why := _no_prediction(name, spec)):
         problems.append(Problem(f"{field}.lr", PREDICTED, why))
     return problems
