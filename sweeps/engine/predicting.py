@@ -1,6 +1,6 @@
 """Measures what predicts the learning rates of cells with `lr = "predicted"`, before the first trial.
 
-Each cell, and LoRA's cell beside it, takes about eight gradients of the training loss before any training, on
+Each cell, and LoRA's cell beside it, takes nine gradients of the training loss before any training, on
 `IMAGES` images or `TEXTS` texts of the training split.
 """
 
