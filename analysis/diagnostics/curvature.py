@@ -106,7 +106,10 @@ def rows(folder: Path, unit: Unit, cache: dict[str, Any]) -> list[Row]:
         }
     )
     examples = bench.examples(("train",), unit.settings["examples"])
-    at_once = config.train.global_batch_size if config.contrastive else bench.at_once  # a batch is compared with itself
+    at_once = min(bench.at_once, unit.settings.get("at_once") or bench.at_once)
+    if config.contrastive:  # what is compared with each other in training is compared here
+        part = config.train.micro_batch_size if config.train.negatives == "part" else None
+        at_once = part or config.train.global_batch_size
     with adapted(bench.module, config, bench.loaded.tokenizer, None, bench.task) as trained:
         ratios = {} if trained.added is None else trained.added.rate_ratios()
         named = trained.parameters

@@ -385,7 +385,8 @@ def weak_of(plan: Plan) -> list[str]:
     """Return texts on what will be weak in the results, as far as it is known before a run."""
     from analysis.words.weak import weak_evidence
 
-    return weak_evidence(vars(cell.row()) for cell in plan.cells if cell.feasible or cell.absent)
+    cells = [cell for cell in plan.cells if cell.feasible or cell.absent]
+    return weak_evidence(vars(cell.row()) | {"lr_centre": cell.lr_centre} for cell in cells)
 
 
 def print_header(plan: Plan) -> None:

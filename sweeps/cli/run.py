@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from analysis.format import duration, plural
+from analysis.styles import short_names, size_text
 from sweeps.cli.options import FAILED_TRIALS, LIMITED, Available, Json, Scale, Set, Spec, interrupted_by, load
 from sweeps.cli.plan import precision_words, print_estimate_line, print_header, weak_of
 from sweeps.cli.printing import emit, err, out, print_files, print_weak, probing
@@ -162,12 +163,13 @@ def predicted_words(plan: Plan) -> list[str]:
     """Return a line on the predicted learning rates of each method that has them."""
     from sweeps.plan.predicted import is_predicted
 
-    lines = []
-    for name in (name for name in plan.spec.methods if is_predicted(name, plan.spec)):
-        cells = [cell for cell in plan.feasible if cell.method == name]
-        rates = dict.fromkeys(f"{cell.lr_centre:.2g} at {cell.reference}" for cell in cells)
-        lines.append(f"{name}: learning rates are searched around {', '.join(rates)}, as predicted from LoRA's")
-    return lines
+    names, rates = short_names(plan.spec.data.datasets), dict[str, list[str]]()
+    for cell in (cell for cell in plan.feasible if is_predicted(cell.method, plan.spec)):
+        data = names[cell.dataset] if len(plan.spec.data.datasets) > 1 else ""
+        size = size_text(str(cell.train_size)) if len(plan.spec.data.train_size) > 1 else ""
+        where = " ".join(filter(None, (cell.reference, data, size)))
+        rates.setdefault(cell.method, []).append(f"{cell.lr_centre:.2g} at {where}")
+    return [f"{name}: learning rates around {', '.join(each)}, predicted from LoRA's" for name, each in rates.items()]
 
 
 def _foresee(plan: Plan, backend: str, *, retry_failed: bool, as_json: bool) -> Estimate:

@@ -222,8 +222,8 @@ class Plan:
             raise SpecError([Problem("budgets", None, f"no cell is feasible: {reasons}", _nearest_budget(spec, cells))])
         adapted = sum(rows * columns for rows, columns in shapes.values())
         cells = tuple(replace(cell, model_params=model.size, target_params=adapted) for cell in cells)
-        check_lora_beside(cells)
         cells = with_known_centres(cells, spec)
+        check_lora_beside(cells)
         plan = cls(spec, cells, model, costs or None)
         if not available:
             plan = plan.with_trials()

@@ -2,17 +2,18 @@
 
 LoRA's rate is the centre of its range in the sweep file. The ratio is (x / x of LoRA)^`EXPONENT`. x is the learning
 rate at which Adam's first step ends at the lowest point, if the loss is quadratic (`analysis.diagnostics.curvature`).
-`engine.predicting` measures it before the first trial. The predicted rate is then a column of the table `cells`, from
-which every later plan of the sweep reads it.
+`engine.predicting` measures it before the first trial, and `spec.json` in the results folder keeps the centre for later
+plans of the sweep.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 
-from analysis.store.store import Store
 from sweeps.errors import Problem, SpecError
+from sweeps.records.locks import IdentityError, stored_centres
 from sweeps.spec.cell import Cell
 from sweeps.spec.search import PREDICTED
 from sweeps.spec.spec import SweepSpec
@@ -53,8 +54,6 @@ def check_lora_beside(cells: Sequence[Cell]) -> None:
 def predicted_centre(lora_rate: float, first_rate: float, lora_first_rate: float) -> float:
     """Return the rate around which a method is searched, with two significant digits.
 
-    So a small error of a measurement changes no trial.
-
     Args:
         lora_rate: the centre of LoRA's range.
         first_rate: x of the method.
@@ -74,8 +73,10 @@ def with_centres(cells: Sequence[Cell], centres: Mapping[str, float], spec: Swee
 
 
 def with_known_centres(cells: Sequence[Cell], spec: SweepSpec) -> tuple[Cell, ...]:
-    """Return the cells with the centres that the results folder of the sweep has already."""
-    if not any(cell.unpredicted for cell in cells):
-        return tuple(cells)
-    stored = Store((spec.folder,)).table("cells").to_pylist()
-    return with_centres(cells, {r["cell_id"]: r["lr_centre"] for r in stored if r["lr_centre"] is not None}, spec)
+    """Return the cells with the centres that the results folder of the sweep keeps.
+
+    If its `spec.json` cannot be read, they stay as they are: `locks.check_identity` raises the error later.
+    """
+    with suppress(IdentityError):
+        return with_centres(cells, stored_centres(spec.folder), spec)
+    return tuple(cells)

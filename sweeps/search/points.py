@@ -37,7 +37,11 @@ def check_sampler(name: str, spaces: Sequence[tuple[str, Space, int]] = ()) -> N
             if (count := _values_of(d)) < points:
                 field = "search.lr" if d.name == "lr" else f"search.space.{d.name}"
                 rule = f"too narrow for {label}: it has {count} values of six digits, and the allowance leaves {points}"
-                remedy = "{ decades = 3 }, or a wider range in [methods.NAME] lr" if d.name == "lr" else "a wider range, or a list of one value"
+                remedy = (
+                    "{ decades = 3 }, or a wider range in [methods.NAME] lr"
+                    if d.name == "lr"
+                    else "a wider range, or a list of one value"
+                )
                 raise SpecError([Problem(field, f"{d.low!r} to {d.high!r}", f"{rule} points", remedy)])
     if name == "cmaes":
         narrow = [label for label, space, _ in spaces if space.ordered < 2]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from sweeps.cli.run import predicted_words
 from sweeps.engine.predicting import predict
 from sweeps.engine.run import run
 from sweeps.plan.predicted import EXPONENT, predicted_centre
+from sweeps.records.locks import write_identity
 from tests.analysis.diagnostics.support import tiny_results
 
 
@@ -88,7 +90,29 @@ def test_a_sweep_measures_once_and_goes_on_with_the_same_rates(tmp_path: Path, m
     assert summary.complete and summary.finished == 3 and summary.skipped == 6
     lines = predicted_words(later)
     assert [line.partition(":")[0] for line in lines] == ["dora", "randlora"]
-    assert f"{wanted['dora']:.2g} at lora-2" in lines[0]
+    assert f"{wanted['dora']:.2g} at lora-2, predicted" in lines[0]
+
+
+def test_lost_tables_change_no_rate(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path / "results"
+    assert run(plan_of(folder), backend="inline", progress=False).complete
+    known = {cell.method: cell.lr_centre for cell in plan_of(folder).cells}
+    shutil.rmtree(folder / "tables")
+    monkeypatch.setattr("sweeps.engine.prepare.predict", lambda *_: pytest.fail("measured again"))
+    assert {cell.method: cell.lr_centre for cell in plan_of(folder).cells} == known
+    write_identity(folder, plan_of(folder).spec.identity())  # as every later run does
+    assert not plan_of(folder).unpredicted
+    more = {"lora": {"lr": 1e-2}, "dora": {"lr": "predicted"}, "vera": {"lr": "predicted", "unmatched": True}}
+    assert [cell.method for cell in plan_of(folder, methods=more).unpredicted] == ["vera"]
+
+
+def test_memory_that_runs_out_refuses_the_sweep(tmp_path: Path) -> None:
+    def execute(_: Path, __: Sequence[Unit]) -> Iterator[tuple[Unit, list[Row]]]:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+        yield
+
+    with pytest.raises(SpecError, match=r"memory ran out; set a smaller train.micro_batch_size, or give numbers"):
+        predict(plan_of(tmp_path), execute)
 
 
 def test_it_measures_what_analyze_curvature_measures(tmp_path: Path) -> None:
@@ -110,7 +134,7 @@ def test_it_measures_what_analyze_curvature_measures(tmp_path: Path) -> None:
 
 
 def test_a_loss_without_a_minimum_refuses_the_sweep(tmp_path: Path) -> None:
-    with pytest.raises(SpecError, match=r"methods\.randlora\.lr.*no lowest point"):
+    with pytest.raises(SpecError, match=r"methods\.randlora\.lr.*no lowest point .* for randlora"):
         predict(plan_of(tmp_path), answering(lora=1e-3, dora=1e-3, randlora=None))
 
 
