@@ -57,8 +57,8 @@ def prepare(
     """Check everything that a run needs, and hold the lock of the results folder until the block ends.
 
     Learning rates that are to be predicted are predicted here, which takes the model and the data. If the run is
-    refused, here or in the block, a new results folder is removed again. Data and weights are checked only for the trial
-    function of this package: another one may need neither.
+    refused, here or in the block, a new results folder is removed again. Data and weights are checked only for the
+    trial function of this package: another one may need neither.
 
     `progress`: whether to show a bar while rates are predicted. The other arguments and the errors are those of
     `sweeps.engine.run.run`.
