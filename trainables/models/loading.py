@@ -43,6 +43,8 @@ MOST_SIDE = 8192
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
+_WARPS_FROM = 384
+"""From this size on, ConvNeXt's image processor ignores the aspect, and crops nothing."""
 _BILINEAR, _BICUBIC = 2, 3
 """PIL's numbers for the filters with which images are resized."""
 
@@ -288,7 +290,8 @@ def _hf_preprocess(source: str, config: Any, model_id: str) -> Preprocess:
             settings = {}
         crops = bool(settings.get("do_center_crop"))
         sides = dict(settings.get("crop_size" if crops else "size") or {})
-        squash = "height" in sides and not crops
+        warps = "crop_pct" in settings and sides.get("shortest_edge", 0) >= _WARPS_FROM
+        squash = ("height" in sides or warps) and not crops
         size = (sides["height"], sides["width"]) if "height" in sides else sides["shortest_edge"] if sides else None
         # images are in [0, 1] if the processor scales them from 0..255 before it normalises them
         scale = 255 * settings.get("rescale_factor", 1 / 255) if settings.get("do_rescale", True) else 255

@@ -34,6 +34,7 @@ STATED = {
         ("vit", {"size": 28, "do_rescale": False, "image_mean": [127.5, 127.5, 127.5], "image_std": [127.5, 120, 100]}),
         ("dinov2", {"size": 28, "crop_size": 28}),
         ("dinov2", {"size": {"height": 28, "width": 28}, "crop_size": 14, "do_center_crop": False}),
+        ("vit", {"image_processor_type": "ConvNextImageProcessor", "size": {"shortest_edge": 384}}),
     ],
 )
 def test_images_are_the_processors(tmp_path: Path, family: str, settings: dict[str, Any]) -> None:
