@@ -28,7 +28,9 @@ TEXTS = 32
 
 
 def predict(plan: Plan, execute: Execute) -> Plan:
-    """Return the plan with the centres of all learning-rate ranges. Cells whose centre is known are not measured.
+    """Predict learning rates where the sweep file asks for it, and return the plan with ranges around them.
+
+    A cell whose predicted rate is in the results folder already is not measured again.
 
     Args:
         plan: the plan.

@@ -15,7 +15,7 @@ from sweeps.engine.predicting import predict
 from sweeps.engine.runner import TRIAL, Opener
 from sweeps.plan.inputs import check_inputs
 from sweeps.plan.plan import Plan
-from sweeps.plan.predicted import with_known_centres
+from sweeps.plan.predicted import is_predicted, with_known_centres
 from sweeps.records.locks import (
     FolderLock,
     check_identity,
@@ -81,10 +81,9 @@ def prepare(
         plan = replace(plan, cells=with_known_centres(plan.cells, plan.spec))  # the copy may have them
         if plan.unpredicted:
             write_identity(folder, identity)  # so that the folder is this sweep's if the measurement is killed
-            measured = plan.unpredicted
             plan = predict(plan, executor(_measures(plan, backend, address), address, cpus=1, progress=progress))
-            new = {cell.cell_id for cell in measured}
-            centres = {c.cell_id: c.lr_centre for c in plan.cells if c.cell_id in new and c.lr_centre is not None}
+            predicted = (cell for cell in plan.feasible if is_predicted(cell.method, plan.spec))
+            centres = {cell.cell_id: cell.lr_centre for cell in predicted if cell.lr_centre is not None}
             write_identity(folder, identity, centres)
         yield Prepared(plan, opener, restart and isinstance(backend, str), location)
 

@@ -96,7 +96,7 @@ class Plan:
 
     @property
     def unpredicted(self) -> tuple[Cell, ...]:
-        """Return the cells that will run and whose learning rates are still to be predicted."""
+        """Return the feasible cells with `lr = "predicted"` whose rate has not been measured yet."""
         return tuple(cell for cell in self.feasible if cell.unpredicted)
 
     def trials_of(self, cell: Cell) -> int:

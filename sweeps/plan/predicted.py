@@ -21,7 +21,7 @@ from sweeps.spec.spec import SweepSpec
 EXPONENT = 0.58
 """The slope of log10 of the best rate against log10 of x, over 36 methods on one image task (docs/results.md)."""
 LORA = "lora"
-"""The method whose rate must be known."""
+"""The method whose best learning rate the sweep file must give, and from which all others are predicted."""
 
 
 def is_predicted(name: str, spec: SweepSpec) -> bool:

@@ -1,4 +1,4 @@
-"""`lr = "predicted"`: measured before the first trial, read from the results afterwards, refused where it cannot be."""
+"""`lr = "predicted"`: the first run measures and keeps the rates, later runs read them, bad requests are refused."""
 
 from __future__ import annotations
 
