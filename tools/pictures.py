@@ -40,6 +40,7 @@ STUDIES = (
     forest.Study("Few images and many: RandLoRA minus LoRA", "shots", ("lora-1",)),
     forest.Study("Against each currency, one set: RandLoRA minus LoRA", "currencies", ("lora-1", "lora-4", "lora-16")),
     forest.Study("The same on texts: RandLoRA minus LoRA", "currencies-text", ("lora-1", "lora-16")),
+    forest.Study("the same, a budget that was added later", "currencies-text", ("lora-4",), added=True),
     forest.Study("Texts, SmolLM2-135M: RandLoRA minus LoRA", "texts", ("lora-1",)),
     forest.Study("the same, a budget that was added later", "texts", ("lora-16",), added=True),
     forest.Study("Texts, every linear weight: RandLoRA minus LoRA", "weights", ("lora-3",)),
