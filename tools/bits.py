@@ -332,17 +332,28 @@ def errors(found: list[dict[str, Any]], candidate: str) -> np.ndarray:
     return out
 
 
-def slopes(found: list[dict[str, Any]], names: tuple[str, ...]) -> Iterator[tuple[str, float, float, float]]:
-    """Return the slopes of log2(bits) on log2 of some columns in one least-squares fit, with 95 % intervals."""
-    y = np.log2([r["bits"] for r in found])
-    x = np.column_stack([np.ones(len(found)), *(np.log2([r[name] for r in found]) for name in names)])
+def fit(y: np.ndarray, x: np.ndarray) -> list[tuple[float, float, float]]:
+    """Return the least-squares coefficient of every column of x, with its 95 % interval."""
     inverse = np.linalg.inv(x.T @ x)
     beta = inverse @ x.T @ y
     free = len(y) - x.shape[1]
-    deviation = np.sqrt(((y - x @ beta) ** 2).sum() / free * np.diag(inverse))
-    reach = stats.t.ppf(0.975, free) * deviation
-    for i, name in enumerate(names, start=1):
-        yield name, float(beta[i]), float(beta[i] - reach[i]), float(beta[i] + reach[i])
+    reach = stats.t.ppf(0.975, free) * np.sqrt(((y - x @ beta) ** 2).sum() / free * np.diag(inverse))
+    return [(float(b), float(b - r), float(b + r)) for b, r in zip(beta, reach, strict=True)]
+
+
+def slopes(found: list[dict[str, Any]], names: tuple[str, ...]) -> dict[str, tuple[float, float, float]]:
+    """Return the slopes of log2(bits) on log2 of some columns in one fit, with 95 % intervals."""
+    x = np.column_stack([np.ones(len(found)), *(np.log2([r[name] for r in found]) for name in names)])
+    return dict(zip(names, fit(np.log2([r["bits"] for r in found]), x)[1:], strict=True))
+
+
+def slope_within(found: list[dict[str, Any]], method: str) -> tuple[float, float, float]:
+    """Return the slope of log2(bits) on log2(rank) over one method's cells without redundant parameters, with an
+    intercept for each budget, and its 95 % interval."""
+    own = [r for r in found if r["method"] == method and r["freedom"] > 0.9 * r["parameters"]]
+    budgets = np.array([[r["budget"] == budget for budget in BUDGETS] for r in own], dtype=float)
+    x = np.column_stack([budgets, np.log2([r["rank"] for r in own])])
+    return fit(np.log2([r["bits"] for r in own]), x)[-1]
 
 
 def report(study: Study) -> Iterator[str]:
@@ -365,8 +376,11 @@ def report(study: Study) -> Iterator[str]:
         yield f"second: {candidate}: root of the mean squared error {np.sqrt(squared[candidate].mean()):.2f} doublings"
     for other in others:
         yield f"second: {best} against {other}: p = {stats.wilcoxon(squared[best], squared[other]).pvalue:.2g}"
-    for name, slope, least, most in slopes(found, ("freedom", "rank")):
-        yield f"described: doubling {name} multiplies bits by {2**slope:.2f} [{2**least:.2f}, {2**most:.2f}]"
+    described = slopes(found, ("freedom", "rank"))
+    described["rank within RandLoRA-a, without redundant parameters,"] = slope_within(found, "randlora-a")
+    for name, interval in described.items():
+        slope, least, most = (2**value for value in interval)
+        yield f"described: doubling {name} multiplies bits by {slope:.2f} [{least:.2f}, {most:.2f}]"
     for budget in BUDGETS:
         own = [r for r in found if r["method"] == "randlora-a" and r["budget"] == budget]
         line = ", ".join(f"rank {r['rank']} ({r['freedom']:,} degrees) {r['bits']:,.0f}" for r in own)

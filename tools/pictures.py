@@ -6,14 +6,17 @@ python -m tools.pictures          # write them, and print the rows of the forest
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import matplotlib as mpl
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 
 from analysis import open_store
-from analysis.figures.drawing import STYLE
+from analysis.figures.drawing import MUTED, STYLE, Chart
 from analysis.figures.pictures import pictures
-from tools import forest
+from analysis.styles import SPARE_COLOURS, style
+from tools import bits, forest
 
 ROOT = Path(__file__).parents[1]
 RESULTS, IMAGES = ROOT / "docs" / "results", ROOT / "docs" / "images"
@@ -53,6 +56,40 @@ STUDIES = (
 """The studies that declared to compare a method of full rank with one of low rank at the same budget."""
 
 
+def draw_bits(found: list[dict[str, Any]]) -> Chart:
+    """Draw the bits that adapters hold against the rank of their update: a colour for each number of parameters, a
+    marker for each method, hollow if most parameters are redundant."""
+    chart = Chart(6.6, 3.3)
+    axes = chart.add_axes((0.09, 0.14, 0.6, 0.82))
+    markers = dict(zip(bits.CENTRES, "sphd^DXPo", strict=True))
+    for budget, (colour, _) in zip(bits.BUDGETS, SPARE_COLOURS, strict=False):
+        own = [row for row in found if row["budget"] == budget]
+        line = sorted((row["rank"], row["bits"]) for row in own if row["method"] == "randlora-a")
+        axes.plot(*zip(*line, strict=True), color=colour, linewidth=1)
+        for row in own:
+            redundant = row["freedom"] < row["parameters"] / 2
+            axes.plot(
+                row["rank"], row["bits"], markers[row["method"]], color=colour, mfc="none" if redundant else colour
+            )
+    axes.set_xscale("log", base=2)
+    axes.set_yscale("log", base=2)
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.set_major_formatter(lambda value, _: f"{value:,.0f}")
+    axes.set_xlabel("largest rank of the update")
+    axes.set_ylabel("bits held")
+    colours = [
+        Line2D([], [], color=colour, label=f"{bits.Cell('lora', None, budget).solution().count:,} parameters")
+        for budget, (colour, _) in zip(bits.BUDGETS, SPARE_COLOURS, strict=False)
+    ]
+    methods = [
+        Line2D([], [], color=MUTED, marker=marker, linestyle="", label=style(method).name)
+        for method, marker in markers.items()
+    ]
+    hollow = Line2D([], [], color=MUTED, marker="o", mfc="none", linestyle="", label="most parameters redundant")
+    axes.legend(handles=[*colours, *methods, hollow], loc="upper left", bbox_to_anchor=(1.02, 1))
+    return chart
+
+
 def write(figure: Figure, name: str) -> None:
     """Write a picture for a page on the web."""
     with mpl.rc_context(STYLE):
@@ -67,6 +104,8 @@ def main() -> None:
         }
         for name, stem in wanted.items():
             write(figure_by_stem[stem], name)
+    with mpl.rc_context(STYLE):
+        write(draw_bits(bits.results(bits.Study(RESULTS / "bits.jsonl"))), "bits")
     declared = [(study, forest.declared(study, open_store(RESULTS / study.folder))) for study in STUDIES]
     for study, rows in declared:
         print(study.title or "(the same)", f"[docs/results/{study.folder}]")
