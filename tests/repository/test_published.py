@@ -97,7 +97,7 @@ def test_a_sweep_goes_on_from_its_tables(name: str, trials: int, tmp_path: Path)
 
 INTERVAL = re.compile(r"([+−]?\d+\.\d)(?: points?)?(?: of BLEU)?\s*\[([+−]?\d+\.\d),\s*([+−]?\d+\.\d)\]")
 """A mean and its interval, of a score or a difference; shares of tables, which have a % between, are not meant."""
-TABLES = ("results", "comparisons", "averages", "changes", "full_fine_tuning", "rank_effects")
+TABLES = ("results", "comparisons", "averages", "changes", "full_fine_tuning", "rank_effects", "currencies")
 SECTIONS = {text.splitlines()[0]: text for text in re.split(r"^#+ ", ANSWERS, flags=re.M) if INTERVAL.search(text)}
 """The sections of the results page that quote intervals, by heading."""
 WHOLE = "all cells as one analysis"
