@@ -8,9 +8,9 @@ The weight is `in_proj_weight` (576 x 192) of the last block of `embedded:tiny-c
 the tokens that enter this block are computed once. Images of Fashion-MNIST, in four turns, get labels drawn at random
 from 1,024 classes. The classifier is random and frozen, except for its scale s: its logits are s W z, where z are the
 features of the block's class token, standardised by the mean and deviation that they have without an adapter, and W ~
-N(0, 1 / features). The scale is the one trained parameter that is no adapter's; without it an adapter would first have
-to learn to be unsure. Whoever knows the trained adapter can code the labels in the sum of -log2 p(label) bits, instead
-of log2(1,024) bits each. The difference is what the adapter holds:
+N(0, 1 / features). The scale is trained beside the adapter's parameters. Without it an adapter would first have to make
+the logits smaller. Whoever knows the trained adapter can code the labels in the sum of -log2 p(label) bits, instead of
+log2(1,024) bits each. The difference is what the adapter has learned:
 
     bits = images * log2(classes) - sum of -log2 p(label)
 
@@ -32,8 +32,8 @@ Declared before a run of it:
     second      For each of the three candidates, log2(bits) = c + b log2(candidate) is fitted by least squares without
                 the cells of one method, and predicts these. Bits "follow" the candidate with the smallest mean squared
                 error if its squared errors are smaller than those of both others by a Wilcoxon signed-rank test over
-                the cells (5 %, two-sided). Otherwise the candidates are not told apart. The methods were chosen by us,
-                so this says which candidate describes these methods, and not that it would describe others
+                the cells (5 %, two-sided). Otherwise the test decides nothing. We chose the methods, so a result is
+                about these, and other methods might give another one
     described   log2(bits) = c + a log2(degrees of freedom) + b log2(rank), with 95 % intervals over cells; the slope of
                 log2(bits) on log2(rank) within RandLoRA-a, at equal degrees of freedom
     checks      LoRA and RandLoRA at each budget, at their chosen rates, on seed 1: with half of the images at the same
@@ -97,6 +97,8 @@ CENTRES = {
     "svft": 5e-2, "randlora-a": 2.5e-3,
 }  # fmt: skip
 CANDIDATES = ("parameters", "freedom", "rank")
+WORDS = {"parameters": "parameters", "freedom": "degrees of freedom", "rank": "rank"}
+"""What the printed lines call a candidate."""
 
 
 @dataclass(frozen=True)
@@ -105,7 +107,7 @@ class Cell:
 
     Attributes:
         option: the option `r` of RandLoRA-a and of NoLA, a rank; None for other methods.
-        budget: the rank of LoRA whose parameters are matched.
+        budget: a rank. The method trains as many parameters as LoRA of this rank, or as near to it as it can.
     """
 
     method: str
@@ -290,7 +292,11 @@ class Study:
 
 
 def after(cell: Cell, rate: float) -> list[Run]:
-    """Return the runs of a cell whose rate is chosen: its seeds, and the checks of LoRA and RandLoRA."""
+    """Return the runs that a cell needs once its rate is chosen.
+
+    These are three new seeds at this rate. LoRA and RandLoRA also have two checks on the first of these seeds: half of
+    the images with as many steps, and twice as many epochs.
+    """
     seeds = [Run(cell, rate, seed) for seed in SEEDS]
     if cell.method not in ("lora", "randlora"):
         return seeds
@@ -321,13 +327,11 @@ def t_interval(values: np.ndarray) -> tuple[float, float, float, float]:
     return float(values.mean()), float(low), float(high), float(test.pvalue)
 
 
-def first_test(found: list[dict[str, Any]]) -> tuple[float, float, float, float]:
-    """Return log2 of RandLoRA's bits over LoRA's: mean over budgets, 95 % interval over seeds, and p."""
-    logs = {
-        method: np.array([np.log2(row["seeds"]) for row in found if row["method"] == method])
-        for method in ("randlora", "lora")
-    }
-    return t_interval((logs["randlora"] - logs["lora"]).mean(axis=0))
+def log_ratios(found: list[dict[str, Any]]) -> np.ndarray:
+    """Return log2 of RandLoRA's bits over LoRA's: (budgets, seeds)."""
+    by_method = [[row["seeds"] for row in found if row["method"] == method] for method in ("randlora", "lora")]
+    randlora, lora = np.log2(np.array(by_method))
+    return np.asarray(randlora - lora)
 
 
 def errors(found: list[dict[str, Any]], candidate: str) -> np.ndarray:
@@ -357,13 +361,24 @@ def slopes(found: list[dict[str, Any]], names: tuple[str, ...]) -> dict[str, tup
     return dict(zip(names, fit(np.log2([r["bits"] for r in found]), x)[1:], strict=True))
 
 
+def has_redundant_parameters(row: dict[str, Any]) -> bool:
+    """Return whether a tenth or more of a cell's parameters are redundant."""
+    return bool(row["freedom"] <= 0.9 * row["parameters"])
+
+
 def slope_within(found: list[dict[str, Any]], method: str) -> tuple[float, float, float]:
     """Return the slope of log2(bits) on log2(rank) over one method's cells without redundant parameters, with an
     intercept for each budget, and its 95 % interval."""
-    own = [r for r in found if r["method"] == method and r["freedom"] > 0.9 * r["parameters"]]
+    own = [r for r in found if r["method"] == method and not has_redundant_parameters(r)]
     budgets = np.array([[r["budget"] == budget for budget in BUDGETS] for r in own], dtype=float)
     x = np.column_stack([budgets, np.log2([r["rank"] for r in own])])
     return fit(np.log2([r["bits"] for r in own]), x)[-1]
+
+
+def slope_line(candidate: str, over: str, interval: tuple[float, float, float]) -> str:
+    """Return the line that prints a slope: what twice the candidate brings, over which cells."""
+    slope, least, most = (2**value for value in interval)
+    return f"described: twice the {WORDS[candidate]} over {over}: {slope:.2f} times the bits [{least:.2f}, {most:.2f}]"
 
 
 def report(study: Study) -> Iterator[str]:
@@ -380,24 +395,28 @@ def report(study: Study) -> Iterator[str]:
             f"| {r['method']} | {r['option'] or ''} | {r['budget']} | {r['parameters']:,} | {r['freedom']:,} "
             f"| {r['rank']} | {r['lr']:.2g} | {r['bits']:,.0f} | {r['bits'] / r['parameters']:.2f} | {checks} |"
         )
-    *logs, p = first_test(found)
+    *logs, p = t_interval(log_ratios(found).mean(axis=0))
     times, least, most = (2**v for v in logs)
     yield f"first: RandLoRA learns {times:.2f} times LoRA's bits [{least:.2f}, {most:.2f}], p = {p:.2g}"
+    for budget, log in zip(BUDGETS, log_ratios(found).mean(axis=1), strict=True):
+        yield f"described: at LoRA-{budget} RandLoRA learns {2**log:.1f} times LoRA's bits"
     squared = {candidate: errors(found, candidate) for candidate in CANDIDATES}
     best, *others = sorted(CANDIDATES, key=lambda candidate: float(squared[candidate].mean()))
     for candidate in (best, *others):
         factor = 2 ** np.sqrt(squared[candidate].mean())
-        yield f"second: {candidate}: wrong by a factor of {factor:.2f} (root mean square)"
+        yield f"second: bits predicted from {WORDS[candidate]} are wrong by a factor of {factor:.2f} (root mean square)"
     for other in others:
-        yield f"second: {best} against {other}: p = {stats.wilcoxon(squared[best], squared[other]).pvalue:.2g}"
-    described = slopes(found, names := ("freedom", "rank"))
-    for method in ("randlora-a", "dora"):
-        without = slopes([r for r in found if r["method"] != method], names)
-        described |= {f"{name} without {method}": interval for name, interval in without.items()}
-    described["rank within RandLoRA-a, without redundant parameters,"] = slope_within(found, "randlora-a")
-    for name, interval in described.items():
-        slope, least, most = (2**value for value in interval)
-        yield f"described: doubling {name} multiplies bits by {slope:.2f} [{least:.2f}, {most:.2f}]"
+        p = stats.wilcoxon(squared[best], squared[other]).pvalue
+        yield f"second: {WORDS[best]} against {WORDS[other]}: p = {p:.2g}"
+    redundant = np.array([has_redundant_parameters(row) for row in found])
+    wrong = [f"{2 ** np.sqrt(squared[c][redundant].mean()):.1f} from {WORDS[c]}" for c in CANDIDATES]
+    yield f"described: in the {redundant.sum()} cells with redundant parameters that factor is {', '.join(wrong)}"
+    for left_out in (None, "randlora-a", "dora"):
+        over = "all methods" if left_out is None else f"all methods but {left_out}"
+        kept = [row for row in found if row["method"] != left_out]
+        for candidate, interval in slopes(kept, ("freedom", "rank")).items():
+            yield slope_line(candidate, over, interval)
+    yield slope_line("rank", "RandLoRA-a without redundant parameters", slope_within(found, "randlora-a"))
     for budget in BUDGETS:
         own = [r for r in found if r["method"] == "randlora-a" and r["budget"] == budget]
         line = ", ".join(f"rank {r['rank']} ({r['freedom']:,} degrees) {r['bits']:,.0f}" for r in own)

@@ -57,8 +57,8 @@ STUDIES = (
 
 
 def draw_bits(found: list[dict[str, Any]]) -> Chart:
-    """Draw the bits that adapters hold against the rank of their update: a colour for each number of parameters, a
-    marker for each method, hollow if most parameters are redundant."""
+    """Draw the bits that adapters learn against the rank of their update: a colour for each number of parameters, a
+    marker for each method, hollow if parameters are redundant."""
     chart = Chart(6.6, 3.3)
     axes = chart.add_axes((0.09, 0.14, 0.6, 0.82))
     markers = dict(zip(bits.CENTRES, "sphd^DXPo", strict=True))
@@ -67,16 +67,14 @@ def draw_bits(found: list[dict[str, Any]]) -> Chart:
         line = sorted((row["rank"], row["bits"]) for row in own if row["method"] == "randlora-a")
         axes.plot(*zip(*line, strict=True), color=colour, linewidth=1)
         for row in own:
-            redundant = row["freedom"] < row["parameters"] / 2
-            axes.plot(
-                row["rank"], row["bits"], markers[row["method"]], color=colour, mfc="none" if redundant else colour
-            )
+            fill = "none" if bits.has_redundant_parameters(row) else colour
+            axes.plot(row["rank"], row["bits"], markers[row["method"]], color=colour, mfc=fill)
     axes.set_xscale("log", base=2)
     axes.set_yscale("log", base=2)
     for axis in (axes.xaxis, axes.yaxis):
         axis.set_major_formatter(lambda value, _: f"{value:,.0f}")
     axes.set_xlabel("largest rank of the update")
-    axes.set_ylabel("bits held")
+    axes.set_ylabel("bits learned")
     colours = [
         Line2D([], [], color=colour, label=f"{bits.Cell('lora', None, budget).solution().count:,} parameters")
         for budget, (colour, _) in zip(bits.BUDGETS, SPARE_COLOURS, strict=False)
@@ -85,7 +83,7 @@ def draw_bits(found: list[dict[str, Any]]) -> Chart:
         Line2D([], [], color=MUTED, marker=marker, linestyle="", label=style(method).name)
         for method, marker in markers.items()
     ]
-    hollow = Line2D([], [], color=MUTED, marker="o", mfc="none", linestyle="", label="most parameters redundant")
+    hollow = Line2D([], [], color=MUTED, marker="o", mfc="none", linestyle="", label="redundant parameters")
     axes.legend(handles=[*colours, *methods, hollow], loc="upper left", bbox_to_anchor=(1.02, 1))
     return chart
 
