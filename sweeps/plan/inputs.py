@@ -87,6 +87,7 @@ def _check_data(plan: Plan) -> dict[str, str]:
     """Read the data sets of a plan's cells, and return their fingerprints by name."""
     _check_sizes(plan)
     _check_judged(plan)
+    _check_smoothing(plan)
     _check_lengths(plan)
     now = {name: fingerprint(loaded(name)) for name in dict.fromkeys(cell.dataset for cell in plan.feasible)}
     for cell in plan.feasible:
@@ -180,6 +181,19 @@ def _check_judged(plan: Plan) -> None:
                 choose_protocol(data, trial.evaluate, split_of(data, trial).val_idx)
             except TrialError as error:
                 raise SpecError([Problem("evaluate.protocol", trial.evaluate.protocol, str(error))]) from error
+
+
+def _check_smoothing(plan: Plan) -> None:
+    """Raise SpecError if labels shall be smoothed and those of a data set are numbers, which have no classes."""
+    smoothing = plan.spec.train.label_smoothing
+    if not smoothing:
+        return
+    for name in dict.fromkeys(cell.dataset for cell in plan.feasible):
+        data = loaded(name)
+        if isinstance(data, TextDataset) and data.kind == "sentences" and not data.class_names:
+            rule = f"spreads a share of a label over the other classes, and the labels of {name!r} are numbers; leave "
+            rule += "it out, or run this data set in a sweep of its own"
+            raise SpecError([Problem("train.label_smoothing", smoothing, rule, "0.0")])
 
 
 def _check_lengths(plan: Plan) -> None:

@@ -50,7 +50,8 @@ def with_towers(spec: SweepSpec, kind: Kind) -> SweepSpec:
 def task_problems(spec: SweepSpec, kind: Kind) -> list[Problem]:
     """Return the problems of settings that contradict the model's kind. `spec` comes from `with_towers`."""
     problems = _tower_problems(spec, kind) + _method_problems(spec, kind) + _image_problems(spec, kind)
-    problems += _base_weight_problems(spec) + _data_problems(spec, kind) + _language_problems(spec, kind)
+    problems += _temperature_problems(spec, kind) + _base_weight_problems(spec) + _data_problems(spec, kind)
+    problems += _language_problems(spec, kind)
     return problems + _worker_problems(spec, kind) + _batch_problems(spec, kind)
 
 
@@ -78,6 +79,15 @@ def _method_problems(spec: SweepSpec, kind: Kind) -> list[Problem]:
         rule = "trains a classifier's head, and a language model has none"
         return [Problem(f"methods.{LINEAR_PROBE}", None, rule, f"methods.{NO_TRAINING}")]
     return []
+
+
+def _temperature_problems(spec: SweepSpec, kind: Kind) -> list[Problem]:
+    """Return a problem if a temperature shall be trained, and no method of the sweep trains one."""
+    full_on_both = kind == "clip" and spec.model.adapt == "both" and "full" in map(spec.base, spec.methods)
+    if not spec.train.train_temperature or full_on_both:
+        return []
+    rule = "is for full fine-tuning of both towers of a CLIP, and no method of this sweep does that; leave it out"
+    return [Problem("train.train_temperature", True, rule, "false")]
 
 
 def _base_weight_problems(spec: SweepSpec) -> list[Problem]:

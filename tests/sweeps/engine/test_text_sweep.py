@@ -27,7 +27,7 @@ from sweeps.spec.paths import with_absolute_paths
 from sweeps.spec.spec import SweepSpec
 from tests.sweeps.support import begin
 from tests.trainables.tiny_language import instruction_rows, save_model, write_e2e, write_rows
-from tests.trainables.tiny_sentences import save_encoder, write_sst2
+from tests.trainables.tiny_sentences import save_encoder, write_sst2, write_stsb
 from trainables.config import EvaluateSettings, TrialConfig, identifying
 from trainables.data.registry import load_text_dataset
 from trainables.data.splits import split, split_of
@@ -107,6 +107,12 @@ def test_changed_texts_are_noticed(place: Path, tmp_path: Path) -> None:
         ("llama", "json:rows", {"methods": {"lora": {}, "linear-probe": {}}}, r"methods\.linear-probe.*has none"),
         ("roberta", "glue:SST-2", {"methods": {"lora": {}, "zero-shot": {}}}, r"methods\.zero-shot.*linear-probe"),
         ("llama", "json:rows", {"train": {"augment": "crop-flip"}}, r"train\.augment.*is for images"),
+        (
+            "llama",
+            "json:rows",
+            {"methods": {"full": {}}, "train": {"train_temperature": True}},
+            r"train\.train_temperature = True: is for full fine-tuning of both towers of a CLIP",
+        ),
         (
             "roberta",
             "glue:SST-2",
@@ -215,6 +221,16 @@ def test_texts_longer_than_the_window_are_refused_beforehand(
     assert planned(positions).n_trials
     with pytest.raises(SpecError, match=rf"max_tokens = {positions + 1}.*model's {positions} positions"):
         planned(positions + 1)
+
+
+def test_numbers_are_not_smoothed(place: Path, tmp_path: Path) -> None:
+    numbers = write_stsb(tmp_path / "STS-B")
+    train = {"epochs": 1, "global_batch_size": 16, "label_smoothing": 0.1}
+    for data, words in ((f"glue:{numbers}", r"train\.label_smoothing.*are numbers"), ("glue:SST-2", None)):
+        whole = tree(place, "roberta", data, output=str(tmp_path / "out"), train=train)
+        plan = Plan.from_spec(SweepSpec.parse(whole))
+        with pytest.raises(SpecError, match=words) if words else contextlib.nullcontext():
+            check_inputs(plan)
 
 
 def test_bad_rows_of_text_are_not_skipped(place: Path) -> None:

@@ -126,6 +126,18 @@ def test_clip_takes_no_image_size(place: Path) -> None:
         Plan.from_spec(SweepSpec.parse(tree(place, model={"id": "embedded:tiny-clip", "image_size": 32})))
 
 
+def test_a_temperature_needs_full_fine_tuning_of_both_towers(place: Path) -> None:
+    def planned(adapt: str, method: str) -> Plan:
+        whole = tree(place, model={"id": "embedded:tiny-clip", "adapt": adapt})
+        whole["train"]["train_temperature"] = True
+        return Plan.from_spec(SweepSpec.parse(whole | {"methods": {method: {}}}))
+
+    assert planned("both", "full").n_trials
+    for adapt, method in (("vision", "full"), ("both", "lora")):
+        with pytest.raises(SpecError, match=r"train\.train_temperature = True: is for full fine-tuning of both towers"):
+            planned(adapt, method)
+
+
 def test_a_sweep_by_loss_chooses_rates_and_scores_by_it(place: Path, tmp_path: Path) -> None:
     given = {"name": "by-loss", "output": str(tmp_path / "loss"), "evaluate": {"metric": "loss"}, "keep": {}}
     plan = Plan.from_spec(SweepSpec.parse(tree(place, methods={"lora": {}, "linear-probe": {}}, **given)))
