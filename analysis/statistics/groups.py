@@ -31,7 +31,7 @@ GROUPS = pa.schema(
     [
         *typed(TEXT, *PLACE, "reference", "method"),
         ("mean", REAL),
-        ("n", INT),
+        *typed(INT, "n", "failed"),  # confirming runs with a score, and without one
         ("tested", INT),  # number of other methods of the place and budget that it could be tested against
         ("group", TEXT),  # letters; methods of one place and budget that share one are not distinguishable
     ]
@@ -209,7 +209,10 @@ def groups(store: Store) -> pa.Table:
             k for at, pair in pairs.items() if pair.tested is not None and pair.tested.testable for k in at
         )
         if len(methods) > 1:
-            rows += [row | {"group": letters[k], "tested": tested[k]} for k, row in enumerate(methods)]
+            rows += [
+                row | {"failed": len(row["failed"]), "group": letters[k], "tested": tested[k]}
+                for k, row in enumerate(methods)
+            ]
     return pa.Table.from_pylist(rows, schema=GROUPS)
 
 

@@ -8,7 +8,7 @@ correlation between them (alpha spending by a union bound; Lan and DeMets, Biome
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -152,23 +152,26 @@ def level(store: Store) -> float:
     return min((each.level for each in looks(store).values()), default=1 - LEVEL)
 
 
-def least_advanced(store: Store, rows: Iterable[Row]) -> str | None:
-    """Return "2 of 5 seeds" for the least advanced cell in `rows`, or None if all declared seeds have run.
+def least_advanced(store: Store, rows: Iterable[Row], methods: Collection[str] | None) -> str | None:
+    """Return "2 of 5 seeds" for the least advanced cell of a conclusion, or None if all declared seeds have run.
 
-    Seeds that will never run are not waited for: those that failed for good, and those of a cell none of whose rates
-    finished.
+    These are the cells in `rows`, and those of the methods in question that have no row yet, because nothing of theirs
+    has been confirmed. Cells that were added later and have no row yet are not waited for. Seeds that will never run
+    are not waited for either: those that failed for good, and those of a cell none of whose rates finished.
 
     Args:
         rows: rows of `scaling.comparisons`.
+        methods: the methods in question; None for all that have a budget.
     """
-    coming = _unfinished(store)
+    coming, first = _unfinished(store), _unfinished(restrict_to_declared(store))
     cells = {
         (*(r[k] for k in PLACE), m, at)
         for r in rows
         for m in (r["method"], r["baseline"])
         for at in (r["reference"], None)
     }
-    return _seeds_text(coming[cell] for cell in cells & coming.keys())
+    of_question = {(*place, m, at) for *place, m, at in first if (at is not None if methods is None else m in methods)}
+    return _seeds_text(coming[cell] for cell in (cells | of_question) & coming.keys())
 
 
 def least_advanced_at(store: Store, at: Row) -> str | None:

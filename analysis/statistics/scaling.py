@@ -258,7 +258,9 @@ def _table(store: Store, rows: Sequence[Row], schema: pa.Schema) -> pa.Table:
     """Return rows as a table. Its metadata has `EARLY` if cells of the question have seeds still to run."""
     asked_question = question(store)
     pair = (asked_question.focus, asked_question.baseline)  # also if the table compares both with a third method
-    seeds = least_advanced(store, [r for r in rows if asked_question.focus is None or r["method"] in pair])
+    focus_known = asked_question.focus is not None
+    of_question = [r for r in rows if not focus_known or r["method"] in pair]
+    seeds = least_advanced(store, of_question, [m for m in pair if m] if focus_known else None)
     return pa.Table.from_pylist(rows, schema=schema if seeds is None else schema.with_metadata({EARLY: seeds}))
 
 

@@ -340,7 +340,8 @@ def _prospects(row: Row) -> tuple[str, str]:
 def _decision_note(rows: Sequence[Row]) -> str:
     """Return sentences on how to read the table of decisions."""
     notes = [
-        "The tests found no difference between the methods of one row; the score is that of the first.",
+        "The tests found no difference between the first method of a row and the others in it; the score is that of "
+        "the first.",
         "Next: the runner-up. Points: its score minus that of the first method, with the corrected interval.",
         "Detectable: the smallest difference, in points, that these seeds can detect.",
     ]

@@ -27,7 +27,7 @@ from analysis.statistics.groups import groups
 from analysis.statistics.inference import OVER_DATASETS
 from analysis.statistics.looks import level, margin_of
 from analysis.statistics.measures import further_measure, separations
-from analysis.statistics.scaling import PLANTED, comparisons, curve, question
+from analysis.statistics.scaling import PLANTED, comparisons, curve, question, question_against
 from analysis.statistics.sizing.seeds import DIFFERENCES, seeds_table
 from analysis.store.columns import limited
 from analysis.store.store import Store
@@ -251,7 +251,7 @@ def compared(store: Store, baseline: str | None = None) -> Sheet:
         f"Each method against {style(baseline).name} at the same budget",
         _difference_columns(rows, ratio=True),
         rows,
-        _reading(rows, level(store), question(store).focus),
+        _reading(rows, level(store), question_against(store, baseline).focus),
         _how_to_read(rows),
         strong=lambda r: r["reference"] is None,
         folded=len(rows) > LONG,
@@ -272,19 +272,12 @@ def _how_to_read(rows: Sequence[Row]) -> str:
 
 def _reading(rows: Sequence[Row], alpha: float, focus: str | None) -> str:
     """Explain how the comparisons were computed. `focus`: the method in question, if the sweep has one."""
-    families = ""
-    if focus is not None:
-        name = style(focus).name
-        families = f"The rows of {name} are corrected together by Holm's steps, of which its mean over all budgets has "
-        families += "half of the level at the first. "
-        if any(r["method"] != focus for r in rows):
-            families += "The rows of all other methods are corrected together by Holm. "
     note = (
         "Differences are paired by seed. Interval, p and verdict account for the choice of learning rate: if the "
-        f"tuning were repeated, another rate might be chosen. {families}The tests that are corrected together share a "
-        f"level of {level_text(alpha)}. Each interval has the level at which the test of its row was decided, so it "
-        "leaves out zero exactly if the verdict is higher or lower. The pointwise interval is the 95 % interval of "
-        "the row alone. "
+        f"tuning were repeated, another rate might be chosen. {_families(rows, focus)}The tests that are corrected "
+        f"together share a level of {level_text(alpha)}. Each interval has the level at which the test of its row was "
+        "decided, so it leaves out zero exactly if the verdict is higher or lower. The pointwise interval is the 95 % "
+        "interval of the row alone. "
         "The verdict if the rates are fixed takes the chosen learning rates as given. Effect is Hedges' g, also at "
         "these rates: the mean of the paired differences divided by their standard deviation, corrected for few seeds. "
         f"Power is the chance that this comparison finds a true difference of {100 * PLANTED:g} points. The next "
@@ -298,6 +291,24 @@ def _reading(rows: Sequence[Row], alpha: float, focus: str | None) -> str:
         note += f" Rows over data sets use the budgets that every data set has ({'; '.join(tests)}). They hold for "
         note += "these data sets only, unless the row says what is expected on other data sets."
     return note
+
+
+def _families(rows: Sequence[Row], focus: str | None) -> str:
+    """Return sentences on which rows are corrected together by Holm's method."""
+    first = [r for r in rows if not r.get("added")]
+    matched = any(r["params_ratio"] is not None for r in first)  # else the baseline has no budget
+    mine = [r for r in first if r["method"] == focus] if matched else []
+    sentences = []
+    if mine:
+        half = any(r["reference"] is None and not _like_these(r) for r in mine)
+        mean = ", of which its mean over all budgets has half of the level at the first" if half else ""
+        sentences.append(f"The rows of {style(mine[0]['method']).name} are corrected together by Holm's steps{mean}.")
+    if len(mine) < len(first):
+        which = "all other methods" if mine else "all methods"
+        sentences.append(f"The rows of {which} are corrected together by Holm.")
+    if len(first) < len(rows):
+        sentences.append(f"So are the rows marked{LATER}, apart from the others.")
+    return "".join(f"{sentence} " for sentence in sentences)
 
 
 def _several(r: Row) -> str:
@@ -344,7 +355,7 @@ def _difference_columns(rows: Sequence[Row], *, ratio: bool) -> list[Column]:
             DETECTABLE,
         ),
         number(f"seeds for {100 * PLANTED:g} points", "seeds_needed", group=DETECTABLE),
-        number("detectable, points", "detectable", percent, DETECTABLE),
+        number("detectable, points", "detectable", _detectable, DETECTABLE),
         *([number("parameters, ratio", "params_ratio", _ratio, EFFECT)] if ratio else []),
     )
 
@@ -358,10 +369,20 @@ def _pointwise(r: Row) -> str:
     return f"[{', '.join(ends)}]" if all(ends) else ""
 
 
+def _detectable(fraction: float | None) -> str:
+    """Return a detectable difference in points; no difference of scores can be larger than 100."""
+    return "over 100" if fraction is not None and fraction > 1 else percent(fraction)
+
+
 def _effect(r: Row) -> str:
     if r["effect"] is None:
         return ""
     return with_interval(*(points(r[k] / 100).removeprefix("+") for k in ("effect", "effect_low", "effect_high")))
+
+
+_FAILED_COUNT = (
+    " Seeds '4 of 8': the other runs failed. The order counts them as the untrained model; the mean leaves them out."
+)
 
 
 def grouped(store: Store) -> Sheet:
@@ -375,14 +396,15 @@ def grouped(store: Store) -> Sheet:
             BUDGET,
             METHOD,
             number("mean score, %", "mean", percent),
-            SEEDS,
+            Column("seeds", lambda r: f"{r['n']} of {r['n'] + r['failed']}" if r["failed"] else str(r["n"]), "number"),
             Column("group", lambda r: r["group"] if r["tested"] else f"{r['group']} (not tested)"),
         ),
         rows,
         f"A pair with {style(question(store).baseline).name} has the verdict of the comparisons above. The other pairs "
         "are tested in the same way, with Holm's correction over all of them. A method is not tested if it shares no "
         "seed with another, if its seeds do not differ in score, or if the effect of the choice of rates is unknown.",
-        "Two methods of one budget that share a letter are not distinguishable. Group a has the best method.",
+        "Two methods of one budget that share a letter are not distinguishable. Group a has the best method."
+        + (_FAILED_COUNT if any(r["failed"] for r in rows) else ""),
         folded=len(rows) > LONG,
     )
 

@@ -121,19 +121,21 @@ def conclude(
     answer, budgets, reason_text, limit_text = (
         early + text if text else "" for text in (main_text, single_text, " ".join(reasons), " ".join(limits))
     )
-    later = _later([r for r in all_rows if r["added"]], a, b)
+    later = _later([r for r in all_rows if r["added"]], b)
     return Conclusion(answer, budgets, reason_text, later, limit_text, _basis(cells, mean_rows, level))
 
 
-def _later(rows: Sequence[Row], a: str, b: str) -> str:
-    """Return sentences on the cells that were added later; empty if there are none."""
-    cells = [r for r in rows if r["reference"] is not None]
-    means = [r for r in rows if r["reference"] is None and r["test"] != OVER_DATASETS]
-    sentences = [_summary(cells, a, b)] if cells else []
-    for row in means:
-        word = verdict_text(row["verdict"])
-        over = _averaged([row], row["n_budgets"])
-        sentences.append(f"With these, {over}, the difference is {interval_text(row)}: {word}.")
+def _later(rows: Sequence[Row], b: str) -> str:
+    """Return sentences on the cells that were added later, for each method; empty if there are none."""
+    sentences = []
+    for method in in_order({r["method"] for r in rows}):
+        mine = [r for r in rows if r["method"] == method]
+        cells = [r for r in mine if r["reference"] is not None]
+        sentences += [_summary(cells, style(method).name, b)] if cells else []
+        for row in (r for r in mine if r["reference"] is None and r["test"] != OVER_DATASETS):
+            word = verdict_text(row["verdict"])
+            over = _averaged([row], row["n_budgets"])
+            sentences.append(f"With these, {over}, the difference is {interval_text(row)}: {word}.")
     if not sentences:
         return ""
     return (
@@ -175,7 +177,7 @@ def _answer_for_each(cells: Sequence[Row], b: str) -> tuple[str, str, list[str]]
         names = [style(mine[0]["method"]).name for mine in rows_by_method]
         sentences = [_summary(mine, name, b) for name, mine in zip(names, rows_by_method, strict=True)]
         whose = (f"{name}: {text}" for name, text in zip(names, sentences, strict=True))
-        return f"{_matching_text(cells)}. {' '.join(whose)}", "", _reasons(cells)
+        return f"{_matching_text(cells).rstrip(',')}. {' '.join(whose)}", "", _reasons(cells)
     at = f"at {_budget_text(cells[0], '')}"
     rows_by_verdict = {verdict: [r for r in cells if r["verdict"] == verdict] for verdict in TESTED_VERDICTS}
     sentences = [
@@ -311,8 +313,11 @@ def _missed(rows: Sequence[Row]) -> str:
     if not detectable:
         return f"{missed_text(rows[0])}."
     seeds = range_text({round(r["n"] / (r["datasets"] or 1)) for r in rows})
-    ends = " to ".join(dict.fromkeys(size_of(value) for value in (detectable[0], detectable[-1])))
-    sentence = f"{seeds} seed{'' if seeds == '1' else 's'} cannot detect differences below {ends} points."
+    what = "any difference"
+    if detectable[0] < 1:
+        ends = dict.fromkeys(size_of(min(value, 1.0)) for value in (detectable[0], detectable[-1]))
+        what = f"differences below {' to '.join(ends)} points"
+    sentence = f"{seeds} seed{'' if seeds == '1' else 's'} cannot detect {what}."
     remedies = {_remedy(r) for r in rows}
     return f"{sentence} {remedies.pop()}".strip() if len(remedies) == 1 else sentence
 

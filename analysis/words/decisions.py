@@ -23,8 +23,10 @@ def best_text(row: Row) -> str:
 
 
 def _how_alike(row: Row) -> str:
-    alike = len(row["best"]) == 2 and row["verdict"] == "equivalent"
-    return "equivalent" if alike else SILENT
+    """Return how the best methods of a row differ. Each was compared with the first; of more, two others may differ."""
+    if len(row["best"]) > 2:
+        return f"no test found a difference from {style(row['method']).name}"
+    return "equivalent" if row["verdict"] == "equivalent" else SILENT
 
 
 def would_change(row: Row) -> str:

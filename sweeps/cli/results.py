@@ -228,7 +228,7 @@ def compare(
     from analysis.statistics.groups import groups
     from analysis.statistics.scaling import comparisons, curve, question
     from analysis.statistics.sizing.seeds import DIFFERENCES, seeds_table
-    from analysis.tables.console import conclusion_of, unlike
+    from analysis.tables.console import conclusion_of, runs_failed, unlike
     from analysis.tables.effects import difference_changes
     from analysis.tables.results import averages, compared, grouped, seeds
     from analysis.words.conclusions import preliminary_words
@@ -245,7 +245,7 @@ def compare(
     differences = tuple(p / 100 for p in points) if points else DIFFERENCES
     table = comparisons(store, baseline)
     letters = groups(store)
-    says = [preliminary_words(table) + conclude_groups(letters.to_pylist()), *unlike(store)]
+    says = [preliminary_words(table) + conclude_groups(letters.to_pylist()), *runs_failed(store), *unlike(store)]
     if baseline == question(store).baseline:
         says.insert(0, conclusion_of(store).answer)
 
@@ -289,11 +289,13 @@ def tables(
     as_json: Json = False,
 ) -> None:
     """Print tables of the report as Markdown, LaTeX or CSV. `report` writes all of them into report_tables/."""
+    from analysis.curves.measured import axis
     from analysis.report.tables import pick, sheets
     from analysis.tables.export import form_of
 
     if as_json and form is not None:
         raise SpecError([Problem("--format and --json", form, "ask for different formats; give one")])
+    axis(x)  # an unknown one is an error, also where no table depends on it
     write = form_of(form or "markdown")
     store = store_of(source)
     sheets_to_print = pick(store, names, x) if names else list(sheets(store, x).values())

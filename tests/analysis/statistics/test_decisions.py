@@ -65,7 +65,7 @@ def test_of_methods_not_told_apart_the_next_is_that_with_the_second_mean(tmp_pat
     store = made(tmp_path / "s", {(m, "lora-1", "d"): s for m, s in (("lora", LOW), ("vera", NEAR), ("dora", ahead))})
     (row,) = decisions(store).to_pylist()
     assert (row["best"], row["next"]) == (["dora", "vera", "lora"], "vera")
-    assert best_text(row) == "DoRA, VeRA or LoRA (not distinguishable)"
+    assert best_text(row) == "DoRA, VeRA or LoRA (no test found a difference from DoRA)"
     assert would_change(row).startswith("VeRA minus DoRA: \N{MINUS SIGN}0.1 points.")
 
 

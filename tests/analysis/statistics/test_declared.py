@@ -80,6 +80,17 @@ def test_who_joins_later_changes_no_declared_number(tmp_path: Path) -> None:
     assert not set(letters[1]["randlora", "lora-1"]) & set(letters[1]["lora", "lora-1"])
 
 
+def test_methods_that_joined_are_summed_up_one_by_one(tmp_path: Path) -> None:
+    """In a sweep without a method in question."""
+    first: Cells = {("lora", "lora-1", "a"): scores(0.60, 0), ("vera", "lora-1", "a"): scores(0.66, 1)}
+    first |= {("dora", "lora-1", "a"): scores(0.61, 2)}
+    joined: Cells = {(m, "lora-4", "a"): scores(v, 3 + k) for k, (m, v) in enumerate((("lora", 0.6), ("vera", 0.7)))}
+    joined |= {("dora", "lora-4", "a"): scores(0.5, 9)}
+    later = conclusion_of(swept(tmp_path / "s", first | joined, first)).later
+    assert "each other method" not in later
+    assert "VeRA is higher than LoRA" in later and "DoRA is lower than LoRA" in later
+
+
 def test_what_joined_is_tested_by_itself(tmp_path: Path) -> None:
     after = swept(tmp_path / "s", FIRST | LATER, FIRST)
     rows = [r for r in comparisons(after).to_pylist() if r["added"]]

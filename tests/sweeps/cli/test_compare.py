@@ -76,6 +76,7 @@ def test_tables_of_the_report(folder: Path, tmp_path: Path) -> None:
     [
         (("tables", "result"), "results"),
         (("tables", "--format", "html"), "markdown"),
+        (("tables", "groups", "--x", "second"), "seconds_train"),
         (("compare", "--points", "0"), "above 0"),
         (("compare", "--points", "200"), "below 100"),
         (("compare", "--baseline", "loar"), "lora"),
@@ -93,6 +94,31 @@ def test_while_seeds_are_to_come_sentences_are_preliminary(tmp_path: Path) -> No
     for verb in ("best", "compare"):
         assert "Preliminary, 3 of 5 seeds: " in sweeps(verb, early).stdout
         assert "Preliminary" not in sweeps(verb, whole).stdout
+
+
+def test_a_budget_that_has_not_begun_makes_the_answer_preliminary(tmp_path: Path) -> None:
+    runs = {s: 0.5 + d for s, d in enumerate((0.01, 0.03, 0.02))}
+    cells: Cells = {("lora", "lora-1", "d"): runs, ("randlora", "lora-1", "d"): {s: v + 0.2 for s, v in runs.items()}}
+    cells |= {(m, "lora-4", "d"): {} for m in ("lora", "randlora")}
+    folder = odd_results(tmp_path / "begun", cells)
+    for verb in ("best", "compare"):
+        assert "Preliminary, 0 of 3 seeds: " in sweeps(verb, folder).stdout
+
+
+def test_failed_runs_are_named_and_counted(tmp_path: Path) -> None:
+    runs = {s: 0.5 + d for s, d in enumerate((0.01, 0.03, 0.02, 0.0))}
+    failed = {s: v + 0.2 if s < 2 else None for s, v in runs.items()}
+    folder = odd_results(tmp_path / "f", {("lora", "lora-1", "d"): runs, ("randlora", "lora-1", "d"): failed}, seeds=4)
+    text = " ".join(sweeps("compare", folder).stdout.split())
+    assert "Confirming runs that failed: 2 of 4 of RandLoRA at lora-1" in text
+    assert "2 of 4" in sweeps("tables", folder, "groups").stdout
+
+
+def test_the_correction_that_is_described_was_made(folder: Path) -> None:
+    alone = " ".join(sweeps("compare", folder).stdout.split())
+    assert "The rows of RandLoRA are corrected together" in alone and "The rows of all other methods" in alone
+    against = " ".join(sweeps("compare", folder, "--baseline", "full").stdout.split())
+    assert "The rows of all methods are corrected together by Holm." in against
 
 
 def test_nothing_to_compare_is_said(tmp_path: Path) -> None:
