@@ -158,7 +158,7 @@ def _noisiest(scores: Array) -> tuple[NDArray[np.int64], Array]:
     rest_noise = np.maximum(total - explained, np.finfo(float).tiny) / other_freedoms
     with np.errstate(over="ignore"):
         p = np.where(testable, special.fdtrc(freedoms, other_freedoms, explained / freedoms / rest_noise), 1.0)
-    largest = np.where(p.min(axis=-1) < APART / max(1, testable.sum()), p.argmin(axis=-1), -1)
+    largest = np.where(p.min(axis=-1) < APART / max(1, int(testable.sum())), p.argmin(axis=-1), -1)
     return largest, np.maximum((explained / freedoms - (1 - part) * rest_noise) / part, 0.0)
 
 
