@@ -83,9 +83,13 @@ def read_settings(model: nn.Module, folder: Path, peft_type: str) -> Settings:
     return Settings(method.config_for(sizes, options), sizes, 0 if seed is None else int(seed))
 
 
+_SHOWN = {"progressbar"}
+"""PEFT's fields that only change what is shown."""
+
+
 def _check_fields(peft_config: Any, kind: Kind, options: Mapping[str, Any]) -> None:
     """Raise CheckpointError if one of PEFT's fields has a value without a counterpart here."""
-    handled = {*options, *PLACED, kind.capacity_field, kind.seed} - {"bias", "modules_to_save"}
+    handled = {*options, *PLACED, *_SHOWN, kind.capacity_field, kind.seed} - {"bias", "modules_to_save"}
     for field in dataclasses.fields(peft_config):
         if field.name in handled:
             continue

@@ -69,6 +69,14 @@ def _boft(shape: Shape, block: int, options: Options) -> int:
     return shape[1] // block * _rotation(shape, block) + shape[0]
 
 
+def _oft(shape: Shape, block: int, options: Options) -> int:
+    """Return OFT's: all skew entries with the Neumann series, which is no exact rotation, and else those of
+    rotations."""
+    if options["use_cayley_neumann"]:
+        return KINDS["oft"].count(shape, block, options)
+    return shape[1] // block * _rotation(shape, block)
+
+
 def _fourier(shape: Shape, n: int, options: Options) -> int:
     """Return FourierFT's expected number: a wave and its conjugate, which may both be drawn, have the same real
     part."""
@@ -129,7 +137,7 @@ FREEDOM: dict[str, Freedom] = {
     "miss": _counted("miss", init_weights=True),
     "hra": _hra,
     "boft": _boft,
-    "oft": _counted("oft"),
+    "oft": _oft,
     "c3a": _counted("c3a"),
     "fourierft": _fourier,
     "waveft": _counted("waveft"),

@@ -25,7 +25,7 @@ from randlora.adapter import Adapter, AdapterConfig, AlphaScale, Request, Shape,
 from randlora.arithmetic.bases import Bases
 from randlora.arithmetic.contract import weighted_sum
 from randlora.methods.factored import Factored
-from randlora.methods.method import Method
+from randlora.methods.method import Method, low_rank_freedom
 from randlora.methods.random.randlora import (
     STARTS,
     RandLoraConfig,
@@ -136,7 +136,7 @@ def randlora_a_freedom(shape: Shape, n: int, *, r: int, **_: Any) -> int:
     undone = (
         1 if n < r else r if n < large else r * r
     )  # changes that cancel: by a number; of the rows of a free A; by any mixture, if B is free too
-    return min(n, large) * r + min(n, r) * small - undone
+    return min(min(n, large) * r + min(n, r) * small - undone, low_rank_freedom(shape, r))
 
 
 RANDLORA_A = Method(

@@ -47,6 +47,11 @@ def test_the_rank_of_the_jacobian(name: str, capacity: int, options: dict[str, A
         ("hybrid", (12, 24), (1, 2, 5), {"share": 0.8}),
         ("randlora-svd", (16, 8), (5, 8, 9, 12), {}),
         ("randlora-svd", (8, 20), (9, 16), {}),
+        ("randlora-a", (12, 12), (3, 11, 12), {"r": 4}),
+        ("randlora-a", (12, 12), (2, 7), {"r": 8}),
+        ("randlora-a", (20, 12), (5, 12), {"r": 4}),
+        ("peft:oft", (4, 12), (3, 7, 9), {"use_cayley_neumann": False}),
+        ("peft:oft", (4, 12), (3, 9), {}),
     ],
 )
 def test_a_formula_where_parts_overlap(

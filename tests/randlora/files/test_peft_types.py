@@ -64,6 +64,16 @@ def test_what_peft_has_saved_is_read(name: str, tmp_path: Path) -> None:
     assert torch.equal(model(x), theirs.base_model(x))
 
 
+def test_how_peft_showed_its_progress_is_no_setting(tmp_path: Path) -> None:
+    model, again, (x, _) = network().eval(), network().eval(), rows()
+    attach(model, configured("frod"), TARGETS).export_peft(tmp_path)
+    settings = json.loads((tmp_path / "adapter_config.json").read_text())
+    assert settings["progressbar"] is False
+    (tmp_path / "adapter_config.json").write_text(json.dumps(settings | {"progressbar": True}))  # PEFT's default
+    load_peft(again, tmp_path)
+    assert torch.equal(again(x), model(x))
+
+
 def test_frozen_tensors_that_follow_no_seed(tmp_path: Path) -> None:
     """PEFT's SHiRA has no seed by default."""
     with warnings.catch_warnings():
