@@ -76,10 +76,11 @@ def read_settings(model: nn.Module, folder: Path, peft_type: str) -> Settings:
     _check_fields(peft_config, kind, options)
     shapes = _targets(model, peft_config)
     seed = None if kind.seed is None else getattr(peft_config, kind.seed)
-    capacity = 1 if kind.capacity_field is None else kind.read(getattr(peft_config, kind.capacity_field))
-    sizes = dict.fromkeys(shapes, capacity)
+    value = 1 if kind.capacity_field is None else getattr(peft_config, kind.capacity_field)
+    sizes = {name: kind.read(value, shape) for name, shape in shapes.items()}
     if kind.pooled:
-        sizes = _spread_evenly(capacity, {name: kind.most(shape, options) for name, shape in shapes.items()})
+        most = {name: kind.most(shape, options) for name, shape in shapes.items()}
+        sizes = _spread_evenly(next(iter(sizes.values())), most)
     return Settings(method.config_for(sizes, options), sizes, 0 if seed is None else int(seed))
 
 

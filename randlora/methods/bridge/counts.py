@@ -53,6 +53,13 @@ def miss_legal(shape: Shape, r: int, options: Options) -> int:
     return min(r, shape[1])
 
 
+def osf_rank(value: float | None, shape: Shape) -> int:
+    """Return how many singular vectors PEFT's OSF keeps: a number, a fraction of the smaller side, or half of it."""
+    if value is None:
+        return min(shape) // 2
+    return int(min(shape) * value) if isinstance(value, float) and value <= 1 else int(value)
+
+
 def peanut(shape: Shape, r: int, options: Options) -> int:
     return 2 * r * shape[0] + 2 * int(options["depth"]) * r * r
 

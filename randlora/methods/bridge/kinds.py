@@ -38,7 +38,7 @@ class Kind:
         legal: returns the nearest capacity that PEFT accepts on a weight.
         misfit: returns why PEFT cannot adapt weights of these shapes at any capacity; None if it can.
         value: returns the value of PEFT's field at a capacity.
-        read: returns the capacity for a value of PEFT's field.
+        read: returns the capacity of a weight for a value of PEFT's field.
         alpha: the field that PEFT divides by the rank, and its value per unit of rank (the quotient of PEFT's
             defaults).
         seed: the field with the seed of frozen random tensors; None if there are none.
@@ -73,7 +73,7 @@ class Kind:
     legal: Callable[[Shape, int, Options], int] = lambda shape, capacity, options: capacity
     misfit: Callable[[Mapping[str, Shape], Options], Misfit | None] = lambda shapes, options: None
     value: Callable[[int], Any] = lambda capacity: capacity
-    read: Callable[[Any], int] = int
+    read: Callable[[Any, Shape], int] = lambda value, shape: int(value)
     alpha: tuple[str, float] | None = None
     seed: str | None = None
     start: Literal["exact", "rounded", "changed"] = "exact"
@@ -248,7 +248,7 @@ KINDS: dict[str, Kind] = {
         most=lambda shape, options: counts.STEPS,
         legal=counts.supra_legal,
         value=counts.sparsity,
-        read=lambda sparsity: round((1 - sparsity) * counts.STEPS),
+        read=lambda sparsity, shape: round((1 - sparsity) * counts.STEPS),
         fixed={"save_precomputed_indices": True},
         sizes={"r": 0},
         derived=True,
@@ -260,7 +260,7 @@ KINDS: dict[str, Kind] = {
         misfit=counts.frod_misfit,
         most=lambda shape, options: counts.STEPS,
         value=lambda step: step / counts.STEPS,
-        read=lambda rate: round(rate * counts.STEPS),
+        read=lambda rate, shape: round(rate * counts.STEPS),
         fixed={"progressbar": False, "save_projection": True, "runtime_offload_base_weight": False},
         seed="projection_prng_key",
         start="rounded",
@@ -282,6 +282,7 @@ KINDS: dict[str, Kind] = {
         count=lambda shape, e, options: (min(shape) - e) * (sum(shape) + 1),
         most=lambda shape, options: min(shape) - 1,
         legal=lambda shape, e, options: min(e, min(shape) - 1),
+        read=counts.osf_rank,
         start="rounded",
         derived=True,
         **_rate(5e-5, "osf/llama-3.2-3B-rank128"),
@@ -335,7 +336,7 @@ KINDS: dict[str, Kind] = {
         most=lambda shape, options: 4,
         legal=lambda shape, variant, options: counts.close((1, 2, 4), variant),
         value=lambda variant: f"road_{counts.close((1, 2, 4), variant)}",
-        read=lambda word: int(word.removeprefix("road_")),
+        read=lambda word, shape: int(word.removeprefix("road_")),
         misfit=counts.road_misfit,
         sizes={"group_size": 2},
         bias_too=True,

@@ -74,6 +74,19 @@ def test_how_peft_showed_its_progress_is_no_setting(tmp_path: Path) -> None:
     assert torch.equal(again(x), model(x))
 
 
+@pytest.mark.parametrize("kept", [None, 0.25, 5])
+def test_how_many_singular_vectors_osf_keeps(kept: float | None, tmp_path: Path) -> None:
+    """PEFT's default is half of each weight's smaller side."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        theirs = peft.get_peft_model(network(), peft.OSFConfig(effective_rank=kept, target_modules=TARGETS)).eval()
+        perturb(p for p in theirs.parameters() if p.requires_grad)
+        theirs.save_pretrained(tmp_path)
+    model, (x, _) = network().eval(), rows()
+    load_peft(model, tmp_path)
+    assert torch.equal(model(x), theirs.base_model(x))
+
+
 def test_frozen_tensors_that_follow_no_seed(tmp_path: Path) -> None:
     """PEFT's SHiRA has no seed by default."""
     with warnings.catch_warnings():
