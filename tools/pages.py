@@ -13,6 +13,7 @@ import re
 import sys
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from textwrap import fill
 from typing import Any, get_args
@@ -179,8 +180,19 @@ def tables_page() -> str:
         parts.append(f"## `{name}`\n\n{fill(doc_of(row), 120, break_on_hyphens=False)}\n\n{own}")
     views = listed((f"`{view.name}`", view.doc) for view in VIEWS.values())
     text = (TEXTS / "tables.md").read_text(encoding="utf-8").replace("@VERSION@", str(SCHEMA_VERSION))
-    text = text.replace("@SHARED@", _columns(shared.values())).replace("@VIEWS@", views)
+    text = text.replace("@SHARED@", _columns(_with_tables(one) for one in shared.values())).replace("@VIEWS@", views)
     return text.replace("@TABLES@", "\n\n".join(parts))
+
+
+def _with_tables(shared: Column) -> Column:
+    """Return the column, whose sentence also says in which tables it is, if it means something else in others."""
+    meanings = {one.doc for row in TABLES.values() for one in columns_of(row) if one.name == shared.name}
+    if len(meanings) == 1:
+        return shared
+    tables = [
+        name for name, row in TABLES.items() if shared.doc in {c.doc for c in columns_of(row) if c.name == shared.name}
+    ]
+    return replace(shared, doc=f"In {', '.join(f'`{name}`' for name in tables)}: {shared.doc}")
 
 
 # -- verbs ------------------------------------------------------------------------------------------------------------

@@ -42,7 +42,9 @@ class Measured:
     seconds_setup: float | None = column("Time before the first step.", "s")
     seconds_train: float | None = column("Time of the optimiser steps.", "s")
     seconds_eval: float | None = column("Time of validation and test.", "s")
-    seconds_total: float | None = column("Time from lease to result.", "s")
+    seconds_total: float | None = column(
+        "Time from lease to result. After a resume only that of the last lease; the view `cost` counts all.", "s"
+    )
     samples_per_second: float | None = column("`samples / seconds_train`.", "1/s")
     peak_memory_bytes: int | None = column(
         "Peak memory of the device; on CPUs the resident set of the process, shared pages included.", "bytes"
