@@ -477,7 +477,8 @@ def _overall(store: Store, rows: Sequence[Row], baseline: str, focus: str | None
         ahead = these is not None and these.mean > 0
         leader, other = (focus, baseline) if ahead else (baseline, focus)
         collapsed = {name: _all_failed(store, (sweep, model, name, size), leader, other) for name in blocks}
-        lost += sum(len(runs) for pairs in collapsed.values() for runs, _ in pairs)
+        behind = {name: _all_failed(store, (sweep, model, name, size), other, leader) for name in blocks}
+        lost += sum(len(runs) for part in (collapsed, behind) for pairs in part.values() for runs, _ in pairs)
         if these is not None and lost:
             filled = [
                 averaged(

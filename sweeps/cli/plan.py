@@ -42,8 +42,8 @@ def plan(
 ) -> None:
     """List the cells of a sweep with their ranks and numbers of parameters, and the cells that are infeasible.
 
-    The command trains nothing, and downloads no weights and no data. It reads data that is in files of this machine,
-    and refuses it if `run` would refuse it.
+    The command trains nothing, and downloads no weights. It downloads data only if `search.allowance` counts
+    samples. It reads data that is in files of this machine, and refuses it if `run` would refuse it.
     """
     if against_paper:
         _refuse_beside("--against-paper", {"--available": available, "--like": bool(like)})

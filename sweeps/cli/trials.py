@@ -165,7 +165,10 @@ def predict(
     budget: Budget = None,
     as_json: Json = False,
 ) -> None:
-    """Classify new images or texts with the weights of a trial. Each gets a line with its class and its probability."""
+    """Classify new images or texts with the weights of a trial. Each gets a line with its answer.
+
+    The answer is a class with its probability, a number, or a text that the model wrote.
+    """
     from sweeps.exporting.kept import kept_trial
     from trainables.predicting.answers import answers
     from trainables.predicting.trained import load_trained

@@ -102,7 +102,7 @@ class LimitsSection(Section):
     """
 
     max_hours: float | None = Field(default=None, gt=0)
-    """Wall time of one run, in hours."""
+    """Wall time of one run, in hours. What comes before its backend starts does not count: data, estimate."""
     max_accelerator_hours: float | None = Field(default=None, gt=0)
     """Accelerator-hours of the whole sweep."""
     max_cost: float | None = Field(default=None, gt=0)

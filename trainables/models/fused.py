@@ -41,12 +41,18 @@ class _Shared:
         return output
 
 
+def _joinable(layers: list[Any]) -> bool:
+    """Return whether q, k and v are linear layers of one size."""
+    return all(isinstance(layer, nn.Linear) for layer in layers) and len({layer.weight.shape for layer in layers}) == 1
+
+
 def fuse_qkv(model: nn.Module) -> int:
     """Replace q, k and v of every attention by one layer `qkv` with the same values, in place, and return their number.
 
-    Works on the meta device too.
+    Works on the meta device too. An attention in which the three differ in size, as with grouped queries, stays as it
+    is.
     """
-    attentions = [m for m in model.modules() if all(isinstance(getattr(m, n, None), nn.Linear) for n in _THIRDS)]
+    attentions = [m for m in model.modules() if _joinable([getattr(m, name, None) for name in _THIRDS])]
     for attention in attentions:
         layers: list[Any] = [getattr(attention, name) for name in _THIRDS]
         first = layers[0]

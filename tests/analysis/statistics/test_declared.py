@@ -205,6 +205,22 @@ def test_a_mean_is_not_higher_by_leaving_out_the_budget_at_which_all_fail(tmp_pa
     assert "can be detected" not in decided["lora-16"]
 
 
+@pytest.mark.parametrize("shift", [-0.002, 0.002])
+def test_a_mean_is_not_equivalent_by_leaving_out_the_budget_at_which_all_fail(shift: float, tmp_path: Path) -> None:
+    """Whichever method is ahead at the other budgets."""
+    cells: Cells = {}
+    for k, reference in enumerate(("lora-1", "lora-4", "lora-16")):
+        cells["lora", reference, "a"] = scores(0.6 + 0.1 * k, k, spread=0.001)
+        cells["randlora", reference, "a"] = scores(0.6 + 0.1 * k + shift, k + 9, spread=0.001)
+    verdicts = {}
+    for name, last in (("whole", cells["randlora", "lora-16", "a"]), ("failed", dict.fromkeys(range(SEEDS)))):
+        changed = cells | {("randlora", "lora-16", "a"): last}
+        store = swept(tmp_path / name, changed, changed)
+        (mean,) = [r for r in comparisons(store).to_pylist() if r["reference"] is None]
+        verdicts[name] = mean["verdict"]
+    assert verdicts == {"whole": "equivalent", "failed": "not distinguishable"}
+
+
 def test_a_failed_run_is_not_scored_by_chance_on_other_metrics(tmp_path: Path) -> None:
     """A failed run has no metric. The metric of the finished runs on its data set counts instead."""
     cells = half_failed(zero_shot=False)

@@ -10,6 +10,7 @@ import torch
 
 from randlora import RandLoraConfig, attach, get_method
 from tests.trainables.tiny_images import save_dinov2
+from tests.trainables.tiny_language import save_model
 from trainables.models.families import ModelError, parse_id
 from trainables.models.loading import load_model
 from trainables.models.shapes import default_targets, meta_model, target_shapes
@@ -45,5 +46,11 @@ def test_counts_of_figure_1(method: str, capacity: int, count: int) -> None:
 
 def test_a_model_without_three_layers_is_refused(tmp_path: Path) -> None:
     assert parse_id("hf:facebook/dinov2-base+qkv").fused and not parse_id("hf:facebook/dinov2-base").fused
-    with pytest.raises(ModelError, match=r"keeps q_proj, k_proj and v_proj apart; leave \+qkv out"):
+    with pytest.raises(ModelError, match=r"has q_proj, k_proj and v_proj of one size; leave \+qkv out"):
         meta_model("hf:microsoft/Phi-3-mini-4k-instruct+qkv")
+
+
+def test_grouped_queries_cannot_be_joined(tmp_path: Path) -> None:
+    folder = save_model(tmp_path / "llama", "llama")
+    with pytest.raises(ModelError, match="of one size"):
+        meta_model(f"local:{folder}+qkv")
