@@ -184,15 +184,15 @@ def tables_page() -> str:
     return text.replace("@TABLES@", "\n\n".join(parts))
 
 
-def _with_tables(shared: Column) -> Column:
-    """Return the column, whose sentence also says in which tables it is, if it means something else in others."""
-    meanings = {one.doc for row in TABLES.values() for one in columns_of(row) if one.name == shared.name}
-    if len(meanings) == 1:
-        return shared
-    tables = [
-        name for name, row in TABLES.items() if shared.doc in {c.doc for c in columns_of(row) if c.name == shared.name}
-    ]
-    return replace(shared, doc=f"In {', '.join(f'`{name}`' for name in tables)}: {shared.doc}")
+def _with_tables(column: Column) -> Column:
+    """Return the column. If other tables have a column of that name with another meaning, its sentence names its own
+    tables.
+    """
+    meanings = {name: one.doc for name, row in TABLES.items() for one in columns_of(row) if one.name == column.name}
+    if len(set(meanings.values())) == 1:
+        return column
+    names = ", ".join(f"`{name}`" for name, doc in meanings.items() if doc == column.doc)
+    return replace(column, doc=f"In {names}: {column.doc}")
 
 
 # -- verbs ------------------------------------------------------------------------------------------------------------

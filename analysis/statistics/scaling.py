@@ -477,8 +477,9 @@ def _overall(store: Store, rows: Sequence[Row], baseline: str, focus: str | None
         ahead = these is not None and these.mean > 0
         leader, other = (focus, baseline) if ahead else (baseline, focus)
         collapsed = {name: _all_failed(store, (sweep, model, name, size), leader, other) for name in blocks}
-        behind = {name: _all_failed(store, (sweep, model, name, size), other, leader) for name in blocks}
-        lost += sum(len(runs) for part in (collapsed, behind) for pairs in part.values() for runs, _ in pairs)
+        for name in blocks:
+            behind = _all_failed(store, (sweep, model, name, size), other, leader)
+            lost += sum(len(runs) for runs, _ in collapsed[name] + behind)
         if these is not None and lost:
             filled = [
                 averaged(
@@ -506,17 +507,17 @@ def _overall(store: Store, rows: Sequence[Row], baseline: str, focus: str | None
     return overall_rows
 
 
-def _all_failed(store: Store, place: Place, leader: str, other: str) -> list[tuple[Runs, Runs]]:
-    """Return the runs of the leader's cells of which every run failed, each with the other method's runs.
+def _all_failed(store: Store, place: Place, method: str, other: str) -> list[tuple[Runs, Runs]]:
+    """Return the runs of the method's cells of which every run failed, each with the other method's runs.
 
     Such a budget has no comparison, so a mean leaves it out. These runs have the untrained model's score.
     """
     cells = confirmed(store)
     return [
         (runs, cells[place, other, reference])
-        for (where, method, reference), runs in failed(store).items()
-        if (where, method) == (place, leader)
-        and (place, leader, reference) not in cells
+        for (where, name, reference), runs in failed(store).items()
+        if (where, name) == (place, method)
+        and (place, method, reference) not in cells
         and (place, other, reference) in cells
     ]
 

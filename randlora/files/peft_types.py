@@ -79,8 +79,8 @@ def read_settings(model: nn.Module, folder: Path, peft_type: str) -> Settings:
     value = 1 if kind.capacity_field is None else getattr(peft_config, kind.capacity_field)
     sizes = {name: kind.read(value, shape) for name, shape in shapes.items()}
     if kind.pooled:
-        most = {name: kind.most(shape, options) for name, shape in shapes.items()}
-        sizes = _spread_evenly(next(iter(sizes.values())), most)
+        (total,) = set(sizes.values())  # one vector for the whole model
+        sizes = _spread_evenly(total, {name: kind.most(shape, options) for name, shape in shapes.items()})
     return Settings(method.config_for(sizes, options), sizes, 0 if seed is None else int(seed))
 
 

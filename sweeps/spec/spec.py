@@ -127,7 +127,8 @@ def at_scale(tree: Mapping[str, Any], scale: str | None) -> dict[str, Any]:
     """
     if scale is not None and scale not in SCALES:
         raise SpecError([unknown("--scale", scale, "scale", SCALES)])
-    content = {k: _deep_copy(v) for k, v in tree.items() if k not in (*FORMS, "$schema")}  # an editor reads "$schema"
+    content = {k: _deep_copy(v) for k, v in tree.items() if k not in FORMS}
+    content.pop("$schema", None)  # in a JSON file it names the schema for an editor
     if scale not in FORMS:
         return content
     form = tree.get(scale)

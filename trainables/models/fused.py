@@ -42,15 +42,17 @@ class _Shared:
 
 
 def _joinable(layers: list[Any]) -> bool:
-    """Return whether q, k and v are linear layers of one size."""
-    return all(isinstance(layer, nn.Linear) for layer in layers) and len({layer.weight.shape for layer in layers}) == 1
+    """Return whether q, k and v are linear layers of one size, all with or all without a bias."""
+    if not all(isinstance(layer, nn.Linear) for layer in layers):
+        return False
+    return len({(layer.weight.shape, layer.bias is None) for layer in layers}) == 1
 
 
 def fuse_qkv(model: nn.Module) -> int:
     """Replace q, k and v of every attention by one layer `qkv` with the same values, in place, and return their number.
 
-    Works on the meta device too. An attention in which the three differ in size, as with grouped queries, stays as it
-    is.
+    Works on the meta device too. An attention whose q, k and v differ in size (grouped queries), or of which only some
+    have a bias, stays as it is.
     """
     attentions = [m for m in model.modules() if _joinable([getattr(m, name, None) for name in _THIRDS])]
     for attention in attentions:

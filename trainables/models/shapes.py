@@ -74,10 +74,11 @@ def meta_model(model_id: str) -> nn.Module:
 
 
 def fused(module: nn.Module, parsed: ModelId, model_id: str) -> nn.Module:
-    """Fuse q, k and v of a model in place if its id asks for it. Raises ModelError if no attention has them apart."""
+    """Fuse q, k and v of a model in place if its id asks for it. Raises ModelError if it has no attention to fuse."""
     if parsed.fused and not fuse_qkv(module):
         raise ModelError(
-            f"{model_id!r}: no attention of it has q_proj, k_proj and v_proj of one size; leave {FUSED} out"
+            f"{model_id!r}: no attention of it has q_proj, k_proj and v_proj of one size, all with or all without a "
+            f"bias; leave {FUSED} out"
         )
     return module
 

@@ -70,8 +70,8 @@ def _boft(shape: Shape, block: int, options: Options) -> int:
 
 
 def _oft(shape: Shape, block: int, options: Options) -> int:
-    """Return OFT's: all skew entries with the Neumann series, which is no exact rotation, and else those of
-    rotations."""
+    """Return OFT's. With exact rotations they are those of rotations. The Neumann series does not make exact rotations,
+    so there every stored number acts."""
     if options["use_cayley_neumann"]:
         return KINDS["oft"].count(shape, block, options)
     return shape[1] // block * _rotation(shape, block)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import tomllib
 from pathlib import Path
 
@@ -31,6 +32,12 @@ def test_yaml_reads_the_same(tmp_path: Path) -> None:
     )
     toml = GOOD + "lr = 1e-3\n[search.space]\nweight_decay = [1e-4, 1e-3, 0.1, 0]\n"
     assert SweepSpec.load(write(tmp_path, text, "s.yaml")) == SweepSpec.load(write(tmp_path, toml))
+
+
+def test_a_json_file_may_name_its_schema(tmp_path: Path) -> None:
+    tree = tomllib.loads(GOOD)
+    named = write(tmp_path, json.dumps({"$schema": "sweep-file.schema.json"} | tree), "s.json")
+    assert SweepSpec.load(named) == SweepSpec.load(write(tmp_path, GOOD))
 
 
 def test_a_home_in_output(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

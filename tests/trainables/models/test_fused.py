@@ -12,6 +12,7 @@ from randlora import RandLoraConfig, attach, get_method
 from tests.trainables.tiny_images import save_dinov2
 from tests.trainables.tiny_language import save_model
 from trainables.models.families import ModelError, parse_id
+from trainables.models.fused import fuse_qkv
 from trainables.models.loading import load_model
 from trainables.models.shapes import default_targets, meta_model, target_shapes
 
@@ -46,7 +47,7 @@ def test_counts_of_figure_1(method: str, capacity: int, count: int) -> None:
 
 def test_a_model_without_three_layers_is_refused(tmp_path: Path) -> None:
     assert parse_id("hf:facebook/dinov2-base+qkv").fused and not parse_id("hf:facebook/dinov2-base").fused
-    with pytest.raises(ModelError, match=r"has q_proj, k_proj and v_proj of one size; leave \+qkv out"):
+    with pytest.raises(ModelError, match=r"has q_proj, k_proj and v_proj of one size, .* leave \+qkv out"):
         meta_model("hf:microsoft/Phi-3-mini-4k-instruct+qkv")
 
 
@@ -54,3 +55,16 @@ def test_grouped_queries_cannot_be_joined(tmp_path: Path) -> None:
     folder = save_model(tmp_path / "llama", "llama")
     with pytest.raises(ModelError, match="of one size"):
         meta_model(f"local:{folder}+qkv")
+
+
+@pytest.mark.parametrize("without", ["q_proj", "k_proj"])
+def test_layers_of_which_some_have_no_bias_stay_apart(without: str) -> None:
+    attention = torch.nn.ModuleDict({n: torch.nn.Linear(4, 4, n != without) for n in ("q_proj", "k_proj", "v_proj")})
+    assert fuse_qkv(Attention(attention)) == 0
+
+
+class Attention(torch.nn.Module):
+    def __init__(self, layers: torch.nn.ModuleDict) -> None:
+        super().__init__()
+        for name, layer in layers.items():
+            self.add_module(name, layer)
