@@ -125,8 +125,9 @@ class SearchSection(Section):
     lr: LrSearch = LrSearch()
     """Width of every method's range in powers of ten: `{ decades = 3 }`, the default."""
     space: Annotated[dict[str, SpaceEntry], ListsAreValues, LATER] = {}
-    """Also searched: `dropout = [0.0, 0.1]`, `alpha = { low = 1, high = 64 }`, with `log = true` if logarithmic,
-    `global_batch_size = [16, 32, 64]`."""
+    """What is searched besides the learning rate: `dropout = [0.0, 0.1]`, `alpha = { low = 1, high = 64 }`, with `log =
+    true` if logarithmic. A key is an option of a method, searched for the methods that have it, or `epochs`,
+    `weight_decay`, `grad_clip`, `min_lr_ratio`, `warmup_fraction`, `schedule` or `global_batch_size` of `[train]`."""
     warm_start: Annotated[tuple[Literal["published", "neighbour"], ...], OneOrMany, LATER] = ()
     """Points that are tried first. published: the centre of the method's range, with the options that it has if none
     are searched. neighbour: what was chosen at the next smaller budget."""

@@ -6,6 +6,7 @@ import re
 import tomllib
 
 from sweeps.spec.batch_sizes import batch_sizes
+from sweeps.spec.space import TRAIN_FIELDS
 from sweeps.spec.spec import SweepSpec
 from tests.support import ROOT
 from tools.pages import sweep_file_page
@@ -19,6 +20,8 @@ def test_every_key_has_a_meaning() -> None:
     assert {"", "model", "methods.NAME", "search", "keep"} <= found.keys()
     keys = {row[0] for row in found["methods.NAME"]}
     assert {"`lr`", "`lr.low`", "`unmatched`", "`capacity`"} <= keys
+    (space,) = [row[-1] for row in found["search"] if row[0] == "`space`"]
+    assert all(f"`{key}`" in space for key in TRAIN_FIELDS)
     for name, rows in found.items():
         assert rows
         for key, kind, _, meaning in rows:
