@@ -207,6 +207,23 @@ def contrastive(adapt: str | None, method: str) -> bool:
     return adapt == "both" and method != LINEAR_PROBE and not method.startswith(PROMPTS)
 
 
+def refused_micro_batch(train: TrainSettings, adapt: str | None, method: str) -> str | None:
+    """Return why a method's loss does not allow these micro-batches; None if it does."""
+    micro, batch = train.micro_batch_size, train.global_batch_size
+    if train.negatives == "part" and (adapt != "both" or micro is None):
+        return (
+            "train.negatives 'part' is of the contrastive loss of adapt = 'both' in micro-batches; give "
+            "micro_batch_size, or leave it out"
+        )
+    if train.negatives == "batch" and micro is not None and micro < batch and contrastive(adapt, method):
+        return (
+            f"micro_batch_size {micro} is smaller than train.global_batch_size {batch}: the contrastive loss of adapt "
+            "= 'both' compares all images of a batch; leave micro_batch_size out, or compare within each part: "
+            "negatives = 'part'"
+        )
+    return None
+
+
 class TrialConfig(BaseModel):
     """Everything that decides a trial's result. Equal configurations have equal ids."""
 
@@ -260,19 +277,8 @@ class TrialConfig(BaseModel):
             raise ValueError(f"lr {self.lr!r} of method {self.method!r} is not a positive finite number")
         if self.protocol == "paper" and self.stage == "TUNE":
             raise ValueError("protocol 'paper' has no validation images, so no stage TUNE; use CONFIRM at a fixed rate")
-        micro = self.train.micro_batch_size
-        if self.train.negatives == "part" and (self.adapt != "both" or micro is None):
-            raise ValueError(
-                "train.negatives 'part' is of the contrastive loss of adapt = 'both' in micro-batches; give "
-                "micro_batch_size, or leave it out"
-            )
-        split = self.train.negatives == "batch" and micro is not None and micro < self.train.global_batch_size
-        if self.contrastive and split:
-            raise ValueError(
-                f"train.micro_batch_size {micro} is smaller than train.global_batch_size "
-                f"{self.train.global_batch_size}: the contrastive loss of adapt = 'both' compares all images of "
-                "a batch; leave micro_batch_size out, or compare within each part: negatives = 'part'"
-            )
+        if (rule := refused_micro_batch(self.train, self.adapt, self.method)) is not None:
+            raise ValueError(rule)
         return self
 
     @property

@@ -463,10 +463,11 @@ def mark_bands(
         given_rates: whether the bands leave out that another learning rate might have been chosen.
     """
     _add_room(figure, bottom=_NOTE)
+    level = "" if kind == "corrected" else "95 %, "  # corrected rows have different levels
     where = (0.04 / figure.get_figwidth(), 0.03 / figure.get_figheight())
     figure.text(
         *where,
-        f"{what}: 95 %, {kind}{', given the chosen rates' if given_rates else ''}",
+        f"{what}: {level}{kind}{', given the chosen rates' if given_rates else ''}",
         ha="left",
         va="bottom",
         fontsize=SMALL,

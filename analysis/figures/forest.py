@@ -25,6 +25,7 @@ from analysis.figures.drawing import (
 from analysis.format import Row, change_text, plural
 from analysis.statistics.inference import OVER_DATASETS
 from analysis.styles import cut, place_text, short_name, size_key, style
+from analysis.words.verdicts import LATER
 
 ROW = 0.175
 LABELS = 1.75
@@ -89,7 +90,7 @@ def _panel(axes: Any, index: int, rows: Sequence[Row], score: str, margin: float
         mean = r["reference"] is None
         horizontal_bar(axes, level, r, method.colour, 2.2 if mean else 1.3)
         dot(axes, r["method"], 100 * r["difference"], level, _marker_text(r, at), **{"marker": "D"} if mean else {})
-        verdict_lines = textwrap.fill(r["verdict"], 22)
+        verdict_lines = textwrap.fill(f"{r['verdict']}{LATER if r['added'] else ''}", 22)
         axes.text(
             1.03, level, verdict_lines, transform=axes.get_yaxis_transform(), va="center", fontsize=SMALL, color=INK
         )

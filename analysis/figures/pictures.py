@@ -54,6 +54,7 @@ from analysis.words.figures import (
     conclude_sharpness,
     conclude_sizes,
 )
+from analysis.words.verdicts import LATER_MEANS
 
 K = TypeVar("K")
 MOST_PANELS = 8
@@ -179,6 +180,7 @@ def _forest(store: Store) -> list[Picture]:
         "choice of learning rates, and its verdict. Both are corrected for the number of comparisons: an interval "
         f"leaves out zero exactly if its verdict is higher or lower. Diamonds are means.{_margin_text(margin)}"
     )
+    caption += f" {LATER_MEANS}." if any(r["added"] for r in question_rows) else ""
     figure = draw_forest(pa.Table.from_pylist(question_rows, schema=table.schema), score=score, margin=margin)
     return [Picture("forest", "scaling", figure, label, caption, conclusion(store))]
 

@@ -30,6 +30,7 @@ from analysis.figures.drawing import (
 )
 from analysis.format import Row, plural, score_text
 from analysis.statistics.runs import group_by
+from analysis.store.columns import limited
 from analysis.styles import cut, in_order, style
 
 _ENDS = ("test_low", "test_high")
@@ -242,7 +243,7 @@ def draw_sharpness(table: pa.Table) -> Chart:
                 dot(axes, method, x, r["decades"], tip, alpha=0.4 if r["open"] else 1.0)
         log_ticks(axes.xaxis, *axes.get_xlim())
         axes.grid(axis="x", visible=False)
-        axes.set_xlabel("trainable adapter parameters")
+        axes.set_xlabel(limited(r["reference"] for r in rows))
         axes.set_ylabel("decades within a point")
         legend(figure, methods)
         return figure

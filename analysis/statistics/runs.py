@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from analysis.format import Row
@@ -156,8 +157,15 @@ def over_all_datasets(store: Store, rows: Sequence[Row]) -> Iterator[tuple[list[
                 continue
             runs = [cells[place_of(r), method, reference] for r in method_rows]
             base_runs = [baseline_runs(cells, place_of(r), r["baseline"], reference) for r in method_rows]
-            mean = over_datasets([seed_differences(*pair) for pair in zip(runs, base_runs, strict=True)], shared=shared)
+            pairs = list(zip(runs, base_runs, strict=True))
+            blocks = [seed_differences(*pair) for pair in pairs]
+            mean = over_datasets(blocks, shared=shared)
             if mean is not None:
+                if lost := sum(len(lost_runs(store, each)) for pair in pairs for each in pair):
+                    ahead = mean.mean > 0
+                    filled = [seed_differences_as_untrained(store, *pair, ahead=ahead) for pair in pairs]
+                    also = None if filled == blocks else over_datasets(filled, shared=shared)
+                    mean = replace(mean, as_untrained=also, lost=lost)
                 yield method_rows, mean, added_over_datasets(list(map(choice_variance_of, method_rows)), shared=shared)
 
 

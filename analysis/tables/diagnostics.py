@@ -72,7 +72,7 @@ def _means_over_seeds(table: str, measured_on: str) -> str:
            avg(change) as mean_change, min(change) as least, max(change) as most, count(*) as seeds,
            avg(score) as test_score
     from (
-      select * from {table} qualify 1 = row_number() over (
+      select * from {table} semi join confirmed using (sweep, trial_id) qualify 1 = row_number() over (
         partition by sweep, trial_id, {measured_on} order by computed_at desc)
     ) group by all
     """  # noqa: S608  names of ours

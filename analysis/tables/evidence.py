@@ -344,9 +344,13 @@ def infeasible(store: Store) -> Sheet:
         METHOD,
         BUDGET,
         text("data", "places", "long"),
-        number("budget aimed at", "budget"),
-        number("nearest count", "count"),
-        number("distance", "residual_fraction", off_budget),
+        Column(
+            f"budget aimed at, {limited(r['reference'] for r in rows)}",
+            lambda r: amount(r["budget"], r["reference"]),
+            "number",
+        ),
+        number("nearest number of parameters", "count"),
+        number("distance from the budget", "residual_fraction", off_budget),
         text("why", "reason", "long"),
     ]
     return Sheet("infeasible", "Infeasible cells", columns, rows)

@@ -111,7 +111,12 @@ def results(store: Store) -> Sheet:
         replace(SEEDS, text=seeds_text, group=TUNED),
         text("weak evidence", "weak", "long", TUNED),
         Column("test score, %", _over_examples, "number", OTHER_EXAMPLES),
-        Column(f"difference from {versus}, points", _difference_over_examples, "number", OTHER_EXAMPLES),
+        Column(
+            f"difference from {versus}, points [95 %, not corrected]",
+            _difference_over_examples,
+            "number",
+            OTHER_EXAMPLES,
+        ),
     )
     return Sheet(
         "results",
@@ -431,7 +436,8 @@ def seeds(store: Store, baseline: str | None = None, differences: Sequence[float
         "Each number is the smallest number of seeds (of each data set) with which four of five studies would find a "
         "true difference of that size, at the level of its row in the comparisons. It includes the uncertainty of the "
         "choice of learning rates, which more seeds do not reduce: the second table leaves that out. \N{EM DASH} "
-        "means that not even 1,000 seeds are enough, or that the number is not known.",
+        "means that not even 1,000 seeds are enough, that runs of the method ahead failed, which more seeds do not "
+        "change, or that the number is not known.",
         strong=lambda r: r["reference"] is None,
         folded=True,
     )

@@ -44,6 +44,7 @@ MATCHED = 0.05
 """Parameter counts that differ by more than this share are not called equal."""
 _MOST = 4  # methods that are named
 _LISTED = 3  # budgets whose differences are listed; more have a range
+NO_CONCLUSION = "no conclusion"
 _DATASETS = "data sets"
 _SIZES = "sizes"
 _MODELS = "models"
@@ -121,17 +122,20 @@ def conclude(
     answer, budgets, reason_text, limit_text = (
         early + text if text else "" for text in (main_text, single_text, " ".join(reasons), " ".join(limits))
     )
-    later = _later([r for r in all_rows if r["added"]], b)
+    later = _later([r for r in all_rows if r["added"]], b, _places([r for r in all_rows if r["reference"] is not None]))
     return Conclusion(answer, budgets, reason_text, later, limit_text, _basis(cells, mean_rows, level))
 
 
-def _later(rows: Sequence[Row], b: str) -> str:
-    """Return sentences on the cells that were added later, for each method; empty if there are none."""
+def _later(rows: Sequence[Row], b: str, places: str) -> str:
+    """Return sentences on the cells that were added later, for each method; empty if there are none.
+
+    `places`: in what all cells of the question differ, from `_places`.
+    """
     sentences = []
     for method in in_order({r["method"] for r in rows}):
         mine = [r for r in rows if r["method"] == method]
         cells = [r for r in mine if r["reference"] is not None]
-        sentences += [_summary(cells, style(method).name, b)] if cells else []
+        sentences += [_summary(cells, style(method).name, b, places)] if cells else []
         for row in (r for r in mine if r["reference"] is None and r["test"] != OVER_DATASETS):
             word = verdict_text(row["verdict"])
             over = _averaged([row], row["n_budgets"])
@@ -261,12 +265,13 @@ def _remedy(row: Row) -> str:
     return remedy(row["difference"], row["seeds_for_seen"], row["seeds_for_seen_given_rates"])
 
 
-def _summary(cells: Sequence[Row], who: str, b: str | None = None) -> str:
+def _summary(cells: Sequence[Row], who: str, b: str | None = None, places: str | None = None) -> str:
     """Return a sentence for each verdict: 'It is higher at LoRA-1 (...). There is no conclusion at LoRA-16 (...).'
 
     Args:
         who: name of the method, or 'It'.
         b: name of the baseline, if no earlier sentence has named it.
+        places: in what the cells differ from all others that were compared; None if these are all.
     """
     margin = next((f" within {percent(r['margin'])} points" for r in cells if r["verdict"] == "equivalent"), "")
     than, to, tell = ("", "", "") if b is None else (f" than {b}", f" to {b}", f" from {b}")
@@ -278,7 +283,7 @@ def _summary(cells: Sequence[Row], who: str, b: str | None = None) -> str:
             [r for r in cells if r["verdict"] == TESTED_VERDICTS[-1] and not inconclusive(r)],
         ),
     ]
-    places, total = _places(cells), len(cells)
+    places, total = places or _places(cells), len(cells)
     predicates = [f"is {kind} {_location_text(rows, total, places)}." for kind, rows in kinds if rows]
     named = [f"{who if i == 0 else 'It'} {text}" for i, text in enumerate(predicates)]
     if rows := [r for r in cells if inconclusive(r)]:
@@ -373,7 +378,8 @@ def conclude_gap(compared: pa.Table, asked: Question = ASKED) -> str | None:
         if not method_rows or len(places) != 1:
             continue
         top = max(method_rows, key=lambda r: r["budget"])
-        parts.append(f"{style(method).name} ({top['reference']}) {interval_text(top)}, {top['verdict']}")
+        word = NO_CONCLUSION if inconclusive(top) else top["verdict"]
+        parts.append(f"{style(method).name} ({top['reference']}) {interval_text(top)}, {word}")
     if not parts:
         return None
     where = f", in the mean over {means[0]['n_datasets']} data sets" if means else ""
@@ -489,10 +495,10 @@ def _averaged(rows: Sequence[Row], budgets: int) -> str:
 
 def _verdicts(rows: Sequence[Row]) -> str:
     """Return the number of rows with each verdict, in words."""
-    counts = Counter(verdict_text(r["verdict"]) for r in rows)
+    counts = Counter(NO_CONCLUSION if inconclusive(r) else verdict_text(r["verdict"]) for r in rows)
     margin = next((r["margin"] for r in rows if r["verdict"] == "equivalent"), None)
     within = "" if margin is None else f" (within {percent(margin)} points)"
-    present = [v for v in (*TESTED_VERDICTS, "not tested") if counts[v]]
+    present = [v for v in (*TESTED_VERDICTS, NO_CONCLUSION, "not tested") if counts[v]]
     return ", ".join(f"{v}{within * (v == 'equivalent')} at {counts[v]}" for v in present)
 
 

@@ -186,6 +186,14 @@ def _same(matrix: Tensor, drawn: Tensor) -> bool:
     return torch.equal(matrix.detach().to(device="cpu", dtype=drawn.dtype), drawn)
 
 
+def _is_moved(old: Tensor, new: Tensor) -> bool:
+    """Return whether a matrix has the values of an old one, cast to its type. Matrices without values, as of
+    FakeTensorMode, count as moved."""
+    if type(new) is not Tensor or type(old) is not Tensor:
+        return True
+    return old.device.type != "meta" and torch.equal(old.to(new), new)
+
+
 class Bases(nn.Module):
     """The frozen matrices that all adapters of one model share.
 
@@ -223,15 +231,20 @@ class Bases(nn.Module):
             self.register_buffer(name, values.to(device=device, dtype=dtype), persistent=False)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Bases:
-        """Draw the matrices that leave the meta device (`to_empty`), whose memory is not initialised."""
-        on_meta = [name for name, matrix in self.named_buffers() if matrix.device.type == "meta"]
+        """Draw the matrices that `to_empty` leaves uninitialised.
+
+        Every adapter holds this module, so `to_empty` comes here once for each of them. It takes the matrices off the
+        meta device the first time. Each further time it replaces the drawn ones.
+        """
+        before = dict(self.named_buffers())
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
-        for name in on_meta:
+        for name, old in before.items():
             matrix = self.get_buffer(name)
-            if matrix.device.type != "meta":
-                if self.given:
-                    raise AdapterError("frozen matrices that came in a file cannot be drawn: load it afterwards")
-                matrix.copy_(draw(self.seed, name, self.draws[name]))
+            if matrix is old or matrix.device.type == "meta" or _is_moved(old, matrix):
+                continue
+            if self.given:
+                raise AdapterError("frozen matrices that came in a file cannot be drawn: load it afterwards")
+            matrix.copy_(draw(self.seed, name, self.draws[name]))
         return self
 
     def get(self, name: str, dtype: torch.dtype | None = None, scale: float = 1.0) -> Tensor:

@@ -144,6 +144,8 @@ _TRANSFORMERS: dict[tuple[str, ...], tuple[str, ...]] = {
     ),
     ("k_linear",): ("dab_detr.DabDetrMHAttentionMap",),
     ("dt_proj",): ("jamba.JambaMambaMixer",),
+    ("dense", "decoder"): ("mobilebert.MobileBertLMPredictionHead",),
+    ("classifier",): ("longcat_flash.LongcatFlashTopkRouter",),
     ("x_proj", "dt_proj", "out_proj"): ("mamba.MambaMixer", "falcon_mamba.FalconMambaMixer"),
     ("out_proj",): (
         "mamba2.Mamba2Mixer",

@@ -23,7 +23,7 @@ from sweeps.records.locks import (
     stored_identity,
     write_identity,
 )
-from sweeps.records.upload import check_location, restore, stored_identity_at
+from sweeps.records.upload import check_location, restore, stored_spec_at
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,8 @@ def prepare(
     opener = Opener(find_backend(backend) if isinstance(backend, str) else backend, address, trial)
     location = Location.of(upload) if isinstance(upload, str) else upload
     if location is not None and stored_identity(plan.spec.folder) is None:
-        plan = plan.as_begun(stored_identity_at(location))
+        stored = stored_spec_at(location)
+        plan = plan.as_begun(None if stored is None else stored["identity"])
     folder, identity = plan.spec.folder.absolute(), plan.spec.identity()
     check_identity(folder, identity)  # before anything is written into the folder
     if location is not None:

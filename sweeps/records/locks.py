@@ -246,8 +246,9 @@ def refuse_other(stored: Mapping[str, Any], identity: Mapping[str, Any], where: 
     if changes:
         problems = []
         for name, old, new in changes:
-            remedy = f"leave {name} out" if old is None else f"{name} = {json.dumps(old)}"
-            problems.append(Problem(name, new, f"the results in {where} were made with {_value_text(old)}", remedy))
+            key = f"confirm.{name}" if name.startswith("hold.") else name  # as a sweep file calls it
+            remedy = f"leave {key} out" if old is None else f"{key} = {json.dumps(old)}"
+            problems.append(Problem(key, new, f"the results in {where} were made with {_value_text(old)}", remedy))
         head = Problem("results", where, "belongs to another sweep; choose another name or output, or undo:")
         raise IdentityError([head, *problems])
     named = ((name, stored.get(name), now) for name, now in RULES.items())

@@ -54,7 +54,7 @@ def restore(folder: Path, location: Location) -> int:
         return location.fetch(folder, facts=not begun)
 
 
-def stored_identity_at(location: Location) -> dict[str, Any] | None:
+def stored_spec_at(location: Location) -> dict[str, Any] | None:
     """Return the content of the `spec.json` at a location; None if there is none.
 
     Raises:
@@ -81,7 +81,7 @@ def check_location(location: Location, identity: Mapping[str, Any]) -> None:
         IdentityError: it has results of another sweep, or of another version's rules.
         SpecError: the location does not answer.
     """
-    if (stored := stored_identity_at(location)) is not None:
+    if (stored := stored_spec_at(location)) is not None:
         refuse_other(stored, identity, location.uri)
 
 

@@ -29,12 +29,12 @@ def check_sampler(name: str, spaces: Sequence[tuple[str, Space, int]] = ()) -> N
 
     Raises:
         SpecError: the sampler is "cmaes" and fewer than two ordered hyperparameters are searched, or its package is
-            missing; the lists of a grid have more combinations than there are points; or a range has fewer values of
+            missing; the lists of a grid have more combinations than there are points; or a range has no more values of
             six digits than there are points.
     """
     for label, space, points in spaces:
         for d in (Dimension("lr", space.low, space.high), *space.dimensions):
-            if (count := _values_of(d)) < points:
+            if (count := _values_of(d)) <= points:  # a grid takes its values in pairs, so it may look for one more
                 field = "search.lr" if d.name == "lr" else f"search.space.{d.name}"
                 rule = f"too narrow for {label}: it has {count} values of six digits, and the allowance leaves {points}"
                 remedy = (
@@ -57,7 +57,9 @@ def check_sampler(name: str, spaces: Sequence[tuple[str, Space, int]] = ()) -> N
             lists = math.prod(len(d.values) for d in space.dimensions if d.values)
             if lists > points:
                 rule = f"the lists of {label} make {lists} combinations, and the allowance leaves {points} points"
-                raise SpecError([Problem("search.sampler", name, rule, "qmc, or a larger search.trials")])
+                raise SpecError(
+                    [Problem("search.sampler", name, rule, "qmc, or a larger search.trials or search.allowance")]
+                )
 
 
 def _values_of(d: Dimension) -> float:

@@ -350,7 +350,8 @@ class ConfirmSection(_Section):
     def _declared(self) -> Self:
         if self.max_seeds is not None and self.max_seeds < len(self.seeds):
             raise ValueError(
-                f"max_seeds = {self.max_seeds} is below the {len(self.seeds)} seeds; the least is {len(self.seeds)}"
+                f"max_seeds = {self.max_seeds} is below the {len(self.seeds)} seeds; the least is {len(self.seeds)}. A "
+                "sweep that has begun keeps its max_seeds, so more seeds need a sweep with another name"
             )
         return self
 

@@ -9,10 +9,10 @@ from sweeps.errors import Problem, nearest
 from sweeps.spec.batch_sizes import FIELD as BATCH_SIZES
 from sweeps.spec.batch_sizes import batch_sizes
 from sweeps.spec.spec import SweepSpec
-from trainables.config import FULL_METHODS, LINEAR_PROBE, NO_TRAINING, contrastive
+from trainables.config import FULL_METHODS, LINEAR_PROBE, NO_TRAINING, contrastive, refused_micro_batch
 from trainables.data.registry import DATASETS
 from trainables.data.text.dataset import TextKind
-from trainables.data.text.registry import TEXT_DATASETS, text_kind, text_loader
+from trainables.data.text.registry import TEXT_DATASETS, text_kind
 from trainables.models.base_weights import refusal
 from trainables.models.families import Kind, parse_id
 from trainables.models.shapes import known_configs, shape_config
@@ -52,7 +52,7 @@ def task_problems(spec: SweepSpec, kind: Kind) -> list[Problem]:
     problems = _tower_problems(spec, kind) + _method_problems(spec, kind) + _image_problems(spec, kind)
     problems += _temperature_problems(spec, kind) + _base_weight_problems(spec) + _data_problems(spec, kind)
     problems += _language_problems(spec, kind)
-    return problems + _worker_problems(spec, kind) + _batch_problems(spec, kind)
+    return problems + _worker_problems(spec, kind) + _batch_problems(spec, kind) + _micro_batch_problems(spec)
 
 
 def _tower_problems(spec: SweepSpec, kind: Kind) -> list[Problem]:
@@ -128,6 +128,18 @@ def _batch_problems(spec: SweepSpec, kind: Kind) -> list[Problem]:
     return [Problem(BATCH_SIZES, sizes, rule, f"train.global_batch_size = {max(sizes)}")]
 
 
+def _micro_batch_problems(spec: SweepSpec) -> list[Problem]:
+    """Return a problem for each setting of micro-batches that contradicts a contrastive loss."""
+    rules = {}
+    for name, section in spec.methods.items():
+        own = section.micro_batch_size
+        train = spec.train if own is None else spec.train.model_copy(update={"micro_batch_size": own})
+        field = "train.micro_batch_size" if own is None else f"methods.{name}.micro_batch_size"
+        if (rule := refused_micro_batch(train, spec.model.adapt, spec.base(name))) is not None:
+            rules[field] = Problem(field, train.micro_batch_size, rule)
+    return list(rules.values())
+
+
 def _data_problems(spec: SweepSpec, kind: Kind) -> list[Problem]:
     """Return a problem for each data set that the model can't read."""
     texts = kind not in IMAGES
@@ -135,7 +147,7 @@ def _data_problems(spec: SweepSpec, kind: Kind) -> list[Problem]:
     fitting = [n for n, info in TEXT_DATASETS.items() if info.kind in READS[kind]] if texts else list(DATASETS)
     problems = []
     for name in spec.data.datasets:
-        if (text_loader(name) is not None) != texts:
+        if (text_kind(name) is not None) != texts:
             problems.append(Problem("data.datasets", name, rule, nearest(name, sorted(fitting))))
         elif texts and (rows := text_kind(name)) not in READS[kind]:
             other = f"holds {rows}, and a {kind} learns from {' or '.join(READS[kind])}"

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 
 import pyarrow as pa
 
+from analysis.format import Row
 from analysis.statistics.inference import OVER_DATASETS
 from analysis.statistics.power import power_at, seeds_needed
 from analysis.statistics.scaling import rows_with_differences
@@ -35,6 +36,9 @@ SEEDS = pa.schema(
 )
 
 
+_NUMBERS = ("power", "seeds_needed", "seeds_needed_given_rates")
+
+
 def seeds_table(store: Store, baseline: str | None = None, differences: Sequence[float] = DIFFERENCES) -> pa.Table:
     """Return power and needed seeds of each comparison that has a spread, for each difference; columns `SEEDS`.
 
@@ -48,9 +52,12 @@ def seeds_table(store: Store, baseline: str | None = None, differences: Sequence
     wrong = [d for d in differences if not 0.0 < abs(d) < 1.0]
     if wrong:
         raise ValueError(f"a difference of {wrong[0]:g} can't be asked about; it is a fraction between 0 and 1")
-    rows = []
+    rows: list[Row] = []
     for r, given_rates in rows_with_differences(store, baseline):
         if not given_rates.testable or given_rates.test == OVER_DATASETS:
+            continue
+        if given_rates.as_untrained is not None:  # more seeds do not change that runs fail
+            rows += [r | dict.fromkeys(_NUMBERS) | {"difference": difference} for difference in differences]
             continue
         tested = None if r["choice_sd"] is None else given_rates.widened(r["choice_sd"] ** 2)
         for difference in differences:
@@ -61,5 +68,5 @@ def seeds_table(store: Store, baseline: str | None = None, differences: Sequence
             if tested is not None:
                 numbers |= {"power": power_at(tested, difference, r["alpha"])}
                 numbers |= {"seeds_needed": seeds_needed(tested, difference, r["alpha"])}
-            rows.append(r | dict.fromkeys(("power", "seeds_needed")) | numbers)
+            rows.append(r | dict.fromkeys(_NUMBERS) | numbers)
     return pa.Table.from_pylist(rows, schema=SEEDS)

@@ -100,6 +100,7 @@ class Svft(Factored):
     derived: ClassVar[tuple[str, ...]] = ("left", "right")
     left: Tensor
     right: Tensor
+    places: Tensor
 
     def __init__(self, name: str, config: SvftConfig, request: Request) -> None:
         base = request.weights[name]
@@ -107,26 +108,19 @@ class Svft(Factored):
         self.scale = config.scale
         m, k = min(self.shape), request.capacities[name]
         above, below = diagonals(m, k)
-        self.offsets = [0, *range(1, above + 1), *range(-1, -below - 1, -1)]
-        self._places: Tensor | None = None
+        offsets = [0, *range(1, above + 1), *range(-1, -below - 1, -1)]
+        # where the entries lie in M, row by row: the o-th diagonal above starts at o, the o-th below at o m
+        runs = [torch.arange(m - abs(o), device=base.device) * (m + 1) + (o if o >= 0 else -o * m) for o in offsets]
+        self.register_buffer("places", torch.cat(runs), persistent=False)
         u, _, v = singular(base, request.dtype)
         self.register_buffer("left", u.contiguous(), persistent=False)
         self.register_buffer("right", v.contiguous(), persistent=False)
         self.entries = trainable(torch.zeros(svft_count(self.shape, k)), request, base.device)
 
-    def places(self) -> Tensor:
-        """Return where the entries lie in M, row by row. The o-th diagonal above starts at o, the o-th below at o m."""
-        if self._places is None or self._places.device != self.entries.device:
-            m = min(self.shape)
-            with torch.inference_mode(False):  # training must be able to use what an evaluation made
-                runs = [torch.arange(m - abs(o)) * (m + 1) + (o if o >= 0 else -o * m) for o in self.offsets]
-                self._places = torch.cat(runs).to(self.entries.device)
-        return self._places
-
     def middle(self) -> Tensor:
         """Return M (m x m)."""
         m = min(self.shape)
-        return self.entries.new_zeros(m * m).index_put((self.places(),), self.entries).view(m, m)
+        return self.entries.new_zeros(m * m).index_put((self.places,), self.entries).view(m, m)
 
     def factors(self) -> tuple[Tensor, Tensor]:
         return self.right, self.left @ self.middle()

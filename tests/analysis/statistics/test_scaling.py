@@ -256,7 +256,7 @@ def test_sentences_are_no_stronger_than_the_verdicts() -> None:
     many = said_of(pa.Table.from_pylist([*table, *sets], schema=scaling.COMPARISONS))
     assert "on average over the 2 budgets and 3 data sets" in many
     assert "higher at 1, equivalent (within 1.0 points) at 1" in many
-    assert "other data sets of this kind: not distinguishable at 2" in many
+    assert "other data sets of this kind: no conclusion at 2" in many
     small = said_of(fake((0.02, "higher"), (0.001, "equivalent"), (0.0, same), margin=0.01, **low))
     assert "equivalent to LoRA within 1.0 points at LoRA-2 (" in small and "no conclusion at LoRA-4 (" in small
     part = said_of(fake((0.02, "higher"), (0.0, same), (0.0, "not testable"), **low))

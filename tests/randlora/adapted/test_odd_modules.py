@@ -60,18 +60,23 @@ def test_weights_under_other_names(
     assert torch.equal(adapted.detach()(x), before)
 
 
-def test_bases_are_drawn_when_a_model_leaves_the_meta_device() -> None:
-    whole = nn.Sequential(nn.Linear(8, 6))
-    adapted = attach(whole, RandLoraConfig(2), ["0"])
+@pytest.mark.parametrize("targets", [["0"], ["0", "1"]])  # adapters share the bases, so two layers visit them twice
+def test_bases_are_drawn_when_memory_is_not_initialised(targets: list[str]) -> None:
+    whole = nn.Sequential(nn.Linear(64, 64), nn.Linear(64, 64))
+    adapted = attach(whole, RandLoraConfig(8), targets)
     perturb(adapted)
     with torch.device("meta"):
-        empty = nn.Sequential(nn.Linear(8, 6))
-        other = attach(empty, RandLoraConfig(2), ["0"])
-    empty.to_empty(device="cpu").load_state_dict(whole.state_dict())
-    x = torch.randn(3, 8)
-    assert torch.equal(empty(x), whole(x))
-    drawn, own = other.bases(), adapted.bases()
-    assert drawn is not None and own is not None and drawn.digest() == own.digest()
+        empty = nn.Sequential(nn.Linear(64, 64), nn.Linear(64, 64))
+        other = attach(empty, RandLoraConfig(8), targets)
+    x = torch.randn(3, 64)
+    for _ in range(2):  # from the meta device, and from memory that had values
+        empty.to_empty(device="cpu").load_state_dict(whole.state_dict())
+        assert torch.equal(empty(x), whole(x))
+        drawn, own = other.bases(), adapted.bases()
+        assert drawn is not None and own is not None and drawn.digest() == own.digest()
+    rounded = [matrix.bfloat16() for matrix in other.bases().buffers()]  # type: ignore[union-attr]
+    empty.bfloat16()
+    assert all(map(torch.equal, rounded, other.bases().buffers()))  # type: ignore[union-attr]
 
 
 def test_an_adapted_conv1d_is_pickled() -> None:

@@ -20,6 +20,7 @@ from sweeps.plan.plan import Plan
 from sweeps.spec.spec import SweepSpec
 from tests.support import sweeps
 from tests.sweeps.inline import go_inline
+from tests.sweeps.spec.support import refused
 from tests.sweeps.support import rows
 from tests.trainables.tiny_images import write_colours
 from trainables.data.downloads import may_download, offline
@@ -154,3 +155,18 @@ def test_no_text_is_downloaded_offline(name: str, tmp_path: Path, monkeypatch: p
     monkeypatch.setenv("SWEEPS_DATA", str(tmp_path))
     with offline(), pytest.raises(DataError):
         load_text_dataset(name)
+
+
+def test_a_folder_of_texts_that_is_missing_is_left_out_too(tmp_path: Path) -> None:
+    datasets = [f"json:{tmp_path}/missing", "boolq"]
+    tree = {
+        "name": "t",
+        "output": str(tmp_path / "r"),
+        "model": {"id": "hf:microsoft/Phi-3-mini-4k-instruct"},  # only its shapes are read
+        "data": {"datasets": datasets},
+        "budgets": {"lora_rank": [1]},
+        "methods": {"lora": {}},
+    }
+    (found,) = refused(lambda: Plan.from_spec(SweepSpec.parse(tree)))
+    assert found.field == "data.datasets" and "no folder" in found.rule
+    assert [cell.dataset for cell in Plan.from_spec(SweepSpec.parse(tree), available=True).cells] == datasets

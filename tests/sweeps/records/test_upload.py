@@ -20,16 +20,20 @@ from analysis.store.tables import part_paths
 from sweeps.backends.ray.backend import using
 from sweeps.backends.ray.pool import Pool
 from sweeps.backends.resources import ResourceError
+from sweeps.engine.prepare import prepare
 from sweeps.engine.run import RunSummary, run
 from sweeps.errors import SpecError
+from sweeps.plan.plan import Plan
 from sweeps.records import sealing
-from sweeps.records.locks import IdentityError
+from sweeps.records.locks import IdentityError, check_identity, write_identity
 from sweeps.records.sealing import Sealer
 from sweeps.records.upload import Upload, check_location, check_same, restore
 from sweeps.spec.sections import ConfirmSection
+from sweeps.spec.spec import SweepSpec
 from tests.fakes import TRIAL, FakeCell, FakeConfirm, FakeKeep, FakePlan, FakeResources, FakeTrain, fake_plan
 from tests.sweeps.inline import go_inline
 from tests.sweeps.records.support import finish_events, small, subtree
+from tests.sweeps.spec.support import GOOD, write
 from tests.sweeps.support import PAIR, Undisturbed, assert_same_tables
 
 
@@ -335,3 +339,28 @@ def test_a_sweep_goes_on_from_the_copy(tmp_path: Path, pool: Pool, undisturbed: 
     other = FakePlan(part.spec.model_copy(update={"output": tmp_path / "other", "train": FakeTrain(9)}), part.cells)
     with pytest.raises(IdentityError, match=r"train\.epochs = 9: the results in test://results/a were made with 3"):
         run(other, trial=TRIAL, progress=False, upload=there)
+
+
+TEXTS = GOOD.replace("embedded:tiny-clip", "hf:microsoft/Phi-3-mini-4k-instruct").replace(
+    "embedded:fashion-mnist", "boolq"
+)
+
+
+@pytest.mark.parametrize("text", [GOOD, TEXTS + "[evaluate]\nvalidation_rows = 64\n"], ids=["images", "texts"])
+def test_the_rules_of_the_copy_are_those_that_it_was_begun_with(tmp_path: Path, text: str) -> None:
+    """A sweep file leaves the local fit and the rule of its evaluated rows to the program."""
+    plan = Plan.from_spec(SweepSpec.load(write(tmp_path, text), [f"output={str(tmp_path / 'r')!r}"]))
+    there = subtree(tmp_path / "bucket")
+    copy = tmp_path / "bucket" / "results" / "a"
+    copy.mkdir(parents=True)
+    write_identity(copy, plan.spec.identity())
+    with prepare(plan, backend="inline", trial=TRIAL, upload=there) as prepared:
+        assert prepared.plan.spec.identity() == plan.spec.identity()
+        assert prepared.plan.spec.search.refine == "auto"
+
+
+def test_a_changed_hold_is_named_as_the_sweep_file_calls_it(tmp_path: Path) -> None:
+    specs = [SweepSpec.load(write(tmp_path, GOOD), [f"confirm.hold={{data_seed={seed}}}", "name=t"]) for seed in (0, 1)]
+    write_identity(tmp_path, specs[0].identity())
+    with pytest.raises(IdentityError, match=r"confirm\.hold\.data_seed = 1: .* Nearest: confirm\.hold\.data_seed = 0"):
+        check_identity(tmp_path, specs[1].identity())

@@ -76,7 +76,12 @@ def test_no_batch_sizes_are_searched_where_nothing_is(tmp_path: Path) -> None:
         (
             VISION,
             ["search.trials=6"],
-            Wrong("search.sampler", "grid", "qmc, or a larger search.trials", ("3 combinations", "2 points")),
+            Wrong(
+                "search.sampler",
+                "grid",
+                "qmc, or a larger search.trials or search.allowance",
+                ("3 combinations", "2 points"),
+            ),
         ),
     ],
 )

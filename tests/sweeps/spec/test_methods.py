@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import pytest
 from torch import nn
@@ -79,12 +79,17 @@ def test_weights_are_not_selected_among_those_of_other_ranks() -> None:
     Wrong("methods.slow", None, 'train.select = "last"', ("train.select = 'best'",)).check(found)
 
 
-def test_what_one_method_can_not_take_is_found_before_anything_runs() -> None:
+@pytest.mark.parametrize("budgets", [{"lora_rank": [1]}, {"lora_rank": [1], "costs": True}, {"memory": ["30 MiB"]}])
+@pytest.mark.parametrize("own", [False, True])
+def test_micro_batches_that_a_loss_refuses_are_found_before_anything_is_computed(budgets: Any, own: bool) -> None:
     """A linear probe, the first method, has no contrastive loss; LoRA has."""
-    given = {**tree({"linear-probe": {}, "lora": {}}), "train": {"global_batch_size": 8, "micro_batch_size": 4}}
+    micro = {"micro_batch_size": 4}
+    given = {**tree({"linear-probe": {}, "lora": micro if own else {}}), "budgets": budgets}
+    given["train"] = {"global_batch_size": 8, "precision": "fp32"} | ({} if own else micro)
     given["model"] = {"id": "embedded:tiny-clip", "adapt": "both"}
-    found, *_ = refused(lambda: Plan.from_spec(SweepSpec.parse(given)))
-    Wrong("train", names=("micro_batch_size 4", "global_batch_size 8", "negatives = 'part'")).check(found)
+    (found,) = refused(lambda: Plan.from_spec(SweepSpec.parse(given)))
+    field = "methods.lora.micro_batch_size" if own else "train.micro_batch_size"
+    Wrong(field, 4, None, ("micro_batch_size 4", "global_batch_size 8", "negatives = 'part'")).check(found)
 
 
 def test_one_method_may_take_smaller_parts_of_a_batch() -> None:
