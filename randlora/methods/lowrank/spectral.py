@@ -13,6 +13,7 @@ weights, on disk and in memory: the price of the method.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -100,7 +101,6 @@ class Svft(Factored):
     derived: ClassVar[tuple[str, ...]] = ("left", "right")
     left: Tensor
     right: Tensor
-    places: Tensor
 
     def __init__(self, name: str, config: SvftConfig, request: Request) -> None:
         base = request.weights[name]
@@ -111,11 +111,17 @@ class Svft(Factored):
         offsets = [0, *range(1, above + 1), *range(-1, -below - 1, -1)]
         # where the entries lie in M, row by row: the o-th diagonal above starts at o, the o-th below at o m
         runs = [torch.arange(m - abs(o), device=base.device) * (m + 1) + (o if o >= 0 else -o * m) for o in offsets]
-        self.register_buffer("places", torch.cat(runs), persistent=False)
+        self.places = torch.cat(runs)  # no buffer, because buffers count as stored with the adapter
         u, _, v = singular(base, request.dtype)
         self.register_buffer("left", u.contiguous(), persistent=False)
         self.register_buffer("right", v.contiguous(), persistent=False)
         self.entries = trainable(torch.zeros(svft_count(self.shape, k)), request, base.device)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Svft:
+        """Move the places with the tensors (`.to(device)`)."""
+        self.places = fn(self.places)
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        return self
 
     def middle(self) -> Tensor:
         """Return M (m x m)."""

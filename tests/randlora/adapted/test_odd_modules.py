@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import io
 import warnings
 from collections.abc import Callable
@@ -10,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from randlora import Adapted, AdapterError, DoraConfig, LoraConfig, RandLoraConfig, attach
+from randlora import Adapted, AdapterError, DoraConfig, LoraConfig, RandLoraConfig, SvftConfig, attach
 from randlora.dropout import Masks
 from randlora.model.quantised import _empty
 from randlora.model.sites import _AdaptedConv1D
@@ -130,3 +131,11 @@ def test_what_was_attached_on_merged_weights_does_not_outlive_them(how: str) -> 
     second.detach()
     first.detach()
     assert all(p.requires_grad for p in model.parameters())
+
+
+def test_a_model_is_copied_after_a_functional_gradient() -> None:
+    model, x = nn.Sequential(nn.Linear(24, 24)), torch.ones(2, 24)
+    perturb(attach(model, SvftConfig(3), ["0"]))
+    trained = {name: p.detach() for name, p in model.named_parameters() if p.requires_grad}
+    torch.func.grad(lambda given: torch.func.functional_call(model, given, (x,)).square().sum())(trained)
+    assert torch.equal(copy.deepcopy(model)(x), model(x))
