@@ -90,6 +90,11 @@ def here(word: str, folder: Path) -> str:
         write_photos(folder / "leaves", 12, 4)
     if word == "json:my-questions":
         write_rows(folder / "my-questions")
+    if word == "glue:my-sentences":
+        (folder / "my-sentences").mkdir()
+        for which in ("train", "test"):
+            rows = ["sentence\tlabel", *(f"{which} {i}\t{'good' if i % 2 else 'bad'}" for i in range(40))]
+            (folder / "my-sentences" / f"{which}.tsv").write_text("\n".join(rows), encoding="utf-8")
     if word == "my-texts":
         (folder / word).mkdir()
         for which, n, seed in (("train", 20, 0), ("test", 6, 1)):
