@@ -39,6 +39,7 @@ COSTS = {"currencies": "step_flops"}
 STUDIES = (
     forest.Study("Images, ViT-S/14: RandLoRA minus LoRA", "images", ("lora-1", "lora-8")),
     forest.Study("the same, a budget that was added later", "images", ("lora-39",), added=True),
+    forest.Study("The same three image sets after 960 steps: RandLoRA minus LoRA", "longer-960", ("lora-1",)),
     forest.Study("Three further image sets: RandLoRA minus LoRA", "photos", ("lora-1",)),
     forest.Study("the same, a budget that was added later", "photos", ("lora-39",), added=True),
     forest.Study("Six new image sets: RandLoRA minus LoRA", "new-sets", ("lora-1", "lora-39")),
