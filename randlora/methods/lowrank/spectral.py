@@ -13,7 +13,6 @@ weights, on disk and in memory: the price of the method.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -108,25 +107,22 @@ class Svft(Factored):
         self.scale = config.scale
         m, k = min(self.shape), request.capacities[name]
         above, below = diagonals(m, k)
-        offsets = [0, *range(1, above + 1), *range(-1, -below - 1, -1)]
-        # where the entries lie in M, row by row: the o-th diagonal above starts at o, the o-th below at o m
-        runs = [torch.arange(m - abs(o), device=base.device) * (m + 1) + (o if o >= 0 else -o * m) for o in offsets]
-        self.places = torch.cat(runs)  # no buffer, because buffers count as stored with the adapter
+        self.offsets = [0, *range(1, above + 1), *range(-1, -below - 1, -1)]
         u, _, v = singular(base, request.dtype)
         self.register_buffer("left", u.contiguous(), persistent=False)
         self.register_buffer("right", v.contiguous(), persistent=False)
         self.entries = trainable(torch.zeros(svft_count(self.shape, k)), request, base.device)
 
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Svft:
-        """Move the places with the tensors (`.to(device)`)."""
-        self.places = fn(self.places)
-        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
-        return self
+    def places(self) -> Tensor:
+        """Return where the entries lie in M, row by row. The o-th diagonal above starts at o, the o-th below at o m."""
+        m, device = min(self.shape), self.entries.device
+        runs = [torch.arange(m - abs(o), device=device) * (m + 1) + (o if o >= 0 else -o * m) for o in self.offsets]
+        return torch.cat(runs)
 
     def middle(self) -> Tensor:
         """Return M (m x m)."""
         m = min(self.shape)
-        return self.entries.new_zeros(m * m).index_put((self.places,), self.entries).view(m, m)
+        return self.entries.new_zeros(m * m).index_put((self.places(),), self.entries).view(m, m)
 
     def factors(self) -> tuple[Tensor, Tensor]:
         return self.right, self.left @ self.middle()
