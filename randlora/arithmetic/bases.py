@@ -182,8 +182,8 @@ _ROUNDED = (torch.bfloat16, torch.float16)
 
 
 def _same(matrix: Tensor, drawn: Tensor) -> bool:
-    """Return whether a matrix equals a drawn one, after a cast to the drawn one's type."""
-    return torch.equal(matrix.detach().to(device="cpu", dtype=drawn.dtype), drawn)
+    """Return whether a matrix equals a drawn one, on its device and after a cast to its type."""
+    return torch.equal(matrix.detach().to(drawn), drawn)
 
 
 def _is_moved(old: Tensor, new: Tensor) -> bool:
@@ -191,7 +191,7 @@ def _is_moved(old: Tensor, new: Tensor) -> bool:
     FakeTensorMode, count as moved."""
     if type(new) is not Tensor or type(old) is not Tensor:
         return True
-    return old.device.type != "meta" and torch.equal(old.to(new), new)
+    return old.device.type != "meta" and _same(old, new)
 
 
 class Bases(nn.Module):

@@ -108,6 +108,7 @@ class Svft(Factored):
         m, k = min(self.shape), request.capacities[name]
         above, below = diagonals(m, k)
         self.offsets = [0, *range(1, above + 1), *range(-1, -below - 1, -1)]
+        self._places: Tensor | None = None
         u, _, v = singular(base, request.dtype)
         self.register_buffer("left", u.contiguous(), persistent=False)
         self.register_buffer("right", v.contiguous(), persistent=False)
@@ -115,9 +116,16 @@ class Svft(Factored):
 
     def places(self) -> Tensor:
         """Return where the entries lie in M, row by row. The o-th diagonal above starts at o, the o-th below at o m."""
-        m, device = min(self.shape), self.entries.device
-        runs = [torch.arange(m - abs(o), device=device) * (m + 1) + (o if o >= 0 else -o * m) for o in self.offsets]
-        return torch.cat(runs)
+        if self._places is None or self._places.device != self.entries.device:
+            m = min(self.shape)
+            with torch.inference_mode(False):  # training must be able to use what an evaluation made
+                runs = [torch.arange(m - abs(o)) * (m + 1) + (o if o >= 0 else -o * m) for o in self.offsets]
+                self._places = torch.cat(runs).to(self.entries.device)
+        return self._places
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Return what a copy or a pickle holds: all but the places, which torch.func may have made unfit to copy."""
+        return self.__dict__ | {"_places": None}
 
     def middle(self) -> Tensor:
         """Return M (m x m)."""

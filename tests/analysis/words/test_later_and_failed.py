@@ -38,12 +38,18 @@ def store_of(folder: Path, cells: Cells, *later: str, margin: float | None = Non
     return open_store(folder)
 
 
-def test_with_failed_runs_no_mean_against_full_fine_tuning_is_equivalent(tmp_path: Path) -> None:
+def beside_full(spread: float, datasets: str) -> Cells:
+    """Full fine-tuning, LoRA and RandLoRA on these data sets, equal but for noise."""
     cells: Cells = {}
-    for i, name in enumerate("abc"):
-        cells["full", None, name] = noisy(0.8, 0.002, i)
-        cells["lora", "lora-1", name] = noisy(0.8, 0.002, 10 + i)
-        cells["randlora", "lora-1", name] = noisy(0.8, 0.002, 20 + i)
+    for i, name in enumerate(datasets):
+        cells["full", None, name] = noisy(0.8, spread, i)
+        cells["lora", "lora-1", name] = noisy(0.8, spread, 10 + i)
+        cells["randlora", "lora-1", name] = noisy(0.8, spread, 20 + i)
+    return cells
+
+
+def test_with_failed_runs_no_mean_against_full_fine_tuning_is_equivalent(tmp_path: Path) -> None:
+    cells = beside_full(0.002, "abc")
     whole = store_of(tmp_path / "whole", cells, margin=0.02)
     cells["randlora", "lora-1", "a"] = dict(cells["randlora", "lora-1", "a"]) | dict.fromkeys(range(3))
     failed = store_of(tmp_path / "failed", cells, margin=0.02)
@@ -56,12 +62,7 @@ def test_with_failed_runs_no_mean_against_full_fine_tuning_is_equivalent(tmp_pat
 
 
 def test_a_test_that_is_too_weak_has_no_conclusion_in_sentences_either(tmp_path: Path) -> None:
-    cells: Cells = {}
-    for i, name in enumerate("ab"):
-        cells["full", None, name] = noisy(0.8, 0.05, i)
-        cells["lora", "lora-1", name] = noisy(0.8, 0.05, 10 + i)
-        cells["randlora", "lora-1", name] = noisy(0.8, 0.05, 20 + i)
-    store = store_of(tmp_path / "r", cells)
+    store = store_of(tmp_path / "r", beside_full(0.05, "ab"))
     text = conclude_gap(comparisons(store, "full"), question(store))
     assert text is not None and text.count("no conclusion") == 2 and "not distinguishable" not in text
 

@@ -13,9 +13,9 @@ from trainables.data.registry import load_text_dataset
 BLOCKS = re.findall(r"^```text\n(.*?)^```", (ROOT / "docs/own-texts.md").read_text("utf-8"), re.DOTALL | re.MULTILINE)
 
 
-def rows(column: str) -> str:
-    """Return the page's example whose first line names this column."""
-    (block,) = [block for block in BLOCKS if column in block.split("\n")[0]]
+def rows(word: str) -> str:
+    """Return the example on the page that has this word in its first line."""
+    (block,) = [block for block in BLOCKS if word in block.split("\n")[0]]
     return block
 
 

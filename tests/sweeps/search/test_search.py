@@ -205,6 +205,14 @@ def test_a_range_with_fewer_values_than_points_is_refused(space: Space) -> None:
         check_sampler("grid", [("lora", space, 13)])
 
 
+def test_a_grid_ends_in_a_range_that_is_barely_wide_enough() -> None:
+    space = Space(1e-3, 1.00007e-3)  # eight values of six digits
+    check_sampler("grid", [("lora", space, 7)])
+    assert len(set(itertools.islice(nested(space), 7))) == 7
+    with pytest.raises(SpecError, match="it has 8 values of six digits, and the allowance leaves 8"):
+        check_sampler("grid", [("lora", space, 8)])  # values come in pairs, and there is no ninth
+
+
 def points(sampler: str, count: int, *, score: bool = False, seed: int = 0) -> list[Point]:
     """Points of a cell in four dimensions; with scores, best at alpha 8."""
     tried: list[Tried] = []
