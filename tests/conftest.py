@@ -56,6 +56,14 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
     return RayTogether(config, log)
 
 
+@pytest.fixture(autouse=True)
+def draw_the_same_numbers_in_each_run() -> None:
+    """Seed PyTorch's generator, so that a test of weights drawn at random passes always or never."""
+    import torch  # not above: PyTorch reads OMP_NUM_THREADS when it is imported
+
+    torch.manual_seed(0)
+
+
 @pytest.fixture(scope="module", autouse=True)
 def freeze_what_a_module_leaves() -> Iterator[None]:
     """Keep Python's garbage collector from scanning what earlier modules left: that takes longer with every module."""

@@ -105,7 +105,7 @@ def test_what_osf_projects_gradients_on_is_left_by_adamw(kind: str, leaves: bool
         optimiser.step()
     move = trained.detach() - start
     share = float((frozen.T @ move).square().sum() / move.square().sum())
-    assert share > 0.05 if leaves else share < 1e-9
+    assert share > 0.01 if leaves else share < 1e-9
 
 
 @pytest.mark.parametrize("shape", [(24, 8), (8, 24), (12, 8), (16, 16), (16, 12)])
