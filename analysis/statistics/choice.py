@@ -513,8 +513,8 @@ def tuned_runs(store: Store) -> dict[CellKey, tuple[Array | None, Runs]]:
     """Return for each cell log10 of stage TUNE's rates, and their scores. The rates are None if more was searched."""
     rows = store.sql(
         """
-        select sweep, cell_id, lr, hyperparameters, data_seed, init_seed, basis_seed, val_score from last_attempts
-        where stage = 'TUNE' and status = 'finished' and val_score is not null and lr is not null
+        select sweep, cell_id, lr, hyperparameters, data_seed, init_seed, basis_seed, val_score from searched
+        where status = 'finished' and val_score is not null
         order by sweep, cell_id, lr, hyperparameters nulls first, slot
     """
     ).to_pylist()
@@ -529,7 +529,7 @@ def rates_without_score(store: Store) -> dict[CellKey, list[float]]:
     """Return for each cell log10 of stage TUNE's rates that failed or were pruned, and that no other trial scored."""
     rows = store.sql(
         """
-        select sweep, cell_id, lr from last_attempts where stage = 'TUNE' and lr is not null
+        select sweep, cell_id, lr from searched
         group by all having bool_and(status <> 'finished' or val_score is null) order by all
     """
     ).to_pylist()

@@ -24,8 +24,7 @@ select c.sweep, c.model, c.dataset, c.train_size, c.method, c.reference, c.budge
        min(t.val_score) filter (t.status = 'finished') as min_val,
        max(t.val_score) filter (t.status = 'finished') as max_val,
        bool_or(abs(t.lr - h.lr) <= 1e-9 * t.lr and t.hyperparameters is not distinct from h.hyperparameters) as chosen
-from last_attempts t join cells c using (sweep, cell_id) left join chosen h using (sweep, cell_id)
-where t.stage = 'TUNE' and t.lr is not null
+from searched t join cells c using (sweep, cell_id) left join chosen h using (sweep, cell_id)
 group by all
 order by c.sweep, c.dataset, c.train_size, c.method, c.budget nulls last, t.hyperparameters nulls first, t.lr
 """

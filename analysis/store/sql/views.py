@@ -10,6 +10,8 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from analysis.store.slot_kinds import SlotKind
+
 T95 = "t95"
 """Name of the table with the critical values of Student's t for 95 % intervals."""
 NO_SUCH_TABLE = re.compile(r"Table with name \"?([^\s\"!]+)")
@@ -46,6 +48,10 @@ COUNTS = f"""{_LISTED}
                or (abs(t.lr - c.lr) <= 1e-9 * c.lr and t.hyperparameters is not distinct from c.hyperparameters))"""
 """SQL for: trial `t` has such a seed, and is at the latest choice `c` of its cell if the cell has one."""
 
+_ALLOWED = f"""(t.slot < k.tune_points - coalesce(k.tune_refined, 0) or
+           (t.slot >= {SlotKind.WIDENED.value} and t.slot < {SlotKind.REFINED.value} + coalesce(k.tune_refined, 0)))"""
+"""SQL for: slot `t` of cell `k` is in the present allowance or past an edge. Re-runs have the numbers that follow."""
+
 SECONDS = """(case when seconds_total is not null then
               greatest(seconds_total,
                        coalesce(seconds_setup, 0) + coalesce(seconds_train, 0) + coalesce(seconds_eval, 0)) end)"""
@@ -60,6 +66,17 @@ _ALL = (
         f"""
         select {_TRIAL} from trials
         qualify row_number() over (partition by sweep, trial_id order by attempt desc) = 1
+        """,  # noqa: S608  ours
+    ),
+    View(
+        "searched",
+        "TUNE trials, each by its last attempt, whose learning rate counts. If the allowance was lowered after a cell "
+        "had tried more rates, those do not count.",
+        f"""
+        select t.* from last_attempts t left join cells k using (sweep, cell_id)
+        where t.stage = 'TUNE' and t.lr is not null
+        qualify k.tune_points is null or bool_or({_ALLOWED}) over
+          (partition by t.sweep, t.cell_id, t.lr, t.hyperparameters)
         """,  # noqa: S608  ours
     ),
     View(
@@ -177,7 +194,7 @@ _ALL = (
         f"""
         with points as (
           select sweep, cell_id, lr, hyperparameters, avg(val_score) filter (status = 'finished') as score
-          from last_attempts where stage = 'TUNE' and lr is not null group by all
+          from searched group by all
         ), cells_tuned as (
           select sweep, cell_id, count(*) as points_tried, count(score) as points_finished,
                  max(score) as best_val, (max(score, 2))[2] as second_val
@@ -214,8 +231,8 @@ _ALL = (
         "besides the rate (`space`) and what was chosen (`hyperparameters`).",
         """
         with points as (
-          select sweep, cell_id, arg_min(val_score, slot) as score from last_attempts
-          where stage = 'TUNE' and status = 'finished' and val_score is not null and lr is not null
+          select sweep, cell_id, arg_min(val_score, slot) as score from searched
+          where status = 'finished' and val_score is not null
           group by sweep, cell_id, lr, hyperparameters
         ), tied as (
           select sweep, cell_id, any_value(n) as rates, count(*) as rates_tied from (

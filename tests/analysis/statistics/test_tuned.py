@@ -15,6 +15,7 @@ from analysis.report.page import render
 from analysis.statistics.inference import best_weights, expected_best
 from analysis.statistics.tuning import best_of_n, rates, sharpness
 from analysis.store.schemas import SCHEMAS
+from analysis.store.slot_kinds import SlotKind
 from analysis.store.sql.queries import run_sql
 from analysis.store.tables import to_table, write_part
 from analysis.tables.evidence import learning_rates
@@ -70,6 +71,25 @@ def test_why_a_cell_may_be_under_tuned(scores: Sequence[float | None], edge: str
     if len(known) > 1:
         curve = expected_best(known)
         assert row["last_gain"] == pytest.approx(curve[-1] - curve[-2])
+
+
+def test_rates_past_a_lowered_allowance_do_not_count() -> None:
+    """Of six planned rates and two of the local fit, four and one count now. The widened one still counts."""
+    slots = [0, 1, 2, 3, 4, 5, SlotKind.REFINED.slot(0), SlotKind.REFINED.slot(1), SlotKind.WIDENED.slot(0)]
+    given = tables([0.6, 0.61, 0.62, 0.63, 0.9, 0.64, 0.65, 0.91, 0.66])
+    first = [row | {"slot": slot, "data_seed": 0} for row, slot in zip(given["trials"].to_pylist(), slots, strict=True)]
+    reruns = [row | {"trial_id": f"again{row['slot']}", "data_seed": 1} for row in (first[3], first[4])]
+    reruns = [row | {"slot": 6 + i} for i, row in enumerate(reruns)]  # they were run under the larger allowance
+    (cell,) = given["cells"].to_pylist()
+    lowered = {
+        **given,
+        "trials": to_table("trials", first + reruns),
+        "cells": to_table("cells", [cell | {"tune_points": 5, "tune_refined": 1}]),
+    }
+    counted = run_sql(lowered, "select slot from searched order by slot").to_pylist()
+    assert [row["slot"] for row in counted] == [0, 1, 2, 3, 6, SlotKind.WIDENED.slot(0), SlotKind.REFINED.slot(0)]
+    (row,) = run_sql(lowered, "select * from tuned").to_pylist()
+    assert (row["points_tried"], row["best_val"]) == (6, pytest.approx(0.66))
 
 
 def test_the_expected_gain_is_that_of_a_parabola() -> None:
