@@ -131,8 +131,9 @@ def _adapters(
 def _gradients(model: nn.Module, trial: TrialConfig, count: int, task: Task) -> dict[str, Tensor]:
     """Return the gradient of the mean loss on the first `count` rows of the first epoch, the same on every worker.
 
-    Images are not augmented, and there is no dropout, because the model is in evaluation mode. Raises TrialError if no
-    start can be made from a gradient.
+    Images are not augmented, and there is no dropout, because the model is in evaluation mode. The gradients that the
+    backward passes leave in the task's head are removed, so that the first step does not add them to its own. Raises
+    TrialError if no start can be made from a gradient.
     """
     rows = torch.cat(list(task.batches(1)))[:count]
     weight = task.weight(rows)
@@ -146,6 +147,9 @@ def _gradients(model: nn.Module, trial: TrialConfig, count: int, task: Task) -> 
         return weight_gradients(model, list(dict(trial.capacities)), backward)
     except AdapterError as error:
         raise TrialError(f"method {trial.method!r} on its first {len(rows)} training rows: {error}") from error
+    finally:
+        if task.head is not None:
+            task.head.zero_grad(set_to_none=True)
 
 
 def _base_weights(model: nn.Module, trial: TrialConfig, stack: contextlib.ExitStack) -> Trainables:

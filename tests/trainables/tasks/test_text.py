@@ -108,7 +108,7 @@ def test_the_default_targets_are_the_papers_six(roberta: Path) -> None:
     assert not [n for n in names if "pooler" in n]
 
 
-@pytest.mark.parametrize("method", ["lora", "linear-probe"])
+@pytest.mark.parametrize("method", ["lora", "lora-ga", "linear-probe"])
 def test_resuming_is_exact(text_trial: MakeTrial, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, method: str) -> None:
     monkeypatch.setattr(trainables.training.checkpoints, "CHECKPOINT_SHARE", 1e9)  # after every epoch
     model = f"local:{save_encoder(tmp_path / 'dropout', dropout=0.1)}"  # the base's own dropout, and the head's

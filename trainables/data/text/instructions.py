@@ -49,6 +49,11 @@ def from_json(name: str, folder: Path, form: Form) -> TextDataset:
             f"data set {name!r}: {folder} needs train.json and test.json, or train.json and TASK/test.json, or "
             f"TASK/train.json and TASK/test.json; it holds {', '.join(sorted(present)) or 'nothing'}"
         )
+    if train is None and (untrained := sorted(tests.keys() - trains.keys())):
+        raise DataError(
+            f"data set {name!r}: {', '.join(untrained)} of {folder} has a test.json and no train.json; every task that "
+            "is tested needs both, unless one train.json in the folder itself serves all tasks"
+        )
     train_files, test_files = {folder_name: train} if train else trains, {folder_name: test} if test else tests
     own = ({} if test else tests) if train else trains
     validation_by_task = {task: file for task in own if (file := find_validation(tasks[task]))}
