@@ -50,7 +50,8 @@ COUNTS = f"""{_LISTED}
 
 _ALLOWED = f"""(t.slot < k.tune_points - coalesce(k.tune_refined, 0) or
            (t.slot >= {SlotKind.WIDENED.value} and t.slot < {SlotKind.REFINED.value} + coalesce(k.tune_refined, 0)))"""
-"""SQL for: slot `t` of cell `k` is in the present allowance or past an edge. Re-runs have the numbers that follow."""
+"""SQL for: trial `t` of cell `k` has a slot number of `SlotKind.within`, or of a rate past the edge of the range. The
+numbers of re-runs may be larger. So a rate can be chosen if one of its trials has such a number."""
 
 SECONDS = """(case when seconds_total is not null then
               greatest(seconds_total,
@@ -70,8 +71,8 @@ _ALL = (
     ),
     View(
         "searched",
-        "TUNE trials, each by its last attempt, whose learning rate counts. If the allowance was lowered after a cell "
-        "had tried more rates, those do not count.",
+        "One row per TUNE trial whose learning rate can be chosen: its last attempt. If you lower the number of rates "
+        "after a cell has tried more of them, the last ones can no longer be chosen, and this view leaves them out.",
         f"""
         select t.* from last_attempts t left join cells k using (sweep, cell_id)
         where t.stage = 'TUNE' and t.lr is not null

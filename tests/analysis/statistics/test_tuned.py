@@ -87,7 +87,8 @@ def test_rates_past_a_lowered_allowance_do_not_count() -> None:
         "cells": to_table("cells", [cell | {"tune_points": 5, "tune_refined": 1}]),
     }
     counted = run_sql(lowered, "select slot from searched order by slot").to_pylist()
-    assert [row["slot"] for row in counted] == [0, 1, 2, 3, 6, SlotKind.WIDENED.slot(0), SlotKind.REFINED.slot(0)]
+    rerun_of_slot_3 = 6
+    assert {row["slot"] for row in counted} == SlotKind.within(5, 1) | {rerun_of_slot_3, SlotKind.WIDENED.slot(0)}
     (row,) = run_sql(lowered, "select * from tuned").to_pylist()
     assert (row["points_tried"], row["best_val"]) == (6, pytest.approx(0.66))
 

@@ -237,6 +237,13 @@ def test_a_folder_of_another_shape(images: Path, tmp_path: Path, monkeypatch: py
     (tmp_path / "train.jsonl").write_text('{"instruction": "a", "output": "b"}\n\n{"instruction": "a"\n')
     with pytest.raises(DataError, match=r"train\.jsonl: cannot be read as JSON \(line 3, column \d+: "):
         load_text_dataset(f"json:{tmp_path}")
+    tasks = tmp_path / "tasks"
+    for task, files in (("boolq", ("train", "test")), ("piqa", ("test",))):
+        (tasks / task).mkdir(parents=True)
+        for stem in files:
+            (tasks / task / f"{stem}.json").write_text('[{"instruction": "a", "output": "b"}]')
+    with pytest.raises(DataError, match=r"piqa of .*tasks has a test\.json and no train\.json; every task"):
+        load_text_dataset(f"json:{tasks}")
     (tmp_path / "train.jsonl").rename(tmp_path / "train.json")
     (tmp_path / "train.json").write_text('{"instruction": "a", "output": "b"}\n{"instruction": "a", "output": "b"}\n')
     with pytest.raises(DataError, match=r"with an object a line it is called train\.jsonl"):
