@@ -13,6 +13,9 @@ from typing import Any
 Row = dict[str, Any]
 """One row of a table, by column."""
 
+EVERY_METHOD = "all"
+"""The value of `confirm.question` that puts every method in question."""
+
 
 _HIDDEN = {code: 0x2400 + code for code in range(32) if chr(code) not in "\t\n"} | {127: 0x2421}
 _HIDDEN |= dict.fromkeys([*range(0x80, 0xA0), *range(0x202A, 0x202F), *range(0x2066, 0x206A)], 0xFFFD)

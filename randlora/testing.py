@@ -38,9 +38,10 @@ class CheckError(AdapterError):
 def check(name: str, *, capacity: int | None = None, options: Mapping[str, Any] | None = None) -> None:
     """Check that a registered method keeps what `attach` promises.
 
-    The checks: counts are exact, the start changes nothing, every trainable gets a gradient, all forms of the product
-    agree, files restore the adapter, and `detach` leaves no trace. A method whose small deltas are lost under bf16
-    autocast gets a warning.
+    The checks: counts are exact, also at other capacities; the start changes nothing; the same seeds give the same
+    start; every trainable gets a gradient; all forms of the product agree, for inputs of two and three dimensions;
+    files restore the adapter; and `detach` leaves no trace. A method whose small deltas are lost under bf16 autocast
+    gets a warning.
 
     Args:
         name: the registered method.
@@ -49,7 +50,8 @@ def check(name: str, *, capacity: int | None = None, options: Mapping[str, Any] 
         options: option name -> value for the method's configuration; the others keep their default.
 
     Raises:
-        CheckError: the method breaks promises; the message lists all of them.
+        CheckError: the method breaks promises; the message lists all of them. If the method's own code raises an
+            error, the message ends with it, and the error is the cause of this one.
         UnknownMethodError: no method has this name.
         ConfigError: the method does not take these options.
     """
@@ -58,9 +60,14 @@ def check(name: str, *, capacity: int | None = None, options: Mapping[str, Any] 
         reach = method.max_capacity(SHAPES, **(options or {}))
         capacity = max(method.min_capacity, min(4, reach))
     checked = _Check(method, capacity, options or {})
-    broken = list(checked.broken_promises())
-    if broken:
-        raise CheckError(f"method {name!r} at {method.capacity_field} = {capacity}:\n" + "\n".join(broken))
+    broken = [f"method {name!r} at {method.capacity_field} = {capacity}:"]
+    try:
+        for line in checked.broken_promises():
+            broken.append(line)
+    except Exception as error:  # a foreign method may raise anything; it is raised again after the promises before it
+        raise CheckError("\n".join([*broken, f"{type(error).__name__}: {error}"])) from error
+    if len(broken) > 1:
+        raise CheckError("\n".join(broken))
     if method.mergeable and checked.loses_small_deltas():
         warnings.warn(
             f"method {name!r} rounds small deltas away under bf16 autocast; add them to outputs instead of weights to "
@@ -83,25 +90,30 @@ class _Check:
             nn.init.normal_(parameter, std=parameter.shape[-1] ** -0.5, generator=draw)
         return layers.eval()
 
-    def attached(self, model: nn.Module) -> Adapted:
+    def attached(self, model: nn.Module, capacity: int | None = None) -> Adapted:
+        config = self.config if capacity is None else type(self.config).from_options(capacity, self.config.options())
         gradients = None
         if self.method.needs_gradients and not next(model.parameters()).is_meta:
             gradients = weight_gradients(model, TARGETS, lambda: model(self.x).square().mean().backward())
-        return attach(model, self.config, TARGETS, init_seed=3, basis_seed=4, gradients=gradients)
+        return attach(model, config, TARGETS, init_seed=3, basis_seed=4, gradients=gradients)
 
     def broken_promises(self) -> Iterator[str]:
         """Yield a line for every promise that does not hold."""
-        counted = self.method.total(SHAPES, self.config.capacity, **self.config.options())
-        for device in ("meta", "cpu"):
-            built = self.attached(self.model(device)).count()
-            if built != counted and not self.method.scheduled:
-                yield f"count says {counted} trainable parameters, {built} are built on {device!r}"
+        if not self.method.scheduled:
+            yield from self._counted()
         model = self.model()
         before, state = model(self.x), {name: t.clone() for name, t in model.state_dict().items()}
         adapted = self.attached(model)
-        if (off := _largest_difference(model(self.x), before)) > TOLERANCE:
-            yield f"the start changes the model's outputs, by {off:.1e}"
+        for mode in ("eval", "train"):
+            if (off := _largest_difference(model.train(mode == "train")(self.x), before)) > TOLERANCE:
+                yield f"the start changes the model's outputs in {mode} mode, by {off:.1e}"
+        twin = dict(self.attached(self.model()).named_parameters())
+        if unlike := [name for name, p in adapted.named_parameters() if not torch.equal(p, twin[name])]:
+            yield f"the same seeds give another start of {unlike[0]}: draw all random numbers from the seeds"
+        if frozen := [name for name, p in adapted.named_parameters() if not p.requires_grad]:
+            yield f"{frozen[0]} does not require a gradient: what is not trained is a buffer"
         yield from self._trained(model, adapted)
+        yield from self._of_tokens(model)
         yield from self._again(model(self.x), adapted)
         if self.method.mergeable:
             yield from self._merged(model, adapted)
@@ -109,6 +121,25 @@ class _Check:
         after = model.state_dict()
         if after.keys() != state.keys() or any(not torch.equal(after[name], state[name]) for name in state):
             yield "detach does not give the model back as it was, bit for bit"
+
+    def _counted(self) -> Iterator[str]:
+        """Compare counts with what is built, at the capacity and at the smallest and largest that fit."""
+        method, options = self.method, self.config.options()
+        reach = min(method.max_capacity(SHAPES, **options), 2 * self.config.capacity)
+        for capacity in sorted({method.min_capacity, self.config.capacity, max(method.min_capacity, reach)}):
+            counted = method.total(SHAPES, capacity, **options)
+            for device in ("meta", "cpu") if capacity == self.config.capacity else ("meta",):
+                built = self.attached(self.model(device), capacity).count()
+                if built != counted:
+                    at = f"at {method.capacity_field} = {capacity} "
+                    yield f"{at}count says {counted} trainable parameters, {built} are built on {device!r}"
+
+    def _of_tokens(self, model: nn.Module) -> Iterator[str]:
+        """Compare the outputs for rows with those for the same rows as (batch x tokens x in)."""
+        rows = self.x[:4]
+        outputs = model(rows.reshape(2, 2, -1)).reshape(4, -1)
+        if not self.method.mixes_rows and (off := _largest_difference(outputs, model(rows))) > TOLERANCE:
+            yield f"inputs of shape (batch, tokens, in) give other outputs than their rows, by {off:.1e}"
 
     def _trained(self, model: nn.Module, adapted: Adapted) -> Iterator[str]:
         """Train for two steps: at the start some trainables multiply zeros, and have no gradient yet."""

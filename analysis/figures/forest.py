@@ -1,9 +1,10 @@
-"""All differences of the question's two methods on one axis: a row per data set and budget, and one per mean."""
+"""All differences of the methods in question on one axis: a row per data set and budget, and one per mean."""
 
 from __future__ import annotations
 
 import textwrap
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import Any
 
 import matplotlib as mpl
@@ -24,7 +25,7 @@ from analysis.figures.drawing import (
 )
 from analysis.format import Row, change_text, plural
 from analysis.statistics.inference import OVER_DATASETS
-from analysis.styles import cut, place_text, short_name, size_key, style
+from analysis.styles import cut, in_order, place_text, short_name, size_key, style
 from analysis.words.verdicts import LATER
 
 ROW = 0.175
@@ -48,14 +49,15 @@ def draw_forest(table: pa.Table, *, score: str, margin: float | None = None) -> 
     """Draw differences from the baseline with intervals and corrected verdicts, a panel per sweep, model and size.
 
     Args:
-        table: of `scaling.comparisons`, of one method; not empty.
+        table: of `scaling.comparisons`; not empty. Rows of several methods are grouped by method.
         score: what is measured, in words.
         margin: differences within it count as none; a strip.
 
     Raises:
         ValueError: no row.
     """
-    rows = table.to_pylist()
+    order = {method: at for at, method in enumerate(in_order(set(table["method"].to_pylist())))}
+    rows = sorted(table.to_pylist(), key=lambda row: order[row["method"]])
     if not rows:
         raise ValueError("no difference to draw: the table has no row")
     panel_keys = panels_of(rows)
@@ -80,7 +82,7 @@ def draw_forest(table: pa.Table, *, score: str, margin: float | None = None) -> 
 
 
 def _panel(axes: Any, index: int, rows: Sequence[Row], score: str, margin: float | None) -> None:
-    method, baseline = style(rows[0]["method"]), style(rows[0]["baseline"])
+    methods = list(dict.fromkeys(r["method"] for r in rows))
     budget_count = len({r["reference"] for r in rows} - {None})
     alone = rows[0]["reference"] if budget_count == 1 else None  # a mean is of it too
     budgets = [r["reference"] or alone or _several(r["n_budgets"], budget_count) for r in rows]
@@ -88,20 +90,24 @@ def _panel(axes: Any, index: int, rows: Sequence[Row], score: str, margin: float
     axes.set_xlim(*differences.limits(rows))
     for level, (r, at) in enumerate(zip(rows, budgets, strict=True)):
         mean = r["reference"] is None
-        horizontal_bar(axes, level, r, method.colour, 2.2 if mean else 1.3)
+        horizontal_bar(axes, level, r, style(r["method"]).colour, 2.2 if mean else 1.3)
         dot(axes, r["method"], 100 * r["difference"], level, _marker_text(r, at), **{"marker": "D"} if mean else {})
         verdict_lines = textwrap.fill(f"{r['verdict']}{LATER if r['added'] else ''}", 22)
         axes.text(
             1.03, level, verdict_lines, transform=axes.get_yaxis_transform(), va="center", fontsize=SMALL, color=INK
         )
-    first = next((level for level, r in enumerate(rows) if r["reference"] is None), 0)
-    if first:
-        axes.axhline(first - 0.5, color=MUTED, linewidth=0.6)
-    axes.set_yticks(range(len(rows)), labels=[_name(r, at) for r, at in zip(rows, budgets, strict=True)])
+    for level, (above, below) in enumerate(pairwise(rows)):
+        if len(methods) > 1 and above["method"] != below["method"]:
+            axes.axhline(level + 0.5, color=MUTED, linewidth=0.6)
+        if len(methods) == 1 and above["reference"] is not None and below["reference"] is None:
+            axes.axhline(level + 0.5, color=MUTED, linewidth=0.6)
+    names = [_name(r, at) if len(methods) == 1 else _short(r, at, alone) for r, at in zip(rows, budgets, strict=True)]
+    axes.set_yticks(range(len(rows)), labels=names)
     axes.tick_params(axis="y", length=0)
     axes.grid(axis="y", visible=False)
     axes.set_ylim(len(rows) - 0.4, -0.6)
-    axes.set_xlabel(f"{score}: {method.name} minus {baseline.name} (points)")
+    who = style(methods[0]).name if len(methods) == 1 else "each method"
+    axes.set_xlabel(f"{score}: {who} minus {style(rows[0]['baseline']).name} (points)")
 
 
 def _several(budgets: int, most: int) -> str:
@@ -114,6 +120,13 @@ def _name(row: Row, at: str) -> str:
     if row["test"] == OVER_DATASETS:
         return "data sets like these"
     return f"{cut(short_name(row['dataset'] or 'mean'), 20)}, {at}"
+
+
+def _short(row: Row, at: str, alone: str | None) -> str:
+    """Return a row's name in a figure of several methods, such as 'DoRA: digits, lora-1', without an only budget."""
+    what = "sets like these" if row["test"] == OVER_DATASETS else cut(short_name(row["dataset"] or "mean"), 14)
+    budget = "" if alone is not None or row["test"] == OVER_DATASETS else f", {at}"
+    return f"{cut(style(row['method']).name, 14)}: {what}{budget}"
 
 
 def _marker_text(row: Row, at: str) -> str:

@@ -165,9 +165,10 @@ def _differences(store: Store) -> list[Picture]:
 
 
 def _forest(store: Store) -> list[Picture]:
-    """Draw every difference of the question's methods and their means, if there are several data sets."""
+    """Draw every difference of the methods in question and their means, if there are several data sets."""
     asked_question, table = scaling.question(store), scaling.comparisons(store)
-    question_rows = [r for r in rows_of_question(table.to_pylist(), asked_question) if asked_question.focus]
+    known = asked_question.focus is not None or asked_question.every
+    question_rows = rows_of_question(table.to_pylist(), asked_question) if known else []
     several = len({r["dataset"] for r in question_rows if r["dataset"]}) > 1
     if not several or len(question_rows) > MOST_ROWS or all(r["low"] is None for r in question_rows):
         return []

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from analysis.format import Row
+from analysis.format import EVERY_METHOD, Row
 from analysis.statistics.choice import CellKey, choice_variances, noise_share
 from analysis.statistics.inference import (
     OVER_DATASETS,
@@ -60,10 +60,13 @@ class Question:
     Attributes:
         focus: the method in question; None if there are several, which are all compared with the `baseline`.
         baseline: the method that the others are compared with.
+        every: whether every method is in question (`confirm.question = "all"`). Each then gets its mean over budgets
+            and data sets, and all rows are one family. `focus` is None.
     """
 
     focus: str | None = FOCUS
     baseline: str = BASELINE
+    every: bool = False
 
 
 @remembered
@@ -72,7 +75,7 @@ def question(store: Store) -> Question:
 
     If the sweep has no LoRA with a budget, the baseline is the first other method in the order of tables. If it does
     not have the method in question, the focus is the one method that is left besides the baseline, or None if there are
-    several. Methods that were added later change nothing.
+    several. If `confirm.question` is "all", every method is in question. Methods that were added later change nothing.
     """
     declared_cells = restrict_to_declared(store).table("cells").to_pylist()
     rows = [r for r in declared_cells if r["feasible"] and r["reference"] is not None]
@@ -82,6 +85,8 @@ def question(store: Store) -> Question:
 def question_among(names: Collection[str], asked: str | None) -> Question:
     """Return the question of a sweep from the methods of its cells with a budget, and its `confirm.question`."""
     methods = in_order(set(names))
+    if asked == EVERY_METHOD:
+        return Question(None, BASELINE if BASELINE in methods or not methods else methods[0], every=True)
     focus = asked if asked in methods else FOCUS
     other_methods = [m for m in methods if m != focus]
     baseline = BASELINE if BASELINE in other_methods else other_methods[0] if other_methods else BASELINE
@@ -229,7 +234,8 @@ def comparisons(store: Store, baseline: str | None = None) -> pa.Table:
     is the focus itself, the question's baseline gets these rows. `verdict` includes the choice of rates.
 
     The rows of the focus are one family of tests, in which the mean over budgets has half of the level (Holm). The rows
-    of the other methods are a second family. If the baseline has no budget, all rows are one family, with the mean over
+    of the other methods are a second family. If every method is in question, all rows are one family, and the means of
+    all methods share half of the level. If the baseline has no budget, all rows are one family, with the mean over
     all data sets of each method and budget. Cells that were added later change none of these rows; their rows are a
     further family with a level of 5 %. In each family the chance of any false 'higher' or 'lower' is at most 5 %, and
     so is the chance of any false 'equivalent'.
@@ -245,8 +251,7 @@ def comparisons(store: Store, baseline: str | None = None) -> pa.Table:
     Raises:
         StoreError: the margin in the sweep file is not a fraction between 0 and 1.
     """
-    asked_question = question_against(store, baseline)
-    return _table(store, _with_further(store, asked_question.baseline, asked_question.focus), COMPARISONS)
+    return _table(store, _with_further(store, question_against(store, baseline)), COMPARISONS)
 
 
 def verdict_table(store: Store, baseline: str | None = None) -> pa.Table:
@@ -265,8 +270,8 @@ def _table(store: Store, rows: Sequence[Row], schema: pa.Schema) -> pa.Table:
 
 
 @remembered
-def _with_further(store: Store, baseline: str, focus: str | None) -> list[Row]:
-    return [row | _further_columns(row, difference) for row, difference in _compared_with(store, baseline, focus)]
+def _with_further(store: Store, asked: Question) -> list[Row]:
+    return [row | _further_columns(row, difference) for row, difference in _compared_with(store, asked)]
 
 
 def _further_columns(row: Row, difference: Difference) -> Row:
@@ -284,25 +289,28 @@ def _further_columns(row: Row, difference: Difference) -> Row:
 
 def rows_with_differences(store: Store, baseline: str | None = None) -> list[tuple[Row, Difference]]:
     """Return the rows of `verdict_table`, each with its difference (without the variance of the choice of rates)."""
-    asked_question = question_against(store, baseline)
-    return _compared_with(store, asked_question.baseline, asked_question.focus)
+    return _compared_with(store, question_against(store, baseline))
 
 
 def question_against(store: Store, baseline: str | None = None) -> Question:
     """Return the sweep's question with another baseline. If that is the focus, focus and baseline are exchanged."""
     asked_question = question(store)
     turned = baseline is not None and baseline == asked_question.focus
-    return Question(asked_question.baseline if turned else asked_question.focus, baseline or asked_question.baseline)
+    return replace(
+        asked_question,
+        focus=asked_question.baseline if turned else asked_question.focus,
+        baseline=baseline or asked_question.baseline,
+    )
 
 
 @remembered
-def _compared_with(store: Store, baseline: str, focus: str | None) -> list[tuple[Row, Difference]]:
+def _compared_with(store: Store, asked: Question) -> list[tuple[Row, Difference]]:
     first = restrict_to_declared(store)
-    tested_rows = _tested(first, baseline, focus, set())
+    tested_rows = _tested(first, asked, set())
     for row, _ in tested_rows:
         row["added"] = False
     if first is not store:
-        later = _tested(store, baseline, focus, {_row_key(row) for row, _ in tested_rows})
+        later = _tested(store, asked, {_row_key(row) for row, _ in tested_rows})
         for row, _ in later:
             row["added"] = True
         tested_rows = sorted([*tested_rows, *later], key=lambda pair: (_order(pair[0]), pair[0]["added"]))
@@ -317,13 +325,12 @@ def _row_key(row: Row) -> tuple[Any, ...]:
     )
 
 
-def _tested(
-    store: Store, baseline: str, focus: str | None, before: Collection[tuple[Any, ...]]
-) -> list[tuple[Row, Difference]]:
+def _tested(store: Store, asked: Question, before: Collection[tuple[Any, ...]]) -> list[tuple[Row, Difference]]:
     """Return the rows of a store, with corrected p values and verdicts.
 
     Rows whose key is in `before` are left out, and the others are then one family.
     """
+    baseline = asked.baseline
     cells = confirmed(store)
     choice = choice_variances(store)
     margin = margin_of(store)
@@ -350,10 +357,12 @@ def _tested(
     for rows, mean, added in () if matched else over_all_datasets(store, single):
         row = _comparison_row(rows[0] | {"dataset": None}, baseline, mean, added, margin)
         tested_rows.append((row | {"n_datasets": len(rows)}, mean))
-    tested_rows += _overall(store, single, baseline, focus)
+    in_question = {row["method"] for row in single} if asked.every else {asked.focus}
+    for method in in_order({name for name in in_question if name is not None}):
+        tested_rows += _overall(store, single, baseline, method)
     tested_rows = [(row, difference) for row, difference in tested_rows if _row_key(row) not in before]
     tested_rows.sort(key=lambda pair: _order(pair[0]))
-    _corrected([row for row, _ in tested_rows], focus if matched and not before else None, level(store))
+    _corrected([row for row, _ in tested_rows], asked.focus if matched and not before else None, level(store))
     for row, difference in tested_rows:
         row.update(_prospects(row, difference))
     return tested_rows
@@ -379,13 +388,18 @@ def _corrected(rows: Sequence[Row], focus: str | None, alpha: float) -> None:
 
 
 def _weights(family: Sequence[Row]) -> list[float]:
-    """Return the weights of Holm's test. A mean over budgets weighs as much as all other rows of its place together."""
+    """Return the weights of Holm's test.
+
+    The means over budgets of a place together weigh as much as all its other rows together. There is one mean, or one
+    for each method if every method is in question.
+    """
     places = [(r["sweep"], r["model"], r["train_size"]) for r in family]
-    tested_beside = Counter(
-        place for place, r in zip(places, family, strict=True) if r["p"] is not None and not _is_overall(r)
-    )
+    tested = [(place, _is_overall(r)) for place, r in zip(places, family, strict=True) if r["p"] is not None]
+    means = Counter(place for place, overall in tested if overall)
+    others = Counter(place for place, overall in tested if not overall)
     return [
-        float(max(1, tested_beside[place])) if _is_overall(r) else 1.0 for place, r in zip(places, family, strict=True)
+        max(1, others[place]) / max(1, means[place]) if _is_overall(r) else 1.0
+        for place, r in zip(places, family, strict=True)
     ]
 
 
@@ -437,16 +451,14 @@ def _noise_share(pairs: Sequence[tuple[Runs, Runs]]) -> float:
     return float(noise_share(np.array([[[cell[seed] for seed in seeds] for cell in pair] for pair in scores])))
 
 
-def _overall(store: Store, rows: Sequence[Row], baseline: str, focus: str | None) -> list[tuple[Row, Difference]]:
-    """Return the rows of `focus` over all budgets that every data set has.
+def _overall(store: Store, rows: Sequence[Row], baseline: str, focus: str) -> list[tuple[Row, Difference]]:
+    """Return the rows of the method `focus` over all budgets that every data set has.
 
     If there are several data sets, there is also a row that takes them as a sample.
     """
     cells = confirmed(store)
     choice = choice_variances(store)
     sharing = sharing_seeds(store)
-    if focus is None:
-        return []
     matched = [row for row in rows if row["method"] == focus and row["params_ratio"] is not None]
     overall_rows = []
     for (sweep, model, size), group in group_by(matched, "sweep", "model", "train_size").items():

@@ -310,7 +310,9 @@ def _families(rows: Sequence[Row], focus: str | None) -> str:
         sentences.append(f"The rows of {style(mine[0]['method']).name} are corrected together by Holm's steps{mean}.")
     if len(mine) < len(first):
         which = "all other methods" if mine else "all methods"
-        sentences.append(f"The rows of {which} are corrected together by Holm.")
+        means = not mine and any(r["reference"] is None and r["n_budgets"] and not _like_these(r) for r in first)
+        share = "'s steps, of which the means over all budgets share half of the level at the first" if means else ""
+        sentences.append(f"The rows of {which} are corrected together by Holm{share}.")
     if len(first) < len(rows):
         sentences.append(f"So are the rows marked{LATER}, apart from the others.")
     return "".join(f"{sentence} " for sentence in sentences)

@@ -115,7 +115,7 @@ def conclude(
     if all(untested(r["verdict"]) for r in [*cells, *mean_rows]):
         return Conclusion(f"{early}No conclusion about {a} and {b}: {_why_untested(cells)} (observed {_range(cells)}).")
     if asked.focus is None:
-        main_text, single_text, reasons = _answer_for_each(cells, b)
+        main_text, single_text, reasons = _answer_for_each(cells, mean_rows, b)
     else:
         main_text, single_text, reasons = _answer_for_one(cells, mean_rows, a, b, advise=not early)
     limits = [*_like_these([r for r in mean_rows if r["test"] == OVER_DATASETS]), *unlike]
@@ -152,8 +152,9 @@ def _basis(cells: Sequence[Row], mean_rows: Sequence[Row], level: float) -> str:
     """Return sentences on how the comparisons were tested."""
     counts = {round(r["n"] / (r["datasets"] or 1)) for r in cells}
     seeds = f"{range_text(counts)} seed{'' if counts == {1} else 's'}"
-    half = any(r["test"] != OVER_DATASETS for r in mean_rows)
-    shared = ", half of it for the average over budgets" if half else ""
+    means = {r["method"] for r in mean_rows if r["test"] != OVER_DATASETS}
+    over = "budgets" if len({r["reference"] for r in cells}) > 1 else "data sets"
+    shared = f", half of it for the {'average' if len(means) == 1 else 'averages'} over {over}" if means else ""
     equal = f"compared at equal {_limit_name(cells)} and " if _largest_mismatch(cells) <= MATCHED else ""
     return (
         f"Methods are {equal}paired by seed ({seeds}). Differences account for the choice of learning rate. Verdicts "
@@ -172,8 +173,16 @@ def preliminary_words(compared: pa.Table) -> str:
     return preliminary((compared.schema.metadata or {}).get(EARLY, b"").decode())
 
 
-def _answer_for_each(cells: Sequence[Row], b: str) -> tuple[str, str, list[str]]:
-    """Return the answer if each method is compared with the baseline: the answer, "", and reasons for no conclusion."""
+def _answer_for_each(cells: Sequence[Row], mean_rows: Sequence[Row], b: str) -> tuple[str, str, list[str]]:
+    """Return the answer if each method is compared with the baseline.
+
+    That is: the answer, the verdicts at single budgets if the answer is about means, and reasons for no conclusion.
+    """
+    means = [r for r in mean_rows if r["test"] != OVER_DATASETS]
+    if means and len({(r["sweep"], r["model"], r["train_size"]) for r in cells}) == 1:
+        where = _averaged(means, len({r["reference"] for r in cells}))
+        answer, reasons = _sorted_by_verdict(means, _matching_text(cells), b, where)
+        return answer, f"The single {_places(cells)}: {_verdicts(cells)}.", reasons
     if len({(*place_of(r), r["reference"]) for r in cells}) > 1:
         rows_by_method = [
             [r for r in cells if r["method"] == method] for method in in_order({r["method"] for r in cells})
@@ -182,14 +191,25 @@ def _answer_for_each(cells: Sequence[Row], b: str) -> tuple[str, str, list[str]]
         sentences = [_summary(mine, name, b) for name, mine in zip(names, rows_by_method, strict=True)]
         whose = (f"{name}: {text}" for name, text in zip(names, sentences, strict=True))
         return f"{_matching_text(cells).rstrip(',')}. {' '.join(whose)}", "", _reasons(cells)
-    at = f"at {_budget_text(cells[0], '')}"
-    rows_by_verdict = {verdict: [r for r in cells if r["verdict"] == verdict] for verdict in TESTED_VERDICTS}
+    answer, reasons = _sorted_by_verdict(cells, _matching_text(cells), b, f"at {_budget_text(cells[0], '')}")
+    return answer, "", reasons
+
+
+def _sorted_by_verdict(rows_of_methods: Sequence[Row], lead: str, b: str, at: str) -> tuple[str, list[str]]:
+    """Return which methods are higher, lower, equivalent or not distinguishable, and reasons for no conclusion.
+
+    Args:
+        rows_of_methods: one row for each method.
+        lead: the start of the first sentence.
+        b: name of the baseline.
+        at: words for where: a budget, or over what the rows are means.
+    """
+    rows_by_verdict = {verdict: [r for r in rows_of_methods if r["verdict"] == verdict] for verdict in TESTED_VERDICTS}
     sentences = [
         f"{_named(rows)} {'scores' if len(rows) == 1 else 'score'} {verdict} than {b} {at}."
         for verdict in TESTED_VERDICTS[:2]
         if (rows := rows_by_verdict[verdict])
     ]
-    lead = _matching_text(cells)
     sentences = (
         [f"{lead} {sentences[0]}", *sentences[1:]]
         if sentences
@@ -200,11 +220,11 @@ def _answer_for_each(cells: Sequence[Row], b: str) -> tuple[str, str, list[str]]
     if rows := [r for r in rows_by_verdict[TESTED_VERDICTS[-1]] if not inconclusive(r)]:
         sentences.append(f"Not distinguishable from {b}: {_named(rows)}.")
     reasons = []
-    if rows := [r for r in cells if inconclusive(r)]:
+    if rows := [r for r in rows_of_methods if inconclusive(r)]:
         reasons.append(f"No conclusion on {_named(rows)}: {_missed(rows)}")
-    if rows := [r for r in cells if untested(r["verdict"])]:
+    if rows := [r for r in rows_of_methods if untested(r["verdict"])]:
         reasons.append(f"Not tested: {_named(rows)}, since {_why_not(rows)}.")
-    return " ".join(sentences), "", reasons
+    return " ".join(sentences), reasons
 
 
 def _named(rows: Sequence[Row]) -> str:

@@ -80,10 +80,8 @@ def build(request: Request) -> dict[str, Adapter]:
 
 register(
     Method(
-        name="lora-fa",
         title="LoRA-FA",
         config=LoraFaConfig,
-        capacity_field="r",
         count=count,
         max_capacity=max_capacity,
         build=build,

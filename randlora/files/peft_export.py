@@ -202,7 +202,7 @@ def _why_not(adapted: Adapted, parted: list[str]) -> str:
     """Return why PEFT has no exact form for these adapters."""
     title = adapted.method.title
     if adapted.method.name not in _WRITERS:
-        return f"PEFT has no {title}, and its delta has no low-rank form; {INSTEAD}"
+        return f"PEFT has no {title}, and this package knows no low-rank form of its delta; {INSTEAD}"
     if parted:
         return f"{parted[0]} is a part of a fused weight, which PEFT's {title} cannot adapt alone; {INSTEAD}"
     ranks = sorted(set(adapted.capacities.values()))

@@ -48,8 +48,7 @@ class Method:
     for an option gets all options.
 
     Attributes:
-        config: the class of its configuration.
-        name, capacity_field: those of the configuration, unless given.
+        config: the class of its configuration, which also has the method's name.
         title: the name that people read.
         count: count(shape, capacity, **options) returns the number of trainable parameters of one weight, exactly as
             `attach` builds it.
@@ -91,8 +90,6 @@ class Method:
     """
 
     config: type[AdapterConfig]
-    name: str = ""
-    capacity_field: str = ""
     count: Callable[..., int]
     together: Callable[..., int] | None = None
     max_capacity: Callable[..., int] = full_rank
@@ -119,9 +116,15 @@ class Method:
     freedom_together: Callable[..., int] | None = None
     freedom_at_most: Callable[..., bool] | None = None
 
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "name", self.name or self.config.method)
-        object.__setattr__(self, "capacity_field", self.capacity_field or self.config.capacity_field)
+    @property
+    def name(self) -> str:
+        """Return the name in the registry and in sweep files. Adapters find their method by it."""
+        return self.config.method
+
+    @property
+    def capacity_field(self) -> str:
+        """Return the name of the configuration's field that sets the size, such as "r"."""
+        return self.config.capacity_field
 
     @property
     def options(self) -> dict[str, Any]:

@@ -158,7 +158,7 @@ _TRANSFORMERS: dict[tuple[str, ...], tuple[str, ...]] = {
 }
 """In transformers: names of children -> models and classes that read the children's weights instead of calling them.
 
-Only fused kernels read the x_proj and out_proj of Mambas.
+Only fused kernels read the x_proj and out_proj of Mambas; from transformers 5.25 on, FalconMamba calls both.
 """
 _READERS: dict[str, tuple[tuple[str, ...], Callable[[Any], bool]]] = {
     "timm.models.beit.Attention": (("qkv",), _biased),

@@ -10,7 +10,17 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.text import Text
 
-from analysis.format import amount, bytes_text, duration, freedom_text, listed, off_budget, plural, quantity
+from analysis.format import (
+    EVERY_METHOD,
+    amount,
+    bytes_text,
+    duration,
+    freedom_text,
+    listed,
+    off_budget,
+    plural,
+    quantity,
+)
 from analysis.styles import short_names, size_text
 from sweeps.cli.options import Available, Json, Scale, Set, Source, Spec, load, store_of
 from sweeps.cli.power import Like, print_prospects, prospects
@@ -482,7 +492,7 @@ def print_plan(plan: Plan) -> None:
         margin = 100 * confirm.margin
         out.print(f"margin    differences below {margin:g} {'point' if margin == 1 else 'points'} count as none")
     if confirm.question is not None:
-        out.print(f"question  {confirm.question}")
+        out.print(f"question  {'every method' if confirm.question == EVERY_METHOD else confirm.question}")
     if confirm.max_seeds is not None:
         seeds, most = plural(len(confirm.seeds), "seed"), confirm.max_seeds
         none = "no more can be added, so one look has the whole level of 5 %"

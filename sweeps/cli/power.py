@@ -142,14 +142,15 @@ def _design(plan: Plan, pilot: Pilot) -> Design | None:
     pairs = [c for c in pairs if (c.dataset, c.train_size, c.reference) in baseline_places]
     if not pairs:
         return None
-    means = len({c.train_size for c in pairs}) if focus is not None and len(pairs) > 1 else 0
+    in_question = {c.method for c in pairs} if question.every else {focus} if focus else set()
+    rows_of_means = Counter((c.method, c.train_size) for c in pairs if c.method in in_question)
     search = spec.search
     example_counts = [c.val_examples for c in pairs if c.val_examples]
     return Design(
         seeds=len(spec.confirm.seeds),
         maximum=spec.confirm.max_seeds,
         rows=len(pairs),
-        means=means,
+        means=sum(rows > 1 for rows in rows_of_means.values()),  # a mean of one row is that row
         reruns=(search.rerun_rates, search.rerun_seeds) if search.reruns else (0, 0),
         rates=search.rates if search.allowance is None else None,
         examples=min(example_counts) if example_counts and pilot.tells_examples else None,

@@ -174,9 +174,12 @@ def _journal(journal: Journal | None) -> Check:
 
 def _rows(store: Store, journal: Journal | None) -> Check:
     """Check that the rows of the tables are those of the journal."""
+    wrong = [f"a part of the table {part.table!r} cannot be read ({part.path.name})" for part in store.damaged]
+    wrong += _without_cell(store)
+    if journal is None and wrong:
+        return _check("rows", wrong, "")
     if journal is None:
         return Check("rows", "not checked", ("there is no journal to compare the rows with",))
-    wrong = [f"a part of the table {part.table!r} cannot be read ({part.path.name})" for part in store.damaged]
     written = rows_of(journal.events)
     begun = next((datetime.fromisoformat(e["at"]) for e in journal.events if e["ev"] == "sweep" and e.get("at")), None)
     earlier = _ended_before(store, begun)
@@ -203,6 +206,19 @@ def _rows(store: Store, journal: Journal | None) -> Check:
         count += len(journal_rows)
     noted = [f"{plural(before, 'row')} of the tables are older than the journal"] if before else []
     return _check("rows", wrong, f"{count:,} of {count + before:,} rows follow from the journal", noted)
+
+
+def _without_cell(store: Store) -> list[str]:
+    """Return texts about tables with rows of cells that the table `cells` lacks. No result shows these rows."""
+    cells = {r["cell_id"] for r in store.table("cells").to_pylist()}
+    texts = []
+    for name in ("trials", "choices"):
+        strange = {r["cell_id"] for r in store.table(name).to_pylist()} - cells
+        if strange:
+            texts.append(
+                f"{name} has rows of {plural(len(strange), 'cell')} that the table 'cells' lacks: {min(strange)}"
+            )
+    return texts
 
 
 def _is_older(name: str, row: Row, begun: datetime | None, earlier: Container[str]) -> bool:
@@ -235,12 +251,16 @@ def _scores(store: Store) -> Check:
     count = 0
     epochs: dict[tuple[str, int | None], dict[int, float | None]] = defaultdict(dict)
     lost: Counter[str] = Counter()
+    unchecked: Counter[str] = Counter()
     for r in store.table("metrics").to_pylist():
         lost["epochs"] += r["trial_id"] not in trials
         epochs[r["trial_id"], r["attempt"]][r["epoch"]] = r["val_score"]
     for r in trials.values():
         curve = epochs.get((r["trial_id"], r["attempt"]))
-        if r["val_score"] is None or r["status"] != "finished" or not curve:
+        if r["val_score"] is None or r["status"] != "finished":
+            continue
+        if not curve:
+            unchecked["validation"] += bool(r["epochs"])  # an untrained model has no epochs
             continue
         count += 1
         if (last := curve.get(r["epochs"])) != r["val_score"]:
@@ -259,8 +279,18 @@ def _scores(store: Store) -> Check:
                 continue
             if score is None or abs(share - score) > 1e-9:
                 wrong.append(f"trial {r['trial_id']}: test score {score}, but {share} of its answers are right")
-    wrong += [f"{count} {what} are of trials that the tables lack" for what, count in lost.items() if count]
-    return _check("scores", wrong, f"{count:,} of {count:,} scores follow from epochs and answers")
+    wrong += [f"{number} {what} are of trials that the tables lack" for what, number in lost.items() if number]
+    answered = {r["trial_id"] for r in store.table("predictions").to_pylist()}
+    for r in trials.values():
+        by_answers = r["test_score"] is not None and (r["metric"] or "").startswith("accuracy")
+        unchecked["test"] += by_answers and r["status"] == "finished" and r["trial_id"] not in answered
+    noted = [
+        f"{plural(number, f'{kind} score')} cannot be checked: the tables lack their {what}"
+        for kind, what in (("validation", "epochs"), ("test", "answers"))
+        if (number := unchecked[kind])
+    ]
+    total = count + unchecked.total()
+    return _check("scores", wrong, f"{count:,} of {total:,} scores follow from epochs and answers", noted)
 
 
 def _configurations(store: Store, events: Sequence[Event]) -> Check:

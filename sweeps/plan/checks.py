@@ -63,7 +63,10 @@ def check_adapters(module: nn.Module, cells: Sequence[Cell]) -> None:
             values = [f"{d.name} = {json.dumps(d.values[0])}" for d in fixed if len(d.values) == 1]
             problems.append(Problem(f"methods.{name}.space", None, rule, ", ".join(values) or None))
         elif built != {cell.count}:
-            raise AssertionError(f"{cell.label}: predicted {cell.count} parameters, built {built}; please report this")
+            sizes = ", ".join(map(str, sorted(built)))
+            rule = f"the method's count says {cell.count} parameters for {cell.label}, and {sizes} are built: "
+            rule += f"count must agree with build. randlora.testing.check({name!r}) shows where they differ"
+            problems.append(Problem(f"methods.{name}", None, rule))
     if problems:
         raise SpecError(problems)
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
+from analysis.format import EVERY_METHOD
 from randlora.errors import AdapterError
 from randlora.methods.prompts.kinds import PREFIX as PROMPTS
 from randlora.methods.registry import METHODS, get_method
@@ -205,6 +206,6 @@ def name_problems(spec: Sections) -> list[Problem]:
         if name not in names
     ]
     question, with_budget = spec.confirm.question, [m for m in spec.methods if spec.base(m) in METHODS]
-    if question is not None and question not in with_budget:
-        problems.append(unknown("confirm.question", question, "method with a budget", with_budget))
+    if question is not None and question not in [EVERY_METHOD, *with_budget]:
+        problems.append(unknown("confirm.question", question, "method with a budget", [*with_budget, EVERY_METHOD]))
     return problems

@@ -320,7 +320,7 @@ class ConfirmSection(_Section):
     be called "equivalent". Default: no method is."""
     question: Annotated[str | None, LATER] = None
     """The method that the first sentence of the results compares with LoRA. Default: RandLoRA if present, else the only
-    other method."""
+    other method. "all": every method is in question, and each gets its mean over data sets and budgets."""
     hold: dict[Literal["data_seed", "init_seed", "basis_seed"], Annotated[int, Field(ge=0)]] = Field(default={})
     """Kinds of seeds that are the same in all trials: `{ data_seed = 0 }` gives all trials the same examples in the
     same order. The others are `init_seed` (initial values, dropout) and `basis_seed` (frozen random bases)."""

@@ -34,6 +34,35 @@ class Twice(Lora):
         return 2 * super().linear(x, base, bias) - torch.nn.functional.linear(x, base, bias)
 
 
+class Random(Lora):
+    """LoRA whose A comes from the global generator."""
+
+    def start(self) -> None:
+        with torch.no_grad():
+            self.a.normal_()
+
+
+class Frozen(Lora):
+    """LoRA that counts a matrix which it does not train."""
+
+    def start(self) -> None:
+        self.a.requires_grad_(requires_grad=False)
+
+
+class Noisy(Lora):
+    """LoRA that changes the model's outputs while it trains."""
+
+    def linear(self, x: Tensor, base: Tensor, bias: Tensor | None) -> Tensor:
+        return super().linear(x, base, bias) + (0.1 if self.training else 0.0)
+
+
+class OfRows(Lora):
+    """LoRA that cannot read (batch x tokens x in)."""
+
+    def linear(self, x: Tensor, base: Tensor, bias: Tensor | None) -> Tensor:
+        return torch.addmm(torch.zeros(1) if bias is None else bias, x, self.weight(base).t())
+
+
 class Summed(Lora):
     """LoRA that adds its delta to the weight in the product's precision."""
 
@@ -48,6 +77,8 @@ def built_as(kind: type[Lora]) -> Callable[[Request], dict[str, Adapter]]:
         made = plain(request)
         for adapter in made.values():
             adapter.__class__ = kind
+            if request.weights["0.weight"].device.type != "meta":
+                getattr(adapter, "start", lambda: None)()
         return made
 
     return build
@@ -56,7 +87,18 @@ def built_as(kind: type[Lora]) -> Callable[[Request], dict[str, Adapter]]:
 @pytest.mark.parametrize(
     ("changed", "words"),
     [
-        ({"count": lambda shape, capacity, **options: 1}, "count says 3 trainable parameters, 448 are built on 'meta'"),
+        (
+            {"count": lambda shape, capacity, **options: 1},
+            "at r = 4 count says 3 trainable parameters, 448 are built on 'meta'",
+        ),
+        (
+            {"count": lambda shape, capacity, **options: min(capacity, 4) * sum(shape)},
+            "at r = 8 count says 448 trainable parameters, 896 are built on 'meta'",
+        ),
+        ({"build": built_as(Random)}, "the same seeds give another start of 0.weight.a: draw all random numbers"),
+        ({"build": built_as(Frozen)}, "0.weight.a does not require a gradient"),
+        ({"build": built_as(Noisy)}, "the start changes the model's outputs in train mode, by "),
+        ({"build": built_as(OfRows)}, "RuntimeError: .*"),
         ({"build": built_as(Restless)}, "weight is not the base and delta of 0.weight, by 1.0e-01"),
         ({"build": built_as(Twice)}, "merged weights give other outputs than linear"),
     ],

@@ -12,8 +12,9 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
-from types import FrameType
+from types import FrameType, ModuleType
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 import torch
@@ -58,9 +59,10 @@ TRIAL = TrialConfig(
 def example(heading: str) -> dict[str, Any]:
     """The names that the block of code under a heading leaves."""
     block = PAGE.split(f"### {heading}\n")[1].split("```python\n")[1].split("```")[0]
-    names: dict[str, Any] = {"__name__": f"architecture_{heading.replace(' ', '_')}"}
-    exec(compile(block, heading, "exec"), names)
-    return names
+    module = ModuleType(f"architecture_{heading.replace(' ', '_')}")
+    with patch.dict(sys.modules, {module.__name__: module}):  # dataclasses look up the module of their class
+        exec(compile(block, heading, "exec"), vars(module))
+    return vars(module)
 
 
 def resolve(dotted: str) -> Any:

@@ -47,7 +47,8 @@ class Design:
         seeds: number of CONFIRM seeds.
         maximum: declared maximum of seeds; None if none is declared.
         rows: number of comparisons of the family that is tested, over budgets, data sets and methods.
-        means: number of means over these rows that are tested with them, one for each training size.
+        means: number of means over these rows that are tested with them, one for each training size and method in
+            question.
         reruns: number of best rates that are run again, and of seeds for each; None: as in the pilot.
         rates: number of rates tried; None: as in the pilot.
         examples: number of validation examples; None: as in the pilot.

@@ -155,7 +155,6 @@ def _entry(name: str, parts: Name) -> Method:
     )
     return dataclasses.replace(
         adapter or prompts_alone,
-        name=name,
         title=" + ".join(titles),
         config=config,
         count=count,

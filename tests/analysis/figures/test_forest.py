@@ -51,6 +51,20 @@ def test_a_row_for_every_difference_and_mean(tmp_path: Path) -> None:
     assert sum(", 2 data sets; " in tip for tip in picture.figure.tips.values()) == 1  # not pairs
 
 
+def test_methods_in_question_are_groups_of_rows(tmp_path: Path) -> None:
+    folder = make_results(
+        tmp_path / "every", plan=dict.fromkeys(("lora", "randlora", "dora"), ("lora-4",)), datasets=["a", "b"]
+    )
+    declaration = {"ev": "declare", "name": "every", "seeds": [0, 1, 2], "max_seeds": None, "margin": 0.02, "scored": 0}
+    with (folder / "journal.jsonl").open("a", encoding="utf-8") as journal:
+        journal.write(json.dumps(declaration | {"question": "all"}) + "\n")
+    [picture] = _forest(open_store(folder))
+    [axes] = picture.figure.axes
+    kinds = ("a", "b", "mean", "sets like these")
+    assert [t.get_text() for t in axes.get_yticklabels()] == [f"{m}: {k}" for m in ("RandLoRA", "DoRA") for k in kinds]
+    assert axes.get_xlabel() == "test accuracy: each method minus LoRA (points)"
+
+
 def test_a_mean_of_one_budget_says_which(tmp_path: Path) -> None:
     table = scaling.comparisons(made(tmp_path / "one", "ab", budgets=1)).to_pylist()
     rows = pa.Table.from_pylist([r for r in table if r["method"] == "randlora"], schema=scaling.COMPARISONS)

@@ -122,6 +122,26 @@ def test_the_pair_in_question_has_one_verdict_whichever_is_the_baseline(tmp_path
     assert [turned.get(r["verdict"], r["verdict"]) for r in back] == [r["verdict"] for r in there]
 
 
+def test_every_method_in_question_has_its_mean_and_all_rows_share_one_level(tmp_path: Path) -> None:
+    plan = dict.fromkeys(("lora", "randlora", "vera", "nola"), ("lora-1", "lora-4"))
+    folder = make_results(tmp_path / "every", plan=plan, seeds=5, advantage=0.05)
+    said = {"ev": "declare", "name": "every", "seeds": [*range(5)], "max_seeds": 5, "margin": 0.5, "scored": 0}
+    with (folder / "journal.jsonl").open("a") as journal:
+        journal.write(json.dumps(said | {"question": "all"}) + "\n")
+    store = open_store(folder)
+    assert scaling.question(store) == scaling.Question(None, "lora", every=True)
+    table = scaling.comparisons(store)
+    tested = [r for r in table.to_pylist() if r["p"] is not None]
+    means = [r for r in tested if r["reference"] is None and r["test"] != OVER_DATASETS]
+    assert {r["method"] for r in means} == {"randlora", "vera", "nola"}
+    others = [r for r in tested if r not in means]
+    assert [r["alpha"] for r in means] == pytest.approx([0.05 / 2 / 3] * 3)
+    assert [r["alpha"] for r in others] == pytest.approx([0.05 / 2 / len(others)] * len(others))
+    answer = str(conclusions.conclude(table, asked=scaling.question(store)))
+    assert "on average over the 2 budgets" in answer and "The single budgets:" in answer
+    assert "averages over budgets" in answer
+
+
 def test_looks_share_the_level(tmp_path: Path) -> None:
     """What the report says of looks holds of the verdicts: the first without a maximum has four fifths of 5 %."""
     cells: Cells = {("lora", "lora-1", "a"): {0: 0.5, 1: 0.51}, ("randlora", "lora-1", "a"): {0: 0.52, 1: 0.534}}

@@ -207,7 +207,11 @@ def test_scales_per_weight_are_imported(tmp_path: Path) -> None:
             ["proj"],
             "rank 16 in PEFT's LoRA form, which is no smaller than the dense one.*export_deltas",
         ),
-        (HybridConfig(5), ["proj"], "PEFT has no LoRA [+] RandLoRA, and its delta has no low-rank form.*export_deltas"),
+        (
+            HybridConfig(5),
+            ["proj"],
+            "PEFT has no LoRA [+] RandLoRA, and this package knows no low-rank form of its delta.*export_deltas",
+        ),
         (RandLoraBConfig(3), ["proj"], "PEFT has no RandLoRA-b.*export_deltas"),
         (RandLoraSvdConfig(3), ["proj"], "PEFT has no RandLoRA-SVD.*export_deltas"),
         (RandLoraConfig(3), ["qkv[q]"], "part of a fused weight, which PEFT's RandLoRA cannot adapt.*export_deltas"),

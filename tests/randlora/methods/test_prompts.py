@@ -248,7 +248,9 @@ def test_a_method_beside_prompts_keeps_what_it_is(monkeypatch: pytest.MonkeyPatc
     hybrid, beside = get_method("hybrid"), get_method("prompt:coop+hybrid")
     assert hybrid.experimental and beside.experimental and not get_method("prompt:coop+lora").experimental
     assert beside.update_rank is None and beside.capacity_field == hybrid.capacity_field
-    own = dataclasses.replace(get_method("vera"), name="own", mixes_rows=True, published_lr=1.0)
+    vera = get_method("vera")
+    config = type("OwnConfig", (vera.config,), {"method": "own"})
+    own = dataclasses.replace(vera, config=config, mixes_rows=True, published_lr=1.0)
     monkeypatch.setitem(METHODS.registered, "own", own)
     first = get_method("prompt:coop+own")
     assert first.mixes_rows and first is get_method("prompt:coop+own")

@@ -158,10 +158,8 @@ def build_rows(request: Request) -> dict[str, Adapter]:
 def toy() -> Iterator[Method]:
     method = register(
         Method(
-            name="rows",
             title="Rows",
             config=RowConfig,
-            capacity_field="r",
             count=rows_count,
             max_capacity=rows_reach,
             build=build_rows,

@@ -159,13 +159,18 @@ def test_every_projection_of_a_mamba_is_adapted() -> None:
 
 @pytest.mark.parametrize("name", sorted(_READERS))
 def test_the_classes_that_read_their_childrens_weights_are_their_packages(name: str) -> None:
-    """One that its package has renamed would leave an adapter idle."""
+    """One that its package has renamed would leave an adapter idle.
+
+    A newer version may call a child whose weight an older one reads: adapting the weight is right for both.
+    """
     module, _, kind = name.rpartition(".")
     pytest.importorskip(module.rpartition(".")[0])
     spec = importlib.util.find_spec(module)
     assert spec is not None and spec.origin is not None
     own = Path(spec.origin).read_text(encoding="utf-8").partition(f"\nclass {kind}(")[2].partition("\nclass ")[0]
-    assert [child for child in _READERS[name][0] if f"self.{child}.weight" not in own] == []
+    used = {child for child in _READERS[name][0] if f"self.{child}.weight" in own or f"self.{child}(" in own}
+    assert used == set(_READERS[name][0])
+    assert any(f"self.{child}.weight" in own for child in used)
 
 
 def test_a_fused_name_is_suggested_where_the_parts_are_asked_for() -> None:

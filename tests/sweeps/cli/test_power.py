@@ -36,6 +36,15 @@ def test_the_curve_falls_with_seeds_and_the_plan_says_its_point(quickstart: Any)
     assert f"about {100 * quickstart['each']:.1f} points" in printed
 
 
+def test_every_method_in_question_of_several_budgets_has_a_mean(quickstart: Any) -> None:
+    like = ("--like", quickstart["like"])
+    design = said("power", FILE, *like, "--set", 'confirm.question="all"')["design"]
+    assert (design["rows"], design["means"]) == (5, 1)  # VeRA and NoLA have one budget
+    both = ("--set", 'confirm.question="all"', "--set", 'methods.dora.budgets=["lora-4", "lora-16"]')
+    design = said("power", FILE, *like, *both)["design"]
+    assert (design["rows"], design["means"]) == (7, 2)
+
+
 def test_seeds_and_validation_examples_span_the_curve_where_the_like_sweep_tells_both() -> None:
     found = said("power", FILE, "--like", str(RESULTS / "photos"))
     own = found["design"]["examples"]

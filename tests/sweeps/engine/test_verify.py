@@ -279,6 +279,29 @@ def test_a_copy_without_a_journal_is_checked_against_itself(tmp_path: Path, chea
     assert name in {check.name for check in verify(open_store(folder)).failed}
 
 
+@pytest.mark.parametrize("table", ["cells", "trials", "metrics", "predictions", "choices"])
+def test_a_copy_without_a_journal_whose_table_is_damaged_is_not_verified(tmp_path: Path, table: str) -> None:
+    folder = Path(shutil.copytree(QUICKSTART, tmp_path / "r"))
+    part = next((folder / "tables" / table).glob("*.parquet"))
+    part.write_bytes(part.read_bytes()[:100])
+    found = verify(open_store(folder))
+    assert "rows" in {check.name for check in found.failed} and found.receipt.startswith("NOT verified")
+    assert any(f"a part of the table {table!r} cannot be read" in text for c in found.failed for text in c.says)
+
+
+def test_a_copy_says_which_tables_and_scores_it_lacks(tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(QUICKSTART, tmp_path / "r"))
+    shutil.rmtree(folder / "tables" / "metrics")
+    shutil.rmtree(folder / "tables" / "predictions")
+    [scores] = [check for check in verify(open_store(folder)).checks if check.name == "scores"]
+    assert scores.outcome == "noted" and scores.says[0].startswith("0 of 174 scores follow")
+    assert "validation scores cannot be checked: the tables lack their epochs" in scores.says[1]
+    assert "test scores cannot be checked: the tables lack their answers" in scores.says[2]
+    shutil.rmtree(folder / "tables" / "cells")
+    [rows] = [check for check in verify(open_store(folder)).failed if check.name == "rows"]
+    assert rows.says[0].startswith("trials has rows of 10 cells that the table 'cells' lacks")
+
+
 @pytest.mark.parametrize("folder", sorted((ROOT / "docs" / "results").glob("*/")), ids=lambda path: path.name)
 def test_committed_results_hold(folder: Path) -> None:
     assert not verify(open_store(folder)).failed

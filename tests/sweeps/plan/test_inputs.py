@@ -16,6 +16,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
+from randlora import METHODS
 from sweeps.backends.needs import Needs
 from sweeps.backends.ray.backend import using
 from sweeps.backends.resources import ResourceError
@@ -568,3 +569,15 @@ def test_machines_of_a_cluster_are_asked_for_it_before_a_trial_runs(
     with pytest.raises(ResourceError, match=r"n2 10\.0\.0\.2.*lacks /data"):
         run(plan, backend=using(pool), trial=TRIAL, progress=False)
     assert asked == [inputs.needs_of(plan, TRIAL)] and not (tmp_path / "r").exists()
+
+
+def test_a_count_that_differs_from_what_is_built_is_a_problem_of_the_method(monkeypatch: pytest.MonkeyPatch) -> None:
+    true = METHODS["lora"]
+    wrong = replace(true, count=lambda shape, capacity, **options: true.count(shape, capacity, **options) - 1)
+    monkeypatch.setitem(METHODS.registered, "lora", wrong)
+    tree = {"name": "t", "model": {"id": "embedded:tiny-clip"}, "data": {"datasets": ["embedded:fashion-mnist"]}}
+    tree |= {"budgets": {"lora_rank": [4]}, "methods": {"lora": {}}}
+    with pytest.raises(SpecError) as raised:
+        Plan.from_spec(SweepSpec.parse(tree))
+    rules = {problem.field: problem.rule for problem in raised.value.problems}
+    assert "count must agree with build. randlora.testing.check('lora') shows where" in rules["methods.lora"]

@@ -242,7 +242,7 @@ class SliceConfig(AdapterConfig):
 def test_a_method_of_ones_own_that_checks_nothing_is_refused_by_its_counts(
     r: int, most: Callable[..., int], names: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    changed = {"name": "slices", "config": SliceConfig, "capacity_field": "k", "max_capacity": most}
+    changed = {"config": SliceConfig, "max_capacity": most}
     count = {"count": lambda shape, k, r=4, **_: k * r * shape[0], "update_rank": None, "freedom": None}
     monkeypatch.setitem(METHODS.registered, "slices", replace(METHODS["lora"], **changed, **count))
     (found,) = refused(lambda: Plan.from_spec(SweepSpec.parse(tree({"lora": {}, "slices": {"r": r}}))))

@@ -89,7 +89,10 @@ def test_a_value_that_stands_twice(tmp_path: Path, field: str) -> None:
         (GOOD + "[confirm]\nmargin = -0.01", Wrong("confirm.margin", -0.01, names=("0", "1", "margin = 0.01"))),
         (GOOD + "[confirm]\nmargin = 1", Wrong("confirm.margin", 1, names=("0", "1", "margin = 0.01"))),
         (GOOD + "[confirm]\nmargin = nan", Wrong("confirm.margin", float("nan"))),
-        (GOOD + "[confirm]\nquestion = 'full'", Wrong("confirm.question", "full", names=("lora, randlora",))),
+        (
+            GOOD + "[confirm]\nquestion = 'full'",
+            Wrong("confirm.question", "full", "all", names=("all, lora, randlora",)),
+        ),
         (GOOD + "[confirm]\nseeds = 5\nmax_seeds = 3", Wrong("confirm", names=("max_seeds = 3", "5"))),
         (GOOD + "[search]\ntrials = 4", Wrong("search", names=("rerun_rates", "rerun_seeds", "trials = 6"))),
         (
