@@ -32,8 +32,7 @@ class Column:
             'code' has a fixed width.
         group: the heading of the second table that has this column, which the page shows on request. Empty if the main
             table has it.
-        label: whether the column says what the row is about. Every second table repeats it, and it is shown even if it
-            is empty.
+        label: whether the column says what the row is about. Every second table repeats it.
         beneath: whether a phone shows the text beneath the method's name, which saves a column.
     """
 
@@ -52,7 +51,7 @@ class Part:
     Attributes:
         id: its id in the page.
         heading: what its columns are about; empty for the main table.
-        columns: those that have a text in some row.
+        columns: those that have a text in some row, or all if the sheet keeps empty ones.
         beneath: those whose text a phone shows beneath the method's name.
         rows: for each row its class, its text beneath the method's name, and its cells: column, text, method.
     """
@@ -80,6 +79,7 @@ class Sheet:
         note: how it was computed, shown on request.
         strong, faint: return whether a row is set off.
         folded: whether the page shows the table on request only.
+        keep_empty: whether a column without a text in any row is shown.
         mark: what Markdown and LaTeX also say of it, such as data that is left out.
     """
 
@@ -92,6 +92,7 @@ class Sheet:
     strong: Callable[[Row], bool] = lambda _: False
     faint: Callable[[Row], bool] = lambda _: False
     folded: bool = False
+    keep_empty: bool = False
     mark: str = ""
 
     @property
@@ -117,7 +118,7 @@ class Sheet:
         return [part for part in parts if not all(c.label for c in part.columns)]
 
     def _part(self, group: str, name: str) -> Part:
-        shown = [c for c in self.columns if c.label or any(c.text(row) for row in self.rows)]
+        shown = [c for c in self.columns if self.keep_empty or c.label or any(c.text(row) for row in self.rows)]
         columns = [c for c in shown if c.group == group or (c.label and group)]
         named = any(c.kind == "method" for c in columns)
         beneath = [c for c in columns if c.beneath and named]
@@ -150,9 +151,10 @@ def sheet_of(heads: Sequence[str], rows: Iterable[Sequence[object]], title: str 
     columns = []
     for i, name in enumerate(heads):
         numeric = bool(texts) and all(_is_number(row[i]) for row in texts)
-        columns.append(Column(name, itemgetter(str(i)), "number" if numeric else "text", label=True))
+        columns.append(Column(name, itemgetter(str(i)), "number" if numeric else "text"))
     # keyed by position, because two columns may share a heading
-    return Sheet("", title, columns, [{str(i): text for i, text in enumerate(row)} for row in texts])
+    lines = [{str(i): text for i, text in enumerate(row)} for row in texts]
+    return Sheet("", title, columns, lines, keep_empty=True)
 
 
 def sheet_of_arrow(table: pa.Table, most: int, title: str = "") -> Sheet:

@@ -307,17 +307,17 @@ def _decision_sheet(rows: Sequence[Row]) -> Sheet:
         shown.append({**r, "place": place if (place, r["model"]) != previous else ""})
         previous = place, r["model"]
     columns = [
-        Column("data", itemgetter("place"), label=True),
-        *([Column("model", itemgetter("model"), label=True)] if models else []),
-        Column("budget", itemgetter("reference"), label=True),
-        Column("take", lambda r: preliminary(r["early"]) + _take(r), label=True),
-        Column("score %", lambda r: percent(r["mean"]), "number", label=True),
-        Column("next", lambda r: "" if r["next"] is None else style(r["next"]).name, label=True),
-        Column("points [ ]", lambda r: "" if r["ahead"] is None else behind_text(r), "number", label=True),
-        Column("detectable", lambda r: _prospects(r)[0], "number", label=True),
-        Column("seeds needed", lambda r: _prospects(r)[1], "number", label=True),
+        Column("data", itemgetter("place")),
+        *([Column("model", itemgetter("model"))] if models else []),
+        Column("budget", itemgetter("reference")),
+        Column("take", lambda r: preliminary(r["early"]) + _take(r)),
+        Column("score %", lambda r: percent(r["mean"]), "number"),
+        Column("next", lambda r: "" if r["next"] is None else style(r["next"]).name),
+        Column("points [ ]", lambda r: "" if r["ahead"] is None else behind_text(r), "number"),
+        Column("detectable", lambda r: _prospects(r)[0], "number"),
+        Column("seeds needed", lambda r: _prospects(r)[1], "number"),
     ]
-    return Sheet("decisions", "", columns, shown)
+    return Sheet("decisions", "", columns, shown, keep_empty=True)
 
 
 def _take(row: Row) -> str:
@@ -403,21 +403,21 @@ def _name_notes(rows: Sequence[Row]) -> list[str]:
 def _block(title: str, measured: str, against: str, rows: list[Row], further: FurtherMeasure | None) -> Sheet:
     score = f"{measured.removeprefix('test ')} %"
     columns = [
-        Column("method", itemgetter("shown"), "method", label=True),
-        Column("budget", lambda r: r["reference"] or "", label=True),
-        Column("parameters", _parameters, "number", label=True),
-        Column("learning rate", _rate, "number", label=True),
+        Column("method", itemgetter("shown"), "method"),
+        Column("budget", lambda r: r["reference"] or ""),
+        Column("parameters", _parameters, "number"),
+        Column("learning rate", _rate, "number"),
     ]
     if any(row["batch_size"] for row in rows):
-        columns.append(Column("batch size", lambda r: quantity(r["batch_size"]), "number", label=True))
-    columns.append(Column(score, _score, "number", label=True))
+        columns.append(Column("batch size", lambda r: quantity(r["batch_size"]), "number"))
+    columns.append(Column(score, _score, "number"))
     if further is not None:
         name = further.name
-        columns.append(Column(further_head(name), lambda r: further_text(r["beside"], name), "number", label=True))
+        columns.append(Column(further_head(name), lambda r: further_text(r["beside"], name), "number"))
     columns += [
-        Column("seeds", seeds_text, "number", label=True),
-        Column(f"vs {against} [ ]", lambda r: change_text(r, *DIFFERENCE), "number", label=True),
-        Column(f"verdict vs {against}", _verdict, "verdict", label=True),
+        Column("seeds", seeds_text, "number"),
+        Column(f"vs {against} [ ]", lambda r: change_text(r, *DIFFERENCE), "number"),
+        Column(f"verdict vs {against}", _verdict, "verdict"),
     ]
     previous = None
     shown = []
@@ -425,7 +425,7 @@ def _block(title: str, measured: str, against: str, rows: list[Row], further: Fu
         if not _left_out(row):
             shown.append({**row, "shown": row["name"] if row["method"] != previous else ""})
             previous = row["method"]
-    return Sheet("block", title, columns, shown)
+    return Sheet("block", title, columns, shown, keep_empty=True)
 
 
 def _parameters(row: Row) -> str:

@@ -22,9 +22,11 @@ def test_numbers_are_aligned_right_and_lines_have_no_spaces_at_their_ends() -> N
     assert printed(Sheet("t", "", columns, rows)) == ["     p  verdict", "<0.001  higher", "   0.2"]
 
 
-def test_values_are_aligned_by_what_they_are() -> None:
+def test_values_are_aligned_by_what_they_are_and_empty_columns_stay() -> None:
     lines = printed(sheet_of(["n", "n", "name"], [[12, None, "a"], [1204.5, b"xyz", "bb"]]))
     assert lines == ["   n        n  name", "  12           a", "1204  3 bytes  bb"]
+    assert printed(sheet_of(["n", "none"], [[1, None]])) == ["n  none", "1"]
+    assert printed(sheet_of(["", ""], [["name", "text"]])) == ["name  text"]
 
 
 def test_a_narrow_terminal_loses_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
