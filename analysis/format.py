@@ -31,6 +31,11 @@ def visible(text: str) -> str:
     return text.translate(_HIDDEN)
 
 
+def one_line(text: str) -> str:
+    """Return a text as `visible`, on one line, with single spaces between its words."""
+    return visible(" ".join(text.split()))
+
+
 def finite(value: Any) -> Any:
     """Return a copy for JSON, in which numbers that are not finite are None, and bytes are base64 text."""
     if isinstance(value, float):

@@ -21,6 +21,7 @@ from typing import Any, get_args
 import typer
 import yaml
 
+from analysis.sheets.markdown import markdown_table
 from analysis.store.codec import Column, columns_of, doc_of
 from analysis.store.schemas import SCHEMA_VERSION, TABLES
 from analysis.store.sql.views import VIEWS
@@ -39,8 +40,8 @@ TEXTS = Path(__file__).parent / "page_texts"
 
 def table(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
     """Return a Markdown table."""
-    lines = [columns, ["---"] * len(columns), *rows]
-    return "\n".join("| " + " | ".join(str(cell).replace("|", "\\|") for cell in line) + " |" for line in lines)
+    header, *lines = ([str(cell).replace("|", "\\|") for cell in line] for line in (columns, *rows))
+    return markdown_table(header, lines).rstrip("\n")
 
 
 def listed(rows: Iterable[tuple[str, str]]) -> str:

@@ -10,23 +10,20 @@ import base64
 import hashlib
 import json
 import os
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote
 
-import jinja2
-from markupsafe import Markup, escape
+from markupsafe import Markup
 
 from analysis.figures import pictures, svg
-from analysis.format import visible
 from analysis.report import tables
 from analysis.report.facts import facts, moment
+from analysis.sheets import forms
+from analysis.sheets.html import templates
+from analysis.sheets.sheet import Sheet
 from analysis.store.store import Store, open_store
-from analysis.tables import export
-from analysis.tables.sheet import Sheet
 
 _RECORD = ".report.json"
 """Names of what the last report wrote beside its page."""
@@ -53,7 +50,7 @@ def write_report(
     store = open_store(folder)
     drawn, sheets = pictures.pictures(store, x, overlay), tables.sheets(store, x, overlay)
     paths = pictures.save(drawn, store.path)
-    paths |= export.save(sheets.values(), store.path) if sheets else {}
+    paths |= forms.save(sheets.values(), store.path) if sheets else {}
     _take_away(store.path, paths.values())
     page = store.path / "report.html"
     temporary = page.with_suffix(f".html.{os.getpid()}.tmp")  # a run that ends may write it too
@@ -73,25 +70,10 @@ def _take_away(folder: Path, written: Iterable[Path]) -> None:
         before = []
     for name in {str(n) for n in before} - set(now):
         place, _, file = name.partition("/")
-        if place in ("figures", export.FOLDER) and "/" not in file:
+        if place in ("figures", forms.FOLDER) and "/" not in file:
             (folder / place / file).unlink(missing_ok=True)
     if now != before:
         record.write_text(json.dumps(now), encoding="utf-8")
-
-
-def templates(package: str) -> jinja2.Environment:
-    """Return the environment of a package's templates.
-
-    An undefined variable is an error. Values are escaped, and hidden characters in them are made `visible`.
-    """
-    return jinja2.Environment(
-        loader=jinja2.PackageLoader(package, "templates"),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        finalize=lambda value: visible(value if isinstance(value, str) else str(value)),  # `Markup` stays what it is
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
 
 
 def render(
@@ -114,12 +96,7 @@ def render(
     drawn = pictures.pictures(store, x, overlay) if drawn is None else drawn
     sheets = tables.sheets(store, x, overlay) if sheets is None else sheets
     environment = templates("analysis.report")
-    filters: dict[str, Any] = {
-        "colour": lambda v: svg.colour(v) if v else "transparent",
-        "moment": moment,
-        "bracketed": _bracketed,
-        "csv": lambda sheet: quote(export.comma_separated(sheet)),
-    }
+    filters: dict[str, Any] = {"colour": lambda v: svg.colour(v) if v else "transparent", "moment": moment}
     environment.filters |= filters
     script = resources.files("analysis.report").joinpath("templates", "report.js").read_text(encoding="utf-8")
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
@@ -127,8 +104,3 @@ def render(
     shown: dict[str, Any] = {"pictures": by_kind, "sheets": sheets, "script": Markup(script), "digest": digest}  # noqa: S704
     shown |= {"overlay": overlay, "receipt": receipt}
     return environment.get_template("report.html.j2").render(**facts(store), **shown)
-
-
-def _bracketed(text: str) -> Markup:
-    """Return a cell with its interval marked, so that the page can set it off."""
-    return Markup(re.sub(r"(\[[^\]]*\])$", r'<span class="i">\1</span>', str(escape(text))))  # noqa: S704  escaped

@@ -6,11 +6,11 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 
 from analysis.errors import StoreError, nearest
+from analysis.sheets.sheet import Sheet
 from analysis.statistics.publications.published import overlaid
 from analysis.store.store import Store
 from analysis.tables import effects, evidence, fits, results
 from analysis.tables.diagnostics import DIAGNOSTIC_SHEETS, diagnostic_sheets
-from analysis.tables.sheet import Sheet
 from analysis.words.absent import absent_data
 
 

@@ -14,7 +14,8 @@ import pyarrow as pa
 
 from analysis.errors import DamagedPart, QueryError, StoreError, nearest
 from analysis.format import percent
-from analysis.html import ROWS, html_table, show_arrow_tables
+from analysis.sheets.html import ROWS, notebook_html, show_arrow_tables
+from analysis.sheets.sheet import sheet_of
 from analysis.store.journal import JOURNAL, Event, read_journal, rows_of
 from analysis.store.remote import DECLARED, is_uri, local_copy
 from analysis.store.schemas import SCHEMAS, TABLES
@@ -79,7 +80,7 @@ class Store:
         ]
         columns = ("method", "budget", "data", "size", "parameters", "mean test score, %", "95 % interval", "seeds")
         title = f"Results of {', '.join(self.names)}; trials: {status_text}"
-        return html_table(title, columns, rows, len(scaling_rows) - len(rows))
+        return notebook_html(sheet_of(columns, rows, title), len(scaling_rows) - len(rows))
 
     @property
     def path(self) -> Path:

@@ -1,18 +1,19 @@
-"""The results table at the end of a run: as an Arrow table, and drawn on the terminal with rich."""
+"""The results table at the end of a run: as an Arrow table, and printed on the terminal."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Collection, Sequence
+from operator import itemgetter
 from typing import Any
 
 import pyarrow as pa
 from rich.console import Console
-from rich.table import Table
-from rich.text import Text
 
 from analysis.errors import StoreError
 from analysis.format import Row, change_text, duration, listed, percent, plural, points, quantity, with_interval
+from analysis.sheets.sheet import Column, Sheet
+from analysis.sheets.terminal import print_sheet, safe_console
 from analysis.statistics import scaling
 from analysis.statistics.examples import example_intervals
 from analysis.statistics.looks import declared, level, margin_of
@@ -21,7 +22,6 @@ from analysis.statistics.runs import confirmed, failed, group_by
 from analysis.store.columns import INT, PLACE, REAL, TAKEN_OUT, TEXT, limited, typed
 from analysis.store.store import Store
 from analysis.styles import dataset_text, place_of, place_text, size_key, style, training_text
-from analysis.tables.terminal import print_whole, safe_console
 from analysis.words.absent import absent_data
 from analysis.words.batch_sizes import chosen_batch_size
 from analysis.words.conclusions import Conclusion, conclude, preliminary
@@ -240,7 +240,7 @@ def print_results_table(
         measured = scaling.score_name(store, dataset)
         of = f" of {model}" if several else ""
         title = f"{sweep}: {measured}{of} on {dataset_text(dataset)}, trained on {training_text(dataset, size)}"
-        print_whole(_block(title, measured, against, place_rows, further_measure(store)), console)
+        print_sheet(_block(title, measured, against, place_rows, further_measure(store)), console)
     margin = margin_of(store)
     which = separations(store)
     measures = [] if which is None else [measures_text(*which)]
@@ -272,7 +272,7 @@ def print_decisions(rows: Sequence[Row], console: Console) -> None:
         return
     console.print("\nWhat to take at each budget, and what would change it", style="bold")
     if len({place_of(r) for r in rows}) > 1:
-        print_whole(_decision_table(rows), console)
+        print_sheet(_decision_sheet(rows), console)
         console.print(f"  {_decision_note(rows)}", style="dim")
     else:
         _print_each(rows, console)
@@ -297,29 +297,27 @@ def _print_each(rows: Sequence[Row], console: Console) -> None:
         console.print(f"    {would_change(r)}", style="dim")
 
 
-def _decision_table(rows: Sequence[Row]) -> Table:
+def _decision_sheet(rows: Sequence[Row]) -> Sheet:
     """Return the table of decisions, a row for each place and budget."""
-    table = Table(box=None, pad_edge=False, header_style="bold")
     models, sizes = (len({r[column] for r in rows}) > 1 for column in ("model", "train_size"))
-    for head in ("data", *(["model"] if models else []), "budget", "take"):
-        table.add_column(head, no_wrap=True)
-    for head in ("score %", "next", "points [ ]", "detectable", "seeds needed"):
-        table.add_column(head, justify="left" if head == "next" else "right", no_wrap=True)
     previous = None
+    shown = []
     for r in rows:
         place = place_text(r["dataset"], r["train_size"]) if sizes else dataset_text(r["dataset"])
-        table.add_row(
-            place if (place, r["model"]) != previous else "",
-            *([r["model"]] if models else []),
-            r["reference"],
-            preliminary(r["early"]) + _take(r),
-            percent(r["mean"]),
-            "" if r["next"] is None else style(r["next"]).name,
-            "" if r["ahead"] is None else behind_text(r),
-            *_prospects(r),
-        )
+        shown.append({**r, "place": place if (place, r["model"]) != previous else ""})
         previous = place, r["model"]
-    return table
+    columns = [
+        Column("data", itemgetter("place")),
+        *([Column("model", itemgetter("model"))] if models else []),
+        Column("budget", itemgetter("reference")),
+        Column("take", lambda r: preliminary(r["early"]) + _take(r)),
+        Column("score %", lambda r: percent(r["mean"]), "number"),
+        Column("next", lambda r: "" if r["next"] is None else style(r["next"]).name),
+        Column("points [ ]", lambda r: "" if r["ahead"] is None else behind_text(r), "number"),
+        Column("detectable", lambda r: _prospects(r)[0], "number"),
+        Column("seeds needed", lambda r: _prospects(r)[1], "number"),
+    ]
+    return Sheet("decisions", "", columns, shown, keep_empty=True)
 
 
 def _take(row: Row) -> str:
@@ -402,36 +400,36 @@ def _name_notes(rows: Sequence[Row]) -> list[str]:
     return [f"Data: {', '.join(named)}."] if named else []
 
 
-def _block(title: str, measured: str, against: str, rows: list[Row], further: FurtherMeasure | None) -> Table:
-    table = Table(title=title, title_justify="left", box=None, pad_edge=False, header_style="bold", title_style="bold")
-    table.add_column("method", no_wrap=True)
-    table.add_column("budget", no_wrap=True)
+def _block(title: str, measured: str, against: str, rows: list[Row], further: FurtherMeasure | None) -> Sheet:
     score = f"{measured.removeprefix('test ')} %"
-    second = [] if further is None else [further_head(further.name)]
-    batches = ["batch size"] if any(row["batch_size"] for row in rows) else []
-    for name in ("parameters", "learning rate", *batches, score, *second, "seeds", f"vs {against} [ ]"):
-        table.add_column(name, justify="right", no_wrap=True)
-    table.add_column(f"verdict vs {against}", no_wrap=True)
+    columns = [
+        Column("method", itemgetter("shown"), "method"),
+        Column("budget", lambda r: r["reference"] or ""),
+        Column("parameters", _parameters, "number"),
+        Column("learning rate", _rate, "number"),
+    ]
+    if any(row["batch_size"] for row in rows):
+        columns.append(Column("batch size", lambda r: quantity(r["batch_size"]), "number"))
+    columns.append(Column(score, _score, "number"))
+    if further is not None:
+        name = further.name
+        columns.append(Column(further_head(name), lambda r: further_text(r["beside"], name), "number"))
+    columns += [
+        Column("seeds", seeds_text, "number"),
+        Column(f"vs {against} [ ]", lambda r: change_text(r, *DIFFERENCE), "number"),
+        Column(f"verdict vs {against}", _verdict, "verdict"),
+    ]
     previous = None
+    shown = []
     for row in rows:
-        if _left_out(row):
-            continue
-        look = style(row["method"])
-        shown = Text(look.name if row["method"] != previous else "", style=look.dark if look.order < 90 else "")
-        previous = row["method"]
-        table.add_row(
-            shown,
-            row["reference"] or "",
-            quantity(row["adapter_params"]) + ("\N{DAGGER}" if row["off_budget"] else ""),
-            _rate(row),
-            *[quantity(row["batch_size"]) for _ in batches],
-            _score(row),
-            *([] if further is None else [further_text(row["beside"], further.name)]),
-            seeds_text(row),
-            change_text(row, *DIFFERENCE),
-            _verdict(row),
-        )
-    return table
+        if not _left_out(row):
+            shown.append({**row, "shown": row["name"] if row["method"] != previous else ""})
+            previous = row["method"]
+    return Sheet("block", title, columns, shown, keep_empty=True)
+
+
+def _parameters(row: Row) -> str:
+    return quantity(row["adapter_params"]) + ("\N{DAGGER}" if row["off_budget"] else "")
 
 
 def _rate(row: Row) -> str:
@@ -445,8 +443,5 @@ def _score(row: Row) -> str:
     return f"{percent(row['mean'])}{half}"
 
 
-def _verdict(row: Row) -> Text:
-    if row["note"]:
-        return Text(row["note"], style="dim")
-    colour = {"higher": "bold green", "lower": "bold red"}.get(row["verdict"] or "", "dim")
-    return Text(f"{verdict_text(row['verdict'])}{LATER if row['added'] else ''}", style=colour)
+def _verdict(row: Row) -> str:
+    return str(row["note"] or f"{verdict_text(row['verdict'])}{LATER if row['added'] else ''}")

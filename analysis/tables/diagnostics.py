@@ -10,9 +10,10 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from analysis.format import Row
+from analysis.sheets.columns import BUDGET, METHOD, PARAMETERS, columns_of
+from analysis.sheets.sheet import Column, Sheet, number, text
 from analysis.store.store import Store
 from analysis.styles import style
-from analysis.tables.sheet import BUDGET, METHOD, PARAMETERS, Column, Sheet, columns_of, number, text
 
 FOLDER = "diagnostics"
 WIDE = ("spectrum", "curvature")

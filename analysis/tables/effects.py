@@ -7,13 +7,14 @@ from dataclasses import replace
 from functools import partial
 
 from analysis.format import Row, change_text, p_text
+from analysis.sheets.columns import METHOD, columns_of
+from analysis.sheets.sheet import Column, Sheet, number
 from analysis.statistics import rank_effects as slopes
 from analysis.statistics.differences import changes
 from analysis.statistics.scaling import question
 from analysis.store.store import Store
 from analysis.styles import style
 from analysis.tables.results import SEEDS
-from analysis.tables.sheet import METHOD, Column, Sheet, columns_of, number
 from analysis.words.conclusions import idle_text
 from analysis.words.verdicts import verdict_text
 

@@ -20,6 +20,8 @@ from analysis.format import (
     quantity,
     score_text,
 )
+from analysis.sheets.columns import BUDGET, METHOD, PARAMETERS, PLACE, columns_of, origins, pivoted, where
+from analysis.sheets.sheet import Column, Sheet, number, text
 from analysis.statistics.best_rates import rate_ratios
 from analysis.statistics.choice import choice_variances, run_noises
 from analysis.statistics.runs import group_by
@@ -29,20 +31,6 @@ from analysis.store.columns import limited
 from analysis.store.store import Store
 from analysis.styles import size_key, style
 from analysis.tables.results import LONG
-from analysis.tables.sheet import (
-    BUDGET,
-    METHOD,
-    PARAMETERS,
-    PLACE,
-    Column,
-    Sheet,
-    columns_of,
-    number,
-    origins,
-    pivoted,
-    text,
-    where,
-)
 from analysis.words.batch_sizes import chosen_batch_size, searched_batch_sizes
 from analysis.words.weak import why_under_tuned
 

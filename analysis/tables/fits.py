@@ -9,22 +9,11 @@ import pyarrow as pa
 from analysis.curves import pareto, readings
 from analysis.curves.measured import EXAMPLES, axis, size_curves
 from analysis.format import Row, change_text, percent, quantity, score_text, with_interval
+from analysis.sheets.columns import BUDGET, METHOD, PARAMETERS, by_size, columns_of, origins, pivoted
+from analysis.sheets.sheet import Column, Sheet, number, text
 from analysis.store.store import Store
 from analysis.styles import dataset_text, style
 from analysis.tables.console import DIFFERENCE
-from analysis.tables.sheet import (
-    BUDGET,
-    METHOD,
-    PARAMETERS,
-    Column,
-    Sheet,
-    by_size,
-    columns_of,
-    number,
-    origins,
-    pivoted,
-    text,
-)
 
 FITS = ("crossings", "budget_needed", "areas")
 """Names of the tables of `fitted`."""

@@ -22,6 +22,8 @@ from analysis.format import (
     score_text,
     with_interval,
 )
+from analysis.sheets.columns import BUDGET, METHOD, PARAMETERS, by_size, columns_of, origins, pivoted
+from analysis.sheets.sheet import Column, Sheet, number, text
 from analysis.statistics.decisions import decisions
 from analysis.statistics.groups import groups
 from analysis.statistics.inference import OVER_DATASETS
@@ -33,19 +35,6 @@ from analysis.store.columns import limited
 from analysis.store.store import Store
 from analysis.styles import size_key, size_text, style
 from analysis.tables.console import DIFFERENCE, results_table
-from analysis.tables.sheet import (
-    BUDGET,
-    METHOD,
-    PARAMETERS,
-    Column,
-    Sheet,
-    by_size,
-    columns_of,
-    number,
-    origins,
-    pivoted,
-    text,
-)
 from analysis.words.decisions import best_text, would_change
 from analysis.words.verdicts import (
     LATER,

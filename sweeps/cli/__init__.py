@@ -9,7 +9,7 @@ It uses every other room, but imports it only when a verb needs it, so that `--h
     new_file  the verb `init`: a sweep file to start from
     plan      the verbs before a run: `plan`, `estimate`, `budget`
     power     the verb `power`: the smallest difference that a sweep will detect
-    printing  prints JSON, lines and tables
+    printing  the streams, and what verbs print on them: JSON, names, notes, progress
     program   the entry point, which imports nothing at first
     progress  computes how far a sweep is, for `status` and the page of `watch`
     results   the verbs that read results: `best`, `report`, `query`, `compare`, `tables`; and `import`

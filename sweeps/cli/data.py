@@ -8,11 +8,12 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.table import Table
 
 from analysis.format import quantity
+from analysis.sheets.sheet import sheet_of
+from analysis.sheets.terminal import print_sheet
 from sweeps.cli.options import Json
-from sweeps.cli.printing import emit, err, out, print_weak
+from sweeps.cli.printing import emit, err, out, print_named, print_weak
 from sweeps.errors import Problem, SpecError, unknown
 
 _CARVED = "validation is 10 % of train, 5,000 at most, the same examples in every trial"
@@ -156,17 +157,13 @@ def _weak(description: dict[str, Any]) -> list[str]:
 
 def _print_all(descriptions: list[dict[str, Any]]) -> None:
     """Print a line for each data set."""
-    table = Table(box=None, pad_edge=False)
-    widths = {"name": max(len(each["name"]) for each in descriptions), "train": 9}
-    for column, justify in (("name", "left"), ("train", "right"), ("test", "right"), ("classes", "right")):
-        table.add_column(column, justify=justify, no_wrap=True, min_width=max(len(column), widths.get(column, 0)))  # type: ignore[arg-type]
-    table.add_column("about", no_wrap=True, overflow="ellipsis")
+    rows = []
     for each in descriptions:
         sizes = each["sizes"] or {}
         train = None if sizes.get("train") is None else sizes["train"] + sizes.get("val", 0)
         counts = [quantity(train), quantity(sizes.get("test")), quantity(each.get("classes"))]
-        table.add_row(each["name"], *counts, each["about"])
-    out.print(table)
+        rows.append([each["name"], *counts, each["about"]])
+    print_sheet(sheet_of(("name", "train", "test", "classes", "about"), rows), out)
     out.print(
         "train counts training and validation rows; `sweeps data NAME` says more. Your own data: folder:DIR, "
         "parquet:DIR, arrow:DIR, hf:ORG/NAME, json:DIR, sft:DIR, sft-hf:ORG/NAME"
@@ -175,9 +172,7 @@ def _print_all(descriptions: list[dict[str, Any]]) -> None:
 
 def _print_one(description: dict[str, Any]) -> None:
     """Print a line for each fact, and what makes evidence from the data set weak."""
-    table = Table(box=None, pad_edge=False, show_header=False)
-    table.add_column(no_wrap=True)
-    table.add_column(overflow="fold")
+    facts = {}
     for key, value in description.items():
         if value in (None, [], ""):
             continue
@@ -186,6 +181,6 @@ def _print_one(description: dict[str, Any]) -> None:
             shown = ", ".join(f"{k} {quantity(v)}" for k, v in value.items() if v is not None)
         elif isinstance(value, list):
             shown = "\n".join(map(str, value)) if key == "templates" else ", ".join(map(str, value))
-        table.add_row(key.replace("_", " "), str(shown))
-    out.print(table)
+        facts[key.replace("_", " ")] = shown
+    print_named(facts.items())
     print_weak(_weak(description))

@@ -61,7 +61,7 @@ def init(
     files = examples()
     if listed:
         titles = {each: _title(file) for each, file in files.items()}
-        emit(as_json, lambda: titles, lambda: print_named(titles))
+        emit(as_json, lambda: titles, lambda: print_named(titles.items()))
         return
     if example is not None and example not in files:
         raise SpecError([unknown("--example", example, "example", files)])

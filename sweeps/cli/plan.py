@@ -21,10 +21,12 @@ from analysis.format import (
     plural,
     quantity,
 )
+from analysis.sheets.sheet import sheet_of
+from analysis.sheets.terminal import print_sheet
 from analysis.styles import short_names, size_text
 from sweeps.cli.options import Available, Json, Scale, Set, Source, Spec, load, store_of
 from sweeps.cli.power import Like, print_prospects, prospects
-from sweeps.cli.printing import emit, err, out, print_rows, print_table, print_weak, probing
+from sweeps.cli.printing import emit, err, out, print_table, print_weak, probing
 from sweeps.errors import Problem, SpecError, unknown
 
 if TYPE_CHECKING:
@@ -129,7 +131,7 @@ def _against_paper(spec: Path, overrides: list[str] | None, scale: str | None, *
     ]
 
     def draw() -> None:
-        print_rows(header, rows, f"{planned.spec.name}: here, and as published")
+        print_sheet(sheet_of(header, rows, f"{planned.spec.name}: here, and as published"), out)
         out.print(Text("\nsettings that differ"))
         own = [_settings(row.settings) for row in compared.rows]
         shared = [line for line in (own[0] if own else []) if all(line in lines for lines in own)]
@@ -471,7 +473,7 @@ def print_plan(plan: Plan) -> None:
             common += {row.pop(column) for row in rows}
     title = f"{plan.spec.name}: {plural(len(plan.feasible), 'cell')}, {plural(plan.n_trials, 'trial')}"
     title += f"; data: {', '.join(common)}" if common else ""
-    print_rows(list(rows[0]) if rows else [], [list(row.values()) for row in rows], title)
+    print_sheet(sheet_of(list(rows[0]) if rows else [], [list(row.values()) for row in rows], title), out)
     for note in (*capacity_notes((cell.base, _ranks(_built(plan, cell))) for cell in plan.cells), *_PLAN_NOTES):
         out.print(f"  {note}", style="dim")
     if named := [f"{name} = {each}" for each, name in names.items() if name != each]:
@@ -573,7 +575,7 @@ def _print_budget(model: str, answer: Mapping[str, Any], asked: bool) -> None:
     if answer["model_parameters"] != answer["adapted_parameters"]:
         shares += f", {100 * budget / answer['model_parameters']:.3g} % of the model"
     title = f"{model}: {answer['reference']} = {budget:,} trainable parameters ({shares})"
-    print_rows(header, rows, title)
+    print_sheet(sheet_of(header, rows, title), out)
     notes = [*_BUDGET_NOTES]
     if with_costs:
         notes += [
@@ -615,7 +617,7 @@ def _print_estimate(estimate: Estimate, plan: Plan) -> None:
     rows = [
         [p.method, f"{p.seconds_per_trial:.1f}", str(p.trials), f"{p.seconds_total / 60:.1f}"] for p in estimate.methods
     ]
-    print_rows(header, rows, "estimate, from a probe of every method")
+    print_sheet(sheet_of(header, rows, "estimate, from a probe of every method"), out)
     print_estimate_line(estimate)
     words = (
         f"{estimate.accelerator_hours:.3g} accelerator-hours; disk about {estimate.disk_bytes / 2**20:.0f} MiB, "

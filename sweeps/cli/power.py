@@ -12,8 +12,10 @@ import typer
 
 from analysis.errors import StoreError
 from analysis.format import plural
+from analysis.sheets.sheet import sheet_of
+from analysis.sheets.terminal import print_sheet
 from sweeps.cli.options import Json, Scale, Set, Spec, holds_sweep, load, store_of
-from sweeps.cli.printing import emit, out, print_rows
+from sweeps.cli.printing import emit, out
 from sweeps.errors import Problem, SpecError
 
 if TYPE_CHECKING:
@@ -49,13 +51,14 @@ def power(spec: Spec, like: Like = None, overrides: Set = None, scale: Scale = N
         columns = list(dict.fromkeys(design.examples for design, _ in curve))
         now = outlook.design.examples
         heads = ["seeds", *(_examples(count) for count in columns)]
-        for name, title in (("each", "at one budget"), ("mean", "in the mean over budgets and data sets")):
+        for name, where in (("each", "at one budget"), ("mean", "in the mean over budgets and data sets")):
             values = [getattr(least, name) for _, least in curve]
             if not any(values):
                 continue
             by = {(d.seeds, d.examples): value for (d, _), value in zip(curve, values, strict=True)}
             rows = [[str(n), *(_points(by[n, m]) for m in columns)] for n in dict.fromkeys(d.seeds for d, _ in curve)]
-            print_rows(heads, rows, f"smallest difference that is detected 4 times in 5, in points, {title}")
+            title = f"smallest difference that is detected 4 times in 5, in points, {where}"
+            print_sheet(sheet_of(heads, rows, title), out)
             out.print(
                 _limit({d.seeds: value for (d, _), value in zip(curve, values, strict=True) if d.examples == now}, now)
             )

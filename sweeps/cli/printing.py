@@ -1,30 +1,24 @@
-"""Prints JSON, lines and tables for the verbs. It only formats, and computes nothing."""
+"""The streams of the command line, and what the verbs print on them: JSON, Arrow tables, names, notes, progress."""
 
 from __future__ import annotations
 
 import contextlib
-import csv
-import io
-import json
 import sys
 import time
-from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
-from rich.table import Table
 
-from analysis.format import finite, plural
-from analysis.tables.terminal import print_whole, safe_console
-from sweeps.errors import Problem, SpecError
-from trainables.errors import first_line
+from analysis.format import plural
+from analysis.sheets.data import json_text
+from analysis.sheets.sheet import Sheet, sheet_of_arrow, text
+from analysis.sheets.terminal import print_sheet, safe_console
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
-    from analysis.tables.sheet import Sheet
     from sweeps.plan.estimate import Tell
 
 _MOST_ROWS = 1000  # of a table on a terminal
@@ -51,101 +45,16 @@ def emit(as_json: bool, value: Callable[[], Any], draw: Callable[[], object]) ->
 
 
 def print_json(value: Any) -> None:
-    """Print one JSON document on standard output. Numbers that are not finite are null, other types become texts."""
-    sys.stdout.write(_json(value))
+    """Print one JSON document on standard output, as `json_text`."""
+    sys.stdout.write(json_text(value))
 
 
-def _json(value: Any) -> str:
-    return json.dumps(finite(value), default=str, allow_nan=False, indent=2) + "\n"
-
-
-def as_bytes(table: pa.Table, kind: str) -> bytes:
-    """Return a table as the bytes of a file of kind 'csv', 'json', 'parquet' or 'arrow' (Arrow's file format).
-
-    Raises:
-        SpecError: columns share a name or have a type, and this kind can't store that.
-    """
-    if kind == "csv":
-        text = io.StringIO()
-        writer = csv.writer(text, lineterminator="\n")  # as shells read it
-        writer.writerow(table.column_names)
-        writer.writerows(zip(*(finite(column.to_pylist()) for column in table.columns), strict=True))
-        return text.getvalue().encode()
-    if kind == "json":
-        twice = [name for name, count in Counter(table.column_names).items() if count > 1]
-        if twice:
-            rule = "is the name of several columns, and JSON can store only one; give each another name: ... as NAME"
-            raise SpecError([Problem("column", name, rule, "--format csv") for name in twice])
-        return _json(table.to_pylist()).encode()
-    import pyarrow as pa  # not at the top: a verb without a table need not load it
-
-    try:
-        return _arrow_bytes(table, kind)
-    except pa.ArrowException as error:
-        rule = f"can't hold these columns ({first_line(error)}); cast them: select NAME::varchar as NAME"
-        raise SpecError([Problem("--format", kind, rule, "csv")]) from error
-
-
-def _arrow_bytes(table: pa.Table, kind: str) -> bytes:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    sink = pa.BufferOutputStream()
-    if kind == "parquet":
-        pq.write_table(table, sink, compression="zstd")
-    elif kind == "arrow":
-        with pa.ipc.new_file(sink, table.schema) as writer:
-            writer.write_table(table)
-    else:
-        raise ValueError(f"unknown kind {kind!r} of file; known: csv, json, parquet, arrow")
-    return bytes(sink.getvalue().to_pybytes())
-
-
-def print_table(table: pa.Table, title: str | None = None) -> None:
+def print_table(table: pa.Table, title: str = "") -> None:
     """Print an Arrow table on the terminal; only its first rows if it has very many."""
-    first = table.slice(0, _MOST_ROWS)  # by columns, and not as dictionaries, because two columns may share a name
-    rows = list(zip(*(column.to_pylist() for column in first.columns), strict=True))
-    print_rows(table.column_names, [[shown(v) for v in row] for row in rows], title)
-    rest = f", of which the first {_MOST_ROWS:,} are shown; --to FILE writes all" if len(rows) < len(table) else ""
+    print_sheet(sheet_of_arrow(table, _MOST_ROWS, title), out)
+    left_out = table.num_rows > _MOST_ROWS
+    rest = f", of which the first {_MOST_ROWS:,} are shown; --to FILE writes all" if left_out else ""
     out.print(f"{plural(table.num_rows, 'row')}{rest}", style="dim")
-
-
-def print_sheet(sheet: Sheet) -> None:
-    """Print a table of the report: its main columns, a table for each group of further columns, and how to read it."""
-    for part in (sheet.main, *sheet.further):
-        heading = f"{sheet.title}: {part.heading}" if part.heading else sheet.title
-        cells = [[text for _, text, _ in row] for _, _, row in part.rows]
-        print_rows([column.head for column in part.columns], cells, heading)
-    for text in filter(None, (sheet.legend, sheet.note)):
-        out.print(text, style="dim")
-    out.print()
-
-
-def print_rows(header: Sequence[str], rows: Sequence[Sequence[str]], title: str | None) -> None:
-    """Print texts as a table. No cell is cut."""
-    table = Table(title=title, title_justify="left", box=None, pad_edge=False, header_style="bold")
-    for i, name in enumerate(header):
-        numeric = bool(rows) and all(_is_number(row[i]) for row in rows)
-        table.add_column(name, justify="right" if numeric else "left", no_wrap=True)
-    for row in rows:
-        table.add_row(*row)
-    print_whole(table, out)
-
-
-def _is_number(text: str) -> bool:
-    return (
-        text == ""
-        or text.replace(",", "").lstrip("+-\N{MINUS SIGN}\N{ALMOST EQUAL TO}\N{LESS-THAN OR EQUAL TO} ")[:1].isdigit()
-    )
-
-
-def shown(value: object) -> str:
-    """Return a value of a table as a short text."""
-    if value is None:
-        return ""
-    if isinstance(value, float):
-        return f"{value:.4g}"
-    return f"{len(value)} bytes" if isinstance(value, bytes) else str(value)
 
 
 def print_weak(says: Sequence[str], console: Console = out) -> None:
@@ -191,11 +100,10 @@ def probing(*, quiet: bool) -> Iterator[Tell | None]:
         printer.clear()
 
 
-def print_named(texts: Mapping[str, object]) -> None:
+def print_named(texts: Iterable[tuple[str, object]]) -> None:
     """Print names with their texts, one in each line."""
-    width = max((len(name) for name in texts), default=0)
-    for name, text in texts.items():
-        out.print(f"{name.ljust(width)}  {text}")
+    rows = [{"name": name, "text": str(value)} for name, value in texts]
+    print_sheet(Sheet("", "", [text("", "name"), text("", "text")], rows), out)
 
 
 def print_files(paths: Mapping[str, Path]) -> None:
@@ -214,4 +122,4 @@ def print_files(paths: Mapping[str, Path]) -> None:
         texts[folder.name] = f"{folder}  ({names}: {', '.join(suffixes)})"
     if "report" in texts:
         texts["report"] = texts.pop("report")  # last
-    print_named(texts)
+    print_named(texts.items())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -10,22 +11,25 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from analysis.format import plural, visible
+from analysis.sheets.data import TABLE_FILES, sheet_values
+from analysis.sheets.sheet import sheet_of
+from analysis.sheets.terminal import print_sheet
 from sweeps.cli.options import Json, Set, Source, folder_of, store_of
 from sweeps.cli.printing import (
-    as_bytes,
     emit,
     err,
     out,
     print_files,
     print_json,
-    print_named,
-    print_sheet,
     print_table,
     print_weak,
 )
 from sweeps.errors import Problem, SpecError, unknown
+from trainables.errors import first_line
 
 if TYPE_CHECKING:
+    import pyarrow as pa
+
     from analysis import Store
 
 Also = Annotated[
@@ -35,7 +39,7 @@ Cost = Annotated[str, typer.Option("--x", help="Cost that scores are drawn again
 
 _NEAR = 0.05  # of a number of parameters
 _WEAK_LINES, _NAMED = 3, 2  # lines of weak evidence that `best` prints, and cells that each names
-FORMATS = ("table", "csv", "json", "parquet", "arrow")
+FORMATS = ("table", *TABLE_FILES)
 _OF_SUFFIX = {".csv": "csv", ".json": "json", ".parquet": "parquet", ".arrow": "arrow", ".feather": "arrow"}
 
 
@@ -164,17 +168,37 @@ def query(
     store = store_of(source, also=also)
     table = store.table(sql) if sql.isidentifier() else store.sql_apart(sql)
     if to is not None:
-        to.write_bytes(as_bytes(table, kind))
+        to.write_bytes(_bytes(table, kind))
         rows = table.num_rows
         summary = {"path": str(to), "rows": rows}
         emit(as_json, lambda: summary, lambda: out.print(f"wrote {plural(rows, 'row')} to {to}"))
     elif kind == "table":
         print_table(table)
     elif kind in ("json", "csv"):
-        text = as_bytes(table, kind).decode()
+        text = _bytes(table, kind).decode()
         sys.stdout.write(visible(text) if sys.stdout.isatty() else text)
     else:
-        sys.stdout.buffer.write(as_bytes(table, kind))
+        sys.stdout.buffer.write(_bytes(table, kind))
+
+
+def _bytes(table: pa.Table, kind: str) -> bytes:
+    """Return an Arrow table as a file of a format of `TABLE_FILES`.
+
+    Raises:
+        SpecError: columns share a name or have a type, and this format can't store that.
+    """
+    import pyarrow as pa
+
+    names = Counter(table.column_names)
+    twice = [name for name, count in names.items() if count > 1] if kind == "json" else []
+    if twice:
+        rule = "is the name of several columns, and JSON can store only one; give each another name: ... as NAME"
+        raise SpecError([Problem("column", name, rule, "--format csv") for name in twice])
+    try:
+        return TABLE_FILES[kind](table)
+    except pa.ArrowException as error:
+        rule = f"can't hold these columns ({first_line(error)}); cast them: select NAME::varchar as NAME"
+        raise SpecError([Problem("--format", kind, rule, "csv")]) from error
 
 
 def _format(form: str | None, to: Path | None, *, csv: bool, as_json: bool) -> str:
@@ -274,7 +298,8 @@ def compare(
             seeds(store, baseline, differences),
         ):
             if sheet.rows:
-                print_sheet(sheet)
+                print_sheet(sheet, out)
+                out.print()
 
     emit(as_json, answer, draw)
 
@@ -291,7 +316,7 @@ def tables(
     """Print tables of the report as Markdown, LaTeX or CSV. `report` writes all of them into report_tables/."""
     from analysis.curves.measured import axis
     from analysis.report.tables import pick, sheets
-    from analysis.tables.export import form_of
+    from analysis.sheets.forms import form_of
 
     if as_json and form is not None:
         raise SpecError([Problem("--format and --json", form, "ask for different formats; give one")])
@@ -300,13 +325,13 @@ def tables(
     store = store_of(source)
     sheets_to_print = pick(store, names, x) if names else list(sheets(store, x).values())
     if as_json:
-        print_json([{"name": s.name, "title": s.title, "header": s.header, "rows": s.cells} for s in sheets_to_print])
+        print_json([sheet_values(sheet) for sheet in sheets_to_print])
     elif names:
         sys.stdout.write("\n".join(write(sheet) for sheet in sheets_to_print))
     elif not sheets_to_print:
         out.print("no table yet: there are no results to show")
     else:
-        print_named({s.name: f"{len(s.rows):4d} rows  {s.title}" for s in sheets_to_print})
+        print_sheet(sheet_of(("", "", ""), [(s.name, f"{len(s.rows):4d} rows", s.title) for s in sheets_to_print]), out)
 
 
 def import_results(

@@ -5,8 +5,10 @@ from __future__ import annotations
 from datetime import datetime
 
 from analysis.format import Row, duration, percent, plural
+from analysis.sheets.sheet import sheet_of
+from analysis.sheets.terminal import print_sheet
 from sweeps.cli.options import Json, Set, Source, store_of, uri_of
-from sweeps.cli.printing import emit, out, print_rows, shown
+from sweeps.cli.printing import emit, out
 
 _SHOWN = 3
 """The number of reasons of failures that are printed."""
@@ -39,4 +41,4 @@ def _print(p: Row) -> None:
     if p["methods"]:
         heads = {"best_val_score": "best validation score, %"}
         rows = [{**row, "best_val_score": percent(row["best_val_score"])} for row in p["methods"]]
-        print_rows([heads.get(k, k) for k in rows[0]], [[shown(v) for v in row.values()] for row in rows], None)
+        print_sheet(sheet_of([heads.get(k, k) for k in rows[0]], [list(row.values()) for row in rows]), out)

@@ -177,12 +177,10 @@ def predict(
     if not as_json:
         err.print(_named(kept), style="dim")
     predictions = list(answers(load_trained(kept.config, kept.folder), given))
-    width = max(len(one.given) for one in predictions)
 
     def draw() -> None:
-        for one in predictions:
-            share = "" if one.probability is None else f"  {percent(one.probability)} %"
-            out.print(f"{one.given:<{width}}  {one.answer}{share}")
+        shares = ("" if one.probability is None else f"  {percent(one.probability)} %" for one in predictions)
+        print_named((one.given, f"{one.answer}{share}") for one, share in zip(predictions, shares, strict=True))
 
     emit(as_json, lambda: {"trial_id": kept.row["trial_id"], "answers": [asdict(one) for one in predictions]}, draw)
 
@@ -286,7 +284,7 @@ def analyze(
     emit(
         as_json,
         lambda: {"says": says, "rows": table.num_rows, "paths": {k: str(v) for k, v in paths.items()}},
-        lambda: print_named(paths),
+        lambda: print_named(paths.items()),
     )
     missing = None if location is None else Upload(folder, location, note=lambda _: None).copy_now()
     if missing:

@@ -7,14 +7,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from analysis.format import plural
+from analysis.sheets.sheet import Sheet, text
+from analysis.sheets.terminal import print_sheet
 from sweeps.cli.options import FAILED_TRIALS, Json, Source, folder_of, store_of
 from sweeps.cli.printing import emit, err, out
 
 if TYPE_CHECKING:
     from sweeps.engine.rerun import Rerun
-    from sweeps.engine.verifying import Outcome
-
-_STYLES: dict[Outcome, str | None] = {"holds": None, "noted": "yellow", "fails": "bold red", "not checked": "dim"}
 
 
 def verify(
@@ -52,15 +51,12 @@ def verify(
         }
 
     def draw() -> None:
-        width = max(len(each.name) for each in verification.checks)
-        for each in verification.checks:
-            first, *more = each.says
-            outcome = each.outcome.upper() if each.outcome == "fails" else each.outcome
-            out.print(f"{outcome:<11}  {each.name:<{width}}  {first}", style=_STYLES[each.outcome])
-            for line in more:
-                out.print(f"{'':<11}  {'':<{width}}  {line}", style=_STYLES[each.outcome])
-        for one in trained:
-            out.print(_text_of(one), style="bold red" if one in wrong else None)
+        outcomes = {"fails": "FAILS"}
+        lines = [(outcomes.get(c.outcome, c.outcome), c.name, "\n".join(c.says)) for c in verification.checks]
+        lines += [(one.verdict, f"trial {one.trial_id}", _text_of(one)) for one in trained]
+        rows = [{"outcome": outcome, "name": name, "says": says} for outcome, name, says in lines]
+        columns = [text("", "outcome", "verdict"), text("", "name"), text("", "says")]
+        print_sheet(Sheet("checks", "", columns, rows), out)
         out.print(f"\n{verification.receipt}", style="bold")
         if any(each.outcome in ("noted", "not checked") for each in verification.checks):
             out.print(
@@ -98,7 +94,7 @@ def _trained(source: Source, count: int, *, as_json: bool) -> list[Rerun]:
 
 
 def _text_of(one: Rerun) -> str:
-    """Return a line on a trial that was trained again."""
+    """Return the scores of a trial that was trained again, and why they may differ."""
     from sweeps.engine.rerun import CLOSE
 
     scores = f"validation {one.val_score} and again {one.val_again}"
@@ -108,4 +104,4 @@ def _text_of(one: Rerun) -> str:
     if not one.same:
         where = "; ".join(one.elsewhere) or "hardware and versions are those of the sweep"
         why = f" ({where}; up to {100 * CLOSE:g} points may be due to other hardware or versions)"
-    return f"{one.verdict:<11}  trial {one.trial_id}: {scores}{why}"
+    return f"{scores}{why}"

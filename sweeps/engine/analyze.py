@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from analysis.format import Row
-from analysis.tables.terminal import safe_console
+from analysis.sheets.terminal import safe_console
 from sweeps.backends.resources import ResourceError
 from sweeps.backends.signals import stop_on_signals
 from sweeps.errors import Problem, SpecError, reason, unknown

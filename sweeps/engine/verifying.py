@@ -20,6 +20,8 @@ from pydantic import ValidationError
 
 from analysis.format import Row, plural
 from analysis.report.tables import pick
+from analysis.sheets import forms
+from analysis.sheets.data import sheet_csv
 from analysis.statistics.examples import unpacked
 from analysis.statistics.looks import looks
 from analysis.store.codec import from_values
@@ -30,7 +32,6 @@ from analysis.store.schemas import TABLES
 from analysis.store.slot_kinds import SlotKind
 from analysis.store.store import Store, declarations, open_store
 from analysis.store.tables import conform, part_paths, scan_parts, to_table
-from analysis.tables import export
 from analysis.words.parity import looks_says
 from sweeps.plan.inputs import data_seen
 from sweeps.search.effort import Effort
@@ -131,7 +132,7 @@ def verify(store: Store, *, written: bool = True) -> Verification:
             _complete(store),
             _parameters(store),
             _data(store, events),
-            *([_report_tables(store)] if written and (store.path / export.FOLDER).is_dir() else []),
+            *([_report_tables(store)] if written and (store.path / forms.FOLDER).is_dir() else []),
         )
     )
 
@@ -607,10 +608,10 @@ def _may_be_same_data(old: str, new: str) -> bool:
 
 def _report_tables(store: Store) -> Check:
     """Check that the tables which a report left in the folder are those that the rows give."""
-    place = store.path / export.FOLDER
+    place = store.path / forms.FOLDER
     written = [name for name in _WRITTEN if (place / f"{name}.csv").is_file()]
     texts = {name: (place / f"{name}.csv").read_text(encoding="utf-8") for name in written}
-    outdated = [sheet.name for sheet in pick(store, written) if export.comma_separated(sheet) != texts[sheet.name]]
+    outdated = [sheet.name for sheet in pick(store, written) if sheet_csv(sheet) != texts[sheet.name]]
     noted = (
         [f"{', '.join(outdated)} differ from what the rows give now; `sweeps report` writes them anew"]
         if outdated

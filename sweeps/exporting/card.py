@@ -14,13 +14,13 @@ from pathlib import Path
 from huggingface_hub import DatasetCardData, EvalResult, ModelCardData
 
 from analysis import Store, open_store
-from analysis.format import Row, change_text, percent, plural, score_text, visible
+from analysis.format import Row, change_text, percent, plural, score_text
 from analysis.report.tables import sheets
+from analysis.sheets.markdown import code, escaped, markdown, markdown_table
 from analysis.statistics.scaling import score_name
 from analysis.store.columns import limited
 from analysis.styles import budget_text, style
 from analysis.tables.console import conclusion_of, results_table
-from analysis.tables.export import markdown, shown_as_is
 from analysis.words.verdicts import verdict_text
 from randlora.methods.bridge.kinds import PREFIX as PEFTS_OWN
 from sweeps.exporting.kept import KeptTrial
@@ -39,11 +39,6 @@ _TASKS: dict[Kind, str] = {
 _LIBRARIES = {"peft": "peft", "merged": "transformers"}
 """The library that loads the weights of a form. The form `adapter` is missing: this package alone loads it."""
 _ON_HUB = re.compile(r"[\w.-]+/[\w.-]+")
-
-
-def code(text: object) -> str:
-    """Return a name as code in Markdown. No name can break out of its backticks, or of its cell of a table."""
-    return "`" + visible(" ".join(str(text).split())).replace("`", "'").replace("|", "¦") + "`"
 
 
 def _licence_of(dataset: str) -> str | None:
@@ -107,10 +102,10 @@ def results_section(kept: KeptTrial, cell: Row | None) -> str:
     if cell is None:
         return ""
     store = open_store(kept.results)
-    rows = "".join(f"| {name} | {text} |\n" for name, text in _table_rows(store, kept, cell))
-    answer = shown_as_is(conclusion_of(store).answer)
+    table = markdown_table(("", ""), _table_rows(store, kept, cell))
+    answer = escaped(conclusion_of(store).answer)
     return (
-        f"## Results\n\n| | |\n|---|---|\n{rows}\nThe answer of the whole sweep: {answer}\n\n"
+        f"## Results\n\n{table}\nThe answer of the whole sweep: {answer}\n\n"
         "Intervals of scores are 95 % intervals over seeds. The interval of a difference accounts for the choice of "
         f"learning rates and for multiple comparisons. {_selection_text(store)}\n{_sweep_file(kept.results)}"
     )
@@ -146,7 +141,7 @@ def _table_rows(store: Store, kept: KeptTrial, cell: Row) -> Iterator[tuple[str,
         against = style(cell["baseline"]).name
         yield f"minus {against} at this budget", f"{change_text(cell)} points, {verdict_text(cell['verdict'])}"
     if cell["weak"]:
-        yield "weak evidence", shown_as_is(cell["weak"])
+        yield "weak evidence", escaped(cell["weak"])
 
 
 def _sweep_file(results: Path) -> str:
@@ -173,7 +168,7 @@ def dataset_card(store: Store, tables: list[str], licence: str | None, repo: str
     table = "" if results is None else f"\n{markdown(results)}"
     return (
         f"---\n{data.to_yaml()}\n---\n\n# Results of the sweep {code(name)}\n\n"
-        f"{shown_as_is(conclusion_of(store).answer)}\n{table}\n"
+        f"{escaped(conclusion_of(store).answer)}\n{table}\n"
         f"## Read them\n\n```\nsweeps best {place}\nsweeps query {place} scaling\n```\n\n"
         "The tables are Parquet files; `datasets` reads each as a configuration, such as `trials`. "
         f"They are described in the documentation of randlora-sweeps.\n{_sweep_file(store.path)}"

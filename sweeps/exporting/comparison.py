@@ -15,6 +15,7 @@ from typing import Any
 
 from analysis import Store, open_store
 from analysis.format import Row, plural, score_text
+from analysis.sheets.markdown import code, markdown_table
 from randlora.adapted.attach import attach
 from randlora.adapted.gradients import zero_gradients
 from randlora.errors import ExportError
@@ -211,18 +212,17 @@ def _differences(trial: TrialConfig) -> list[str]:
 
 def _pull_request(experiments: list[Experiment]) -> str:
     """Return the text of a pull request, with the tuned learning rates and the scores here."""
-    lines = []
+    rows = []
     for one in experiments:
         score, seeds = score_text(one.row), plural(one.row["n"], "seed")
         rates, count = f"{one.row['lr']:.3g}, chosen among {one.tried}", one.row["adapter_params"]
-        lines.append(f"| `{one.place}` | {'' if count is None else f'{count:,}'} | {rates} | {score}, {seeds} |\n")
+        rows.append([code(one.place), "" if count is None else f"{count:,}", rates, f"{score}, {seeds}"])
     differs = list(dict.fromkeys(text for one in experiments for text in one.differs))
     otherwise = "" if not differs else f"\nThe runner of this repository differs: {'; '.join(differs)}.\n"
     return (
         "# Tuned learning rates for MetaMathQA\n\n"
         "Every method was tuned with the same number of trials on validation questions. The chosen rates were trained "
         "again on new seeds, and tested once. Scores are GSM8K test accuracy in % with 95 % intervals over seeds.\n\n"
-        "| experiment | trainable parameters | learning rate | test accuracy |\n|---|---:|---|---:|\n"
-        + "".join(lines)
+        + markdown_table(("experiment", "trainable parameters", "learning rate", "test accuracy"), rows, (1, 3))
         + otherwise
     )

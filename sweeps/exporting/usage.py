@@ -12,6 +12,7 @@ from jinja2 import Environment, StrictUndefined
 from torch import nn
 
 from analysis.format import percent
+from analysis.sheets.markdown import code
 from randlora.adapted.adapted import Adapted
 from randlora.methods.bridge.kinds import PREFIX as PEFTS_OWN
 from randlora.methods.prompts.entry import replaced_words
@@ -19,7 +20,7 @@ from randlora.methods.prompts.kinds import WORDS
 from randlora.methods.prompts.learners import CoCoOp
 from randlora.model.families import family_name
 from randlora.model.prompted import PLACE
-from sweeps.exporting.card import code, model_metadata, results_section, scored_cell
+from sweeps.exporting.card import model_metadata, results_section, scored_cell
 from sweeps.exporting.kept import KeptTrial
 from trainables.config import FULL_METHODS
 from trainables.data.text import prompts

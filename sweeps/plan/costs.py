@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from analysis.tables.terminal import safe_console
+from analysis.sheets.terminal import safe_console
 from randlora.errors import AdapterError
 from randlora.methods.method import Method
 from sweeps.budget.currencies import DOF, PARAMETERS, Counted, Currency, Shapes, UnknownCountError

@@ -14,7 +14,7 @@ import torch
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, track
 
 from analysis.format import visible
-from analysis.tables.terminal import safe_console
+from analysis.sheets.terminal import safe_console
 from sweeps.errors import Problem, SpecError
 from trainables.cache import cache_folder, check_owner, draft, make_folder, mark_used
 from trainables.data.downloads import DataWarning

@@ -11,7 +11,8 @@ from typing import Any
 import pyarrow as pa
 from pydantic import ValidationError
 
-from analysis.html import ROWS, html_table, show_arrow_tables
+from analysis.sheets.html import ROWS, notebook_html, show_arrow_tables
+from analysis.sheets.sheet import sheet_of
 from analysis.store.tables import to_table
 from analysis.styles import short_name
 from randlora.adapted.freedom import degrees
@@ -82,7 +83,7 @@ class Plan:
         show_arrow_tables()
         columns = ("method", "budget", "data", "size", "rank", "parameters", "learning rates", "trials", "left out")
         rows = [_shown(cell, str(self.trials_of(cell)) if cell.feasible else "") for cell in self.cells[:ROWS]]
-        return html_table(repr(self)[1:-1], columns, rows, len(self.cells) - len(rows))
+        return notebook_html(sheet_of(columns, rows, repr(self)[1:-1]), len(self.cells) - len(rows))
 
     @property
     def feasible(self) -> tuple[Cell, ...]:

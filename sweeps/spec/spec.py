@@ -19,7 +19,8 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from analysis.html import html_table
+from analysis.sheets.html import notebook_html
+from analysis.sheets.sheet import sheet_of
 from sweeps.errors import Problem, SpecError, nearest, unknown
 from sweeps.spec.messages import problem, repeats_item_errors
 from sweeps.spec.reading import check_tree, read_key, read_tree, read_value
@@ -47,7 +48,7 @@ class SweepSpec(Sections):
             ("seeds", str(len(self.confirm.seeds))),
             ("results", str(self.folder)),
         ]
-        return html_table(f"Sweep {self.name}", ("", ""), rows)
+        return notebook_html(sheet_of(("", ""), rows, f"Sweep {self.name}"))
 
     @classmethod
     def load(cls, path: str | Path, overrides: Sequence[str] = (), scale: str | None = None) -> SweepSpec:

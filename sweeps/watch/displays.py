@@ -17,8 +17,9 @@ from rich.table import Table
 from rich.text import Text
 
 from analysis.format import duration, visible
-from analysis.html import html_table, notebook
-from analysis.tables.terminal import safe_console
+from analysis.sheets.html import notebook, notebook_html
+from analysis.sheets.sheet import Sheet, sheet_of
+from analysis.sheets.terminal import safe_console
 from sweeps.search.stages import SweepState
 from sweeps.watch.snapshot import Best, Counting, Failure, Snapshot
 from sweeps.watch.streams import lasting
@@ -184,7 +185,7 @@ class NotebookProgress(_Timed):
     def _page(self, shot: Snapshot) -> str:
         failures = [f"failed: {failure}" for failure in shot.failures[-_FAILURES:]]
         lines = "".join(f"<p>{escape(visible(text))}</p>" for text in [*self._notes, *failures])
-        head = html_table(headline(shot), *_best_cells(shot.best)) if shot.best else f"<p>{escape(headline(shot))}</p>"
+        head = notebook_html(_best_sheet(shot)) if shot.best else f"<p>{escape(headline(shot))}</p>"
         return f'<progress value="{shot.done}" max="{max(1, shot.total)}"></progress>{head}{lines}'
 
 
@@ -249,11 +250,11 @@ def best_table(best: tuple[Best, ...]) -> RenderableType:
     return Group(Text(f"best validation score so far, %{cut}", style="dim"), table)
 
 
-def _best_cells(best: tuple[Best, ...]) -> tuple[list[str], list[list[str]]]:
-    """Return the columns and rows of `best_table` as text."""
-    references, _ = _budgets_and_groups(best)
-    columns = ["data", "best validation score so far, %", *(reference or "no budget" for reference in references)]
-    return columns, [[str(cell) for cell in row] for row in _score_rows(best)]
+def _best_sheet(shot: Snapshot) -> Sheet:
+    """Return `best_table` as a sheet, with the headline as its title."""
+    references, _ = _budgets_and_groups(shot.best)
+    heads = ["data", "best validation score so far, %", *(reference or "no budget" for reference in references)]
+    return sheet_of(heads, _score_rows(shot.best), headline(shot))
 
 
 def _budgets_and_groups(best: tuple[Best, ...]) -> tuple[list[str], list[tuple[str, str]]]:

@@ -23,6 +23,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from analysis.sheets.markdown import escaped, markdown_table
 from analysis.store.rows import TrialRow
 from sweeps.errors import Problem, SpecError, unknown
 from sweeps.search.slots import Slot
@@ -170,8 +171,8 @@ class TensorBoard(RunTracker):
         place = self.folder / "tensorboard" / cell.cell_id / f"{slot.stage}-{slot.slot}-{slot.trial_id}"
         # files are named by the second: a trial that is resumed at once would overwrite its own file
         writer = self.tracker.SummaryWriter(str(place), flush_secs=10, filename_suffix=f".{uuid.uuid4().hex[:8]}")
-        rows = "".join(f"\n| {k} | {v} |" for k, v in config_of(cell, slot).items())
-        writer.add_text("configuration", f"| | |\n|---|---|{rows}")
+        rows = ((escaped(name), escaped(str(value))) for name, value in config_of(cell, slot).items())
+        writer.add_text("configuration", markdown_table(("", ""), rows))
         return writer
 
     def log(self, run: Any, epoch: int, numbers: Mapping[str, float]) -> None:

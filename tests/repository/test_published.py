@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 
 from analysis import StoreError, open_store
 from analysis.report.tables import pick
-from analysis.tables.export import form_of
+from analysis.sheets.forms import form_of
 from sweeps import Plan, SweepSpec
 from sweeps.cli.main import app
 from sweeps.engine.run import run

@@ -18,13 +18,14 @@ from markupsafe import Markup
 from analysis.errors import QueryError, StoreError
 from analysis.figures import pictures, svg
 from analysis.format import Row, plural, visible
-from analysis.report.page import render, templates
+from analysis.report.page import render
+from analysis.sheets.html import templates
+from analysis.sheets.sheet import Sheet, sheet_of, sheet_of_arrow
 from analysis.store.journal import JOURNAL
 from analysis.store.left import to_come
 from analysis.store.schemas import SCHEMAS
 from analysis.store.sql.process import run_sql_apart
 from analysis.store.store import Store, open_store
-from sweeps.cli.printing import shown
 from sweeps.cli.progress import progress_of, says
 from sweeps.errors import reason
 
@@ -55,10 +56,9 @@ class Page:
         self._grown: object = None
         self._drawn: tuple[object, str] = ((), "")
         environment = templates("sweeps.cli.watching")
-        environment.filters["shown"] = lambda value: visible(shown(value))
         parts: Any = environment.get_template("parts.html.j2").module
         self._fault = parts.fault
-        environment.globals["table"] = parts.table
+        environment.globals["table"] = lambda caption, rows: parts.table(_sheet(caption, rows)) if rows else ""
         self._template = environment.get_template("watch.html.j2")
 
     def whole(self, token: str) -> tuple[str, str]:
@@ -122,11 +122,10 @@ class Page:
             table = run_sql_apart(self._tables, query)
         except QueryError as error:
             return {"error": visible(str(error))}
-        first = table.slice(0, MOST_ROWS)
-        columns = [[visible(shown(value)) for value in column.to_pylist()] for column in first.columns]
+        first = sheet_of_arrow(table, MOST_ROWS)
         more = f", the first {MOST_ROWS:,} of them shown; `sweeps query` writes all" if len(table) > MOST_ROWS else ""
-        rows = list(zip(*columns, strict=True))
-        return {"columns": table.column_names, "rows": rows, "says": f"{plural(len(table), 'row')}{more}"}
+        rows = [[visible(text) for text in row] for row in first.cells]
+        return {"columns": first.header, "rows": rows, "says": f"{plural(len(table), 'row')}{more}"}
 
     def report(self) -> str:
         """Return the report of the present results as HTML.
@@ -148,6 +147,11 @@ class Page:
 
     def _section(self, name: str, **values: Any) -> str:
         return "".join(self._template.blocks[name](self._template.new_context(values)))
+
+
+def _sheet(title: str, rows: Sequence[Row]) -> Sheet:
+    """Return rows with the same keys as a sheet."""
+    return sheet_of([name.replace("_", " ") for name in rows[0]], [list(row.values()) for row in rows], title)
 
 
 def _drawn(draw: Callable[[Store], list[svg.Picture]], store: Store) -> dict[str, Any]:

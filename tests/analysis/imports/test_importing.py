@@ -13,11 +13,11 @@ from analysis import StoreError, conclusion, open_store
 from analysis.figures.pictures import pictures
 from analysis.imports.importing import PLACEHOLDER_BYTES, import_peft, import_published
 from analysis.report.page import render
+from analysis.sheets.terminal import safe_console
 from analysis.statistics.publications.published import publication, publication_names, published_curve
 from analysis.statistics.scaling import comparisons
 from analysis.tables.console import print_results_table, results_table
 from analysis.tables.results import averages, results
-from analysis.tables.terminal import safe_console
 from sweeps.cli.main import app
 from trainables.data.registry import DATASETS
 from trainables.data.text.registry import TEXT_DATASETS

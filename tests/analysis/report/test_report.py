@@ -21,13 +21,15 @@ from rich.console import Console
 from analysis import Store, open_store, print_results_table, results_table, write_report
 from analysis.report.page import render
 from analysis.report.tables import sheets
+from analysis.sheets import forms
+from analysis.sheets.data import sheet_csv
+from analysis.sheets.latex import latex
+from analysis.sheets.markdown import markdown
+from analysis.sheets.sheet import Column, Sheet
 from analysis.store.tables import write_part
 from analysis.styles import style
-from analysis.tables import export
 from analysis.tables.console import conclusion_of
-from analysis.tables.export import latex, markdown
 from analysis.tables.results import results
-from analysis.tables.sheet import Column, Sheet
 from sweeps.cli.watching.page import Page as WatchPage
 from tests.analysis.odd import Cells, odd_results
 from tests.analysis.synthetic import make_results
@@ -250,13 +252,13 @@ def test_markdown_and_latex_forms(store: Store, wide: Store) -> None:
 def test_a_spreadsheet_takes_no_text_for_a_formula() -> None:
     columns = [Column("=method", lambda r: r["a"]), Column("points", lambda r: r["b"], "number")]
     sheet = Sheet("odd", "", columns, [{"a": "=1+1", "b": "+1,204.5"}, {"a": "lora, two", "b": "\N{MINUS SIGN}0.4"}])
-    assert export.comma_separated(sheet) == "'=method,points\n'=1+1,+1204.5\n\"lora, two\",-0.4\n"
+    assert sheet_csv(sheet) == "'=method,points\n'=1+1,+1204.5\n\"lora, two\",-0.4\n"
 
 
 def test_every_table_of_the_page_has_its_files(wide: Store, tmp_path: Path) -> None:
     """Markdown, LaTeX and CSV hold what the page shows, cell by cell."""
     found = sheets(wide, overlay="fig1-clip")
-    paths = export.save(found.values(), tmp_path)
+    paths = forms.save(found.values(), tmp_path)
     assert set(paths) == {f"{name}.{kind}" for name in found for kind in ("md", "tex", "csv")}
     page = render(wide, overlay="fig1-clip", sheets=found)
     assert set(re.findall(r'<table id="table-([^"]+?)(?:-\d+)?"', page)) == set(found)

@@ -18,8 +18,8 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import EpsImagePlugin, Image
 
+from analysis.sheets.terminal import safe_console
 from analysis.store.tables import to_table
-from analysis.tables.terminal import safe_console
 from tests.trainables.tiny_images import COLOURS, colour_tables
 from trainables.data.images import archives, sources
 from trainables.data.registry import load_dataset, load_text_dataset

@@ -12,7 +12,8 @@ import pytest
 
 from analysis import curve, open_store
 from analysis.figures.scaling import draw_scaling
-from analysis.html import ROWS, html_of_arrow, html_table, show_arrow_tables
+from analysis.sheets.html import ROWS, html_of_arrow, notebook_html, show_arrow_tables
+from analysis.sheets.sheet import sheet_of
 
 
 def as_notebook(monkeypatch: pytest.MonkeyPatch) -> dict[type, Any]:
@@ -32,11 +33,11 @@ def as_notebook(monkeypatch: pytest.MonkeyPatch) -> dict[type, Any]:
 
 
 def test_a_table_is_escaped_and_cut() -> None:
-    page = html_table("<b>", ["a", "b"], [["<script>", 0.123456], ["x" * 500, None]], more=3)
+    page = notebook_html(sheet_of(["a", "b"], [["<script>", 0.123456], ["x" * 500, None]], "<b>"), more=3)
     assert "<script>" not in page and "&lt;script&gt;" in page and "&lt;b&gt;" in page
     assert "<td>0.1235</td>" in page and "x" * 121 not in page and "and 3 more rows" in page
     assert "style" not in page and "color" not in page
-    assert "<th>" not in html_table("t", ("", ""), [("a", "b")])
+    assert "<th>" not in notebook_html(sheet_of(("", ""), [("a", "b")], "t"))
 
 
 def test_an_arrow_table_shows_its_first_rows() -> None:

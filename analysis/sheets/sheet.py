@@ -1,16 +1,19 @@
-"""A table as people read it: columns with headings and cell texts, the same in HTML, Markdown and LaTeX.
+"""A table as people read it: columns with headings and cell texts. Every form of a table is written from a `Sheet`.
 
-The numbers come from a function that returns an Arrow table; a `Sheet` only says how its rows are shown.
+The numbers come from a function that returns rows; a `Sheet` only says how they are shown.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import Any, Literal
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from operator import itemgetter
+from typing import TYPE_CHECKING, Any, Literal
 
-from analysis.format import Row, quantity, score_text
-from analysis.styles import dataset_text, place_text, size_key, size_text, style
+from analysis.format import Row, quantity
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 Kind = Literal["text", "number", "method", "verdict", "long", "code"]
 SIDE_BY_SIDE = 4
@@ -48,7 +51,7 @@ class Part:
     Attributes:
         id: its id in the page.
         heading: what its columns are about; empty for the main table.
-        columns: those that have a text in some row.
+        columns: those that have a text in some row, or all if the sheet keeps empty ones.
         beneath: those whose text a phone shows beneath the method's name.
         rows: for each row its class, its text beneath the method's name, and its cells: column, text, method.
     """
@@ -68,14 +71,15 @@ class Part:
 
 @dataclass(frozen=True)
 class Sheet:
-    """A table of the report.
+    """A table.
 
     Attributes:
-        name: of its files. title: what it is. columns, rows: what it shows.
+        name: of its files. title: what it is. columns, rows: what it shows. If all headings are empty, it has no head.
         legend: what a reader must know to read it, shown beneath it.
         note: how it was computed, shown on request.
         strong, faint: return whether a row is set off.
         folded: whether the page shows the table on request only.
+        keep_empty: whether a column without a text in any row is shown.
         mark: what Markdown and LaTeX also say of it, such as data that is left out.
     """
 
@@ -88,6 +92,7 @@ class Sheet:
     strong: Callable[[Row], bool] = lambda _: False
     faint: Callable[[Row], bool] = lambda _: False
     folded: bool = False
+    keep_empty: bool = False
     mark: str = ""
 
     @property
@@ -113,7 +118,7 @@ class Sheet:
         return [part for part in parts if not all(c.label for c in part.columns)]
 
     def _part(self, group: str, name: str) -> Part:
-        shown = [c for c in self.columns if c.label or any(c.text(row) for row in self.rows)]
+        shown = [c for c in self.columns if self.keep_empty or c.label or any(c.text(row) for row in self.rows)]
         columns = [c for c in shown if c.group == group or (c.label and group)]
         named = any(c.kind == "method" for c in columns)
         beneath = [c for c in columns if c.beneath and named]
@@ -140,53 +145,35 @@ def text(head: str, key: str, kind: Kind = "text", group: str = "") -> Column:
     return Column(head, lambda r: str(r[key] or ""), kind, group)
 
 
-def where(row: Mapping[str, Any]) -> str:
-    """Name a row's data set and training size; the mean over data sets if it names none."""
-    return place_text(_dataset(row), row["train_size"])
+def sheet_of(heads: Sequence[str], rows: Iterable[Sequence[object]], title: str = "") -> Sheet:
+    """Make a sheet of values, with a column for each heading. Columns whose texts are all numbers are aligned right."""
+    texts = [[value_text(value) for value in row] for row in rows]
+    columns = []
+    for i, name in enumerate(heads):
+        numeric = bool(texts) and all(_is_number(row[i]) for row in texts)
+        columns.append(Column(name, itemgetter(str(i)), "number" if numeric else "text"))
+    # keyed by position, because two columns may share a heading
+    lines = [{str(i): text for i, text in enumerate(row)} for row in texts]
+    return Sheet("", title, columns, lines, keep_empty=True)
 
 
-def _dataset(row: Mapping[str, Any]) -> str:
-    count = row.get("n_datasets")
-    several = f"mean of {count} data sets" if count and count > 1 else "all data sets"
-    return str(row["dataset"] or several)
+def sheet_of_arrow(table: pa.Table, most: int, title: str = "") -> Sheet:
+    """Make a sheet of the first `most` rows of an Arrow table."""
+    first = table.slice(0, most)  # by columns, and not as dictionaries, because two columns may share a name
+    return sheet_of(table.column_names, zip(*(column.to_pylist() for column in first.columns), strict=True), title)
 
 
-PLACE = Column("data", where, label=True, beneath=True)
-DATASET = Column("data", lambda r: dataset_text(_dataset(r)), label=True, beneath=True)
-METHOD = Column("method", lambda r: style(r["method"]).name if r["method"] else "", "method", label=True)
-BUDGET = Column("budget", lambda r: str(r["reference"] or ""), label=True, beneath=True)
-PARAMETERS = Column("parameters", lambda r: quantity(r["adapter_params"]), "number", beneath=True)
+def value_text(value: object) -> str:
+    """Return a value of a table as a short text; "" for None."""
+    if value is None:
+        return ""
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    return f"{len(value)} bytes" if isinstance(value, bytes) else str(value)
 
 
-def origins(rows: Sequence[Mapping[str, Any]]) -> list[Column]:
-    """Return the columns of the sweep and the model that differ between rows."""
-    names = [name for name in ("sweep", "model") if len({r.get(name) for r in rows}) > 1]
-    return [replace(text(name, name), label=True, beneath=True) for name in names]
-
-
-def columns_of(rows: Sequence[Mapping[str, Any]], *columns: Column) -> list[Column]:
-    """Return the columns, and before them those of sweep, model, data set and size that differ between rows."""
-    sizes = {r["train_size"] for r in rows}
-    place = [PLACE] if len(sizes) > 1 else [DATASET] if len({r["dataset"] for r in rows}) > 1 else []
-    return [*origins(rows), *place, *columns]
-
-
-def pivoted(rows: Iterable[Row], names: Sequence[str], key: str) -> list[Row]:
-    """Group rows by `names`. Each group's `by` maps the value of `key` to its row."""
-    lines: dict[tuple[Any, ...], Row] = {}
-    for r in rows:
-        lines.setdefault(tuple(r[k] for k in names), {**r, "by": {}})["by"][r[key]] = r
-    return list(lines.values())
-
-
-def by_size(rows: Iterable[Row], names: Sequence[str]) -> tuple[list[Row], list[Column]]:
-    """Group rows by `names`; also return a column of scores for each training size."""
-    lines = pivoted(rows, names, "train_size")
-
-    sizes = sorted({size for line in lines for size in line["by"]}, key=size_key)
-
-    def column(size: str) -> Column:
-        head = size_text(size) if len(sizes) > 1 else "test score"
-        return Column(f"{head}, % [95 %]", lambda r: score_text(r["by"][size]) if size in r["by"] else "", "number")
-
-    return lines, [column(size) for size in sizes]
+def _is_number(text: str) -> bool:
+    return (
+        text == ""
+        or text.replace(",", "").lstrip("+-\N{MINUS SIGN}\N{ALMOST EQUAL TO}\N{LESS-THAN OR EQUAL TO} ")[:1].isdigit()
+    )
