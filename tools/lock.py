@@ -1,7 +1,4 @@
-"""Prints what differs between two locks of versions. `make lock` calls it with the lock before and the new one.
-
-    python -m tools.lock OLD NEW
-"""
+"""Prints what differs between two locks of versions: `python -m tools.lock OLD NEW`. `make lock` ends with it."""
 
 from __future__ import annotations
 
