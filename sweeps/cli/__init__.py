@@ -16,6 +16,6 @@ It uses every other room, but imports it only when a verb needs it, so that `--h
     run       the verb `run`
     status    the verb `status`: how far a sweep is
     trials    the verbs that use trials of a sweep: `export`, `predict`, `again`, `analyze`
-    verify    the verb `verify`: checks whether a results folder is as its sweep wrote it
+    verify    the verbs `verify` and `versions`: whether a results folder is as its sweep wrote it, and its packages
     watching  the verb `watch`: a page that shows a sweep as it happens
 """

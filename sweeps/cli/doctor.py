@@ -20,6 +20,7 @@ from sweeps.cli.options import FAILED_TRIALS, Json
 from sweeps.cli.printing import emit, out
 from trainables.errors import first_line
 
+DISTRIBUTION = "randlora-sweeps"
 PACKAGES = ("randlora", "trainables", "analysis", "sweeps")
 
 
@@ -78,6 +79,7 @@ def examine() -> list[Check]:
         Check("python", sys.version_info >= (3, 11), version, "Python 3.11 or newer is needed"),
         *_names(),
         *_versions(),
+        _tested(),
         _ray(),
         _devices(),
         Check("memory", memory > 3, f"{memory:.1f} GiB free", "Ray and two workers take about 3 GiB: close something"),
@@ -107,6 +109,27 @@ def _versions() -> list[Check]:
         except importlib.metadata.PackageNotFoundError:
             checks.append(Check(name, False, "not installed", f"pip install {name}"))
     return checks
+
+
+def _tested() -> Check:
+    """Compare the versions of the libraries that ours calls, if they are installed, with those that were tested."""
+    from packaging.requirements import Requirement
+    from packaging.utils import canonicalize_name
+    from packaging.version import Version
+
+    from sweeps.engine.versions import differences, lock_file, tested
+    from trainables.runtime import versions
+
+    required = [Requirement(each).name for each in importlib.metadata.requires(DISTRIBUTION) or ()]  # extras too
+    called = {canonicalize_name(name) for name in (*required, *versions())}
+    others = []
+    for each in differences({name: version for name, version in tested().items() if name in called}):
+        if each.here is not None:
+            age = "newer" if Version(each.here) > Version(each.known) else "older"
+            others.append(f"{each.package} {each.here} is {age} than {each.known}")
+    text = "; ".join(others) or "all libraries have the versions that were tested"
+    mend = f"they are allowed; for those that were tested: pip install --constraint {lock_file()} {DISTRIBUTION}"
+    return Check("tested versions", True, text, mend, warns=bool(others))
 
 
 def _ray() -> Check:

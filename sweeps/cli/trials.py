@@ -196,15 +196,17 @@ def _named(kept: KeptTrial) -> str:
 def again(source: Source, trial: Trial, as_json: Json = False) -> int:
     """Train one finished trial again on this machine and compare its scores with the tables.
 
-    The command writes nothing. Exit code 1 if the scores differ.
+    It also names the hardware and the versions of packages that differ from those of the sweep. The command writes
+    nothing. Exit code 1 if the scores differ.
     """
     from sweeps.engine.rerun import train_again
 
     answer = train_again(folder_of(source), trial)
+    elsewhere = "".join(f"{'elsewhere':<10}  {each}\n" for each in answer.elsewhere)
     words = (
         f"{'validation':<10}  in the tables {answer.val_score}  again {answer.val_again}\n"
         f"{'test':<10}  in the tables {answer.test_score}  again {answer.test_again}\n"
-        f"{answer.verdict}"
+        f"{elsewhere}{answer.verdict}"
     )
     emit(as_json, lambda: {**asdict(answer), "same": answer.same}, lambda: out.print(words))
     return 0 if answer.same else FAILED_TRIALS

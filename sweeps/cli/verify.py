@@ -1,4 +1,6 @@
-"""The verb `verify`: checks whether a results folder is as its sweep wrote it, and says what was changed."""
+"""The verb `verify`: checks whether a results folder is as its sweep wrote it, and says what was changed. And the verb
+`versions`: prints the versions of packages that the sweep ran with.
+"""
 
 from __future__ import annotations
 
@@ -25,16 +27,18 @@ def verify(
 ) -> int:
     """Check a results folder: whether rows, scores and choices agree with its journal.
 
-    It also prints what was changed or added while the sweep ran. The command writes nothing. Exit code 1 if a check
-    fails.
+    It also prints what was changed or added while the sweep ran, and the packages that have other versions here. The
+    command writes nothing. Exit code 1 if a check fails.
     """
     from dataclasses import asdict
 
     from analysis.tables.console import conclusion_of
     from sweeps.engine.verifying import verify as check
+    from sweeps.engine.versions import differences, latest
 
     store = store_of(source)
     verification = check(store)
+    other = differences(latest(store))
     trained: list[Rerun] = []
     if again:
         trained = _trained(source, again, as_json=as_json)
@@ -48,6 +52,7 @@ def verify(
             "answer": conclusion_of(store).answer,
             "checks": [asdict(each) for each in verification.checks],
             "again": [{**asdict(each), "word": each.verdict} for each in trained],
+            "versions": [asdict(each) for each in other],
         }
 
     def draw() -> None:
@@ -65,6 +70,10 @@ def verify(
                 style="dim",
             )
         out.print(f"The rows give this answer: {conclusion_of(store).answer}")
+        if other:
+            out.print(
+                f"Other versions here: {'; '.join(map(str, other))}. `sweeps versions` prints those of the sweep."
+            )
         if trained:
             same = sum(each.same for each in trained)
             out.print(
@@ -73,6 +82,28 @@ def verify(
 
     emit(as_json, answer, draw)
     return FAILED_TRIALS if verification.failed or wrong else 0
+
+
+def versions(source: Source, as_json: Json = False) -> None:
+    """Print the versions of the packages that a sweep ran with, as constraints for pip.
+
+    `pip install --constraint FILE` installs them again. The lines are those packages whose version the sweep recorded.
+    A comment names Python, this program, and earlier versions if several were used.
+    """
+    from dataclasses import asdict
+
+    from sweeps.engine.versions import constraints, differences, latest, ran_with
+    from sweeps.errors import Problem, SpecError
+
+    store = store_of(source)
+    known = ran_with(store)
+    if not known:
+        raise SpecError([Problem("results", str(source), "has no versions of packages: no trial of it has finished")])
+    emit(
+        as_json,
+        lambda: {"versions": known, "differences": [asdict(each) for each in differences(latest(store))]},
+        lambda: out.print("\n".join(constraints(known))),
+    )
 
 
 def _trained(source: Source, count: int, *, as_json: bool) -> list[Rerun]:

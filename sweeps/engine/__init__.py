@@ -12,5 +12,6 @@ only `analyze` knows Ray.
     limits      measures the used hours and cost, and compares them with the sweep's limits
     rerun       trains one finished trial again
     verifying   checks whether a results folder is as its sweep wrote it
+    versions    compares versions of packages: installed, tested, and those of a sweep
     analyze     computes diagnostics in Ray tasks, or in this process
 """

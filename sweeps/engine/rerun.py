@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Literal
 
 from analysis import Store, open_store
 from analysis.format import Row
-from analysis.words.parity import PACKAGES
+from sweeps.engine.versions import differences
 from sweeps.errors import Problem, SpecError, nearest
 from sweeps.exporting.kept import config_of
 from sweeps.spec.paths import with_absolute_paths
@@ -107,10 +107,9 @@ def _differing_hardware_and_versions(row: Row, now: Measured) -> tuple[str, ...]
     """Return texts on the hardware and versions that are known to differ between a trial's row and now."""
     from sweeps.backends.reports import processor
 
-    then = json.loads(row["versions"] or "{}")
     pairs = [("processor", row["processor"], processor()), ("device", row["device"], now.device)]
-    pairs += [(package, then.get(package), (now.versions or {}).get(package)) for package in PACKAGES]
-    return tuple(f"{name} {old}, here {new}" for name, old, new in pairs if None not in (old, new) and old != new)
+    hardware = [f"{name} {old}, here {new}" for name, old, new in pairs if None not in (old, new) and old != new]
+    return (*hardware, *map(str, differences(json.loads(row["versions"] or "{}"))))
 
 
 def _cpus(store: Store, trial: str) -> int:

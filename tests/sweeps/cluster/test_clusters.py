@@ -278,6 +278,7 @@ def test_the_kubernetes_job_is_whole() -> None:
     assert len(images) == 1  # the same versions everywhere
     assert supported(cluster["rayVersion"])
     assert f"ray:{cluster['rayVersion']}-" in (EXAMPLES / "Dockerfile").read_text(encoding="utf-8")
+    assert f"ray=={cluster['rayVersion']}" in (ROOT / "lock.txt").read_text(encoding="utf-8").splitlines()
 
 
 def test_the_skypilot_task_is_whole() -> None:
@@ -317,6 +318,8 @@ def test_the_schemas_find_mistakes(file: str, schema: dict[str, Any], wrong: Cal
     assert not Draft202012Validator(schema).is_valid(tree)
 
 
-def test_a_job_gets_every_dependency() -> None:
+def test_a_job_gets_every_dependency_as_it_was_tested() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-    assert load("runtime_env.yaml")["pip"] == [d for d in project["dependencies"] if not d.startswith("ray[")]
+    lock, *dependencies = load("runtime_env.yaml")["pip"]
+    assert lock == "-c ${RAY_RUNTIME_ENV_CREATE_WORKING_DIR}/lock.txt"
+    assert dependencies == [d for d in project["dependencies"] if not d.startswith("ray[")]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -72,6 +73,17 @@ def test_a_trial_again_has_its_paths_whole(tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.chdir(tmp_path)
     assert sweeps("again", str(folder(tmp_path / "r", 0.5, trial)), trial.trial_id).exit_code == 0
     assert [config.dataset for config in told] == [f"folder:{tmp_path / 'mine'}"]
+
+
+def test_a_trial_again_names_the_versions_that_differ(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    versions = {"torch": "2.1.0", "numpy": version("numpy"), "no-such-package": "1.0"}
+    place = folder(tmp_path, 0.5, versions=json.dumps(versions))
+    last = {"result": Result(Measured(val_score=0.5))}
+    monkeypatch.setattr("trainables.training.worker.run_trial", lambda *_, **__: [last])
+    named = [f"torch 2.1.0, here {version('torch')}", "no-such-package 1.0, here not installed"]
+    lines = sweeps("again", str(place), TRIAL.trial_id).output.splitlines()
+    assert [line for line in lines if line.startswith("elsewhere")] == [f"elsewhere   {each}" for each in named]
+    assert json.loads(sweeps("again", str(place), TRIAL.trial_id, "--json").output)["elsewhere"] == named
 
 
 def test_a_trial_that_cannot_be_repeated(tmp_path: Path) -> None:
