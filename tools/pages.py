@@ -30,8 +30,7 @@ from sweeps.cli.options import Json, Scale, Set, Source, Spec
 from sweeps.spec import schema
 from tools import league_page, rates
 from tools.spec_page import sections
-from trainables.data.registry import DATASETS
-from trainables.data.text.registry import TEXT_DATASETS
+from trainables.data.facts import IMAGE_SETS, TEXT_SETS
 
 ROOT = Path(__file__).parents[1]
 TEXTS = Path(__file__).parent / "page_texts"
@@ -98,13 +97,12 @@ USUAL = "validation: 10 % of train, 5,000 at most, seed 0"
 def images() -> str:
     """Return the registered image sets without CoOp's, which the page names in a sentence."""
     rows = []
-    for name, info in DATASETS.items():
+    for name, info in IMAGE_SETS.items():
         if name.startswith("coop-"):
             continue
-        sizes = (None, None, None) if info.sizes is None else (info.sizes.train, info.sizes.val, info.sizes.test)
-        own = " (own)" if info.rule == OWN else ""
-        rest = "" if info.rule in (OWN, USUAL) else info.rule.removesuffix(f"; {USUAL}")
-        numbers = "/".join(map(_number, sizes)) + own
+        own = " (own)" if info.split == OWN else ""
+        rest = "" if info.split in (OWN, USUAL) else info.split.removesuffix(f"; {USUAL}")
+        numbers = "/".join(_number(size) for _, size in info.sizes) + own
         names = ", ".join([f"`{name}`", *(f"`@{other}`" for other in info.others)])
         about = f"{info.about} ({rest})" if rest else info.about
         rows.append((names, about, numbers))
@@ -114,7 +112,7 @@ def images() -> str:
 def texts() -> str:
     """Return the registered text sets, without the second form of those that have one."""
     rows = []
-    for name, info in TEXT_DATASETS.items():
+    for name, info in TEXT_SETS.items():
         if not name.endswith("-questions"):
             about = re.sub(r"; answered by a label$|^GLUE \w+: |; reported on its validation split$", "", info.about)
             numbers = f"{_number(info.train)}/{_number(info.test)}{'*' if info.verified else ''}"

@@ -28,9 +28,8 @@ from sweeps.plan.plan import Plan
 from sweeps.spec.cell import Cell
 from sweeps.spec.spec import SweepSpec
 from trainables.config import shots
+from trainables.data.facts import IMAGE_SETS, TEXT_SETS
 from trainables.data.images.pixels import WIDER
-from trainables.data.registry import DATASETS
-from trainables.data.text.registry import TEXT_DATASETS
 from trainables.models.shapes import meta_model, model_kind
 
 FOLDER = Path(__file__).parents[1] / "examples" / "paper"
@@ -106,16 +105,14 @@ def work_of(model: str, dataset: str, image_size: int | None) -> Work:
 def samples(cell: Cell, spec: SweepSpec) -> tuple[int, int, int]:
     """Return the number of samples of an epoch, of the validation split and of the test split."""
     few = shots(cell.train_size)
-    if cell.dataset in TEXT_DATASETS:
-        info = TEXT_DATASETS[cell.dataset]
+    if cell.dataset in TEXT_SETS:
+        info = TEXT_SETS[cell.dataset]
         pool, test = info.train or ROWS[cell.dataset], info.test or 0
         val = spec.evaluate.validation_rows or min(pool // 10, 5000)
         train = round((pool - min(pool // 10, 5000)) * float(cell.train_size))
         return train, val, min(test, spec.evaluate.test_rows or test)
-    image = DATASETS[cell.dataset]
+    image = IMAGE_SETS[cell.dataset]
     sizes, classes = image.sizes, image.classes
-    if sizes is None or classes is None:
-        raise ValueError(f"{cell.dataset}: the registry has no sizes")
     train = few * classes if few is not None else round(sizes.train * float(cell.train_size))
     val = min(few, 4) * classes if few is not None else sizes.val
     least = spec.train.min_batches_per_epoch * spec.train.global_batch_size
@@ -130,7 +127,7 @@ def trial_seconds(cell: Cell, spec: SweepSpec, stage: str, rate: float) -> float
     again = CHECKPOINTING if spec.train.gradient_checkpointing else 1.0
     operations = work.operations
     if cell.base.startswith(PREFIX):  # each step embeds all classes, while other methods embed one text per image
-        classes = DATASETS[cell.dataset].classes or 0
+        classes = IMAGE_SETS[cell.dataset].classes
         operations += work.text * (classes / spec.train.global_batch_size - 1)
     trained = 3 * operations * again * RELATIVE.get(cell.base.partition("-")[0], RELATIVE.get(cell.base, 1.0))
     seconds = TRIAL_SECONDS + train * epochs * trained / (SHARE * rate)
@@ -157,8 +154,8 @@ def cached_gigabytes(plan: Plan) -> float:
     wider = WIDER if plan.spec.train.augment == "crop-flip-original" else 1.0
     total = 0.0
     for name in plan.spec.data.datasets:
-        info = DATASETS.get(name)
-        if info is None or info.sizes is None or name in TEXT_DATASETS:
+        info = IMAGE_SETS.get(name)
+        if info is None:
             continue
         side = plan.spec.model.image_size or SIDE
         total += 3 * side**2 * (info.sizes.pool * wider**2 + info.sizes.test)

@@ -75,39 +75,38 @@ def describe(name: str) -> dict[str, Any]:
         SpecError: the name is neither.
         DataError: files are missing or damaged.
     """
-    from trainables.data.registry import DATASETS, known_datasets, on_disk
-    from trainables.data.text.registry import TEXT_DATASETS
+    from trainables.data.facts import ImageSet, TextSet, facts_of
+    from trainables.data.registry import known_datasets, on_disk
+    from trainables.data.templates import DEFAULT_PROMPT
 
+    info = facts_of(name)
     registered, _, source = name.partition("@")
-    if registered in DATASETS and (not source or source in DATASETS[registered].others):
-        info = DATASETS[registered]
-        sizes = None if info.sizes is None else {k: getattr(info.sizes, k) for k in ("train", "val", "test")}
+    if isinstance(info, ImageSet) and (not source or source in info.others):
         return {
             "name": name,
             "about": info.about,
             "kind": "images",
             "classes": info.classes,
-            "sizes": sizes,
-            "split": info.rule,
+            "sizes": info.sizes.model_dump(),
+            "split": info.split,
             "epochs": info.epochs,
-            "source": info.source,
+            "source": info.source.place,
             "further_sources": [f"{registered}@{s}" for s in info.others],
             "licence": info.licence,
-            "get": info.get,
+            "get": info.how_to_get,
             "templates": list(info.templates),
-            "prompt": info.prompt,
+            "prompt": DEFAULT_PROMPT,
         }
-    if name in TEXT_DATASETS:
-        text = TEXT_DATASETS[name]
+    if isinstance(info, TextSet):
         return {
             "name": name,
-            "about": text.about,
+            "about": info.about,
             "kind": "text",
-            "sizes": {"train": text.train, "test": text.test},
-            "sizes_verified": text.verified,
-            "epochs": text.epochs,
-            "source": text.source,
-            "licence": text.licence,
+            "sizes": {"train": info.train, "test": info.test},
+            "sizes_verified": info.verified,
+            "epochs": info.epochs,
+            "source": info.source.place,
+            "licence": info.licence,
         }
     if on_disk(name):
         return _read(name)

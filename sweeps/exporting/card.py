@@ -25,8 +25,7 @@ from analysis.words.verdicts import verdict_text
 from randlora.methods.bridge.kinds import PREFIX as PEFTS_OWN
 from sweeps.exporting.kept import KeptTrial
 from trainables.config import FULL_METHODS
-from trainables.data.registry import DATASETS
-from trainables.data.text.registry import TEXT_DATASETS
+from trainables.data.facts import facts_of
 from trainables.models.families import Kind, parse_id
 
 TAG = "randlora-sweeps"
@@ -43,7 +42,7 @@ _ON_HUB = re.compile(r"[\w.-]+/[\w.-]+")
 
 def _licence_of(dataset: str) -> str | None:
     """Return the licence of a registered data set; None for another one."""
-    info = TEXT_DATASETS.get(dataset) or DATASETS.get(dataset.partition("@")[0])
+    info = facts_of(dataset)
     return None if info is None else info.licence
 
 
@@ -52,8 +51,8 @@ def _hub_names(dataset: str) -> list[str]:
     form, _, name = dataset.partition(":")
     if form == "hf":
         return [name]
-    info = TEXT_DATASETS.get(dataset) or DATASETS.get(dataset)
-    return _ON_HUB.findall(info.source) if info is not None and info.source.startswith("hub ") else []
+    info = None if "@" in dataset else facts_of(dataset)
+    return _ON_HUB.findall(info.source.place) if info is not None and info.source.place.startswith("hub ") else []
 
 
 def model_metadata(kept: KeptTrial, cell: Row | None, kind: Kind, form: str, licence: str | None) -> str:

@@ -23,7 +23,7 @@ from sweeps.spec.methods import has_budget
 from sweeps.spec.paths import absolute, path_of
 from trainables.config import QUANTISED
 from trainables.data.downloads import DataWarning, offline
-from trainables.data.registry import DATASETS
+from trainables.data.facts import IMAGE_SETS
 from trainables.data.splits import split_of
 from trainables.data.text.dataset import TextDataset, TextSplit
 from trainables.data.text.registry import text_kind
@@ -165,7 +165,7 @@ def _check_sizes(plan: Plan) -> None:
     if len(errors) == 1:
         raise next(iter(errors.values()))
     if errors:
-        get = {name: getattr(DATASETS.get(name), "get", "") for name in errors}
+        get = {name: IMAGE_SETS[name].how_to_get if name in IMAGE_SETS else "" for name in errors}
         lines = [f"{error}{f' (how to get it: {get[name]})' if get[name] else ''}" for name, error in errors.items()]
         rest = "--available runs the others" if len(errors) < len({cell.dataset for cell in plan.feasible}) else ""
         raise DataError("\n".join([f"{len(errors)} data sets can't be had:", *lines, *filter(None, [rest])]))

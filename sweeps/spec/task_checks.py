@@ -10,9 +10,8 @@ from sweeps.spec.batch_sizes import FIELD as BATCH_SIZES
 from sweeps.spec.batch_sizes import batch_sizes
 from sweeps.spec.spec import SweepSpec
 from trainables.config import FULL_METHODS, LINEAR_PROBE, NO_TRAINING, contrastive, refused_micro_batch
-from trainables.data.registry import DATASETS
-from trainables.data.text.dataset import TextKind
-from trainables.data.text.registry import TEXT_DATASETS, text_kind
+from trainables.data.facts import IMAGE_SETS, TEXT_SETS, TextKind
+from trainables.data.text.registry import text_kind
 from trainables.models.base_weights import refusal
 from trainables.models.families import Kind, parse_id
 from trainables.models.shapes import known_configs, shape_config
@@ -144,7 +143,7 @@ def _data_problems(spec: SweepSpec, kind: Kind) -> list[Problem]:
     """Return a problem for each data set that the model can't read."""
     texts = kind not in IMAGES
     rule = f"is a set of {'images' if texts else 'texts'}, and the model reads {'texts' if texts else 'images'}"
-    fitting = [n for n, info in TEXT_DATASETS.items() if info.kind in READS[kind]] if texts else list(DATASETS)
+    fitting = [n for n, info in TEXT_SETS.items() if info.source.kind in READS[kind]] if texts else list(IMAGE_SETS)
     problems = []
     for name in spec.data.datasets:
         if (text_kind(name) is not None) != texts:

@@ -29,7 +29,7 @@ from tests.fakes import TRIAL as FAKE_TRIAL
 from tests.fakes import FakeCell, FakeKeep, fake_plan
 from tests.support import ROOT, sweeps
 from trainables.config import TrainSettings, TrialConfig
-from trainables.data.registry import DATASETS
+from trainables.data.facts import FOLDER, IMAGE_SETS, ImageSet, read_sets
 from trainables.tasks import make
 from trainables.tasks.images import clip
 from trainables.tasks.images.images import ImageTask
@@ -151,12 +151,15 @@ def test_the_picture_has_every_room() -> None:
         assert rooms <= words, package
 
 
-def test_the_method_and_the_data_set(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_method_and_the_data_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     try:
         example("A method")
     finally:
         METHODS.pop("vera-small-d", None)
-    monkeypatch.setitem(DATASETS, "beans", example("A data set")["beans"])
+    entry = PAGE.split("### A data set\n")[1].split("```toml\n")[1].split("```")[0]
+    sets = tmp_path / "images.toml"
+    sets.write_text(f"{(FOLDER / sets.name).read_text(encoding='utf-8')}\n{entry}", encoding="utf-8")
+    monkeypatch.setitem(IMAGE_SETS, "beans", read_sets(sets, ImageSet)["beans"])
     assert describe("beans")["classes"] == 3
 
 

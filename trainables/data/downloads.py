@@ -23,10 +23,6 @@ FOLDER_VARIABLE = "SWEEPS_DATA"
 """The environment variable that names the download folder. Default: ~/.cache/randlora-sweeps/data."""
 
 
-UNKNOWN = "unknown"
-"""The licence of a data set whose makers state none."""
-
-
 _ALLOWED: ContextVar[bool] = ContextVar("downloads_allowed", default=True)
 
 

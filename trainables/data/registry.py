@@ -3,7 +3,7 @@
 | form | what |
 |---|---|
 | `embedded:NAME` | shipped with the package |
-| a plain name, `cifar100` | registered (`paper_sets`): downloaded on first use, or it says how to get it |
+| a plain name, `cifar100` | registered (`facts`): downloaded on first use, or it says how to get it |
 | `NAME@SOURCE`, `cifar100@hub` | a registered set from another of its sources |
 | `parquet:FOLDER`, `arrow:FOLDER` | the hub's file form on disk |
 | `folder:FOLDER` | `{train,test}/CLASS/IMAGE` |
@@ -19,14 +19,13 @@ from pathlib import Path
 
 from randlora.errors import nearest
 from trainables.config import Protocol, Stage, TrainSize, shots
-from trainables.data.images.coop_sets import COOP_SETS
+from trainables.data.facts import IMAGE_SETS, TEXT_SETS, ImageSet, facts_of
 from trainables.data.images.dataset import Dataset
-from trainables.data.images.info import DatasetInfo
-from trainables.data.images.paper_sets import FURTHER_SETS, PAPER_SETS
+from trainables.data.images.registered import open_set, source_of
 from trainables.data.images.sources import from_arrow, from_folder, from_hub, from_parquet
 from trainables.data.splits import split
 from trainables.data.text.dataset import TextDataset
-from trainables.data.text.registry import TEXT_DATASETS, TEXT_FORMS, TextInfo, text_loader
+from trainables.data.text.registry import TEXT_FORMS, text_loader
 from trainables.errors import DataError, folder_of
 
 EMBEDDED = Path(__file__).parents[1] / "embedded"
@@ -40,9 +39,6 @@ FORMS = "NAME, NAME@SOURCE, embedded:NAME, parquet:FOLDER, arrow:FOLDER, folder:
 FORMS += ", ".join([*(f"{form}:FOLDER" for form in TEXT_FORMS), "sft-hf:ORG/NAME"])
 
 
-DATASETS: dict[str, DatasetInfo] = {**PAPER_SETS, **FURTHER_SETS, **COOP_SETS}
-
-
 FEW_SHOT_EPOCHS = 10
 """Epochs at every number of shots (arXiv 2502.00987, section C.1)."""
 
@@ -50,16 +46,17 @@ FEW_SHOT_EPOCHS = 10
 def paper_epochs(name: str, train_size: TrainSize) -> int | None:
     """Return the number of epochs for which arXiv 2502.00987 trains a data set at a size; None for a set that it does
     not use."""
-    info = TEXT_DATASETS.get(name) or DATASETS.get(name.partition("@")[0])
+    info = facts_of(name)
     if info is None or info.epochs is None:
         return None
-    return info.epochs if isinstance(info, TextInfo) or shots(train_size) is None else FEW_SHOT_EPOCHS
+    few = isinstance(info, ImageSet) and shots(train_size) is not None
+    return FEW_SHOT_EPOCHS if few else info.epochs
 
 
 def classes_of(name: str) -> int | None:
     """Return the number of classes of a registered set, without reading its data; None if the registry lacks it."""
-    info = DATASETS.get(name.partition("@")[0])
-    return None if info is None else info.classes
+    info = facts_of(name)
+    return info.classes if isinstance(info, ImageSet) else None
 
 
 def embedded_datasets() -> tuple[str, ...]:
@@ -69,7 +66,7 @@ def embedded_datasets() -> tuple[str, ...]:
 
 def known_datasets() -> tuple[str, ...]:
     """Return every id that can be given without a path: the embedded sets and the registered ones."""
-    return (*embedded_datasets(), *DATASETS, *TEXT_DATASETS)
+    return (*embedded_datasets(), *IMAGE_SETS, *TEXT_SETS)
 
 
 def check_dataset(
@@ -119,7 +116,7 @@ def load_text_dataset(name: str, *, stage: Stage = "TUNE") -> TextDataset:
     """Load a text set, as `load_dataset` loads an image set. Raises DataError that names file and row."""
     load = text_loader(name)
     if load is None:
-        ids = [*TEXT_DATASETS, *(f"{form}:FOLDER" for form in TEXT_FORMS)]
+        ids = [*TEXT_SETS, *(f"{form}:FOLDER" for form in TEXT_FORMS)]
         raise DataError(f"data set {name!r} is no text set, and the model reads text; {nearest(name, ids)}")
     return load().at(stage)
 
@@ -127,14 +124,10 @@ def load_text_dataset(name: str, *, stage: Stage = "TUNE") -> TextDataset:
 def _loader(name: str) -> Callable[[], Dataset]:
     """Return the function that loads the image set of an id."""
     if text_loader(name) is not None:
-        raise DataError(f"data set {name!r} is a text set, and images are needed; {nearest(name, DATASETS)}")
-    plain, at, source = name.partition("@")
-    if plain in DATASETS:
-        info = DATASETS[plain]
-        if at and source not in info.others:
-            sources = ", ".join(f"{plain}@{s}" for s in info.others) or "none"
-            raise DataError(f"data set {name!r}: {plain!r} has no source {source!r}; further sources: {sources}")
-        return lambda: info.open(name, source or None)
+        raise DataError(f"data set {name!r} is a text set, and images are needed; {nearest(name, IMAGE_SETS)}")
+    if isinstance(info := facts_of(name), ImageSet):
+        source = source_of(name, info)
+        return lambda: open_set(name, info, source)
     form, _, rest = name.partition(":")
     if form == "embedded" and name in embedded_datasets():
         return lambda: from_parquet(name, EMBEDDED / rest)

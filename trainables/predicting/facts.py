@@ -10,9 +10,11 @@ from pydantic import BaseModel, ConfigDict, ValidationError, field_validator
 
 from randlora.methods.prompts.kinds import PREFIX
 from trainables.config import TrialConfig
-from trainables.data.images.dataset import Dataset, check_templates
+from trainables.data.facts import TextKind
+from trainables.data.images.dataset import Dataset
+from trainables.data.templates import check_templates
 from trainables.data.text import prompts
-from trainables.data.text.dataset import Chat, Exchange, Labelled, TextDataset, TextKind
+from trainables.data.text.dataset import Chat, Exchange, Labelled, TextDataset
 from trainables.data.text.problems import PROMPT
 from trainables.errors import TrialError, first_line
 from trainables.models.families import Kind

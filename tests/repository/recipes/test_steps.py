@@ -26,12 +26,14 @@ from tests.trainables.tiny_images import save_dinov2
 from tests.trainables.tiny_language import save_model, write_e2e, write_rows
 from tests.trainables.tiny_sentences import save_encoder, write_sst2, write_stsb
 from trainables.config import NO_TRAINING, TrialConfig, shots
-from trainables.data.images.dataset import DEFAULT_TEMPLATES, Dataset, ImageSplit, Words, assemble
-from trainables.data.images.info import DatasetInfo
-from trainables.data.registry import DATASETS, load_text_dataset
+from trainables.data import facts
+from trainables.data.images import registered
+from trainables.data.images.dataset import Dataset, ImageSplit, Words, assemble
+from trainables.data.registry import load_text_dataset
 from trainables.data.splits import kept_rows
+from trainables.data.templates import DEFAULT_PROMPT
+from trainables.data.text import registry as text_sets
 from trainables.data.text.dataset import TextDataset, TextSplit
-from trainables.data.text.registry import TEXT_DATASETS
 from trainables.runtime import choose_precision
 from trainables.tasks.lane_cache import LaneCache
 from trainables.tasks.make import make_task
@@ -50,18 +52,17 @@ CAPACITIES = {"vera": 32, "nola": 64}
 """In place of the paper's, which weights of 32 columns do not have; of all others the rank 3."""
 
 
-def image_stub(name: str, _: Words, info: DatasetInfo) -> Dataset:
+def image_stub(_: facts.ImageSource, name: str, info: facts.ImageSet) -> Dataset:
     """A data set of the real classes, sizes and splits; every image is grey."""
-    assert info.classes is not None and info.sizes is not None
     sizes, names = info.sizes, [f"class {i}" for i in range(info.classes)]
     grey = Image.new("RGB", (8, 8), (128, 128, 128))
 
     def part(which: str, n: int) -> ImageSplit:
         return ImageSplit(name, which, torch.arange(n) % len(names), lambda _: grey.copy())
 
-    own = not info.rule.endswith("seed 0") or name == "eurosat"
+    own = not info.split.endswith("seed 0") or name == "eurosat"
     train, val = (part("train", sizes.train), part("train", sizes.val)) if own else (part("train", sizes.pool), None)
-    words = Words(info.templates or DEFAULT_TEMPLATES, info.prompt)
+    words = Words(info.templates, DEFAULT_PROMPT)
     return assemble(name, names, train, lambda: part("test", sizes.test), words, val=val)
 
 
@@ -72,13 +73,12 @@ def tiled(split: TextSplit, n: int) -> TextSplit:
     return dataclasses.replace(split, rows=rows, labels=split.labels[where], group_of=split.group_of[where], starts=())
 
 
-def text_stub(name: str, place: Path) -> TextDataset:
-    """The small set of its kind, as large as the real one."""
-    info, kind = TEXT_DATASETS[name], TEXT_DATASETS[name].kind
+def text_stub(source: facts.TextSource, name: str, place: Path, known: dict[str, int | None]) -> TextDataset:
+    """The small set of its kind, as large as the real one, whose number of training rows is in `known`."""
     small = {"meanings": "e2e:restaurants", "sentences": "glue:STS-B" if name == "glue-stsb" else "glue:SST-2"}
-    form, _, folder = small.get(kind, "json:rows").partition(":")
+    form, _, folder = small.get(source.kind, "json:rows").partition(":")
     found = load_text_dataset(f"{form}:{place / folder}")
-    train = tiled(found.train, min(info.train or MOST, MOST))
+    train = tiled(found.train, min(known[name] or MOST, MOST))
     return dataclasses.replace(
         found, name=name, train=train, val_rows=None, open_test=lambda: tiled(found.at("CONFIRM").test, 500)
     )
@@ -97,12 +97,11 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     write_stsb(folder / "STS-B")
     write_e2e(folder / "restaurants")
     with pytest.MonkeyPatch.context() as patch:
-        for name, info in DATASETS.items():
-            load = functools.partial(image_stub, info=info)
-            patch.setitem(DATASETS, name, dataclasses.replace(info, load=load))
-        for name, text in list(TEXT_DATASETS.items()):
-            stub = dataclasses.replace(text, load=functools.partial(text_stub, place=folder), train=None, test=None)
-            patch.setitem(TEXT_DATASETS, name, stub)
+        patch.setattr(registered, "load_from", image_stub)
+        known = {name: info.train for name, info in facts.TEXT_SETS.items()}
+        patch.setattr(text_sets, "load_from", functools.partial(text_stub, place=folder, known=known))
+        for name, info in list(facts.TEXT_SETS.items()):
+            patch.setitem(facts.TEXT_SETS, name, info.model_copy(update={"train": None, "test": None}))
         yield folder
 
 
@@ -173,9 +172,8 @@ def two_steps(trial: TrialConfig, lane: LaneCache) -> tuple[int, int]:
 
 def expected(cell: Cell) -> tuple[int, int]:
     """Rows that a cell trains and validates on, by Table 7 and the rules of `trainables.data.splits`."""
-    info, k = DATASETS[cell.dataset], shots(cell.train_size)
-    assert info.sizes is not None and info.classes is not None
-    own = not info.rule.endswith("seed 0") or cell.dataset == "eurosat"
+    info, k = facts.IMAGE_SETS[cell.dataset], shots(cell.train_size)
+    own = not info.split.endswith("seed 0") or cell.dataset == "eurosat"
     paper = cell.protocol == "paper"
     if k is not None:
         return info.classes * min(k, 10 if cell.dataset == "flowers102" else k), 0 if paper else info.classes * min(
@@ -200,7 +198,7 @@ def test_a_recipe_starts(name: str, form: str, place: Path, lanes: Callable[[str
         stage = "CONFIRM" if paper or cell.lr_centre is None else "TUNE"
         trial = cell.trial(stage, cell.lr_centre, (0, 0, 0), plan.spec.train, () if paper else cell.published)
         train, val = two_steps(trial, lanes(trial.model))
-        if cell.dataset in DATASETS:
+        if cell.dataset in facts.IMAGE_SETS:
             assert (train, val) == expected(cell), cell.label
         else:
             assert train > 0 and bool(val) is (not paper or bool(kept_rows(trial.train, trial.evaluate))), cell.label

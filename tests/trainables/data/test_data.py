@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -19,14 +18,12 @@ from PIL import Image
 
 from tests.trainables.tiny_images import COLOURS, SIDE, colour_tables, image_table, noisy, png
 from trainables.data.downloads import DataWarning
+from trainables.data.facts import IMAGE_SETS, Sizes
 from trainables.data.images.dataset import Dataset, ImageSplit, open_image
 from trainables.data.images.pixels import Pixels, Recipe
 from trainables.data.registry import (
-    DATASETS,
-    DatasetInfo,
     check_dataset,
     embedded_datasets,
-    known_datasets,
     load_dataset,
 )
 from trainables.errors import DataError, SplitError
@@ -55,11 +52,6 @@ def test_sizes_are_checked_without_decoding(colours: Path) -> None:
 def test_missing_folder_lists_its_neighbours(colours: Path) -> None:
     with pytest.raises(DataError, match=rf"no folder .*nearest: '{colours.name}'"):
         check_dataset(f"parquet:{colours}x")
-
-
-def test_known_names_can_be_meant() -> None:
-    for name in known_datasets():
-        check_dataset(name)
 
 
 def test_parquet(colours: Path) -> None:
@@ -248,8 +240,9 @@ def test_torchvision(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setenv("SWEEPS_DATA", str(tmp_path))
     monkeypatch.setattr(torchvision.datasets, "Food101", Fake)
-    monkeypatch.setitem(DATASETS, "food101", dataclasses.replace(DATASETS["food101"], unpacked=False))
-    with pytest.warns(DataWarning, match="2 classes, and 101"), pytest.warns(DataWarning, match="3 training images"):
+    least = {"classes": 1, "sizes": Sizes(train=1, val=0, test=0)}
+    monkeypatch.setitem(IMAGE_SETS, "food101", IMAGE_SETS["food101"].model_copy(update=least))
+    with pytest.warns(DataWarning, match="2 classes, and 1 "), pytest.warns(DataWarning, match="3 training images"):
         data = load_dataset("food101", stage="CONFIRM")
     assert data.class_names == ("ice cream", "pizza")
     assert data.train.labels.tolist() == [0, 1, 1]
@@ -340,11 +333,6 @@ def test_string_labels(tmp_path: Path, category: bool) -> None:
     pq.write_table(named.set_column(1, "label", pa.array(["pear", "x", "fig"])), tmp_path / "test.parquet")
     with pytest.raises(DataError, match="class 'x' is not in train"):
         _ = load_dataset(f"parquet:{tmp_path}", stage="CONFIRM").test
-
-
-def test_a_prompt_without_a_place_for_the_name_is_refused() -> None:
-    with pytest.raises(DataError, match="exactly once"):
-        DatasetInfo(DATASETS["cifar10"].load, ("no place",))
 
 
 @pytest.mark.parametrize("suffix", ["png", "tiff", "pgm"])

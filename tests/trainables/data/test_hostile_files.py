@@ -21,7 +21,7 @@ from PIL import EpsImagePlugin, Image
 from analysis.sheets.terminal import safe_console
 from analysis.store.tables import to_table
 from tests.trainables.tiny_images import COLOURS, colour_tables
-from trainables.data.images import archives, sources
+from trainables.data.images import sources
 from trainables.data.registry import load_dataset, load_text_dataset
 from trainables.errors import DataError
 
@@ -189,9 +189,10 @@ def test_an_archive_stays_in_its_folder(tmp_path: Path, monkeypatch: pytest.Monk
         with tarfile.open(Path(root) / file, "w:gz") as archive:
             archive.addfile(tarfile.TarInfo("../../outside.txt"), io.BytesIO())
 
+    monkeypatch.setenv("SWEEPS_DATA", str(tmp_path / "a" / "b"))
     monkeypatch.setattr("torchvision.datasets.utils.download_url", download)
     with pytest.raises(DataError, match=r"CUB_200_2011\.tgz could not be had.*outside the destination"):
-        archives._fetch_cub("cub200", tmp_path / "a" / "b")
+        load_dataset("cub200")
     assert not (tmp_path / "outside.txt").exists()
 
 

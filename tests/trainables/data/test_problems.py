@@ -12,7 +12,7 @@ import pytest
 from trainables.data.registry import load_text_dataset
 from trainables.data.text.dataset import Exchange
 from trainables.data.text.problems import LONGEST, final_answer
-from trainables.data.text.registry import TEXT_DATASETS, text_kind
+from trainables.data.text.registry import text_kind
 from trainables.errors import DataError
 from trainables.tasks.text.causal_lm import answer_in
 
@@ -95,7 +95,7 @@ def test_the_hubs_sets_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
     assert asked == [("meta-math/MetaMathQA",), ("openai/gsm8k", "main")]
     assert found.val_rows is not None
     assert found.val_rows.tolist() == [2, 3]  # GSM8K's training questions validate, and train nothing
-    assert TEXT_DATASETS["metamathqa-gsm8k"].kind == "problems"
+    assert text_kind("metamathqa-gsm8k") == "problems"
 
 
 @pytest.mark.parametrize(

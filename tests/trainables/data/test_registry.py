@@ -19,14 +19,13 @@ import torchvision
 from PIL import Image
 
 from tests.trainables.tiny_images import colour_tables
-from trainables.data.downloads import DataWarning, downloading, report_difference
-from trainables.data.images.archives import VOC_CLASSES
-from trainables.data.images.info import DatasetInfo, Sizes, class_words, clean
-from trainables.data.images.paper_sets import PAPER_SETS
+from trainables.data.downloads import DataWarning, check_counts, downloading, report_difference
+from trainables.data.facts import IMAGE_SETS, Sizes, Torchvision, Voc
+from trainables.data.images.class_names import clean
 from trainables.data.images.pixels import Pixels, Recipe
-from trainables.data.images.torchvision import ENTRIES, _classes, per_class_rows, share_rows
-from trainables.data.registry import DATASETS, check_dataset, load_dataset
-from trainables.data.splits import VAL_FRACTION, VAL_MOST, split
+from trainables.data.images.torchvision import _classes, per_class_rows, share_rows
+from trainables.data.registry import load_dataset
+from trainables.data.splits import split
 from trainables.errors import DataError
 
 TABLE_7 = {  # classes, train, val, test, epochs of arXiv 2502.00987
@@ -45,25 +44,12 @@ TABLE_7 = {  # classes, train, val, test, epochs of arXiv 2502.00987
 
 
 def test_the_papers_22_sets() -> None:
-    assert PAPER_SETS.keys() == TABLE_7.keys()
+    assert {name for name, info in IMAGE_SETS.items() if info.epochs} == TABLE_7.keys()
     for name, (classes, train, val, test, epochs) in TABLE_7.items():
-        info = DATASETS[name]
-        assert info.sizes is not None
-        assert (info.classes, info.epochs) == (classes, epochs)
-        assert (info.sizes.val, info.sizes.test) == (val, test)
+        info = IMAGE_SETS[name]
         # the paper counts Caltech-101's validation images among its training images
-        assert info.sizes.train == (train - val if name == "caltech101" else train)
-        assert info.source
-        assert info.licence
-        assert info.get
-        check_dataset(name, ["16-shot", 1.0])
-
-
-@pytest.mark.parametrize("name", [n for n, i in PAPER_SETS.items() if "10 %" in i.rule])
-def test_validation_is_carved_as_the_table_says(name: str) -> None:
-    sizes = PAPER_SETS[name].sizes
-    assert sizes is not None
-    assert sizes.val == min(int(VAL_FRACTION * sizes.pool), VAL_MOST)
+        sizes = Sizes(train=train - val if name == "caltech101" else train, val=val, test=test)
+        assert (info.classes, info.sizes, info.epochs) == (classes, sizes, epochs)
 
 
 def test_another_size_warns_or_is_refused() -> None:
@@ -75,12 +61,12 @@ def test_another_size_warns_or_is_refused() -> None:
 
 
 def test_the_test_split_is_counted_when_it_is_opened(colours: Path) -> None:
-    info = DatasetInfo(lambda name, words: load_dataset(f"parquet:{colours}"), sizes=Sizes(58, 6, 33), unpacked=True)
-    data = info.open("mine")
+    data = load_dataset(f"parquet:{colours}", stage="CONFIRM")
+    counted = check_counts(data, "images", 64, 33, verified=False, unpacked=True)
     with pytest.raises(DataError, match="32 test images, and 33"):
-        _ = data.at("CONFIRM").test
+        _ = counted.test
     with pytest.raises(DataError, match="64 training images, and 65"):
-        DatasetInfo(info.load, sizes=Sizes(59, 6, 32), unpacked=True).open("mine")
+        check_counts(data, "images", 65, 32, verified=False, unpacked=True)
 
 
 def test_another_source(colours: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -93,7 +79,7 @@ def test_another_source(colours: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(datasets, "load_dataset", hub)
     with pytest.warns(DataWarning):
         data = load_dataset("svhn@hub")
-    assert data.templates == PAPER_SETS["svhn"].templates
+    assert data.templates == IMAGE_SETS["svhn"].templates
     assert asked == [("ufldl-stanford/svhn", "cropped_digits")]
     with pytest.raises(DataError, match=r"has no source 'hup'; further sources: svhn@hub"):
         load_dataset("svhn@hup")
@@ -104,8 +90,9 @@ def test_the_prompts_are_those_that_clip_published() -> None:
     counts = {"cars": 8, "dtd": 8, "eurosat": 3, "gtsrb": 3, "resisc45": 18, "cifar10": 18, "cifar100": 18}
     counts |= {"sun397": 2, "stl10": 2, "caltech101": 34, "fgvc-aircraft": 2, "country211": 5, "ucf101": 48}
     lacking = {"svhn": "mnist", "caltech256": "caltech101"}
-    found = {name: info.templates for name, info in PAPER_SETS.items() if name != "imagenet"}  # open_clip has those
-    assert {name: len(set(own)) for name, own in found.items()} == {
+    own = (name for name in TABLE_7 if name != "imagenet")  # open_clip has those
+    found = {name: IMAGE_SETS[name].templates for name in own}
+    assert {name: len(set(templates)) for name, templates in found.items()} == {
         name: counts.get(lacking.get(name, name), 1) for name in found
     }
     assert all(found[name] == found[other] for name, other in lacking.items())
@@ -125,15 +112,10 @@ def test_the_prompts_are_those_that_clip_published() -> None:
 
 
 def test_the_11_sets_of_coop() -> None:
-    names = ["fgvc-aircraft", "ucf101", "imagenet", *(name for name in DATASETS if name.startswith("coop-"))]
-    assert len(names) == 11
-    for name in names:
-        info = DATASETS[name]
-        assert info.get, name
-        check_dataset(name, ["16-shot"])
-    templates = {n: DATASETS[n].templates for n in names if n.startswith("coop-")}  # CoOp's hand-written ones
-    assert all(len(own) == 1 for own in templates.values())
-    assert templates["coop-dtd"] == ("{} texture.",)
+    coops = {name: info for name, info in IMAGE_SETS.items() if name.startswith("coop-")}
+    assert len({*coops, "fgvc-aircraft", "ucf101", "imagenet"} & IMAGE_SETS.keys()) == 11
+    assert all(len(info.templates) == 1 for info in coops.values())  # CoOp's hand-written ones
+    assert coops["coop-dtd"].templates == ("{} texture.",)
 
 
 def test_class_names_read_as_words() -> None:
@@ -152,15 +134,19 @@ def test_class_names_are_the_released_ones() -> None:
         return hashlib.sha256("\n".join(names).encode()).hexdigest()[:16]
 
     def classes(key: str, raw: Sequence[str]) -> tuple[str, ...]:
-        return _classes(ENTRIES[key], SimpleNamespace(classes=raw))
+        info = IMAGE_SETS[key]
+        assert isinstance(info.source, Torchvision)
+        return _classes(info.source, info.renames, SimpleNamespace(classes=raw))
 
-    assert digest(classes("country211", sorted(class_words("country211")))) == "027b30d283f3a153"
+    assert digest(classes("country211", sorted(IMAGE_SETS["country211"].renames))) == "027b30d283f3a153"
     assert digest(classes("flowers102", torchvision.datasets.Flowers102.classes)) == "5429e1ef6e0e5aa3"
     assert digest(classes("gtsrb", ())) == "953036bc5aedbe6b"
     land = ("AnnualCrop", "Forest", "HerbaceousVegetation", "Highway", "Industrial")
     land += ("Pasture", "PermanentCrop", "Residential", "River", "SeaLake")
     assert digest(classes("eurosat", land)) == "ee2e41b9973e7206"
-    assert digest([clean(name, class_words("voc")) for name in VOC_CLASSES]) == "1f7cfbcbbf2ee17b"
+    voc = IMAGE_SETS["voc2007"]
+    assert isinstance(voc.source, Voc)
+    assert digest([clean(name, voc.renames) for name in voc.source.class_names]) == "1f7cfbcbbf2ee17b"
     raw = ("002.american-flag", "251.airplanes-101", "217.tennis-court")
     assert classes("caltech256", raw) == ("american flag", "airplanes", "tennis court")
 
@@ -180,8 +166,9 @@ def test_per_class_and_share_splits() -> None:
 
 
 def may_be_small(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
-    """Have a registered set's smaller fake taken, with a warning."""
-    monkeypatch.setitem(DATASETS, name, replace(DATASETS[name], unpacked=False))
+    """Have a registered set's fake taken, with a warning: it is smaller than the set, and larger than this."""
+    least = {"classes": 1, "sizes": Sizes(train=1, val=0, test=0)}
+    monkeypatch.setitem(IMAGE_SETS, name, IMAGE_SETS[name].model_copy(update=least))
 
 
 def test_pooled_sets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

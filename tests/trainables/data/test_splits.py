@@ -12,8 +12,8 @@ from PIL import Image
 from torch import Tensor
 
 from trainables.config import shots
+from trainables.data.facts import IMAGE_SETS
 from trainables.data.images.dataset import Dataset, ImageSplit
-from trainables.data.images.paper_sets import PAPER_SETS
 from trainables.data.registry import load_dataset
 from trainables.data.splits import fewer_shots, split
 from trainables.errors import DataError, SplitError
@@ -108,13 +108,12 @@ def test_classes_with_fewer_images_than_shots_give_what_they_have() -> None:
         split(fake(torch.tensor([0, 0, 0, 1])), "1-shot", 0, "TUNE")
 
 
-@pytest.mark.parametrize("name", PAPER_SETS)
+@pytest.mark.parametrize("name", [name for name, info in IMAGE_SETS.items() if info.epochs])
 def test_every_size_of_the_paper_can_be_drawn(name: str) -> None:
     """On labels of the real sizes (arXiv 2502.00987, Table 7): 6 sizes, in both protocols."""
-    info = PAPER_SETS[name]
-    assert info.classes is not None and info.sizes is not None
+    info = IMAGE_SETS[name]
     train, val = info.sizes.train, info.sizes.val
-    own = not info.rule.endswith("seed 0") or name == "eurosat"  # else 10 % of train are carved out here
+    own = not info.split.endswith("seed 0") or name == "eurosat"  # else 10 % of train are carved out here
     parts = [torch.arange(n) % info.classes for n in (train, val)]
     data = fake(torch.cat(parts), torch.arange(train, train + val) if own else None)
     for size in ("1-shot", "2-shot", "4-shot", "16-shot"):

@@ -1,15 +1,19 @@
-"""Load image sets that no library loads: object crops of VOC2007, and CUB-200-2011's archive."""
+"""Load image sets that no library loads: object crops of VOC2007, CUB-200-2011's archive, and sets by CoOp's lists."""
 
 from __future__ import annotations
 
+import json
 import tarfile
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from PIL import Image
 
-from trainables.data.downloads import FOLDER_VARIABLE, downloading, may_download
+from trainables.data.downloads import FOLDER_VARIABLE, data_folder, downloading, may_download
+from trainables.data.facts import Cub, Lists, Voc
+from trainables.data.images.class_names import clean
 from trainables.data.images.dataset import (
     Dataset,
     ImageSplit,
@@ -20,27 +24,20 @@ from trainables.data.images.dataset import (
     from_paths,
     open_image,
 )
-from trainables.data.images.info import class_words, clean
 from trainables.digests import content_as_opened
 from trainables.errors import DataError
 
-VOC_CLASSES = (
-    "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow", "diningtable", "dog",
-    "horse", "motorbike", "person", "pottedplant", "sheep", "sofa", "train", "tvmonitor",
-)  # fmt: skip
-_CUB_URL = "https://data.caltech.edu/records/65de6-vp158/files/CUB_200_2011.tgz?download=1"
-_CUB_MD5 = "97eceeb196236b17998738112f37df78"
 
-
-def load_voc(name: str, words: Words) -> Dataset:
+def load_voc(name: str, source: Voc, renames: Mapping[str, str], words: Words) -> Dataset:
     """Load VOC2007: every annotated object, difficult ones too, is cut out by its box. Raises DataError if that
     fails."""
-    names = [clean(c, class_words("voc")) for c in VOC_CLASSES]
-    train, val = _voc_split(name, "train"), _voc_split(name, "val")
-    return assemble(name, names, train, lambda: _voc_split(name, "test"), words, val=val)
+    classes = source.class_names
+    names = [clean(c, renames) for c in classes]
+    train, val = _voc_split(name, "train", classes), _voc_split(name, "val", classes)
+    return assemble(name, names, train, lambda: _voc_split(name, "test", classes), words, val=val)
 
 
-def _voc_split(name: str, which: str) -> ImageSplit:
+def _voc_split(name: str, which: str, classes: Sequence[str]) -> ImageSplit:
     """Return a split of VOC2007's objects."""
     import torchvision
 
@@ -49,7 +46,7 @@ def _voc_split(name: str, which: str) -> ImageSplit:
             lists = folder / "VOCdevkit" / "VOC2007" / "ImageSets" / "Main" / f"{which}.txt"
             fetch = may_download() and not lists.is_file()  # torchvision would unpack the archive each time
             pictures = torchvision.datasets.VOCDetection(str(folder), "2007", which, download=fetch)
-        boxes = [box for row in range(len(pictures)) for box in _objects(pictures, row)]
+        boxes = [box for row in range(len(pictures)) for box in _objects(pictures, row, classes)]
         for path in pictures.images:
             Path(path).stat()  # annotations are unpacked before the pictures
     except (OSError, RuntimeError, SyntaxError, KeyError, ValueError) as error:
@@ -58,7 +55,7 @@ def _voc_split(name: str, which: str) -> ImageSplit:
             f"{FOLDER_VARIABLE} to the folder that holds VOCdevkit, or remove a damaged VOCdevkit"
         ) from error
     labels = torch.tensor([label for _, label, _ in boxes], dtype=torch.int64)
-    checked = check_labels(labels, len(VOC_CLASSES), f"{name} ({which})")
+    checked = check_labels(labels, len(classes), f"{name} ({which})")
 
     def read(row: int) -> Image.Image:
         path, _, box = boxes[row]
@@ -70,7 +67,7 @@ def _voc_split(name: str, which: str) -> ImageSplit:
     return ImageSplit(name, split, checked, read, content_as_opened(files), lambda row: str(boxes[row][0]))
 
 
-def _objects(found: Any, row: int) -> list[tuple[str, int, tuple[int, int, int, int]]]:
+def _objects(found: Any, row: int, classes: Sequence[str]) -> list[tuple[str, int, tuple[int, int, int, int]]]:
     """Return (file, class, box) of one picture's objects. Boxes count pixels from 1 and include their last pixels."""
     from torchvision.datasets.voc import ET_parse
 
@@ -79,18 +76,16 @@ def _objects(found: Any, row: int) -> list[tuple[str, int, tuple[int, int, int, 
     for annotation in tree["object"]:
         box = annotation["bndbox"]
         left, top, right, bottom = (int(float(box[k])) for k in ("xmin", "ymin", "xmax", "ymax"))
-        objects.append(
-            (str(found.images[row]), VOC_CLASSES.index(annotation["name"]), (left - 1, top - 1, right, bottom))
-        )
+        objects.append((str(found.images[row]), classes.index(annotation["name"]), (left - 1, top - 1, right, bottom)))
     return objects
 
 
-def load_cub(name: str, words: Words) -> Dataset:
+def load_cub(name: str, source: Cub, words: Words) -> Dataset:
     """Load CUB-200-2011 by the lists in its archive. Raises DataError if the archive is damaged or cannot be had."""
     with downloading("CUB_200_2011") as folder:
         root = folder / "CUB_200_2011"
         if not root.is_dir():
-            _fetch_cub(name, folder)
+            _fetch_cub(name, source, folder)
     images, classes = _listed(name, root / "images.txt"), _listed(name, root / "classes.txt")
     labels, training = _listed(name, root / "image_class_labels.txt"), _listed(name, root / "train_test_split.txt")
     numbers = sorted(images, key=int)
@@ -115,7 +110,7 @@ def _listed(name: str, path: Path) -> dict[str, str]:
         raise DataError(f"data set {name!r}: {path} can't be read ({error}); remove {path.parent}") from error
 
 
-def _fetch_cub(name: str, folder: Path) -> None:
+def _fetch_cub(name: str, source: Cub, folder: Path) -> None:
     """Download and unpack the archive if it is missing."""
     from torchvision.datasets.utils import download_url
 
@@ -123,11 +118,44 @@ def _fetch_cub(name: str, folder: Path) -> None:
         if not may_download():
             raise OSError(f"it is not in {folder}")
         folder.mkdir(parents=True, exist_ok=True)
-        download_url(_CUB_URL, str(folder), "CUB_200_2011.tgz", _CUB_MD5)
+        download_url(source.url, str(folder), "CUB_200_2011.tgz", source.md5)
         with tarfile.open(folder / "CUB_200_2011.tgz") as archive:
             archive.extractall(folder, filter="data")
     except (OSError, RuntimeError, tarfile.TarError) as error:
         raise DataError(
-            f"data set {name!r}: CUB_200_2011.tgz could not be had from {_CUB_URL} ({error}); put the unpacked folder "
-            f"CUB_200_2011 into {folder} (or set {FOLDER_VARIABLE}), or name cub200@hub"
+            f"data set {name!r}: CUB_200_2011.tgz could not be had from {source.url} ({error}); put the unpacked "
+            f"folder CUB_200_2011 into {folder} (or set {FOLDER_VARIABLE}), or name cub200@hub"
         ) from error
+
+
+def load_lists(name: str, source: Lists, words: Words) -> Dataset:
+    """Load a set by CoOp's lists, whose rows are [file, class number, class name].
+
+    Raises DataError if a folder, list or image is missing or cannot be read.
+    """
+    root = data_folder() / source.folder
+    path, place = root / f"split_zhou_{source.lists}.json", root / source.images
+    if not path.is_file() or not place.is_dir():
+        raise DataError(
+            f"data set {name!r}: {place} and {path} must be there, as CoOp's page of data sets describes; "
+            f"{FOLDER_VARIABLE} names the folder above"
+        )
+    try:
+        rows: dict[str, list[tuple[str, int, str]]] = {
+            which: [(str(file), int(label), str(word)) for file, label, word in entries_of_split]
+            for which, entries_of_split in json.loads(path.read_text(encoding="utf-8")).items()
+        }
+        names = {label: word for entries in rows.values() for _, label, word in entries}
+        parts = {which: rows[which] for which in ("train", "val", "test")}
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        raise DataError(f"data set {name!r}: {path} can't be read ({type(error).__name__}: {error})") from error
+
+    def read(which: str) -> ImageSplit:
+        paths = [place / file for file, _, _ in parts[which]]
+        if missing := next((p for p in paths if not p.is_file()), None):
+            raise DataError(f"data set {name!r}: {missing} of {path.name} is not there")
+        split = "test" if which == "test" else "train"
+        return from_paths(name, split, paths, [label for _, label, _ in parts[which]], len(names))
+
+    words_of = [names[i].replace("_", " ") for i in sorted(names)]
+    return assemble(name, words_of, read("train"), lambda: read("test"), words, val=read("val"))

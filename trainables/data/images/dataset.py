@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import hashlib
 import stat
-import string
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,12 +16,9 @@ from PIL import Image
 from torch import Tensor
 
 from trainables.data.splits import SplitSet
+from trainables.data.templates import DEFAULT_PROMPT, DEFAULT_TEMPLATES
 from trainables.digests import content_digest, new_digest
 from trainables.errors import DataError
-
-DEFAULT_TEMPLATES = ("a photo of a {}.", "an image of a {}.", "a picture of a {}.")
-DEFAULT_PROMPT = "An image of {}"
-"""The single prompt of the contrastive loss (arXiv 2502.00987's released code)."""
 
 FORMATS = ("PNG", "JPEG", "BMP", "GIF", "WEBP", "TIFF", "PPM")
 """The image formats that Pillow may read, whatever a file's name. Others start programs (EPS) or are rarely tested."""
@@ -297,18 +293,3 @@ def check_labels(labels: Tensor, n_classes: int, where: str) -> Tensor:
     if len(labels) == 0:
         raise DataError(f"{where}: no rows")
     return labels
-
-
-def check_templates(templates: tuple[str, ...], where: str) -> tuple[str, ...]:
-    """Return `templates` if there is at least one, and each has "{}" once. Raises DataError otherwise."""
-    for template in templates:
-        try:
-            fields = [field for _, *field in string.Formatter().parse(template) if field[0] is not None]
-        except ValueError:  # a single brace
-            fields = []
-        if fields != [["", "", None]]:
-            rule = "must hold '{}' exactly once, for the class name, and no other braces; {{ and }} stand for braces"
-            raise DataError(f"{where}: prompt template {template!r} {rule}")
-    if not templates:
-        raise DataError(f"{where}: no prompt template; give at least one such as 'a photo of a {{}}.'")
-    return templates

@@ -30,13 +30,13 @@ from trainables.data.images.dataset import (
     assemble,
     check_files,
     check_labels,
-    check_templates,
     combined,
     from_paths,
     image_files,
     is_utf8,
     open_image,
 )
+from trainables.data.templates import check_templates
 from trainables.digests import content_as_opened, content_digest
 from trainables.errors import DIGITS, DataError, first_repeated
 

@@ -6,17 +6,17 @@ from __future__ import annotations
 import contextlib
 import functools
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from trainables.data.downloads import FOLDER_VARIABLE, data_folder, downloading, may_download
+from trainables.data.facts import Torchvision
+from trainables.data.images.class_names import clean
 from trainables.data.images.dataset import Dataset, ImageSplit, Words, assemble, check_files, check_labels, subset
-from trainables.data.images.info import Load, class_words, clean
 from trainables.digests import content_digest, new_digest
 from trainables.errors import DataError
 from trainables.seeds import generator
@@ -25,7 +25,6 @@ _MADE = {
     "Caltech101": ("101_ObjectCategories", "image_{index:04d}.jpg"),
     "Caltech256": ("256_ObjectCategories", "{y:03d}_{index:04d}.jpg"),
 }
-DIGITS = tuple(str(d) for d in range(10))
 SPLIT_SEED = 0
 PER_CLASS = 270
 """EuroSAT: the number of validation images, and of test images, of every class (arXiv 2502.00987's data sets)."""
@@ -33,60 +32,21 @@ TEST_SHARE = 0.2
 """Caltech-101 and -256: the share of test images."""
 
 
-@dataclass(frozen=True)
-class _Entry:
-    cls: str
-    train: Mapping[str, Any]
-    test: Mapping[str, Any]
-    val: Mapping[str, Any] | None = None  # the authors' validation split
-    classes: tuple[str, ...] | None = None  # used if torchvision has no names
-    renames: str | None = None  # table of class_names.json
-    hyphens: bool = True  # False: every hyphen in a class name becomes a space
-    more: tuple[Mapping[str, Any], ...] = ()  # further training splits, for DTD
-    pooled: Literal["per-class", "share"] | None = None  # one pool, split here
-    download: bool = True
-
-
-_FLAG = ({"train": True}, {"train": False})
-_SPLIT = ({"split": "train"}, {"split": "test"})
-
-ENTRIES: dict[str, _Entry] = {
-    "cifar10": _Entry("CIFAR10", *_FLAG),
-    "cifar100": _Entry("CIFAR100", *_FLAG),
-    "mnist": _Entry("MNIST", *_FLAG, classes=DIGITS),
-    "fashion-mnist": _Entry("FashionMNIST", *_FLAG),
-    "svhn": _Entry("SVHN", *_SPLIT, classes=DIGITS),
-    "stl10": _Entry("STL10", *_SPLIT),
-    "dtd": _Entry("DTD", *_SPLIT, more=({"split": "val"},)),
-    "food101": _Entry("Food101", *_SPLIT),
-    "fgvc-aircraft": _Entry("FGVCAircraft", *_SPLIT, val={"split": "val"}),
-    "flowers102": _Entry("Flowers102", *_SPLIT, val={"split": "val"}, renames="flowers102"),
-    "oxford-pets": _Entry("OxfordIIITPet", {"split": "trainval"}, {"split": "test"}),
-    "gtsrb": _Entry("GTSRB", *_SPLIT, classes=class_words("gtsrb")),
-    "country211": _Entry("Country211", *_SPLIT, val={"split": "valid"}, renames="country211"),
-    "eurosat": _Entry("EuroSAT", {}, {}, renames="eurosat", pooled="per-class"),
-    "caltech101": _Entry("Caltech101", {}, {}, renames="caltech101", pooled="share"),
-    "caltech256": _Entry("Caltech256", {}, {}, pooled="share", hyphens=False),
-    "imagenet": _Entry("ImageNet", {"split": "train"}, {"split": "val"}, download=False),
-}
-
-
-def load(name: str, key: str, words: Words) -> Dataset:
-    """Load one of ENTRIES. Raises DataError if it cannot be downloaded or read."""
-    entry = ENTRIES[key]
-    first = _open(name, entry, entry.train)
-    classes = _classes(entry, first)
+def load(name: str, source: Torchvision, renames: Mapping[str, str], words: Words) -> Dataset:
+    """Load one of torchvision's sets. Raises DataError if it cannot be downloaded or read."""
+    first, *more = (_open(name, source, arguments) for arguments in source.train)
+    classes = _classes(source, renames, first)
     n = len(classes)
-    if entry.pooled is not None:
+    if source.divided is not None:
         pool = _split(name, "train", [first], n)
-        train, val, test = per_class_rows(pool.labels, name) if entry.pooled == "per-class" else share_rows(len(pool))
+        train, val, test = per_class_rows(pool.labels, name) if source.divided == "per-class" else share_rows(len(pool))
         rest, validation = subset(pool, "train", train), subset(pool, "train", val) if len(val) else None
         return assemble(name, classes, rest, lambda: subset(pool, "test", test), words, val=validation)
-    train_split = _split(name, "train", [first, *(_open(name, entry, more) for more in entry.more)], n)
-    validation = None if entry.val is None else _split(name, "train", [_open(name, entry, entry.val)], n)
+    train_split = _split(name, "train", [first, *more], n)
+    validation = None if source.val is None else _split(name, "train", [_open(name, source, source.val)], n)
 
     def open_test() -> ImageSplit:
-        return _split(name, "test", [_open(name, entry, entry.test)], n)
+        return _split(name, "test", [_open(name, source, source.test)], n)
 
     return assemble(name, classes, train_split, open_test, words, val=validation)
 
@@ -113,14 +73,15 @@ def share_rows(n: int) -> tuple[Tensor, Tensor, Tensor]:
     return order[:n_train].sort().values, order[:0], order[n_train:].sort().values
 
 
-def _open(name: str, entry: _Entry, arguments: Mapping[str, Any]) -> Any:
+def _open(name: str, source: Torchvision, arguments: Mapping[str, Any]) -> Any:
     import torchvision
 
-    fetch = {"download": may_download()} if entry.download else {}
-    place = downloading(entry.cls) if entry.download else contextlib.nullcontext(data_folder() / entry.cls.lower())
+    fetch = {"download": may_download()} if source.download else {}
+    by_hand = contextlib.nullcontext(data_folder() / source.dataset.lower())
+    place = downloading(source.dataset) if source.download else by_hand
     with place as root:
         try:
-            return getattr(torchvision.datasets, entry.cls)(str(root), **fetch, **arguments)
+            return getattr(torchvision.datasets, source.dataset)(str(root), **fetch, **arguments)
         except (OSError, RuntimeError, ValueError, ModuleNotFoundError) as error:  # a failed check is a RuntimeError
             raise DataError(
                 f"data set {name!r}: torchvision could not read or download it in {root} ({error}); set "
@@ -128,13 +89,12 @@ def _open(name: str, entry: _Entry, arguments: Mapping[str, Any]) -> Any:
             ) from error
 
 
-def _classes(entry: _Entry, found: Any) -> tuple[str, ...]:
-    if entry.classes is not None:
-        return entry.classes
+def _classes(source: Torchvision, renames: Mapping[str, str], found: Any) -> tuple[str, ...]:
+    if source.class_names:
+        return source.class_names
     raw = getattr(found, "classes", None) or found.categories
-    renames = class_words(entry.renames) if entry.renames else None
     names = [clean(c[0] if isinstance(c, tuple) else str(c), renames) for c in raw]
-    return tuple(names if entry.hyphens else [name.replace("-", " ") for name in names])
+    return tuple([name.replace("-", " ") for name in names] if source.hyphens_to_spaces else names)
 
 
 def _split(name: str, which: str, parts: list[Any], n_classes: int) -> ImageSplit:
@@ -202,8 +162,3 @@ def _labels(name: str, data: Any) -> Tensor:
     if samples is not None:
         return torch.tensor([label for _, label in samples], dtype=torch.int64)
     raise DataError(f"data set {name!r}: {type(data).__name__} of this torchvision keeps its labels elsewhere")
-
-
-def source(key: str) -> Load:
-    """Return a `DatasetInfo.load` for one of ENTRIES."""
-    return lambda name, words: load(name, key, words)

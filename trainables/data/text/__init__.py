@@ -1,6 +1,6 @@
 """Text sets: commonsense instructions and questions, worked problems, GLUE's sentences, E2E's meanings, and own texts.
 
-This room uses the splits and downloads of `data`, and the epoch's order of `data.images.batches`.
+This room uses the facts, splits and downloads of `data`, and the epoch's order of `data.images.batches`.
 
     dataset       what a text set is, and how one is put together
     prompts       prompts, the choices written in them, and the answer in generated text
@@ -9,6 +9,6 @@ This room uses the splits and downloads of `data`, and the epoch's order of `dat
     fine_tuning   prompts with completions, and conversations, in TRL's form
     looking       finds the id that reads given files; divides one file into splits
     tables        GLUE and E2E from tables
-    registry      text sets by name
+    registry      text sets by name, and how each is loaded
     batches       batches of similar length, and padding
 """

@@ -8,21 +8,13 @@ import functools
 import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from torch import Tensor
 
+from trainables.data.facts import TextKind
 from trainables.data.splits import SplitSet
 from trainables.errors import DataError
-
-TextKind = Literal["instructions", "questions", "problems", "meanings", "completions", "sentences"]
-"""The kinds of rows.
-
-instructions: LLM-Adapters' rows, answered by a label. questions: answered by the text of a choice. problems: answered
-by a number at the end of a solution (GSM8K). meanings: E2E. completions: evaluated by their likelihood alone.
-sentences: one or two with a class or a number (GLUE).
-"""
 
 
 @dataclass(frozen=True)

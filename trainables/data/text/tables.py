@@ -7,11 +7,11 @@ import functools
 import math
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from randlora.errors import nearest
+from trainables.data.facts import TEXT_SETS, Sentences
 from trainables.data.text import prompts
 from trainables.data.text.dataset import Exchange, Labelled, Part, TextDataset, text_dataset
 from trainables.errors import DIGITS, DataError, first_repeated
@@ -21,36 +21,12 @@ Cells = Sequence[Mapping[str, Any]]
 """The rows of a table, by column name."""
 
 
-@dataclass(frozen=True)
-class GlueTask:
-    """One task of GLUE (arXiv 1804.07461).
-
-    Attributes:
-        columns: the hub's names of the columns with one or two sentences.
-        classes: names in the order of their numbers; () for a regression.
-        sizes: the number of rows of its training and its validation split.
-        metric: the score that GLUE reports for it ("accuracy" for MRPC, as LoRA and RandLoRA report).
-        renamed: column names in GLUE's own files -> the hub's names, if they differ.
-    """
-
-    columns: tuple[str, ...]
-    classes: tuple[str, ...]
-    sizes: tuple[int, int]
-    metric: str = "accuracy"
-    renamed: Mapping[str, str] = field(default_factory=dict)
-
-
-_PAIR = ("sentence1", "sentence2")
-_MRPC = {"Quality": "label", "#1 String": "sentence1", "#2 String": "sentence2"}
-
-GLUE: dict[str, GlueTask] = {
-    "sst2": GlueTask(("sentence",), ("negative", "positive"), (67349, 872)),
-    "mrpc": GlueTask(_PAIR, ("not equivalent", "equivalent"), (3668, 408), renamed=_MRPC),
-    "cola": GlueTask(("sentence",), ("unacceptable", "acceptable"), (8551, 1043), "matthews"),
-    "qnli": GlueTask(("question", "sentence"), ("entailment", "not entailment"), (104743, 5463)),
-    "rte": GlueTask(_PAIR, ("entailment", "not entailment"), (2490, 277)),
-    "stsb": GlueTask(_PAIR, (), (5749, 1500), "pearson", {"score": "label"}),
+GLUE: dict[str, Sentences] = {
+    name.removeprefix("glue-"): one.source
+    for name, one in TEXT_SETS.items()
+    if name.startswith("glue-") and isinstance(one.source, Sentences)
 }
+"""The tasks of GLUE (arXiv 1804.07461)."""
 
 _COLA = ("source", "label", "mark", "sentence")
 """The columns of CoLA's own files, which have no header."""
@@ -89,7 +65,7 @@ def from_glue_folder(name: str, folder: Path) -> TextDataset:
 
 
 def glue_dataset(
-    name: str, task: GlueTask | None, tables: Mapping[str, Callable[[], Cells]], places: Mapping[str, str]
+    name: str, task: Sentences | None, tables: Mapping[str, Callable[[], Cells]], places: Mapping[str, str]
 ) -> TextDataset:
     """Return a classification or regression set from tables (`train`, `test`, perhaps `validation`) that are read when
     needed."""
@@ -103,8 +79,8 @@ def glue_dataset(
         )
     numbers = tuple(map(str, range(len(values))))
     numbered = task is not None or values == set(numbers)
-    classes = task.classes if task is not None else numbers if numbered else tuple(sorted(values))
-    regression = task is not None and not task.classes
+    classes = task.class_names if task is not None else numbers if numbered else tuple(sorted(values))
+    regression = task is not None and not task.class_names
     metric = task.metric if task is not None else "accuracy"
 
     def rows_of(cells: Cells, place: str) -> list[Labelled]:
@@ -165,7 +141,7 @@ def _sentence_columns(rows: Cells, place: str) -> tuple[str, ...]:
     )
 
 
-def _read_tsv(path: Path, task: GlueTask | None) -> Cells:
+def _read_tsv(path: Path, task: Sentences | None) -> Cells:
     header, rows = _table(path, task)
     _check_header(path, header)
     for i, row in enumerate(rows):
@@ -183,7 +159,7 @@ def _check_header(path: Path, header: Sequence[str]) -> None:
         raise DataError(f"{path}: two columns are called {twice!r}; rename or remove one")
 
 
-def _table(path: Path, task: GlueTask | None) -> tuple[Sequence[str], list[list[str]]]:
+def _table(path: Path, task: Sentences | None) -> tuple[Sequence[str], list[list[str]]]:
     """Return the columns, by the hub's names, and the rows of a file."""
     try:
         lines = path.read_text(encoding="utf-8-sig").split("\n")  # \r\n is read as \n; other ends of lines are text
