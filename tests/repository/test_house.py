@@ -73,7 +73,8 @@ def test_test_modules_share_by_support_modules_alone() -> None:
 def test_wheel_ships_what_the_packages_read() -> None:
     build = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["hatch"]["build"]
     assert set(build["targets"]["wheel"]["packages"]) == set(PACKAGES)
-    assert build["targets"]["wheel"]["force-include"] == {"examples": "sweeps/examples"}  # as `init` looks for them
+    included = {"examples": "sweeps/examples", "lock.txt": "sweeps/lock.txt"}  # where `init` and `doctor` look for them
+    assert build["targets"]["wheel"]["force-include"] == included
     for needed in (
         "sweeps/cli/starter.toml",
         "analysis/report/templates/report.html.j2",

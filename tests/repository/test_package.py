@@ -40,9 +40,14 @@ def test_the_workflow_tests_every_python_and_builds_the_pages() -> None:
     for name in ("test", "docs"):
         (made,) = [step["run"] for step in jobs[name]["steps"] if "run" in step]
         assert made == f"make {name} PYTHON=python"
-    slow = read(".github/workflows/slow.yml")["jobs"]["slow"]
+    slow = read(".github/workflows/weekly.yml")["jobs"]["slow"]
     assert slow["strategy"]["matrix"]["ray"] == jobs["ray"]["strategy"]["matrix"]["ray"]
     assert slow["steps"][-1]["run"].endswith("-m slow")
+    outside = read(".github/workflows/weekly.yml")["jobs"]["ranges"]["strategy"]["matrix"]["include"]
+    assert outside == [
+        {"target": "test-newest", "python": listed[-1]},
+        {"target": "test-lowest", "python": listed[0]},
+    ]
     files = " ".join(step["run"] for step in jobs["extras"]["steps"] if "pytest" in step.get("run", "")).split()[3:]
     assert len(files) >= 6 and all((ROOT / file).is_file() for file in files)
 
@@ -104,9 +109,10 @@ def test_the_wheel_made_from_the_sdist_plans_an_example(tmp_path: Path) -> None:
     planned = run(sweeps, "plan", "quickstart.toml", place=tmp_path)
     assert planned.returncode == 0 and "10 cells, 127 trials" in planned.stdout, planned.stdout + planned.stderr
     inside = (
+        "from sweeps.engine.versions import lock_file; print(lock_file().name, lock_file().parent.name)\n"
         "from importlib.resources import files; print((files('analysis.report') / 'templates/report.js').is_file())\n"
         "from trainables.data.registry import load_dataset\n"
         "print(len(load_dataset('embedded:fashion-mnist').at('CONFIRM').test.labels))"
     )
     found = run(programs / "python", "-c", inside, place=tmp_path)
-    assert re.fullmatch(r"True\n\d{4,}\n", found.stdout), found.stdout + found.stderr
+    assert re.fullmatch(r"lock.txt sweeps\nTrue\n\d{4,}\n", found.stdout), found.stdout + found.stderr

@@ -36,7 +36,7 @@ ELSEWHERE = {
     "docs/verbs.md": "below, parsed",
 }
 """Pages whose commands another test runs, with what they print."""
-PARSED = {"again", "analyze", "doctor", "export", "predict", "import", "verify", "watch"}
+PARSED = {"again", "analyze", "doctor", "export", "predict", "import", "verify", "versions", "watch"}
 """Verbs that need trained weights, a real journal or files from elsewhere, ask the machine itself, or serve until they
 are stopped.
 """
