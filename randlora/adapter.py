@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from torch.nn.functional import linear
 
 from randlora.dropout import Masks
-from randlora.errors import ConfigError, nearest
+from randlora.errors import AdapterError, ConfigError, nearest
 
 Shape = tuple[int, int]
 """(out, in) of a weight, as `nn.Linear` stores it."""
@@ -357,7 +357,15 @@ class Adapter(nn.Module, ABC):
         return y + linear(self.drop(x).to(y.dtype), self.delta(base()).to(y.dtype))
 
     def matrix(self, base: Tensor) -> Tensor:
-        """Return `weight(base)`, or the weight that `accumulating()` keeps."""
+        """Return `weight(base)`, or the weight that `accumulating()` keeps.
+
+        Raises AdapterError if the layer's bias changes too, because whoever reads the weight would miss that.
+        """
+        if self.moves_bias:
+            raise AdapterError(
+                "a weight was read as a matrix, but its adapter changes the layer's bias as well: leave the weight out "
+                "of targets, or take another method"
+            )
         weight = None if self.held is None else self.held.matrix(base)
         return self.weight(base) if weight is None else weight
 
@@ -384,6 +392,13 @@ class Adapter(nn.Module, ABC):
             micro_batches: the number of micro-batches in an optimiser step.
         """
         return False
+
+    def __prepare_scriptable__(self) -> Adapter:
+        """Refuse `torch.jit.script`, which calls this. Raises AdapterError."""
+        raise AdapterError(
+            f"torch.jit.script cannot compile a model with adapters ({type(self).__name__}): merge() or detach() them "
+            "first, or use torch.compile"
+        )
 
     def count(self) -> int:
         """Return the number of trainable parameters, summed over the tensors that exist."""
