@@ -224,6 +224,7 @@ def attach(
     _warn_of_waste(method, config, sites, sizes)
     _warn_of_ties(model, sites)
     for name, adapter in adapters.items():
+        adapter.has_matrix = method.mergeable and not adapter.moves_bias
         adapter.train(sites[name].owner.training)
     adapted = Adapted(model, method, request, sites, adapters)
     adapted.freeze()

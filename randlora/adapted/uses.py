@@ -25,7 +25,7 @@ from randlora.methods.method import Method
 
 _CALLS = ("apply_to", "beside", "of_text", "of_image")
 """Methods of adapters through which they act on an input. The last two are those of prompts."""
-_READS = ("matrix",)
+_READS = ("matrix", "read")
 """Methods of adapters that make W0 + delta for whoever reads the weight."""
 
 
@@ -130,11 +130,10 @@ def check_uses(adapted: Adapted, uses: Uses, idle: Iterable[str]) -> None:
             "weight, so nothing could be learned there; leave it out of targets, or name the weight that the model uses"
         )
     read = [name for name in uses.names if name in uses.read - uses.called]
-    moved = next((name for name in read if adapted.adapters[name].moves_bias), None)
-    if moved is not None:
+    if moved := [name for name in read if adapted.adapters[name].moves_bias]:
         raise ConfigError(
-            f"{adapted.method.title} changes the bias too, but {moved} is read as a matrix, without the layer; leave "
-            "the weight out of targets, or take another method"
+            f"{adapted.method.title} changes the bias too, but {moved[0]} is read as a matrix, and its layer is not "
+            "called; leave the weight out of targets, or take another method"
         )
     check_read(adapted.method, adapted.config, read, adapted.sites)
 

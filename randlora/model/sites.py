@@ -41,14 +41,11 @@ class _Readable(nn.Module):
 
     @property
     def weight(self) -> Tensor:
-        """Return W0 + delta in the stored shape, differentiable in the trainables.
-
-        Raises AdapterError if the adapter's change is not a change of the weight alone.
-        """
+        """Return W0 + delta in the stored shape, differentiable in the trainables (see `Adapter.read`)."""
         stored = self._parameters["weight"]
         assert stored is not None
         try:
-            return self.adapter.matrix(stored.t()).t() if self.transposed else self.adapter.matrix(stored)
+            return self.adapter.read(stored.t()).t() if self.transposed else self.adapter.read(stored)
         except AttributeError as error:  # Python would take it for a missing property, and nn.Module would return W0
             raise AdapterError(f"the adapter cannot make W0 + delta: {error}") from error
 

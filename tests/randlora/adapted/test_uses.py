@@ -240,22 +240,27 @@ def test_parts_take_part_one_by_one() -> None:
 def test_what_needs_a_called_layer_is_refused_where_it_is_only_read(config: Any) -> None:
     model = seeded(Readers)
     adapted = attach(model, config, ["read"])
-    with pytest.raises(AdapterError, match="matrix"):
+    with pytest.raises(ConfigError, match=r"read\.weight is read as a matrix"):
         check_used(adapted, lambda: model(rows()))
     adapted.detach()
     adapted = attach(model, config, ["called"])
     check_used(adapted, lambda: model(rows()))
 
 
-def test_dropout_where_a_called_layer_is_also_read() -> None:
-    """As T5 does, which reads the type of a weight before it calls the layer."""
+@pytest.mark.parametrize("config", [LoraConfig(2, dropout=0.5), HydraLoraConfig(2)], ids=["dropout", "no matrix"])
+def test_a_called_layer_may_be_read_too(config: Any) -> None:
+    """T5 reads the type of a weight before it calls the layer."""
     model = seeded(Readers)
-    adapted = attach(model, LoraConfig(2, dropout=0.5), ["called"])
+    adapted = attach(model, config, ["called"])
     check_used(adapted, lambda: model(rows().to(model.called.weight.dtype)))
-    adapted.detach()
-    adapted = attach(model, LoraConfig(2, dropout=0.5), ["read"])
-    with pytest.raises(ConfigError, match=r"dropout .* read\.weight is read as a matrix"):
-        check_used(adapted, lambda: model(rows()))
+
+
+def test_a_gradient_through_an_update_that_is_no_matrix_is_an_error() -> None:
+    model = seeded(Readers)
+    attach(model, HydraLoraConfig(2), ["called", "read"])
+    assert model.read.weight.shape == (WIDTH, WIDTH)
+    with pytest.raises(ConfigError, match="the update of an adapter is no matrix"):
+        model(rows()).sum().backward()
 
 
 @pytest.mark.parametrize("before", [False, True], ids=["attach first", "compile first"])
