@@ -451,7 +451,7 @@ def only_shown(base: Tensor, error: AdapterError) -> Tensor:
     if not torch.is_grad_enabled():
         return base
     shown = base.detach().requires_grad_()
-    shown.register_hook(refuse)
+    shown.register_hook(refuse)  # type: ignore[no-untyped-call]
     return shown
 
 

@@ -8,14 +8,14 @@ from typing import Any
 import pytest
 from torch import Tensor
 
+from sweeps import Plan, SweepSpec
 from sweeps.errors import SpecError
-from sweeps.plan.plan import Plan
-from sweeps.spec.spec import SweepSpec
+from tests.sweeps.spec.support import GOOD, write
 
 
 @pytest.fixture
-def spec(spec_file: Path) -> SweepSpec:
-    return SweepSpec.load(spec_file, ["model.id=embedded:tiny-clip"])
+def spec(tmp_path: Path) -> SweepSpec:
+    return SweepSpec.load(write(tmp_path, GOOD.replace("[data]", 'adapt = "vision"\n[data]')))
 
 
 def attention_alone(block: Any, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
