@@ -10,8 +10,17 @@ from randlora.adapted.adapted import Adapted
 from randlora.adapted.attach import attach
 from randlora.adapted.gradients import weight_gradients
 from randlora.adapted.load import load, load_peft
+from randlora.adapted.uses import check_used
 from randlora.adapter import Adapter, AdapterConfig, Request, Shape
-from randlora.errors import AdapterError, CheckpointError, ConfigError, ExportError, TargetError, UnknownMethodError
+from randlora.errors import (
+    AdapterError,
+    CheckpointError,
+    ConfigError,
+    ExportError,
+    IdleAdapterError,
+    TargetError,
+    UnknownMethodError,
+)
 from randlora.files.checkpoint import export_deltas, export_merged, save
 from randlora.files.peft_export import export_peft
 from randlora.methods.experimental import HybridConfig, RandLoraSvdConfig
@@ -45,6 +54,7 @@ __all__ = [
     "Hooks",
     "HybridConfig",
     "HydraLoraConfig",
+    "IdleAdapterError",
     "InitAbConfig",
     "LoraConfig",
     "LoraGaConfig",
@@ -68,6 +78,7 @@ __all__ = [
     "VeraConfig",
     "accumulating",
     "attach",
+    "check_used",
     "default_targets",
     "export_deltas",
     "export_merged",

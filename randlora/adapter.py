@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from torch.nn.functional import linear
 
 from randlora.dropout import Masks
-from randlora.errors import ConfigError, nearest
+from randlora.errors import AdapterError, ConfigError, nearest
 
 Shape = tuple[int, int]
 """(out, in) of a weight, as `nn.Linear` stores it."""
@@ -296,6 +296,7 @@ class Adapter(nn.Module, ABC):
             count as stored bytes, and checkpoints keep them.
         rate_ratios: trainable's name -> factor of its learning rate, if that is not 1 (LoRA+'s B).
         moves_bias: whether the layer's bias changes too. Then no change of the weight alone is equivalent.
+        has_matrix: whether the update is a change of the weight alone; `attach` sets it.
         stand_in: whether the adapter only counts parameters, because it cannot be built without the values of W0.
         schedule: the `Schedule` (`scheduled.hooks`) that the adapters of a model share; None for most methods.
         held: the weight that `accumulating()` keeps; None outside of it.
@@ -305,6 +306,8 @@ class Adapter(nn.Module, ABC):
     rate_ratios: Mapping[str, float] = MappingProxyType({})
 
     moves_bias: bool = False
+
+    has_matrix: bool = True
 
     stand_in: ClassVar[bool] = False
 
@@ -361,6 +364,19 @@ class Adapter(nn.Module, ABC):
         weight = None if self.held is None else self.held.matrix(base)
         return self.weight(base) if weight is None else weight
 
+    def read(self, base: Tensor) -> Tensor:
+        """Return `matrix(base)` for code that reads the weight of a layer that adapters act on when it is called.
+
+        If the update is no matrix, this is W0 for code that only asks for its type or shape. It is an error if a
+        gradient reaches it.
+        """
+        if self.has_matrix:
+            return self.matrix(base)
+        rule = (
+            "the update of an adapter is no matrix, but its weight is read as one; leave the weight out of targets, or "
+        )
+        return only_shown(base, ConfigError(rule + "take another method"))
+
     def apply_to(self, x: Tensor, base: Tensor, bias: Tensor | None) -> Tensor:
         """Return `linear(x, base, bias)`. Inside `accumulating()`, use the weight kept there if that costs less."""
         output = None if self.held is None else self.held.linear(x, base, bias)
@@ -384,6 +400,13 @@ class Adapter(nn.Module, ABC):
             micro_batches: the number of micro-batches in an optimiser step.
         """
         return False
+
+    def __prepare_scriptable__(self) -> Adapter:
+        """Refuse `torch.jit.script`, which calls this. Raises AdapterError."""
+        raise AdapterError(
+            f"torch.jit.script cannot compile a model with adapters ({type(self).__name__}): merge() or detach() them "
+            "first, or use torch.compile"
+        )
 
     def count(self) -> int:
         """Return the number of trainable parameters, summed over the tensors that exist."""
@@ -416,6 +439,20 @@ class Adapter(nn.Module, ABC):
     def reseed_dropout(self, seed: int) -> None:
         """Restart the stream of dropout masks at `seed`."""
         self.masks.reseed(seed)
+
+
+def only_shown(base: Tensor, error: AdapterError) -> Tensor:
+    """Return W0 for code that asks for its type or shape. Raises `error` in the backward pass of code that computes
+    with it."""
+
+    def refuse(_: Tensor) -> None:
+        raise error
+
+    if not torch.is_grad_enabled():
+        return base
+    shown = base.detach().requires_grad_()
+    shown.register_hook(refuse)  # type: ignore[no-untyped-call]
+    return shown
 
 
 Build = Callable[[Request], dict[str, Adapter]]

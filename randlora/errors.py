@@ -25,12 +25,22 @@ class TargetError(AdapterError):
     """A target matches no weight that can be adapted."""
 
 
+class IdleAdapterError(AdapterError):
+    """An adapter takes no part in the forward of its model."""
+
+
 class CheckpointError(AdapterError):
     """A saved adapter does not fit the model, or its bases cannot be reproduced."""
 
 
 class ExportError(AdapterError):
     """A format cannot express this adapter without loss."""
+
+
+def few(names: Iterable[str]) -> str:
+    """Return the first three names for a message, or "none of them"."""
+    some = list(names)
+    return ", ".join(some[:3]) + (", ..." if len(some) > 3 else "") if some else "none of them"
 
 
 def nearest(word: str, choices: Iterable[str]) -> str:

@@ -188,13 +188,12 @@ class _Check:
 
         The batch has many rows, so that adding the delta to the weight is the cheaper form.
         """
-        plain = nn.Linear(*SHAPES[0][::-1], bias=False)
-        layer = nn.Sequential(plain).eval()
+        layer = nn.Sequential(nn.Linear(*SHAPES[0][::-1], bias=False)).eval()
         gradients = zero_gradients(self.method, {"0.weight": SHAPES[0]})
         adapted = attach(layer, self.config, ["0"], init_seed=3, basis_seed=4, gradients=gradients)
         draw = torch.Generator().manual_seed(2)
         with torch.no_grad():
-            plain.weight.fill_(8.0)  # bf16's steps at 8 are 1 / 16
+            adapted.sites["0.weight"].parameter.fill_(8.0)  # bf16's steps at 8 are 1 / 16
             for parameter in adapted.parameters():
                 parameter.add_(1e-3 * torch.randn(parameter.shape, generator=draw))
             x = torch.zeros(512, SHAPES[0][1])

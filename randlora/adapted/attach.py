@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from randlora.adapted.adapted import Adapted
+from randlora.adapted.uses import check_read
 from randlora.adapter import Adapter, AdapterConfig, Request, check_capacity
 from randlora.arithmetic.bases import Bases
-from randlora.errors import ConfigError, TargetError, nearest
+from randlora.errors import ConfigError, TargetError, few, nearest
 from randlora.methods.method import Method
 from randlora.methods.registry import get_method
 from randlora.model.families import default_targets
@@ -35,12 +37,6 @@ class _Weights(Mapping[str, Tensor]):
 
     def __len__(self) -> int:
         return len(self._sites)
-
-
-def _few(names: Iterable[str]) -> str:
-    """Return the first three names for a message, or "none of them"."""
-    some = list(names)
-    return ", ".join(some[:3]) + (", ..." if len(some) > 3 else "") if some else "none of them"
 
 
 def _warn_of_waste(method: Method, config: AdapterConfig, sites: Mapping[str, Site], sizes: Mapping[str, int]) -> None:
@@ -186,26 +182,21 @@ def attach(
         check_capacity(method.name, f"{method.capacity_field} of {name}", value, method.min_capacity)
         sizes[name] = value
     packed = [name for name, site in sites.items() if not site.by_activation]
-    if packed and not (method.mergeable or method.prompts):
-        raise ConfigError(
-            f"{method.title}'s update is not a matrix and needs a called nn.Linear, but {packed[0]} is read as a "
-            "matrix; leave the weight out of targets, or take another method (of these targets it can adapt "
-            f"{_few(n for n in sites if n not in packed)})"
-        )
-    if packed and float(getattr(config, "dropout", 0.0)) > 0.0:
-        raise ConfigError(
-            f"dropout on the adapter's input needs a called nn.Linear, but {packed[0]} is read as a matrix; "
-            "use dropout=0.0, or leave the weight out of targets"
-        )
+    check_read(method, config, packed, sites)
     if unread := [name for name, site in sites.items() if site.quantised and not site.by_activation]:
         raise TargetError(
-            f"{unread[0]} is quantised, and the module around it reads it or a hook (accelerate's) has given the layer "
-            "a forward of its own: it cannot be adapted; take the hook off, or leave the weight out of targets"
+            f"{unread[0]} is quantised, and a hook (accelerate's) has given the layer a forward of its own: it cannot "
+            "be adapted; take the hook off, or leave the weight out of targets"
+        )
+    if scripted := [name for name, site in sites.items() if isinstance(site.owner, torch.jit.ScriptModule)]:
+        raise TargetError(
+            f"{scripted[0]} belongs to a scripted or traced module, whose code no adapter can enter; attach to the "
+            "plain model, and merge() before you script it"
         )
     if method.needs_gradients and (without := _without_gradient(sites, gradients or {})):
         raise ConfigError(
             f"{method.title} starts from the loss's gradient at the base weights, and gradients has none for "
-            f"{_few(without)}; give gradients = weight_gradients(model, targets, backward), or take a start that needs "
+            f"{few(without)}; give gradients = weight_gradients(model, targets, backward), or take a start that needs "
             "no data, such as pissa"
         )
     called = {n: site for n, site in sites.items() if site.by_activation and n != PLACE}
@@ -233,6 +224,7 @@ def attach(
     _warn_of_waste(method, config, sites, sizes)
     _warn_of_ties(model, sites)
     for name, adapter in adapters.items():
+        adapter.has_matrix = method.mergeable and not adapter.moves_bias
         adapter.train(sites[name].owner.training)
     adapted = Adapted(model, method, request, sites, adapters)
     adapted.freeze()

@@ -166,6 +166,10 @@ class PartAdapters(nn.Module):
         """Return the whole weight (out x in) with the parts' deltas."""
         return self._joined(0, lambda s: base[s.rows] if s.adapter is None else s.adapter.matrix(base[s.rows]))
 
+    def read(self, base: Tensor) -> Tensor:
+        """Return `matrix(base)` for code that reads the weight of a called layer (see `Adapter.read`)."""
+        return self._joined(0, lambda s: base[s.rows] if s.adapter is None else s.adapter.read(base[s.rows]))
+
     def beside(self, x: Tensor, y: Tensor, base: Callable[[], Tensor], bias: Tensor | None) -> Tensor:
         """Return the layer's output for a quantised weight, part by part (see `Adapter.beside`)."""
 

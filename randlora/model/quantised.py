@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import functools
 import logging
+import sys
 import warnings
 from typing import Any, cast
 
@@ -21,16 +22,12 @@ from randlora.adapter import Adapter, Shape
 from randlora.errors import AdapterError, ConfigError
 from randlora.model.parts import PartAdapters
 
-_LAYERS = ("Linear4bit", "Linear8bitLt")
-
 
 def is_quantised(module: nn.Module) -> bool:
-    """Return whether `module` is one of bitsandbytes' linear layers, or stands for one.
-
-    It is recognised by its name: this package does not import bitsandbytes.
-    """
-    return isinstance(module, PlannedLayer) or any(
-        c.__name__ in _LAYERS and c.__module__.startswith("bitsandbytes.") for c in type(module).__mro__
+    """Return whether `module` is one of bitsandbytes' linear layers, or stands for one."""
+    layers = getattr(sys.modules.get("bitsandbytes"), "nn", None)  # if it was never imported, no module is one
+    return isinstance(
+        module, PlannedLayer if layers is None else (PlannedLayer, layers.Linear4bit, layers.Linear8bitLt)
     )
 
 

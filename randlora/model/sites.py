@@ -2,12 +2,13 @@
 
 There are two ways, and both are undone without a trace.
 
-1. An `nn.Linear` gets another class, `AdaptedLinear`. In its forward the adapter chooses how to compute the product:
-   for example (W0 + delta) x, or W0 x + B (A x). transformers' `Conv1D` is treated in the same way.
+1. An `nn.Linear` gets another class, `AdaptedLinear`. If the layer is called, the adapter chooses how to compute the
+   product: for example (W0 + delta) x, or W0 x + B (A x). Whoever reads `layer.weight` instead gets W0 + delta. So the
+   layer is right however the model uses it. transformers' `Conv1D` is treated in the same way.
 2. Any other 2-D parameter gets a parametrisation, so that all code that reads it sees W0 + delta. One example is the
-   parameter `in_proj_weight` of attention, in which queries, keys and values are packed. Another is a `Linear` that is
-   never called, because the module around it reads the weight itself. A third is a layer whose `forward` was replaced
-   by a hook of accelerate. In attention of the usual form, adapters are still applied to the input instead
+   parameter `in_proj_weight` of attention, in which queries, keys and values are packed. Another is a subclass of
+   `nn.Linear`, which may have a forward of its own. A third is a layer whose `forward` was replaced by a hook of
+   accelerate. In attention of the usual form, adapters are still applied to the input instead
    (`randlora.model.attention`).
 
 Parts of one weight share its place (`randlora.model.parts`).
@@ -15,44 +16,69 @@ Parts of one weight share its place (`randlora.model.parts`).
 
 from __future__ import annotations
 
+import sys
 from collections import Counter
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, cast
 
 from torch import Tensor, nn
+from torch.nn.functional import linear
 from torch.nn.utils import parametrize
 
 from randlora.adapter import Adapter, Shape
+from randlora.errors import AdapterError
 from randlora.model.attention import mount_attention, unmount_attention
 from randlora.model.parts import PartAdapters, Rows
 from randlora.model.quantised import Beside, adapted_class, dequantised, is_quantised, put_beside, take_away
 
-# Modules that compute with their children's weights instead of calling the children, at least on a fast path.
-_READS_CHILDREN = (nn.MultiheadAttention, nn.TransformerEncoderLayer, nn.TransformerDecoderLayer)
+
+class _Readable(nn.Module):
+    """Mixed into the class of a layer while an adapter is on it: its `weight` is W0 + delta for all who read it."""
+
+    adapter: Adapter | PartAdapters
+    transposed: ClassVar[bool] = False
+    """Whether the weight is stored as (in x out)."""
+
+    @property
+    def weight(self) -> Tensor:
+        """Return W0 + delta in the stored shape, differentiable in the trainables (see `Adapter.read`)."""
+        stored = self._parameters["weight"]
+        assert stored is not None
+        try:
+            return self.adapter.read(stored.t()).t() if self.transposed else self.adapter.read(stored)
+        except AttributeError as error:  # Python would take it for a missing property, and nn.Module would return W0
+            raise AdapterError(f"the adapter cannot make W0 + delta: {error}") from error
+
+    def register_parameter(self, name: str, param: nn.Parameter | None) -> None:
+        """Register or replace a parameter. nn.Module would first read a `weight`, to see whether the name is free."""
+        if name in self._parameters:
+            self._parameters[name] = param
+        else:
+            super().register_parameter(name, param)
 
 
-class AdaptedLinear(nn.Linear):
+class AdaptedLinear(_Readable, nn.Linear):  # type: ignore[override]  # its weight cannot be set to a plain tensor
     """The class of an `nn.Linear` while an adapter is on it. Existing layers change to this class; it is never
     built."""
 
-    adapter: Adapter | PartAdapters
     plain: ClassVar[Any] = nn.Linear
     """The layer's own class."""
 
     def forward(self, input: Tensor) -> Tensor:
-        """Return the output (..., out) for x (..., in)."""
-        return self.adapter.apply_to(input, self.weight, self.bias)
+        """Return the output (..., out) for x (..., in). Nested tensors are multiplied by W0 + delta, as one matrix."""
+        if input.is_nested:
+            return linear(input, self.weight, self.bias)
+        return self.adapter.apply_to(input, cast(Tensor, self._parameters["weight"]), self.bias)
 
 
-class _AdaptedConv1D(nn.Module):
+class _AdaptedConv1D(_Readable):
     """Mixed into the class of transformers' Conv1D while an adapter is on it."""
 
-    adapter: Adapter | PartAdapters
+    transposed = True
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the output (..., out) for x (..., in)."""
-        return self.adapter.apply_to(x, cast(Tensor, self.weight).t(), cast(Tensor, self.bias))
+        return self.adapter.apply_to(x, cast(Tensor, self._parameters["weight"]).t(), cast(Tensor, self.bias))
 
 
 class PackedWeight(nn.Module):
@@ -112,76 +138,15 @@ _MEETING = (AdaptedLinear, _AdaptedConv1D, Beside)
 """Classes of layers whose adapter acts on the input."""
 
 
-def _is_exact_conv1d(kind: type[Any]) -> bool:
-    """Return whether a class is transformers' Conv1D, by its name: this package does not import transformers."""
-    return kind.__name__ == "Conv1D" and kind.__module__ == "transformers.pytorch_utils"
+def _conv1d() -> tuple[type[nn.Module], ...]:
+    """Return transformers' class Conv1D. It is () if the class was never imported, because no module can have it."""
+    kind = getattr(sys.modules.get("transformers.pytorch_utils"), "Conv1D", None)
+    return () if kind is None else (kind,)
 
 
 def is_conv1d(module: nn.Module) -> bool:
     """Return whether a module is transformers' Conv1D, which stores (in x out)."""
-    return any(map(_is_exact_conv1d, type(module).__mro__))
-
-
-def _always(parent: Any) -> bool:
-    return True
-
-
-def _biased(parent: Any) -> bool:
-    return parent.q_bias is not None and not parent.qkv_bias_separate
-
-
-def _sliced(parent: Any) -> bool:
-    return bool(parent.pretraining_tp > 1 and parent.slow_but_exact)
-
-
-_POOL, _SWIN = ("q_proj", "k_proj", "v_proj", "c_proj"), ("qkv", "proj")
-_TRANSFORMERS: dict[tuple[str, ...], tuple[str, ...]] = {
-    ("q_proj", "k_proj", "v_proj", "out_proj"): ("wavlm.WavLMAttention",),
-    ("k_proj",): (
-        "detr.DetrMHAttentionMap",
-        "conditional_detr.ConditionalDetrMHAttentionMap",
-        "maskformer.MaskFormerDetrMHAttentionMap",
-    ),
-    ("k_linear",): ("dab_detr.DabDetrMHAttentionMap",),
-    ("dt_proj",): ("jamba.JambaMambaMixer",),
-    ("dense", "decoder"): ("mobilebert.MobileBertLMPredictionHead",),
-    ("classifier",): ("longcat_flash.LongcatFlashTopkRouter",),
-    ("x_proj", "dt_proj", "out_proj"): ("mamba.MambaMixer", "falcon_mamba.FalconMambaMixer"),
-    ("out_proj",): (
-        "mamba2.Mamba2Mixer",
-        "bamba.BambaMixer",
-        "zamba2.Zamba2MambaMixer",
-        "falcon_h1.FalconH1Mixer",
-        "granitemoehybrid.GraniteMoeHybridMambaLayer",
-        "nemotron_h.NemotronHMamba2Mixer",
-    ),
-}
-"""In transformers: names of children -> models and classes that read the children's weights instead of calling them.
-
-Only fused kernels read the x_proj and out_proj of Mambas; from transformers 5.25 on, FalconMamba calls both.
-"""
-_READERS: dict[str, tuple[tuple[str, ...], Callable[[Any], bool]]] = {
-    "timm.models.beit.Attention": (("qkv",), _biased),
-    "timm.models.eva.EvaAttention": (("qkv",), _biased),
-    "timm.models.swin_transformer_v2.WindowAttention": (("qkv",), _biased),
-    "torchvision.models.swin_transformer.ShiftedWindowAttention": (_SWIN, _always),
-    "torchvision.models.swin_transformer.ShiftedWindowAttentionV2": (_SWIN, _always),
-    "open_clip.modified_resnet.AttentionPool2d": (_POOL, _always),
-    "transformers.models.bloom.modeling_bloom.BloomAttention": (("dense",), _sliced),
-    "transformers.models.bloom.modeling_bloom.BloomMLP": (("dense_4h_to_h",), _sliced),
-    **{
-        f"transformers.models.{model}.modeling_{model}.{kind}": (children, _always)
-        for children, classes in _TRANSFORMERS.items()
-        for model, _, kind in (name.partition(".") for name in classes)
-    },
-}
-"""Class that reads a child's weight instead of calling the child -> the names of the children, and when it does so."""
-
-
-def _reads(parent: nn.Module | None, child: str) -> bool:
-    """Return whether the parent computes with the child's weight instead of calling the child."""
-    names, when = _READERS.get(f"{type(parent).__module__}.{type(parent).__qualname__}", ((), _always))
-    return isinstance(parent, _READS_CHILDREN) or (child in names and when(parent))
+    return isinstance(module, _conv1d())
 
 
 @dataclass
@@ -202,15 +167,15 @@ class Site:
 
     @property
     def by_activation(self) -> bool:
-        """Return whether an adapter acts on the input: in an exact `nn.Linear` or Conv1D that is called, or a quantised
-        layer.
+        """Return whether an adapter acts on the input if the layer is called: in an exact `nn.Linear` or Conv1D, or a
+        quantised layer.
 
         A forward of the instance's own (from accelerate's hooks) would bypass an adapter in the class.
         """
         if self.attr != "weight" or self._meets:
             return self._meets
-        called = type(self.owner) is nn.Linear or _is_exact_conv1d(type(self.owner)) or self.quantised
-        return called and "forward" not in vars(self.owner) and not _reads(self.parent, self.child)
+        known = type(self.owner) in (nn.Linear, *_conv1d()) or self.quantised
+        return known and "forward" not in vars(self.owner)
 
     @property
     def _meets(self) -> bool:
@@ -228,7 +193,7 @@ class Site:
         if parametrize.is_parametrized(self.owner, self.attr):
             value = self._parametrizations()[self.attr].original
         else:
-            value = getattr(self.owner, self.attr)
+            value = self.owner._parameters[self.attr]
         assert isinstance(value, nn.Parameter)
         return value
 
@@ -270,11 +235,6 @@ class Site:
     def module_name(self) -> str:
         """Return the owner's qualified name."""
         return self.stored_name.rpartition(".")[0]
-
-    @property
-    def child(self) -> str:
-        """Return the owner's name in its parent."""
-        return self.module_name.rpartition(".")[2]
 
     def _parametrizations(self) -> Any:
         return self.owner.parametrizations
@@ -335,9 +295,8 @@ class Site:
 
 
 def reader_of(site: Site) -> nn.Module:
-    """Return the module whose forward reads the weight: its owner, or a parent that computes with its children's
-    weights."""
-    return site.parent if site.parent is not None and _reads(site.parent, site.child) else site.owner
+    """Return the module whose forward reads a weight with a parametrisation: torch's attention reads its `out_proj`."""
+    return site.parent if isinstance(site.parent, nn.MultiheadAttention) else site.owner
 
 
 def is_adapted(model: nn.Module) -> bool:

@@ -26,7 +26,7 @@ import torch
 from torch import Tensor, nn
 
 from randlora.adapted.adapted import Adapted
-from randlora.adapter import Adapter
+from randlora.adapter import Adapter, only_shown
 from randlora.arithmetic.bases import Bases
 from randlora.model.attention import self_attention
 from randlora.model.sites import PackedWeight, Site, reader_of
@@ -45,7 +45,7 @@ class Together(Adapter):
 
     def __init__(self, members: Sequence[Adapter], turn: Turn) -> None:
         super().__init__(members[0].shape)
-        self.members, self._turn = tuple(members), turn
+        self.members, self._turn, self.has_matrix = tuple(members), turn, members[0].has_matrix
 
     def train(self, mode: bool = True) -> Together:
         """Set the mode of the members too."""
@@ -58,11 +58,17 @@ class Together(Adapter):
     def one(self) -> Adapter:
         """Return the one adapter that is active alone."""
         if len(self._turn.active) != 1:
-            raise PackingError(
-                f"a weight was read as a matrix while {len(self._turn.active)} adapters share the batch: "
-                "its reader is not a module that this package splits; run the adapters one by one"
-            )
+            raise self._several()
         return self.members[self._turn.active[0]]
+
+    def _several(self) -> PackingError:
+        return PackingError(
+            f"a weight was read as a matrix while {len(self._turn.active)} adapters share the batch: "
+            "its reader is not a module that this package splits; run the adapters one by one"
+        )
+
+    def read(self, base: Tensor) -> Tensor:
+        return super().read(base) if len(self._turn.active) == 1 else only_shown(base, self._several())
 
     def delta(self, base: Tensor) -> Tensor:
         return self.one.delta(base)
@@ -106,6 +112,9 @@ class Pack:
 
     It disables `members`, and starts with all of them active.
 
+    Attributes:
+        adapters: the members' adapters by weight name.
+
     Raises:
         PackingError: the members differ in model, method, weights, capacities or options that change shapes; the method
             holds rows of a batch out or has prompts; or a module of the model does not have the batch in its first
@@ -120,6 +129,7 @@ class Pack:
         for member in members:
             member.disable()
         share_bases(members)
+        self.adapters: dict[str, Together] = {}
         self._sites: list[Site] = []
         self._readers: dict[int, tuple[nn.Module, Any]] = {}  # its own forward if the instance has one
         for name, site in members[0].sites.items():
@@ -128,6 +138,7 @@ class Pack:
             for adapter in layer.members:
                 adapter.to(site.parameter.device)
             site.install(layer)
+            self.adapters[name] = layer
             self._sites.append(site)
             if not site.by_activation:
                 reader = reader_of(site)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -13,10 +14,14 @@ from torch import nn
 
 from analysis.format import plural
 from randlora import Adapted, attach
+from randlora.adapted.uses import Uses, check_uses
 from randlora.errors import AdapterError, ExportError
 from randlora.files.peft_export import peft_form
 from randlora.methods.registry import METHODS
+from randlora.model.prompted import PLACE
 from sweeps.errors import Problem, SpecError
+from sweeps.plan.base_model import BaseModelInfo
+from sweeps.plan.costs import CLASSES, ModelCosts
 from sweeps.plan.split_sizes import split_sizes
 from sweeps.spec.batch_sizes import FIELD as BATCH_SIZES
 from sweeps.spec.batch_sizes import batch_sizes
@@ -31,24 +36,31 @@ if TYPE_CHECKING:
     from sweeps.spec.spec import SweepSpec
 
 
-def check_adapters(module: nn.Module, cells: Sequence[Cell]) -> None:
+def check_adapters(model: BaseModelInfo, cells: Sequence[Cell], spec: SweepSpec) -> None:
     """Attach every method on the meta device, so that bad targets or options stop the sweep before a run.
 
     For each method, the adapter of the largest cell is built with its own options, and at each end of the searched
-    ones.
+    ones. For each set of targets one forward pass on fake tensors shows whether every adapter takes part.
 
     Args:
-        module: the base model on the meta device.
+        model: the base model.
         cells: the feasible cells.
+        spec: the sweep file.
 
     Raises:
-        SpecError: a method cannot take its targets or options, or a searched option changes the number of parameters.
+        SpecError: a method cannot take its targets or options, a searched option changes the number of parameters, or
+            an adapter takes no part in the model's forward pass.
     """
-    problems = []
+    problems, module = [], model.module
+    uses_of = functools.cache(functools.partial(_uses, model, spec))
     for name in dict.fromkeys(cell.method for cell in cells if has_budget(cell.base)):
         cell = max((c for c in cells if c.method == name), key=lambda c: c.count or 0)
         try:
             built = {_count(module, cell, point) for point in _corners(cell)}
+            uses = uses_of(cell.adapt, tuple(name for name in cell.capacities if name != PLACE))
+            if uses is not None:
+                with _built(module, cell, cell.published) as adapted:
+                    check_uses(adapted, uses, uses.idle)
         except AdapterError as error:
             problems.append(Problem(f"methods.{name}", None, str(error)))
             continue
@@ -69,6 +81,28 @@ def check_adapters(module: nn.Module, cells: Sequence[Cell]) -> None:
             problems.append(Problem(f"methods.{name}", None, rule))
     if problems:
         raise SpecError(problems)
+
+
+def _uses(model: BaseModelInfo, spec: SweepSpec, adapt: str, weights: tuple[str, ...]) -> Uses | None:
+    """Return which adapters of these weights take part in a forward pass; None if there are none, or if only a pass
+    with values can tell. Then the first epoch of a trial does."""
+    from trainables.training.costs import CostModel, UncountableError
+
+    if not weights:
+        return None
+    side = spec.model.image_size or _side(model.module)
+    costs = CostModel(model.module, model.kind, side=side, classes=CLASSES)
+    trial = ModelCosts(costs, model.id, adapt, weights, spec.train).trial("lora", dict.fromkeys(weights, 1), {})
+    try:
+        return costs.uses(trial)
+    except UncountableError:
+        return None
+
+
+def _side(module: nn.Module) -> int:
+    """Return a side in pixels of images that a model takes. Reads no image processor, which may need a network."""
+    size = getattr(getattr(module, "visual", getattr(module, "config", None)), "image_size", None) or 224
+    return int(size[0] if isinstance(size, tuple | list) else size)
 
 
 def _count(module: nn.Module, cell: Cell, point: Extra) -> int:

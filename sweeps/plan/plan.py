@@ -231,7 +231,7 @@ class Plan:
         if spec.budgets.shows_costs:
             plan = plan.with_costs()
         plan.check_training()
-        check_adapters(model.module, plan.feasible)
+        check_adapters(model, plan.feasible, plan.spec)
         return plan
 
     def studies(self) -> list[tuple[str, Space, int]]:

@@ -124,6 +124,11 @@ def batch(dtype: torch.dtype = torch.float32, rows: int = 3, width: int = 16) ->
     return torch.randn(rows, 5, width, generator=_generator(1)).to(dtype)
 
 
+def stored(layer: nn.Module) -> nn.Parameter:
+    """The frozen weight of an adapted layer, whose attribute `weight` is W0 + delta."""
+    return dict(layer.named_parameters(recurse=False))["weight"]
+
+
 def perturb(parameters: Iterator[nn.Parameter] | Adapted, size: float = 0.1) -> None:
     """Move every trainable, since some gradients are zero at the start."""
     generator = _generator(2)

@@ -24,6 +24,7 @@ from torch.nn.functional import cross_entropy
 
 from randlora.adapted.adapted import Adapted
 from randlora.adapted.attach import attach
+from randlora.adapted.uses import Uses, recording
 from randlora.errors import AdapterError
 from randlora.files.sizes import file_bytes, saved_bytes
 from randlora.methods.prompts.entry import name_of
@@ -110,6 +111,27 @@ class CostModel:
         Raises UncountableError, and AdapterError as `attach`.
         """
         return _once(self._saved, trial, self._find_saved)
+
+    def uses(self, trial: TrialConfig) -> Uses:
+        """Return which adapters of this trial take part in a forward pass.
+
+        A forward pass that runs on fake tensors does not depend on data, so they take the same part in every one.
+
+        Raises:
+            UncountableError: the forward pass needs values.
+        """
+        module = copy.deepcopy(self._module).train()
+        added = _attach(module, trial)
+        try:
+            fake = FakeModel(module)
+            loss = self._loss(fake, trial)
+            with recording(added.adapters) as uses:
+                fake.run(loss.make)
+        except Exception as error:  # any layer may ask a fake tensor for its values
+            raise UncountableError(
+                f"{trial.model} can't run without its weights' values: {first_line(error)}"
+            ) from error
+        return uses
 
     def _find_saved(self, trial: TrialConfig) -> int:
         if trial.method in (NO_TRAINING, LINEAR_PROBE):

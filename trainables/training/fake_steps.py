@@ -82,6 +82,12 @@ class FakeModel:
 
         return self._of_all_blocks(run).flops
 
+    def run(self, forward: Callable[[], object]) -> None:
+        """Run a forward pass of the whole model, without measuring it."""
+        self._convert()
+        with self._mode:
+            forward()
+
     def made(self, make: Callable[[], M]) -> M:
         """Return the module that `make` builds, such as a head, with fake tensors."""
         with self._mode:

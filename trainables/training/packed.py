@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from randlora.adapted.uses import recording
 from randlora.packing.packing import Pack, PackingError, drops_activations
 from trainables.config import NotPackableError, TrialConfig, UnevenTrialsError, check_alike
 from trainables.errors import TrainablesError, TrialError
@@ -118,7 +119,10 @@ def _drawing(first: Work, tasks: Sequence[Task]) -> bool:
 
 @dataclass(eq=False)
 class _Together:
-    """The parts of a pack in training. Lists are by place; `active` are the places of trials that still train."""
+    """The parts of a pack in training. Lists are by place; `active` are the places of trials that still train.
+
+    `checked` says whether an epoch has shown that every adapter takes part.
+    """
 
     pack: Pack
     runs: list[Run]
@@ -127,6 +131,7 @@ class _Together:
     drawing: bool
     active: list[int] = field(default_factory=list)
     failed: Reports = field(default_factory=dict)
+    checked: bool = False
 
     def go(self) -> Generator[Reports, set[int] | None, None]:
         """Resume, train, evaluate, and yield the reports."""
@@ -183,6 +188,20 @@ class _Together:
 
     def _epoch(self, epoch: int) -> dict[int, float]:
         """Train one epoch, and return the loss of every trial that did not fail."""
+        if self.checked:
+            return self._train(epoch)
+        with recording(self.pack.adapters) as uses:
+            losses = self._train(epoch)
+        self.checked = True
+        for k in list(self.active):
+            try:
+                self.trainers[k].check_adapters(uses)
+            except TrialError as error:
+                self._fail(k, error)
+        return losses
+
+    def _train(self, epoch: int) -> dict[int, float]:
+        """Do what `_epoch` does, without a look at the adapters."""
         first = self.runs[0].work
         start_training(first.module, first.trial.train)
         freeze_statistics(first.module)

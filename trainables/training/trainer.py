@@ -4,6 +4,7 @@ batch."""
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -13,6 +14,8 @@ from torch import Tensor, nn
 
 from randlora.adapted.accumulate import accumulating
 from randlora.adapted.adapted import Adapted
+from randlora.adapted.uses import Uses, check_uses, recording, unreached_words
+from randlora.errors import AdapterError
 from randlora.methods.bridge.kinds import PREFIX
 from randlora.methods.scheduled.bilevel import held_out_gradient, set_aside
 from randlora.methods.scheduled.hooks import Hooks
@@ -73,6 +76,7 @@ class Trainer:
         self._hooks = Hooks(()) if trainables.added is None else trainables.added.hooks
         self._named = trainables.parameters | head
         self._added = trainables.added
+        self._adapters_checked = False
         apart = {id(p) for p in self._hooks.apart()}
         optimised = {n: p for n, p in trainables.parameters.items() if id(p) not in apart}
         ratios = {} if trainables.added is None else trainables.added.rate_ratios()
@@ -104,8 +108,18 @@ class Trainer:
         It depends on the state, the seeds and the epoch's number alone, so a resumed trial is exact.
 
         Raises:
-            TrialError: a loss, or the last gradient, is not finite; the message names the step.
+            TrialError: a loss, or the last gradient, is not finite; the message names the step. Or an adapter took no
+                part in the first epoch that this process trains.
         """
+        if self._added is None or self._adapters_checked:
+            return self._epoch(epoch)
+        with recording(self._added.adapters) as uses:
+            loss = self._epoch(epoch)
+        self.check_adapters(uses)
+        return loss
+
+    def _epoch(self, epoch: int) -> float:
+        """Train one epoch, and return its loss."""
         start_training(self._module, self._trial.train)
         freeze_statistics(self._module)
         reseed_dropout(self._module, self._trial.init_seed, epoch, rank=self._rank)
@@ -128,6 +142,28 @@ class Trainer:
             torch.distributed.all_reduce(sums)
         self.check(sums, epoch)
         return self.mean_loss(sums, batches)
+
+    def check_adapters(self, uses: Uses) -> None:
+        """Raise TrialError if an adapter took no part in an epoch, because it could learn nothing.
+
+        A whole epoch decides, because layers may be left out at random, and steps may take different ways through the
+        model. An adapter whose siblings took part, such as that of an expert that no token reached, is a warning.
+
+        Args:
+            uses: what the epoch did with the adapters.
+        """
+        assert self._added is not None
+        self._adapters_checked = True
+        for names in (uses.called, uses.read) if self._world > 1 else ():  # with those of the other workers
+            flags = torch.tensor([float(name in names) for name in uses.names], device=self._device)
+            torch.distributed.all_reduce(flags)
+            names.update(name for name, count in zip(uses.names, flags.tolist(), strict=True) if count)
+        if unreached := uses.unreached:
+            warnings.warn(unreached_words(unreached), stacklevel=2)
+        try:
+            check_uses(self._added, uses, [name for name in uses.idle if name not in unreached])
+        except AdapterError as error:
+            raise TrialError(f"method {self._trial.method!r}: {error}") from error
 
     def draws(self, epoch: int) -> torch.Generator:
         """Return the random stream of an epoch's augmentation."""

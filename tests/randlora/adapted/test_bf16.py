@@ -17,7 +17,7 @@ from randlora import (
 )
 from randlora.methods.lowrank.lora import Dora
 from randlora.packing.stacked import stacked_linear
-from tests.randlora.support import CONFIGS, batch, block, config_id, perturb, targets_of
+from tests.randlora.support import CONFIGS, batch, block, config_id, perturb, stored, targets_of
 
 every_method = pytest.mark.parametrize("config", CONFIGS, ids=config_id)
 
@@ -73,8 +73,8 @@ def test_doras_norms_are_in_float32_under_autocast() -> None:
     [dora] = attach(layer, DoraConfig(3), ["0"]).adapters.values()
     assert isinstance(dora, Dora)
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        torch.testing.assert_close(dora.norms(layer[0].weight), dora.magnitude.detach(), rtol=1e-6, atol=0)
-        torch.testing.assert_close(dora.weight(layer[0].weight), layer[0].weight, rtol=1e-6, atol=1e-7)
+        torch.testing.assert_close(dora.norms(stored(layer[0])), dora.magnitude.detach(), rtol=1e-6, atol=0)
+        torch.testing.assert_close(layer[0].weight, stored(layer[0]), rtol=1e-6, atol=1e-7)
 
 
 def scaled_dora(dtype: torch.dtype, factor: float) -> tuple[nn.Module, Dora, Tensor]:
@@ -102,7 +102,7 @@ def test_a_small_change_of_doras_magnitude_reaches_the_output(dtype: torch.dtype
 
     def run(factor: float) -> Tensor:
         layer, dora, x = scaled_dora(dtype, factor)
-        base = layer[0].weight
+        base = stored(layer[0])
         with torch.autocast("cpu", torch.bfloat16, enabled=dtype == torch.float32):
             if form == "called":
                 return layer(x)  # type: ignore[no-any-return]
@@ -120,9 +120,10 @@ def test_a_small_change_of_doras_magnitude_reaches_the_output(dtype: torch.dtype
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["autocast", "bf16"])
 def test_doras_magnitude_gets_its_gradient_in_low_precision(dtype: torch.dtype) -> None:
     layer, dora, x = scaled_dora(dtype, 1.003)
+    base = stored(layer[0])
     with torch.autocast("cpu", torch.bfloat16, enabled=dtype == torch.float32):
         layer(x).float().square().sum().backward()
-    expected = (2 * (x.double() @ layer[0].weight.double().t()).square().sum(0) * 1.003) / dora.norms(layer[0].weight)
+    expected = (2 * (x.double() @ base.double().t()).square().sum(0) * 1.003) / dora.norms(base)
     assert dora.magnitude.grad is not None and dora.magnitude.grad.dtype == torch.float32
     torch.testing.assert_close(dora.magnitude.grad, expected.float(), rtol=0.01, atol=0)
 
@@ -133,7 +134,10 @@ def test_dora_in_float32_computes_what_it_computed() -> None:
     [dora] = attach(layer, DoraConfig(4), ["0"]).adapters.values()
     assert isinstance(dora, Dora)
     perturb(dora.parameters())
-    x, (weight, bias) = torch.randn(2, 64, generator=torch.Generator().manual_seed(4)), (layer[0].weight, layer[0].bias)
+    x, (weight, bias) = (
+        torch.randn(2, 64, generator=torch.Generator().manual_seed(4)),
+        (stored(layer[0]), layer[0].bias),
+    )
     y = nn.functional.linear(x, weight).addmm_(x @ dora.a, dora.b.t(), alpha=dora.scale)
     assert torch.equal(layer(x), y * (dora.magnitude / dora.norms(weight)) + bias)
 
@@ -152,7 +156,7 @@ def test_a_small_delta_under_autocast_is_not_rounded_away(config: AdapterConfig,
     layer = nn.Sequential(inner.to(dtype)).eval()
     adapted = attach(layer, config, ["0"])
     with torch.no_grad():
-        layer[0].weight.fill_(8.0)  # steps of bf16 around 8 are 1 / 16
+        stored(layer[0]).fill_(8.0)  # steps of bf16 around 8 are 1 / 16
     perturb(adapted, 1e-3)
     x = torch.zeros(512, 24, dtype=dtype)
     x[:, 0], x[:, 1] = 1.0, -1.0  # W0 x is 0, so the delta is all of the output
@@ -171,7 +175,7 @@ def test_fp16_keeps_randloras_small_deltas(config: AdapterConfig, rows: int) -> 
     adapted = attach(layer, config, ["0"])
     perturb((p for n, p in adapted.named_parameters() if n.endswith("lambdas")), 4e-5)
     with torch.no_grad():
-        layer[0].weight.zero_()
+        stored(layer[0]).zero_()
     x = torch.randn(rows, 256, generator=torch.Generator().manual_seed(0))
     with torch.autocast("cpu", dtype=torch.float16):
         y = layer(x).detach().float()

@@ -35,7 +35,7 @@ from randlora.methods.lowrank.spectral import LoraXs, Svft
 from randlora.methods.lowrank.starts import Started
 from randlora.methods.random.ablations import RandLoraA
 from randlora.methods.random.randlora import RandLora
-from tests.randlora.support import batch, block, equation_4, perturb, targets_of
+from tests.randlora.support import batch, block, equation_4, perturb, stored, targets_of
 
 SHAPES = [(20, 12), (12, 20), (12, 12)]
 every_shape = pytest.mark.parametrize("shape", SHAPES)
@@ -48,7 +48,7 @@ def one(config: AdapterConfig, shape: tuple[int, int], size: float = 0.3) -> tup
         layer.weight.copy_(torch.randn(shape, generator=torch.Generator().manual_seed(3), dtype=torch.float64))
     adapted = attach(layer, config, ["weight"], basis_seed=3)
     perturb(adapted, size)
-    return adapted.adapters["weight"], layer.weight.detach(), adapted.deltas()["weight"]
+    return adapted.adapters["weight"], stored(layer).detach(), adapted.deltas()["weight"]
 
 
 @every_shape
@@ -145,7 +145,7 @@ def test_hydralora_by_hand() -> None:
     perturb(adapted, 0.5)
     adapter = adapted.adapters["weight"]
     assert isinstance(adapter, HydraLora)
-    expected = nn.functional.linear(x, layer.weight, layer.bias)
+    expected = nn.functional.linear(x, stored(layer), layer.bias)
     shares = torch.softmax((x @ adapter.router.t()), -1)
     for head in range(2):
         b = adapter.b[:, 3 * head : 3 * head + 3]

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -102,19 +103,19 @@ def _score_batch(model: LanguageModel, parts: Sequence[_Split], pad: int, batch_
     return list(torch.split(scores, [len(part.tails) for part in parts]))
 
 
-def _by_position(model: LanguageModel, cache: object, length: int) -> bool:
+def _by_position(model: LanguageModel, cache: Any, length: int) -> bool:
     """Return whether padding inside a cache that grows to `length` is only masked keys to the model."""
-    if type(cache).__name__ != "DynamicCache" or family_name(model.module) in _BY_INDEX:
+    from transformers.cache_utils import DynamicCache, DynamicLayer, DynamicSlidingWindowLayer
+
+    if type(cache) is not DynamicCache or family_name(model.module) in _BY_INDEX:
         return False
-    layers = getattr(cache, "layers", ())
 
-    def holds_all(layer: object) -> bool:
-        kind = type(layer).__name__  # an exact class: subclasses of the plain cache hold more than keys
-        return kind == "DynamicLayer" or (
-            kind == "DynamicSlidingWindowLayer" and length <= getattr(layer, "sliding_window", 0)
-        )
+    def holds_all(layer: Any) -> bool:
+        if type(layer) is DynamicSlidingWindowLayer:
+            return bool(length <= layer.sliding_window)
+        return type(layer) is DynamicLayer  # exact classes: subclasses of the plain cache hold more than keys
 
-    return bool(layers) and all(map(holds_all, layers))
+    return bool(cache.layers) and all(map(holds_all, cache.layers))
 
 
 def _score_whole(
