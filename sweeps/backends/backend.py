@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from sweeps.backends.needs import Needs
-from sweeps.backends.packs import Measured
+from sweeps.packing.sizes import Measured
 from sweeps.spec.resources import ResourceSection
 
 EXIT_LOST = 4

@@ -28,11 +28,11 @@ from sweeps.backends.backend import (
 )
 from sweeps.backends.memory import MicroBatch, accelerator_lost
 from sweeps.backends.packed import train_together
-from sweeps.backends.packs import Measured, pack_size
 from sweeps.backends.reports import FORESEEN, facts, failed, keep, make_folder
 from sweeps.backends.resources import LaneShape
 from sweeps.backends.trials import ended_early, train
 from sweeps.errors import Problem, SpecError, reason
+from sweeps.packing.sizes import Measured, pack_size
 from sweeps.spec.resources import ResourceSection
 
 Events = Generator[list[Event], None, None]

@@ -11,7 +11,8 @@ from typing import Any, Protocol
 from sweeps.backends.memory import MicroBatch, accelerator_lost, free_memory, out_of_memory
 from sweeps.backends.reports import FORESEEN, facts, failed, keep, load_trial, make_folder, storage_fault
 from sweeps.errors import reason
-from trainables.config import TrialConfig, UnevenTrialsError
+from trainables.config import TrialConfig
+from trainables.packing.alike import UnevenTrialsError
 
 Order = dict[str, Any]
 

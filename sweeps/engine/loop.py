@@ -10,9 +10,8 @@ import time
 from collections.abc import Callable
 
 from sweeps.backends.backend import Backend, Event, Failed, Finished, Lost, Order, Reported, Stopped
-from sweeps.backends.packs import TOGETHER
 from sweeps.engine.limits import Meter
-from sweeps.engine.packing import Packing
+from sweeps.packing.choosing import TOGETHER, Packing
 from sweeps.records.ledger import Ledger, pruned_outcome
 from sweeps.records.rows import utc
 from sweeps.search.pruning import should_stop

@@ -17,11 +17,11 @@ from pathlib import Path
 from typing import Any
 
 from sweeps.backends.backend import Backend, BackendError, BackendLostError, Facts, OpenBackend, Setup
-from sweeps.backends.packs import TOGETHER
 from sweeps.backends.signals import last_signal, stop_on_signals
 from sweeps.engine.limits import Meter
 from sweeps.engine.loop import Loop, Stop
 from sweeps.errors import SpecError
+from sweeps.packing.choosing import TOGETHER
 from sweeps.plan.estimate import probe_gpu
 from sweeps.plan.inputs import data_seen, needs_of
 from sweeps.plan.plan import Plan

@@ -19,9 +19,10 @@ import torch
 from torch import Tensor
 
 from randlora.packing.packing import Pack, PackingError, drops_activations
-from trainables.config import NotPackableError, TrialConfig, UnevenTrialsError, check_alike
+from trainables.config import TrialConfig
 from trainables.errors import TrainablesError, TrialError
 from trainables.models.language import output_layer
+from trainables.packing.alike import NotPackableError, UnevenTrialsError, check_alike
 from trainables.predicting.facts import facts_of
 from trainables.runtime import PeakMemory, choose_precision, device_name, float32_backend, pick_device
 from trainables.seeds import derive_seed
@@ -31,7 +32,7 @@ from trainables.tasks.task import Parts, Task
 from trainables.training.adapting import adapted, reseed_dropout, start_training
 from trainables.training.checkpoints import Pace, load_checkpoint, save_checkpoint
 from trainables.training.measured import Measured
-from trainables.training.trainer import Trainer, Work, freeze_statistics, part_of, should_check_losses
+from trainables.training.trainer import Trainer, Work, part_of, should_check_losses
 from trainables.training.worker import Report, Run
 
 Reports = dict[int, Report | TrialError | TrainablesError]
@@ -185,7 +186,6 @@ class _Together:
         """Train one epoch, and return the loss of every trial that did not fail."""
         first = self.runs[0].work
         start_training(first.module, first.trial.train)
-        freeze_statistics(first.module)
         for name, layer in self.pack.layers:
             for run, member in zip(self.runs, layer.members, strict=True):
                 reseed_dropout(member, run.work.trial.init_seed, epoch, prefix=name)
