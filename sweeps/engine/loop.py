@@ -79,7 +79,7 @@ class Loop:
         facts = backend.facts
         self._packing = Packing(facts.pack, facts.workers)
         self._running: dict[str, Slot] = {}
-        self._packs: list[set[str]] = []
+        self._started: list[set[str]] = []  # trials that run, by the worker that they share
         self._pruned: set[str] = set()
         self._seconds: dict[str, dict[int, float]] = {}  # of each epoch reported, by trial
 
@@ -108,13 +108,13 @@ class Loop:
             self._ledger.journal.write({"ev": "workers", "at": utc(time.time()), "workers": workers})
         self._packing.workers = self._ledger.state.workers = workers
         while self._backend.free > 0:
-            slots = self._packing.next(self._ledger.state, len(self._packs))
+            slots = self._packing.next(self._ledger.state, len(self._started))
             if not slots:
                 return
             for slot in slots:
                 self._ledger.ask(slot)
                 self._running[slot.trial_id] = slot
-            self._packs.append({slot.trial_id for slot in slots})
+            self._started.append({slot.trial_id for slot in slots})
             self._backend.start([self._order(slot) for slot in slots])
             self._changed()
 
@@ -172,7 +172,7 @@ class Loop:
         state = self._ledger.state
         del self._running[trial_id]
         self._seconds.pop(trial_id, None)
-        self._packs = [running for pack in self._packs if (running := pack - {trial_id})]
+        self._started = [rest for ids in self._started if (rest := ids - {trial_id})]
         if event.outcome.get("unpacked") is not None:
             self._packing.shrink_packs(slot.cell_id, event.outcome["unpacked"])
         if trial_id in self._pruned:

@@ -56,7 +56,7 @@ class RayBackend:
         self._pack = pool.pack(resources or pool.resources) if packable else 1
         self._held = SharedTrials()
         self._keys: dict[str, str] = {}  # the lease of each trial that is not over
-        self._packs: dict[str, set[str]] = {}  # keys that are not over, by the key of the first of their pack
+        self._started: list[set[str]] = []  # keys that are not over, of each call of `start`
         self._over: dict[str, bool] = {}  # by key of trials that the engine stopped
         self._verdicts: dict[str, Any] = {}
         self._troubled: set[Any] = set()  # hosts, and (worker, host), whose last trial met storage trouble
@@ -92,7 +92,7 @@ class RayBackend:
 
     @property
     def free(self) -> int:
-        return self._pool.trials + 1 - len(self._packs)  # one more than are at work: no lane waits for the next
+        return self._pool.trials + 1 - len(self._started)  # one more than are at work: no lane waits for the next
 
     @property
     def busy(self) -> int:
@@ -108,13 +108,10 @@ class RayBackend:
             self._held.ids[key] = order.trial_id
             if order.judged:
                 self._held.judged.add(key)
-        self._packs[keys[0]] = set(keys)
+        self._started.append(set(keys))
         for_workers = {key: order.for_worker() for key, order in zip(keys, orders, strict=True)}
         with self._convert_lost_errors():
-            if len(orders) > 1:
-                ray.get(self._pool.broker.submit_pack.remote(for_workers))
-            else:
-                ray.get(self._pool.broker.submit.remote(keys[0], for_workers[keys[0]], 1 if orders[0].judged else None))
+            ray.get(self._pool.broker.submit.remote(for_workers, 1 if orders[0].judged else None))
         self._held.waiting.extend(keys)
         self._held.arrived.set()
 
@@ -178,7 +175,7 @@ class RayBackend:
         over = self._over.pop(key, False)
         del self._keys[trial_id], self._held.ids[key]
         self._held.judged.discard(key)
-        self._packs = {first: rest for first, keys in self._packs.items() if (rest := keys - {key})}
+        self._started = [rest for keys in self._started if (rest := keys - {key})]
         outcome: Outcome = ray.get(self._pool.broker.take.remote(key, over)) or {}
         if outcome.get("storage") is not None:
             return self._troubled_by(trial_id, outcome)

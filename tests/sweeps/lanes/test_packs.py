@@ -58,7 +58,7 @@ def test_a_pool_knows_how_many_trials_fit_a_worker(tmp_path: Path, monkeypatch: 
 
 async def packed(*names: str, **order: Any) -> Broker:
     broker = await started()
-    await broker.submit_pack({name: {"config": name, **order} for name in names})
+    await broker.submit({name: {"config": name, **order} for name in names}, None)
     return broker
 
 
@@ -69,7 +69,7 @@ def names_of(orders: Any) -> list[str]:
 def test_a_pack_goes_to_one_worker_whole() -> None:
     async def scenario() -> None:
         broker = await packed("a", "b", "c")
-        await broker.submit("d", {}, None)
+        await broker.submit({"d": {}}, None)
         orders = await broker.next(W0, "t", 1)
         assert names_of(orders) == ["a", "b", "c"]
         assert all(order["ahead"] and order["attempt"] == 1 for order in orders)  # type: ignore[index, union-attr]
@@ -126,7 +126,7 @@ def test_a_pack_that_goes_down_with_a_neighbour_stays_a_pack() -> None:
     async def scenario() -> None:
         broker = await started("poison")
         await lease(broker, W0)
-        await broker.submit_pack({"a": {}, "b": {}})
+        await broker.submit({"a": {}, "b": {}}, None)
         assert names_of(await broker.next(W1, "t", 1)) == ["a", "b"]
         await broker.died("lane0", {W0: "killed"})
         await broker.hello(W1, "u")
@@ -142,7 +142,7 @@ def test_a_pack_may_be_silent_for_as_long_as_its_trials_together() -> None:
         killed: list[str] = []
         broker = Broker(kill=killed.append)
         await broker.hello(W0, "t", "handle")
-        await broker.submit_pack({name: {"timeout": 1.0} for name in "abcd"})
+        await broker.submit({name: {"timeout": 1.0} for name in "abcd"}, None)
         await broker.next(W0, "t", 1)
         await asyncio.sleep(1.2)
         assert not killed
@@ -156,7 +156,7 @@ def test_a_pack_may_be_silent_for_as_long_as_its_trials_together() -> None:
 def test_workers_that_have_a_trial_are_counted_and_a_pack_counts_once() -> None:
     async def scenario() -> None:
         broker = await started("a", "waits")
-        await broker.submit_pack({"b": {}, "c": {}})
+        await broker.submit({"b": {}, "c": {}}, None)
         assert (await broker.status())["busy"] == 0
         await lease(broker, W0)
         await broker.take("waits")
@@ -176,7 +176,7 @@ def test_a_death_in_a_pack_is_no_ones_last_attempt(memory: bool) -> None:
     leases = [Lease(key, {"attempts": 1}, state="running", attempt=1, pack="p", packed=2) for key in ("bad", "good")]
     for each in leases:
         each.die("its worker died", memory)
-        assert each.start_again() and each.single
+        assert each.start_again() and each.pack is None
     bad = leases[0]
     bad.state, bad.attempt, bad.packed = "running", 2, 1
     bad.die("its worker died", False)
