@@ -245,7 +245,6 @@ def open_inline(setup: Setup) -> Backend:
         if is_set:
             setup.note(f"resources.{name} has no effect with the inline backend: {why}")
     measured = None
-    if gpu and resources.pack == "auto" and setup.packable and setup.measure is not None:
+    if gpu and resources.pack == "auto" and setup.measure is not None:
         measured = setup.measure()
-    pack = pack_size(resources.pack, measured) if setup.packable else 1
-    return InlineBackend(resources, pack, measured)
+    return InlineBackend(resources, pack_size(resources.pack, measured), measured)

@@ -1,7 +1,6 @@
 """Chooses which trials form a pack: trials of one cell that a worker trains together, on one copy of the base model.
 
-Packing changes when trials run, never which trials run. A pack holds the trials that the sweep would start next anyway,
-without a result of one of them in between. The reasons are in docs/decisions/0004.
+A pack holds the trials that the sweep would start next anyway, without a result of one of them in between.
 """
 
 from __future__ import annotations

@@ -47,13 +47,12 @@ class RayBackend:
 
     Args:
         pool: the running session, broker and lanes.
-        packable: whether the trial function can train several trials at once.
-        resources: `[resources]` of the sweep, if it differs from that with which the pool was opened.
+        resources: `[resources]` of the sweep. It may differ from that with which the pool was opened.
     """
 
-    def __init__(self, pool: Pool, packable: bool, resources: ResourceSection | None = None) -> None:
+    def __init__(self, pool: Pool, resources: ResourceSection) -> None:
         self._pool = pool
-        self._pack = pool.pack(resources or pool.resources) if packable else 1
+        self._pack = pool.pack(resources)
         self._held = SharedTrials()
         self._keys: dict[str, str] = {}  # the lease of each trial that is not over
         self._started: list[set[str]] = []  # keys that are not over, of each call of `start`
@@ -254,7 +253,7 @@ def open_here(setup: Setup) -> RayBackend:
     )
     pool.__enter__()
     try:
-        return _WithPool(pool, setup.packable)
+        return _WithPool(pool, setup.resources)
     except BaseException:
         pool.close()
         raise
@@ -269,6 +268,6 @@ def using(pool: Pool) -> Callable[[Setup], Backend]:
     def open_backend(setup: Setup) -> Backend:
         if pool.address is not None:  # the pool may have been opened for another sweep, with other needs
             check_nodes(setup.storage, setup.needs)
-        return RayBackend(pool, setup.packable, setup.resources)
+        return RayBackend(pool, setup.resources)
 
     return open_backend

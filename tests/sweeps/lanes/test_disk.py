@@ -24,6 +24,7 @@ from sweeps.backends.ray.lanes.worker import _Worker, lane_loop
 from sweeps.backends.ray.tune import Ended
 from sweeps.backends.reports import failed, keep, make_folder, results_of, storage_fault
 from sweeps.records.journal import Journal
+from sweeps.spec.resources import ResourceSection
 from tests.fakes import TRIAL, FakeCell, FakeSearch, fake_plan
 from tests.sweeps.engine.scripted import Scripted, loop_of
 from tests.sweeps.support import events
@@ -160,10 +161,10 @@ def tell(monkeypatch: pytest.MonkeyPatch) -> Tell:
             lost=None,
             down=None,
             follow_nodes=lambda: None,
-            resources=None,
+            pack=lambda resources: 1,
             trials=1,
         )
-        backend, ended = RayBackend(pool, False), []
+        backend, ended = RayBackend(pool, ResourceSection()), []
         for number in range(len(outcomes)):
             backend.start([Order(f"t{number}", TRIAL, None, {}, Path("/r"), None, False)])
             backend._held.news.put(Ended(backend._keys[f"t{number}"], False))
