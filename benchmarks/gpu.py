@@ -152,7 +152,7 @@ def shares(options: argparse.Namespace) -> Found:
     import torch.multiprocessing as mp
     from packing import plan_of
 
-    from sweeps.backends.packs import gpu_share
+    from sweeps.packing.sizes import gpu_share
     from sweeps.plan.estimate import probe_gpu
 
     results: Found = {"trials_an_hour": {}}

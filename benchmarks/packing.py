@@ -44,11 +44,11 @@ from sweeps.engine.run import run
 from sweeps.spec.solution import Solution
 from trainables.config import EvaluateSettings, TrainSettings, TrialConfig
 from trainables.models.shapes import default_targets, target_shapes
+from trainables.packing.together import run_pack
 from trainables.runtime import pick_device
 from trainables.tasks.lane_cache import LaneCache
 from trainables.tasks.make import make_task
 from trainables.tasks.task import Parts
-from trainables.training.packed import run_pack
 from trainables.training.worker import run_trial
 
 MODEL, DATA, TARGETS = "embedded:tiny-clip", "embedded:fashion-mnist-turned", ("attn.in_proj_weight",)

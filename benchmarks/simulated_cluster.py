@@ -49,14 +49,14 @@ DRIVER = """
 import json, sys
 from pathlib import Path
 from sweeps.engine.run import run
-from sweeps.backends import packs
+from sweeps.packing import choosing
 from sweeps.backends.ray.lanes import lanes
 from sweeps.backends.ray.backend import open_here
 from tests.fake_packs import TOGETHER
 from tests.fakes import TRIAL, FakeCell, FakeConfirm, FakeResources, FakeSearch, fake_plan
 
 lanes.RETRY_S = 2.0
-packs.TOGETHER.update(TOGETHER)
+choosing.TOGETHER.update(TOGETHER)
 folder, address, pause = Path(sys.argv[1]), sys.argv[2], float(sys.argv[3])
 cells, tune, pack = map(int, sys.argv[4:])
 options = (("delay", pause / pack), ("log", f"{folder}.log"))

@@ -1,4 +1,4 @@
-"""Packs of the trial that trains nothing: the contract of `trainables.training.packed.run_pack` over `tests.fakes`.
+"""Packs of the trial that trains nothing: the contract of `trainables.packing.together.run_pack` over `tests.fakes`.
 
 A cell's options set the faults of its packs: `refuse_pack` (they can't be packed), `pack_oom_above` (trials that fit,
 known after the first epoch), `pack_kill` ("once" or "always": the worker dies in epoch 2 of a pack of several). `log`
@@ -18,8 +18,9 @@ from typing import Any
 import torch
 
 from tests.fakes import TRIAL, analytic_trial
-from trainables.config import NotPackableError, TrialConfig, UnevenTrialsError
+from trainables.config import TrialConfig
 from trainables.errors import TrialError
+from trainables.packing.alike import NotPackableError, UnevenTrialsError
 
 TOGETHER = {TRIAL: "tests.fake_packs:analytic_pack"}
 Told = Generator[dict[int, Any], set[int] | None, None]

@@ -10,9 +10,7 @@ functions of trainables. Other packages add backends by an entry point (`registr
     signals    SIGINT, SIGTERM and SIGHUP: end a sweep cleanly, or after a block that must not be interrupted
     inline     trials one after another in this process
     ray        trials on a Ray cluster: Tune holds them, lanes of Ray Train run them
-    trials     one trial in a worker's process, with smaller micro-batches if memory runs out
-    packed     several trials in a worker's process, on one copy of the base model
-    packs      how many trials share a worker, and how workers share a GPU
+    trials     what a worker's process does with orders, from configurations to outcomes
     memory     out of memory: smaller micro-batches
     reports    makes the outcome of a trial that has ended, with facts about its node
 """

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from sweeps.backends.needs import Needs
-from sweeps.backends.packs import Measured
+from sweeps.packing.sizes import Measured
 from sweeps.spec.resources import ResourceSection
 
 EXIT_LOST = 4
@@ -64,7 +64,7 @@ class Order:
     attempts: int = 3
 
     def for_worker(self) -> dict[str, Any]:
-        """Return the order as a dictionary, as `trials`, `packed` and `reports` take it in a worker."""
+        """Return the order as a dictionary, as `trials` and `reports` take it in a worker."""
         return {
             "key": self.trial_id,
             "trial": self.function,
@@ -140,7 +140,7 @@ class Facts:
     """What a backend has.
 
     Attributes:
-        workers: single trials, or packs of trials, that it runs at once.
+        workers: calls of `start` whose orders it runs at once.
         pack: trials that a worker trains on one copy of the base model, at most.
         accelerators: accelerators that one trial holds.
         provenance: further facts that the journal keeps of this run, as JSON values.
@@ -161,7 +161,7 @@ class Backend(Protocol):
 
     @property
     def free(self) -> int:
-        """Return the number of single trials or packs that it could take now.
+        """Return the number of further calls of `start` that it could take now.
 
         It may queue one more than it has workers, so that no worker waits for the engine.
         """
@@ -171,7 +171,7 @@ class Backend(Protocol):
         """Return the number of workers that train now. Their time counts against the sweep's limits."""
 
     def start(self, orders: Sequence[Order]) -> None:
-        """Run a trial, or several as a pack; they are queued if all workers are busy.
+        """Run an order, or several together on one worker. They are queued if all workers are busy.
 
         Raises:
             BackendError: nothing can run trials any more.
@@ -205,7 +205,6 @@ class Setup:
     Attributes:
         resources: `[resources]` of the sweep.
         storage: a folder for the backend's own files, inside the results folder.
-        packable: whether the trial function can train several trials at once.
         address: of the cluster to join; None to use this machine.
         needs: what trials need on every node.
         measure: measures a trial's memory when it is called on a GPU; None if that is not known.
@@ -214,7 +213,6 @@ class Setup:
 
     resources: ResourceSection
     storage: Path
-    packable: bool
     address: str | None = None
     needs: Needs = field(default_factory=Needs)
     measure: Callable[[], Measured] | None = None

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import shutil
-import time
 from collections import deque
 from collections.abc import Generator, Mapping, Sequence
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -27,19 +27,17 @@ from sweeps.backends.backend import (
     Stopped,
 )
 from sweeps.backends.memory import MicroBatch, accelerator_lost
-from sweeps.backends.packed import train_together
-from sweeps.backends.packs import Measured, pack_size
-from sweeps.backends.reports import FORESEEN, facts, failed, keep, make_folder
 from sweeps.backends.resources import LaneShape
-from sweeps.backends.trials import ended_early, train
+from sweeps.backends.trials import Attempt
 from sweeps.errors import Problem, SpecError, reason
+from sweeps.packing.sizes import Measured, pack_size
 from sweeps.spec.resources import ResourceSection
 
 Events = Generator[list[Event], None, None]
 
 
 class InlineBackend:
-    """Trains one trial, or one pack, at a time. `events` trains until the next report.
+    """Trains one order, or several together, at a time. `events` trains until the next report.
 
     Args:
         resources: `[resources]` of the sweep.
@@ -85,7 +83,7 @@ class InlineBackend:
                 return []
             orders = self._queue.popleft()
             self._open = {order.trial_id: order for order in orders}
-            self._training = self._train_one(orders[0]) if len(orders) == 1 else self._train_pack(orders)
+            self._training = self._train(orders)
         events, self._trained = next(self._training, []), True
         for event in events:
             if not isinstance(event, Reported):
@@ -118,61 +116,27 @@ class InlineBackend:
         unpacked = self._unpacked.get(order.trial_id)
         return {"attempt": 1, "packed": packed, "unpacked": unpacked, "events": events, **outcome}
 
-    def _train_one(self, order: Order) -> Events:
-        """Train a trial by itself."""
-        for_worker, directory = order.for_worker(), order.directory
-        started, clock = time.time(), time.perf_counter()
-        events: dict[int, dict[str, Any]] = {}  # by epoch: one that starts again repeats what its checkpoint has
-        last: dict[str, Any] | None = None
-        outcome: Outcome = {"status": "finished"}
-        micro: MicroBatch | None = None
-        try:
-            make_folder(directory)
-            micro = MicroBatch(directory, for_worker["config"], 1)
-            with contextlib.closing(train(for_worker, self.warm, micro)) as trial:
-                for report in trial:
-                    if report.get("done"):
-                        last = events[int(report["epoch"])] = dict(report)
-                        break
-                    events.setdefault(int(report["epoch"]), dict(report))
-                    yield [_reported(order.trial_id, report)]
-                    if order.trial_id in self._over:
-                        break
-            stopped = order.trial_id in self._over
-            if not stopped:
-                if last is None:
-                    raise ended_early()
-                outcome["result"] = last.pop("result")
-                keep(for_worker, directory)
-        except Exception as error:  # noqa: BLE001  # whatever a trial raises is that trial's row
-            _raise_if_lost(error)
-            stopped = False
-            outcome = failed(error, directory)
-            if not isinstance(error, FORESEEN):
-                self.warm.clear()  # nothing that such a trial touched is trusted
-        outcome |= facts(started, time.perf_counter() - clock)
-        if micro is not None:
-            outcome |= {"micro_batch_size": micro.size, "memory": micro.events}
-        if stopped:
-            yield [self._end_stopped(order, outcome, _in_order(events))]
-            return
-        reported = [_reported(order.trial_id, last)] if last is not None and "result" in outcome else []
-        yield [*reported, _end(order, self._outcome(order, outcome, _in_order(events)))]
-
-    def _train_pack(self, orders: list[Order]) -> Events:
-        """Train a pack. Trials that it gives back are queued again, one by one."""
-        listener = _PackListener(self.warm)
+    def _train(self, orders: list[Order]) -> Events:
+        """Train one order, or several together. Those that are given back are queued again, one by one."""
+        listener = _Listener(self.warm)
+        attempt = Attempt(listener, [order.for_worker() for order in orders])
         packed = len(orders)
         try:
-            with contextlib.closing(train_together(listener, [order.for_worker() for order in orders])) as steps:
+            with contextlib.closing(attempt.steps()) as steps:
                 for _ in steps:
                     yield self._take_events(listener, packed)
                     stopped = [order for order in self._open.values() if order.trial_id in self._over]
                     listener.stopped |= {order.trial_id for order in stopped}
                     if stopped:
-                        yield [self._end_stopped(order, {}, []) for order in stopped]
+                        outcomes = [attempt.so_far(order.trial_id) for order in stopped]
+                        yield [
+                            self._end_stopped(order, outcome, listener.events(order.trial_id))
+                            for order, outcome in zip(stopped, outcomes, strict=True)
+                        ]
         except Exception as error:
-            _raise_if_lost(error)
+            if accelerator_lost(error):
+                rule = "this process can't use its accelerator any more"
+                raise BackendError(f"{rule}: {reason(error)}") from error
             raise
         last_events = self._take_events(listener, packed)
         if listener.given_back is not None:
@@ -182,53 +146,52 @@ class InlineBackend:
             self._queue.extendleft([order] for order in reversed(given_back))
         yield last_events
 
-    def _take_events(self, listener: _PackListener, packed: int) -> list[Event]:
-        """Return the events of a pack since the last call."""
-        taken_events: list[Event] = []
-        for key, report in listener.reports:
-            listener.all.setdefault(key, {})[report["epoch"]] = report
-            taken_events.append(_reported(key, report))
+    def _take_events(self, listener: _Listener, packed: int) -> list[Event]:
+        """Return what happened to the orders in training since the last call."""
+        taken_events: list[Event] = [_reported(key, report) for key, report in listener.reports]
         for key, outcome in listener.ended:
             order = self._open[key]
-            events = _in_order(listener.all.get(key, {}))
-            taken_events.append(_end(order, self._outcome(order, outcome, events, packed)))
+            taken_events.append(_end(order, self._outcome(order, outcome, listener.events(key), packed)))
         listener.reports, listener.ended = [], []
         return taken_events
 
 
-class _PackListener:
-    """Holds the reports and outcomes of a pack until the engine takes them."""
+class _Listener:
+    """Holds the reports and outcomes of orders until the engine takes them."""
 
     def __init__(self, warm: dict[str, Any]) -> None:
         self.warm = warm
         self.stopped: set[str] = set()
         self.reports: list[tuple[str, dict[str, Any]]] = []
         self.ended: list[tuple[str, Outcome]] = []
-        self.all: dict[str, dict[int, dict[str, Any]]] = {}
         self.given_back: tuple[list[str], dict[str, Any]] | None = None
+        self._all: dict[str, dict[int, dict[str, Any]]] = {}
+
+    def micro_batch(self, order: Mapping[str, Any]) -> MicroBatch:
+        return MicroBatch(Path(order["directory"]), order["config"], 1)
 
     def report(self, reports: Mapping[str, dict[str, Any]]) -> dict[str, str]:
-        self.reports += reports.items()
+        for key, report in reports.items():
+            if not report.get("done"):
+                self._add(key, report)
         return {key: "stop" if key in self.stopped else "go" for key in reports}
 
-    def finish(self, key: str, last: dict[str, Any] | None, outcome: Outcome) -> None:
+    def finish(self, key: str, last: dict[str, Any] | None, outcome: Outcome, error: Exception | None = None) -> None:
         if last is not None:
-            self.reports.append((key, last))
+            self._add(key, last)
         self.ended.append((key, outcome))
 
     def unpack(self, keys: Sequence[str], reason: str, cause: str) -> None:
         self.given_back = list(keys), {"reason": reason, "cause": cause}
 
+    def events(self, key: str) -> list[dict[str, Any]]:
+        """Return the reports of a trial in the order of their epochs."""
+        return [report for _, report in sorted(self._all.get(key, {}).items())]
 
-def _raise_if_lost(error: Exception) -> None:
-    """Raise a BackendError if an exception says that the accelerator is lost."""
-    if accelerator_lost(error):
-        raise BackendError(f"this process can't use its accelerator any more: {reason(error)}") from error
-
-
-def _in_order(events: Mapping[int, dict[str, Any]]) -> list[dict[str, Any]]:
-    """Return the reports in the order of their epochs."""
-    return [events[epoch] for epoch in sorted(events)]
+    def _add(self, key: str, report: dict[str, Any]) -> None:
+        self.reports.append((key, report))
+        # a trial that starts again repeats what its checkpoint has
+        self._all.setdefault(key, {}).setdefault(int(report["epoch"]), dict(report))
 
 
 def _reported(trial_id: str, report: Mapping[str, Any]) -> Reported:
@@ -282,7 +245,6 @@ def open_inline(setup: Setup) -> Backend:
         if is_set:
             setup.note(f"resources.{name} has no effect with the inline backend: {why}")
     measured = None
-    if gpu and resources.pack == "auto" and setup.packable and setup.measure is not None:
+    if gpu and resources.pack == "auto" and setup.measure is not None:
         measured = setup.measure()
-    pack = pack_size(resources.pack, measured) if setup.packable else 1
-    return InlineBackend(resources, pack, measured)
+    return InlineBackend(resources, pack_size(resources.pack, measured), measured)

@@ -8,7 +8,7 @@ import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from sweeps.backends.packs import smallest_gpu
+from sweeps.packing.sizes import smallest_gpu
 from trainables.errors import first_line
 
 

@@ -12,10 +12,11 @@ import shutil
 import socket
 import time
 import traceback
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Mapping
 from pathlib import Path
 from typing import Any
 
+from sweeps.backends.memory import MicroBatch
 from sweeps.errors import reason
 from trainables.errors import TrainablesError, TrialError
 from trainables.runtime import device_name, pick_device
@@ -61,14 +62,16 @@ def results_of(directory: Path) -> Path:
     return directory.parents[2]
 
 
-def facts(started: float, seconds: float) -> dict[str, Any]:
+def facts(started: float, seconds: float, micro: MicroBatch | None = None) -> dict[str, Any]:
     """Return where and when a trial ran, as the outcome has it.
 
     Args:
         started: when it started, in seconds since 1970.
         seconds: seconds of the worker's time that it took.
+        micro: its micro-batch; None if it did not come that far.
     """
-    return {**place(), "started": started, "ended": time.time(), "seconds_total": seconds}
+    size = {} if micro is None else {"micro_batch_size": micro.size, "memory": micro.events}
+    return {**place(), "started": started, "ended": time.time(), "seconds_total": seconds, **size}
 
 
 @functools.cache
@@ -89,7 +92,7 @@ def processor() -> str:
     return platform.processor() or platform.machine()
 
 
-def keep(order: dict[str, Any], directory: Path) -> None:
+def keep(order: Mapping[str, Any], directory: Path) -> None:
     """Move the trained adapter from the trial's working folder to `order["keep"]`, if that is not None."""
     trained = directory / "adapter"
     if order["keep"] is not None and trained.exists():

@@ -63,7 +63,7 @@ def plan_lanes(request: ResourceSection, nodes: Sequence[Node], share: float = 1
         request: `[resources]`. "auto" gives a worker `share` of a GPU if there are GPUs, and as many trials at once as
             fit.
         nodes: the nodes.
-        share: the fraction of a GPU that a worker gets (`sweeps.backends.packs.gpu_share`). A data-parallel group
+        share: the fraction of a GPU that a worker gets (`sweeps.packing.sizes.gpu_share`). A data-parallel group
             takes whole GPUs.
 
     Raises:

@@ -61,9 +61,9 @@ def plan(
         _refuse_beside("--against-paper", {"--available": available, "--like": bool(like)})
         _against_paper(spec, overrides, scale, as_json=as_json)
         return
+    from sweeps.packing.words import packing_of
     from sweeps.plan.checks import peft_forms
     from sweeps.plan.inputs import check_files
-    from sweeps.plan.packing import packing_of
 
     planned = load(spec, overrides, scale, available=available)
     check_files(planned)
@@ -73,7 +73,7 @@ def plan(
     def answer() -> dict[str, Any]:
         limits: dict[str, Any] = {"trials": planned.n_trials, "allowance": planned.spec.search.given}
         limits |= {"margin": planned.spec.confirm.margin, "max_seeds": planned.spec.confirm.max_seeds}
-        weak, packing = weak_of(planned), packing_of(planned)
+        weak, packing = weak_of(planned), packing_of(planned.spec, planned.feasible)
         return {
             "cells": planned.table().to_pylist(),
             **limits,
@@ -542,9 +542,9 @@ def _left_out(cells: Sequence[Cell]) -> Iterator[str]:
 
 def _print_packing(plan: Plan) -> None:
     """Print which methods' trials share a worker, and why others do not. Print nothing if packing is off."""
-    from sweeps.plan.packing import packing_words
+    from sweeps.packing.words import packing_words
 
-    for line in packing_words(plan):
+    for line in packing_words(plan.spec, plan.feasible):
         out.print(line)
 
 

@@ -8,7 +8,6 @@ only `analyze` knows Ray.
     run         opens a sweep's folder, runs the missing trials, and closes everything
     runner      runs the missing trials on a backend, and opens it again if it is lost
     loop        takes trials from the search, gives them to the backend, and records what happens
-    packing     chooses which trials form a pack
     limits      measures the used hours and cost, and compares them with the sweep's limits
     rerun       trains one finished trial again
     verifying   checks whether a results folder is as its sweep wrote it

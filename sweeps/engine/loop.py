@@ -10,9 +10,8 @@ import time
 from collections.abc import Callable
 
 from sweeps.backends.backend import Backend, Event, Failed, Finished, Lost, Order, Reported, Stopped
-from sweeps.backends.packs import TOGETHER
 from sweeps.engine.limits import Meter
-from sweeps.engine.packing import Packing
+from sweeps.packing.choosing import TOGETHER, Packing
 from sweeps.records.ledger import Ledger, pruned_outcome
 from sweeps.records.rows import utc
 from sweeps.search.pruning import should_stop
@@ -80,7 +79,7 @@ class Loop:
         facts = backend.facts
         self._packing = Packing(facts.pack, facts.workers)
         self._running: dict[str, Slot] = {}
-        self._packs: list[set[str]] = []
+        self._started: list[set[str]] = []  # trials that run, by the worker that they share
         self._pruned: set[str] = set()
         self._seconds: dict[str, dict[int, float]] = {}  # of each epoch reported, by trial
 
@@ -109,13 +108,13 @@ class Loop:
             self._ledger.journal.write({"ev": "workers", "at": utc(time.time()), "workers": workers})
         self._packing.workers = self._ledger.state.workers = workers
         while self._backend.free > 0:
-            slots = self._packing.next(self._ledger.state, len(self._packs))
+            slots = self._packing.next(self._ledger.state, len(self._started))
             if not slots:
                 return
             for slot in slots:
                 self._ledger.ask(slot)
                 self._running[slot.trial_id] = slot
-            self._packs.append({slot.trial_id for slot in slots})
+            self._started.append({slot.trial_id for slot in slots})
             self._backend.start([self._order(slot) for slot in slots])
             self._changed()
 
@@ -173,7 +172,7 @@ class Loop:
         state = self._ledger.state
         del self._running[trial_id]
         self._seconds.pop(trial_id, None)
-        self._packs = [running for pack in self._packs if (running := pack - {trial_id})]
+        self._started = [rest for ids in self._started if (rest := ids - {trial_id})]
         if event.outcome.get("unpacked") is not None:
             self._packing.shrink_packs(slot.cell_id, event.outcome["unpacked"])
         if trial_id in self._pruned:

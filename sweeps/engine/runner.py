@@ -17,11 +17,11 @@ from pathlib import Path
 from typing import Any
 
 from sweeps.backends.backend import Backend, BackendError, BackendLostError, Facts, OpenBackend, Setup
-from sweeps.backends.packs import TOGETHER
 from sweeps.backends.signals import last_signal, stop_on_signals
 from sweeps.engine.limits import Meter
 from sweeps.engine.loop import Loop, Stop
 from sweeps.errors import SpecError
+from sweeps.packing.choosing import TOGETHER
 from sweeps.plan.estimate import probe_gpu
 from sweeps.plan.inputs import data_seen, needs_of
 from sweeps.plan.plan import Plan
@@ -94,10 +94,12 @@ class Opener:
         _make_work_folder(folder / "work", private=self.address is None)
         # the probe may be a task, which runs in another folder
         absolute_plan = Plan(plan.spec, tuple(cell.with_absolute_paths() for cell in plan.cells))
+        resources = plan.spec.resources
+        if self.function not in TOGETHER:
+            resources = resources.model_copy(update={"pack": 1})
         setup = Setup(
-            resources=plan.spec.resources,
+            resources=resources,
             storage=folder / "work" / "ray",
-            packable=self.function in TOGETHER,
             address=self.address,
             needs=needs_of(plan, self.function),
             measure=functools.partial(probe_gpu, absolute_plan) if self.function == TRIAL else None,

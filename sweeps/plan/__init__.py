@@ -12,7 +12,6 @@ record of the data.
     digests      computes digests of data and models, and finds examples that are in both splits
     inputs       checks data, weights and results folder before a sweep starts
     against      compares the plan with its paper: published numbers, and settings that differ
-    packing      says which methods' trials share a worker
     disk_size    computes the bytes that kept weights will take
     estimate     estimates time, memory, disk and cost from a probe of every method
 """

@@ -24,9 +24,10 @@ from typing import Any
 
 from analysis.store.store import Store
 from randlora.methods.registry import METHODS
-from sweeps.backends.packs import Measured, least_share, pack_size, smallest_gpu, unpackable, worker_share
 from sweeps.backends.resources import LaneShape, Node, accelerators, local_node, plan_lanes
 from sweeps.errors import reason
+from sweeps.packing.choosing import unpackable
+from sweeps.packing.sizes import Measured, least_share, pack_size, smallest_gpu, worker_share
 from sweeps.plan.disk_size import keep_bytes
 from sweeps.plan.plan import Plan
 from sweeps.plan.split_sizes import split_sizes
@@ -427,7 +428,7 @@ class _Probe:
     @classmethod
     def packed(cls, cell: Cell, plan: Plan, warm: dict[str, Any], count: int) -> _Probe:
         """Train a pack of `count` short trials of a cell, and return what was measured for one of them."""
-        from trainables.training.packed import run_pack
+        from trainables.packing.together import run_pack
 
         config = probe_config(cell, plan)
         with tempfile.TemporaryDirectory() as folder:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-import trainables.training.packed
+import trainables.packing.together
 import trainables.training.worker
 
 
@@ -25,6 +25,6 @@ def device(request: pytest.FixtureRequest) -> torch.device:
 @pytest.fixture
 def on_cpu(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
     """Trials run on the CPU until the `undo()` of what this gives."""
-    for module in (trainables.training.worker, trainables.training.packed):
+    for module in (trainables.training.worker, trainables.packing.together):
         monkeypatch.setattr(module, "pick_device", lambda: torch.device("cpu"))
     return monkeypatch

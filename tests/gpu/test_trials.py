@@ -12,7 +12,7 @@ import torch
 import torch.multiprocessing
 from safetensors.torch import load_file
 
-from sweeps.backends.packs import gpu_share
+from sweeps.packing.sizes import gpu_share
 from sweeps.plan.estimate import probe_gpu
 from sweeps.plan.plan import Plan
 from sweeps.spec.spec import SweepSpec

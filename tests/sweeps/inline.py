@@ -38,7 +38,7 @@ def go_inline(
 
     with (
         patch("sweeps.backends.inline.InlineBackend", _Before),
-        patch("sweeps.backends.inline.facts", lambda *_: facts(1.7e9, 2.0)),
+        patch("sweeps.backends.trials.facts", lambda *given: facts(1.7e9, 2.0, given[2])),
         patch.object(os, "fsync", lambda _: None),
     ):
         return run(plan, backend="inline", trial=trial, progress=False, **how)

@@ -155,7 +155,7 @@ class Task(Protocol):
     def packed_losses(
         self, tasks: Sequence[Any], rows: Sequence[Tensor], plans: Sequence[Tensor | None], alone: Alone
     ) -> list[Tensor]:
-        """Return `loss_sum` of every trial of a pack (`trainables.training.packed`), from one pass through the model.
+        """Return `loss_sum` of every trial of a pack (`trainables.packing`), from one pass through the model.
 
         Args:
             tasks: the tasks of the trials, this one among them. All are of one kind.

@@ -1,4 +1,4 @@
-"""One trial from its configuration to its result, alone or in a pack.
+"""One trial from its configuration to its result.
 
 Uses everything below; knows nothing of Ray or of sweeps.
 
@@ -11,5 +11,4 @@ Uses everything below; knows nothing of Ray or of sweeps.
     fake_steps   operations and memory of a step, measured on tensors without values
     costs        what training a method costs, from shapes alone
     worker       one trial: `run_trial`
-    packed       several trials on one copy of the model: `run_pack`
 """

@@ -232,8 +232,13 @@ def of_worker(rank: int) -> tuple[int, ...]:
 
 
 def start_training(module: nn.Module, settings: TrainSettings) -> None:
-    """Put a model into training mode, or only its adapters if `base_dropout` is false."""
+    """Put a model into training mode, or only its adapters if `base_dropout` is false.
+
+    The statistics of batch normalisation stay as pretrained. They are buffers of the base model, not trainables.
+    """
     module.train(settings.base_dropout)
+    for layer in (m for m in module.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)):
+        layer.eval()
     for adapter in (m for m in module.modules() if isinstance(m, Adapter)):
         adapter.train()
 

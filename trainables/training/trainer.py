@@ -121,7 +121,6 @@ class Trainer:
     def _epoch(self, epoch: int) -> float:
         """Train one epoch, and return its loss."""
         start_training(self._module, self._trial.train)
-        freeze_statistics(self._module)
         reseed_dropout(self._module, self._trial.init_seed, epoch, rank=self._rank)
         draw, batches, device = self.draws(epoch), self._task.batches(epoch), self._device
         sums = torch.zeros(len(batches), device=device)
@@ -271,7 +270,6 @@ class Trainer:
         self._module.eval()
         self._selected.offer(step, self._validation_loss())
         start_training(self._module, self._trial.train)
-        freeze_statistics(self._module)
 
     @torch.no_grad()
     def _validation_loss(self) -> float:
@@ -344,13 +342,6 @@ def should_check_losses(device: torch.device, index: int) -> bool:
     Reading a number from a device stops it.
     """
     return device.type == "cpu" or index % 25 == 24
-
-
-def freeze_statistics(model: nn.Module) -> None:
-    """Keep the statistics of batch normalisation as pretrained. They are buffers of the base model, not trainables."""
-    for module in model.modules():
-        if isinstance(module, nn.modules.batchnorm._BatchNorm):
-            module.eval()
 
 
 def part_of(plan: Tensor | None, places: Tensor) -> Tensor | None:

@@ -47,16 +47,15 @@ class RayBackend:
 
     Args:
         pool: the running session, broker and lanes.
-        packable: whether the trial function can train several trials at once.
-        resources: `[resources]` of the sweep, if it differs from that with which the pool was opened.
+        resources: `[resources]` of the sweep. It may differ from that with which the pool was opened.
     """
 
-    def __init__(self, pool: Pool, packable: bool, resources: ResourceSection | None = None) -> None:
+    def __init__(self, pool: Pool, resources: ResourceSection) -> None:
         self._pool = pool
-        self._pack = pool.pack(resources or pool.resources) if packable else 1
+        self._pack = pool.pack(resources)
         self._held = SharedTrials()
         self._keys: dict[str, str] = {}  # the lease of each trial that is not over
-        self._packs: dict[str, set[str]] = {}  # keys that are not over, by the key of the first of their pack
+        self._started: list[set[str]] = []  # keys that are not over, of each call of `start`
         self._over: dict[str, bool] = {}  # by key of trials that the engine stopped
         self._verdicts: dict[str, Any] = {}
         self._troubled: set[Any] = set()  # hosts, and (worker, host), whose last trial met storage trouble
@@ -92,7 +91,7 @@ class RayBackend:
 
     @property
     def free(self) -> int:
-        return self._pool.trials + 1 - len(self._packs)  # one more than are at work: no lane waits for the next
+        return self._pool.trials + 1 - len(self._started)  # one more than are at work: no lane waits for the next
 
     @property
     def busy(self) -> int:
@@ -108,13 +107,10 @@ class RayBackend:
             self._held.ids[key] = order.trial_id
             if order.judged:
                 self._held.judged.add(key)
-        self._packs[keys[0]] = set(keys)
+        self._started.append(set(keys))
         for_workers = {key: order.for_worker() for key, order in zip(keys, orders, strict=True)}
         with self._convert_lost_errors():
-            if len(orders) > 1:
-                ray.get(self._pool.broker.submit_pack.remote(for_workers))
-            else:
-                ray.get(self._pool.broker.submit.remote(keys[0], for_workers[keys[0]], 1 if orders[0].judged else None))
+            ray.get(self._pool.broker.submit.remote(for_workers, 1 if orders[0].judged else None))
         self._held.waiting.extend(keys)
         self._held.arrived.set()
 
@@ -178,7 +174,7 @@ class RayBackend:
         over = self._over.pop(key, False)
         del self._keys[trial_id], self._held.ids[key]
         self._held.judged.discard(key)
-        self._packs = {first: rest for first, keys in self._packs.items() if (rest := keys - {key})}
+        self._started = [rest for keys in self._started if (rest := keys - {key})]
         outcome: Outcome = ray.get(self._pool.broker.take.remote(key, over)) or {}
         if outcome.get("storage") is not None:
             return self._troubled_by(trial_id, outcome)
@@ -257,7 +253,7 @@ def open_here(setup: Setup) -> RayBackend:
     )
     pool.__enter__()
     try:
-        return _WithPool(pool, setup.packable)
+        return _WithPool(pool, setup.resources)
     except BaseException:
         pool.close()
         raise
@@ -272,6 +268,6 @@ def using(pool: Pool) -> Callable[[Setup], Backend]:
     def open_backend(setup: Setup) -> Backend:
         if pool.address is not None:  # the pool may have been opened for another sweep, with other needs
             check_nodes(setup.storage, setup.needs)
-        return RayBackend(pool, setup.packable, setup.resources)
+        return RayBackend(pool, setup.resources)
 
     return open_backend

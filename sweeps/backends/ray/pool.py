@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any, Self
 
 from sweeps.backends.needs import Needs
-from sweeps.backends.packs import Measured, least_share, pack_size, smallest_gpu, worker_share
 from sweeps.backends.ray.cluster.nodes import HEAD, SEES_GPUS, ClusterNodes, session_nodes
 from sweeps.backends.ray.cluster.session import Session
 from sweeps.backends.ray.compat import free_resources
@@ -29,6 +28,7 @@ from sweeps.backends.resources import (
 )
 from sweeps.backends.signals import delay_signals
 from sweeps.errors import Problem
+from sweeps.packing.sizes import Measured, least_share, pack_size, smallest_gpu, worker_share
 from sweeps.spec.resources import ResourceSection
 
 ROOM_S = 60.0

@@ -121,7 +121,7 @@ class RayProcess:
 
     def __init__(self, setup: Setup) -> None:
         self._note = setup.note
-        self._packs: list[set[str]] = []
+        self._started: list[set[str]] = []
         self._news: list[Event] = []
         self._asked = False
         self.busy = 0
@@ -138,10 +138,10 @@ class RayProcess:
 
     @property
     def free(self) -> int:
-        return self.facts.workers + 1 - len(self._packs)  # one more than there are workers: no lane waits for the next
+        return self.facts.workers + 1 - len(self._started)  # one more than workers: no lane waits for the next
 
     def start(self, orders: Sequence[Order]) -> None:
-        self._packs.append({order.trial_id for order in orders})
+        self._started.append({order.trial_id for order in orders})
         self._send("start", orders)
 
     def events(self, timeout: float) -> list[Event]:
@@ -154,7 +154,7 @@ class RayProcess:
         events, self._news = self._news, []
         for event in events:
             if not isinstance(event, Reported):
-                self._packs = [open_ for pack in self._packs if (open_ := pack - {event.trial_id})]
+                self._started = [rest for ids in self._started if (rest := ids - {event.trial_id})]
         return events
 
     def stop(self, trial_id: str, *, over: bool) -> None:

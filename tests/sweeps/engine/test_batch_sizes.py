@@ -16,10 +16,10 @@ from analysis.store.store import Store, open_store
 from analysis.tables.console import results_table
 from analysis.words.parity import parity_says
 from analysis.words.weak import weak_evidence
-from sweeps.engine.packing import Packing
 from sweeps.engine.run import run
 from sweeps.engine.verifying import verify
-from sweeps.plan.packing import packing_words
+from sweeps.packing.choosing import Packing
+from sweeps.packing.words import packing_words
 from sweeps.plan.plan import Plan
 from sweeps.search.stages import SweepState
 from sweeps.spec.space import BATCH_SIZE
@@ -159,4 +159,4 @@ def test_a_pack_has_one_batch_size(tmp_path: Path) -> None:
 
 def test_the_plan_says_what_is_searched_and_not_packed(tmp_path: Path) -> None:
     plan = Plan.from_spec(SweepSpec.parse(tree(tmp_path, resources={"pack": 2})))
-    assert any("TUNE" in line and "batch size" in line for line in packing_words(plan))
+    assert any("TUNE" in line and "batch size" in line for line in packing_words(plan.spec, plan.feasible))

@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from sweeps.backends.packs import unpackable
 from sweeps.errors import SpecError
 from sweeps.exporting.export import export_trial
 from sweeps.exporting.kept import kept_trial
+from sweeps.packing.choosing import unpackable
 from sweeps.plan.plan import Plan
 from sweeps.spec.spec import SweepSpec
 from tests.sweeps.engine.kept_results import keep_trials

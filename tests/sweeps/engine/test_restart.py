@@ -124,7 +124,7 @@ def test_a_cluster_that_went_away_is_waited_for(tmp_path: Path, monkeypatch: pyt
         if opened and not (back and len(refused) > 2):
             refused.append(setup.address)
             raise ResourceError([Problem("--address", setup.address, "no Ray cluster answers there")])
-        return open_inline(Setup(setup.resources, setup.storage, setup.packable))  # type: ignore[return-value]
+        return open_inline(Setup(setup.resources, setup.storage))  # type: ignore[return-value]
 
     monkeypatch.setattr("sweeps.engine.prepare.find_backend", lambda _: join)
     plan = fake_plan(tmp_path / "r", PAIR)

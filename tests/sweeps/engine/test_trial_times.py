@@ -26,10 +26,10 @@ async def broker(*keys: str, pack: bool = False) -> Broker:
     made = Broker()
     await made.hello(W0, "t", where=HERE)
     if pack:
-        await made.submit_pack({key: {} for key in keys})
+        await made.submit({key: {} for key in keys}, None)
     else:
         for key in keys:
-            await made.submit(key, {}, None)
+            await made.submit({key: {}}, None)
     return made
 
 

@@ -117,10 +117,7 @@ class LanesInAnyOrder(RuleBasedStateMachine):
         order = {"timeout": SILENCE_S if timed else None, "attempts": ATTEMPTS}
         judged = judged and count == 1
         for _ in range(1 + again):  # Ray calls again if an answer was lost
-            if count == 1:
-                self.cluster.do(self.broker.submit(keys[0], order, 1 if judged else None))
-            else:
-                self.cluster.do(self.broker.submit_pack(dict.fromkeys(keys, order)))
+            self.cluster.do(self.broker.submit(dict.fromkeys(keys, order), 1 if judged else None))
         self.trials |= {key: Trial(key, timed, judged) for key in keys}
 
     @rule(pick=PICK)
@@ -219,8 +216,7 @@ class LanesInAnyOrder(RuleBasedStateMachine):
     def given(self, process: Process) -> list[dict[str, Any]]:
         answer = self.cluster.do(self.broker.next(process.name, process.token, 0.5))
         assert answer not in ("stop", "hello")
-        orders = answer if isinstance(answer, list) else [] if answer is None else [answer]
-        return sorted(orders, key=lambda order: str(order["key"]))  # a pack has no order
+        return sorted(answer, key=lambda order: str(order["key"]))  # a pack has no order
 
     @rule(pick=PICK)
     def report_an_epoch(self, pick: int) -> None:

@@ -36,12 +36,12 @@ async def started(*keys: str, window: int | None = None) -> Broker:
     for worker in (W0, W1):
         await broker.hello(worker, "t")
     for key in keys:
-        await broker.submit(key, {"config": key}, window)
+        await broker.submit({key: {"config": key}}, window)
     return broker
 
 
 async def lease(broker: Broker, worker: str, token: str = "t") -> dict[str, Any]:
-    order = await broker.next(worker, token, 0.2)
+    (order,) = await broker.next(worker, token, 0.2)
     assert isinstance(order, dict), order
     return order
 
@@ -129,6 +129,6 @@ def outcome_in_a_lane(trial: TrialConfig, folder: Path, monkeypatch: pytest.Monk
     broker = Answers()
     where = {"trial": "trainables.training.worker:run_trial", "directory": str(folder), "keep": None}
     order = {"key": "k", "config": trial.model_dump(mode="json"), "ahead": True, "shrink": None}
-    _Worker(broker, "lane0/0", 0, 1).run({**order, **where})
+    _Worker(broker, "lane0/0", 0, 1).run([{**order, **where}])
     ((_, _, _, last, outcome),) = broker.given["finish"]
     return last, outcome

@@ -16,7 +16,7 @@ from tests.sweeps.lanes.support import W0, W1, lease, run, started, until
 def test_a_trial_goes_to_a_worker_and_its_reports_to_tune() -> None:
     async def scenario() -> None:
         broker = await started("a")
-        order = await broker.next(W0, "t", 1)
+        order = await lease(broker, W0)
         assert order == {"config": "a", "key": "a", "attempt": 1, "ahead": True, "shrink": None}
         assert await broker.report(W0, "t", "a", {"epoch": 1, "val_score": 0.5}) == "go"
         told = {"epoch": 1, "train_loss": None, "score": 0.5, "seconds": 0.0, "done": False, "status": "running"}
@@ -80,17 +80,17 @@ def test_a_worker_that_asks_again_is_given_the_same_trial() -> None:
         broker = await started()
         unheard = asyncio.create_task(broker.next(W0, "t", 5))
         await asyncio.sleep(0)
-        await broker.submit("a", {"config": "a"}, None)
-        await broker.submit("b", {"config": "b"}, None)
+        await broker.submit({"a": {"config": "a"}}, None)
+        await broker.submit({"b": {"config": "b"}}, None)
         lost = await unheard
-        assert await lease(broker, W0) == lost
+        assert await broker.next(W0, "t", 1) == lost
         assert (await lease(broker, W1))["key"] == "b"
         await broker.again(W0, "t", "a", "OutOfMemoryError: 3 GiB")
         await broker.hello(W0, "new")
         assert await lease(broker, W0, "new") == await lease(broker, W0, "new")  # that it is to be smaller, too
         assert (await broker.status())["busy"] == 2
         await broker.finish(W0, "new", "a", None, {"status": "finished"})
-        assert await broker.next(W0, "new", 0.05) is None
+        assert await broker.next(W0, "new", 0.05) == []
 
     run(scenario())
 
@@ -98,10 +98,10 @@ def test_a_worker_that_asks_again_is_given_the_same_trial() -> None:
 def test_a_trial_that_is_submitted_or_taken_again_is_so_once() -> None:
     async def scenario() -> None:
         broker = await started("a")
-        await broker.submit("a", {"config": "a"}, None)
+        await broker.submit({"a": {"config": "a"}}, None)
         assert (await lease(broker, W0))["key"] == "a"
-        await broker.submit("a", {"config": "a"}, None)
-        assert await broker.next(W1, "t", 0.05) is None
+        await broker.submit({"a": {"config": "a"}}, None)
+        assert await broker.next(W1, "t", 0.05) == []
         assert await broker.report(W0, "t", "a", {"epoch": 1}) == "go"
         await broker.finish(W0, "t", "a", None, {"status": "finished"})
         both = await asyncio.gather(broker.take("a"), broker.take("a"))
@@ -118,9 +118,7 @@ def test_a_worker_that_starts_again_gets_its_trial_back() -> None:
         await broker.hello(W0, "new")
         assert await broker.report(W0, "t", "a", {"epoch": 1}) == "stop"  # the old process is fenced off
         assert await broker.next(W0, "t", 1) == "stop"
-        order = await broker.next(W0, "new", 1)
-        assert order is not None
-        assert order != "stop"
+        order = await lease(broker, W0, "new")
         assert (order["key"], order["attempt"]) == ("a", 2)
 
     run(scenario())
@@ -130,24 +128,22 @@ def test_a_trial_that_keeps_killing_its_worker_fails_itself_only() -> None:
     async def scenario() -> None:
         broker = await started("poison", "good")
         for attempt in range(MAX_ATTEMPTS):
-            order = await broker.next(W0, f"{attempt}" if attempt else "t", 1)
-            assert order is not None
-            assert order != "stop"
+            order = await lease(broker, W0, f"{attempt}" if attempt else "t")
             assert (order["key"], order["attempt"]) == ("poison", attempt + 1)
             if attempt < MAX_ATTEMPTS - 1:
                 if attempt == 0:
-                    assert (await broker.next(W1, "t", 1))["key"] == "good"  # type: ignore[index, call-overload]
+                    assert (await lease(broker, W1))["key"] == "good"
                     await broker.finish(W1, "t", "good", None, {"status": "finished"})
             else:
-                await broker.submit("other", {}, None)
-                assert await broker.next(W1, "t", 0.05) is None  # the last attempt runs alone, so it blames no one else
+                await broker.submit({"other": {}}, None)
+                assert await broker.next(W1, "t", 0.05) == []  # the last attempt runs alone, so it blames no one else
             await broker.hello(W0, f"{attempt + 1}")
         result = await broker.step("poison", 1)
         assert (result["done"], result["status"], result["score"]) == (True, "failed", None)
         taken = await broker.take("poison")
         assert taken is not None
         assert "died 3 times" in taken["reason"]
-        assert (await broker.next(W1, "t", 1))["key"] == "other"  # type: ignore[index, call-overload]
+        assert (await lease(broker, W1))["key"] == "other"
 
     run(scenario())
 
@@ -175,12 +171,12 @@ def test_an_end_reaches_lanes_and_tune(ending: str) -> None:
         await getattr(broker, ending)()
         result = await waiting
         assert (result["done"], result["status"]) == (True, "stopped")
-        assert await broker.next(W1, "t", 0.05) == (None if ending == "interrupt" else "stop")
+        assert await broker.next(W1, "t", 0.05) == ([] if ending == "interrupt" else "stop")
         if ending == "interrupt":
             assert await broker.report(W0, "t", "a", {"epoch": 1}) == "stop"
             await broker.reset()
-            await broker.submit("c", {}, None)
-            assert (await broker.next(W0, "t", 1))["key"] == "c"  # type: ignore[index, call-overload]
+            await broker.submit({"c": {}}, None)
+            assert (await lease(broker, W0))["key"] == "c"
 
     run(scenario())
 
@@ -219,8 +215,8 @@ def test_a_silent_trial_loses_its_worker_and_is_issued_again_but_not_for_ever() 
         broker = Broker(kill=killed.append)
         await broker.hello(W0, "t", "handle 0")
         await broker.hello(W1, "t1", "handle 1")
-        await broker.submit("hangs", {"timeout": 0.2, "attempts": 2}, None)
-        await broker.submit("good", {}, None)
+        await broker.submit({"hangs": {"timeout": 0.2, "attempts": 2}}, None)
+        await broker.submit({"good": {}}, None)
         assert (await lease(broker, W0))["key"] == "hangs"
         assert (await lease(broker, W1, "t1"))["key"] == "good"
         for _ in range(5):  # reports keep it alive
@@ -228,7 +224,7 @@ def test_a_silent_trial_loses_its_worker_and_is_issued_again_but_not_for_ever() 
             assert await broker.report(W0, "t", "hangs", {"epoch": 1}) == "go"
         await until(lambda: killed == ["handle 0"])
         assert await broker.report(W0, "t", "hangs", {"epoch": 2}) == "stop"
-        assert await broker.next(W1, "t1", 0.05) is None  # that process is about to be ended too
+        assert await broker.next(W1, "t1", 0.05) == []  # that process is about to be ended too
         await broker.hello(W0, "t2", "handle 2")
         await broker.hello(W1, "t3", "handle 3")
         orders = [await lease(broker, W0, "t2"), await lease(broker, W1, "t3")]
@@ -256,7 +252,7 @@ def test_what_a_broker_that_stood_still_did_not_hear_is_not_silence(monkeypatch:
     async def scenario() -> None:
         broker = Broker(kill=killed.append)
         await broker.hello(W0, "t", "handle")
-        await broker.submit("a", {"timeout": 0.04}, None)
+        await broker.submit({"a": {"timeout": 0.04}}, None)
         await lease(broker, W0)
         await asyncio.sleep(0)  # its watch has begun to wait
         now[0] += 100.0
@@ -276,7 +272,7 @@ def test_waiting_for_the_driver_is_not_silence() -> None:
         killed: list[str] = []
         broker = Broker(kill=killed.append)
         await broker.hello(W0, "t", "handle")
-        await broker.submit("a", {"timeout": 0.1}, 0)
+        await broker.submit({"a": {"timeout": 0.1}}, 0)
         await lease(broker, W0)
         held = asyncio.create_task(broker.report(W0, "t", "a", {"epoch": 1}))
         await asyncio.sleep(0.4)
@@ -293,8 +289,8 @@ def test_waiting_for_the_driver_is_not_silence() -> None:
 def test_a_death_is_charged_to_the_trial_that_died_with_its_reason() -> None:
     async def scenario() -> None:
         broker = await started()
-        await broker.submit("poison", {"attempts": 1}, None)
-        await broker.submit("good", {}, None)
+        await broker.submit({"poison": {"attempts": 1}}, None)
+        await broker.submit({"good": {}}, None)
         await lease(broker, W0)
         await lease(broker, W1)
         await broker.died("lane0", {W0: "ActorDiedError: gone"})
@@ -328,11 +324,11 @@ def test_trials_of_a_lane_that_does_not_come_back_go_to_others(monkeypatch: pyte
 def test_a_lost_machine_costs_its_trials_no_attempt_and_takes_no_pack_apart() -> None:
     async def scenario() -> None:
         broker = await started("a")
-        await broker.submit_pack({"b": {}, "c": {}})
+        await broker.submit({"b": {}, "c": {}}, None)
         for loss in range(MAX_ATTEMPTS + 1):
             token = f"{loss}" if loss else "t"
             given = [await broker.next(worker, token, 0.2) for worker in (W0, W1)]
-            orders = [order for one in given for order in (one if isinstance(one, list) else [one])]
+            orders = [order for orders in given for order in orders if isinstance(order, dict)]
             assert len(given) < len(orders)
             assert {order["key"]: order["attempt"] for order in orders} == {"a": 1, "b": 1, "c": 1}
             if loss % 2:
@@ -355,7 +351,7 @@ def test_a_trial_that_always_loses_its_machine_fails_in_the_end() -> None:
             assert (await lease(broker, W0, f"{loss}" if loss else "t"))["attempt"] == max(1, loss - 10 + 1)
             await broker.died("lane0", {W0: None})
             await broker.hello(W0, f"{loss + 1}")
-        assert await broker.next(W0, f"{loss + 1}", 0.1) is None
+        assert await broker.next(W0, f"{loss + 1}", 0.1) == []
         taken = await broker.take("poison")
         assert taken is not None and taken["state"] == "failed" and "died 3 times" in taken["reason"]
 
@@ -378,7 +374,7 @@ def test_a_trial_that_must_be_alone_is_so_when_its_lane_starts_again() -> None:
         await broker.hello(W0, "2")  # the other worker has not come up yet
         assert (await lease(broker, W0, "2"))["key"] == "poison"
         await broker.hello(W1, "2")
-        assert await broker.next(W1, "2", 0.05) is None
+        assert await broker.next(W1, "2", 0.05) == []
         await broker.finish(W0, "2", "poison", None, {"status": "finished"})
         assert (await lease(broker, W1, "2"))["key"] == "good"
 
@@ -388,7 +384,7 @@ def test_a_trial_that_must_be_alone_is_so_when_its_lane_starts_again() -> None:
 def test_a_restarted_broker_asks_workers_to_say_hello() -> None:
     async def scenario() -> None:
         broker = Broker()
-        await broker.submit("a", {}, None)
+        await broker.submit({"a": {}}, None)
         assert await broker.next(W0, "t", 0.05) == "hello"
         await broker.hello(W0, "t")
         assert (await lease(broker, W0))["key"] == "a"

@@ -18,13 +18,13 @@ import torch
 from safetensors import SafetensorError
 
 from sweeps.backends.backend import Event, Finished, Lost, Order, Reported
-from sweeps.backends.packed import train_together
 from sweeps.backends.ray.backend import RayBackend
 from sweeps.backends.ray.lanes.line import Line
 from sweeps.backends.ray.lanes.worker import _Worker, lane_loop
 from sweeps.backends.ray.tune import Ended
 from sweeps.backends.reports import failed, keep, make_folder, results_of, storage_fault
 from sweeps.records.journal import Journal
+from sweeps.spec.resources import ResourceSection
 from tests.fakes import TRIAL, FakeCell, FakeSearch, fake_plan
 from tests.sweeps.engine.scripted import Scripted, loop_of
 from tests.sweeps.support import events
@@ -106,14 +106,14 @@ def test_kept_weights_are_the_last_attempts(tmp_path: Path) -> None:
 
 
 def test_storage_trouble_of_a_pack_says_nothing_of_packing(tmp_path: Path) -> None:
-    class Heard(Line):
+    class Heard(_Worker):
         def ask(self, what: str, *arguments: Any) -> Any:
             said.append((what, *arguments))
 
     said: list[Any] = []
     own = own_folder(tmp_path)
     shutil.rmtree(results_of(own))
-    assert not list(train_together(Heard(None, "lane0/0", "t"), [{"key": key, "directory": str(own)} for key in "ab"]))
+    Heard(None, "lane0/0", 0, 1).run([{"key": key, "directory": str(own)} for key in "ab"])
     ((what, keys, why, cause),) = said
     assert (what, keys, cause) == ("unpack", ["a", "b"], "storage") and "the results folder is gone" in why
 
@@ -161,10 +161,10 @@ def tell(monkeypatch: pytest.MonkeyPatch) -> Tell:
             lost=None,
             down=None,
             follow_nodes=lambda: None,
-            resources=None,
+            pack=lambda resources: 1,
             trials=1,
         )
-        backend, ended = RayBackend(pool, False), []
+        backend, ended = RayBackend(pool, ResourceSection()), []
         for number in range(len(outcomes)):
             backend.start([Order(f"t{number}", TRIAL, None, {}, Path("/r"), None, False)])
             backend._held.news.put(Ended(backend._keys[f"t{number}"], False))
@@ -283,19 +283,16 @@ def test_a_worker_rests_after_storage_trouble_until_it_is_told_to_return(monkeyp
 
 def test_a_lane_rests_between_trials(monkeypatch: pytest.MonkeyPatch) -> None:
     done: list[str] = []
-    orders = iter([{"key": "k"}, [{"key": "a"}, {"key": "b"}], "stop"])
+    orders = iter([[{"key": "k"}], [], [{"key": "a"}, {"key": "b"}], "stop"])
     context = SimpleNamespace(get_world_rank=lambda: 0)
     monkeypatch.setattr("sweeps.backends.ray.lanes.worker.ray.train.get_context", lambda: context)
-    monkeypatch.setattr(
-        "sweeps.backends.ray.lanes.worker.train_together", lambda worker, orders: done.append("pack") or ()
-    )
     for name, does in {
         "hello": lambda self: None,
         "ask": lambda self, *_: next(orders),
-        "run": lambda self, order: done.append("trial"),
+        "run": lambda self, orders: done.append(f"run {len(orders)}"),
         "pause_after_storage_failure": lambda self: done.append("rest"),
     }.items():
         monkeypatch.setattr(_Worker, name, does)
     config = {"broker": None, "lane": "lane0", "group": False, "isolated": False, "threads": torch.get_num_threads()}
     assert lane_loop(config) == 3
-    assert done == ["trial", "rest", "pack", "rest"]
+    assert done == ["run 1", "rest", "run 2", "rest"]

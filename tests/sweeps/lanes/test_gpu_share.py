@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from sweeps.backends.packs import CONTEXT_BYTES, Measured, gpu_share, least_share
 from sweeps.backends.resources import LaneShape, Node, ResourceError, plan_lanes
+from sweeps.packing.sizes import CONTEXT_BYTES, Measured, gpu_share, least_share
 from sweeps.plan.estimate import _Probe, probe_gpu
 from sweeps.plan.plan import Plan
 from sweeps.spec.cell import Cell

@@ -202,7 +202,7 @@ class _OfKnownProcess(BrokerActor):
 def test_sigterm_ends_a_broker_although_a_call_of_it_waits(pool: Pool) -> None:
     """Ray's own handler waits for the call, which waits for the call of a worker that is not taken any more."""
     broker = ray.remote(num_cpus=0)(_OfKnownProcess).remote()
-    ray.get(broker.submit.remote("a", {"timeout": None, "attempts": 1}, None))
+    ray.get(broker.submit.remote({"a": {"timeout": None, "attempts": 1}}, None))
     waiting = broker.step.remote("a", 1)
     process = ray.get(broker.process.remote())
     assert not ray.wait([waiting], timeout=0.5)[0]

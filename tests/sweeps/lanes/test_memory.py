@@ -10,11 +10,12 @@ from typing import Any
 import pytest
 import torch
 
-from sweeps.backends.backend import BackendError
-from sweeps.backends.inline import _raise_if_lost
+from sweeps.backends.backend import BackendError, Order
+from sweeps.backends.inline import InlineBackend
 from sweeps.backends.memory import MicroBatch, end_if_lost, out_of_memory
-from sweeps.backends.packed import train_together
 from sweeps.backends.ray.lanes.leases import KILLED_FOR_MEMORY
+from sweeps.backends.trials import Attempt
+from tests.fakes import FakeResources
 from tests.sweeps.lanes.support import W0, lease, outcome_in_a_lane, refuse_more_than, run, started, tiny_trial
 from trainables.errors import TrialError
 
@@ -103,13 +104,15 @@ def test_a_pack_that_loses_the_accelerator_is_not_given_back(monkeypatch: pytest
     def run(_: object) -> Iterator[None]:
         raise RuntimeError("CUDA error: unknown error")
 
-    monkeypatch.setattr("sweeps.backends.packed._Pack.run", run)
+    monkeypatch.setattr("sweeps.backends.trials.Attempt._follow", run)
     nobody: Any = None
     with pytest.raises(RuntimeError, match="CUDA error"):
-        list(train_together(nobody, [{"key": "a", "directory": "."}]))
+        list(Attempt(nobody, [{"key": key, "directory": "."} for key in "ab"]).steps())
+    backend = InlineBackend(FakeResources(), 2, None)
+    backend.start([Order(key, "", "", {}, Path(), None, judged=False) for key in "ab"])
     with pytest.raises(BackendError, match=r"can't use its accelerator any more: RuntimeError: CUDA error"):
-        _raise_if_lost(RuntimeError("CUDA error: unknown error"))
-    _raise_if_lost(RuntimeError("CUDA error: out of memory"))
+        backend.events(0.0)
+    backend.close()
 
 
 def test_the_real_worker_ends_with_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -154,7 +157,7 @@ def test_a_group_out_of_memory_starts_again_with_less_and_the_attempt_does_not_c
         broker = await started("a")
         await lease(broker, W0)
         await broker.again(W0, "t", "a", "OutOfMemoryError: 3 GiB")
-        assert await broker.next(W0, "t", 0.05) is None
+        assert await broker.next(W0, "t", 0.05) == []
         await broker.hello(W0, "new")
         order = await lease(broker, W0, "new")
         assert (order["attempt"], order["shrink"]) == (1, "OutOfMemoryError: 3 GiB")

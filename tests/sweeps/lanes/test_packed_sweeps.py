@@ -13,9 +13,9 @@ import psutil
 import pytest
 
 from analysis.store.store import open_store
-from sweeps.backends import packs
 from sweeps.backends.ray.pool import Pool
 from sweeps.engine.run import RunSummary
+from sweeps.packing import choosing
 from tests.fake_packs import TOGETHER
 from tests.fakes import FakeCell, FakeConfirm, FakePlan, FakeResources, FakeSearch, fake_plan
 from tests.support import gone, wait_for
@@ -45,7 +45,7 @@ def whole(undisturbed: Undisturbed) -> Path:
 @pytest.fixture(autouse=True)
 def fakes_are_packed(monkeypatch: pytest.MonkeyPatch) -> None:
     for trial, together in TOGETHER.items():
-        monkeypatch.setitem(packs.TOGETHER, trial, together)
+        monkeypatch.setitem(choosing.TOGETHER, trial, together)
 
 
 def packed_plan(folder: Path, cells: tuple[FakeCell, ...] | None = None, pack: int = 3, **given: Any) -> FakePlan:
@@ -160,8 +160,8 @@ def test_a_killed_driver_goes_on_with_packs_and_repeats_nothing(
 ) -> None:
     log = tmp_path / "log"
     code = DRIVER.replace("concurrent=2", "concurrent=2, pack=3").replace(
-        "folder, log,", "from sweeps.backends import packs\nfrom tests.fake_packs import TOGETHER\n"
-        "packs.TOGETHER.update(TOGETHER)\nfolder, log,"
+        "folder, log,", "from sweeps.packing import choosing\nfrom tests.fake_packs import TOGETHER\n"
+        "choosing.TOGETHER.update(TOGETHER)\nfolder, log,"
     )  # fmt: skip
     driver = start_driver(tmp_path / "r", log, 0.05, code)
     wait_for(lambda: len(events(tmp_path / "r", "finish")) >= 7, "seven finished trials")

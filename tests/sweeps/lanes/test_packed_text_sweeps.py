@@ -11,8 +11,8 @@ from analysis.store.store import open_store
 from sweeps.backends.ray.backend import using
 from sweeps.backends.ray.pool import Pool
 from sweeps.engine.run import run
+from sweeps.packing.words import packing_words
 from sweeps.plan.estimate import estimate_plan
-from sweeps.plan.packing import packing_words
 from sweeps.plan.plan import Plan
 from sweeps.spec.spec import SweepSpec
 from tests.sweeps.lanes.support import check_equal
@@ -48,12 +48,13 @@ def planned(place: Path, folder: Path, pack: int, model: str, data: str, **given
 
 def test_a_plan_says_what_is_packed_of_text(place: Path, tmp_path: Path) -> None:
     plan = planned(place, tmp_path, 3, "llama", f"json:{place / 'rows'}")
-    assert packing_words(plan) == [
+    assert packing_words(plan.spec, plan.feasible) == [
         "packing   up to 3 trials of a cell share a worker: lora, adalora",
         "          one by one: autolora, which holds some rows of each batch out, other numbers in every trial",
     ]
     saving = {"epochs": 1, "gradient_checkpointing": True}
-    said = packing_words(planned(place, tmp_path, 3, "bert", f"glue:{place / 'SST-2'}", train=saving))
+    plan = planned(place, tmp_path, 3, "bert", f"glue:{place / 'SST-2'}", train=saving)
+    said = packing_words(plan.spec, plan.feasible)
     assert said[0].endswith("no method of this sweep")
     assert "lora, which trains a model with dropout under train.gradient_checkpointing" in said[1]
 

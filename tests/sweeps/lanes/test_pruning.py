@@ -65,12 +65,12 @@ def test_a_worker_that_hangs_in_a_trial_that_was_stopped_is_ended() -> None:
         broker = Broker(kill=killed.append)
         await broker.hello(W0, "t", "handle")
         for key in ("answers", "hangs"):
-            await broker.submit(key, {"timeout": 0.1}, 1)
+            await broker.submit({key: {"timeout": 0.1}}, 1)
             await lease(broker, W0)
             await broker.report(W0, "t", key, {"epoch": 1})
             await broker.take(key, True)
             if key == "answers":
-                assert await broker.next(W0, "t", 0.0) is None
+                assert await broker.next(W0, "t", 0.0) == []
                 await asyncio.sleep(0.3)
                 assert not killed
         while not killed:
@@ -133,7 +133,7 @@ def test_a_trial_that_is_over_leaves_no_folder_and_keeps_no_weights(
     monkeypatch.setattr("sweeps.backends.ray.lanes.line.ray.get", lambda answer: answer)
     broker = _Over()
     order = {"key": "T", "trial": "", "config": {}, "ahead": False, "shrink": None}
-    _Worker(broker, W0, 0, 1).run({**order, "directory": str(work), "keep": str(kept)})
+    _Worker(broker, W0, 0, 1).run([{**order, "directory": str(work), "keep": str(kept)}])
     assert ran == [1, 2]
     assert "finish" not in broker.given
     assert not work.exists()

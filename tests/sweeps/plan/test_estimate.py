@@ -21,12 +21,12 @@ from analysis import open_store
 from analysis.statistics.sizing.estimates import estimate_table
 from analysis.store.slot_kinds import SlotKind
 from analysis.store.tables import write_part
-from sweeps.backends.packs import Measured
 from sweeps.backends.resources import Node
 from sweeps.cli import printing
 from sweeps.cli.main import app
 from sweeps.cli.plan import print_estimate_line
 from sweeps.cli.progress import progress_of
+from sweeps.packing.sizes import Measured
 from sweeps.plan import estimate
 from sweeps.plan.disk_size import keep_bytes
 from sweeps.plan.estimate import (

@@ -19,11 +19,12 @@ from randlora.model.quantised import dequantised, is_quantised, packed_bytes, sc
 from sweeps.plan.base_model import BaseModelInfo
 from tests.trainables.support import one_tower_trial, outcome, run
 from tests.trainables.tiny_language import save_model
-from trainables.config import FULL_METHODS, QUANTISED, NotPackableError, TrialConfig, check_alike
+from trainables.config import FULL_METHODS, QUANTISED, TrialConfig
 from trainables.errors import TrialError
 from trainables.models.base_weights import held_bytes, hold, planned, quantisable, refusal, round_as
 from trainables.models.loading import load_model
 from trainables.models.shapes import meta_model
+from trainables.packing.alike import NotPackableError, check_alike
 from trainables.runtime import versions
 from trainables.tasks.lane_cache import LaneCache
 from trainables.training.costs import CostModel

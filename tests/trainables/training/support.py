@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file
 
 from trainables.config import TrialConfig
-from trainables.training.packed import Reports, run_pack
+from trainables.packing.together import Reports, run_pack
 from trainables.training.worker import run_trial
 
 ATOL = 1e-4

@@ -19,9 +19,11 @@ from randlora.methods.prompts.learners import PromptSRC, prompts_in
 from randlora.methods.registry import get_method
 from randlora.model.prompted import with_room
 from tests.trainables.support import outcome, run, weights
-from trainables.config import NotPackableError, TrialConfig
+from trainables.config import TrialConfig
 from trainables.models.loading import load_model
 from trainables.models.shapes import method_shapes, target_shapes
+from trainables.packing.alike import NotPackableError
+from trainables.packing.together import run_pack
 from trainables.predicting.answers import answers
 from trainables.predicting.trained import load_trained
 from trainables.runtime import choose_precision
@@ -31,7 +33,6 @@ from trainables.tasks.lane_cache import LaneCache
 from trainables.tasks.make import make_task
 from trainables.tasks.task import Parts
 from trainables.training.adapting import adapted
-from trainables.training.packed import run_pack
 from trainables.training.worker import run_trial
 
 MODEL = "embedded:tiny-clip"

@@ -61,30 +61,22 @@ class Broker:
 
     # The driver's side
 
-    async def submit(self, key: str, order: dict[str, Any], window: int | None) -> None:
-        """Queue a trial.
+    async def submit(self, orders: Mapping[str, dict[str, Any]], window: int | None) -> None:
+        """Queue one trial, or several that one worker trains together.
 
         Args:
-            key: the name of the new lease.
-            order: the order for the worker. `timeout`: seconds without a report after which its worker is killed and
-                the trial is queued again (None: never). `attempts`: how often it is started before it has failed.
+            orders: the orders for the worker, by the names of the new leases. `timeout`: seconds without a report after
+                which its worker is killed and the trial is queued again (None: never). `attempts`: how often it is
+                started before it has failed.
             window: number of epochs that a worker may train beyond the last one that the driver has seen. None: any
                 number.
         """
-        self._add(Lease(key, order, window=window))
-        await self._wake()
-
-    async def submit_pack(self, orders: Mapping[str, dict[str, Any]]) -> None:
-        """Queue trials, by their keys, which one worker may train together. The driver does not judge them."""
-        first = next(iter(orders))
+        pack = next(iter(orders))
         for key, order in orders.items():
-            self._add(Lease(key, order, pack=first))
+            if key not in self._leases:
+                self._leases[key] = Lease(key, order, pack=pack, window=window)
+                self._queue.append(key)
         await self._wake()
-
-    def _add(self, lease: Lease) -> None:
-        if lease.key not in self._leases:
-            self._leases[lease.key] = lease
-            self._queue.append(lease.key)
 
     async def take(self, key: str, over: bool = False) -> dict[str, Any] | None:
         """Remove a lease, and return its outcome and reports; None if the lease is not known.
@@ -319,14 +311,12 @@ class Broker:
         fit = [lease for lease in queued if not (busy and lease.alone)]
         return self._mates(min(fit, key=lambda lease: not lease.alone)) if fit else []
 
-    async def next(
-        self, worker: str, token: str, timeout: float
-    ) -> dict[str, Any] | list[dict[str, Any]] | Literal["stop", "hello"] | None:
-        """Wait for the next trial for a worker, and return its order.
+    async def next(self, worker: str, token: str, timeout: float) -> list[dict[str, Any]] | Literal["stop", "hello"]:
+        """Wait for the next trials for a worker, and return their orders.
 
         Returns:
-            The order with its key and attempt; a list of orders for a pack; None if no trial came within `timeout`
-            seconds; "stop" at the end; "hello" if the broker does not know the worker, since it was started again.
+            The orders that it trains together, with their keys and attempts; [] if none came within `timeout` seconds;
+            "stop" at the end; "hello" if the broker does not know the worker, since it was started again.
         """
 
         def current() -> bool:
@@ -346,15 +336,14 @@ class Broker:
         for lease in leases:
             if lease.state == "queued":
                 self._start(lease, worker, len(leases))
-        orders = [lease.given for lease in leases]
-        return orders if len(orders) > 1 else next(iter(orders), None)
+        return [lease.given for lease in leases]
 
     def _mates(self, lease: Lease) -> list[Lease]:
-        """Return the queued leases of a lease's pack, with the lease itself."""
-        if lease.pack is None or lease.single:
+        """Return the queued leases that go to a worker together with a lease, and the lease itself."""
+        if lease.pack is None:
             return [lease]
         queued = [self._leases[key] for key in self._queue]
-        return [other for other in queued if other.pack == lease.pack and not other.single]
+        return [other for other in queued if other.pack == lease.pack]
 
     def _start(self, lease: Lease, worker: str, packed: int) -> None:
         self._queue.remove(lease.key)

@@ -76,9 +76,7 @@ class Lease:
     over: bool = False
     """Whether the trial never goes on, though its worker may still train it."""
     pack: str | None = None
-    """The name of its pack, whose leases go to one worker together; None if it has none."""
-    single: bool = False
-    """Whether it goes to a worker by itself, although it has a pack."""
+    """The name that it has in common with the leases that go to a worker together with it; None: it goes by itself."""
     packed: int = 0
     """Number of trials that shared the base model when it was last started, with this one."""
     unpacked: dict[str, Any] | None = None
@@ -149,7 +147,7 @@ class Lease:
         self.let_go()
         if self.spared:
             self.attempt -= 1
-        if not self.spared and not self.single:  # which trial of a pack is at fault shows when each runs by itself
+        if not self.spared and self.pack is not None:  # which of several is at fault shows when each runs by itself
             self.leave_pack(self.death or "its worker process died", "death")
         in_pack = self.packed > 1  # the last attempt is always by itself
         self.state = "failed" if self.attempt >= self.attempts and not in_pack else "queued"
@@ -177,7 +175,7 @@ class Lease:
     def leave_pack(self, reason: str, cause: str) -> None:
         """Note that its pack was given up, so that it runs by itself from now on. No effect if it was not packed."""
         if self.packed > 1:
-            self.single = True
+            self.pack = None
             self.unpacked = {"reason": reason, "cause": cause, "packed": self.packed}
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import ray
@@ -33,13 +33,8 @@ class Line:
         """Call the broker's method `what`, wait for its answer, and return it."""
         return ray.get(self.send(what, *arguments))
 
-    def report(self, reports: Mapping[str, dict[str, Any]]) -> dict[str, str]:
-        """Send the reports of several trials, by their keys. Return the verdict on each."""
-        answers = {key: self.send("report", key, report) for key, report in reports.items()}
-        return dict(zip(answers, ray.get(list(answers.values())), strict=True))
-
     def unpack(self, keys: Sequence[str], reason: str, cause: str) -> None:
-        """Give trials of a pack back to the broker, which runs them one by one."""
+        """Give trials that came together back to the broker, which runs them one by one."""
         self.ask("unpack", keys, reason, cause)
 
     def finish(self, key: str, last: dict[str, Any] | None, outcome: dict[str, Any]) -> None:

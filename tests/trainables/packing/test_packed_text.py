@@ -15,13 +15,14 @@ from tests.trainables.support import one_tower_trial
 from tests.trainables.tiny_language import save_model, uneven_rows, write_e2e
 from tests.trainables.tiny_sentences import save_encoder, write_sst2, write_stsb
 from tests.trainables.training.support import ATOL, OWN, alone, check_weights, together
-from trainables.config import EvaluateSettings, NotPackableError, TrialConfig
+from trainables.config import EvaluateSettings, TrialConfig
 from trainables.errors import TrialError
 from trainables.models.loading import load_model
+from trainables.packing.alike import NotPackableError
+from trainables.packing.together import run_pack
 from trainables.tasks.lane_cache import LaneCache
 from trainables.tasks.make import make_task
 from trainables.tasks.task import Parts, Task
-from trainables.training.packed import run_pack
 from trainables.training.trainer import Trainer
 
 Make = Callable[..., list[TrialConfig]]

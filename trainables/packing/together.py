@@ -20,9 +20,10 @@ from torch import Tensor
 
 from randlora.adapted.uses import recording
 from randlora.packing.packing import Pack, PackingError, drops_activations
-from trainables.config import NotPackableError, TrialConfig, UnevenTrialsError, check_alike
+from trainables.config import TrialConfig
 from trainables.errors import TrainablesError, TrialError
 from trainables.models.language import output_layer
+from trainables.packing.alike import NotPackableError, UnevenTrialsError, check_alike
 from trainables.predicting.facts import facts_of
 from trainables.runtime import PeakMemory, choose_precision, device_name, float32_backend, pick_device
 from trainables.seeds import derive_seed
@@ -32,7 +33,7 @@ from trainables.tasks.task import Parts, Task
 from trainables.training.adapting import adapted, reseed_dropout, start_training
 from trainables.training.checkpoints import Pace, load_checkpoint, save_checkpoint
 from trainables.training.measured import Measured
-from trainables.training.trainer import Trainer, Work, freeze_statistics, part_of, should_check_losses
+from trainables.training.trainer import Trainer, Work, part_of, should_check_losses
 from trainables.training.worker import Report, Run
 
 Reports = dict[int, Report | TrialError | TrainablesError]
@@ -204,7 +205,6 @@ class _Together:
         """Do what `_epoch` does, without a look at the adapters."""
         first = self.runs[0].work
         start_training(first.module, first.trial.train)
-        freeze_statistics(first.module)
         for name, layer in self.pack.layers:
             for run, member in zip(self.runs, layer.members, strict=True):
                 reseed_dropout(member, run.work.trial.init_seed, epoch, prefix=name)

@@ -1,20 +1,22 @@
 """Chooses which trials form a pack: trials of one cell that a worker trains together, on one copy of the base model.
 
-Packing changes when trials run, never which trials run. A pack holds the trials that the sweep would start next anyway,
-without a result of one of them in between. The reasons are in docs/decisions/0004.
+A pack holds the trials that the sweep would start next anyway, without a result of one of them in between.
 """
 
 from __future__ import annotations
 
+import functools
 import itertools
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from sweeps.backends.packs import unpackable
 from sweeps.search.slots import Slot
 from sweeps.search.stages import CellState, SweepState
-from trainables.config import alike
+from trainables.packing.alike import alike
+
+TOGETHER = {"trainables.training.worker:run_trial": "trainables.packing.together:run_pack"}
+"""Maps a trial function to the function that runs several of its trials together."""
 
 
 @dataclass
@@ -71,3 +73,46 @@ class Packing:
             self.limits[cell_id] = min(self.limits.get(cell_id, self.most), max(1, given_up["packed"] // 2))
         elif given_up["cause"] == "refused":
             self.limits[cell_id] = 1
+
+
+@functools.cache
+def unpackable(
+    method: str, model: str | None = None, checkpointing: bool = False, base_weights: str = "fp32"
+) -> str | None:
+    """Return why trials of a method are not packed; None if they may be.
+
+    Some reasons show only once the model is loaded. Then the pack is given up, and its trials run one by one.
+
+    Args:
+        method: a name in the registry, or a method without a budget.
+        model: a model id; None for any model that can be packed.
+        checkpointing: `train.gradient_checkpointing`.
+        base_weights: `train.base_weights`.
+    """
+    from randlora.methods.registry import METHODS
+    from randlora.packing.dropouts import drops_activations  # loads torch
+    from randlora.packing.turns import PackingError
+    from trainables.models.families import ModelError
+    from trainables.models.shapes import meta_model
+
+    if method not in METHODS:
+        return "adds no adapter to the base model"
+    if METHODS[method].prompts:
+        return "puts prompts of its own before the towers"
+    if METHODS[method].holds_out:
+        return "holds some rows of each batch out, other numbers in every trial"
+    if METHODS[method].mixes_rows:
+        return "mixes the rows of a batch, which a pack pads otherwise"
+    if base_weights == "int8":
+        return "has base weights in int8, whose products find outliers in the whole batch"
+    if model is None:
+        return None
+    try:
+        drops = drops_activations(meta_model(model))
+    except ModelError:
+        return None
+    except PackingError as error:
+        return f"cannot be: {error}"
+    if drops and checkpointing:
+        return "trains a model with dropout under train.gradient_checkpointing"
+    return None

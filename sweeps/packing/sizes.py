@@ -1,20 +1,13 @@
-"""Computes how many trials share a worker's base model, and how many workers share a GPU.
-
-Which trials form a pack is in `sweeps.engine.packing`; what a worker does with it in `packed`; the reasons are in
-docs/decisions/0004.
-"""
+"""Computes how many trials share a worker's base model, and how many workers share a GPU."""
 
 from __future__ import annotations
 
-import functools
 import math
 from dataclasses import dataclass
 from typing import Literal
 
 from sweeps.spec.resources import ResourceSection
 
-TOGETHER = {"trainables.training.worker:run_trial": "trainables.training.packed:run_pack"}
-"""Maps a trial function to the function that runs several of its trials together."""
 MOST = 8
 """The largest number of trials that "auto" puts into a pack or on a GPU. More would slow each other down."""
 CONTEXT_BYTES = 700 * 2**20
@@ -45,49 +38,6 @@ def smallest_gpu() -> int:
     import torch
 
     return min(torch.cuda.get_device_properties(k).total_memory for k in range(torch.cuda.device_count()))
-
-
-@functools.cache
-def unpackable(
-    method: str, model: str | None = None, checkpointing: bool = False, base_weights: str = "fp32"
-) -> str | None:
-    """Return why trials of a method are not packed; None if they may be.
-
-    Some reasons show only once the model is loaded. Then the pack is given up, and its trials run one by one.
-
-    Args:
-        method: a name in the registry, or a method without a budget.
-        model: a model id; None for any model that can be packed.
-        checkpointing: `train.gradient_checkpointing`.
-        base_weights: `train.base_weights`.
-    """
-    from randlora.methods.registry import METHODS
-    from randlora.packing.dropouts import drops_activations  # loads torch
-    from randlora.packing.turns import PackingError
-    from trainables.models.families import ModelError
-    from trainables.models.shapes import meta_model
-
-    if method not in METHODS:
-        return "adds no adapter to the base model"
-    if METHODS[method].prompts:
-        return "puts prompts of its own before the towers"
-    if METHODS[method].holds_out:
-        return "holds some rows of each batch out, other numbers in every trial"
-    if METHODS[method].mixes_rows:
-        return "mixes the rows of a batch, which a pack pads otherwise"
-    if base_weights == "int8":
-        return "has base weights in int8, whose products find outliers in the whole batch"
-    if model is None:
-        return None
-    try:
-        drops = drops_activations(meta_model(model))
-    except ModelError:
-        return None
-    except PackingError as error:
-        return f"cannot be: {error}"
-    if drops and checkpointing:
-        return "trains a model with dropout under train.gradient_checkpointing"
-    return None
 
 
 def pack_size(asked: int | Literal["auto"], measured: Measured | None, share: float = 1.0) -> int:

@@ -11,11 +11,12 @@ from safetensors.torch import load_file
 
 from tests.trainables.tiny_images import save_dinov2
 from tests.trainables.training.support import ATOL, MakeTrial, alone, check_weights, folders, together
-from trainables.config import NotPackableError, TrainSettings, TrialConfig
+from trainables.config import TrainSettings, TrialConfig
 from trainables.errors import TrialError
 from trainables.models.loading import load_model
 from trainables.models.shapes import default_targets, target_shapes
-from trainables.training.packed import run_pack
+from trainables.packing.alike import NotPackableError
+from trainables.packing.together import run_pack
 
 
 def check_same(got: dict[str, Any], want: dict[str, Any], rows: int = 32) -> None:

@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
-from sweeps.backends.packs import MOST, pack_size, unpackable
-from sweeps.plan.plan import Plan
+from sweeps.packing.choosing import unpackable
+from sweeps.packing.sizes import MOST, pack_size
 from sweeps.spec.batch_sizes import batch_sizes
+from sweeps.spec.cell import Cell
 from sweeps.spec.search import FIXED_SAMPLERS
+from sweeps.spec.spec import SweepSpec
 
 
-def packing_of(plan: Plan) -> dict[str, Any]:
-    """Return what is packed, as JSON values.
+def packing_of(spec: SweepSpec, cells: Iterable[Cell]) -> dict[str, Any]:
+    """Return what is packed of a plan's feasible cells, as JSON values.
 
     `pack`: `resources.pack`. `cpu` and `gpu`: the largest number of trials in a pack there. `methods`: by method, why
     it is not packed, or None. `tune`: why the points of the search are not packed, or None. Re-runs and CONFIRM trials
     may always be packed.
     """
-    spec = plan.spec
     asked = spec.resources.pack
     several = spec.resources.workers > 1 or spec.resources.isolated
     checkpointing, held = spec.train.gradient_checkpointing, spec.train.base_weights
@@ -32,14 +34,14 @@ def packing_of(plan: Plan) -> dict[str, Any]:
         "pack": asked,
         "cpu": 1 if several else pack_size(asked, None),
         "gpu": 1 if several else MOST if asked == "auto" else asked,
-        "methods": {cell.method: unpackable(cell.base, cell.model, checkpointing, held) for cell in plan.feasible},
+        "methods": {cell.method: unpackable(cell.base, cell.model, checkpointing, held) for cell in cells},
         "tune": tune,
     }
 
 
-def packing_words(plan: Plan) -> list[str]:
+def packing_words(spec: SweepSpec, cells: Iterable[Cell]) -> list[str]:
     """Return lines about packing for the terminal; [] if `resources.pack` is 1."""
-    facts = packing_of(plan)
+    facts = packing_of(spec, cells)
     if facts["pack"] == 1:
         return []
     many = f"up to {facts['cpu']} trials of a cell share a worker"
