@@ -165,8 +165,8 @@ def estimate(
     The command downloads the model and the data if they are not on this machine.
     """
     from analysis.statistics.sizing.estimates import estimate_table
-    from sweeps.cli.progress import used_hours
     from sweeps.plan.estimate import estimate_plan
+    from sweeps.progress.of_folder import used_hours
     from trainables.models.loading import check_weights
 
     if compare:

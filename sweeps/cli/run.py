@@ -156,8 +156,8 @@ def _print_cautions(plan: Plan, *, joined: bool) -> None:
 
 def _foresee(plan: Plan, backend: str, *, retry_failed: bool, as_json: bool) -> Estimate:
     """Estimate the remaining trials, and print the estimate unless standard output is for JSON."""
-    from sweeps.cli.progress import used_hours
     from sweeps.plan.estimate import estimate_plan
+    from sweeps.progress.of_folder import used_hours
 
     if not as_json:
         print_header(plan)
