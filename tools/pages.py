@@ -28,7 +28,7 @@ from analysis.store.sql.views import VIEWS
 from sweeps.cli.main import app
 from sweeps.cli.options import Json, Scale, Set, Source, Spec
 from sweeps.spec import schema
-from tools import league_page, rates
+from tools import league_page
 from tools.spec_page import sections
 from trainables.data.facts import IMAGE_SETS, TEXT_SETS
 
@@ -244,11 +244,6 @@ def peft_published() -> str:
     return _filled("peft_published.md", league_page.published_texts(ROOT / "docs" / "results"))
 
 
-def rates_page() -> str:
-    """Return docs/rates.md."""
-    return _filled("rates.md", rates.texts(ROOT / "docs" / "results"))
-
-
 # -- for programs that read the site ----------------------------------------------------------------------------------
 
 
@@ -308,7 +303,6 @@ def _first_sentence(text: str) -> str:
 PAGES = {
     "docs/league.md": league,
     "docs/peft-published.md": peft_published,
-    "docs/rates.md": rates_page,
     "docs/recipes.md": recipes_page,
     "docs/data.md": data_page,
     "docs/sweep-file.md": sweep_file_page,

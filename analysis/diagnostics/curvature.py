@@ -106,7 +106,7 @@ def rows(folder: Path, unit: Unit, cache: dict[str, Any]) -> list[Row]:
         }
     )
     examples = bench.examples(("train",), unit.settings["examples"])
-    at_once = min(bench.at_once, unit.settings.get("at_once") or bench.at_once)
+    at_once = bench.at_once
     if config.contrastive:  # what is compared with each other in training is compared here
         part = config.train.micro_batch_size if config.train.negatives == "part" else None
         at_once = part or config.train.global_batch_size
@@ -117,8 +117,7 @@ def rows(folder: Path, unit: Unit, cache: dict[str, Any]) -> list[Row]:
         size = float(start.gradient.abs().max())
         if not math.isfinite(size) or size == 0:
             raise StoreError(f"{unit.label}: the gradient at the start is {size:g}, so no step can be predicted")
-        sharpness = None if unit.settings.get("sharpness") is False else start.sharpness()
-        measured = {"sharpness": sharpness, "first_rate": start.first_rate(), "products": start.products}
+        measured = {"sharpness": start.sharpness(), "first_rate": start.first_rate(), "products": start.products}
     cell_columns = {name: first[name] for name in ("method", "reference", "adapter_params")}
     return [unit.place | cell_columns | {"lr": unit.settings["lr"], "examples": len(examples)} | measured]
 

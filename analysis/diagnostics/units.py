@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Generator, Iterable, Mapping, Sequence
+from collections.abc import Generator, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 import pyarrow as pa
 
@@ -80,11 +80,6 @@ def sweep_facts(store: Store) -> Row:
     identity = store.stored()
     if "train" not in identity:
         raise StoreError(f"{store.path} has no spec.json of its sweep, so what its trials trained on is not known")
-    return facts_of(identity)
-
-
-def facts_of(identity: Mapping[str, Any]) -> Row:
-    """Return the settings from which a trial's task is made, of the identity of a sweep (`spec.json`)."""
     model, data = identity.get("model") or {}, identity.get("data") or {}
     return {
         "train": identity["train"],

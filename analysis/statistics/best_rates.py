@@ -180,20 +180,15 @@ def rate_ratios(store: Store) -> pa.Table:
     the baseline at the same budget. If there is none, it is compared with the baseline's only cell if that has no
     budget, and otherwise left out.
     """
-    return pa.Table.from_pylist(ratios_of(best_rates(store).to_pylist()), schema=RATIOS)
-
-
-def ratios_of(best: Sequence[Row]) -> list[Row]:
-    """Return the rows of `rate_ratios`, from rows of `best_rates`."""
     rows: list[Row] = []
-    for cells in group_by(best, *PLACE).values():
+    for cells in group_by(best_rates(store).to_pylist(), *PLACE).values():
         methods = {r["method"] for r in cells}
         name = next((method for method in BASELINES if method in methods), None)
         of_baseline = [r for r in cells if r["method"] == name]
         for r in cells:
             if r["method"] != name and (baseline := _baseline_for(r, of_baseline)) is not None:
                 rows.append(_ratio(r, baseline))
-    return rows
+    return pa.Table.from_pylist(rows, schema=RATIOS)
 
 
 def _baseline_for(row: Row, of_baseline: Sequence[Row]) -> Row | None:

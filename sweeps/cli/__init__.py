@@ -11,7 +11,7 @@ It uses every other room, but imports it only when a verb needs it, so that `--h
     power     the verb `power`: the smallest difference that a sweep will detect
     printing  the streams, and what verbs print on them: JSON, names, notes, progress
     program   the entry point, which imports nothing at first
-    progress  computes how far a sweep is, for `status` and the page of `watch`
+    progress  puts how far a sweep is into JSON values and sentences, for `status` and the page of `watch`
     results   the verbs that read results: `best`, `report`, `query`, `compare`, `tables`; and `import`
     run       the verb `run`
     status    the verb `status`: how far a sweep is

@@ -167,8 +167,8 @@ def estimate(
     The command downloads the model and the data if they are not on this machine.
     """
     from analysis.statistics.sizing.estimates import estimate_table
-    from sweeps.cli.progress import used_hours
     from sweeps.plan.estimate import estimate_plan
+    from sweeps.progress.of_folder import used_hours
     from trainables.models.loading import check_weights
 
     if compare:
@@ -397,8 +397,7 @@ def weak_of(plan: Plan) -> list[str]:
     """Return texts on what will be weak in the results, as far as it is known before a run."""
     from analysis.words.weak import weak_evidence
 
-    cells = [cell for cell in plan.cells if cell.feasible or cell.absent]
-    return weak_evidence(vars(cell.row()) | {"lr_centre": cell.lr_centre} for cell in cells)
+    return weak_evidence(vars(cell.row()) for cell in plan.cells if cell.feasible or cell.absent)
 
 
 def print_header(plan: Plan) -> None:
@@ -414,13 +413,6 @@ def print_header(plan: Plan) -> None:
         f"; {plural(left_out, 'infeasible cell')} left out, see `sweeps plan`" if left_out else "",
         sep="",
     )
-
-
-def _rates(cell: Cell) -> str:
-    """Return the range of a cell's learning rates."""
-    if cell.unpredicted:
-        return "predicted"
-    return "" if cell.space is None else f"{cell.lr_low:.1e} to {cell.lr_high:.1e}"
 
 
 def precision_words(plan: Plan) -> list[str]:
@@ -459,7 +451,7 @@ def print_plan(plan: Plan) -> None:
             "memory": bytes_text(cell.step_memory_bytes),
             "step": passes(cell.step_flops, cell.forward_flops),
             "saved": bytes_text(cell.saved_bytes),
-            "learning rates": _rates(cell),
+            "learning rates": "" if cell.space is None else f"{cell.lr_low:.1e} to {cell.lr_high:.1e}",
             "trials": _trials(plan, cell),
         }
         for cell in plan.cells

@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from analysis.format import duration, plural
-from analysis.styles import short_names, size_text
 from sweeps.cli.options import FAILED_TRIALS, LIMITED, Available, Json, Scale, Set, Spec, interrupted_by, load
 from sweeps.cli.plan import precision_words, print_estimate_line, print_header, weak_of
 from sweeps.cli.printing import emit, err, out, print_files, print_weak, probing
@@ -123,10 +122,7 @@ def run(
         }
         resume_command = command(spec, options, flags)
         progress: bool | Literal["json"] = "json" if as_json else True
-        bar = not (quiet or as_json)
-        with prepare(
-            planned, backend=backend, address=address, restart=restart, upload=upload, progress=bar
-        ) as prepared:
+        with prepare(planned, backend=backend, address=address, restart=restart, upload=upload) as prepared:
             _print_cautions(prepared.plan, joined=address is not None)
             observers = watchers(planned.spec, optuna_storage, track or ())
             foreseen = None
@@ -153,29 +149,15 @@ def _print_cautions(plan: Plan, *, joined: bool) -> None:
     lines = fewer_words(plan.feasible)
     if not joined:
         lines += precision_words(plan)
-    lines += predicted_words(plan)
     for line in lines:
         err.print(line, style="yellow")
     print_weak(weak_of(plan), err)
 
 
-def predicted_words(plan: Plan) -> list[str]:
-    """Return a line on the predicted learning rates of each method that has them."""
-    from sweeps.plan.predicted import is_predicted
-
-    names, rates = short_names(plan.spec.data.datasets), dict[str, list[str]]()
-    for cell in (cell for cell in plan.feasible if is_predicted(cell.method, plan.spec)):
-        data = names[cell.dataset] if len(plan.spec.data.datasets) > 1 else ""
-        size = size_text(str(cell.train_size)) if len(plan.spec.data.train_size) > 1 else ""
-        where = " ".join(filter(None, (cell.reference, data, size)))
-        rates.setdefault(cell.method, []).append(f"{cell.lr_centre:.2g} at {where}")
-    return [f"{name}: learning rates around {', '.join(each)}, predicted from LoRA's" for name, each in rates.items()]
-
-
 def _foresee(plan: Plan, backend: str, *, retry_failed: bool, as_json: bool) -> Estimate:
     """Estimate the remaining trials, and print the estimate unless standard output is for JSON."""
-    from sweeps.cli.progress import used_hours
     from sweeps.plan.estimate import estimate_plan
+    from sweeps.progress.of_folder import used_hours
 
     if not as_json:
         print_header(plan)

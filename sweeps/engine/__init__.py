@@ -4,7 +4,6 @@ It uses all rooms below it. `sweeps.run` and the command line call `run`. A back
 only `analyze` knows Ray.
 
     prepare     makes all checks before a run, and locks the results folder
-    predicting  measures what predicts the learning rates of cells with `lr = "predicted"`
     run         opens a sweep's folder, runs the missing trials, and closes everything
     runner      runs the missing trials on a backend, and opens it again if it is lost
     loop        takes trials from the search, gives them to the backend, and records what happens

@@ -3,37 +3,12 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
-if TYPE_CHECKING:  # `status` needs neither pydantic's sections nor torch
-    from sweeps.search.stages import SweepState
-    from sweeps.spec.resources import LimitsSection
-
-
-def used_seconds(
-    taken: Iterable[float | None], events: Iterable[Mapping[str, Any]], each: float
-) -> tuple[float, float]:
-    """Return the worker-seconds and accelerator-seconds that all runs of this sweep used.
-
-    The worker-seconds are the last ones in the journal, or the sum over the trials if that is more.
-
-    Args:
-        taken: seconds of every trial, from its row.
-        events: the journal's events.
-        each: number of accelerators of a trial, if a run's `sweep` event does not say it.
-    """
-    worker_seconds = 0.0
-    accelerator_seconds = 0.0
-    accelerators = each
-    for event in events:
-        if event["ev"] == "sweep":
-            accelerators = event.get("accelerators") or each
-        more = max(0.0, (event.get("used") or 0.0) - worker_seconds)
-        worker_seconds += more
-        accelerator_seconds += more * accelerators
-    more = max(0.0, sum(seconds or 0.0 for seconds in taken) - worker_seconds)
-    return worker_seconds + more, accelerator_seconds + more * each
+from sweeps.progress.used import used_seconds
+from sweeps.search.stages import SweepState
+from sweeps.spec.resources import LimitsSection
 
 
 class Meter:

@@ -4,25 +4,15 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from analysis.store.remote import Location
 from sweeps.backends.backend import OpenBackend
 from sweeps.backends.registry import find_backend
-from sweeps.backends.resources import local_node
-from sweeps.engine.analyze import executor
-from sweeps.engine.predicting import predict
 from sweeps.engine.runner import TRIAL, Opener
 from sweeps.plan.inputs import check_inputs
 from sweeps.plan.plan import Plan
-from sweeps.plan.predicted import is_predicted, with_known_centres
-from sweeps.records.locks import (
-    FolderLock,
-    check_identity,
-    remove_folder_if_refused,
-    stored_identity,
-    write_identity,
-)
+from sweeps.records.locks import FolderLock, check_identity, remove_folder_if_refused, stored_identity
 from sweeps.records.upload import check_location, restore, stored_spec_at
 
 
@@ -52,16 +42,13 @@ def prepare(
     restart: bool = True,
     trial: str = TRIAL,
     upload: str | Location | None = None,
-    progress: bool = False,
 ) -> Iterator[Prepared]:
     """Check everything that a run needs, and hold the lock of the results folder until the block ends.
 
-    Learning rates that are to be predicted are predicted here, which takes the model and the data. If the run is
-    refused, here or in the block, a new results folder is removed again. Data and weights are checked only for the
-    trial function of this package: another one may need neither.
+    If the run is refused, here or in the block, a new results folder is removed again. Data and weights are checked
+    only for the trial function of this package: another one may need neither.
 
-    `progress`: whether to show a bar while rates are predicted. The other arguments and the errors are those of
-    `sweeps.engine.run.run`.
+    The arguments and the errors are those of `sweeps.engine.run.run`.
     """
     opener = Opener(find_backend(backend) if isinstance(backend, str) else backend, address, trial)
     location = Location.of(upload) if isinstance(upload, str) else upload
@@ -79,20 +66,4 @@ def prepare(
         if trial == TRIAL:
             check_inputs(plan)
             plan = plan.with_sizes(download=True)
-        plan = replace(plan, cells=with_known_centres(plan.cells, plan.spec))  # the copy may have them
-        if plan.unpredicted:
-            write_identity(folder, identity)  # so that the folder is this sweep's if the measurement is killed
-            plan = predict(plan, executor(_measures(plan, backend, address), address, cpus=1, progress=progress))
-            predicted = (cell for cell in plan.feasible if is_predicted(cell.method, plan.spec))
-            centres = {cell.cell_id: cell.lr_centre for cell in predicted if cell.lr_centre is not None}
-            write_identity(folder, identity, centres)
         yield Prepared(plan, opener, restart and isinstance(backend, str), location)
-
-
-def _measures(plan: Plan, backend: str | OpenBackend, address: str | None) -> str:
-    """Return the backend that measures what predicts learning rates.
-
-    Without a GPU this process does. With one Ray does, because its tasks give the GPU's memory back for the trials.
-    """
-    on_gpu = local_node().gpus > 0 and plan.spec.resources.gpus_per_worker != 0
-    return "ray" if backend == "ray" and (address is not None or on_gpu) else "inline"

@@ -110,10 +110,7 @@ def run(
         BackendError: nothing can run trials any more, or the backend was lost too often; the same command goes on.
         OSError: the journal can't be written, or the journal or its folder was moved or removed during the run.
     """
-    bar = progress is True
-    with prepare(
-        plan, backend=backend, address=address, restart=restart, trial=trial, upload=upload, progress=bar
-    ) as prepared:
+    with prepare(plan, backend=backend, address=address, restart=restart, trial=trial, upload=upload) as prepared:
         return run_prepared(
             prepared, progress=progress, retry_failed=retry_failed, observers=observers, estimate=estimate
         )

@@ -6,7 +6,6 @@ record of the data.
     split_sizes  counts the examples that a cell trains, validates and tests on
     base_model   facts about the base model, each computed once
     checks       checks that adapters attach, and that an allowance is enough for some trials
-    predicted    says around which rate `lr = "predicted"` searches a method
     plan         makes cells from a sweep file
     costs        computes memory, operations and saved bytes of a cell from shapes
     digests      computes digests of data and models, and finds examples that are in both splits

@@ -15,7 +15,6 @@ from analysis.statistics.publications.published import publication, publication_
 from randlora.methods.registry import METHODS
 from sweeps.plan.plan import Plan
 from sweeps.spec.cell import Cell
-from sweeps.spec.search import PREDICTED
 from sweeps.spec.spec import SweepSpec
 from trainables.models.families import FUSED
 
@@ -122,7 +121,7 @@ def _method_settings(cell: Cell, spec: SweepSpec) -> dict[str, Any]:
     dimensions = {d.name: f"searched, from {dict(cell.published).get(d.name)}" for d in cell.dimensions}
     return {
         "capacity": capacities[0] if len(capacities) == 1 else capacities or None,
-        "learning rate": PREDICTED if cell.unpredicted else cell.lr_centre,
+        "learning rate": cell.lr_centre,
         "tuning trials": cell.tune_trials,
         "seeds": cell.confirm_seeds,
         "micro_batch_size": section.micro_batch_size or spec.train.micro_batch_size,

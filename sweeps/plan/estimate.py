@@ -195,7 +195,7 @@ def _over(limits: LimitsSection, hours: float, accelerator_hours: float, used_ho
 def _left(plan: Plan, retry_failed: bool) -> list[_Left]:
     """Return the numbers of trials that the cells still have to run, by the results folder."""
     state = stored_state(plan.feasible, plan.spec, retry_failed=retry_failed)
-    return [_Left(cell_state.cell, *cell_state.left()) for cell_state in state.cells.values()]
+    return [_Left(cell_state.cell, *(cell_state.left() or (0, 0))) for cell_state in state.cells.values()]
 
 
 def _shared(warm: dict[str, Any]) -> int:

@@ -31,14 +31,12 @@ from sweeps.plan.costs import (
     own_currency,
     with_costs,
 )
-from sweeps.plan.predicted import check_lora_beside, is_predicted, with_known_centres
 from sweeps.plan.split_sizes import sized
 from sweeps.records.locks import as_begun, as_begun_in_its_folder
 from sweeps.search.points import check_sampler
 from sweeps.search.stages import CellState
 from sweeps.spec.cell import Cell
 from sweeps.spec.methods import has_budget, published_lr
-from sweeps.spec.search import PREDICTED
 from sweeps.spec.search_space import dimensions, published
 from sweeps.spec.solution import Answer, Infeasible, Solution
 from sweeps.spec.space import Space
@@ -94,11 +92,6 @@ class Plan:
     def n_trials(self) -> int:
         """Return the number of trials of a complete run: the allowance and the CONFIRM seeds of feasible cells."""
         return sum(self.trials_of(cell) for cell in self.feasible)
-
-    @property
-    def unpredicted(self) -> tuple[Cell, ...]:
-        """Return the feasible cells with `lr = "predicted"` whose rate has not been measured yet."""
-        return tuple(cell for cell in self.feasible if cell.unpredicted)
 
     def trials_of(self, cell: Cell) -> int:
         """Return the number of trials of a complete run of one feasible cell."""
@@ -223,8 +216,6 @@ class Plan:
             raise SpecError([Problem("budgets", None, f"no cell is feasible: {reasons}", _nearest_budget(spec, cells))])
         adapted = sum(rows * columns for rows, columns in shapes.values())
         cells = tuple(replace(cell, model_params=model.size, target_params=adapted) for cell in cells)
-        cells = with_known_centres(cells, spec)
-        check_lora_beside(cells)
         plan = cls(spec, cells, model, costs or None)
         if not available:
             plan = plan.with_trials()
@@ -259,7 +250,6 @@ def _shown(cell: Cell, trials: str) -> tuple[str, ...]:
     sizes = sorted(set(cell.capacities.values()))
     rank = "" if not sizes else f"{sizes[0]}" if len(sizes) == 1 else f"{sizes[0]} to {sizes[-1]}"
     rates = "" if cell.lr_low is None else f"{cell.lr_low:.2g} to {cell.lr_high:.2g}"
-    rates = PREDICTED if cell.unpredicted else rates
     count = "" if cell.count is None else f"{cell.count:,}"
     left_out = "" if cell.feasible else (cell.reason or "infeasible")
     return (
@@ -350,7 +340,6 @@ def _cell(
         lr_low=low,
         lr_high=high,
         lr_centre=centre,
-        unpredicted=is_predicted(name, spec),
         dimensions=space,
         published=start,
         tune_trials=spec.search.trials if tuned else 0,

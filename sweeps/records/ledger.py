@@ -11,12 +11,12 @@ from typing import Any
 from analysis.format import finite
 from analysis.store.journal import Finish, choose_event
 from analysis.store.rows import TrialRow
+from sweeps.progress.failures import where_raised
 from sweeps.records.journal import Journal
 from sweeps.records.rows import choice_row, metric_rows, prediction_row, trial_row
 from sweeps.records.sealing import Sealer
 from sweeps.search.slots import Slot
 from sweeps.search.stages import SweepState
-from sweeps.watch.counts import where_raised
 from sweeps.watch.observers import Observers
 from trainables.config import FULL_METHODS, NO_TRAINING
 

@@ -39,8 +39,6 @@ if TYPE_CHECKING:
 
 KERNEL_LOCK = ".lock"
 LEASE = "lock"
-CENTRES = "predicted_centres"
-"""The key of `spec.json` for predicted centres of learning-rate ranges."""
 HEARTBEAT_S = 5.0
 STALE_S = 60.0
 """A lease that was not renewed for this long, by the clock of the driver that waits for it, is taken over."""
@@ -306,39 +304,18 @@ def _stored(folder: Path) -> dict[str, Any] | None:
     try:
         stored = json.loads(path.read_text(encoding="utf-8"))
         dict(stored["identity"])
-        _centres(stored)
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         rule = "can't be read as a sweep's identity; restore it, or choose another output"
         raise IdentityError([Problem("results", str(path), rule)]) from error
     return dict(stored)
 
 
-def _centres(stored: Mapping[str, Any]) -> dict[str, float]:
-    return {cell_id: float(centre) for cell_id, centre in stored.get(CENTRES, {}).items()}
-
-
-def stored_centres(folder: Path) -> dict[str, float]:
-    """Return the predicted centres of learning-rate ranges that `spec.json` keeps, by cell id; {} if there are none.
-
-    Raises:
-        IdentityError: the file can't be read.
-    """
+def write_identity(folder: Path, identity: Mapping[str, Any]) -> None:
+    """Write `spec.json`. Methods and epochs of data sets that only earlier runs had stay in it."""
     stored = _stored(folder)
-    return {} if stored is None else _centres(stored)
-
-
-def write_identity(folder: Path, identity: Mapping[str, Any], centres: Mapping[str, float] | None = None) -> None:
-    """Write `spec.json`. Methods, epochs of data sets and centres that only earlier runs had stay in it.
-
-    `centres`: newly predicted centres of learning-rate ranges, by cell id.
-    """
-    stored = _stored(folder)
-    before = {} if stored is None else _centres(stored)
     merged = _merged(None if stored is None else dict(stored["identity"]), identity)
-    all_centres = before | dict(centres or {})
-    if stored is None or merged != stored["identity"] or all_centres != before:
-        kept = {CENTRES: all_centres} if all_centres else {}
-        write_atomically(folder / "spec.json", json.dumps({"identity": merged, **RULES, **kept}, indent=1) + "\n")
+    if stored is None or merged != stored["identity"]:
+        write_atomically(folder / "spec.json", json.dumps({"identity": merged, **RULES}, indent=1) + "\n")
 
 
 _NOT_IN_0_1_0 = ("budgets.count", None)

@@ -7,11 +7,11 @@ sweep use the same code.
 from __future__ import annotations
 
 import itertools
-from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
-from typing import Literal, Protocol
+from typing import Protocol
 
+from analysis.store.left import Left, Phase, phase_of
 from analysis.store.rows import CellRow, TrialRow
 from analysis.store.slot_kinds import SlotKind
 from sweeps.search.effort import Effort, neighbours, origin_of
@@ -24,8 +24,6 @@ from sweeps.spec.sections import TUNE_SEED
 from sweeps.spec.space import Point, extra_from, extra_of
 from sweeps.spec.spec import SweepSpec
 from trainables.config import FULL_METHODS
-
-CellPhase = Literal["waiting", "tuning", "confirming", "done", "stuck"]
 
 
 class Used(Protocol):
@@ -122,37 +120,32 @@ class CellState:
         return choice if choice is not None and choice != self.choice else None
 
     @property
-    def phase(self) -> CellPhase:
+    def phase(self) -> Phase:
         """Return the phase of the cell. "stuck": all of its learning rates failed."""
-        if not self.asked:
-            return "waiting"
-        if self._tunes and not self._tuned:
-            return "tuning"
-        if self._tunes and self._compute_choice() is None:
-            return "stuck"
-        return "done" if all(s.trial_id in self.rows for s in self._confirm_slots()) else "confirming"
+        return phase_of(self.left(), begun=bool(self.asked))
 
     @property
     def finished(self) -> bool:
         """Return whether nothing is left to run. This is also true if all of the cell's rates failed."""
         return not self.running and self.next_slot() is None
 
-    @property
-    def best(self) -> float | None:
-        """Return the best validation score of the cell's trials; None if there is none."""
-        scores = [row.val_score for row in self.rows.values() if row.val_score is not None]
-        return max(scores, default=None)
-
     def planned(self) -> int:
         """Return the number of trials of a complete run of this cell, as far as it is known now."""
         return self._planned_tune() + self.cell.confirm_seeds
 
-    def left(self) -> tuple[int, int]:
-        """Return the numbers of TUNE and CONFIRM trials that are still to run; (0, 0) if no learning rate finished."""
-        if self.phase in ("done", "stuck"):
-            return 0, 0
-        done = Counter(row.stage for row in self.counting())
-        return max(0, self._planned_tune() - done["TUNE"]), max(0, self.cell.confirm_seeds - done["CONFIRM"])
+    def left(self) -> Left:
+        """Return the numbers of TUNE and CONFIRM trials that are still to run; None if no learning rate finished."""
+        if self._tuned:
+            if self._tunes and self._compute_choice() is None:
+                return None
+            return 0, len(self._missing(self._confirm_slots()))
+        if self._points_done:
+            return len(self._missing(self._reruns())), self.cell.confirm_seeds
+        return self._planned_tune() - self.counted(), self.cell.confirm_seeds
+
+    def _missing(self, slots: Iterable[Slot]) -> set[str]:
+        """Return the ids of the slots' trials that have no row. With fixed seeds, several slots are one trial."""
+        return {slot.trial_id for slot in slots} - self.rows.keys()
 
     def _planned_tune(self) -> int:
         if not self._tunes:

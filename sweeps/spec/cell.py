@@ -36,8 +36,6 @@ class Cell:
         model_params, target_params: number of parameters of the base model and of the target weights.
         classes: number of classes of the data set; None if it has none, or was not read.
         lr_low, lr_high, lr_centre: the learning-rate range; None if the method does not train.
-        unpredicted: whether the centre is still to be predicted (`lr = "predicted"`). Until then the range lies around
-            the published rate.
         dimensions: the searched hyperparameters other than the learning rate.
         published: their values if nothing is searched.
         tune_trials, confirm_seeds: number of trials of stage TUNE and of seeds of stage CONFIRM.
@@ -99,7 +97,6 @@ class Cell:
     test_lacks: tuple[str, ...] = ()
     absent: str | None = None
     negatives: int | None = None
-    unpredicted: bool = False
 
     @property
     def solved(self) -> Solution | None:
@@ -218,8 +215,6 @@ class Cell:
         columns = [column.name for column in fields(CellRow)]
         same = {name: getattr(self.solution, name) for name in columns if hasattr(self.solution, name)}
         same |= {name: getattr(self, name) for name in columns if hasattr(self, name)}
-        if self.unpredicted:
-            same |= {"lr_low": None, "lr_high": None, "lr_centre": None}
         own = METHODS.get(self.base) if self.base == self.method else None
         fraction = None if self.solved is None else self.solved.residual / self.solved.budget
         return from_values(

@@ -10,13 +10,11 @@ from pydantic import TypeAdapter, ValidationError
 
 from analysis.format import EVERY_METHOD
 from randlora.errors import AdapterError
-from randlora.methods.prompts.kinds import PREFIX as PROMPTS
 from randlora.methods.registry import METHODS, get_method
 from sweeps.errors import Problem, nearest, unknown
 from sweeps.spec.batch_sizes import batch_problems
 from sweeps.spec.messages import intended_key, option_problems, rule_of
 from sweeps.spec.methods import capacity_reference, has_budget, known_methods, published_lr
-from sweeps.spec.search import PREDICTED
 from sweeps.spec.search_space import dimensions, option_names, searchable
 from sweeps.spec.sections import MethodSection, Sections
 from sweeps.spec.space import TRAIN_FIELDS, Value
@@ -123,21 +121,7 @@ def _budget_problems(name: str, spec: Sections) -> list[Problem]:
                 problems.append(Problem(f"{field}.{key}", getattr(section, key), f"{name} has no budget"))
     if published_lr(spec.base(name)) is None and section.lr is not None:
         problems.append(Problem(f"{field}.lr", section.lr.model_dump(exclude_defaults=True), f"{name} trains nothing"))
-    elif section.lr is not None and section.lr.predicted and (why := _no_prediction(name, spec)):
-        problems.append(Problem(f"{field}.lr", PREDICTED, why))
     return problems
-
-
-def _no_prediction(name: str, spec: Sections) -> str | None:
-    """Return why a method's learning rate cannot be predicted; None if it can."""
-    base, lora = spec.base(name), spec.methods.get("lora")
-    if name == "lora":
-        return "others are predicted from LoRA's rate, so give its best rate on this task: lr = 2e-3"
-    if not has_budget(base) or base.startswith(PROMPTS):
-        return f"{name} has no adapter of weights at LoRA's budget, so nothing is predicted for it; give a number"
-    if lora is None or lora.lr is None or lora.lr.predicted:
-        return "is predicted from LoRA's best rate on this task; give that in [methods.lora], such as lr = 2e-3"
-    return None
 
 
 def space_problems(spec: Sections) -> list[Problem]:

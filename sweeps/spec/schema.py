@@ -15,15 +15,15 @@ from typing import Any, get_args
 
 from pydantic import BaseModel
 
-from sweeps.spec.search import PREDICTED, ListsAreValues, OneOrMany
+from sweeps.spec.search import ListsAreValues, OneOrMany
 from sweeps.spec.spec import FORMS, SweepSpec
 
 FILE = "sweep-file.schema.json"
 _SHORT: Mapping[str, dict[str, Any]] = {
     "ConfirmSection.seeds": {"type": "integer", "minimum": 1},
-    "MethodSection.lr": {"anyOf": [{"type": "number", "exclusiveMinimum": 0}, {"const": PREDICTED}]},
+    "MethodSection.lr": {"type": "number", "exclusiveMinimum": 0},
 }
-"""Keys that have a short form: a number of seeds; the centre of a range, as a number or predicted."""
+"""Keys that have a short form: a number of seeds; the centre of a range."""
 _FORM = "What `--scale {}` changes: the file's own keys, and `drop`, a key or a list of keys to remove."
 
 

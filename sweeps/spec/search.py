@@ -10,8 +10,6 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_valida
 from sweeps.spec.space import Value
 from trainables.config import LATER
 
-PREDICTED = "predicted"
-"""`lr = "predicted"`: the centre of a range is predicted from LoRA's."""
 MOST_TRIALS = 100_000
 """Most trials of a cell."""
 FIXED_SAMPLERS = ("grid", "qmc", "random")
@@ -33,7 +31,7 @@ _Rate = Annotated[float | None, Field(ge=1e-30, le=1e6)]
 
 
 class LrRange(Section):
-    """A learning-rate range: a centre and a width in decades, or its two ends. The centre may be predicted."""
+    """A learning-rate range: a centre and a width in decades, or its two ends."""
 
     centre: _Rate = None
     """Centre of a range that is `search.lr.decades` wide."""
@@ -41,14 +39,11 @@ class LrRange(Section):
     """Low end. It needs `high`."""
     high: _Rate = None
     """High end."""
-    predicted: Annotated[bool, LATER] = False
-    """Predict the centre from LoRA's. `lr = "predicted"` means the same."""
 
     @model_validator(mode="after")
     def _one_form(self) -> Self:
         ends = self.low is not None and self.high is not None
-        forms = [ends, self.centre is not None, self.predicted]
-        if sum(forms) != 1 or (self.low is None) != (self.high is None):
+        if ends == (self.centre is not None) or (self.low is None) != (self.high is None):
             raise ValueError("give either centre, or both low and high")
         if self.low is not None and self.high is not None and self.low >= self.high:
             raise ValueError(f"low must lie below high, got low {self.low:g}, high {self.high:g}")

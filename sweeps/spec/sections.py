@@ -26,7 +26,7 @@ from pydantic import (
 )
 
 from sweeps.spec.resources import LimitsSection, ResourceSection
-from sweeps.spec.search import MAY_CHANGE, PREDICTED, ListsAreValues, LrRange, OneOrMany, SearchSection, SpaceEntry
+from sweeps.spec.search import MAY_CHANGE, ListsAreValues, LrRange, OneOrMany, SearchSection, SpaceEntry
 from sweeps.spec.search import Section as _Section
 from trainables.config import LATER, EvaluateSettings, TrainSettings, identifying
 
@@ -266,8 +266,7 @@ class MethodSection(BaseModel):
     `alpha = "2r"`."""
     lr: LrRange | None = None
     """Range of learning rates. `1e-3` is its centre; `search.lr` says how wide it is. `{ low = 1e-4, high = 1e-2 }`
-    gives both ends. `"predicted"` predicts the centre from LoRA's, which `[methods.lora] lr` must give
-    (docs/fairness.md). Default: centred on the method's published rate."""
+    gives both ends. Default: centred on the method's published rate."""
     space: Annotated[dict[str, SpaceEntry] | None, ListsAreValues, LATER] = None
     """As `search.space`, for this method alone. It replaces the entries of the same name."""
     budgets: Annotated[tuple[str, ...] | None, Once] = Field(default=None, min_length=1)
@@ -289,13 +288,8 @@ class MethodSection(BaseModel):
     def _centre(cls, value: object) -> object:
         if isinstance(value, int | float) and not isinstance(value, bool):
             return {"centre": value}
-        if value == PREDICTED:
-            return {"predicted": True}
         if not isinstance(value, Mapping | LrRange):
-            raise ValueError(
-                "give a number, the range's centre: lr = 1e-3; or ends: lr = { low = 1e-4, high = 1e-2 }; or "
-                f'"{PREDICTED}"'
-            )
+            raise ValueError("give a number, the range's centre: lr = 1e-3; or ends: lr = { low = 1e-4, high = 1e-2 }")
         return value
 
     @property

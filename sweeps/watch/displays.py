@@ -6,7 +6,8 @@ import json
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict
+from datetime import UTC, datetime
 from html import escape
 from typing import Any, Literal, Protocol, TextIO
 
@@ -20,8 +21,10 @@ from analysis.format import duration, visible
 from analysis.sheets.html import notebook, notebook_html
 from analysis.sheets.sheet import Sheet, sheet_of
 from analysis.sheets.terminal import safe_console
+from sweeps.progress.failures import Failure
+from sweeps.progress.of_state import StateReader, ended_trials
+from sweeps.progress.progress import CellProgress, SweepProgress
 from sweeps.search.stages import SweepState
-from sweeps.watch.snapshot import Best, Counting, Failure, Snapshot
 from sweeps.watch.streams import lasting
 
 _REFRESH_S = 0.5
@@ -71,21 +74,20 @@ def make_progress(progress: bool | Literal["json"] | Progress) -> Progress:
 
 
 class _Timed:
-    """A display that takes a snapshot at most every `every` seconds, and passes it to `_draw`."""
+    """A display that reads the progress at most every `every` seconds, and passes it to `_draw`."""
 
     def __init__(self, every: float) -> None:
         self._every = every
         self._began = self._last = time.monotonic()
-        self._counting: Counting | None = None
+        self._reader: StateReader | None = None
         self._told: set[Failure] = set()
 
     def start(self, state: SweepState) -> None:
         self._began = time.monotonic()
-        self._counting = Counting(state)
-        self._counting.begin()
-        shot = self._snapshot()
-        self._told = set(shot.failures)
-        self._draw(shot, "start", ())
+        self._reader = StateReader(state, ended_trials(state))
+        now = self._progress()
+        self._told = set(now.failures)
+        self._draw(now, "start", ())
 
     def update(self, state: SweepState) -> None:
         if time.monotonic() - self._last >= self._every:
@@ -95,24 +97,29 @@ class _Timed:
         self._next("stop")
 
     def _next(self, when: str) -> None:
-        shot = self._snapshot()
-        fresh = [failure for failure in shot.failures if failure not in self._told]
+        now = self._progress()
+        fresh = [failure for failure in now.failures if failure not in self._told]
         self._told.update(fresh)
-        self._draw(shot, when, fresh)
+        self._draw(now, when, fresh)
 
-    def _snapshot(self) -> Snapshot:
-        if self._counting is None:
+    def _progress(self) -> SweepProgress:
+        if self._reader is None:
             raise AssertionError("a display is started before it is updated")
         self._last = time.monotonic()
-        return self._counting.snapshot(self._last - self._began)
+        return self._reader.progress(datetime.now(UTC))
 
-    def _draw(self, shot: Snapshot, when: str, fresh: Sequence[Failure]) -> None:
-        """Show a snapshot.
+    @property
+    def _seconds(self) -> float:
+        """The seconds since this run began."""
+        return time.monotonic() - self._began
+
+    def _draw(self, now: SweepProgress, when: str, fresh: Sequence[Failure]) -> None:
+        """Show the progress.
 
         Args:
-            shot: the snapshot.
+            now: the progress.
             when: "start", "progress" or "stop".
-            fresh: failures since the last snapshot.
+            fresh: failures since the last call.
         """
         raise NotImplementedError
 
@@ -127,10 +134,10 @@ class LineProgress(_Timed):
     def note(self, text: str) -> None:
         self._say(text, "yellow")
 
-    def _draw(self, shot: Snapshot, when: str, fresh: Sequence[Failure]) -> None:
+    def _draw(self, now: SweepProgress, when: str, fresh: Sequence[Failure]) -> None:
         for failure in fresh:
             self._say(f"failed: {failure}")
-        self._say(headline(shot))
+        self._say(headline(now, self._seconds))
 
     def _say(self, text: str, style: str = "") -> None:
         self._console.print(Text(text, style), soft_wrap=True)
@@ -149,10 +156,12 @@ class JsonProgress(_Timed):
     def note(self, text: str) -> None:
         self._write({"event": "note", "text": text})
 
-    def _draw(self, shot: Snapshot, when: str, fresh: Sequence[Failure]) -> None:
+    def _draw(self, now: SweepProgress, when: str, fresh: Sequence[Failure]) -> None:
         for failure in fresh:
-            self._write({"event": "failure", **asdict(failure)})
-        self._write({"event": when, **shot.as_dict()})
+            values = asdict(failure)
+            del values["traceback"]  # a running engine does not keep it
+            self._write({"event": "failure", **values})
+        self._write({"event": when, **json_values(now, self._seconds)})
 
     def _write(self, event: dict[str, Any]) -> None:
         self._stream.write(json.dumps(event) + "\n")
@@ -173,20 +182,21 @@ class NotebookProgress(_Timed):
     def note(self, text: str) -> None:
         self._notes.append(text)
 
-    def _draw(self, shot: Snapshot, when: str, fresh: Sequence[Failure]) -> None:
+    def _draw(self, now: SweepProgress, when: str, fresh: Sequence[Failure]) -> None:
         from IPython.display import HTML, display
 
-        page = HTML(self._page(shot))
+        page = HTML(self._page(now))
         if self._handle is None:
             self._handle = display(page, display_id=True)
         else:
             self._handle.update(page)
 
-    def _page(self, shot: Snapshot) -> str:
-        failures = [f"failed: {failure}" for failure in shot.failures[-_FAILURES:]]
+    def _page(self, now: SweepProgress) -> str:
+        failures = [f"failed: {failure}" for failure in now.failures[-_FAILURES:]]
         lines = "".join(f"<p>{escape(visible(text))}</p>" for text in [*self._notes, *failures])
-        head = notebook_html(_best_sheet(shot)) if shot.best else f"<p>{escape(headline(shot))}</p>"
-        return f'<progress value="{shot.done}" max="{max(1, shot.total)}"></progress>{head}{lines}'
+        line = headline(now, self._seconds)
+        head = notebook_html(_best_sheet(line, now.cells)) if now.cells else f"<p>{escape(line)}</p>"
+        return f'<progress value="{now.done}" max="{max(1, now.total)}"></progress>{head}{lines}'
 
 
 class LiveProgress(_Timed):
@@ -195,8 +205,8 @@ class LiveProgress(_Timed):
     def __init__(self, console: Console) -> None:
         super().__init__(_REFRESH_S)
         self._console = console
-        self._shot: Snapshot | None = None
-        # drawn every second from the last snapshot: if the time stood still, the sweep would seem to hang
+        self._shown: SweepProgress | None = None
+        # drawn every second from the last progress: if the time stood still, the sweep would seem to hang
         self._live = Live(console=console, get_renderable=self._render, refresh_per_second=1, transient=True)
 
     def start(self, state: SweepState) -> None:
@@ -209,35 +219,34 @@ class LiveProgress(_Timed):
     def stop(self, state: SweepState) -> None:
         super().stop(state)
         self._live.stop()
-        self._console.print(Text(headline(self._snapshot())))
+        self._console.print(Text(headline(self._progress(), self._seconds)))
 
-    def _draw(self, shot: Snapshot, when: str, fresh: Sequence[Failure]) -> None:
-        self._shot = shot
+    def _draw(self, now: SweepProgress, when: str, fresh: Sequence[Failure]) -> None:
+        self._shown = now
         if when != "start":
             self._live.refresh()
 
     def _render(self) -> RenderableType:
-        if self._shot is None:
-            return Text("")
-        return render(replace(self._shot, seconds=time.monotonic() - self._began))
+        return Text("") if self._shown is None else render(self._shown, self._seconds)
 
 
-def render(shot: Snapshot) -> RenderableType:
-    """Return the live display of a snapshot."""
-    parts: list[RenderableType] = [Text(headline(shot)), ProgressBar(total=max(1, shot.total), completed=shot.done)]
-    if any(best.score is not None for best in shot.best):
-        parts.append(best_table(shot.best))
-    for failure in shot.failures[-_FAILURES:]:
+def render(now: SweepProgress, seconds: float) -> RenderableType:
+    """Return the live display of a progress. `seconds`: seconds since this run began."""
+    bar = ProgressBar(total=max(1, now.total), completed=now.done)
+    parts: list[RenderableType] = [Text(headline(now, seconds)), bar]
+    if any(cell.best is not None for cell in now.cells):
+        parts.append(best_table(now.cells))
+    for failure in now.failures[-_FAILURES:]:
         parts.append(Text(f"failed: {failure}", style="red", overflow="ellipsis", no_wrap=True))
     return Group(*parts)
 
 
-def best_table(best: tuple[Best, ...]) -> RenderableType:
+def best_table(cells: Sequence[CellProgress]) -> RenderableType:
     """Return a table of the best validation scores so far, in percent.
 
     The rows are methods (and data sets), the columns are budgets. Scores of finished cells are bold.
     """
-    references, groups = _budgets_and_groups(best)
+    references, groups = _budgets_and_groups(cells)
     several = len({data for data, _ in groups}) > 1
     cut = f" (first {_ROWS} of {len(groups)} rows)" if len(groups) > _ROWS else ""
     table = Table(box=None, pad_edge=False, header_style="dim")
@@ -245,53 +254,79 @@ def best_table(best: tuple[Best, ...]) -> RenderableType:
         table.add_column(name, overflow="ellipsis", no_wrap=True)
     for reference in references:
         table.add_column(reference or "no budget", justify="right", no_wrap=True)
-    for data, method, *scores in _score_rows(best):
+    for data, method, *scores in _score_rows(cells):
         table.add_row(*((data,) if several else ()), method, *scores)
     return Group(Text(f"best validation score so far, %{cut}", style="dim"), table)
 
 
-def _best_sheet(shot: Snapshot) -> Sheet:
-    """Return `best_table` as a sheet, with the headline as its title."""
-    references, _ = _budgets_and_groups(shot.best)
+def _best_sheet(title: str, cells: Sequence[CellProgress]) -> Sheet:
+    """Return `best_table` as a sheet."""
+    references, _ = _budgets_and_groups(cells)
     heads = ["data", "best validation score so far, %", *(reference or "no budget" for reference in references)]
-    return sheet_of(heads, _score_rows(shot.best), headline(shot))
+    return sheet_of(heads, _score_rows(cells), title)
 
 
-def _budgets_and_groups(best: tuple[Best, ...]) -> tuple[list[str], list[tuple[str, str]]]:
+def _budgets_and_groups(cells: Sequence[CellProgress]) -> tuple[list[str], list[tuple[str, str]]]:
     """Return the budgets, and the pairs of data and method, in the order of their first score."""
-    return list(dict.fromkeys(b.reference for b in best)), list(dict.fromkeys((b.data, b.method) for b in best))
+    return list(dict.fromkeys(c.reference for c in cells)), list(dict.fromkeys((c.data, c.method) for c in cells))
 
 
-def _score_rows(best: tuple[Best, ...]) -> Iterator[list[str | Text]]:
+def _score_rows(cells: Sequence[CellProgress]) -> Iterator[list[str | Text]]:
     """Yield data, method and the score at each budget, for the first `_ROWS` pairs of data and method."""
-    references, groups = _budgets_and_groups(best)
-    cells = {(b.data, b.method, b.reference): b for b in best}
+    references, groups = _budgets_and_groups(cells)
+    by_place = {(c.data, c.method, c.reference): c for c in cells}
     for data, method in groups[:_ROWS]:
-        yield [data, method, *(_score(cells.get((data, method, reference))) for reference in references)]
+        yield [data, method, *(_score(by_place.get((data, method, reference))) for reference in references)]
 
 
-def _score(best: Best | None) -> Text:
-    if best is None:
+def _score(cell: CellProgress | None) -> Text:
+    if cell is None:
         return Text("")
-    if best.score is None:
-        return Text("stuck" if best.phase == "stuck" else "·", style="dim")
-    return Text(f"{100 * best.score:.1f}", style="bold" if best.phase == "done" else "")
+    if cell.best is None:
+        return Text("stuck" if cell.phase == "stuck" else "·", style="dim")
+    return Text(f"{100 * cell.best:.1f}", style="bold" if cell.phase == "done" else "")
 
 
-def headline(shot: Snapshot) -> str:
-    """Return one line on how far the sweep is."""
-    words = [f"{shot.done}/{shot.total} trials", ", ".join(f"{n} {phase}" for phase, n in shot.cells.items())]
-    if shot.per_minute is not None:
-        words.append(f"{shot.per_minute:.1f}/min")
-    if shot.seconds_left is not None and shot.done < shot.total:
-        words.append(f"{duration(shot.seconds_left)} left")
-    elif shot.per_minute is None and shot.running == 0 and shot.done < shot.total:
+def json_values(now: SweepProgress, seconds: float) -> dict[str, Any]:
+    """Return a progress as JSON values: failures as their number, and the best score of each cell that has one.
+
+    `seconds`: seconds since this run began.
+    """
+    best = [
+        {"data": c.data, "method": c.method, "reference": c.reference, "score": c.best, "phase": c.phase}
+        for c in now.cells
+        if c.best is not None
+    ]
+    return {
+        "done": now.done,
+        "total": now.total,
+        "running": now.running,
+        "cells": now.phases,
+        "best": best,
+        "failures": len(now.failures),
+        "per_minute": now.per_minute,
+        "seconds_left": now.seconds_left,
+        "seconds": seconds,
+        "accelerator_hours": now.accelerator_hours,
+        "cost": now.cost,
+    }
+
+
+def headline(now: SweepProgress, seconds: float) -> str:
+    """Return one line on how far the sweep is. `seconds`: seconds since this run began."""
+    done, total, per_minute, seconds_left = now.done, now.total, now.per_minute, now.seconds_left
+    words = [f"{done}/{total} trials", ", ".join(f"{n} {phase}" for phase, n in now.phases.items())]
+    if per_minute is not None:
+        words.append(f"{per_minute:.1f}/min")
+    if seconds_left is not None and done < total:
+        words.append(f"{duration(seconds_left)} left")
+    elif per_minute is None and now.running == 0 and done < total:
         words.append("starting workers")
-    if shot.failures:
-        words.append(f"{len(shot.failures)} failed")
-    words.append(f"{duration(shot.seconds)} so far")
-    if shot.cost is not None:
-        words.append(f"cost {shot.cost:.2f}")
-    elif shot.accelerator_hours is not None and shot.accelerator_hours >= 0.1:
-        words.append(f"{shot.accelerator_hours:.1f} accelerator-hours")
+    if now.failures:
+        words.append(f"{len(now.failures)} failed")
+    words.append(f"{duration(seconds)} so far")
+    if now.cost is not None:
+        words.append(f"cost {now.cost:.2f}")
+    elif now.accelerator_hours is not None and now.accelerator_hours >= 0.1:
+        words.append(f"{now.accelerator_hours:.1f} accelerator-hours")
     return " · ".join(words)

@@ -22,7 +22,6 @@ from analysis.report.page import render
 from analysis.sheets.html import templates
 from analysis.sheets.sheet import Sheet, sheet_of, sheet_of_arrow
 from analysis.store.journal import JOURNAL
-from analysis.store.left import to_come
 from analysis.store.schemas import SCHEMAS
 from analysis.store.sql.process import run_sql_apart
 from analysis.store.store import Store, open_store
@@ -54,6 +53,7 @@ class Page:
         self._store: Store | None = None
         self._tables: dict[str, pa.Table] = {name: shape.empty_table() for name, shape in SCHEMAS.items()}
         self._grown: object = None
+        self._preliminary = True
         self._drawn: tuple[object, str] = ((), "")
         environment = templates("sweeps.cli.watching")
         parts: Any = environment.get_template("parts.html.j2").module
@@ -84,6 +84,7 @@ class Page:
             counts = [len(self._tables[name]) for name in ("trials", "choices")]
             self._grown = self._tables["cells"], counts, len(store.events("declare"))
             p = progress_of(store)
+            self._preliminary = p["finished"] + p["failed"] < p["trials"]
         except StoreError as error:
             begins = "Nothing is written yet: the sweep begins." if not (self.folder / JOURNAL).exists() else ""
             return {"headline": self._section("headline", says=begins or str(error), done=0, trials=0)}
@@ -110,7 +111,7 @@ class Page:
             return {}
         if self._grown != self._drawn[0]:
             drawn = (
-                self._shown("figures", functools.partial(_drawn, draw, store))
+                self._shown("figures", functools.partial(self._drawn_by, draw, store))
                 for draw in pictures.live_picture_functions()
             )
             self._drawn = self._grown, "".join(drawn).strip() or self._section("figures", pictures=None)
@@ -135,6 +136,9 @@ class Page:
         """
         return render(self._store or open_store(self.folder))
 
+    def _drawn_by(self, draw: Callable[[Store], list[svg.Picture]], store: Store) -> dict[str, Any]:
+        return {"pictures": draw(store), "begin": "Preliminary: " if self._preliminary else ""}
+
     def _shown(self, name: str, make: Callable[[], dict[str, Any]]) -> str:
         try:
             return self._section(name, **make())
@@ -152,11 +156,6 @@ class Page:
 def _sheet(title: str, rows: Sequence[Row]) -> Sheet:
     """Return rows with the same keys as a sheet."""
     return sheet_of([name.replace("_", " ") for name in rows[0]], [list(row.values()) for row in rows], title)
-
-
-def _drawn(draw: Callable[[Store], list[svg.Picture]], store: Store) -> dict[str, Any]:
-    begin = "Preliminary: " if any(sum(counts or ()) for counts in to_come(store).values()) else ""
-    return {"pictures": draw(store), "begin": begin}
 
 
 def _cells(store: Store, phase_of: dict[str, str]) -> list[Row]:

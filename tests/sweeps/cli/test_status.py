@@ -9,7 +9,6 @@ import sys
 import threading
 from collections.abc import Generator
 from dataclasses import replace
-from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +19,7 @@ from analysis.store.left import to_come
 from analysis.store.store import open_store
 from analysis.store.tables import part_paths, write_part
 from sweeps.backends.ray.pool import Pool
-from sweeps.cli.progress import pace, progress_of
+from sweeps.cli.progress import progress_of
 from sweeps.cli.run import _print_results
 from sweeps.cli.watching.page import Page
 from sweeps.exporting.kept import _by_id
@@ -58,36 +57,6 @@ class Terminal(threading.Thread):
             if not self.text:
                 self.text = status(self.folder)
             self.told.append(json.loads(status(self.folder, "--json")))
-
-
-def test_the_pace_of_a_run_leaves_its_start_out() -> None:
-    """A minute until workers are up, then two trials of 5 s at a time, the first with 20 s of set-up."""
-    start = datetime(2026, 1, 1, tzinfo=UTC)
-
-    def trial(method: str, began: float, ended: float, setup: float) -> dict[str, Any]:
-        times = {"started_at": start + timedelta(seconds=began), "ended_at": start + timedelta(seconds=ended)}
-        names = {"trial_id": f"{method} {began}", "attempt": 1, "method": method}
-        return {**names, **times, "seconds_setup": setup, "seconds_total": ended - began}
-
-    rows = [trial("lora", -99, -90, 1.0), trial("lora", 60, 85, 20.0), trial("vera", 60, 90, 20.0)]
-    earlier, *told = ({"ev": "finish", "trial_id": row["trial_id"], "attempt": 1} for row in rows)
-    run: dict[str, Any] = {"ev": "sweep", "at": start.isoformat(), "lanes": [{}, {}], "pack": 1}
-    events = [run | {"at": (start - timedelta(hours=1)).isoformat()}, earlier, run, *told]
-    now = start + timedelta(seconds=90)
-    assert pace(rows, events, {"lora": 8, "vera": 2}, now) == (2, 12.0, (8 * 5 + 2 * 10) / 2)
-    assert pace(rows, events, {"lora": 8, "dora": 2}, now)[2] == pytest.approx((8 * 5 + 2 * 7.5) / 2)
-    one_lane = run | {"lanes": [{"workers": 4, "group": False}], "pack": 2}  # a pack's trials have their share each
-    assert pace(rows, [one_lane, *told], {"lora": 8, "vera": 2}, now)[2] == (8 * 5 + 2 * 10) / 4
-    assert pace(rows, [one_lane, *told], {"vera": 1}, now)[2] == 10  # the last trial has one worker
-    group = run | {"lanes": [{"workers": 4, "group": True}]}
-    assert pace(rows, [group, *told], {"lora": 8, "vera": 2}, now)[2] == 8 * 5 + 2 * 10
-    grown = {"ev": "workers", "at": start.isoformat(), "workers": 4}  # nodes have joined
-    assert pace(rows, [grown, *events, grown], {"lora": 8, "vera": 2}, now)[2] == (8 * 5 + 2 * 10) / 4
-    assert pace(rows, [grown, *events], {"lora": 8, "vera": 2}, now)[2] == (8 * 5 + 2 * 10) / 2  # of an earlier run
-    assert pace(rows, events, {}, None) == (2, 12.0, None)
-    assert pace(rows[:1], events, {"lora": 8}, now) == (0, None, None)
-    ahead = run | {"at": (start + timedelta(hours=1)).isoformat()}  # by the driver's clock
-    assert pace(rows, [ahead, *told], {}, None) == (2, 12.0, None)
 
 
 def test_a_sweep_that_ended_is_over_whatever_failed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,9 +10,9 @@ import pytest
 
 from analysis.store.journal import read_journal
 from sweeps.backends.resources import LaneShape, accelerators
-from sweeps.cli.progress import _used
 from sweeps.engine.limits import Meter
 from sweeps.errors import SpecError
+from sweeps.progress.used import hours_and_cost
 from sweeps.records.journal import Journal
 from sweeps.records.ledger import Ledger
 from sweeps.records.sealing import Sealer
@@ -114,9 +114,8 @@ def test_every_run_counts_with_its_own_resources(tmp_path: Path) -> None:
     assert (meter.accelerator_hours, meter.cost) == pytest.approx((8.5, 17))
     assert meter.reached() is None
     events += [{"ev": "sweep", "accelerators": 2.0, "price_per_hour": 2.0}, {"ev": "used", "used": meter.seconds}]
-    assert _used([], events) == pytest.approx((8.5, 17))  # as `status` has it
-    rows = [{"seconds_total": meter.seconds + 1800}]
-    assert _used(rows, events)[0] == pytest.approx(9.5)
+    assert hours_and_cost([], events) == pytest.approx((8.5, 17))  # as `status` has it
+    assert hours_and_cost([meter.seconds + 1800], events)[0] == pytest.approx(9.5)
 
 
 @pytest.mark.parametrize(

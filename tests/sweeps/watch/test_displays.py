@@ -10,8 +10,7 @@ from types import ModuleType, SimpleNamespace
 import pytest
 from rich.console import Console
 
-from sweeps.search.stages import CellState, SweepState
-from sweeps.watch.counts import where_raised
+from sweeps.progress.progress import CellProgress
 from sweeps.watch.displays import (
     JsonProgress,
     LineProgress,
@@ -22,64 +21,8 @@ from sweeps.watch.displays import (
     make_progress,
     render,
 )
-from sweeps.watch.snapshot import Best, Counting, Snapshot
-from tests.fakes import fake_plan, fake_row
-from tests.sweeps.search.support import simulate
-
-
-def half_way(tmp_path: Path) -> SweepState:
-    state = simulate(fake_plan(tmp_path), {}, fails=lambda slot: slot.lr == 1e-1, limit=12)
-    for cell in state.cells.values():
-        for trial_id, row in cell.rows.items():
-            reason = "TrialError: loss became nan at step 3"
-            cell.rows[trial_id] = replace(row, seconds_total=2.0, reason=reason)
-            cell.raised[trial_id] = "training.py:88 in train"
-    return state
-
-
-def shot_of(state: SweepState, seconds: float = 60.0) -> Snapshot:
-    return Counting(state).snapshot(seconds)
-
-
-def test_snapshot_counts_and_estimates(tmp_path: Path) -> None:
-    state = half_way(tmp_path)
-    shot = shot_of(state)
-    assert (shot.done, shot.total) == (12, 41)
-    assert sum(shot.cells.values()) == 6
-    assert shot.per_minute == 12
-    assert shot.seconds_left == 2.0 * 29
-    state.workers = 100
-    assert shot_of(state).seconds_left == 2.0  # one trial is no faster on many workers
-    scores = {(b.method, b.reference): b.score for b in shot.best}
-    assert len(scores) == 6
-    assert {method for (method, _), score in scores.items() if score is not None} == {"lora", "randlora"}
-    for b in shot.best:
-        mine = [r for c in state.cells.values() for r in c.rows.values() if c.cell.method == b.method]
-        known = [r.val_score for r in mine if r.val_score is not None]
-        assert b.score is None or b.score in known
-    assert {f.reason for f in shot.failures} == {"TrialError: loss became nan at step 3"}
-    assert (shot.accelerator_hours, shot.cost) == (None, None)
-
-
-def test_cells_are_counted_again_only_when_they_change(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    counted: list[str] = []
-    real = CellState.counted
-    monkeypatch.setattr(CellState, "counted", lambda self: counted.append(self.cell.cell_id) or real(self))
-    state = half_way(tmp_path)
-    counting = Counting(state)
-    counting.begin()
-    assert len(counted) == 6
-    assert counting.snapshot(1.0).done == counting.done_before == 12
-    assert len(counted) == 6
-    slot = state.next_slot()
-    assert slot is not None
-    state.start(slot)
-    assert counting.snapshot(2.0).running == state.running == 2  # one was running when the simulation stopped
-    state.finish(fake_row(slot, val_score=0.5))
-    shot = counting.snapshot(60.0)
-    assert (shot.done, shot.running, shot.per_minute) == (13, 1, 1.0)
-    assert counted[6:] == [slot.cell_id] * 2
-    assert shot == replace(shot_of(state), per_minute=1.0)  # as counted afresh, with 12 done before
+from tests.fakes import fake_row
+from tests.sweeps.progress.support import half_way, progress_of
 
 
 def test_displays(tmp_path: Path) -> None:
@@ -96,7 +39,7 @@ def test_displays(tmp_path: Path) -> None:
         assert "12/41 trials" in text.getvalue()
         assert "set aside" in text.getvalue()
     console = Console(file=io.StringIO(), width=120, record=True)
-    console.print(render(shot_of(state)))
+    console.print(render(progress_of(state), 60.0))
     shown = console.export_text()
     for words in ("12/41 trials", "randlora", "loss became nan", "12.0/min", "58 s left", "cost 3.50"):
         assert words in shown
@@ -186,21 +129,14 @@ def test_json_lines(tmp_path: Path) -> None:
 
 
 def test_many_rows_are_cut_and_say_so() -> None:
-    best = tuple(Best(f"data {i}", "lora", "lora-8", i / 100, "done") for i in range(40))
+    cell = CellProgress("", "", "lora", "data", "lora-8", 1, 0, (0, 0), begun=True, scored=True, best=0.5)
+    cells = tuple(replace(cell, data=f"data {i}", best=i / 100) for i in range(40))
     console = Console(file=io.StringIO(), width=100, record=True)
-    console.print(best_table(best))
+    console.print(best_table(cells))
     shown = console.export_text()
     assert "first 16 of 40 rows" in shown
     assert "data 15" in shown
     assert "data 16" not in shown
-
-
-def test_where_a_trial_raised() -> None:
-    trace = 'Traceback (most recent call last):\n  File "/a/b/lane.py", line 3, in run\n    x()\n'
-    trace += '  File "/a/b/clip.py", line 88, in evaluate\n    raise ValueError("no")\nValueError: no\n'
-    assert where_raised(trace) == "clip.py:88 in evaluate"
-    assert where_raised("killed") is None
-    assert where_raised(None) is None
 
 
 def test_progress_may_be_none_or_ones_own() -> None:
