@@ -19,12 +19,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from analysis import open_store
-from analysis.figures.drawing import MUTED, PAPER, STYLE, Chart
+from analysis.drawing.charts import MUTED, PAPER, STYLE, Chart
+from analysis.findings.rate_ratio.numbers import BEST_RATES, best_rates, ratios_of
 from analysis.format import Row, quantity, with_interval
-from analysis.statistics.best_rates import BEST_RATES, best_rates, ratios_of
-from analysis.statistics.runs import group_by
 from analysis.store.columns import INT, TEXT
 from analysis.styles import short_name, style
+from analysis.verdict.runs import group_by
 
 ROOT = Path(__file__).parents[1]
 RESULTS, IMAGES = ROOT / "docs" / "results", ROOT / "docs" / "images"

@@ -164,7 +164,7 @@ def estimate(
 
     The command downloads the model and the data if they are not on this machine.
     """
-    from analysis.statistics.sizing.estimates import estimate_table
+    from analysis.findings.estimate import estimate_table
     from sweeps.cli.progress import used_hours
     from sweeps.plan.estimate import estimate_plan
     from trainables.models.loading import check_weights
@@ -393,7 +393,7 @@ def _chosen(names: list[str] | None) -> list[str] | None:
 
 def weak_of(plan: Plan) -> list[str]:
     """Return texts on what will be weak in the results, as far as it is known before a run."""
-    from analysis.words.weak import weak_evidence
+    from analysis.findings.weak import weak_evidence
 
     cells = [cell for cell in plan.cells if cell.feasible or cell.absent]
     return weak_evidence(vars(cell.row()) | {"lr_centre": cell.lr_centre} for cell in cells)

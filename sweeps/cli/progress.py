@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from analysis import Store, open_store
+from analysis.findings.estimate import estimate_table
 from analysis.format import Row, duration, plural
-from analysis.statistics.sizing.estimates import estimate_table
 from analysis.store.journal import JOURNAL
 from analysis.store.left import Left
 from analysis.store.left import to_come as left_of
@@ -64,7 +64,7 @@ def progress_of(store: Store) -> dict[str, Any]:
         trials that failed before and that the run in progress tries again; they count as begun, not as failed.
         `losses`: when and why Ray was lost and started again, in all runs.
     """
-    from analysis.words.absent import absent_data
+    from analysis.findings.absent import absent_data
 
     running = holder(store.path) is not None
     events = store.events()

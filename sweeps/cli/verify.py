@@ -31,7 +31,7 @@ def verify(
     """
     from dataclasses import asdict
 
-    from analysis.tables.console import conclusion_of
+    from analysis.findings.answer.answer import conclusion_of
     from sweeps.engine.verifying import verify as check
 
     store = store_of(source)

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from analysis import Store, open_store
+from analysis.findings.parity.words import PACKAGES
 from analysis.format import Row
-from analysis.words.parity import PACKAGES
 from sweeps.errors import Problem, SpecError, nearest
 from sweeps.exporting.kept import config_of
 from sweeps.spec.paths import with_absolute_paths

@@ -11,7 +11,7 @@ import pyarrow as pa
 import pytest
 
 from analysis import curve, open_store
-from analysis.figures.scaling import draw_scaling
+from analysis.findings.scaling.figure import draw_scaling
 from analysis.html import ROWS, html_of_arrow, html_table, show_arrow_tables
 
 

@@ -10,7 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from analysis import open_store
-from analysis.figures.pictures import pictures
+from analysis.findings.all import pictures
 from analysis.tables.export import latex, markdown
 from analysis.tables.sheet import Sheet, text
 from analysis.tables.terminal import print_whole, safe_console

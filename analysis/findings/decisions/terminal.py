@@ -1,0 +1,106 @@
+"""Prints what to take at each budget, for `sweeps best`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from rich.console import Console
+from rich.table import Table
+
+from analysis.findings.decisions.words import behind_text, best_text, would_change
+from analysis.format import Row, duration, listed, percent, plural, quantity, with_interval
+from analysis.styles import dataset_text, place_of, place_text, style
+from analysis.tables.terminal import print_whole
+from analysis.verdict.looks import preliminary
+from analysis.verdict.verdicts import size_of, untested, verdict_text
+
+
+def print_decisions(rows: Sequence[Row], console: Console) -> None:
+    """Say what to take at each budget (`decisions.decisions`), and what would change that.
+
+    It prints two lines for each budget, or one table if there are several data sets or models.
+    """
+    rows = [r for r in rows if r["methods"] > 1]
+    if not rows:
+        return
+    console.print("\nWhat to take at each budget, and what would change it", style="bold")
+    if len({place_of(r) for r in rows}) > 1:
+        print_whole(_decision_table(rows), console)
+        console.print(f"  {_decision_note(rows)}", style="dim")
+    else:
+        _print_each(rows, console)
+    if any(_prospects(r)[1] == _RATES for r in rows):
+        console.print(f"  {_LESS_NOISE}", style="dim")
+
+
+_RATES = "rates"
+_LESS_NOISE = (
+    "What helps if the choice of learning rates limits a comparison: more validation examples, or more re-runs of the "
+    "best rates. For these raise `rerun_seeds` under [search] in the sweep file."
+)
+
+
+def _print_each(rows: Sequence[Row], console: Console) -> None:
+    """Print two lines for each budget."""
+    for r in rows:
+        score = with_interval(f"{percent(r['mean'])} %", percent(r["low"]), percent(r["high"]))
+        count = "" if r["adapter_params"] is None else f", {plural(r['adapter_params'], 'parameter')}"
+        seconds = "" if r["seconds"] is None else f", {duration(r['seconds'])} of training per run"
+        console.print(f"  {r['reference']}: {best_text(r)}, {score}{count}{seconds}")
+        console.print(f"    {would_change(r)}", style="dim")
+
+
+def _decision_table(rows: Sequence[Row]) -> Table:
+    """Return the table of decisions, a row for each place and budget."""
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    models, sizes = (len({r[column] for r in rows}) > 1 for column in ("model", "train_size"))
+    for head in ("data", *(["model"] if models else []), "budget", "take"):
+        table.add_column(head, no_wrap=True)
+    for head in ("score %", "next", "points [ ]", "detectable", "seeds needed"):
+        table.add_column(head, justify="left" if head == "next" else "right", no_wrap=True)
+    previous = None
+    for r in rows:
+        place = place_text(r["dataset"], r["train_size"]) if sizes else dataset_text(r["dataset"])
+        table.add_row(
+            place if (place, r["model"]) != previous else "",
+            *([r["model"]] if models else []),
+            r["reference"],
+            preliminary(r["early"]) + _take(r),
+            percent(r["mean"]),
+            "" if r["next"] is None else style(r["next"]).name,
+            "" if r["ahead"] is None else behind_text(r),
+            *_prospects(r),
+        )
+        previous = place, r["model"]
+    return table
+
+
+def _take(row: Row) -> str:
+    """Return the best methods of a decision, and whether they were not tested."""
+    return best_text(row) if untested(row["verdict"]) else listed([style(m).name for m in row["best"]], "or")
+
+
+def _prospects(row: Row) -> tuple[str, str]:
+    """Return what the seeds of a decision can detect (or its verdict), and the number of seeds that it would need."""
+    if row["verdict"] != "not distinguishable" or row["detectable"] is None:
+        return verdict_text(row["verdict"]), ""
+    detectable = size_of(row["detectable"]) if row["detectable"] < 1 else "nothing"
+    if row["seeds_needed"] is not None:
+        return detectable, quantity(row["seeds_needed"])
+    return detectable, _RATES if row["seeds_needed_given_rates"] is not None else "over 1,000"
+
+
+def _decision_note(rows: Sequence[Row]) -> str:
+    """Return sentences on how to read the table of decisions."""
+    notes = [
+        "The tests found no difference between the first method of a row and the others in it; the score is that of "
+        "the first.",
+        "Next: the runner-up. Points: its score minus that of the first method, with the corrected interval.",
+        "Detectable: the smallest difference, in points, that these seeds can detect.",
+    ]
+    last = {_prospects(r)[1] for r in rows} - {""}
+    if last:
+        notes.append("Seeds needed: the number of seeds, in all, that would detect the difference that was seen.")
+    if _RATES in last:
+        notes.append("'rates': more seeds alone would not help, since the choice of learning rates limits this.")
+    return " ".join(notes)
