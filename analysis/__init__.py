@@ -14,10 +14,13 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from analysis.errors import DamagedPart, QueryError, StoreError
+    from analysis.findings.answer.answer import conclusion
+    from analysis.findings.results.numbers import results_table
+    from analysis.findings.results.terminal import print_results_table
+    from analysis.findings.scaling.numbers import curve
     from analysis.report.page import write_report
-    from analysis.statistics.scaling import comparisons, curve
     from analysis.store.store import Store, open_store
-    from analysis.tables.console import conclusion, print_results_table, results_table
+    from analysis.verdict.comparisons import comparisons
 
 __all__ = [
     "DamagedPart",
@@ -38,12 +41,12 @@ _HOMES = {
     "QueryError": "analysis.errors",
     "Store": "analysis.store.store",
     "StoreError": "analysis.errors",
-    "comparisons": "analysis.statistics.scaling",
-    "conclusion": "analysis.tables.console",
-    "curve": "analysis.statistics.scaling",
+    "comparisons": "analysis.verdict.comparisons",
+    "conclusion": "analysis.findings.answer.answer",
+    "curve": "analysis.findings.scaling.numbers",
     "open_store": "analysis.store.store",
-    "print_results_table": "analysis.tables.console",
-    "results_table": "analysis.tables.console",
+    "print_results_table": "analysis.findings.results.terminal",
+    "results_table": "analysis.findings.results.numbers",
     "write_report": "analysis.report.page",
 }
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import base64
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from datetime import datetime
 from typing import Any
 
 Row = dict[str, Any]
@@ -165,3 +166,8 @@ def score_text(row: Mapping[str, Any], value: str = "mean", low: str = "low", hi
 def change_text(row: Mapping[str, Any], value: str = "difference", low: str = "low", high: str = "high") -> str:
     """Return a difference with its interval, in points."""
     return with_interval(points(row[value]), end_of_interval(row[low]), end_of_interval(row[high]))
+
+
+def moment(value: datetime | None) -> str:
+    """Return a time such as '2026-11-27 00:50 UTC', or "" for None."""
+    return "" if value is None else f"{value:%Y-%m-%d %H:%M} UTC"

@@ -39,8 +39,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))  # lanes import this fi
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from analysis import Store, open_store
-from analysis.statistics.scaling import comparisons
 from analysis.store.tables import write_part
+from analysis.verdict.comparisons import comparisons
 from benchmarks.calibration import proportion_interval
 from sweeps.backends.ray.backend import using
 from sweeps.backends.ray.pool import Pool

@@ -3,7 +3,7 @@
 Each simulated table compares two arms at several budgets of several data sets. Both arms are the same method. They have
 one response curve of score against learning rate, whose best rate lies anywhere in a grid step. Each arm is tuned as
 the engine tunes: it tries a grid on one TUNE seed, runs the best rates again on further seeds, and chooses the rate
-with the best mean. The chosen rates are then confirmed and compared by the functions that `scaling.comparisons` calls:
+with the best mean. The chosen rates are then confirmed and compared by the functions that `analysis.comparisons` calls:
 
 - `method_noise` estimates the noise from CONFIRM's validation scores.
 - `chosen_variance` estimates the variance that the choice of rates adds, pooled over a method's budgets.
@@ -33,8 +33,10 @@ from scipy import stats
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from analysis.statistics.choice import Runs, chosen_variance, method_noise, noise_share, rerun_noise
-from analysis.statistics.inference import step_down, two_sided
+from analysis.verdict.choice import chosen_variance
+from analysis.verdict.correction import step_down
+from analysis.verdict.inference import two_sided
+from analysis.verdict.noise import Runs, method_noise, noise_share, rerun_noise
 from sweeps.search.refining import next_log_rate
 
 Real = NDArray[np.float64]

@@ -20,11 +20,14 @@ from scipy.stats import norm
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from analysis.curves import fits
-from analysis.curves.fits import Curve, Estimate
-from analysis.curves.pareto import front_share
-from analysis.statistics.examples import crossed_interval
-from analysis.statistics.inference import LEVEL, critical, mean_interval, paired_difference
+from analysis.findings.fits.isotonic import Curve, Estimate, seed_areas
+from analysis.findings.fits.isotonic import area as isotonic_area
+from analysis.findings.fits.isotonic import band as isotonic_band
+from analysis.findings.fits.isotonic import crossing as isotonic_crossing
+from analysis.findings.fits.isotonic import needed as isotonic_needed
+from analysis.findings.fits.pareto import front_share
+from analysis.findings.results.examples import crossed_interval
+from analysis.verdict.inference import LEVEL, critical, mean_interval, paired_difference
 from benchmarks.calibration import proportion_interval
 
 Real = NDArray[np.float64]
@@ -64,34 +67,34 @@ def t_interval(rng: np.random.Generator, seeds: int) -> bool:
 
 def area(rng: np.random.Generator, seeds: int) -> bool | None:
     """Return whether the interval of a curve's area holds the truth."""
-    truth = fits.area(Curve(X, RISING[:, None]), X[0], X[-1]).value or 0.0
-    return holds(fits.area(curves(rng, seeds, RISING)[0], X[0], X[-1]), truth)
+    truth = isotonic_area(Curve(X, RISING[:, None]), X[0], X[-1]).value or 0.0
+    return holds(isotonic_area(curves(rng, seeds, RISING)[0], X[0], X[-1]), truth)
 
 
 def area_difference(rng: np.random.Generator, seeds: int) -> bool:
     """Return whether the interval of the paired difference of two areas holds the truth."""
     both = curves(rng, seeds, RISING, FLAT)
-    areas = [dict(enumerate(fits.seed_areas(c, X[0], X[-1]) or [])) for c in both]
-    truth = [fits.area(Curve(X, mean[:, None]), X[0], X[-1]).value or 0.0 for mean in (RISING, FLAT)]
+    areas = [dict(enumerate(seed_areas(c, X[0], X[-1]) or [])) for c in both]
+    truth = [isotonic_area(Curve(X, mean[:, None]), X[0], X[-1]).value or 0.0 for mean in (RISING, FLAT)]
     difference = paired_difference(*areas)
     return difference is not None and (difference.low or 0.0) <= truth[0] - truth[1] <= (difference.high or 0.0)
 
 
 def crossing(rng: np.random.Generator, seeds: int) -> bool | None:
     """Return whether the interval of the crossing of two isotonic fits holds the truth."""
-    return holds(fits.crossing(*curves(rng, seeds, STEEP, FLAT)), CROSSING)
+    return holds(isotonic_crossing(*curves(rng, seeds, STEEP, FLAT)), CROSSING)
 
 
 def needed(rng: np.random.Generator, seeds: int) -> bool | None:
     """Return whether the interval of the budget that a score needs holds the truth."""
-    return holds(fits.needed(curves(rng, seeds, STEEP)[0], FLAT[0]), CROSSING)
+    return holds(isotonic_needed(curves(rng, seeds, STEEP)[0], FLAT[0]), CROSSING)
 
 
 def band(truth: Real) -> Simulated:
     """Return a check of whether the isotonic fit's band covers the truth everywhere."""
 
     def covers(rng: np.random.Generator, seeds: int) -> bool | None:
-        ends = fits.band(curves(rng, seeds, truth)[0], X)
+        ends = isotonic_band(curves(rng, seeds, truth)[0], X)
         return None if ends is None else bool(((ends[0] <= truth + 1e-12) & (truth - 1e-12 <= ends[1])).all())
 
     return covers

@@ -5,7 +5,7 @@ Three rules decide which differences are found:
 
     gate      first the mean is tested at 5 %; only if it is rejected, Holm's steps test the budgets
     holm      Holm's steps test the mean and the budgets together
-    weighted  as holm, but the mean has half of the level at the first step; `scaling.comparisons` uses this rule
+    weighted  as holm, but the mean has half of the level at the first step; `analysis.comparisons` uses this rule
 
     python benchmarks/verdicts.py      # two tables of docs/statistics.md, half a minute of one core
 """
@@ -23,7 +23,8 @@ from numpy.typing import NDArray
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from analysis.statistics.inference import step_down, two_sided
+from analysis.verdict.correction import step_down
+from analysis.verdict.inference import two_sided
 from benchmarks.calibration import LEVEL, REGIMES, Protocol, Real, draw, proportion_interval
 
 SEEDS = (3, 5, 10)

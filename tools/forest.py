@@ -8,13 +8,13 @@ from typing import Any
 import matplotlib as mpl
 
 from analysis import Store, comparisons
-from analysis.figures import differences
-from analysis.figures.drawing import INK, MUTED, PAPER, SMALL, STYLE, Chart, dot, horizontal_bar, mark_bands, panels
+from analysis.drawing.charts import INK, MUTED, PAPER, SMALL, STYLE, Chart, dot, horizontal_bar, mark_bands, panels
+from analysis.findings.comparisons.figure import limits, zero_line
 from analysis.format import Row, change_text
-from analysis.statistics.inference import OVER_DATASETS
-from analysis.statistics.looks import margin_of
-from analysis.statistics.scaling import question
 from analysis.styles import STYLES, short_name
+from analysis.verdict.inference import OVER_DATASETS
+from analysis.verdict.looks import margin_of
+from analysis.verdict.question import question
 
 ROW, LABELS, PANEL, WORDS = 0.158, 1.75, 2.75, 2.25
 """Inches: the height of a row, the width of its name, of the axis, and of its numbers and verdict."""
@@ -89,9 +89,9 @@ def draw(rows_of_studies: list[tuple[Study, list[Row]]]) -> Chart:
             gaps=(0, 0),
         )
         axes = figure.add_subplot(cell)
-        axes.set_xlim(*differences.limits(every))
+        axes.set_xlim(*limits(every))
         axes.set_ylim(count - 0.4, -0.6)
-        differences.zero_line(axes, 0, "lora", max(r["margin"] for r in every))
+        zero_line(axes, 0, "lora", max(r["margin"] for r in every))
         level = 0
         for study, rows in rows_of_studies:
             if study.title:

@@ -9,11 +9,13 @@ from statistics import median
 from textwrap import fill
 
 from analysis import Store, open_store
+from analysis.findings.results.numbers import results_table
+from analysis.findings.shared import DIFFERENCE
 from analysis.format import Row, change_text, duration, freedom_text, percent, quantity, score_text
-from analysis.statistics.groups import groups
-from analysis.statistics.scaling import comparisons, question
 from analysis.styles import style
-from analysis.tables.console import DIFFERENCE, results_table
+from analysis.verdict.comparisons import comparisons
+from analysis.verdict.groups import groups
+from analysis.verdict.question import question
 
 COLUMNS = ("method", "accuracy", "minus LoRA", "parameters", "dof", "rank", "learning rate", "time", "MiB", "stored")
 PUBLISHED = ("experiment", "accuracy", "parameters", "learning rate", "training", "GiB")

@@ -13,8 +13,9 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from analysis import open_store
-from analysis.figures.drawing import MUTED, STYLE, Chart
-from analysis.figures.pictures import pictures
+from analysis.drawing.charts import MUTED, STYLE, Chart
+from analysis.findings.all import pictures
+from analysis.findings.finding import View
 from analysis.styles import SPARE_COLOURS, style
 from tools import bits, forest
 
@@ -101,7 +102,7 @@ def main() -> None:
     """Write all pictures."""
     for folder, wanted in FIGURES.items():
         figure_by_stem = {
-            p.stem: p.figure for p in pictures(open_store(RESULTS / folder), COSTS.get(folder, "adapter_params"))
+            p.stem: p.figure for p in pictures(open_store(RESULTS / folder), View(COSTS.get(folder, "adapter_params")))
         }
         for name, stem in wanted.items():
             write(figure_by_stem[stem], name)

@@ -1,7 +1,7 @@
 """Diagnostics of the trained weights in a results folder, such as spectra, CKA and loss planes.
 
 This is the only room of the package that needs torch. It uses `trainables` to make a trial's model and data again, and
-`figures` to draw. The caller decides whether this process or Ray runs the units.
+`findings.diagnostics` to draw. The caller decides whether this process or Ray runs the units.
 
     weights    trials that kept their weights, and their updates
     units      units of work, and the rows that are missing

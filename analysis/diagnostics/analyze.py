@@ -30,7 +30,7 @@ from analysis.diagnostics import (
 from analysis.diagnostics.units import Execute, Unit, compute_missing, rows_of
 from analysis.diagnostics.weights import left_out_sentence
 from analysis.errors import StoreError, nearest
-from analysis.figures.diagnostics import (
+from analysis.findings.diagnostics.figure import (
     Drawing,
     draw_cka,
     draw_curvature,
@@ -45,10 +45,10 @@ from analysis.figures.diagnostics import (
     split_by_place,
     write_drawings,
 )
+from analysis.findings.diagnostics.sheets import CORNERS
 from analysis.format import Row
 from analysis.store.store import Store
 from analysis.styles import in_order, place_text, short_names, style
-from analysis.tables.diagnostics import CORNERS
 
 KINDS = ("spectrum", "intruders", "retention", "cka", "landscape", "full_rank", "curvature", "tasks")
 

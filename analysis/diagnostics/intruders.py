@@ -17,9 +17,9 @@ from torch import Tensor
 from analysis.diagnostics.units import Unit, sweep_facts
 from analysis.diagnostics.weights import Kept, deltas, kept_trials, left_out_sentence, target_names
 from analysis.errors import StoreError
+from analysis.findings.diagnostics.sheets import INTRUDER
 from analysis.format import Row
 from analysis.store.store import Store
-from analysis.tables.diagnostics import INTRUDER
 from randlora.model.targets import select
 from trainables.tasks.lane_cache import LaneCache
 

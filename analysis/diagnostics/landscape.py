@@ -19,9 +19,9 @@ from analysis.diagnostics.bench import Bench, State
 from analysis.diagnostics.units import Unit, sweep_facts
 from analysis.diagnostics.weights import Kept, kept_trials
 from analysis.errors import StoreError
+from analysis.findings.diagnostics.sheets import CORNERS
 from analysis.format import Row
 from analysis.store.store import Store
-from analysis.tables.diagnostics import CORNERS
 from trainables.tasks.task import Split
 
 EXAMPLES, POINTS = 128, 9

@@ -23,10 +23,10 @@ from analysis.diagnostics.units import Unit, sweep_facts
 from analysis.diagnostics.weights import Kept, every_kept
 from analysis.errors import StoreError
 from analysis.format import Row
-from analysis.statistics.inference import stratified_difference
-from analysis.statistics.runs import Seed, seed_of
 from analysis.store.store import Store
 from analysis.styles import in_order, place_of
+from analysis.verdict.inference import stratified_difference
+from analysis.verdict.runs import Seed, seed_of
 from trainables.models.language import LanguageModel
 from trainables.runtime import choose_precision
 from trainables.tasks.text.rows import TextTask

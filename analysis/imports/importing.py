@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from analysis.errors import StoreError
+from analysis.findings.published.publications import Publication, publication, publication_names, published_reference
 from analysis.format import Row
-from analysis.statistics.publications.published import Publication, publication, publication_names, published_reference
 from analysis.store.tables import write_part
 
 Imported = tuple[Row, Row]

@@ -3,9 +3,8 @@
 Uses every room of `analysis` but the diagnostics' computations, whose results it reads from files.
 
     page       what is written, and the page drawn from its template
-    facts      what the page says beside figures and tables
+    facts      what the page says beside the findings
     foreign    what of an SVG file that may be anybody's stands in the page
     box        the facts of a sweep in a box: data, training, model, counts
-    tables     all sheets by name, in the order of the page
     templates  the page's template and its script
 """

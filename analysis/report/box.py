@@ -6,11 +6,11 @@ import math
 import re
 from collections.abc import Iterable
 
+from analysis.findings.batch_sizes import searched_batch_sizes
 from analysis.format import Row, amount, listed, plural, quantity, range_text
 from analysis.store.columns import NOT_PARAMETERS, limited, of_model
 from analysis.store.store import Store
 from analysis.styles import budget_order, dataset_text, place_text, size_text, training_text
-from analysis.words.batch_sizes import searched_batch_sizes
 
 _CELLS = """
     select c.dataset, c.train_size, c.model, any_value(c.model_params) as model_params,

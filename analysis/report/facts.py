@@ -9,26 +9,20 @@ from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Any
 
-from analysis.figures import svg
-from analysis.format import Row, duration, plural
+from analysis.drawing.svg import colour_variables, embedded
+from analysis.findings.answer.answer import conclusion_of, more_seeds
+from analysis.findings.diagnostics.sheets import FOLDER, SHEETS, WIDE, diagnostic_sheets
+from analysis.findings.parity.finding import parity_rows
+from analysis.findings.weak import weak_evidence
+from analysis.format import Row
 from analysis.report.box import facts_box, summary
 from analysis.report.foreign import ForeignError, drawing_of
-from analysis.statistics import scaling
-from analysis.statistics.groups import groups
-from analysis.statistics.looks import looks
 from analysis.store.columns import limited
 from analysis.store.left import to_come
 from analysis.store.schemas import SCHEMA_VERSION
-from analysis.store.sql.views import SECONDS
 from analysis.store.store import Store
 from analysis.styles import style
-from analysis.tables.console import conclusion_of, more_seeds, ran_with
-from analysis.tables.diagnostics import FOLDER, SHEETS, WIDE, diagnostic_sheets
-from analysis.tables.evidence import parity_rows
-from analysis.words.conclusions import conclude_gap, preliminary_words, question_names
-from analysis.words.figures import conclude_groups
-from analysis.words.parity import looks_says, parity_says, versions_apart
-from analysis.words.weak import weak_evidence
+from analysis.verdict.question import Question, question, question_names
 
 RANK_OR_PARAMETERS = (
     "When LoRA falls short of full fine-tuning, is it the number of trainable parameters or the rank of the update? "
@@ -40,12 +34,11 @@ _NOT_SHOWN = {"ev", "name", "cells", "versions", "pid", "started"}
 
 def facts(store: Store) -> dict[str, Any]:
     """Return what the page says besides its tables and figures."""
-    trials, asked_question = store.table("trials"), scaling.question(store)
-    concluded, totals = conclusion_of(store), _totals(store)
+    trials, asked_question = store.table("trials"), question(store)
+    concluded = conclusion_of(store)
     coverage = store.table("coverage").to_pylist()
     parity = parity_rows(store)
     imported = (store.spec() or {}).get("imported")
-    begin = preliminary_words(scaling.comparisons(store))
     return {
         "title": ", ".join(store.names),
         "now": datetime.now(UTC),
@@ -53,23 +46,12 @@ def facts(store: Store) -> dict[str, Any]:
         "baseline": style(asked_question.baseline).name,
         "description": (store.spec() or {}).get("description") or None,
         "concluded": concluded,
-        "gap": conclude_gap(scaling.comparisons(store, baseline="full"), asked_question),
-        "groups_say": begin + conclude_groups(groups(store).to_pylist()),
         "setting": summary(store),
-        "parity_says": [
-            *parity_says(parity, predicted=not imported),
-            *looks_says(looks(store).values()),
-            *_tuning_says(parity),
-            *([f"Versions of packages: NOT equal, {apart}."] if (apart := versions_apart(ran_with(store))) else []),
-            *_test_says(store),
-        ],
         "weak": weak_evidence(store.table("signs").to_pylist()),
         "failed_for_good": sum(r["failed"] for r in coverage),
         "missing": sum(sum(left) for left in to_come(store).values() if left),
         "planned": sum(r["tune_planned"] + r["confirm_planned"] for r in coverage if r["feasible"]),
         "attempts": trials.num_rows,
-        "totals": totals,
-        "cost_says": _cost_says(totals, trials.num_rows),
         "more_seeds": more_seeds(store),
         "damaged": [str(d) for d in store.damaged],
         "imported": imported if isinstance(imported, dict) else None,
@@ -80,13 +62,13 @@ def facts(store: Store) -> dict[str, Any]:
         "folder": shlex.quote(str(store.path.resolve())),
         "box": facts_box(store),
         "schema_version": SCHEMA_VERSION,
-        "light": svg.colour_variables(dark=False),
-        "dark": svg.colour_variables(dark=True),
+        "light": colour_variables(dark=False),
+        "dark": colour_variables(dark=True),
     }
 
 
-def _question(asked_question: scaling.Question, equal: str) -> str:
-    if asked_question == scaling.Question() and equal == limited([]):
+def _question(asked_question: Question, equal: str) -> str:
+    if asked_question == Question() and equal == limited([]):
         return RANK_OR_PARAMETERS
     focus, baseline = question_names(asked_question)
     if asked_question.focus is None:
@@ -108,7 +90,7 @@ def _diagnostics(store: Store) -> list[Row]:
         shown, lacks = "", None
         try:
             name = re.sub(r"[^\w-]", "-", picture.stem)  # stands in ids
-            shown = svg.embedded(drawing_of(picture.read_text(encoding="utf-8")), f"diagnostic-{name}", sentence)
+            shown = embedded(drawing_of(picture.read_text(encoding="utf-8")), f"diagnostic-{name}", sentence)
         except (OSError, UnicodeDecodeError, ForeignError) as error:
             lacks = str(error)
         names = [f"diagnostic_{name}" for name in SHEETS.get(picture.stem, ())]
@@ -118,59 +100,6 @@ def _diagnostics(store: Store) -> list[Row]:
             {"stem": picture.stem, "svg": shown, "says": sentence, "wide": wide, "sheets": sheets, "lacks": lacks}
         )
     return pictures
-
-
-def _tuning_says(parity: list[Row]) -> list[str]:
-    """Say how many cells might gain from more tuning."""
-    tuned = [r for r in parity if r["chosen_lr"] is not None]
-    if not tuned:
-        return []
-    poor, edges = sum(bool(r["under_tuned"]) for r in tuned), sum(bool(r["edge"]) for r in tuned)
-    poor_text = f"{plural(poor, 'cell is', 'cells are')} perhaps under-tuned" if poor else "no cell looks under-tuned"
-    at = f"the chosen rate of {plural(edges, 'cell')} is at the edge of its range" if edges else ""
-    return [f"Enough tuning: {poor_text}, and {at or 'no chosen rate is at the edge of its range'}."]
-
-
-def _test_says(store: Store) -> list[str]:
-    """Say how often the test data was read."""
-    confirm = store.sql("select count(*) as n from last_attempts where stage = 'CONFIRM' and test_score is not null")
-    reads, superseded = confirm.column("n")[0].as_py(), store.table("superseded").num_rows
-    text = f"Test data: stage CONFIRM read it {plural(reads, 'time')}, and stage TUNE cannot read it."
-    if superseded:
-        were = "was at a rate" if superseded == 1 else "were at rates"
-        text += f" {superseded:,} of these {were} or seeds that a later choice replaced, and does not count."
-    return [text]
-
-
-def _totals(store: Store) -> Row:
-    """Add up the time of all runs: in total, of failed runs, and per finished run outside training and evaluation."""
-    totals = store.sql(f"""
-        select sum({SECONDS}) as seconds, min(started_at) as first, max(ended_at) as last,
-               sum({SECONDS}) filter (status = 'failed') as seconds_failed,
-               sum({SECONDS} - coalesce(seconds_train, 0) - coalesce(seconds_eval, 0))
-                 filter (status = 'finished') / nullif(count(*) filter (status = 'finished'), 0) as overhead
-        from trials
-    """)  # noqa: S608  ours
-    return dict(totals.to_pylist()[0])
-
-
-def _cost_says(r: Row, attempts: int) -> str:
-    """Say in sentences how long the runs took, from `_totals`."""
-    sentences = [f"{plural(attempts, 'run')} took {duration(r['seconds'])}, added up over all runs"]
-    if r["first"] is not None and r["last"] is not None:
-        sentences[0] += f", between {moment(r['first'])} and {moment(r['last'])}"
-    if r["overhead"] is not None:
-        sentences.append(
-            f"A finished run spent {duration(r['overhead'])} on average on neither training nor evaluation"
-        )
-    if r["seconds_failed"]:
-        sentences.append(f"Failed runs took {duration(r['seconds_failed'])} of the total")
-    return "".join(f"{sentence}. " for sentence in sentences).strip()
-
-
-def moment(value: datetime | None) -> str:
-    """Return a time such as '2026-11-27 00:50 UTC', or "" for None."""
-    return "" if value is None else f"{value:%Y-%m-%d %H:%M} UTC"
 
 
 def _provenance(store: Store) -> list[tuple[str, str]]:

@@ -1,7 +1,7 @@
 """One self-contained HTML page per results folder: the answer, the main figure and table, then all the evidence.
 
 The page makes no request (its policy forbids it), follows light and dark, prints, and reads on a phone. Every number
-comes from a function that returns a table; `tables` says how tables are shown, `figures.pictures` holds the figures.
+comes from a function that returns a table. The page is a loop over `findings.all.FINDINGS`, section by section.
 """
 
 from __future__ import annotations
@@ -10,19 +10,21 @@ import base64
 import hashlib
 import json
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
 from markupsafe import Markup
 
-from analysis.figures import pictures, svg
-from analysis.report import tables
-from analysis.report.facts import facts, moment
+from analysis.drawing.picture import save_pictures
+from analysis.drawing.svg import colour
+from analysis.findings.all import Shown, show
+from analysis.findings.finding import View
+from analysis.format import moment
+from analysis.report.facts import facts
 from analysis.sheets import forms
 from analysis.sheets.html import templates
-from analysis.sheets.sheet import Sheet
 from analysis.store.store import Store, open_store
 
 _RECORD = ".report.json"
@@ -37,7 +39,7 @@ def write_report(
     Args:
         folder: the results folder.
         x: the cost on the axis of the fits and of the Pareto front, one of `measured.AXES`.
-        overlay: name of a published curve (`published.publication_names()`) to draw beside the first panel.
+        overlay: name of a published curve (`publications.publication_names()`) to draw beside the first panel.
         receipt: what `sweeps verify` says of the folder in one line; None leaves it out.
 
     Returns:
@@ -48,13 +50,14 @@ def write_report(
         StoreError: the folder holds no sweep, or the cost or the published curve is unknown.
     """
     store = open_store(folder)
-    drawn, sheets = pictures.pictures(store, x, overlay), tables.sheets(store, x, overlay)
-    paths = pictures.save(drawn, store.path)
-    paths |= forms.save(sheets.values(), store.path) if sheets else {}
+    shown = show(store, View(x, overlay))
+    sheets = [sheet for each in shown for sheet in each.sheets]
+    paths = save_pictures((picture for each in shown for picture in each.pictures), store.path)
+    paths |= forms.save(sheets, store.path) if sheets else {}
     _take_away(store.path, paths.values())
     page = store.path / "report.html"
     temporary = page.with_suffix(f".html.{os.getpid()}.tmp")  # a run that ends may write it too
-    text = render(store, x=x, overlay=overlay, drawn=drawn, sheets=sheets, receipt=receipt)
+    text = render(store, View(x, overlay), shown=shown, receipt=receipt)
     temporary.write_text(text, encoding="utf-8")
     temporary.replace(page)
     return {**paths, "report": page}
@@ -77,30 +80,32 @@ def _take_away(folder: Path, written: Iterable[Path]) -> None:
 
 
 def render(
-    store: Store,
-    *,
-    x: str = "adapter_params",
-    overlay: str | None = None,
-    drawn: Sequence[svg.Picture] | None = None,
-    sheets: Mapping[str, Sheet] | None = None,
-    receipt: str | None = None,
+    store: Store, view: View = View(), *, shown: Sequence[Shown] | None = None, receipt: str | None = None
 ) -> str:
     """Return the page as text.
 
     Args:
         store: the results.
-        x, overlay, receipt: as in `write_report`.
-        drawn: the figures, if they are drawn already.
-        sheets: the tables, if they are made already.
+        view: the cost of the fits, and the published curve.
+        shown: what the findings show, if it is computed already.
+        receipt: as in `write_report`.
     """
-    drawn = pictures.pictures(store, x, overlay) if drawn is None else drawn
-    sheets = tables.sheets(store, x, overlay) if sheets is None else sheets
+    shown = show(store, view) if shown is None else shown
     environment = templates("analysis.report")
-    filters: dict[str, Any] = {"colour": lambda v: svg.colour(v) if v else "transparent", "moment": moment}
+    filters: dict[str, Any] = {"colour": lambda v: colour(v) if v else "transparent", "moment": moment}
     environment.filters |= filters
     script = resources.files("analysis.report").joinpath("templates", "report.js").read_text(encoding="utf-8")
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
-    by_kind = {p.kind: [q for q in drawn if q.kind == p.kind] for p in drawn}
-    shown: dict[str, Any] = {"pictures": by_kind, "sheets": sheets, "script": Markup(script), "digest": digest}  # noqa: S704
-    shown |= {"overlay": overlay, "receipt": receipt}
-    return environment.get_template("report.html.j2").render(**facts(store), **shown)
+    by_section: dict[str | None, list[Shown]] = {}
+    for each in shown:
+        if each.sheets or each.pictures:
+            by_section.setdefault(each.section, []).append(each)
+    values: dict[str, Any] = {
+        "sections": by_section,
+        "sheets": {sheet.name: sheet for each in shown for sheet in each.sheets},
+        "overlay": view.overlay,
+        "receipt": receipt,
+        "script": Markup(script),  # noqa: S704  ours
+        "digest": digest,
+    }
+    return environment.get_template("report.html.j2").render(**facts(store), **values)

@@ -57,7 +57,7 @@ for row in comparisons(store).select(["method", "reference", "difference", "low"
 # three budgets or more. `x` may also be `seconds_train` or `peak_memory_bytes` (docs/analysis.md).
 
 # %%
-from analysis.curves.readings import crossing_sentence, crossing_table, needed_table  # noqa: E402
+from analysis.findings.fits.readings import crossing_sentence, crossing_table, needed_table  # noqa: E402
 
 for row in needed_table(store, x="adapter_params").to_pylist():
     print(row["method"], row["goal"], row["value"], (row["low"], row["high"]), row["note"])
@@ -69,8 +69,8 @@ for row in crossing_table(store).to_pylist():
 
 # %%
 from analysis import curve  # noqa: E402
-from analysis.figures.drawing import save  # noqa: E402
-from analysis.figures.scaling import draw_scaling  # noqa: E402
+from analysis.drawing.charts import save  # noqa: E402
+from analysis.findings.scaling.figure import draw_scaling  # noqa: E402
 
 figure = draw_scaling(curve(store))
 print(save(figure, folder / "figures", "notebook_curve", formats=("png",)))

@@ -146,7 +146,8 @@ def _read(name: str) -> dict[str, Any]:
 
 def _weak(description: dict[str, Any]) -> list[str]:
     """Return texts on what makes evidence from a data set weak."""
-    from analysis.words.weak import FEW_SEEDS, weak_evidence
+    from analysis.findings.weak import weak_evidence
+    from analysis.verdict.inference import FEW_SEEDS
 
     sizes, lacks = description["sizes"] or {}, description.get("test_lacks")
     row = {"dataset": description["name"], "train_size": "1.0", "lr_centre": 1.0, "confirm_seeds": FEW_SEEDS}

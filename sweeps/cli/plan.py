@@ -166,7 +166,7 @@ def estimate(
 
     The command downloads the model and the data if they are not on this machine.
     """
-    from analysis.statistics.sizing.estimates import estimate_table
+    from analysis.findings.estimate import estimate_table
     from sweeps.plan.estimate import estimate_plan
     from sweeps.progress.of_folder import used_hours
     from trainables.models.loading import check_weights
@@ -395,7 +395,7 @@ def _chosen(names: list[str] | None) -> list[str] | None:
 
 def weak_of(plan: Plan) -> list[str]:
     """Return texts on what will be weak in the results, as far as it is known before a run."""
-    from analysis.words.weak import weak_evidence
+    from analysis.findings.weak import weak_evidence
 
     return weak_evidence(vars(cell.row()) for cell in plan.cells if cell.feasible or cell.absent)
 

@@ -19,7 +19,7 @@ from sweeps.cli.printing import emit, out
 from sweeps.errors import Problem, SpecError
 
 if TYPE_CHECKING:
-    from analysis.statistics.sizing.prospects import Design, Detectable, Pilot
+    from analysis.prospects import Design, Detectable, Pilot
     from sweeps.plan.plan import Plan
 
 Like = Annotated[
@@ -105,7 +105,7 @@ def prospects(plan: Plan, like: Path | None) -> Prospects | None:
     Raises:
         SpecError: `like` has no results, or these do not have the variances.
     """
-    from analysis.statistics.sizing.prospects import Pilot
+    from analysis.prospects import Pilot
 
     folder = plan.spec.folder if like is None else like
     if like is None and not holds_sweep(folder):
@@ -130,8 +130,8 @@ def prospects(plan: Plan, like: Path | None) -> Prospects | None:
 
 def _design(plan: Plan, pilot: Pilot) -> Design | None:
     """Return the properties of a plan on which its detectable differences depend; None if it compares nothing."""
-    from analysis.statistics.scaling import question_among
-    from analysis.statistics.sizing.prospects import Design
+    from analysis.prospects import Design
+    from analysis.verdict.question import question_among
 
     spec = plan.spec
     cells = [cell for cell in plan.feasible if cell.reference is not None]

@@ -58,7 +58,7 @@ def print_table(table: pa.Table, title: str = "") -> None:
 
 
 def print_weak(says: Sequence[str], console: Console = out) -> None:
-    """Print what makes the evidence weak (`analysis.words.weak`), a line for each. Print nothing if nothing does."""
+    """Print what makes the evidence weak (`analysis.findings.weak`), a line for each. Print nothing if nothing does."""
     if says:
         console.print("Weak evidence", style="bold yellow")
     for line in says:

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from analysis import Store
+from analysis.findings.estimate import estimate_table
 from analysis.format import Row, duration, plural
-from analysis.statistics.sizing.estimates import estimate_table
 from analysis.store.journal import JOURNAL
 from sweeps.progress.failures import Failure
 from sweeps.progress.of_folder import read_progress, retried_trials
@@ -57,7 +57,7 @@ def progress_of(store: Store) -> dict[str, Any]:
         trials that failed before and that the run in progress tries again; they count as begun, not as failed.
         `losses`: when and why Ray was lost and started again, in all runs.
     """
-    from analysis.words.absent import absent_data
+    from analysis.findings.absent import absent_data
 
     running = holder(store.path) is not None
     now = read_progress(store, running=running)

@@ -53,8 +53,8 @@ def best(
     as_json: Json = False,
 ) -> None:
     """Print the results: the answer, scores with intervals, what to take at each budget, and what is weak evidence."""
-    from analysis.statistics.decisions import decisions
-    from analysis.tables.console import results_table
+    from analysis.findings.decisions.numbers import decisions
+    from analysis.findings.results.numbers import results_table
 
     store = store_of(source, overrides)
     if at is None:
@@ -99,10 +99,12 @@ def print_best(store: Store, references: Sequence[str] | None = None, *, all_not
         references: the budgets to show; None for all, with the answer over all of them.
         all_notes: whether to print all weak evidence, and not only the first lines.
     """
-    from analysis.statistics.decisions import decisions
+    from analysis.findings.answer.answer import conclusion_of, more_seeds
+    from analysis.findings.decisions.numbers import decisions
+    from analysis.findings.decisions.terminal import print_decisions
+    from analysis.findings.results.terminal import print_results_table
+    from analysis.findings.weak import weak_evidence
     from analysis.store.columns import PLACE
-    from analysis.tables.console import conclusion_of, more_seeds, print_decisions, print_results_table
-    from analysis.words.weak import weak_evidence
 
     def asked(rows: list[Any]) -> list[Any]:
         return [r for r in rows if references is None or r["reference"] is None or r["reference"] in references]
@@ -248,15 +250,18 @@ def compare(
     The command also prints averages over budgets, how differences change with the budget, groups of methods that are
     not distinguishable, and how many seeds would detect a difference.
     """
-    from analysis.statistics.differences import changes
-    from analysis.statistics.groups import groups
-    from analysis.statistics.scaling import comparisons, curve, question
-    from analysis.statistics.sizing.seeds import DIFFERENCES, seeds_table
-    from analysis.tables.console import conclusion_of, runs_failed, unlike
-    from analysis.tables.effects import difference_changes
-    from analysis.tables.results import averages, compared, grouped, seeds
-    from analysis.words.conclusions import preliminary_words
-    from analysis.words.figures import conclude_groups
+    from analysis.findings.answer.answer import conclusion_of, runs_failed, unlike
+    from analysis.findings.comparisons.finding import changes_sheet
+    from analysis.findings.comparisons.numbers import changes
+    from analysis.findings.comparisons.sheet import comparisons_sheet
+    from analysis.findings.groups import conclude_groups, groups_sheet
+    from analysis.findings.scaling.finding import averages_sheet
+    from analysis.findings.scaling.numbers import curve
+    from analysis.findings.seeds import DIFFERENCES, seeds_sheet, seeds_table
+    from analysis.verdict.comparisons import comparisons
+    from analysis.verdict.groups import groups
+    from analysis.verdict.looks import preliminary_words
+    from analysis.verdict.question import question
 
     store = store_of(source, overrides)
     wrong = [p for p in points or () if not 0.0 < p < 100.0]
@@ -291,11 +296,11 @@ def compare(
             out.print(sentence)
         out.print()
         for sheet in (
-            compared(store, baseline),
-            difference_changes(store, baseline),
-            grouped(store),
-            averages(store),
-            seeds(store, baseline, differences),
+            comparisons_sheet(store, baseline),
+            changes_sheet(store, baseline),
+            groups_sheet(store),
+            averages_sheet(store),
+            seeds_sheet(store, baseline, differences),
         ):
             if sheet.rows:
                 print_sheet(sheet, out)
@@ -314,8 +319,9 @@ def tables(
     as_json: Json = False,
 ) -> None:
     """Print tables of the report as Markdown, LaTeX or CSV. `report` writes all of them into report_tables/."""
-    from analysis.curves.measured import axis
-    from analysis.report.tables import pick, sheets
+    from analysis.findings.all import pick, sheets
+    from analysis.findings.finding import View
+    from analysis.findings.fits.measured import axis
     from analysis.sheets.forms import form_of
 
     if as_json and form is not None:
@@ -323,7 +329,7 @@ def tables(
     axis(x)  # an unknown one is an error, also where no table depends on it
     write = form_of(form or "markdown")
     store = store_of(source)
-    sheets_to_print = pick(store, names, x) if names else list(sheets(store, x).values())
+    sheets_to_print = pick(store, names, View(x)) if names else list(sheets(store, View(x)).values())
     if as_json:
         print_json([sheet_values(sheet) for sheet in sheets_to_print])
     elif names:

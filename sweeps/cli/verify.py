@@ -32,7 +32,7 @@ def verify(
     """
     from dataclasses import asdict
 
-    from analysis.tables.console import conclusion_of
+    from analysis.findings.answer.answer import conclusion_of
     from sweeps.engine.verifying import verify as check
     from sweeps.engine.versions import differences, latest
 

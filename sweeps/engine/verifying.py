@@ -18,12 +18,12 @@ from typing import Any, Literal
 import pyarrow.parquet as pq
 from pydantic import ValidationError
 
+from analysis.findings.all import pick
+from analysis.findings.parity.words import looks_says
+from analysis.findings.results.examples import unpacked
 from analysis.format import Row, plural
-from analysis.report.tables import pick
 from analysis.sheets import forms
 from analysis.sheets.data import sheet_csv
-from analysis.statistics.examples import unpacked
-from analysis.statistics.looks import looks
 from analysis.store.codec import from_values
 from analysis.store.journal import JOURNAL, Event, Journal, choice_of, read_journal, rows_of
 from analysis.store.left import to_come
@@ -32,7 +32,7 @@ from analysis.store.schemas import TABLES
 from analysis.store.slot_kinds import SlotKind
 from analysis.store.store import Store, declarations, open_store
 from analysis.store.tables import conform, part_paths, scan_parts, to_table
-from analysis.words.parity import looks_says
+from analysis.verdict.looks import looks
 from sweeps.plan.inputs import data_seen
 from sweeps.search.effort import Effort
 from sweeps.search.rules import derived_seed

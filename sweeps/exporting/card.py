@@ -14,14 +14,15 @@ from pathlib import Path
 from huggingface_hub import DatasetCardData, EvalResult, ModelCardData
 
 from analysis import Store, open_store
+from analysis.findings.all import sheets
+from analysis.findings.answer.answer import conclusion_of
+from analysis.findings.results.numbers import results_table
 from analysis.format import Row, change_text, percent, plural, score_text
-from analysis.report.tables import sheets
 from analysis.sheets.markdown import code, escaped, markdown, markdown_table
-from analysis.statistics.scaling import score_name
 from analysis.store.columns import limited
 from analysis.styles import budget_text, style
-from analysis.tables.console import conclusion_of, results_table
-from analysis.words.verdicts import verdict_text
+from analysis.verdict.runs import score_name
+from analysis.verdict.verdicts import verdict_text
 from randlora.methods.bridge.kinds import PREFIX as PEFTS_OWN
 from sweeps.exporting.kept import KeptTrial
 from trainables.config import FULL_METHODS

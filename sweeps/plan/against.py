@@ -1,7 +1,7 @@
 """Compares a plan with its paper: the numbers of parameters of its cells, and the settings that differ.
 
 The published settings come from the `[published]` table of the sweep file. The published numbers come with the package
-(`analysis.statistics.publications`).
+(`analysis.findings.published`).
 """
 
 from __future__ import annotations
@@ -10,8 +10,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
+from analysis.findings.published.publications import publication, publication_names, published_reference
 from analysis.format import Row
-from analysis.statistics.publications.published import publication, publication_names, published_reference
 from randlora.methods.registry import METHODS
 from sweeps.plan.plan import Plan
 from sweeps.spec.cell import Cell

@@ -31,7 +31,7 @@ def declare(spec: SweepSpec, journal: Journal, sealed: Mapping[str, TrialRow], c
         journal: the journal. Its `finish` events have rows that may not be sealed yet.
         sealed: sealed rows of `trials`, by trial id.
         cells: ids of the cells that can run. Those of the first declaration form the declared analysis, and its
-            verdicts are computed from these alone (`analysis.statistics.looks`).
+            verdicts are computed from these alone (`analysis.verdict.looks`).
 
     Raises:
         StoreError: a damaged `declared.json` in a folder whose journal declares nothing.

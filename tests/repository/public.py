@@ -14,10 +14,11 @@ from typing import Any
 
 import typer
 
-from analysis.statistics.scaling import COMPARISONS, CURVE
+from analysis.findings.scaling.numbers import CURVE
 from analysis.store.schemas import SCHEMAS
 from analysis.store.sql.queries import run_sql
 from analysis.store.sql.views import VIEWS
+from analysis.verdict.comparisons import COMPARISONS
 from sweeps.cli.main import app
 from tests.support import ROOT
 

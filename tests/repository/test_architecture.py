@@ -21,6 +21,8 @@ import torch
 from typer.testing import CliRunner
 
 from analysis import open_store
+from analysis.findings import all as all_findings
+from analysis.report.page import render
 from randlora.methods.method import METHODS
 from sweeps.cli import main
 from sweeps.cli.data import describe
@@ -220,9 +222,14 @@ def test_the_task_trains(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     assert last["done"] and torch.isfinite(torch.tensor(last["train_loss"]))
 
 
-def test_the_figure_draws() -> None:
-    (picture,) = example("A figure")["memory_picture"](open_store(QUICKSTART))
-    assert picture.svg.startswith("<svg") and len(picture.figure.tips) == 9
+def test_the_finding_is_a_table_and_a_figure_of_the_report(monkeypatch: pytest.MonkeyPatch) -> None:
+    store, memory = open_store(QUICKSTART), example("A finding")["FINDING"]
+    monkeypatch.setattr(all_findings, "FINDINGS", (memory,))
+    (sheet,) = all_findings.pick(store, ["memory"])
+    (shown,) = all_findings.show(store)
+    assert [len(sheet.rows), len(shown.pictures[0].figure.tips)] == [9, 9]
+    page = render(store, shown=[shown])
+    assert '<table id="table-memory"' in page and '<figure id="figure-memory"' in page
 
 
 def test_the_backend_runs_a_sweep(tmp_path: Path) -> None:

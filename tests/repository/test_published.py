@@ -13,7 +13,7 @@ import pytest
 from typer.testing import CliRunner
 
 from analysis import StoreError, open_store
-from analysis.report.tables import pick
+from analysis.findings.all import pick
 from analysis.sheets.forms import form_of
 from sweeps import Plan, SweepSpec
 from sweeps.cli.main import app

@@ -42,7 +42,7 @@ import pyarrow as pa
 from scipy.stats import spearmanr
 
 from analysis import open_store
-from analysis.figures.diagnostics import predicted_rates
+from analysis.findings.diagnostics.figure import predicted_rates
 from analysis.format import Row
 from analysis.store.tables import to_table
 

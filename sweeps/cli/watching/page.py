@@ -15,8 +15,10 @@ from typing import Any
 import pyarrow as pa
 from markupsafe import Markup
 
+from analysis.drawing.svg import colour_variables
 from analysis.errors import QueryError, StoreError
-from analysis.figures import pictures, svg
+from analysis.findings.all import FINDINGS
+from analysis.findings.finding import Finding, View
 from analysis.format import Row, plural, visible
 from analysis.report.page import render
 from analysis.sheets.html import templates
@@ -69,7 +71,7 @@ class Page:
         """
         script = _TEMPLATES.joinpath("watch.js").read_text(encoding="utf-8")
         digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
-        colours = {"light": svg.colour_variables(dark=False), "dark": svg.colour_variables(dark=True)}
+        colours = {"light": colour_variables(dark=False), "dark": colour_variables(dark=True)}
         text = self._template.render(folder=self.folder, token=token, script=Markup(script), **colours)  # noqa: S704
         return text, (
             f"default-src 'none'; script-src 'sha256-{digest}'; style-src 'unsafe-inline'; img-src data:; "
@@ -111,8 +113,9 @@ class Page:
             return {}
         if self._grown != self._drawn[0]:
             drawn = (
-                self._shown("figures", functools.partial(self._drawn_by, draw, store))
-                for draw in pictures.live_picture_functions()
+                self._shown("figures", functools.partial(self._drawn_by, finding, store))
+                for finding in FINDINGS
+                if finding.live
             )
             self._drawn = self._grown, "".join(drawn).strip() or self._section("figures", pictures=None)
         return {"figures": self._drawn[1]}
@@ -136,8 +139,8 @@ class Page:
         """
         return render(self._store or open_store(self.folder))
 
-    def _drawn_by(self, draw: Callable[[Store], list[svg.Picture]], store: Store) -> dict[str, Any]:
-        return {"pictures": draw(store), "begin": "Preliminary: " if self._preliminary else ""}
+    def _drawn_by(self, finding: Finding, store: Store) -> dict[str, Any]:
+        return {"pictures": finding.pictures(store, View()), "begin": "Preliminary: " if self._preliminary else ""}
 
     def _shown(self, name: str, make: Callable[[], dict[str, Any]]) -> str:
         try:

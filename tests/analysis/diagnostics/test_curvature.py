@@ -16,9 +16,9 @@ from analysis import StoreError, open_store
 from analysis.diagnostics.analyze import analyze, curvature_sentence, plan
 from analysis.diagnostics.curvature import Curvature
 from analysis.diagnostics.units import Unit
+from analysis.findings.diagnostics.sheets import diagnostic_sheets
 from analysis.format import Row
 from analysis.store.tables import to_table
-from analysis.tables.diagnostics import diagnostic_sheets
 from tests.analysis.diagnostics.support import tiny_results
 
 

@@ -27,10 +27,10 @@ from analysis.diagnostics.cka import _cka_or_none
 from analysis.diagnostics.cka import plan as cka_plan
 from analysis.diagnostics.units import Unit, compute_missing, rows_of
 from analysis.diagnostics.weights import kept_trials
-from analysis.figures.diagnostics import draw_cka
+from analysis.findings.diagnostics.figure import draw_cka
+from analysis.findings.diagnostics.sheets import diagnostic_sheets
 from analysis.report.page import render
 from analysis.store.remote import Location
-from analysis.tables.diagnostics import diagnostic_sheets
 from sweeps.backends.ray.pool import Pool
 from sweeps.cli.main import app
 from sweeps.engine.analyze import ray_tasks

@@ -28,7 +28,7 @@ from analysis.diagnostics.spectrum import (
     vera_error,
 )
 from analysis.diagnostics.weights import confirmed_as_trained
-from analysis.tables.diagnostics import CORNERS
+from analysis.findings.diagnostics.sheets import CORNERS
 from randlora import RandLoraConfig
 from sweeps.cli.main import app
 

@@ -14,8 +14,8 @@ from analysis.diagnostics.analyze import analyze, image_retention_sentence, plan
 from analysis.diagnostics.bench import Bench
 from analysis.diagnostics.units import sweep_facts
 from analysis.diagnostics.weights import every_kept, trained_state
+from analysis.findings.diagnostics.sheets import diagnostic_sheets
 from analysis.store.tables import to_table
-from analysis.tables.diagnostics import diagnostic_sheets
 from tests.analysis.diagnostics.support import tiny_results
 from tests.trainables.tiny_images import write_colours
 from tests.trainables.tiny_language import save_model, write_rows

@@ -15,9 +15,9 @@ from analysis import StoreError, open_store
 from analysis.diagnostics.analyze import analyze, plan
 from analysis.diagnostics.intruders import LEADING, intruder_rows, largest_cosines
 from analysis.diagnostics.units import Unit
-from analysis.figures.diagnostics import draw_intruders, mean_intruders
+from analysis.findings.diagnostics.figure import draw_intruders, mean_intruders
+from analysis.findings.diagnostics.sheets import diagnostic_sheets
 from analysis.store.tables import to_table
-from analysis.tables.diagnostics import diagnostic_sheets
 from tests.analysis.diagnostics.support import tiny_results
 
 SHAPES = [(30, 17), (17, 30), (19, 19)]

@@ -14,8 +14,8 @@ from analysis import StoreError, open_store
 from analysis.diagnostics.analyze import analyze, plan
 from analysis.diagnostics.retention import changes, windows
 from analysis.diagnostics.weights import every_kept
+from analysis.findings.diagnostics.sheets import diagnostic_sheets
 from analysis.store.tables import to_table
-from analysis.tables.diagnostics import diagnostic_sheets
 from tests.analysis.diagnostics.support import tiny_results
 from tests.trainables.tiny_language import instruction_rows, save_model, write_rows
 from trainables.models.loading import load_model

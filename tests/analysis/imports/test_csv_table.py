@@ -9,11 +9,11 @@ import pytest
 from typer.testing import CliRunner
 
 from analysis import StoreError, conclusion, open_store
-from analysis.figures.pictures import pictures
+from analysis.findings.all import pictures
+from analysis.findings.comparisons.numbers import difference_curves
+from analysis.findings.scaling.numbers import curve
 from analysis.imports.csv_table import import_csv
 from analysis.report.page import render
-from analysis.statistics.differences import difference_curves
-from analysis.statistics.scaling import curve
 from analysis.styles import places
 from sweeps.cli.main import app
 

@@ -10,14 +10,16 @@ import pytest
 from typer.testing import CliRunner
 
 from analysis import StoreError, conclusion, open_store
-from analysis.figures.pictures import pictures
+from analysis.findings.all import pictures
+from analysis.findings.published.publications import publication, publication_names, published_curve
+from analysis.findings.results.finding import results_sheet
+from analysis.findings.results.numbers import results_table
+from analysis.findings.results.terminal import print_results_table
+from analysis.findings.scaling.finding import averages_sheet
 from analysis.imports.importing import PLACEHOLDER_BYTES, import_peft, import_published
 from analysis.report.page import render
 from analysis.sheets.terminal import safe_console
-from analysis.statistics.publications.published import publication, publication_names, published_curve
-from analysis.statistics.scaling import comparisons
-from analysis.tables.console import print_results_table, results_table
-from analysis.tables.results import averages, results
+from analysis.verdict.comparisons import comparisons
 from sweeps.cli.main import app
 from trainables.data.facts import facts_of
 
@@ -38,8 +40,8 @@ def test_known_numbers() -> None:
     assert points["lora", "32"]["adapter_params"] == 6_881_280
     assert points["lora", "32"]["score"] == pytest.approx(0.8374)
     assert points["randlora", "3"]["score"] == pytest.approx(0.8505)
-    averages = [p for p in publication("shots").points if p["train_size"] == "1.0" and "B-32" in p["model"]]
-    assert {p["method"]: p["score"] for p in averages} == pytest.approx(
+    averages_sheet = [p for p in publication("shots").points if p["train_size"] == "1.0" and "B-32" in p["model"]]
+    assert {p["method"]: p["score"] for p in averages_sheet} == pytest.approx(
         {"nola": 0.803, "vera": 0.746, "lora": 0.822, "randlora": 0.844, "full": 0.845}
     )
 
@@ -119,8 +121,8 @@ def test_numbers_of_several_models_stand_apart(tmp_path: Path, capsys: pytest.Ca
     ]
     titles = [title for title in titles if title]
     assert len(set(titles)) == len(titles) > 2 and any("roberta-large" in title for title in titles)
-    assert [c.head for c in results(store).columns][:2] == ["model", "data"]
-    means = [r for r in averages(store).rows if (r["method"], r["reference"]) == ("lora", "lora-4")]
+    assert [c.head for c in results_sheet(store).columns][:2] == ["model", "data"]
+    means = [r for r in averages_sheet(store).rows if (r["method"], r["reference"]) == ("lora", "lora-4")]
     assert {r["model"] for r in means} == {r["model"] for r in rows} and len(means) == 2
 
 

@@ -11,7 +11,9 @@ import numpy as np
 import pytest
 
 from analysis import open_store
-from analysis.figures import diagnostics, pictures
+from analysis.findings.all import show
+from analysis.findings.diagnostics.figure import Drawing, draw_cka, write_drawings
+from analysis.findings.finding import View
 from analysis.report.page import render
 from analysis.store.tables import to_table, write_part
 from analysis.styles import style
@@ -47,24 +49,15 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, int]:
         for d in range(4)
     ]
     write_part(folder, "cka", rows)
-    figure = diagnostics.draw_cka(to_table("cka", rows))
-    diagnostics.write_drawings([diagnostics.Drawing("cka", figure, "Made-up numbers of a test.")], folder, "cka")
+    figure = draw_cka(to_table("cka", rows))
+    write_drawings([Drawing("cka", figure, "Made-up numbers of a test.")], folder, "cka")
     store = open_store(folder)
-    drawn = pictures.pictures(store, overlay="fig1-clip")
+    shown = show(store, View(overlay="fig1-clip"))
     page = folder / "report.html"
-    page.write_text(render(store, overlay="fig1-clip", drawn=drawn), encoding="utf-8")
-    assert {p.kind for p in drawn} == {
-        "scaling",
-        "overlay",
-        "fits",
-        "pareto",
-        "sizes",
-        "rates",
-        "expected",
-        "effort",
-        "sharpness",
-        "ratios",
-    }
+    page.write_text(render(store, shown=shown), encoding="utf-8")
+    drawn = {picture.stem for finding in shown for picture in finding.pictures}
+    one_of_each = {"scaling_curve", "differences", "overlay", "fits", "pareto", "data_size", "learning_rates"}
+    assert one_of_each | {"expected_best", "tuning_effort", "sharpness", "rate_ratio"} <= drawn
     return page, len(drawn) + 1
 
 
@@ -192,8 +185,7 @@ SIDEWAYS = """
 @pytest.mark.parametrize("name", ["quickstart", *SLOW_STUDIES])
 def test_no_table_scrolls_sideways(browser: Browser, name: str, tmp_path: Path) -> None:
     store, page = open_store(ROOT / "docs" / "results" / name), tmp_path / "report.html"
-    drawn = [picture for draw in pictures.live_picture_functions() for picture in draw(store)]
-    page.write_text(render(store, drawn=drawn), encoding="utf-8")
+    page.write_text(render(store), encoding="utf-8")
     for width in (1280, 390):
         browser.open(page, width=width, mobile=width < 1000)
         browser.evaluate(OPEN)

@@ -9,8 +9,8 @@ from xml.etree import ElementTree
 import matplotlib as mpl
 import pytest
 
-from analysis.figures import drawing, svg
-from analysis.figures.drawing import STYLE, Chart
+from analysis.drawing.charts import STYLE, Chart, save
+from analysis.drawing.svg import embedded
 from analysis.report.foreign import ForeignError, drawing_of
 from analysis.report.page import render
 from analysis.store.store import Store, open_store
@@ -85,7 +85,7 @@ def test_our_own_figures_stay_what_they_are(tmp_path: Path) -> None:
         axes.plot([1, 2], [3, 4], gid="line", label="a & b")
         axes.imshow([[1.0, 2.0], [3.0, 4.0]])
         axes.legend()
-        text = drawing.save(figure, tmp_path, "own", ("svg",))["own.svg"].read_text(encoding="utf-8")
+        text = save(figure, tmp_path, "own", ("svg",))["own.svg"].read_text(encoding="utf-8")
     assert "<image" in text and "<style" in text and "<use" in text
     metadata = "{http://www.w3.org/2000/svg}metadata"
     before, after = ElementTree.fromstring(text), ElementTree.fromstring(drawing_of(text))
@@ -94,7 +94,7 @@ def test_our_own_figures_stay_what_they_are(tmp_path: Path) -> None:
     assert [(e.tag, e.attrib, (e.text or "").strip()) for e in now] == [
         (e.tag, e.attrib, (e.text or "").strip()) for e in was
     ]
-    page = svg.embedded(drawing_of(text), "d", "label")
+    page = embedded(drawing_of(text), "d", "label")
     assert page.startswith('<svg role="img" aria-label="label"') and '<g id="d-line">' in page
     assert not [p for p in tmp_path.iterdir() if p.name != "own.svg"]  # nothing half written is left
 
@@ -115,5 +115,5 @@ def test_a_figure_that_fails_leaves_the_old_file(tmp_path: Path, monkeypatch: py
     figure = Chart(3, 2)
     monkeypatch.setattr(figure, "savefig", fails)
     with pytest.raises(OSError, match="no space"):
-        drawing.save(figure, tmp_path, "own", ("svg",))
+        save(figure, tmp_path, "own", ("svg",))
     assert (tmp_path / "own.svg").read_text() == "old"

@@ -13,15 +13,14 @@ from pathlib import Path
 import pytest
 
 from analysis import Store, open_store
-from analysis.figures.pictures import pictures
-from analysis.figures.scaling import draw_scaling
+from analysis.findings.all import pictures, sheets
+from analysis.findings.answer.answer import conclusion_of
+from analysis.findings.results.finding import results_sheet
+from analysis.findings.scaling.figure import draw_scaling
+from analysis.findings.scaling.numbers import curve
 from analysis.report.box import facts_box
 from analysis.report.page import render
-from analysis.report.tables import sheets
-from analysis.statistics import scaling
 from analysis.store.tables import write_part
-from analysis.tables.console import conclusion_of
-from analysis.tables.results import results
 from tests.analysis.synthetic import make_results
 
 TWO = {"randlora": ("lora-1", "lora-2", "lora-4"), "lora": ("lora-1", "lora-2", "lora-4")}
@@ -53,7 +52,7 @@ def test_figures_stand_beside_their_tables_or_take_the_whole_width(store: Store,
 
 def test_a_phone_shows_method_score_difference_and_verdict(pages: tuple[str, str], store: Store, wide: Store) -> None:
     for page, one in zip(pages, (store, wide), strict=True):
-        main = results(one).main
+        main = results_sheet(one).main
         kept = [c.head for c in main.columns if c not in main.beneath]
         assert [head.split()[0] for head in kept] == ["method", "test", "difference", "verdict"] and main.narrow
         table = page.partition('<table id="table-results">')[2].partition("</table>")[0]
@@ -116,11 +115,11 @@ def test_nothing_is_said_twice(store: Store, pages: tuple[str, str]) -> None:
 def test_two_seeds_do_not_fill_the_plot(tmp_path: Path) -> None:
     few, more = (open_store(make_results(tmp_path / str(n), plan=TWO, seeds=n)) for n in (2, 4))
     for one, shaded in ((few, 0), (more, 2)):
-        (axes,) = [a for a in draw_scaling(scaling.curve(one)).axes if a.lines]
+        (axes,) = [a for a in draw_scaling(curve(one)).axes if a.lines]
         kinds = [type(c).__name__ for c in axes.collections]
         assert kinds.count("FillBetweenPolyCollection") + kinds.count("PolyCollection") == shaded
         low, high = axes.get_ylim()
-        means = [100 * r["mean"] for r in scaling.curve(one).to_pylist() if r["kind"] == "curve"]
+        means = [100 * r["mean"] for r in curve(one).to_pylist() if r["kind"] == "curve"]
         assert shaded or high - low < 1.5 * (max(means) - min(means))
 
 

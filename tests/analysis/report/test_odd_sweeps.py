@@ -10,11 +10,13 @@ import pytest
 from scipy import stats
 
 from analysis import conclusion, open_store
-from analysis.curves import pareto
-from analysis.statistics import inference, scaling
-from analysis.statistics.groups import groups
-from analysis.tables.results import grouped, results
-from analysis.words.figures import conclude_front, conclude_groups
+from analysis.findings.fits.pareto import pareto_front
+from analysis.findings.front.finding import conclude_front
+from analysis.findings.groups import conclude_groups, groups_sheet
+from analysis.findings.results.finding import results_sheet
+from analysis.verdict.comparisons import comparisons
+from analysis.verdict.groups import groups
+from analysis.verdict.inference import WELCH, t_difference
 from tests.analysis.odd import NOT_A_NUMBER, Cells, odd_results
 from tests.support import sweeps
 
@@ -77,7 +79,7 @@ def test_what_was_not_tested_is_not_called_indistinguishable(tmp_path: Path) -> 
         store = open_store(odd_results(tmp_path / name, SWEEPS[name]))
         said = conclude_groups(groups(store).to_pylist())
         assert why in said and "not distinguishable" not in said
-        assert {row[-1] for row in grouped(store).cells} == {"a (not tested)"}
+        assert {row[-1] for row in groups_sheet(store).cells} == {"a (not tested)"}
         assert "not distinguishable" not in conclusion(store) and "No conclusion" in conclusion(store)
     some: Cells = {
         (m, "lora-1", d): s for d in "ab" for m, s in (("lora", LESS), ("randlora", {0: 0.705, 1: 0.7, 2: 0.71}))
@@ -92,7 +94,7 @@ def test_what_was_not_tested_is_not_called_indistinguishable(tmp_path: Path) -> 
 def test_a_cell_without_a_score_says_why(tmp_path: Path) -> None:
     for name, why in (("not-a-number", "no score: it was not a number"), ("all-failed", "every confirming run failed")):
         store = open_store(odd_results(tmp_path / name, SWEEPS[name]))
-        table = results(store)
+        table = results_sheet(store)
         at = table.header.index("verdict")
         notes = {row[0]: row[at] for row in table.cells}
         assert notes["RandLoRA"] == why and notes["LoRA"] != why
@@ -106,7 +108,7 @@ def test_single_seeds_beside_more_are_tested_together(tmp_path: Path) -> None:
         cells["lora", "lora-1", d] = dict.fromkeys(seeds, 0.7 + 0.01 * i)
         cells["randlora", "lora-1", d] = {s: 0.72 + 0.01 * i + 0.002 * s for s in seeds}
     store = open_store(odd_results(tmp_path / "some", cells, tune=(), seed_rule="per-data-set"))
-    row = next(r for r in scaling.comparisons(store).to_pylist() if r["test"] == inference.WELCH)
+    row = next(r for r in comparisons(store).to_pylist() if r["test"] == WELCH)
     assert (row["n"], row["n_datasets"], row["verdict"]) == (12, 8, "higher")
     assert row["low"] < row["difference"] < row["high"]
     assert "RandLoRA scores higher than LoRA: +2.1 points [" in conclusion(store)
@@ -123,7 +125,7 @@ def test_a_data_set_without_the_method_leaves_no_mean_over_data_sets(tmp_path: P
 def test_what_trains_nothing_is_compared_with_every_seed(tmp_path: Path) -> None:
     folder = odd_results(tmp_path / "zero", {LORA: LESS, ZERO: {0: 0.69}})
     row = json.loads(sweeps("compare", folder, "--baseline", "zero-shot", "--json").stdout)["comparisons"][0]
-    wanted = inference.t_difference([v - 0.69 for v in LESS.values()])
+    wanted = t_difference([v - 0.69 for v in LESS.values()])
     found = (row["n"], row["difference"], row["p_given_rates"])
     assert found == (3, pytest.approx(wanted.mean), pytest.approx(wanted.p))
     assert row["choice_sd"] > 0 and row["verdict"] == "not distinguishable"  # of LoRA's rate; zero-shot chose nothing
@@ -131,7 +133,7 @@ def test_what_trains_nothing_is_compared_with_every_seed(tmp_path: Path) -> None
 
 def test_one_seed_is_never_sure_of_its_place_on_the_front(tmp_path: Path) -> None:
     cells = {LORA: LESS, RAND: {0: 0.9}, ZERO: {0: 0.2}}
-    rows = {r["method"]: r for r in pareto.front(open_store(odd_results(tmp_path / "front", cells))).to_pylist()}
+    rows = {r["method"]: r for r in pareto_front(open_store(odd_results(tmp_path / "front", cells))).to_pylist()}
     assert rows["randlora"]["on_front"] and rows["randlora"]["front_share"] is None
     assert rows["zero-shot"]["front_share"] == 1.0  # it trains nothing, so no seed could change it
     assert "with one seed, so it is not known how sure that is: RandLoRA at lora-1" in conclude_front(
@@ -144,5 +146,5 @@ def test_shares_of_the_front_are_spread_as_wide_as_the_seeds(tmp_path: Path) -> 
     low, high = {0: 0.69, 1: 0.7, 2: 0.71}, {0: 0.7, 1: 0.7, 2: 0.7}
     lead = 0.5 * 0.01 / 3**0.5
     cells = {LORA: low, ("randlora", "lora-4", "a"): {s: v + lead for s, v in high.items()}}
-    rows = {r["method"]: r for r in pareto.front(open_store(odd_results(tmp_path / "wide", cells))).to_pylist()}
+    rows = {r["method"]: r for r in pareto_front(open_store(odd_results(tmp_path / "wide", cells))).to_pylist()}
     assert rows["randlora"]["front_share"] == pytest.approx(stats.norm.cdf(0.5), abs=0.1)

@@ -19,8 +19,11 @@ import pytest
 from rich.console import Console
 
 from analysis import Store, open_store, print_results_table, results_table, write_report
+from analysis.findings.all import sheets, show
+from analysis.findings.answer.answer import conclusion_of
+from analysis.findings.finding import View
+from analysis.findings.results.finding import results_sheet
 from analysis.report.page import render
-from analysis.report.tables import sheets
 from analysis.sheets import forms
 from analysis.sheets.data import sheet_csv
 from analysis.sheets.latex import latex
@@ -28,8 +31,6 @@ from analysis.sheets.markdown import markdown
 from analysis.sheets.sheet import Column, Sheet
 from analysis.store.tables import write_part
 from analysis.styles import style
-from analysis.tables.console import conclusion_of
-from analysis.tables.results import results
 from sweeps.cli.watching.page import Page as WatchPage
 from tests.analysis.odd import Cells, odd_results
 from tests.analysis.synthetic import make_results
@@ -233,17 +234,17 @@ def test_results_table_has_every_cell(store: Store, empty: Store) -> None:
 
 
 def test_markdown_and_latex_forms(store: Store, wide: Store) -> None:
-    text = markdown(results(store))
+    text = markdown(results_sheet(store))
     lines = text.splitlines()
     assert len(lines) == 2 + 15  # the infeasible cell is left out
     assert len({line.count("|") for line in lines}) == 1
     assert "| RandLoRA | lora-1 | 81.5 [80.0, 83.0] | +4.3 [+2.0, +6.7] | higher | 12,385 | 0.0316 | 3 |" in text
-    assert markdown(results(wide)).startswith("| data |")
-    tex = latex(results(store))
+    assert markdown(results_sheet(wide)).startswith("| data |")
+    tex = latex(results_sheet(store))
     assert tex.count(r"\\") == 16
     assert r"\begin{tabular}{llrrlrrrlrr}" in tex
     assert "LoRA & lora-4 & 81.1 [79.9, 82.2] &  & baseline & 49,152 & 0.00316* & 3 & " in tex
-    assert latex(results(wide)).count(" & ") % 11 == 0
+    assert latex(results_sheet(wide)).count(" & ") % 11 == 0
     odd = Sheet("odd", "", [Column("100 %", lambda r: r["text"])], [{"text": "50%_a&b|c"}, {"text": "[0, 1]"}])
     assert r"50\%\_a\&b|c" in latex(odd) and "{[0, 1]}" in latex(odd)  # a bare bracket would belong to the line break
     assert "50%_a&b\\|c" in markdown(odd)
@@ -257,10 +258,11 @@ def test_a_spreadsheet_takes_no_text_for_a_formula() -> None:
 
 def test_every_table_of_the_page_has_its_files(wide: Store, tmp_path: Path) -> None:
     """Markdown, LaTeX and CSV hold what the page shows, cell by cell."""
-    found = sheets(wide, overlay="fig1-clip")
+    shown = show(wide, View(overlay="fig1-clip"))
+    found = {sheet.name: sheet for finding in shown for sheet in finding.sheets}
     paths = forms.save(found.values(), tmp_path)
     assert set(paths) == {f"{name}.{kind}" for name in found for kind in ("md", "tex", "csv")}
-    page = render(wide, overlay="fig1-clip", sheets=found)
+    page = render(wide, shown=shown)
     assert set(re.findall(r'<table id="table-([^"]+?)(?:-\d+)?"', page)) == set(found)
     for name, sheet in found.items():
         assert all(len(row) == len(sheet.header) for row in sheet.cells)

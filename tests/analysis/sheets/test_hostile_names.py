@@ -9,7 +9,7 @@ import pytest
 from rich.text import Text
 
 from analysis import open_store
-from analysis.figures.pictures import pictures
+from analysis.findings.all import pictures
 from analysis.sheets.latex import latex
 from analysis.sheets.markdown import markdown
 from analysis.sheets.sheet import Sheet, text

@@ -11,7 +11,7 @@ import pyarrow as pa
 import pytest
 
 from analysis import curve, open_store
-from analysis.figures.scaling import draw_scaling
+from analysis.findings.scaling.figure import draw_scaling
 from analysis.sheets.html import ROWS, html_of_arrow, notebook_html, show_arrow_tables
 from analysis.sheets.sheet import sheet_of
 

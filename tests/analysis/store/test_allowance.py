@@ -8,11 +8,11 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
+from analysis.findings.parity.finding import parity_sheet
+from analysis.findings.parity.words import tuning_says
 from analysis.store.schemas import SCHEMAS
 from analysis.store.sql.queries import run_sql
 from analysis.store.tables import to_table
-from analysis.tables.evidence import parity
-from analysis.words.parity import tuning_says
 
 Row = dict[str, Any]
 
@@ -60,7 +60,7 @@ def test_kinds_of_devices_are_named() -> None:
 def test_the_table_shows_what_was_given_and_spent() -> None:
     def shown(times: Sequence[Row] = TIMES, **cell: Any) -> dict[str, str]:
         row = parity_of(times, **cell)
-        return {column.head: column.text(row) for column in parity([row]).columns}
+        return {column.head: column.text(row) for column in parity_sheet([row]).columns}
 
     assert shown()["tuning used / given"] == "6 / 3 (1 failed)"
     assert shown(allowance_samples=2400)["tuning used / given"] == "6 trials, 2,400 / 2,400 examples (1 failed)"

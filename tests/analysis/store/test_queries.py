@@ -15,14 +15,14 @@ import pytest
 from scipy import stats
 
 from analysis import QueryError, Store, StoreError, open_store
-from analysis.curves.measured import costed_runs
+from analysis.findings.fits.measured import costed_runs
+from analysis.findings.scaling.numbers import curve
 from analysis.report.facts import facts
-from analysis.statistics.inference import mean_interval
-from analysis.statistics.scaling import curve
 from analysis.store.schemas import SCHEMAS
 from analysis.store.sql.queries import connect
 from analysis.store.sql.views import VIEWS, named_in
 from analysis.store.tables import part_paths, write_part
+from analysis.verdict.inference import mean_interval
 from tests.analysis.odd import Cells, odd_results
 from tests.analysis.synthetic import make_results
 

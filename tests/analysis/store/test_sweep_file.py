@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 
 from analysis import StoreError, open_store
-from analysis.statistics.looks import margin_of
+from analysis.findings.results.numbers import _tolerance
 from analysis.store.left import to_come
 from analysis.store.store import Store
-from analysis.tables.console import _tolerance
+from analysis.verdict.looks import margin_of
 from tests.analysis.synthetic import make_results
 from tests.support import ROOT
 

@@ -342,12 +342,14 @@ def test_nothing_here_imports_torch_or_ray() -> None:
         "    def find_spec(self, name, path=None, target=None):\n"
         "        if name.partition('.')[0] in ('torch', 'ray'): raise ImportError(name + ' is not to be imported')\n"
         "sys.meta_path.insert(0, Block())\n"
-        "import analysis, analysis.report.page, analysis.tables.console, analysis.figures.tuning\n"
+        "import analysis, analysis.report.page, analysis.findings.results.terminal, analysis.findings.tuning.figure\n"
         "assert analysis.open_store and analysis.write_report"
     )
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
     lazy = "import sys, analysis.store.tables; assert not {'scipy', 'matplotlib', 'duckdb'} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", lazy], cwd=ROOT, check=True)
+    undrawn = "import sys, analysis.findings.all; assert 'matplotlib' not in sys.modules"
+    subprocess.run([sys.executable, "-c", undrawn], cwd=ROOT, check=True)
 
 
 def test_the_public_names_are_these() -> None:

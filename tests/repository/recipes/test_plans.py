@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from analysis.statistics.publications.published import publication_names
+from analysis.findings.published.publications import publication_names
 from sweeps.plan.plan import Plan
 from sweeps.spec.spec import SweepSpec
 from tests.support import ROOT

@@ -9,9 +9,9 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from analysis import comparisons, open_store
-from analysis.statistics.differences import changes
-from analysis.statistics.groups import groups
-from analysis.statistics.sizing.seeds import seeds_table
+from analysis.findings.comparisons.numbers import changes
+from analysis.findings.seeds import seeds_table
+from analysis.verdict.groups import groups
 from sweeps.cli.main import app
 from sweeps.cli.printing import print_files
 from tests.analysis.odd import Cells, odd_results

@@ -237,7 +237,7 @@ def test_an_error_is_shown_in_its_box_and_the_page_goes_on(tmp_path: Path, monke
     cause = f'<p class="bad">This can\'t be shown: KeyError: {escape(repr(HOSTILE))}</p>'
     folder = make_results(tmp_path / "made")
     monkeypatch.setattr("sweeps.cli.watching.server.SHARE", 1.0)
-    monkeypatch.setattr("analysis.figures.pictures.draw_differences", fails)
+    monkeypatch.setattr("analysis.findings.comparisons.figure.draw_differences", fails)
     monkeypatch.setattr("sweeps.cli.watching.page._cells", fails)
     with served(folder) as page, page.events() as events:
         found = dict(itertools.islice(events, 6))

@@ -12,10 +12,10 @@ from typing import Any
 import pytest
 import torch
 
+from analysis.findings.parity.words import parity_says
+from analysis.findings.results.numbers import results_table
+from analysis.findings.weak import weak_evidence
 from analysis.store.store import Store, open_store
-from analysis.tables.console import results_table
-from analysis.words.parity import parity_says
-from analysis.words.weak import weak_evidence
 from sweeps.engine.run import run
 from sweeps.engine.verifying import verify
 from sweeps.packing.choosing import Packing

@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 
 from analysis.diagnostics.analyze import analyze
-from analysis.statistics.measures import further_measure
-from analysis.statistics.scaling import score_name
+from analysis.findings.results.measures import further_measure
 from analysis.store.store import open_store
+from analysis.verdict.runs import score_name
 from randlora import load
 from sweeps.backends.ray.backend import using
 from sweeps.backends.ray.pool import Pool

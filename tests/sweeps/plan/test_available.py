@@ -8,8 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from analysis.figures.pictures import pictures
-from analysis.report import tables
+from analysis.findings.all import pick, pictures, sheets
 from analysis.report.page import render
 from analysis.store.store import open_store
 from sweeps.engine import prepare as engine
@@ -86,8 +85,8 @@ def test_every_reader_says_it_and_data_that_comes_is_added(file: Path, monkeypat
         patch.setattr(engine, "check_inputs", lambda _: None)
         assert go_inline(first).complete
     store = open_store(folder)
-    assert all(SAID in sheet.legend for sheet in tables.sheets(store).values())
-    assert SAID in tables.pick(store, ["results"])[0].legend
+    assert all(SAID in sheet.legend for sheet in sheets(store).values())
+    assert SAID in pick(store, ["results"])[0].legend
     assert {SAID in picture.caption for picture in pictures(store)} == {True}
     assert SAID in render(store)
     for words in (["status"], ["status", "--json"], ["best"], ["tables"]):
@@ -127,7 +126,7 @@ def test_a_list_of_capacities_stands_beside_data_that_is_missing(file: Path, mon
     store = open_store(folder)
     shown = [(r["method"], r["reference"]) for r in store.table("scaling").to_pylist()]
     assert sorted(shown) == [("bases", "bases-4"), ("bases", "bases-8"), ("lora", "lora-1")]
-    assert all(SAID in sheet.legend for sheet in tables.sheets(store).values())
+    assert all(SAID in sheet.legend for sheet in sheets(store).values())
     assert SAID in render(store)
     for words in (["status"], ["best"], ["best", "--at", "bases-8"]):
         shown_text = sweeps(words[0], str(folder), *words[1:])

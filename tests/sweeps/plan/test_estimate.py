@@ -18,7 +18,7 @@ from rich.console import Console
 from typer.testing import CliRunner
 
 from analysis import open_store
-from analysis.statistics.sizing.estimates import estimate_table
+from analysis.findings.estimate import estimate_table
 from analysis.store.slot_kinds import SlotKind
 from analysis.store.tables import write_part
 from sweeps.backends.resources import Node

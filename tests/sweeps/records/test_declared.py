@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from analysis.statistics.looks import Looks, looks, margin_of
 from analysis.store.rows import TrialRow
 from analysis.store.store import open_store
+from analysis.verdict.looks import Looks, looks, margin_of
 from sweeps.backends.backend import Backend, Setup
 from sweeps.engine.run import run as run_sweep
 from sweeps.errors import Problem, SpecError

@@ -14,9 +14,9 @@ from fsspec.implementations.local import LocalFileSystem
 
 from analysis import open_store
 from analysis.errors import StoreError
-from analysis.statistics.looks import Looks, looks, margin_of
 from analysis.store.remote import Location
 from analysis.store.tables import part_paths
+from analysis.verdict.looks import Looks, looks, margin_of
 from sweeps.backends.ray.backend import using
 from sweeps.backends.ray.pool import Pool
 from sweeps.backends.resources import ResourceError
