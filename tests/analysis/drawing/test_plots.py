@@ -192,13 +192,13 @@ def test_figures_name_the_metric_that_was_measured(store: Store, tmp_path: Path)
     print_results_table(texts, Console(file=(said := io.StringIO()), width=200))
     assert "test bleu on" in said.getvalue() and "bleu %" in said.getvalue() and "accuracy" not in said.getvalue()
     for p in pictures(texts):
-        if p.kind == "ratios":
+        if p.stem == "rate_ratio":
             continue  # it shows rates alone
         named = {axes.get_ylabel() for axes in p.figure.axes if axes.get_ylabel()}
-        tuned = {"rates": "validation score (%)", "expected": "expected best validation (%)"}  # of every metric
-        tuned |= {"effort": "expected test bleu (%)", "sharpness": "decades within a point"}
+        tuned = {"learning_rates": "validation score (%)", "expected_best": "expected best validation (%)"}  # of every metric
+        tuned |= {"tuning_effort": "expected test bleu (%)", "sharpness": "decades within a point"}
         wanted = "test bleu minus LoRA's (points)" if p.stem == "differences" else "test bleu (%)"
-        assert named == {tuned.get(p.kind, wanted)}, p.stem
+        assert named == {tuned.get(p.stem.rstrip("_0123456789"), wanted)}, p.stem
         assert "accuracy" not in p.label + p.caption
 
 
