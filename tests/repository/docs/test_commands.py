@@ -36,7 +36,7 @@ ELSEWHERE = {
     "docs/verbs.md": "below, parsed",
 }
 """Pages whose commands another test runs, with what they print."""
-PARSED = {"again", "analyze", "doctor", "export", "predict", "import", "verify", "versions", "watch"}
+PARSED = {"again", "analyze", "doctor", "export", "predict", "import", "verify", "watch"}
 """Verbs that need trained weights, a real journal or files from elsewhere, ask the machine itself, or serve until they
 are stopped.
 """
@@ -55,7 +55,7 @@ def commands(page: str) -> list[str]:
         for line in block.splitlines():
             for command in line.removeprefix("$ ").split("  #")[0].split(" # ")[0].split(" && "):
                 if re.match(r"(sweeps|make|python|pip|cp) ", command := command.strip()):
-                    found.append(command)
+                    found.append(re.sub(r" > [\w.-]+$", "", command))  # without the file that a shell writes
     return found
 
 
