@@ -128,10 +128,9 @@ class InlineBackend:
                     stopped = [order for order in self._open.values() if order.trial_id in self._over]
                     listener.stopped |= {order.trial_id for order in stopped}
                     if stopped:
-                        outcomes = [attempt.so_far(order.trial_id) for order in stopped]
                         yield [
-                            self._end_stopped(order, outcome, listener.events(order.trial_id))
-                            for order, outcome in zip(stopped, outcomes, strict=True)
+                            self._end_stopped(order, attempt.so_far(order.trial_id), listener.events(order.trial_id))
+                            for order in stopped
                         ]
         except Exception as error:
             if accelerator_lost(error):
@@ -247,4 +246,4 @@ def open_inline(setup: Setup) -> Backend:
     measured = None
     if gpu and resources.pack == "auto" and setup.measure is not None:
         measured = setup.measure()
-    return InlineBackend(resources, pack_size(resources.pack, measured), measured)
+    return InlineBackend(resources, pack_size(resources, measured), measured)

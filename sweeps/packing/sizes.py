@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Literal
 
 from sweeps.spec.resources import ResourceSection
 
@@ -40,20 +39,23 @@ def smallest_gpu() -> int:
     return min(torch.cuda.get_device_properties(k).total_memory for k in range(torch.cuda.device_count()))
 
 
-def pack_size(asked: int | Literal["auto"], measured: Measured | None, share: float = 1.0) -> int:
-    """Return the largest number of trials in a pack.
+def pack_size(asked: ResourceSection, measured: Measured | None, share: float = 1.0) -> int:
+    """Return the largest number of trials in a pack; 1 if trials have several workers or are isolated.
+
+    `pack = "auto"` is 1 on CPUs, where packing does not pay (docs/performance.md). On GPUs it is as many as fit.
 
     Args:
-        asked: `resources.pack`. "auto": 1 on CPUs, where packing does not pay (docs/performance.md). On GPUs as many
-            as fit.
+        asked: `[resources]` of the sweep.
         measured: a trial's peak memory on a GPU; None if there is no GPU, or it was not measured.
-        share: the fraction of a GPU that a worker has.
+        share: the fraction of a GPU that a worker has; 0 if it has none.
     """
-    if asked != "auto":
-        return asked
-    if measured is None:
+    if asked.workers > 1 or asked.isolated:
         return 1
-    room = USABLE * share * measured.device - CONTEXT_BYTES
+    if asked.pack != "auto":
+        return asked.pack
+    if measured is None or share == 0:
+        return 1
+    room = USABLE * min(1.0, share) * measured.device - CONTEXT_BYTES
     return min(MOST, max(1, math.floor(room / max(1, measured.peak))))
 
 
@@ -83,5 +85,4 @@ def worker_share(asked: ResourceSection, measured: Measured, cpus_per_gpu: float
     """Return `gpu_share` of a worker if `gpus_per_worker` is "auto" and a trial has one worker; else 1."""
     if asked.gpus_per_worker != "auto" or asked.workers > 1:
         return 1.0
-    pack = 1 if asked.isolated else pack_size(asked.pack, measured)
-    return gpu_share(measured, cpus_per_gpu, asked.cpus_per_worker, pack)
+    return gpu_share(measured, cpus_per_gpu, asked.cpus_per_worker, pack_size(asked, measured))

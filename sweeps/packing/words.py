@@ -32,7 +32,7 @@ def packing_of(spec: SweepSpec, cells: Iterable[Cell]) -> dict[str, Any]:
         tune = "each has another batch size than the one before it, and a pack has one"
     return {
         "pack": asked,
-        "cpu": 1 if several else pack_size(asked, None),
+        "cpu": pack_size(spec.resources, None),
         "gpu": 1 if several else MOST if asked == "auto" else asked,
         "methods": {cell.method: unpackable(cell.base, cell.model, checkpointing, held) for cell in cells},
         "tune": tune,

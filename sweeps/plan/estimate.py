@@ -34,7 +34,7 @@ from sweeps.plan.split_sizes import split_sizes
 from sweeps.records.replay import stored_state
 from sweeps.spec.batch_sizes import with_largest_batch
 from sweeps.spec.cell import Cell
-from sweeps.spec.resources import LimitsSection, ResourceSection
+from sweeps.spec.resources import LimitsSection
 from trainables.config import TrainSettings, TrialConfig
 from trainables.data.images.batches import samples_per_epoch
 from trainables.errors import TrainablesError, TrialError
@@ -264,7 +264,7 @@ def _probe(plan: Plan, remaining: Sequence[_Left], node: Node, tell: Tell | None
         resources = plan.spec.resources
         share = 1.0 if measured is None else worker_share(resources, measured, node.cpus / node.gpus)
         shapes = plan_lanes(resources, [node], share)
-        pack = _pack(resources, measured, shapes[0].per_worker.get("GPU", 0.0))
+        pack = pack_size(resources, measured, shapes[0].per_worker.get("GPU", 0.0))
         for method in costs:
             cell = largest[method]
             train = plan.spec.train
@@ -360,12 +360,6 @@ def _measured(peak: int) -> Measured | None:
     import torch
 
     return Measured(peak, smallest_gpu()) if torch.cuda.is_available() else None
-
-
-def _pack(asked: ResourceSection, measured: Measured | None, gpu: float) -> int:
-    """Return the largest number of trials in a pack. `gpu`: the fraction of a GPU that a worker has."""
-    alone = asked.workers > 1 or asked.isolated
-    return 1 if alone else pack_size(asked.pack, measured if gpu else None, min(1.0, gpu))
 
 
 def probe_config(cell: Cell, plan: Plan) -> TrialConfig:

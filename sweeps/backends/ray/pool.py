@@ -126,11 +126,9 @@ class Pool:
         return self._session.convert_lost_errors()
 
     def pack(self, resources: ResourceSection) -> int:
-        """Return the largest number of trials in a pack; 1 if trials have several workers or are isolated."""
-        if resources.workers > 1 or resources.isolated:
-            return 1
+        """Return the largest number of trials in a pack on these lanes."""
         gpu = self.shapes[0].per_worker.get("GPU", 0.0) if self.shapes else 0.0
-        return pack_size(resources.pack, self.measured if gpu else None, min(1.0, gpu))
+        return pack_size(resources, self.measured, gpu)
 
     def __enter__(self) -> Self:
         self._session.__enter__()

@@ -146,11 +146,12 @@ def test_a_base_model_may_keep_its_trials_apart(tmp_path: Path) -> None:
 
 
 def test_the_size_of_a_pack() -> None:
-    assert pack_size(3, None) == 3
-    assert pack_size("auto", None) == 1
-    assert pack_size("auto", Measured(peak=1 * GIB, device=80 * GIB)) == MOST
-    assert pack_size("auto", Measured(peak=20 * GIB, device=80 * GIB)) == 3
-    assert pack_size("auto", Measured(peak=20 * GIB, device=80 * GIB), share=0.5) == 1
+    auto = ResourceSection(pack="auto")
+    assert pack_size(ResourceSection(pack=3), None) == 3
+    assert pack_size(auto, None) == 1
+    assert pack_size(auto, Measured(peak=1 * GIB, device=80 * GIB)) == MOST
+    assert pack_size(auto, Measured(peak=20 * GIB, device=80 * GIB)) == 3
+    assert pack_size(auto, Measured(peak=20 * GIB, device=80 * GIB), share=0.5) == 1
     assert gpu_share(Measured(peak=4 * GIB, device=80 * GIB), 16, 1) == 1 / 8
     assert gpu_share(Measured(peak=4 * GIB, device=80 * GIB), 16, 1, packed=8) == 1 / 2
 
