@@ -195,7 +195,10 @@ def test_figures_name_the_metric_that_was_measured(store: Store, tmp_path: Path)
         if p.stem == "rate_ratio":
             continue  # it shows rates alone
         named = {axes.get_ylabel() for axes in p.figure.axes if axes.get_ylabel()}
-        tuned = {"learning_rates": "validation score (%)", "expected_best": "expected best validation (%)"}  # of every metric
+        tuned = {
+            "learning_rates": "validation score (%)",
+            "expected_best": "expected best validation (%)",
+        }  # of every metric
         tuned |= {"tuning_effort": "expected test bleu (%)", "sharpness": "decades within a point"}
         wanted = "test bleu minus LoRA's (points)" if p.stem == "differences" else "test bleu (%)"
         assert named == {tuned.get(p.stem.rstrip("_0123456789"), wanted)}, p.stem

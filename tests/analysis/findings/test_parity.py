@@ -12,6 +12,7 @@ from analysis import open_store
 from analysis.findings.all import pick
 from analysis.findings.answer.answer import conclusion
 from analysis.findings.batch_sizes import batches_say
+from analysis.findings.parity.finding import fairness_says
 from analysis.findings.parity.words import devices_apart, looks_says, parity_says, versions_apart
 from analysis.imports.importing import import_published
 from analysis.report.facts import facts
@@ -70,7 +71,7 @@ def test_what_is_not_known_is_not_called_unequal(folder: Path, tmp_path: Path) -
 
 def test_imported_counts_were_predicted_by_none(tmp_path: Path) -> None:
     store = open_store(import_published(tmp_path / "paper", ["fig1-clip"]))
-    assert not [line for line in facts(store)["parity_says"] if line.startswith("Counts")]
+    assert not [line for line in fairness_says(store) if line.startswith("Counts")]
     assert "0 tuning trials" not in render(store)
 
 

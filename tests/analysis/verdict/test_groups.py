@@ -10,8 +10,7 @@ import pytest
 
 from analysis import Store, conclusion, open_store
 from analysis.findings.decisions.numbers import decisions
-from analysis.findings.groups import conclude_groups
-from analysis.report.facts import facts
+from analysis.findings.groups import conclude_groups, groups_say
 from analysis.verdict.comparisons import comparisons
 from analysis.verdict.groups import groups, letter_groups
 from tests.analysis.odd import Cells, odd_results
@@ -117,4 +116,4 @@ def test_a_method_of_half_the_seeds_is_judged_by_those(tmp_path: Path) -> None:
     assert {r["method"] for r in chosen} == {"randlora"} and len(chosen) == 6
     counts = {c["cell_id"]: c["count"] for c in store.table("cells").to_pylist() if c["method"] == "randlora"}
     assert {r["adapter_params"] for r in chosen} == set(counts.values())
-    assert facts(store)["groups_say"].startswith("Preliminary, 4 of 8 seeds: ")
+    assert groups_say(store)[0].startswith("Preliminary, 4 of 8 seeds: ")
