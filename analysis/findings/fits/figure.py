@@ -36,7 +36,7 @@ def draw_fits(points: pa.Table, bands: pa.Table, crossings: pa.Table, *, score: 
     """Draw fitted curves with their bands, the cells' means as markers, and crossings as vertical spans.
 
     Args:
-        points: from `front.pareto_front` (cost and mean score of every cell), or `measured.point_table`.
+        points: from `pareto.pareto_front` (cost and mean score of every cell), or `measured.point_table`.
         bands: from `readings.band_table`; not empty.
         crossings: from `readings.crossing_table`.
         score: what is measured, in words.

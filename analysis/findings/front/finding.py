@@ -59,7 +59,7 @@ def conclude_front(rows: Sequence[Row]) -> str:
     """Name the cells that no other beats in score and cost, and say how sure that is.
 
     Args:
-        rows: rows of `front.pareto_front`.
+        rows: rows of `pareto.pareto_front`.
     """
     on = [r for r in rows if r["on_front"]]
     if not on:
