@@ -126,8 +126,7 @@ def _effect_text(rows: Sequence[Row], effect: str) -> str:
     tested = any(r["p_holm"] is not None for r in rows)
     additions = []
     for r in effect_rows:
-        scope = f"variants of {style(r['scope']).name}" if r["scope"] else "all methods"
-        additions.append(f"{change_text(r, 'slope')} points over {scope}{_slope_verdict(r) if tested else ''}")
+        additions.append(f"{change_text(r, 'slope')} points over {_scope(r)}{_slope_verdict(r) if tested else ''}")
     return f"{begins[effect]} {' and '.join(additions)}."
 
 

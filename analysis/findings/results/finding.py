@@ -9,7 +9,7 @@ from functools import partial
 from analysis.findings.finding import Finding
 from analysis.findings.results.measures import further_head, further_measure, further_text, measures_text, separations
 from analysis.findings.results.numbers import results_table
-from analysis.findings.shared import DIFFERENCE, LONG, SEEDS
+from analysis.findings.shared import DIFFERENCE, LONG, SEEDS, VERDICT
 from analysis.format import Row, change_text, listed, percent, points, quantity, score_text
 from analysis.sheets.columns import BUDGET, METHOD, PARAMETERS, columns_of
 from analysis.sheets.sheet import Column, Sheet, number, text
@@ -18,7 +18,7 @@ from analysis.store.store import Store
 from analysis.styles import size_key, style
 from analysis.verdict.looks import margin_of
 from analysis.verdict.question import question
-from analysis.verdict.verdicts import LATER, seeds_text, verdict_text
+from analysis.verdict.verdicts import seeds_text
 
 MOST_NAMED = 6
 TUNED = "learning rate, seeds and weak evidence"
@@ -39,8 +39,7 @@ def results_sheet(store: Store) -> Sheet:
     def verdict(r: Row) -> str:
         place = (r["dataset"], r["train_size"], r["reference"])
         is_baseline = r["method"] == baseline and place in compared_at
-        word = f"{verdict_text(r['verdict'])}{LATER if r['added'] else ''}"
-        return word or r["note"] or ("baseline" if is_baseline else "")
+        return VERDICT.text(r) or r["note"] or ("baseline" if is_baseline else "")
 
     columns = columns_of(
         rows,
