@@ -12,7 +12,7 @@ from scipy import special
 from analysis.findings.absent import absent_data, short_name
 from analysis.findings.batch_sizes import chosen_batch_size, end_of_list
 from analysis.findings.rank.numbers import is_idle
-from analysis.format import Row, listed, percent, plural, points
+from analysis.format import Row, first_listed, listed, percent, plural, points
 from analysis.store.columns import of_dof
 from analysis.styles import size_key, size_text, style
 from analysis.verdict.inference import FEW_SEEDS, LEVEL
@@ -97,7 +97,8 @@ def _few_examples(rows: Sequence[Row], trained: Sequence[Row]) -> Iterator[str]:
 def _absent_classes(rows: Sequence[Row], most: int) -> list[str]:
     lacking = {r["dataset"]: json.loads(r["test_lacks"]) for r in rows if r.get("test_lacks")}
     return [
-        f"The test split of {short_name(d)} has no example of {_first(lacks, most)}." for d, lacks in lacking.items()
+        f"The test split of {short_name(d)} has no example of {first_listed(lacks, most)}."
+        for d, lacks in lacking.items()
     ]
 
 
@@ -141,9 +142,4 @@ def _listed(
     for r in rows:
         budget = f" at {r['reference']}" if r["reference"] else ""
         names.append(f"{style(r['method']).name}{budget}{at(r)}" + (f" ({note(r)})" if note is not None else ""))
-    return _first(names, most)
-
-
-def _first(names: Sequence[str], most: int) -> str:
-    uncounted = [f"{len(names) - most} more"] if len(names) > most else []
-    return listed([*names[:most], *uncounted])
+    return first_listed(names, most)

@@ -83,8 +83,13 @@ def axis(x: str) -> Axis:
     return AXES[x]
 
 
+def axis_label(x: str) -> str:
+    """Return the name of what a curve is drawn against, without its explanation in brackets."""
+    return _ALL[x].label.split(" (")[0]
+
+
 def axis_words(x: str) -> str:
-    """Return the short name of what a curve is drawn against."""
+    """Return this name without its unit."""
     return _ALL[x].label.split(",")[0]
 
 

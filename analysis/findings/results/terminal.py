@@ -17,7 +17,7 @@ from analysis.findings.results.measures import (
     measures_text,
     separations,
 )
-from analysis.findings.results.numbers import results_table
+from analysis.findings.results.numbers import parameters_text, results_table
 from analysis.findings.shared import DIFFERENCE, VERDICT
 from analysis.format import Row, change_text, percent, quantity
 from analysis.sheets.sheet import Column, Sheet
@@ -130,7 +130,7 @@ def _block(title: str, measured: str, against: str, rows: list[Row], further: Fu
     columns = [
         Column("method", itemgetter("shown"), "method"),
         Column("budget", lambda r: r["reference"] or ""),
-        Column("parameters", _parameters, "number"),
+        Column("parameters", parameters_text, "number"),
         Column("learning rate", _rate, "number"),
     ]
     if any(row["batch_size"] for row in rows):
@@ -151,10 +151,6 @@ def _block(title: str, measured: str, against: str, rows: list[Row], further: Fu
             shown.append({**row, "shown": row["name"] if row["method"] != previous else ""})
             previous = row["method"]
     return Sheet("block", title, columns, shown, keep_empty=True)
-
-
-def _parameters(row: Row) -> str:
-    return quantity(row["adapter_params"]) + ("\N{DAGGER}" if row["off_budget"] else "")
 
 
 def _rate(row: Row) -> str:
