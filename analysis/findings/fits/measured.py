@@ -90,7 +90,7 @@ def axis_label(x: str) -> str:
 
 def axis_words(x: str) -> str:
     """Return this name without its unit."""
-    return _ALL[x].label.split(",")[0]
+    return axis_label(x).split(",")[0]
 
 
 def line_columns(x: str) -> tuple[str, str, str, str]:
