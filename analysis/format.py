@@ -134,6 +134,11 @@ def listed(names: Sequence[str], last: str = "and") -> str:
     return f" {last} ".join(filter(None, (", ".join(names[:-1]), *names[-1:])))
 
 
+def first_listed(names: Sequence[str], most: int) -> str:
+    """Return a list of the first `most` names, in which the others are counted: 'A, B and 3 more'."""
+    return listed([*names[:most], *([f"{len(names) - most} more"] if len(names) > most else [])])
+
+
 def p_text(value: float | None) -> str:
     """Return a p value with three decimals, or '<0.001'."""
     return "" if value is None else "<0.001" if value < 0.001 else f"{value:.3f}"

@@ -19,8 +19,15 @@ from analysis.store.columns import FLAG, REAL, TEXT, typed
 from analysis.store.store import Store, remembered
 from analysis.styles import style
 
-CURRENCIES = ("adapter_params", "step_memory_bytes", "step_flops", "saved_bytes", "seconds_train")
-"""The costs in which `currency_table` compares methods: all that a budget can limit, and the training time."""
+CURRENCIES = {
+    "adapter_params": "parameters",
+    "step_memory_bytes": "memory",
+    "step_flops": "operations",
+    "saved_bytes": "saved bytes",
+    "seconds_train": "training time",
+}
+"""The costs in which `currency_table` compares methods, with their words: all that a budget can limit, and the training
+time."""
 PAIR = [*typed(TEXT, "method", "other", "x"), *typed(REAL, "from_x", "to_x")]
 PAIR += typed(REAL, "difference", "difference_low", "difference_high")
 """Columns of the tables after `measured.line_columns`."""
@@ -51,7 +58,7 @@ def currency_table(store: Store) -> pa.Table:
     "Clearly" means that the 95 % interval of the difference excludes zero.
     """
     rows = [row for x in CURRENCIES for row in pair_table(store, x).to_pylist()]
-    cost = CURRENCIES[0]  # lines have the same columns for every cost
+    cost = next(iter(CURRENCIES))  # lines have the same columns for every cost
 
     def pair(row: Row) -> tuple[Any, ...]:
         return tuple(row[column] for column in (*line_columns(cost), "method", "other"))
@@ -68,7 +75,7 @@ def currencies_sheet(store: Store) -> Sheet:
     """Return which of two methods is ahead at equal parameters, memory, operations, bytes and time."""
 
     def at_equal(x: str) -> Column:
-        return Column(f"at equal {_EQUAL[x]}", lambda r: change_text(r["by"].get(x, _NONE), *DIFFERENCE), "number")
+        return Column(f"at equal {CURRENCIES[x]}", lambda r: change_text(r["by"].get(x, _NONE), *DIFFERENCE), "number")
 
     names = ("sweep", "model", "dataset", "train_size", "method", "other", "turns")
     rows = pivoted(currency_table(store).to_pylist(), names, "x")
@@ -94,14 +101,5 @@ def currencies_sheet(store: Store) -> Sheet:
     )
 
 
-_EQUAL = {
-    "adapter_params": "parameters",
-    "step_memory_bytes": "memory",
-    "step_flops": "operations",
-    "saved_bytes": "saved bytes",
-    "seconds_train": "training time",
-}
-_NONE: Row = dict.fromkeys(("difference", "difference_low", "difference_high"))
-
-
+_NONE: Row = dict.fromkeys(DIFFERENCE)
 FINDING = Finding(None, ("currencies",), lambda store, _: [currencies_sheet(store)])

@@ -12,7 +12,7 @@ from scipy import special
 from analysis.findings.absent import absent_data, short_name
 from analysis.findings.batch_sizes import chosen_batch_size, end_of_list
 from analysis.findings.rank.numbers import is_idle
-from analysis.format import Row, listed, percent, plural, points
+from analysis.format import Row, first_listed, listed, percent, plural, points
 from analysis.store.columns import of_dof
 from analysis.styles import size_key, size_text, style
 from analysis.verdict.inference import FEW_SEEDS, LEVEL
@@ -51,7 +51,8 @@ def weak_evidence(cells: Iterable[Row], most: int = _MOST) -> list[str]:
         sentences.append(f"All seeds have exactly the same score: {named(equal)}.")
     sentences += _few_seeds(trained)
     if few := [r for r in trained if 0 < (r.get("seeds_scored") or 0) < min(FEW_SEEDS, r["confirm_seeds"])]:
-        sentences.append(f"Fewer than {FEW_SEEDS} seeds have a score: {named(few, _scored)}.")
+        text = named(few, lambda r: f"{r['seeds_scored']} of {r['confirm_seeds']} seeds")
+        sentences.append(f"Fewer than {FEW_SEEDS} seeds have a score: {text}.")
     if rising := [r for r in trained if (r.get("still_rising") or 0.0) > RISING_BY]:
         rising.sort(key=lambda r: -r["still_rising"])
         text = named(rising, lambda r: f"by {points(r['still_rising']).lstrip('+')} points")
@@ -64,12 +65,14 @@ def weak_evidence(cells: Iterable[Row], most: int = _MOST) -> list[str]:
             f"The chosen batch size is at an end of the list, so a size beyond it might be better: {text}."
         )
     if idle := [r for r in trained if is_idle(r) and not of_dof(r["reference"])]:
-        sentences.append(f"More than a tenth of the parameters cannot act: {named(idle, _acting)}.")
+        text = named(idle, lambda r: f"{r['dof']:,} of {r['count']:,} act")
+        sentences.append(f"More than a tenth of the parameters cannot act: {text}.")
     sentences += [*_few_examples(rows, trained), *_absent_classes(rows, most)]
     if tied := [r for r in trained if (r.get("rates_tied") or 0) > 1]:
+        text = named(tied, lambda r: f"{r['rates_tied']} of {r['rates']} rates")
         sentences.append(
             "On the first seed of the search several rates share the best validation score, so the choice is partly "
-            f"chance: {named(tied, _tied)}."
+            f"chance: {text}."
         )
     return sentences
 
@@ -94,7 +97,8 @@ def _few_examples(rows: Sequence[Row], trained: Sequence[Row]) -> Iterator[str]:
 def _absent_classes(rows: Sequence[Row], most: int) -> list[str]:
     lacking = {r["dataset"]: json.loads(r["test_lacks"]) for r in rows if r.get("test_lacks")}
     return [
-        f"The test split of {short_name(d)} has no example of {_first(lacks, most)}." for d, lacks in lacking.items()
+        f"The test split of {short_name(d)} has no example of {first_listed(lacks, most)}."
+        for d, lacks in lacking.items()
     ]
 
 
@@ -108,18 +112,6 @@ def _few_seeds(trained: Sequence[Row]) -> list[str]:
     return [
         f"There are 2 seeds: intervals reach {two:.1f} standard errors each way; with 5 seeds they reach {five:.1f}."
     ]
-
-
-def _acting(row: Row) -> str:
-    return f"{row['dof']:,} of {row['count']:,} act"
-
-
-def _scored(row: Row) -> str:
-    return f"{row['seeds_scored']} of {row['confirm_seeds']} seeds"
-
-
-def _tied(row: Row) -> str:
-    return f"{row['rates_tied']} of {row['rates']} rates"
 
 
 def why_under_tuned(row: Row) -> str:
@@ -150,9 +142,4 @@ def _listed(
     for r in rows:
         budget = f" at {r['reference']}" if r["reference"] else ""
         names.append(f"{style(r['method']).name}{budget}{at(r)}" + (f" ({note(r)})" if note is not None else ""))
-    return _first(names, most)
-
-
-def _first(names: Sequence[str], most: int) -> str:
-    uncounted = [f"{len(names) - most} more"] if len(names) > most else []
-    return listed([*names[:most], *uncounted])
+    return first_listed(names, most)

@@ -56,10 +56,6 @@ def _csv(rows: Iterable[Iterable[object]]) -> str:
     return text.getvalue()
 
 
-def _table_json(table: pa.Table) -> bytes:
-    return json_text(table.to_pylist()).encode()
-
-
 def _table_parquet(table: pa.Table) -> bytes:
     import pyarrow as pa  # not at the top: a verb without a table need not load it
     import pyarrow.parquet as pq
@@ -80,7 +76,7 @@ def _table_arrow(table: pa.Table) -> bytes:
 
 TABLE_FILES: dict[str, Callable[[pa.Table], bytes]] = {
     "csv": _table_csv,
-    "json": _table_json,
+    "json": lambda table: json_text(table.to_pylist()).encode(),
     "parquet": _table_parquet,
     "arrow": _table_arrow,
 }

@@ -34,8 +34,3 @@ def schema(name: str) -> pa.Schema:
     if name not in SCHEMAS:
         raise StoreError(f"unknown table {name!r}; {nearest(name, SCHEMAS)}")
     return SCHEMAS[name]
-
-
-def doc(field: pa.Field) -> str:
-    """Return what a column means, or "" if the schema does not say."""
-    return str((field.metadata or {}).get(b"doc", b"").decode())

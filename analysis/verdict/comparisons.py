@@ -126,9 +126,9 @@ def comparisons(store: Store, baseline: str | None = None) -> pa.Table:
     return _table(store, _with_further(store, question_against(store, baseline)), COMPARISONS)
 
 
-def verdict_table(store: Store, baseline: str | None = None) -> pa.Table:
+def verdict_table(store: Store) -> pa.Table:
     """Return `comparisons` without the columns `FURTHER`, which take long; columns `TESTED`."""
-    return _table(store, [row for row, _ in rows_with_differences(store, baseline)], TESTED)
+    return _table(store, [row for row, _ in rows_with_differences(store)], TESTED)
 
 
 def _table(store: Store, rows: Sequence[Row], schema: pa.Schema) -> pa.Table:

@@ -63,15 +63,6 @@ def holm_steps(
     return decisions
 
 
-def holm(pvalues: Sequence[float | None]) -> list[float | None]:
-    """Return Holm's adjusted p values. None stays None and does not count as a test.
-
-    If every hypothesis with an adjusted value of at most alpha is rejected, the chance of any false rejection in the
-    family is at most alpha.
-    """
-    return [steps.adjusted for steps in holm_steps(pvalues)]
-
-
 def step_down(p: Array, weights: ArrayLike = 1.0) -> Array:
     """Return Holm's adjusted p values along the last axis, in the shape of `p`; `weights` as in `holm_steps`."""
     shares = np.broadcast_to(np.asarray(weights, dtype=float), p.shape)

@@ -15,15 +15,7 @@ from analysis.sheets.data import TABLE_FILES, sheet_values
 from analysis.sheets.sheet import sheet_of
 from analysis.sheets.terminal import print_sheet
 from sweeps.cli.options import Json, Set, Source, folder_of, store_of
-from sweeps.cli.printing import (
-    emit,
-    err,
-    out,
-    print_files,
-    print_json,
-    print_table,
-    print_weak,
-)
+from sweeps.cli.printing import emit, err, out, print_files, print_json, print_table, print_weak
 from sweeps.errors import Problem, SpecError, unknown
 from trainables.errors import first_line
 

@@ -1,4 +1,4 @@
-"""Sentences on a sweep's answer, its distance to full fine-tuning, and rank effects.
+"""Sentences on a sweep's answer to its question.
 
 No sentence claims more than the corrected tests allow.
 """

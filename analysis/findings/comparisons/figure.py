@@ -42,7 +42,7 @@ def draw_differences(table: pa.Table, *, score: str, focus: str | None = None, m
     The baseline is the zero line. A marker or bar that would cover another one stands beside it.
 
     Args:
-        table: from `differences.difference_curves`; not empty, of budgets above 0.
+        table: from `numbers.difference_curves`; not empty, of budgets above 0.
         score: what is measured, in words.
         focus: the method with the band.
         margin: differences within it count as none; a strip.

@@ -29,7 +29,7 @@ _CHANGES = {"higher": "rises", "lower": "falls", "not distinguishable": "no chan
 
 
 def changes_sheet(store: Store, baseline: str | None = None) -> Sheet:
-    """Test whether the difference between the method in question and a baseline changes with the budget."""
+    """Return the table of whether the difference between a method and a baseline changes with the budget."""
     rows = changes(store, baseline).to_pylist()
     return Sheet(
         "changes",
@@ -92,8 +92,8 @@ def conclude_differences(rows: Sequence[Row], changes: Sequence[Row] = (), asked
     """Describe the differences of the question's methods, and count the bands that exclude zero.
 
     Args:
-        rows: rows of `differences.difference_curves`.
-        changes: rows of `differences.changes`. If all are of one sweep, model and size, the first one gets a sentence.
+        rows: rows of `numbers.difference_curves`.
+        changes: rows of `numbers.changes`. If all are of one sweep, model and size, the first one gets a sentence.
         asked: the sweep's question.
     """
     (a, b), all_rows = question_names(asked), rows_of_question(rows, asked)
@@ -135,7 +135,7 @@ def _changed(rows: Sequence[Row]) -> str:
 
 
 def band_meaning(rows: Sequence[Row]) -> str:
-    """Return what the bands of `differences.difference_curves` mean: how many differences they cover at once."""
+    """Return what the bands of `numbers.difference_curves` mean: how many differences they cover at once."""
     band_kinds = " or ".join(sorted({r["band"] for r in rows if r["band"]})) or "none: one seed, or no spread"
     count = rows[0]["family"]
     what_holds = "the difference lies in its own" if count == 1 else f"all {count} differences lie in theirs at once"

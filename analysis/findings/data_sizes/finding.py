@@ -24,7 +24,7 @@ from analysis.verdict.runs import score_name
 from analysis.verdict.verdicts import NOT_KNOWN, TESTED_VERDICTS
 
 SIZES = ("data_sizes", "size_crossings", "size_needed", "size_areas")
-"""Names of the tables of `sizes`."""
+"""Names of the tables of `size_sheets`."""
 
 
 _DATA = Column("data", lambda r: dataset_text(r["dataset"] or "mean over data sets"), label=True, beneath=True)

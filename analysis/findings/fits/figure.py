@@ -25,7 +25,7 @@ from analysis.drawing.charts import (
     spot,
     spread_apart,
 )
-from analysis.findings.fits.measured import AXES
+from analysis.findings.fits.measured import axis_label
 from analysis.format import Row, percent, plural, quantity, with_interval
 from analysis.styles import in_order, place_of, style
 
@@ -36,7 +36,7 @@ def draw_fits(points: pa.Table, bands: pa.Table, crossings: pa.Table, *, score: 
     """Draw fitted curves with their bands, the cells' means as markers, and crossings as vertical spans.
 
     Args:
-        points: from `front.pareto_front` (cost and mean score of every cell), or `measured.point_table`.
+        points: from `pareto.pareto_front` (cost and mean score of every cell), or `measured.point_table`.
         bands: from `readings.band_table`; not empty.
         crossings: from `readings.crossing_table`.
         score: what is measured, in words.
@@ -116,7 +116,7 @@ def draw_cells(axes: Any, rows: Sequence[Row], pale: Sequence[Row] = ()) -> None
     fix_limits(axes, spots)
     places = spread_apart(axes, spots)
     for at, row in zip(places, rows, strict=True):
-        tip = marker_text(row, row.get("reference") or "", row["cost"], axis_label(row.get("x")))
+        tip = marker_text(row, row.get("reference") or "", row["cost"], axis_label(row["x"]))
         dot(axes, row["method"], at, 100 * row["score"], tip, alpha=0.4 if row in pale else 1.0)
 
 
@@ -135,8 +135,3 @@ def log_axis(axes: Any, x: str) -> None:
     axes.yaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 2.5, 5, 10]))
     axes.grid(axis="x", visible=False)
     axes.set_xlabel(axis_label(x))
-
-
-def axis_label(x: str | None) -> str:
-    """Return the name of a cost of `measured.AXES`, or 'training examples'."""
-    return AXES[x].label.split(" (")[0] if x in AXES else "training examples"

@@ -21,7 +21,7 @@ from analysis.verdict.question import ASKED, Question, question, question_names,
 from analysis.verdict.runs import score_name
 
 FITS = ("crossings", "budget_needed", "areas")
-"""Names of the tables of `fitted`."""
+"""Names of the tables of `fit_sheets`."""
 
 
 GIVEN = (

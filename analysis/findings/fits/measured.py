@@ -83,9 +83,14 @@ def axis(x: str) -> Axis:
     return AXES[x]
 
 
+def axis_label(x: str) -> str:
+    """Return the name of what a curve is drawn against, without its explanation in brackets."""
+    return _ALL[x].label.split(" (")[0]
+
+
 def axis_words(x: str) -> str:
-    """Return the short name of what a curve is drawn against."""
-    return _ALL[x].label.split(",")[0]
+    """Return this name without its unit."""
+    return axis_label(x).split(",")[0]
 
 
 def line_columns(x: str) -> tuple[str, str, str, str]:

@@ -9,7 +9,7 @@ import pyarrow as pa
 
 from analysis.drawing.picture import BESIDE, Picture, first_panels
 from analysis.findings.finding import Finding
-from analysis.findings.fits.measured import AXES, axis
+from analysis.findings.fits.measured import axis, axis_label
 from analysis.findings.fits.pareto import pareto_front
 from analysis.findings.shared import cell_name
 from analysis.format import Row, percent, plural
@@ -59,12 +59,12 @@ def conclude_front(rows: Sequence[Row]) -> str:
     """Name the cells that no other beats in score and cost, and say how sure that is.
 
     Args:
-        rows: rows of `front.pareto_front`.
+        rows: rows of `pareto.pareto_front`.
     """
     on = [r for r in rows if r["on_front"]]
     if not on:
         return "No confirmed cell has this cost."
-    cost = AXES[on[0]["x"]].label.split(" (")[0]
+    cost = axis_label(on[0]["x"])
     if all(r["front_share"] is None or r["method"] == UNTRAINED for r in on):
         counts = Counter(r["method"] for r in on)
         cells_text = ", ".join(f"{style(m).name} ({plural(counts[m], 'cell')})" for m in in_order(set(counts)))

@@ -35,7 +35,7 @@ def draw_ranks(table: pa.Table, *, score: str = "test accuracy") -> Chart:
     """Score against the largest rank of the update, one panel per data set and training size.
 
     Args:
-        table: from `rank.points`; not empty.
+        table: from `rank.numbers.scores_by_rank`; not empty.
         score: what is measured, in words.
 
     Raises:

@@ -42,7 +42,7 @@ def draw_ranking(
 
     Args:
         curve: from `scaling.curve`, at one budget; not empty.
-        compared: from `differences.difference_curves`; where it is empty, the second panels are left out.
+        compared: from `comparisons.numbers.difference_curves`; where it is empty, the second panels are left out.
         score: what is measured, in words.
         margin: differences within it count as none; a strip.
 

@@ -47,7 +47,7 @@ def conclude_ranking(rows: Sequence[Row], asked: Question = ASKED) -> str:
     """Count how often a method is higher and lower than the baseline at the only budget.
 
     Args:
-        rows: rows of `differences.difference_curves`.
+        rows: rows of `comparisons.numbers.difference_curves`.
         asked: the sweep's question.
     """
     single_rows = [r for r in rows if r["dataset"]]

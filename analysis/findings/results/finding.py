@@ -8,9 +8,9 @@ from functools import partial
 
 from analysis.findings.finding import Finding
 from analysis.findings.results.measures import further_head, further_measure, further_text, measures_text, separations
-from analysis.findings.results.numbers import results_table
-from analysis.findings.shared import DIFFERENCE, LONG, SEEDS
-from analysis.format import Row, change_text, listed, percent, points, quantity, score_text
+from analysis.findings.results.numbers import parameters_text, results_table
+from analysis.findings.shared import DIFFERENCE, LONG, SEEDS, VERDICT
+from analysis.format import Row, change_text, first_listed, percent, points, quantity, score_text
 from analysis.sheets.columns import BUDGET, METHOD, PARAMETERS, columns_of
 from analysis.sheets.sheet import Column, Sheet, number, text
 from analysis.store.columns import limited
@@ -18,7 +18,7 @@ from analysis.store.store import Store
 from analysis.styles import size_key, style
 from analysis.verdict.looks import margin_of
 from analysis.verdict.question import question
-from analysis.verdict.verdicts import LATER, seeds_text, verdict_text
+from analysis.verdict.verdicts import seeds_text
 
 MOST_NAMED = 6
 TUNED = "learning rate, seeds and weak evidence"
@@ -39,8 +39,7 @@ def results_sheet(store: Store) -> Sheet:
     def verdict(r: Row) -> str:
         place = (r["dataset"], r["train_size"], r["reference"])
         is_baseline = r["method"] == baseline and place in compared_at
-        word = f"{verdict_text(r['verdict'])}{LATER if r['added'] else ''}"
-        return word or r["note"] or ("baseline" if is_baseline else "")
+        return VERDICT.text(r) or r["note"] or ("baseline" if is_baseline else "")
 
     columns = columns_of(
         rows,
@@ -50,7 +49,7 @@ def results_sheet(store: Store) -> Sheet:
         *([] if other is None else [Column(f"test {further_head(other)}", partial(_beside, other), "number")]),
         Column(f"difference from {versus}, points [corrected]", lambda r: change_text(r, *DIFFERENCE), "number"),
         Column("verdict", verdict, "verdict"),
-        replace(PARAMETERS, text=lambda r: quantity(r["adapter_params"]) + ("\N{DAGGER}" if r["off_budget"] else "")),
+        replace(PARAMETERS, text=parameters_text),
         Column("learning rate", lambda r: quantity(r["lr"]) + ("*" if r["under_tuned"] else ""), "number", TUNED),
         *([number("batch size", "batch_size", group=TUNED)] if any(r["batch_size"] for r in rows) else []),
         replace(SEEDS, text=seeds_text, group=TUNED),
@@ -113,8 +112,7 @@ def _without_row(cells: Sequence[Row]) -> str:
     names = list(dict.fromkeys(f"{r['name']} at {r['reference']}" for r in cells if not r["absent"]))
     if not names:
         return ""
-    rest = [f"{len(names) - MOST_NAMED} more"] if len(names) > MOST_NAMED else []
-    without = listed([*names[:MOST_NAMED], *rest])
+    without = first_listed(names, MOST_NAMED)
     return f" Infeasible, so without a row here: {without}. The section on failures says why."
 
 

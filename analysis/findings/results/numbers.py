@@ -13,7 +13,7 @@ from analysis.findings.results.measures import further_measure
 from analysis.findings.scaling.numbers import curve
 from analysis.findings.shared import DIFFERENCE
 from analysis.findings.weak import weak_evidence
-from analysis.format import Row
+from analysis.format import Row, quantity
 from analysis.store.columns import INT, PLACE, REAL, TAKEN_OUT, TEXT, typed
 from analysis.store.store import Store
 from analysis.styles import place_of, size_key, style
@@ -106,6 +106,11 @@ def _tolerance(store: Store) -> float | None:
         rule = "it must be a fraction from 0 to 1: 0.05 is five percent, what a sweep file without it has"
         raise StoreError(f"{store.path}: budgets.tolerance is {tolerance!r}; {rule}")
     return float(tolerance)
+
+
+def parameters_text(row: Row) -> str:
+    """Return the parameters of a cell, with a dagger if it misses its budget by more than the tolerance."""
+    return quantity(row["adapter_params"]) + ("\N{DAGGER}" if row["off_budget"] else "")
 
 
 def _order(r: Row) -> tuple[Any, ...]:

@@ -17,8 +17,8 @@ from analysis.findings.results.measures import (
     measures_text,
     separations,
 )
-from analysis.findings.results.numbers import results_table
-from analysis.findings.shared import DIFFERENCE
+from analysis.findings.results.numbers import parameters_text, results_table
+from analysis.findings.shared import DIFFERENCE, VERDICT
 from analysis.format import Row, change_text, percent, quantity
 from analysis.sheets.sheet import Column, Sheet
 from analysis.sheets.terminal import print_sheet, safe_console
@@ -28,7 +28,7 @@ from analysis.styles import dataset_text, place_text, style, training_text
 from analysis.verdict.looks import margin_of
 from analysis.verdict.question import question
 from analysis.verdict.runs import group_by, score_name
-from analysis.verdict.verdicts import LATER, LATER_MEANS, meanings, seeds_text, verdict_text
+from analysis.verdict.verdicts import LATER_MEANS, meanings, seeds_text
 
 
 def print_results_table(
@@ -130,7 +130,7 @@ def _block(title: str, measured: str, against: str, rows: list[Row], further: Fu
     columns = [
         Column("method", itemgetter("shown"), "method"),
         Column("budget", lambda r: r["reference"] or ""),
-        Column("parameters", _parameters, "number"),
+        Column("parameters", parameters_text, "number"),
         Column("learning rate", _rate, "number"),
     ]
     if any(row["batch_size"] for row in rows):
@@ -142,7 +142,7 @@ def _block(title: str, measured: str, against: str, rows: list[Row], further: Fu
     columns += [
         Column("seeds", seeds_text, "number"),
         Column(f"vs {against} [ ]", lambda r: change_text(r, *DIFFERENCE), "number"),
-        Column(f"verdict vs {against}", _verdict, "verdict"),
+        Column(f"verdict vs {against}", lambda r: r["note"] or VERDICT.text(r), "verdict"),
     ]
     previous = None
     shown = []
@@ -151,10 +151,6 @@ def _block(title: str, measured: str, against: str, rows: list[Row], further: Fu
             shown.append({**row, "shown": row["name"] if row["method"] != previous else ""})
             previous = row["method"]
     return Sheet("block", title, columns, shown, keep_empty=True)
-
-
-def _parameters(row: Row) -> str:
-    return quantity(row["adapter_params"]) + ("\N{DAGGER}" if row["off_budget"] else "")
 
 
 def _rate(row: Row) -> str:
@@ -166,7 +162,3 @@ def _score(row: Row) -> str:
         return ""
     half = "" if row["high"] is None else f" \N{PLUS-MINUS SIGN} {percent(row['high'] - row['mean']):>4}"
     return f"{percent(row['mean'])}{half}"
-
-
-def _verdict(row: Row) -> str:
-    return str(row["note"] or f"{verdict_text(row['verdict'])}{LATER if row['added'] else ''}")

@@ -16,7 +16,7 @@ from analysis.findings.full_fine_tuning import conclude_gap
 from analysis.findings.scaling.numbers import curve
 from analysis.findings.seeds import seeds_sheet
 from analysis.verdict.comparisons import comparisons
-from analysis.verdict.correction import holm
+from analysis.verdict.correction import holm_steps
 from analysis.verdict.datasets import over_datasets
 from analysis.verdict.inference import OVER_DATASETS, OVER_SEEDS, WELCH, stratified_difference, two_sided
 from analysis.verdict.power import seeds_needed
@@ -180,7 +180,7 @@ def test_the_mean_over_data_sets_against_full_fine_tuning_is_in_its_family(tmp_p
     seen = (mean["difference"], mean["p"], mean["low_pointwise"])
     assert seen == pytest.approx((by_hand.mean, by_hand.p, by_hand.low))
     assert (mean["test"], mean["n_datasets"], mean["reference"], mean["verdict"]) == (WELCH, 2, "lora-1", "lower")
-    assert table["p_holm"].to_pylist() == pytest.approx(holm(table["p"].to_pylist()))
+    assert table["p_holm"].to_pylist() == pytest.approx([s.adjusted for s in holm_steps(table["p"].to_pylist())])
     said = conclude_gap(table)
     assert said is not None and said.startswith("Against full fine-tuning, in the mean over 2 data sets, each at its")
     assert ["mean of 2 data sets", "LoRA", "lora-1"] in [row[:3] for row in comparisons_sheet(store, "full").cells]

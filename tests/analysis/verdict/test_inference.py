@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Sequence
 
 import numpy as np
 import pytest
@@ -10,7 +11,7 @@ from scipy import stats as scipy_stats
 
 from analysis.findings.fits.pareto import front_share
 from analysis.findings.tuning.numbers import expected_best
-from analysis.verdict.correction import holm, step_down
+from analysis.verdict.correction import holm_steps, step_down
 from analysis.verdict.inference import (
     CHOICE_FREEDOM,
     critical,
@@ -60,6 +61,10 @@ def test_without_spread_there_is_no_test() -> None:
     single = paired_difference({0: 0.81}, {0: 0.8})
     assert single is not None
     assert (single.p, single.low) == (None, None)
+
+
+def holm(pvalues: Sequence[float | None]) -> list[float | None]:
+    return [steps.adjusted for steps in holm_steps(pvalues)]
 
 
 def test_holm_known_numbers() -> None:
