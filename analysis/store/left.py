@@ -88,7 +88,7 @@ def _past_edge(store: Store, seeds: int, rerun_seeds: int) -> Counter[str]:
     ended = set(store.table("trials").column("trial_id").to_pylist())
     trials: Counter[str] = Counter()
     for e in store.events("ask"):
-        if e["stage"] == "TUNE" and e["trial_id"] not in ended:
+        if e.get("stage") == "TUNE" and e["trial_id"] not in ended:
             kind = SlotKind.of(e["slot"])
             if kind is SlotKind.WIDENED:
                 trials[e["cell_id"]] += 1

@@ -121,7 +121,7 @@ VERBS: dict[str, tuple[Callable[..., int | None], str]] = {
     "predict": (predict, "sweeps predict results/my-sweep best leaf.jpg"),
     "again": (again, "sweeps again results/my-sweep 3fa9"),
     "verify": (verify, "sweeps verify results/my-sweep --again 3"),
-    "versions": (versions, "sweeps versions results/my-sweep > constraints.txt"),
+    "versions": (versions, "sweeps versions results/my-sweep"),
     "budget": (budget, "sweeps budget --model open_clip:ViT-B-32 --lora-rank 8 --adapt vision"),
     "data": (data, "sweeps data folder:leaves"),
     "query": (query, 'sweeps query results/my-sweep "select * from scaling" --to scaling.csv'),

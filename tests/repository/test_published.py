@@ -59,7 +59,7 @@ def test_the_readme_shows_what_the_published_quickstart_prints(monkeypatch: pyte
 
 
 def test_every_block_of_commands_has_its_answer() -> None:
-    assert len(QUESTIONS) == (PAGE + ANSWERS).count("```sh") == 14
+    assert len(QUESTIONS) == (PAGE + ANSWERS).count("```sh")
 
 
 @pytest.mark.parametrize("folder", sorted(p for p in RESULTS.iterdir() if p.is_dir()), ids=lambda p: p.name)
