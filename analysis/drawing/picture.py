@@ -53,7 +53,7 @@ class Picture:
 K = TypeVar("K")
 MOST_PANELS = 8
 MOST_ROWS = 60
-"""Most panels or rows of a figure; the tables below it have all."""
+"""The largest numbers of panels and of rows in a figure. The tables below it have all of them."""
 BESIDE = " A marker that would cover another one stands beside it."
 
 

@@ -16,7 +16,7 @@ from analysis.verdict.verdicts import NO_CONCLUSION, inconclusive, interval_text
 
 
 def gaps_sheet(store: Store) -> Sheet:
-    """Compare each method that has a budget with full fine-tuning."""
+    """Return the table of comparisons with full fine-tuning, for each method that has a budget."""
     rows = comparisons(store, baseline="full").to_pylist()
     return Sheet(
         "full_fine_tuning",

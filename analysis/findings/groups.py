@@ -24,7 +24,7 @@ _FAILED_COUNT = (
 
 
 def groups_sheet(store: Store) -> Sheet:
-    """Group the methods of each budget that are not distinguishable from each other."""
+    """Return the table of the methods of each budget, grouped by which are not distinguishable from each other."""
     rows = groups(store).to_pylist()
     return Sheet(
         "groups",

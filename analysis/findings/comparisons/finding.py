@@ -29,7 +29,7 @@ _CHANGES = {"higher": "rises", "lower": "falls", "not distinguishable": "no chan
 
 
 def changes_sheet(store: Store, baseline: str | None = None) -> Sheet:
-    """Test whether the difference between the method in question and a baseline changes with the budget."""
+    """Return the table of whether the difference between a method and a baseline changes with the budget."""
     rows = changes(store, baseline).to_pylist()
     return Sheet(
         "changes",

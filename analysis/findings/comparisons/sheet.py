@@ -22,7 +22,7 @@ EFFECT = "size of the effect"
 
 
 def comparisons_sheet(store: Store, baseline: str | None = None) -> Sheet:
-    """Compare each method with a baseline at the same budget."""
+    """Return the table of comparisons of each method with a baseline at the same budget."""
     baseline = baseline or question(store).baseline
     rows = comparisons(store, baseline).to_pylist()
     return Sheet(

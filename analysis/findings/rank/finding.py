@@ -27,7 +27,7 @@ _SLOPES = {"higher": "above zero", "lower": "below zero", "not distinguishable":
 
 
 def rank_sheet(store: Store) -> Sheet:
-    """Estimate what a doubling of the rank, and of the parameters, adds to the score."""
+    """Return the table of what a doubling of the rank, and of the parameters, adds to the score."""
     rows = effects(store).to_pylist()
     return Sheet(
         "rank_effects",
@@ -64,7 +64,7 @@ LEAST_RANKS = 3
 
 
 def rank_pictures(store: Store) -> list[Picture]:
-    """Score against the rank of the update, in the panels where some budget has `LEAST_RANKS` ranks."""
+    """Draw score against the rank of the update, for the places where some budget has `LEAST_RANKS` ranks."""
     from analysis.findings.rank.figure import draw_ranks
 
     table, score = scores_by_rank(store), score_name(store)

@@ -47,7 +47,7 @@ ARROW_INCHES = 0.13
 
 
 def draw_scaling(curve: pa.Table, *, columns: int = 3, score: str = "test accuracy") -> Chart:
-    """Score against trainable parameters: one panel per data set and training size.
+    """Draw score against trainable parameters, a panel per data set and training size.
 
     A marker that would cover another one stands beside it. A method without a budget whose score is far from the
     curves is an arrow with its score at the edge.
