@@ -367,15 +367,15 @@ class Adapter(nn.Module, ABC):
     def read(self, base: Tensor) -> Tensor:
         """Return `matrix(base)` for code that reads the weight of a layer that adapters act on when it is called.
 
-        If the update is no matrix, this is W0 for code that only asks for its type or shape. It is an error if a
-        gradient reaches it.
+        If the update is no matrix, this is W0 for code that only asks for its type or shape (see `only_shown`).
         """
         if self.has_matrix:
             return self.matrix(base)
-        rule = (
-            "the update of an adapter is no matrix, but its weight is read as one; leave the weight out of targets, or "
+        error = ConfigError(
+            f"the update of {type(self).__name__} is no matrix, but the weight ({self.shape[0]} x {self.shape[1]}) is "
+            "read as one; leave the weight out of targets, or take another method"
         )
-        return only_shown(base, ConfigError(rule + "take another method"))
+        return only_shown(base, error)
 
     def apply_to(self, x: Tensor, base: Tensor, bias: Tensor | None) -> Tensor:
         """Return `linear(x, base, bias)`. Inside `accumulating()`, use the weight kept there if that costs less."""
@@ -441,15 +441,42 @@ class Adapter(nn.Module, ABC):
         self.masks.reseed(seed)
 
 
+class _Shown(Tensor):
+    """W0 while gradients are off. Its type, device and shape may be asked for. A computation with it raises `error`."""
+
+    error: AdapterError
+
+    @classmethod
+    def __torch_function__(
+        cls, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        if getattr(func, "__name__", "") in _QUESTIONS:
+            return super().__torch_function__(func, types, args, kwargs or {})
+        for value in (*args, *(kwargs or {}).values()):
+            if isinstance(value, _Shown):
+                raise value.error
+        raise AdapterError("a weight whose adapter has no matrix is read as one")
+
+
+_QUESTIONS = frozenset(
+    ("__get__", "size", "dim", "numel", "element_size", "is_floating_point", "is_complex", "get_device", "__len__")
+)
+"""Names of what may be called on a `_Shown`. `__get__` reads an attribute, such as `dtype`."""
+
+
 def only_shown(base: Tensor, error: AdapterError) -> Tensor:
-    """Return W0 for code that asks for its type or shape. Raises `error` in the backward pass of code that computes
-    with it."""
+    """Return W0 for code that asks for its type or shape.
+
+    Code that computes with it raises `error`: in its backward pass, or at once if gradients are off.
+    """
 
     def refuse(_: Tensor) -> None:
         raise error
 
     if not torch.is_grad_enabled():
-        return base
+        frozen = base.detach().as_subclass(_Shown)
+        frozen.error = error
+        return frozen
     shown = base.detach().requires_grad_()
     shown.register_hook(refuse)  # type: ignore[no-untyped-call]
     return shown

@@ -42,16 +42,26 @@ class _Readable(nn.Module):
     @property
     def weight(self) -> Tensor:
         """Return W0 + delta in the stored shape, differentiable in the trainables (see `Adapter.read`)."""
-        stored = self._parameters["weight"]
-        assert stored is not None
+        stored = self.stored
         try:
             return self.adapter.read(stored.t()).t() if self.transposed else self.adapter.read(stored)
         except AttributeError as error:  # Python would take it for a missing property, and nn.Module would return W0
             raise AdapterError(f"the adapter cannot make W0 + delta: {error}") from error
 
+    @weight.setter
+    def weight(self, value: Tensor) -> None:
+        """Take the plain tensor that nn.DataParallel puts into the place of the parameter."""
+        self.__dict__["weight"] = value
+
+    @property
+    def stored(self) -> Tensor:
+        """Return the frozen weight as it is stored."""
+        parameter = self._parameters.get("weight")
+        return cast(Tensor, self.__dict__["weight"]) if parameter is None else parameter
+
     def register_parameter(self, name: str, param: nn.Parameter | None) -> None:
         """Register or replace a parameter. nn.Module would first read a `weight`, to see whether the name is free."""
-        if name in self._parameters:
+        if name == "weight" or name in self._parameters:
             self._parameters[name] = param
         else:
             super().register_parameter(name, param)
@@ -68,7 +78,7 @@ class AdaptedLinear(_Readable, nn.Linear):  # type: ignore[override]  # its weig
         """Return the output (..., out) for x (..., in). Nested tensors are multiplied by W0 + delta, as one matrix."""
         if input.is_nested:
             return linear(input, self.weight, self.bias)
-        return self.adapter.apply_to(input, cast(Tensor, self._parameters["weight"]), self.bias)
+        return self.adapter.apply_to(input, self.stored, self.bias)
 
 
 class _AdaptedConv1D(_Readable):
@@ -78,7 +88,7 @@ class _AdaptedConv1D(_Readable):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the output (..., out) for x (..., in)."""
-        return self.adapter.apply_to(x, cast(Tensor, self._parameters["weight"]).t(), cast(Tensor, self.bias))
+        return self.adapter.apply_to(x, self.stored.t(), cast(Tensor, self.bias))
 
 
 class PackedWeight(nn.Module):

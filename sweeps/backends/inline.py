@@ -128,10 +128,10 @@ class InlineBackend:
                     stopped = [order for order in self._open.values() if order.trial_id in self._over]
                     listener.stopped |= {order.trial_id for order in stopped}
                     if stopped:
-                        yield [
-                            self._end_stopped(order, attempt.so_far(order.trial_id), listener.events(order.trial_id))
-                            for order in stopped
-                        ]
+                        outcomes = {order.trial_id: attempt.so_far(order.trial_id) for order in stopped}
+                        if len(stopped) == len(self._open):
+                            steps.close()  # trials write to their folders until they are closed
+                        yield [self._end_stopped(o, outcomes[o.trial_id], listener.events(o.trial_id)) for o in stopped]
         except Exception as error:
             if accelerator_lost(error):
                 rule = "this process can't use its accelerator any more"

@@ -70,12 +70,14 @@ class Attempt:
         self._started, self._marked = time.time(), time.perf_counter()
         self._seconds = [0.0] * len(orders)
         self._micro: dict[int, MicroBatch] = {}
+        self._telling = False  # whether the listener is taking an outcome
 
     def steps(self) -> Generator[None, None, None]:
         """Train all orders to their outcomes. Yield after every epoch.
 
         If a trial fails, it ends with its own outcome. If several trials fail together (they can't be packed, memory
-        runs out, or any other error), those that have not ended are given back to the listener.
+        runs out, or any other error), those that have not ended are given back to the listener. An error after the last outcome takes
+        no outcome back.
 
         Raises:
             GroupError: the workers that share the trial must end.
@@ -85,10 +87,12 @@ class Attempt:
         try:
             yield from self._follow()
         except Exception as error:
-            if not self._open or isinstance(error, GroupError) or accelerator_lost(error):
+            if self._telling or isinstance(error, GroupError) or accelerator_lost(error):
                 raise
             if not isinstance(error, FORESEEN):
                 self._listener.warm.clear()  # nothing that such trials touched is trusted
+            if not self._open:  # every outcome is told: an error at the end of the trials takes none back
+                return
             if len(self._orders) == 1:  # whatever a trial raises is that trial's row
                 self._fail(0, error)
             else:  # whoever is at fault raises it again by itself
@@ -174,7 +178,9 @@ class Attempt:
         key = self._orders[place]["key"]
         outcome |= self.so_far(key)
         self._open.discard(place)
+        self._telling = True
         self._listener.finish(key, last, outcome, error)
+        self._telling = False
 
     def _charge_time(self) -> None:
         """Add the seconds since the last call to the trials that have not ended, in equal parts."""

@@ -117,18 +117,23 @@ def _tested() -> Check:
     from packaging.utils import canonicalize_name
     from packaging.version import Version
 
-    from sweeps.engine.versions import differences, lock_file, tested
+    from sweeps.engine.versions import differences, tested
     from trainables.runtime import versions
 
-    required = [Requirement(each).name for each in importlib.metadata.requires(DISTRIBUTION) or ()]  # extras too
+    try:
+        required = [Requirement(each).name for each in importlib.metadata.requires(DISTRIBUTION) or ()]  # extras too
+        known = tested()
+    except (importlib.metadata.PackageNotFoundError, FileNotFoundError) as error:
+        return Check("tested versions", True, f"not known: {error}", f"pip install {DISTRIBUTION}", warns=True)
     called = {canonicalize_name(name) for name in (*required, *versions())}
+    found = [each for each in differences({n: v for n, v in known.items() if n in called}) if each.here is not None]
     others = []
-    for each in differences({name: version for name, version in tested().items() if name in called}):
-        if each.here is not None:
-            age = "newer" if Version(each.here) > Version(each.known) else "older"
-            others.append(f"{each.package} {each.here} is {age} than {each.known}")
+    for each in found:
+        age = "newer" if Version(str(each.here)) > Version(each.known) else "older"
+        others.append(f"{each.package} {each.here} is {age} than {each.known}")
     text = "; ".join(others) or "all libraries have the versions that were tested"
-    mend = f"they are allowed; for those that were tested: pip install --constraint {lock_file()} {DISTRIBUTION}"
+    pins = " ".join(f"{each.package}=={each.known}" for each in found)
+    mend = f"they are allowed; for those that were tested: pip install {pins}"
     return Check("tested versions", True, text, mend, warns=bool(others))
 
 

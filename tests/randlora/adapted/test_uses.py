@@ -22,6 +22,7 @@ from randlora import (
     attach,
     check_used,
 )
+from randlora.adapted.uses import _CALLS, _READS
 from tests.randlora.support import perturb, stored
 
 WIDTH = 16
@@ -304,8 +305,34 @@ def test_scripts_are_refused() -> None:
         assert torch.equal(torch.jit.script(model)(rows()), model(rows()))
 
 
+def test_a_method_without_a_matrix_is_never_left_out_of_a_fast_path() -> None:
+    """Without gradients, torch's fast path reads the weights of the feed-forward layers."""
+    model = seeded(encoder_layer).eval()
+    x = rows(2, 5, WIDTH)
+    adapted = attach(model, HydraLoraConfig(2), ["linear1", "linear2"])
+    perturb(adapted)
+    expected = model(x).detach()
+    for off in (torch.no_grad, torch.inference_mode):
+        with off():
+            torch.testing.assert_close(model(x), expected, rtol=1e-5, atol=1e-6)
+            assert model.linear1.weight.dtype == torch.float32 and model.linear1.weight.shape == (24, WIDTH)
+            with pytest.raises(ConfigError, match="is no matrix"):
+                x @ model.linear1.weight.t()
+
+
+def test_a_replica_of_data_parallel_has_the_tensor_that_it_was_given() -> None:
+    model = seeded(lambda: nn.Sequential(nn.Linear(WIDTH, WIDTH)))
+    attach(model, LoraConfig(2), ["0"])
+    replica = model[0]._replicate_for_data_parallel()  # as torch.nn.parallel.replicate does, on one device
+    replica.weight = 2 * stored(model[0])
+    replica.bias = model[0].bias
+    replica.adapter = model[0].adapter
+    expected = 2 * linear(rows(), stored(model[0])) + model[0].bias
+    torch.testing.assert_close(replica(rows()), expected)
+
+
 def test_nothing_of_a_recording_is_left() -> None:
     model = seeded(Readers)
     adapted = attach(model, LoraConfig(2), ["called"])
     check_used(adapted, lambda: model(rows()))
-    assert not {"apply_to", "beside", "matrix"} & vars(adapted.adapters["called.weight"]).keys()
+    assert not {*_CALLS, *_READS} & vars(adapted.adapters["called.weight"]).keys()

@@ -1,0 +1,35 @@
+"""A worker's attempt at several orders that were packed."""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from sweeps.backends import inline, trials
+from sweeps.backends.backend import Finished, Order
+from sweeps.spec.resources import ResourceSection
+from trainables.config import TrialConfig
+
+
+def ends_badly(configs: list[TrialConfig], **given: Any) -> Generator[dict[int, dict[str, Any]], Any, None]:
+    """Finish all trials in one step, and fail when the pack is closed."""
+    try:
+        report = {"done": True, "epoch": 1, "train_loss": 0.1, "val_score": 0.5}
+        yield {place: {**report, "result": {}} for place in range(len(configs))}
+    finally:
+        raise RuntimeError("the clean-up failed")
+
+
+def test_an_error_after_the_last_outcome_takes_no_outcome_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(trials, "load_trial", lambda name: ends_badly)
+    config = TrialConfig(method="lora", model="embedded:tiny-clip", dataset="embedded:fashion-mnist", lr=1e-3)
+    backend = inline.InlineBackend(ResourceSection(), 2, None)
+    folder = tmp_path / "results" / "trials"
+    folder.mkdir(parents=True)
+    backend.start([Order(name, "t", "t", config.model_dump(mode="json"), folder / name, None, False) for name in "ab"])
+    events = backend.events(0.1)
+    backend.close()
+    assert [(type(event), event.trial_id) for event in events] == [(Finished, "a"), (Finished, "b")]
