@@ -22,7 +22,7 @@ from analysis.styles import budget_text, style
 from analysis.tables.console import conclusion_of, results_table
 from analysis.tables.export import markdown, shown_as_is
 from analysis.words.verdicts import verdict_text
-from randlora.methods.bridge.kinds import PREFIX as PEFTS_OWN
+from randlora.methods.bridge.library import PREFIX as PEFTS_OWN
 from sweeps.exporting.kept import KeptTrial
 from trainables.config import FULL_METHODS
 from trainables.data.registry import DATASETS

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from randlora.adapted.accumulate import accumulating
 from randlora.adapted.adapted import Adapted
-from randlora.methods.bridge.kinds import PREFIX
+from randlora.methods.bridge.library import PREFIX
 from randlora.methods.scheduled.bilevel import held_out_gradient, set_aside
 from randlora.methods.scheduled.hooks import Hooks
 from randlora.model.sharded import reshard, whole
