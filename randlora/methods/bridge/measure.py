@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from functools import lru_cache
 from typing import Any
 
@@ -24,8 +24,10 @@ Options = Mapping[str, Any]
 Term = Callable[[int, int, int, int], int]
 """A function of a weight's outputs o and inputs i, of m = min(o, i), and of the capacity c."""
 
-_SHAPES: tuple[Shape, ...] = ((12, 18), (18, 12), (16, 24), (24, 16), (12, 12), (20, 30), (30, 20))
-"""Shapes of the small layers, as (out, in). The sides have many divisors, and no formula is true of all by accident."""
+_SHAPES: tuple[Shape, ...] = ((12, 18), (24, 12), (30, 20), (16, 24), (18, 30), (12, 12), (20, 12))
+"""Shapes of the small layers, as (out, in). Their sides have many divisors, and they differ in their proportions."""
+_LIMITED = _SHAPES[:3]
+"""Shapes on which capacities near possible limits are built too."""
 _CAPACITIES = (1, 2, 3, 4, 6)
 
 _CONSTANT: tuple[Term, ...] = (lambda o, i, m, c: 1, lambda o, i, m, c: o, lambda o, i, m, c: i)
@@ -138,11 +140,10 @@ def built_count(theirs: type[Any], fields: Options, shape: Shape, layers: int = 
 
 def takes_conv1d(theirs: type[Any], fields: Options) -> bool:
     """Return whether PEFT builds a type on transformers' Conv1D."""
-    from transformers.pytorch_utils import Conv1D
-
+    layer = peft().tuners.lora.layer.Conv1D(16, 16)
     with quiet(), torch.random.fork_rng(devices=[]):
         try:
-            peft().get_peft_model(nn.Sequential(Conv1D(16, 16)), theirs(**fields, target_modules=["0"]))
+            peft().get_peft_model(nn.Sequential(layer), theirs(**fields, target_modules=["0"]))
         except REFUSALS:
             return False
     return True
@@ -168,7 +169,7 @@ def measure(
     refused: set[tuple[Shape, int]] = set()
     for out, width in _SHAPES:
         shape = out * unit, width * unit
-        for capacity in _sampled(shape, unit, more=keep is None):
+        for capacity in _sampled(shape, unit, more=keep is None and (out, width) in _LIMITED):
             if capacity < least or (keep is not None and keep(shape, capacity) != capacity):
                 continue
             try:
@@ -180,10 +181,10 @@ def measure(
     if keep is not None or not refused:
         return Measured(_fitted(accepted))
     for limit in _LIMITS:
-        if _agrees(lambda shape, capacity, most=limit: capacity <= most(shape), accepted, refused):
+        if {key for key in accepted.keys() | refused if key[1] <= limit(key[0])} == accepted.keys():
             return Measured(_fitted(accepted), limit=limit)
     for divided in _DIVIDED:
-        if _agrees(lambda shape, capacity, side=divided: side(shape) % capacity == 0, accepted, refused):
+        if {key for key in accepted.keys() | refused if divided(key[0]) % key[1] == 0} == accepted.keys():
             return Measured(_fitted(accepted), divided=divided)
     return Measured(_fitted(accepted))
 
@@ -191,18 +192,9 @@ def measure(
 def _sampled(shape: Shape, unit: int, *, more: bool) -> list[int]:
     """Return the capacities to build on a shape; with `more` also those around what PEFT might take as a limit."""
     capacities = {c * u for c in _CAPACITIES for u in (1, unit)}
-    if more and shape[0] != shape[1]:
+    if more:
         capacities |= {shape[1], shape[0], *(limit(shape) + k for limit in _LIMITS for k in (0, 1))}
     return sorted(capacities)
-
-
-def _agrees(
-    rule: Callable[[Shape, int], bool],
-    accepted: Iterable[tuple[Shape, int]],
-    refused: Iterable[tuple[Shape, int]],
-) -> bool:
-    """Return whether a rule tells the accepted capacities from the refused ones."""
-    return all(rule(*key) for key in accepted) and not any(rule(*key) for key in refused)
 
 
 def _fitted(counts: Mapping[tuple[Shape, int], int]) -> tuple[tuple[int, Term], ...] | None:

@@ -20,7 +20,8 @@ from analysis.statistics import scaling
 from analysis.statistics.differences import difference_curves
 from analysis.styles import STYLES, spare_styles, style
 from randlora import METHODS
-from randlora.methods.bridge.kinds import KINDS, PREFIX
+from randlora.methods.bridge.kinds import KINDS
+from randlora.methods.bridge.library import PREFIX
 from tests.analysis.odd import NOT_A_NUMBER, Cells, odd_results
 from tests.support import ROOT
 
