@@ -22,6 +22,8 @@ PLACED = frozenset(
     | {"revision", "peft_version", "megatron_core", "qalora_group_size"}
 )
 """Fields of PEFT's configurations that say where an adapter goes. Attaching decides that here."""
+_ANY = (5040 * 64, 5040 * 64)
+"""A shape on which most capacities are legal. It serves to ask PEFT about the other fields."""
 _SIMPLE = (bool, int, float, str, type(None))
 """Types of the fields that a sweep may set."""
 
@@ -53,7 +55,9 @@ class PeftOptions(AdapterConfig):
                 raise ConfigError(
                     f"{self.method}: {name} = {value!r} is not one of PEFT's words; {nearest(value, words)}"
                 )
-        self.peft_config(self.capacity)
+        legal = self.kind.legal
+        every = {**self.kind.option_defaults, **self.options()}
+        self.peft_config(self.capacity if legal is None else legal(_ANY, self.capacity, every))
 
     @classmethod
     def _refuse(cls, options: Mapping[str, Any]) -> None:

@@ -29,6 +29,8 @@ _SHAPES: tuple[Shape, ...] = ((12, 18), (24, 12), (30, 20), (16, 24), (18, 30), 
 _LIMITED = _SHAPES[:3]
 """Shapes on which capacities near possible limits are built too."""
 _CAPACITIES = (1, 2, 3, 4, 6)
+_FEWEST = 3
+"""The number of capacities that a formula, of powers up to c^2, must be fitted to."""
 
 _CONSTANT: tuple[Term, ...] = (lambda o, i, m, c: 1, lambda o, i, m, c: o, lambda o, i, m, c: i)
 _POWERS: tuple[Term, ...] = (
@@ -198,7 +200,10 @@ def _sampled(shape: Shape, unit: int, *, more: bool) -> list[int]:
 
 
 def _fitted(counts: Mapping[tuple[Shape, int], int]) -> tuple[tuple[int, Term], ...] | None:
-    """Return the simplest formula that gives all these counts exactly; None if there is none."""
+    """Return the simplest formula that gives all these counts exactly; None if there is none, or if too few capacities
+    were accepted to know it."""
+    if len({capacity for _, capacity in counts}) < _FEWEST:
+        return None
     points = [(o, i, min(o, i), c) for (o, i), c in counts]
     wanted = torch.tensor(list(counts.values()), dtype=torch.float64)
     for terms in _FORMULAS:
