@@ -451,7 +451,7 @@ class _Shown(Tensor):
         cls, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         if getattr(func, "__name__", "") in _QUESTIONS:
-            return super().__torch_function__(func, types, args, kwargs or {})
+            return super().__torch_function__(func, types, args, kwargs or {})  # type: ignore[no-untyped-call]
         for value in (*args, *(kwargs or {}).values()):
             if isinstance(value, _Shown):
                 raise value.error

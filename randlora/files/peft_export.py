@@ -26,9 +26,10 @@ from randlora.files.checkpoint import Adapted
 from randlora.files.peft_lora import INSTEAD, PREFIX, TRAINED, Tensors, is_packed_attention, peft_can_wrap, write_lora
 from randlora.files.tensors import write_tensors, write_text
 from randlora.methods.bridge.build import PeftAdapter
-from randlora.methods.bridge.config import PeftOptions, quiet
-from randlora.methods.bridge.kinds import PREFIX as FOREIGN
+from randlora.methods.bridge.config import PeftOptions
 from randlora.methods.bridge.kinds import kind_of
+from randlora.methods.bridge.library import PREFIX as FOREIGN
+from randlora.methods.bridge.library import quiet
 from randlora.methods.random.randlora import RandLora, RandLoraConfig
 from randlora.methods.random.vera import Vera, VeraConfig
 

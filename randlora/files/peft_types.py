@@ -15,11 +15,12 @@ from typing import Any
 from torch import Tensor, nn
 
 from randlora.adapter import AdapterConfig, Shape
-from randlora.errors import CheckpointError
+from randlora.errors import CheckpointError, UnknownMethodError
 from randlora.files.checkpoint import Adapted, fingerprint
 from randlora.methods.bridge.build import PeftAdapter
-from randlora.methods.bridge.config import PLACED, peft, quiet
-from randlora.methods.bridge.kinds import KINDS, PREFIX, Kind
+from randlora.methods.bridge.config import PLACED
+from randlora.methods.bridge.kinds import Kind, kind_of
+from randlora.methods.bridge.library import PREFIX, peft, quiet
 from randlora.methods.registry import get_method
 from randlora.model.sites import find_sites
 
@@ -56,7 +57,10 @@ def check_pattern(setting: str, pattern: str) -> None:
 
 def is_known(peft_type: object) -> bool:
     """Return whether a directory of this type can be read here."""
-    return isinstance(peft_type, str) and peft_type.lower() in KINDS
+    try:
+        return isinstance(peft_type, str) and kind_of(PREFIX + peft_type.lower()) is not None
+    except UnknownMethodError:
+        return False
 
 
 def read_settings(model: nn.Module, folder: Path, peft_type: str) -> Settings:
@@ -65,8 +69,8 @@ def read_settings(model: nn.Module, folder: Path, peft_type: str) -> Settings:
     Raises:
         CheckpointError: PEFT refuses the settings, or one of them has no counterpart here.
     """
-    short = peft_type.lower()
-    kind, method = KINDS[short], get_method(PREFIX + short)
+    name = PREFIX + peft_type.lower()
+    kind, method = kind_of(name), get_method(name)
     try:
         with quiet():
             peft_config = peft().PeftConfig.from_pretrained(str(folder))
@@ -80,7 +84,7 @@ def read_settings(model: nn.Module, folder: Path, peft_type: str) -> Settings:
     sizes = {name: kind.read(value, shape) for name, shape in shapes.items()}
     if kind.pooled:
         (total,) = set(sizes.values())  # one vector for the whole model
-        sizes = _spread_evenly(total, {name: kind.most(shape, options) for name, shape in shapes.items()})
+        sizes = _spread_evenly(total, {name: kind.most_of(shape, options) for name, shape in shapes.items()})
     return Settings(method.config_for(sizes, options), sizes, 0 if seed is None else int(seed))
 
 

@@ -67,7 +67,7 @@ class _Readable(nn.Module):
             super().register_parameter(name, param)
 
 
-class AdaptedLinear(_Readable, nn.Linear):  # type: ignore[override]  # its weight cannot be set to a plain tensor
+class AdaptedLinear(_Readable, nn.Linear):
     """The class of an `nn.Linear` while an adapter is on it. Existing layers change to this class; it is never
     built."""
 

@@ -76,8 +76,8 @@ class Attempt:
         """Train all orders to their outcomes. Yield after every epoch.
 
         If a trial fails, it ends with its own outcome. If several trials fail together (they can't be packed, memory
-        runs out, or any other error), those that have not ended are given back to the listener. An error after the last outcome takes
-        no outcome back.
+        runs out, or any other error), those that have not ended are given back to the listener. An error after the
+        last outcome takes no outcome back.
 
         Raises:
             GroupError: the workers that share the trial must end.

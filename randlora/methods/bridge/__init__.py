@@ -1,7 +1,9 @@
 """The methods of Hugging Face PEFT as methods of this package, called "peft:" and PEFT's name in small letters.
 
-    counts   counts and legal capacities that need arithmetic of their own
-    kinds    one table: what every type counts, at which capacities, from which seed; and the types that do not fit
+    library  imports PEFT, and finds its types and their fields
+    measure  counts and legal capacities, measured on small layers
+    counts   counts and legal capacities that cannot be measured
+    kinds    one table: what cannot be measured of every type; and the types that do not fit
     config   a type's configuration, checked by PEFT's own class
     build    PEFT's layers as adapters: its tuner runs on a tree of the target weights
     freedom  degrees of freedom in closed form

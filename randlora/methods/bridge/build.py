@@ -19,8 +19,9 @@ from torch import Tensor, nn
 
 from randlora.adapter import Adapter, Request
 from randlora.errors import AdapterError, ConfigError
-from randlora.methods.bridge.config import PeftOptions, peft, quiet
+from randlora.methods.bridge.config import PeftOptions
 from randlora.methods.bridge.counts import layer_kind
+from randlora.methods.bridge.library import peft, quiet
 
 
 def module_name(weight: str) -> str:
@@ -218,8 +219,8 @@ def legal_capacities(request: Request) -> dict[str, int]:
     """Return the capacity that each weight really gets."""
     config = request.config
     assert isinstance(config, PeftOptions)
-    options = {**config.kind.fixed, **config.options()}
-    return {n: config.kind.legal(request.shapes[n], c, options) for n, c in request.capacities.items()}
+    options = config.options()
+    return {n: config.kind.legal_of(request.shapes[n], c, options) for n, c in request.capacities.items()}
 
 
 def build(request: Request) -> dict[str, Adapter]:
@@ -238,16 +239,19 @@ def build(request: Request) -> dict[str, Adapter]:
     groups: dict[int, list[str]] = {}
     for name, capacity in legal.items():
         groups.setdefault(0 if kind.pooled else capacity, []).append(name)
-    options = {**kind.fixed, **config.options()}
+    options = config.options()
     for names in groups.values():
-        if (misfit := kind.misfit({name: request.shapes[name] for name in names}, options)) is not None:
+        if (misfit := kind.misfit_of({name: request.shapes[name] for name in names}, options)) is not None:
             raise ConfigError(f"{config.method}: {misfit.reason}; nearest: {misfit.remedy}")
-    if request.device.type == "meta" and not kind.meta:
-        return {n: Counted(n, request, kind.count(request.shapes[n], c, options)) for n, c in legal.items()}
     adapters: dict[str, Adapter] = {}
     with _seeded(request):
         for capacity, names in groups.items():
-            adapters |= _build_tree(request, config, sum(legal.values()) if kind.pooled else capacity, names)
+            try:
+                adapters |= _build_tree(request, config, sum(legal.values()) if kind.pooled else capacity, names)
+            except NotImplementedError:
+                if request.device.type != "meta":
+                    raise
+                return {n: Counted(n, request, kind.count_of(request.shapes[n], c, options)) for n, c in legal.items()}
     return {name: adapters[name] for name in request.weights}
 
 
@@ -276,6 +280,8 @@ def _build_tree(request: Request, config: PeftOptions, capacity: int, names: lis
         with quiet():
             tuner = peft().get_peft_model(root, peft_config)
     except (ValueError, TypeError, NotImplementedError, RuntimeError) as error:
+        if isinstance(error, NotImplementedError) and request.device.type == "meta":
+            raise  # it needs values of the weights
         raise ConfigError(
             f"{config.method}: PEFT refuses weights of {sorted(set(shapes))} with "
             f"{config.capacity_field} = {config.kind.value(capacity)}: {error}"

@@ -6,16 +6,13 @@ import dataclasses
 import math
 import types
 import typing
-import warnings
-from collections.abc import Callable, Collection, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Collection, Mapping
 from typing import Any, ClassVar, Literal, Self
 
-from torch.sparse import check_sparse_tensor_invariants
-
 from randlora.adapter import AdapterConfig, Shape, check_capacity, check_positive
-from randlora.errors import AdapterError, ConfigError, nearest
-from randlora.methods.bridge.kinds import PREFIX, Kind
+from randlora.errors import ConfigError, nearest
+from randlora.methods.bridge.kinds import Kind
+from randlora.methods.bridge.library import quiet
 from randlora.methods.lowrank.lora import STABILISED_ALPHA
 from randlora.methods.method import METHODS
 
@@ -31,39 +28,14 @@ _SIMPLE = (bool, int, float, str, type(None))
 """Types of the fields that a sweep may set."""
 
 
-@contextmanager
-def quiet() -> Iterator[None]:
-    """Silence warnings in the block: PEFT warns of things that are done here on purpose."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        yield
-
-
-def peft() -> Any:
-    """Return the package `peft`. Raises AdapterError with the command that installs it if it is missing."""
-    try:
-        with quiet():
-            import peft
-    except ImportError as error:
-        raise AdapterError(
-            f"methods called {PREFIX}NAME need the package peft ({error}): pip install 'randlora-sweeps[peft]'"
-        ) from error
-    invariants: Any = check_sparse_tensor_invariants
-    if not invariants.is_enabled():
-        invariants.disable()  # they are off already; torch warns in SHiRA's forward until this is said
-    return peft
-
-
 class PeftOptions(AdapterConfig):
     """Base class of the configurations of PEFT's types. `config_class` makes the subclasses.
 
     Attributes:
         kind: the type's entry in `kinds`.
-        theirs: PEFT's own configuration class.
     """
 
     kind: ClassVar[Kind]
-    theirs: ClassVar[type[Any]]
 
     def __reduce__(self) -> tuple[Callable[..., PeftOptions], tuple[str, int, dict[str, Any]]]:
         """Pickle the method's name, because no module has the class under its own name."""
@@ -83,7 +55,9 @@ class PeftOptions(AdapterConfig):
                 raise ConfigError(
                     f"{self.method}: {name} = {value!r} is not one of PEFT's words; {nearest(value, words)}"
                 )
-        self.peft_config(self.kind.legal(_ANY, self.capacity, {**self.kind.fixed, **self.options()}))
+        legal = self.kind.legal
+        every = {**self.kind.option_defaults, **self.options()}
+        self.peft_config(self.capacity if legal is None else legal(_ANY, self.capacity, every))
 
     @classmethod
     def _refuse(cls, options: Mapping[str, Any]) -> None:
@@ -139,7 +113,7 @@ class PeftOptions(AdapterConfig):
             fields[kind.capacity_field] = kind.value(capacity)
         try:
             with quiet():
-                return self.theirs(**fields)
+                return kind.theirs(**fields)
         except (ValueError, TypeError) as error:
             raise ConfigError(f"{self.method}: PEFT refuses this configuration: {error}") from error
 
@@ -160,14 +134,14 @@ def _accepted(hint: Any) -> tuple[Any, ...]:
     return (hint,)
 
 
-def config_class(name: str, kind: Kind, theirs: type[Any]) -> type[PeftOptions]:
+def config_class(name: str, kind: Kind) -> type[PeftOptions]:
     """Return the configuration class of the type `name`.
 
     Args:
         name: the method's name, such as "peft:miss".
         kind: the type's entry in `kinds`.
-        theirs: PEFT's class for the type.
     """
+    theirs = kind.theirs
     capacity = "size" if kind.capacity_field is None else kind.capacity_field
     hints = typing.get_type_hints(theirs)
     words: dict[str, tuple[str, ...]] = {}
@@ -188,7 +162,6 @@ def config_class(name: str, kind: Kind, theirs: type[Any]) -> type[PeftOptions]:
     space = {"method": name, "capacity_field": capacity, "least": kind.least, "words": words, "kind": kind}
     space |= {
         "__module__": __name__,
-        "theirs": theirs,
         "__doc__": f"{kind.title}: the fields of PEFT's {theirs.__name__}.",
     }
     title = f"Peft{theirs.__name__.removesuffix('Config')}"

@@ -1,4 +1,4 @@
-"""Counts of PEFT's types that depend on options or need arithmetic, and their legal capacities and misfits.
+"""Counts and legal capacities of PEFT's types that cannot be measured, and misfits.
 
 `shape` is (out, in). `options` are all options of the type. A misfit says why PEFT refuses weights at every capacity.
 """
@@ -7,44 +7,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping
-from functools import lru_cache
-from typing import Any
 
 from randlora.adapter import Shape
+from randlora.methods.bridge.measure import Options, close, divisors
 from randlora.methods.method import Misfit
 
-Options = Mapping[str, Any]
 MOST = 1 << 20
 """The largest capacity of a weight that is tried."""
 BANK = 1 << 13
 """The largest number of vectors of a bank that is tried."""
 STEPS = 100_000
 """The number of steps of a capacity that is a fraction in PEFT."""
-
-
-@lru_cache(maxsize=4096)
-def divisors(number: int) -> tuple[int, ...]:
-    """Return all divisors in ascending order."""
-    low = [d for d in range(1, math.isqrt(number) + 1) if number % d == 0]
-    return tuple(sorted({*low, *(number // d for d in low)}))
-
-
-def close(choices: tuple[int, ...], capacity: int) -> int:
-    """Return the choice nearest to the capacity. Of two equally near ones it is the smaller."""
-    return min(choices, key=lambda choice: abs(choice - capacity))
-
-
-def low_rank(shape: Shape, r: int, options: Options) -> int:
-    """Return the count of two thin factors."""
-    return r * sum(shape)
-
-
-def lora(shape: Shape, r: int, options: Options) -> int:
-    return low_rank(shape, r, options) + bool(options.get("use_dora")) * shape[0]
-
-
-def miss(shape: Shape, r: int, options: Options) -> int:
-    return r * int(options["mini_r"] if options["init_weights"] == "mini" else shape[0])
 
 
 def miss_legal(shape: Shape, r: int, options: Options) -> int:
@@ -58,14 +31,6 @@ def osf_rank(value: float | None, shape: Shape) -> int:
     if value is None:
         return min(shape) // 2
     return int(min(shape) * value) if isinstance(value, float) and value <= 1 else int(value)
-
-
-def peanut(shape: Shape, r: int, options: Options) -> int:
-    return 2 * r * shape[0] + 2 * int(options["depth"]) * r * r
-
-
-def glora(shape: Shape, r: int, options: Options) -> int:
-    return 2 * {"lora": r * sum(shape), "vector": shape[0], "constant": 1, "none": 0}[options["config_A_B"]]
 
 
 def lokr(shape: Shape, r: int, options: Options) -> int:
@@ -127,11 +92,6 @@ def entries(shape: Shape, options: Options) -> int:
     return min(MOST, shape[0] * shape[1])
 
 
-def up_to(most: Callable[[Shape, Options], int]) -> Callable[[Shape, int, Options], int]:
-    """Return the legal capacity of a type that accepts all capacities up to the largest."""
-    return lambda shape, capacity, options: min(capacity, most(shape, options))
-
-
 def supra(shape: Shape, step: int, options: Options) -> int:
     return int(shape[0] * shape[1] * (1 - sparsity(step))) + (options.get("r") or 0) * sum(shape)
 
@@ -155,23 +115,9 @@ def frod(shape: Shape, step: int, options: Options) -> int:
     return side + min(max(1, int(side * side * (step / STEPS))), side * side - side)
 
 
-def psoft(shape: Shape, r: int, options: Options) -> int:
-    middle = r * (r - 1) // 2 if options["psoft_orth"] else r * r
-    return middle + r * int(options["psoft_mag_a"] + options["psoft_mag_b"])
-
-
 def gralora_legal(shape: Shape, r: int, options: Options) -> int:
     k: int = options["gralora_k"]
     return max(k, k * ((r + k // 2) // k))
-
-
-def shira_most(shape: Shape, options: Options) -> int:
-    return shape[0] * shape[1] // sum(shape)
-
-
-def narrow(shape: Shape, options: Options) -> int:
-    """Return the smaller side."""
-    return min(shape)
 
 
 def width(shape: Shape, options: Options) -> int:

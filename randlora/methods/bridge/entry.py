@@ -7,11 +7,10 @@ from functools import cache
 from typing import Any
 
 from randlora.adapter import Shape
-from randlora.errors import AdapterError
 from randlora.methods.bridge.build import build
-from randlora.methods.bridge.config import config_class, peft
+from randlora.methods.bridge.config import config_class
 from randlora.methods.bridge.freedom import AT_MOST, FREEDOM, TOGETHER
-from randlora.methods.bridge.kinds import PREFIX, kind_of
+from randlora.methods.bridge.kinds import kind_of
 from randlora.methods.method import Method
 
 
@@ -20,45 +19,40 @@ def entry(name: str) -> Method:
     """Return the method of this name, such as "peft:miss".
 
     Raises:
-        AdapterError: `peft` is not installed, or it is too old for the type.
+        AdapterError: `peft` is not installed, or its release lacks the type or a field that is needed.
         UnknownMethodError: PEFT has no such type, or the type does not fit here.
     """
-    kind, short = kind_of(name), name.removeprefix(PREFIX)
-    peft_configs = peft().mapping.PEFT_TYPE_TO_CONFIG_MAPPING
-    if short.upper() not in peft_configs:
-        raise AdapterError(f"{name} needs a newer peft than {peft().__version__}: pip install -U peft")
-    config = config_class(name, kind, peft_configs[short.upper()])
-    defaults = {**config.option_defaults(), **kind.fixed}
+    kind = kind_of(name)
+    short = kind.name
 
     def count(shape: Shape, capacity: int, **options: Any) -> int:
-        merged: Mapping[str, Any] = {**defaults, **options}
-        return kind.count(shape, kind.legal(shape, capacity, merged), merged)
+        return kind.count_of(shape, kind.legal_of(shape, capacity, options), options)
 
     def most(shapes: Sequence[Shape], **options: Any) -> int:
-        return kind.reach(kind.most(shape, {**defaults, **options}) for shape in shapes)
+        return kind.reach(kind.most_of(shape, options) for shape in shapes)
 
     def together(shapes: Mapping[str, Shape], capacity: int, **options: Any) -> int:
         assert kind.together is not None
-        merged: Mapping[str, Any] = {**defaults, **options}
-        return kind.together(shapes, kind.legal(next(iter(shapes.values())), capacity, merged), merged)
+        merged = {**kind.option_defaults, **options}
+        return kind.together(shapes, kind.legal_of(next(iter(shapes.values())), capacity, options), merged)
 
     def freedom(shape: Shape, capacity: int, **options: Any) -> int | None:
         formula = FREEDOM.get(short)
-        return None if formula is None else formula(shape, kind.legal(shape, capacity, options), options)
+        return None if formula is None else formula(shape, kind.legal_of(shape, capacity, options), options)
 
     def freedom_together(shapes: Mapping[str, Shape], capacity: int, **options: Any) -> int:
         return TOGETHER[short](shapes, capacity, options)
 
     return Method(
         title=f"{kind.title} (PEFT)",
-        config=config,
+        config=config_class(name, kind),
         count=count,
         together=None if kind.together is None else together,
         max_capacity=most,
         min_capacity=kind.least,
         open_ended=kind.open_ended,
-        legal=lambda shape, capacity, **options: kind.legal(shape, capacity, {**defaults, **options}),
-        misfit=lambda shapes, **options: kind.misfit(shapes, {**defaults, **options}),
+        legal=lambda shape, capacity, **options: kind.legal_of(shape, capacity, options),
+        misfit=lambda shapes, **options: kind.misfit_of(shapes, options),
         build=build,
         published_lr=kind.rate,
         published_lr_source=kind.source,

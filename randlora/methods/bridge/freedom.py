@@ -13,8 +13,9 @@ from functools import lru_cache
 from typing import Any
 
 from randlora.adapter import Shape
-from randlora.methods.bridge.counts import Options, bank, entries, vector_length
+from randlora.methods.bridge.counts import bank, entries, vector_length
 from randlora.methods.bridge.kinds import KINDS
+from randlora.methods.bridge.measure import Options
 from randlora.methods.method import low_rank_freedom
 from randlora.methods.random.randlora import randlora_freedom
 
@@ -24,7 +25,7 @@ Freedom = Callable[[Shape, int, Options], int | None]
 def _counted(name: str, **needed: Any) -> Freedom:
     """Return the formula of a type in which every counted parameter acts, with these options."""
     return lambda shape, capacity, options: (
-        KINDS[name].count(shape, capacity, options) if _has(options, needed) else None
+        KINDS[name].count_of(shape, capacity, options) if _has(options, needed) else None
     )
 
 
@@ -73,7 +74,7 @@ def _oft(shape: Shape, block: int, options: Options) -> int:
     """Return OFT's. With exact rotations they are those of rotations. The Neumann series does not make exact rotations,
     so there every stored number acts."""
     if options["use_cayley_neumann"]:
-        return KINDS["oft"].count(shape, block, options)
+        return KINDS["oft"].count_of(shape, block, options)
     return shape[1] // block * _rotation(shape, block)
 
 
@@ -117,7 +118,7 @@ def _peanut(shape: Shape, r: int, options: Options) -> int | None:
 
 
 def _supertuning(shape: Shape, step: int, options: Options) -> int | None:
-    return None if options["r"] else KINDS["supertuning"].count(shape, step, options)
+    return None if options["r"] else KINDS["supertuning"].count_of(shape, step, options)
 
 
 def _adamss(shape: Shape, r: int, options: Options) -> int:

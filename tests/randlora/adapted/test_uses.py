@@ -260,7 +260,7 @@ def test_a_gradient_through_an_update_that_is_no_matrix_is_an_error() -> None:
     model = seeded(Readers)
     attach(model, HydraLoraConfig(2), ["called", "read"])
     assert model.read.weight.shape == (WIDTH, WIDTH)
-    with pytest.raises(ConfigError, match="the update of an adapter is no matrix"):
+    with pytest.raises(ConfigError, match="the update of HydraLora is no matrix"):
         model(rows()).sum().backward()
 
 

@@ -28,11 +28,11 @@ from randlora import (
     get_method,
     load,
 )
-from randlora.methods.bridge import config as bridge
+from randlora.methods.bridge import library
 from randlora.methods.bridge.build import legal_capacities, target_names
 from randlora.methods.bridge.config import PeftOptions
-from randlora.methods.bridge.counts import divisors
 from randlora.methods.bridge.kinds import KINDS, UNFIT
+from randlora.methods.bridge.measure import divisors
 from tests.randlora.methods.support import NAMES, TARGETS, configured, network, of_conv1d, rows, single
 from tests.support import ROOT
 
@@ -126,7 +126,7 @@ def test_an_adapter_saved_before_basis_seeds_were_kept_still_loads(tmp_path: Pat
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_the_closed_form_is_what_is_built(name: str) -> None:
+def test_the_count_is_that_of_what_is_built(name: str) -> None:
     """Every shape at the ends and in the middle of its reach; with weights, and on the meta device; also in bf16."""
     method, options = get_method(f"peft:{name}"), {"road": {"group_size": 4}}.get(name, {})
     for shape in [(12, 12), (24, 8), (8, 24), (16, 20)]:
@@ -318,8 +318,9 @@ def test_weights_in_few_bits_get_the_update_as_a_matrix_or_none() -> None:
 def test_every_type_of_peft_is_accounted_for() -> None:
     there, known = {kind.value.lower() for kind in peft.PeftType}, KINDS.keys() | UNFIT.keys()
     assert not there - known, (
-        f"new in PEFT {peft.__version__}: {sorted(there - known)}; add each to randlora/methods/bridge/kinds.py, to "
-        "KINDS with its count or to UNFIT with the reason, and to docs/peft-methods.md"
+        f"new in PEFT {peft.__version__}: {sorted(there - known)}; each works without an entry if its capacity field "
+        "is known, but add it to randlora/methods/bridge/kinds.py, to KINDS with its title and what holds of it, or to "
+        "UNFIT with the reason, and to docs/peft-methods.md"
     )
     assert not known - there, f"not in PEFT {peft.__version__}: {sorted(known - there)}; take them out of both"
     assert not KINDS.keys() & UNFIT.keys()
@@ -380,7 +381,7 @@ def test_starts_that_write_into_the_base_are_refused(word: str) -> None:
 def test_without_peft_the_error_says_how_to_install_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "peft", None)
     with pytest.raises(AdapterError, match=r"pip install 'randlora-sweeps\[peft\]'"):
-        bridge.peft()
+        library.peft()
 
 
 def test_divisors() -> None:

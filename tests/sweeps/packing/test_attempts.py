@@ -13,6 +13,22 @@ from sweeps.backends.backend import Finished, Order
 from sweeps.spec.resources import ResourceSection
 from trainables.config import TrialConfig
 
+CONFIG = TrialConfig(
+    stage="TUNE",
+    cell_id="c",
+    model="embedded:tiny-clip",
+    adapt="vision",
+    targets=("attn.in_proj_weight",),
+    dataset="embedded:fashion-mnist",
+    train_size=0.1,
+    method="lora",
+    lr=1e-3,
+    data_seed=0,
+    init_seed=0,
+    basis_seed=0,
+).model_dump(mode="json")
+"""A trial's configuration, which nothing here trains."""
+
 
 def ends_badly(configs: list[TrialConfig], **given: Any) -> Generator[dict[int, dict[str, Any]], Any, None]:
     """Finish all trials in one step, and fail when the pack is closed."""
@@ -25,11 +41,10 @@ def ends_badly(configs: list[TrialConfig], **given: Any) -> Generator[dict[int, 
 
 def test_an_error_after_the_last_outcome_takes_no_outcome_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(trials, "load_trial", lambda name: ends_badly)
-    config = TrialConfig(method="lora", model="embedded:tiny-clip", dataset="embedded:fashion-mnist", lr=1e-3)
     backend = inline.InlineBackend(ResourceSection(), 2, None)
     folder = tmp_path / "results" / "trials"
     folder.mkdir(parents=True)
-    backend.start([Order(name, "t", "t", config.model_dump(mode="json"), folder / name, None, False) for name in "ab"])
+    backend.start([Order(name, "t", "t", CONFIG, folder / name, None, False) for name in "ab"])
     events = backend.events(0.1)
     backend.close()
     assert [(type(event), event.trial_id) for event in events] == [(Finished, "a"), (Finished, "b")]
