@@ -33,7 +33,9 @@ from analysis.styles import budget_order, in_order, place_of, style
 
 
 def draw_sizes(table: pa.Table, *, score: str = SCORE) -> Chart:
-    """Draw score against training size, a line per method and budget: paler for smaller budgets, the largest has a band.
+    """Draw score against training size, a line per method and budget.
+
+    Lines of smaller budgets are paler, and the largest budget has a band.
 
     Args:
         table: from `measured.size_curves`, of one (sweep, model, data set); not empty. The axis is the logarithm of the
