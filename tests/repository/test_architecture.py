@@ -231,9 +231,9 @@ def test_the_task_trains(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 def test_the_finding_is_a_table_and_a_figure_of_the_report(monkeypatch: pytest.MonkeyPatch) -> None:
-    drawing = ModuleType("analysis.findings.memory.figure")  # the first block is figure.py, the second finding.py
+    drawing = ModuleType("figure")  # the first block is figure.py, the second finding.py
     vars(drawing).update(example("A finding"))
-    monkeypatch.setitem(sys.modules, drawing.__name__, drawing)
+    monkeypatch.setitem(sys.modules, "analysis.findings.memory.figure", drawing)
     store, memory = open_store(QUICKSTART), example("A finding", 1)["FINDING"]
     monkeypatch.setattr(all_findings, "FINDINGS", (memory,))
     (sheet,) = all_findings.pick(store, ["memory"])
