@@ -70,7 +70,10 @@ _NAMES = {
     "lora-ga": "LoRA-GA",
     "lora-plus": "LoRA+",
 }
-"""Of the methods without a style of their own; a variant keeps the name that its sweep file gives it."""
+"""Titles of the shipped methods that are not in `STYLES`; a variant keeps the name that its sweep file gives it.
+
+They are repeated here because the registry loads torch. A new method comes last, so that the others keep their looks.
+"""
 
 SPARE_COLOURS = (
     ("#8C510A", "#D8A25E"),

@@ -1,7 +1,8 @@
 """What a results folder shows: a module or a folder per finding, and the list of all findings.
 
 In a folder, `finding` has the tables, captions and sentences, `numbers` computes, and `figure` draws. Only `figure`
-imports matplotlib, and `finding` imports it when it draws. A new finding is a new file and a line in `all`.
+imports matplotlib, and `finding` imports it when it draws. A new finding is a new file, or a folder if it has a figure.
+It is imported and listed in `all`, and gets a line here (docs/architecture.md has an example).
 
     finding           the type `Finding`
     all               the list of all findings, and loops over it

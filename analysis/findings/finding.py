@@ -27,7 +27,7 @@ Section = Literal[
     "diagnostics",
     "more",
 ]
-"""A section of the report. "tuning" is a part of "fair"."""
+"""A section of the report, such as "cost" for "What it cost". "tuning" is a part of "fair"."""
 
 
 @dataclass(frozen=True)
@@ -48,10 +48,11 @@ class Finding:
     """One subject of the results.
 
     Attributes:
-        section: the section of the report that shows it; None if only `sweeps tables` does.
+        section: the section of the report that shows it. None: the report leaves it out, and only `sweeps tables` shows
+            it.
         tables: names of its tables.
         sheets: returns its tables. One without a row is left out.
-        pictures: draws its figures. Imports of matplotlib stand in this function.
+        pictures: draws its figures. Only this function imports the finding's `figure.py`, which imports matplotlib.
         says: returns its sentences, which the report shows with its tables. A figure has its own sentence.
         live: whether the page of a running sweep shows its figures.
     """

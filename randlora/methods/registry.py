@@ -2,7 +2,8 @@
 
 Each method's file ends with its entry, and its docstring says how the method starts and how it is scaled. Scales are
 chosen so that useful learning rates of all methods lie between about 1e-3 and 1e-2. docs/methods.md compares them.
-Other packages add their methods with `register(Method(...))`. Nothing else has to know a method's name.
+Other packages add their methods with `register(Method(...))`. The file of a shipped method does not call `register`,
+because the loop below does. Its title is also in `analysis/styles.py`. The export to PEFT goes by the method's name.
 """
 
 from __future__ import annotations

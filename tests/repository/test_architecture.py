@@ -23,12 +23,14 @@ from typer.testing import CliRunner
 from analysis import open_store
 from analysis.findings import all as all_findings
 from analysis.report.page import render
-from randlora.methods.method import METHODS
+from randlora import attach
+from randlora.methods.method import METHODS, register
 from sweeps.cli import main
 from sweeps.cli.data import describe
 from sweeps.engine.run import run
 from tests.fakes import TRIAL as FAKE_TRIAL
 from tests.fakes import FakeCell, FakeKeep, fake_plan
+from tests.randlora.support import block
 from tests.support import ROOT, sweeps
 from trainables.config import TrainSettings, TrialConfig
 from trainables.data.facts import FOLDER, IMAGE_SETS, ImageSet, read_sets
@@ -58,9 +60,9 @@ TRIAL = TrialConfig(
 )
 
 
-def example(heading: str) -> dict[str, Any]:
-    """The names that the block of code under a heading leaves."""
-    block = PAGE.split(f"### {heading}\n")[1].split("```python\n")[1].split("```")[0]
+def example(heading: str, number: int = 0) -> dict[str, Any]:
+    """The names that a block of code under a heading leaves."""
+    block = PAGE.split(f"\n### {heading}\n")[1].split("\n### ")[0].split("```python\n")[1 + number].split("```")[0]
     module = ModuleType(f"architecture_{heading.replace(' ', '_')}")
     with patch.dict(sys.modules, {module.__name__: module}):  # dataclasses look up the module of their class
         exec(compile(block, heading, "exec"), vars(module))
@@ -154,10 +156,16 @@ def test_the_picture_has_every_room() -> None:
 
 
 def test_the_method_and_the_data_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    derived = register(example("A method")["VERA_SMALL_D"])
     try:
-        example("A method")
+        assert derived.name == "vera-small-d"
+        assert derived.count((64, 48), 8) == METHODS["vera"].count((64, 48), 8)
+        assert attach(block(), derived.config(r=8), ["fc"]).count() == 8 + 24
     finally:
-        METHODS.pop("vera-small-d", None)
+        METHODS.pop("vera-small-d")
+    diff = PAGE.split("### A method\n")[1].split("```diff\n")[1].split("```")[0]
+    registry = (ROOT / "randlora" / "methods" / "registry.py").read_text(encoding="utf-8")
+    assert all(line[1:] in registry for line in diff.splitlines() if line.startswith("-"))
     entry = PAGE.split("### A data set\n")[1].split("```toml\n")[1].split("```")[0]
     sets = tmp_path / "images.toml"
     sets.write_text(f"{(FOLDER / sets.name).read_text(encoding='utf-8')}\n{entry}", encoding="utf-8")
@@ -223,11 +231,19 @@ def test_the_task_trains(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 def test_the_finding_is_a_table_and_a_figure_of_the_report(monkeypatch: pytest.MonkeyPatch) -> None:
-    store, memory = open_store(QUICKSTART), example("A finding")["FINDING"]
+    drawing = ModuleType("figure")  # the first block is figure.py, the second finding.py
+    vars(drawing).update(example("A finding"))
+    monkeypatch.setitem(sys.modules, "analysis.findings.memory.figure", drawing)
+    store, memory = open_store(QUICKSTART), example("A finding", 1)["FINDING"]
     monkeypatch.setattr(all_findings, "FINDINGS", (memory,))
     (sheet,) = all_findings.pick(store, ["memory"])
     (shown,) = all_findings.show(store)
-    assert [len(sheet.rows), len(shown.pictures[0].figure.tips)] == [9, 9]
+    (picture,) = shown.pictures
+    assert [len(sheet.rows), len(picture.figure.tips)] == [9, 9]
+    picture.figure.canvas.draw()
+    ticks = [tick.get_text() for axes in picture.figure.axes for tick in axes.get_xticklabels()]
+    assert ticks and not any("$" in tick for tick in ticks)
+    assert picture.says.endswith("MiB) the most. Nothing is tested.")
     page = render(store, shown=[shown])
     assert '<table id="table-memory"' in page and '<figure id="figure-memory"' in page
 

@@ -92,7 +92,7 @@ _ALL = (
     View(
         "confirmed",
         "The trials that results are made of: finished CONFIRM trials at the cell's latest choice of rate, or without "
-        "one, on the seeds that the sweep file has.",
+        "one, on the seeds that the sweep file has. The columns are those of `trials`.",
         f"""
         select t.* from (select {_TRIAL} from trials) t
         left join chosen c using (sweep, cell_id) left join cells k using (sweep, cell_id)
