@@ -15,7 +15,7 @@ help:  ## this list
 	@test -n "$(PYTHON)" || { echo "Python 3.11 or newer is needed and none was found; set PYTHON=/path/to/python"; exit 1; }
 	@echo "Installing what a sweep needs into .venv."
 	@echo "  Download: about 0.5 GB. On Linux about 3.3 GB, because torch from PyPI brings CUDA. Twice that on disk."
-	@echo "  Time: about 2 minutes on a fast network. This happens once; pip shows its progress below."
+	@echo "  Time: about 2 minutes on a fast network. This happens once for each lock.txt; pip shows its progress below."
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --upgrade 'pip>=25.1'
 	$(INSTALL)
@@ -66,8 +66,8 @@ test-newest:  ## all but the slow tests, on the newest versions that pyproject.t
 test-lowest: RESOLUTION := lowest-direct
 test-lowest:  ## the same on the oldest versions (of our own requirements, not of theirs), in .venv/test-lowest
 
-# Old libraries warn of much that is mended since, so that warnings are errors on the newest alone. Left to itself, uv
-# takes a new datasets among the oldest versions, for the sake of a newer fsspec.
+# Old libraries give warnings that newer ones no longer give. So warnings are errors only on the newest versions.
+# Without `datasets<5`, uv chooses a new datasets among the oldest versions, because it wants a newer fsspec.
 test-newest test-lowest: $(BIN)/uv
 	$(BIN)/uv venv --quiet --allow-existing --python $(PYTHON) .venv/$@
 	$(BIN)/uv pip install --python .venv/$@ --upgrade --resolution $(RESOLUTION) --editable . --group dev \

@@ -202,7 +202,7 @@ class _Together:
         return losses
 
     def _train(self, epoch: int) -> dict[int, float]:
-        """Do what `_epoch` does, without a look at the adapters."""
+        """Train one epoch. Return the loss of every trial that did not fail."""
         first = self.runs[0].work
         start_training(first.module, first.trial.train)
         for name, layer in self.pack.layers:
