@@ -264,6 +264,7 @@ def test_a_gradient_through_an_update_that_is_no_matrix_is_an_error() -> None:
         model(rows()).sum().backward()
 
 
+@pytest.mark.filterwarnings("ignore:Guards may run slower on Python 3.13.0:RuntimeWarning")
 @pytest.mark.parametrize("before", [False, True], ids=["attach first", "compile first"])
 @pytest.mark.parametrize("whole", [False, True], ids=["module.compile", "torch.compile"])
 def test_a_compiled_model(before: bool, whole: bool) -> None:
@@ -291,7 +292,7 @@ def test_a_compiled_model(before: bool, whole: bool) -> None:
     assert torch.equal(run(x), plain)
 
 
-@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning", "ignore:`torch.jit:FutureWarning")
 def test_scripts_are_refused() -> None:
     model = seeded(lambda: nn.Sequential(nn.Linear(WIDTH, WIDTH)))
     with pytest.raises(TargetError, match=r"0\.weight belongs to a scripted or traced module"):
