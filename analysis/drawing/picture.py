@@ -84,8 +84,10 @@ def rows_with_key(table: pa.Table, key: Callable[[Row], K], among: Collection[K]
 
 
 def margin_text(margin: float | None) -> str:
-    """Return a sentence on the grey strip of a figure of differences, or "" without a margin."""
-    return "" if margin is None else f" Grey: within the margin of {100 * margin:g} points, which counts as none."
+    """Return the sentence that explains the grey strip of a figure of differences; empty if the sweep has no margin."""
+    if margin is None:
+        return ""
+    return f" Differences in the grey strip are smaller than the margin of {100 * margin:g} points and count as none."
 
 
 def numbered(stem: str, before: int) -> str:

@@ -185,8 +185,8 @@ def attach(
     check_read(method, config, packed, sites)
     if unread := [name for name, site in sites.items() if site.quantised and not site.by_activation]:
         raise TargetError(
-            f"{unread[0]} is quantised, and a hook (accelerate's) has given the layer a forward of its own: it cannot "
-            "be adapted; take the hook off, or leave the weight out of targets"
+            f"{unread[0]} is quantised, and a hook of accelerate has replaced the forward of its layer. Such a layer "
+            "cannot be adapted. Remove the hook, or leave the weight out of targets"
         )
     if scripted := [name for name, site in sites.items() if isinstance(site.owner, torch.jit.ScriptModule)]:
         raise TargetError(

@@ -27,9 +27,9 @@ from randlora.files.peft_lora import INSTEAD, PREFIX, TRAINED, Tensors, is_packe
 from randlora.files.tensors import write_tensors, write_text
 from randlora.methods.bridge.build import PeftAdapter
 from randlora.methods.bridge.config import PeftOptions
+from randlora.methods.bridge.installed import PREFIX as FOREIGN
+from randlora.methods.bridge.installed import quiet
 from randlora.methods.bridge.kinds import kind_of
-from randlora.methods.bridge.library import PREFIX as FOREIGN
-from randlora.methods.bridge.library import quiet
 from randlora.methods.random.randlora import RandLora, RandLoraConfig
 from randlora.methods.random.vera import Vera, VeraConfig
 

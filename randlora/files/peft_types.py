@@ -19,8 +19,8 @@ from randlora.errors import CheckpointError, UnknownMethodError
 from randlora.files.checkpoint import Adapted, fingerprint
 from randlora.methods.bridge.build import PeftAdapter
 from randlora.methods.bridge.config import PLACED
+from randlora.methods.bridge.installed import PREFIX, peft, quiet
 from randlora.methods.bridge.kinds import Kind, kind_of
-from randlora.methods.bridge.library import PREFIX, peft, quiet
 from randlora.methods.registry import get_method
 from randlora.model.sites import find_sites
 

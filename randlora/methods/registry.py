@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from randlora.methods import experimental
 from randlora.methods.bridge.entry import entry
-from randlora.methods.bridge.library import PREFIX
+from randlora.methods.bridge.installed import PREFIX
 from randlora.methods.lowrank import hydra, lora, spectral, starts
 from randlora.methods.method import FAMILIES, METHODS, Method, get_method, register
 from randlora.methods.prompts.entry import entry as prompts

@@ -4,7 +4,8 @@ There are two ways, and both are undone without a trace.
 
 1. An `nn.Linear` gets another class, `AdaptedLinear`. If the layer is called, the adapter chooses how to compute the
    product: for example (W0 + delta) x, or W0 x + B (A x). Whoever reads `layer.weight` instead gets W0 + delta. So the
-   layer is right however the model uses it. transformers' `Conv1D` is treated in the same way.
+   result is the same whether the model calls the layer or reads its weight. transformers' `Conv1D` is treated in
+   the same way.
 2. Any other 2-D parameter gets a parametrisation, so that all code that reads it sees W0 + delta. One example is the
    parameter `in_proj_weight` of attention, in which queries, keys and values are packed. Another is a subclass of
    `nn.Linear`, which may have a forward of its own. A third is a layer whose `forward` was replaced by a hook of
@@ -305,7 +306,10 @@ class Site:
 
 
 def reader_of(site: Site) -> nn.Module:
-    """Return the module whose forward reads a weight with a parametrisation: torch's attention reads its `out_proj`."""
+    """Return the module whose forward reads a weight that has a parametrisation.
+
+    This is the weight's own layer. But `nn.MultiheadAttention` reads the weight of its `out_proj` and never calls it.
+    """
     return site.parent if isinstance(site.parent, nn.MultiheadAttention) else site.owner
 
 

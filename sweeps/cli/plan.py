@@ -376,8 +376,8 @@ def _budget_of(
 def _chosen(names: list[str] | None) -> list[str] | None:
     """Return the methods that `budget_table` lists; None for all of ours."""
     from randlora.errors import AdapterError
+    from randlora.methods.bridge.installed import PREFIX
     from randlora.methods.bridge.kinds import KINDS
-    from randlora.methods.bridge.library import PREFIX
     from randlora.methods.registry import get_method
 
     if not names:

@@ -87,8 +87,8 @@ def verify(
 def versions(source: Source, as_json: Json = False) -> None:
     """Print the versions of the packages that a sweep ran with, as constraints for pip.
 
-    `pip install --constraint FILE` installs them again. The lines are those packages whose version the sweep recorded.
-    A comment names Python, this program, and earlier versions if several were used.
+    `pip install --constraint FILE` installs them again. There is a line for each package whose version the sweep
+    recorded. Comments give the versions of Python and of this program, and earlier versions if the sweep used several.
     """
     from dataclasses import asdict
 

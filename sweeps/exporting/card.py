@@ -23,7 +23,7 @@ from analysis.store.columns import limited
 from analysis.styles import budget_text, style
 from analysis.verdict.runs import score_name
 from analysis.verdict.verdicts import verdict_text
-from randlora.methods.bridge.library import PREFIX as PEFTS_OWN
+from randlora.methods.bridge.installed import PREFIX as PEFTS_OWN
 from sweeps.exporting.kept import KeptTrial
 from trainables.config import FULL_METHODS
 from trainables.data.facts import facts_of

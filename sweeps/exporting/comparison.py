@@ -20,7 +20,7 @@ from randlora.adapted.attach import attach
 from randlora.adapted.gradients import zero_gradients
 from randlora.errors import ExportError
 from randlora.files.peft_export import peft_config
-from randlora.methods.bridge.library import PREFIX as PEFTS_OWN
+from randlora.methods.bridge.installed import PREFIX as PEFTS_OWN
 from randlora.methods.registry import get_method
 from sweeps.errors import Problem, SpecError
 from sweeps.exporting.kept import config_of

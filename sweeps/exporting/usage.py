@@ -14,7 +14,7 @@ from torch import nn
 from analysis.format import percent
 from analysis.sheets.markdown import code
 from randlora.adapted.adapted import Adapted
-from randlora.methods.bridge.library import PREFIX as PEFTS_OWN
+from randlora.methods.bridge.installed import PREFIX as PEFTS_OWN
 from randlora.methods.prompts.entry import replaced_words
 from randlora.methods.prompts.kinds import WORDS
 from randlora.methods.prompts.learners import CoCoOp

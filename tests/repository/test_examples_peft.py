@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from randlora.methods.bridge.installed import PREFIX
 from randlora.methods.bridge.kinds import KINDS
-from randlora.methods.bridge.library import PREFIX
 from randlora.methods.registry import METHODS
 from sweeps.plan.plan import Plan
 from sweeps.spec.spec import SweepSpec

@@ -220,7 +220,7 @@ class LlmAdapters(_Facts):
 
     Attributes:
         folder: its folder in `dataset/` there.
-        kind: "instructions" for the answer by a label, "questions" for the answer by the text of a choice.
+        kind: "instructions" if the model answers with a label, "questions" if it answers with the text of a choice.
     """
 
     loader: Literal["llm-adapters"]
@@ -238,7 +238,7 @@ class LlmAdaptersUnion(_Facts):
 
     Attributes:
         file: its name in `ft-training_set/` there, without its ending.
-        tasks: the sets on whose test files it is tested.
+        tasks: names of the sets whose test files are its test split.
         kind: as in `LlmAdapters`.
     """
 
@@ -263,8 +263,8 @@ class Problems(_Facts):
     """Problems whose worked solutions end in a number.
 
     Attributes:
-        train: the repository whose split train is trained on.
-        test: the repository whose split train validates, and whose split test is reported on.
+        train: its split `train` is the training split.
+        test: its split `train` is the validation split, and its split `test` the test split.
     """
 
     loader: Literal["problems"]

@@ -16,7 +16,7 @@ from randlora.adapted.accumulate import accumulating
 from randlora.adapted.adapted import Adapted
 from randlora.adapted.uses import Uses, check_uses, recording, unreached_words
 from randlora.errors import AdapterError
-from randlora.methods.bridge.library import PREFIX
+from randlora.methods.bridge.installed import PREFIX
 from randlora.methods.scheduled.bilevel import held_out_gradient, set_aside
 from randlora.methods.scheduled.hooks import Hooks
 from randlora.model.sharded import reshard, whole

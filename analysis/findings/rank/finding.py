@@ -45,13 +45,13 @@ def rank_sheet(store: Store) -> Sheet:
             replace(SEEDS, group=_RANGE),
         ),
         rows,
-        "Each row is a slope: the points that one doubling adds to the test score, fitted for each seed. The first "
-        "rows double the rank and compare the methods of one budget. The next rows double the parameters and compare "
-        "the budgets of methods whose rank stays the same. The last rows subtract the second slope from the first. The "
-        "rank is the largest that an update can have. Methods differ in more than rank, so variants of one method are "
-        "the cleaner evidence. The t tests over seeds account for the choice of rates, and Holm's correction covers "
-        "this table. These tests are separate from the comparisons, whose "
-        f"verdict on two methods of one budget may differ.{idle_text(idle_cells(store))}",
+        "Each row is a slope: the points of the test score that one doubling adds. It is fitted for each seed. The "
+        "first rows compare methods of one budget, and double the rank. The next rows compare budgets of methods "
+        "whose rank stays the same, and double the parameters. The last rows are the first slope minus the second. "
+        "The rank of a method is the largest that its update can have. Methods differ in more than rank, so variants "
+        "of one method are the cleaner evidence. The t tests over seeds account for the choice of rates, and Holm's "
+        "correction covers this table. These tests are separate from the comparisons, whose verdict on two methods of "
+        f"one budget may differ.{idle_text(idle_cells(store))}",
     )
 
 

@@ -97,8 +97,8 @@ def sharpness_sheet(store: Store) -> Sheet:
     )
     note = (
         "Decades within a point is the width of the range of learning rates whose validation score is at most "
-        f"{100 * NEAR:g} point below the best. A decade is a factor of ten. {AT_LEAST.strip()} marks a range that is "
-        "cut off at the edge of what was tried. Scores are noisy, and the best of them is too."
+        f"{100 * NEAR:g} point below the best. A decade is a factor of ten. {AT_LEAST.strip()} means that the range "
+        "may be wider, because no rate beyond its end was tried. The scores are noisy, so the widths are too."
     )
     return Sheet("sharpness", "How exactly the learning rate must be met", columns, rows, note, folded=True)
 

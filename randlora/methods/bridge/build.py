@@ -21,7 +21,7 @@ from randlora.adapter import Adapter, Request
 from randlora.errors import AdapterError, ConfigError
 from randlora.methods.bridge.config import PeftOptions
 from randlora.methods.bridge.counts import layer_kind
-from randlora.methods.bridge.library import peft, quiet
+from randlora.methods.bridge.installed import peft, quiet
 
 
 def module_name(weight: str) -> str:

@@ -11,8 +11,8 @@ from typing import Any, ClassVar, Literal, Self
 
 from randlora.adapter import AdapterConfig, Shape, check_capacity, check_positive
 from randlora.errors import ConfigError, nearest
+from randlora.methods.bridge.installed import quiet
 from randlora.methods.bridge.kinds import Kind
-from randlora.methods.bridge.library import quiet
 from randlora.methods.lowrank.lora import STABILISED_ALPHA
 from randlora.methods.method import METHODS
 

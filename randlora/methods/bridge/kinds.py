@@ -17,7 +17,7 @@ from typing import Any, Literal
 from randlora.adapter import Shape
 from randlora.errors import AdapterError, ConfigError, UnknownMethodError, nearest
 from randlora.methods.bridge import counts
-from randlora.methods.bridge.library import PREFIX, fields_of, peft, types_of_peft
+from randlora.methods.bridge.installed import PREFIX, fields_of, peft, types_of_peft
 from randlora.methods.bridge.measure import (
     REFUSALS,
     Measured,

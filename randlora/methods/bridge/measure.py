@@ -18,7 +18,7 @@ import torch
 from torch import nn
 
 from randlora.adapter import Shape
-from randlora.methods.bridge.library import peft, quiet
+from randlora.methods.bridge.installed import peft, quiet
 
 Options = Mapping[str, Any]
 Term = Callable[[int, int, int, int], int]

@@ -20,8 +20,8 @@ from analysis.findings.scaling.figure import draw_scaling
 from analysis.findings.scaling.numbers import curve as scaling_curve
 from analysis.styles import STYLES, spare_styles, style
 from randlora import METHODS
+from randlora.methods.bridge.installed import PREFIX
 from randlora.methods.bridge.kinds import KINDS
-from randlora.methods.bridge.library import PREFIX
 from tests.analysis.odd import NOT_A_NUMBER, Cells, odd_results
 from tests.support import ROOT
 

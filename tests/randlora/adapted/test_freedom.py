@@ -11,8 +11,8 @@ from torch import nn
 
 from randlora import attach
 from randlora.adapted.freedom import Degrees, acting_share, degrees, freedom
+from randlora.methods.bridge.installed import PREFIX
 from randlora.methods.bridge.kinds import KINDS
-from randlora.methods.bridge.library import PREFIX
 from randlora.methods.registry import METHODS, get_method
 
 SHAPE = (12, 8)

@@ -11,8 +11,8 @@ from torch import nn
 from randlora import AdapterConfig, attach
 from randlora.files.sizes import file_bytes, saved_bytes
 from randlora.files.tensors import write_tensors
+from randlora.methods.bridge.installed import PREFIX
 from randlora.methods.bridge.kinds import KINDS
-from randlora.methods.bridge.library import PREFIX
 from randlora.methods.registry import get_method
 from tests.randlora.support import CONFIGS, block, config_id, targets_of
 

@@ -28,7 +28,7 @@ from randlora import (
     get_method,
     load,
 )
-from randlora.methods.bridge import library
+from randlora.methods.bridge import installed
 from randlora.methods.bridge.build import legal_capacities, target_names
 from randlora.methods.bridge.config import PeftOptions
 from randlora.methods.bridge.kinds import KINDS, UNFIT
@@ -381,7 +381,7 @@ def test_starts_that_write_into_the_base_are_refused(word: str) -> None:
 def test_without_peft_the_error_says_how_to_install_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "peft", None)
     with pytest.raises(AdapterError, match=r"pip install 'randlora-sweeps\[peft\]'"):
-        library.peft()
+        installed.peft()
 
 
 def test_divisors() -> None:

@@ -62,8 +62,8 @@ def test_so_do_those_of_a_pack(make_trial: MakeTrial, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("packed", [False, True], ids=["alone", "packed"])
-def test_one_whose_sibling_takes_part_is_told(make_trial: MakeTrial, tmp_path: Path, packed: bool) -> None:
-    """As an expert that no token reached: the trial goes on."""
+def test_a_trial_goes_on_if_no_input_reached_an_adapter(make_trial: MakeTrial, tmp_path: Path, packed: bool) -> None:
+    """An expert that no token was routed to is an example. The user is warned."""
     warm = loaded(make_trial, tmp_path, skip_the_first_mlp)
     with pytest.warns(UserWarning, match=r"no input reached the adapters of .*resblocks\.0\.mlp\.c_fc\.weight"):
         if packed:
